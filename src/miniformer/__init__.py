@@ -1,0 +1,63 @@
+"""Miniformer takes a Transformer from a JSON-lines file to a model in use, on the machine you have.
+
+Everything public can be imported from here; torch is imported only when something that needs it is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "TransformerConfig": "miniformer.config.model_config",
+    "GenerationConfig": "miniformer.config.generation_config",
+    "ConfigError": "miniformer.config.errors",
+    "UserError": "miniformer.config.errors",
+    "register": "miniformer.registry",
+    "Transformer": "miniformer.model.transformer",
+    "EncoderLayer": "miniformer.model.layers",
+    "MultiHeadAttention": "miniformer.model.attention",
+    "FeedForward": "miniformer.model.feed_forward",
+    "KVCache": "miniformer.model.cache",
+    "JSONLinesDataset": "miniformer.data.records",
+    "Tokenizer": "miniformer.data.tokenizer",
+    "MiniFormerDataModule": "miniformer.data.datamodule",
+    "Pipeline": "miniformer.checkpoint.pipeline",
+    "load": "miniformer.checkpoint.pipeline",
+    "MiniFormerLitModule": "miniformer.training.lit_module",
+    "TrainConfig": "miniformer.train_config",
+    "train": "miniformer.training.run",
+}
+
+__all__ = [
+    *_PUBLIC,
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from miniformer.checkpoint.pipeline import Pipeline, load
+    from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+    from miniformer.data.datamodule import MiniFormerDataModule
+    from miniformer.data.records import JSONLinesDataset
+    from miniformer.data.tokenizer import Tokenizer
+    from miniformer.model.attention import MultiHeadAttention
+    from miniformer.model.cache import KVCache
+    from miniformer.model.feed_forward import FeedForward
+    from miniformer.model.layers import EncoderLayer
+    from miniformer.model.transformer import Transformer
+    from miniformer.registry import register
+    from miniformer.train_config import TrainConfig
+    from miniformer.training.lit_module import MiniFormerLitModule
+    from miniformer.training.run import train
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'miniformer' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The model directory, and `load`, which makes one ready to use."""

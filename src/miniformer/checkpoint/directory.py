@@ -1,0 +1,58 @@
+"""Writing a model directory: everything needed to use a model, and nothing else.
+
+config.json  model.safetensors  format_version     the model
+tokenizer.json  task.json  generation_config.json  how to use it
+README.md (and loss.png)                           the model card: where its figures come from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import GenerationConfig
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.pretrained import write_text
+from miniformer.model.transformer import Transformer
+
+
+def save_directory(
+    directory: Path,
+    *,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    task: dict[str, Any],
+    generation: GenerationConfig,
+    card: str,
+    pictures: tuple[Path, ...] = (),
+) -> None:
+    """Writes a whole model directory beside `directory`, then puts it in its place.
+
+    Args:
+        directory: where it goes; a directory there is replaced only once the new one is complete.
+        model: the model.
+        tokenizer: its tokenizer.
+        task: the task's settings, plain JSON types.
+        generation: default decoding settings.
+        card: text of README.md.
+        pictures: files that the card shows.
+    """
+    beside = directory.with_name(directory.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    model.save_pretrained(beside)
+    tokenizer.save(beside / "tokenizer.json")
+    write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
+    write_text(beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n")
+    write_text(beside / "README.md", card)
+    for picture in pictures:
+        shutil.copy(picture, beside / picture.name)
+    before = directory.with_name(directory.name + ".old")
+    shutil.rmtree(before, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, before)
+    os.replace(beside, directory)
+    shutil.rmtree(before, ignore_errors=True)

@@ -1,0 +1,84 @@
+"""The `miniformer` command: train, generate, demo."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from miniformer import __version__
+from miniformer.command import command_parser, run_command
+from miniformer.config import GenerationConfig, UserError
+from miniformer.trainer import run_training, train_parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = command_parser("Miniformer: a Transformer from a JSON-lines file to a model in use.")
+    parser.add_argument("--version", action="version", version=f"miniformer {__version__}")
+    commands = parser.add_subcommands(required=True, dest="command")
+    commands.add_subcommand("train", train_parser(), help="train a model on your text")
+    commands.add_subcommand(
+        "generate", _generate_parser(), help="continue a prompt with a trained model"
+    )
+    commands.add_subcommand(
+        "demo", _demo_parser(), help="train a small model on Python's own source, now"
+    )
+    return run_command(parser, arguments, _run)
+
+
+def _run(values: dict[str, Any]) -> int:
+    run: dict[str, Callable[[dict[str, Any]], int]] = {
+        "train": run_training,
+        "generate": _generate,
+        "demo": _demo,
+    }
+    chosen = values[values["command"]]
+    chosen.pop("config", None)
+    return run[values["command"]](chosen)
+
+
+def _generate_parser() -> Any:
+    parser = command_parser("Continue prompts with a trained model.")
+    parser.add_argument("directory", type=str, help="model directory")
+    parser.add_argument(
+        "prompts",
+        type=str,
+        nargs="+",
+        help="one or more prompts; '-' reads one from standard input",
+    )
+    parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
+    parser.set_defaults({"temperature": 0.8, "max_new_tokens": 128})
+    return parser
+
+
+def _generate(values: dict[str, Any]) -> int:
+    directory, prompts = values.pop("directory"), values.pop("prompts")
+    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
+    GenerationConfig.from_dict(values)  # mistakes are told before torch is loaded
+    from miniformer.checkpoint.pipeline import load
+
+    for prompt, text in zip(prompts, load(directory).generate(prompts, **values), strict=True):
+        print(prompt + text)
+    return 0
+
+
+def _demo_parser() -> Any:
+    parser = command_parser(
+        "Train a small language model on the source code of Python's standard library."
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time")
+    parser.add_argument("--work_dir", type=str, default="runs", help="folder for the run")
+    return parser
+
+
+def _demo(values: dict[str, Any]) -> int:
+    if not values["minutes"] > 0:
+        raise UserError(f"minutes must be above 0, not {values['minutes']}")
+    from miniformer.demo import run_demo
+
+    return run_demo(**values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

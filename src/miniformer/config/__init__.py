@@ -1,0 +1,15 @@
+"""What a model is, as data. Nothing here imports torch."""
+
+from miniformer.config.errors import ConfigError, UserError
+from miniformer.config.generation_config import GenerationConfig
+from miniformer.config.model_config import TransformerConfig
+from miniformer.config.strict import StrictConfig, option
+
+__all__ = [
+    "ConfigError",
+    "GenerationConfig",
+    "StrictConfig",
+    "TransformerConfig",
+    "UserError",
+    "option",
+]

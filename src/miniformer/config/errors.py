@@ -1,0 +1,18 @@
+"""The errors that are a user's to mend. The command line shows their message and exits with code
+2."""
+
+
+class UserError(ValueError):
+    """Something the user typed or supplied is wrong; the message gives the value, the limit and the
+    fix."""
+
+
+class ConfigError(UserError):
+    """One or more settings are wrong; every one of them is in the message and in `problems`."""
+
+    def __init__(self, name: str, problems: list[str]) -> None:
+        self.problems = problems
+        lines = (
+            problems if len(problems) == 1 else ["", *(f"  - {problem}" for problem in problems)]
+        )
+        super().__init__(f"{name}: " + "\n".join(lines))

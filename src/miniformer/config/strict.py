@@ -1,0 +1,133 @@
+"""Strict dataclass configs: every field is checked, and every mistake is reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+
+from miniformer import registry
+from miniformer.config.errors import ConfigError, UserError
+
+
+def option(
+    default: Any, *, of: str | None = None, low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field with limits.
+
+    Args:
+        default: its default value.
+        of: a kind of part (or several, comma-separated); the value must be a registered name of it.
+        low: the smallest value allowed.
+        high: the largest value allowed.
+    """
+    return dataclasses.field(default=default, metadata={"of": of, "low": low, "high": high})
+
+
+@dataclasses.dataclass(frozen=True)
+class StrictConfig:
+    """Base of the configs: typed, limited, no unknown keys, all errors in one `ConfigError`."""
+
+    def __post_init__(self) -> None:
+        problems = self._problems()
+        if problems:
+            raise ConfigError(type(self).__name__, problems)
+
+    def cross_check(self) -> list[str]:
+        """Problems that concern several fields; called only when each field is right by itself."""
+        return []
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain JSON types; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the config, refusing unknown keys.
+
+        Raises:
+            ConfigError: with every problem, and the nearest known name for each unknown key.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        problems = [registry.unknown("field", key, known) for key in values if key not in known]
+        try:
+            config = cls(**{key: value for key, value in values.items() if key in known})
+        except ConfigError as error:
+            raise ConfigError(cls.__name__, problems + error.problems) from None
+        if problems:
+            raise ConfigError(cls.__name__, problems)
+        return config
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """Reads a JSON file written from `to_dict`.
+
+        Raises:
+            UserError: the file is missing, is no JSON object, or holds a wrong config.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
+        try:
+            return cls.from_dict(values)
+        except ConfigError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    def _problems(self) -> list[str]:
+        hints = get_type_hints(type(self))
+        problems = []
+        for field in dataclasses.fields(self):
+            value, hint = getattr(self, field.name), hints[field.name]
+            if not _fits(value, hint):
+                problems.append(f"{field.name} must be {_spell(hint)}, not {value!r}")
+            elif value is not None:
+                problems += _limit_problems(field, value)
+        return problems or self.cross_check()
+
+
+def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
+    kinds, low, high = (field.metadata.get(key) for key in ("of", "low", "high"))
+    if kinds:
+        known = [name for kind in kinds.split(",") for name in registry.names(kind)]
+        return [] if value in known else [registry.unknown(field.name, value, known)]
+    if low is not None and not value >= low:  # `not >=` also catches NaN
+        return [f"{field.name} must be at least {low}, not {value}"]
+    if high is not None and not value <= high:
+        return [f"{field.name} must be at most {high}, not {value}"]
+    return []
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain JSON value is of the annotated type. An int is a float; a bool is no
+    number."""
+    if hint is Any:
+        return True
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    kind = get_origin(hint) or hint
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is list:
+        (item,) = get_args(hint) or (Any,)
+        return isinstance(value, list) and all(_fits(part, item) for part in value)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _spell(hint: Any) -> str:
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_spell(part) for part in get_args(hint))
+    if hint is types.NoneType:
+        return "null"
+    kind = get_origin(hint) or hint
+    return words.get(kind) or {"dict": "an object", "list": "a list"}.get(
+        kind.__name__, kind.__name__
+    )

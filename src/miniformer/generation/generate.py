@@ -1,0 +1,126 @@
+"""Autoregressive decoding with a key-value cache.
+
+Letters: B batch, T prompt length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.generation.sampling import choose
+
+
+class CausalModel(Protocol):
+    """What decoding needs of a model."""
+
+    config: TransformerConfig
+    training: bool
+
+    def new_cache(self, batch_size: int, capacity: int) -> Any: ...
+    def features(
+        self, inputs: Tensor, attention_mask: Tensor | None = None, *, cache: Any = None
+    ) -> Tensor: ...
+    def logits(self, features: Tensor) -> Tensor: ...
+    def parameters(self) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+
+
+def generate(model: CausalModel, prompts: Tensor, options: GenerationConfig) -> Tensor:
+    """Continues prompts of one length: int [B, T] -> [B, T + new], ended rows filled with `eos_id`.
+
+    Raises:
+        UserError: see `Transformer.generate`.
+    """
+    if prompts.dim() != 2 or prompts.is_floating_point():
+        raise UserError(
+            f"prompts must be [B, T] token ids, not {prompts.dtype} {list(prompts.shape)}"
+        )
+    continued = _decode(model, prompts, None, options)
+    return torch.cat((prompts, continued.to(prompts.device)), 1)
+
+
+def generate_ragged(
+    model: CausalModel, prompts: Sequence[Sequence[int]], options: GenerationConfig
+) -> list[list[int]]:
+    """Continues prompts of unequal length; each result is its prompt and continuation, without
+    `eos_id`.
+
+    Raises:
+        UserError: see `Transformer.generate`.
+    """
+    rows = [[int(token) for token in prompt] for prompt in prompts]
+    if not rows:
+        return []
+    if not all(rows):
+        raise UserError(f"prompt {rows.index([])} is empty; a prompt needs at least one token")
+    longest = max(len(row) for row in rows)
+    # Padding goes left, so that every row's next token stands in the same column.
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    continued = _decode(model, ids, mask, options).tolist()
+    return [row + _until(new, options.eos_id) for row, new in zip(rows, continued, strict=True)]
+
+
+@torch.inference_mode()
+def _decode(
+    model: CausalModel, ids: Tensor, mask: Tensor | None, options: GenerationConfig
+) -> Tensor:
+    """New tokens, int [B, new]; rows that ended early are filled with `eos_id`."""
+    _check(model.config, ids, options)
+    device = next(model.parameters()).device
+    ids = ids.to(device)
+    generator = None
+    if options.seed is not None:
+        generator = torch.Generator(device=device).manual_seed(options.seed)
+    was_training = model.training
+    model.train(False)
+    try:
+        batch, length = ids.shape
+        cache = model.new_cache(batch, length + options.max_new_tokens)
+        features = model.features(
+            ids, None if mask is None else mask.to(device), cache=cache
+        )  # [B, T, D]
+        chosen: list[Tensor] = []
+        ended = torch.zeros(batch, dtype=torch.bool, device=device)
+        while True:
+            token = choose(model.logits(features[:, -1]), options, generator)  # [B]
+            if options.eos_id is not None:
+                token = token.masked_fill(ended, options.eos_id)
+                ended = ended | (token == options.eos_id)
+            chosen.append(token)
+            if len(chosen) == options.max_new_tokens or bool(ended.all()):
+                return torch.stack(chosen, 1)
+            features = model.features(token[:, None], cache=cache)  # [B, 1, D]
+    finally:
+        model.train(was_training)
+
+
+def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
+    if ids.shape[1] == 0:
+        raise UserError("the prompt is empty; a prompt needs at least one token")
+    if int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:
+        wrong = int(ids.max()) if int(ids.max()) >= config.vocab_size else int(ids.min())
+        raise UserError(
+            f"token id {wrong} is outside the model's vocabulary, 0 to {config.vocab_size - 1}"
+        )
+    if options.eos_id is not None and options.eos_id >= config.vocab_size:
+        raise UserError(
+            f"eos_id={options.eos_id} is outside the model's vocabulary, "
+            f"0 to {config.vocab_size - 1}"
+        )
+    room = config.max_seq_len - ids.shape[1]
+    if room < options.max_new_tokens:
+        raise UserError(
+            f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
+            f"max_seq_len={config.max_seq_len}; "
+            + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
+        )
+
+
+def _until(tokens: list[int], eos_id: int | None) -> list[int]:
+    return tokens[: tokens.index(eos_id)] if eos_id in tokens else tokens

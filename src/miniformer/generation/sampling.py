@@ -1,0 +1,42 @@
+"""Choosing the next token from its logits.
+
+Letters: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig
+
+
+def choose(
+    logits: Tensor, options: GenerationConfig, generator: torch.Generator | None = None
+) -> Tensor:
+    """One token for each row.
+
+    Temperature first, then top-k, then top-p over what is left: the order of Hugging Face and vLLM.
+
+    Args:
+        logits: [B, V].
+        options: temperature, top_k and top_p.
+        generator: source of randomness; None: torch's global one.
+
+    Returns:
+        int [B].
+    """
+    if options.temperature == 0:
+        return logits.argmax(-1)
+    scaled = logits.float() / options.temperature
+    ids = None
+    if options.top_k is not None or options.top_p is not None:
+        scaled, ids = scaled.topk(
+            min(options.top_k or scaled.shape[-1], scaled.shape[-1])
+        )  # likeliest first
+    probabilities = scaled.softmax(-1)
+    if options.top_p is not None:
+        before = probabilities.cumsum(-1) - probabilities  # probability of all likelier tokens
+        probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
+    chosen = torch.multinomial(probabilities, 1, generator=generator)  # [B, 1]
+    return (chosen if ids is None else ids.gather(1, chosen))[:, 0]

@@ -1,0 +1,1 @@
+"""The parts of a Transformer and the models assembled from them."""

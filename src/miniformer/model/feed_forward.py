@@ -1,0 +1,49 @@
+"""The feed-forward sub-layer: plain (Vaswani et al. 2017) or gated (Shazeer 2020).
+
+An activation is an elementwise function of a tensor, registered as "activation", or as
+"gated_activation" if it is what the gate goes through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniformer import registry
+from miniformer.config import TransformerConfig
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Gaussian error linear unit (Hendrycks & Gimpel 2016), exact."""
+    return F.gelu(x)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Its tanh approximation, as GPT-2 uses it."""
+    return F.gelu(x, approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))), or with a gate down(act(gate(x)) * up(x)); [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        kind = "gated_activation" if config.gated else "activation"
+        self.activation: Callable[[Tensor], Tensor] = registry.get(kind, config.activation)
+        self.gate_proj = (
+            nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
+        )
+        self.up_proj = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down_proj = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_proj(x)  # [B, T, D] -> [B, T, F]
+        inner = (
+            self.activation(up)
+            if self.gate_proj is None
+            else self.activation(self.gate_proj(x)) * up
+        )
+        out: Tensor = self.down_proj(inner)
+        return out

@@ -1,0 +1,109 @@
+"""Saving and loading a model: `config.json`, `model.safetensors` and `format_version` in one
+directory.
+
+Loading reads JSON and safetensors only: nothing is unpickled and no code from the directory is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from miniformer.config import ConfigError, TransformerConfig, UserError
+
+FORMAT_VERSION = "1"
+
+
+class PretrainedMixin:
+    """`save_pretrained` and `from_pretrained` for a module built from a `config`."""
+
+    config: TransformerConfig
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes the model into `directory`, made if missing. Files are written beside and
+        renamed."""
+        assert isinstance(self, nn.Module)
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        beside = directory / "model.safetensors.part"
+        save_file(weights, beside, metadata={"format": "pt"})
+        os.replace(beside, directory / "model.safetensors")
+        described = {"architecture": type(self).__name__, **self.config.to_dict()}
+        write_text(directory / "config.json", json.dumps(described, indent=2) + "\n")
+        write_text(directory / "format_version", FORMAT_VERSION + "\n")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path) -> Self:
+        """Builds the model that `save_pretrained` wrote, in eval mode.
+
+        Raises:
+            UserError: a file is missing, broken, of another format version or of another model.
+        """
+        directory = Path(directory)
+        architecture, config = read_config(directory)
+        if architecture != cls.__name__:
+            raise UserError(
+                f"{directory}/config.json: holds a {architecture}, not a {cls.__name__}"
+            )
+        model = cls(config)  # type: ignore[call-arg]
+        assert isinstance(model, nn.Module)
+        path = directory / "model.safetensors"
+        try:
+            weights = load_file(path)
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; a model directory needs its weights") from None
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if wanted != found:
+            wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
+            raise UserError(
+                f"{path}: {len(wrong)} tensors do not match config.json; "
+                f"the first is {wrong[0]!r}: config {wanted.get(wrong[0], 'none')}, file {found.get(wrong[0], 'none')}"
+            )
+        model.load_state_dict(weights)
+        return model.eval()
+
+
+def read_config(directory: Path) -> tuple[str, TransformerConfig]:
+    """The architecture's name and the config of a model directory.
+
+    Raises:
+        UserError: the directory is missing, of another format version, or its config is wrong.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such model directory")
+    path = directory / "config.json"
+    try:
+        version = (directory / "format_version").read_text(encoding="utf-8").strip()
+        values = json.loads(path.read_text(encoding="utf-8"))
+        architecture = values.pop("architecture")
+        config = TransformerConfig.from_dict(values)
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise UserError(f"{directory}: not a model directory: {missing} is missing") from None
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        raise UserError(f"{path}: not a model config: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{directory}: format version {version}; "
+            f"this version of Miniformer reads {FORMAT_VERSION}"
+        )
+    return architecture, config
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` beside `path` and renames it, so that `path` is never half written."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,116 @@
+"""Parts by name: the one door through which a config's names become code, and plugins come in.
+
+A config says `norm="rmsnorm"`; this file knows where that part lives. Built-in parts are listed
+here as `module:attribute`, exactly as an installed package lists its own in `pyproject.toml`:
+
+    [project.entry-points."miniformer.norm"]
+    mynorm = "my_package.norms:MyNorm"
+
+Nothing is imported until `get` is called, so configs can check names without importing torch.
+What each kind of part must look like is said beside the built-in ones, in the modules named here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+_BUILTIN: dict[str, dict[str, str]] = {
+    "activation": {  # elementwise function of a tensor
+        "gelu": "miniformer.model.feed_forward:gelu",
+        "gelu_tanh": "miniformer.model.feed_forward:gelu_tanh",
+        "relu": "torch.nn.functional:relu",
+        "silu": "torch.nn.functional:silu",
+    },
+    "gated_activation": {  # the function that the gate goes through
+        "swiglu": "torch.nn.functional:silu",
+        "geglu": "miniformer.model.feed_forward:gelu",
+        "reglu": "torch.nn.functional:relu",
+    },
+    "norm": {  # (dim, *, eps, bias) -> module
+        "layernorm": "miniformer.model.norm:layernorm",
+        "rmsnorm": "miniformer.model.norm:RMSNorm",
+    },
+    "position": {  # (config) -> module
+        "rotary": "miniformer.model.position:RotaryPosition",
+        "none": "miniformer.model.position:NoPosition",
+    },
+    "tokenizer": {  # (texts, vocab_size) -> tokenizers.Tokenizer
+        "bpe": "miniformer.data.tokenizer:train_bpe",
+        "byte": "miniformer.data.tokenizer:train_byte",
+        "char": "miniformer.data.tokenizer:train_char",
+    },
+    "task": {"language_modeling": "miniformer.tasks.language_modeling:LanguageModeling"},
+    "optimizer": {"adamw": "miniformer.training.optimizers:adamw"},
+    "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate
+        "cosine": "miniformer.training.schedules:cosine",
+        "onecycle": "miniformer.training.schedules:onecycle",
+        "linear": "miniformer.training.schedules:linear",
+        "wsd": "miniformer.training.schedules:wsd",
+        "none": "miniformer.training.schedules:none",
+    },
+    "logger": {  # (run folder) -> Lightning logger
+        "tensorboard": "miniformer.training.loggers:tensorboard",
+        "csv": "miniformer.training.loggers:csv",
+        "wandb": "miniformer.training.loggers:wandb",
+        "none": "miniformer.training.loggers:none",
+    },
+}
+_registered: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILTIN}
+
+
+def kinds() -> list[str]:
+    """The kinds of part there are: `activation`, `norm`, `position`, ..."""
+    return list(_BUILTIN)
+
+
+def names(kind: str) -> list[str]:
+    """Every known name of `kind`: built in, registered in this process, or installed as a
+    plugin."""
+    return [*_BUILTIN[kind], *_registered[kind], *_plugins(kind)]
+
+
+def register(kind: str, name: str, part: Any) -> None:
+    """Makes `part` available as `name` in this process (an installed package uses an entry point
+    instead).
+
+    Raises:
+        ValueError: the kind does not exist, or the name is taken.
+    """
+    if kind not in _BUILTIN:
+        raise ValueError(f"no kind of part is called {kind!r}; kinds: {', '.join(_BUILTIN)}")
+    if name in names(kind):
+        raise ValueError(f"{kind} {name!r} exists already; choose another name")
+    _registered[kind][name] = part
+
+
+def get(kind: str, name: str) -> Any:
+    """The part itself, imported now if it was not yet.
+
+    Raises:
+        ValueError: no part of that kind has that name.
+    """
+    if name in _registered[kind]:
+        return _registered[kind][name]
+    if name in _BUILTIN[kind]:
+        module, _, attribute = _BUILTIN[kind][name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in _plugins(kind):
+        return _plugins(kind)[name].load()
+    raise ValueError(unknown(kind, name, names(kind)))
+
+
+def unknown(what: str, value: object, known: list[str]) -> str:
+    """One wording for every unknown name: what was given, the nearest known one, and all of
+    them."""
+    near = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"unknown {what} {value!r}{hint}; known: {', '.join(known)}"
+
+
+@cache
+def _plugins(kind: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=f"miniformer.{kind}")}

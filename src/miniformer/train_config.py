@@ -1,0 +1,126 @@
+"""TrainConfig: everything that decides a training run; the command line has one flag for each
+field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from miniformer.config import StrictConfig, option
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(StrictConfig):
+    """A training run.
+
+    Args:
+        train_path: text to train on: .jsonl with one {"text": ...} a line, or .txt.
+        val_path: text to validate on, of the same kind; null: no validation.
+        task: what to learn: language_modeling.
+        model: encoder: the Transformer class (causal for language modelling).
+        model_config: fields of TransformerConfig; causal and vocab_size follow from task and
+            tokenizer where they are left out.
+        tokenizer: bpe (byte-level), byte or char, trained on train_path; or the path of a
+            tokenizer.json.
+        batch_size: windows in a batch.
+        seq_len: tokens in a window; null: the model's max_seq_len.
+        lr: learning rate at its highest.
+        weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
+        scheduler: how the learning rate goes down: cosine, onecycle, linear, wsd, none.
+        warmup_steps: optimiser steps in which it first goes up; null: 5 % of the run, or onecycle's
+            own.
+        max_epochs: passes over the training text; null: 10 unless max_steps or max_time is set.
+        max_steps: optimiser steps at most.
+        max_time: time at most, as 90s, 10m, 1h30m; the learning rate follows the clock.
+        val_interval: optimiser steps between validations; null: five times over the run.
+        optimizer: adamw.
+        gradient_clip_val: longest gradient (its norm); 0: any.
+        accumulate_grad_batches: batches in one optimiser step, as one large batch.
+        precision: float32, or bf16 (mixed); auto: bf16 on GPUs that have it, else float32.
+        accelerator: cpu, cuda, mps, or auto: the best there is.
+        num_workers: processes that prepare batches; 0: the training process itself.
+        seed: decides initial weights, order of the data and dropout.
+        deterministic: refuse operations that may differ from run to run on a GPU.
+        work_dir: folder for runs.
+        experiment_name: the run's folder within work_dir; null: the task's name. A number is added
+            if it exists.
+        logger: tensorboard, csv, wandb (needs the extra miniformer[wandb]), none.
+        early_stopping_patience: validations without a better loss before the run stops; null:
+            never.
+    """
+
+    train_path: str = ""
+    val_path: str | None = None
+    task: str = option("language_modeling", of="task")
+    model: str = "encoder"
+    model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    tokenizer: str = "bpe"
+    batch_size: int = option(16, low=1)
+    seq_len: int | None = option(None, low=1)
+    lr: float = option(1e-3, low=0.0)
+    weight_decay: float = option(0.1, low=0.0)
+    scheduler: str = option("cosine", of="scheduler")
+    warmup_steps: int | None = option(None, low=0)
+    max_epochs: int | None = option(None, low=1)
+    max_steps: int | None = option(None, low=1)
+    max_time: str | None = None
+    val_interval: int | None = option(None, low=1)
+    optimizer: str = option("adamw", of="optimizer")
+    gradient_clip_val: float = option(1.0, low=0.0)
+    accumulate_grad_batches: int = option(1, low=1)
+    precision: str = "auto"
+    accelerator: str = "auto"
+    num_workers: int = option(0, low=0)
+    seed: int = option(0, low=0)
+    deterministic: bool = False
+    work_dir: str = "runs"
+    experiment_name: str | None = None
+    logger: str = option("tensorboard", of="logger")
+    early_stopping_patience: int | None = option(None, low=1)
+
+    def cross_check(self) -> list[str]:
+        """Problems between fields, each with its fix."""
+        problems = []
+        if not self.train_path:
+            problems.append("train_path is missing: name a .jsonl or .txt file to train on")
+        for name, known in (
+            ("model", ("encoder",)),
+            ("precision", ("auto", "float32", "bf16")),
+            ("accelerator", ("auto", "cpu", "cuda", "mps")),
+        ):
+            if getattr(self, name) not in known:
+                problems.append(
+                    f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
+                )
+        if self.scheduler == "onecycle" and self.warmup_steps is not None:
+            problems.append(
+                "warmup_steps has no effect with scheduler=onecycle, which warms up itself; "
+                "leave it out"
+            )
+        if self.early_stopping_patience is not None and self.val_path is None:
+            problems.append(
+                "early_stopping_patience needs val_path, the text on which the loss is watched"
+            )
+        if self.max_time is not None and self.max_seconds is None:
+            problems.append(
+                f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"
+            )
+        return problems
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds; None where it is not set or not a time."""
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", self.max_time or "")
+        if not parts or "".join(number + unit for number, unit in parts) != self.max_time:
+            return None
+        return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
+
+    @property
+    def epochs(self) -> int | None:
+        """Passes over the training text at most; None: another limit ends the run."""
+        if self.max_epochs is None and self.max_steps is None and self.max_time is None:
+            return 10
+        return self.max_epochs

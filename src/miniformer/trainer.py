@@ -1,0 +1,63 @@
+"""The training command: `python -m miniformer.trainer`, and `miniformer train`.
+
+Its flags are the fields of TrainConfig; `--config FILE.yaml` gives several at once, and flags win.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from miniformer.command import command_parser, run_command
+from miniformer.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from miniformer.training.run import RunResult
+
+
+def train_parser() -> Any:
+    """The parser of the training command."""
+    parser = command_parser("Train a Transformer on a JSON-lines or text file.")
+    parser.add_argument(
+        "--config", action="config", help="YAML or JSON file with any of the fields below"
+    )
+    parser.add_class_arguments(TrainConfig, fail_untyped=False)
+    return parser
+
+
+def run_training(values: dict[str, Any]) -> int:
+    """Trains as the parsed flags say; returns the exit code."""
+    config = TrainConfig.from_dict(values)
+    from miniformer.training.progress import make_console  # only now: it takes seconds to import
+    from miniformer.training.run import train
+
+    console = make_console()
+    return tell(train(config, console=console), console)
+
+
+def tell(result: RunResult, console: Console) -> int:
+    """Says where the model is and what comes next; returns the exit code."""
+    figures = result.figures
+    if result.interrupted is not None:
+        console.print("training was stopped early; what it had learnt is kept")
+    if "val_loss" in figures:
+        console.print(
+            f"validation loss {figures['val_loss']:.4f} nats/token, "
+            f"perplexity {figures['val_perplexity']:.2f}, "
+            f"{figures['val_bits_per_byte']:.3f} bits/byte, at step {figures['step']:.0f}",
+        )
+    console.print(f"loss curve: {result.folder / 'loss.png'}")
+    console.print(f"model: {result.model}")
+    console.print(f'use it: miniformer generate {result.model} "your prompt"')
+    return 0 if result.interrupted is None else 128 + result.interrupted
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the training command; returns its exit code."""
+    return run_command(train_parser(), arguments, run_training)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

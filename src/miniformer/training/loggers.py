@@ -1,0 +1,31 @@
+"""Where figures are sent, by name: (run folder) -> Lightning logger, or False for none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+
+from miniformer.config import UserError
+
+
+def tensorboard(folder: Path) -> TensorBoardLogger:
+    return TensorBoardLogger(folder, name="", version="tensorboard")
+
+
+def csv(folder: Path) -> CSVLogger:
+    return CSVLogger(folder, name="", version="csv")
+
+
+def wandb(folder: Path) -> WandbLogger:
+    try:
+        return WandbLogger(name=folder.name, save_dir=folder, project="miniformer")
+    except ModuleNotFoundError:
+        raise UserError(
+            'logger=wandb needs the package wandb; pip install "miniformer[wandb]"'
+        ) from None
+
+
+def none(folder: Path) -> Any:
+    return False
