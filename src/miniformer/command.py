@@ -17,7 +17,9 @@ from miniformer.config import UserError
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
     """A parser whose mistakes are raised, not printed."""
     jsonargparse.set_parsing_settings(docstring_parse_style=_google_style())
-    return jsonargparse.ArgumentParser(description=description, exit_on_error=False)
+    return jsonargparse.ArgumentParser(
+        description=description, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def run_command(

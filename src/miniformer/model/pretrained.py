@@ -66,8 +66,9 @@ class PretrainedMixin:
         if wanted != found:
             wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
             raise UserError(
-                f"{path}: {len(wrong)} tensors do not match config.json; "
-                f"the first is {wrong[0]!r}: config {wanted.get(wrong[0], 'none')}, file {found.get(wrong[0], 'none')}"
+                f"{path}: {len(wrong)} tensors do not match config.json; the first is "
+                f"{wrong[0]!r}: config {wanted.get(wrong[0], 'none')}, "
+                f"file {found.get(wrong[0], 'none')}"
             )
         model.load_state_dict(weights)
         return model.eval()

@@ -229,5 +229,6 @@ class Transformer(PretrainedMixin, nn.Module):
         if length > self.config.max_seq_len:
             raise ValueError(
                 f"a sequence of {length} tokens is longer than "
-                f"max_seq_len={self.config.max_seq_len}; shorten it, or build the model with a larger max_seq_len"
+                f"max_seq_len={self.config.max_seq_len}; shorten it, or build the model with a "
+                "larger max_seq_len"
             )

@@ -58,7 +58,7 @@ class MiniFormerLitModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model = model
+        self.model = model.train()  # a loaded one is in eval mode, in which dropout is off
         self.task = registry.get("task", task)() if isinstance(task, str) else task
         self._make_optimizer = registry.get("optimizer", optimizer)
         self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)

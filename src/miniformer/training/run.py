@@ -68,6 +68,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     console = console or make_console()
     L.seed_everything(config.seed, verbose=False)
     task = registry.get("task", config.task)()
+    _check_accelerator(config.accelerator)
     # Every mistake that can be seen without reading the text is told before it is read.
     wanted = TransformerConfig.from_dict({"causal": True, **config.model_config})
     seq_len = config.seq_len or wanted.max_seq_len
@@ -122,6 +123,11 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         budget=budget,
     )
     folder = _new_folder(Path(config.work_dir), config.experiment_name or config.task)
+    try:
+        logger = registry.get("logger", config.logger)(folder)
+    except UserError:
+        folder.rmdir()
+        raise
     console.print(f"run folder: {folder}")
     write_text(folder / "train_config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -152,7 +158,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             devices=1,
             precision=_precision(config),
             deterministic=config.deterministic,
-            logger=registry.get("logger", config.logger)(folder),
+            logger=logger,
             callbacks=callbacks,
             max_epochs=-1,  # StopAtBudget ends the run
             check_val_every_n_epoch=None,
@@ -187,6 +193,12 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     (folder / "best" / picture.name).write_bytes(picture.read_bytes())
     write_text(folder / "best" / "README.md", card)
     return RunResult(folder, folder / "best", best, interrupt.signal)
+
+
+def _check_accelerator(name: str) -> None:
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in there and not there[name]():
+        raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
 
 
 def _tokenizer(config: TrainConfig, records: JSONLinesDataset) -> tuple[Tokenizer, str]:

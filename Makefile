@@ -1,0 +1,63 @@
+# Two commands to remember: `make demo` and `make test`. Each makes its own .venv on first use.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python that is new enough; name another with `make PYTHON=/path/to/python`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+TEST = $(BIN)/pytest tests/
+
+.PHONY: help setup demo test check format lint types imports coverage faults clean
+
+help:
+	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
+	@echo "make test    run the tests"
+	@echo "make check   everything CI does: format, lint, types, imports, seeded faults, tests, coverage"
+	@echo "make faults  seed plausible faults and see that the tests catch each one"
+	@echo "make format  rewrite the source in the house's format"
+
+setup: $(VENV)/ready
+
+# torch goes in first and alone; one that is there already is kept, whichever version it is.
+$(VENV)/ready: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing packages into $(VENV) (about 3 minutes, once)"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check `grep '^torch==' constraints.txt`
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: setup
+	@$(BIN)/miniformer demo --minutes 2
+
+test: setup
+	$(TEST) -n 2
+
+check: lint types imports faults coverage
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports
+
+faults: setup
+	$(BIN)/python -m tests.faults
+
+# The test command of the README, on both cores, with a floor under the coverage.
+coverage: setup
+	PYTEST_ADDOPTS="-n 2" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=93
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

@@ -1,0 +1,143 @@
+"""What the trainer costs: the same optimiser step through Lightning and in a bare loop.
+
+    python benchmarks/trainer_overhead.py [--save]
+
+Runs of the two take turns in one process, so a slow moment of the machine meets both. The figure is
+the median over rounds of (median step through the trainer) / (median step in the loop), with
+everything on that `miniformer train` switches on: progress, metrics.jsonl, TensorBoard, signal
+handling.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+
+from miniformer import MiniFormerLitModule, Transformer, TransformerConfig
+from miniformer.data.packing import PackedTokens, WindowSampler
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.training.budget import Budget
+from miniformer.training.callbacks import StopAtBudget
+from miniformer.training.interrupt import InterruptCallback
+from miniformer.training.loggers import tensorboard
+from miniformer.training.optimizers import adamw
+from miniformer.training.progress import ProgressCallback, make_console
+from miniformer.training.run import _quiet_lightning
+
+STEPS, SKIPPED, ROUNDS = 120, 20, 7
+SIZES = {"1M": (128, 5), "10M": (448, 4)}  # width, layers
+
+
+def loader_of(config, seq_len, batch_size):
+    tokens = np.random.default_rng(0).integers(1, config.vocab_size, 1_000_000).astype(np.uint16)
+    data = PackedTokens(tokens, seq_len=seq_len, boundary_id=0, n_bytes=1, endless=True)
+    return torch.utils.data.DataLoader(
+        data, batch_size=batch_size, sampler=WindowSampler(data, seed=0), collate_fn=data.collate
+    )
+
+
+def bare_loop(model, loader, steps):
+    """Seconds of each step."""
+    optimizer = adamw(model, lr=1e-3, weight_decay=0.1)
+    task, times = LanguageModeling(), []
+    batches = iter(loader)
+    for _ in range(steps):
+        started = time.perf_counter()
+        total, count = task.loss(model, next(batches))
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+class Clock(L.Callback):
+    """Times from the end of one step to the end of the next: nothing in between can hide."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_train_batch_end(self, *args):
+        self.ends.append(time.perf_counter())
+
+
+def through_trainer(model, loader, steps):
+    """Seconds of each step."""
+    clock, budget = Clock(), Budget(max_steps=steps)
+    module = MiniFormerLitModule(model, budget=budget)
+    with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
+        progress = ProgressCallback(budget, Path(folder) / "metrics.jsonl", make_console())
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, max_epochs=-1, logger=tensorboard(Path(folder)),
+            callbacks=[StopAtBudget(budget), progress, InterruptCallback(), clock],
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, log_every_n_steps=10,
+        )  # fmt: skip
+        trainer.fit(module, loader)
+    return [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
+
+
+def measure(width, layers, seq_len=64, batch_size=12):
+    config = TransformerConfig(
+        vocab_size=68, d_model=width, n_heads=width // 32, n_layers=layers, max_seq_len=seq_len,
+        dropout=0.0, causal=True,
+    )  # fmt: skip
+    ratios, loops = [], []
+    for _ in range(ROUNDS):
+        torch.manual_seed(0)
+        loader = loader_of(config, seq_len, batch_size)
+        loop = statistics.median(bare_loop(Transformer(config), loader, STEPS)[SKIPPED:])
+        trained = statistics.median(through_trainer(Transformer(config), loader, STEPS)[SKIPPED:])
+        ratios.append(trained / loop)
+        loops.append(loop)
+    return {
+        "parameters": config.num_params(),
+        "bare_step_ms": round(1e3 * statistics.median(loops), 2),
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_min": round(min(ratios), 4),
+        "ratio_max": round(max(ratios), 4),
+        "gflops": round(
+            3
+            * config.flops_per_token(seq_len)
+            * seq_len
+            * batch_size
+            / statistics.median(loops)
+            / 1e9
+        ),
+    }
+
+
+def gemm_peak():
+    """GFLOP/s of the best of 20 large float32 products on this machine."""
+    a, b, best = torch.randn(1536, 1536), torch.randn(1536, 1536), 1e9
+    for _ in range(20):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return round(2 * 1536**3 / best / 1e9)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--save", action="store_true", help="write benchmarks/results/trainer_overhead.json"
+    )
+    save = parser.parse_args().save
+    result = {
+        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, no GPU",
+        "torch": torch.__version__.split("+")[0],
+        "gemm_peak_gflops": gemm_peak(),
+        **{name: measure(*size) for name, size in SIZES.items()},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if save:
+        (Path(__file__).parent / "results" / "trainer_overhead.json").write_text(text + "\n")

@@ -1,0 +1,18 @@
+import os
+import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers would otherwise fight over the cores
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_start_for_every_test():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    yield
+    assert torch.get_default_dtype() == torch.float32, "a test left another default dtype behind"

@@ -1,0 +1,62 @@
+"""What the documents say is run: an example that no longer works fails here."""
+
+import re
+
+import pytest
+
+from miniformer.trainer import main
+from tests.kit import ROOT, VERSE, run_python, write_jsonl
+
+
+def blocks(document, language):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_python_examples_of_the_readme_run_as_printed(tmp_path):
+    """One after another in one process, as a reader would type them, beside a finished run."""
+    train = write_jsonl(tmp_path / "train.jsonl", [VERSE])
+    assert main([
+        "--train_path", str(train), "--tokenizer", "byte", "--max_steps", "1", "--logger", "none",
+        "--model_config", '{"d_model": 16, "n_heads": 2, "n_layers": 1}', "--seq_len", "16",
+        "--work_dir", str(tmp_path / "runs"),
+    ]) == 0  # fmt: skip
+    examples = blocks("README.md", "python")
+    assert len(examples) >= 2
+    code = "\n".join(examples).replace(
+        "runs/demo/best", str(tmp_path / "runs/language_modeling/last")
+    )
+    done = run_python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_training_command_of_the_readme_runs(tmp_path):
+    (command,) = [b for b in blocks("README.md", "bash") if "miniformer.trainer" in b]
+    words = re.sub(r"\\\n", " ", command)
+    words = re.search(r"python -m miniformer\.trainer(.*)", words)[1]
+    import shlex
+
+    write_jsonl(tmp_path / "train.jsonl", [VERSE * 30])
+    write_jsonl(tmp_path / "val.jsonl", [VERSE])
+    done = run_python(
+        "-m", "miniformer.trainer", *shlex.split(words), "--max_steps", "2", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "model: runs/" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+)
+def test_links_and_paths_of_the_documents_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    base = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (base / target).exists(), f"{document} points to {target}, which is not there"
+
+
+def test_make_targets_named_in_the_documents_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"`make (\w+)`", (ROOT / document).read_text()):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document}: make {target}"

@@ -1,0 +1,133 @@
+"""What is promised to users: changing any of these lists is a decision, not an accident."""
+
+import dataclasses
+import re
+import tomllib
+
+import pytest
+
+import miniformer
+from miniformer.model.transformer import Transformer
+from tests.kit import ROOT, run_python, tiny_config
+
+PUBLIC = {
+    "ConfigError", "EncoderLayer", "FeedForward", "GenerationConfig", "JSONLinesDataset", "KVCache",
+    "MiniFormerDataModule", "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Tokenizer",
+    "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__", "load",
+    "register", "train",
+}  # fmt: skip
+PATHS_OF_THE_SPECIFICATION = [
+    "miniformer.config.model_config:TransformerConfig",
+    "miniformer.model.transformer:Transformer",
+    "miniformer.train_config:TrainConfig",
+    "miniformer.trainer:main",
+]
+MODEL_FIELDS = {
+    "vocab_size": 10000, "d_model": 256, "n_heads": 8, "n_layers": 4, "d_ff": None, "dropout": 0.1,
+    "activation": "gelu", "position": "rotary", "rotary_pct": 1.0, "rotary_base": 10000.0,
+    "pre_norm": True, "norm": "layernorm", "norm_eps": 1e-5, "max_seq_len": 1024,
+    "n_kv_heads": None, "head_dim": None, "bias": True, "causal": False, "tie_embeddings": True,
+    "input_dim": None, "output_dim": None,
+}  # fmt: skip
+TRAIN_FIELDS = {
+    "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
+    "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
+    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
+    "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
+    "early_stopping_patience",
+}  # fmt: skip
+WEIGHTS = {
+    "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",
+    *(
+        f"layers.0.{module}.{kind}"
+        for module in (
+            "attention_norm", "attention.q_proj", "attention.k_proj", "attention.v_proj",
+            "attention.o_proj", "feed_forward_norm", "feed_forward.gate_proj",
+            "feed_forward.up_proj", "feed_forward.down_proj",
+        )
+        for kind in ("weight", "bias")
+    ),
+}  # fmt: skip
+
+
+def test_public_names():
+    assert set(miniformer.__all__) == PUBLIC == set(dir(miniformer))
+    for name in PUBLIC:
+        assert getattr(miniformer, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Transfomer'"):
+        _ = miniformer.Transfomer
+
+
+@pytest.mark.parametrize("path", PATHS_OF_THE_SPECIFICATION)
+def test_import_paths_of_the_specification(path):
+    module, name = path.split(":")
+    assert getattr(__import__(module, fromlist=[name]), name)
+
+
+def test_fields_of_the_model_config_and_their_defaults():
+    assert miniformer.TransformerConfig().to_dict() == MODEL_FIELDS
+
+
+def test_fields_of_the_train_config_are_the_flags_of_the_command():
+    assert {field.name for field in dataclasses.fields(miniformer.TrainConfig)} == TRAIN_FIELDS
+    shown = run_python("-m", "miniformer.trainer", "--help").stdout
+    flags = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
+    assert flags == TRAIN_FIELDS | {"config", "print_config"}
+    for flag in TRAIN_FIELDS:  # every flag says what it does
+        assert re.search(rf"^  --{flag}\b.*?\n? +[a-z]", shown, re.MULTILINE), flag
+
+
+def test_names_of_the_weights():
+    model = Transformer(tiny_config(n_layers=1, activation="swiglu", tie_embeddings=False))
+    assert set(model.state_dict()) == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import miniformer",
+        "import miniformer; miniformer.TransformerConfig(); miniformer.GenerationConfig()",
+        "from miniformer.train_config import TrainConfig; TrainConfig(train_path='x')",
+        "from miniformer.cli import main; main(['--version'])",
+        "from miniformer.cli import main; main(['--help'])",
+        "from miniformer.trainer import main; main(['--help'])",
+        "from miniformer.trainer import main; main(['--lr', 'x'])",
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code):
+    done = run_python(
+        "-c",
+        "import sys\n"
+        f"try:\n    {code}\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'lightning', 'numpy', 'tokenizers', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_miniformer_changes_nothing_in_torch():
+    done = run_python(
+        "-c",
+        "import torch\n"
+        "before = (torch.allclose, torch.Tensor.backward, torch.Tensor.__contains__,\n"
+        "          torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())\n"
+        "import miniformer\n"
+        "for name in miniformer.__all__: getattr(miniformer, name)\n"
+        "after = (torch.allclose, torch.Tensor.backward, torch.Tensor.__contains__,\n"
+        "         torch.get_default_dtype(), torch.get_num_threads(), torch.initial_seed())\n"
+        "assert before == after",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_torch_has_a_floor_and_no_ceiling():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (torch,) = (line for line in project["dependencies"] if line.startswith("torch>"))
+    assert re.fullmatch(r"torch>=[\d.]+", torch)
+    assert len(project["dependencies"]) <= 10
+
+
+def test_data_flows_one_way_through_the_house():
+    from importlinter.cli import lint_imports
+
+    assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0

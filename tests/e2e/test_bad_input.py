@@ -1,0 +1,227 @@
+"""A user's mistake: exit code 2, one message that names it and how to mend it, no traceback."""
+
+import json
+
+import pytest
+
+import miniformer
+from miniformer import cli, trainer
+from miniformer.config import UserError
+from tests.kit import VERSE, tiny_model, write_jsonl
+
+SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+
+
+def mistake(capsys, command, arguments):
+    """Runs a command that must fail, and returns its one message."""
+    assert command(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("miniformer: error: ")
+    assert "Traceback" not in out + err
+    assert err.count("miniformer: error:") == 1
+    return err
+
+
+@pytest.fixture
+def train_with(tmp_path, capsys):
+    """Runs the training command with one thing wrong, and returns the message."""
+    good = write_jsonl(tmp_path / "good.jsonl", [VERSE])
+
+    def run(*more, path=good, **model):
+        work_dir = tmp_path / "runs"
+        arguments = [
+            "--train_path", str(path), "--model_config", json.dumps({**SMALL, **model}),
+            "--max_steps", "1", "--logger", "none", "--work_dir", str(work_dir), *more,
+        ]  # fmt: skip
+        message = mistake(capsys, trainer.main, arguments)
+        assert not work_dir.exists(), "a run that cannot begin must leave nothing behind"
+        return message
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ('{"text": "fine"}\n{"text": "cut', "bad.jsonl:2: not JSON"),
+        (
+            '{"text": "fine"}\n{"txt": "x"}\n',
+            "bad.jsonl:2: the record has no 'text' (it has 'txt')",
+        ),
+        ("", "bad.jsonl: the file is empty; it needs at least one record"),
+        ('{"text": ""}\n', "bad.jsonl: every record's text is empty"),
+    ],
+)
+def test_a_bad_data_file(train_with, tmp_path, content, wanted):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(content)
+    assert wanted in train_with(path=bad)
+    assert wanted in train_with("--val_path", str(bad))
+
+
+def test_a_missing_file(train_with, tmp_path):
+    assert "missing.jsonl: No such file or directory" in train_with(path=tmp_path / "missing.jsonl")
+
+
+def test_no_data_named(capsys):
+    assert "train_path is missing: name a .jsonl or .txt file" in mistake(capsys, trainer.main, [])
+
+
+def test_a_vocabulary_smaller_than_the_ids(train_with):
+    message = train_with("--tokenizer", "byte", vocab_size=100)
+    assert "vocab_size=100 is too small for a byte tokenizer, which needs 258" in message
+
+
+def test_a_vocabulary_smaller_than_that_of_the_tokenizer_file(train_with, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    miniformer.Tokenizer.train("byte", []).save(path)
+    message = train_with("--tokenizer", str(path), vocab_size=100)
+    assert "vocab_size=100 is smaller than the tokenizer's 258 ids" in message
+
+
+def test_heads_that_do_not_divide_the_width(train_with):
+    message = train_with(d_model=30, n_heads=4)
+    assert "d_model=30 is not divisible by n_heads=4; use d_model=32" in message
+
+
+@pytest.mark.parametrize(
+    ("flag", "wanted"),
+    [
+        ("--batchsize", "unknown flag --batchsize; did you mean --batch_size?"),
+        ("--xyzzy", "unknown flag --xyzzy; see --help"),
+        ("--train_pat", "unknown flag --train_pat; did you mean --train_path?"),
+    ],
+)
+def test_an_unknown_flag(train_with, flag, wanted):
+    assert wanted in train_with(flag, "3")
+    assert wanted in train_with(f"{flag}=3")
+
+
+def test_an_unknown_key_of_the_model(train_with):
+    assert "unknown field 'n_layer' (did you mean 'n_layers'?)" in train_with(n_layer=2)
+
+
+def test_an_unknown_key_in_a_yaml_file(train_with, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("bach_size: 3\n")
+    assert "bach_size" in train_with("--config", str(path))
+
+
+def test_a_window_longer_than_the_model_accepts(train_with):
+    message = train_with("--seq_len", "65")
+    assert "seq_len=65 is longer than the model's max_seq_len=64; lower seq_len or set" in message
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--lr", "fast"], '"lr"'),
+        (["--lr", "-1"], "lr must be at least 0.0, not -1.0"),
+        (["--batch_size", "0"], "batch_size must be at least 1, not 0"),
+        (["--tokenizer", "bqe"], "unknown tokenizer 'bqe' (did you mean 'bpe'?)"),
+        (["--tokenizer", "no.json"], "no.json: no such tokenizer file"),
+        (["--task", "translation"], "unknown task 'translation'"),
+        (["--model_config", "{d_model"], "model_config"),
+        (["--logger", "wandb"], "logger=wandb needs the package wandb"),
+        (["--accelerator", "cuda"], "accelerator=cuda"),
+    ],
+)
+def test_a_wrong_value(train_with, more, wanted, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert wanted in train_with(*more)
+
+
+def test_a_work_dir_that_is_a_file(tmp_path, capsys):
+    data = write_jsonl(tmp_path / "a.jsonl", [VERSE])
+    arguments = [
+        "--train_path",
+        str(data),
+        "--model_config",
+        json.dumps(SMALL),
+        "--work_dir",
+        str(data),
+    ]
+    assert "work_dir: cannot make" in mistake(capsys, trainer.main, arguments)
+
+
+def test_a_subcommand_that_does_not_exist(capsys):
+    assert "tran" in mistake(capsys, cli.main, ["tran"])
+    assert "command" in mistake(capsys, cli.main, [])
+    assert "minutes must be above 0, not -1.0" in mistake(
+        capsys, cli.main, ["demo", "--minutes", "-1"]
+    )
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A model directory, complete and untrained."""
+    from miniformer.checkpoint.directory import save_directory
+    from miniformer.config import GenerationConfig
+    from miniformer.tasks.language_modeling import LanguageModeling
+
+    save_directory(
+        tmp_path / "model",
+        model=tiny_model(vocab_size=258),
+        tokenizer=miniformer.Tokenizer.train("byte", []),
+        task=LanguageModeling().settings(plain_text=True),
+        generation=GenerationConfig(eos_id=0),
+        card="",
+    )
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--temperature", "-1"], "temperature must be at least 0.0, not -1.0"),
+        (["--top_p", "2"], "top_p must be at most 1.0, not 2.0"),
+        (["--topp", "0.5"], "unknown flag --topp; did you mean --top_p?"),
+        (["--max_new_tokens", "30"], "a prompt of 5 tokens and max_new_tokens=30 exceed "
+                                     "max_seq_len=32; ask for at most 27 new tokens"),
+    ],
+)  # fmt: skip
+def test_wrong_decoding_options(directory, capsys, more, wanted):
+    assert wanted in mistake(capsys, cli.main, ["generate", str(directory), "abcde", *more])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("config.json", None, "not a model directory: config.json is missing"),
+        ("config.json", b"{", "config.json: not a model config"),
+        ("config.json", b'{"architecture": "Transformer", "d_modl": 3}', "did you mean 'd_model'?"),
+        ("config.json", b'{"architecture": "Perceiver"}', "holds a Perceiver, not a Transformer"),
+        ("config.json", b'{"architecture": "Transformer"}', "tensors do not match config.json"),
+        ("format_version", b"99", "format version 99; this version of Miniformer reads 1"),
+        ("model.safetensors", None, "a model directory needs its weights"),
+        ("model.safetensors", b"\x80\x04pickle", "not a readable safetensors file"),
+        ("tokenizer.json", None, "no such tokenizer file"),
+        ("tokenizer.json", b"{}", "not a tokenizer.json"),
+        ("task.json", None, "a model directory needs its task"),
+        ("task.json", b'{"task": "x", "prompt_begins_document": true}', "unknown task 'x'"),
+        ("task.json", b'{"task": "language_modeling"}', "not a task description"),
+        ("task.json", b'{"task": "language_modeling", "prompt_begins_document": 1}', "true or"),
+        ("generation_config.json", b'{"top_q": 1}', "did you mean 'top_k'?"),
+    ],
+)  # fmt: skip
+def test_a_broken_model_directory(directory, capsys, name, content, wanted):
+    path = directory / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert wanted in mistake(capsys, cli.main, ["generate", str(directory), "a"])
+
+
+def test_a_tokenizer_of_another_model(directory, capsys):
+    tiny_model(vocab_size=100).save_pretrained(directory)
+    message = mistake(capsys, cli.main, ["generate", str(directory), "a"])
+    assert "tokenizer.json has 258 ids, more than the model's vocab_size=100" in message
+
+
+def test_a_directory_that_is_not_there(capsys):
+    message = mistake(capsys, cli.main, ["generate", "nowhere", "a"])
+    assert "nowhere: no such model directory" in message
+
+
+def test_an_unknown_option_of_a_pipeline(directory):
+    with pytest.raises(UserError, match="did you mean 'temperature'"):
+        miniformer.load(directory).generate("a", temprature=1.0)

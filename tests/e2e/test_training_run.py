@@ -1,0 +1,246 @@
+"""From a file to a model in use, through the command line, as a user would go."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import miniformer
+from miniformer import cli, trainer
+from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
+
+MODEL = '{"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}'
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_jsonl(folder / "train.jsonl", [VERSE] * 40)
+    write_jsonl(folder / "val.jsonl", [VERSE])
+    (folder / "train.txt").write_text(VERSE * 40)
+    return folder
+
+
+def flags(files, work_dir, *more, kind="jsonl"):
+    return [
+        "--train_path", str(files / f"train.{kind}"), "--val_path", str(files / "val.jsonl"),
+        "--model_config", MODEL, "--tokenizer", "char", "--seq_len", "32", "--batch_size", "8",
+        "--lr", "1e-2", "--max_steps", "60", "--work_dir", str(work_dir), "--logger", "none",
+        *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    """A finished run: its folder and what the command printed."""
+    work_dir = tmp_path_factory.mktemp("runs")
+    done = run_python("-m", "miniformer.trainer", *flags(files, work_dir))
+    assert done.returncode == 0, done.stderr
+    return work_dir / "language_modeling", done
+
+
+def test_training_learns_and_says_what_it_did(run):
+    folder, done = run
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    validations = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert len(validations) == 5
+    assert validations[-1] < 0.5 * validations[0], "the verse is learnt by heart"
+    assert rows[-1]["step"] == 60
+    for text in (
+        "tokenizer: char",
+        "model: ",
+        "validation loss",
+        "bits/byte",
+        "use it: miniformer",
+    ):
+        assert text in done.stdout
+    assert done.stderr == "", "no warnings or hints of other libraries reach the user"
+
+
+def test_the_model_directory_is_complete(run):
+    best = run[0] / "best"
+    assert {path.name for path in best.iterdir()} == {
+        "README.md", "config.json", "format_version", "generation_config.json", "loss.png",
+        "model.safetensors", "task.json", "tokenizer.json",
+    }  # fmt: skip
+    card = (best / "README.md").read_text()
+    assert "val bits per byte" in card
+    assert "![loss](loss.png)" in card
+    assert (best / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
+    moved = tmp_path / "elsewhere"
+    (run[0] / "best").rename(moved)
+    try:
+        m = miniformer.load(moved)
+        assert (
+            m.generate("The cat sat", max_new_tokens=30, temperature=0)
+            == " on the mat, and the dog sat b"
+        )
+        prompts = ["The cat", "Nobody knew why"]
+        texts = m.generate(prompts, max_new_tokens=20, temperature=0)
+        assert texts == [m.generate(prompt, max_new_tokens=20, temperature=0) for prompt in prompts]
+        assert isinstance(m.generate("", max_new_tokens=5), str)
+    finally:
+        moved.rename(run[0] / "best")
+
+
+def test_the_last_model_is_kept_beside_the_best(run):
+    weights = miniformer.load(run[0] / "last").model.state_dict()
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_generate_command(run, capsys, monkeypatch):
+    best = str(run[0] / "best")
+    greedy = ["--temperature", "0", "--max_new_tokens", "8"]
+    assert cli.main(["generate", best, "The cat sat", *greedy]) == 0
+    assert capsys.readouterr().out == "The cat sat on the \n"
+    import io
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Nobody"))
+    assert cli.main(["generate", best, "-", "the dog", *greedy]) == 0
+    assert capsys.readouterr().out == "Nobody knew wh\nthe dog sat by \n"
+
+
+def test_a_second_run_overwrites_nothing(files, tmp_path):
+    quick = ("--max_steps", "1")
+    assert trainer.main(flags(files, tmp_path, *quick)) == 0
+    before = (tmp_path / "language_modeling" / "metrics.jsonl").read_text()
+    assert trainer.main(flags(files, tmp_path, *quick)) == 0
+    assert (tmp_path / "language_modeling" / "metrics.jsonl").read_text() == before
+    assert (tmp_path / "language_modeling-2" / "best").is_dir()
+
+
+def test_the_same_seed_gives_the_same_weights(files, tmp_path):
+    def weights(name, seed):
+        more = ("--max_steps", "3", "--experiment_name", name, "--seed", seed)
+        assert trainer.main(flags(files, tmp_path, *more)) == 0
+        return miniformer.load(tmp_path / name / "last").model.state_dict()
+
+    first, again, other = weights("a", "1"), weights("b", "1"), weights("c", "2")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+
+
+def test_plain_text_time_budget_and_no_validation(files, tmp_path, capsys):
+    arguments = flags(files, tmp_path, "--max_time", "1s", "--max_steps", "100000", kind="txt")
+    at = arguments.index("--val_path")
+    del arguments[at : at + 2]
+    started = time.monotonic()
+    assert trainer.main(arguments) == 0
+    assert time.monotonic() - started < 60
+    assert "no val_path" in capsys.readouterr().out
+    folder = tmp_path / "language_modeling"
+    assert not (folder / "best").exists()
+    task = json.loads((folder / "last" / "task.json").read_text())
+    assert task == {"task": "language_modeling", "prompt_begins_document": False}
+
+
+def test_a_yaml_file_gives_flags_and_flags_win(files, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"train_path: {files / 'train.jsonl'}\ntokenizer: byte\nmax_steps: 5\nlogger: csv\n"
+        f"seq_len: 16\nmodel_config:\n  d_model: 16\n  n_heads: 2\n  n_layers: 1\n"
+        f"work_dir: {tmp_path}\n"
+    )
+    assert cli.main(["train", "--config", str(recipe), "--max_steps", "2"]) == 0
+    folder = tmp_path / "language_modeling"
+    settings = json.loads((folder / "train_config.json").read_text())
+    assert settings["max_steps"] == 2
+    assert settings["tokenizer"] == "byte"
+    assert (folder / "csv").is_dir()
+
+
+def test_early_stopping(files, tmp_path):
+    more = ("--lr", "0", "--early_stopping_patience", "1", "--val_interval", "2")
+    assert trainer.main(flags(files, tmp_path, *more)) == 0
+    rows = (tmp_path / "language_modeling" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 4
+
+
+def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):
+    tokenizer = str(run[0] / "best" / "tokenizer.json")
+    assert trainer.main(flags(files, tmp_path, "--tokenizer", tokenizer, "--max_steps", "1")) == 0
+    kept = tmp_path / "language_modeling" / "best" / "tokenizer.json"
+    assert json.loads(kept.read_text()) == json.loads(
+        (run[0] / "best" / "tokenizer.json").read_text()
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_path, number, code):
+    arguments = flags(files, tmp_path, "--max_steps", "1000000", "--val_interval", "500000")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "miniformer.trainer", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    metrics = tmp_path / "language_modeling" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 100
+        while not (metrics.exists() and metrics.read_text()):
+            assert child.poll() is None, child.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == code, err
+    assert "Traceback" not in err
+    last = tmp_path / "language_modeling" / "last"
+    assert f"model: {last}" in out
+    assert "training was stopped early; what it had learnt is kept" in out
+    assert isinstance(miniformer.load(last).generate("The", max_new_tokens=3), str)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(files, tmp_path, capsys):
+    assert trainer.main(flags(files, tmp_path, "--lr", "1e30", "--warmup_steps", "0")) == 2
+    assert "the training loss is nan at step" in capsys.readouterr().err
+
+
+def test_the_demo_from_beginning_to_end(tmp_path, capsys):
+    for _ in range(2):
+        assert cli.main(["demo", "--minutes", "0.05", "--work_dir", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "wrote" in out
+    assert "kept" in out
+    assert "python -m miniformer.trainer" in out
+    for text in ("single bytes", "xz -9", "this model", "what it writes after 'def '"):
+        assert text in out
+    assert (tmp_path / "demo-2" / "best" / "loss.png").exists()
+    train, val = (
+        {json.loads(line)["file"] for line in (tmp_path / "demo-data" / name).open()}
+        for name in ("train.jsonl", "val.jsonl")
+    )
+    assert train
+    assert val
+    assert not train & val
+
+
+def test_the_demo_says_when_it_replaces_its_data(tmp_path, capsys):
+    from miniformer.demo import _write_data
+    from miniformer.training.progress import make_console
+
+    _write_data(tmp_path, make_console())
+    (tmp_path / "val.jsonl").write_text("{}")
+    _write_data(tmp_path, make_console())
+    out = capsys.readouterr().out
+    assert f"kept {tmp_path / 'train.jsonl'}" in out
+    assert "replaced, because this Python's source differs from the one before" in out
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
+def test_the_package_can_be_built_and_holds_its_type_marker(tmp_path):
+    import zipfile
+
+    done = run_python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "miniformer/py.typed" in names
+    assert not [name for name in names if name.startswith("tests")]

@@ -1,0 +1,78 @@
+"""What all tests share: tiny models, tiny files, and a way to run the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from miniformer.config import TransformerConfig
+from miniformer.model.transformer import Transformer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+VERSE = (
+    "The cat sat on the mat, and the dog sat by the door.\n"
+    "Nobody knew why the bird sang; it sang all the same.\n"
+)
+
+
+def tiny_config(**changes):
+    """A config with which a forward pass takes a millisecond."""
+    fields = {
+        "vocab_size": 31,
+        "d_model": 16,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 32,
+        "dropout": 0.0,
+        "causal": True,
+    }
+    return TransformerConfig(**{**fields, **changes})
+
+
+def tiny_model(seed=0, **changes):
+    """A model in eval mode whose weights are all random: biases and norms too, so that none
+    hides."""
+    torch.manual_seed(seed)
+    model = Transformer(tiny_config(**changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def filled(config):
+    """A config's fields for the plain reference: every null replaced by what it stands for."""
+    return {
+        **config.to_dict(),
+        "head_dim": config.head_dim or config.d_model // config.n_heads,
+        "n_kv_heads": config.n_kv_heads or config.n_heads,
+    }
+
+
+def write_jsonl(path, texts):
+    """Writes one {"text": ...} record a line."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def environment():
+    """Environment for a child process: one thread each, so that parallel tests leave each other
+    be."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_python(*arguments, timeout=120, **options):
+    """Runs Python in a child process and returns it, output captured as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+        check=False,
+        **options,
+    )

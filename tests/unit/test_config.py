@@ -1,0 +1,147 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+from miniformer.train_config import TrainConfig
+
+
+def test_unknown_keys_are_refused_with_the_nearest_known_one():
+    with pytest.raises(ConfigError, match=r"unknown field 'n_head' \(did you mean 'n_heads'\?\)"):
+        TransformerConfig.from_dict({"n_head": 4})
+
+
+def test_every_problem_is_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        TransformerConfig.from_dict(
+            {"d_modl": 8, "n_heads": 0, "dropout": "much", "bias": 1, "activation": "gel"}
+        )
+    assert caught.value.problems == [
+        "unknown field 'd_modl' (did you mean 'd_model'?); known: "
+        + ", ".join(field.name for field in dataclasses.fields(TransformerConfig)),
+        "n_heads must be at least 1, not 0",
+        "dropout must be a number, not 'much'",
+        "unknown activation 'gel' (did you mean 'gelu'?); known: "
+        "gelu, gelu_tanh, relu, silu, swiglu, geglu, reglu",
+        "bias must be true or false, not 1",
+    ]
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"d_model": 100, "n_heads": 8},
+            "d_model=100 is not divisible by n_heads=8; use d_model=104",
+        ),
+        ({"n_heads": 8, "n_kv_heads": 3}, "n_kv_heads=3 does not divide n_heads=8"),
+        ({"rotary_pct": 0.01}, "rotary_pct=0.01 rotates no pair of a head of 32"),
+        ({"rotary_pct": 1.5}, "rotary_pct must be at most 1.0, not 1.5"),
+        ({"dropout": 1.0}, "dropout must be at most 0.99, not 1.0"),
+        ({"dropout": float("nan")}, "dropout must be at least 0.0, not nan"),
+        ({"vocab_size": True}, "vocab_size must be an integer, not True"),
+        ({"n_layers": None}, "n_layers must be an integer, not None"),
+        ({"norm": "batchnorm"}, "unknown norm 'batchnorm'"),
+    ],
+)
+def test_model_settings_out_of_their_limits_are_refused(values, message):
+    with pytest.raises(ConfigError) as caught:
+        TransformerConfig.from_dict(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0.0, not -1.0"),
+        ({"top_p": 0.0}, "top_p must be above 0, not 0"),
+        ({"top_p": 1.1}, "top_p must be at most 1.0, not 1.1"),
+        ({"top_k": 0}, "top_k must be at least 1, not 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        ({"topk": 3}, "did you mean 'top_k'?"),
+    ],
+)
+def test_decoding_settings_out_of_their_limits_are_refused(values, message):
+    with pytest.raises(ConfigError) as caught:
+        GenerationConfig.from_dict(values)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train_path": ""}, "train_path is missing"),
+        ({"max_time": "10"}, "max_time must be a time such as 90s, 10m or 1h30m, not '10'"),
+        ({"max_time": "0s"}, "max_time must be a time"),
+        ({"scheduler": "onecycle", "warmup_steps": 5}, "warmup_steps has no effect"),
+        ({"early_stopping_patience": 2}, "early_stopping_patience needs val_path"),
+        ({"precision": "float16"}, "precision must be one of auto, float32, bf16, not 'float16'"),
+        ({"model": "seq2seq"}, "model must be one of encoder, not 'seq2seq'"),
+        ({"task": "languagemodeling"}, "did you mean 'language_modeling'?"),
+        ({"logger": "tensorbord"}, "did you mean 'tensorboard'?"),
+    ],
+)
+def test_training_settings_out_of_their_limits_are_refused(values, message):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_dict({"train_path": "x.jsonl", **values})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5m", 90), ("2d", 172800)]
+)
+def test_times(text, seconds):
+    assert TrainConfig(train_path="x", max_time=text).max_seconds == seconds
+
+
+def test_the_configs_of_the_specification_are_valid():
+    TransformerConfig(
+        vocab_size=30522, d_model=512, n_heads=8, n_layers=6, d_ff=2048, dropout=0.1,
+        activation="swiglu", rotary_pct=0.5, pre_norm=True, max_seq_len=1024,
+    )  # fmt: skip
+    TrainConfig(
+        train_path="train.jsonl", val_path="val.jsonl", batch_size=32, lr=3e-4, max_epochs=20,
+        scheduler="onecycle", work_dir="./runs", logger="wandb",
+    )  # fmt: skip
+
+
+@given(
+    st.builds(
+        TransformerConfig,
+        d_model=st.sampled_from([48, 96, 240]),
+        n_heads=st.sampled_from([1, 2, 4]),
+        n_kv_heads=st.sampled_from([None, 1]),
+        d_ff=st.sampled_from([None, 7]),
+        activation=st.sampled_from(["relu", "swiglu"]),
+        rotary_pct=st.floats(0.2, 1.0),
+        causal=st.booleans(),
+        output_dim=st.sampled_from([None, 2]),
+    )
+)
+def test_a_config_survives_json(config):
+    text = json.dumps(config.to_dict())
+    assert TransformerConfig.from_dict(json.loads(text)) == config
+
+
+def test_inner_width_of_the_feed_forward():
+    assert TransformerConfig(d_model=256).ff_width == 1024
+    assert TransformerConfig(d_model=256, activation="swiglu").ff_width == 704  # 682.7 -> 11 * 64
+    assert TransformerConfig(d_model=96, activation="swiglu").ff_width == 256  # exactly 8/3
+    assert TransformerConfig(d_ff=100, activation="swiglu").ff_width == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not JSON"), ("[1]", "expected a JSON object, found list"), ('{"top_q": 1}', "top_p")],
+)
+def test_a_broken_file_is_named(tmp_path, content, message):
+    path = tmp_path / "generation_config.json"
+    path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        GenerationConfig.from_file(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)

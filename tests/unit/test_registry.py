@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import nn
+
+import miniformer
+from miniformer import registry
+from miniformer.config import TransformerConfig
+from miniformer.model.transformer import Transformer
+from tests.kit import run_python
+
+
+@pytest.mark.parametrize("kind", registry.kinds())
+def test_every_built_in_part_can_be_had(kind):
+    for name in registry.names(kind):
+        assert callable(registry.get(kind, name)), f"{kind} {name}"
+
+
+def test_an_unknown_name_gets_the_nearest_known_one():
+    with pytest.raises(ValueError, match=r"unknown norm 'rmsnrm' \(did you mean 'rmsnorm'\?\)"):
+        registry.get("norm", "rmsnrm")
+
+
+def test_a_registered_part_can_be_named_in_a_config(monkeypatch):
+    class Scale(nn.Module):
+        def __init__(self, dim, *, eps, bias):
+            super().__init__()
+            self.weight = nn.Parameter(torch.full((dim,), 2.0))
+
+        def forward(self, x):
+            return x * self.weight
+
+    monkeypatch.setitem(registry._registered, "norm", {})
+    miniformer.register("norm", "scale", Scale)
+    model = Transformer(TransformerConfig(vocab_size=11, d_model=8, n_heads=2, norm="scale"))
+    assert isinstance(model.final_norm, Scale)
+    with pytest.raises(ValueError, match="norm 'scale' exists already"):
+        miniformer.register("norm", "scale", Scale)
+    with pytest.raises(ValueError, match="no kind of part is called 'nrom'"):
+        miniformer.register("nrom", "scale", Scale)
+
+
+def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
+    (tmp_path / "tiny_plugin.py").write_text("def cube(x):\n    return x**3\n")
+    info = tmp_path / "tiny_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[miniformer.activation]\ncube = tiny_plugin:cube\n")
+    done = run_python(
+        "-c",
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import miniformer\n"
+        "config = miniformer.TransformerConfig(activation='cube')\n"
+        "assert 'torch' not in sys.modules and 'tiny_plugin' not in sys.modules\n"
+        "model = miniformer.Transformer(config)\n"
+        "print(model.layers[0].feed_forward.activation(3))\n",
+    )
+    assert done.stdout == "27\n", done.stderr

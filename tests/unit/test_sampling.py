@@ -1,0 +1,114 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.sampling import choose
+from tests.kit import tiny_model
+
+
+def shares(logits, options, draws=4000):
+    """How often each token is drawn."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.tensor(logits)[None].expand(draws, -1)
+    tokens = choose(rows, options, generator)
+    return torch.bincount(tokens, minlength=len(logits)) / draws
+
+
+def by_definition(logits, options):
+    """The distribution that temperature, then top-k, then top-p ask for, token by token."""
+    scores = [score / options.temperature for score in logits]
+    order = sorted(range(len(scores)), key=lambda token: -scores[token])
+    kept = order[: options.top_k or len(order)]
+    weights = {token: float(torch.tensor(scores[token]).exp()) for token in kept}
+    total, before, nucleus = sum(weights.values()), 0.0, {}
+    for token in kept:
+        if options.top_p is None or before < options.top_p:
+            nucleus[token] = weights[token]
+        before += weights[token] / total
+    return [nucleus.get(token, 0.0) / sum(nucleus.values()) for token in range(len(scores))]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.floats(-3, 3), min_size=2, max_size=8, unique_by=lambda x: round(x, 2)),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([None, 1, 3, 100]),
+    st.sampled_from([None, 0.1, 0.6, 0.9, 1.0]),
+)
+def test_tokens_are_drawn_as_often_as_the_definition_says(logits, temperature, top_k, top_p):
+    options = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    wanted = torch.tensor(by_definition(logits, options))
+    drawn = shares(logits, options)
+    assert torch.all(drawn[wanted == 0] == 0), "a token was drawn that was filtered out"
+    torch.testing.assert_close(drawn, wanted, atol=0.05, rtol=0)
+
+
+def test_temperature_zero_is_the_likeliest_token():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.9]])
+    assert choose(logits, GenerationConfig(temperature=0)).tolist() == [1, 0]
+
+
+def test_a_seed_makes_sampling_repeatable():
+    model = tiny_model()
+    first = model.generate([[1, 2, 3]], 20, seed=1)
+    assert model.generate([[1, 2, 3]], 20, seed=1) == first
+    assert model.generate([[1, 2, 3]], 20, seed=2) != first
+    assert model.generate([[1, 2, 3]], 20) != model.generate([[1, 2, 3]], 20)
+
+
+def test_a_sequence_ends_at_eos_and_the_others_go_on():
+    model = tiny_model()
+    prompts = [[1, 2], [3, 4], [5, 6]]
+    free = model.generate(prompts, 8, temperature=0)
+    # A token that ends some answers, at different places, and not all of them.
+    eos = next(t for row in free for t in row[3:] if any(t not in other[2:] for other in free))
+    ended = model.generate(prompts, 8, temperature=0, eos_id=eos)
+    for before, after in zip(free, ended, strict=True):
+        new = before[2:]
+        assert after == before[:2] + (new[: new.index(eos)] if eos in new else new)
+    tensor = model.generate(torch.tensor(prompts), 8, temperature=0, eos_id=eos)
+    assert tensor.shape == (3, 10)
+    for row, text in zip(tensor.tolist(), ended, strict=True):
+        assert row == text + [eos] * (10 - len(text))
+
+
+def test_generation_stops_when_every_sequence_has_ended():
+    model = tiny_model()
+    eos = model.generate([[1, 2]], 1, temperature=0)[0][2]
+    assert model.generate(torch.tensor([[1, 2]]), 9, temperature=0, eos_id=eos).tolist() == [
+        [1, 2, eos]
+    ]
+
+
+def test_generation_leaves_the_mode_of_the_model_alone():
+    model = tiny_model(dropout=0.5)
+    model.train()
+    first = model.generate([[1, 2]], 9, temperature=0)
+    assert model.training
+    assert model.generate([[1, 2]], 9, temperature=0) == first, "dropout was on"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1, 31]], {}, "token id 31 is outside the model's vocabulary, 0 to 30"),
+        ([[-1]], {}, "token id -1 is outside"),
+        ([[1]], {"eos_id": 31}, "eos_id=31 is outside the model's vocabulary, 0 to 30"),
+        ([[1] * 30], {}, "a prompt of 30 tokens and max_new_tokens=5 exceed max_seq_len=32; "
+                         "ask for at most 2 new tokens"),
+        ([[1] * 40], {}, "shorten the prompt"),
+        ([[1]], {"temperature": -0.1}, "temperature must be at least 0.0"),
+        (torch.zeros(1, 0, dtype=torch.long), {}, "the prompt is empty"),
+        (torch.zeros(1, 2), {}, "prompts must be"),
+    ],
+)  # fmt: skip
+def test_wrong_prompts_and_options_are_refused(prompts, options, message):
+    with pytest.raises(UserError, match=message):
+        tiny_model().generate(prompts, 5, **options)
+
+
+def test_no_prompts_give_no_texts():
+    assert tiny_model().generate([], 5) == []

@@ -1,0 +1,71 @@
+import math
+
+import pytest
+import torch
+
+from miniformer.config import UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import tiny_config, tiny_model
+
+
+def test_loss_is_the_sum_over_labelled_tokens():
+    model = tiny_model()
+    ids = torch.randint(0, 31, (2, 6))
+    labels = torch.randint(0, 31, (2, 6))
+    labels[0, 4:] = -100
+    segments = (labels != -100).long()
+    total, count = LanguageModeling().loss(
+        model, {"input_ids": ids, "labels": labels, "segment_ids": segments}
+    )
+    log_probabilities = model(ids, segment_ids=segments).log_softmax(-1)
+    by_hand = -sum(
+        log_probabilities[b, t, labels[b, t]]
+        for b in range(2)
+        for t in range(6)
+        if labels[b, t] != -100
+    )
+    assert count == 10
+    torch.testing.assert_close(total, by_hand)
+
+
+def test_no_label_can_be_read_off_the_inputs():
+    """On random tokens nothing can be learnt: a loss below ln(V) would mean that labels leak."""
+    torch.manual_seed(0)
+    model = tiny_model(vocab_size=8, n_layers=1).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        ids = torch.randint(0, 8, (16, 17))
+        total, count = LanguageModeling().loss(
+            model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}
+        )
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+    ids = torch.randint(0, 8, (200, 17))
+    total, count = LanguageModeling().loss(model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    assert math.log(8) - 0.02 < total / count < math.log(8) + 0.2
+
+
+def test_figures():
+    figures = LanguageModeling().metrics(loss_sum=20.0, count=10.0, bytes_per_token=4.0)
+    assert figures == pytest.approx(
+        {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 2 / math.log(2) / 4}
+    )
+    assert "bits_per_byte" not in LanguageModeling().metrics(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"causal": False}, "causal must be true for language modelling"),
+        ({"input_dim": 3}, "input_dim must be null for language modelling, not 3"),
+        ({"output_dim": 3}, "output_dim must be null"),
+        ({"vocab_size": 257}, "vocab_size=257 is smaller than the tokenizer's 258 ids"),
+    ],
+)
+def test_a_model_that_cannot_learn_it_is_refused(changes, message):
+    tokenizer = Tokenizer.train("byte", [])
+    config = tiny_config(**{"vocab_size": 300, **changes})
+    with pytest.raises(UserError, match=message):
+        LanguageModeling().check(config, tokenizer)
