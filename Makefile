@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TEST = $(BIN)/pytest tests/
+PARALLEL = -n 2 --dist loadfile
 
 .PHONY: help setup demo test check format lint types imports coverage faults clean
 
@@ -34,7 +35,7 @@ demo: setup
 	@$(BIN)/miniformer demo --minutes 2
 
 test: setup
-	$(TEST) -n 2
+	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST)
 
 check: lint types imports faults coverage
 
@@ -57,7 +58,7 @@ faults: setup
 
 # The test command of the README, on both cores, with a floor under the coverage.
 coverage: setup
-	PYTEST_ADDOPTS="-n 2" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=93
+	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=93
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

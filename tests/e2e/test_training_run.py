@@ -4,7 +4,9 @@ import json
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ def flags(files, work_dir, *more, kind="jsonl"):
     return [
         "--train_path", str(files / f"train.{kind}"), "--val_path", str(files / "val.jsonl"),
         "--model_config", MODEL, "--tokenizer", "char", "--seq_len", "32", "--batch_size", "8",
-        "--lr", "1e-2", "--max_steps", "60", "--work_dir", str(work_dir), "--logger", "none",
+        "--lr", "1e-2", "--max_steps", "200", "--work_dir", str(work_dir), "--logger", "none",
         *more,
     ]  # fmt: skip
 
@@ -49,7 +51,7 @@ def test_training_learns_and_says_what_it_did(run):
     validations = [row["val_loss"] for row in rows if "val_loss" in row]
     assert len(validations) == 5
     assert validations[-1] < 0.5 * validations[0], "the verse is learnt by heart"
-    assert rows[-1]["step"] == 60
+    assert rows[-1]["step"] == 200
     for text in (
         "tokenizer: char",
         "model: ",
@@ -78,10 +80,7 @@ def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
     (run[0] / "best").rename(moved)
     try:
         m = miniformer.load(moved)
-        assert (
-            m.generate("The cat sat", max_new_tokens=30, temperature=0)
-            == " on the mat, and the dog sat b"
-        )
+        assert m.generate("The cat sat", max_new_tokens=16, temperature=0) == " on the mat, and"
         prompts = ["The cat", "Nobody knew why"]
         texts = m.generate(prompts, max_new_tokens=20, temperature=0)
         assert texts == [m.generate(prompt, max_new_tokens=20, temperature=0) for prompt in prompts]
@@ -203,7 +202,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(files, tmp_path, 
     assert "the training loss is nan at step" in capsys.readouterr().err
 
 
-def test_the_demo_from_beginning_to_end(tmp_path, capsys):
+def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
+    # One package of the standard library is text enough for three seconds.
+    whole = Path(sysconfig.get_paths()["stdlib"])
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(whole / "asyncio")})
     for _ in range(2):
         assert cli.main(["demo", "--minutes", "0.05", "--work_dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -214,7 +216,10 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys):
         assert text in out
     assert (tmp_path / "demo-2" / "best" / "loss.png").exists()
     train, val = (
-        {json.loads(line)["file"] for line in (tmp_path / "demo-data" / name).open()}
+        {
+            json.loads(line)["file"]
+            for line in (tmp_path / "demo-data" / name).read_text().splitlines()
+        }
         for name in ("train.jsonl", "val.jsonl")
     )
     assert train

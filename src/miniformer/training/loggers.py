@@ -7,8 +7,6 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-from miniformer.config import UserError
-
 
 def tensorboard(folder: Path) -> TensorBoardLogger:
     return TensorBoardLogger(folder, name="", version="tensorboard")
@@ -19,12 +17,7 @@ def csv(folder: Path) -> CSVLogger:
 
 
 def wandb(folder: Path) -> WandbLogger:
-    try:
-        return WandbLogger(name=folder.name, save_dir=folder, project="miniformer")
-    except ModuleNotFoundError:
-        raise UserError(
-            'logger=wandb needs the package wandb; pip install "miniformer[wandb]"'
-        ) from None
+    return WandbLogger(name=folder.name, save_dir=folder, project="miniformer")
 
 
 def none(folder: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import logging
 import math
@@ -68,7 +69,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     console = console or make_console()
     L.seed_everything(config.seed, verbose=False)
     task = registry.get("task", config.task)()
-    _check_accelerator(config.accelerator)
+    _check_machine(config)
     # Every mistake that can be seen without reading the text is told before it is read.
     wanted = TransformerConfig.from_dict({"causal": True, **config.model_config})
     seq_len = config.seq_len or wanted.max_seq_len
@@ -123,11 +124,6 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         budget=budget,
     )
     folder = _new_folder(Path(config.work_dir), config.experiment_name or config.task)
-    try:
-        logger = registry.get("logger", config.logger)(folder)
-    except UserError:
-        folder.rmdir()
-        raise
     console.print(f"run folder: {folder}")
     write_text(folder / "train_config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -158,7 +154,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             devices=1,
             precision=_precision(config),
             deterministic=config.deterministic,
-            logger=logger,
+            logger=registry.get("logger", config.logger)(folder),
             callbacks=callbacks,
             max_epochs=-1,  # StopAtBudget ends the run
             check_val_every_n_epoch=None,
@@ -195,10 +191,17 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     return RunResult(folder, folder / "best", best, interrupt.signal)
 
 
-def _check_accelerator(name: str) -> None:
+def _check_machine(config: TrainConfig) -> None:
+    """Refuses what this machine does not have."""
+    name = config.accelerator
     there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
     if name in there and not there[name]():
         raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
+    if config.logger == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise UserError(
+            'logger=wandb needs the package wandb; pip install "miniformer[wandb]", '
+            "or use tensorboard, csv or none"
+        )
 
 
 def _tokenizer(config: TrainConfig, records: JSONLinesDataset) -> tuple[Tokenizer, str]:
