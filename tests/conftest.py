@@ -6,6 +6,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers would otherwise f
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples each time, and no deadline: this must not depend on how busy the machine is.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)

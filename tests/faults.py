@@ -8,6 +8,7 @@ exit code 1.
 import concurrent.futures
 import dataclasses
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -212,8 +213,6 @@ def check(fault, place):
     if source.count(fault.right) != 1:
         return f"fits {source.count(fault.right)} places of {fault.file}, not one"
     path.write_text(source.replace(fault.right, fault.wrong), encoding="utf-8")
-    import shlex
-
     command = [
         sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(fault.tests)
     ]  # fmt: skip
@@ -221,10 +220,10 @@ def check(fault, place):
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode == 1 and " failed" in done.stdout:  # tests ran, and one failed
+    if done.returncode == 1 and "\nFAILED tests/" in done.stdout:  # tests ran, and one failed
         return None
     return (
-        f"not caught by {fault.tests} (pytest's exit code {done.returncode})\n{done.stdout[-2000:]}"
+        f"not caught by {fault.tests} (pytest's exit code {done.returncode})\n{done.stdout[-800:]}"
     )
 
 
