@@ -1,5 +1,6 @@
 """From a file to a model in use, through the command line, as a user would go."""
 
+import io
 import json
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import miniformer
 from miniformer import cli, trainer
@@ -70,7 +72,7 @@ def test_the_model_directory_is_complete(run):
         "model.safetensors", "task.json", "tokenizer.json",
     }  # fmt: skip
     card = (best / "README.md").read_text()
-    assert "val bits per byte" in card
+    assert "validation bits per byte" in card
     assert "![loss](loss.png)" in card
     assert (best / "loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -99,8 +101,6 @@ def test_generate_command(run, capsys, monkeypatch):
     greedy = ["--temperature", "0", "--max_new_tokens", "8"]
     assert cli.main(["generate", best, "The cat sat", *greedy]) == 0
     assert capsys.readouterr().out == "The cat sat on the \n"
-    import io
-
     monkeypatch.setattr(sys, "stdin", io.StringIO("Nobody"))
     assert cli.main(["generate", best, "-", "the dog", *greedy]) == 0
     assert capsys.readouterr().out == "Nobody knew wh\nthe dog sat by \n"
@@ -169,6 +169,40 @@ def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):
     assert json.loads(kept.read_text()) == json.loads(
         (run[0] / "best" / "tokenizer.json").read_text()
     )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--precision", "bf16"),
+        ("--accumulate_grad_batches", "3", "--scheduler", "onecycle"),
+        ("--num_workers", "1", "--max_epochs", "1"),
+        ("--logger", "tensorboard", "--deterministic", "true"),
+    ],
+)
+def test_other_ways_to_train(files, tmp_path, more):
+    assert trainer.main(flags(files, tmp_path, "--max_steps", "12", *more)) == 0
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "language_modeling" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row["val_loss"] for row in rows if "val_loss" in row]
+    assert losses[-1] < losses[0]
+    assert rows[-1]["step"] == 12
+
+
+def test_a_terminal_gets_a_live_bar(files, tmp_path):
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=150)
+    config = miniformer.TrainConfig(
+        train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
+        tokenizer="byte", model_config=json.loads(MODEL), max_time="2s", logger="none",
+        work_dir=str(tmp_path),
+    )  # fmt: skip
+    result = miniformer.train(config, console=console)
+    assert result.model == tmp_path / "language_modeling" / "best"
+    for text in ("training", "loss", "val", "tokens/s", "left", "100%"):
+        assert text in shown.getvalue()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

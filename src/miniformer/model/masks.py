@@ -99,7 +99,9 @@ def make_positions(
     if segment_ids is not None:
         begins = segment_ids != segment_ids.roll(1, dims=1)
         begins[:, 0] = True
-        first = torch.where(begins, columns, 0).cummax(1).values  # column where this segment began
+        run = begins.cumsum(1) - 1  # number of the run of equal segments that each token is in
+        lengths = torch.zeros_like(run).scatter_add_(1, run, torch.ones_like(run))
+        first = (lengths.cumsum(1) - lengths).gather(1, run)  # column where that run began
         counts = counts - counts.gather(1, first)
     return counts.clamp_min(0)
 

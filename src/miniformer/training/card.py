@@ -62,7 +62,10 @@ def model_card(
             "",
             "| figure | value |",
             "|---|---|",
-            *(f"| {name.replace('_', ' ')} | {_round(value)} |" for name, value in figures.items()),
+            *(
+                f"| {name.replace('val_', 'validation ').replace('_', ' ')} | {_round(value)} |"
+                for name, value in figures.items()
+            ),
             "",
             *(["![loss](loss.png)", ""] if picture else []),
             "## How it was trained",
