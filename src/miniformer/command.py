@@ -1,5 +1,4 @@
-"""What all commands share: flags made from dataclasses, and one clear message for a user's
-mistake."""
+"""What all commands share: flags made from dataclasses, one clear message for a mistake."""
 
 from __future__ import annotations
 

@@ -68,14 +68,12 @@ def kinds() -> list[str]:
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of `kind`: built in, registered in this process, or installed as a
-    plugin."""
+    """Every known name of `kind`: built in, registered in this process, or a plugin's."""
     return [*_BUILTIN[kind], *_registered[kind], *_plugins(kind)]
 
 
 def register(kind: str, name: str, part: Any) -> None:
-    """Makes `part` available as `name` in this process (an installed package uses an entry point
-    instead).
+    """Makes `part` available as `name` in this process; a package uses an entry point instead.
 
     Raises:
         ValueError: the kind does not exist, or the name is taken.
@@ -104,8 +102,7 @@ def get(kind: str, name: str) -> Any:
 
 
 def unknown(what: str, value: object, known: list[str]) -> str:
-    """One wording for every unknown name: what was given, the nearest known one, and all of
-    them."""
+    """One wording for every unknown name: what was given, the nearest known, and all known."""
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {value!r}{hint}; known: {', '.join(known)}"

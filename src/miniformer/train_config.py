@@ -1,5 +1,4 @@
-"""TrainConfig: everything that decides a training run; the command line has one flag for each
-field."""
+"""TrainConfig: everything that decides a training run; each field is a flag."""
 
 from __future__ import annotations
 

@@ -45,6 +45,18 @@ def test_the_training_command_of_the_readme_runs(tmp_path):
     assert "model: runs/" in done.stdout
 
 
+def test_the_examples_in_docstrings_run():
+    import doctest
+
+    import torch
+
+    from miniformer.model import transformer
+
+    results = doctest.testmod(transformer, extraglobs={"torch": torch})
+    assert results.attempted >= 2
+    assert results.failed == 0
+
+
 @pytest.mark.parametrize(
     "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
 )

@@ -1,10 +1,8 @@
-"""The errors that are a user's to mend. The command line shows their message and exits with code
-2."""
+"""The errors that are a user's to mend: the command line shows them and exits with code 2."""
 
 
 class UserError(ValueError):
-    """Something the user typed or supplied is wrong; the message gives the value, the limit and the
-    fix."""
+    """A mistake in what the user typed or supplied: the value, the limit and the fix."""
 
 
 class ConfigError(UserError):

@@ -1,5 +1,4 @@
-"""TransformerConfig: everything that decides a model's weights and its arithmetic, and nothing
-else."""
+"""TransformerConfig: everything that decides a model's weights and arithmetic, and no more."""
 
 from __future__ import annotations
 
@@ -122,8 +121,7 @@ class TransformerConfig(StrictConfig):
         return sizes.num_params(self)
 
     def flops_per_token(self, seq_len: int | None = None) -> int:
-        """Floating-point operations of one forward pass per token; a training step costs three
-        times that.
+        """Floating-point operations of a forward pass per token; training takes three times that.
 
         Args:
             seq_len: tokens in the sequence; null: `max_seq_len`.

@@ -1,5 +1,4 @@
-"""Parameter, FLOP and cache-byte counts from a config alone; tests hold them equal to the built
-model."""
+"""Parameter, FLOP and cache-byte counts from a config alone; equal to the built model's."""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ def num_params(config: TransformerConfig) -> int:
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
-    """Matrix products only, two operations a multiply-add (the convention of Kaplan et al. 2020 and
-    PaLM).
+    """Matrix products only, two operations a multiply-add (Kaplan et al. 2020, PaLM).
 
     Attention counts every query-key pair a mask lets through: all for an encoder, half for a causal
     model.

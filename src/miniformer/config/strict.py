@@ -106,8 +106,7 @@ def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain JSON value is of the annotated type. An int is a float; a bool is no
-    number."""
+    """Whether a plain JSON value is of the annotated type: an int is a float, a bool is not."""
     if hint is Any:
         return True
     if get_origin(hint) in (Union, types.UnionType):

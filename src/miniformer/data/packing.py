@@ -60,8 +60,7 @@ class PackedTokens:
         return inputs, labels
 
     def collate(self, windows: list[Window]) -> dict[str, Tensor]:
-        """A batch: `input_ids` and `labels`, int64 [B, T], and where documents meet
-        `segment_ids`."""
+        """A batch: `input_ids`, `labels`, int64 [B, T], and where documents meet `segment_ids`."""
         inputs = np.stack([window[0] for window in windows])
         labels = np.stack([window[1] for window in windows])
         batch = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
@@ -75,8 +74,7 @@ class PackedTokens:
 
 
 class WindowSampler:
-    """Start columns of one epoch's windows: from a random offset, in random order, both set by the
-    seed.
+    """Start columns of one epoch's windows: from a random offset, in random order.
 
     Args:
         data: the row to cut.

@@ -90,14 +90,12 @@ class Tokenizer:
         return [list(encoding.ids) for encoding in encode(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids; special tokens have none. Bytes that are no UTF-8 become
-        U+FFFD."""
+        """The text of token ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """Byte-level byte-pair encoding, as in GPT-2: any text can be encoded, and decodes to
-    itself."""
+    """Byte-level byte-pair encoding, as in GPT-2: any text decodes to itself."""
     vocab_size = vocab_size or 10_000
     _need(vocab_size, 2 + 256, "bpe", "one id for each byte value")
     backend = tokenizers.Tokenizer(models.BPE())

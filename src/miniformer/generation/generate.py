@@ -47,8 +47,7 @@ def generate(model: CausalModel, prompts: Tensor, options: GenerationConfig) -> 
 def generate_ragged(
     model: CausalModel, prompts: Sequence[Sequence[int]], options: GenerationConfig
 ) -> list[list[int]]:
-    """Continues prompts of unequal length; each result is its prompt and continuation, without
-    `eos_id`.
+    """Continues prompts of unequal length; a result is prompt and continuation, without `eos_id`.
 
     Raises:
         UserError: see `Transformer.generate`.

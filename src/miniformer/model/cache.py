@@ -89,8 +89,7 @@ class KVCache:
         return positions, make_cached_mask(real, start=start, stop=stop, device=device)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one layer's new keys and values, [B, K, T, E] each, and returns all so far, [B, K,
-        S, E]."""
+        """Stores a layer's new keys and values, [B, K, T, E]; returns all so far, [B, K, S, E]."""
         self.keys[layer, :, :, self._start : self.length] = keys
         self.values[layer, :, :, self._start : self.length] = values
         return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]

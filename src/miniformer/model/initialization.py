@@ -17,8 +17,7 @@ _RESIDUAL_WRITERS = ("o_proj", "down_proj")
 
 
 def initialize(model: nn.Module, *, n_layers: int) -> None:
-    """Sets the weights of `model`, a stack of `n_layers` layers, from torch's global random
-    generator."""
+    """Sets the weights of a model of `n_layers` layers from torch's global random generator."""
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         if isinstance(module, nn.Embedding):

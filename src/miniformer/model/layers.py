@@ -18,8 +18,7 @@ from miniformer.model.position import Rotation
 
 
 class EncoderLayer(nn.Module):
-    """A layer of an encoder or, with a causal mask, of a decoder-only model; [B, T, D] -> [B, T,
-    D]."""
+    """A layer of an encoder or, with a causal mask, of a decoder: [B, T, D] -> [B, T, D]."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

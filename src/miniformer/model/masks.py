@@ -85,8 +85,7 @@ def make_positions(
     segment_ids: Tensor | None = None,
     device: torch.device,
 ) -> Tensor:
-    """Position of each token within its own sequence: int [B, T], or [1, T] where all rows are
-    alike.
+    """Positions within each sequence: int [B, T], or [1, T] where all rows are alike.
 
     Positions of padding are arbitrary but within range.
     """

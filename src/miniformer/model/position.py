@@ -25,8 +25,7 @@ class Rotation(NamedTuple):
 
 
 class RotaryPosition(nn.Module):
-    """Turns pair i of each head by position * base ** (-2i / R), so dot products depend on distance
-    only."""
+    """Turns pair i of each head by position * base ** (-2i / R): scores depend on distance only."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -41,8 +40,7 @@ class RotaryPosition(nn.Module):
 
 
 class NoPosition(nn.Module):
-    """No position information; a causal model can still tell order from the mask (Haviv et al.
-    2022)."""
+    """No position information; a causal mask still tells order (Haviv et al. 2022)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""Saving and loading a model: `config.json`, `model.safetensors` and `format_version` in one
-directory.
+"""Saving and loading a model: `config.json`, `model.safetensors`, `format_version`.
 
 Loading reads JSON and safetensors only: nothing is unpickled and no code from the directory is run.
 """
@@ -26,8 +25,7 @@ class PretrainedMixin:
     config: TransformerConfig
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the model into `directory`, made if missing. Files are written beside and
-        renamed."""
+        """Writes the model into `directory`, made if missing; each file beside, then renamed."""
         assert isinstance(self, nn.Module)
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)

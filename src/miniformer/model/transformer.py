@@ -32,8 +32,7 @@ class Transformer(PretrainedMixin, nn.Module):
         config: its shape and parts.
 
     Example:
-        >>> model = Transformer(TransformerConfig(vocab_size=100, d_model=32, n_heads=4,
-        n_layers=2))
+        >>> model = Transformer(TransformerConfig(vocab_size=100, d_model=32, n_heads=4))
         >>> model(torch.randint(0, 100, (2, 16))).shape
         torch.Size([2, 16, 100])
     """
@@ -98,8 +97,7 @@ class Transformer(PretrainedMixin, nn.Module):
         segment_ids: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: the last layer's output, normalised, [B, T, D]. Arguments as in
-        `forward`."""
+        """What the head reads: the last layer's output, normalised, [B, T, D]; see `forward`."""
         self._check(inputs, attention_mask, segment_ids, cache)
         batch, length = inputs.shape[:2]
         if cache is None:

@@ -1,2 +1,1 @@
-"""What a batch means: how a record is encoded, what is lost on it, and which figures tell how well
-it goes."""
+"""What a batch means: how a record is encoded, what is lost on it, which figures tell."""

@@ -27,8 +27,7 @@ class Budget:
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     def progress(self, steps: int) -> float:
-        """Share of the run done after `steps` optimiser steps, in [0, 1]; 0 where there is no
-        limit."""
+        """Share of the run done after `steps` steps, in [0, 1]; 0 where there is no limit."""
         by_steps = steps / self.max_steps if self.max_steps else 0.0
         by_time = self.seconds / self.max_seconds if self.max_seconds else 0.0
         return min(1.0, max(by_steps, by_time))

@@ -15,8 +15,7 @@ class Interrupted(Exception):
 
 
 class InterruptCallback(L.Callback):
-    """Turns the first SIGINT or SIGTERM into `Interrupted` between batches; a second one acts at
-    once.
+    """Ends training between batches at the first SIGINT or SIGTERM; a second acts at once.
 
     Use it as a context manager around `Trainer.fit` and as one of its callbacks.
     """

@@ -1,5 +1,4 @@
-"""What the user watches: a live bar in a terminal, plain lines elsewhere, and `metrics.jsonl`
-always."""
+"""What the user watches: a live bar in a terminal, else plain lines; and `metrics.jsonl`."""
 
 from __future__ import annotations
 

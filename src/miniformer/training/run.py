@@ -238,8 +238,7 @@ def _precision(config: TrainConfig) -> Any:
 
 
 def _new_folder(work_dir: Path, name: str) -> Path:
-    """Makes `work_dir/name`, or with the first free number after it: a run never overwrites
-    another."""
+    """Makes `work_dir/name`, or the first free `name-2`, `name-3`...: no run overwrites another."""
     number = 1
     while True:
         folder = work_dir / (name if number == 1 else f"{name}-{number}")
@@ -254,8 +253,7 @@ def _new_folder(work_dir: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's tips and hints, meant for authors of training code, from users of this
-    one."""
+    """Keeps Lightning's hints, which are for authors of training code, from users of this one."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,5 +1,4 @@
-"""Learning-rate schedules: how far the run is, in [0, 1], -> factor on the learning rate, in [0,
-1].
+"""Learning-rate schedules: progress of the run in [0, 1] -> factor on the rate in [0, 1].
 
 The run's progress is measured in its own budget, steps or time (see `budget.py`).
 """
