@@ -31,8 +31,8 @@ from miniformer.training.optimizers import adamw
 from miniformer.training.progress import ProgressCallback, make_console
 from miniformer.training.run import _quiet_lightning
 
-STEPS, SKIPPED, ROUNDS = 120, 20, 7
-SIZES = {"1M": (128, 5), "10M": (448, 4)}  # width, layers
+SKIPPED = 10  # steps at the start of each run that do not count
+SIZES = {"1M": (128, 5, 110, 7), "10M": (448, 4, 30, 5)}  # width, layers, steps, rounds
 
 
 def loader_of(config, seq_len, batch_size):
@@ -85,17 +85,17 @@ def through_trainer(model, loader, steps):
     return [end - start for start, end in zip(clock.ends, clock.ends[1:], strict=False)]
 
 
-def measure(width, layers, seq_len=64, batch_size=12):
+def measure(width, layers, steps, rounds, seq_len=64, batch_size=12):
     config = TransformerConfig(
         vocab_size=68, d_model=width, n_heads=width // 32, n_layers=layers, max_seq_len=seq_len,
         dropout=0.0, causal=True,
     )  # fmt: skip
     ratios, loops = [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         torch.manual_seed(0)
         loader = loader_of(config, seq_len, batch_size)
-        loop = statistics.median(bare_loop(Transformer(config), loader, STEPS)[SKIPPED:])
-        trained = statistics.median(through_trainer(Transformer(config), loader, STEPS)[SKIPPED:])
+        loop = statistics.median(bare_loop(Transformer(config), loader, steps)[SKIPPED:])
+        trained = statistics.median(through_trainer(Transformer(config), loader, steps)[SKIPPED:])
         ratios.append(trained / loop)
         loops.append(loop)
     return {

@@ -24,7 +24,7 @@ from miniformer.trainer import tell
 from miniformer.training.progress import make_console
 from miniformer.training.run import train
 
-_HELD_OUT = 20  # one module in so many is held out
+_HELD_OUT = 32  # one module in so many is held out
 # Not everywhere, not written by hand, or tests.
 _SKIPPED = {
     *("__pycache__", "dist-packages", "encodings", "idlelib", "lib2to3", "pydoc_data"),
@@ -32,10 +32,10 @@ _SKIPPED = {
 }
 _MODEL = {
     "vocab_size": 2048,
-    "d_model": 192,
-    "n_heads": 6,
-    "n_layers": 4,
-    "max_seq_len": 512,
+    "d_model": 128,
+    "n_heads": 4,
+    "n_layers": 2,
+    "max_seq_len": 256,
     "dropout": 0.0,
     "activation": "swiglu",
 }
@@ -55,9 +55,9 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
         train_path=str(train_path),
         val_path=str(val_path),
         model_config=_MODEL,
-        batch_size=16,
-        seq_len=128,
-        lr=3e-3,
+        batch_size=8,
+        seq_len=64,
+        lr=5e-3,
         max_time=f"{round(minutes * 60)}s",
         work_dir=work_dir,
         experiment_name="demo",
@@ -138,5 +138,5 @@ def _compare(val_path: Path, bits: float, console: Console) -> None:
 def _complete(directory: Path, console: Console) -> None:
     prompt = "def "
     console.print(f"\nwhat it writes after {prompt!r}:\n")
-    text = load(directory).generate(prompt, max_new_tokens=120, temperature=0.7, top_p=0.95, seed=0)
+    text = load(directory).generate(prompt, max_new_tokens=80, temperature=0.7, top_p=0.95, seed=0)
     console.print(prompt + text)

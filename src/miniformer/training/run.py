@@ -194,8 +194,10 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
 def _check_machine(config: TrainConfig) -> None:
     """Refuses what this machine does not have."""
     name = config.accelerator
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in there and not there[name]():
+    missing = (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
         raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
     if config.logger == "wandb" and importlib.util.find_spec("wandb") is None:
         raise UserError(
