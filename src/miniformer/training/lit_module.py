@@ -70,6 +70,7 @@ class MiniFormerLitModule(L.LightningModule):
         )
         self.budget = budget
         self.step_tokens: Tensor | float = 0.0  # labels in the step under way
+        self.current_lr = 0.0  # of the last step
         self.train_loss: Tensor | None = None  # of the last batch, nats a token
         self.grad_norm: Tensor | None = None  # of the last step, before clipping
         self._val_sum, self._val_tokens = 0.0, 0.0
@@ -141,8 +142,8 @@ class MiniFormerLitModule(L.LightningModule):
         self._val_tokens += float(tokens)
 
     def on_validation_epoch_end(self) -> None:
-        loader: Any = self.trainer.val_dataloaders
-        bytes_per_token = getattr(loader.dataset, "bytes_per_token", None)
+        dataset = getattr(self.trainer.val_dataloaders, "dataset", None)
+        bytes_per_token = getattr(dataset, "bytes_per_token", None)
         figures = self.task.metrics(self._val_sum, self._val_tokens, bytes_per_token)
         for name, value in figures.items():
             self.log(f"val_{name}", value)

@@ -31,7 +31,7 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import KeepBest, StopAtBudget
 from miniformer.training.card import model_card
-from miniformer.training.interrupt import InterruptCallback, Interrupted
+from miniformer.training.interrupt import InterruptCallback
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.plot import plot_loss
 from miniformer.training.progress import ProgressCallback, make_console
@@ -64,7 +64,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         console: where to tell of its progress; None: standard output.
 
     Raises:
-        UserError: a setting, a path or a record is wrong; nothing has been written then.
+        UserError: a setting, a path or a record is wrong, and nothing has been written; or the
+            loss is no longer finite, and what was saved before stays.
     """
     console = console or make_console()
     L.seed_everything(config.seed, verbose=False)
@@ -167,10 +168,15 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             enable_checkpointing=False,
             default_root_dir=folder,
         )
-        with interrupt, contextlib.suppress(Interrupted):
-            trainer.fit(module, data)
-            if data.val_data is not None and keep.validated_at != trainer.global_step:
-                trainer.validate(module, data, verbose=False)
+        try:
+            with interrupt:
+                trainer.fit(module, data)
+                if data.val_data is not None and keep.validated_at != trainer.global_step:
+                    trainer.validate(module, data, verbose=False)
+        except Exception:
+            # `Interrupted`, or what came of worker processes that had the same Ctrl-C.
+            if interrupt.signal is None:
+                raise
 
     ended = {
         "step": trainer.global_step,
