@@ -34,6 +34,8 @@ class Tokenizer:
                 f"the tokenizer has no boundary token {BOUNDARY!r}; add it as a special token"
             )
         backend.encode_special_tokens = True  # special tokens spelled out in text stay text
+        backend.no_truncation()  # a foreign file may cut or fill texts, which is not its business
+        backend.no_padding()
         self.backend = backend
         self.boundary_id: int = boundary
 
@@ -76,8 +78,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return int(self.backend.get_vocab_size())
+        """One more than the largest id, special tokens included."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without boundary tokens."""

@@ -66,8 +66,8 @@ class LanguageModeling:
             batch["input_ids"], segment_ids=batch.get("segment_ids")
         )  # [B, T, D]
         labels = batch["labels"]
-        if "segment_ids" in batch:  # only then can there be padding; the head need not see it
-            kept = labels != IGNORED
+        kept = labels != IGNORED
+        if not bool(kept.all()):  # the head need not see what is not predicted
             features, labels = features[kept], labels[kept]  # [N, D], [N]
         logits = model.logits(features).flatten(0, -2)  # [N, V]
         loss = F.cross_entropy(logits.float(), labels.flatten(), reduction="sum")

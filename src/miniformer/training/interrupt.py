@@ -46,7 +46,6 @@ class InterruptCallback(L.Callback):
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
     def _stop_if_asked(self) -> None:
         if self.signal is not None:

@@ -247,6 +247,10 @@ def _precision(config: TrainConfig) -> Any:
 
 def _new_folder(work_dir: Path, name: str) -> Path:
     """Makes `work_dir/name`, or the first free `name-2`, `name-3`...: no run overwrites another."""
+    try:
+        work_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"work_dir: cannot make {work_dir}: {error.strerror}") from None
     number = 1
     while True:
         folder = work_dir / (name if number == 1 else f"{name}-{number}")
