@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from miniformer import __version__
 from miniformer.command import command_parser, run_command
 from miniformer.config import GenerationConfig, UserError
 from miniformer.trainer import run_training, train_parser
+
+_DECODING = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +42,10 @@ def _run(values: dict[str, Any]) -> int:
 
 
 def _generate_parser() -> Any:
-    parser = command_parser("Continue prompts with a trained model.")
+    parser = command_parser(
+        "Continue prompts with a trained model. What is left out is as the model directory's "
+        "generation_config.json says."
+    )
     parser.add_argument("directory", type=str, help="model directory")
     parser.add_argument(
         "prompts",
@@ -48,19 +54,27 @@ def _generate_parser() -> Any:
         help="one or more prompts; '-' reads one from standard input",
     )
     parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
-    parser.set_defaults({"temperature": 0.8, "max_new_tokens": 128})
+    parser.set_defaults(dict.fromkeys(_DECODING))
     return parser
 
 
 def _generate(values: dict[str, Any]) -> int:
     directory, prompts = values.pop("directory"), values.pop("prompts")
-    prompts = [sys.stdin.read() if prompt == "-" else prompt for prompt in prompts]
-    GenerationConfig.from_dict(values)  # mistakes are told before torch is loaded
+    options = {name: value for name, value in values.items() if value is not None}
+    GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
+    prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
-    for prompt, text in zip(prompts, load(directory).generate(prompts, **values), strict=True):
+    for prompt, text in zip(prompts, load(directory).generate(prompts, **options), strict=True):
         print(prompt + text)
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: {error}; give the prompt as UTF-8") from None
 
 
 def _demo_parser() -> Any:
@@ -73,8 +87,8 @@ def _demo_parser() -> Any:
 
 
 def _demo(values: dict[str, Any]) -> int:
-    if not values["minutes"] > 0:
-        raise UserError(f"minutes must be above 0, not {values['minutes']}")
+    if not 0.01 <= values["minutes"] <= 10_000:
+        raise UserError(f"minutes must be from 0.01 to 10000, not {values['minutes']}")
     from miniformer.demo import run_demo
 
     return run_demo(**values)

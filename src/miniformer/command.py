@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import re
+import shlex
+import shutil
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
-from miniformer.config import UserError
+from miniformer.config import NoEffectWarning, UserError
 
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
@@ -33,17 +39,18 @@ def run_command(
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        try:
-            values = parser.parse_args(arguments).as_dict()
-        except jsonargparse.ArgumentError as error:
-            raise UserError(_plain(str(error), parser, arguments)) from None
-        values.pop("config", None)
-        return run(values)
+        with _told_warnings():
+            try:
+                values = parser.parse_args(arguments).as_dict()
+            except jsonargparse.ArgumentError as error:
+                raise UserError(_plain(str(error), parser, arguments)) from None
+            values.pop("config", None)
+            return run(values)
     except UserError as error:
         print(f"miniformer: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nminiformer: stopped before anything was written", file=sys.stderr)
+        print("\nminiformer: stopped; nothing more was written", file=sys.stderr)
         return 130
 
 
@@ -53,21 +60,97 @@ def _google_style() -> Any:
     return DocstringStyle.GOOGLE
 
 
+@contextlib.contextmanager
+def _told_warnings() -> Iterator[None]:
+    """Shows our warnings to a user, who has no use for the line of code that gave them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NoEffectWarning)
+        show = warnings.showwarning
+
+        def tell(message: Any, category: type[Warning], *more: Any, **options: Any) -> None:
+            if category is NoEffectWarning:
+                print(f"miniformer: warning: {message}", file=sys.stderr)
+            else:
+                show(message, category, *more, **options)
+
+        warnings.showwarning = tell
+        yield
+
+
+_TYPES = {
+    "bool": "true or false",
+    "dict": 'an object, such as {"n_layers": 4}',
+    "float": "a number",
+    "int": "an integer",
+    "NoneType": "null",
+    "str": "a string",
+}
+
+
 def _plain(message: str, parser: jsonargparse.ArgumentParser, arguments: list[str]) -> str:
-    """The parser's message in one sentence, with the nearest flag for an unknown one."""
-    unknown = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
-    if unknown is None:
-        return " ".join(message.split())
-    flag = unknown[1].partition("=")[0]
-    near = difflib.get_close_matches(flag, _flags(parser), n=1)
-    return f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "; see --help")
+    """The parser's message in the words of this house, with the nearest flag for an unknown one."""
+    message = " ".join(message.split())
+    names = _flags(parser, arguments)
+    if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flag = found[1].partition("=")[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument {flag!r}; see --help"
+        return f"unknown flag {flag}{_nearest(flag, names)}"
+    if found := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
+        types = [
+            _TYPES.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", message)
+        ]
+        if types:
+            return f"{found[1]} must be {' or '.join(dict.fromkeys(types))}, not {found[2]}"
+    file = _config_file(arguments)
+    if found := re.search(r"Option '(\w+)' is not accepted", message):
+        known = [name.removeprefix("--") for name in names]
+        return f"{file}: unknown field {found[1]!r}{_nearest(found[1], known)}"
+    if "File does not exist" in message:
+        return f"{file}: no such file"
+    if "Unexpected config" in message:
+        return f"{file}: expected flags and their values, such as 'batch_size: 16'"
+    if "Problems parsing config" in message:
+        problem = message.partition("parsing config: ")[2].replace(' in "<unicode string>",', " at")
+        return f"{file}: not YAML: {problem}"
+    return message
 
 
-def _flags(parser: Any) -> list[str]:
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else "; see --help"
+
+
+def _flags(parser: Any, arguments: list[str]) -> list[str]:
+    """The flags of the chosen subcommand, or of a parser that has none."""
     flags: list[str] = []
     for action in parser._actions:
+        children = getattr(action, "_name_parser_map", None)
+        if isinstance(children, dict):
+            for name in [name for name in arguments if name in children][:1]:
+                return _flags(children[name], [])
         flags += action.option_strings
-        if isinstance(getattr(action, "_name_parser_map", None), dict):  # subcommands
-            for child in action._name_parser_map.values():
-                flags += _flags(child)
     return flags
+
+
+def _config_file(arguments: list[str]) -> str:
+    """The value of the last --config."""
+    joined = " ".join(re.sub(r"^--config=", "--config ", word) for word in arguments)
+    files: list[str] = re.findall(r"--config (\S+)", joined)
+    return files[-1] if files else "config"
+
+
+def python() -> str:
+    """How to call this Python from a shell: `python` where that is the same one."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    near = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if near.startswith("..") else near)
+
+
+def program() -> str:
+    """How to call the `miniformer` command of this installation from a shell."""
+    beside = Path(sys.executable).with_name("miniformer")
+    if shutil.which("miniformer") == str(beside):
+        return "miniformer"
+    return f"{python()} -m miniformer.cli"

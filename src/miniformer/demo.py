@@ -7,10 +7,12 @@ were never trained on, chosen by a hash of their names, so the split is the same
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import lzma
 import math
 import os
+import shlex
 import sysconfig
 from collections import Counter
 from pathlib import Path
@@ -18,13 +20,15 @@ from pathlib import Path
 from rich.console import Console
 
 from miniformer.checkpoint.pipeline import load
+from miniformer.command import python
 from miniformer.config import UserError
+from miniformer.model.pretrained import write_text
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import tell
 from miniformer.training.progress import make_console
 from miniformer.training.run import train
 
-_HELD_OUT = 32  # one module in so many is held out
+_HELD_OUT = 20  # one module in so many is held out
 # Not everywhere, not written by hand, or tests.
 _SKIPPED = {
     *("__pycache__", "dist-packages", "encodings", "idlelib", "lib2to3", "pydoc_data"),
@@ -47,18 +51,21 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
     Args:
         minutes: training time.
         work_dir: folder for data and run.
+
+    Raises:
+        UserError: see `train`; or there is no Python source on this machine.
     """
     console = make_console()
-    folder = Path(work_dir) / "demo-data"
-    train_path, val_path = _write_data(folder, console)
+    texts = _read_modules(Path(sysconfig.get_paths()["stdlib"]))
+    folder = _write_data(texts, Path(work_dir), console)
     config = TrainConfig(
-        train_path=str(train_path),
-        val_path=str(val_path),
+        train_path=str(folder / "train.jsonl"),
+        val_path=str(folder / "val.jsonl"),
         model_config=_MODEL,
         batch_size=8,
         seq_len=64,
         lr=5e-3,
-        max_time=f"{round(minutes * 60)}s",
+        max_time=f"{minutes * 60:.2f}s",
         work_dir=work_dir,
         experiment_name="demo",
     )
@@ -66,15 +73,14 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
     result = train(config, console=console)
     code = tell(result, console)
     if result.interrupted is None:
-        _compare(val_path, result.figures["val_bits_per_byte"], console)
+        _compare(folder / "val.jsonl", result.figures["val_bits_per_byte"], console)
         _complete(result.model, console)
     return code
 
 
-def _write_data(folder: Path, console: Console) -> tuple[Path, Path]:
-    """Writes train.jsonl and val.jsonl, one module of the standard library a line."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    lines: dict[str, list[str]] = {"train": [], "val": []}
+def _read_modules(root: Path) -> dict[str, str]:
+    """File name -> its lines, one module of the standard library each."""
+    lines: dict[str, list[str]] = {"train.jsonl": [], "val.jsonl": []}
     for path in _modules(root):
         try:
             text = path.read_text(encoding="utf-8")
@@ -82,23 +88,41 @@ def _write_data(folder: Path, console: Console) -> tuple[Path, Path]:
             continue
         name = path.relative_to(root).as_posix()
         held_out = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _HELD_OUT == 0
-        lines["val" if held_out else "train"].append(json.dumps({"text": text, "file": name}))
-    if not (lines["train"] and lines["val"]):
+        record = json.dumps({"text": text, "file": name})
+        lines["val.jsonl" if held_out else "train.jsonl"].append(record)
+    if not all(lines.values()):
         raise UserError(
             f"no Python source was found in {root}; train on a file of your own instead"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, some in lines.items():
-        path = folder / f"{split}.jsonl"
-        text = "\n".join(some) + "\n"
-        verb = "wrote" if not path.exists() else "kept"
-        if verb == "kept" and path.read_text(encoding="utf-8") != text:
-            verb = "replaced, because this Python's source differs from the one before,"
-        if verb != "kept":
-            path.write_text(text, encoding="utf-8")
-        console.print(f"{verb} {path}: {len(some)} modules, {len(text) / 1e6:.2f} MB")
-    console.print(f"its first line: {lines['train'][0][:88]}...")
-    return folder / "train.jsonl", folder / "val.jsonl"
+    return {name: "\n".join(some) + "\n" for name, some in lines.items()}
+
+
+def _write_data(texts: dict[str, str], work_dir: Path, console: Console) -> Path:
+    """Writes the files to `work_dir/demo-data`, or the first of `demo-data-2`, ... that is free.
+
+    Files that are there already are kept if they are the same; no others are touched.
+    """
+    for number in itertools.count(1):
+        folder = work_dir / ("demo-data" if number == 1 else f"demo-data-{number}")
+        try:
+            there = {
+                name: (folder / name).read_bytes() for name in texts if (folder / name).exists()
+            }
+            if any(there[name] != texts[name].encode() for name in there):
+                console.print(f"{folder} holds other files, which stay as they are")
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                if name not in there:
+                    write_text(folder / name, text)
+                verb = "kept" if name in there else "wrote"
+                size = f"{text.count(chr(10))} modules, {len(text) / 1e6:.2f} MB"
+                console.print(f"{verb} {folder / name}: {size}")
+        except OSError as error:
+            raise UserError(f"work_dir: cannot write {folder}: {error.strerror}") from None
+        console.print(f"its first line: {texts['train.jsonl'][:88]}...")
+        return folder
+    raise AssertionError("there is always a free number")
 
 
 def _modules(root: Path) -> list[Path]:
@@ -111,16 +135,11 @@ def _modules(root: Path) -> list[Path]:
 
 def _command(config: TrainConfig) -> str:
     """The command line that trains the same model."""
-    flags = {
-        name: value
-        for name, value in config.to_dict().items()
-        if value != getattr(TrainConfig(train_path="-"), name)
-    }
     words = [
-        f"--{name} '{json.dumps(value)}'" if isinstance(value, dict) else f"--{name} {value}"
-        for name, value in flags.items()
+        f"--{name} {shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))}"
+        for name, value in config.changed().items()
     ]
-    return " \\\n  ".join(["python -m miniformer.trainer", *words])
+    return " \\\n  ".join([f"{python()} -m miniformer.trainer", *words])
 
 
 def _compare(val_path: Path, bits: float, console: Console) -> None:

@@ -73,12 +73,18 @@ class TrainConfig(StrictConfig):
     precision: str = "auto"
     accelerator: str = "auto"
     num_workers: int = option(0, low=0)
-    seed: int = option(0, low=0)
+    seed: int = option(0, low=0, high=2**32 - 1)
     deterministic: bool = False
     work_dir: str = "runs"
     experiment_name: str | None = None
     logger: str = option("tensorboard", of="logger")
     early_stopping_patience: int | None = option(None, low=1)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that are not at their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        values = self.to_dict().items()
+        return {name: value for name, value in values if value and value != defaults[name]}
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
@@ -103,6 +109,8 @@ class TrainConfig(StrictConfig):
             problems.append(
                 "early_stopping_patience needs val_path, the text on which the loss is watched"
             )
+        if self.val_interval is not None and self.val_path is None:
+            problems.append("val_interval needs val_path, the text to validate on")
         if self.max_time is not None and self.max_seconds is None:
             problems.append(
                 f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"

@@ -5,10 +5,11 @@ Its flags are the fields of TrainConfig; `--config FILE.yaml` gives several at o
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from miniformer.command import command_parser, run_command
+from miniformer.command import command_parser, program, run_command
 from miniformer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def tell(result: RunResult, console: Console) -> int:
         )
     console.print(f"loss curve: {result.folder / 'loss.png'}")
     console.print(f"model: {result.model}")
-    console.print(f'use it: miniformer generate {result.model} "your prompt"')
+    directory = shlex.quote(str(result.model))
+    console.print(f'use it: {program()} generate {directory} "your prompt"')
     return 0 if result.interrupted is None else 128 + result.interrupted
 
 

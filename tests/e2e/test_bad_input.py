@@ -1,5 +1,6 @@
 """A user's mistake: exit code 2, one message that names it and how to mend it, no traceback."""
 
+import io
 import json
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 import miniformer
 from miniformer import cli, trainer
-from miniformer.config import UserError
+from miniformer.config import NoEffectWarning, UserError
 from tests.kit import VERSE, tiny_model, write_jsonl
 
 SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
@@ -51,6 +52,10 @@ def train_with(tmp_path, capsys):
         ),
         ("", "bad.jsonl: the file is empty; it needs at least one record"),
         ('{"text": ""}\n', "bad.jsonl: every record's text is empty"),
+        (
+            '{"text": "a\\ud83d"}\n',
+            "bad.jsonl:1: character 1 of 'text' is '\\ud83d', half of a surrogate pair",
+        ),
     ],
 )
 def test_a_bad_data_file(train_with, tmp_path, content, wanted):
@@ -102,10 +107,21 @@ def test_an_unknown_key_of_the_model(train_with):
     assert "unknown field 'n_layer' (did you mean 'n_layers'?)" in train_with(n_layer=2)
 
 
-def test_an_unknown_key_in_a_yaml_file(train_with, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("bach_size: 3\n", "recipe.yaml: unknown field 'bach_size'; did you mean batch_size?"),
+        ("lr: [1\n b: {", "recipe.yaml: not YAML: while parsing a flow sequence"),
+        ("- 1\n", "recipe.yaml: expected flags and their values"),
+        ("lr: fast\n", "lr must be a number, not fast"),
+        (None, "recipe.yaml: no such file"),
+    ],
+)
+def test_a_wrong_yaml_file(train_with, tmp_path, content, wanted):
     path = tmp_path / "recipe.yaml"
-    path.write_text("bach_size: 3\n")
-    assert "bach_size" in train_with("--config", str(path))
+    if content is not None:
+        path.write_text(content)
+    assert wanted in train_with("--config", str(path))
 
 
 def test_a_window_longer_than_the_model_accepts(train_with):
@@ -116,13 +132,18 @@ def test_a_window_longer_than_the_model_accepts(train_with):
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        (["--lr", "fast"], '"lr"'),
+        (["--lr", "fast"], "lr must be a number, not fast"),
+        (["--max_steps", "ten"], "max_steps must be an integer or null, not ten"),
+        (["--deterministic", "maybe"], "deterministic must be true or false, not maybe"),
+        (["--seed", "4294967296"], "seed must be at most 4294967295, not 4294967296"),
+        (["--val_interval", "5"], "val_interval needs val_path"),
+        (["stray"], "unexpected argument 'stray'"),
         (["--lr", "-1"], "lr must be at least 0.0, not -1.0"),
         (["--batch_size", "0"], "batch_size must be at least 1, not 0"),
         (["--tokenizer", "bqe"], "unknown tokenizer 'bqe' (did you mean 'bpe'?)"),
         (["--tokenizer", "no.json"], "no.json: no such tokenizer file"),
         (["--task", "translation"], "unknown task 'translation'"),
-        (["--model_config", "{d_model"], "model_config"),
+        (["--model_config", "{d_model"], "model_config must be an object, such as {"),
         (["--logger", "wandb"], "logger=wandb needs the package wandb"),
         (["--accelerator", "cuda"], "accelerator=cuda"),
     ],
@@ -149,9 +170,35 @@ def test_a_work_dir_that_is_a_file(tmp_path, capsys):
 def test_a_subcommand_that_does_not_exist(capsys):
     assert "tran" in mistake(capsys, cli.main, ["tran"])
     assert "command" in mistake(capsys, cli.main, [])
-    assert "minutes must be above 0, not -1.0" in mistake(
-        capsys, cli.main, ["demo", "--minutes", "-1"]
-    )
+    assert "unknown flag --minutes" in mistake(capsys, cli.main, ["train", "--minutes"])
+
+
+@pytest.mark.parametrize("minutes", ["inf", "nan", "x"])
+def test_a_demo_of_no_minutes(capsys, minutes):
+    message = mistake(capsys, cli.main, ["demo", "--minutes", minutes])
+    assert f"minutes must be a number, not {minutes}" in message
+
+
+@pytest.mark.parametrize("minutes", ["-1", "0", "0.001", "1e9"])
+def test_a_demo_that_would_never_begin_or_end(capsys, minutes):
+    message = mistake(capsys, cli.main, ["demo", "--minutes", minutes])
+    assert f"minutes must be from 0.01 to 10000, not {float(minutes)}" in message
+
+
+def test_a_demo_in_a_file(tmp_path, capsys):
+    path = tmp_path / "file"
+    path.write_text("")
+    message = mistake(capsys, cli.main, ["demo", "--work_dir", str(path)])
+    assert f"work_dir: cannot write {path}/demo-data: Not a directory" in message
+
+
+def test_a_work_dir_that_points_nowhere(tmp_path, capsys):
+    data = write_jsonl(tmp_path / "a.jsonl", [VERSE])
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone" / "away")
+    arguments = ["--train_path", str(data), "--model_config", json.dumps(SMALL)]
+    message = mistake(capsys, trainer.main, [*arguments, "--work_dir", str(link)])
+    assert f"work_dir: cannot make {link}" in message
 
 
 @pytest.fixture
@@ -178,6 +225,9 @@ def directory(tmp_path):
         (["--temperature", "-1"], "temperature must be at least 0.0, not -1.0"),
         (["--top_p", "2"], "top_p must be at most 1.0, not 2.0"),
         (["--topp", "0.5"], "unknown flag --topp; did you mean --top_p?"),
+        (["--seed", str(2**63)], "seed must be at most 9223372036854775807"),
+        (["--max_steps", "1"], "unknown flag --max_steps"),
+        (["\ud83d"], "prompt: character 0 is '\\ud83d', half of a surrogate pair"),
         (["--max_new_tokens", "30"], "a prompt of 5 tokens and max_new_tokens=30 exceed "
                                      "max_seq_len=32; ask for at most 27 new tokens"),
     ],
@@ -191,6 +241,7 @@ def test_wrong_decoding_options(directory, capsys, more, wanted):
     [
         ("config.json", None, "not a model directory: config.json is missing"),
         ("config.json", b"{", "config.json: not a model config"),
+        ("config.json", b"[1]", "config.json: not a model config"),
         ("config.json", b'{"architecture": "Transformer", "d_modl": 3}', "did you mean 'd_model'?"),
         ("config.json", b'{"architecture": "Perceiver"}', "holds a Perceiver, not a Transformer"),
         ("config.json", b'{"architecture": "Transformer"}', "tensors do not match config.json"),
@@ -221,6 +272,28 @@ def test_a_tokenizer_of_another_model(directory, capsys):
 def test_a_directory_that_is_not_there(capsys):
     message = mistake(capsys, cli.main, ["generate", "nowhere", "a"])
     assert "nowhere: no such model directory" in message
+
+
+def test_standard_input_that_is_not_utf8(directory, capsys, monkeypatch):
+    given = io.TextIOWrapper(io.BytesIO(b"caf\xe9 "), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", given)
+    assert "standard input: 'utf-8'" in mistake(capsys, cli.main, ["generate", str(directory), "-"])
+
+
+@pytest.mark.parametrize("option", [{"top_k": 5}, {"top_p": 0.5}, {"seed": 1}])
+def test_an_option_without_effect_warns(directory, option):
+    ((name, value),) = option.items()
+    pipeline = miniformer.load(directory)
+    with pytest.warns(NoEffectWarning, match=f"{name}={value} has no effect with temperature=0"):
+        pipeline.generate("a", temperature=0, max_new_tokens=1, **option)
+
+
+def test_a_warning_on_the_command_line_is_one_line(directory, capsys):
+    arguments = ["--temperature", "0", "--seed", "1", "--max_new_tokens", "1"]
+    assert cli.main(["generate", str(directory), "a", *arguments]) == 0
+    assert capsys.readouterr().err == (
+        "miniformer: warning: seed=1 has no effect with temperature=0\n"
+    )
 
 
 def test_an_unknown_option_of_a_pipeline(directory):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import torch
 from rich.console import Console
 
 import miniformer
-from miniformer import cli, trainer
+from miniformer import cli, demo, trainer
+from miniformer.training.progress import make_console
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 
 MODEL = '{"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}'
@@ -59,7 +61,7 @@ def test_training_learns_and_says_what_it_did(run):
         "model: ",
         "validation loss",
         "bits/byte",
-        "use it: miniformer",
+        "use it: ",
     ):
         assert text in done.stdout
     assert done.stderr == "", "no warnings or hints of other libraries reach the user"
@@ -262,16 +264,40 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
     assert not train & val
 
 
-def test_the_demo_says_when_it_replaces_its_data(tmp_path, capsys):
-    from miniformer.demo import _write_data
-    from miniformer.training.progress import make_console
-
-    _write_data(tmp_path, make_console())
-    (tmp_path / "val.jsonl").write_text("{}")
-    _write_data(tmp_path, make_console())
+def test_the_demo_leaves_other_files_alone(tmp_path, capsys):
+    texts = {"train.jsonl": "a\n", "val.jsonl": "b\n"}
+    (tmp_path / "demo-data").mkdir()
+    own = write_jsonl(tmp_path / "demo-data" / "val.jsonl", [VERSE])
+    before = own.read_text()
+    for _ in range(2):
+        folder = demo._write_data(texts, tmp_path, make_console())
+        assert folder == tmp_path / "demo-data-2"
+        assert {path.name: path.read_text() for path in folder.iterdir()} == texts
+    assert own.read_text() == before
+    assert not (tmp_path / "demo-data" / "train.jsonl").exists()
     out = capsys.readouterr().out
-    assert f"kept {tmp_path / 'train.jsonl'}" in out
-    assert "replaced, because this Python's source differs from the one before" in out
+    assert f"{tmp_path / 'demo-data'} holds other files, which stay as they are" in out
+    assert f"wrote {folder / 'train.jsonl'}" in out
+    assert f"kept {folder / 'train.jsonl'}" in out
+
+
+def test_printed_commands_can_be_pasted(run, tmp_path, files, capsys):
+    """Whatever the folders are called, and whatever `python` and `miniformer` mean to the shell."""
+    work_dir = tmp_path / "my $HOME 'runs'"
+    assert trainer.main(flags(files, work_dir, "--max_steps", "1")) == 0
+    (line,) = re.findall(r"use it: (.*)", capsys.readouterr().out)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("your prompt")
+    config = miniformer.TrainConfig(train_path=str(files / "it's.jsonl"), model_config={"d_ff": 3})
+    command = demo._command(config).replace(
+        "-m miniformer.trainer", "-c 'import sys; print(sys.argv[1:])'"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment())
+    assert (
+        done.stdout
+        == str(["--train_path", str(files / "it's.jsonl"), "--model_config", '{"d_ff": 3}']) + "\n"
+    )
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")

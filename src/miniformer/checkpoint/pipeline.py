@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any, overload
 
 from miniformer import registry
-from miniformer.config import GenerationConfig, UserError
+from miniformer.config import GenerationConfig, NoEffectWarning, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import generate_ragged
 from miniformer.model.transformer import Transformer
@@ -72,6 +73,11 @@ class Pipeline:
                 `max_new_tokens` within `max_seq_len`.
         """
         settings = GenerationConfig.from_dict({**dataclasses.asdict(self.generation), **options})
+        if settings.temperature == 0:
+            for name in ("top_k", "top_p", "seed"):
+                if options.get(name) is not None:
+                    message = f"{name}={options[name]} has no effect with temperature=0"
+                    warnings.warn(message, NoEffectWarning, stacklevel=2)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         rows = [self._encode(text) for text in prompts]
         continued = generate_ragged(self.model, rows, settings)
@@ -81,6 +87,13 @@ class Pipeline:
         return texts[0] if isinstance(prompt, str) else texts
 
     def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"prompt: character {error.start} is {text[error.start]!a}, half of a surrogate "
+                "pair and no text by itself; is the prompt UTF-8?"
+            ) from None
         ids = self.tokenizer.encode(text)
         begins = self.task["prompt_begins_document"] or not ids
         return [self.tokenizer.boundary_id, *ids] if begins else ids
@@ -92,7 +105,7 @@ def _read_task(path: Path) -> dict[str, Any]:
         name, begins = task["task"], task["prompt_begins_document"]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory needs its task") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a task description: {error!r}") from None
     if name not in registry.names("task"):
         raise UserError(f"{path}: {registry.unknown('task', name, registry.names('task'))}")

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """A mistake in what the user typed or supplied: the value, the limit and the fix."""
 
 
+class NoEffectWarning(UserWarning):
+    """A setting that was given does nothing beside another."""
+
+
 class ConfigError(UserError):
     """One or more settings are wrong; every one of them is in the message and in `problems`."""
 

@@ -27,7 +27,7 @@ class GenerationConfig(StrictConfig):
     top_k: int | None = option(None, low=1)
     top_p: float | None = option(None, low=0.0, high=1.0)
     eos_id: int | None = option(None, low=0)
-    seed: int | None = option(None, low=0)
+    seed: int | None = option(None, low=0, high=2**63 - 1)
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""

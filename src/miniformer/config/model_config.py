@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from miniformer import registry
 from miniformer.config import sizes
 from miniformer.config.strict import StrictConfig, option
+
+
+def _up(value: float) -> float:
+    """Three digits of it, never less than it."""
+    return math.ceil(value * 1000) / 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +81,16 @@ class TransformerConfig(StrictConfig):
         elif self.position == "rotary" and self.rotary_dim == 0:
             problems.append(
                 f"rotary_pct={self.rotary_pct} rotates no pair of a head of {self.head_width}; "
-                f"use at least {2 / self.head_width:.3g}, a wider head, or position='none'"
+                + (f"use at least {_up(2 / self.head_width)}, " if self.head_width > 1 else "use ")
+                + "a wider head, or position='none'"
             )
+        if self.position != "rotary":
+            problems += [
+                f"{name}={getattr(self, name)} has no effect with position={self.position!r}; "
+                "leave it out"
+                for name, default in (("rotary_pct", 1.0), ("rotary_base", 10000.0))
+                if getattr(self, name) != default
+            ]
         if self.n_heads % self.kv_heads:
             problems.append(
                 f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -34,9 +35,9 @@ class MiniFormerDataModule(L.LightningDataModule):
     """Encodes text files and serves packed batches of `input_ids`, `labels` and `segment_ids`.
 
     Args:
-        train_path: `.jsonl` or `.txt` file to train on.
+        train_path: `.jsonl` or `.txt` file to train on, or its records.
         tokenizer: turns its text into ids.
-        val_path: file to validate on; None: no validation.
+        val_path: file to validate on, or its records; None: no validation.
         task: a task's registered name, or a task.
         batch_size: windows in a batch, B.
         seq_len: tokens in a window, T.
@@ -50,10 +51,10 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train_path: str | Path,
+        train_path: str | Path | JSONLinesDataset,
         *,
         tokenizer: Tokenizer,
-        val_path: str | Path | None = None,
+        val_path: str | Path | JSONLinesDataset | None = None,
         task: str | TextTask = "language_modeling",
         batch_size: int = 16,
         seq_len: int = 256,
@@ -94,17 +95,20 @@ class MiniFormerDataModule(L.LightningDataModule):
             collate_fn=data.collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_ctrl_c,
         )
 
-    def _pack(self, path: str | Path, *, endless: bool) -> PackedTokens:
-        records = JSONLinesDataset(path, self.task.schema)
+    def _pack(self, source: str | Path | JSONLinesDataset, *, endless: bool) -> PackedTokens:
+        records = source
+        if not isinstance(records, JSONLinesDataset):
+            records = JSONLinesDataset(records, self.task.schema)
         kind = np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.uint32
         parts, n_bytes = [], 0
         for some in _chunks(iter(records), _RECORDS_AT_ONCE):
             n_bytes += sum(len(record["text"].encode()) for record in some)
             parts += [np.array(ids, dtype=kind) for ids in self.task.encode(some, self.tokenizer)]
         if n_bytes == 0:
-            raise UserError(f"{path}: every record's text is empty")
+            raise UserError(f"{records.path}: every record's text is empty")
         return PackedTokens(
             np.concatenate(parts),
             seq_len=self.seq_len,
@@ -112,6 +116,11 @@ class MiniFormerDataModule(L.LightningDataModule):
             n_bytes=n_bytes,
             endless=endless,
         )
+
+
+def _leave_ctrl_c(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the training process is the one to answer it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:

@@ -1,7 +1,8 @@
 """Reading JSON-lines and plain-text files, one checked record at a time.
 
 A `.jsonl` file holds one JSON object a line; a `.txt` file is one record, {"text": the whole file}.
-Lines are indexed once by byte offset and read when asked for, so a file is never held in memory.
+Lines are indexed once by byte offset and read when asked for, so a `.jsonl` file is never held in
+memory; a `.txt` file is, being one record.
 """
 
 from __future__ import annotations
@@ -133,4 +134,20 @@ class JSONLinesDataset:
                 raise RecordError(
                     self.path, line, f"{name!r} must be a {kind.__name__}, not a {found}"
                 )
+            if kind is str and (at := _surrogate(record[name])) is not None:
+                raise RecordError(
+                    self.path,
+                    line,
+                    f"character {at} of {name!r} is {record[name][at]!a}, half of a "
+                    "surrogate pair and no text by itself; remove it",
+                )
         return record
+
+
+def _surrogate(text: str) -> int | None:
+    """Where a text that cannot be written as UTF-8 goes wrong; None: nowhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

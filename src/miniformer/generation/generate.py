@@ -5,6 +5,7 @@ Letters: B batch, T prompt length, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.generation.sampling import choose
+
+_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 class CausalModel(Protocol):
@@ -36,10 +39,12 @@ def generate(model: CausalModel, prompts: Tensor, options: GenerationConfig) -> 
     Raises:
         UserError: see `Transformer.generate`.
     """
-    if prompts.dim() != 2 or prompts.is_floating_point():
+    if prompts.dim() != 2 or prompts.dtype not in _INTEGERS:
         raise UserError(
             f"prompts must be [B, T] token ids, not {prompts.dtype} {list(prompts.shape)}"
         )
+    if not len(prompts):
+        return prompts
     continued = _decode(model, prompts, None, options)
     return torch.cat((prompts, continued.to(prompts.device)), 1)
 
@@ -52,7 +57,7 @@ def generate_ragged(
     Raises:
         UserError: see `Transformer.generate`.
     """
-    rows = [[int(token) for token in prompt] for prompt in prompts]
+    rows = [_ids(prompt) for prompt in prompts]
     if not rows:
         return []
     if not all(rows):
@@ -99,7 +104,22 @@ def _decode(
         model.train(was_training)
 
 
+def _ids(prompt: Sequence[int]) -> list[int]:
+    try:
+        if not any(isinstance(token, bool) for token in prompt):
+            return [operator.index(token) for token in prompt]
+    except TypeError:
+        pass
+    raise UserError(f"prompts must be lists of token ids, such as [[1, 2], [3]]; found {prompt!r}")
+
+
 def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
+    for name in ("input_dim", "output_dim"):
+        if getattr(config, name) is not None:
+            raise UserError(
+                f"a model with {name}={getattr(config, name)} has no tokens to go on with; "
+                f"generate needs {name}=null"
+            )
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
     if int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:

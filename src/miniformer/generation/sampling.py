@@ -28,7 +28,9 @@ def choose(
     """
     if options.temperature == 0:
         return logits.argmax(-1)
-    scaled = logits.float() / options.temperature
+    # The likeliest token's score is 0, so that no temperature is too small to divide by.
+    scaled = logits.float() - logits.amax(-1, keepdim=True).float()
+    scaled = scaled / max(options.temperature, 1e-30)
     ids = None
     if options.top_k is not None or options.top_p is not None:
         scaled, ids = scaled.topk(

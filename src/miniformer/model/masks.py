@@ -94,15 +94,15 @@ def make_positions(
         return columns
     if attention_mask is None:
         attention_mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
-    counts = attention_mask.cumsum(1) - 1
-    if segment_ids is not None:
-        begins = segment_ids != segment_ids.roll(1, dims=1)
-        begins[:, 0] = True
-        run = begins.cumsum(1) - 1  # number of the run of equal segments that each token is in
-        lengths = torch.zeros_like(run).scatter_add_(1, run, torch.ones_like(run))
-        first = (lengths.cumsum(1) - lengths).gather(1, run)  # column where that run began
-        counts = counts - counts.gather(1, first)
-    return counts.clamp_min(0)
+    if segment_ids is None:
+        return (attention_mask.cumsum(1) - 1).clamp_min(0)
+    # Sorting lays each segment's tokens side by side, in their order, wherever they stand.
+    segment_ids, order = segment_ids.sort(dim=1, stable=True)
+    real = attention_mask.gather(1, order)
+    before = real.cumsum(1) - real.long()  # real tokens of this and smaller segments before each
+    first = torch.searchsorted(segment_ids, segment_ids)  # column where its segment begins
+    counts = before - before.gather(1, first)
+    return torch.zeros_like(counts).scatter(1, order, counts)
 
 
 def _causal(queries: int, keys: int, device: torch.device) -> Tensor:

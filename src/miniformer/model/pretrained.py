@@ -91,7 +91,7 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         raise UserError(f"{directory}: not a model directory: {missing} is missing") from None
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
-    except (ValueError, KeyError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise UserError(f"{path}: not a model config: {error!r}") from None
     if version != FORMAT_VERSION:
         raise UserError(

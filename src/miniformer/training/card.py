@@ -34,11 +34,6 @@ def model_card(
         f"{config.activation}, {config.norm}, {config.position} positions, "
         f"context {config.max_seq_len}"
     )
-    changed = {
-        key: value
-        for key, value in run.to_dict().items()
-        if value != getattr(TrainConfig(train_path="-"), key) and value is not None
-    }
     return "\n".join(
         [
             "---",
@@ -71,7 +66,7 @@ def model_card(
             "## How it was trained",
             "",
             "```json",
-            json.dumps(changed, indent=2),
+            json.dumps(run.changed(), indent=2),
             "```",
             "",
             f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "

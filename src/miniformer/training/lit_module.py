@@ -7,14 +7,18 @@ however unevenly their tokens are spread; averaging the averages, as a `loss / N
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
+from torchmetrics import SumMetric
 
 from miniformer import registry
+from miniformer.config import UserError
 from miniformer.model.transformer import Transformer
 from miniformer.training.budget import Budget
 
@@ -38,8 +42,8 @@ class MiniFormerLitModule(L.LightningModule):
         warmup_steps: steps in which the learning rate first goes up; None: 5 % of the run.
         gradient_clip_val: longest gradient (its norm); 0: any.
         accumulate_grad_batches: batches in one optimiser step.
-        budget: the run's limits, by which the schedule goes; None: the `Trainer`'s own number of
-            steps.
+        budget: the run's limits, by which the schedule goes; None: the `Trainer`'s own max_steps,
+            max_epochs or max_time, whichever comes first.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class MiniFormerLitModule(L.LightningModule):
         self.model = model.train()  # a loaded one is in eval mode, in which dropout is off
         self.task = registry.get("task", task)() if isinstance(task, str) else task
         self._make_optimizer = registry.get("optimizer", optimizer)
+        self.scheduler = scheduler
         self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)
         self._warms_up_itself = scheduler in ("onecycle", "none") and warmup_steps is None
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
@@ -69,11 +74,12 @@ class MiniFormerLitModule(L.LightningModule):
             accumulate_grad_batches,
         )
         self.budget = budget
+        self._budget = budget or Budget()  # the one in use
         self.step_tokens: Tensor | float = 0.0  # labels in the step under way
         self.current_lr = 0.0  # of the last step
         self.train_loss: Tensor | None = None  # of the last batch, nats a token
-        self.grad_norm: Tensor | None = None  # of the last step, before clipping
-        self._val_sum, self._val_tokens = 0.0, 0.0
+        self._val_loss = SumMetric(nan_strategy="disable")
+        self._val_tokens = SumMetric()
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own `forward`."""
@@ -88,34 +94,41 @@ class MiniFormerLitModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise UserError(
                 f"MiniFormerLitModule trains on one device, not {self.trainer.world_size}; "
                 "use devices=1"
             )
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise UserError(
+                f"precision={self.trainer.precision} scales the loss, and clipping would clip the "
+                "scaled gradient; use precision='bf16-mixed' or '32-true'"
+            )
+
+    def on_train_start(self) -> None:
         if self.budget is None:
-            self.budget = Budget(max_steps=int(self.trainer.estimated_stepping_batches))
-            self.budget.start()
+            self._budget = self._trainer_budget()
+            self._budget.start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         loss_sum, tokens = self.task.loss(self.model, batch)
         self.manual_backward(loss_sum)
-        self.train_loss = loss_sum.detach() / tokens
+        self.train_loss = loss_sum.detach() / tokens.clamp_min(1)
         self.step_tokens = self.step_tokens + tokens
         if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
             self._step()
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self.log("train_loss", self.train_loss)
-                self.log("lr", self.current_lr)
+                self._log()
 
     def _step(self) -> None:
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        tokens = torch.as_tensor(self.step_tokens).clamp_min(1)  # no label at all: no gradient
         for parameter in parameters:
             assert parameter.grad is not None
-            parameter.grad.div_(self.step_tokens)
-        limit = self.gradient_clip_val or float("inf")
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+            parameter.grad.div_(tokens)
+        if self.gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val)
         self.current_lr = self.lr * self._factor(self.trainer.global_step)
         for group in optimizer.param_groups:
             group["lr"] = self.current_lr
@@ -125,25 +138,50 @@ class MiniFormerLitModule(L.LightningModule):
 
     def _factor(self, step: int) -> float:
         """Share of `lr` for the optimiser step after `step` others."""
-        assert self.budget is not None
-        factor = self._schedule(self.budget.progress(step))
+        factor = self._schedule(self._budget.progress(step))
         if self._warms_up_itself:
             return factor
         if self.warmup_steps is None:
-            return factor * min(1.0, max(self.budget.progress(step + 1), 1e-3) / _WARMUP_SHARE)
+            return factor * min(1.0, max(self._budget.progress(step + 1), 1e-3) / _WARMUP_SHARE)
         return factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
+    def _log(self) -> None:
+        # Lightning's own step counts batches, so loggers are told the optimiser step here.
+        self.log("train_loss", self.train_loss, logger=False, prog_bar=True)  # type: ignore[arg-type]
+        figures = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=self.trainer.global_step)
+
+    def _trainer_budget(self) -> Budget:
+        """The limits of a `Trainer` that the user made."""
+        trainer = self.trainer
+        steps = [trainer.max_steps] if trainer.max_steps > 0 else []
+        batches = trainer.num_training_batches
+        if (trainer.max_epochs or 0) > 0 and math.isfinite(batches):
+            steps.append(trainer.max_epochs * math.ceil(batches / self.accumulate_grad_batches))  # type: ignore[operator]
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
+        if not (steps or seconds or self.scheduler == "none"):
+            raise UserError(
+                f"scheduler={self.scheduler} needs to know when training ends; give the Trainer "
+                "max_steps, max_time, or max_epochs over data of known length, or use "
+                "scheduler='none'"
+            )
+        return Budget(max_steps=min(steps, default=None), max_seconds=min(seconds, default=None))
+
     def on_validation_epoch_start(self) -> None:
-        self._val_sum, self._val_tokens = 0.0, 0.0
+        self._val_loss.reset()
+        self._val_tokens.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         loss_sum, tokens = self.task.loss(self.model, batch)
-        self._val_sum += float(loss_sum)
-        self._val_tokens += float(tokens)
+        self._val_loss.update(loss_sum)
+        self._val_tokens.update(tokens)
 
     def on_validation_epoch_end(self) -> None:
         dataset = getattr(self.trainer.val_dataloaders, "dataset", None)
         bytes_per_token = getattr(dataset, "bytes_per_token", None)
-        figures = self.task.metrics(self._val_sum, self._val_tokens, bytes_per_token)
+        loss_sum, tokens = float(self._val_loss.compute()), float(self._val_tokens.compute())
+        figures = self.task.metrics(loss_sum, tokens, bytes_per_token)
         for name, value in figures.items():
             self.log(f"val_{name}", value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ def csv(folder: Path) -> CSVLogger:
 
 def wandb(folder: Path) -> WandbLogger:
     return WandbLogger(name=folder.name, save_dir=folder, project="miniformer")
+
+
+def finish(loggers: Iterable[Any]) -> None:
+    """Ends what Lightning leaves open: a Weights & Biases run, of which there is one a process."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def none(folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from miniformer.config import UserError
 from miniformer.training.budget import Budget
+from miniformer.training.callbacks import check_finite, validation_figures
 
 _BAR_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
@@ -70,11 +69,7 @@ class ProgressCallback(L.Callback):
         if progress - self._written >= 1 / _POINTS or progress == 1.0:
             self._written = progress
             loss = float(module.train_loss)
-            if not math.isfinite(loss):
-                raise UserError(
-                    f"the training loss is {loss} at step {trainer.global_step}; "
-                    "lower lr, or raise warmup_steps"
-                )
+            check_finite(loss, "training", trainer.global_step)
             self._record(trainer, train_loss=loss, lr=module.current_lr)
         wait = _BAR_SECONDS if self._bar else _LINE_SECONDS
         if seconds - self._since[0] >= wait:
@@ -87,17 +82,10 @@ class ProgressCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._validating += time.monotonic() - self._val_started
-        figures = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if name[:4] == "val_"
-        }
+        figures = validation_figures(trainer)
         self._record(trainer, **figures)
         self._val_text = f"  val {figures['val_loss']:.3f}"
-        self.console.print(
-            f"step {trainer.global_step}: validation loss {figures['val_loss']:.4f}",
-            highlight=False,
-        )
+        self.console.print(f"step {trainer.global_step}: validation loss {figures['val_loss']:.4f}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self._bar:

@@ -10,13 +10,13 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from miniformer import registry
@@ -29,14 +29,13 @@ from miniformer.model.pretrained import write_text
 from miniformer.model.transformer import Transformer
 from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import KeepBest, StopAtBudget
+from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime, check_finite
 from miniformer.training.card import model_card
-from miniformer.training.interrupt import InterruptCallback
+from miniformer.training.interrupt import InterruptCallback, Interrupted
 from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.loggers import finish
 from miniformer.training.plot import plot_loss
 from miniformer.training.progress import ProgressCallback, make_console
-
-_VALIDATIONS = 5  # over a run, where val_interval does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +79,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             f"lower seq_len or set max_seq_len={seq_len} in model_config"
         )
     records = JSONLinesDataset(config.train_path, task.schema)
-    if config.val_path is not None:
-        JSONLinesDataset(config.val_path, task.schema)
+    val_records = config.val_path and JSONLinesDataset(config.val_path, task.schema)
     tokenizer, described = _tokenizer(config, records)
     console.print(f"tokenizer: {described}")
     vocab_size = config.model_config.get("vocab_size", tokenizer.vocab_size)
@@ -89,8 +87,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     task.check(model_config, tokenizer)
 
     data = MiniFormerDataModule(
-        config.train_path,
-        val_path=config.val_path,
+        records,
+        val_path=val_records,
         tokenizer=tokenizer,
         task=task,
         batch_size=config.batch_size,
@@ -134,7 +132,11 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             model=model,
             tokenizer=tokenizer,
             task=task.settings(plain_text=records.is_plain_text),
-            generation=GenerationConfig(eos_id=tokenizer.boundary_id),
+            generation=GenerationConfig(
+                max_new_tokens=min(128, -(-model_config.max_seq_len // 2)),
+                temperature=0.8,
+                eos_id=tokenizer.boundary_id,
+            ),
             card=model_card(
                 model_config, config, figures, tokenizer=described, picture=bool(pictures)
             ),
@@ -144,7 +146,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     progress = ProgressCallback(budget, folder / "metrics.jsonl", console)
     keep = KeepBest(lambda figures: save("best", figures))
     interrupt = InterruptCallback()
-    callbacks: list[L.Callback] = [StopAtBudget(budget), progress, keep, interrupt]
+    validate = ValidateInTime(budget, interval=config.val_interval)
+    callbacks: list[L.Callback] = [StopAtBudget(budget), validate, progress, keep, interrupt]
     if config.early_stopping_patience is not None:
         callbacks.append(
             EarlyStopping("val_loss", mode="min", patience=config.early_stopping_patience)
@@ -159,7 +162,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             callbacks=callbacks,
             max_epochs=-1,  # StopAtBudget ends the run
             check_val_every_n_epoch=None,
-            val_check_interval=_val_interval(config, budget),
+            val_check_interval=1,  # ValidateInTime decides
             limit_val_batches=None if data.val_data is not None else 0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
@@ -168,16 +171,14 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             enable_checkpointing=False,
             default_root_dir=folder,
         )
-        try:
-            with interrupt:
-                trainer.fit(module, data)
-                if data.val_data is not None and keep.validated_at != trainer.global_step:
-                    trainer.validate(module, data, verbose=False)
-        except Exception:
-            # `Interrupted`, or what came of worker processes that had the same Ctrl-C.
-            if interrupt.signal is None:
-                raise
+        with interrupt, _until_stopped(interrupt):
+            trainer.fit(module, data)
+            if data.val_data is not None and keep.validated_at != trainer.global_step:
+                trainer.validate(module, data, verbose=False)
+    finish(trainer.loggers)
 
+    if module.train_loss is not None:  # a signal may come before the next look at the loss
+        check_finite(float(module.train_loss), "training", trainer.global_step)
     ended = {
         "step": trainer.global_step,
         "training_tokens": progress.tokens,
@@ -228,16 +229,6 @@ def _tokenizer(config: TrainConfig, records: JSONLinesDataset) -> tuple[Tokenize
     return tokenizer, f"{tokenizer.vocab_size:,} ids, from {config.tokenizer}"
 
 
-def _val_interval(config: TrainConfig, budget: Budget) -> int | timedelta | None:
-    """Batches, or time, between two validations."""
-    if config.val_interval is not None:
-        return config.val_interval * config.accumulate_grad_batches
-    if budget.max_seconds is not None:
-        return timedelta(seconds=budget.max_seconds / _VALIDATIONS)
-    assert budget.max_steps is not None
-    return max(1, budget.max_steps // _VALIDATIONS) * config.accumulate_grad_batches
-
-
 def _precision(config: TrainConfig) -> Any:
     if config.precision != "auto":
         return {"float32": "32-true", "bf16": "bf16-mixed"}[config.precision]
@@ -261,6 +252,23 @@ def _new_folder(work_dir: Path, name: str) -> Path:
             number += 1
         except OSError as error:
             raise UserError(f"work_dir: cannot make {folder}: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _until_stopped(interrupt: InterruptCallback) -> Iterator[None]:
+    """Lets the first signal end training without an error; everything else goes its way."""
+    try:
+        yield
+    except Interrupted:
+        pass
+    except SystemExit as error:
+        # Lightning's own answer to SIGTERM, where it sees it first, and to a second Ctrl-C.
+        if not isinstance(error, SIGTERMException):
+            raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        # Worker processes that were sent the same signal.
+        if interrupt.signal is None or "DataLoader worker" not in str(error):
+            raise
 
 
 @contextlib.contextmanager
