@@ -57,9 +57,14 @@ def test_the_examples_in_docstrings_run():
     assert results.failed == 0
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"]
+DOCUMENTS = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/**/*.md", "benchmarks/**/*.md")
+    for path in ROOT.glob(pattern)
 )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_and_paths_of_the_documents_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     base = (ROOT / document).parent

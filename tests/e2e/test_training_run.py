@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from rich.console import Console
 
 import miniformer
 from miniformer import cli, demo, trainer
+from miniformer.data.packing import WindowSampler
+from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.progress import make_console
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 
@@ -93,9 +96,59 @@ def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
         moved.rename(run[0] / "best")
 
 
-def test_the_last_model_is_kept_beside_the_best(run):
-    weights = miniformer.load(run[0] / "last").model.state_dict()
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_the_end(
+    files, tmp_path
+):
+    """A rate that rises until the model unlearns: best and last differ, and each is its own."""
+    config = miniformer.TrainConfig(
+        train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
+        tokenizer="char", model_config=json.loads(MODEL), seq_len=32, batch_size=8, lr=0.3,
+        scheduler="none", warmup_steps=60, max_steps=60, val_interval=6, logger="none",
+        work_dir=str(tmp_path),
+    )  # fmt: skip
+    result = miniformer.train(config)
+    folder = tmp_path / "language_modeling"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
+    best_step = min(losses, key=losses.get)
+    assert result.figures["step"] == best_step < 60
+    for name, step in (("best", best_step), ("last", 60)):
+        pipeline = miniformer.load(folder / name)
+        data = miniformer.MiniFormerDataModule(
+            files / "train.jsonl", val_path=files / "val.jsonl", tokenizer=pipeline.tokenizer,
+            batch_size=8, seq_len=32,
+        )  # fmt: skip
+        with torch.no_grad():
+            sums = [LanguageModeling().loss(pipeline.model, b) for b in data.val_dataloader()]
+        loss = float(sum(total for total, _ in sums) / sum(count for _, count in sums))
+        assert loss == pytest.approx(losses[step], rel=1e-4), name
+
+
+def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
+    """Lightning must find the sampler and tell it the epoch."""
+    epochs = []
+    order = WindowSampler.__iter__
+    monkeypatch.setattr(
+        WindowSampler, "__iter__", lambda self: (epochs.append(self.epoch), order(self))[1]
+    )
+    arguments = flags(files, tmp_path, "--max_epochs", "3")
+    del arguments[(at := arguments.index("--max_steps")) : at + 2]
+    assert trainer.main(arguments) == 0
+    assert epochs == [0, 1, 2]
+
+
+def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
+    """Only the flags that are given go over its generation_config.json."""
+    best = tmp_path / "best"
+    shutil.copytree(run[0] / "best", best)
+    settings = json.loads((best / "generation_config.json").read_text())
+    assert (settings["temperature"], settings["max_new_tokens"]) == (0.8, 32)  # half of 64
+    changed = {**settings, "temperature": 0.0, "max_new_tokens": 8}
+    (best / "generation_config.json").write_text(json.dumps(changed))
+    assert cli.main(["generate", str(best), "The cat sat"]) == 0
+    assert capsys.readouterr().out == "The cat sat on the \n"
+    assert cli.main(["generate", str(best), "The cat sat", "--max_new_tokens", "3"]) == 0
+    assert capsys.readouterr().out == "The cat sat on\n"
 
 
 def test_generate_command(run, capsys, monkeypatch):
@@ -231,6 +284,48 @@ def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_pa
     assert f"model: {last}" in out
     assert "training was stopped early; what it had learnt is kept" in out
     assert isinstance(miniformer.load(last).generate("The", max_new_tokens=3), str)
+
+
+KILL_IN_SAVE = """
+import os, signal, sys
+from miniformer import trainer
+from miniformer.training import run
+save = run.save_directory
+def killed(directory, **options):
+    if directory.name == "best":
+        os.kill(os.getpid(), signal.{signal})
+        {more}
+    save(directory, **options)
+run.save_directory = killed
+sys.exit(trainer.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, code):
+    script = KILL_IN_SAVE.format(signal=name, more="")
+    done = run_python("-c", script, *flags(files, tmp_path))
+    assert done.returncode == code, done.stderr
+    assert done.stderr == ""
+    folder = tmp_path / "language_modeling"
+    assert "training was stopped early" in done.stdout
+    for kept in ("best", "last"):
+        assert isinstance(miniformer.load(folder / kept).generate("a", max_new_tokens=2), str)
+
+
+def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
+    script = KILL_IN_SAVE.format(signal="SIGINT", more="os.kill(os.getpid(), signal.SIGINT)")
+    done = run_python("-c", script, *flags(files, tmp_path))
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.strip().endswith("miniformer: stopped; nothing more was written")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_after_a_signal_is_told(files, tmp_path):
+    script = KILL_IN_SAVE.format(signal="SIGTERM", more="raise OSError(28, 'No space left')")
+    done = run_python("-c", script, *flags(files, tmp_path))
+    assert "No space left" in done.stderr
+    assert "kept" not in done.stdout
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(files, tmp_path, capsys):

@@ -90,3 +90,31 @@ def test_a_query_that_may_attend_to_nothing_gets_zeros_and_no_nan_gradient():
 
 def test_no_mask_lets_everyone_see_everyone():
     assert spelled_out(AttentionMask(), 2, 2) == [[True, True], [True, True]]
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10)
+
+
+@given(ROWS)
+def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
+    """Segments in any order and interleaved, padding inside them."""
+    segments, real = zip(*row, strict=True)
+    positions = make_positions(
+        1, len(row), segment_ids=torch.tensor([segments]), attention_mask=torch.tensor([real]),
+        device=CPU,
+    )  # fmt: skip
+    for t, (segment, is_real) in enumerate(row):
+        assert 0 <= positions[0, t] < len(row)
+        if is_real:
+            assert positions[0, t] == sum(row[s] == (segment, True) for s in range(t))
+
+
+@given(ROWS)
+def test_segments_and_padding_together(row):
+    segments, real = zip(*row, strict=True)
+    mask = make_mask(
+        causal=False, segment_ids=torch.tensor([segments]), attention_mask=torch.tensor([real])
+    )
+    assert spelled_out(mask, len(row), len(row)) == [
+        [own == other != 0 and seen for other, seen in row] for own in segments
+    ]

@@ -112,3 +112,30 @@ def test_wrong_prompts_and_options_are_refused(prompts, options, message):
 
 def test_no_prompts_give_no_texts():
     assert tiny_model().generate([], 5) == []
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-40, 5e-324])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_the_smallest_temperature_is_greedy(temperature, options):
+    logits = torch.tensor([[0.0, 50.0, 10.0], [5.0, -1e4, 4.9]])
+    options = GenerationConfig(temperature=temperature, **options)
+    assert choose(logits, options).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "prompts", [[1, 2, 3], [[1, True]], [[1.5]], [["a"]], [None], torch.tensor([[True]])]
+)
+def test_prompts_that_are_no_lists_of_ids(prompts):
+    with pytest.raises(UserError, match="prompts must be"):
+        tiny_model().generate(prompts, 2)
+
+
+def test_no_prompts_give_nothing():
+    assert tiny_model().generate([], 2) == []
+    assert tiny_model().generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 3)
+
+
+@pytest.mark.parametrize("field", ["input_dim", "output_dim"])
+def test_a_model_without_tokens_cannot_generate(field):
+    with pytest.raises(UserError, match=f"generate needs {field}=null"):
+        tiny_model(**{field: 5}).generate([[1]], 2)

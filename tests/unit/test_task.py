@@ -29,6 +29,17 @@ def test_loss_is_the_sum_over_labelled_tokens():
     torch.testing.assert_close(total, by_hand)
 
 
+def test_a_label_that_is_ignored_counts_nothing_without_segments_too():
+    model = tiny_model()
+    ids = torch.randint(0, 31, (2, 6))
+    labels = torch.randint(0, 31, (2, 6))
+    labels[:, 3:] = -100
+    total, count = LanguageModeling().loss(model, {"input_ids": ids, "labels": labels})
+    short, _ = LanguageModeling().loss(model, {"input_ids": ids[:, :3], "labels": labels[:, :3]})
+    assert count == 6
+    torch.testing.assert_close(total, short)
+
+
 def test_no_label_can_be_read_off_the_inputs():
     """On random tokens nothing can be learnt: a loss below ln(V) would mean that labels leak."""
     torch.manual_seed(0)

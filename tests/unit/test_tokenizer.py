@@ -1,4 +1,5 @@
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,3 +82,19 @@ def test_a_tokenizer_without_boundary_is_refused(tmp_path):
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
     with pytest.raises(UserError, match=r"the tokenizer has no boundary token"):
         Tokenizer.from_file(path)
+
+
+def test_a_foreign_file_neither_cuts_nor_fills_texts(tmp_path):
+    backend = Tokenizer.train("byte", []).backend
+    backend.enable_truncation(4)
+    backend.enable_padding(length=8)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    assert [len(ids) for ids in tokenizer.encode_batch(["a", "abcdef"])] == [1, 6]
+
+
+def test_the_vocabulary_reaches_to_the_largest_id():
+    """Ids of foreign files may have gaps."""
+    vocab = {BOUNDARY: 0, "a": 1, "b": 900}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=BOUNDARY))
+    assert Tokenizer(backend).vocab_size == 901

@@ -1,5 +1,8 @@
+import contextlib
 import math
+import signal
 import time
+import types
 
 import lightning as L
 import pytest
@@ -7,8 +10,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from miniformer import registry
+from miniformer.config import UserError
 from miniformer.training.budget import Budget
+from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime
+from miniformer.training.interrupt import InterruptCallback, Interrupted
 from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.loggers import finish
 from miniformer.training.optimizers import adamw
 from tests.kit import tiny_model
 
@@ -81,17 +88,20 @@ def joined(made):
     return {key: torch.cat([batch[key] for batch in made]) for key in made[0]}
 
 
+def trainer(**options):
+    return L.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
 def fit(made, **options):
     """A model after one epoch over the batches."""
     # Without biases: that of a key has no gradient but rounding, which Adam would blow up.
     model = tiny_model(bias=False)
     module = MiniFormerLitModule(model, lr=0.01, scheduler="none", warmup_steps=0, **options)
     loader = DataLoader(made, batch_size=None, shuffle=False)
-    trainer = L.Trainer(
-        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
-    )  # fmt: skip
-    trainer.fit(module, loader)
+    trainer(max_epochs=1, log_every_n_steps=1).fit(module, loader)
     return module
 
 
@@ -140,3 +150,160 @@ def test_the_last_batches_of_an_epoch_are_not_lost():
 def test_the_learning_rate_goes_up_then_follows_the_schedule(options, wanted):
     module = MiniFormerLitModule(tiny_model(), budget=Budget(max_steps=100), **options)
     assert [module._factor(step) for step in range(3)] == pytest.approx(wanted, abs=2e-3)
+
+
+class Rates(L.Callback):
+    """The learning rate of each optimiser step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, *args):
+        if len(self.seen) < trainer.global_step:
+            self.seen.append(module.current_lr)
+
+
+@pytest.mark.parametrize(
+    ("options", "accumulate", "steps"),
+    [
+        ({"max_epochs": 2}, 1, 10),
+        ({"max_epochs": 2}, 2, 6),  # 5 batches an epoch: 2 + 2 + 1
+        ({"max_epochs": 2, "max_steps": 4}, 2, 4),
+        ({"max_epochs": -1, "max_steps": 7}, 1, 7),
+    ],
+)
+def test_in_a_trainer_of_the_users_the_rate_falls_over_its_own_steps(options, accumulate, steps):
+    module = MiniFormerLitModule(
+        tiny_model(), lr=1.0, scheduler="linear", warmup_steps=0, accumulate_grad_batches=accumulate
+    )
+    loader = DataLoader(batches([(2, 6)] * 5), batch_size=None)
+    for _ in range(2):  # a second fit begins anew
+        rates = Rates()
+        trainer(callbacks=[rates], **options).fit(module, loader)
+        assert rates.seen == pytest.approx([1 - step / steps for step in range(steps)])
+
+
+def test_in_a_trainer_with_a_time_limit_the_rate_falls_with_the_clock():
+    module = MiniFormerLitModule(tiny_model(), lr=1.0, scheduler="linear", warmup_steps=0)
+    rates = Rates()
+    loader = DataLoader(batches([(2, 6)] * 5), batch_size=None)
+    limited = trainer(callbacks=[rates], max_epochs=-1, max_time={"seconds": 1})
+    limited.fit(module, loader)
+    assert rates.seen == sorted(rates.seen, reverse=True)
+    assert rates.seen[-1] < 0.5 < rates.seen[0]
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        return iter(batches([(2, 6)] * 3))
+
+
+def test_a_schedule_needs_an_end():
+    loader = DataLoader(Endless(), batch_size=None)
+    module = MiniFormerLitModule(tiny_model())
+    with pytest.raises(UserError, match="scheduler=cosine needs to know when training ends"):
+        trainer(max_epochs=1).fit(module, loader)
+    trainer(max_epochs=1).fit(MiniFormerLitModule(tiny_model(), scheduler="none"), loader)
+
+
+def test_a_scaled_loss_is_refused():
+    one = trainer(max_steps=1)
+    one.precision_plugin.scaler = object()
+    with pytest.raises(UserError, match="use precision='bf16-mixed' or '32-true'"):
+        one.fit(MiniFormerLitModule(tiny_model()), DataLoader(batches([(2, 6)]), batch_size=None))
+
+
+def test_a_step_without_labels_leaves_finite_weights():
+    module = fit(batches([(2, 0), (2, 6)]))
+    assert all(parameter.isfinite().all() for parameter in module.model.parameters())
+    assert torch.isfinite(module.train_loss)
+
+
+def test_figures_are_logged_at_optimiser_steps(tmp_path):
+    logger = L.pytorch.loggers.CSVLogger(tmp_path)
+    module = MiniFormerLitModule(tiny_model(), accumulate_grad_batches=3)
+    one = L.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=2,
+    )  # fmt: skip
+    one.fit(module, DataLoader(batches([(2, 6)] * 12), batch_size=None))
+    (file,) = tmp_path.rglob("metrics.csv")
+    lines = [line.split(",") for line in file.read_text().splitlines()]
+    column = lines[0].index("step")
+    assert [line[column] for line in lines[1:]] == ["2", "4"]
+    assert float(one.callback_metrics["train_loss"]) == pytest.approx(float(module.train_loss))
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "wanted"), [(2, 7, [2, 4, 6, 7]), (None, 10, [2, 4, 6, 8, 10])]
+)
+def test_validations_are_counted_in_optimiser_steps(interval, steps, wanted):
+    """5 batches an epoch, two a step: the third step of each epoch has one batch only."""
+    budget, validated = Budget(max_steps=steps), []
+    module = MiniFormerLitModule(tiny_model(), accumulate_grad_batches=2, budget=budget)
+
+    class Note(L.Callback):
+        def on_validation_end(self, trainer, module):
+            validated.append(trainer.global_step)
+
+    one = trainer(
+        max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=1, num_sanity_val_steps=0,
+        callbacks=[StopAtBudget(budget), ValidateInTime(budget, interval=interval), Note()],
+    )  # fmt: skip
+    made = batches([(2, 6)] * 5)
+    one.fit(module, DataLoader(made, batch_size=None), DataLoader(made[:1], batch_size=None))
+    assert validated == wanted
+
+
+def test_validation_goes_by_the_limit_that_comes_first():
+    class At(Budget):
+        def progress(self, steps):
+            return steps / 20  # the clock will end it at 20, long before max_steps
+
+    due = ValidateInTime(At(max_steps=1000, max_seconds=5))
+    fake = types.SimpleNamespace(global_step=0)
+    validated = []
+    for fake.global_step in range(1, 21):
+        due.on_train_batch_end(fake)
+        if fake.val_check_batch == 1:
+            validated.append(fake.global_step)
+    assert validated == [4, 8, 12, 16, 20]
+
+
+def test_a_validation_loss_that_is_not_finite_is_never_kept():
+    saved = []
+    keep = KeepBest(saved.append)
+    fake = types.SimpleNamespace(global_step=3, callback_metrics={"val_loss": float("nan")})
+    with pytest.raises(UserError, match="the validation loss is nan at step 3"):
+        keep.on_validation_end(fake, None)
+    assert not saved
+
+
+def test_the_run_of_weights_and_biases_is_finished():
+    class Stub(L.pytorch.loggers.WandbLogger):
+        def __init__(self):
+            self.finished = 0
+
+        @property
+        def experiment(self):
+            return types.SimpleNamespace(finish=self.note)
+
+        def note(self):
+            self.finished += 1
+
+    stub = Stub()
+    finish([L.pytorch.loggers.CSVLogger("."), stub])
+    assert stub.finished == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_handlers_come_back_whatever_happens(number):
+    before = signal.getsignal(number)
+    with contextlib.suppress(Interrupted), InterruptCallback() as interrupt:
+        signal.raise_signal(number)
+        assert interrupt.signal == number
+        interrupt.on_train_batch_end()
+    assert signal.getsignal(number) is before
+    with contextlib.suppress(KeyError), InterruptCallback():
+        raise KeyError
+    assert signal.getsignal(number) is before
