@@ -287,13 +287,13 @@ def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_pa
 
 
 KILL_IN_SAVE = """
-import os, signal, sys
+import signal, sys
 from miniformer import trainer
 from miniformer.training import run
 save = run.save_directory
 def killed(directory, **options):
     if directory.name == "best":
-        os.kill(os.getpid(), signal.{signal})
+        signal.raise_signal(signal.{signal})
         {more}
     save(directory, **options)
 run.save_directory = killed
@@ -314,7 +314,7 @@ def test_a_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, co
 
 
 def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
-    script = KILL_IN_SAVE.format(signal="SIGINT", more="os.kill(os.getpid(), signal.SIGINT)")
+    script = KILL_IN_SAVE.format(signal="SIGINT", more="signal.raise_signal(signal.SIGINT)")
     done = run_python("-c", script, *flags(files, tmp_path))
     assert done.returncode == 130, done.stderr
     assert done.stderr.strip().endswith("miniformer: stopped; nothing more was written")
