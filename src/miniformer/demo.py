@@ -65,7 +65,7 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
         batch_size=8,
         seq_len=64,
         lr=5e-3,
-        max_time=f"{minutes * 60:.2f}s",
+        max_time=f"{round(minutes * 60, 2):g}s",
         work_dir=work_dir,
         experiment_name="demo",
     )
