@@ -260,11 +260,19 @@ def test_a_terminal_gets_a_live_bar(files, tmp_path):
         assert text in shown.getvalue()
 
 
+TRAIN_WITH_CTRL_C = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
+from miniformer import trainer
+sys.exit(trainer.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_path, number, code):
     arguments = flags(files, tmp_path, "--max_steps", "1000000", "--val_interval", "500000")
     child = subprocess.Popen(
-        [sys.executable, "-m", "miniformer.trainer", *arguments],
+        [sys.executable, "-c", TRAIN_WITH_CTRL_C, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     )  # fmt: skip
     metrics = tmp_path / "language_modeling" / "metrics.jsonl"
@@ -288,6 +296,7 @@ def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_pa
 
 KILL_IN_SAVE = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from miniformer import trainer
 from miniformer.training import run
 save = run.save_directory

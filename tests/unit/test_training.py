@@ -296,6 +296,25 @@ def test_the_run_of_weights_and_biases_is_finished():
     assert stub.finished == 1
 
 
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with InterruptCallback() as interrupt:
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupt.signal is None
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def _default_signals():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_handlers_come_back_whatever_happens(number):
     before = signal.getsignal(number)
