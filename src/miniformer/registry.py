@@ -28,15 +28,26 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "gated_activation": {  # the function that the gate goes through
         "swiglu": "torch.nn.functional:silu",
         "geglu": "miniformer.model.feed_forward:gelu",
+        "geglu_tanh": "miniformer.model.feed_forward:gelu_tanh",
         "reglu": "torch.nn.functional:relu",
     },
     "norm": {  # (dim, *, eps, bias) -> module
         "layernorm": "miniformer.model.norm:layernorm",
         "rmsnorm": "miniformer.model.norm:RMSNorm",
     },
-    "position": {  # (config) -> module
+    "position": {  # (config, *, causal) -> Position
         "rotary": "miniformer.model.position:RotaryPosition",
-        "none": "miniformer.model.position:NoPosition",
+        "learned": "miniformer.model.position:LearnedPosition",
+        "sinusoidal": "miniformer.model.position:SinusoidalPosition",
+        "alibi": "miniformer.model.position:ALiBiPosition",
+        "relative": "miniformer.model.position:RelativePosition",
+        "none": "miniformer.model.position:Position",
+    },
+    "attention": {  # (config, *, window) -> module
+        "standard": "miniformer.model.attention:MultiHeadAttention",
+    },
+    "feed_forward": {  # (config) -> module
+        "standard": "miniformer.model.feed_forward:FeedForward",
     },
     "tokenizer": {  # (texts, vocab_size) -> tokenizers.Tokenizer
         "bpe": "miniformer.data.tokenizer:train_bpe",

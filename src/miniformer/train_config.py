@@ -54,7 +54,7 @@ class TrainConfig(StrictConfig):
     train_path: str = ""
     val_path: str | None = None
     task: str = option("language_modeling", of="task")
-    model: str = "encoder"
+    model: str = option("encoder", choices=("encoder",))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = "bpe"
     batch_size: int = option(16, low=1)
@@ -70,8 +70,8 @@ class TrainConfig(StrictConfig):
     optimizer: str = option("adamw", of="optimizer")
     gradient_clip_val: float = option(1.0, low=0.0)
     accumulate_grad_batches: int = option(1, low=1)
-    precision: str = "auto"
-    accelerator: str = "auto"
+    precision: str = option("auto", choices=("auto", "float32", "bf16"))
+    accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
     num_workers: int = option(0, low=0)
     seed: int = option(0, low=0, high=2**32 - 1)
     deterministic: bool = False
@@ -91,15 +91,6 @@ class TrainConfig(StrictConfig):
         problems = []
         if not self.train_path:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
-        for name, known in (
-            ("model", ("encoder",)),
-            ("precision", ("auto", "float32", "bf16")),
-            ("accelerator", ("auto", "cpu", "cuda", "mps")),
-        ):
-            if getattr(self, name) not in known:
-                problems.append(
-                    f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
-                )
         if self.scheduler == "onecycle" and self.warmup_steps is not None:
             problems.append(
                 "warmup_steps has no effect with scheduler=onecycle, which warms up itself; "

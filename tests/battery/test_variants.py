@@ -1,6 +1,6 @@
-from tests.battery.variants import VARIANTS, _pairs, all_pairs
+from tests.battery.variants import VARIANTS, all_pairs, pairs_of
 
 
 def test_every_pair_of_options_is_in_some_variant():
-    covered = set().union(*map(_pairs, VARIANTS))
+    covered = set().union(*map(pairs_of, VARIANTS))
     assert all_pairs() <= covered

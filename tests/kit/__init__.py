@@ -33,15 +33,15 @@ def tiny_config(**changes):
     return TransformerConfig(**{**fields, **changes})
 
 
-def tiny_model(seed=0, **changes):
+def tiny_model(seed=0, model=Transformer, **changes):
     """A model in eval mode whose weights are all random: biases and norms too, so that none
     hides."""
     torch.manual_seed(seed)
-    model = Transformer(tiny_config(**changes)).eval()
+    built = model(tiny_config(**changes)).eval()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in built.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return built
 
 
 def filled(config):
@@ -50,6 +50,8 @@ def filled(config):
         **config.to_dict(),
         "head_dim": config.head_dim or config.d_model // config.n_heads,
         "n_kv_heads": config.n_kv_heads or config.n_heads,
+        "norm_placement": config.norm_placement or ("pre" if config.pre_norm else "post"),
+        "n_decoder_layers": config.n_decoder_layers or config.n_layers,
     }
 
 

@@ -1,9 +1,11 @@
-"""The Transformer written out: one sequence, one head and one pair of tokens at a time, in float64.
+"""The Transformer written out: one row, one head and one query at a time, in float64.
 
 Only torch's arithmetic is used, so gradients can be compared too. `settings` are the fields of a
-TransformerConfig as a dict with every null filled in; `weights` is a state dict.
+TransformerConfig as a dict with every null filled in; `weights` is a state dict. `tests/parity`
+holds this file against the published models of Hugging Face's transformers.
 """
 
+import functools
 import math
 
 import torch
@@ -16,37 +18,133 @@ ACTIVATIONS = {
     "relu": lambda x: x * (x > 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),
 }
-GATES = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu"}
+GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
 
 
-def logits(weights, settings, inputs, segments):
+def logits(weights, settings, inputs, segments, token_types=None):
     """Logits [T, outputs] of one row: ids [T] or features [T, I]; segments: T numbers, 0 =
     padding."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
-    positions = places(segments)
-    if settings["input_dim"] is None:
-        x = torch.stack([weights["embedding.weight"][token] for token in inputs])
-    else:
+    return head(weights, settings, features(weights, settings, inputs, segments, token_types))
+
+
+def pooled(weights, settings, inputs, segments, token_types=None):
+    """The head's outputs [outputs] on one vector for the row: its real tokens' mean, first or
+    last."""
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    x = features(weights, settings, inputs, segments, token_types)
+    real = x[[t for t, segment in enumerate(segments) if segment != 0]]
+    ways = {"mean": real.mean(dim=0), "first": real[0], "last": real[-1]}
+    return head(weights, settings, ways[settings["pooling"]])
+
+
+def seq2seq_logits(weights, settings, source, source_segments, target, target_segments):
+    """Logits [T, outputs] of one row of a Seq2SeqTransformer: ids; segments: 1 = real, 0 =
+    padding."""
+    weights = {name: tensor.double() for name, tensor in weights.items()}
+    encoder = settings | {"causal": False}
+    decoder = settings | {"causal": True, "n_layers": settings["n_decoder_layers"]}
+    x = embed(weights, settings, source, None)
+    memory = stack(weights, encoder, "encoder.", x, source_segments)
+    readable = [s for s, segment in enumerate(source_segments) if segment != 0]
+    y = embed(weights, settings, target, None)
+    y = stack(weights, decoder, "decoder.", y, target_segments, (memory, readable))
+    return head(weights, settings, y)
+
+
+def features(weights, settings, inputs, segments, token_types):
+    x = embed(weights, settings, inputs, token_types)
+    return stack(weights, settings, "", x, segments)
+
+
+def embed(weights, settings, inputs, token_types):
+    if settings["input_dim"] is not None:
         x = linear(weights, "embedding", inputs.double())
-    for index in range(settings["n_layers"]):
-        name = f"layers.{index}."
+    else:
+        x = torch.stack([weights["embedding.weight"][token] for token in inputs])
+        x = x * given(settings["embedding_scale"], 1.0)
+    if settings["token_types"] is not None:
+        types = [0] * len(inputs) if token_types is None else token_types
+        x = x + torch.stack([weights["type_embedding.weight"][kind] for kind in types])
+    return x
 
-        def attend(y, name=name):
-            return attention(weights, settings, name + "attention.", y, positions, segments)
 
-        def feed(y, name=name):
-            return feed_forward(weights, settings, name + "feed_forward.", y)
-
-        for sublayer, norm in ((attend, "attention_norm"), (feed, "feed_forward_norm")):
-            if settings["pre_norm"]:
-                x = x + sublayer(normalize(weights, settings, name + norm, x))
-            else:
-                x = normalize(weights, settings, name + norm, x + sublayer(x))
-    if settings["pre_norm"]:
-        x = normalize(weights, settings, "final_norm", x)
-    if "head.weight" in weights:
+def head(weights, settings, x):
+    """Logits of features [..., D]; all but the linear map is for vocabularies."""
+    if settings["output_dim"] is not None:
         return linear(weights, "head", x)
-    return x @ weights["embedding.weight"].T
+    if settings["head"] == "masked_lm":
+        x = ACTIVATIONS["gelu"](linear(weights, "head.dense", x))
+        x = normalize(weights, settings, "head.norm", x)
+    x = x * given(settings["logit_scale"], 1.0)
+    weight = weights["head.weight" if "head.weight" in weights else "embedding.weight"]
+    x = x @ weight.T
+    if "head.bias" in weights:
+        x = x + weights["head.bias"]
+    return softcap(x, settings["final_softcap"])
+
+
+def stack(weights, settings, name, x, segments, source=None):
+    """The layers over x [T, D]; a decoder also reads source: (its features, which are real)."""
+    positions = places(segments)
+    x = x + position_vectors(weights, settings, name, positions)
+    if settings["embedding_norm"]:
+        x = normalize(weights, settings, name + "embedding_norm", x)
+    bias = position_bias(weights, settings, name, positions)
+    for index in range(settings["n_layers"]):
+        layer = f"{name}layers.{index}."
+        windowed = is_windowed(settings, index)
+        seen = seen_keys(settings, positions, segments, windowed)
+        turns = rotation(settings, positions, segments, windowed)
+
+        def attend(y, layer=layer, seen=seen, turns=turns):
+            sinks = weights[layer + "attention.sinks"] if settings["attention_sinks"] else None
+            return attention(
+                weights, settings, layer + "attention.", y, y, seen, turns, bias, sinks
+            )
+
+        def read(y, layer=layer):
+            # What is read has its own positions and no order in common with what reads it.
+            memory, readable = source
+            seen = [readable] * len(y)
+            return attention(weights, settings, layer + "cross_attention.", y, memory, seen)
+
+        def feed(y, layer=layer):
+            return feed_forward(weights, settings, layer + "feed_forward.", y)
+
+        sublayers = {"attention": attend, "cross_attention": read, "feed_forward": feed}
+        if source is None:
+            del sublayers["cross_attention"]
+        if settings["parallel_residual"]:
+            x = x + sum(
+                sublayer(normalize(weights, settings, f"{layer}{part}_norm", x))
+                for part, sublayer in sublayers.items()
+            )
+        else:
+            for part, sublayer in sublayers.items():
+                x = residual(weights, settings, layer + part, x, sublayer)
+    if settings["norm_placement"] != "post":
+        x = normalize(weights, settings, name + "final_norm", x)
+    return x
+
+
+def residual(weights, settings, name, x, sublayer):
+    def norm(part, y):
+        # ModernBERT: the embedding's norm stands in for the first layer's.
+        first = name.endswith("layers.0.attention") and part == "_norm"
+        if first and not settings.get("first_attention_norm", True):
+            return y
+        return normalize(weights, settings, name + part, y)
+
+    placement = settings["norm_placement"]
+    if placement == "pre":
+        return x + sublayer(norm("_norm", x))
+    if placement == "post":
+        return norm("_norm", x + sublayer(x))
+    if placement == "both":
+        return x + norm("_out_norm", sublayer(norm("_norm", x)))
+    assert placement == "output", placement
+    return x + norm("_out_norm", sublayer(x))
 
 
 def places(segments):
@@ -57,46 +155,171 @@ def places(segments):
     ]
 
 
-def attention(weights, settings, name, x, positions, segments):
-    width, length = settings["head_dim"], x.shape[0]
-    q, k, v = (linear(weights, f"{name}{part}_proj", x) for part in "qkv")
+def is_windowed(settings, index):
+    pattern = given(settings["window_pattern"], "L")
+    return settings["sliding_window"] is not None and pattern[index % len(pattern)] == "L"
+
+
+def seen_keys(settings, positions, segments, windowed):
+    """For each query the indexes of the keys that it may attend to."""
+    window, causal = settings["sliding_window"], settings["causal"]
+
+    def sees(t, s):
+        if segments[s] != segments[t] or segments[t] == 0 or (causal and s > t):
+            return False
+        distance = abs(positions[t] - positions[s])
+        return not windowed or distance <= (window - 1 if causal else window // 2)
+
+    every = range(len(segments))
+    return [[s for s in every if sees(t, s)] for t in every]
+
+
+def attention(
+    weights, settings, name, x, memory, seen, turns=None, bias=None, sinks=None
+):  # x [T, D] reads memory [S, D]; bias [H, T, S]; sinks [H]
+    width = settings["head_dim"]
+    scale = given(settings["attention_scale"], width**-0.5)
+    q = linear(weights, name + "q_proj", x)
+    k, v = linear(weights, name + "k_proj", memory), linear(weights, name + "v_proj", memory)
+    if settings["qk_norm"] == "projection":
+        q = normalize(weights, settings, name + "q_norm", q)
+        k = normalize(weights, settings, name + "k_norm", k)
     group = settings["n_heads"] // settings["n_kv_heads"]
     heads = []
-    for head in range(settings["n_heads"]):
-        own = slice(head * width, (head + 1) * width)
-        shared = slice(head // group * width, (head // group + 1) * width)
-        queries = [turn(q[t, own], positions[t], settings) for t in range(length)]
-        keys = [turn(k[t, shared], positions[t], settings) for t in range(length)]
+    for index in range(settings["n_heads"]):
+        shared = slice(index // group * width, (index // group + 1) * width)
+        queries = q[:, index * width : (index + 1) * width]
+        keys, values = k[:, shared], v[:, shared]
+        if settings["qk_norm"] == "head":
+            queries = normalize(weights, settings, name + "q_norm", queries)
+            keys = normalize(weights, settings, name + "k_norm", keys)
+        if turns is not None:
+            queries, keys = turn(queries, turns), turn(keys, turns)
         rows = []
-        for t in range(length):
-            seen = [
-                s
-                for s in range(length)
-                if segments[s] == segments[t] != 0 and not (settings["causal"] and s > t)
-            ]
-            if not seen:
+        for t, visible in enumerate(seen):
+            if not visible:
                 rows.append(torch.zeros(width, dtype=torch.float64))
                 continue
-            scores = torch.stack([queries[t] @ keys[s] / math.sqrt(width) for s in seen])
+            scores = scale * (keys[visible] @ queries[t])
+            if bias is not None:
+                scores = scores + bias[index, t, visible]
+            scores = softcap(scores, settings["logit_softcap"])
+            if sinks is not None:  # one more key, of no value
+                scores = torch.cat([scores, sinks[index : index + 1]])
             shares = torch.exp(scores - scores.max())
             shares = shares / shares.sum()
-            rows.append(sum(shares[i] * v[s, shared] for i, s in enumerate(seen)))
+            rows.append(shares[: len(visible)] @ values[visible])
         heads.append(torch.stack(rows))
-    return linear(weights, f"{name}o_proj", torch.cat(heads, dim=1))
+    return linear(weights, name + "o_proj", torch.cat(heads, dim=1))
 
 
-def turn(vector, position, settings):
-    """Rotary embedding as multiplication of complex numbers: element i is paired with i + half."""
-    if settings["position"] == "none":
-        return vector
+def position_vectors(weights, settings, name, positions):
+    """What is added to the embedding."""
+    if settings["position"] == "learned":
+        return torch.stack([weights[name + "position.weight"][position] for position in positions])
+    if settings["position"] == "sinusoidal":
+        half = settings["d_model"] // 2
+        rates = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
+        angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+    return 0.0
+
+
+def position_bias(weights, settings, name, positions):
+    """What is added to the scores [H, T, T], or None."""
+    if settings["position"] == "alibi":
+        at = torch.tensor(positions, dtype=torch.float64)
+        slopes = torch.tensor(alibi_slopes(settings["n_heads"]), dtype=torch.float64)
+        return -slopes[:, None, None] * torch.abs(at[:, None] - at[None, :])
+    if settings["position"] == "relative":
+        shape = (
+            not settings["causal"],
+            settings["relative_buckets"],
+            settings["relative_max_distance"],
+        )
+        buckets = torch.tensor([[bucket(s - t, *shape) for s in positions] for t in positions])
+        return weights[name + "position.weight"][buckets].permute(2, 0, 1)
+    return None
+
+
+def alibi_slopes(heads):
+    """Press et al. 2021: a geometric series; what a power of two lacks comes from the next one."""
+    power = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    finer = [2 ** (-8 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
+    return slopes + finer[: heads - power]
+
+
+@functools.cache
+def bucket(distance, both_ways, buckets, max_distance):
+    """T5's bucket of key minus query position: exact near by, then ever wider."""
+    start = 0
+    if both_ways:
+        buckets //= 2
+        start = buckets if distance > 0 else 0
+        distance = abs(distance)
+    else:
+        distance = max(-distance, 0)
+    exact = buckets // 2
+    if distance < exact:
+        return start + distance
+    share = math.log(distance / exact) / math.log(max_distance / exact)
+    return start + min(exact + int(share * (buckets - exact)), buckets - 1)
+
+
+def rotation(settings, positions, segments, windowed):
+    """Complex numbers [T, pairs] that queries and keys are multiplied with, or None."""
+    if settings["position"] != "rotary":
+        return None
     dim = int(settings["head_dim"] * settings["rotary_pct"]) // 2 * 2
-    half = dim // 2
-    angle = position * settings["rotary_base"] ** (
-        -torch.arange(half, dtype=torch.float64) * 2 / dim
-    )
-    pairs = torch.complex(vector[:half], vector[half:dim])
-    turned = pairs * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat([turned.real, turned.imag, vector[dim:]])
+    base, scaling = settings["rotary_base"], settings["rotary_scaling"]
+    local = given(settings["rotary_base_local"], base)
+    if windowed and local != base:
+        base, scaling = local, None
+    real = [p for p, segment in zip(positions, segments, strict=True) if segment != 0]
+    length = 1 + max(real, default=0)
+    rates, radius = frequencies(base, dim, scaling, length)
+    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
+    return torch.polar(torch.full_like(angles, radius), angles)
+
+
+def frequencies(base, dim, scaling, length):
+    """Radians a position for each pair, and the factor on sine and cosine."""
+    pairs = torch.arange(dim // 2, dtype=torch.float64)
+    rates = base ** (-2 * pairs / dim)
+    if scaling is None:
+        return rates, 1.0
+    kind, factor = scaling["type"], scaling["factor"]
+    if kind == "linear":
+        return rates / factor, 1.0
+    original = scaling["original_max_seq_len"]
+    if kind == "dynamic":  # the base grows with the text
+        growth = factor * max(length, original) / original - (factor - 1)
+        return (base * growth ** (dim / (dim - 2))) ** (-2 * pairs / dim), 1.0
+    if kind == "llama3":  # long waves are stretched, short ones kept, those between blended
+        low = given(scaling.get("low_freq_factor"), 1)
+        high = given(scaling.get("high_freq_factor"), 4)
+        turns = original * rates / (2 * math.pi)  # over the original length
+        kept = torch.clamp((turns - low) / (high - low), 0, 1)
+        return (1 - kept) * rates / factor + kept * rates, 1.0
+    assert kind == "yarn", kind  # the same by the pair's number (Peng et al. 2023)
+
+    def pair_of(turns):
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_of(given(scaling.get("beta_fast"), 32))), 0)
+    high = min(math.ceil(pair_of(given(scaling.get("beta_slow"), 1))), dim - 1)
+    stretched = torch.clamp((pairs - low) / (high - low if high != low else 0.001), 0, 1)
+    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    radius = scaling.get("attention_factor") or usual
+    return rates / factor * stretched + rates * (1 - stretched), radius
+
+
+def turn(vectors, turns):
+    """Rotary embedding as multiplication of complex numbers: element i is paired with i + half."""
+    half = turns.shape[1]
+    pairs = torch.complex(vectors[:, :half], vectors[:, half : 2 * half]) * turns
+    return torch.cat([pairs.real, pairs.imag, vectors[:, 2 * half :]], dim=1)
 
 
 def feed_forward(weights, settings, name, x):
@@ -118,3 +341,11 @@ def normalize(weights, settings, name, x):
 def linear(weights, name, x):
     x = x @ weights[name + ".weight"].T
     return x + weights[name + ".bias"] if name + ".bias" in weights else x
+
+
+def softcap(x, cap):
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def given(value, default):
+    return default if value is None else value

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+from typing import Any
 
 from miniformer import registry
-from miniformer.config import sizes
+from miniformer.config import model_checks, sizes
 from miniformer.config.strict import StrictConfig, option
 
-
-def _up(value: float) -> float:
-    """Three digits of it, never less than it."""
-    return math.ceil(value * 1000) / 1000
+PLACEMENTS = ("pre", "post", "both", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +20,29 @@ class TransformerConfig(StrictConfig):
         vocab_size: number of token ids the model knows.
         d_model: width of the residual stream.
         n_heads: query heads of each attention layer.
-        n_layers: number of layers.
+        n_layers: number of layers; of the encoder, in a Seq2SeqTransformer.
         d_ff: inner width of the feed-forward; null: 4 * d_model, or for gated activations 8/3 *
             d_model rounded up to a multiple of 64.
         dropout: probability of zeroing an element of the embedding and of each sub-layer's output
             (Vaswani et al. 2017, section 5.4) while training.
-        activation: gelu, gelu_tanh, relu, silu, or gated (Shazeer 2020): swiglu, geglu, reglu.
-        position: rotary (Su et al. 2021) or none.
+        activation: gelu, gelu_tanh, relu, silu, or gated (Shazeer 2020): swiglu, geglu, geglu_tanh,
+            reglu.
+        position: rotary (Su et al. 2021), learned, sinusoidal (Vaswani et al. 2017), alibi (Press
+            et al. 2021), relative (T5's buckets, Raffel et al. 2019) or none.
         rotary_pct: share of each head that is rotated, in (0, 1]; rounded down to whole pairs.
         rotary_base: wavelength base of the rotation.
+        rotary_base_local: the base in layers with a sliding window; null: rotary_base.
+        rotary_scaling: how the rotation is stretched to longer texts: {"type": linear, dynamic,
+            yarn or llama3, "factor": ..., ...}; see `miniformer.model.rotary_scaling`.
+        relative_buckets: rows of T5's table of distances.
+        relative_max_distance: distance from which all are alike to it.
         pre_norm: true: normalise what enters a sub-layer; false: what leaves it (Xiong et al.
             2020).
+        norm_placement: null: as pre_norm says; both: what enters a sub-layer and what it adds
+            (Gemma 2); output: only what it adds (OLMo 2); pre and post: pre_norm in words.
+        first_attention_norm: whether the first layer normalises what enters its attention
+            (ModernBERT does not: its embedding is normalised already).
+        parallel_residual: attention and feed-forward read the same input (GPT-J, GPT-NeoX).
         norm: layernorm or rmsnorm.
         norm_eps: added to the variance before its root is taken.
         max_seq_len: longest sequence the model accepts, prompt and continuation together.
@@ -41,10 +50,34 @@ class TransformerConfig(StrictConfig):
             grouped-query.
         head_dim: width of one head; null: d_model / n_heads.
         bias: whether linear layers and layernorm have a bias.
+        qkv_bias: whether the maps to queries, keys and values do; null: as bias (Qwen 2: only they
+            do).
+        norm_bias: whether layernorm does; null: as bias.
+        qk_norm: normalises queries and keys: head (each head, Qwen 3), projection (all heads at
+            once, OLMo 2); null: neither.
+        sliding_window: tokens that a causal query sees, itself included; an encoder's query sees
+            half as many on each side. Null: all.
+        window_pattern: which layers have the window: letters that repeat over the layers, L local,
+            G global, such as LLG; null: every layer.
+        logit_softcap: attention scores s become c * tanh(s / c) (Gemma 2); null: they stay.
+        final_softcap: the same for logits over the vocabulary.
+        attention_sinks: a learnt logit for each head takes part in every softmax and adds nothing,
+            so that a head may attend to nothing (gpt-oss).
+        attention_scale: factor on query-key products; null: 1 / sqrt(head_dim).
+        attention: the attention module's registered name.
+        feed_forward: the feed-forward module's registered name.
         causal: true: a position sees itself and earlier ones only (a decoder-only language model).
+        embedding_norm: normalises the embedding before the first layer.
+        embedding_scale: factor on token embeddings; null: 1.
+        token_types: number of token types, whose embedding is added (BERT); null: none.
         tie_embeddings: the vocabulary head shares the token embedding's weight, where both exist.
+        head: linear, or masked_lm: a dense layer, gelu and a norm before the vocabulary (BERT).
+        head_bias: whether the vocabulary head has a bias.
+        logit_scale: factor on what the vocabulary head reads (T5: d_model ** -0.5); null: 1.
         input_dim: null: inputs are token ids; else they are float vectors of this width.
         output_dim: null: logits over the vocabulary; else a head of this width at each position.
+        pooling: how a sequence becomes one vector: mean, first or last of its real positions.
+        n_decoder_layers: layers of a Seq2SeqTransformer's decoder; null: n_layers.
     """
 
     vocab_size: int = option(10000, low=1)
@@ -57,46 +90,47 @@ class TransformerConfig(StrictConfig):
     position: str = option("rotary", of="position")
     rotary_pct: float = option(1.0, low=0.0, high=1.0)
     rotary_base: float = option(10000.0, low=1.0)
+    rotary_base_local: float | None = option(None, low=1.0)
+    rotary_scaling: dict[str, Any] | None = None
+    relative_buckets: int = option(32, low=4)
+    relative_max_distance: int = option(128, low=4)
     pre_norm: bool = True
+    norm_placement: str | None = option(None, choices=PLACEMENTS)
+    first_attention_norm: bool = True
+    parallel_residual: bool = False
     norm: str = option("layernorm", of="norm")
     norm_eps: float = option(1e-5, low=0.0)
     max_seq_len: int = option(1024, low=1)
     n_kv_heads: int | None = option(None, low=1)
     head_dim: int | None = option(None, low=1)
     bias: bool = True
+    qkv_bias: bool | None = None
+    norm_bias: bool | None = None
+    qk_norm: str | None = option(None, choices=("head", "projection"))
+    sliding_window: int | None = option(None, low=1)
+    window_pattern: str | None = None
+    logit_softcap: float | None = option(None, low=1e-3)
+    final_softcap: float | None = option(None, low=1e-3)
+    attention_sinks: bool = False
+    attention_scale: float | None = option(None, low=0.0)
+    attention: str = option("standard", of="attention")
+    feed_forward: str = option("standard", of="feed_forward")
     causal: bool = False
+    embedding_norm: bool = False
+    embedding_scale: float | None = option(None, low=0.0)
+    token_types: int | None = option(None, low=1)
     tie_embeddings: bool = True
+    head: str = option("linear", choices=("linear", "masked_lm"))
+    head_bias: bool = False
+    logit_scale: float | None = option(None, low=0.0)
     input_dim: int | None = option(None, low=1)
     output_dim: int | None = option(None, low=1)
+    pooling: str = option("mean", choices=("mean", "first", "last"))
+    n_decoder_layers: int | None = option(None, low=1)
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
-        problems = []
-        if self.head_dim is None and self.d_model % self.n_heads:
-            problems.append(
-                f"d_model={self.d_model} is not divisible by n_heads={self.n_heads}; "
-                f"use d_model={-(-self.d_model // self.n_heads) * self.n_heads}, "
-                "another n_heads, or set head_dim"
-            )
-        elif self.position == "rotary" and self.rotary_dim == 0:
-            problems.append(
-                f"rotary_pct={self.rotary_pct} rotates no pair of a head of {self.head_width}; "
-                + (f"use at least {_up(2 / self.head_width)}, " if self.head_width > 1 else "use ")
-                + "a wider head, or position='none'"
-            )
-        if self.position != "rotary":
-            problems += [
-                f"{name}={getattr(self, name)} has no effect with position={self.position!r}; "
-                "leave it out"
-                for name, default in (("rotary_pct", 1.0), ("rotary_base", 10000.0))
-                if getattr(self, name) != default
-            ]
-        if self.n_heads % self.kv_heads:
-            problems.append(
-                f"n_kv_heads={self.n_kv_heads} does not divide n_heads={self.n_heads}; "
-                "each key-value head serves a whole number of query heads"
-            )
-        return problems
+        return model_checks.problems(self)
 
     @property
     def head_width(self) -> int:
@@ -126,22 +160,72 @@ class TransformerConfig(StrictConfig):
         return -(-8 * self.d_model // 192) * 64 if self.gated else 4 * self.d_model
 
     @property
+    def placement(self) -> str:
+        """Where the norms are: pre, post, both or output."""
+        return self.norm_placement or ("pre" if self.pre_norm else "post")
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        """Whether the maps to queries, keys and values have a bias."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_norm_bias(self) -> bool:
+        """Whether norms that can have a bias do."""
+        return self.bias if self.norm_bias is None else self.norm_bias
+
+    @property
     def head_tied(self) -> bool:
         """Whether the output head is the token embedding itself."""
         return self.tie_embeddings and self.input_dim is None and self.output_dim is None
 
-    def num_params(self) -> int:
-        """Parameters of the built model, a tied weight counted once."""
-        return sizes.num_params(self)
+    @property
+    def decoder_layers(self) -> int:
+        """Layers of a Seq2SeqTransformer's decoder."""
+        return self.n_decoder_layers or self.n_layers
 
-    def flops_per_token(self, seq_len: int | None = None) -> int:
+    def window_of(self, layer: int) -> int | None:
+        """The sliding window of a layer; None: it sees everything."""
+        pattern = self.window_pattern or "L"
+        return self.sliding_window if pattern[layer % len(pattern)] == "L" else None
+
+    def num_params(self, *, seq2seq: bool = False) -> int:
+        """Parameters of the built model, a tied weight counted once.
+
+        Args:
+            seq2seq: of a Seq2SeqTransformer.
+        """
+        return sizes.num_params(self, seq2seq=seq2seq)
+
+    def flops_per_token(self, seq_len: int | None = None, *, seq2seq: bool = False) -> int:
         """Floating-point operations of a forward pass per token; training takes three times that.
 
         Args:
             seq_len: tokens in the sequence; null: `max_seq_len`.
+            seq2seq: of a Seq2SeqTransformer, per pair of a source and a target token, both texts
+                `seq_len` long.
         """
-        return sizes.flops_per_token(self, seq_len or self.max_seq_len)
+        return sizes.flops_per_token(self, seq_len or self.max_seq_len, seq2seq=seq2seq)
 
-    def cache_bytes(self, batch_size: int, seq_len: int, bytes_per_value: int = 4) -> int:
-        """Bytes of keys and values that a cache of `batch_size` x `seq_len` tokens holds."""
-        return sizes.cache_bytes(self, batch_size, seq_len, bytes_per_value)
+    def cache_bytes(
+        self,
+        batch_size: int,
+        seq_len: int,
+        bytes_per_value: int = 4,
+        *,
+        kind: str = "full",
+        source_len: int | None = None,
+    ) -> int:
+        """Bytes of keys and values that a cache of `batch_size` x `seq_len` tokens holds.
+
+        Args:
+            batch_size: rows.
+            seq_len: columns.
+            bytes_per_value: 4 for float32, 2 for bfloat16; kind int8 has its own.
+            kind: the cache's: full, window or int8 (see `miniformer.model.cache`).
+            source_len: of a Seq2SeqTransformer, the length of the sources, whose projected keys and
+                values are kept too; null: of a Transformer.
+        """
+        return sizes.cache_bytes(
+            self, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len
+        )

@@ -7,56 +7,132 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
+Matrix = tuple[int, int, bool]  # inputs, outputs, whether it has a bias
+
 
 def _linear(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _norm(config: TransformerConfig) -> int:
-    biased = config.norm == "layernorm" and config.bias
-    return config.d_model * (2 if biased else 1)
+def _norm(config: TransformerConfig, width: int | None = None) -> int:
+    biased = config.norm == "layernorm" and config.has_norm_bias
+    return (width or config.d_model) * (2 if biased else 1)
 
 
-def _layer_matrices(config: TransformerConfig) -> list[tuple[int, int]]:
-    """(inputs, outputs) of each linear map in one layer."""
+def _attention(config: TransformerConfig) -> list[Matrix]:
+    """The linear maps of one attention."""
     width, heads = config.d_model, config.n_heads * config.head_width
-    kv = config.kv_heads * config.head_width
-    up = [(width, config.ff_width)] * (2 if config.gated else 1)
-    return [(width, heads), (width, kv), (width, kv), (heads, width), *up, (config.ff_width, width)]
+    kv, bias = config.kv_heads * config.head_width, config.has_qkv_bias
+    return [(width, heads, bias), (width, kv, bias), (width, kv, bias), (heads, width, config.bias)]
 
 
-def _head_width(config: TransformerConfig) -> int:
-    return config.output_dim or config.vocab_size
+def _feed_forward(config: TransformerConfig) -> list[Matrix]:
+    up = [(config.d_model, config.ff_width, config.bias)] * (2 if config.gated else 1)
+    return [*up, (config.ff_width, config.d_model, config.bias)]
 
 
-def num_params(config: TransformerConfig) -> int:
-    layer = sum(_linear(i, o, config.bias) for i, o in _layer_matrices(config)) + 2 * _norm(config)
+def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:
+    count = sum(_linear(*matrix) for matrix in _attention(config))
+    if config.qk_norm == "head":
+        count += 2 * _norm(config, config.head_width)
+    elif config.qk_norm == "projection":
+        count += _norm(config, config.n_heads * config.head_width)
+        count += _norm(config, config.kv_heads * config.head_width)
+    return count + (config.n_heads if config.attention_sinks and not cross else 0)
+
+
+def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False) -> int:
+    """Layers, positions and the norms around them."""
+    sublayers = 3 if cross else 2
+    norms = sublayers * (2 if config.placement == "both" else 1) * _norm(config)
+    layer = _attention_params(config) + sum(_linear(*matrix) for matrix in _feed_forward(config))
+    if cross:
+        layer += _attention_params(config, cross=True)
+    position = {
+        "learned": config.max_seq_len * config.d_model,
+        "relative": config.relative_buckets * config.n_heads,
+    }.get(config.position, 0)
+    around = config.embedding_norm + (config.placement != "post")
+    count = layers * (layer + norms) + position + around * _norm(config)
+    return count if config.first_attention_norm else count - _norm(config)
+
+
+def _head_matrices(config: TransformerConfig) -> list[Matrix]:
+    """The linear maps of the head, the last one to the outputs."""
+    if config.output_dim is not None:
+        return [(config.d_model, config.output_dim, config.bias)]
+    last = (config.d_model, config.vocab_size, config.head_bias)
+    dense = (config.d_model, config.d_model, config.bias)
+    return [dense, last] if config.head == "masked_lm" else [last]
+
+
+def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
     if config.input_dim is None:
-        embedding = config.vocab_size * config.d_model
+        count = config.vocab_size * config.d_model
     else:
-        embedding = _linear(config.input_dim, config.d_model, config.bias)
-    head_bias = config.output_dim is not None and config.bias
-    head = 0 if config.head_tied else _linear(config.d_model, _head_width(config), head_bias)
-    final_norm = _norm(config) if config.pre_norm else 0
-    return embedding + config.n_layers * layer + final_norm + head
+        count = _linear(config.input_dim, config.d_model, config.bias)
+    count += (config.token_types or 0) * config.d_model
+    count += _stack_params(config, config.n_layers)
+    if seq2seq:
+        count += _stack_params(config, config.decoder_layers, cross=True)
+    count += sum(_linear(*matrix) for matrix in _head_matrices(config))
+    if config.head_tied:
+        count -= config.d_model * config.vocab_size
+    return count + (_norm(config) if config.head == "masked_lm" else 0)
 
 
-def flops_per_token(config: TransformerConfig, seq_len: int) -> int:
+def _keys_seen(config: TransformerConfig, layer: int, seq_len: int, *, causal: bool) -> float:
+    """Keys that a query sees, on average over the sequence."""
+    window = config.window_of(layer)
+    if causal:
+        reach = min(window or seq_len, seq_len)
+        return reach - reach * (reach - 1) / (2 * seq_len)
+    side = seq_len if window is None else min(window // 2, seq_len - 1)
+    if side >= seq_len:
+        return seq_len
+    return 1 + 2 * side - side * (side + 1) / seq_len
+
+
+def _stack_flops(
+    config: TransformerConfig, layers: int, seq_len: int, *, causal: bool, cross: bool = False
+) -> float:
+    """Multiply-adds of a stack for each token."""
+    matrices = sum(i * o for i, o, _ in [*_attention(config), *_feed_forward(config)])
+    keys = sum(_keys_seen(config, layer, seq_len, causal=causal) for layer in range(layers))
+    if cross:
+        matrices += sum(i * o for i, o, _ in _attention(config))
+        keys += layers * seq_len
+    return layers * matrices + 2 * keys * config.n_heads * config.head_width
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = False) -> int:
     """Matrix products only, two operations a multiply-add (Kaplan et al. 2020, PaLM).
 
-    Attention counts every query-key pair a mask lets through: all for an encoder, half for a causal
-    model.
+    Attention counts every query-key pair that the mask lets through.
     """
-    matrices = sum(i * o for i, o in _layer_matrices(config))
-    keys = (seq_len + 1) / 2 if config.causal else seq_len
-    attention = 2 * keys * config.n_heads * config.head_width
-    projection = (config.input_dim or 0) * config.d_model
-    head = config.d_model * _head_width(config)
-    return round(2 * (config.n_layers * (matrices + attention) + projection + head))
+    count = _stack_flops(config, config.n_layers, seq_len, causal=config.causal)
+    if seq2seq:
+        count += _stack_flops(config, config.decoder_layers, seq_len, causal=True, cross=True)
+    count += (config.input_dim or 0) * config.d_model
+    count += sum(i * o for i, o, _ in _head_matrices(config))
+    return round(2 * count)
 
 
 def cache_bytes(
-    config: TransformerConfig, batch_size: int, seq_len: int, bytes_per_value: int
+    config: TransformerConfig,
+    batch_size: int,
+    seq_len: int,
+    bytes_per_value: int,
+    *,
+    kind: str = "full",
+    source_len: int | None = None,
 ) -> int:
-    per_token = 2 * config.n_layers * config.kv_heads * config.head_width * bytes_per_value
-    return batch_size * seq_len * per_token
+    # int8: a byte for each value and a float32 scale for each head's vector.
+    vector = config.head_width + 4 if kind == "int8" else config.head_width * bytes_per_value
+    layers = config.n_layers if source_len is None else config.decoder_layers
+    columns = 0
+    for layer in range(layers):
+        window = config.window_of(layer) if kind == "window" else None
+        columns += min(window or seq_len, seq_len)
+    cross = (source_len or 0) * layers * config.head_width * bytes_per_value
+    return 2 * batch_size * config.kv_heads * (columns * vector + cross)

@@ -14,17 +14,24 @@ from miniformer.config.errors import ConfigError, UserError
 
 
 def option(
-    default: Any, *, of: str | None = None, low: float | None = None, high: float | None = None
+    default: Any,
+    *,
+    of: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
 ) -> Any:
     """A dataclass field with limits.
 
     Args:
         default: its default value.
         of: a kind of part (or several, comma-separated); the value must be a registered name of it.
+        choices: the values allowed.
         low: the smallest value allowed.
         high: the largest value allowed.
     """
-    return dataclasses.field(default=default, metadata={"of": of, "low": low, "high": high})
+    limits = {"of": of, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +101,11 @@ class StrictConfig:
 
 
 def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
-    kinds, low, high = (field.metadata.get(key) for key in ("of", "low", "high"))
+    kinds, choices, low, high = (
+        field.metadata.get(key) for key in ("of", "choices", "low", "high")
+    )
+    if choices and value not in choices:
+        return [f"{field.name} must be one of {', '.join(choices)}, not {value!r}"]
     if kinds:
         known = [name for kind in kinds.split(",") for name in registry.names(kind)]
         return [] if value in known else [registry.unknown(field.name, value, known)]

@@ -6,86 +6,120 @@ Letters: B batch, T query length, S key length, H query heads, K key-value heads
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
+from miniformer.model import backends
 from miniformer.model.cache import KVCache
-from miniformer.model.masks import AttentionMask
+from miniformer.model.norm import make_norm
 from miniformer.model.position import Rotation, rotate
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
-    """Scaled dot-product attention; the only place where it is called.
+class Context(NamedTuple):
+    """What all attentions of one kind share in one forward pass."""
 
-    Args:
-        q: queries, [B, H, T, E].
-        k: keys, [B, K, S, E]; K divides H, and key-value head j serves query heads j*H/K to
-            (j+1)*H/K - 1.
-        v: values, [B, K, S, E].
-        mask: who may attend to whom; a query that may attend to nothing gets zeros.
-
-    Returns:
-        [B, H, T, E].
-    """
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=mask.allowed,
-        is_causal=mask.is_causal,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return out if mask.blind is None else out.masked_fill(mask.blind, 0.0)
+    backend: str
+    mask: Any  # from `backends.prepare`
+    rotation: Rotation | None = None  # of queries and new keys; None: they are not rotated
+    key_rotation: Rotation | None = None  # of all keys, where they are cached unrotated
+    bias: Tensor | None = None  # [B or 1, H, T, S], added to the scores
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention with multi-head, grouped-query or multi-query keys and values."""
+    """Self-attention with multi-head, grouped-query or multi-query keys and values.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    To change it, override one of its steps: `queries`, `keys_values` or `attend`.
+
+    Args:
+        config: widths, heads, biases and what becomes of the scores.
+        window: sliding window, see `TransformerConfig`; None: every token is seen.
+        cross: this is a decoder's attention to the source.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, window: int | None = None, cross: bool = False
+    ) -> None:
         super().__init__()
-        self.n_heads, self.kv_heads, self.head_dim = (
-            config.n_heads,
-            config.kv_heads,
-            config.head_width,
-        )
-        self.q_proj = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=config.bias)
-        self.k_proj = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.v_proj = nn.Linear(config.d_model, self.kv_heads * self.head_dim, bias=config.bias)
-        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=config.bias)
+        self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
+        self.head_dim, self.window, self.cross = config.head_width, window, cross
+        self.scale, self.softcap = config.attention_scale, config.logit_softcap
+        self.backend = "auto"  # see `backends`
+        width, kv_width = self.n_heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.d_model, width, bias=config.has_qkv_bias)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
+        self.o_proj = nn.Linear(width, config.d_model, bias=config.bias)
+        self.each_head = config.qk_norm == "head"
+        self.q_norm = self.k_norm = None
+        if config.qk_norm is not None:
+            self.q_norm = make_norm(config, self.head_dim if self.each_head else width)
+            self.k_norm = make_norm(config, self.head_dim if self.each_head else kv_width)
+        sinks = config.attention_sinks and not cross
+        self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if sinks else None
 
     def forward(
-        self,
-        x: Tensor,
-        mask: AttentionMask,
-        *,
-        rotation: Rotation | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        self, x: Tensor, context: Context, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Lets the positions of a sequence read from each other.
 
         Args:
             x: [B, T, D].
-            mask: who may attend to whom, over all S keys when there is a cache.
-            rotation: rotary angles of the T positions; None: queries and keys are not rotated.
+            context: mask and positions of this pass.
             cache: earlier keys and values, to which this pass's are added.
             layer: this layer's index in the cache.
 
         Returns:
             [B, T, D].
         """
-        q = self._split(self.q_proj(x), self.n_heads)  # [B, H, T, E]
-        k = self._split(self.k_proj(x), self.kv_heads)  # [B, K, T, E]
-        v = self._split(self.v_proj(x), self.kv_heads)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
+        q = self.queries(x)
+        k, v = self.keys_values(x)
+        if context.rotation is not None:
+            q = rotate(q, context.rotation)
+            if context.key_rotation is None:
+                k = rotate(k, context.rotation)
         if cache is not None:
-            k, v = cache.append(layer, k, v)  # [B, K, S, E], keys already rotated
-        mixed = attend(q, k, v, mask).transpose(1, 2).flatten(2)  # [B, H, T, E] -> [B, T, H*E]
-        out: Tensor = self.o_proj(mixed)  # [B, T, D]
+            k, v = cache.append(layer, k, v)  # [B, K, S, E]
+        if context.key_rotation is not None:
+            k = rotate(k, context.key_rotation)
+        return self.attend(q, k, v, context)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, H, T, E]."""
+        return self._split(self.q_proj(x), self.n_heads, self.q_norm)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, S, D] -> two of [B, K, S, E]."""
+        k = self._split(self.k_proj(x), self.kv_heads, self.k_norm)
+        return k, self._split(self.v_proj(x), self.kv_heads)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
+        scores = backends.Scores(self.scale, self.softcap, self.sinks, context.bias)
+        mixed = backends.attend(context.backend, q, k, v, context.mask, scores)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out
 
-    def _split(self, x: Tensor, heads: int) -> Tensor:
+    def _split(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
         # [B, T, heads*E] -> [B, heads, T, E]
-        return x.view(*x.shape[:2], heads, self.head_dim).transpose(1, 2)
+        if norm is not None and not self.each_head:
+            x = norm(x)
+        x = x.view(*x.shape[:2], heads, self.head_dim)
+        if norm is not None and self.each_head:
+            x = norm(x)
+        return x.transpose(1, 2)
+
+
+class CrossAttention(MultiHeadAttention):
+    """A decoder's attention to the source, whose keys and values are projected once."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config, cross=True)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, context: Context, *, memory: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D]; memory: `keys_values` of the encoded source."""
+        return self.attend(self.queries(x), *memory, context)

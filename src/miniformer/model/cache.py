@@ -1,59 +1,90 @@
 """The key-value cache. It owns position: callers only say which of the new tokens are real.
 
-Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, E head width, L
-    layers.
+A forward pass first calls `extend`, which places its tokens and gives their positions; then
+`visibility`, for who sees whom; each attention layer then calls `append`. Rows of a batch may hold
+padding anywhere: padded columns are never attended to and take no position. Rows may also be cut
+back to different lengths (`trim`) and exchanged (`reorder`).
+
+Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, E head width, W
+    sliding window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from miniformer.model.masks import AttentionMask, make_cached_mask
+from miniformer.model.cache_storage import Columns, Int8Columns, Ring
+from miniformer.model.masks import Visibility
+
+KINDS = ("window", "full", "int8")
 
 
 class KVCache:
     """Keys and values of earlier tokens, in memory taken once.
 
-    A forward pass first calls `extend`, which places its tokens and gives their positions and mask;
-    each attention layer then calls `append`. Rows of a batch may hold padding anywhere: padded
-    columns are never attended to and take no position.
-
     Args:
-        n_layers: number L of layers.
+        windows: sliding window of each layer; None: it has none.
         batch_size: number B of rows.
         capacity: number C of columns, the most tokens a row can hold.
         kv_heads: number K of key-value heads.
         head_dim: width E of a head.
         device: where keys and values live.
         dtype: their type.
+        kind: window: layers with a window keep its W tokens only; full: all layers keep all; int8:
+            so do they, in a byte for each value and a scale for each vector.
     """
 
     def __init__(
         self,
         *,
-        n_layers: int,
+        windows: Sequence[int | None],
         batch_size: int,
         capacity: int,
         kv_heads: int,
         head_dim: int,
         device: torch.device,
         dtype: torch.dtype,
+        kind: str = "window",
     ) -> None:
-        shape = (n_layers, batch_size, kv_heads, capacity, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.capacity = capacity
-        self.length = 0  # columns in use
-        self._start = 0  # first column of the pass under way
-        self._real: Tensor | None = None  # bool [B, C], once padding was seen
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+        self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
+        self.start = self.stop = 0  # columns in use before and after the pass under way
+        self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
+        self.before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
+        self.cross: list[tuple[Tensor, Tensor]] | None = None  # of the source, for each layer
+        shape = (batch_size, kv_heads, capacity, head_dim)
+        self.layers: list[Columns] = []
+        for window in windows:
+            if kind == "int8":
+                self.layers.append(Int8Columns(shape, device, dtype))
+            elif kind == "window" and window is not None and window < capacity:
+                self.layers.append(Ring(shape, device, dtype, window))
+            else:
+                self.layers.append(Columns(shape, device, dtype))
+
+    @property
+    def length(self) -> int:
+        """Columns in use; without padding, tokens of each row."""
+        return self.stop
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row, int [B]."""
+        if self.positions is None:
+            return torch.full((self.batch_size,), self.stop, device=self.device)
+        return (self.positions[:, : self.stop] >= 0).sum(1)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        """Bytes of keys and values, the source's too."""
+        cross = sum(keys.nbytes + values.nbytes for keys, values in self.cross or [])
+        return cross + sum(layer.nbytes for layer in self.layers)
 
-    def extend(self, attention_mask: Tensor | None, new: int) -> tuple[Tensor, AttentionMask]:
+    def extend(self, attention_mask: Tensor | None, new: int) -> Tensor:
         """Makes room for T = `new` tokens.
 
         Args:
@@ -61,35 +92,126 @@ class KVCache:
             new: number of columns to add.
 
         Returns:
-            Positions, int [B, T] ([1, T] where all rows are alike), and the mask of the new queries
-            over every column so far.
+            Positions, int [B, T] ([1, T] where all rows are alike).
 
         Raises:
             ValueError: the cache is full.
         """
-        start, stop = self.length, self.length + new
-        if stop > self.capacity:
-            raise ValueError(
-                f"{stop} tokens do not fit a cache of capacity {self.capacity}; make a larger one"
-            )
-        device = self.keys.device
-        if attention_mask is not None and self._real is None and not bool(attention_mask.all()):
-            self._real = torch.zeros(
-                self.keys.shape[1], self.capacity, dtype=torch.bool, device=device
-            )
-            self._real[:, :start] = True
-        if self._real is None:
-            positions = torch.arange(start, stop, device=device)[None]
-        else:
-            self._real[:, start:stop] = True if attention_mask is None else attention_mask
-            counts = self._real[:, :stop].cumsum(1) - 1
-            positions = counts[:, start:].clamp_min(0)
-        self._start, self.length = start, stop
-        real = None if self._real is None else self._real[:, :stop]
-        return positions, make_cached_mask(real, start=start, stop=stop, device=device)
+        self._need(self.stop + new)
+        if attention_mask is not None and self.positions is None and not attention_mask.all():
+            self._make_positions()
+        self.start, self.stop = self.stop, self.stop + new
+        if self.positions is None:
+            return torch.arange(self.start, self.stop, device=self.device)[None]
+        real = attention_mask
+        if real is None:
+            real = torch.ones(self.batch_size, new, dtype=torch.bool, device=self.device)
+        self.before = (self.positions[:, : self.start] >= 0).sum(1, keepdim=True)
+        counts = self.before + real.cumsum(1) - 1
+        self.positions[:, self.start : self.stop] = counts.masked_fill(~real, -1)
+        return counts.clamp_min(0)
+
+    def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
+        """Which keys, in the order in which `append` gives them, the new queries see.
+
+        Args:
+            layer: the layer that asks.
+            positions: from `extend`.
+            window: the layer's sliding window.
+        """
+        keys = self.layers[layer].key_positions(self)
+        in_order = self.positions is None and self.layers[layer].in_order(self)
+        return Visibility(True, window, positions, keys, in_order=in_order)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores a layer's new keys and values, [B, K, T, E]; returns all so far, [B, K, S, E]."""
-        self.keys[layer, :, :, self._start : self.length] = keys
-        self.values[layer, :, :, self._start : self.length] = values
-        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+        """Stores a layer's new keys and values, [B, K, T, E]; returns all, [B, K, S, E]."""
+        return self.layers[layer].append(self, keys, values)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Row b becomes what row `rows[b]` was, as beams do; rows: int [B]."""
+        for layer in self.layers:
+            layer.reorder(rows)
+        if self.positions is not None:
+            self.positions = self.positions[rows]
+        if self.cross is not None:
+            self.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
+
+    def trim(self, lengths: int | Tensor) -> None:
+        """Forgets all but the first tokens of each row, as after a wrong guess.
+
+        Args:
+            lengths: how many to keep: one number, or int [B], one for each row.
+
+        Raises:
+            ValueError: a ring no longer has them.
+        """
+        for layer in self.layers:
+            if isinstance(layer, Ring) and int(self.lengths.max()) > layer.window:
+                raise ValueError(
+                    f"a cache with a sliding window of {layer.window} has overwritten earlier "
+                    "tokens; make it with kind='full' to trim it"
+                )
+        if isinstance(lengths, int) and self.positions is None:
+            self.stop = min(lengths, self.stop)
+            return
+        if self.positions is None:
+            self._make_positions()
+        assert self.positions is not None
+        kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
+        self.positions[self.positions >= kept] = -1
+        used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
+        self.stop = int(used.max()) + 1 if len(used) else 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is stored, as tensors that safetensors can write; see `load_state`."""
+        state = {"length": torch.tensor(self.stop)}
+        if self.positions is not None:
+            state["positions"] = self.positions[:, : self.stop].clone()
+        for index, layer in enumerate(self.layers):
+            for name, tensor in layer.used(self.stop).items():
+                state[f"{index}.{name}"] = tensor.clone()
+        for index, (keys, values) in enumerate(self.cross or []):
+            state[f"cross.{index}.keys"], state[f"cross.{index}.values"] = keys, values
+        return state
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Takes over what `state` gave, from a cache of the same kind, model and rows.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        length = int(state["length"])
+        self._need(length)
+        for index, layer in enumerate(self.layers):
+            for name, tensor in layer.used(length).items():
+                stored = state.get(f"{index}.{name}")
+                if stored is None or stored.shape != tensor.shape:
+                    found = "none" if stored is None else list(stored.shape)
+                    raise ValueError(
+                        f"the state's {name} of layer {index} are {found}, this cache's "
+                        f"{list(tensor.shape)}; it is of another kind of cache or model"
+                    )
+                tensor.copy_(stored)
+        self.start = self.stop = length
+        self.positions = None
+        if "positions" in state:
+            self._make_positions()
+            assert self.positions is not None
+            self.positions[:, :length] = state["positions"]
+        self.cross = None
+        if "cross.0.keys" in state:
+            self.cross = [
+                (state[f"cross.{index}.keys"], state[f"cross.{index}.values"])
+                for index in range(len(self.layers))
+            ]
+
+    def _need(self, tokens: int) -> None:
+        if tokens > self.capacity:
+            raise ValueError(
+                f"{tokens} tokens do not fit a cache of capacity {self.capacity}; make a larger one"
+            )
+
+    def _make_positions(self) -> None:
+        shape = (self.batch_size, self.capacity)
+        self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
+        self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)

@@ -1,53 +1,119 @@
-"""One Transformer layer: attention and feed-forward, each in a residual branch.
+"""Transformer layers: attention and feed-forward, each in a residual branch.
 
-pre_norm (Xiong et al. 2020):  x + dropout(sublayer(norm(x)))
-post-norm (Vaswani et al. 2017):  norm(x + dropout(sublayer(x)))
+pre     x + dropout(f(norm(x)))               Xiong et al. 2020, GPT-2
+post    norm(x + dropout(f(x)))               Vaswani et al. 2017
+both    x + dropout(norm'(f(norm(x))))        Gemma 2
+output  x + dropout(norm'(f(x)))              OLMo 2
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
+from miniformer import registry
 from miniformer.config import TransformerConfig
-from miniformer.model.attention import MultiHeadAttention
+from miniformer.model.attention import Context, CrossAttention
 from miniformer.model.cache import KVCache
-from miniformer.model.feed_forward import FeedForward
-from miniformer.model.masks import AttentionMask
 from miniformer.model.norm import make_norm
-from miniformer.model.position import Rotation
 
 
 class EncoderLayer(nn.Module):
-    """A layer of an encoder or, with a causal mask, of a decoder: [B, T, D] -> [B, T, D]."""
+    """A layer of an encoder or, with a causal mask, of a decoder-only model: [B, T, D] -> the same.
 
-    def __init__(self, config: TransformerConfig) -> None:
+    Args:
+        config: its parts.
+        index: which layer it is, from 0; decides whether it has the sliding window.
+    """
+
+    def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__()
-        self.pre_norm = config.pre_norm
-        self.attention_norm = make_norm(
-            config.norm, config.d_model, eps=config.norm_eps, bias=config.bias
+        self.placement, self.parallel = config.placement, config.parallel_residual
+        self.attention = registry.get("attention", config.attention)(
+            config, window=config.window_of(index)
         )
-        self.attention = MultiHeadAttention(config)
-        self.feed_forward_norm = make_norm(
-            config.norm, config.d_model, eps=config.norm_eps, bias=config.bias
-        )
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = registry.get("feed_forward", config.feed_forward)(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.add_norms(config, "attention")
+        self.add_norms(config, "feed_forward")
+        if index == 0 and not config.first_attention_norm:
+            self.attention_norm = nn.Identity()
 
     def forward(
-        self,
-        x: Tensor,
-        mask: AttentionMask,
-        *,
-        rotation: Rotation | None = None,
-        cache: KVCache | None = None,
-        layer: int = 0,
+        self, x: Tensor, context: Context, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """See `MultiHeadAttention.forward` for the arguments."""
-        places = {"rotation": rotation, "cache": cache, "layer": layer}
-        if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), mask, **places))
-            out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+        def attention(y: Tensor) -> Tensor:
+            out: Tensor = self.attention(y, context, cache=cache, layer=layer)
             return out
-        x = self.attention_norm(x + self.dropout(self.attention(x, mask, **places)))
-        out = self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
+
+        if self.parallel:
+            read = self.change(x, "attention", attention)
+            return x + read + self.change(x, "feed_forward", self.feed_forward)
+        x = self.branch(x, "attention", attention)
+        return self.branch(x, "feed_forward", self.feed_forward)
+
+    def add_norms(self, config: TransformerConfig, name: str) -> None:
+        """Makes the norms of a branch."""
+        if self.placement != "output":
+            self.add_module(f"{name}_norm", make_norm(config))
+        if self.placement in ("both", "output"):
+            self.add_module(f"{name}_out_norm", make_norm(config))
+
+    def change(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a sub-layer adds to x, after its dropout and the norms of `name` in its branch."""
+        if self.placement in ("pre", "both"):
+            x = getattr(self, f"{name}_norm")(x)
+        out: Tensor = sublayer(x)
+        if self.placement in ("both", "output"):
+            out = getattr(self, f"{name}_out_norm")(out)
+        out = self.dropout(out)
         return out
+
+    def branch(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x with what a sub-layer adds to it."""
+        x = x + self.change(x, name, sublayer)
+        if self.placement == "post":
+            x = getattr(self, f"{name}_norm")(x)
+        return x
+
+
+class DecoderLayer(EncoderLayer):
+    """A layer that also reads the encoded source, between its attention and its feed-forward."""
+
+    def __init__(self, config: TransformerConfig, index: int = 0) -> None:
+        super().__init__(config, index)
+        self.cross_attention = CrossAttention(config)
+        self.add_norms(config, "cross_attention")
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        context: Context,
+        *,
+        cache: KVCache | None = None,
+        layer: int = 0,
+        source: Context,
+        memory: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """[B, T, D] -> [B, T, D].
+
+        Args:
+            x, context, cache, layer: see `MultiHeadAttention.forward`.
+            source: mask of the source.
+            memory: the source's keys and values, from `cross_attention.keys_values`.
+        """
+
+        def attention(y: Tensor) -> Tensor:
+            out: Tensor = self.attention(y, context, cache=cache, layer=layer)
+            return out
+
+        def cross_attention(y: Tensor) -> Tensor:
+            out: Tensor = self.cross_attention(y, source, memory=memory)
+            return out
+
+        x = self.branch(x, "attention", attention)
+        x = self.branch(x, "cross_attention", cross_attention)
+        return self.branch(x, "feed_forward", self.feed_forward)

@@ -14,6 +14,45 @@ import torch
 from torch import Tensor
 
 
+class Visibility(NamedTuple):
+    """Who may attend to whom, described; `make_mask` writes it out.
+
+    A query sees a key of its own segment if the key is real, if it is not later (`causal`), and if
+    it is near enough (`window`: among the last `window` positions when causal, else at most half of
+    it away on either side).
+
+    `in_order` says that there is nothing to know about single tokens: all rows are alike, all
+    tokens real, and the queries are the last T of the S keys. Then only the lengths matter.
+    """
+
+    causal: bool
+    window: int | None
+    query_positions: Tensor  # int [B or 1, T]
+    key_positions: Tensor  # int [B or 1, S]; negative: no token is there
+    query_segments: Tensor | None = None  # int [B, T]; 0: padding; None: one segment
+    key_segments: Tensor | None = None  # int [B, S]
+    in_order: bool = False
+
+    @property
+    def queries(self) -> int:
+        """T."""
+        return self.query_positions.shape[1]
+
+    @property
+    def keys(self) -> int:
+        """S."""
+        return self.key_positions.shape[1]
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the window hides anything from anyone."""
+        if self.window is None:
+            return False
+        return not self.in_order or self.keys > (
+            self.window if self.causal else self.window // 2 + 1
+        )
+
+
 class AttentionMask(NamedTuple):
     """Who may attend to whom, in the cheapest form that says it.
 
@@ -28,53 +67,75 @@ class AttentionMask(NamedTuple):
     blind: Tensor | None = None
 
 
-def make_mask(
+def make_visibility(
+    batch_size: int,
+    length: int,
     *,
     causal: bool,
+    window: int | None = None,
     attention_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
-) -> AttentionMask:
-    """Mask of a full pass.
+    device: torch.device,
+) -> Visibility:
+    """Visibility in a full pass.
 
     Args:
+        batch_size: rows B.
+        length: tokens T.
         causal: whether a query sees no later key.
+        window: see `Visibility`.
         attention_mask: bool [B, T], True = a real token; None: all are.
         segment_ids: int [B, T], tokens see only their own segment and 0 is padding; None: one
             segment.
-    """
-    if segment_ids is not None:
-        allowed = segment_ids[:, :, None] == segment_ids[:, None, :]
-        allowed = allowed & (segment_ids != 0)[:, None, :]
-        if attention_mask is not None:
-            allowed = allowed & attention_mask[:, None, :]
-    elif attention_mask is not None:
-        length = attention_mask.shape[1]
-        allowed = attention_mask[:, None, :].expand(-1, length, -1)  # [B, T] -> [B, T, T]
-    else:
-        return AttentionMask(is_causal=causal)
-    if causal:
-        allowed = allowed & _causal(allowed.shape[1], allowed.shape[2], allowed.device)
-    return _guard(allowed)
-
-
-def make_cached_mask(
-    real: Tensor | None, *, start: int, stop: int, device: torch.device
-) -> AttentionMask:
-    """Causal mask of the queries at cache columns [start, stop) over the keys at columns [0, stop).
-
-    Args:
-        real: bool [B, stop], which columns hold real tokens; None: all do.
-        start: first query column.
-        stop: one past the last query column.
         device: where to make it.
     """
-    queries = stop - start
-    if real is None and (queries == 1 or start == 0):
-        return AttentionMask(is_causal=queries > 1)
-    causal = _causal(queries, stop, device)
-    if real is None:
-        return AttentionMask(allowed=causal[None, None])
-    return _guard(causal & real[:, None, :])
+    positions = make_positions(
+        batch_size, length, attention_mask=attention_mask, segment_ids=segment_ids, device=device
+    )
+    segments = segment_ids
+    if attention_mask is not None:
+        real = attention_mask.long()
+        segments = real if segments is None else segments * real
+    in_order = segments is None
+    return Visibility(causal, window, positions, positions, segments, segments, in_order)
+
+
+def make_mask(seen: Visibility, *, explicit: bool = False) -> AttentionMask:
+    """Writes a visibility out.
+
+    Args:
+        seen: what to write out.
+        explicit: give `allowed` wherever anything is hidden, even what `is_causal` could say.
+    """
+    if seen.in_order:
+        if not seen.narrow:
+            if not seen.causal or seen.queries == 1:
+                return AttentionMask()
+            if seen.queries == seen.keys and not explicit:
+                return AttentionMask(is_causal=True)
+        return AttentionMask(allowed=_by_column(seen)[None, None])
+    queries, keys = seen.query_positions[:, :, None], seen.key_positions[:, None, :]
+    allowed = (keys >= 0).expand(-1, seen.queries, -1)  # [B, T, S]
+    if seen.key_segments is not None:
+        assert seen.query_segments is not None
+        own, other = seen.query_segments[:, :, None], seen.key_segments[:, None, :]
+        allowed = allowed & (own == other) & (other != 0)
+    if seen.causal:
+        allowed = allowed & (keys <= queries)
+    if seen.window is not None:
+        reach = seen.window - 1 if seen.causal else seen.window // 2
+        allowed = allowed & ((queries - keys).abs() <= reach)
+    blind = ~allowed.any(-1, keepdim=True)  # softmax over nothing would be NaN
+    return AttentionMask(allowed=(allowed | blind)[:, None], blind=blind[:, None])
+
+
+def make_cross_mask(source_mask: Tensor | None) -> AttentionMask:
+    """Mask of every target token over the source: bool [B, S], True = a real token; None: all."""
+    if source_mask is None:
+        return AttentionMask()
+    allowed = source_mask[:, None, None, :]  # [B, 1, 1, S]
+    blind = ~allowed.any(-1, keepdim=True)
+    return AttentionMask(allowed=allowed | blind, blind=blind)
 
 
 def make_positions(
@@ -105,12 +166,15 @@ def make_positions(
     return torch.zeros_like(counts).scatter(1, order, counts)
 
 
-def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool [T, S]: the last query stands at the last key."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def _guard(allowed: Tensor) -> AttentionMask:
-    """Opens the rows that may attend to nothing, where softmax would give NaN, and lists them."""
-    blind = ~allowed.any(-1, keepdim=True)  # [B, T, 1]
-    return AttentionMask(allowed=(allowed | blind)[:, None], blind=blind[:, None])
+def _by_column(seen: Visibility) -> Tensor:
+    """bool [T, S] where all tokens are real and in order: the last query stands at the last key."""
+    late = seen.keys - seen.queries
+    allowed = torch.ones(
+        seen.queries, seen.keys, dtype=torch.bool, device=seen.key_positions.device
+    )
+    if seen.causal:
+        allowed = allowed.tril(late)
+        return allowed if seen.window is None else allowed.triu(late - seen.window + 1)
+    if seen.window is None:
+        return allowed
+    return allowed.tril(late + seen.window // 2).triu(late - seen.window // 2)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from miniformer import registry
+from miniformer.config import TransformerConfig
 
 
 def layernorm(dim: int, *, eps: float, bias: bool) -> nn.Module:
@@ -39,7 +40,8 @@ class RMSNorm(nn.Module):
         return (wide * scale).to(x.dtype) * self.weight
 
 
-def make_norm(name: str, dim: int, *, eps: float, bias: bool) -> nn.Module:
-    """The norm registered as `name`."""
-    module: nn.Module = registry.get("norm", name)(dim, eps=eps, bias=bias)
+def make_norm(config: TransformerConfig, dim: int | None = None) -> nn.Module:
+    """The norm that the config names, over `dim` elements; None: d_model."""
+    part = registry.get("norm", config.norm)
+    module: nn.Module = part(dim or config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
     return module

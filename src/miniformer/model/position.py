@@ -1,20 +1,26 @@
 """Position encodings.
 
-A position part is built from the config and maps positions, int [B or 1, T], to what attention
-needs. Rotary embedding: Su et al. 2021 (RoFormer), in the half-split layout of GPT-NeoX and Llama,
-where element i of the first half of a head is paired with element i of its second half.
+A position part is built as `part(config, causal=...)`, one for each stack of layers, and may act in
+three places: it adds vectors to the embedding, it rotates queries and keys, it adds a bias to the
+scores. Each built-in part does one of them; see `Position`.
 
-Letters: B batch, T length, H heads, E head width, R rotated elements of a head.
+Rotary embedding: Su et al. 2021 (RoFormer), in the half-split layout of GPT-NeoX and Llama, where
+element i of the first half of a head is paired with element i of its second half.
+
+Letters: B batch, T query length, S key length, H heads, D model width, E head width, R rotated
+    elements of a head.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
+from miniformer.model.rotary_scaling import scaled_frequencies
 
 
 class Rotation(NamedTuple):
@@ -24,29 +30,141 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
-class RotaryPosition(nn.Module):
+class Position(nn.Module):
+    """No position information; a causal mask still tells order (Haviv et al. 2022).
+
+    The base of all position parts: each overrides what it does.
+    """
+
+    # Whether a token's rotation changes as the text grows. Keys are then cached as they are, and
+    # rotated when they are read.
+    rotates_when_read = False
+    adds_bias = False  # whether `bias` gives one
+
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__()
+
+    def vectors(self, positions: Tensor) -> Tensor | None:
+        """What is added to the embedding: int [B or 1, T] -> [B or 1, T, D]."""
+        return None
+
+    def rotation(
+        self, positions: Tensor, *, length: Tensor, local: bool = False
+    ) -> Rotation | None:
+        """How queries and keys at these positions are turned.
+
+        Args:
+            positions: int [B or 1, T].
+            length: tokens in each row so far, int [B or 1, 1].
+            local: for a layer with a sliding window.
+        """
+        return None
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
+        """What is added to the scores: int [B or 1, T], [B or 1, S] -> [B or 1, H, T, S]."""
+        return None
+
+
+class RotaryPosition(Position):
     """Turns pair i of each head by position * base ** (-2i / R): scores depend on distance only."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.base, self.dim = config.rotary_base, config.rotary_dim
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self.dim, self.scaling = config.rotary_dim, config.rotary_scaling
+        self.base = config.rotary_base
+        self.base_local = config.rotary_base_local
+        self.rotates_when_read = (self.scaling or {}).get("type") == "dynamic"
 
-    def forward(self, positions: Tensor) -> Rotation:
-        pair = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32)
-        frequency = self.base ** (-pair / self.dim)  # [R/2]
-        angle = positions[:, None, :, None].float() * frequency  # [B, T] -> [B, 1, T, R/2]
-        cos, sin = angle.cos(), angle.sin()
+    def rotation(self, positions: Tensor, *, length: Tensor, local: bool = False) -> Rotation:
+        # A base of their own means that local layers were not stretched with the others.
+        unscaled = local and self.base_local is not None
+        base = self.base_local if unscaled and self.base_local is not None else self.base
+        frequencies, factor = scaled_frequencies(
+            None if unscaled else self.scaling, base=base, dim=self.dim, length=length
+        )  # [B or 1, R/2]
+        angle = positions[:, None, :, None].float() * frequencies[:, None, None, :]
+        cos, sin = angle.cos(), angle.sin()  # [B, 1, T, R/2]
+        if factor != 1.0:
+            cos, sin = cos * factor, sin * factor
         return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
-class NoPosition(nn.Module):
-    """No position information; a causal mask still tells order (Haviv et al. 2022)."""
+class LearnedPosition(Position):
+    """A learnt vector for each position (GPT-2, BERT)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self.weight = nn.Parameter(torch.empty(config.max_seq_len, config.d_model))
 
-    def forward(self, positions: Tensor) -> None:
-        return None
+    def vectors(self, positions: Tensor) -> Tensor:
+        return self.weight[positions]
+
+
+class SinusoidalPosition(Position):
+    """sin and cos of position * 10000 ** (-2i / D) (Vaswani et al. 2017), sines first."""
+
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self.width = config.d_model
+
+    def vectors(self, positions: Tensor) -> Tensor:
+        sines = (self.width + 1) // 2
+        pair = torch.arange(sines, device=positions.device, dtype=torch.float32)
+        angle = positions[..., None].float() * 10000.0 ** (-2 * pair / self.width)
+        return torch.cat((angle.sin(), angle[..., : self.width - sines].cos()), -1)
+
+
+class ALiBiPosition(Position):
+    """Scores fall with distance, at a slope of its own for each head (Press et al. 2021)."""
+
+    adds_bias = True
+
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self.slopes = alibi_slopes(config.n_heads)
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        slopes = torch.tensor(self.slopes, device=key_positions.device)  # [H]
+        distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs()  # [B, T, S]
+        return -slopes[:, None, None] * distance[:, None]
+
+
+def alibi_slopes(n_heads: int) -> list[float]:
+    """A geometric series from 2 ** (-8 / n_heads); see Press et al. 2021, section 3.
+
+    Where n_heads is no power of two: that of the next smaller power, then every second one of that
+    of the next larger.
+    """
+    power = 2 ** int(math.log2(n_heads))
+    slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
+    between = [2.0 ** (-4 * (head + 1) / power) for head in range(0, 2 * power, 2)]
+    return slopes + between[: n_heads - power]
+
+
+class RelativePosition(Position):
+    """A learnt bias for each head and bucket of distances, shared by all layers (T5)."""
+
+    adds_bias = True
+
+    def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
+        super().__init__(config, causal=causal)
+        self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
+        self.both_ways = not causal
+        self.weight = nn.Parameter(torch.empty(config.relative_buckets, config.n_heads))
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        ahead = key_positions[:, None, :] - query_positions[:, :, None]  # [B, T, S]
+        return self.weight[self._bucket(ahead)].movedim(-1, 1)  # [B, T, S, H] -> [B, H, T, S]
+
+    def _bucket(self, ahead: Tensor) -> Tensor:
+        """Near distances have a bucket each, farther ones share ever wider buckets."""
+        buckets = self.buckets // 2 if self.both_ways else self.buckets
+        distance = ahead.abs() if self.both_ways else (-ahead).clamp_min(0)
+        later = (ahead > 0) * buckets * self.both_ways
+        near = buckets // 2
+        share = (distance.clamp_min(1).float() / near).log() / math.log(self.max_distance / near)
+        far = near + (share * (buckets - near)).long().clamp_max(buckets - near - 1)
+        return later + torch.where(distance < near, distance, far)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

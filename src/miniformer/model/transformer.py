@@ -1,31 +1,29 @@
 """Transformer: an encoder, or with `causal=True` a decoder-only language model.
 
-    inputs -> embedding -> n_layers x EncoderLayer -> final norm -> head
-              (ids or features)                       (pre-norm only)
+    inputs -> embedding -> + token types -> Stack (positions, layers, final norm) -> head
+              (ids or features)
 
-Letters: B batch, T length, D model width.
+Letters: B batch, T length, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import generate
 from miniformer.model.cache import KVCache
+from miniformer.model.embedding import check_inputs, check_mask, make_embedding
+from miniformer.model.head import Head, pool
 from miniformer.model.initialization import initialize
-from miniformer.model.layers import EncoderLayer
-from miniformer.model.masks import make_mask, make_positions
-from miniformer.model.norm import make_norm
 from miniformer.model.pretrained import PretrainedMixin
+from miniformer.model.stack import Stack
 
 
-class Transformer(PretrainedMixin, nn.Module):
+class Transformer(PretrainedMixin, Stack):
     """A stack of encoder layers over token ids or feature vectors.
 
     Args:
@@ -38,28 +36,18 @@ class Transformer(PretrainedMixin, nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = (
-            nn.Embedding(config.vocab_size, config.d_model)
-            if config.input_dim is None
-            else nn.Linear(config.input_dim, config.d_model, bias=config.bias)
+        if config.n_decoder_layers is not None:
+            raise ConfigError(
+                "TransformerConfig",
+                [f"n_decoder_layers={config.n_decoder_layers} is for a Seq2SeqTransformer"],
+            )
+        super().__init__(config, n_layers=config.n_layers, causal=config.causal)
+        self.embedding: Any = make_embedding(config)
+        self.type_embedding = (
+            None if config.token_types is None else nn.Embedding(config.token_types, config.d_model)
         )
-        self.dropout = nn.Dropout(config.dropout)
-        self.position: nn.Module = registry.get("position", config.position)(config)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
-        self.final_norm = (
-            make_norm(config.norm, config.d_model, eps=config.norm_eps, bias=config.bias)
-            if config.pre_norm
-            else nn.Identity()
-        )
-        # A tied head is no module of its own: there is one weight, so nothing can come untied.
-        self.head = None
-        if not config.head_tied:
-            width = config.output_dim or config.vocab_size
-            bias = config.output_dim is not None and config.bias
-            self.head = nn.Linear(config.d_model, width, bias=bias)
-        initialize(self, n_layers=config.n_layers)
+        self.head = Head(config)
+        initialize(self)
 
     def forward(
         self,
@@ -67,6 +55,7 @@ class Transformer(PretrainedMixin, nn.Module):
         attention_mask: Tensor | None = None,
         *,
         segment_ids: Tensor | None = None,
+        token_types: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Logits at each position.
@@ -76,6 +65,7 @@ class Transformer(PretrainedMixin, nn.Module):
             attention_mask: bool [B, T], True = a real position; None: all are.
             segment_ids: int [B, T]: several sequences packed in a row, numbered from 1; 0 is
                 padding. Each sees only itself, and its positions start from 0.
+            token_types: int [B, T], where the config has them; None: all are of type 0.
             cache: keys and values of earlier tokens, from `new_cache`; `inputs` are the tokens
                 after them.
 
@@ -85,9 +75,10 @@ class Transformer(PretrainedMixin, nn.Module):
         Raises:
             ValueError: the inputs have the wrong shape or type, or are longer than `max_seq_len`.
         """
-        return self.logits(
-            self.features(inputs, attention_mask, segment_ids=segment_ids, cache=cache)
+        features = self.features(
+            inputs, attention_mask, segment_ids=segment_ids, token_types=token_types, cache=cache
         )
+        return self.logits(features)
 
     def features(
         self,
@@ -95,40 +86,67 @@ class Transformer(PretrainedMixin, nn.Module):
         attention_mask: Tensor | None = None,
         *,
         segment_ids: Tensor | None = None,
+        token_types: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """What the head reads: the last layer's output, normalised, [B, T, D]; see `forward`."""
-        self._check(inputs, attention_mask, segment_ids, cache)
-        batch, length = inputs.shape[:2]
-        if cache is None:
-            mask = make_mask(
-                causal=self.config.causal, attention_mask=attention_mask, segment_ids=segment_ids
-            )
-            positions = make_positions(
-                batch,
-                length,
-                attention_mask=attention_mask,
-                segment_ids=segment_ids,
-                device=inputs.device,
-            )
-        else:
-            positions, mask = cache.extend(attention_mask, length)
-        rotation = self.position(positions)
-        x = self.dropout(self.embedding(inputs))  # [B, T] -> [B, T, D]
-        for index, layer in enumerate(self.layers):
-            x = layer(x, mask, rotation=rotation, cache=cache, layer=index)
-        out: Tensor = self.final_norm(x)
-        return out
+        check_inputs(inputs, self.config, past=0 if cache is None else cache.length)
+        check_mask(attention_mask, inputs)
+        if segment_ids is not None:
+            if segment_ids.shape != inputs.shape[:2]:
+                shapes = f"{list(inputs.shape[:2])}, as the inputs are, not"
+                raise ValueError(f"segment_ids must be {shapes} {list(segment_ids.shape)}")
+            if cache is not None:
+                raise ValueError(
+                    "segment_ids and cache exclude each other: a cache row holds one sequence"
+                )
+        x = self.embedding(inputs)  # [B, T] -> [B, T, D]
+        if self.config.embedding_scale is not None:
+            x = x * self.config.embedding_scale
+        if self.type_embedding is not None:
+            kinds = self.type_embedding.weight[0]
+            x = x + (kinds if token_types is None else self.type_embedding(token_types))
+        elif token_types is not None:
+            raise ValueError("the model has no token types; set token_types in its config")
+        return self.run(x, attention_mask=attention_mask, segment_ids=segment_ids, cache=cache)
 
     def logits(self, features: Tensor) -> Tensor:
         """The head: [..., D] -> [..., vocab_size or output_dim]."""
-        if self.head is None:
-            return F.linear(features, self.embedding.weight)
-        out: Tensor = self.head(features)
+        out: Tensor = self.head(features, self.embedding.weight)
         return out
 
-    def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """An empty cache for `batch_size` rows of at most `capacity` tokens each.
+    def cross_entropy(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Summed cross-entropy of `logits(features)` in nats, without ever holding them all.
+
+        Args:
+            features: [N, D].
+            labels: int [N]; -100: nothing is predicted there.
+        """
+        return self.head.cross_entropy(features, self.embedding.weight, labels)
+
+    def embed(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        """One vector for each sequence, [B, D], as the config's `pooling` says; see `forward`."""
+        features = self.features(inputs, attention_mask, token_types=token_types)
+        return pool(features, attention_mask, self.config.pooling)
+
+    def classify(
+        self,
+        inputs: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        """The head on each sequence's one vector: [B, output_dim or vocab_size]; see `forward`."""
+        return self.logits(self.embed(inputs, attention_mask, token_types=token_types))
+
+    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
+        """An empty cache for `batch_size` rows of at most `capacity` tokens each; see `KVCache`.
 
         Raises:
             ConfigError: the model is not causal: its earlier outputs would change with later
@@ -138,16 +156,7 @@ class Transformer(PretrainedMixin, nn.Module):
             raise ConfigError(
                 "TransformerConfig", ["causal must be true for cached decoding, not false"]
             )
-        weight = next(self.parameters())
-        return KVCache(
-            n_layers=self.config.n_layers,
-            batch_size=batch_size,
-            capacity=capacity,
-            kv_heads=self.config.kv_heads,
-            head_dim=self.config.head_width,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return super().new_cache(batch_size, capacity, kind)
 
     def generate(
         self,
@@ -185,48 +194,3 @@ class Transformer(PretrainedMixin, nn.Module):
         if isinstance(input_ids, Tensor):
             return generate.generate(self, input_ids, options)
         return generate.generate_ragged(self, input_ids, options)
-
-    def _check(
-        self,
-        inputs: Tensor,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
-        cache: KVCache | None,
-    ) -> None:
-        wanted = (
-            "[B, T] token ids"
-            if self.config.input_dim is None
-            else f"[B, T, {self.config.input_dim}] floats"
-        )
-        shape = tuple(inputs.shape)
-        if self.config.input_dim is None:
-            fits = inputs.dim() == 2 and not (inputs.is_floating_point() or inputs.is_complex())
-        else:
-            fits = (
-                inputs.dim() == 3
-                and shape[2] == self.config.input_dim
-                and inputs.is_floating_point()
-            )
-        if not fits:
-            raise ValueError(f"inputs must be {wanted}, not {inputs.dtype} {list(shape)}")
-        for name, given in (("attention_mask", attention_mask), ("segment_ids", segment_ids)):
-            if given is not None and given.shape != shape[:2]:
-                raise ValueError(
-                    f"{name} must be {list(shape[:2])}, as the inputs are, not {list(given.shape)}"
-                )
-        if attention_mask is not None and attention_mask.dtype != torch.bool:
-            raise ValueError(
-                "attention_mask must be bool (True = a real position), "
-                f"not {attention_mask.dtype}; use .bool()"
-            )
-        if cache is not None and segment_ids is not None:
-            raise ValueError(
-                "segment_ids and cache exclude each other: a cache row holds one sequence"
-            )
-        length = shape[1] + (cache.length if cache is not None else 0)
-        if length > self.config.max_seq_len:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than "
-                f"max_seq_len={self.config.max_seq_len}; shorten it, or build the model with a "
-                "larger max_seq_len"
-            )

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError
@@ -69,8 +68,7 @@ class LanguageModeling:
         kept = labels != IGNORED
         if not bool(kept.all()):  # the head need not see what is not predicted
             features, labels = features[kept], labels[kept]  # [N, D], [N]
-        logits = model.logits(features).flatten(0, -2)  # [N, V]
-        loss = F.cross_entropy(logits.float(), labels.flatten(), reduction="sum")
+        loss = model.cross_entropy(features.flatten(0, -2), labels.flatten())
         return loss, loss.new_tensor(labels.numel())
 
     def metrics(

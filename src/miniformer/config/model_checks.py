@@ -1,0 +1,135 @@
+"""What must hold between the fields of a TransformerConfig: each problem with its fix."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from miniformer.config.model_config import TransformerConfig
+
+# type of rotary scaling -> its settings, and what those left out are
+SCALINGS: dict[str, dict[str, float | None]] = {
+    "linear": {"factor": None},
+    "dynamic": {"factor": None, "original_max_seq_len": None},
+    "llama3": {
+        "factor": None,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_seq_len": None,
+    },
+    "yarn": {
+        "factor": None,
+        "original_max_seq_len": None,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": 0.0,
+    },
+}
+# A setting at another value than its default does something only beside another setting.
+_NEEDS = [
+    (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
+    (("relative_buckets", "relative_max_distance"), "position", "relative"),
+    (("head", "head_bias", "logit_scale", "final_softcap"), "output_dim", None),
+    (("embedding_scale",), "input_dim", None),
+]
+
+
+def problems(config: TransformerConfig) -> list[str]:
+    """Everything that is wrong between fields; see `StrictConfig.cross_check`."""
+    return [*_heads(config), *_without_effect(config), *_scaling(config), *_layers(config)]
+
+
+def _heads(config: TransformerConfig) -> list[str]:
+    found = []
+    if config.head_dim is None and config.d_model % config.n_heads:
+        found.append(
+            f"d_model={config.d_model} is not divisible by n_heads={config.n_heads}; "
+            f"use d_model={-(-config.d_model // config.n_heads) * config.n_heads}, "
+            "another n_heads, or set head_dim"
+        )
+    elif config.position == "rotary" and config.rotary_dim == 0:
+        least = math.ceil(2 / config.head_width * 1000) / 1000
+        found.append(
+            f"rotary_pct={config.rotary_pct} rotates no pair of a head of {config.head_width}; "
+            + (f"use at least {least}, " if config.head_width > 1 else "use ")
+            + "a wider head, or position='none'"
+        )
+    if config.n_heads % config.kv_heads:
+        found.append(
+            f"n_kv_heads={config.n_kv_heads} does not divide n_heads={config.n_heads}; "
+            "each key-value head serves a whole number of query heads"
+        )
+    return found
+
+
+def _without_effect(config: TransformerConfig) -> list[str]:
+    defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
+    found = [
+        f"{name}={getattr(config, name)!r} has no effect with {other}={getattr(config, other)!r}; "
+        "leave it out"
+        for names, other, value in _NEEDS
+        for name in names
+        if getattr(config, name) != defaults[name] and getattr(config, other) != value
+    ]
+    found += [
+        f"{name}={getattr(config, name)!r} needs sliding_window"
+        for name in ("window_pattern", "rotary_base_local")
+        if getattr(config, name) is not None and config.sliding_window is None
+    ]
+    return found
+
+
+def _scaling(config: TransformerConfig) -> list[str]:
+    given: dict[str, Any] | None = config.rotary_scaling
+    if given is None:
+        return []
+    known = SCALINGS.get(given.get("type", ""))
+    if known is None:
+        return [
+            f"rotary_scaling must have a type, one of {', '.join(SCALINGS)}; "
+            f"not {given.get('type')!r}"
+        ]
+    found = [
+        f"rotary_scaling: unknown {name!r}; {given['type']} has {', '.join(known)}"
+        for name in given
+        if name != "type" and name not in known
+    ]
+    for name, default in known.items():
+        value = given.get(name, default)
+        if value is None:
+            found.append(f"rotary_scaling: {given['type']} needs {name}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            found.append(f"rotary_scaling: {name} must be a number of at least 0, not {value!r}")
+        elif name == "factor" and value < 1:
+            found.append(f"rotary_scaling: factor must be at least 1, not {value!r}")
+    if not found and config.rotary_dim < 4:
+        found.append("rotary_scaling needs at least two rotated pairs; widen the heads")
+    return found
+
+
+def _layers(config: TransformerConfig) -> list[str]:
+    found = []
+    if not config.pre_norm and config.norm_placement not in (None, "post"):
+        found.append(
+            f"pre_norm=false contradicts norm_placement={config.norm_placement!r}; leave one out"
+        )
+    if config.parallel_residual and config.placement != "pre":
+        found.append(
+            f"parallel_residual needs norms before the sub-layers, not {config.placement!r}; "
+            "set pre_norm=true or leave it out"
+        )
+    if not config.first_attention_norm and config.placement not in ("pre", "both"):
+        found.append(
+            f"first_attention_norm=false has no effect with norms {config.placement!r}; leave it out"
+        )
+    near = config.relative_buckets // 2  # distances with a bucket of their own, at most
+    if config.position == "relative" and config.relative_max_distance <= near:
+        found.append(
+            f"relative_max_distance={config.relative_max_distance} must be above {near}, half of "
+            "relative_buckets, where near distances end"
+        )
+    pattern = config.window_pattern
+    if pattern is not None and (not pattern or set(pattern) - set("LG")):
+        found.append(f"window_pattern must be letters L and G, such as LLG, not {pattern!r}")
+    return found

@@ -1,0 +1,84 @@
+"""The head: from a stack's features to the model's outputs.
+
+Letters: B batch, T length, D model width, N labelled positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniformer.config import TransformerConfig
+from miniformer.model.cross_entropy import linear_cross_entropy
+from miniformer.model.norm import make_norm
+
+
+class Head(nn.Module):
+    """Logits over the vocabulary, or `output_dim` numbers.
+
+    A tied head has no weight of its own: it is given the embedding's, so nothing can come untied.
+
+    Args:
+        config: its shape.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.output_dim or config.vocab_size
+        biased = config.head_bias if config.output_dim is None else config.bias
+        self.scale, self.softcap = config.logit_scale, config.final_softcap
+        self.dense = self.norm = None
+        if config.head == "masked_lm":
+            self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+            self.norm = make_norm(config)
+        tied = config.head_tied
+        self.weight = None if tied else nn.Parameter(torch.empty(width, config.d_model))
+        self.bias = nn.Parameter(torch.zeros(width)) if biased else None
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """[..., D] and the embedding's weight [V, D] -> [..., V or output_dim]."""
+        weight = embedding if self.weight is None else self.weight
+        out = F.linear(self.transform(features), weight, self.bias)
+        return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """What comes before the map to the outputs: [..., D] -> [..., D]."""
+        if self.dense is not None and self.norm is not None:
+            features = self.norm(F.gelu(self.dense(features)))
+        return features if self.scale is None else features * self.scale
+
+    def cross_entropy(self, features: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
+        """Summed cross-entropy in nats, logits never all in memory.
+
+        Args:
+            features: [N, D].
+            embedding: the embedding's weight, [V, D].
+            labels: int [N]; -100: nothing is predicted there.
+        """
+        return linear_cross_entropy(
+            self.transform(features),
+            embedding if self.weight is None else self.weight,
+            labels,
+            bias=self.bias,
+            softcap=self.softcap,
+        )
+
+
+def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
+    """One vector for each sequence: [B, T, D] -> [B, D].
+
+    Args:
+        features: [B, T, D].
+        attention_mask: bool [B, T], True = a real position; None: all are. A row without any gives
+            zeros, or the vector of its first position.
+        how: mean, first or last of the real positions.
+    """
+    if attention_mask is None:
+        return {"mean": features.mean(1), "first": features[:, 0], "last": features[:, -1]}[how]
+    if how == "mean":
+        weights = attention_mask.to(features.dtype)[..., None]
+        return (features * weights).sum(1) / weights.sum(1).clamp_min(1)
+    order = attention_mask.int()
+    column = order.argmax(1) if how == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
+    return features[torch.arange(len(features), device=features.device), column]

@@ -1,0 +1,82 @@
+"""Stretching rotary embeddings to texts longer than those of training.
+
+`rotary_scaling` of a config names one of these; `factor` is how much longer texts become.
+
+| type    | what it does                                                 | source                  |
+|---------|--------------------------------------------------------------|-------------------------|
+| linear  | positions are divided by the factor                          | Chen et al. 2023        |
+| dynamic | past the original length the base grows with the text (NTK)  | Peng et al. 2023, 3.3   |
+| yarn    | fast pairs stay, slow ones are divided, a ramp between them  | Peng et al. 2023        |
+| llama3  | the same with limits in wavelengths, as Llama 3.1 has it     | Grattafiori et al. 2024 |
+
+Letters: B batch, T length, R rotated elements of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.config.model_checks import SCALINGS
+
+
+def scaled_frequencies(
+    scaling: dict[str, Any] | None, *, base: float, dim: int, length: Tensor
+) -> tuple[Tensor, float]:
+    """Angle of each pair for one position further, and by how much queries and keys lengthen.
+
+    Args:
+        scaling: the config's `rotary_scaling`; None: as Su et al. 2021 have it.
+        base: wavelength base.
+        dim: rotated elements R.
+        length: tokens in each row so far, int [B or 1, 1], by which `dynamic` goes.
+
+    Returns:
+        float32 [B or 1, R/2], and a factor on cos and sin.
+    """
+    pair = torch.arange(0, dim, 2, device=length.device, dtype=torch.float32)
+    if scaling is None:
+        return (base ** (-pair / dim))[None], 1.0
+    given = {**SCALINGS[scaling["type"]], **scaling}
+    factor = given["factor"]
+    if given["type"] == "dynamic":
+        original = given["original_max_seq_len"]
+        length = length.clamp_min(original)
+        stretched = base * (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
+        return stretched ** (-pair / dim), 1.0
+    frequencies = base ** (-pair / dim)
+    if given["type"] == "linear":
+        return (frequencies / factor)[None], 1.0
+    if given["type"] == "llama3":
+        return _llama3(frequencies, given)[None], 1.0
+    return _yarn(frequencies, given, base=base, dim=dim)[None], _yarn_length(given)
+
+
+def _llama3(frequencies: Tensor, given: dict[str, Any]) -> Tensor:
+    low, high = given["low_freq_factor"], given["high_freq_factor"]
+    turns = given["original_max_seq_len"] * frequencies / (2 * math.pi)  # in the original length
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    share: Tensor = kept + (1 - kept) / given["factor"]
+    return frequencies * share
+
+
+def _yarn(frequencies: Tensor, given: dict[str, Any], *, base: float, dim: int) -> Tensor:
+    def pair_with(turns: float) -> float:
+        """The pair that turns so often in the original length."""
+        wavelengths = given["original_max_seq_len"] / (turns * 2 * math.pi)
+        return dim * math.log(wavelengths) / (2 * math.log(base))
+
+    low = max(math.floor(pair_with(given["beta_fast"])), 0)
+    high = min(math.ceil(pair_with(given["beta_slow"])), dim - 1)
+    pair = torch.arange(dim // 2, device=frequencies.device, dtype=torch.float32)
+    slowed = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+    share: Tensor = 1 - slowed + slowed / given["factor"]
+    return frequencies * share
+
+
+def _yarn_length(given: dict[str, Any]) -> float:
+    """YaRN's temperature, taken into the length of queries and keys (its section 3.4)."""
+    return float(given["attention_factor"] or 0.1 * math.log(given["factor"]) + 1)

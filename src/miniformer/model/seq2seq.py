@@ -1,0 +1,131 @@
+"""Seq2SeqTransformer: an encoder reads a source, a decoder writes a target (Vaswani 2017).
+
+    source -> embedding -> encoder -> memory
+                                         |
+    target -> embedding -> decoder (self-attention, attention to the memory, feed-forward) -> head
+
+One embedding serves source, target and, where tied, the head.
+
+Letters: B batch, S source length, T target length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from miniformer.config import ConfigError, TransformerConfig
+from miniformer.model.cache import KVCache
+from miniformer.model.embedding import check_inputs, check_mask
+from miniformer.model.head import Head
+from miniformer.model.initialization import initialize
+from miniformer.model.pretrained import PretrainedMixin
+from miniformer.model.stack import Memory, Stack
+
+
+class Seq2SeqTransformer(PretrainedMixin, nn.Module):
+    """An encoder and a decoder.
+
+    Args:
+        config: shape and parts of both; the decoder has `n_decoder_layers` layers and is causal.
+
+    Example:
+        >>> model = Seq2SeqTransformer(TransformerConfig(vocab_size=100, d_model=32, n_heads=4))
+        >>> source, target = torch.randint(0, 100, (2, 16)), torch.randint(0, 100, (2, 9))
+        >>> model(source, target).shape
+        torch.Size([2, 9, 100])
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        problems = [
+            f"{name} is for a Transformer; leave it out for a Seq2SeqTransformer"
+            for name in ("causal", "input_dim", "output_dim", "token_types", "parallel_residual")
+            if getattr(config, name)
+        ]
+        if problems:
+            raise ConfigError("TransformerConfig", problems)
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = Stack(config, n_layers=config.n_layers, causal=False)
+        self.decoder = Stack(config, n_layers=config.decoder_layers, causal=True, cross=True)
+        self.head = Head(config)
+        initialize(self)
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of each target position's next token.
+
+        Args:
+            source: token ids, int [B, S].
+            target: the decoder's input, already shifted, int [B, T].
+            source_mask: bool [B, S], True = a real token; None: all are.
+            target_mask: bool [B, T].
+
+        Returns:
+            [B, T, vocab_size].
+
+        Raises:
+            ValueError: an input has the wrong shape or type, or is longer than `max_seq_len`.
+        """
+        memory = self.encode(source, source_mask)
+        return self.logits(self.features(target, memory, target_mask))
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Memory:
+        """Reads the source, once: int [B, S] -> what `features` takes; see `forward`."""
+        check_inputs(source, self.config, name="source")
+        check_mask(source_mask, source, "source_mask")
+        features = self.encoder.run(self._embed(source), attention_mask=source_mask)
+        return Memory(features, source_mask)
+
+    def features(
+        self,
+        target: Tensor,
+        memory: Memory,
+        target_mask: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """What the head reads, [B, T, D].
+
+        Args:
+            target: the decoder's input, int [B, T]; with a cache, the tokens after those in it.
+            memory: from `encode`.
+            target_mask: bool [B, T], True = a real token; None: all are.
+            cache: from `new_cache`; it holds one memory from its first pass on.
+        """
+        check_inputs(target, self.config, name="target", past=0 if cache is None else cache.length)
+        check_mask(target_mask, target, "target_mask")
+        return self.decoder.run(
+            self._embed(target), attention_mask=target_mask, cache=cache, memory=memory
+        )
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The head: [..., D] -> [..., vocab_size]."""
+        out: Tensor = self.head(features, self.embedding.weight)
+        return out
+
+    def cross_entropy(self, features: Tensor, labels: Tensor) -> Tensor:
+        """See `Transformer.cross_entropy`."""
+        return self.head.cross_entropy(features, self.embedding.weight, labels)
+
+    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
+        """An empty cache of the decoder; see `KVCache`."""
+        return self.decoder.new_cache(batch_size, capacity, kind)
+
+    def backend_report(self, *, ragged: bool = False, cached: bool = False) -> list[str]:
+        """See `Stack.backend_report`."""
+        stacks = (("encoder", self.encoder, False), ("decoder", self.decoder, cached))
+        return [
+            f"{name}.{line}"
+            for name, stack, is_cached in stacks
+            for line in stack.backend_report(ragged=ragged, cached=is_cached)
+        ]
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        x: Tensor = self.embedding(ids)  # [B, T] -> [B, T, D]
+        return x if self.config.embedding_scale is None else x * self.config.embedding_scale

@@ -1,0 +1,240 @@
+"""A stack of layers with its positions: what encoder and decoder have in common.
+
+    x -> + position vectors -> norm, if any -> dropout -> layers -> final norm
+                                                                  (but for post-norm)
+
+Letters: B batch, T length, S source length, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from miniformer import registry
+from miniformer.config import TransformerConfig
+from miniformer.model import backends
+from miniformer.model.attention import Context, MultiHeadAttention
+from miniformer.model.cache import KVCache
+from miniformer.model.checkpointing import check_how, checkpointed
+from miniformer.model.layers import DecoderLayer, EncoderLayer
+from miniformer.model.masks import Visibility, make_cross_mask, make_visibility
+from miniformer.model.norm import make_norm
+
+
+class Memory(NamedTuple):
+    """An encoded source, which a decoder reads."""
+
+    features: Tensor  # [B, S, D]
+    mask: Tensor | None = None  # bool [B, S], True = a real token
+
+
+class Stack(nn.Module):
+    """Layers of one kind, one after another: [B, T, D] -> [B, T, D].
+
+    Args:
+        config: its parts.
+        n_layers: number of layers.
+        causal: whether a position sees no later one.
+        cross: whether the layers read a source, too.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, *, n_layers: int, causal: bool, cross: bool = False
+    ) -> None:
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.position = registry.get("position", config.position)(config, causal=causal)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        layer = DecoderLayer if cross else EncoderLayer
+        self.layers = nn.ModuleList(layer(config, index) for index in range(n_layers))
+        self.final_norm = nn.Identity() if config.placement == "post" else make_norm(config)
+        self.checkpointing = "none"  # see `set_activation_checkpointing`
+
+    def run(
+        self,
+        x: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Embedded inputs to features, normalised: [B, T, D] -> [B, T, D].
+
+        Args:
+            x: embedded inputs.
+            attention_mask: bool [B, T], True = a real position; None: all are.
+            segment_ids: int [B, T], see `Transformer.forward`.
+            cache: keys and values of earlier tokens.
+            memory: the source that a decoder reads.
+        """
+        positions, contexts = self._contexts(x, attention_mask, segment_ids, cache)
+        vectors = self.position.vectors(positions)
+        if vectors is not None:
+            x = x + vectors.to(x.dtype)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.dropout(x)
+        source = None if memory is None else self._sources(x, memory, cache)
+        for index, layer in enumerate(self.layers):
+            extra: dict[str, Any] = {}
+            if source is not None:
+                extra["source"], extra["memory"] = source[index]
+            if self.checkpointing != "none" and self.training and cache is None:
+                x = checkpointed(self.checkpointing, layer, x, contexts[index], **extra)
+            else:
+                x = layer(x, contexts[index], cache=cache, layer=index, **extra)
+        out: Tensor = self.final_norm(x)
+        return out
+
+    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
+        """An empty cache for `batch_size` rows of at most `capacity` tokens; see `KVCache`."""
+        weight = next(self.parameters())
+        return KVCache(
+            windows=[self.config.window_of(index) for index in range(len(self.layers))],
+            batch_size=batch_size,
+            capacity=capacity,
+            kv_heads=self.config.kv_heads,
+            head_dim=self.config.head_width,
+            device=weight.device,
+            dtype=weight.dtype,
+            kind=kind,
+        )
+
+    def backend_report(self, *, ragged: bool = False, cached: bool = False) -> list[str]:
+        """For each attention, which backend computes it on this device and type, and why.
+
+        Args:
+            ragged: where there is padding, or several texts in a row.
+            cached: in cached decoding.
+        """
+        weight = next(self.parameters())
+        lines = []
+        for name, module in self.named_modules():
+            if isinstance(module, MultiHeadAttention):
+                call = self._call(weight, module, ragged=ragged, cached=cached)
+                lines.append("{}: {} ({})".format(name, *backends.choose(module.backend, call)))
+        return lines
+
+    def _contexts(
+        self,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: KVCache | None,
+    ) -> tuple[Tensor, list[Context]]:
+        """Positions, and what each layer's attention needs; layers that are alike share it."""
+        if cache is not None:
+            positions = cache.extend(attention_mask, x.shape[1])
+        shared: dict[tuple[Any, ...], Context] = {}
+        contexts = []
+        for index, layer in enumerate(self.layers):
+            attention: Any = layer.attention
+            window = getattr(attention, "window", None)
+            wanted = getattr(attention, "backend", "auto")
+            if (window, wanted) not in shared:
+                if cache is not None:
+                    seen = cache.visibility(index, positions, window)
+                else:
+                    seen = make_visibility(
+                        *x.shape[:2],
+                        causal=self.causal,
+                        window=window,
+                        attention_mask=attention_mask,
+                        segment_ids=segment_ids,
+                        device=x.device,
+                    )
+                    positions = seen.query_positions
+                shared[window, wanted] = self._context(x, attention, seen, cached=cache is not None)
+            contexts.append(shared[window, wanted])
+        return positions, contexts
+
+    def _context(
+        self, x: Tensor, attention: nn.Module, seen: Visibility, *, cached: bool
+    ) -> Context:
+        call = self._call(x, attention, ragged=not seen.in_order, cached=cached)
+        backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
+        bias = self.position.bias(seen.query_positions, seen.key_positions)
+        scores = backends.Scores(sinks=getattr(attention, "sinks", None), bias=bias)
+        local = getattr(attention, "window", None) is not None
+        length = seen.query_positions.amax(1, keepdim=True) + 1
+        rotation = self.position.rotation(seen.query_positions, length=length, local=local)
+        key_rotation = None
+        if cached and self.position.rotates_when_read:
+            keys = seen.key_positions.clamp_min(0)
+            key_rotation = self.position.rotation(keys, length=length, local=local)
+        mask = backends.prepare(backend, seen, scores)
+        return Context(backend, mask, rotation, key_rotation, bias)
+
+    def _call(
+        self, x: Tensor, attention: nn.Module, *, ragged: bool, cached: bool
+    ) -> backends.Call:
+        cross = getattr(attention, "cross", False)
+        return backends.Call(
+            device=x.device.type,
+            dtype=x.dtype,
+            grad=torch.is_grad_enabled() and (x.requires_grad or self.training),
+            ragged=ragged,
+            cached=cached,
+            cross=cross,
+            softcap=getattr(attention, "softcap", None) is not None,
+            sinks=getattr(attention, "sinks", None) is not None,
+            bias=self.position.adds_bias and not cross,
+        )
+
+    def _sources(
+        self, x: Tensor, memory: Memory, cache: KVCache | None
+    ) -> list[tuple[Context, tuple[Tensor, Tensor]]]:
+        """For each layer, the source's mask and its keys and values, projected once a cache."""
+        mask = make_cross_mask(memory.mask)
+        contexts = []
+        attentions: list[Any] = [layer.cross_attention for layer in self.layers]
+        for attention in attentions:
+            call = self._call(x, attention, ragged=memory.mask is not None, cached=False)
+            backend, _ = backends.choose(attention.backend, call)
+            contexts.append(Context(backend, mask))
+        if cache is not None and cache.cross is not None:
+            return list(zip(contexts, cache.cross, strict=True))
+        projected = [attention.keys_values(memory.features) for attention in attentions]
+        if cache is not None:
+            cache.cross = projected
+        return list(zip(contexts, projected, strict=True))
+
+
+def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:
+    """Chooses how attention is computed: auto, sdpa, flex, varlen or plain; see `backends`.
+
+    Args:
+        model: a model, or a part of one.
+        backend: its name.
+        layers: indices of the layers to change; None: all.
+
+    Raises:
+        UserError: there is no such backend. One that cannot compute a model's attention says so
+            when the model is called.
+    """
+    backends.check_name(backend)
+    for stack in (module for module in model.modules() if isinstance(module, Stack)):
+        for index, layer in enumerate(stack.layers):
+            for module in layer.modules():
+                if isinstance(module, MultiHeadAttention) and (layers is None or index in layers):
+                    module.backend = backend
+
+
+def set_activation_checkpointing(model: nn.Module, how: str) -> None:
+    """Chooses what a training pass keeps for the backward pass; see `checkpointing`.
+
+    Args:
+        model: a model, or a part of one.
+        how: none, selective or full.
+
+    Raises:
+        UserError: there is no such way.
+    """
+    check_how(how)
+    for stack in (module for module in model.modules() if isinstance(module, Stack)):
+        stack.checkpointing = how
