@@ -34,29 +34,53 @@ FAULTS = [
     Fault(
         "rotary pairs neighbours with the angles of halves", "model/position.py",
         "turned.roll(dim // 2, -1)", "turned.roll(1, -1)",
-        "tests/unit/test_parts.py -k rotation",
+        "tests/unit/test_parts.py -k rotat",
     ),
     Fault(
-        "rotary turns values of the whole head by the partial share", "model/position.py",
-        "self.base ** (-pair / self.dim)", "self.base ** (-pair / (2 * self.dim))",
-        f"{BATTERY} -k plain_reference",
+        "rotary turns values of the whole head by the partial share", "model/rotary_scaling.py",
+        "frequencies = base ** (-pair / dim)", "frequencies = base ** (-pair / (2 * dim))",
+        f"{BATTERY} -k 'plain_reference and linear'",
+    ),
+    Fault(
+        "YaRN slows the fast pairs and keeps the slow ones", "model/rotary_scaling.py",
+        "1 - slowed + slowed / given", "slowed + (1 - slowed) / given",
+        f"{BATTERY} -k 'plain_reference and yarn'",
+    ),
+    Fault(
+        "local layers rotate with the global base", "model/position.py",
+        "base = self.base_local if unscaled and self.base_local is not None else self.base",
+        "base = self.base",
+        f"{BATTERY} -k 'plain_reference and localbase'",
+    ),
+    Fault(
+        "ALiBi's slopes begin with 1", "model/position.py",
+        "2.0 ** (-8 * (head + 1) / power)", "2.0 ** (-8 * head / power)",
+        f"{BATTERY} -k 'plain_reference and alibi'",
+    ),
+    Fault(
+        "T5's buckets do not tell before from after", "model/position.py",
+        "later = (ahead > 0) * buckets * self.both_ways", "later = 0",
+        f"{BATTERY} -k 'plain_reference and encoder and relative'",
     ),
     Fault(
         "causal mask lets the next token through", "model/masks.py",
-        ".tril(keys - queries)", ".tril(keys - queries + 1)",
-        "tests/unit/test_masks.py",
+        ".tril(late)\n        return", ".tril(late + 1)\n        return",
+        f"{BATTERY} -k 'plain_reference and causal'",
+    ),
+    Fault(
+        "a window sees one token more", "model/masks.py",
+        "allowed.triu(late - seen.window + 1)", "allowed.triu(late - seen.window)",
+        f"{BATTERY} -k 'plain_reference and causal and window'",
     ),
     Fault(
         "padding is attended to", "model/masks.py",
-        "allowed = attention_mask[:, None, :].expand(-1, length, -1)",
-        "allowed = torch.ones_like(attention_mask[:, None, :].expand(-1, length, -1))",
-        f"{BATTERY} -k logits_are",
+        "(own == other) & (other != 0)", "(own == own) & (other == other)",
+        f"{BATTERY} -k plain_reference",
     ),
     Fault(
         "packed documents see each other", "model/masks.py",
-        "segment_ids[:, :, None] == segment_ids[:, None, :]",
-        "segment_ids[:, :, None] >= segment_ids[:, None, :]",
-        "tests/unit/test_masks.py -k segments",
+        "(own == other) & (other != 0)", "(own >= other) & (other != 0)",
+        "tests/unit/test_masks.py",
     ),
     Fault(
         "positions do not restart with a document", "model/masks.py",
@@ -64,35 +88,97 @@ FAULTS = [
         "tests/unit/test_masks.py -k restart",
     ),
     Fault(
-        "a row that sees nothing gives the mean of all values", "model/attention.py",
-        "out if mask.blind is None else out.masked_fill(mask.blind, 0.0)", "out",
-        "tests/unit/test_masks.py -k zeros",
+        "padding inside a segment takes a position", "model/masks.py",
+        "real = attention_mask.gather(1, order)", "real = torch.ones_like(attention_mask)",
+        "tests/unit/test_masks.py -k wherever",
     ),
     Fault(
-        "key-value heads are interleaved instead of grouped", "model/attention.py",
-        "enable_gqa=q.shape[1] != k.shape[1]",
-        "enable_gqa=False) if q.shape[1] == k.shape[1] else F.scaled_dot_product_attention(\n"
-        "        q, k.repeat(1, q.shape[1] // k.shape[1], 1, 1),"
-        " v.repeat(1, q.shape[1] // k.shape[1], 1, 1),\n"
-        "        attn_mask=mask.allowed, is_causal=mask.is_causal",
-        f"{BATTERY} -k logits_are",
+        "a row that sees nothing gives the mean of all values", "model/backends.py",
+        "return out if mask.blind is None else out.masked_fill(mask.blind, 0.0)", "return out",
+        "tests/unit/test_backends.py",
+    ),
+    Fault(
+        "key-value heads are interleaved instead of grouped", "model/backends.py",
+        "k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)",
+        "k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1)",
+        f"{BATTERY} -k 'plain_reference and gqa'",
+    ),
+    Fault(
+        "the soft-cap comes before the position bias", "model/backends.py",
+        "    if scores.bias is not None:\n        s = s + scores.bias\n"
+        "    if scores.softcap is not None:\n"
+        "        s = scores.softcap * torch.tanh(s / scores.softcap)\n    if mask",
+        "    if scores.softcap is not None:\n"
+        "        s = scores.softcap * torch.tanh(s / scores.softcap)\n"
+        "    if scores.bias is not None:\n        s = s + scores.bias\n    if mask",
+        f"{BATTERY} -k 'plain_reference and alibi'",
+    ),
+    Fault(
+        "attention sinks are computed and dropped", "model/backends.py",
+        "sinks.expand(seen.shape[0], -1, seen.shape[2], 1)",
+        "sinks.expand(seen.shape[0], -1, seen.shape[2], 1) - 1e9",
+        f"{BATTERY} -k 'plain_reference and sinks'",
+    ),
+    Fault(
+        "queries and keys are normalised after their rotation", "model/attention.py",
+        "        q = self.queries(x)\n        k, v = self.keys_values(x)\n"
+        "        if context.rotation is not None:",
+        "        q = self.queries(x)\n        k, v = self.keys_values(x)\n"
+        "        if self.each_head and self.q_norm is not None and context.rotation is not None:\n"
+        "            q = self.q_norm(rotate(self._split(self.q_proj(x), self.n_heads),"
+        " context.rotation))\n"
+        "            k = rotate(k, context.rotation)\n"
+        "        elif context.rotation is not None:",
+        f"{BATTERY} -k 'plain_reference and qkhead'",
     ),
     Fault(
         "positions restart in the cache", "model/cache.py",
-        "torch.arange(start, stop, device=device)[None]",
-        "torch.arange(0, new, device=device)[None]",
-        f"{BATTERY} -k cached_decoding",
+        "torch.arange(self.start, self.stop, device=self.device)[None]",
+        "torch.arange(0, new, device=self.device)[None]",
+        f"{BATTERY} -k 'cached_decoding and full'",
     ),
     Fault(
         "padding in the cache takes a position", "model/cache.py",
-        "counts = self._real[:, :stop].cumsum(1) - 1",
-        "counts = torch.ones_like(self._real[:, :stop]).cumsum(1) - 1",
-        f"{BATTERY} -k padding_inside",
+        "counts = self.before + real.cumsum(1) - 1",
+        "counts = self.before + torch.ones_like(real).cumsum(1) - 1",
+        f"{BATTERY} -k 'cached_decoding and full'",
     ),
     Fault(
-        "the cache of every layer is that of the first", "model/transformer.py",
+        "the cache of every layer is that of the first", "model/stack.py",
         "cache=cache, layer=index", "cache=cache, layer=0",
-        f"{BATTERY} -k cached_decoding",
+        f"{BATTERY} -k 'cached_decoding and full'",
+    ),
+    Fault(
+        "a ring forgets one token too early", "model/cache_storage.py",
+        "kept = min(keys.shape[2], self.window)", "kept = min(keys.shape[2], self.window - 1)",
+        f"{BATTERY} -k 'cached_decoding and window'",
+    ),
+    Fault(
+        "a cached value keeps half of its bits", "model/cache_storage.py",
+        "clamp_min(1e-30) / 127", "clamp_min(1e-30) / 7",
+        f"{BATTERY} -k 'cached_decoding and int8'",
+    ),
+    Fault(
+        "the source is projected with the first layer's weights for all", "model/stack.py",
+        "projected = [attention.keys_values(memory.features) for attention in attentions]",
+        "projected = [attentions[0].keys_values(memory.features) for _ in attentions]",
+        f"{BATTERY} -k 'plain_reference and seq2seq'",
+    ),
+    Fault(
+        "the source's padding is attended to", "model/masks.py",
+        "return AttentionMask(allowed=allowed | blind, blind=blind)", "return AttentionMask()",
+        f"{BATTERY} -k 'plain_reference and seq2seq'",
+    ),
+    Fault(
+        "a parallel feed-forward reads what attention added", "model/layers.py",
+        'return x + read + self.change(x, "feed_forward", self.feed_forward)',
+        'return x + read + self.change(x + read, "feed_forward", self.feed_forward)',
+        f"{BATTERY} -k 'plain_reference and parallel'",
+    ),
+    Fault(
+        "the norm of a branch's output is left out", "model/layers.py",
+        'out = getattr(self, f"{name}_out_norm")(out)', "pass",
+        f"{BATTERY} -k 'plain_reference and both'",
     ),
     Fault(
         "dropout stays on in eval", "model/layers.py",
@@ -101,26 +187,49 @@ FAULTS = [
         f"{BATTERY} -k dropout",
     ),
     Fault(
-        "the tied head is a copy", "model/transformer.py",
-        "return F.linear(features, self.embedding.weight)",
-        "self.copied = getattr(self, 'copied', self.embedding.weight.detach().clone())\n"
-        "            return F.linear(features, self.copied)",
+        "the tied head is a copy", "model/head.py",
+        "        weight = embedding if self.weight is None else self.weight\n"
+        "        out = F.linear",
+        "        self.copied = getattr(self, 'copied', embedding.detach().clone())\n"
+        "        weight = self.copied if self.weight is None else self.weight\n"
+        "        out = F.linear",
         f"{BATTERY} -k 'tied_head or gradients'",
     ),
     Fault(
-        "post-norm models are normalised once more", "model/transformer.py",
-        "if config.pre_norm\n            else nn.Identity()", "",
+        "the mean of a sequence counts its padding", "model/head.py",
+        "weights.sum(1).clamp_min(1)", "weights.shape[1]",
+        f"{BATTERY} -k one_vector",
+    ),
+    Fault(
+        "post-norm models are normalised once more", "model/stack.py",
+        'nn.Identity() if config.placement == "post" else make_norm(config)', "make_norm(config)",
         f"{BATTERY} -k size_is",
     ),
     Fault(
         "rmsnorm takes the mean away", "model/norm.py",
-        "wide.square().mean(-1, keepdim=True)", "(wide - wide.mean(-1, keepdim=True)).square().mean(-1, keepdim=True)",
-        f"{BATTERY} -k logits_are",
+        "norm = torch.linalg.vector_norm(x, dim", "norm = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True), dim",
+        f"{BATTERY} -k 'plain_reference and rmsnorm'",
+    ),
+    Fault(
+        "rmsnorm's gradient is layer norm's", "model/norm.py",
+        "dx.add_((grad @ weight)", "dx.add_(0 * (grad @ weight)",
+        "tests/unit/test_norm.py",
     ),
     Fault(
         "the gate and the value change places", "model/feed_forward.py",
         "self.activation(self.gate_proj(x)) * up", "self.gate_proj(x) * self.activation(up)",
-        f"{BATTERY} -k logits_are",
+        f"{BATTERY} -k plain_reference",
+    ),
+    Fault(
+        "checkpointed layers draw other dropout", "model/checkpointing.py",
+        "use_reentrant=False, **options", "use_reentrant=False, preserve_rng_state=False, **options",
+        "tests/unit/test_checkpointing.py",
+    ),
+    Fault(
+        "logits of ignored positions reach the weight", "model/cross_entropy.py",
+        "inputs = features.masked_fill(ignored[:, None], 0) if to_weight else features",
+        "inputs = features",
+        "tests/unit/test_cross_entropy.py",
     ),
     Fault(
         "labels are the inputs themselves", "data/packing.py",
@@ -220,11 +329,6 @@ FAULTS = [
         "ignored labels are counted", "tasks/language_modeling.py",
         "if not bool(kept.all()):", "if False:",
         "tests/unit/test_task.py -k ignored",
-    ),
-    Fault(
-        "padding inside a segment takes a position", "model/masks.py",
-        "real = attention_mask.gather(1, order)", "real = torch.ones_like(attention_mask)",
-        "tests/unit/test_masks.py -k wherever",
     ),
 ]  # fmt: skip
 

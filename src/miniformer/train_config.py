@@ -38,6 +38,9 @@ class TrainConfig(StrictConfig):
         optimizer: adamw.
         gradient_clip_val: longest gradient (its norm); 0: any.
         accumulate_grad_batches: batches in one optimiser step, as one large batch.
+        activation_checkpointing: what a training pass keeps for the backward pass: none:
+            everything; selective: matrix products and attention; full: each layer's input, and
+            computes the rest again. The gradients are the same.
         precision: float32, or bf16 (mixed); auto: bf16 on GPUs that have it, else float32.
         accelerator: cpu, cuda, mps, or auto: the best there is.
         num_workers: processes that prepare batches; 0: the training process itself.
@@ -70,6 +73,7 @@ class TrainConfig(StrictConfig):
     optimizer: str = option("adamw", of="optimizer")
     gradient_clip_val: float = option(1.0, low=0.0)
     accumulate_grad_batches: int = option(1, low=1)
+    activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
     precision: str = option("auto", choices=("auto", "float32", "bf16"))
     accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
     num_workers: int = option(0, low=0)

@@ -119,7 +119,7 @@ def pairwise():
             ]
             draw.shuffle(possible)
 
-            def gain(value, option=option, row=row):
+            def gain(value, option=option, row=row, left=left):
                 new = (option, value)
                 return sum(frozenset((new, item)) in left for item in row.items())
 

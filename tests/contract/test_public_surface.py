@@ -25,14 +25,21 @@ PATHS_OF_THE_SPECIFICATION = [
 MODEL_FIELDS = {
     "vocab_size": 10000, "d_model": 256, "n_heads": 8, "n_layers": 4, "d_ff": None, "dropout": 0.1,
     "activation": "gelu", "position": "rotary", "rotary_pct": 1.0, "rotary_base": 10000.0,
-    "pre_norm": True, "norm": "layernorm", "norm_eps": 1e-5, "max_seq_len": 1024,
-    "n_kv_heads": None, "head_dim": None, "bias": True, "causal": False, "tie_embeddings": True,
-    "input_dim": None, "output_dim": None,
+    "rotary_base_local": None, "rotary_scaling": None, "relative_buckets": 32,
+    "relative_max_distance": 128, "pre_norm": True, "norm_placement": None,
+    "first_attention_norm": True, "parallel_residual": False, "norm": "layernorm", "norm_eps": 1e-5,
+    "max_seq_len": 1024, "n_kv_heads": None, "head_dim": None, "bias": True, "qkv_bias": None,
+    "norm_bias": None, "qk_norm": None, "sliding_window": None, "window_pattern": None,
+    "logit_softcap": None, "final_softcap": None, "attention_sinks": False,
+    "attention_scale": None, "attention": "standard", "feed_forward": "standard", "causal": False,
+    "embedding_norm": False, "embedding_scale": None, "token_types": None, "tie_embeddings": True,
+    "head": "linear", "head_bias": False, "logit_scale": None, "input_dim": None,
+    "output_dim": None, "pooling": "mean", "n_decoder_layers": None,
 }  # fmt: skip
 TRAIN_FIELDS = {
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
-    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
+    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision", "activation_checkpointing",
     "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
     "early_stopping_patience",
 }  # fmt: skip

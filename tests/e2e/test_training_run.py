@@ -156,9 +156,9 @@ def test_generate_command(run, capsys, monkeypatch):
     greedy = ["--temperature", "0", "--max_new_tokens", "8"]
     assert cli.main(["generate", best, "The cat sat", *greedy]) == 0
     assert capsys.readouterr().out == "The cat sat on the \n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Nobody"))
-    assert cli.main(["generate", best, "-", "the dog", *greedy]) == 0
-    assert capsys.readouterr().out == "Nobody knew wh\nthe dog sat by \n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Nobody knew why"))
+    assert cli.main(["generate", best, "-", "mat, and the dog", *greedy]) == 0
+    assert capsys.readouterr().out == "Nobody knew why the bir\nmat, and the dog sat by \n"
 
 
 def test_a_second_run_overwrites_nothing(files, tmp_path):
@@ -244,6 +244,22 @@ def test_other_ways_to_train(files, tmp_path, more):
     losses = [row["val_loss"] for row in rows if "val_loss" in row]
     assert losses[-1] < losses[0]
     assert rows[-1]["step"] == 12
+
+
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_activation_checkpointing_changes_memory_and_nothing_else(files, tmp_path, capsys, how):
+    def weights(name, *more):
+        arguments = flags(files, tmp_path, "--max_steps", "3", "--experiment_name", name, *more)
+        assert trainer.main(arguments) == 0
+        return miniformer.load(tmp_path / name / "last").model.state_dict()
+
+    plain = weights("plain")
+    capsys.readouterr()
+    checkpointed = weights("checkpointed", "--activation_checkpointing", how)
+    assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
+    out = capsys.readouterr().out
+    after, before = re.search(r"pass of a batch: ([\d.]+) MB, ([\d.]+) MB without", out).groups()
+    assert 0 < float(after) < float(before)
 
 
 def test_a_terminal_gets_a_live_bar(files, tmp_path):

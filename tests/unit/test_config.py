@@ -25,7 +25,7 @@ def test_every_problem_is_told_at_once():
         "n_heads must be at least 1, not 0",
         "dropout must be a number, not 'much'",
         "unknown activation 'gel' (did you mean 'gelu'?); known: "
-        "gelu, gelu_tanh, relu, silu, swiglu, geglu, reglu",
+        "gelu, gelu_tanh, relu, silu, swiglu, geglu, geglu_tanh, reglu",
         "bias must be true or false, not 1",
     ]
     assert all(problem in str(caught.value) for problem in caught.value.problems)

@@ -121,7 +121,8 @@ def _layers(config: TransformerConfig) -> list[str]:
         )
     if not config.first_attention_norm and config.placement not in ("pre", "both"):
         found.append(
-            f"first_attention_norm=false has no effect with norms {config.placement!r}; leave it out"
+            f"first_attention_norm=false has no effect with norms {config.placement!r}; "
+            "leave it out"
         )
     near = config.relative_buckets // 2  # distances with a bucket of their own, at most
     if config.position == "relative" and config.relative_max_distance <= near:

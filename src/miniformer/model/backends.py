@@ -6,6 +6,7 @@
 | sdpa    | torch's fused attention (FlashAttention 2 on a GPU) | everywhere; no soft-cap        |
 | flex    | torch's flex_attention (Dong et al. 2024)           | GPU; CPU without gradients     |
 | varlen  | FlashAttention 2 over real tokens only, no padding  | GPU, half precision            |
+| matmul  | batched matrix products, shares kept for backward   | everywhere; a plain softmax    |
 
 Letters: B batch, T query length, S key length, H query heads, K key-value heads, E head width,
     N real tokens.
@@ -13,6 +14,7 @@ Letters: B batch, T query length, S key length, H query heads, K key-value heads
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,6 +26,8 @@ from torch import Tensor
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.masks import AttentionMask, Visibility, make_mask
+from miniformer.model.matmul_attention import LONGEST, AddedMask, added_mask, matmul_attention
+from miniformer.model.precision import product_dtype
 
 
 class Scores(NamedTuple):
@@ -44,6 +48,7 @@ class Call(NamedTuple):
     ragged: bool  # there is padding, or several segments in a row
     cached: bool
     cross: bool
+    keys: int  # S
     softcap: bool
     sinks: bool
     bias: bool
@@ -55,6 +60,21 @@ class Packed(NamedTuple):
     order: Tensor  # int [N]: row * T + column of each
     starts: Tensor  # int32 [segments + 1]: where each segment begins, and the end
     longest: int
+
+
+# What newer torch versions have.
+_MODULES = {
+    "flex": ("torch.nn.attention.flex_attention", "AuxRequest"),
+    "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
+}
+
+
+@cache
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False
 
 
 def why_not(backend: str, call: Call) -> str | None:
@@ -78,6 +98,12 @@ def why_not(backend: str, call: Call) -> str | None:
         for name in ("softcap", "sinks", "bias"):
             if getattr(call, name):
                 return f"FlashAttention has no {name} of the scores"
+    if backend == "matmul":
+        for name in ("softcap", "sinks", "bias"):
+            if getattr(call, name):
+                return f"it has no {name} of the scores"
+    if backend in _MODULES and not _has(*_MODULES[backend]):
+        return f"torch {torch.__version__} has no {'.'.join(_MODULES[backend])}"
     return None
 
 
@@ -105,20 +131,35 @@ def choose(wanted: str, call: Call) -> tuple[str, str]:
         if call.device == "cuda" and why_not("flex", call) is None:
             return "flex", f"{why_not('sdpa', call)}; flex_attention fuses it"
         return "plain", f"{why_not('sdpa', call)}"
+    half_on_cpu = call.device == "cpu" and call.dtype in (torch.float16, torch.bfloat16)
+    if half_on_cpu and call.grad and call.keys <= LONGEST and why_not("matmul", call) is None:
+        return "matmul", "faster backward than torch's fused attention at this length and type"
     flash = call.device == "cuda" and call.dtype in (torch.float16, torch.bfloat16)
     if flash and not (call.ragged or call.bias or call.sinks):
         return "sdpa", "torch's fused attention, as FlashAttention"
     return "sdpa", "torch's fused attention"
 
 
-def prepare(backend: str, seen: Visibility, scores: Scores) -> Any:
-    """What a backend needs to know of a mask, made once for all layers that share it."""
+def prepare(backend: str, seen: Visibility, scores: Scores, dtype: torch.dtype) -> Any:
+    """What a backend needs to know of a mask, made once for all layers that share it.
+
+    Args:
+        backend: which one.
+        seen: who may attend to whom.
+        scores: what becomes of the scores.
+        dtype: type of the products.
+    """
     if backend == "varlen":
         return _pack(seen)
     if backend == "flex":
         return seen
-    explicit = backend == "plain" or scores.bias is not None or scores.sinks is not None
-    return make_mask(seen, explicit=explicit)
+    explicit = backend != "sdpa" or scores.bias is not None or scores.sinks is not None
+    return prepare_mask(backend, make_mask(seen, explicit=explicit), dtype)
+
+
+def prepare_mask(backend: str, mask: AttentionMask, dtype: torch.dtype) -> Any:
+    """The same for a mask that is written out already, in `allowed` only."""
+    return added_mask(mask, dtype) if backend == "matmul" else mask
 
 
 def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Any, scores: Scores) -> Tensor:
@@ -226,10 +267,11 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     tokens, seen = packed
+    dtype = product_dtype(q)
     batch, heads, length, width = q.shape
 
     def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E]
-        return x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order]
+        return x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order].to(dtype)
 
     side = -1 if seen.window is None else seen.window // 2
     window = (-1 if seen.window is None else seen.window - 1, 0) if seen.causal else (side, side)
@@ -246,8 +288,13 @@ def varlen(
         enable_gqa=heads != k.shape[1],
     )
     assert isinstance(out, Tensor)
-    rows = q.new_zeros(batch * length, heads, width).index_copy(0, tokens.order, out)
+    rows = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.order, out)
     return rows.view(batch, length, heads, width).transpose(1, 2)
+
+
+def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AddedMask, scores: Scores) -> Tensor:
+    """Batched matrix products."""
+    return matmul_attention(q, k, v, mask, scores.scale)
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {
@@ -255,6 +302,7 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "sdpa": sdpa,
     "flex": flex,
     "varlen": varlen,
+    "matmul": matmul,
 }
 
 

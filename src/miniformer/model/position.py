@@ -14,7 +14,7 @@ Letters: B batch, T query length, S key length, H heads, D model width, E head w
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from miniformer.model.rotary_scaling import scaled_frequencies
 
 
 class Rotation(NamedTuple):
-    """cos and signed sin of each angle, float32 [B or 1, 1, T, R]: the same for every head."""
+    """cos and sin of each pair's angle, float32 [B or 1, 1, T, R/2]: the same for every head."""
 
     cos: Tensor
     sin: Tensor
@@ -86,7 +86,7 @@ class RotaryPosition(Position):
         cos, sin = angle.cos(), angle.sin()  # [B, 1, T, R/2]
         if factor != 1.0:
             cos, sin = cos * factor, sin * factor
-        return Rotation(torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
+        return Rotation(cos, sin)
 
 
 class LearnedPosition(Position):
@@ -169,8 +169,35 @@ class RelativePosition(Position):
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turns the first R elements of each head of x, [B, H, T, E]; the others pass unchanged."""
-    dim = rotation.cos.shape[-1]
-    turned, rest = x[..., :dim], x[..., dim:]
-    # Swapping the halves, with the sign already in sin, is the 2-d rotation of every pair at once.
-    turned = turned * rotation.cos + turned.roll(dim // 2, -1) * rotation.sin
-    return torch.cat((turned.to(x.dtype), rest), -1) if rest.shape[-1] else turned.to(x.dtype)
+    dim = 2 * rotation.cos.shape[-1]
+    cos, sin = rotation.cos.to(x.dtype), rotation.sin.to(x.dtype)
+    if dim == x.shape[-1]:
+        out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return out
+    turned: Tensor = _Rotate.apply(x[..., :dim], cos, sin)  # type: ignore[no-untyped-call]
+    return torch.cat((turned, x[..., dim:]), -1)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1)
+    return torch.cat((turned, torch.addcmul(second * cos, first, sin)), -1)
+
+
+class _Rotate(torch.autograd.Function):
+    """Its gradient is the rotation back, which is cheaper than going back through each step."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, -sin), None, None

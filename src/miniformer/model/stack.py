@@ -22,6 +22,7 @@ from miniformer.model.checkpointing import check_how, checkpointed
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.model.masks import Visibility, make_cross_mask, make_visibility
 from miniformer.model.norm import make_norm
+from miniformer.model.precision import product_dtype
 
 
 class Memory(NamedTuple):
@@ -116,7 +117,8 @@ class Stack(nn.Module):
         lines = []
         for name, module in self.named_modules():
             if isinstance(module, MultiHeadAttention):
-                call = self._call(weight, module, ragged=ragged, cached=cached)
+                keys = self.config.max_seq_len
+                call = self._call(weight, module, keys=keys, ragged=ragged, cached=cached)
                 lines.append("{}: {} ({})".format(name, *backends.choose(module.backend, call)))
         return lines
 
@@ -156,7 +158,7 @@ class Stack(nn.Module):
     def _context(
         self, x: Tensor, attention: nn.Module, seen: Visibility, *, cached: bool
     ) -> Context:
-        call = self._call(x, attention, ragged=not seen.in_order, cached=cached)
+        call = self._call(x, attention, keys=seen.keys, ragged=not seen.in_order, cached=cached)
         backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
         bias = self.position.bias(seen.query_positions, seen.key_positions)
         scores = backends.Scores(sinks=getattr(attention, "sinks", None), bias=bias)
@@ -167,20 +169,21 @@ class Stack(nn.Module):
         if cached and self.position.rotates_when_read:
             keys = seen.key_positions.clamp_min(0)
             key_rotation = self.position.rotation(keys, length=length, local=local)
-        mask = backends.prepare(backend, seen, scores)
+        mask = backends.prepare(backend, seen, scores, product_dtype(x))
         return Context(backend, mask, rotation, key_rotation, bias)
 
     def _call(
-        self, x: Tensor, attention: nn.Module, *, ragged: bool, cached: bool
+        self, x: Tensor, attention: nn.Module, *, keys: int, ragged: bool, cached: bool
     ) -> backends.Call:
         cross = getattr(attention, "cross", False)
         return backends.Call(
             device=x.device.type,
-            dtype=x.dtype,
+            dtype=product_dtype(x),
             grad=torch.is_grad_enabled() and (x.requires_grad or self.training),
             ragged=ragged,
             cached=cached,
             cross=cross,
+            keys=keys,
             softcap=getattr(attention, "softcap", None) is not None,
             sinks=getattr(attention, "sinks", None) is not None,
             bias=self.position.adds_bias and not cross,
@@ -194,9 +197,11 @@ class Stack(nn.Module):
         contexts = []
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         for attention in attentions:
-            call = self._call(x, attention, ragged=memory.mask is not None, cached=False)
+            keys, ragged = memory.features.shape[1], memory.mask is not None
+            call = self._call(x, attention, keys=keys, ragged=ragged, cached=False)
             backend, _ = backends.choose(attention.backend, call)
-            contexts.append(Context(backend, mask))
+            prepared = backends.prepare_mask(backend, mask, product_dtype(x))
+            contexts.append(Context(backend, prepared))
         if cache is not None and cache.cross is not None:
             return list(zip(contexts, cache.cross, strict=True))
         projected = [attention.keys_values(memory.features) for attention in attentions]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from miniformer.model.head import Head
+
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2017), fused. Only the matrices of linear layers decay."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    maps = [module for module in model.modules() if isinstance(module, nn.Linear | Head)]
+    matrices = {id(module.weight) for module in maps if module.weight is not None}
     decayed = [p for p in model.parameters() if id(p) in matrices]
     others = [p for p in model.parameters() if id(p) not in matrices]
     groups = [

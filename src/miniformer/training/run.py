@@ -25,7 +25,9 @@ from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.records import JSONLinesDataset
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.pretrained import write_text
+from miniformer.model.stack import set_activation_checkpointing
 from miniformer.model.transformer import Transformer
 from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
@@ -105,6 +107,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         console.print(f"validation text: {len(data.val_data.tokens):,} tokens")
     model = Transformer(model_config)
     console.print(f"model: {model_config.num_params():,} parameters")
+    if config.activation_checkpointing != "none":
+        console.print(_checkpoint(model, config.activation_checkpointing, task, data))
 
     steps_per_epoch = math.ceil(len(data.train_dataloader()) / config.accumulate_grad_batches)
     limits = [config.max_steps] if config.max_steps else []
@@ -234,6 +238,19 @@ def _precision(config: TrainConfig) -> Any:
         return {"float32": "32-true", "bf16": "bf16-mixed"}[config.precision]
     on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _checkpoint(model: Transformer, how: str, task: Any, data: MiniFormerDataModule) -> str:
+    """Turns activation checkpointing on; returns what it saves, measured on one window."""
+    assert data.train_data is not None
+    window = data.train_data.collate([data.train_data[0]])
+    kept = []
+    for each in ("none", how):
+        set_activation_checkpointing(model, each)
+        with torch.random.fork_rng():  # the run's own random numbers stay as they were
+            kept.append(kept_bytes(model, lambda: task.loss(model, window)[0]))
+    before, after = (f"{size * data.batch_size / 1e6:,.1f} MB" for size in kept)
+    return f"kept for the backward pass of a batch: {after}, {before} without checkpointing"
 
 
 def _new_folder(work_dir: Path, name: str) -> Path:

@@ -1,0 +1,116 @@
+"""What the battery has proven, as a table. `python -m tests.battery.matrix` writes docs/matrix.md
+
+It runs the battery, and counts for each value of each option the variants that hold it and that
+passed each test. A test that failed makes this fail.
+"""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+from tests.battery.variants import NOT_SEQ2SEQ, OPTIONS, VARIANTS, name
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "matrix.md"
+COLUMNS = {  # heading -> beginning of a test's name
+    "logits": "test_logits_are",
+    "gradients": "test_gradients_are",
+    "cached": "test_cached_decoding",
+    "batch = singles": "test_a_batch_gives",
+    "no leak": "test_no_later_token",
+    "bfloat16": "test_bfloat16",
+    "checkpointed": "test_checkpointed_layers",
+    "saved": "test_saving",
+    "sizes": "test_size_is",
+}
+REFUSED = """\
+| combination | what a user is told |
+|---|---|
+| `flex` with gradients on a CPU | attention backend 'flex': flex_attention has no backward pass on a CPU |
+| `flex` or `varlen` in cross-attention | attention backend 'flex': it is wired for self-attention only |
+| `varlen` without a GPU | attention backend 'varlen': FlashAttention needs a CUDA device |
+| `varlen` in float32 | attention backend 'varlen': FlashAttention needs float16 or bfloat16 |
+| `varlen` with a soft-cap, sinks or a position bias | ...: FlashAttention has no softcap of the scores |
+| `varlen` in cached decoding | ...: it is wired for full passes of self-attention |
+| `sdpa` with a soft-cap | attention backend 'sdpa': torch's fused attention has no soft-cap |
+| a cache for an encoder | causal must be true for cached decoding, not false |
+| a cache and `segment_ids` | a cache row holds one sequence |
+| trimming a full sliding-window cache | make it with kind='full' to trim it |
+| `parallel_residual` with other norms than `pre` | parallel_residual needs norms before the sub-layers |
+| `window_pattern`, `rotary_base_local` without a window | ... needs sliding_window |
+| `causal`, `input_dim`, `output_dim`, `token_types`, `parallel_residual` in a `Seq2SeqTransformer` | ... is for a Transformer |
+"""
+
+
+def results():
+    """(test, variant) -> how many of its cases ran; raises if one failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = ["-m", "pytest", "tests/battery", "-n", "2", f"--junitxml={report}"]
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
+        if done.returncode != 0:
+            raise SystemExit("the battery is not green; nothing was written")
+        counts = Counter()
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            test, _, parameters = case.get("name").partition("[")
+            for row in VARIANTS:
+                if name(row) in parameters:
+                    counts[test, name(row)] += 1
+        return counts
+
+
+def table(counts):
+    lines = [
+        "| option | value | variants | " + " | ".join(COLUMNS) + " |",
+        "|---" * (3 + len(COLUMNS)) + "|",
+    ]
+    for option, values in OPTIONS.items():
+        for value in values:
+            rows = [row for row in VARIANTS if row[option] == value]
+            cells = []
+            for start in COLUMNS.values():
+                passed = sum(
+                    any(test.startswith(start) and variant == name(row) for test, variant in counts)
+                    for row in rows
+                )
+                cells.append(str(passed) if passed else "-")
+            lines.append(f"| {option} | {value} | {len(rows)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def document(counts):
+    excluded = ", ".join(f"{option} {value}" for option, value in sorted(NOT_SEQ2SEQ))
+    return f"""\
+# What is proven
+
+Every test of the battery (`tests/battery`) runs on {len(VARIANTS)} variants of the models. They are chosen so
+that any two values of two options meet in at least one of them; the full product of the options
+has billions. A number counts the variants with that value that passed; `-` marks what
+does not concern them (an encoder has no cache). This page is written by
+`python -m tests.battery.matrix`.
+
+- **logits**, **gradients**: equal to the plain reference (`tests/reference`, loops in float64), without
+  padding, with padding on the left or right, and packed; through the backends `auto` (`sdpa`), `plain`
+  and, for logits, `flex`.
+- **cached**: tokens one by one and in chunks of several sizes, with and without padding, for the caches
+  `full`, `window` and, within its tolerance, `int8`, give what one full pass gives.
+- **batch = singles**: a padded row gives what it gives alone. **no leak**: no later token moves an
+  earlier logit. **bfloat16** stays near float32. **checkpointed** layers give the same gradients, bit
+  for bit, and keep less. **saved** models load as they were. **sizes** computed from the config are those
+  of the model.
+
+{table(counts)}
+
+Not for two stacks: {excluded}.
+
+## What is refused
+
+{REFUSED}"""
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(results()), encoding="utf-8")
+    print(f"wrote {DOCUMENT.relative_to(ROOT)}")

@@ -1,0 +1,102 @@
+"""Every family: what its config says of sizes is what the built model has."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from miniformer.config import TransformerConfig
+from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES, family
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.stack import set_attention_backend
+from miniformer.model.transformer import Transformer
+
+LENGTH, SOURCE = 12, 7
+SIZES = {
+    "vocab_size": 31, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 24,
+    "n_layers": 3, "max_seq_len": 32, "dropout": 0.0,
+}  # fmt: skip
+
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def build(name, **more):
+    values = family(name, **SIZES, **more)
+    if values.get("sliding_window"):
+        values["sliding_window"] = 5
+    if name in SEQ2SEQ_FAMILIES:
+        values["n_decoder_layers"] = 2
+        return Seq2SeqTransformer(TransformerConfig.from_dict(values)).eval()
+    return Transformer(TransformerConfig.from_dict(values)).eval()
+
+
+def call(model, length=LENGTH):
+    ids = torch.zeros(1, length, dtype=torch.long)
+    return model(ids, ids) if isinstance(model, Seq2SeqTransformer) else model(ids)
+
+
+@every_family
+def test_parameters(name):
+    model = build(name)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert model.config.num_params(seq2seq=name in SEQ2SEQ_FAMILIES) == counted
+
+
+@every_family
+def test_operations(name):
+    """torch counts those of masked pairs, too: so the masks are taken away first."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = build(name)
+    set_attention_backend(model, "plain")
+    with FlopCounterMode(display=False) as counter:
+        call(model)
+    whole = dataclasses.replace(
+        model.config, causal=False, sliding_window=None, window_pattern=None,
+        rotary_base_local=None,
+    )  # fmt: skip
+    seq2seq = name in SEQ2SEQ_FAMILIES
+    wanted = LENGTH * whole.flops_per_token(LENGTH, seq2seq=seq2seq)
+    if seq2seq:  # the decoder's own attention is causal in the config's count
+        wanted += 2 * 4 * (4 * 8) * LENGTH * (LENGTH - 1) / 2
+    assert counter.get_total_flops() == wanted
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES]
+)
+@pytest.mark.parametrize("kind", ["window", "full", "int8"])
+@pytest.mark.parametrize("length", [4, LENGTH])
+def test_bytes_of_the_cache(name, kind, length):
+    model = build(name)
+    cache = model.new_cache(2, length, kind)
+    ids = torch.zeros(2, length, dtype=torch.long)
+    source_len = None
+    if isinstance(model, Seq2SeqTransformer):
+        source_len = SOURCE
+        model.features(ids, model.encode(ids[:, :1].expand(-1, SOURCE)), cache=cache)
+    else:
+        model(ids, cache=cache)
+    wanted = model.config.cache_bytes(2, length, kind=kind, source_len=source_len)
+    assert cache.nbytes == wanted
+    stored = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for layer in cache.layers
+        for tensor in layer.tensors().values()
+    }
+    cross = sum(keys.nbytes + values.nbytes for keys, values in cache.cross or [])
+    assert sum(stored.values()) + cross == wanted
+
+
+def test_an_unknown_family_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown family 'lama' \(did you mean 'llama'\?\)"):
+        family("lama", d_model=16)
+    with pytest.raises(ValueError, match="family 'gemma' needs d_model"):
+        family("gemma")
+
+
+def test_what_follows_from_the_sizes():
+    assert family("gemma", d_model=64)["embedding_scale"] == 8.0
+    assert family("t5", d_model=64)["logit_scale"] == 0.125
+    assert family("gemma2", d_model=64, query_pre_attn_scalar=16)["attention_scale"] == 0.25
+    assert family("llama", d_model=64, rotary_base=3.0)["rotary_base"] == 3.0

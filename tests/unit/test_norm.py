@@ -1,0 +1,61 @@
+"""RMSNorm's own gradients against those of autograd through the formula."""
+
+import pytest
+import torch
+
+from miniformer.model.norm import RMSNorm
+
+
+def by_formula(x, weight, eps):
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * weight
+
+
+@pytest.fixture
+def norm():
+    module = RMSNorm(6, eps=0.1).double()
+    torch.nn.init.normal_(module.weight)
+    return module
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 2, 3, 6), (0, 6)])
+def test_value_and_gradients_are_those_of_the_formula(norm, shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(shape, dtype=torch.float64)
+    out = norm(x)
+    wanted = by_formula(x, norm.weight, 0.1)
+    torch.testing.assert_close(out, wanted)
+    got = torch.autograd.grad(out, (x, norm.weight), grad)
+    for one, other in zip(got, torch.autograd.grad(wanted, (x, norm.weight), grad), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_first_and_second_derivatives_are_those_of_finite_differences(norm):
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(norm, x)
+    assert torch.autograd.gradgradcheck(norm, x)
+
+
+def test_strided_inputs_and_gradients(norm):
+    x = torch.randn(6, 5, dtype=torch.float64).t().requires_grad_()
+    norm(x).transpose(0, 1).square().sum().backward()
+    got, x.grad = x.grad.clone(), None
+    by_formula(x, norm.weight, 0.1).square().sum().backward()
+    torch.testing.assert_close(got, x.grad)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight"])
+def test_what_wants_no_gradient_gets_none(norm, frozen):
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=frozen != "input")
+    norm.weight.requires_grad_(frozen != "weight")
+    norm(x).sum().backward()
+    assert (x.grad is None) == (frozen == "input")
+    assert (norm.weight.grad is None) == (frozen == "weight")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_neither_overflows_nor_vanishes(dtype):
+    norm = RMSNorm(6, eps=0.0).to(dtype)
+    for size in (1e-4, 1.0, 3e4):
+        out = norm(torch.full((2, 6), size, dtype=dtype))
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), torch.ones(2, 6), rtol=1e-2, atol=0)
