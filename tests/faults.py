@@ -33,7 +33,7 @@ class Fault:
 FAULTS = [
     Fault(
         "rotary pairs neighbours with the angles of halves", "model/position.py",
-        "turned.roll(dim // 2, -1)", "turned.roll(1, -1)",
+        "first, second = x.chunk(2, -1)", "first, second = x[..., ::2], x[..., 1::2]",
         "tests/unit/test_parts.py -k rotat",
     ),
     Fault(
@@ -221,13 +221,24 @@ FAULTS = [
         f"{BATTERY} -k plain_reference",
     ),
     Fault(
+        "a rotation's gradient is turned the same way again", "model/position.py",
+        "return _turn(grad, cos, -sin), None, None", "return _turn(grad, cos, sin), None, None",
+        f"{BATTERY} -k 'gradients and rotary'",
+    ),
+    Fault(
+        "attention's scores keep no gradient of the softmax", "model/matmul_attention.py",
+        "d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)",
+        "d_scores = d_shares * shares",
+        f"{BATTERY} -k 'gradients and matmul'",
+    ),
+    Fault(
         "checkpointed layers draw other dropout", "model/checkpointing.py",
         "use_reentrant=False, **options", "use_reentrant=False, preserve_rng_state=False, **options",
         "tests/unit/test_checkpointing.py",
     ),
     Fault(
         "logits of ignored positions reach the weight", "model/cross_entropy.py",
-        "inputs = features.masked_fill(ignored[:, None], 0) if to_weight else features",
+        "inputs = features * kept.to(dtype)[:, None] if wanted[1] else features",
         "inputs = features",
         "tests/unit/test_cross_entropy.py",
     ),

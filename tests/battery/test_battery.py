@@ -9,7 +9,7 @@ import random
 import pytest
 import torch
 
-from miniformer.config import ConfigError
+from miniformer.config import ConfigError, UserError
 from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_activation_checkpointing, set_attention_backend
@@ -76,6 +76,10 @@ def layouts_of(row):
     return [name for name in LAYOUTS if name != "packed" or row["architecture"] != "seq2seq"]
 
 
+def takes_matmul(row):
+    return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "relative")
+
+
 def close(actual, wanted, real):
     """Compares where tokens are real: what a padded position gives is nobody's business."""
     torch.testing.assert_close(actual[real].double(), wanted[real].double(), rtol=1e-4, atol=1e-4)
@@ -89,9 +93,11 @@ def test_logits_are_those_of_the_plain_reference(row):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
             wanted = expected(model, inputs, LAYOUTS[layout])
-            for backend in ("auto", "plain", "flex"):
+            for backend in ("auto", "plain", "flex", "matmul"):
                 if backend == "flex" and row["architecture"] == "seq2seq":
                     continue  # refused: see test_backends.py
+                if backend == "matmul" and not takes_matmul(row):
+                    continue
                 set_attention_backend(model, backend)
                 close(call(model, inputs, segments), wanted, segments != 0)
                 if layout != "packed":
@@ -103,10 +109,14 @@ def test_logits_are_those_of_the_plain_reference(row):
 
 
 @every_variant
-@pytest.mark.parametrize("backend", ["auto", "plain"])
+@pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
 def test_gradients_are_those_of_the_plain_reference(row, backend):
     model = build(row)
     set_attention_backend(model, backend)
+    if backend == "matmul" and not takes_matmul(row):
+        with pytest.raises(UserError, match="attention backend 'matmul': it has no"):
+            call(model, ids_of(model), torch.tensor(LAYOUTS["no padding"]))
+        return
     segments = LAYOUTS["left padding" if row["architecture"] == "seq2seq" else "packed"]
     real = torch.tensor(segments) != 0
     inputs = ids_of(model)
@@ -202,14 +212,34 @@ def test_dropout_is_off_in_eval_and_on_in_training(row):
 
 
 @every_variant
-def test_bfloat16_stays_bfloat16_and_stays_near(row):
+@pytest.mark.parametrize("grad", [True, False])  # which decides the backend
+def test_bfloat16_stays_bfloat16_and_stays_near(row, grad):
     model = build(row)
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
-    wanted = call(model, inputs, segments)
-    out = call(model.bfloat16(), inputs, segments)
+    with torch.set_grad_enabled(grad):
+        wanted = call(model, inputs, segments)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = call(model, inputs, segments)
+        out = call(model.bfloat16(), inputs, segments)
     assert out.dtype == torch.bfloat16
-    error = (out.float() - wanted)[segments != 0].norm() / wanted[segments != 0].norm()
-    assert error < 0.1
+    for each in (mixed, out):
+        error = (each.float() - wanted)[segments != 0].norm() / wanted[segments != 0].norm()
+        assert error < 0.1
+
+
+@every_variant
+def test_gradients_under_autocast_stay_near(row):
+    model = build(row)
+    inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = call(model, inputs, segments)
+        out.float()[segments != 0].square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    # Rounding the weights alone moves some by 0.2; a gradient of something else is 1 off.
+    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.5
 
 
 @decoding
@@ -284,9 +314,7 @@ def test_cached_decoding_gives_the_uncached_logits(row, kind):
                 else:
                     close(parts, whole, segments != 0)
         source_len = SOURCE if row["architecture"] == "seq2seq" else None
-        assert cache.nbytes == model.config.cache_bytes(
-            2, LENGTH, kind=kind, source_len=source_len
-        )
+        assert cache.nbytes == model.config.cache_bytes(2, LENGTH, kind=kind, source_len=source_len)
 
 
 @of("causal")

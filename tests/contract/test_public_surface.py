@@ -39,7 +39,8 @@ MODEL_FIELDS = {
 TRAIN_FIELDS = {
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
-    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision", "activation_checkpointing",
+    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
+    "activation_checkpointing",
     "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
     "early_stopping_patience",
 }  # fmt: skip

@@ -16,6 +16,7 @@ from miniformer.model import backends
 from miniformer.model.cache import KVCache
 from miniformer.model.norm import make_norm
 from miniformer.model.position import Rotation, rotate
+from miniformer.model.precision import product_dtype
 
 
 class Context(NamedTuple):
@@ -74,6 +75,7 @@ class MultiHeadAttention(nn.Module):
         Returns:
             [B, T, D].
         """
+        x = x.to(product_dtype(x))  # once, where autocast would do it for each map
         q = self.queries(x)
         k, v = self.keys_values(x)
         if context.rotation is not None:

@@ -165,7 +165,8 @@ def _loss_and_gradients(
             by_weight.addmm_(narrow.t(), inputs[part])
         elif by_weight is not None:
             # In blocks: on a CPU, adding narrow to wide first makes a wide copy of all there is.
-            blocks = zip(by_weight.split(_BLOCK), narrow.split(_BLOCK, 1), strict=True)
+            split: Any = torch.Tensor.split
+            blocks = zip(split(by_weight, _BLOCK), split(narrow, _BLOCK, 1), strict=True)
             for total, columns in blocks:
                 total.add_(torch.mm(columns.t(), inputs[part]))
     if by_features is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig
+from miniformer.model.precision import product_dtype
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -39,6 +40,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(product_dtype(x))  # once, where autocast would do it for each map
         up = self.up_proj(x)  # [B, T, D] -> [B, T, F]
         inner = (
             self.activation(up)
