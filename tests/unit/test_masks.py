@@ -4,61 +4,113 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniformer.model.attention import attend
-from miniformer.model.masks import AttentionMask, make_cached_mask, make_mask, make_positions
+from miniformer.model.masks import (
+    AttentionMask,
+    Visibility,
+    make_cross_mask,
+    make_mask,
+    make_positions,
+    make_visibility,
+)
 
-LENGTHS = st.integers(1, 8)
 CPU = torch.device("cpu")
+WINDOWS = st.sampled_from([None, 1, 2, 3, 4, 5, 20])
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10)
 
 
 def spelled_out(mask, queries, keys):
     """Who may attend to whom, as a list of lists, whichever form the mask has."""
     if mask.allowed is None:
-        return [
-            [not mask.is_causal or s <= t + keys - queries for s in range(keys)]
-            for t in range(queries)
-        ]
+        return [[not mask.is_causal or s <= t for s in range(keys)] for t in range(queries)]
     allowed = mask.allowed
+    assert allowed.any(-1).all(), "softmax over nothing would be NaN"
     if mask.blind is not None:
         allowed = allowed & ~mask.blind
     return allowed[0, 0].tolist()
 
 
-@given(st.booleans(), LENGTHS)
-def test_no_padding_needs_no_tensor(causal, length):
-    mask = make_mask(causal=causal)
-    assert mask.allowed is None
+def near(query, key, window, causal):
+    if window is None:
+        return True
+    return query - key < window if causal else abs(query - key) <= window // 2
+
+
+@given(st.booleans(), st.integers(1, 8), WINDOWS, st.booleans())
+def test_without_padding_a_mask_goes_by_column(causal, length, window, explicit):
+    seen = make_visibility(2, length, causal=causal, window=window, device=CPU)
+    mask = make_mask(seen, explicit=explicit)
     assert spelled_out(mask, length, length) == [
-        [not causal or s <= t for s in range(length)] for t in range(length)
+        [(not causal or s <= t) and near(t, s, window, causal) for s in range(length)]
+        for t in range(length)
     ]
+    if explicit:
+        assert not mask.is_causal
+    if not causal and window is None:
+        assert mask == AttentionMask(), "nothing is hidden, so there is nothing to write out"
+
+
+@given(st.booleans(), ROWS, WINDOWS)
+def test_segments_and_padding_and_windows_together(causal, row, window):
+    segments, real = zip(*row, strict=True)
+    seen = make_visibility(
+        1, len(row), causal=causal, window=window, segment_ids=torch.tensor([segments]),
+        attention_mask=torch.tensor([real]), device=CPU,
+    )  # fmt: skip
+    place = [sum(row[s] == (row[t][0], True) for s in range(t)) for t in range(len(row))]
+    wanted = [
+        [
+            own == other != 0 and both and (not causal or s <= t)
+            and near(place[t], place[s], window, causal)
+            for s, (other, is_real) in enumerate(row)
+            for both in [is_real and row[t][1]]
+        ]
+        for t, (own, _) in enumerate(row)
+    ]  # fmt: skip
+    found = spelled_out(make_mask(seen), len(row), len(row))
+    for t in range(len(row)):
+        if row[t][1]:  # what a padded query sees is nobody's business
+            assert found[t] == wanted[t]
 
 
 @given(st.booleans(), st.lists(st.booleans(), min_size=1, max_size=8))
 def test_padding_is_seen_by_nobody(causal, real):
-    mask = make_mask(causal=causal, attention_mask=torch.tensor([real]))
-    assert spelled_out(mask, len(real), len(real)) == [
-        [seen and (not causal or s <= t) for s, seen in enumerate(real)] for t in range(len(real))
-    ]
+    seen = make_visibility(
+        1, len(real), causal=causal, attention_mask=torch.tensor([real]), device=CPU
+    )
+    found = spelled_out(make_mask(seen), len(real), len(real))
+    for t, is_real in enumerate(real):
+        if is_real:
+            assert found[t] == [key and (not causal or s <= t) for s, key in enumerate(real)]
 
 
-@given(st.booleans(), st.lists(st.integers(0, 3), min_size=1, max_size=8))
-def test_segments_see_themselves_only(causal, segments):
-    mask = make_mask(causal=causal, segment_ids=torch.tensor([segments]))
-    assert spelled_out(mask, len(segments), len(segments)) == [
-        [own == other != 0 and (not causal or s <= t) for s, other in enumerate(segments)]
-        for t, own in enumerate(segments)
-    ]
-
-
-@given(LENGTHS, LENGTHS, st.data())
-def test_cached_queries_see_the_columns_up_to_their_own(past, new, data):
+@given(st.integers(1, 8), st.integers(1, 8), WINDOWS)
+def test_cached_queries_see_the_columns_up_to_their_own(past, new, window):
     stop = past + new
-    real = data.draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=stop, max_size=stop)))
-    tensor = None if real is None else torch.tensor([real])
-    mask = make_cached_mask(tensor, start=past, stop=stop, device=CPU)
-    assert spelled_out(mask, new, stop) == [
-        [(real is None or real[s]) and s <= past + t for s in range(stop)] for t in range(new)
+    queries = torch.arange(past, stop)[None]
+    seen = Visibility(True, window, queries, torch.arange(stop)[None], in_order=True)
+    assert spelled_out(make_mask(seen, explicit=True), new, stop) == [
+        [s <= past + t and near(past + t, s, window, True) for s in range(stop)] for t in range(new)
     ]
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 4), WINDOWS)
+def test_keys_may_lie_in_any_order_with_holes(data, keys, queries, window):
+    """As in a ring, or where rows were cut back."""
+    places = data.draw(st.permutations(range(-2, keys)))
+    asked = data.draw(st.lists(st.integers(0, 8), min_size=queries, max_size=queries))
+    seen = Visibility(True, window, torch.tensor([asked]), torch.tensor([places]))
+    assert spelled_out(make_mask(seen), queries, len(places)) == [
+        [0 <= s <= t and near(t, s, window, True) for s in places] for t in asked
+    ]
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
+def test_a_source_is_seen_where_it_is_real(real):
+    mask = make_cross_mask(torch.tensor(real))
+    allowed = mask.allowed & ~mask.blind
+    assert allowed[:, 0, 0].tolist() == real
+    assert mask.allowed.any(-1).all()
+    assert make_cross_mask(None) == AttentionMask()
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
@@ -70,29 +122,11 @@ def test_positions_count_real_tokens(real):
         assert 0 <= positions[0, t] < len(real)
 
 
-@given(st.lists(st.tuples(st.integers(1, 4)), min_size=1, max_size=4))
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_positions_restart_with_each_segment(lengths):
-    segments = [number for number, (length,) in enumerate(lengths, 1) for _ in range(length)]
+    segments = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
     positions = make_positions(1, len(segments), segment_ids=torch.tensor([segments]), device=CPU)
-    assert positions[0].tolist() == [t for (length,) in lengths for t in range(length)]
-
-
-def test_a_query_that_may_attend_to_nothing_gets_zeros_and_no_nan_gradient():
-    q = torch.randn(1, 2, 3, 4, requires_grad=True)
-    k, v = torch.randn(2, 1, 2, 3, 4)
-    mask = make_mask(causal=True, attention_mask=torch.tensor([[False, True, True]]))
-    out = attend(q, k, v, mask)
-    assert torch.equal(out[0, :, 0], torch.zeros(2, 4))
-    assert out[0, :, 1:].abs().min() > 0
-    out.sum().backward()
-    assert q.grad.isfinite().all()
-
-
-def test_no_mask_lets_everyone_see_everyone():
-    assert spelled_out(AttentionMask(), 2, 2) == [[True, True], [True, True]]
-
-
-ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=10)
+    assert positions[0].tolist() == [t for length in lengths for t in range(length)]
 
 
 @given(ROWS)
@@ -107,14 +141,3 @@ def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
         assert 0 <= positions[0, t] < len(row)
         if is_real:
             assert positions[0, t] == sum(row[s] == (segment, True) for s in range(t))
-
-
-@given(ROWS)
-def test_segments_and_padding_together(row):
-    segments, real = zip(*row, strict=True)
-    mask = make_mask(
-        causal=False, segment_ids=torch.tensor([segments]), attention_mask=torch.tensor([real])
-    )
-    assert spelled_out(mask, len(row), len(row)) == [
-        [own == other != 0 and seen for other, seen in row] for own in segments
-    ]

@@ -1,34 +1,110 @@
 """Single parts against closed forms."""
 
+import math
+
 import pytest
 import torch
 
 from miniformer.config import TransformerConfig
+from miniformer.model.attention import Context
 from miniformer.model.cache import KVCache
-from miniformer.model.position import RotaryPosition, rotate
+from miniformer.model.head import pool
+from miniformer.model.masks import AttentionMask
+from miniformer.model.position import RelativePosition, RotaryPosition, alibi_slopes, rotate
 from miniformer.model.transformer import Transformer
 from tests.kit import tiny_config, tiny_model
 
 
+def rotation(position, at, length=None):
+    at = torch.tensor([[at]])
+    return position.rotation(at, length=at + 1 if length is None else torch.tensor([[length]]))
+
+
+SCALINGS = [
+    None,
+    {"type": "linear", "factor": 3.0},
+    {"type": "yarn", "factor": 4.0, "original_max_seq_len": 16},
+    {"type": "llama3", "factor": 8.0, "original_max_seq_len": 64},
+]
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3])
-def test_rotation_keeps_lengths_and_depends_on_distance_only(share):
-    config = TransformerConfig(d_model=64, n_heads=4, rotary_pct=share)
-    position = RotaryPosition(config)
+def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
+    config = TransformerConfig(d_model=64, n_heads=4, rotary_pct=share, rotary_scaling=scaling)
+    position = RotaryPosition(config, causal=True)
     q, k = torch.randn(2, 1, 1, 1, 16)
+    q[..., config.rotary_dim :] = 0  # YaRN lengthens what is rotated
+    length = rotate(q, rotation(position, 0)).norm()
+    if scaling is None or scaling["type"] != "yarn":
+        torch.testing.assert_close(length, q.norm())
 
     def score(at, other):
-        turned = rotate(q, position(torch.tensor([[at]])))
-        assert torch.allclose(turned.norm(), q.norm(), rtol=1e-5)
-        return (turned * rotate(k, position(torch.tensor([[other]])))).sum()
+        turned = rotate(q, rotation(position, at))
+        torch.testing.assert_close(turned.norm(), length)
+        return (turned * rotate(k, rotation(position, other))).sum()
 
-    torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(score(3, 1), score(3, 2))
 
 
 def test_rotation_at_position_zero_changes_nothing():
     q = torch.randn(1, 2, 1, 32)
-    position = RotaryPosition(TransformerConfig())
-    assert torch.equal(rotate(q, position(torch.tensor([[0]]))), q)
+    position = RotaryPosition(TransformerConfig(), causal=True)
+    assert torch.equal(rotate(q, rotation(position, 0)), q)
+
+
+def test_dynamic_scaling_begins_past_the_original_length():
+    scaling = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 10}
+    position = RotaryPosition(TransformerConfig(rotary_scaling=scaling), causal=True)
+    plain = RotaryPosition(TransformerConfig(), causal=True)
+    for length, same in ((5, True), (10, True), (11, False), (40, False)):
+        cos = rotation(position, 4, length).cos
+        assert torch.equal(cos, rotation(plain, 4, length).cos) == same
+
+
+def test_slopes_of_alibi():
+    """Press et al. 2021, section 3: 8 heads 1/2 ... 1/256; 12 heads: those, and between them."""
+    eight = [2.0**-n for n in range(1, 9)]
+    assert alibi_slopes(8) == eight
+    assert alibi_slopes(12) == [*eight, 2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    assert alibi_slopes(1) == [2**-8]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (6, 9)])
+def test_buckets_of_t5(causal, buckets, farthest):
+    config = TransformerConfig(
+        position="relative", relative_buckets=buckets, relative_max_distance=farthest
+    )
+    part = RelativePosition(config, causal=causal)
+
+    def by_hand(ahead):
+        count, bucket = buckets, 0
+        if causal:
+            distance = max(-ahead, 0)
+        else:
+            count //= 2
+            bucket, distance = (count if ahead > 0 else 0), abs(ahead)
+        near = count // 2
+        if distance < near:
+            return bucket + distance
+        share = math.log(distance / near) / math.log(farthest / near)
+        return bucket + min(near + int(share * (count - near) + 1e-6), count - 1)
+
+    ahead = list(range(-farthest - 9, farthest + 9))
+    assert part._bucket(torch.tensor(ahead)).tolist() == [by_hand(one) for one in ahead]
+
+
+@pytest.mark.parametrize("how", ["mean", "first", "last"])
+def test_one_vector_of_a_sequence(how):
+    x = torch.randn(3, 4, 2)
+    mask = torch.tensor([[True] * 4, [False, True, True, False], [False] * 4])
+    real = x[1, 1:3]
+    wanted = {"mean": real.mean(0), "first": real[0], "last": real[1]}[how]
+    torch.testing.assert_close(pool(x, mask, how)[1], wanted)
+    torch.testing.assert_close(pool(x, mask, how)[0], pool(x, None, how)[0])
+    assert pool(x, mask, how)[2].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -72,7 +148,7 @@ def test_segments_and_a_cache_exclude_each_other():
 
 def test_a_full_cache_says_so():
     cache = KVCache(
-        n_layers=1, batch_size=1, capacity=3, kv_heads=1, head_dim=2,
+        windows=[None], batch_size=1, capacity=3, kv_heads=1, head_dim=2,
         device=torch.device("cpu"), dtype=torch.float32,
     )  # fmt: skip
     cache.extend(None, 2)
@@ -86,10 +162,6 @@ def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
     ids = torch.randint(0, 500, (4, 32))
     entropy = torch.distributions.Categorical(logits=model(ids)).entropy().mean()
     assert entropy > 0.95 * torch.log(torch.tensor(500.0))
-    assert 0.5 < model.layers[0](torch.randn(1, 32, 128), _no_mask()).std() < 3
-
-
-def _no_mask():
-    from miniformer.model.masks import AttentionMask
-
-    return AttentionMask(is_causal=True)
+    assert (
+        0.5 < model.layers[0](torch.randn(1, 32, 128), Context("sdpa", AttentionMask())).std() < 3
+    )

@@ -25,7 +25,6 @@ class Context(NamedTuple):
     backend: str
     mask: Any  # from `backends.prepare`
     rotation: Rotation | None = None  # of queries and new keys; None: they are not rotated
-    key_rotation: Rotation | None = None  # of all keys, where they are cached unrotated
     bias: Tensor | None = None  # [B or 1, H, T, S], added to the scores
 
 
@@ -79,13 +78,9 @@ class MultiHeadAttention(nn.Module):
         q = self.queries(x)
         k, v = self.keys_values(x)
         if context.rotation is not None:
-            q = rotate(q, context.rotation)
-            if context.key_rotation is None:
-                k = rotate(k, context.rotation)
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # [B, K, S, E]
-        if context.key_rotation is not None:
-            k = rotate(k, context.key_rotation)
         return self.attend(q, k, v, context)
 
     def queries(self, x: Tensor) -> Tensor:

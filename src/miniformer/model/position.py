@@ -36,9 +36,6 @@ class Position(nn.Module):
     The base of all position parts: each overrides what it does.
     """
 
-    # Whether a token's rotation changes as the text grows. Keys are then cached as they are, and
-    # rotated when they are read.
-    rotates_when_read = False
     adds_bias = False  # whether `bias` gives one
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
@@ -55,7 +52,7 @@ class Position(nn.Module):
 
         Args:
             positions: int [B or 1, T].
-            length: tokens in each row so far, int [B or 1, 1].
+            length: tokens in each row, or with a cache its capacity, int [B or 1, 1].
             local: for a layer with a sliding window.
         """
         return None
@@ -73,7 +70,6 @@ class RotaryPosition(Position):
         self.dim, self.scaling = config.rotary_dim, config.rotary_scaling
         self.base = config.rotary_base
         self.base_local = config.rotary_base_local
-        self.rotates_when_read = (self.scaling or {}).get("type") == "dynamic"
 
     def rotation(self, positions: Tensor, *, length: Tensor, local: bool = False) -> Rotation:
         # A base of their own means that local layers were not stretched with the others.

@@ -32,7 +32,8 @@ def scaled_frequencies(
         scaling: the config's `rotary_scaling`; None: as Su et al. 2021 have it.
         base: wavelength base.
         dim: rotated elements R.
-        length: tokens in each row so far, int [B or 1, 1], by which `dynamic` goes.
+        length: tokens in each row, or with a cache its capacity, int [B or 1, 1]; `dynamic` goes by
+            it.
 
     Returns:
         float32 [B or 1, R/2], and a factor on cos and sin.

@@ -151,26 +151,25 @@ class Stack(nn.Module):
                         device=x.device,
                     )
                     positions = seen.query_positions
-                shared[window, wanted] = self._context(x, attention, seen, cached=cache is not None)
+                shared[window, wanted] = self._context(x, attention, seen, cache)
             contexts.append(shared[window, wanted])
         return positions, contexts
 
     def _context(
-        self, x: Tensor, attention: nn.Module, seen: Visibility, *, cached: bool
+        self, x: Tensor, attention: nn.Module, seen: Visibility, cache: KVCache | None
     ) -> Context:
-        call = self._call(x, attention, keys=seen.keys, ragged=not seen.in_order, cached=cached)
+        ragged, cached = not seen.in_order, cache is not None
+        call = self._call(x, attention, keys=seen.keys, ragged=ragged, cached=cached)
         backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
         bias = self.position.bias(seen.query_positions, seen.key_positions)
         scores = backends.Scores(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
         length = seen.query_positions.amax(1, keepdim=True) + 1
+        if cache is not None:  # rotated keys stay as they are, so one length must do for all steps
+            length = torch.full_like(length, cache.capacity)
         rotation = self.position.rotation(seen.query_positions, length=length, local=local)
-        key_rotation = None
-        if cached and self.position.rotates_when_read:
-            keys = seen.key_positions.clamp_min(0)
-            key_rotation = self.position.rotation(keys, length=length, local=local)
         mask = backends.prepare(backend, seen, scores, product_dtype(x))
-        return Context(backend, mask, rotation, key_rotation, bias)
+        return Context(backend, mask, rotation, bias)
 
     def _call(
         self, x: Tensor, attention: nn.Module, *, keys: int, ragged: bool, cached: bool

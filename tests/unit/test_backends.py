@@ -1,0 +1,261 @@
+"""The ways to compute attention: which can do what, and each against loops."""
+
+import math
+
+import pytest
+import torch
+
+from miniformer.config import UserError
+from miniformer.model import backends
+from miniformer.model.backends import Call, Scores
+from miniformer.model.masks import Visibility, make_visibility
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.stack import set_attention_backend
+from tests.kit import tiny_model
+
+B, H, K, T, E = 2, 4, 2, 6, 8
+CPU = torch.device("cpu")
+SEGMENTS = [[0, 1, 1, 1, 2, 2], [1, 2, 1, 2, 2, 0]]  # padding, packing, interleaving
+CALL = Call(
+    device="cpu", dtype=torch.float32, grad=True, ragged=False, cached=False, cross=False,
+    keys=64, softcap=False, sinks=False, bias=False,
+)  # fmt: skip
+HALF = {"device": "cuda", "dtype": torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "sdpa"),
+        ({"ragged": True}, "sdpa"),
+        ({"softcap": True}, "plain"),
+        ({"dtype": torch.bfloat16}, "matmul"),
+        ({"dtype": torch.bfloat16, "keys": 513}, "sdpa"),
+        ({"dtype": torch.bfloat16, "grad": False}, "sdpa"),
+        ({"dtype": torch.bfloat16, "sinks": True}, "sdpa"),
+        ({"dtype": torch.bfloat16, "softcap": True}, "plain"),
+        (HALF, "sdpa"),
+        ({**HALF, "ragged": True}, "varlen"),
+        ({**HALF, "ragged": True, "bias": True}, "sdpa"),
+        ({**HALF, "ragged": True, "cached": True}, "sdpa"),
+        ({**HALF, "ragged": True, "dtype": torch.float32}, "sdpa"),
+        ({**HALF, "softcap": True}, "flex"),
+        ({**HALF, "softcap": True, "cross": True}, "plain"),
+        ({"device": "mps", "softcap": True}, "plain"),
+    ],
+    ids=str,
+)
+def test_the_backend_that_is_chosen(changes, wanted):
+    assert backends.choose("auto", CALL._replace(**changes))[0] == wanted
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes", "message"),
+    [
+        ("sdpa", {"softcap": True}, "torch's fused attention has no soft-cap"),
+        ("flex", {}, "flex_attention has no backward pass on a CPU"),
+        ("flex", {"grad": False, "cross": True}, "wired for self-attention only"),
+        ("flex", {"device": "mps"}, "flex_attention does not run on mps"),
+        ("varlen", {}, "FlashAttention needs a CUDA device"),
+        ("varlen", {"device": "cuda"}, "needs float16 or bfloat16, not torch.float32"),
+        ("varlen", {**HALF, "cached": True}, "wired for full passes of self-attention"),
+        ("varlen", {**HALF, "sinks": True}, "FlashAttention has no sinks of the scores"),
+        ("matmul", {"bias": True}, "it has no bias of the scores"),
+    ],
+)
+def test_a_backend_that_cannot_do_it_says_why(backend, changes, message):
+    with pytest.raises(UserError, match=f"attention backend '{backend}': .*{message}.*use 'auto'"):
+        backends.choose(backend, CALL._replace(**changes))
+
+
+def test_a_torch_without_a_backend_is_told(monkeypatch):
+    monkeypatch.setitem(backends._MODULES, "varlen", ("torch.nn.attention.nosuch", "varlen_attn"))
+    with pytest.raises(UserError, match=r"torch [\d.]+.* has no torch.nn.attention.nosuch"):
+        backends.choose("varlen", CALL._replace(**HALF))
+    assert backends.choose("auto", CALL._replace(**HALF, ragged=True))[0] == "sdpa"
+
+
+def by_loops(q, k, v, allowed, scores):
+    """One pair at a time; allowed: [B][T][S]."""
+    scale = E**-0.5 if scores.scale is None else scores.scale
+    out = torch.zeros_like(q)
+    for b in range(B):
+        for h in range(H):
+            for t in range(q.shape[2]):
+                weights = {}
+                for s in range(k.shape[2]):
+                    if allowed[b][t][s]:
+                        score = scale * torch.dot(q[b, h, t], k[b, h * K // H, s])
+                        if scores.bias is not None:
+                            score = score + scores.bias[0, h, t, s]
+                        if scores.softcap is not None:
+                            score = scores.softcap * torch.tanh(score / scores.softcap)
+                        weights[s] = torch.exp(score)
+                if not weights:
+                    continue
+                total = sum(weights.values())
+                if scores.sinks is not None:
+                    total = total + torch.exp(scores.sinks[h])
+                out[b, h, t] = sum(w / total * v[b, h * K // H, s] for s, w in weights.items())
+    return out
+
+
+def seen_by(causal, window=None, segments=SEGMENTS):
+    ids = torch.tensor(segments)
+    seen = make_visibility(B, T, causal=causal, window=window, segment_ids=ids, device=CPU)
+    place = seen.query_positions.tolist()
+
+    def near(b, t, s):
+        apart = place[b][t] - place[b][s]
+        return window is None or (apart < window if causal else abs(apart) <= window // 2)
+
+    allowed = [
+        [
+            [
+                own == other != 0 and (not causal or s <= t) and near(b, t, s)
+                for s, other in enumerate(row)
+            ]
+            for t, own in enumerate(row)
+        ]
+        for b, row in enumerate(segments)
+    ]
+    return seen, allowed
+
+
+def drawn(grad=False):
+    q = torch.randn(B, H, T, E, dtype=torch.float64)
+    k, v = torch.randn(2, B, K, T, E, dtype=torch.float64)
+    return [x.requires_grad_(grad) for x in (q, k.clone(), v.clone())]
+
+
+SCORES = {
+    "nothing": Scores(),
+    "scale": Scores(scale=0.7),
+    "bias": Scores(bias=torch.randn(1, H, T, T, dtype=torch.float64)),
+    "sinks": Scores(sinks=torch.randn(H, dtype=torch.float64)),
+    "softcap": Scores(softcap=0.5),
+    "all": Scores(0.7, 0.5, torch.randn(H, dtype=torch.float64), torch.randn(1, H, T, T).double()),
+}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("backend", ["plain", "sdpa", "flex", "matmul"])
+def test_a_backend_computes_what_loops_do(backend, name, causal):
+    scores = SCORES[name]
+    if backend == "sdpa" and scores.softcap is not None:
+        return
+    if backend == "matmul" and name not in ("nothing", "scale"):
+        return
+    seen, allowed = seen_by(causal)
+    q, k, v = drawn()
+    with torch.no_grad():
+        mask = backends.prepare(backend, seen, scores, q.dtype)
+        out = backends.attend(backend, q, k, v, mask, scores)
+        torch.testing.assert_close(out, by_loops(q, k, v, allowed, scores))
+    assert torch.equal(out[0, :, 0], torch.zeros(H, E).double()), "padding gets zeros"
+
+
+@pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
+def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
+    seen, allowed = seen_by(True)
+    grad = torch.randn(B, H, T, E, dtype=torch.float64)
+    inputs = drawn(grad=True)
+    mask = backends.prepare(backend, seen, Scores(), torch.float64)
+    got = torch.autograd.grad(backends.attend(backend, *inputs, mask, Scores()), inputs, grad)
+    wanted = torch.autograd.grad(by_loops(*inputs, allowed, Scores()), inputs, grad)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_matmul_refuses_a_second_derivative():
+    q, k, v = drawn(grad=True)
+    mask = backends.prepare("matmul", seen_by(True)[0], Scores(), torch.float64)
+    out = backends.attend("matmul", q, k, v, mask, Scores())
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(out.sum(), q, create_graph=True)
+
+
+def fake_varlen(q, k, v, starts, key_starts, longest, key_longest, **options):
+    """What torch's kernel is documented to do, in loops over the segments."""
+    assert torch.equal(starts, key_starts)
+    assert starts.dtype == torch.int32
+    lengths = (starts[1:] - starts[:-1]).tolist()
+    assert longest == key_longest == max(lengths)
+    left, right = options["window_size"]
+    scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+    group = q.shape[1] // k.shape[1]
+    assert options["enable_gqa"] == (group > 1)
+    parts = []
+    for start, length in zip(starts.tolist(), lengths, strict=False):
+        part = slice(start, start + length)
+        keys, values = (x[part].repeat_interleave(group, 1) for x in (k, v))
+        s = torch.einsum("the,she->hts", q[part], keys) * scale
+        apart = torch.arange(length)[:, None] - torch.arange(length)
+        hidden = torch.zeros(length, length, dtype=torch.bool)
+        if left >= 0:
+            hidden |= apart > left
+        if right >= 0:
+            hidden |= apart < -right
+        shares = s.masked_fill(hidden, -math.inf).softmax(-1)
+        parts.append(torch.einsum("hts,she->the", shares, values))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window):
+    """With the kernel written out, which itself needs a GPU."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
+    seen, allowed = seen_by(causal, window)
+    grad = torch.randn(B, H, T, E, dtype=torch.float64)
+    inputs = drawn(grad=True)
+    out = backends.attend(
+        "varlen", *inputs, backends.prepare("varlen", seen, Scores(0.7), torch.float64), Scores(0.7)
+    )
+    wanted = by_loops(*inputs, allowed, Scores(0.7))
+    torch.testing.assert_close(out, wanted)
+    for one, other in zip(
+        torch.autograd.grad(out, inputs, grad), torch.autograd.grad(wanted, inputs, grad),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other)
+
+
+def test_varlen_without_padding_or_segments(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
+    seen = make_visibility(B, T, causal=True, device=CPU)
+    rows = Visibility(*(x.expand(B, -1) if isinstance(x, torch.Tensor) else x for x in seen))
+    inputs = drawn()
+    out = backends.attend(
+        "varlen", *inputs, backends.prepare("varlen", rows, Scores(), torch.float64), Scores()
+    )
+    allowed = [[[s <= t for s in range(T)] for t in range(T)]] * B
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
+
+
+def test_the_model_says_which_backend_each_layer_uses_and_why():
+    model = tiny_model(logit_softcap=2.0)
+    set_attention_backend(model, "plain", layers=[1])
+    assert model.backend_report() == [
+        "layers.0.attention: plain (torch's fused attention has no soft-cap)",
+        "layers.1.attention: plain (asked for)",
+    ]
+    lines = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1).backend_report()
+    assert [line.partition(":")[0] for line in lines] == [
+        "encoder.layers.0.attention",
+        "decoder.layers.0.attention",
+        "decoder.layers.0.cross_attention",
+    ]
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown attention backend 'flx' .*'flex'"):
+        set_attention_backend(tiny_model(), "flx")
+
+
+def test_a_backend_that_cannot_compute_the_model_says_so_when_it_is_called():
+    model = tiny_model()
+    set_attention_backend(model, "varlen")
+    with pytest.raises(UserError, match="FlashAttention needs a CUDA device"):
+        model(torch.zeros(1, 3, dtype=torch.long))

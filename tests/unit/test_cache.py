@@ -1,0 +1,228 @@
+"""The cache's protocol: whatever is done to it, a row goes on as if it had always been so."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from miniformer.model.cache import KVCache
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from tests.kit import tiny_model
+
+SHAPES = {
+    "rotary": {},
+    "window": {"sliding_window": 3},
+    "pattern": {"sliding_window": 4, "window_pattern": "LG"},
+    "alibi": {"position": "alibi"},
+    "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9},
+    "learned": {"position": "learned"},
+}
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def last_logits(model, rows):
+    """Logits after each row, computed row by row without a cache."""
+    return torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
+
+
+def close(actual, wanted):
+    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+
+
+def tokens(model, rows, length):
+    return torch.randint(0, model.config.vocab_size, (rows, length))
+
+
+@torch.inference_mode()
+def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
+    """Beyond the length from which it stretches; else no step would fit another."""
+    dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 6}
+    model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 20))
+    cache = model.new_cache(2, 20)
+    steps = [model(part, cache=cache) for part in ids.split([5, *[1] * 15], 1)]
+    close(torch.cat(steps, 1), model(ids))
+
+
+@every_shape
+@torch.inference_mode()
+def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
+    """Far beyond the windows."""
+    model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 20))
+    cache = model.new_cache(2, 20)
+    model(ids[:, :5], cache=cache)
+    for t in range(5, 20):
+        logits = model(ids[:, t : t + 1], cache=cache)[:, -1]
+        close(logits, model(ids[:, : t + 1])[:, -1])
+
+
+@every_shape
+@torch.inference_mode()
+def test_rows_may_change_places_and_double(shape):
+    model = tiny_model(**SHAPES[shape])
+    ids = tokens(model, 3, 5)
+    cache = model.new_cache(3, 8)
+    model(ids, cache=cache)
+    rows = torch.tensor([2, 0, 2])
+    cache.reorder(rows)
+    new = tokens(model, 3, 1)
+    close(model(new, cache=cache)[:, -1], model(torch.cat((ids[rows], new), 1))[:, -1])
+
+
+@every_shape
+@torch.inference_mode()
+def test_what_is_trimmed_was_never_there(shape):
+    """As in speculation: several tokens are guessed, each row keeps another number of them."""
+    model = tiny_model(**SHAPES[shape])
+    prompt, guess, new = tokens(model, 3, 4), tokens(model, 3, 3), tokens(model, 3, 1)
+    cache = model.new_cache(3, 12, "full")
+    model(prompt, cache=cache)
+    model(guess, cache=cache)
+    kept = torch.tensor([4, 7, 5])
+    cache.trim(kept)
+    assert cache.lengths.tolist() == kept.tolist()
+    rows = [[*prompt[b].tolist(), *guess[b, : n - 4].tolist()] for b, n in enumerate(kept.tolist())]
+    for _ in range(2):
+        logits = model(new, cache=cache)[:, -1]
+        rows = [[*row, int(new[b])] for b, row in enumerate(rows)]
+        close(logits, last_logits(model, rows))
+        new = logits.argmax(-1, keepdim=True)
+
+
+@torch.inference_mode()
+def test_trimming_to_one_length_keeps_the_cache_plain():
+    model = tiny_model()
+    ids = tokens(model, 2, 9)
+    cache = model.new_cache(2, 9)
+    model(ids, cache=cache)
+    cache.trim(4)
+    assert cache.length == 4
+    assert cache.positions is None
+    close(model(ids[:, 4:6], cache=cache), model(ids[:, :6])[:, 4:])
+    cache.trim(100)
+    assert cache.length == 6
+
+
+@torch.inference_mode()
+def test_a_ring_that_has_come_round_cannot_be_trimmed():
+    model = tiny_model(sliding_window=3)
+    cache = model.new_cache(1, 9)
+    model(tokens(model, 1, 3), cache=cache)
+    cache.trim(2)
+    model(tokens(model, 1, 4), cache=cache)
+    with pytest.raises(
+        ValueError, match=r"window of 3 has overwritten .* make it with kind='full'"
+    ):
+        cache.trim(2)
+
+
+@every_shape
+@pytest.mark.parametrize("kind", ["window", "full", "int8"])
+@torch.inference_mode()
+def test_a_cache_can_be_put_away_and_taken_up(shape, kind, tmp_path):
+    model = tiny_model(**SHAPES[shape])
+    ids = tokens(model, 2, 8)
+    mask = torch.tensor([[True] * 6, [True, True, False, False, True, True]])
+    cache = model.new_cache(2, 8, kind)
+    model(ids[:, :6], mask, cache=cache)
+    save_file(cache.state(), tmp_path / "cache.safetensors")
+    fresh = model.new_cache(2, 10, kind)
+    fresh.load_state(load_file(tmp_path / "cache.safetensors"))
+    assert fresh.lengths.tolist() == [6, 4]
+    one, other = (model(ids[:, 6:], cache=each) for each in (cache, fresh))
+    torch.testing.assert_close(one, other)
+
+
+@torch.inference_mode()
+def test_a_state_of_another_kind_or_size_is_refused():
+    model = tiny_model()
+    cache = model.new_cache(2, 4)
+    model(tokens(model, 2, 4), cache=cache)
+    state = cache.state()
+    with pytest.raises(ValueError, match="4 tokens do not fit a cache of capacity 3"):
+        model.new_cache(2, 3).load_state(state)
+    with pytest.raises(ValueError, match=r"the state's keys of layer 0 are \[2, .*another kind"):
+        model.new_cache(1, 4).load_state(state)
+    with pytest.raises(ValueError, match=r"the state's key_scales of layer 0 are none"):
+        model.new_cache(2, 4, "int8").load_state(state)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="kind must be one of window, full, int8, not 'int4'"):
+        tiny_model().new_cache(1, 4, "int4")
+
+
+@torch.inference_mode()
+def test_int8_rounds_by_at_most_half_a_step():
+    cache = KVCache(
+        windows=[None], batch_size=2, capacity=5, kv_heads=3, head_dim=4,
+        device=torch.device("cpu"), dtype=torch.float32, kind="int8",
+    )  # fmt: skip
+    cache.extend(None, 5)
+    keys, values = torch.randn(2, 2, 3, 5, 4) * 10
+    for stored, wanted in zip(cache.append(0, keys, values), (keys, values), strict=True):
+        step = wanted.abs().amax(-1, keepdim=True) / 127
+        assert ((stored - wanted).abs() <= step * 0.5001).all()
+    assert cache.nbytes == 2 * 2 * 3 * 5 * (4 + 4)
+
+
+@torch.inference_mode()
+def test_the_source_is_projected_once_and_follows_its_rows():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    calls = []
+    for layer in model.decoder.layers:
+        layer.cross_attention.k_proj.register_forward_hook(lambda *args: calls.append(1))
+    source, target = tokens(model, 2, 6), tokens(model, 2, 5)
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    wanted = model(source, target, mask)
+    calls.clear()
+    memory, cache = model.encode(source, mask), model.new_cache(2, 8)
+    steps = [
+        model.logits(model.features(target[:, t : t + 1], memory, cache=cache)) for t in range(5)
+    ]
+    close(torch.cat(steps, 1), wanted)
+    assert len(calls) == len(model.decoder.layers)
+    rows = torch.tensor([1, 1])
+    cache.reorder(rows)
+    turned = type(memory)(memory.features[rows], mask[rows])
+    new = tokens(model, 2, 1)
+    again = model(source[rows], torch.cat((target[rows], new), 1), mask[rows])
+    close(model.logits(model.features(new, turned, cache=cache))[:, -1], again[:, -1])
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1,
+                                              max_size=4)),
+        st.tuples(st.just("trim"), st.tuples(st.integers(0, 3), st.integers(0, 3))),
+        st.tuples(st.just("reorder"), st.tuples(st.integers(0, 1), st.integers(0, 1))),
+    ),
+    min_size=1, max_size=6,
+)  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(OPERATIONS, st.sampled_from(["rotary", "pattern", "alibi"]), st.booleans())
+@torch.inference_mode()
+def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, shape, ring):
+    """With a ring there is no trimming: it may have overwritten what trimming would bring back."""
+    model = tiny_model(**SHAPES[shape])
+    cache = model.new_cache(2, 32, "window" if ring else "full")
+    rows = [[], []]
+    for name, argument in program:
+        if name == "append":
+            ids, mask = tokens(model, 2, len(argument)), torch.tensor(argument).T
+            logits = model(ids, mask, cache=cache)
+            for b in range(2):
+                for t in range(len(argument)):
+                    if mask[b, t]:
+                        rows[b].append(int(ids[b, t]))
+                        close(logits[b, t], model(torch.tensor([rows[b]]))[0, -1])
+        elif name == "trim" and not ring:
+            kept = [max(0, len(row) - less) for row, less in zip(rows, argument, strict=True)]
+            cache.trim(torch.tensor(kept))
+            rows = [row[:n] for row, n in zip(rows, kept, strict=True)]
+        elif name == "reorder":
+            cache.reorder(torch.tensor(argument))
+            rows = [list(rows[b]) for b in argument]
+        assert cache.lengths.tolist() == [len(row) for row in rows]
