@@ -244,6 +244,51 @@ FAULTS = [
         "tests/unit/test_cross_entropy.py",
     ),
     Fault(
+        "the leak detector watches what it changed", "doctor/leaks.py",
+        "_swap(x, other, later), ~later)", "_swap(x, other, later), later)",
+        "tests/unit/test_doctor.py",
+    ),
+    Fault(
+        "the leak detector takes what is not a number for nothing", "doctor/leaks.py",
+        "~(far <= self.tolerance)", "(far > self.tolerance)",
+        "tests/unit/test_doctor.py -k not_numbers",
+    ),
+    Fault(
+        "the leak detector leaves the model in eval mode", "doctor/leaks.py",
+        "model.train(training)", "pass",
+        "tests/unit/test_doctor.py -k sound",
+    ),
+    Fault(
+        "trimmed tokens stay in sight", "model/cache.py",
+        "self.positions[self.positions >= kept] = -1", "pass",
+        "tests/unit/test_cache.py -k trimmed",
+    ),
+    Fault(
+        "beams change places but their positions do not", "model/cache.py",
+        "self.positions = self.positions[rows]", "pass",
+        "tests/unit/test_cache.py -k any_sequence",
+    ),
+    Fault(
+        "beams change places but their source does not", "model/cache.py",
+        "self.cross = [(keys[rows], values[rows]) for keys, values in self.cross]", "pass",
+        "tests/unit/test_cache.py -k projected_once",
+    ),
+    Fault(
+        "the source is projected again at each step", "model/stack.py",
+        "            cache.cross = projected\n", "            pass\n",
+        "tests/unit/test_cache.py -k projected_once",
+    ),
+    Fault(
+        "dynamic scaling goes by the length so far", "model/stack.py",
+        "length = torch.full_like(length, cache.capacity)", "pass",
+        "tests/unit/test_cache.py -k dynamic",
+    ),
+    Fault(
+        "varlen's window is one token too wide", "model/backends.py",
+        "(-1 if seen.window is None else seen.window - 1, 0)", "(-1 if seen.window is None else seen.window, 0)",
+        "tests/unit/test_backends.py -k varlen",
+    ),
+    Fault(
         "labels are the inputs themselves", "data/packing.py",
         "inputs, labels = row[:-1], row[1:].copy()", "inputs, labels = row[:-1], row[:-1].copy()",
         "tests/unit/test_packing.py",

@@ -17,9 +17,16 @@ _PUBLIC = {
     "UserError": "miniformer.config.errors",
     "register": "miniformer.registry",
     "Transformer": "miniformer.model.transformer",
+    "Seq2SeqTransformer": "miniformer.model.seq2seq",
     "EncoderLayer": "miniformer.model.layers",
+    "DecoderLayer": "miniformer.model.layers",
     "MultiHeadAttention": "miniformer.model.attention",
+    "CrossAttention": "miniformer.model.attention",
     "FeedForward": "miniformer.model.feed_forward",
+    "find_leaks": "miniformer.doctor.leaks",
+    "assert_no_leaks": "miniformer.doctor.leaks",
+    "set_attention_backend": "miniformer.model.stack",
+    "set_activation_checkpointing": "miniformer.model.stack",
     "KVCache": "miniformer.model.cache",
     "JSONLinesDataset": "miniformer.data.records",
     "Tokenizer": "miniformer.data.tokenizer",
@@ -42,10 +49,13 @@ if TYPE_CHECKING:
     from miniformer.data.datamodule import MiniFormerDataModule
     from miniformer.data.records import JSONLinesDataset
     from miniformer.data.tokenizer import Tokenizer
-    from miniformer.model.attention import MultiHeadAttention
+    from miniformer.doctor.leaks import assert_no_leaks, find_leaks
+    from miniformer.model.attention import CrossAttention, MultiHeadAttention
     from miniformer.model.cache import KVCache
     from miniformer.model.feed_forward import FeedForward
-    from miniformer.model.layers import EncoderLayer
+    from miniformer.model.layers import DecoderLayer, EncoderLayer
+    from miniformer.model.seq2seq import Seq2SeqTransformer
+    from miniformer.model.stack import set_activation_checkpointing, set_attention_backend
     from miniformer.model.transformer import Transformer
     from miniformer.registry import register
     from miniformer.train_config import TrainConfig

@@ -11,10 +11,12 @@ from miniformer.model.transformer import Transformer
 from tests.kit import ROOT, run_python, tiny_config
 
 PUBLIC = {
-    "ConfigError", "EncoderLayer", "FeedForward", "GenerationConfig", "JSONLinesDataset", "KVCache",
-    "MiniFormerDataModule", "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Tokenizer",
-    "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__", "load",
-    "register", "train",
+    "ConfigError", "CrossAttention", "DecoderLayer", "EncoderLayer", "FeedForward",
+    "GenerationConfig", "JSONLinesDataset", "KVCache", "MiniFormerDataModule",
+    "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Seq2SeqTransformer", "Tokenizer",
+    "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
+    "assert_no_leaks", "find_leaks", "load", "register", "set_activation_checkpointing",
+    "set_attention_backend", "train",
 }  # fmt: skip
 PATHS_OF_THE_SPECIFICATION = [
     "miniformer.config.model_config:TransformerConfig",

@@ -1,0 +1,118 @@
+"""`python -m miniformer.doctor`: what a model is, what computes it, and whether it leaks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from miniformer.command import command_parser, run_command
+from miniformer.config import TransformerConfig, UserError
+from miniformer.config.families import SEQ2SEQ_FAMILIES, family
+
+_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
+
+
+def doctor_parser() -> Any:
+    """The command's parser."""
+    parser = command_parser(
+        "Say what a model is, what computes it, and whether it sees what it must not; without "
+        "arguments, what this machine can do."
+    )
+    parser.add_argument("directory", type=str, nargs="?", help="model directory")
+    parser.add_argument(
+        "--family", type=str, help="a small random model of a family instead, such as llama"
+    )
+    return parser
+
+
+def run_doctor(values: dict[str, Any]) -> int:
+    """Examines; returns 1 where there is a leak."""
+    if values["directory"] is not None and values["family"] is not None:
+        raise UserError("name a model directory or a family, not both")
+    if values["directory"] is not None:
+        return _examine(_load(Path(values["directory"])))
+    if values["family"] is not None:
+        return _examine(_build(values["family"]))
+    _machine()
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(doctor_parser(), arguments, run_doctor)
+
+
+def _load(directory: Path) -> Any:
+    from miniformer.model.pretrained import read_config
+    from miniformer.model.seq2seq import Seq2SeqTransformer
+    from miniformer.model.transformer import Transformer
+
+    architecture, _ = read_config(directory)
+    kind = Seq2SeqTransformer if architecture == "Seq2SeqTransformer" else Transformer
+    return kind.from_pretrained(directory)
+
+
+def _build(name: str) -> Any:
+    try:
+        config = TransformerConfig.from_dict(family(name, **_SIZES))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    from miniformer.model.seq2seq import Seq2SeqTransformer
+    from miniformer.model.transformer import Transformer
+
+    return (Seq2SeqTransformer if name in SEQ2SEQ_FAMILIES else Transformer)(config)
+
+
+def _examine(model: Any) -> int:
+    from miniformer.doctor.leaks import find_leaks
+    from miniformer.model.seq2seq import Seq2SeqTransformer
+
+    config, seq2seq = model.config, isinstance(model, Seq2SeqTransformer)
+    longest = config.max_seq_len
+    print(f"{type(model).__name__}: {config.num_params(seq2seq=seq2seq):,} parameters")
+    flops = config.flops_per_token(seq2seq=seq2seq)
+    print(f"operations of a forward pass at {longest} tokens: {flops:,} a token")
+    passes = [("a full pass", {}), ("a full pass with padding", {"ragged": True})]
+    if seq2seq or config.causal:
+        source = longest if seq2seq else None
+        size = config.cache_bytes(1, longest, kind="window", source_len=source)
+        print(f"cache of {longest} tokens in float32: {size:,} bytes")
+        passes.append(("cached decoding", {"cached": True}))
+    for name, options in passes:
+        print(f"attention in {name}:")
+        for line in model.backend_report(**options):
+            print(f"  {line}")
+    leaks = find_leaks(model)
+    for leak in leaks:
+        print(f"LEAK {leak}")
+    if not leaks:
+        print("no leak found: no output moved with what it must not see")
+    return 1 if leaks else 0
+
+
+def _machine() -> None:
+    import time
+
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    )
+    print(f"torch {torch.__version__} on {device}: {name}")
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(1024, 1024, device=device, dtype=dtype)
+        best, started = float("inf"), time.perf_counter()
+        while time.perf_counter() - started < 0.5:
+            before = time.perf_counter()
+            y = x @ x
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - before)
+        del y
+        print(f"matrix products in {dtype}: {2 * 1024**3 / best / 1e9:,.0f} GFLOP/s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The leak detector finds what was let in on purpose, and nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+import miniformer
+from miniformer import FeedForward, MultiHeadAttention, Seq2SeqTransformer
+from miniformer.doctor.__main__ import main
+from miniformer.model.masks import AttentionMask
+from tests.kit import tiny_model
+
+
+def kinds(model):
+    return {leak.kind for leak in miniformer.find_leaks(model)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"causal": False}, {}, {"input_dim": 5}, {"sliding_window": 3, "attention_sinks": True},
+        {"position": "relative", "logit_softcap": 2.0}, {"position": "alibi", "pre_norm": False},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_sound_model_has_no_leaks(changes):
+    model = tiny_model(**changes).train()
+    assert miniformer.find_leaks(model) == []
+    miniformer.assert_no_leaks(model)
+    assert model.training, "the model is left as it was"
+    assert next(model.parameters()).requires_grad
+
+
+def test_a_sound_model_with_two_stacks_has_no_leaks():
+    assert miniformer.find_leaks(tiny_model(model=Seq2SeqTransformer, causal=False)) == []
+
+
+class SeesAll(MultiHeadAttention):
+    """Attention that forgets its mask."""
+
+    def attend(self, q, k, v, context):
+        return super().attend(q, k, v, context._replace(mask=AttentionMask()))
+
+
+class MixesOverTime(FeedForward):
+    """A feed-forward that reads the next token."""
+
+    def forward(self, x):
+        return super().forward(x + x.roll(-1, dims=1))
+
+
+class MixesRows(FeedForward):
+    """A feed-forward that takes the mean of the batch away."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+def with_part(name, part, **changes):
+    model = tiny_model(**changes)
+    layer = model.layers[1]
+    setattr(layer, name, part(model.config))
+    return model.eval()
+
+
+def test_attention_without_a_mask_leaks_everywhere():
+    assert kinds(with_part("attention", SeesAll)) == {"future", "padding", "packing"}
+    assert kinds(with_part("attention", SeesAll, causal=False)) == {"padding", "packing"}
+
+
+def test_a_look_at_the_next_token_is_found_where_it_happens():
+    model = with_part("feed_forward", MixesOverTime)
+    leaks = [leak for leak in miniformer.find_leaks(model) if leak.kind == "future"]
+    assert [leak.moved for leak in leaks] == [[t] for t in range(7)]
+    with pytest.raises(AssertionError, match="future: changing tokens 1 to 7 moves outputs 0 by"):
+        miniformer.assert_no_leaks(model)
+
+
+def test_a_look_at_other_rows_is_found():
+    assert "batch" in kinds(with_part("feed_forward", MixesRows))
+
+
+def test_a_decoder_that_sees_its_future_is_found():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    model.decoder.causal = False
+    assert "future" in kinds(model)
+
+
+def test_a_source_mask_that_is_ignored_is_found():
+    class Deaf(Seq2SeqTransformer):
+        def encode(self, source, source_mask=None):
+            return super().encode(source)
+
+    assert "padding" in kinds(tiny_model(model=Deaf, causal=False))
+
+
+def test_outputs_that_are_not_numbers_are_a_leak():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x * float("nan")
+
+    model = tiny_model()
+    model.final_norm = Broken()
+    assert kinds(model) == {"future", "padding", "batch", "packing"}
+
+
+def test_the_command_on_a_model_directory(tmp_path, capsys):
+    tiny_model().save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for text in ("Transformer: ", "cache of 32 tokens", "cached decoding", "no leak found",
+                 "layers.1.attention: sdpa (torch's fused attention)"):  # fmt: skip
+        assert text in out
+
+
+@pytest.mark.parametrize("name", ["llama", "t5", "bert"])
+def test_the_command_on_a_family(name, capsys):
+    assert main(["--family", name]) == 0
+    assert "no leak found" in capsys.readouterr().out
+
+
+def test_a_leak_ends_the_command_with_1(tmp_path, capsys, monkeypatch):
+    tiny_model().save_pretrained(tmp_path)
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: x.roll(-1, dims=1))
+    assert main([str(tmp_path)]) == 1
+    assert "LEAK future: changing tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--family", "lama"], "unknown family 'lama' (did you mean 'llama'?)"),
+        (["nowhere"], "nowhere: no such model directory"),
+        (["a", "--family", "llama"], "name a model directory or a family, not both"),
+        (["--famly", "llama"], "unknown flag --famly; did you mean --family?"),
+    ],
+)
+def test_mistakes(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_arguments_it_tells_of_the_machine(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert f"torch {torch.__version__}" in out
+    assert out.count("GFLOP/s") == 2
