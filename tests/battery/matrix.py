@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "matrix.md"
 COLUMNS = {  # heading -> beginning of a test's name
     "logits": "test_logits_are",
-    "gradients": "test_gradients_are",
+    "gradients": "test_gradients_are_those",
     "cached": "test_cached_decoding",
     "batch = singles": "test_a_batch_gives",
     "no leak": "test_no_later_token",
     "bfloat16": "test_bfloat16",
+    "autocast": "test_gradients_under_autocast",
     "checkpointed": "test_checkpointed_layers",
     "saved": "test_saving",
     "sizes": "test_size_is",
@@ -31,6 +32,7 @@ REFUSED = """\
 |---|---|
 | `flex` with gradients on a CPU | attention backend 'flex': flex_attention has no backward pass on a CPU |
 | `flex` or `varlen` in cross-attention | attention backend 'flex': it is wired for self-attention only |
+| `matmul` with a soft-cap, sinks or a position bias | attention backend 'matmul': it has no softcap of the scores |
 | `varlen` without a GPU | attention backend 'varlen': FlashAttention needs a CUDA device |
 | `varlen` in float32 | attention backend 'varlen': FlashAttention needs float16 or bfloat16 |
 | `varlen` with a soft-cap, sinks or a position bias | ...: FlashAttention has no softcap of the scores |
@@ -93,12 +95,13 @@ does not concern them (an encoder has no cache). This page is written by
 `python -m tests.battery.matrix`.
 
 - **logits**, **gradients**: equal to the plain reference (`tests/reference`, loops in float64), without
-  padding, with padding on the left or right, and packed; through the backends `auto` (`sdpa`), `plain`
-  and, for logits, `flex`.
+  padding, with padding on the left or right, and packed; through the backends `auto` (`sdpa`), `plain`,
+  `matmul` where it can, and, for logits, `flex`. `varlen` is held against loops with its GPU kernel written
+  out (`tests/unit/test_backends.py`).
 - **cached**: tokens one by one and in chunks of several sizes, with and without padding, for the caches
   `full`, `window` and, within its tolerance, `int8`, give what one full pass gives.
 - **batch = singles**: a padded row gives what it gives alone. **no leak**: no later token moves an
-  earlier logit. **bfloat16** stays near float32. **checkpointed** layers give the same gradients, bit
+  earlier logit. **bfloat16** logits, and gradients under **autocast**, stay near float32. **checkpointed** layers give the same gradients, bit
   for bit, and keep less. **saved** models load as they were. **sizes** computed from the config are those
   of the model.
 

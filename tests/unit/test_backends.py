@@ -8,7 +8,7 @@ import torch
 from miniformer.config import UserError
 from miniformer.model import backends
 from miniformer.model.backends import Call, Scores
-from miniformer.model.masks import Visibility, make_visibility
+from miniformer.model.masks import make_visibility
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
@@ -150,7 +150,7 @@ def test_a_backend_computes_what_loops_do(backend, name, causal):
     seen, allowed = seen_by(causal)
     q, k, v = drawn()
     with torch.no_grad():
-        mask = backends.prepare(backend, seen, scores, q.dtype)
+        mask = backends.prepare(backend, seen, scores, rows=B, dtype=q.dtype)
         out = backends.attend(backend, q, k, v, mask, scores)
         torch.testing.assert_close(out, by_loops(q, k, v, allowed, scores))
     assert torch.equal(out[0, :, 0], torch.zeros(H, E).double()), "padding gets zeros"
@@ -161,7 +161,7 @@ def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
     seen, allowed = seen_by(True)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
-    mask = backends.prepare(backend, seen, Scores(), torch.float64)
+    mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=torch.float64)
     got = torch.autograd.grad(backends.attend(backend, *inputs, mask, Scores()), inputs, grad)
     wanted = torch.autograd.grad(by_loops(*inputs, allowed, Scores()), inputs, grad)
     for one, other in zip(got, wanted, strict=True):
@@ -170,7 +170,7 @@ def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
 
 def test_matmul_refuses_a_second_derivative():
     q, k, v = drawn(grad=True)
-    mask = backends.prepare("matmul", seen_by(True)[0], Scores(), torch.float64)
+    mask = backends.prepare("matmul", seen_by(True)[0], Scores(), rows=B, dtype=torch.float64)
     out = backends.attend("matmul", q, k, v, mask, Scores())
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
@@ -211,7 +211,10 @@ def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window):
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
     out = backends.attend(
-        "varlen", *inputs, backends.prepare("varlen", seen, Scores(0.7), torch.float64), Scores(0.7)
+        "varlen",
+        *inputs,
+        backends.prepare("varlen", seen, Scores(0.7), rows=B, dtype=torch.float64),
+        Scores(0.7),
     )
     wanted = by_loops(*inputs, allowed, Scores(0.7))
     torch.testing.assert_close(out, wanted)
@@ -222,15 +225,19 @@ def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window):
         torch.testing.assert_close(one, other)
 
 
-def test_varlen_without_padding_or_segments(monkeypatch):
+@pytest.mark.parametrize("window", [None, 2])
+def test_varlen_without_padding_or_segments(monkeypatch, window):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
-    seen = make_visibility(B, T, causal=True, device=CPU)
-    rows = Visibility(*(x.expand(B, -1) if isinstance(x, torch.Tensor) else x for x in seen))
+    seen = make_visibility(B, T, causal=True, window=window, device=CPU)
     inputs = drawn()
     out = backends.attend(
-        "varlen", *inputs, backends.prepare("varlen", rows, Scores(), torch.float64), Scores()
+        "varlen",
+        *inputs,
+        backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64),
+        Scores(),
     )
-    allowed = [[[s <= t for s in range(T)] for t in range(T)]] * B
+    reach = window or T
+    allowed = [[[t - reach < s <= t for s in range(T)] for t in range(T)]] * B
     torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
 
 

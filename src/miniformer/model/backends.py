@@ -45,7 +45,7 @@ class Call(NamedTuple):
     device: str
     dtype: torch.dtype
     grad: bool  # gradients are wanted
-    ragged: bool  # there is padding, or several segments in a row
+    ragged: bool  # there is padding, several segments in a row, or a window
     cached: bool
     cross: bool
     keys: int  # S
@@ -126,7 +126,7 @@ def choose(wanted: str, call: Call) -> tuple[str, str]:
         return wanted, "asked for"
     # Gathering the real tokens reads their number, which a compiled graph cannot.
     if call.ragged and not torch.compiler.is_compiling() and why_not("varlen", call) is None:
-        return "varlen", "FlashAttention over the real tokens only"
+        return "varlen", "FlashAttention over real tokens and within windows only"
     if why_not("sdpa", call) is not None:
         if call.device == "cuda" and why_not("flex", call) is None:
             return "flex", f"{why_not('sdpa', call)}; flex_attention fuses it"
@@ -140,17 +140,20 @@ def choose(wanted: str, call: Call) -> tuple[str, str]:
     return "sdpa", "torch's fused attention"
 
 
-def prepare(backend: str, seen: Visibility, scores: Scores, dtype: torch.dtype) -> Any:
+def prepare(
+    backend: str, seen: Visibility, scores: Scores, *, rows: int, dtype: torch.dtype
+) -> Any:
     """What a backend needs to know of a mask, made once for all layers that share it.
 
     Args:
         backend: which one.
         seen: who may attend to whom.
         scores: what becomes of the scores.
+        rows: number B of rows.
         dtype: type of the products.
     """
     if backend == "varlen":
-        return _pack(seen)
+        return _pack(seen, rows)
     if backend == "flex":
         return seen
     explicit = backend != "sdpa" or scores.bias is not None or scores.sinks is not None
@@ -352,11 +355,11 @@ def _flex_attention(device: str) -> Callable[..., Any]:
     return torch.compile(function) if device == "cuda" else function
 
 
-def _pack(seen: Visibility) -> tuple[Packed, Visibility]:
+def _pack(seen: Visibility, rows: int) -> tuple[Packed, Visibility]:
     """The order in which each segment's real tokens lie side by side."""
     segments = seen.query_segments
     if segments is None:
-        segments = torch.ones_like(seen.query_positions)
+        segments = torch.ones_like(seen.query_positions).expand(rows, -1)
     row = torch.arange(len(segments), device=segments.device)[:, None]
     label = (row * (segments.max() + 1) + segments).flatten()  # one number for each segment
     label, order = label.sort(stable=True)

@@ -110,7 +110,7 @@ class Stack(nn.Module):
         """For each attention, which backend computes it on this device and type, and why.
 
         Args:
-            ragged: where there is padding, or several texts in a row.
+            ragged: where there is padding, several texts in a row, or a window.
             cached: in cached decoding.
         """
         weight = next(self.parameters())
@@ -158,7 +158,7 @@ class Stack(nn.Module):
     def _context(
         self, x: Tensor, attention: nn.Module, seen: Visibility, cache: KVCache | None
     ) -> Context:
-        ragged, cached = not seen.in_order, cache is not None
+        ragged, cached = not seen.in_order or seen.narrow, cache is not None
         call = self._call(x, attention, keys=seen.keys, ragged=ragged, cached=cached)
         backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
         bias = self.position.bias(seen.query_positions, seen.key_positions)
@@ -168,7 +168,7 @@ class Stack(nn.Module):
         if cache is not None:  # rotated keys stay as they are, so one length must do for all steps
             length = torch.full_like(length, cache.capacity)
         rotation = self.position.rotation(seen.query_positions, length=length, local=local)
-        mask = backends.prepare(backend, seen, scores, product_dtype(x))
+        mask = backends.prepare(backend, seen, scores, rows=len(x), dtype=product_dtype(x))
         return Context(backend, mask, rotation, bias)
 
     def _call(
