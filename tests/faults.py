@@ -94,18 +94,18 @@ FAULTS = [
         "tests/unit/test_masks.py -k wherever",
     ),
     Fault(
-        "a row that sees nothing gives the mean of all values", "model/backends.py",
+        "a row that sees nothing gives the mean of all values", "model/kernels.py",
         "return out if mask.blind is None else out.masked_fill(mask.blind, 0.0)", "return out",
         "tests/unit/test_backends.py",
     ),
     Fault(
-        "key-value heads are interleaved instead of grouped", "model/backends.py",
+        "key-value heads are interleaved instead of grouped", "model/kernels.py",
         "k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)",
         "k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1)",
         f"{BATTERY} -k 'plain_reference and gqa'",
     ),
     Fault(
-        "the soft-cap comes before the position bias", "model/backends.py",
+        "the soft-cap comes before the position bias", "model/kernels.py",
         "    if scores.bias is not None:\n        s = s + scores.bias\n"
         "    if scores.softcap is not None:\n"
         "        s = scores.softcap * torch.tanh(s / scores.softcap)\n    if mask",
@@ -115,7 +115,7 @@ FAULTS = [
         f"{BATTERY} -k 'plain_reference and alibi'",
     ),
     Fault(
-        "attention sinks are computed and dropped", "model/backends.py",
+        "attention sinks are computed and dropped", "model/kernels.py",
         "sinks.expand(seen.shape[0], -1, seen.shape[2], 1)",
         "sinks.expand(seen.shape[0], -1, seen.shape[2], 1) - 1e9",
         f"{BATTERY} -k 'plain_reference and sinks'",
@@ -284,7 +284,7 @@ FAULTS = [
         "tests/unit/test_cache.py -k dynamic",
     ),
     Fault(
-        "varlen's window is one token too wide", "model/backends.py",
+        "varlen's window is one token too wide", "model/kernels.py",
         "(-1 if seen.window is None else seen.window - 1, 0)", "(-1 if seen.window is None else seen.window, 0)",
         "tests/unit/test_backends.py -k varlen",
     ),

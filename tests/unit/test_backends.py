@@ -7,7 +7,8 @@ import torch
 
 from miniformer.config import UserError
 from miniformer.model import backends
-from miniformer.model.backends import Call, Scores
+from miniformer.model.backends import Call
+from miniformer.model.kernels import Scores
 from miniformer.model.masks import make_visibility
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_attention_backend

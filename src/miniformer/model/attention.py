@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 from miniformer.model import backends
 from miniformer.model.cache import KVCache
+from miniformer.model.kernels import Scores
 from miniformer.model.norm import make_norm
 from miniformer.model.position import Rotation, rotate
 from miniformer.model.precision import product_dtype
@@ -94,7 +95,7 @@ class MultiHeadAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
-        scores = backends.Scores(self.scale, self.softcap, self.sinks, context.bias)
+        scores = Scores(self.scale, self.softcap, self.sinks, context.bias)
         mixed = backends.attend(context.backend, q, k, v, context.mask, scores)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out

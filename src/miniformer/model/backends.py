@@ -1,4 +1,4 @@
-"""How attention is computed: one function for each backend, and the choice among them.
+"""How attention is computed: the backends there are, and the choice among them.
 
 | backend | what it is                                          | where                          |
 |---------|-----------------------------------------------------|--------------------------------|
@@ -20,23 +20,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.model import kernels
+from miniformer.model.kernels import Scores
 from miniformer.model.masks import AttentionMask, Visibility, make_mask
-from miniformer.model.matmul_attention import LONGEST, AddedMask, added_mask, matmul_attention
-from miniformer.model.precision import product_dtype
-
-
-class Scores(NamedTuple):
-    """What becomes of query-key products before the softmax."""
-
-    scale: float | None = None  # factor; None: 1 / sqrt(E)
-    softcap: float | None = None  # scores s become c * tanh(s / c)
-    sinks: Tensor | None = None  # [H]: a logit that takes part in each softmax and adds nothing
-    bias: Tensor | None = None  # [B or 1, H, T, S], added before the soft-cap
+from miniformer.model.matmul_attention import LONGEST, added_mask
 
 
 class Call(NamedTuple):
@@ -52,14 +43,6 @@ class Call(NamedTuple):
     softcap: bool
     sinks: bool
     bias: bool
-
-
-class Packed(NamedTuple):
-    """The real tokens of a batch, segment after segment: what `varlen` needs."""
-
-    order: Tensor  # int [N]: row * T + column of each
-    starts: Tensor  # int32 [segments + 1]: where each segment begins, and the end
-    longest: int
 
 
 # What newer torch versions have.
@@ -153,7 +136,7 @@ def prepare(
         dtype: type of the products.
     """
     if backend == "varlen":
-        return _pack(seen, rows)
+        return kernels.pack(seen, rows)
     if backend == "flex":
         return seen
     explicit = backend != "sdpa" or scores.bias is not None or scores.sinks is not None
@@ -183,188 +166,10 @@ def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Any, scores: Sco
     return BACKENDS[backend](q, k, v, mask, scores)
 
 
-def plain(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: Scores) -> Tensor:
-    """Attention as it is written in the papers, softmax in float32."""
-    group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
-    scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    s = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
-    if scores.bias is not None:
-        s = s + scores.bias
-    if scores.softcap is not None:
-        s = scores.softcap * torch.tanh(s / scores.softcap)
-    if mask.allowed is not None:
-        s = s.masked_fill(~mask.allowed, float("-inf"))
-    if scores.sinks is not None:
-        sinks = scores.sinks[None, :, None, None].expand(*s.shape[:3], 1)
-        s = torch.cat((s, sinks.to(s.dtype)), -1)  # [B, H, T, S + 1]
-    shares = s.softmax(-1)[..., : k.shape[2]].to(v.dtype)
-    return _zero(shares @ v, mask)
-
-
-def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: Scores) -> Tensor:
-    """torch's `scaled_dot_product_attention`."""
-    allowed: Tensor | None = mask.allowed
-    if scores.bias is not None:
-        allowed = scores.bias.to(q.dtype)
-        if mask.allowed is not None:
-            allowed = allowed.masked_fill(~mask.allowed, float("-inf"))
-    if scores.sinks is not None:
-        # A key of zeros has the score 0, to which the mask adds the sink; its value is zeros.
-        sinks = scores.sinks.to(q.dtype)[None, :, None, None]
-        seen = _as_bias(allowed, q, k)
-        allowed = torch.cat((seen, sinks.expand(seen.shape[0], -1, seen.shape[2], 1)), -1)
-        k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-    out = F.scaled_dot_product_attention(
-        q,
-        k,
-        v,
-        attn_mask=allowed,
-        is_causal=mask.is_causal,
-        scale=scores.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return _zero(out, mask)
-
-
-def flex(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scores: Scores) -> Tensor:
-    """torch's `flex_attention`; compiled on a GPU, where it is made for."""
-    from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
-
-    def score(s: Tensor, b: Tensor, h: Tensor, t: Tensor, key: Tensor) -> Tensor:
-        if scores.bias is not None:
-            rows = scores.bias.shape[0]
-            s = s + scores.bias[b if rows > 1 else 0, h, t, key]
-        if scores.softcap is not None:
-            s = scores.softcap * torch.tanh(s / scores.softcap)
-        return s
-
-    changed = scores.bias is not None or scores.softcap is not None
-    blocks = None
-    if seen.causal or seen.narrow or not seen.in_order:
-        rows = None if seen.in_order else q.shape[0]
-        blocks = create_block_mask(
-            _may_see(seen), rows, None, q.shape[2], k.shape[2], device=q.device
-        )
-    out, aux = _flex_attention(q.device.type)(
-        q,
-        k,
-        v,
-        score_mod=score if changed else None,
-        block_mask=blocks,
-        scale=scores.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        return_aux=AuxRequest(lse=True),
-    )
-    if scores.sinks is not None:  # the sink only makes the softmax's denominator larger
-        out = out * torch.sigmoid(aux.lse - scores.sinks[None, :, None]).to(out.dtype)[..., None]
-    if seen.in_order:
-        return out  # type: ignore[no-any-return]
-    return _zero(out, make_mask(seen))
-
-
-def varlen(
-    q: Tensor, k: Tensor, v: Tensor, packed: tuple[Packed, Visibility], scores: Scores
-) -> Tensor:
-    """FlashAttention 2 over the real tokens laid end to end."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    tokens, seen = packed
-    dtype = product_dtype(q)
-    batch, heads, length, width = q.shape
-
-    def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E]
-        return x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order].to(dtype)
-
-    side = -1 if seen.window is None else seen.window // 2
-    window = (-1 if seen.window is None else seen.window - 1, 0) if seen.causal else (side, side)
-    out = varlen_attn(
-        gather(q),
-        gather(k),
-        gather(v),
-        tokens.starts,
-        tokens.starts,
-        tokens.longest,
-        tokens.longest,
-        scale=scores.scale,
-        window_size=window,
-        enable_gqa=heads != k.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    rows = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.order, out)
-    return rows.view(batch, length, heads, width).transpose(1, 2)
-
-
-def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AddedMask, scores: Scores) -> Tensor:
-    """Batched matrix products."""
-    return matmul_attention(q, k, v, mask, scores.scale)
-
-
 BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "plain": plain,
-    "sdpa": sdpa,
-    "flex": flex,
-    "varlen": varlen,
-    "matmul": matmul,
+    "plain": kernels.plain,
+    "sdpa": kernels.sdpa,
+    "flex": kernels.flex,
+    "varlen": kernels.varlen,
+    "matmul": kernels.matmul,
 }
-
-
-def _zero(out: Tensor, mask: AttentionMask) -> Tensor:
-    return out if mask.blind is None else out.masked_fill(mask.blind, 0.0)
-
-
-def _as_bias(allowed: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
-    """A mask as what is added to the scores, [B or 1, H, T, S]."""
-    shape = (-1, q.shape[1], q.shape[2], k.shape[2])
-    if allowed is None:
-        return q.new_zeros(1, 1, 1, 1).expand(1, *shape[1:])
-    if allowed.dtype == torch.bool:
-        allowed = torch.zeros_like(allowed, dtype=q.dtype).masked_fill(~allowed, float("-inf"))
-    return allowed.expand(shape)
-
-
-def _may_see(seen: Visibility) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """A visibility as flex_attention's function of row, head, query and key."""
-    late = seen.keys - seen.queries
-
-    def may_see(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        if seen.in_order:
-            query, key, allowed = t + late, s, s >= 0
-        else:
-            query = seen.query_positions[b if len(seen.query_positions) > 1 else 0, t]
-            key = seen.key_positions[b if len(seen.key_positions) > 1 else 0, s]
-            allowed = key >= 0
-        if seen.key_segments is not None and seen.query_segments is not None:
-            other = seen.key_segments[b, s]
-            allowed = allowed & (seen.query_segments[b, t] == other) & (other != 0)
-        if seen.causal:
-            allowed = allowed & (key <= query)
-        if seen.window is not None:
-            reach = seen.window - 1 if seen.causal else seen.window // 2
-            allowed = allowed & ((query - key).abs() <= reach)
-        return allowed
-
-    return may_see
-
-
-@cache
-def _flex_attention(device: str) -> Callable[..., Any]:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    function: Callable[..., Any] = flex_attention
-    return torch.compile(function) if device == "cuda" else function
-
-
-def _pack(seen: Visibility, rows: int) -> tuple[Packed, Visibility]:
-    """The order in which each segment's real tokens lie side by side."""
-    segments = seen.query_segments
-    if segments is None:
-        segments = torch.ones_like(seen.query_positions).expand(rows, -1)
-    row = torch.arange(len(segments), device=segments.device)[:, None]
-    label = (row * (segments.max() + 1) + segments).flatten()  # one number for each segment
-    label, order = label.sort(stable=True)
-    real = segments.flatten()[order] != 0
-    label, order = label[real], order[real]
-    counts = torch.unique_consecutive(label, return_counts=True)[1]
-    starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return Packed(order, starts, int(counts.max()) if len(counts) else 0), seen

@@ -19,6 +19,7 @@ from miniformer.model import backends
 from miniformer.model.attention import Context, MultiHeadAttention
 from miniformer.model.cache import KVCache
 from miniformer.model.checkpointing import check_how, checkpointed
+from miniformer.model.kernels import Scores
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.model.masks import Visibility, make_cross_mask, make_visibility
 from miniformer.model.norm import make_norm
@@ -162,7 +163,7 @@ class Stack(nn.Module):
         call = self._call(x, attention, keys=seen.keys, ragged=ragged, cached=cached)
         backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
         bias = self.position.bias(seen.query_positions, seen.key_positions)
-        scores = backends.Scores(sinks=getattr(attention, "sinks", None), bias=bias)
+        scores = Scores(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
         length = seen.query_positions.amax(1, keepdim=True) + 1
         if cache is not None:  # rotated keys stay as they are, so one length must do for all steps
