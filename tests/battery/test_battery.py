@@ -145,7 +145,7 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_less(row, how):
     gradients, kept = [], []
     for each in ("none", how):
         set_activation_checkpointing(model, each)
-        kept.append(kept_bytes(model, lambda: call(model, inputs, segments)))
+        kept.append(kept_bytes(lambda: call(model, inputs, segments)))
         model.zero_grad()
         call(model, inputs, segments).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from miniformer.config import UserError
+from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from tests.kit import tiny_model
 
@@ -27,3 +28,23 @@ def test_what_is_computed_again_has_the_same_dropout(how):
 def test_an_unknown_way_is_refused():
     with pytest.raises(UserError, match=r"unknown activation checkpointing 'ful' .*'full'"):
         set_activation_checkpointing(tiny_model(), "ful")
+
+
+def test_what_is_kept_is_counted():
+    """Of a chain of exp, each output is kept; of a detached tensor, nothing."""
+    x = torch.zeros(10, 100, requires_grad=True)
+    assert kept_bytes(lambda: x.exp().exp().exp()) == 3 * 4000
+    assert kept_bytes(lambda: x.exp().detach().sum()) == 4
+    assert kept_bytes(lambda: (x.exp() + 1).sum()) == 4000 + 4  # adding keeps nothing
+
+
+def test_each_way_keeps_less_than_the_one_before():
+    model = tiny_model(d_model=64, n_layers=4).train()
+    inputs = torch.randint(0, 31, (4, 32))
+    kept = []
+    for how in ("none", "selective", "full"):
+        set_activation_checkpointing(model, how)
+        kept.append(kept_bytes(lambda: model(inputs)))
+    inner, products, inputs_only = kept
+    matrix_products = 4 * 4 * 32 * 4 * (4 * 64 + 256 + 64)  # layers, rows, tokens, bytes, widths
+    assert inner > products > matrix_products > inputs_only

@@ -17,6 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -55,22 +58,40 @@ def checkpointed(how: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Tenso
     return out
 
 
-def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
-    """Bytes that `forward()` keeps for its backward pass, the model's parameters not counted."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+def kept_bytes(forward: Callable[[], Tensor]) -> int:
+    """Bytes of tensors made by `forward()` that are still there after it: for the backward pass."""
+    with _Births() as births:
         out = forward()
-    total = sum(kept.values())
+    kept = sum(size for storage, size in births.made.items() if not storage.expired())
     del out
-    return total
+    return kept
+
+
+_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef  # which has no types of its own
+
+
+class _Births(TorchDispatchMode):
+    """Notes every tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = function(*args, **(kwargs or {}))
+        given = {
+            _storage(tensor.untyped_storage())
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = _storage(tensor.untyped_storage())
+                if storage not in given:  # no view, and not changed in place
+                    self.made[storage] = tensor.untyped_storage().nbytes()
+        return out
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -248,7 +248,7 @@ def _checkpoint(model: Transformer, how: str, task: Any, data: MiniFormerDataMod
     for each in ("none", how):
         set_activation_checkpointing(model, each)
         with torch.random.fork_rng():  # the run's own random numbers stay as they were
-            kept.append(kept_bytes(model, lambda: task.loss(model, window)[0]))
+            kept.append(kept_bytes(lambda: task.loss(model, window)[0]))
     before, after = (f"{size * data.batch_size / 1e6:,.1f} MB" for size in kept)
     return f"kept for the backward pass of a batch: {after}, {before} without checkpointing"
 
