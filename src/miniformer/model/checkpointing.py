@@ -62,7 +62,7 @@ def kept_bytes(forward: Callable[[], Tensor]) -> int:
     """Bytes of tensors made by `forward()` that are still there after it: for the backward pass."""
     with _Births() as births:
         out = forward()
-    kept = sum(size for storage, size in births.made.items() if not storage.expired())
+    kept: int = sum(size for storage, size in births.made.items() if not storage.expired())
     del out
     return kept
 
