@@ -267,3 +267,23 @@ def test_a_backend_that_cannot_compute_the_model_says_so_when_it_is_called():
     set_attention_backend(model, "varlen")
     with pytest.raises(UserError, match="FlashAttention needs a CUDA device"):
         model(torch.zeros(1, 3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("change", ["softcap", "sinks", "window"])
+def test_layers_that_differ_each_get_what_they_need(change):
+    """One layer is changed by hand: what suits the others must not be used for it."""
+    model = tiny_model(position="alibi")
+    attention = model.layers[1].attention
+    if change == "sinks":
+        attention.sinks = torch.nn.Parameter(torch.randn(4))
+    else:
+        setattr(attention, change, 2)
+    ids = torch.randint(0, 31, (2, 9))
+    out = model(ids)
+    cache = model.new_cache(2, 9)
+    steps = torch.cat([model(part, cache=cache) for part in ids.split(3, 1)], 1)
+    torch.testing.assert_close(steps, out, rtol=1e-4, atol=1e-4)
+    set_attention_backend(model, "plain")
+    torch.testing.assert_close(model(ids), out, rtol=1e-4, atol=1e-4)
+    unchanged = tiny_model(position="alibi")
+    assert not torch.allclose(unchanged(ids), out)

@@ -97,7 +97,7 @@ class Stack(nn.Module):
         """An empty cache for `batch_size` rows of at most `capacity` tokens; see `KVCache`."""
         weight = next(self.parameters())
         return KVCache(
-            windows=[self.config.window_of(index) for index in range(len(self.layers))],
+            windows=[getattr(layer.attention, "window", None) for layer in self.layers],
             batch_size=batch_size,
             capacity=capacity,
             kv_heads=self.config.kv_heads,
@@ -133,35 +133,42 @@ class Stack(nn.Module):
         """Positions, and what each layer's attention needs; layers that are alike share it."""
         if cache is not None:
             positions = cache.extend(attention_mask, x.shape[1])
+        seen: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], Context] = {}
         contexts = []
         for index, layer in enumerate(self.layers):
             attention: Any = layer.attention
             window = getattr(attention, "window", None)
-            wanted = getattr(attention, "backend", "auto")
-            if (window, wanted) not in shared:
-                if cache is not None:
-                    seen = cache.visibility(index, positions, window)
-                else:
-                    seen = make_visibility(
-                        *x.shape[:2],
-                        causal=self.causal,
-                        window=window,
-                        attention_mask=attention_mask,
-                        segment_ids=segment_ids,
-                        device=x.device,
-                    )
-                    positions = seen.query_positions
-                shared[window, wanted] = self._context(x, attention, seen, cache)
-            contexts.append(shared[window, wanted])
+            if window not in seen and cache is not None:
+                seen[window] = cache.visibility(index, positions, window)
+            elif window not in seen:
+                seen[window] = make_visibility(
+                    *x.shape[:2],
+                    causal=self.causal,
+                    window=window,
+                    attention_mask=attention_mask,
+                    segment_ids=segment_ids,
+                    device=x.device,
+                )
+                positions = seen[window].query_positions
+            some = seen[window]
+            ragged, cached = not some.in_order or some.narrow, cache is not None
+            call = self._call(x, attention, keys=some.keys, ragged=ragged, cached=cached)
+            backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
+            alike = (window, backend, call.sinks)
+            if alike not in shared:
+                shared[alike] = self._context(x, attention, some, backend, cache)
+            contexts.append(shared[alike])
         return positions, contexts
 
     def _context(
-        self, x: Tensor, attention: nn.Module, seen: Visibility, cache: KVCache | None
+        self,
+        x: Tensor,
+        attention: nn.Module,
+        seen: Visibility,
+        backend: str,
+        cache: KVCache | None,
     ) -> Context:
-        ragged, cached = not seen.in_order or seen.narrow, cache is not None
-        call = self._call(x, attention, keys=seen.keys, ragged=ragged, cached=cached)
-        backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
         bias = self.position.bias(seen.query_positions, seen.key_positions)
         scores = Scores(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
@@ -211,7 +218,7 @@ class Stack(nn.Module):
 
 
 def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:
-    """Chooses how attention is computed: auto, sdpa, flex, varlen or plain; see `backends`.
+    """Chooses how attention is computed: auto, or the name of a backend; see `backends`.
 
     Args:
         model: a model, or a part of one.
