@@ -48,7 +48,7 @@ def test_a_text_file_is_one_record(tmp_path):
     [
         (b'{"text": "a"', "not JSON"),
         (b'{"txt": "a"}', "the record has no 'text' (it has 'txt'); add that field"),
-        (b'{"text": 7}', "'text' must be a str, not a int"),
+        (b'{"text": 7}', "'text' must be a string, not an integer"),
         (b'["a"]', "expected a JSON object, found '[\"a\"]'"),
         (b'{"text": "\xff"}', "not UTF-8: byte 0xff; save the file as UTF-8"),
     ],
