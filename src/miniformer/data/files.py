@@ -22,8 +22,6 @@ Progress = Callable[[str, int, int], None]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _KINDS = (".jsonl", ".txt")
 _PACKINGS = (".gz", ".zst")
-# Four bytes of zstd can stand for 128 KB, so a little at a time keeps memory flat.
-_PACKED_BLOCK = 1 << 14
 _BLOCK = 1 << 20
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -57,6 +55,8 @@ class Handle:
     """
 
     def __init__(self, path: Path, name: Path, stamp: Stamp | None = None) -> None:
+        if stamp and not path.exists():
+            raise changed(name)
         self._file = open_file(path, name)
         self.name = name
         self.stamp = stamp or Stamp.of(self._file.fileno())
@@ -289,7 +289,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, packed: io.FileIO, path: Path) -> None:
         self._path, self._packed = path, packed
-        self._new, self._errors = _zstd() if path.suffix == ".zst" else _gzip()
+        self._packing = _zstd() if path.suffix == ".zst" else _GZIP
         self._frame: Any = None  # the decompressor of the frame begun
         self._rest, self._ready = b"", memoryview(b"")
         self.done = 0  # bytes read of the packed file
@@ -312,7 +312,7 @@ class _Unpacked(io.RawIOBase):
 
     def _advance(self) -> bool:
         """Unpacks some more; False: there is no more."""
-        data = self._rest or self._packed.read(_PACKED_BLOCK) or b""
+        data = self._rest or self._packed.read(self._packing.block) or b""
         self.done += 0 if self._rest else len(data)
         self._rest = b""
         if not data:
@@ -324,10 +324,10 @@ class _Unpacked(io.RawIOBase):
                 data = data.lstrip(b"\0")  # tapes and some tools fill up with zeros
                 if not data:
                     return True
-            self._frame = self._new()
+            self._frame = self._packing.new()
         try:
             self._ready = memoryview(self._frame.decompress(data))
-        except self._errors as error:
+        except self._packing.error as error:
             raise UserError(
                 f"{self._path}: not a whole {self._path.suffix} file ({error}); "
                 "copy or download it again"
@@ -337,16 +337,21 @@ class _Unpacked(io.RawIOBase):
         return True
 
 
-def _gzip() -> tuple[Callable[[], Any], type[Exception]]:
-    return lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error
+class _Packing(NamedTuple):
+    new: Callable[[], Any]  # makes a decompressor of one frame
+    error: type[Exception]  # that it raises
+    block: int  # packed bytes given to it at once
 
 
-def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
-    """What makes a decompressor of one frame, and the error that it raises."""
+_GZIP = _Packing(lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error, 1 << 16)
+
+
+def _zstd() -> _Packing:
+    block = 1 << 11  # four bytes can stand for 128 KB, so a little at a time keeps memory flat
     if sys.version_info >= (3, 14):
         from compression import zstd
 
-        return zstd.ZstdDecompressor, zstd.ZstdError
+        return _Packing(zstd.ZstdDecompressor, zstd.ZstdError, block)
     try:
         import zstandard
     except ImportError:
@@ -354,4 +359,5 @@ def _zstd() -> tuple[Callable[[], Any], type[Exception]]:
             '.zst files need the package zstandard; pip install "miniformer[zstd]", '
             "or pack the file as .gz"
         ) from None
-    return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+    new = zstandard.ZstdDecompressor
+    return _Packing(lambda: new().decompressobj(), zstandard.ZstdError, block)

@@ -356,10 +356,8 @@ def _is_pipe(path: Path) -> bool:
 
 
 def _are_paths(source: Any) -> bool:
-    if isinstance(source, (str, os.PathLike)):
-        return True
-    is_list = isinstance(source, (list, tuple)) and len(source) > 0
-    return is_list and all(isinstance(item, (str, os.PathLike)) for item in source)
+    items = source if isinstance(source, (list, tuple)) else [source]
+    return all(isinstance(item, (str, os.PathLike)) for item in items)
 
 
 def _within(index: int, size: int) -> int:
