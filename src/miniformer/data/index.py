@@ -238,7 +238,7 @@ def _index_lines(handle: Handle, progress: Progress | None) -> Index:
             heads = np.concatenate([[0], ends[:-1]])
             blanks = _SPACE[chunk[heads]]
             blanks[0] &= blank
-            if blanks.any():  # seldom: a line rarely begins with a space
+            if (blanks & (ends - heads > 2)).any():  # a space, and not only the line end after it
                 blanks &= np.logical_and.reduceat(_SPACE[chunk[: ends[-1]]], heads)
             begins = heads + position
             begins[0] = begin

@@ -156,7 +156,7 @@ class JSONLinesDataset:
 
     def _use(self, part: IndexedFile) -> None:
         """Keeps the number of open files low, however many there are."""
-        if len(self._parts) > _MOST_OPEN and part not in self._in_use:
+        if part not in self._in_use:
             if len(self._in_use) == _MOST_OPEN:
                 for other in self._in_use:
                     other.close()
