@@ -1,12 +1,30 @@
 import errno
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import sys
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
-from miniformer.data.records import JSONLinesDataset, RecordError
+from miniformer.data import fields, index, records
+from miniformer.data.records import (
+    TEXT_SCHEMA,
+    JSONLinesDataset,
+    RecordError,
+    SequenceRecords,
+    records_of,
+    stream_records,
+)
 from tests.kit import write_jsonl
 
 
@@ -48,9 +66,14 @@ def test_a_text_file_is_one_record(tmp_path):
     [
         (b'{"text": "a"', "not JSON"),
         (b'{"txt": "a"}', "the record has no 'text' (it has 'txt'); add that field"),
-        (b'{"text": 7}', "'text' must be a str, not a int"),
+        (b'{"text": 7}', "'text' must be a string, not an integer"),
         (b'["a"]', "expected a JSON object, found '[\"a\"]'"),
         (b'{"text": "\xff"}', "not UTF-8: byte 0xff; save the file as UTF-8"),
+        (b'{"text": "a\\ud83d"}', "character 1 of 'text' is '\\ud83d', half of a surrogate pair"),
+        (b'{"text": 1, "text": "a"}', "'text' is there twice; keep one"),
+        (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"text": "a", "n": ' + b"7" * 5000 + b"}", "an integer has too many digits"),
+        (b'{"text": "a"} {"text": "b"}', "not JSON: Extra data at column 15; each line is one"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
@@ -60,6 +83,10 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
         list(JSONLinesDataset(path))
     assert str(caught.value).startswith(f"{path}:3: ")
     assert message in str(caught.value)
+    assert "cut off" not in str(caught.value)
+    with pytest.raises(RecordError) as streamed:
+        list(stream_records(path))
+    assert str(streamed.value) == str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
 
 
 def test_bad_bytes_in_a_text_file_are_named_by_line(tmp_path):
@@ -103,3 +130,250 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     with pytest.raises(UserError, match="Permission denied"):
         JSONLinesDataset(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"text": "a"}\n{"text": "b', "a.jsonl:2: not JSON: Unterminated string starting at"),
+        (b'{"text": "a"}\n{"text": "\xc3', "a.jsonl:2: not UTF-8: byte 0xc3"),
+    ],
+)
+def test_a_last_line_without_its_end_may_be_cut_off(tmp_path, content, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match="; the file may be cut off") as caught:
+        list(JSONLinesDataset(path))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": 'it says "text": "text"'},
+        {"text": "a", "meta": {"text": "b"}},
+        {"meta": [{"text": 1}, {"text": 2}], "text": "text"},
+    ],
+)
+def test_a_name_that_is_there_again_but_not_as_a_name(tmp_path, record):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record))
+    assert JSONLinesDataset(path)[0] == record
+
+
+def three_files(folder):
+    """Records r0 to r8 in three files, one of them packed, with a blank line."""
+    rows = [json.dumps({"text": f"r{i}"}) + "\n" for i in range(9)]
+    (folder / "a.jsonl").write_text("".join(rows[:3]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(("\n" + "".join(rows[3:7])).encode()))
+    (folder / "c.jsonl.zst").write_bytes(zstandard.compress("".join(rows[7:]).encode()))
+    return [folder / "a.jsonl", folder / "b.jsonl.gz", folder / "c.jsonl.zst"]
+
+
+def texts_of(found):
+    return [record["text"] for record in found]
+
+
+@pytest.mark.parametrize("most_open", [1, 64])
+def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
+    monkeypatch.setattr(records, "_MOST_OPEN", most_open)
+    paths = three_files(tmp_path)
+    data = JSONLinesDataset(str(tmp_path / "*.jsonl*"), cache_dir=tmp_path / "cache")
+    assert data.files == paths
+    assert data.name == f"{paths[0]} and 2 more files"
+    assert texts_of(data) == [f"r{i}" for i in range(9)]
+    assert texts_of(data[i] for i in range(-9, 9)) == 2 * [f"r{i}" for i in range(9)]
+    assert texts_of(data.read([8, 0, 4, 4, -6, 3])) == ["r8", "r0", "r4", "r4", "r3", "r3"]
+    assert data.read(np.array([5]))[0] == {"text": "r5"}
+    assert data.read([]) == []
+    assert [data.where(i) for i in (0, 3, 6, -1)] == [
+        f"{paths[0]}:1", f"{paths[1]}:2", f"{paths[1]}:5", f"{paths[2]}:2",
+    ]  # fmt: skip
+    assert data.sizes.dtype == np.int64
+    assert data.sizes.tolist() == [15] * 9
+    assert data.n_bytes == 9 * 15
+    assert list(stream_records(paths)) == [(data.where(i), data[i]) for i in range(9)]
+    for wrong in (9, -10):
+        with pytest.raises(IndexError, match=f"record {wrong} of 9"):
+            data.read([0, wrong])
+
+
+def test_a_mistake_in_a_packed_file_is_named_by_that_file(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "a"}\n\n{"txt": "b"}\n'))
+    for read in (lambda: JSONLinesDataset(path, cache_dir=tmp_path / "c")[1],
+                 lambda: list(stream_records(path))):  # fmt: skip
+        with pytest.raises(
+            RecordError, match=r"a\.jsonl\.gz:3: the record has no 'text'"
+        ) as caught:
+            read()
+        assert (caught.value.path, caught.value.line) in ((path, 3), (str(path), 3))
+
+
+def test_text_and_records_are_not_mixed(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    paths = [write_jsonl(tmp_path / "a.jsonl", ["a"]), tmp_path / "a.txt"]
+    with pytest.raises(UserError, match=r"a\.txt and .*a\.jsonl: running text and records"):
+        JSONLinesDataset(paths)
+    with pytest.raises(UserError, match=r"a \.txt file holds no label; use \.jsonl"):
+        JSONLinesDataset(tmp_path / "a.txt", {"text": fields.text, "label": fields.label})
+    (tmp_path / "b.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"b\.jsonl: the file is empty"):
+        JSONLinesDataset(str(tmp_path / "*.jsonl"))
+
+
+@given(st.text(st.sampled_from("ab\nÄ€😀\r"), min_size=1, max_size=60), st.integers(4, 9))
+def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "PIECE_BYTES", piece)
+        patch.setattr(index, "MAX_PIECE_BYTES", 12)
+        data = JSONLinesDataset(path)
+        found = list(data)
+        assert "".join(texts_of(found)) == text
+        assert [record.get("continues", False) for record in found] == [
+            i > 0 for i in range(len(found))
+        ]
+        assert list(stream_records(path)) == [(data.where(i), data[i]) for i in range(len(data))]
+
+
+def test_a_schema_of_checks(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"input": [[1, 2], [3, 4]], "label": "x"}\n{"input": "a", "label": 1.5}\n')
+    data = JSONLinesDataset(path, {"input": fields.model_input, "label": fields.label})
+    assert data[0]["label"] == "x"
+    with pytest.raises(RecordError, match=":2: 'label' must be an integer or a name, not a number"):
+        data[1]
+    path.write_text('{"input": ["a", "\\ud83d"]}\n')
+    with pytest.raises(
+        RecordError, match=r"character 0 of 'input' is .*, half of a surrogate pair"
+    ):
+        JSONLinesDataset(path, {"input": fields.model_input})[0]
+
+
+def numbered(data, queue):
+    queue.put([data[i]["text"] for i in (8, 3, 0)])
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_other_processes_read_too(tmp_path, start):
+    three_files(tmp_path)
+    data = JSONLinesDataset(str(tmp_path / "*.jsonl*"), cache_dir=tmp_path / "cache")
+    assert len(pickle.dumps(data)) < 4000, "an index on disk stays there"
+    assert texts_of(pickle.loads(pickle.dumps(data))) == texts_of(data)
+    context = multiprocessing.get_context(start)
+    queue = context.Queue()
+    process = context.Process(target=numbered, args=(data, queue))
+    process.start()
+    assert queue.get(timeout=120) == ["r8", "r3", "r0"]
+    process.join()
+
+
+def test_a_copy_in_another_process_notices_a_change(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
+    sent = pickle.dumps(JSONLinesDataset(path))
+    write_jsonl(path, ["a", "b", "c"])
+    with pytest.raises(UserError, match="changed while it was in use; start again"):
+        pickle.loads(sent)[0]
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_file_without_permission(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    path.chmod(0)
+    with pytest.raises(UserError, match="Permission denied"):
+        JSONLinesDataset(path)
+
+
+def test_standard_input_is_streamed(monkeypatch):
+    given = b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n{"text": 1}'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+    stream = stream_records("-", TEXT_SCHEMA)
+    assert next(stream) == ("standard input:1", {"text": "a"})
+    assert next(stream) == ("standard input:3", {"text": "b"})
+    with pytest.raises(RecordError, match="standard input:4: 'text' must be a string"):
+        next(stream)
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl", "pipe.jsonl.gz"])
+def test_a_pipe_is_streamed(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    content = b'{"text": "a"}\n{"text": "b"}\n'
+    packed = gzip.compress(content) if name.endswith(".gz") else content
+    writer = threading.Thread(target=(tmp_path / name).write_bytes, args=(packed,))
+    writer.start()
+    assert texts_of(record for _, record in stream_records(tmp_path / name)) == ["a", "b"]
+    writer.join()
+
+
+def test_a_line_too_long_is_not_streamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "MAX_LINE_BYTES", 20)
+    path = write_jsonl(tmp_path / "a.jsonl", ["a", "b" * 20])
+    with pytest.raises(RecordError, match=":2: the line has more than 20 bytes, and at most 20"):
+        list(stream_records(path))
+
+
+class Borrowed:
+    """What of a Hugging Face dataset is needed here."""
+
+    def __init__(self, rows):
+        self.rows, self.batches = rows, 0
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        assert type(index) is int
+        return self.rows[index]
+
+    def __getitems__(self, indices):
+        self.batches += 1
+        return [self.rows[i] for i in indices]
+
+
+@pytest.mark.parametrize("kind", [list, Borrowed])
+def test_records_in_memory(kind):
+    rows = [{"text": "a" * i, "more": "x"} for i in range(2000)]
+    source = kind(rows)
+    data = records_of(source)
+    assert isinstance(data, SequenceRecords)
+    assert (len(data), data.name, data.files, data.is_plain_text) == (2000, "records", [], False)
+    assert list(data) == rows
+    assert data[-1] == rows[-1]
+    assert data.read([3, 1, -1]) == [rows[3], rows[1], rows[-1]]
+    assert data.where(-1) == "record 1999"
+    assert data.sizes.tolist() == list(range(2000))
+    assert data.n_bytes == sum(range(2000))
+    if kind is Borrowed:
+        assert source.batches == 6, "read in batches"
+    with pytest.raises(IndexError, match="record 2000 of 2000"):
+        data[2000]
+    assert records_of(data) is data
+    assert list(pickle.loads(pickle.dumps(records_of(rows)))) == rows
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "no data file is named"),
+        ([{"text": "a"}, {"txt": "b"}], "record 1: the record has no 'text' (it has 'txt')"),
+        ([{"text": "a"}, "b"], "record 1: expected a dict, found a str"),
+        ([{"text": "\ud83d"}], "record 0: character 0 of 'text' is '\\ud83d', half of a surrogate"),
+        ({"train": [], "test": []}, "no sequence of records; choose one of its parts: train"),
+        (iter([]), "cannot be read in any order"),
+        (7, "records: a int cannot be read"),
+    ],
+)  # fmt: skip
+def test_records_in_memory_that_are_wrong(source, message):
+    with pytest.raises(UserError) as caught:
+        list(records_of(source))
+    assert message in str(caught.value)
+
+
+def test_files_are_records_too(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a"])
+    data = records_of([path, str(path)], TEXT_SCHEMA, cache_dir=tmp_path / "cache")
+    assert isinstance(data, JSONLinesDataset)
+    assert texts_of(data) == ["a", "a"]
+    assert records_of(data) is data

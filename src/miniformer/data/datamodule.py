@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.data.fields import Schema
 from miniformer.data.packing import PackedTokens, WindowSampler
 from miniformer.data.records import JSONLinesDataset, Record
 from miniformer.data.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ _RECORDS_AT_ONCE = (
 class TextTask(Protocol):
     """What the data module asks of a task (see `miniformer.tasks`)."""
 
-    schema: Mapping[str, type]
+    schema: Schema
 
     def encode(self, records: Sequence[Record], tokenizer: Tokenizer) -> list[list[int]]: ...
 
@@ -108,7 +109,7 @@ class MiniFormerDataModule(L.LightningDataModule):
             n_bytes += sum(len(record["text"].encode()) for record in some)
             parts += [np.array(ids, dtype=kind) for ids in self.task.encode(some, self.tokenizer)]
         if n_bytes == 0:
-            raise UserError(f"{records.path}: every record's text is empty")
+            raise UserError(f"{records.name}: every record's text is empty")
         return PackedTokens(
             np.concatenate(parts),
             seq_len=self.seq_len,

@@ -1,67 +1,109 @@
-"""Reading JSON-lines and plain-text files, one checked record at a time.
+"""Reading data files, one checked record at a time, in any order or front to back.
 
-A `.jsonl` file holds one JSON object a line; a `.txt` file is one record, {"text": the whole file}.
-Lines are indexed once by byte offset and read when asked for, so a `.jsonl` file is never held in
-memory; a `.txt` file is, being one record.
+A `.jsonl` file holds one JSON object a line. A `.txt` file is running text: its records are pieces,
+{"text": piece}, and all but the first of a file hold "continues": True as well. Records are found
+once, by byte offset, and read when asked for, so that no file is ever held in memory.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import os
+import stat
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby
+from operator import index as integer
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
 from miniformer.config import UserError
+from miniformer.data import fields, files
+from miniformer.data import index as indexes
+from miniformer.data.fields import Check, Schema, checks_of
+from miniformer.data.files import Progress, Source
+from miniformer.data.index import IndexedFile, next_cut, too_long
+from miniformer.data.lines import (
+    Flaw,
+    Record,
+    RecordError,
+    check_record,
+    parse_line,
+    parse_piece,
+)
 
-Record = dict[str, Any]
-TEXT_SCHEMA: Mapping[str, type] = {"text": str}
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+__all__ = [
+    "JSONLinesDataset",
+    "Record",
+    "RecordError",
+    "Records",
+    "SequenceRecords",
+    "TEXT_SCHEMA",
+    "records_of",
+    "stream_records",
+]
 
-
-class RecordError(UserError):
-    """A line of a data file is wrong; the message begins with file:line."""
-
-    def __init__(self, path: Path, line: int, problem: str) -> None:
-        super().__init__(f"{path}:{line}: {problem}")
+TEXT_SCHEMA: Schema = {"text": fields.text}
+_MOST_OPEN = 64  # files open at once; a system may allow a process 256
+_ROWS_AT_ONCE = 1024
 
 
 class JSONLinesDataset:
-    """The records of one file, by index; blank lines do not count. Fits a torch `DataLoader`.
+    """The records of files, by index; blank lines do not count. Fits a torch `DataLoader`.
 
     Args:
-        path: a `.jsonl` or `.txt` file.
-        schema: the fields each record must have, and their types.
+        path: a `.jsonl` or `.txt` file, maybe packed as `.gz` or `.zst`; a pattern such as
+            `data/*.jsonl`; or a list of these, whose records follow one another.
+        schema: the fields each record must have, and their checks (see `miniformer.data.fields`).
+        cache_dir: where to keep what packed files hold, and indexes. None: a folder of this user's
+            own for temporary files, and indexes of large files only.
+        progress: told the name of a file, the bytes done and all its bytes, while it is unpacked
+            or indexed.
 
     Raises:
-        UserError: the file is missing, unreadable, empty, or of another kind.
+        UserError: a file is missing, unreadable, empty, or of another kind.
     """
 
-    def __init__(self, path: str | Path, schema: Mapping[str, type] = TEXT_SCHEMA) -> None:
-        self.path = Path(path)
-        self.schema = schema
-        if self.path.suffix not in (".jsonl", ".txt"):
-            raise UserError(
-                f"{path}: unknown kind of file {self.path.suffix!r}; use .jsonl or .txt"
-            )
-        if self.path.suffix == ".txt" and "text" not in schema:
-            raise UserError(f"{path}: a .txt file holds no {' and '.join(schema)}; use .jsonl")
-        try:
-            self._starts, self._lines = self._index()
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
-        if len(self) == 0:
-            raise UserError(f"{path}: the file is empty; it needs at least one record")
+    def __init__(
+        self,
+        path: Source,
+        schema: Schema = TEXT_SCHEMA,
+        *,
+        cache_dir: str | Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.files = files.expand(path)
+        self.schema, self._checks = schema, checks_of(schema)
+        self.is_plain_text = files.are_plain_text(self.files, list(schema))
+        cache = None if cache_dir is None else Path(cache_dir)
+        self._parts: list[IndexedFile] = []
+        self._in_use: list[IndexedFile] = []
+        for file in self.files:
+            part = IndexedFile(file, plain=self.is_plain_text, cache_dir=cache, progress=progress)
+            self._parts.append(part)
+            self._use(part)
+        self._firsts = [0, *accumulate(map(len, self._parts))]  # record at which each file begins
 
     @property
-    def is_plain_text(self) -> bool:
-        """Whether the file is one running text rather than separate records."""
-        return self.path.suffix == ".txt"
+    def name(self) -> str:
+        """What to call the data in messages."""
+        more = len(self.files) - 1
+        return f"{self.files[0]}" + (f" and {more} more file{'s' * (more > 1)}" if more else "")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each record as it stands in its file, line end and all, int64 [n]."""
+        return np.concatenate([part.sizes for part in self._parts])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all records."""
+        return sum(int(part.sizes.sum()) for part in self._parts)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._firsts[-1]
 
     def __getitem__(self, index: int) -> Record:
         """The record at `index`.
@@ -70,84 +112,263 @@ class JSONLinesDataset:
             IndexError: there is no such record.
             RecordError: its line is not JSON or does not keep to the schema.
         """
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
-        index %= len(self)
-        with self.path.open("rb") as file:
-            file.seek(int(self._starts[index]))
-            raw = file.read(int(self._starts[index + 1] - self._starts[index]))
-        return self._parse(raw, int(self._lines[index]))
+        return self.read([index])[0]
 
     def __iter__(self) -> Iterator[Record]:
-        """All records in order, reading the file once."""
-        with self.path.open("rb") as file:
-            for index, line in enumerate(self._lines):
-                file.seek(int(self._starts[index]))
-                raw = file.read(int(self._starts[index + 1] - self._starts[index]))
-                yield self._parse(raw, int(line))
+        """All records in order, each file read front to back."""
+        for part in self._parts:
+            for first in range(0, len(part), _ROWS_AT_ONCE):
+                yield from self._records(part, range(first, min(first + _ROWS_AT_ONCE, len(part))))
 
-    def _index(self) -> tuple[np.ndarray, np.ndarray]:
-        """Byte offset of each record, then of the end; line number of each record."""
-        with self.path.open("rb") as file:
-            mark = len(_BYTE_ORDER_MARK) if file.read(3) == _BYTE_ORDER_MARK else 0
-            if self.is_plain_text:
-                size = file.seek(0, 2)
-                return np.array([mark, size]), np.ones(int(size > mark), dtype=np.int64)
-            file.seek(mark)
-            starts, lines, position = [], [], mark
-            for number, raw in enumerate(file, 1):
-                if not raw.isspace():
-                    starts.append(position)
-                    lines.append(number)
-                position += len(raw)
-        # A record's bytes may run on into blank lines after it, which JSON does not mind.
-        return np.array([*starts, position], dtype=np.int64), np.array(lines, dtype=np.int64)
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        """The records at some indices, in that order; neighbours in a file are read together.
 
-    def _parse(self, raw: bytes, line: int) -> Record:
+        Raises:
+            IndexError: there is no such record.
+            RecordError: a line is not JSON or does not keep to the schema.
+        """
+        rows = [_within(index, len(self)) for index in indices]
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        found: dict[int, Record] = {}
+        for at, group in groupby(order, key=lambda place: bisect_right(self._firsts, rows[place])):
+            places, first = list(group), self._firsts[at - 1]
+            local = [rows[place] - first for place in places]
+            found.update(zip(places, self._records(self._parts[at - 1], local), strict=True))
+        return [found[place] for place in range(len(rows))]
+
+    def where(self, index: int) -> str:
+        """The file and line of a record, as messages name it."""
+        row = _within(index, len(self))
+        at = bisect_right(self._firsts, row) - 1
+        part = self._parts[at]
+        return f"{part.name}:{part.line(row - self._firsts[at])}"
+
+    def _records(self, part: IndexedFile, rows: Sequence[int]) -> Iterator[Record]:
+        self._use(part)
+        for row, raw in zip(rows, part.read(rows), strict=True):
+            try:
+                if self.is_plain_text:
+                    yield parse_piece(raw, self._checks, continues=row > 0)
+                else:
+                    yield parse_line(raw, self._checks)
+            except Flaw as flaw:
+                raise RecordError(part.name, part.line(row) + flaw.line, flaw.problem) from None
+
+    def _use(self, part: IndexedFile) -> None:
+        """Keeps the number of open files low, however many there are."""
+        if part not in self._in_use:
+            if len(self._in_use) == _MOST_OPEN:
+                for other in self._in_use:
+                    other.close()
+                self._in_use = []
+            self._in_use.append(part)
+
+
+class RecordSequence(Protocol):
+    """Records that somebody else holds: a list of dicts, a Hugging Face `Dataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class SequenceRecords:
+    """Records that are no file, with all that a `JSONLinesDataset` offers.
+
+    Args:
+        source: the records, by index.
+        schema: the fields each record must have, and their checks.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    name = "records"
+    is_plain_text = False
+
+    def __init__(self, source: RecordSequence, schema: Schema = TEXT_SCHEMA) -> None:
+        self.source, self.schema, self._checks = source, schema, checks_of(schema)
+        self.files: list[Path] = []
+        self._sizes: np.ndarray | None = None
+        if len(source) == 0:
+            raise UserError(f"{self.name}: there are none; at least one is needed")
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """About how many bytes each record has: the length of its strings, int64 [n]."""
+        if self._sizes is None:
+            found = (sum(_length(record[name]) for name in self._checks) for record in self)
+            self._sizes = np.fromiter(found, dtype=np.int64, count=len(self))
+        return self._sizes
+
+    @property
+    def n_bytes(self) -> int:
+        """About how many bytes all records have."""
+        return int(self.sizes.sum())
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`.
+
+        Raises:
+            IndexError: there is no such record.
+            UserError: it does not keep to the schema.
+        """
+        return self.read([index])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records in order."""
+        for first in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self._records(range(first, min(first + _ROWS_AT_ONCE, len(self))))
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        """The records at some indices, in that order.
+
+        Raises:
+            IndexError: there is no such record.
+            UserError: one does not keep to the schema.
+        """
+        return list(self._records([_within(index, len(self)) for index in indices]))
+
+    def where(self, index: int) -> str:
+        """The number of a record, as messages name it."""
+        return f"record {_within(index, len(self))}"
+
+    def _records(self, rows: Sequence[int]) -> Iterator[Record]:
+        # Hugging Face reads a batch far faster than one record after the other.
+        batch = getattr(self.source, "__getitems__", None)
+        found = batch(list(rows)) if batch else map(self.source.__getitem__, rows)
+        for row, record in zip(rows, found, strict=True):
+            try:
+                if not isinstance(record, dict):
+                    raise Flaw(f"expected a dict, found a {type(record).__name__}")
+                yield check_record(record, self._checks)
+            except Flaw as flaw:
+                raise UserError(f"record {row}: {flaw.problem}") from None
+
+
+Records = JSONLinesDataset | SequenceRecords
+
+
+def records_of(
+    source: Source | Records | RecordSequence, schema: Schema = TEXT_SCHEMA, **options: Any
+) -> Records:
+    """Whatever a user calls data, as records.
+
+    Args:
+        source: paths as `JSONLinesDataset` takes them, or records in memory: a list of dicts, a
+            Hugging Face `Dataset`, or anything with a length that gives dicts by index.
+        schema: the fields each record must have, and their checks.
+        options: those of `JSONLinesDataset`, for files.
+
+    Raises:
+        UserError: it is neither, or cannot be read.
+    """
+    if isinstance(source, (JSONLinesDataset, SequenceRecords)):
+        return source
+    if _are_paths(source):
+        return JSONLinesDataset(source, schema, **options)  # type: ignore[arg-type]
+    if isinstance(source, Mapping):
+        raise UserError(
+            f"records: a {type(source).__name__} is no sequence of records; "
+            f"choose one of its parts: {', '.join(map(str, source))}"
+        )
+    if not hasattr(source, "__len__") or not hasattr(source, "__getitem__"):
+        raise UserError(
+            f"records: a {type(source).__name__} cannot be read in any order; "
+            "name files, or give a list of dicts"
+        )
+    return SequenceRecords(source, schema)  # type: ignore[arg-type]
+
+
+def stream_records(path: Source, schema: Schema = TEXT_SCHEMA) -> Iterator[tuple[str, Record]]:
+    """Records as they come, front to back, without an index and with nothing written to disk.
+
+    Args:
+        path: "-" for standard input, a pipe, or whatever `JSONLinesDataset` takes. What has no
+            suffix to tell is taken for JSON lines.
+        schema: the fields each record must have, and their checks.
+
+    Yields:
+        Where a record stands, as file:line, and the record.
+
+    Raises:
+        UserError: a file cannot be read.
+        RecordError: a line is not JSON or does not keep to the schema.
+    """
+    checks = checks_of(schema)
+    if path == "-":
+        yield from _stream_lines(sys.stdin.buffer, "standard input", checks)
+        return
+    paths = files.expand(path)
+    untold = len(paths) == 1 and not paths[0].suffix and _is_pipe(paths[0])
+    plain = not untold and files.are_plain_text(paths, list(schema))
+    for file in paths:
+        with files.open_stream(file) as stream:
+            read = _stream_pieces if plain else _stream_lines
+            yield from read(stream, str(file), checks)
+
+
+def _stream_lines(
+    stream: BinaryIO, name: str, checks: Mapping[str, Check]
+) -> Iterator[tuple[str, Record]]:
+    line = 0
+    while raw := stream.readline(indexes.MAX_LINE_BYTES + 1):
+        line += 1
+        if len(raw) > indexes.MAX_LINE_BYTES:
+            raise too_long(name, line, f"more than {indexes.MAX_LINE_BYTES:,}")
+        if line == 1:
+            raw = raw.removeprefix(files.BYTE_ORDER_MARK)
+        if raw.isspace() or not raw:
+            continue
         try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line += raw.count(b"\n", 0, error.start)
-            raise RecordError(
-                self.path, line, f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8"
-            ) from None
-        if self.is_plain_text:
-            return {"text": text}
+            yield f"{name}:{line}", parse_line(raw, checks)
+        except Flaw as flaw:
+            raise RecordError(name, line + flaw.line, flaw.problem) from None
+
+
+def _stream_pieces(
+    stream: BinaryIO, name: str, checks: Mapping[str, Check]
+) -> Iterator[tuple[str, Record]]:
+    """The pieces that `index` would find, from a buffer that always holds a whole one."""
+    line, start, continues = 1, 0, False
+    needed = indexes.MAX_PIECE_BYTES + 1
+    buffer = stream.read(4 * needed).removeprefix(files.BYTE_ORDER_MARK)
+    while buffer:
+        if len(buffer) - start < needed:
+            buffer, start = buffer[start:] + stream.read(4 * needed), 0
+            if not buffer:
+                return
+        held = buffer
+        end = next_cut(lambda size, offset: held[offset : offset + size], start, len(held))  # noqa: B023
+        raw, start = buffer[start:end], end
         try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise RecordError(
-                self.path, line, f"not JSON: {error}; each line is one object"
-            ) from None
-        if not isinstance(record, dict):
-            raise RecordError(
-                self.path, line, f"expected a JSON object, found {text.strip()[:40]!r}"
-            )
-        for name, kind in self.schema.items():
-            if name not in record:
-                has = ", ".join(map(repr, record)) or "nothing"
-                raise RecordError(
-                    self.path, line, f"the record has no {name!r} (it has {has}); add that field"
-                )
-            if not isinstance(record[name], kind):
-                found = type(record[name]).__name__
-                raise RecordError(
-                    self.path, line, f"{name!r} must be a {kind.__name__}, not a {found}"
-                )
-            if kind is str and (at := _surrogate(record[name])) is not None:
-                raise RecordError(
-                    self.path,
-                    line,
-                    f"character {at} of {name!r} is {record[name][at]!a}, half of a "
-                    "surrogate pair and no text by itself; remove it",
-                )
-        return record
+            yield f"{name}:{line}", parse_piece(raw, checks, continues=continues)
+        except Flaw as flaw:
+            raise RecordError(name, line + flaw.line, flaw.problem) from None
+        line, continues = line + raw.count(b"\n"), True
 
 
-def _surrogate(text: str) -> int | None:
-    """Where a text that cannot be written as UTF-8 goes wrong; None: nowhere."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
+def _is_pipe(path: Path) -> bool:
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
+
+
+def _are_paths(source: Any) -> bool:
+    items = source if isinstance(source, (list, tuple)) else [source]
+    return all(isinstance(item, (str, os.PathLike)) for item in items)
+
+
+def _within(index: int, size: int) -> int:
+    row = integer(index)
+    if not -size <= row < size:
+        raise IndexError(f"record {row} of {size}")
+    return row % size
+
+
+def _length(value: Any) -> int:
+    """Characters of a string, or of the strings of a list."""
+    if isinstance(value, list):
+        return sum(len(item) for item in value if isinstance(item, str))
+    return len(value) if isinstance(value, str) else 0

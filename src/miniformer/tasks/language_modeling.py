@@ -6,12 +6,13 @@ Letters: B batch, T length, N labelled positions, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError
+from miniformer.data.fields import Schema
 from miniformer.data.packing import IGNORED
 from miniformer.data.records import TEXT_SCHEMA, Record
 from miniformer.data.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ class LanguageModeling:
     """The task of `{"text": ...}` records and plain text."""
 
     name = "language_modeling"
-    schema: Mapping[str, type] = TEXT_SCHEMA
+    schema: Schema = TEXT_SCHEMA
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer) -> None:
         """Refuses a model that cannot learn this task.
@@ -49,9 +50,12 @@ class LanguageModeling:
             )
 
     def encode(self, records: Sequence[Record], tokenizer: Tokenizer) -> list[list[int]]:
-        """Token ids of each record, beginning with the boundary token."""
+        """Token ids of each record; the boundary token begins those that begin a document."""
         encoded = tokenizer.encode_batch([record["text"] for record in records])
-        return [[tokenizer.boundary_id, *ids] for ids in encoded]
+        return [
+            ids if record.get("continues") else [tokenizer.boundary_id, *ids]
+            for record, ids in zip(records, encoded, strict=True)
+        ]
 
     def loss(self, model: Transformer, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats, and how many tokens it sums over.

@@ -1,0 +1,363 @@
+"""Names to data files; files to bytes, compressed or not; the folder for what is cached of them."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import os
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from miniformer.config import UserError
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Progress = Callable[[str, int, int], None]
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_KINDS = (".jsonl", ".txt")
+_PACKINGS = (".gz", ".zst")
+_BLOCK = 1 << 20
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+class Stamp(NamedTuple):
+    """By what a file is known to be unchanged."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, descriptor: int) -> Stamp:
+        """That of an open file."""
+        found = os.fstat(descriptor)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+class Handle:
+    """An open file, read by position; it closes itself when nobody refers to it any more.
+
+    A read by position moves nothing that forked processes or threads would share.
+
+    Args:
+        path: the file.
+        name: what to call it in messages.
+        stamp: what it must still be; None: what it is now.
+
+    Raises:
+        UserError: it cannot be opened, is no regular file, or has changed.
+    """
+
+    def __init__(self, path: Path, name: Path, stamp: Stamp | None = None) -> None:
+        if stamp and not path.exists():
+            raise changed(name)
+        self._file = open_file(path, name)
+        self.name = name
+        self.stamp = stamp or Stamp.of(self._file.fileno())
+        self.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Exactly `size` bytes from `offset` on.
+
+        Raises:
+            UserError: the file has changed since it was indexed.
+        """
+        parts = []
+        while size > 0 and (part := os.pread(self._file.fileno(), size, offset)):
+            parts.append(part)
+            size, offset = size - len(part), offset + len(part)
+        self.check()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fills a buffer from `offset` on, and returns how many bytes it got; 0 at the end."""
+        return os.preadv(self._file.fileno(), [buffer], offset)
+
+    def check(self) -> None:
+        """Refuses to go on with a file that has changed."""
+        if Stamp.of(self._file.fileno()) != self.stamp:
+            raise changed(self.name)
+
+
+def changed(name: Path) -> UserError:
+    """The error of a file that is no longer what it was."""
+    return UserError(
+        f"{name}: changed while it was in use; start again (the run reads it as it goes)"
+    )
+
+
+def expand(source: Source) -> list[Path]:
+    """The files that a path, a pattern such as `data/*.jsonl`, or a list of these names, in order.
+
+    Raises:
+        UserError: a pattern matches nothing, or nothing is named.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not glob.has_magic(str(path)) or path.exists():
+            return [path]
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  # takes absolute ones too
+        if not found:
+            raise UserError(f"{source}: no file matches this pattern; check it, or name a file")
+        return [Path(name) for name in found]
+    if not source:
+        raise UserError("no data file is named: the list is empty; name at least one")
+    return [path for item in source for path in expand(item)]
+
+
+def kind_of(path: Path) -> tuple[str, str]:
+    """What a file holds by its name, `.jsonl` or `.txt`, and how it is packed: `.gz`, `.zst` or "".
+
+    Raises:
+        UserError: it is a folder or of another kind.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: Is a directory; name its files, such as {path}/*.jsonl")
+    packing = path.suffix if path.suffix in _PACKINGS else ""
+    kind = path.with_suffix("").suffix if packing else path.suffix
+    if kind not in _KINDS:
+        raise UserError(
+            f"{path}: unknown kind of file {kind + packing!r}; use .jsonl or .txt, "
+            "which may be packed as .gz or .zst"
+        )
+    return kind, packing
+
+
+def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:
+    """Whether files are running text rather than records.
+
+    Args:
+        paths: files that are to be read as one.
+        fields: what their records must hold.
+
+    Raises:
+        UserError: some are and some are not, or records must hold more than text.
+    """
+    plain = [path for path in paths if kind_of(path)[0] == ".txt"]
+    if plain and len(plain) < len(paths):
+        other = next(path for path in paths if path not in plain)
+        raise UserError(f"{plain[0]} and {other}: running text and records; use one kind of file")
+    if plain and (others := [name for name in fields if name != "text"]):
+        raise UserError(f"{plain[0]}: a .txt file holds no {' and '.join(others)}; use .jsonl")
+    return bool(plain)
+
+
+def open_file(path: Path, name: Path | None = None, *, regular: bool = True) -> io.FileIO:
+    """A file, open and without a buffer.
+
+    Args:
+        path: the file.
+        name: what to call it in messages; None: its path.
+        regular: whether to refuse what is no regular file, such as a pipe.
+
+    Raises:
+        UserError: it cannot be opened, or is no regular file.
+    """
+    name = name or path
+    try:
+        if regular and path.exists() and not path.is_file():  # to open a pipe might wait for ever
+            raise UserError(
+                f"{name}: not a regular file, so its records cannot be had in any order; "
+                "write it to a file first"
+            )
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from None
+
+
+def open_stream(path: Path) -> io.BufferedReader:
+    """A file, unpacked as it is read front to back.
+
+    Raises:
+        UserError: it cannot be opened, or, as it is read, its packing is broken.
+    """
+    packed = open_file(path, regular=False)
+    if path.suffix not in _PACKINGS:
+        return io.BufferedReader(packed, _BLOCK)
+    try:
+        return io.BufferedReader(_Unpacked(packed, path), _BLOCK)
+    except UserError:
+        packed.close()
+        raise
+
+
+def unpack(path: Path, folder: Path, progress: Progress | None = None) -> Path:
+    """The file that a packed one holds, unpacked into `folder` unless it is there already.
+
+    Args:
+        path: a `.gz` or `.zst` file.
+        folder: where to keep the unpacked file.
+        progress: told the name, the bytes read and the bytes of the packed file.
+
+    Raises:
+        UserError: it is broken or cut off, or there is no room; nothing half-written stays.
+    """
+    handle = Handle(path, path)
+    key = fingerprint(handle, path)
+    kind, _ = kind_of(path)
+    for kept in folder.glob(f"{key}-*{kind}"):
+        if kept.name == f"{key}-{kept.stat().st_size}{kind}":
+            return kept
+
+    def write(file: BinaryIO) -> str:
+        size = 0
+        with _Unpacked(open_file(path), path) as packed:
+            while block := packed.read(_BLOCK):
+                size += file.write(block)
+                if progress:
+                    progress(str(path), packed.done, handle.stamp.size)
+        handle.check()
+        return f"{key}-{size}{kind}"
+
+    try:
+        return write_beside(folder, write)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot unpack it into {folder}: {error.strerror}; make room, or name "
+            "another folder as cache_dir"
+        ) from None
+
+
+def fingerprint(handle: Handle, path: Path) -> str:
+    """Names a file and its content: path, size, time of change, and blocks from all over it."""
+    size, mtime_ns, _ = handle.stamp
+    content = hashlib.blake2b(f"{path.absolute()}\0{size}\0{mtime_ns}".encode(), digest_size=16)
+    last = max(0, size - _SAMPLE_BYTES)
+    for offset in sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)}):
+        content.update(handle.read(min(_SAMPLE_BYTES, size - offset), offset))
+    return content.hexdigest()
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """The folder for caches, made if need be; by default one of this user's own for files to come.
+
+    Args:
+        cache_dir: the folder; None: one in the platform's folder for temporary files.
+
+    Raises:
+        UserError: it cannot be made, or that in the shared temporary folder is not this user's own.
+    """
+    folder = Path(cache_dir or Path(tempfile.gettempdir()) / f"miniformer-{os.getuid()}")
+    try:
+        if cache_dir:
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise UserError(f"cache_dir: cannot make {folder}: {error.strerror}") from None
+    # Anybody may put a folder or a link of this name into a shared /tmp before this user does.
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not own or found.st_mode & 0o077:
+        raise UserError(
+            f"{folder}: others may write there, or it is not your own folder; "
+            "remove it, or name another as cache_dir"
+        )
+    return folder
+
+
+def write_beside(folder: Path, write: Callable[[BinaryIO], str]) -> Path:
+    """Writes a file under a name of its own, then renames it: it is there whole or not at all.
+
+    Args:
+        folder: where.
+        write: fills the file and returns its final name.
+    """
+    descriptor, beside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
+    try:
+        with open(descriptor, "wb") as file:
+            name = write(file)
+        os.replace(beside, folder / name)
+    except BaseException:
+        Path(beside).unlink()
+        raise
+    return folder / name
+
+
+class _Unpacked(io.RawIOBase):
+    """A packed file as the bytes it holds, however many frames it is packed in."""
+
+    def __init__(self, packed: io.FileIO, path: Path) -> None:
+        self._path, self._packed = path, packed
+        self._packing = _zstd() if path.suffix == ".zst" else _GZIP
+        self._frame: Any = None  # the decompressor of the frame begun
+        self._rest, self._ready = b"", memoryview(b"")
+        self.done = 0  # bytes read of the packed file
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            if not self._advance():
+                return 0
+        size = min(len(buffer), len(self._ready))
+        buffer[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
+
+    def _advance(self) -> bool:
+        """Unpacks some more; False: there is no more."""
+        data = self._rest or self._packed.read(self._packing.block) or b""
+        self.done += 0 if self._rest else len(data)
+        self._rest = b""
+        if not data:
+            if self._frame is not None:
+                raise UserError(f"{self._path}: the file is cut off; copy or download it again")
+            return False
+        if self._frame is None:
+            if self._path.suffix == ".gz" and self.done > len(data):
+                data = data.lstrip(b"\0")  # tapes and some tools fill up with zeros
+                if not data:
+                    return True
+            self._frame = self._packing.new()
+        try:
+            self._ready = memoryview(self._frame.decompress(data))
+        except self._packing.error as error:
+            raise UserError(
+                f"{self._path}: not a whole {self._path.suffix} file ({error}); "
+                "copy or download it again"
+            ) from None
+        if self._frame.eof:
+            self._rest, self._frame = self._frame.unused_data, None
+        return True
+
+
+class _Packing(NamedTuple):
+    new: Callable[[], Any]  # makes a decompressor of one frame
+    error: type[Exception]  # that it raises
+    block: int  # packed bytes given to it at once
+
+
+_GZIP = _Packing(lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error, 1 << 16)
+
+
+def _zstd() -> _Packing:
+    block = 1 << 11  # four bytes can stand for 128 KB, so a little at a time keeps memory flat
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+
+        return _Packing(zstd.ZstdDecompressor, zstd.ZstdError, block)
+    try:
+        import zstandard
+    except ImportError:
+        raise UserError(
+            '.zst files need the package zstandard; pip install "miniformer[zstd]", '
+            "or pack the file as .gz"
+        ) from None
+    new = zstandard.ZstdDecompressor
+    return _Packing(lambda: new().decompressobj(), zstandard.ZstdError, block)
