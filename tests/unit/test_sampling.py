@@ -139,3 +139,19 @@ def test_no_prompts_give_nothing():
 def test_a_model_without_tokens_cannot_generate(field):
     with pytest.raises(UserError, match=f"generate needs {field}=null"):
         tiny_model(**{field: 5}).generate([[1]], 2)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_prompts_of_any_integer_type_are_the_same(kind):
+    model = tiny_model()
+    prompt = torch.tensor([[1, 2, 3]])
+    wanted = model.generate(prompt, 4, temperature=0)
+    assert torch.equal(model.generate(prompt.to(kind), 4, temperature=0), wanted)
+
+
+def test_every_part_is_in_its_own_mode_again_after_generating():
+    model = tiny_model().train()
+    model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    model.generate([[1]], 2)
+    assert [module.training for module in model.modules()] == modes

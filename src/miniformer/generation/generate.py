@@ -22,7 +22,6 @@ class CausalModel(Protocol):
     """What decoding needs of a model."""
 
     config: TransformerConfig
-    training: bool
 
     def new_cache(self, batch_size: int, capacity: int) -> Any: ...
     def features(
@@ -30,6 +29,7 @@ class CausalModel(Protocol):
     ) -> Tensor: ...
     def logits(self, features: Tensor) -> Tensor: ...
     def parameters(self) -> Any: ...
+    def modules(self) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
 
 
@@ -77,11 +77,12 @@ def _decode(
     """New tokens, int [B, new]; rows that ended early are filled with `eos_id`."""
     _check(model.config, ids, options)
     device = next(model.parameters()).device
-    ids = ids.to(device)
+    ids = ids.to(device, torch.long)  # narrower integers index no embedding
     generator = None
     if options.seed is not None:
         generator = torch.Generator(device=device).manual_seed(options.seed)
-    was_training = model.training
+    # Each part's own mode, for a user may have set some of them apart.
+    modes = {module: module.training for module in model.modules()}
     model.train(False)
     try:
         batch, length = ids.shape
@@ -101,7 +102,8 @@ def _decode(
                 return torch.stack(chosen, 1)
             features = model.features(token[:, None], cache=cache)  # [B, 1, D]
     finally:
-        model.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _ids(prompt: Sequence[int]) -> list[int]:
