@@ -18,22 +18,20 @@ from miniformer.generation.sampling import choose
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
-class CausalModel(Protocol):
+class Model(Protocol):
     """What decoding needs of a model."""
 
     config: TransformerConfig
 
     def new_cache(self, batch_size: int, capacity: int) -> Any: ...
-    def features(
-        self, inputs: Tensor, attention_mask: Tensor | None = None, *, cache: Any = None
-    ) -> Tensor: ...
+    def features(self, *inputs: Any, **options: Any) -> Tensor: ...
     def logits(self, features: Tensor) -> Tensor: ...
     def parameters(self) -> Any: ...
     def modules(self) -> Any: ...
     def train(self, mode: bool = True) -> Any: ...
 
 
-def generate(model: CausalModel, prompts: Tensor, options: GenerationConfig) -> Tensor:
+def generate(model: Model, prompts: Tensor, options: GenerationConfig) -> Tensor:
     """Continues prompts of one length: int [B, T] -> [B, T + new], ended rows filled with `eos_id`.
 
     Raises:
@@ -50,7 +48,7 @@ def generate(model: CausalModel, prompts: Tensor, options: GenerationConfig) -> 
 
 
 def generate_ragged(
-    model: CausalModel, prompts: Sequence[Sequence[int]], options: GenerationConfig
+    model: Model, prompts: Sequence[Sequence[int]], options: GenerationConfig
 ) -> list[list[int]]:
     """Continues prompts of unequal length; a result is prompt and continuation, without `eos_id`.
 
@@ -60,19 +58,54 @@ def generate_ragged(
     rows = [_ids(prompt) for prompt in prompts]
     if not rows:
         return []
-    if not all(rows):
-        raise UserError(f"prompt {rows.index([])} is empty; a prompt needs at least one token")
-    longest = max(len(row) for row in rows)
     # Padding goes left, so that every row's next token stands in the same column.
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
-    continued = _decode(model, ids, mask, options).tolist()
+    continued = _decode(model, *_pad_left(rows), options).tolist()
     return [row + _until(new, options.eos_id) for row, new in zip(rows, continued, strict=True)]
+
+
+def generate_target(
+    model: Model,
+    source: Tensor,
+    source_mask: Tensor | None,
+    start_id: int,
+    options: GenerationConfig,
+) -> Tensor:
+    """What a decoder writes to a source: int [B, S] -> [B, new], ended rows filled with `eos_id`.
+
+    Raises:
+        UserError: see `Seq2SeqTransformer.generate`.
+    """
+    if not len(source):
+        return source.new_empty(0, 0)
+    if source.dtype in _INTEGERS:  # what is no id at all, the model itself refuses
+        _check_ids(model.config, source)
+        source = source.long()
+    start = torch.full((len(source), 1), start_id)
+    return _decode(model, start, None, options, (source, source_mask)).to(source.device)
+
+
+def generate_targets(
+    model: Model, sources: Sequence[Sequence[int]], start_id: int, options: GenerationConfig
+) -> list[list[int]]:
+    """What a decoder writes to sources of unequal length; a result has no `eos_id`.
+
+    Raises:
+        UserError: see `Seq2SeqTransformer.generate`.
+    """
+    rows = [_ids(source) for source in sources]
+    if not rows:
+        return []
+    written = generate_target(model, *_pad_left(rows), start_id, options).tolist()
+    return [_until(new, options.eos_id) for new in written]
 
 
 @torch.inference_mode()
 def _decode(
-    model: CausalModel, ids: Tensor, mask: Tensor | None, options: GenerationConfig
+    model: Any,
+    ids: Tensor,
+    mask: Tensor | None,
+    options: GenerationConfig,
+    source: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     """New tokens, int [B, new]; rows that ended early are filled with `eos_id`."""
     _check(model.config, ids, options)
@@ -87,9 +120,8 @@ def _decode(
     try:
         batch, length = ids.shape
         cache = model.new_cache(batch, length + options.max_new_tokens)
-        features = model.features(
-            ids, None if mask is None else mask.to(device), cache=cache
-        )  # [B, T, D]
+        memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
+        features = model.features(ids, *memory, _to(mask, device), cache=cache)  # [B, T, D]
         chosen: list[Tensor] = []
         ended = torch.zeros(batch, dtype=torch.bool, device=device)
         while True:
@@ -100,10 +132,24 @@ def _decode(
             chosen.append(token)
             if len(chosen) == options.max_new_tokens or bool(ended.all()):
                 return torch.stack(chosen, 1)
-            features = model.features(token[:, None], cache=cache)  # [B, 1, D]
+            features = model.features(token[:, None], *memory, cache=cache)  # [B, 1, D]
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length as int [B, T], and which of it is real, bool [B, T]."""
+    if not all(rows):
+        raise UserError(f"prompt {rows.index([])} is empty; a prompt needs at least one token")
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask
+
+
+def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)
 
 
 def _ids(prompt: Sequence[int]) -> list[int]:
@@ -124,11 +170,7 @@ def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) ->
             )
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
-    if int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:
-        wrong = int(ids.max()) if int(ids.max()) >= config.vocab_size else int(ids.min())
-        raise UserError(
-            f"token id {wrong} is outside the model's vocabulary, 0 to {config.vocab_size - 1}"
-        )
+    _check_ids(config, ids)
     if options.eos_id is not None and options.eos_id >= config.vocab_size:
         raise UserError(
             f"eos_id={options.eos_id} is outside the model's vocabulary, "
@@ -140,6 +182,15 @@ def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) ->
             f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
             f"max_seq_len={config.max_seq_len}; "
             + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
+        )
+
+
+def _check_ids(config: TransformerConfig, ids: Tensor) -> None:
+    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+    if len(wrong):
+        raise UserError(
+            f"token id {int(wrong[0])} is outside the model's vocabulary, "
+            f"0 to {config.vocab_size - 1}"
         )
 
 

@@ -11,9 +11,12 @@ Letters: B batch, S source length, T target length, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from miniformer.config import ConfigError, TransformerConfig
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
+from miniformer.generation import generate
 from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
 from miniformer.model.head import Head
@@ -112,6 +115,47 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     def cross_entropy(self, features: Tensor, labels: Tensor) -> Tensor:
         """See `Transformer.cross_entropy`."""
         return self.head.cross_entropy(features, self.embedding.weight, labels)
+
+    def generate(
+        self,
+        source: Tensor | Sequence[Sequence[int]],
+        max_new_tokens: int = 50,
+        *,
+        source_mask: Tensor | None = None,
+        start_id: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_id: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor | list[list[int]]:
+        """Writes a target to each source, token by token, with a key-value cache.
+
+        Args:
+            source: token ids, int [B, S], or a list of sources of any lengths.
+            source_mask: bool [B, S], True = a real token; None: all are. Not for a list.
+            start_id: the decoder's first input; it is not part of the target.
+            max_new_tokens, temperature, top_k, top_p, eos_id, seed: see `GenerationConfig`.
+
+        Returns:
+            Targets: for a tensor int [B, new], rows that ended early filled with `eos_id`; for a
+            list, lists without padding and without `eos_id`.
+
+        Raises:
+            ValueError: an option is out of its limits, a source is empty or holds an id outside the
+                vocabulary, or there is no room for `max_new_tokens` within `max_seq_len`.
+        """
+        options = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            eos_id=eos_id,
+            seed=seed,
+        )
+        if isinstance(source, Tensor):
+            return generate.generate_target(self, source, source_mask, start_id, options)
+        return generate.generate_targets(self, source, start_id, options)
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
         """An empty cache of the decoder; see `KVCache`."""

@@ -1,0 +1,76 @@
+"""Seq2SeqTransformer.generate against a loop over whole forward passes."""
+
+import pytest
+import torch
+
+from miniformer import Seq2SeqTransformer, UserError
+from tests.kit import tiny_model
+
+
+def model(**changes):
+    return tiny_model(model=Seq2SeqTransformer, causal=False, **changes)
+
+
+def by_whole_passes(built, source, new, start):
+    """The likeliest token after each prefix of the target, no cache in sight."""
+    target = [start]
+    for _ in range(new):
+        logits = built(torch.tensor([source]), torch.tensor([target]))
+        target.append(int(logits[0, -1].argmax()))
+    return target[1:]
+
+
+@pytest.mark.parametrize("position", ["rotary", "learned", "relative", "alibi"])
+def test_each_source_gets_what_whole_passes_give_it_alone(position):
+    built = model(position=position)
+    sources = [[3, 1, 4, 1, 5], [9, 2], [6]]
+    wanted = [by_whole_passes(built, source, 8, start=2) for source in sources]
+    assert built.generate(sources, 8, start_id=2, temperature=0) == wanted
+    alone = built.generate(torch.tensor([[9, 2]]), 8, start_id=2, temperature=0)
+    assert alone.tolist() == wanted[1:2]
+
+
+def test_padding_of_a_source_is_not_read():
+    built = model()
+    mask = torch.tensor([[True, True, False, False]])
+    padded = torch.tensor([[9, 2, 7, 7]])
+    found = built.generate(padded, 6, source_mask=mask, temperature=0)
+    assert torch.equal(found, built.generate(padded[:, :2], 6, temperature=0))
+
+
+def test_a_target_ends_at_eos_and_the_others_go_on():
+    built = model()
+    sources = [[3, 1, 4, 1, 5], [9, 2]]
+    whole = built.generate(sources, 8, temperature=0)
+    eos = whole[0][2]
+    found = built.generate(sources, 8, temperature=0, eos_id=eos)
+    cut = [row[: row.index(eos)] if eos in row else row for row in whole]
+    assert found == cut
+
+
+def test_sampling_repeats_with_its_seed():
+    built = model()
+    first, second, other = (built.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1))
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[99]], {}, "token id 99 is outside the model's vocabulary, 0 to 30"),
+        ([[1]], {"start_id": 31}, "token id 31 is outside"),
+        ([[1]], {"eos_id": 31}, "eos_id=31 is outside"),
+        ([[1]], {"max_new_tokens": 32}, "ask for at most 31 new tokens"),
+        (torch.zeros(1, 33).long(), {"max_new_tokens": 1}, "longer than max_seq_len=32"),
+        (torch.zeros(1, 3), {"max_new_tokens": 1}, "source"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(source, options, message):
+    with pytest.raises(UserError if isinstance(source, list) else ValueError, match=message):
+        model().generate(source, **options)
+
+
+def test_no_sources_give_no_targets():
+    assert model().generate([]) == []
+    assert model().generate(torch.zeros(0, 3).long()).shape == (0, 0)
