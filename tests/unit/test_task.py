@@ -80,3 +80,12 @@ def test_a_model_that_cannot_learn_it_is_refused(changes, message):
     config = tiny_config(**{"vocab_size": 300, **changes})
     with pytest.raises(UserError, match=message):
         LanguageModeling().check(config, tokenizer)
+
+
+def test_a_piece_that_continues_a_document_begins_with_no_boundary():
+    tokenizer = Tokenizer.train("byte", [])
+    records = [{"text": "a"}, {"text": "b", "continues": True}, {"text": "c"}]
+    ids = LanguageModeling().encode(records, tokenizer)
+    boundary = tokenizer.boundary_id
+    assert [row[0] == boundary for row in ids] == [True, False, True]
+    assert [row[-1] for row in ids] == [tokenizer.encode(text)[0] for text in "abc"]
