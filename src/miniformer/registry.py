@@ -70,6 +70,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "none": "miniformer.training.loggers:none",
     },
 }
+# A field of a config may take names of two kinds: no name can then be of both.
+_SISTERS = {"activation": "gated_activation", "gated_activation": "activation"}
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILTIN}
 
 
@@ -79,8 +81,23 @@ def kinds() -> list[str]:
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of `kind`: built in, registered in this process, or a plugin's."""
+    """Every known name of `kind`: built in, registered in this process, or a plugin's.
+
+    Raises:
+        ValueError: the kind does not exist.
+    """
+    _check(kind)
     return [*_BUILTIN[kind], *_registered[kind], *_plugins(kind)]
+
+
+def built_in(kind: str) -> list[str]:
+    """The names of `kind` that come with Miniformer.
+
+    Raises:
+        ValueError: the kind does not exist.
+    """
+    _check(kind)
+    return list(_BUILTIN[kind])
 
 
 def register(kind: str, name: str, part: Any) -> None:
@@ -89,10 +106,10 @@ def register(kind: str, name: str, part: Any) -> None:
     Raises:
         ValueError: the kind does not exist, or the name is taken.
     """
-    if kind not in _BUILTIN:
-        raise ValueError(f"no kind of part is called {kind!r}; kinds: {', '.join(_BUILTIN)}")
-    if name in names(kind):
-        raise ValueError(f"{kind} {name!r} exists already; choose another name")
+    _check(kind)
+    for taken in filter(None, (kind, _SISTERS.get(kind))):
+        if name in names(taken):
+            raise ValueError(f"{taken} {name!r} exists already; choose another name")
     _registered[kind][name] = part
 
 
@@ -100,8 +117,9 @@ def get(kind: str, name: str) -> Any:
     """The part itself, imported now if it was not yet.
 
     Raises:
-        ValueError: no part of that kind has that name.
+        ValueError: the kind does not exist, or no part of it has that name.
     """
+    _check(kind)
     if name in _registered[kind]:
         return _registered[kind][name]
     if name in _BUILTIN[kind]:
@@ -117,6 +135,11 @@ def unknown(what: str, value: object, known: list[str]) -> str:
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"unknown {what} {value!r}{hint}; known: {', '.join(known)}"
+
+
+def _check(kind: str) -> None:
+    if kind not in _BUILTIN:
+        raise ValueError(f"no kind of part is called {kind!r}; kinds: {', '.join(_BUILTIN)}")
 
 
 @cache

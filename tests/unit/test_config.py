@@ -1,11 +1,13 @@
 import dataclasses
 import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError, sizes
+from miniformer.model import cache
 from miniformer.train_config import TrainConfig
 
 
@@ -46,6 +48,13 @@ def test_every_problem_is_told_at_once():
         ({"vocab_size": True}, "vocab_size must be an integer, not True"),
         ({"n_layers": None}, "n_layers must be an integer, not None"),
         ({"norm": "batchnorm"}, "unknown norm 'batchnorm'"),
+        ({"attention_scale": 0.0}, "attention_scale must be above 0.0, not 0.0"),
+        ({"embedding_scale": 0}, "embedding_scale must be above 0.0, not 0"),
+        ({"logit_scale": 0.0}, "logit_scale must be above 0.0, not 0.0"),
+        ({"norm_eps": 0.0}, "norm_eps must be above 0.0, not 0.0"),
+        ({"norm_eps": float("nan")}, "norm_eps must be above 0.0, not nan"),
+        ({"attention_scale": 1e300}, "attention_scale must be a finite number of at most 3.4e+38"),
+        ({"attention_scale": 10**400}, "attention_scale must be a finite number"),
     ],
 )
 def test_model_settings_out_of_their_limits_are_refused(values, message):
@@ -145,3 +154,99 @@ def test_a_broken_file_is_named(tmp_path, content, message):
         GenerationConfig.from_file(path)
     assert str(path) in str(caught.value)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["attention_scale", "embedding_scale", "logit_scale", "logit_softcap", "final_softcap",
+     "norm_eps", "rotary_base"],
+)  # fmt: skip
+def test_infinite_settings_are_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} must be a finite number .* not inf"):
+        TransformerConfig(**{name: math.inf})
+
+
+YARN = {"type": "yarn", "factor": 2.0, "original_max_seq_len": 64}
+LLAMA3 = {"type": "llama3", "factor": 2.0, "original_max_seq_len": 64}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": []}, r"must have a type, one of .*; not \[\]"),
+        ({"factor": 2.0}, "must have a type, one of .*; not None"),
+        ({"type": "linear"}, "linear needs factor"),
+        ({"type": "linear", "factor": "2"}, "factor must be a number, not '2'"),
+        ({"type": "linear", "factor": 0.5}, "factor must be at least 1, not 0.5"),
+        ({"type": "linear", "factor": math.inf}, "factor must be a finite number .* not inf"),
+        ({"type": "linear", "factor": math.nan}, "factor must be at least 1, not nan"),
+        ({"type": "linear", "factor": 2, "beta_fast": 1}, "unknown 'beta_fast'; linear has"),
+        (
+            {"type": "dynamic", "factor": 2, "original_max_seq_len": 0},
+            "original_max_seq_len must be at least 1, not 0",
+        ),
+        ({**YARN, "original_max_seq_len": 0}, "original_max_seq_len must be at least 1, not 0"),
+        ({**YARN, "beta_fast": 0}, "beta_fast must be above 0, not 0"),
+        ({**YARN, "beta_slow": 0}, "beta_slow must be above 0, not 0"),
+        ({**YARN, "beta_slow": 40}, "beta_slow must be below beta_fast=32.0, not 40"),
+        (
+            {**LLAMA3, "low_freq_factor": 4},
+            "low_freq_factor must be below high_freq_factor=4.0, not 4",
+        ),
+        ({**LLAMA3, "low_freq_factor": 0}, "low_freq_factor must be above 0, not 0"),
+    ],
+)
+def test_wrong_scalings_of_the_rotation_are_refused(scaling, message):
+    with pytest.raises(ConfigError, match=f"rotary_scaling:? {message}"):
+        TransformerConfig(rotary_scaling=scaling)
+
+
+def test_yarn_needs_a_base_whose_logarithm_is_above_zero():
+    with pytest.raises(ConfigError, match=r"yarn needs a rotary_base above 1, not 1\.0"):
+        TransformerConfig(rotary_scaling=YARN, rotary_base=1.0)
+
+
+@pytest.mark.parametrize("values", [[1], None, "d_model", 3])
+def test_what_is_no_mapping_is_refused(values):
+    with pytest.raises(ConfigError, match="expected an object with fields by name, not"):
+        TransformerConfig.from_dict(values)
+
+
+def test_a_config_keeps_what_it_was_made_from():
+    scaling = dict(YARN)
+    config = TransformerConfig(rotary_scaling=scaling)
+    scaling["factor"] = -1
+    assert config.rotary_scaling == YARN
+
+
+def test_equal_configs_have_equal_hashes():
+    one = TransformerConfig(rotary_scaling=YARN)
+    other = TransformerConfig(rotary_scaling={**dict(reversed(YARN.items())), "factor": 2})
+    assert one == other
+    assert len({one, other, TransformerConfig(), TransformerConfig()}) == 2
+    assert hash(one) != hash(TransformerConfig(rotary_scaling={**YARN, "factor": 3}))
+
+
+@pytest.mark.parametrize(
+    ("given_sizes", "message"),
+    [
+        ({"kind": "int4"}, r"unknown kind of cache 'int4' \(did you mean 'int8'\?\)"),
+        ({"batch_size": -2}, "batch_size must be at least 1, not -2"),
+        ({"seq_len": 0}, "seq_len must be at least 1, not 0"),
+        ({"bytes_per_value": 0}, "bytes_per_value must be at least 1, not 0"),
+        ({"source_len": 0}, "source_len must be at least 1, not 0"),
+    ],
+)
+def test_bytes_of_no_cache_are_refused(given_sizes, message):
+    with pytest.raises(ConfigError, match=message):
+        TransformerConfig().cache_bytes(**{"batch_size": 2, "seq_len": 8, **given_sizes})
+
+
+@pytest.mark.parametrize("length", [-5, 0])
+def test_operations_of_no_text_are_refused(length):
+    with pytest.raises(ConfigError, match=f"seq_len must be at least 1, not {length}"):
+        TransformerConfig().flops_per_token(length)
+
+
+def test_the_kinds_of_cache_are_those_that_can_be_built():
+    assert sizes.CACHE_KINDS == cache.KINDS

@@ -100,3 +100,9 @@ def test_what_follows_from_the_sizes():
     assert family("t5", d_model=64)["logit_scale"] == 0.125
     assert family("gemma2", d_model=64, query_pre_attn_scalar=16)["attention_scale"] == 0.25
     assert family("llama", d_model=64, rotary_base=3.0)["rotary_base"] == 3.0
+
+
+def test_t5_scales_its_logits_only_where_they_are_tied():
+    assert "logit_scale" not in family("t5", d_model=64, tie_embeddings=False)
+    assert family("t5", d_model=64, tie_embeddings=False, logit_scale=0.5)["logit_scale"] == 0.5
+    assert family("t5", tie_embeddings=False)["position"] == "relative"  # nothing needs d_model

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.func import functional_call, grad, jvp, vmap
 
 from miniformer.model.norm import RMSNorm
+from miniformer.model.stack import set_attention_backend
+from tests.kit import tiny_model
 
 
 def by_formula(x, weight, eps):
@@ -59,3 +63,41 @@ def test_half_precision_neither_overflows_nor_vanishes(dtype):
         out = norm(torch.full((2, 6), size, dtype=dtype))
         assert out.dtype == dtype
         torch.testing.assert_close(out.float(), torch.ones(2, 6), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("frozen", ["input", "weight"])
+def test_second_derivatives_where_one_side_is_frozen(norm, frozen):
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=frozen != "input")
+    norm.weight.requires_grad_(frozen != "weight")
+    leaf = x if frozen == "weight" else norm.weight
+
+    def twice(function):
+        (first,) = torch.autograd.grad(function().pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), leaf)[0]
+
+    wanted = twice(lambda: by_formula(x, norm.weight, 0.1))
+    torch.testing.assert_close(twice(lambda: norm(x)), wanted)
+
+
+def test_forward_mode(norm):
+    x, tangent = torch.randn(2, 3, 6, dtype=torch.float64)
+    weight = norm.weight.detach()
+    wanted = jvp(lambda y: by_formula(y, weight, 0.1), (x,), (tangent,))
+    torch.testing.assert_close(jvp(norm, (x,), (tangent,)), wanted)
+
+
+def test_gradients_of_single_samples_are_those_of_a_loop():
+    model = tiny_model(norm="rmsnorm", qk_norm="head")
+    set_attention_backend(model, "plain")  # torch has no batching rule for its fused kernel
+    weights = dict(model.named_parameters())
+    ids, labels = torch.randint(0, 31, (2, 3, 7))
+
+    def loss(weights, ids, labels):
+        return F.cross_entropy(functional_call(model, weights, (ids[None],))[0], labels)
+
+    got = vmap(grad(loss), (None, 0, 0))(weights, ids, labels)
+    for row in range(3):
+        out = loss(weights, ids[row], labels[row])
+        wanted = torch.autograd.grad(out, list(weights.values()))
+        for name, one in zip(weights, wanted, strict=True):
+            torch.testing.assert_close(got[name][row], one, msg=name)

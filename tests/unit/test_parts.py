@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from miniformer.config import TransformerConfig
+from miniformer.config import TransformerConfig, UserError
 from miniformer.model.attention import Context
 from miniformer.model.cache import KVCache
 from miniformer.model.head import pool
@@ -165,3 +165,39 @@ def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
     assert (
         0.5 < model.layers[0](torch.randn(1, 32, 128), Context("sdpa", AttentionMask())).std() < 3
     )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 1000.0), (torch.bfloat16, 1.0)])
+def test_a_mean_in_half_precision_neither_overflows_nor_miscounts(dtype, value, masked):
+    x = torch.full((1, 700, 2), value, dtype=dtype)
+    mask = torch.arange(700)[None] < 597 if masked else None
+    got = pool(x, mask, "mean")
+    assert got.dtype == dtype
+    assert torch.equal(got, x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_loaded_model_has_the_type_of_the_saved_one(tmp_path, dtype):
+    model = tiny_model().to(dtype)
+    model.save_pretrained(tmp_path)
+    loaded = Transformer.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == dtype, name
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_a_file_of_several_types_is_read_as_float32(tmp_path):
+    model = tiny_model()
+    model.layers[0].bfloat16()
+    model.save_pretrained(tmp_path)
+    loaded = Transformer.from_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+
+
+def test_layers_that_share_their_weights_are_not_saved(tmp_path):
+    model = tiny_model()
+    model.layers[1] = model.layers[0]
+    with pytest.raises(UserError, match=r"tensors 'layers.0.\S+' and 'layers.1.\S+' share memory"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

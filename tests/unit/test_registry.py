@@ -4,7 +4,8 @@ from torch import nn
 
 import miniformer
 from miniformer import registry
-from miniformer.config import TransformerConfig
+from miniformer.config import ConfigError, TransformerConfig
+from miniformer.model.position import RotaryPosition
 from miniformer.model.transformer import Transformer
 from tests.kit import run_python
 
@@ -55,3 +56,36 @@ def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
         "print(model.layers[0].feed_forward.activation(3))\n",
     )
     assert done.stdout == "27\n", done.stderr
+
+
+def test_an_unknown_kind_is_refused_wherever_it_is_asked_for():
+    for ask in (registry.names, registry.built_in, lambda kind: registry.get(kind, "x")):
+        with pytest.raises(ValueError, match="no kind of part is called 'foo'; kinds: activation"):
+            ask("foo")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "owner"),
+    [
+        ("activation", "swiglu", "gated_activation"),
+        ("gated_activation", "gelu", "activation"),
+    ],
+)
+def test_a_name_that_another_kind_of_activation_has_is_refused(monkeypatch, kind, name, owner):
+    monkeypatch.setitem(registry._registered, kind, {})
+    with pytest.raises(ValueError, match=f"^{owner} '{name}' exists already"):
+        registry.register(kind, name, torch.tanh)
+
+
+def test_a_position_of_a_plugin_may_read_any_setting(monkeypatch):
+    class Turned(RotaryPosition):
+        pass
+
+    monkeypatch.setitem(registry._registered, "position", {"turned": Turned})
+    config = TransformerConfig(
+        vocab_size=11, d_model=16, n_heads=2, position="turned", rotary_base=5e5, rotary_pct=0.5
+    )
+    model = Transformer(config)
+    assert model(torch.zeros(1, 4, dtype=torch.long)).isfinite().all()
+    with pytest.raises(ConfigError, match=r"rotary_base=500000.0 has no effect"):
+        TransformerConfig(position="alibi", rotary_base=5e5)

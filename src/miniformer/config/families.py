@@ -187,7 +187,10 @@ def family(name: str, **sizes: Any) -> dict[str, Any]:
     if name not in FAMILIES:
         raise ValueError(registry.unknown("family", name, list(FAMILIES)))
     derived: dict[str, Any] = {}
+    tied = {**FAMILIES[name], **sizes}.get("tie_embeddings")
     for field, value in _FROM_WIDTH.get(name, {}).items():
+        if field == "logit_scale" and not tied:
+            continue  # it makes up for the embedding's scale (Raffel et al.'s own code)
         if field not in sizes and "d_model" not in sizes:
             raise ValueError(f"family {name!r} needs d_model: its {field} follows from it")
         if field not in sizes:

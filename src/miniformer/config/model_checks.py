@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from miniformer import registry
+from miniformer.config.strict import number_problems
+
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
@@ -26,6 +29,17 @@ SCALINGS: dict[str, dict[str, float | None]] = {
         "attention_factor": 0.0,
     },
 }
+_SCALING_LIMITS: dict[str, dict[str, float]] = {
+    "factor": {"low": 1},
+    "original_max_seq_len": {"low": 1},
+    "low_freq_factor": {"above": 0},
+    "high_freq_factor": {"above": 0},
+    "beta_fast": {"above": 0},
+    "beta_slow": {"above": 0},
+    "attention_factor": {"low": 0},  # 0: it follows from the factor
+}
+# A ramp runs from one to the other.
+_ORDERED = [("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")]
 # A setting at another value than its default does something only beside another setting.
 _NEEDS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
@@ -70,7 +84,9 @@ def _without_effect(config: TransformerConfig) -> list[str]:
         "leave it out"
         for names, other, value in _NEEDS
         for name in names
-        if getattr(config, name) != defaults[name] and getattr(config, other) != value
+        if getattr(config, name) != defaults[name]
+        and getattr(config, other) != value
+        and not _of_a_plugin(config, other)
     ]
     found += [
         f"{name}={getattr(config, name)!r} needs sliding_window"
@@ -80,32 +96,50 @@ def _without_effect(config: TransformerConfig) -> list[str]:
     return found
 
 
+def _of_a_plugin(config: TransformerConfig, field: str) -> bool:
+    """Whether the field names a position part that is not ours: it may read any setting."""
+    return field == "position" and config.position not in registry.built_in("position")
+
+
 def _scaling(config: TransformerConfig) -> list[str]:
     given: dict[str, Any] | None = config.rotary_scaling
     if given is None:
         return []
-    known = SCALINGS.get(given.get("type", ""))
-    if known is None:
-        return [
-            f"rotary_scaling must have a type, one of {', '.join(SCALINGS)}; "
-            f"not {given.get('type')!r}"
-        ]
+    kind = given.get("type")
+    if not isinstance(kind, str) or kind not in SCALINGS:
+        return [f"rotary_scaling must have a type, one of {', '.join(SCALINGS)}; not {kind!r}"]
+    known = SCALINGS[kind]
     found = [
-        f"rotary_scaling: unknown {name!r}; {given['type']} has {', '.join(known)}"
+        f"rotary_scaling: unknown {name!r}; {kind} has {', '.join(known)}"
         for name in given
         if name != "type" and name not in known
     ]
-    for name, default in known.items():
-        value = given.get(name, default)
-        if value is None:
-            found.append(f"rotary_scaling: {given['type']} needs {name}")
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            found.append(f"rotary_scaling: {name} must be a number of at least 0, not {value!r}")
-        elif name == "factor" and value < 1:
-            found.append(f"rotary_scaling: factor must be at least 1, not {value!r}")
-    if not found and config.rotary_dim < 4:
+    values = {name: given.get(name, default) for name, default in known.items()}
+    for name, value in values.items():
+        found += _scaling_value(kind, name, value)
+    if found:
+        return found
+    if config.rotary_dim < 4:
         found.append("rotary_scaling needs at least two rotated pairs; widen the heads")
+    if kind == "yarn" and config.rotary_base <= 1:
+        found.append(
+            f"rotary_scaling: yarn needs a rotary_base above 1, not {config.rotary_base!r}"
+        )
+    for low, high in _ORDERED:
+        if low in values and not values[low] < values[high]:  # type: ignore[operator]
+            found.append(
+                f"rotary_scaling: {low} must be below {high}={values[high]!r}, not {values[low]!r}"
+            )
     return found
+
+
+def _scaling_value(kind: str, name: str, value: object) -> list[str]:
+    """What is wrong with one setting of a scaling by itself."""
+    if value is None:
+        return [f"rotary_scaling: {kind} needs {name}"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return [f"rotary_scaling: {name} must be a number, not {value!r}"]
+    return number_problems(f"rotary_scaling: {name}", value, **_SCALING_LIMITS[name])
 
 
 def _layers(config: TransformerConfig) -> list[str]:

@@ -99,7 +99,7 @@ class TransformerConfig(StrictConfig):
     first_attention_norm: bool = True
     parallel_residual: bool = False
     norm: str = option("layernorm", of="norm")
-    norm_eps: float = option(1e-5, low=0.0)
+    norm_eps: float = option(1e-5, above=0.0)
     max_seq_len: int = option(1024, low=1)
     n_kv_heads: int | None = option(None, low=1)
     head_dim: int | None = option(None, low=1)
@@ -112,17 +112,17 @@ class TransformerConfig(StrictConfig):
     logit_softcap: float | None = option(None, low=1e-3)
     final_softcap: float | None = option(None, low=1e-3)
     attention_sinks: bool = False
-    attention_scale: float | None = option(None, low=0.0)
+    attention_scale: float | None = option(None, above=0.0)
     attention: str = option("standard", of="attention")
     feed_forward: str = option("standard", of="feed_forward")
     causal: bool = False
     embedding_norm: bool = False
-    embedding_scale: float | None = option(None, low=0.0)
+    embedding_scale: float | None = option(None, above=0.0)
     token_types: int | None = option(None, low=1)
     tie_embeddings: bool = True
     head: str = option("linear", choices=("linear", "masked_lm"))
     head_bias: bool = False
-    logit_scale: float | None = option(None, low=0.0)
+    logit_scale: float | None = option(None, above=0.0)
     input_dim: int | None = option(None, low=1)
     output_dim: int | None = option(None, low=1)
     pooling: str = option("mean", choices=("mean", "first", "last"))
@@ -204,8 +204,12 @@ class TransformerConfig(StrictConfig):
             seq_len: tokens in the sequence; null: `max_seq_len`.
             seq2seq: of a Seq2SeqTransformer, per pair of a source and a target token, both texts
                 `seq_len` long.
+
+        Raises:
+            ConfigError: `seq_len` is below 1.
         """
-        return sizes.flops_per_token(self, seq_len or self.max_seq_len, seq2seq=seq2seq)
+        length = self.max_seq_len if seq_len is None else seq_len
+        return sizes.flops_per_token(self, length, seq2seq=seq2seq)
 
     def cache_bytes(
         self,
@@ -225,6 +229,9 @@ class TransformerConfig(StrictConfig):
             kind: the cache's: full, window or int8 (see `miniformer.model.cache`).
             source_len: of a Seq2SeqTransformer, the length of the sources, whose projected keys and
                 values are kept too; null: of a Transformer.
+
+        Raises:
+            ConfigError: a size is below 1, or there is no such kind.
         """
         return sizes.cache_bytes(
             self, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from miniformer import registry
+from miniformer.config.errors import ConfigError
+
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
 Matrix = tuple[int, int, bool]  # inputs, outputs, whether it has a bias
+CACHE_KINDS = ("window", "full", "int8")  # those of `miniformer.model.cache`, which needs torch
+
+
+def _refuse(config: TransformerConfig, problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(type(config).__name__, problems)
+
+
+def _below_one(**sizes: int | None) -> list[str]:
+    return [
+        f"{name} must be at least 1, not {value}"
+        for name, value in sizes.items()
+        if value is not None and not value >= 1
+    ]
 
 
 def _linear(inputs: int, outputs: int, bias: bool) -> int:
@@ -110,6 +127,7 @@ def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = 
 
     Attention counts every query-key pair that the mask lets through.
     """
+    _refuse(config, _below_one(seq_len=seq_len))
     count = _stack_flops(config, config.n_layers, seq_len, causal=config.causal)
     if seq2seq:
         count += _stack_flops(config, config.decoder_layers, seq_len, causal=True, cross=True)
@@ -127,6 +145,15 @@ def cache_bytes(
     kind: str = "full",
     source_len: int | None = None,
 ) -> int:
+    problems = _below_one(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        bytes_per_value=bytes_per_value,
+        source_len=source_len,
+    )
+    if kind not in CACHE_KINDS:
+        problems.append(registry.unknown("kind of cache", kind, list(CACHE_KINDS)))
+    _refuse(config, problems)
     # int8: a byte for each value and a float32 scale for each head's vector.
     vector = config.head_width + 4 if kind == "int8" else config.head_width * bytes_per_value
     layers = config.n_layers if source_len is None else config.decoder_layers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import types
@@ -12,6 +13,9 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 from miniformer import registry
 from miniformer.config.errors import ConfigError, UserError
 
+# Arithmetic is in float32: what is larger than its largest number is infinite there.
+LARGEST = 3.4e38
+
 
 def option(
     default: Any,
@@ -19,18 +23,20 @@ def option(
     of: str | None = None,
     choices: tuple[str, ...] | None = None,
     low: float | None = None,
+    above: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A dataclass field with limits.
+    """A dataclass field with limits; a number must be finite in any case.
 
     Args:
         default: its default value.
         of: a kind of part (or several, comma-separated); the value must be a registered name of it.
         choices: the values allowed.
         low: the smallest value allowed.
+        above: the value must be larger than this.
         high: the largest value allowed.
     """
-    limits = {"of": of, "choices": choices, "low": low, "high": high}
+    limits = {"of": of, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -38,7 +44,20 @@ def option(
 class StrictConfig:
     """Base of the configs: typed, limited, no unknown keys, all errors in one `ConfigError`."""
 
+    def __init_subclass__(cls) -> None:
+        # Before `dataclass` writes one that fails on fields that are dicts or lists.
+        if "__hash__" not in cls.__dict__:
+            cls.__hash__ = StrictConfig.__hash__  # type: ignore[method-assign]
+
+    def __hash__(self) -> int:
+        values = (_hashable(getattr(self, field.name)) for field in dataclasses.fields(self))
+        return hash((type(self), *values))
+
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict | list):  # the caller may go on changing theirs
+                object.__setattr__(self, field.name, copy.deepcopy(value))
         problems = self._problems()
         if problems:
             raise ConfigError(type(self).__name__, problems)
@@ -58,6 +77,11 @@ class StrictConfig:
         Raises:
             ConfigError: with every problem, and the nearest known name for each unknown key.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                cls.__name__,
+                [f"expected an object with fields by name, not {type(values).__name__} {values!r}"],
+            )
         known = [field.name for field in dataclasses.fields(cls)]
         problems = [registry.unknown("field", key, known) for key in values if key not in known]
         try:
@@ -101,19 +125,45 @@ class StrictConfig:
 
 
 def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
-    kinds, choices, low, high = (
-        field.metadata.get(key) for key in ("of", "choices", "low", "high")
-    )
+    kinds, choices = (field.metadata.get(key) for key in ("of", "choices"))
     if choices and value not in choices:
         return [f"{field.name} must be one of {', '.join(choices)}, not {value!r}"]
     if kinds:
         known = [name for kind in kinds.split(",") for name in registry.names(kind)]
         return [] if value in known else [registry.unknown(field.name, value, known)]
-    if low is not None and not value >= low:  # `not >=` also catches NaN
-        return [f"{field.name} must be at least {low}, not {value}"]
-    if high is not None and not value <= high:
-        return [f"{field.name} must be at most {high}, not {value}"]
+    if isinstance(value, int | float):
+        limits = {key: field.metadata.get(key) for key in ("low", "above", "high")}
+        return number_problems(field.name, value, **limits)
     return []
+
+
+def number_problems(
+    name: str,
+    value: float,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> list[str]:
+    """What is wrong with a number: at most one problem, with the limit; see `option`."""
+    if low is not None and not value >= low:  # `not >=` also catches NaN
+        return [f"{name} must be at least {low}, not {value}"]
+    if above is not None and not value > above:
+        return [f"{name} must be above {above}, not {value}"]
+    if high is not None and not value <= high:
+        return [f"{name} must be at most {high}, not {value}"]
+    if not abs(value) <= LARGEST:
+        return [f"{name} must be a finite number of at most {LARGEST}, not {value}"]
+    return []
+
+
+def _hashable(value: Any) -> Any:
+    """Equal values give equal results: a plain JSON value with its dicts and lists frozen."""
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(part)) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(part) for part in value)
+    return value
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -74,11 +74,16 @@ def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
             zeros, or the vector of its first position.
         how: mean, first or last of the real positions.
     """
+    # A sum in half precision may overflow, and counts in it are rounded.
+    wide = torch.promote_types(features.dtype, torch.float32)
     if attention_mask is None:
-        return {"mean": features.mean(1), "first": features[:, 0], "last": features[:, -1]}[how]
+        if how == "mean":
+            return features.mean(1, dtype=wide).to(features.dtype)
+        return features[:, 0 if how == "first" else -1]
     if how == "mean":
-        weights = attention_mask.to(features.dtype)[..., None]
-        return (features * weights).sum(1) / weights.sum(1).clamp_min(1)
+        real = attention_mask[..., None]
+        total = (features * real).sum(1, dtype=wide)
+        return (total / real.sum(1).clamp_min(1)).to(features.dtype)
     order = attention_mask.int()
     column = order.argmax(1) if how == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
     return features[torch.arange(len(features), device=features.device), column]

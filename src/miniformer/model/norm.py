@@ -37,7 +37,9 @@ class RMSNorm(nn.Module):
         if x.device.type == "cuda":
             return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
         wide = x.dtype in (torch.float32, torch.float64)
-        if x.device.type == "cpu" and wide and x.dtype == self.weight.dtype:
+        # torch.func (gradients of single samples, forward mode) takes plain operations only.
+        plain = torch._C._are_functorch_transforms_active()
+        if x.device.type == "cpu" and wide and x.dtype == self.weight.dtype and not plain:
             return _fast(x, self.weight, self.eps)
         return _written_out(x, self.weight, self.eps)
 
@@ -77,9 +79,7 @@ class _FastRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, rstd = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
-            out = _written_out(x, weight, ctx.eps)
-            dx, dw = torch.autograd.grad(out, (x, weight), grad, create_graph=True)
-            return dx, dw, None
+            return *_differentiable_backward(ctx, grad, x, weight), None
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
         dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
             grad, x, weight.shape, torch.zeros_like(rstd), rstd, weight, None, wanted
@@ -87,6 +87,20 @@ class _FastRMSNorm(torch.autograd.Function):
         if dx is not None:
             dx.add_((grad @ weight)[..., None].mul_(rstd).div_(x.shape[-1]))
         return dx, dw, None
+
+
+def _differentiable_backward(
+    ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients by what wants one, from operations that autograd can go through again."""
+    inputs = (x, weight)
+    wanted = [
+        tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed
+    ]
+    out = _written_out(x, weight, ctx.eps)
+    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    dx, dw = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
+    return dx, dw
 
 
 def make_norm(config: TransformerConfig, dim: int | None = None) -> nn.Module:

@@ -5,6 +5,7 @@ Loading reads JSON and safetensors only: nothing is unpickled and no code from t
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
 
@@ -25,11 +26,16 @@ class PretrainedMixin:
     config: TransformerConfig
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the model into `directory`, made if missing; each file beside, then renamed."""
+        """Writes the model into `directory`, made if missing; each file beside, then renamed.
+
+        Raises:
+            UserError: two tensors of the model share memory.
+        """
         assert isinstance(self, nn.Module)
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        refuse_shared(weights)
+        directory.mkdir(parents=True, exist_ok=True)
         beside = directory / "model.safetensors.part"
         save_file(weights, beside, metadata={"format": "pt"})
         os.replace(beside, directory / "model.safetensors")
@@ -39,7 +45,9 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
-        """Builds the model that `save_pretrained` wrote, in eval mode.
+        """Builds the model that `save_pretrained` wrote, in eval mode and in the file's float type.
+
+        A file with several float types is read into a float32 model.
 
         Raises:
             UserError: a file is missing, broken, of another format version or of another model.
@@ -68,8 +76,33 @@ class PretrainedMixin:
                 f"{wrong[0]!r}: config {wanted.get(wrong[0], 'none')}, "
                 f"file {found.get(wrong[0], 'none')}"
             )
+        types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+        if len(types) == 1:
+            model.to(types.pop())
         model.load_state_dict(weights)
         return model.eval()
+
+
+def refuse_shared(weights: dict[str, Tensor]) -> None:
+    """Refuses tensors that share memory: in the file, and loaded, they would come apart.
+
+    Args:
+        weights: contiguous tensors by name.
+
+    Raises:
+        UserError: two of them do; it names them.
+    """
+    spans = sorted(
+        (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name)
+        for name, tensor in weights.items()
+        if tensor.nbytes
+    )
+    for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
+        if device == other_device and start < end:
+            raise UserError(
+                f"tensors {name!r} and {other!r} share memory, which a model directory cannot "
+                "say; give each module tensors of its own, e.g. with copy.deepcopy"
+            )
 
 
 def read_config(directory: Path) -> tuple[str, TransformerConfig]:
