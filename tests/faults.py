@@ -150,6 +150,26 @@ FAULTS = [
         f"{BATTERY} -k 'cached_decoding and full'",
     ),
     Fault(
+        "a pass that failed stays in the cache", "model/cache.py",
+        "self.stop = self.length  # a pass", "pass  # a pass",
+        "tests/unit/test_cache.py -k fails",
+    ),
+    Fault(
+        "a state of columns passes for a ring's", "model/cache.py",
+        "{index}.{type(layer).__name__.lower()}.{name}", "{index}.{name}",
+        "tests/unit/test_cache.py -k ring",
+    ),
+    Fault(
+        "a decoder reads the padding of its source", "generation/generate.py",
+        "_to(x, device) for x in source", "_to(x, device) for x in source[:1]",
+        "tests/unit/test_seq2seq_generation.py",
+    ),
+    Fault(
+        "a line's number does not count blank lines", "data/index.py",
+        "return row + 1 + int(np.searchsorted(self.blanks[0], row, side=\"right\"))", "return row + 1",
+        "tests/unit/test_records.py tests/unit/test_index.py",
+    ),
+    Fault(
         "a ring forgets tokens that are still in the window", "model/cache_storage.py",
         "kept = min(keys.shape[2], self.window)", "kept = min(keys.shape[2], self.window - 2)",
         f"{BATTERY} -k 'cached_decoding and window'",

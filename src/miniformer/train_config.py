@@ -16,7 +16,8 @@ class TrainConfig(StrictConfig):
     """A training run.
 
     Args:
-        train_path: text to train on: .jsonl with one {"text": ...} a line, or .txt.
+        train_path: text to train on: .jsonl with one {"text": ...} a line, or .txt; either packed
+            as .gz or .zst; or a pattern such as 'data/*.jsonl'.
         val_path: text to validate on, of the same kind; null: no validation.
         task: what to learn: language_modeling.
         model: encoder: the Transformer class (causal for language modelling).

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from miniformer.config import UserError
 from miniformer.model.cache import KVCache
 from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
 
 SHAPES = {
@@ -143,7 +145,7 @@ def test_a_state_of_another_kind_or_size_is_refused():
         model.new_cache(2, 3).load_state(state)
     with pytest.raises(ValueError, match=r"the state's keys of layer 0 are \[2, .*another kind"):
         model.new_cache(1, 4).load_state(state)
-    with pytest.raises(ValueError, match=r"the state's key_scales of layer 0 are none"):
+    with pytest.raises(ValueError, match=r"the state's keys of layer 0 are none"):
         model.new_cache(2, 4, "int8").load_state(state)
 
 
@@ -226,3 +228,68 @@ def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, 
             cache.reorder(torch.tensor(argument))
             rows = [list(rows[b]) for b in argument]
         assert cache.lengths.tolist() == [len(row) for row in rows]
+
+
+def test_a_pass_that_fails_leaves_the_cache_as_it_was():
+    model = tiny_model()
+    ids = torch.randint(0, 31, (1, 6))
+    wanted = model(ids)
+    cache = model.new_cache(1, 6)
+    model(ids[:, :3], cache=cache)
+    set_attention_backend(model, "varlen")  # which no cached pass can have
+    with pytest.raises(UserError, match="varlen"):
+        model(ids[:, 3:5], cache=cache)
+    assert cache.length == 3
+    assert cache.lengths.tolist() == [3]
+    set_attention_backend(model, "auto")
+    torch.testing.assert_close(model(ids[:, 3:], cache=cache), wanted[:, 3:])
+
+
+def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
+    model = tiny_model(sliding_window=4)
+    small, large = model.new_cache(1, 3), model.new_cache(1, 8)
+    model(torch.tensor([[1, 2, 3]]), cache=small)
+    with pytest.raises(ValueError, match="it is of another kind of cache or model"):
+        large.load_state(small.state())
+
+
+def test_the_state_of_a_decoder_can_be_written_and_read(tmp_path):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    memory = model.encode(torch.tensor([[4, 5, 6]]))
+    target = torch.tensor([[1, 2, 3, 4]])
+    wanted = model.features(target, memory)
+    cache = model.new_cache(1, 4)
+    model.features(target[:, :3], memory, cache=cache)
+    save_file(cache.state(), tmp_path / "cache")
+    other = model.new_cache(1, 4)
+    other.load_state(load_file(tmp_path / "cache"))
+    torch.testing.assert_close(model.features(target[:, 3:], memory, cache=other), wanted[:, 3:])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_another_number_of_rows_is_refused(rows):
+    model = tiny_model()
+    cache = model.new_cache(2, 8)
+    with pytest.raises(ValueError, match=f"{rows} rows do not fit a cache of 2 rows"):
+        model(torch.zeros(rows, 3).long(), cache=cache)
+    with pytest.raises(ValueError, match=r"rows must be int \[2\], one for each row"):
+        cache.reorder(torch.zeros(rows).long())
+
+
+def test_a_length_below_zero_is_refused():
+    cache = tiny_model().new_cache(2, 8)
+    for lengths in (-1, torch.tensor([1, -1])):
+        with pytest.raises(ValueError, match="lengths must be at least 0, not -1"):
+            cache.trim(lengths)
+
+
+def test_a_target_without_a_source_is_refused():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    with pytest.raises(ValueError, match="1 sources, 2 targets"):
+        model(torch.zeros(1, 3).long(), torch.zeros(2, 3).long())
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int16])
+def test_ids_of_a_type_that_indexes_nothing_are_refused(kind):
+    with pytest.raises(ValueError, match=r"must be \[B, T\] token ids, not torch"):
+        tiny_model()(torch.zeros(1, 3).to(kind))

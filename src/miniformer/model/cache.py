@@ -53,6 +53,7 @@ class KVCache:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
         self.start = self.stop = 0  # columns in use before and after the pass under way
+        self.under_way = False  # whether a pass has begun and not ended
         self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
         self.before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
         self.cross: list[tuple[Tensor, Tensor]] | None = None  # of the source, for each layer
@@ -69,14 +70,14 @@ class KVCache:
     @property
     def length(self) -> int:
         """Columns in use; without padding, tokens of each row."""
-        return self.stop
+        return self.start if self.under_way else self.stop
 
     @property
     def lengths(self) -> Tensor:
         """Tokens of each row, int [B]."""
         if self.positions is None:
-            return torch.full((self.batch_size,), self.stop, device=self.device)
-        return (self.positions[:, : self.stop] >= 0).sum(1)
+            return torch.full((self.batch_size,), self.length, device=self.device)
+        return (self.positions[:, : self.length] >= 0).sum(1)
 
     @property
     def nbytes(self) -> int:
@@ -97,10 +98,11 @@ class KVCache:
         Raises:
             ValueError: the cache is full.
         """
+        self.stop = self.length  # a pass that failed half-way leaves nothing
         self._need(self.stop + new)
         if attention_mask is not None and self.positions is None and not attention_mask.all():
             self._make_positions()
-        self.start, self.stop = self.stop, self.stop + new
+        self.start, self.stop, self.under_way = self.stop, self.stop + new, True
         if self.positions is None:
             return torch.arange(self.start, self.stop, device=self.device)[None]
         real = attention_mask
@@ -110,6 +112,10 @@ class KVCache:
         counts = self.before + real.cumsum(1) - 1
         self.positions[:, self.start : self.stop] = counts.masked_fill(~real, -1)
         return counts.clamp_min(0)
+
+    def end_pass(self) -> None:
+        """Says that every layer has its keys and values of the pass that `extend` began."""
+        self.under_way = False
 
     def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
         """Which keys, in the order in which `append` gives them, the new queries see.
@@ -128,7 +134,14 @@ class KVCache:
         return self.layers[layer].append(self, keys, values)
 
     def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row `rows[b]` was, as beams do; rows: int [B]."""
+        """Row b becomes what row `rows[b]` was, as beams do; rows: int [B].
+
+        Raises:
+            ValueError: there is not one for each row of the cache.
+        """
+        if rows.shape != (self.batch_size,):
+            wanted = f"int [{self.batch_size}], one for each row of the cache"
+            raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows)
         if self.positions is not None:
@@ -143,8 +156,12 @@ class KVCache:
             lengths: how many to keep: one number, or int [B], one for each row.
 
         Raises:
-            ValueError: a ring no longer has them.
+            ValueError: a ring no longer has them, or a length is below 0.
         """
+        kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
+        if int(kept.min()) < 0:
+            raise ValueError(f"lengths must be at least 0, not {int(kept.min())}")
+        self.stop, self.under_way = self.length, False
         for layer in self.layers:
             if isinstance(layer, Ring) and int(self.lengths.max()) > layer.window:
                 raise ValueError(
@@ -157,22 +174,22 @@ class KVCache:
         if self.positions is None:
             self._make_positions()
         assert self.positions is not None
-        kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
         self.positions[self.positions >= kept] = -1
         used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
         self.stop = int(used.max()) + 1 if len(used) else 0
 
     def state(self) -> dict[str, Tensor]:
         """All that is stored, as tensors that safetensors can write; see `load_state`."""
-        state = {"length": torch.tensor(self.stop)}
+        state = {"length": torch.tensor(self.length)}
         if self.positions is not None:
-            state["positions"] = self.positions[:, : self.stop].clone()
+            state["positions"] = self.positions[:, : self.length]
         for index, layer in enumerate(self.layers):
-            for name, tensor in layer.used(self.stop).items():
-                state[f"{index}.{name}"] = tensor.clone()
+            for name, tensor in layer.used(self.length).items():
+                state[_key(index, layer, name)] = tensor
         for index, (keys, values) in enumerate(self.cross or []):
             state[f"cross.{index}.keys"], state[f"cross.{index}.values"] = keys, values
-        return state
+        copied = torch.contiguous_format
+        return {name: tensor.clone(memory_format=copied) for name, tensor in state.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Takes over what `state` gave, from a cache of the same kind, model and rows.
@@ -184,7 +201,7 @@ class KVCache:
         self._need(length)
         for index, layer in enumerate(self.layers):
             for name, tensor in layer.used(length).items():
-                stored = state.get(f"{index}.{name}")
+                stored = state.get(_key(index, layer, name))
                 if stored is None or stored.shape != tensor.shape:
                     found = "none" if stored is None else list(stored.shape)
                     raise ValueError(
@@ -193,6 +210,7 @@ class KVCache:
                     )
                 tensor.copy_(stored)
         self.start = self.stop = length
+        self.under_way = False
         self.positions = None
         if "positions" in state:
             self._make_positions()
@@ -215,3 +233,8 @@ class KVCache:
         shape = (self.batch_size, self.capacity)
         self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
         self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
+
+
+def _key(index: int, layer: Columns, name: str) -> str:
+    # The same shape lies otherwise in a ring than in columns, so a state says which it is of.
+    return f"{index}.{type(layer).__name__.lower()}.{name}"

@@ -36,7 +36,7 @@ def check_inputs(
     wanted = "[B, T] token ids" if width is None else f"[B, T, {width}] floats"
     shape = tuple(inputs.shape)
     if width is None:
-        fits = inputs.dim() == 2 and not (inputs.is_floating_point() or inputs.is_complex())
+        fits = inputs.dim() == 2 and inputs.dtype in (torch.int32, torch.int64)
     else:
         fits = inputs.dim() == 3 and shape[2] == width and inputs.is_floating_point()
     if not fits:

@@ -103,6 +103,9 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """
         check_inputs(target, self.config, name="target", past=0 if cache is None else cache.length)
         check_mask(target_mask, target, "target_mask")
+        if len(memory.features) != len(target):
+            rows = f"{len(memory.features)} sources, {len(target)} targets"
+            raise ValueError(f"each target needs a source of its own: {rows}")
         return self.decoder.run(
             self._embed(target), attention_mask=target_mask, cache=cache, memory=memory
         )

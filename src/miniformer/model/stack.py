@@ -91,6 +91,8 @@ class Stack(nn.Module):
             else:
                 x = layer(x, contexts[index], cache=cache, layer=index, **extra)
         out: Tensor = self.final_norm(x)
+        if cache is not None:
+            cache.end_pass()
         return out
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
@@ -132,6 +134,8 @@ class Stack(nn.Module):
     ) -> tuple[Tensor, list[Context]]:
         """Positions, and what each layer's attention needs; layers that are alike share it."""
         if cache is not None:
+            if len(x) != cache.batch_size:
+                raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
             positions = cache.extend(attention_mask, x.shape[1])
         seen: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], Context] = {}
