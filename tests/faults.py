@@ -218,7 +218,7 @@ FAULTS = [
     ),
     Fault(
         "the mean of a sequence counts its padding", "model/head.py",
-        "weights.sum(1).clamp_min(1)", "weights.shape[1]",
+        "real.sum(1).clamp_min(1)", "real.shape[1]",
         f"{BATTERY} -k one_vector",
     ),
     Fault(
@@ -372,8 +372,8 @@ FAULTS = [
     ),
     Fault(
         "prompts of unequal length are padded on the right without a mask", "generation/generate.py",
-        "continued = _decode(model, ids, mask, options).tolist()",
-        "continued = _decode(model, ids, None, options).tolist()",
+        "continued = _decode(model, *_pad_left(rows), options).tolist()",
+        "continued = _decode(model, _pad_left(rows)[0], None, options).tolist()",
         f"{BATTERY} -k generate_is",
     ),
     Fault(
