@@ -152,6 +152,7 @@ def test_a_full_cache_says_so():
         device=torch.device("cpu"), dtype=torch.float32,
     )  # fmt: skip
     cache.extend(None, 2)
+    cache.end_pass()
     with pytest.raises(ValueError, match="4 tokens do not fit a cache of capacity 3"):
         cache.extend(None, 2)
 
