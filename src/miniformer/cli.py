@@ -1,8 +1,9 @@
-"""The `miniformer` command: train, generate, demo."""
+"""The `miniformer` command: train, generate, predict, demo."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
         "generate", _generate_parser(), help="continue a prompt with a trained model"
     )
     commands.add_subcommand(
+        "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
+    )
+    commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
     return run_command(parser, arguments, _run)
@@ -34,6 +38,7 @@ def _run(values: dict[str, Any]) -> int:
     run: dict[str, Callable[[dict[str, Any]], int]] = {
         "train": run_training,
         "generate": _generate,
+        "predict": _predict,
         "demo": _demo,
     }
     chosen = values[values["command"]]
@@ -68,6 +73,62 @@ def _generate(values: dict[str, Any]) -> int:
     for prompt, text in zip(prompts, load(directory).generate(prompts, **options), strict=True):
         print(prompt + text)
     return 0
+
+
+def _predict_parser() -> Any:
+    parser = command_parser(
+        "Answer inputs with a trained model, one JSON line each: classes, values, or targets."
+    )
+    parser.add_argument("directory", type=str, help="model directory")
+    parser.add_argument(
+        "inputs",
+        type=str,
+        nargs="+",
+        help='texts; pairs of texts and vectors as JSON, such as \'["first", "second"]\'; '
+        "'-' reads records or inputs as JSON lines from standard input",
+    )
+    return parser
+
+
+def _predict(values: dict[str, Any]) -> int:
+    given = values["inputs"]
+    from miniformer.checkpoint.pipeline import load
+
+    pipeline = load(values["directory"])
+    text = getattr(pipeline.task, "input_kind", "text") == "text"
+    inputs: list[Any] = []
+    for word in given:
+        if word == "-":
+            inputs += _json_lines(_standard_input())
+        else:
+            inputs.append(word if text else _json(word, f"input {word!r}"))
+    for answer in pipeline.predict(inputs):
+        print(json.dumps(answer, ensure_ascii=False))
+    return 0
+
+
+def _json_lines(text: str) -> list[Any]:
+    """Inputs, or records that have one."""
+    inputs = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            value = _json(line, f"standard input:{number}")
+            if isinstance(value, dict):
+                found = [value[name] for name in ("input", "source") if name in value]
+                if not found:
+                    raise UserError(
+                        f"standard input:{number}: the record has no 'input' and no 'source'"
+                    )
+                value = found[0]
+            inputs.append(value)
+    return inputs
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON: {error}") from None
 
 
 def _standard_input() -> str:

@@ -54,7 +54,12 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "byte": "miniformer.data.tokenizer:train_byte",
         "char": "miniformer.data.tokenizer:train_char",
     },
-    "task": {"language_modeling": "miniformer.tasks.language_modeling:LanguageModeling"},
+    "task": {  # a subclass of Task
+        "language_modeling": "miniformer.tasks.language_modeling:LanguageModeling",
+        "classification": "miniformer.tasks.classification:Classification",
+        "regression": "miniformer.tasks.regression:Regression",
+        "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
+    },
     "optimizer": {"adamw": "miniformer.training.optimizers:adamw"},
     "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate
         "cosine": "miniformer.training.schedules:cosine",

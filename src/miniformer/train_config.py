@@ -16,23 +16,31 @@ class TrainConfig(StrictConfig):
     """A training run.
 
     Args:
-        train_path: text to train on: .jsonl with one {"text": ...} a line, or .txt; either packed
-            as .gz or .zst; or a pattern such as 'data/*.jsonl'.
-        val_path: text to validate on, of the same kind; null: no validation.
-        task: what to learn: language_modeling.
-        model: encoder: the Transformer class (causal for language modelling).
-        model_config: fields of TransformerConfig; causal and vocab_size follow from task and
-            tokenizer where they are left out.
+        train_path: data to train on: .jsonl with one record a line, or .txt for language modelling;
+            either packed as .gz or .zst; a pattern such as 'data/*.jsonl'; or a list of these.
+        val_path: data to validate on, of the same kind; null: no validation.
+        test_path: data to test the best model on at the end; null: no test.
+        task: what to learn, and from which records: language_modeling {"text"}, classification
+            {"input", "label"}, regression {"input", "value"}, seq2seq {"source", "target"}; an
+            input is a string, two strings, or a list of vectors.
+        task_config: options of the task, such as {"label_smoothing": 0.1}.
+        model: encoder: the Transformer class (causal for language modelling); seq2seq: the
+            Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
+        model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
+            such as causal, output_dim and vocab_size, can be left out.
         tokenizer: bpe (byte-level), byte or char, trained on train_path; or the path of a
             tokenizer.json.
-        batch_size: windows in a batch.
-        seq_len: tokens in a window; null: the model's max_seq_len.
+        batch_size: windows in a batch; where batches are of like lengths, examples on average.
+        batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
+            gives.
+        seq_len: tokens in a window, or of an input and of a target at most; null: the model's
+            max_seq_len.
         lr: learning rate at its highest.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
         scheduler: how the learning rate goes down: cosine, onecycle, linear, wsd, none.
         warmup_steps: optimiser steps in which it first goes up; null: 5 % of the run, or onecycle's
             own.
-        max_epochs: passes over the training text; null: 10 unless max_steps or max_time is set.
+        max_epochs: passes over the training data; null: 10 unless max_steps or max_time is set.
         max_steps: optimiser steps at most.
         max_time: time at most, as 90s, 10m, 1h30m; the learning rate follows the clock.
         val_interval: optimiser steps between validations; null: five times over the run.
@@ -44,24 +52,32 @@ class TrainConfig(StrictConfig):
             computes the rest again. The gradients are the same.
         precision: float32, or bf16 (mixed); auto: bf16 on GPUs that have it, else float32.
         accelerator: cpu, cuda, mps, or auto: the best there is.
-        num_workers: processes that prepare batches; 0: the training process itself.
+        num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
+            of the training process.
+        streaming: read train_path front to back as it comes, such as from a pipe ("-" is standard
+            input), shuffled among neighbours only.
         seed: decides initial weights, order of the data and dropout.
         deterministic: refuse operations that may differ from run to run on a GPU.
         work_dir: folder for runs.
         experiment_name: the run's folder within work_dir; null: the task's name. A number is added
             if it exists.
         logger: tensorboard, csv, wandb (needs the extra miniformer[wandb]), none.
-        early_stopping_patience: validations without a better loss before the run stops; null:
-            never.
+        checkpoint_metric: validation figure that tells the best model, such as accuracy; null:
+            loss.
+        early_stopping_patience: validations without a better checkpoint_metric before the run
+            stops; null: never.
     """
 
-    train_path: str = ""
-    val_path: str | None = None
+    train_path: list[str] | str = ""
+    val_path: list[str] | str | None = None
+    test_path: list[str] | str | None = None
     task: str = option("language_modeling", of="task")
-    model: str = option("encoder", choices=("encoder",))
+    task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = "bpe"
     batch_size: int = option(16, low=1)
+    batch_tokens: int | None = option(None, low=1)
     seq_len: int | None = option(None, low=1)
     lr: float = option(1e-3, low=0.0)
     weight_decay: float = option(0.1, low=0.0)
@@ -78,11 +94,13 @@ class TrainConfig(StrictConfig):
     precision: str = option("auto", choices=("auto", "float32", "bf16"))
     accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
     num_workers: int = option(0, low=0)
+    streaming: bool = False
     seed: int = option(0, low=0, high=2**32 - 1)
     deterministic: bool = False
     work_dir: str = "runs"
     experiment_name: str | None = None
     logger: str = option("tensorboard", of="logger")
+    checkpoint_metric: str | None = None
     early_stopping_patience: int | None = option(None, low=1)
 
     def changed(self) -> dict[str, Any]:
@@ -103,10 +121,16 @@ class TrainConfig(StrictConfig):
             )
         if self.early_stopping_patience is not None and self.val_path is None:
             problems.append(
-                "early_stopping_patience needs val_path, the text on which the loss is watched"
+                "early_stopping_patience needs val_path, the data on which the loss is watched"
             )
         if self.val_interval is not None and self.val_path is None:
-            problems.append("val_interval needs val_path, the text to validate on")
+            problems.append("val_interval needs val_path, the data to validate on")
+        if self.checkpoint_metric is not None and self.val_path is None:
+            problems.append("checkpoint_metric needs val_path, the data on which it is measured")
+        if self.streaming and self.max_steps is None and self.max_time is None:
+            problems.append(
+                "streaming needs max_steps or max_time: nobody knows how long the stream is"
+            )
         if self.max_time is not None and self.max_seconds is None:
             problems.append(
                 f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"

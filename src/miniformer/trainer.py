@@ -40,19 +40,24 @@ def run_training(values: dict[str, Any]) -> int:
 
 def tell(result: RunResult, console: Console) -> int:
     """Says where the model is and what comes next; returns the exit code."""
+    from miniformer.training.progress import told
+
     figures = result.figures
     if result.interrupted is not None:
         console.print("training was stopped early; what it had learnt is kept")
-    if "val_loss" in figures:
-        console.print(
-            f"validation loss {figures['val_loss']:.4f} nats/token, "
-            f"perplexity {figures['val_perplexity']:.2f}, "
-            f"{figures['val_bits_per_byte']:.3f} bits/byte, at step {figures['step']:.0f}",
-        )
+    for kind, words in (("val", "validation"), ("test", "test")):
+        found = {
+            name: figures[f"{kind}_{name}"]
+            for name in result.task.metrics
+            if f"{kind}_{name}" in figures
+        }
+        if found:
+            at = f", at step {figures['step']:.0f}" if kind == "val" else ""
+            console.print(f"{words} {told(found)}{at}")
     console.print(f"loss curve: {result.folder / 'loss.png'}")
     console.print(f"model: {result.model}")
     directory = shlex.quote(str(result.model))
-    console.print(f'use it: {program()} generate {directory} "your prompt"')
+    console.print(f"use it: {program()} {result.task.command(directory)}")
     return 0 if result.interrupted is None else 128 + result.interrupted
 
 

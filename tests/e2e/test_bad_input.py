@@ -212,7 +212,7 @@ def directory(tmp_path):
         tmp_path / "model",
         model=tiny_model(vocab_size=258),
         tokenizer=miniformer.Tokenizer.train("byte", []),
-        task=LanguageModeling().settings(plain_text=True),
+        task=LanguageModeling(prompt_begins_document=False).settings(),
         generation=GenerationConfig(eos_id=0),
         card="",
     )
@@ -252,8 +252,8 @@ def test_wrong_decoding_options(directory, capsys, more, wanted):
         ("tokenizer.json", b"{}", "not a tokenizer.json"),
         ("task.json", None, "a model directory needs its task"),
         ("task.json", b'{"task": "x", "prompt_begins_document": true}', "unknown task 'x'"),
-        ("task.json", b'{"task": "language_modeling"}', "not a task description"),
-        ("task.json", b'{"task": "language_modeling", "prompt_begins_document": 1}', "true or"),
+        ("task.json", b'{"prompt_begins_document": true}', "not a task description"),
+        ("task.json", b'{"task": "language_modeling", "prompt_begins_document": 1}', "not 1"),
         ("generation_config.json", b'{"top_q": 1}', "unknown field 'top_q'"),
     ],
 )  # fmt: skip

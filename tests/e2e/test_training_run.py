@@ -17,7 +17,7 @@ from rich.console import Console
 
 import miniformer
 from miniformer import cli, demo, trainer
-from miniformer.data.packing import WindowSampler
+from miniformer.data.batches import Batches
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.progress import make_console
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
@@ -63,7 +63,8 @@ def test_training_learns_and_says_what_it_did(run):
         "tokenizer: char",
         "model: ",
         "validation loss",
-        "bits/byte",
+        "bits per byte",
+        "padding 0.0%; waited for data",
         "use it: ",
     ):
         assert text in done.stdout
@@ -119,18 +120,23 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
             batch_size=8, seq_len=32,
         )  # fmt: skip
         with torch.no_grad():
-            sums = [LanguageModeling().loss(pipeline.model, b) for b in data.val_dataloader()]
-        loss = float(sum(total for total, _ in sums) / sum(count for _, count in sums))
+            measured = [
+                LanguageModeling().measure(pipeline.model, b) for b in data.val_dataloader()
+            ]
+        loss = LanguageModeling().figures(measured)["loss"]
         assert loss == pytest.approx(losses[step], rel=1e-4), name
 
 
 def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
-    """Lightning must find the sampler and tell it the epoch."""
     epochs = []
-    order = WindowSampler.__iter__
-    monkeypatch.setattr(
-        WindowSampler, "__iter__", lambda self: (epochs.append(self.epoch), order(self))[1]
-    )
+    begin = Batches._all
+
+    def noted(self, epoch, *place):
+        if self.seed is not None:
+            epochs.append(epoch)
+        return begin(self, epoch, *place)
+
+    monkeypatch.setattr(Batches, "_all", noted)
     arguments = flags(files, tmp_path, "--max_epochs", "3")
     del arguments[(at := arguments.index("--max_steps")) : at + 2]
     assert trainer.main(arguments) == 0

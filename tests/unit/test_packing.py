@@ -3,24 +3,27 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
-from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED, PackedTokens, WindowSampler
-from miniformer.data.tokenizer import Tokenizer
-from tests.kit import VERSE, write_jsonl
+from miniformer.data.packing import IGNORED, PackedWindows
+from miniformer.data.table import Table
 
 B = 0  # the boundary
 DOCUMENTS = st.lists(st.lists(st.integers(1, 9), max_size=7), min_size=1, max_size=5)
 
 
-def packed(documents, seq_len, endless):
-    row = np.array([token for document in documents for token in (B, *document)], dtype=np.uint16)
-    return PackedTokens(row, seq_len=seq_len, boundary_id=B, n_bytes=len(row), endless=endless)
+def pool_of(documents, begins=True):
+    """A pool of documents; the first may be the middle of one."""
+    rows = [np.array([B, *document], dtype=np.uint16) for document in documents]
+    if not begins:
+        rows[0] = rows[0][1:]
+    return Table.of([{"ids": row, "bytes": 2 * len(row)} for row in rows])
+
+
+def windows(seq_len, *, endless, batch_size=100):
+    return PackedWindows(seq_len=seq_len, batch_size=batch_size, boundary_id=B, endless=endless)
 
 
 def pairs(inputs, labels):
@@ -38,34 +41,53 @@ def wanted_pairs(documents):
     return list(itertools.pairwise(whole))
 
 
-@given(DOCUMENTS, st.integers(1, 6))
-def test_validation_predicts_every_token_exactly_once(documents, seq_len):
-    data = packed(documents, seq_len, endless=False)
-    starts = range(0, len(data.tokens), seq_len)
-    assert len(data) == len(starts)
-    batch = data.collate([data[start] for start in starts])
-    assert pairs(batch["input_ids"], batch["labels"]) == wanted_pairs(documents)
+@given(DOCUMENTS, st.integers(1, 6), st.integers(1, 4))
+def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_size):
+    cutter, pool = windows(seq_len, endless=False, batch_size=batch_size), pool_of(documents)
+    batches = [cutter.make(pool, cut) for cut in cutter.cut(pool, None)]
+    found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
+    assert found == wanted_pairs(documents)
+    # Every byte of text is counted once, too, for figures per byte.
+    assert abs(sum(b["bytes"] for b in batches) - 2 * len(found)) < 1e-6
+    assert {len(b["labels"]) for b in batches} <= {batch_size, *range(1, batch_size)}
 
 
-@given(DOCUMENTS, st.integers(1, 6), st.integers(0, 3), st.integers(0, 3))
-def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, seed, epoch):
-    data = packed(documents, seq_len, endless=True)
-    sampler = WindowSampler(data, seed=seed)
-    sampler.set_epoch(epoch)
-    starts = list(sampler)
-    assert len(starts) == len(sampler) == max(1, len(data.tokens) // seq_len)
-    columns = [(start + t) % len(data.tokens) for start in starts for t in range(seq_len)]
-    if len(data.tokens) >= seq_len:
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=9), DOCUMENTS, st.integers(1, 6))
+def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
+    rest, documents, seq_len
+):
+    """Its last token may go on in the next pool: no boundary may be predicted there."""
+    cutter, pool = windows(seq_len, endless=False), pool_of([rest, *documents], begins=False)
+    (cut,) = cutter.cut(pool, None)
+    batch = cutter.make(pool, cut)
+    whole = [*rest, *(token for document in documents for token in (B, *document))]
+    assert pairs(batch["input_ids"], batch["labels"]) == list(itertools.pairwise(whole))
+
+
+@given(DOCUMENTS, st.integers(1, 6), st.integers(0, 3), st.integers(1, 4))
+def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, seed, batch_size):
+    cutter, pool = windows(seq_len, endless=True, batch_size=batch_size), pool_of(documents)
+    tokens = pool.columns["ids"]
+    cuts = cutter.cut(pool, np.random.default_rng(seed))
+    starts = np.concatenate(cuts)
+    assert len(starts) == cutter.windows(pool) == max(1, len(tokens) // seq_len)
+    sizes = [len(cut) for cut in cuts]
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1, "no small batch is left over at the end"
+    columns = [(start + t) % len(tokens) for start in starts for t in range(seq_len)]
+    if len(tokens) >= seq_len:
         assert len(set(columns)) == len(columns)
-    batch = data.collate([data[start] for start in starts])
+    batches = [cutter.make(pool, cut) for cut in cuts]
     ring = wanted_pairs(documents)
-    assert pairs(batch["input_ids"], batch["labels"]) == [ring[column] for column in columns]
+    found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
+    assert found == [ring[column] for column in columns]
 
 
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
 def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, seq_len, endless):
-    data = packed(documents, seq_len, endless)
-    batch = data.collate([data[start] for start in range(0, len(data.tokens), seq_len)])
+    cutter, pool = windows(seq_len, endless=endless), pool_of(documents)
+    (cut,) = cutter.cut(pool, None)
+    batch = cutter.make(pool, cut)
     inputs, labels = batch["input_ids"], batch["labels"]
     segments = batch.get("segment_ids", torch.ones_like(inputs))
     for row, ids, targets in zip(segments, inputs, labels, strict=True):
@@ -77,45 +99,13 @@ def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, 
         assert row[0] == (0 if targets[0] == IGNORED else 1)
 
 
-def test_order_changes_with_epoch_and_seed_and_repeats_with_both():
-    data = packed([list(range(1, 200))], 4, endless=True)
+def test_windows_come_in_random_order_from_a_random_offset():
+    cutter, pool = windows(4, endless=True), pool_of([list(range(1, 200))])
 
-    def order(seed, epoch):
-        sampler = WindowSampler(data, seed=seed)
-        sampler.set_epoch(epoch)
-        return list(sampler)
+    def order(seed):
+        return np.concatenate(cutter.cut(pool, np.random.default_rng(seed))).tolist()
 
-    assert order(0, 0) == order(0, 0)
-    assert order(0, 0) != order(0, 1)
-    assert order(0, 0) != order(1, 0)
-    assert order(0, 0) != sorted(order(0, 0)), "windows must not come in the order of the text"
-
-
-def test_the_data_module_serves_what_the_files_hold(tmp_path):
-    tokenizer = Tokenizer.train("byte", [])
-    texts = [VERSE, "b", "", "ccc"]
-    train = write_jsonl(tmp_path / "train.jsonl", texts)
-    val = write_jsonl(tmp_path / "val.jsonl", ["short"])
-    data = MiniFormerDataModule(train, val_path=val, tokenizer=tokenizer, batch_size=2, seq_len=8)
-    loader = data.train_dataloader()
-    assert isinstance(loader, DataLoader)
-    whole = [i for text in texts for i in (tokenizer.boundary_id, *tokenizer.encode(text))]
-    assert data.train_data.tokens.tolist() == whole
-    assert data.train_data.n_bytes == len("".join(texts).encode())
-    seen = torch.cat([batch["input_ids"] for batch in loader])
-    assert seen.shape == (len(whole) // 8, 8)
-    (batch,) = data.val_dataloader()
-    text = [i for i in batch["labels"].flatten().tolist() if i != IGNORED]
-    assert tokenizer.decode(text) == "short"
-    assert data.val_data.bytes_per_token == pytest.approx(5 / 6)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_worker_processes_change_nothing(tmp_path, workers):
-    path = write_jsonl(tmp_path / "train.jsonl", [VERSE])
-    tokenizer = Tokenizer.train("byte", [])
-    data = MiniFormerDataModule(path, tokenizer=tokenizer, seq_len=16, num_workers=workers, seed=3)
-    first = next(iter(data.train_dataloader()))
-    sampler = WindowSampler(data.train_data, seed=3)
-    start = next(iter(sampler))
-    assert first["input_ids"][0].tolist() == data.train_data[start][0].tolist()
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert order(0) != sorted(order(0)), "windows must not come in the order of the text"
+    assert len({start % 4 for seed in range(9) for start in order(seed)}) > 1

@@ -59,11 +59,12 @@ def test_no_label_can_be_read_off_the_inputs():
 
 
 def test_figures():
-    figures = LanguageModeling().metrics(loss_sum=20.0, count=10.0, bytes_per_token=4.0)
-    assert figures == pytest.approx(
-        {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 2 / math.log(2) / 4}
+    measured = [{"loss": 15.0, "count": 7, "bytes": 30}, {"loss": 5.0, "count": 3, "bytes": 10.0}]
+    assert LanguageModeling().figures(measured) == pytest.approx(
+        {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 20 / math.log(2) / 40}
     )
-    assert "bits_per_byte" not in LanguageModeling().metrics(1.0, 1.0)
+    unknown = [{"loss": 1.0, "count": 1, "bytes": 0.0}]
+    assert "bits_per_byte" not in LanguageModeling().figures(unknown)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_model_that_cannot_learn_it_is_refused(changes, message):
 def test_a_piece_that_continues_a_document_begins_with_no_boundary():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"text": "a"}, {"text": "b", "continues": True}, {"text": "c"}]
-    ids = LanguageModeling().encode(records, tokenizer)
+    ids = [row["ids"] for row in LanguageModeling().encode(records, tokenizer, 8)]
     boundary = tokenizer.boundary_id
     assert [row[0] == boundary for row in ids] == [True, False, True]
     assert [row[-1] for row in ids] == [tokenizer.encode(text)[0] for text in "abc"]

@@ -2,7 +2,7 @@
 
 config.json  model.safetensors  format_version     the model
 tokenizer.json  task.json  generation_config.json  how to use it
-README.md (and loss.png)                           the model card: where its figures come from
+README.md (and its pictures)                       the model card: where its figures come from
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from typing import Any
 
 from miniformer.config import GenerationConfig
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.pretrained import write_text
-from miniformer.model.transformer import Transformer
+from miniformer.model.pretrained import PretrainedMixin, write_text
 
 
 def save_directory(
     directory: Path,
     *,
-    model: Transformer,
-    tokenizer: Tokenizer,
+    model: PretrainedMixin,
+    tokenizer: Tokenizer | None,
     task: dict[str, Any],
     generation: GenerationConfig,
     card: str,
@@ -34,7 +33,7 @@ def save_directory(
     Args:
         directory: where it goes; a directory there is replaced only once the new one is complete.
         model: the model.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; None: it reads no text.
         task: the task's settings, plain JSON types.
         generation: default decoding settings.
         card: text of README.md.
@@ -44,7 +43,8 @@ def save_directory(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     model.save_pretrained(beside)
-    tokenizer.save(beside / "tokenizer.json")
+    if tokenizer is not None:
+        tokenizer.save(beside / "tokenizer.json")
     write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
     write_text(beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n")
     write_text(beside / "README.md", card)

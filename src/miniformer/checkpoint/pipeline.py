@@ -5,14 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from miniformer import registry
-from miniformer.config import GenerationConfig, NoEffectWarning, UserError
+from miniformer.config import ConfigError, GenerationConfig, NoEffectWarning, UserError
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import generate_ragged
+from miniformer.model.pretrained import read_config
+from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
+from miniformer.tasks.task import Task
+
+MODELS: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
+    "encoder": Transformer,
+    "seq2seq": Seq2SeqTransformer,
+}
 
 
 def load(directory: str | Path) -> Pipeline:
@@ -22,14 +30,22 @@ def load(directory: str | Path) -> Pipeline:
         UserError: a file is missing or broken, or they do not fit each other.
     """
     directory = Path(directory)
-    model = Transformer.from_pretrained(directory)
-    tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{directory}: tokenizer.json has {tokenizer.vocab_size} ids, more than the model's "
-            f"vocab_size={model.config.vocab_size}; they belong to different models"
-        )
-    task = _read_task(directory / "task.json")
+    architecture, _ = read_config(directory)
+    kinds = {model.__name__: kind for kind, model in MODELS.items()}
+    if architecture not in kinds:
+        known = " or a ".join(kinds)
+        raise UserError(f"{directory}/config.json: holds a {architecture}, not a {known}")
+    kind = kinds[architecture]
+    model = MODELS[kind].from_pretrained(directory)
+    task = _read_task(directory / "task.json", kind)
+    tokenizer = None
+    if task.reads_text():
+        tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise UserError(
+                f"{directory}: tokenizer.json has {tokenizer.vocab_size} ids, more than the "
+                f"model's vocab_size={model.config.vocab_size}; they belong to different models"
+            )
     generation = GenerationConfig.from_file(directory / "generation_config.json")
     return Pipeline(model, tokenizer, task=task, generation=generation)
 
@@ -38,18 +54,18 @@ class Pipeline:
     """A model with its tokenizer and task.
 
     Args:
-        model: a causal model.
-        tokenizer: its tokenizer.
-        task: the task's settings, from `task.json`.
+        model: the model.
+        tokenizer: its tokenizer; None: it reads no text.
+        task: what it was trained for.
         generation: default decoding settings.
     """
 
     def __init__(
         self,
-        model: Transformer,
-        tokenizer: Tokenizer,
+        model: Transformer | Seq2SeqTransformer,
+        tokenizer: Tokenizer | None,
         *,
-        task: dict[str, Any],
+        task: Task,
         generation: GenerationConfig,
     ) -> None:
         self.model, self.tokenizer, self.task, self.generation = model, tokenizer, task, generation
@@ -59,7 +75,7 @@ class Pipeline:
     @overload
     def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
     def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
-        """Continues a prompt, or several of any lengths at once.
+        """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
 
         Args:
             prompt: the text or texts to continue; an empty one begins a new document.
@@ -69,46 +85,77 @@ class Pipeline:
             What comes after the prompt: a string for a string, a list for a list.
 
         Raises:
-            ValueError: an option is unknown or out of its limits, or a prompt leaves no room for
-                `max_new_tokens` within `max_seq_len`.
+            ValueError: an option is unknown or out of its limits, a prompt leaves no room for
+                `max_new_tokens` within `max_seq_len`, or the model writes no text.
         """
+        settings = self._settings(options)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        for text in prompts:
+            _check_text(text, "prompt")
+        if self.tokenizer is None:
+            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
+        texts = self.task.answer(self.model, self.tokenizer, prompts, settings)
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def predict(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
+        """Answers to inputs as they stand in records: texts, pairs of texts, or feature vectors.
+
+        Args:
+            inputs: what records have as `input`, or as `source`.
+            **options: fields of `GenerationConfig`, for seq2seq.
+
+        Returns:
+            For classification {"label", "score", "scores"} each, for regression a number each, for
+            seq2seq a string each.
+
+        Raises:
+            ValueError: an input is not what the model was trained on, or longer than it reads.
+        """
+        if isinstance(inputs, str):
+            raise UserError("predict takes a list of inputs; write [input] for a single one")
+        settings = self._settings(options)
+        for number, given in enumerate(inputs):
+            for text in given if isinstance(given, list | tuple) else [given]:
+                if isinstance(text, str):
+                    _check_text(text, f"input {number}")
+        return self.task.predict(self.model, self.tokenizer, inputs, settings)
+
+    def _settings(self, options: dict[str, Any]) -> GenerationConfig:
         settings = GenerationConfig.from_dict({**dataclasses.asdict(self.generation), **options})
         if settings.temperature == 0:
             for name in ("top_k", "top_p", "seed"):
                 if options.get(name) is not None:
                     message = f"{name}={options[name]} has no effect with temperature=0"
-                    warnings.warn(message, NoEffectWarning, stacklevel=2)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = [self._encode(text) for text in prompts]
-        continued = generate_ragged(self.model, rows, settings)
-        texts = [
-            self.tokenizer.decode(new[len(row) :]) for row, new in zip(rows, continued, strict=True)
-        ]
-        return texts[0] if isinstance(prompt, str) else texts
-
-    def _encode(self, text: str) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"prompt: character {error.start} is {text[error.start]!a}, half of a surrogate "
-                "pair and no text by itself; is the prompt UTF-8?"
-            ) from None
-        ids = self.tokenizer.encode(text)
-        begins = self.task["prompt_begins_document"] or not ids
-        return [self.tokenizer.boundary_id, *ids] if begins else ids
+                    warnings.warn(message, NoEffectWarning, stacklevel=3)
+        return settings
 
 
-def _read_task(path: Path) -> dict[str, Any]:
+def _check_text(text: str, name: str) -> None:
     try:
-        task = json.loads(path.read_text(encoding="utf-8"))
-        name, begins = task["task"], task["prompt_begins_document"]
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name}: character {error.start} is {text[error.start]!a}, half of a surrogate "
+            f"pair and no text by itself; is the {name.split()[0]} UTF-8?"
+        ) from None
+
+
+def _read_task(path: Path, kind: str) -> Task:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name = settings.pop("task")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory needs its task") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a task description: {error!r}") from None
     if name not in registry.names("task"):
         raise UserError(f"{path}: {registry.unknown('task', name, registry.names('task'))}")
-    if not isinstance(begins, bool):
-        raise UserError(f"{path}: prompt_begins_document must be true or false, not {begins!r}")
-    return dict(task)
+    try:
+        task: Task = registry.get("task", name).from_dict(settings)
+        task = task.for_model(kind)
+        task.reads_text()
+    except ConfigError as error:
+        raise UserError(f"{path}: not a task description: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return task

@@ -2,49 +2,73 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import lightning as L
-import numpy as np
-from torch.utils.data import DataLoader
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.data.batches import Batches, Cutter
 from miniformer.data.fields import Schema
-from miniformer.data.packing import PackedTokens, WindowSampler
-from miniformer.data.records import JSONLinesDataset, Record
+from miniformer.data.files import Source
+from miniformer.data.pools import Pools, RecordPools, StreamPools
+from miniformer.data.records import (
+    Record,
+    Records,
+    RecordSequence,
+    records_of,
+    stream_records,
+)
+from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 
-_RECORDS_AT_ONCE = (
-    256  # enough for the tokenizer to work in parallel, little enough to hold in memory
-)
+Data = Source | Records | RecordSequence
 
 
-class TextTask(Protocol):
-    """What the data module asks of a task (see `miniformer.tasks`)."""
+class TaskOfData(Protocol):
+    """What the data module asks of a task (see `miniformer.tasks.task`)."""
 
-    schema: Schema
-
-    def encode(self, records: Sequence[Record], tokenizer: Tokenizer) -> list[list[int]]: ...
+    @property
+    def schema(self) -> Schema: ...
+    def fit(self, records: Records) -> Self: ...
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]: ...
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter: ...
 
 
 class MiniFormerDataModule(L.LightningDataModule):
-    """Encodes text files and serves packed batches of `input_ids`, `labels` and `segment_ids`.
+    """Reads files, encodes their records and serves batches, packed or of like lengths.
+
+    A batch is a dict of tensors for the task's `loss`, and `about`: see `Batches`. After `setup`,
+    `task` knows what it must of the training data, such as its classes.
 
     Args:
-        train_path: `.jsonl` or `.txt` file to train on, or its records.
-        tokenizer: turns its text into ids.
-        val_path: file to validate on, or its records; None: no validation.
+        train_path: what to train on: files (see `JSONLinesDataset`), or records in memory.
+        tokenizer: turns text into ids; None: the data holds none, but vectors.
+        val_path: what to validate on; None: nothing.
+        test_path: what to test on; None: nothing.
         task: a task's registered name, or a task.
-        batch_size: windows in a batch, B.
-        seq_len: tokens in a window, T.
-        num_workers: processes that cut windows; 0: the training process itself, which is fastest
-            here.
-        seed: decides the order of the training windows.
+        batch_size: windows in a batch; where batches are of like lengths, examples on average.
+        batch_tokens: tokens in a batch at most, padding included; None: `batch_size` decides.
+        seq_len: tokens in a window, or of an input and of a target at most.
+        num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
+            of the training process.
+        streaming: read the training data front to back as it comes, such as from a pipe ("-" is
+            standard input): nothing is indexed, and records are shuffled among neighbours only.
+        seed: decides the order of training.
+        progress: told what is being read, the part done, and all of it.
 
     Raises:
         UserError: a file is missing or holds a bad record (the message begins with file:line).
@@ -52,78 +76,124 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train_path: str | Path | JSONLinesDataset,
+        train_path: Data,
         *,
-        tokenizer: Tokenizer,
-        val_path: str | Path | JSONLinesDataset | None = None,
-        task: str | TextTask = "language_modeling",
+        tokenizer: Tokenizer | None,
+        val_path: Data | None = None,
+        test_path: Data | None = None,
+        task: str | TaskOfData = "language_modeling",
         batch_size: int = 16,
+        batch_tokens: int | None = None,
         seq_len: int = 256,
         num_workers: int = 0,
+        streaming: bool = False,
         seed: int = 0,
+        progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         super().__init__()
-        self.task: TextTask = registry.get("task", task)() if isinstance(task, str) else task
-        self.train_path, self.val_path, self.tokenizer = train_path, val_path, tokenizer
-        self.batch_size, self.seq_len = batch_size, seq_len
-        self.num_workers, self.seed = num_workers, seed
-        self.train_data: PackedTokens | None = None
-        self.val_data: PackedTokens | None = None
+        self.task: Any = registry.get("task", task)() if isinstance(task, str) else task
+        self.train_path, self.val_path, self.test_path = train_path, val_path, test_path
+        self.tokenizer, self.seq_len = tokenizer, seq_len
+        self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
+        self.progress = progress
+        self.pools: dict[str, Pools] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and encodes both files; a second call does nothing."""
-        if self.train_data is None:
-            self.train_data = self._pack(self.train_path, endless=True)
-            if self.val_path is not None:
-                self.val_data = self._pack(self.val_path, endless=False)
+        """Opens all data, and encodes what is small enough to be kept; a second call does nothing.
 
-    def train_dataloader(self) -> DataLoader[Any]:
+        Raises:
+            UserError: see the class.
+        """
+        if self.pools:
+            return
+        pools: dict[str, Pools] = {}
+        if self.streaming:
+            pools["train"] = self._stream()
+        else:
+            records = records_of(self.train_path, self.task.schema)
+            self.task = self.task.fit(records)
+            pools["train"] = self._pools("train", records, self.num_workers)
+        for name, source in (("val", self.val_path), ("test", self.test_path)):
+            if source is not None:
+                pools[name] = self._pools(name, records_of(source, self.task.schema))
+        self.pools = pools
+
+    def train_dataloader(self) -> Batches:
+        """Endless variety: each pass is shuffled anew."""
+        return self._batches("train")
+
+    def val_dataloader(self) -> Batches | list[Any]:
+        return self._batches("val") if self.val_path is not None else []
+
+    def test_dataloader(self) -> Batches | list[Any]:
+        return self._batches("test") if self.test_path is not None else []
+
+    def count(self, name: str, column: str) -> int | None:
+        """The sum of a number, or all places of an array, over the examples of train, val or test.
+
+        None: they are not all in memory, or hold no such thing.
+        """
         self.setup()
-        assert self.train_data is not None
-        return self._loader(self.train_data, WindowSampler(self.train_data, seed=self.seed))
+        kept = getattr(self.pools.get(name), "kept", None)
+        if kept is None or column not in kept.columns:
+            return None
+        values = kept.columns[column]
+        return len(values) if column in kept.offsets else int(values.sum())
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+    def cut(self, name: str) -> str | None:
+        """A line about what of train, val or test is longer than it may be; None: nothing known."""
         self.setup()
-        if self.val_data is None:
-            return []
-        return self._loader(self.val_data, range(0, len(self.val_data.tokens), self.seq_len))
-
-    def _loader(self, data: PackedTokens, starts: Any) -> DataLoader[Any]:
-        return DataLoader(
-            data,  # type: ignore[arg-type]  # a Dataset in all but name
-            batch_size=self.batch_size,
-            sampler=starts,
-            collate_fn=data.collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_ctrl_c,
+        kept = getattr(self.pools.get(name), "kept", None)
+        if kept is None or "cut" not in kept.columns:
+            return None
+        cut = kept.columns["cut"]
+        if not cut.any():
+            return None
+        return (
+            f"warning: {int((cut > 0).sum()):,} of {len(cut):,} {name} examples were cut to "
+            f"seq_len={self.seq_len} or the task's own limits; {int(cut.sum()):,} tokens are lost"
         )
 
-    def _pack(self, source: str | Path | JSONLinesDataset, *, endless: bool) -> PackedTokens:
-        records = source
-        if not isinstance(records, JSONLinesDataset):
-            records = JSONLinesDataset(records, self.task.schema)
-        kind = np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.uint32
-        parts, n_bytes = [], 0
-        for some in _chunks(iter(records), _RECORDS_AT_ONCE):
-            n_bytes += sum(len(record["text"].encode()) for record in some)
-            parts += [np.array(ids, dtype=kind) for ids in self.task.encode(some, self.tokenizer)]
-        if n_bytes == 0:
-            raise UserError(f"{records.name}: every record's text is empty")
-        return PackedTokens(
-            np.concatenate(parts),
+    def _batches(self, name: str) -> Batches:
+        self.setup()
+        training = name == "train"
+        cutter = self.task.cutter(
+            self.tokenizer,
             seq_len=self.seq_len,
-            boundary_id=self.tokenizer.boundary_id,
-            n_bytes=n_bytes,
-            endless=endless,
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            training=training,
+        )
+        attached = self.trainer
+        return Batches(
+            self.pools[name],
+            cutter,
+            seed=self.seed if training else None,
+            rank=0 if attached is None else attached.global_rank,
+            world_size=1 if attached is None else attached.world_size,
         )
 
+    def _pools(self, name: str, records: Records, num_workers: int = 0) -> RecordPools:
+        progress = None if self.progress is None else partial(self.progress, f"encoding {name}")
+        return RecordPools(
+            records.with_schema(self.task.schema),
+            self._encode,
+            num_workers=num_workers,
+            progress=progress,
+        )
 
-def _leave_ctrl_c(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process is the one to answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def _stream(self) -> StreamPools:
+        source = self.train_path
+        if not isinstance(source, (str, Path, list)):
+            raise UserError("streaming reads files or '-' (standard input); name one as train_path")
+        schema = self.task.schema
 
+        def records() -> Iterator[Record]:
+            return (record for _, record in stream_records(source, schema))
 
-def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
-    while some := list(islice(records, size)):
-        yield some
+        return StreamPools(records, self._encode)
+
+    def _encode(self, records: Sequence[Record]) -> list[Example]:
+        examples: list[Example] = self.task.encode(records, self.tokenizer, self.seq_len)
+        return examples

@@ -7,6 +7,7 @@ once, by byte offset, and read when asked for, so that no file is ever held in m
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 import sys
@@ -101,6 +102,12 @@ class JSONLinesDataset:
     def n_bytes(self) -> int:
         """Bytes of all records."""
         return sum(int(part.sizes.sum()) for part in self._parts)
+
+    def with_schema(self, schema: Schema) -> JSONLinesDataset:
+        """The same files, held to another schema; they are not indexed again."""
+        other = copy.copy(self)
+        other.schema, other._checks = schema, checks_of(schema)
+        return other
 
     def __len__(self) -> int:
         return self._firsts[-1]
@@ -206,6 +213,10 @@ class SequenceRecords:
         """About how many bytes all records have."""
         return int(self.sizes.sum())
 
+    def with_schema(self, schema: Schema) -> SequenceRecords:
+        """The same records, held to another schema."""
+        return SequenceRecords(self.source, schema)
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -253,21 +264,23 @@ Records = JSONLinesDataset | SequenceRecords
 
 
 def records_of(
-    source: Source | Records | RecordSequence, schema: Schema = TEXT_SCHEMA, **options: Any
+    source: Source | Records | RecordSequence, schema: Schema | None = None, **options: Any
 ) -> Records:
     """Whatever a user calls data, as records.
 
     Args:
         source: paths as `JSONLinesDataset` takes them, or records in memory: a list of dicts, a
             Hugging Face `Dataset`, or anything with a length that gives dicts by index.
-        schema: the fields each record must have, and their checks.
+        schema: the fields each record must have, and their checks; None: a text, or those of
+            records that have a schema already.
         options: those of `JSONLinesDataset`, for files.
 
     Raises:
         UserError: it is neither, or cannot be read.
     """
     if isinstance(source, (JSONLinesDataset, SequenceRecords)):
-        return source
+        return source if schema in (None, source.schema) else source.with_schema(schema)
+    schema = TEXT_SCHEMA if schema is None else schema
     if _are_paths(source):
         return JSONLinesDataset(source, schema, **options)  # type: ignore[arg-type]
     if isinstance(source, Mapping):

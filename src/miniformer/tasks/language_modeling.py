@@ -1,63 +1,108 @@
-"""Language modelling: predict each next token of a text (causal, `--model encoder`).
+"""Language modelling: predict each next token of a text.
 
-Letters: B batch, T length, N labelled positions, D model width, V vocabulary.
+A causal Transformer (`--model encoder`) predicts every token of packed windows. A
+Seq2SeqTransformer learns it as a prefix language model: see `prefix_language_modeling`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from miniformer.config import TransformerConfig, UserError
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.data.batches import Cutter
+from miniformer.data.buckets import Batch
 from miniformer.data.fields import Schema
-from miniformer.data.packing import IGNORED
-from miniformer.data.records import TEXT_SCHEMA, Record
+from miniformer.data.packing import PackedWindows
+from miniformer.data.records import TEXT_SCHEMA, Record, Records
+from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.transformer import Transformer
+from miniformer.generation.generate import generate_ragged
+from miniformer.tasks.task import Measured, Task, mean, token_loss, total
+from miniformer.tasks.tokens import as_ids
 
 
-class LanguageModeling:
-    """The task of `{"text": ...}` records and plain text."""
+@dataclasses.dataclass(frozen=True)
+class LanguageModeling(Task):
+    """The task of `{"text": ...}` records and plain text.
 
-    name = "language_modeling"
-    schema: Schema = TEXT_SCHEMA
+    Args:
+        prompt_begins_document: whether a prompt is the beginning of a document, as a record is;
+            running text has no beginnings to speak of. Learnt from the training data.
+    """
 
-    def check(self, config: TransformerConfig, tokenizer: Tokenizer) -> None:
-        """Refuses a model that cannot learn this task.
+    name: ClassVar[str] = "language_modeling"
+    models: ClassVar[tuple[str, ...]] = ("encoder", "seq2seq")
+    unit: ClassVar[str] = "nats/token"
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
 
-        Raises:
-            UserError: it is not causal, takes no token ids, or its vocabulary is smaller than the
-                tokenizer's.
-        """
+    prompt_begins_document: bool = True
+
+    @property
+    def schema(self) -> Schema:
+        return TEXT_SCHEMA
+
+    def for_model(self, kind: str) -> Task:
+        from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
+
+        chosen = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
+        return chosen(**self.to_dict()) if kind in self.models else super().for_model(kind)
+
+    def fit(self, records: Records) -> Self:
+        return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield record["text"]
+
+    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+        return super().model_config({"causal": True, **given}, tokenizer)
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         if not config.causal:
             raise UserError(
                 "model_config: causal must be true for language modelling, "
                 "or the model sees its own labels"
             )
-        for name in ("input_dim", "output_dim"):
-            if getattr(config, name) is not None:
-                value = getattr(config, name)
-                raise UserError(
-                    f"model_config: {name} must be null for language modelling, not {value}"
-                )
-        if config.vocab_size < tokenizer.vocab_size:
-            raise UserError(
-                f"model_config: vocab_size={config.vocab_size} is smaller than the tokenizer's "
-                f"{tokenizer.vocab_size} ids; leave vocab_size out to take the tokenizer's"
-            )
+        refuse_set(config, ("input_dim", "output_dim"), "language modelling")
+        super().check(config, tokenizer)
 
-    def encode(self, records: Sequence[Record], tokenizer: Tokenizer) -> list[list[int]]:
-        """Token ids of each record; the boundary token begins those that begin a document."""
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`ids` of each record, begun by the boundary where a document begins, and its `bytes`."""
+        assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
+        begin = [tokenizer.boundary_id]
         return [
-            ids if record.get("continues") else [tokenizer.boundary_id, *ids]
+            {
+                "ids": as_ids(ids if record.get("continues") else begin + ids, tokenizer),
+                "bytes": len(record["text"].encode()),
+            }
             for record, ids in zip(records, encoded, strict=True)
         ]
 
-    def loss(self, model: Transformer, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter:
+        assert tokenizer is not None
+        return PackedWindows(
+            seq_len=seq_len,
+            batch_size=max(1, batch_tokens // seq_len) if batch_tokens else batch_size,
+            boundary_id=tokenizer.boundary_id,
+            endless=training,
+        )
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats, and how many tokens it sums over.
 
         Args:
@@ -65,28 +110,47 @@ class LanguageModeling:
             batch: `input_ids` and `labels`, int [B, T], and maybe `segment_ids`; `labels` is
                 already shifted, and where it is -100 nothing is predicted.
         """
-        features = model.features(
-            batch["input_ids"], segment_ids=batch.get("segment_ids")
-        )  # [B, T, D]
-        labels = batch["labels"]
-        kept = labels != IGNORED
-        if not bool(kept.all()):  # the head need not see what is not predicted
-            features, labels = features[kept], labels[kept]  # [N, D], [N]
-        loss = model.cross_entropy(features.flatten(0, -2), labels.flatten())
-        return loss, loss.new_tensor(labels.numel())
+        features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
+        return token_loss(model, features, batch["labels"])  # [B, T, D]
 
-    def metrics(
-        self, loss_sum: float, count: float, bytes_per_token: float | None = None
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        loss, count = self.loss(model, batch)
+        return {"loss": loss, "count": count, "bytes": batch.get("bytes", 0.0)}
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss in nats a token, perplexity, and where known bits per byte of text."""
-        loss = loss_sum / count
+        loss = mean(measured, "loss", "count")
         figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if bytes_per_token is not None:
-            figures["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+        if n_bytes := total(measured, "bytes"):
+            figures["bits_per_byte"] = total(measured, "loss") / math.log(2) / n_bytes
         return figures
 
-    def settings(self, *, plain_text: bool) -> dict[str, Any]:
-        """What a model directory must remember to use the model as it was trained."""
-        # A record is a document, and a prompt begins one; running text has no beginnings to speak
-        # of.
-        return {"task": self.name, "prompt_begins_document": not plain_text}
+    def answer(
+        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+    ) -> list[str]:
+        """What comes after each prompt."""
+        rows = self.encode_prompts(prompts, tokenizer)
+        continued = generate_ragged(model, rows, options)
+        return [tokenizer.decode(new[len(row) :]) for row, new in zip(rows, continued, strict=True)]
+
+    def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids of prompts; an empty one begins a document."""
+        rows = tokenizer.encode_batch(prompts)
+        begin = [tokenizer.boundary_id]
+        return [begin + ids if self.prompt_begins_document or not ids else ids for ids in rows]
+
+    def example(self) -> str:
+        return 'print(m.generate("...", max_new_tokens=64, temperature=0.8))'
+
+    def command(self, directory: str) -> str:
+        return f'generate {directory} "your prompt"'
+
+
+def refuse_set(config: TransformerConfig, names: tuple[str, ...], task: str) -> None:
+    """Refuses fields that a task has no use for."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None:
+            raise UserError(f"model_config: {name} must be null for {task}, not {value}")

@@ -1,4 +1,4 @@
-"""How far a run is, in whichever limit it reaches first: optimiser steps or seconds."""
+"""How far a run is, in whichever limit it reaches first: optimiser steps, epochs or seconds."""
 
 from __future__ import annotations
 
@@ -6,28 +6,43 @@ import time
 
 
 class Budget:
-    """The limits of a run, and its clock.
+    """The limits of a run, its clock, and how far it has come through its data.
 
     Args:
         max_steps: optimiser steps at most; None: no limit.
+        max_epochs: passes over the training data at most; None: no limit.
         max_seconds: wall-clock seconds at most, from `start`; None: no limit.
     """
 
-    def __init__(self, *, max_steps: int | None = None, max_seconds: float | None = None) -> None:
-        self.max_steps, self.max_seconds = max_steps, max_seconds
+    def __init__(
+        self,
+        *,
+        max_steps: int | None = None,
+        max_epochs: float | None = None,
+        max_seconds: float | None = None,
+    ) -> None:
+        self.max_steps, self.max_epochs, self.max_seconds = max_steps, max_epochs, max_seconds
+        self.epochs = 0.0  # passes done by the optimiser steps so far; whoever steps keeps it
         self._started: float | None = None
 
     def start(self) -> None:
-        """Starts the clock."""
-        self._started = time.monotonic()
+        """Starts the clock, and the count of epochs."""
+        self._started, self.epochs = time.monotonic(), 0.0
 
     @property
     def seconds(self) -> float:
         """Since `start`."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
-    def progress(self, steps: int) -> float:
-        """Share of the run done after `steps` steps, in [0, 1]; 0 where there is no limit."""
+    def progress(self, steps: int, epochs: float | None = None) -> float:
+        """Share of the run done, in [0, 1]; 0 where there is no limit.
+
+        Args:
+            steps: optimiser steps done.
+            epochs: passes over the data done; None: those of the steps so far.
+        """
+        epochs = self.epochs if epochs is None else epochs
         by_steps = steps / self.max_steps if self.max_steps else 0.0
+        by_epochs = epochs / self.max_epochs if self.max_epochs else 0.0
         by_time = self.seconds / self.max_seconds if self.max_seconds else 0.0
-        return min(1.0, max(by_steps, by_time))
+        return min(1.0, max(by_steps, by_epochs, by_time))

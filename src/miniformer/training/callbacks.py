@@ -66,28 +66,37 @@ class ValidateInTime(L.Callback):
         self._done = due
 
 
-def validation_figures(trainer: L.Trainer) -> dict[str, float]:
-    """What the last validation measured: `val_loss` and the task's other metrics."""
+def figures_of(trainer: L.Trainer, kind: str = "val") -> dict[str, float]:
+    """What the last validation (or test) measured: `val_loss` and the task's other metrics."""
     metrics = trainer.callback_metrics.items()
-    return {name: float(value) for name, value in metrics if name.startswith("val_")}
+    return {name: float(value) for name, value in metrics if name.startswith(f"{kind}_")}
 
 
 class KeepBest(L.Callback):
-    """Calls `save` whenever the validation loss is the lowest so far.
+    """Calls `save` whenever a validation figure is the best so far.
 
     Args:
         save: given the validation figures, writes the model.
+        metric: the figure.
+        larger: whether a larger one is better.
     """
 
-    def __init__(self, save: Callable[[dict[str, float]], None]) -> None:
-        self.save = save
+    def __init__(
+        self,
+        save: Callable[[dict[str, float]], None],
+        *,
+        metric: str = "val_loss",
+        larger: bool = False,
+    ) -> None:
+        self.save, self.metric, self.sign = save, metric, -1 if larger else 1
         self.best: dict[str, float] | None = None
         self.validated_at = -1  # optimiser step of the last complete validation
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.validated_at = trainer.global_step
-        figures = validation_figures(trainer)
+        figures = figures_of(trainer)
         check_finite(figures["val_loss"], "validation", trainer.global_step)
-        if self.best is None or figures["val_loss"] < self.best["val_loss"]:
+        now = self.sign * figures[self.metric]
+        if self.best is None or now < self.sign * self.best[self.metric]:
             self.best = {**figures, "step": trainer.global_step}
             self.save(self.best)

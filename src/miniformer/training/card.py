@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 
 import torch
 
 import miniformer
 from miniformer.config import TransformerConfig
+from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
 
 
@@ -17,8 +19,11 @@ def model_card(
     run: TrainConfig,
     figures: dict[str, float],
     *,
-    tokenizer: str,
-    picture: bool,
+    kind: str,
+    task: Task,
+    tokenizer: str | None,
+    more: str = "",
+    pictures: Sequence[str] = (),
 ) -> str:
     """Text of the card.
 
@@ -26,54 +31,64 @@ def model_card(
         config: the model.
         run: how it was trained.
         figures: what to tell of the run: name -> value.
-        tokenizer: one line about the tokenizer.
-        picture: whether loss.png lies beside the card.
+        kind: encoder or seq2seq.
+        task: what it was trained for.
+        tokenizer: one line about the tokenizer; None: it has none.
+        more: what the task says beside its figures, Markdown.
+        pictures: names of the pictures that lie beside the card.
     """
+    what = {"encoder": "A causal Transformer" if config.causal else "A Transformer encoder"}
+    layers = f"{config.n_layers}"
+    if kind == "seq2seq":
+        layers = f"{config.n_layers} + {config.decoder_layers}"
+    size = config.num_params(seq2seq=kind == "seq2seq")
     shape = (
-        f"{config.n_layers} layers x {config.d_model}, {config.n_heads} heads, "
+        f"{layers} layers x {config.d_model}, {config.n_heads} heads, "
         f"{config.activation}, {config.norm}, {config.position} positions, "
         f"context {config.max_seq_len}"
     )
-    return "\n".join(
-        [
-            "---",
-            "library_name: miniformer",
-            "---",
-            f"# {run.experiment_name or run.task}",
-            "",
-            f"A causal Transformer language model of {config.num_params():,} parameters: {shape}.",
-            f"Tokenizer: {tokenizer}.",
-            "",
-            "## Use",
-            "",
-            "```python",
-            "import miniformer",
-            "",
-            'm = miniformer.load("path/to/this/directory")',
-            'print(m.generate("...", max_new_tokens=64, temperature=0.8))',
-            "```",
-            "",
-            "## Figures",
-            "",
-            "| figure | value |",
-            "|---|---|",
-            *(
-                f"| {name.replace('val_', 'validation ').replace('_', ' ')} | {_round(value)} |"
-                for name, value in figures.items()
-            ),
-            "",
-            *(["![loss](loss.png)", ""] if picture else []),
-            "## How it was trained",
-            "",
-            "```json",
-            json.dumps(run.changed(), indent=2),
-            "```",
-            "",
-            f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}.",
-            "",
-        ]
-    )
+    parts = [
+        "---",
+        "library_name: miniformer",
+        "---",
+        f"# {run.experiment_name or run.task}",
+        "",
+        f"{what.get(kind, 'An encoder-decoder Transformer')} for {task.name.replace('_', ' ')}, "
+        f"{size:,} parameters: {shape}.",
+        *([f"Tokenizer: {tokenizer}."] if tokenizer else []),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import miniformer",
+        "",
+        'm = miniformer.load("path/to/this/directory")',
+        task.example(),
+        "```",
+        "",
+        "## Figures",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {_name(name)} | {_round(value)} |" for name, value in figures.items()),
+        "",
+        *([more, ""] if more else []),
+        *(f"![{name.partition('.')[0]}]({name})\n" for name in pictures),
+        "## How it was trained",
+        "",
+        "```json",
+        json.dumps(run.changed(), indent=2),
+        "```",
+        "",
+        f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _name(figure: str) -> str:
+    return figure.replace("val_", "validation ").replace("_", " ")
 
 
 def _round(value: float) -> str:

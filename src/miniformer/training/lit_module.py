@@ -1,8 +1,9 @@
 """MiniFormerLitModule: one optimiser step, exactly.
 
-The gradient of a step is the gradient of the summed loss of all its batches, divided once by the
-number of tokens summed over. So accumulating N batches is the same as one batch N times as large,
-however unevenly their tokens are spread; averaging the averages, as a `loss / N` would, is not.
+The gradient of a step is the gradient of the summed loss of all its batches, divided once by what
+it sums over (tokens, or the weight of records). So accumulating N batches is the same as one batch
+N times as large, however unevenly their tokens are spread; averaging the averages, as a `loss / N`
+would, is not.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Timer
-from torch import Tensor
-from torchmetrics import SumMetric
+from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import UserError
-from miniformer.model.transformer import Transformer
+from miniformer.data.batches import Batches
+from miniformer.data.buckets import Batch
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.task import Measured, Task
 from miniformer.training.budget import Budget
 
 _WARMUP_SHARE = 0.05
-Batch = dict[str, Tensor]
+_NOTHING = 1e-12  # what a loss that sums over nothing is divided by
 
 
 class MiniFormerLitModule(L.LightningModule):
@@ -33,8 +36,9 @@ class MiniFormerLitModule(L.LightningModule):
     are its own arguments, not the `Trainer`'s. One device for each process.
 
     Args:
-        model: what to train.
-        task: a task's registered name, or a task.
+        model: what to train: a Transformer, a Seq2SeqTransformer, or what `task` can use as one.
+        task: a task's registered name, or a task that knows its training data (`Task.fit`).
+        tokenizer: for figures of written text; None: they are left out.
         optimizer: an optimiser's registered name.
         lr: learning rate at its highest.
         weight_decay: decoupled decay of weight matrices.
@@ -48,9 +52,10 @@ class MiniFormerLitModule(L.LightningModule):
 
     def __init__(
         self,
-        model: Transformer,
+        model: nn.Module,
         *,
-        task: Any = "language_modeling",
+        task: str | Task = "language_modeling",
+        tokenizer: Tokenizer | None = None,
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.1,
@@ -63,7 +68,8 @@ class MiniFormerLitModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model.train()  # a loaded one is in eval mode, in which dropout is off
-        self.task = registry.get("task", task)() if isinstance(task, str) else task
+        self.task: Task = registry.get("task", task)() if isinstance(task, str) else task
+        self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
         self.scheduler = scheduler
         self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)
@@ -75,11 +81,10 @@ class MiniFormerLitModule(L.LightningModule):
         )
         self.budget = budget
         self._budget = budget or Budget()  # the one in use
-        self.step_tokens: Tensor | float = 0.0  # labels in the step under way
+        self.step_count: Tensor | float = 0.0  # what the loss of the step under way sums over
         self.current_lr = 0.0  # of the last step
-        self.train_loss: Tensor | None = None  # of the last batch, nats a token
-        self._val_loss = SumMetric(nan_strategy="disable")
-        self._val_tokens = SumMetric()
+        self.train_loss: Tensor | None = None  # of the last batch
+        self.measured: list[Measured] = []  # of the last validation or test
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own `forward`."""
@@ -110,39 +115,41 @@ class MiniFormerLitModule(L.LightningModule):
             self._budget.start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        loss_sum, tokens = self.task.loss(self.model, batch)
+        loss_sum, count = self.task.loss(self.model, batch)
         self.manual_backward(loss_sum)
-        self.train_loss = loss_sum.detach() / tokens.clamp_min(1)
-        self.step_tokens = self.step_tokens + tokens
+        self.train_loss = loss_sum.detach() / count.float().clamp_min(_NOTHING)
+        self.step_count = self.step_count + count
         if (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
-            self._step()
+            self._step(batch.get("about", {}).get("epochs", 0.0))
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._log()
 
-    def _step(self) -> None:
+    def _step(self, epochs: float) -> None:
+        """A step of the optimiser, at whose end `epochs` are done."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        tokens = torch.as_tensor(self.step_tokens).clamp_min(1)  # no label at all: no gradient
+        count = torch.as_tensor(self.step_count).float().clamp_min(_NOTHING)
         for parameter in parameters:
             assert parameter.grad is not None
-            parameter.grad.div_(tokens)
+            parameter.grad.div_(count)
         if self.gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(parameters, self.gradient_clip_val)
-        self.current_lr = self.lr * self._factor(self.trainer.global_step)
+        self.current_lr = self.lr * self._factor(self.trainer.global_step, epochs)
         for group in optimizer.param_groups:
             group["lr"] = self.current_lr
         optimizer.step()
         optimizer.zero_grad()
-        self.step_tokens = 0.0
+        self.step_count, self._budget.epochs = 0.0, epochs
 
-    def _factor(self, step: int) -> float:
-        """Share of `lr` for the optimiser step after `step` others."""
+    def _factor(self, step: int, epochs: float = 0.0) -> float:
+        """Share of `lr` for the optimiser step after `step` others; `epochs` are done after it."""
         factor = self._schedule(self._budget.progress(step))
         if self._warms_up_itself:
             return factor
         if self.warmup_steps is None:
-            return factor * min(1.0, max(self._budget.progress(step + 1), 1e-3) / _WARMUP_SHARE)
+            after = self._budget.progress(step + 1, epochs)
+            return factor * min(1.0, max(after, 1e-3) / _WARMUP_SHARE)
         return factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
 
     def _log(self) -> None:
@@ -156,32 +163,46 @@ class MiniFormerLitModule(L.LightningModule):
         """The limits of a `Trainer` that the user made."""
         trainer = self.trainer
         steps = [trainer.max_steps] if trainer.max_steps > 0 else []
-        batches = trainer.num_training_batches
-        if (trainer.max_epochs or 0) > 0 and math.isfinite(batches):
-            steps.append(trainer.max_epochs * math.ceil(batches / self.accumulate_grad_batches))  # type: ignore[operator]
+        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+        if epochs > 0 and math.isfinite(batches):
+            steps.append(epochs * math.ceil(batches / self.accumulate_grad_batches))
+        loader = trainer.train_dataloader
+        # Batches of a length not known yet tell themselves how far they are.
+        counted = isinstance(loader, Batches) and loader.pools.count is not None
+        limit = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
         timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
         seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
-        if not (steps or seconds or self.scheduler == "none"):
+        if not (steps or limit or seconds or self.scheduler == "none"):
             raise UserError(
                 f"scheduler={self.scheduler} needs to know when training ends; give the Trainer "
                 "max_steps, max_time, or max_epochs over data of known length, or use "
                 "scheduler='none'"
             )
-        return Budget(max_steps=min(steps, default=None), max_seconds=min(seconds, default=None))
+        return Budget(
+            max_steps=min(steps, default=None),
+            max_epochs=limit,
+            max_seconds=min(seconds, default=None),
+        )
 
     def on_validation_epoch_start(self) -> None:
-        self._val_loss.reset()
-        self._val_tokens.reset()
+        self.measured = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        loss_sum, tokens = self.task.loss(self.model, batch)
-        self._val_loss.update(loss_sum)
-        self._val_tokens.update(tokens)
+        self.measured.append(self.task.measure(self.model, batch))
 
     def on_validation_epoch_end(self) -> None:
-        dataset = getattr(self.trainer.val_dataloaders, "dataset", None)
-        bytes_per_token = getattr(dataset, "bytes_per_token", None)
-        loss_sum, tokens = float(self._val_loss.compute()), float(self._val_tokens.compute())
-        figures = self.task.metrics(loss_sum, tokens, bytes_per_token)
-        for name, value in figures.items():
-            self.log(f"val_{name}", value)
+        self._tell("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.measured = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.measured.append(self.task.measure(self.model, batch))
+
+    def on_test_epoch_end(self) -> None:
+        self._tell("test")
+
+    def _tell(self, kind: str) -> None:
+        if self.measured:
+            figures = self.task.figures(self.measured, self.tokenizer)
+            self.log_dict({f"{kind}_{name}": value for name, value in figures.items()})

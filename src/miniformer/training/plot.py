@@ -9,13 +9,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 
-def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
+def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
     """Draws training and validation loss over steps into a PNG file.
 
     Args:
         rows: the lines of `metrics.jsonl`.
         path: the picture.
         title: its headline.
+        unit: of the loss.
     """
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -28,7 +29,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="optimiser step", ylabel="loss (nats per token)", title=title)
+    axes.set(xlabel="optimiser step", ylabel=f"loss ({unit})", title=title)
     axes.grid(alpha=0.25)
     if axes.lines:
         axes.legend(frameon=False)

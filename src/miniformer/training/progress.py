@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import check_finite, validation_figures
+from miniformer.training.callbacks import check_finite, figures_of
 
 _BAR_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
@@ -36,7 +38,7 @@ class ProgressCallback(L.Callback):
     def __init__(self, budget: Budget, path: Path, console: Console) -> None:
         self.budget, self.path, self.console = budget, path, console
         self.rows: list[dict[str, float]] = []
-        self.tokens = 0  # trained on so far
+        self.tokens = self.padding = 0  # trained on so far
         self._validating = 0.0  # seconds spent in validation, which is no training time
         self._val_started = 0.0
         self._since = (0.0, 0)  # training seconds and tokens at the last refresh
@@ -63,7 +65,9 @@ class ProgressCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        self.tokens += batch["input_ids"].numel()
+        about = batch.get("about") or {}
+        self.tokens += about.get("tokens", 0)
+        self.padding += about.get("padding", 0)
         seconds = self.budget.seconds - self._validating
         progress = self.budget.progress(trainer.global_step)
         if progress - self._written >= 1 / _POINTS or progress == 1.0:
@@ -82,10 +86,10 @@ class ProgressCallback(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._validating += time.monotonic() - self._val_started
-        figures = validation_figures(trainer)
+        figures = figures_of(trainer)
         self._record(trainer, **figures)
         self._val_text = f"  val {figures['val_loss']:.3f}"
-        self.console.print(f"step {trainer.global_step}: validation loss {figures['val_loss']:.4f}")
+        self.console.print(f"step {trainer.global_step}: validation {told(figures)}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         if self._bar:
@@ -98,10 +102,25 @@ class ProgressCallback(L.Callback):
         if self._bar:
             self._bar.stop()
 
+    def summary(self, batches: Any) -> str:
+        """A line about the whole run: tokens, padding, and how long it waited for data."""
+        seconds = max(1e-9, self.budget.seconds - self._validating)
+        waited = getattr(batches, "seconds", 0.0) / seconds
+        return (
+            f"trained on {self.tokens:,} tokens in {seconds:,.0f} s; padding "
+            f"{self.padding_share:.1%}; waited for data {waited:.1%} of the time"
+        )
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the places in batches that held no token."""
+        return self.padding / max(1, self.tokens + self.padding)
+
     def _record(self, trainer: L.Trainer, **figures: float) -> None:
         row = {
             "step": trainer.global_step,
             "tokens": self.tokens,
+            "padding": round(self.padding_share, 4),
             "seconds": round(self.budget.seconds, 3),
         }
         self.rows.append({**row, **figures})
@@ -117,3 +136,29 @@ class ProgressCallback(L.Callback):
             self._bar.update(self._bar.task_ids[0], completed=progress, figures=figures, left=ahead)
         else:
             self.console.print(f"{progress:4.0%}  {figures}  {ahead}")
+
+
+def told(figures: dict[str, float]) -> str:
+    """Figures in a line: `loss 1.2345, accuracy 0.8120`."""
+    named = ((name.removeprefix("val_"), value) for name, value in figures.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named)
+
+
+@contextlib.contextmanager
+def reading(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives what shows a bar for whatever takes its time: told its name, the part done, and all."""
+    if not console.is_terminal:
+        yield lambda name, done, whole: None
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        console=console, transient=True,
+    ) as bar:  # fmt: skip
+        known: dict[str, Any] = {}
+
+        def show(name: str, done: int, whole: int) -> None:
+            if name not in known:
+                known[name] = bar.add_task(name)
+            bar.update(known[name], completed=done, total=whole)
+
+        yield show

@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from miniformer import registry
 from miniformer.checkpoint.directory import save_directory
-from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.checkpoint.pipeline import MODELS
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.records import JSONLinesDataset
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.checkpointing import kept_bytes
+from miniformer.data.records import records_of
 from miniformer.model.pretrained import write_text
-from miniformer.model.stack import set_activation_checkpointing
-from miniformer.model.transformer import Transformer
+from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime, check_finite
+from miniformer.training.callbacks import (
+    KeepBest,
+    StopAtBudget,
+    ValidateInTime,
+    check_finite,
+    figures_of,
+)
 from miniformer.training.card import model_card
 from miniformer.training.interrupt import InterruptCallback, Interrupted
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.plot import plot_loss
-from miniformer.training.progress import ProgressCallback, make_console
+from miniformer.training.preparation import (
+    check_machine,
+    checkpoint,
+    make_tokenizer,
+    new_folder,
+    precision,
+)
+from miniformer.training.progress import ProgressCallback, make_console, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +54,14 @@ class RunResult:
     Args:
         folder: the run's folder.
         model: the model directory to use: `best`, or `last` where nothing was validated.
+        task: what it was trained for.
         figures: figures of that model.
         interrupted: the signal that ended the run early; None: it ended by itself.
     """
 
     folder: Path
     model: Path
+    task: Task
     figures: dict[str, float]
     interrupted: int | None
 
@@ -70,53 +79,64 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     """
     console = console or make_console()
     L.seed_everything(config.seed, verbose=False)
-    task = registry.get("task", config.task)()
-    _check_machine(config)
-    # Every mistake that can be seen without reading the text is told before it is read.
-    wanted = TransformerConfig.from_dict({"causal": True, **config.model_config})
-    seq_len = config.seq_len or wanted.max_seq_len
-    if seq_len > wanted.max_seq_len:
+    kind, task = _task(config)
+    metric = _metric(config, task)
+    notes = list(task.notes(metric)) if config.val_path or config.test_path else []
+    check_machine(config)
+    # Every mistake that can be seen without reading the data is told before it is read.
+    limit = TransformerConfig.from_dict(config.model_config).max_seq_len
+    seq_len = config.seq_len or limit
+    if seq_len > limit:
         raise UserError(
-            f"seq_len={seq_len} is longer than the model's max_seq_len={wanted.max_seq_len}; "
+            f"seq_len={seq_len} is longer than the model's max_seq_len={limit}; "
             f"lower seq_len or set max_seq_len={seq_len} in model_config"
         )
-    records = JSONLinesDataset(config.train_path, task.schema)
-    val_records = config.val_path and JSONLinesDataset(config.val_path, task.schema)
-    tokenizer, described = _tokenizer(config, records)
-    console.print(f"tokenizer: {described}")
-    vocab_size = config.model_config.get("vocab_size", tokenizer.vocab_size)
-    model_config = dataclasses.replace(wanted, vocab_size=vocab_size)
-    task.check(model_config, tokenizer)
-
-    data = MiniFormerDataModule(
-        records,
-        val_path=val_records,
-        tokenizer=tokenizer,
-        task=task,
-        batch_size=config.batch_size,
-        seq_len=seq_len,
-        num_workers=config.num_workers,
-        seed=config.seed,
-    )
-    data.setup()
-    assert data.train_data is not None
-    console.print(f"training text: {len(data.train_data.tokens):,} tokens")
-    if data.val_data is None:
-        console.print("no val_path: losses shown are those of the training text")
-    else:
-        console.print(f"validation text: {len(data.val_data.tokens):,} tokens")
-    model = Transformer(model_config)
-    console.print(f"model: {model_config.num_params():,} parameters")
+    with reading(console) as progress:
+        records = None
+        if not config.streaming:
+            records = records_of(config.train_path, task.schema, progress=progress)
+            task = task.fit(records)
+        others = {
+            name: path and records_of(path, task.schema, progress=progress)
+            for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
+        }
+        tokenizer, described = make_tokenizer(config, task, records)
+        if described is not None:
+            console.print(f"tokenizer: {described}")
+        model_config = TransformerConfig.from_dict(
+            task.model_config(config.model_config, tokenizer)
+        )
+        task.check(model_config, tokenizer)
+        data = MiniFormerDataModule(
+            records or config.train_path,
+            **others,
+            tokenizer=tokenizer,
+            task=task,
+            batch_size=config.batch_size,
+            batch_tokens=config.batch_tokens,
+            seq_len=seq_len,
+            num_workers=config.num_workers,
+            streaming=config.streaming,
+            seed=config.seed,
+            progress=progress,
+        )
+        data.setup()
+    for line in (*_about(data), *notes):
+        console.print(line)
+    model = MODELS[kind](model_config)
+    size = model_config.num_params(seq2seq=kind == "seq2seq")
+    console.print(f"model: {size:,} parameters")
     if config.activation_checkpointing != "none":
-        console.print(_checkpoint(model, config.activation_checkpointing, task, data))
-
-    steps_per_epoch = math.ceil(len(data.train_dataloader()) / config.accumulate_grad_batches)
-    limits = [config.max_steps] if config.max_steps else []
-    limits += [config.epochs * steps_per_epoch] if config.epochs else []
-    budget = Budget(max_steps=min(limits, default=None), max_seconds=config.max_seconds)
+        console.print(
+            checkpoint(model, config.activation_checkpointing, task, data.train_dataloader())
+        )
+    budget = Budget(
+        max_steps=config.max_steps, max_epochs=config.epochs, max_seconds=config.max_seconds
+    )
     module = MiniFormerLitModule(
         model,
         task=task,
+        tokenizer=tokenizer,
         optimizer=config.optimizer,
         lr=config.lr,
         weight_decay=config.weight_decay,
@@ -126,48 +146,67 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         accumulate_grad_batches=config.accumulate_grad_batches,
         budget=budget,
     )
-    folder = _new_folder(Path(config.work_dir), config.experiment_name or config.task)
+    folder = new_folder(Path(config.work_dir), config.experiment_name or config.task)
     console.print(f"run folder: {folder}")
     write_text(folder / "train_config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    generation = GenerationConfig()
+    if tokenizer is not None:
+        generation = task.generation(model_config, tokenizer)
 
-    def save(name: str, figures: dict[str, float], pictures: tuple[Path, ...] = ()) -> None:
+    def card(figures: dict[str, float], more: str, pictures: list[str]) -> str:
+        return model_card(
+            model_config, config, figures, kind=kind, task=task, tokenizer=described, more=more,
+            pictures=pictures,
+        )  # fmt: skip
+
+    def save(name: str, figures: dict[str, float], more: str, *pictures: Path) -> None:
         save_directory(
             folder / name,
             model=model,
             tokenizer=tokenizer,
-            task=task.settings(plain_text=records.is_plain_text),
-            generation=GenerationConfig(
-                max_new_tokens=min(128, -(-model_config.max_seq_len // 2)),
-                temperature=0.8,
-                eos_id=tokenizer.boundary_id,
-            ),
-            card=model_card(
-                model_config, config, figures, tokenizer=described, picture=bool(pictures)
-            ),
+            task=task.settings(),
+            generation=generation,
+            card=card(figures, more, [picture.name for picture in pictures]),
             pictures=pictures,
         )
 
-    progress = ProgressCallback(budget, folder / "metrics.jsonl", console)
-    keep = KeepBest(lambda figures: save("best", figures))
+    answers = folder / "answers.png"  # what the best model gets right and wrong
+    more = ""
+
+    def describe(name: str) -> str:
+        said = task.describe(module.measured)
+        if task.draw(module.measured, answers) or said:
+            return f"On the {name} data:\n\n{said}".rstrip()
+        return ""
+
+    def save_best(figures: dict[str, float]) -> None:
+        nonlocal more
+        more = describe("validation")
+        save("best", figures, more, *([answers] if answers.exists() else []))
+
+    progress_bar = ProgressCallback(budget, folder / "metrics.jsonl", console)
+    larger = metric in task.larger_is_better
+    keep = KeepBest(save_best, metric=f"val_{metric}", larger=larger)
     interrupt = InterruptCallback()
     validate = ValidateInTime(budget, interval=config.val_interval)
-    callbacks: list[L.Callback] = [StopAtBudget(budget), validate, progress, keep, interrupt]
+    callbacks: list[L.Callback] = [StopAtBudget(budget), validate, progress_bar, keep, interrupt]
     if config.early_stopping_patience is not None:
-        callbacks.append(
-            EarlyStopping("val_loss", mode="min", patience=config.early_stopping_patience)
-        )
+        mode = "max" if larger else "min"
+        patience = config.early_stopping_patience
+        callbacks.append(EarlyStopping(f"val_{metric}", mode=mode, patience=patience))
+    tests: dict[str, float] = {}
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator=config.accelerator,
             devices=1,
-            precision=_precision(config),
+            precision=precision(config),
             deterministic=config.deterministic,
             logger=registry.get("logger", config.logger)(folder),
             callbacks=callbacks,
             max_epochs=-1,  # StopAtBudget ends the run
             check_val_every_n_epoch=None,
             val_check_interval=1,  # ValidateInTime decides
-            limit_val_batches=None if data.val_data is not None else 0,
+            limit_val_batches=None if config.val_path else 0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             enable_progress_bar=False,
@@ -177,98 +216,78 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
         )
         with interrupt, _until_stopped(interrupt):
             trainer.fit(module, data)
-            if data.val_data is not None and keep.validated_at != trainer.global_step:
+            if config.val_path and keep.validated_at != trainer.global_step:
                 trainer.validate(module, data, verbose=False)
+        if module.train_loss is not None:  # a signal may come before the next look at the loss
+            check_finite(float(module.train_loss), "training", trainer.global_step)
+        ended = {
+            "step": trainer.global_step,
+            "training_tokens": progress_bar.tokens,
+            "seconds": round(budget.seconds, 1),
+        }
+        picture = folder / "loss.png"
+        plot_loss(progress_bar.rows, picture, title=f"{folder.name}: loss", unit=task.unit)
+        console.print(progress_bar.summary(trainer.train_dataloader))
+        losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
+        save("last", {**losses, **ended}, "", picture)
+        if config.test_path and interrupt.signal is None:
+            if keep.best is not None:
+                best = MODELS[kind].from_pretrained(folder / "best")
+                model.load_state_dict(best.state_dict())
+            with interrupt, _until_stopped(interrupt):
+                trainer.test(module, data, verbose=False)
+                tests = figures_of(trainer, "test")
     finish(trainer.loggers)
 
-    if module.train_loss is not None:  # a signal may come before the next look at the loss
-        check_finite(float(module.train_loss), "training", trainer.global_step)
-    ended = {
-        "step": trainer.global_step,
-        "training_tokens": progress.tokens,
-        "seconds": round(budget.seconds, 1),
-    }
-    picture = folder / "loss.png"
-    plot_loss(progress.rows, picture, title=f"{folder.name}: loss")
-    last_losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
-    save("last", {**last_losses, **ended}, (picture,))
-    if keep.best is None:
-        return RunResult(folder, folder / "last", {**last_losses, **ended}, interrupt.signal)
-    # The best model was saved on the way; now its card can tell the whole story.
-    best = {**keep.best, **{key: ended[key] for key in ("training_tokens", "seconds")}}
-    card = model_card(model_config, config, best, tokenizer=described, picture=True)
-    (folder / "best" / picture.name).write_bytes(picture.read_bytes())
-    write_text(folder / "best" / "README.md", card)
-    return RunResult(folder, folder / "best", best, interrupt.signal)
+    # Now that the run is over, the card of the model to use can tell the whole story.
+    which, figures = "last", {**losses, **ended, **tests}
+    if keep.best is not None:
+        times = {key: ended[key] for key in ("training_tokens", "seconds")}
+        which, figures = "best", {**keep.best, **tests, **times}
+    if tests:
+        more = describe("test")
+    pictures = [*([answers.name] if answers.exists() else []), picture.name]
+    shown = folder / which
+    write_text(shown / "README.md", card(figures, more, pictures))
+    for name in pictures:
+        (shown / name).write_bytes((folder / name).read_bytes())
+    return RunResult(folder, shown, task, figures, interrupt.signal)
 
 
-def _check_machine(config: TrainConfig) -> None:
-    """Refuses what this machine does not have."""
-    name = config.accelerator
-    missing = (name == "cuda" and not torch.cuda.is_available()) or (
-        name == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
-    if config.logger == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            'logger=wandb needs the package wandb; pip install "miniformer[wandb]", '
-            "or use tensorboard, csv or none"
-        )
-
-
-def _tokenizer(config: TrainConfig, records: JSONLinesDataset) -> tuple[Tokenizer, str]:
-    """The tokenizer that the config names, and a line about it."""
-    if config.tokenizer in registry.names("tokenizer"):
-        texts = (record["text"] for record in records)
-        tokenizer = Tokenizer.train(config.tokenizer, texts, config.model_config.get("vocab_size"))
-        return (
-            tokenizer,
-            f"{config.tokenizer}, {tokenizer.vocab_size:,} ids, trained on {config.train_path}",
-        )
-    if not config.tokenizer.endswith(".json"):
-        known = registry.unknown("tokenizer", config.tokenizer, registry.names("tokenizer"))
-        raise UserError(f"{known}; or name a tokenizer.json file")
-    tokenizer = Tokenizer.from_file(config.tokenizer)
-    return tokenizer, f"{tokenizer.vocab_size:,} ids, from {config.tokenizer}"
-
-
-def _precision(config: TrainConfig) -> Any:
-    if config.precision != "auto":
-        return {"float32": "32-true", "bf16": "bf16-mixed"}[config.precision]
-    on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-
-
-def _checkpoint(model: Transformer, how: str, task: Any, data: MiniFormerDataModule) -> str:
-    """Turns activation checkpointing on; returns what it saves, measured on one window."""
-    assert data.train_data is not None
-    window = data.train_data.collate([data.train_data[0]])
-    kept = []
-    for each in ("none", how):
-        set_activation_checkpointing(model, each)
-        with torch.random.fork_rng():  # the run's own random numbers stay as they were
-            kept.append(kept_bytes(lambda: task.loss(model, window)[0]))
-    before, after = (f"{size * data.batch_size / 1e6:,.1f} MB" for size in kept)
-    return f"kept for the backward pass of a batch: {after}, {before} without checkpointing"
-
-
-def _new_folder(work_dir: Path, name: str) -> Path:
-    """Makes `work_dir/name`, or the first free `name-2`, `name-3`...: no run overwrites another."""
+def _task(config: TrainConfig) -> tuple[str, Task]:
+    """The kind of model, and the task as it learns it."""
     try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"work_dir: cannot make {work_dir}: {error.strerror}") from None
-    number = 1
-    while True:
-        folder = work_dir / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"work_dir: cannot make {folder}: {error.strerror}") from None
+        task: Task = registry.get("task", config.task).from_dict(config.task_config)
+    except ConfigError as error:
+        raise UserError(f"task_config: {error}") from None
+    kind = config.model or task.models[0]
+    return kind, task.for_model(kind)
+
+
+def _metric(config: TrainConfig, task: Task) -> str:
+    """The figure that tells the best model, without the `val_` before it."""
+    metric = (config.checkpoint_metric or "loss").removeprefix("val_")
+    if metric not in task.metrics:
+        raise UserError(registry.unknown("checkpoint_metric", metric, list(task.metrics)))
+    return metric
+
+
+def _about(data: MiniFormerDataModule) -> Iterator[str]:
+    """Lines about the data: how much there is, and what of it does not fit."""
+    for name, words in (("train", "training"), ("val", "validation"), ("test", "test")):
+        pools = data.pools.get(name)
+        if pools is None:
+            continue
+        tokens = next(
+            filter(None, (data.count(name, each) for each in ("ids", "inputs", "labels"))), None
+        )
+        records = getattr(pools, "records", None)
+        many = "a stream" if records is None else f"{len(records):,} records"
+        yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")
+        if cut := data.cut(name):
+            yield cut
+    if data.val_path is None:
+        yield "no val_path: losses shown are those of the training data"
 
 
 @contextlib.contextmanager

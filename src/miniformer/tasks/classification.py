@@ -1,0 +1,221 @@
+"""Classification: which class an input is of, by the head on its one vector (`pooling`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional import classification as measures
+
+from miniformer.config import GenerationConfig, UserError, option
+from miniformer.data import fields
+from miniformer.data.buckets import Batch
+from miniformer.data.fields import Schema
+from miniformer.data.records import Record, RecordError, Records
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.task import Measured, joined, mean
+from miniformer.tasks.tokens import encode_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(InputTask):
+    """The task of `{"input": ..., "label": ...}` records.
+
+    Args:
+        classes: names or numbers of the classes, in the order of the model's outputs; null: those
+            of the training data, sorted.
+        class_weights: balanced: each class weighs the same in all, however rare it is; or a weight
+            for each class, in the order of `classes`; null: each record weighs the same.
+        label_smoothing: share of each label that is spread over all classes.
+        input_kind, input_dim: see `InputTask`.
+    """
+
+    name: ClassVar[str] = "classification"
+    unit: ClassVar[str] = "nats"
+    larger_is_better: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "loss")
+
+    classes: list[Any] | None = None
+    class_weights: str | list[float] | None = None
+    label_smoothing: float = option(0.0, low=0.0, high=0.99)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        weights = self.class_weights
+        if isinstance(weights, str) and weights != "balanced":
+            problems.append(f"class_weights must be balanced or a list, not {weights!r}")
+        if isinstance(weights, list):
+            if self.classes is None:
+                problems.append("class_weights are in the order of classes; give classes, too")
+            elif len(weights) != len(self.classes):
+                problems.append(
+                    f"class_weights has {len(weights)} weights for {len(self.classes)} classes"
+                )
+            if any(weight < 0 for weight in weights) or not sum(weights):
+                problems.append("class_weights must be at least 0, and not all of them 0")
+        if self.classes is not None:
+            wrong = [each for each in self.classes if fields.label(each) is not None]
+            if wrong:
+                problems.append(f"classes must be names or integers, not {wrong[0]!r}")
+            elif len({type(each) for each in self.classes}) > 1:
+                problems.append("classes must be all names or all integers")
+            elif len(set(self.classes)) != len(self.classes):
+                problems.append("classes must differ from one another")
+            elif len(self.classes) < 2:
+                problems.append(f"classes must be two or more, not {self.classes}")
+        return problems
+
+    @property
+    def schema(self) -> Schema:
+        return {**super().schema, "label": self._check_label}
+
+    def _check_label(self, value: Any) -> str | None:
+        problem = fields.label(value)
+        if problem is not None or self.classes is None or value in self.classes:
+            return problem
+        known = ", ".join(map(repr, self.classes[:10])) + ", ..." * (len(self.classes) > 10)
+        return f"is {value!r}, which is none of the classes trained on: {known}"
+
+    def fit(self, records: Records) -> Self:
+        fitted = super().fit(records)
+        if self.classes is not None and self.class_weights != "balanced":
+            return fitted
+        counts: Counter[Any] = Counter()
+        first: tuple[type, int] | None = None
+        for index, record in enumerate(records):
+            label = record["label"]
+            first = first or (type(label), index)
+            if type(label) is not first[0]:
+                file, _, line = records.where(index).rpartition(":")
+                kinds = {int: "a number", str: "a name"}
+                problem = (
+                    f"'label' is {label!r}, {kinds[type(label)]}, but that of "
+                    f"{records.where(first[1])} is {kinds[first[0]]}; use one of them throughout"
+                )
+                raise (
+                    RecordError(file, int(line), problem)
+                    if line.isdigit()
+                    else UserError(f"{records.where(index)}: {problem}")
+                )
+            counts[label] += 1
+        classes = sorted(counts) if self.classes is None else self.classes
+        if len(classes) < 2:
+            raise UserError(
+                f"{records.name}: every label is {classes[0]!r}; there must be two classes or more"
+            )
+        weights = self.class_weights
+        if weights == "balanced":
+            missing = [each for each in classes if not counts[each]]
+            if missing:
+                raise UserError(
+                    f"{records.name}: class_weights=balanced, but no record is of class "
+                    f"{missing[0]!r}"
+                )
+            whole = sum(counts.values())
+            weights = [whole / (len(classes) * counts[each]) for each in classes]
+        return dataclasses.replace(fitted, classes=classes, class_weights=weights)
+
+    def outputs(self) -> int:
+        return len(self._known())
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`inputs` of each record, see `encode_inputs`, and the number of its class, `labels`."""
+        numbers = {name: number for number, name in enumerate(self._known())}
+        examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+        for example, record in zip(examples, records, strict=True):
+            example["labels"] = numbers[record["label"]]
+        return examples
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed weighted cross-entropy in nats, and the sum of the weights."""
+        return self._loss(self.logits(model, batch), batch["labels"])
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = logits.float()  # [B, C]
+        kept = labels >= 0
+        weights = None
+        if isinstance(self.class_weights, list):
+            weights = logits.new_tensor(self.class_weights)
+        loss = F.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        return loss, kept.sum() if weights is None else weights[labels[kept]].sum()
+
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        logits = self.logits(model, batch)
+        loss, count = self._loss(logits, batch["labels"])
+        kept = batch["labels"] >= 0
+        guesses = logits.argmax(-1)[kept]
+        return {"loss": loss, "count": count, "guesses": guesses, "labels": batch["labels"][kept]}
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """Loss, accuracy, F1 averaged over classes, and Matthews' correlation coefficient."""
+        guesses, labels = joined(measured, "guesses"), joined(measured, "labels")
+        count = self.outputs()
+        return {
+            "loss": mean(measured, "loss", "count"),
+            "accuracy": float((guesses == labels).float().mean()),
+            "macro_f1": float(measures.multiclass_f1_score(guesses, labels, count, "macro")),
+            "mcc": float(measures.multiclass_matthews_corrcoef(guesses, labels, count)),
+        }
+
+    def confusion(self, measured: Sequence[Measured]) -> Tensor:
+        """Records by class (rows) and what the model takes them for (columns), int [C, C]."""
+        guesses, labels = joined(measured, "guesses"), joined(measured, "labels")
+        return measures.multiclass_confusion_matrix(guesses, labels, self.outputs())
+
+    def describe(self, measured: Sequence[Measured]) -> str:
+        """The confusion matrix, where it is small enough to read."""
+        classes = [str(each).replace("|", "\\|") for each in self._known()]
+        if len(classes) > 20:
+            return ""
+        rows = self.confusion(measured).tolist()
+        return "\n".join(
+            [
+                f"| class | taken for {' | '.join(classes)} |",
+                f"|---|{'---|' * len(classes)}",
+                *(
+                    f"| {name} | {' | '.join(map(str, row))} |"
+                    for name, row in zip(classes, rows, strict=True)
+                ),
+            ]
+        )
+
+    def draw(self, measured: Sequence[Measured], path: Path) -> bool:
+        from miniformer.tasks.pictures import draw_confusion
+
+        draw_confusion(self.confusion(measured).numpy(), list(map(str, self._known())), path)
+        return True
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """For each input its `label`, the probability of it as `score`, and all as `scores`."""
+        classes = self._known()
+        answers = []
+        for logits in batches_of(self, model, tokenizer, inputs):
+            shares = logits.float().softmax(-1)
+            for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
+                scores = dict(zip(classes, row, strict=True))
+                answers.append({"label": classes[best], "score": row[best], "scores": scores})
+        return answers
+
+    def _known(self) -> list[Any]:
+        if self.classes is None:
+            raise UserError("the classes are not known yet; give classes, or call fit(records)")
+        return self.classes

@@ -1,0 +1,164 @@
+"""What classification and regression share: an input read as a whole, and one answer to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miniformer.config import TransformerConfig, UserError, option
+from miniformer.data import fields
+from miniformer.data.batches import Cutter
+from miniformer.data.buckets import Batch, LengthBuckets, pad
+from miniformer.data.fields import Schema
+from miniformer.data.records import Record, Records
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.task import Task
+from miniformer.tasks.tokens import check_inputs, encode_inputs, input_check
+
+_AT_ONCE = 32  # inputs predicted at once
+
+
+@dataclasses.dataclass(frozen=True)
+class InputTask(Task):
+    """Base of the tasks of `{"input": ..., ...}` records.
+
+    Args:
+        input_kind: what an input is: text, pair (two texts) or features (vectors); null: as in the
+            training data.
+        input_dim: numbers in a feature vector; null: as in the training data.
+    """
+
+    models: ClassVar[tuple[str, ...]] = ("encoder",)
+
+    input_kind: str | None = option(None, choices=("text", "pair", "features"))
+    input_dim: int | None = option(None, low=1)
+
+    @property
+    def schema(self) -> Schema:
+        return {"input": input_check(self.input_kind, self.input_dim)}
+
+    def fit(self, records: Records) -> Self:
+        """Learns of the first record what an input is."""
+        first = next(islice(iter(records), 1))["input"]
+        kind = fields.input_kind(first)
+        width = len(first[0]) if kind == "features" else None
+        return dataclasses.replace(self, input_kind=kind, input_dim=width)
+
+    def kind(self) -> str:
+        """What an input is: text, pair or features."""
+        if self.input_kind is None:
+            raise UserError("input_kind is not known yet; give it, or call fit(records)")
+        return self.input_kind
+
+    def outputs(self) -> int:
+        """Outputs of the model."""
+        raise NotImplementedError
+
+    def reads_text(self) -> bool:
+        return self.kind() != "features"
+
+    def texts(self, record: Record) -> Iterator[str]:
+        if isinstance(record["input"], str):
+            yield record["input"]
+        elif isinstance(record["input"][0], str):
+            yield from record["input"]
+
+    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+        config = {"output_dim": self.outputs(), **given}
+        if self.kind() == "features":
+            config = {"input_dim": self.input_dim, **config}
+        if self.kind() == "pair":
+            config = {"token_types": 2, **config}
+        return super().model_config(config, tokenizer)
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        for name, wanted in (("output_dim", self.outputs()), ("input_dim", self.input_dim)):
+            if getattr(config, name) != wanted:
+                raise UserError(
+                    f"model_config: {name} must be {'null' if wanted is None else wanted} for this "
+                    f"data, not {getattr(config, name)}; leave it out"
+                )
+        if self.kind() == "pair" and config.token_types is not None and config.token_types < 2:
+            raise UserError("model_config: token_types must be 2 or null for pairs of texts, not 1")
+        super().check(config, tokenizer)
+
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter:
+        return LengthBuckets(
+            collate_inputs, length=("inputs",), batch_size=batch_size, batch_tokens=batch_tokens
+        )
+
+    def example(self) -> str:
+        shown = {"text": '"..."', "pair": '["...", "..."]', "features": "[[0.1, ...], ...]"}
+        return f"print(m.predict([{shown[self.kind()]}]))"
+
+    def command(self, directory: str) -> str:
+        shown = {
+            "text": '"your input"',
+            "pair": """'["first text", "second text"]'""",
+            "features": f"'{[[0.0] * (self.input_dim or 1)]}'",
+        }
+        return f"predict {directory} {shown[self.kind()]}"
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """The model's answers, [B, outputs]."""
+        types = batch.get("token_types") if model.config.token_types is not None else None
+        out: Tensor = model.classify(
+            batch["inputs"], batch.get("attention_mask"), token_types=types
+        )
+        return out
+
+
+def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
+    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F]; `labels` [B] where examples have them.
+
+    Where they are needed also `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
+    """
+    inputs, mask = pad([example["inputs"] for example in examples])
+    batch: Batch = {"inputs": inputs}
+    if mask is not None:
+        batch["attention_mask"] = mask
+    if "token_types" in examples[0]:
+        batch["token_types"] = pad([example["token_types"] for example in examples])[0]
+    if "labels" in examples[0]:
+        batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    return batch
+
+
+@torch.inference_mode()
+def batches_of(
+    task: InputTask, model: Any, tokenizer: Tokenizer | None, inputs: Sequence[Any]
+) -> Iterator[Tensor]:
+    """The model's answers to a user's inputs, some at a time, [some, outputs] each.
+
+    Raises:
+        UserError: an input is not what the model was trained on, or longer than it reads.
+    """
+    device = next(model.parameters()).device
+    limit = model.config.max_seq_len
+    records = check_inputs(inputs, task.kind(), task.input_dim)
+    for first in range(0, len(records), _AT_ONCE):
+        some = records[first : first + _AT_ONCE]
+        examples = encode_inputs(some, task.kind(), tokenizer, limit)
+        for number, example in enumerate(examples, first):
+            if example["cut"]:
+                length = len(example["inputs"]) + example["cut"]
+                raise UserError(
+                    f"input {number} is {length} long; the model reads at most {limit}; shorten it"
+                )
+        batch = {name: value.to(device) for name, value in collate_inputs(examples).items()}
+        yield task.logits(model, batch).cpu()

@@ -1,0 +1,136 @@
+"""Regression: a number for each input, by the head on its one vector (`pooling`).
+
+The model learns values less their mean, in units of their spread; figures and answers are in the
+units of the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+from torchmetrics.functional import regression as measures
+
+from miniformer.config import GenerationConfig, UserError, option
+from miniformer.data import fields
+from miniformer.data.buckets import Batch
+from miniformer.data.fields import Schema
+from miniformer.data.records import Record, Records
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.task import Measured, joined
+from miniformer.tasks.tokens import encode_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(InputTask):
+    """The task of `{"input": ..., "value": ...}` records.
+
+    Args:
+        mean: what is taken off a value before it is learnt; null: the training data's mean.
+        spread: by what it is then divided; null: the training data's standard deviation.
+        input_kind, input_dim: see `InputTask`.
+    """
+
+    name: ClassVar[str] = "regression"
+    unit: ClassVar[str] = "squared spreads"
+    larger_is_better: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
+    metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae", "pearson", "spearman", "loss")
+
+    mean: float | None = None
+    spread: float | None = option(None, above=0.0)
+
+    @property
+    def schema(self) -> Schema:
+        return {**super().schema, "value": fields.number}
+
+    def fit(self, records: Records) -> Self:
+        fitted = super().fit(records)
+        if self.mean is not None and self.spread is not None:
+            return fitted
+        count, mean, squares = 0, 0.0, 0.0
+        for record in records:  # Welford 1962: exact where values lie far from 0
+            count += 1
+            away = record["value"] - mean
+            mean += away / count
+            squares += away * (record["value"] - mean)
+        spread = math.sqrt(squares / count)
+        if self.spread is None and not spread > 1e-12 * abs(mean):
+            raise UserError(f"{records.name}: every value is {mean:g}; there is nothing to learn")
+        return dataclasses.replace(
+            fitted,
+            mean=mean if self.mean is None else self.mean,
+            spread=spread if self.spread is None else self.spread,
+        )
+
+    def outputs(self) -> int:
+        return 1
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`inputs` of each record, see `encode_inputs`, and its standardised value, `labels`."""
+        mean, spread = self._known()
+        examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+        for example, record in zip(examples, records, strict=True):
+            example["labels"] = (record["value"] - mean) / spread
+        return examples
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed squared error of standardised values, and how many there are."""
+        guesses = self.logits(model, batch)[:, 0].float()  # [B, 1] -> [B]
+        wrong = guesses - batch["labels"].to(guesses)
+        return (wrong * wrong).sum(), wrong.new_tensor(len(wrong))
+
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        guesses = self.logits(model, batch)[:, 0].float()
+        return {"guesses": guesses, "values": batch["labels"].to(guesses)}
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """Loss; MAE and RMSE in the data's units; Pearson's and Spearman's correlation.
+
+        A correlation with what does not vary is not defined: it is given as 0.
+        """
+        _, spread = self._known()
+        guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
+        loss = float(measures.mean_squared_error(guesses, values))
+        varies = len(values) > 1 and float(values.std()) > 0 and float(guesses.std()) > 0
+        return {
+            "loss": loss,
+            "mae": spread * float(measures.mean_absolute_error(guesses, values)),
+            "rmse": spread * math.sqrt(loss),
+            "pearson": float(measures.pearson_corrcoef(guesses, values)) if varies else 0.0,
+            "spearman": float(measures.spearman_corrcoef(guesses, values)) if varies else 0.0,
+        }
+
+    def draw(self, measured: Sequence[Measured], path: Path) -> bool:
+        from miniformer.tasks.pictures import draw_guesses
+
+        mean, spread = self._known()
+        guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
+        draw_guesses((values * spread + mean).numpy(), (guesses * spread + mean).numpy(), path)
+        return True
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """The value of each input, in the units of the training data."""
+        mean, spread = self._known()
+        batches = batches_of(self, model, tokenizer, inputs)
+        return [mean + spread * guess for batch in batches for guess in batch[:, 0].tolist()]
+
+    def _known(self) -> tuple[float, float]:
+        if self.mean is None or self.spread is None:
+            raise UserError("mean and spread are not known yet; give them, or call fit(records)")
+        return self.mean, self.spread

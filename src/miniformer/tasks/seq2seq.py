@@ -1,0 +1,262 @@
+"""Sequence to sequence: write a target to a source, as in translation.
+
+source    | a b c B        B: the boundary token, which ends a text
+target    | B d e          the decoder's input begins with it
+labels    | d e B
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
+from miniformer.data import fields
+from miniformer.data.batches import Cutter
+from miniformer.data.buckets import Batch, LengthBuckets, pad
+from miniformer.data.fields import Schema
+from miniformer.data.packing import IGNORED
+from miniformer.data.records import Record
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import generate_targets
+from miniformer.tasks.task import Measured, Task, token_loss
+from miniformer.tasks.tokens import as_ids
+
+_AT_ONCE = 32  # sources written to at once by `predict`
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq2Seq(Task):
+    """The task of `{"source": ..., "target": ...}` records.
+
+    Args:
+        max_source_len: tokens of a source at most, its end included; null: seq_len.
+        max_target_len: tokens of a target at most, its end included; null: seq_len. Longer texts
+            are cut, and counted.
+        generated: examples of each validation, chosen by chance, to which targets are written, for
+            exact match, BLEU and chrF.
+    """
+
+    name: ClassVar[str] = "seq2seq"
+    models: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    unit: ClassVar[str] = "nats/token"
+    larger_is_better: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
+
+    max_source_len: int | None = option(None, low=2)
+    max_target_len: int | None = option(None, low=2)
+    generated: int = option(500, low=0)
+
+    @property
+    def schema(self) -> Schema:
+        return {"source": fields.text, "target": fields.text}
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield record["source"]
+        yield record["target"]
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`source` and `labels` of each record, and its target's text as bytes, `reference`."""
+        assert tokenizer is not None
+        sources = self.encode_sources([record["source"] for record in records], tokenizer, seq_len)
+        longest = min(self.max_target_len or seq_len, seq_len)
+        targets = tokenizer.encode_batch([record["target"] for record in records])
+        examples = []
+        for record, (source, cut), target in zip(records, sources, targets, strict=True):
+            whole = [*target, tokenizer.boundary_id]  # a target that is cut has no end
+            examples.append(
+                {
+                    "source": as_ids(source, tokenizer),
+                    "labels": as_ids(whole[:longest], tokenizer),
+                    "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
+                    "cut": cut + max(0, len(whole) - longest),
+                }
+            )
+        return examples
+
+    def encode_sources(
+        self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
+    ) -> list[tuple[list[int], int]]:
+        """Token ids of each source, and how many of them did not fit."""
+        room = min(self.max_source_len or seq_len, seq_len) - 1
+        return [
+            ([*ids[:room], tokenizer.boundary_id], max(0, len(ids) - room))
+            for ids in tokenizer.encode_batch(texts)
+        ]
+
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter:
+        assert tokenizer is not None
+        boundary_id = tokenizer.boundary_id
+
+        def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
+            return collate_pairs(examples, boundary_id=boundary_id, references=not training)
+
+        return LengthBuckets(
+            collate,
+            length=("source", "labels"),
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+        )
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `seq2seq_loss`."""
+        return seq2seq_loss(model, batch)
+
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        """Loss, and for the first examples what the model writes and what it should have."""
+        measured = super().measure(model, batch)
+        served = batch.get("about", {}).get("examples", 0)
+        wanted = min(len(batch["source"]), self.generated - served)
+        if "references" not in batch or wanted <= 0:
+            return measured
+        longest = int((batch["labels"] != IGNORED).sum(1).max())
+        boundary = int(batch["target"][0, 0])
+        options = GenerationConfig(  # what runs on far beyond any target is cut
+            max_new_tokens=min(2 * longest + 10, model.config.max_seq_len - 1),
+            temperature=0.0,
+            eos_id=boundary,
+        )
+        source, mask = batch["source"][:wanted], batch.get("source_mask")
+        ends = [source.shape[1]] * wanted if mask is None else mask[:wanted].sum(1).tolist()
+        rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
+        measured["written"] = generate_targets(model, rows, boundary, options)
+        measured["references"] = batch["references"][:wanted]
+        return measured
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """Loss, and over what was written exact match (a share), BLEU and chrF (0 to 100).
+
+        BLEU and chrF are sacrebleu's, with its default settings (13a tokens, cased).
+        """
+        figures = super().figures(measured)
+        references = [text for each in measured for text in each.get("references", [])]
+        if not references or tokenizer is None:
+            return figures
+        written = [
+            tokenizer.decode(ids).strip() for each in measured for ids in each.get("written", [])
+        ]
+        references = [text.strip() for text in references]
+        same = sum(map(str.__eq__, written, references))
+        figures["exact_match"] = same / len(references)
+        if not _has_sacrebleu():
+            return figures
+        import sacrebleu
+
+        return {
+            **figures,
+            "bleu": sacrebleu.corpus_bleu(written, [references]).score,
+            "chrf": sacrebleu.corpus_chrf(written, [references]).score,
+        }
+
+    def notes(self, metric: str) -> Iterator[str]:
+        if self.generated and not _has_sacrebleu():
+            if metric in ("bleu", "chrf"):
+                raise UserError(
+                    f"checkpoint_metric={metric} needs the package sacrebleu; "
+                    'pip install "miniformer[eval]"'
+                )
+            yield 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
+
+    def describe(self, measured: Sequence[Measured]) -> str:
+        """On how many examples the figures of written text stand."""
+        count = sum(len(each.get("references", [])) for each in measured)
+        if not count:
+            return ""
+        return f"Exact match, BLEU and chrF: greedy decoding of {count:,} examples, by sacrebleu."
+
+    def generation(self, config: TransformerConfig, tokenizer: Tokenizer) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=min(self.max_target_len or 256, config.max_seq_len - 1),
+            temperature=0.0,
+            eos_id=tokenizer.boundary_id,
+        )
+
+    def answer(
+        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+    ) -> list[str]:
+        """The target of each source."""
+        sources = []
+        found = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
+        for number, (ids, cut) in enumerate(found):
+            if cut:
+                raise UserError(
+                    f"input {number} is {cut} tokens longer than the model reads; shorten it"
+                )
+            sources.append(ids)
+        # Sources of like length go together.
+        order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
+        written: dict[int, str] = {}
+        for first in range(0, len(order), _AT_ONCE):
+            some = order[first : first + _AT_ONCE]
+            new = generate_targets(
+                model, [sources[index] for index in some], tokenizer.boundary_id, options
+            )
+            written.update(zip(some, map(tokenizer.decode, new), strict=True))
+        return [written[index] for index in range(len(sources))]
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """See `answer`."""
+        assert tokenizer is not None
+        for number, text in enumerate(inputs):
+            if not isinstance(text, str):
+                raise UserError(f"input {number} must be a string, not {text!r}")
+        return self.answer(model, tokenizer, inputs, options)
+
+
+def _has_sacrebleu() -> bool:
+    return importlib.util.find_spec("sacrebleu") is not None
+
+
+def collate_pairs(examples: list[Example], *, boundary_id: int, references: bool) -> Batch:
+    """A batch: `source`, `target`, `labels`, int64 [B, S or T], maybe `source_mask`."""
+    source, mask = pad([example["source"] for example in examples])
+    labels = [example["labels"].astype(np.int64) for example in examples]
+    targets = [np.concatenate(([boundary_id], row[:-1])) for row in labels]
+    batch: Batch = {
+        "source": source,
+        "target": pad(targets)[0],
+        "labels": pad(labels, IGNORED)[0],
+    }
+    if mask is not None:
+        batch["source_mask"] = mask
+    if references:
+        batch["references"] = [example["reference"].tobytes().decode() for example in examples]
+    return batch
+
+
+def seq2seq_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in nats of a decoder's labels, and how many it sums over.
+
+    Args:
+        model: a Seq2SeqTransformer.
+        batch: `source`, int [B, S], maybe its mask, `source_mask`, bool; `target` and `labels`, int
+            [B, T]; where a label is -100 nothing is predicted. Padding of targets is on the right,
+            where no real token sees it, so that they need no mask.
+    """
+    memory = model.encode(batch["source"], batch.get("source_mask"))
+    features = model.features(batch["target"], memory)  # [B, T, D]
+    return token_loss(model, features, batch["labels"])

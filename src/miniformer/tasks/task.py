@@ -1,0 +1,229 @@
+"""Task: what a batch means, from a record of a file to a figure that tells.
+
+    records -> fit -> encode -> examples -> cutter -> batch -> loss, measure -> figures
+    inputs of a user -> predict or answer
+
+A task is a frozen config whose fields are its options and what it has learnt from the training
+data; with its name in front it is a model directory's `task.json`. To add one, subclass `Task` in a
+file of its own and register it:
+
+    miniformer.register("task", "my_task", MyTask)
+
+Letters: B batch, T length, S source length, N labelled positions, D width, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
+from miniformer.data.batches import Cutter
+from miniformer.data.buckets import Batch
+from miniformer.data.fields import Schema
+from miniformer.data.packing import IGNORED
+from miniformer.data.records import Record, Records
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+
+Measured = dict[str, Any]  # what `measure` says of a batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(StrictConfig):
+    """Base of the tasks; a subclass is a frozen dataclass, too."""
+
+    name: ClassVar[str]
+    models: ClassVar[tuple[str, ...]]  # the kinds of model that learn it, the usual one first
+    unit: ClassVar[str] = "nats"  # of its loss
+    larger_is_better: ClassVar[frozenset[str]] = frozenset()  # figures; the others are losses
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)  # its figures, the most telling first
+
+    @property
+    def schema(self) -> Schema:
+        """The fields of a record, and their checks."""
+        raise NotImplementedError
+
+    def for_model(self, kind: str) -> Task:
+        """The task as a kind of model learns it: encoder or seq2seq.
+
+        Raises:
+            UserError: it cannot.
+        """
+        if kind not in self.models:
+            raise UserError(f"task={self.name} is learnt by model={' or '.join(self.models)}")
+        return self
+
+    def fit(self, records: Records) -> Self:
+        """This task, with what it must know of the training data, such as the classes there are.
+
+        Raises:
+            RecordError: a record does not keep to the schema.
+            UserError: the data cannot be learnt from.
+        """
+        return self
+
+    def texts(self, record: Record) -> Iterator[str]:
+        """The text of a record, for a tokenizer to learn from; nothing where there is none."""
+        raise NotImplementedError
+
+    def reads_text(self) -> bool:
+        """Whether a tokenizer is needed; known after `fit`."""
+        return True
+
+    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """A model's config: what the user gave, and what follows from data and task.
+
+        Raises:
+            UserError: what was given does not go with them.
+        """
+        vocabulary = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
+        return {**vocabulary, **given}
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        """Refuses a model that cannot learn this task.
+
+        Raises:
+            UserError: what stands in its way, and what to set.
+        """
+        if tokenizer is not None and config.vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"model_config: vocab_size={config.vocab_size} is smaller than the tokenizer's "
+                f"{tokenizer.vocab_size} ids; leave vocab_size out to take the tokenizer's"
+            )
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """Examples, of one record none, one or several, all with the same names.
+
+        An example may say how many places of it were cut off, as `cut`, to be told to the user.
+
+        Args:
+            records: checked by `schema`.
+            tokenizer: None: the task reads no text.
+            seq_len: tokens at most, of inputs and targets each.
+        """
+        raise NotImplementedError
+
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter:
+        """How examples become batches: packed windows, or buckets of like length."""
+        raise NotImplementedError
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss, and what it sums over (its number or weight): the loss is their quotient."""
+        raise NotImplementedError
+
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        """What `figures` needs to know of a batch of validation; the model is in eval mode."""
+        loss, count = self.loss(model, batch)
+        return {"loss": loss, "count": count}
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """The figures of a validation, `loss` among them."""
+        return {"loss": mean(measured, "loss", "count")}
+
+    def notes(self, metric: str) -> Iterator[str]:
+        """What a user should know before a run whose best model `metric` tells.
+
+        Raises:
+            UserError: the metric cannot be had.
+        """
+        return iter(())
+
+    def describe(self, measured: Sequence[Measured]) -> str:
+        """More than figures can say, as Markdown for the model card; may be empty."""
+        return ""
+
+    def draw(self, measured: Sequence[Measured], path: Path) -> bool:
+        """Draws what there is to see of a validation into a PNG file; False: nothing."""
+        return False
+
+    def generation(self, config: TransformerConfig, tokenizer: Tokenizer) -> GenerationConfig:
+        """How a new model decodes by default."""
+        return GenerationConfig(
+            max_new_tokens=min(128, -(-config.max_seq_len // 2)),
+            temperature=0.8,
+            eos_id=tokenizer.boundary_id,
+        )
+
+    def example(self) -> str:
+        """A line of Python that uses a trained model `m`, for its card."""
+        return 'print(m.predict(["..."]))'
+
+    def command(self, directory: str) -> str:
+        """Arguments of `miniformer` that use a trained model."""
+        return f'predict {directory} "your input"'
+
+    def answer(
+        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+    ) -> list[str]:
+        """Text written to each prompt.
+
+        Raises:
+            UserError: a prompt leaves no room for `max_new_tokens`, or the task writes none.
+        """
+        raise UserError(f"a model for {self.name} writes no text; use predict")
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """Answers to inputs as they stand in records, in plain types.
+
+        Raises:
+            UserError: an input is none, or the task gives no answers.
+        """
+        raise UserError(f"a model for {self.name} predicts nothing but text; use generate")
+
+    def settings(self) -> dict[str, Any]:
+        """What `task.json` holds."""
+        return {"task": self.name, **self.to_dict()}
+
+
+def total(measured: Sequence[Measured], name: str) -> float:
+    """The sum of a number over batches."""
+    return float(sum(float(each[name]) for each in measured))
+
+
+def mean(measured: Sequence[Measured], name: str, count: str) -> float:
+    """The sum of one number over that of another."""
+    return total(measured, name) / max(total(measured, count), 1e-12)
+
+
+def joined(measured: Sequence[Measured], name: str) -> Tensor:
+    """Tensors [B, ...] of all batches, one after another, on the CPU."""
+    return torch.cat([each[name].detach().cpu() for each in measured])
+
+
+def token_loss(model: Any, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in nats of labelled positions, and how many there are.
+
+    Args:
+        model: has a `cross_entropy`.
+        features: [B, T, D].
+        labels: int [B, T]; -100: nothing is predicted there.
+    """
+    kept = labels != IGNORED
+    if not bool(kept.all()):  # the head need not see what is not predicted
+        features, labels = features[kept], labels[kept]  # [N, D], [N]
+    loss = model.cross_entropy(features.flatten(0, -2), labels.flatten())
+    return loss, loss.new_tensor(labels.numel())

@@ -1,0 +1,104 @@
+"""Token ids of texts, as tasks lay them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from miniformer.config import UserError
+from miniformer.data import fields
+from miniformer.data.fields import to_array
+from miniformer.data.records import Record
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+
+
+def as_ids(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
+    """Token ids in as few bytes as the vocabulary allows, int [T]."""
+    return np.array(ids, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+
+
+def encode_inputs(
+    records: Sequence[Record], kind: str, tokenizer: Tokenizer | None, seq_len: int
+) -> list[Example]:
+    """What a model reads of each record's `input`, and the places cut off to keep to `seq_len`.
+
+    | kind     | inputs                                        | token_types           |
+    |----------|-----------------------------------------------|-----------------------|
+    | text     | boundary, text: int [T]                       |                       |
+    | pair     | boundary, first, boundary, second: int [T]    | 0 up to the second's  |
+    | features | vectors: float32 [T, input_dim]               |                       |
+    """
+    values = [record["input"] for record in records]
+    if kind == "features":
+        arrays = [to_array(value) for value in values]
+        return [
+            {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
+        ]
+    assert tokenizer is not None
+    boundary = [tokenizer.boundary_id]
+    if kind == "text":
+        rows = [boundary + ids for ids in tokenizer.encode_batch(values)]
+        return [
+            {"inputs": as_ids(row[:seq_len], tokenizer), "cut": max(0, len(row) - seq_len)}
+            for row in rows
+        ]
+    examples = []
+    firsts = tokenizer.encode_batch([value[0] for value in values])
+    seconds = tokenizer.encode_batch([value[1] for value in values])
+    for first, second in zip(firsts, seconds, strict=True):
+        a, b = _fitting(len(first), len(second), seq_len - 2)
+        row = boundary + first[:a] + boundary + second[:b]
+        types = np.array([0] * (1 + a) + [1] * (1 + b), dtype=np.uint8)
+        cut = len(first) + len(second) - a - b
+        examples.append({"inputs": as_ids(row, tokenizer), "token_types": types, "cut": cut})
+    return examples
+
+
+def check_inputs(inputs: Sequence[Any], kind: str, width: int | None) -> list[Record]:
+    """A user's inputs as records.
+
+    Raises:
+        UserError: one is not what the model was trained on.
+    """
+    check = input_check(kind, width)
+    records = []
+    for number, value in enumerate(inputs):
+        value = list(value) if isinstance(value, tuple) else value
+        problem = check(value)
+        if problem is not None:
+            raise UserError(f"input {number} {problem}")
+        records.append({"input": value})
+    return records
+
+
+def input_check(kind: str | None, width: int | None) -> fields.Check:
+    """A check of `input`: any, or of one kind and width only."""
+    words = {"text": "a string", "pair": "two strings", "features": "a list of vectors"}
+
+    def check(value: Any) -> str | None:
+        problem = fields.model_input(value)
+        if problem is not None or kind is None:
+            return problem
+        found = fields.input_kind(value)
+        if found != kind:
+            return f"is {words[found]}, where others are {words[kind]}; all must be of one kind"
+        if width is not None and kind == "features" and len(value[0]) != width:
+            return f"has vectors of {len(value[0])} numbers, where others have {width}"
+        return None
+
+    return check
+
+
+def _fitting(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths that fit into `room` together, the longer one cut first."""
+    if first + second <= room:
+        return first, second
+    half = room // 2
+    if first <= half:
+        return first, room - first
+    if second <= room - half:
+        return room - second, second
+    return half, room - half

@@ -1,0 +1,282 @@
+"""Buckets and batches: everything once, in an order that can be left and taken up again."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer.config import UserError
+from miniformer.data.batches import Batches
+from miniformer.data.buckets import LengthBuckets, pad
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.packing import IGNORED
+from miniformer.data.pools import RecordPools, StreamPools
+from miniformer.data.records import records_of
+from miniformer.data.table import Table
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
+from tests.kit import VERSE, write_jsonl
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
+
+
+def table(lengths):
+    rows = [np.full(length, index) for index, length in enumerate(lengths)]
+    return Table.of([{"ids": row, "labels": len(row)} for row in rows])
+
+
+def collate(examples, random=None):
+    inputs, mask = pad([example["ids"] for example in examples])
+    labels = torch.tensor([example["labels"] for example in examples])
+    return {"inputs": inputs, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
+
+
+@given(LENGTHS, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(0, 9))
+def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens, seed):
+    buckets = LengthBuckets(collate, length=("ids",), batch_size=size, batch_tokens=tokens)
+    random = None if seed is None else np.random.default_rng(seed)
+    pool = table(lengths)
+    cuts = buckets.cut(pool, random)
+    assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
+    most = tokens or size * np.mean(lengths)
+    for cut in cuts:
+        longest = max(lengths[index] for index in cut)
+        assert len(cut) == 1 or len(cut) * longest <= most
+    # Like lengths are together: whatever lies between two of a batch is of that batch, or like one.
+    ends = sorted((min(lengths[i] for i in cut), max(lengths[i] for i in cut)) for cut in cuts)
+    assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
+
+
+@given(LENGTHS)
+def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
+    rows = [np.arange(1, length + 1) for length in lengths]
+    padded, mask = pad(rows, fill=0)
+    assert padded.shape == (len(rows), max(lengths))
+    seen = torch.ones_like(padded, dtype=torch.bool) if mask is None else mask
+    assert [padded[i][seen[i]].tolist() for i in range(len(rows))] == [row.tolist() for row in rows]
+    assert not padded[~seen].any()
+    assert (mask is None) == (min(lengths) == max(lengths))
+
+
+@given(LENGTHS.filter(len), st.data())
+def test_a_table_gives_back_its_examples(lengths, data):
+    cut = data.draw(st.integers(0, len(lengths)))
+    rows = [{"x": np.arange(length), "y": length, "z": np.ones((length, 2))} for length in lengths]
+    whole = Table.join([Table.of(rows[:cut]), Table.of([]), Table.of(rows[cut:])])
+    assert len(whole) == len(rows)
+    assert whole.lengths("x").tolist() == lengths
+    for index, row in enumerate(rows):
+        found = whole[index]
+        assert found["x"].tolist() == row["x"].tolist()
+        assert found["z"].shape == row["z"].shape
+        assert found["y"] == row["y"]
+
+
+RECORDS = [{"text": f"{'x' * (index % 7)}{index}"} for index in range(57)]
+
+
+def encode(records):
+    return [
+        {"ids": np.frombuffer(text.encode(), np.uint8), "labels": int(text.strip("x"))}
+        for text in (record["text"] for record in records)
+    ]
+
+
+def batches(tmp_path=None, *, keep=True, size=10, workers=0, **options):
+    pools = RecordPools(records_of(RECORDS), encode, size=size, keep=keep, num_workers=workers)
+    buckets = LengthBuckets(collate, length=("ids",), batch_size=4)
+    return Batches(pools, buckets, **{"seed": 5, **options})
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def labels(served):
+    return [batch["labels"].tolist() for batch in served]
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
+    loader = batches(keep=keep)
+    for epoch in range(2):
+        served = list(loader)
+        assert sorted(flat(labels(served))) == list(range(57))
+        shares = [batch["about"]["epochs"] for batch in served]
+        assert shares == sorted(shares)
+        assert shares[0] > epoch
+        assert shares[-1] == epoch + 1
+        before = [batch["about"]["examples"] for batch in served]
+        assert before == [0, *np.cumsum([len(batch["labels"]) for batch in served])[:-1]]
+        for batch in served:
+            real = (
+                int(batch["attention_mask"].sum())
+                if "attention_mask" in batch
+                else batch["inputs"].numel()
+            )
+            assert batch["about"]["tokens"] == real
+            assert batch["about"]["padding"] == batch["inputs"].numel() - real
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
+    loader, again = batches(keep=keep), batches(keep=keep)
+    first, second = labels(loader), labels(loader)
+    assert first == labels(again)
+    assert first != second
+    assert labels(batches(keep=keep, seed=6)) != first
+    again.set_epoch(1)
+    assert labels(again) == second
+    assert flat(first) != sorted(flat(first))
+    fixed = batches(keep=keep, seed=None)
+    assert labels(fixed) == labels(fixed), "validation never changes"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
+    whole = batches(keep=keep)
+    served = [batch for _ in range(2) for batch in whole]
+    for at in range(len(served)):
+        resumed = batches(keep=keep)
+        resumed.load_state_dict(json.loads(json.dumps(served[at]["about"]["state"])))
+        rest = [batch for _ in range(3) for batch in resumed][: len(served) - at - 1]
+        assert labels(rest) == labels(served[at + 1 :])
+    part = batches(keep=keep)
+    for batch, _ in zip(part, range(3), strict=False):
+        assert part.state_dict() == batch["about"]["state"]
+
+
+def test_a_pass_that_is_left_is_followed_by_the_next():
+    loader = batches()
+    next(iter(loader))
+    whole = batches()
+    list(whole)
+    assert labels(loader) == labels(whole)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_processes_change_nothing(workers):
+    assert labels(batches(keep=False, workers=workers)) == labels(batches(keep=False))
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
+    alone = labels(batches(keep=keep))
+    ranks = [labels(batches(keep=keep, rank=r, world_size=world_size)) for r in range(world_size)]
+    full = len(alone) // world_size
+    assert [len(rank) for rank in ranks] == [full] * world_size
+    assert [batch for turn in zip(*ranks, strict=True) for batch in turn] == alone[
+        : full * world_size
+    ]
+    # In validation nothing is left out, and nothing is counted twice.
+    alone = labels(batches(keep=keep, seed=None))
+    ranks = [
+        labels(batches(keep=keep, seed=None, rank=r, world_size=world_size))
+        for r in range(world_size)
+    ]
+    assert len({len(rank) for rank in ranks}) == 1
+    counted = [x for rank in ranks for batch in rank for x in batch if x != IGNORED]
+    assert sorted(counted) == sorted(flat(alone))
+
+
+def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():
+    loader = batches()
+    assert len(loader) == len(list(loader)) == len(list(loader))
+    with pytest.raises(TypeError, match="not known before the end"):
+        len(batches(keep=False))
+
+
+def test_a_stream_is_served_in_pools_as_it_comes():
+    pools = StreamPools(lambda: iter(RECORDS), encode, size=10)
+    loader = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    served = list(loader)
+    assert sorted(flat(labels(served))) == list(range(57))
+    first_pool = [batch for batch in served if batch["about"]["state"]["pool"] == 0]
+    assert max(flat(labels(first_pool))) < 10
+    resumed = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    resumed.load_state_dict(served[4]["about"]["state"])
+    assert labels(resumed) == labels(served[5:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, workers):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "1"}\n' * 9 + '{"text": 3}\n')
+    pools = RecordPools(records_of(path), encode, keep=False, num_workers=workers)
+    loader = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    with pytest.raises(UserError, match=r"bad.jsonl:10: 'text' must be a string, not an integer"):
+        list(loader)
+
+
+def test_the_data_module_serves_what_the_files_hold(tmp_path):
+    tokenizer = Tokenizer.train("byte", [])
+    texts = [VERSE, "b", "", "ccc"]
+    train = write_jsonl(tmp_path / "train.jsonl", texts)
+    val = write_jsonl(tmp_path / "val.jsonl", ["short"])
+    data = MiniFormerDataModule(train, val_path=val, tokenizer=tokenizer, batch_size=2, seq_len=8)
+    loader = data.train_dataloader()
+    whole = [i for text in texts for i in (tokenizer.boundary_id, *tokenizer.encode(text))]
+    assert data.count("train", "ids") == len(whole)
+    assert data.count("train", "bytes") == len("".join(texts).encode())
+    assert data.count("test", "ids") is None
+    seen = torch.cat([batch["input_ids"] for batch in loader])
+    assert seen.shape == (len(whole) // 8, 8)
+    (batch,) = data.val_dataloader()
+    text = [i for i in batch["labels"].flatten().tolist() if i != IGNORED]
+    assert tokenizer.decode(text) == "short"
+    assert batch["bytes"] == pytest.approx(5)
+    assert data.test_dataloader() == []
+
+
+def test_a_data_module_takes_records_in_memory_and_learns_the_classes_of_them():
+    records = [{"input": "a" * n, "label": "odd" if n % 2 else "even"} for n in range(20)]
+    data = MiniFormerDataModule(
+        records, val_path=records[:3], tokenizer=Tokenizer.train("byte", []), task="classification"
+    )
+    data.setup()
+    assert data.task == Classification(classes=["even", "odd"], input_kind="text")
+    lengths = [
+        int(n) - 1 for batch in data.train_dataloader()
+        for n in (batch["attention_mask"].sum(1) if "attention_mask" in batch
+                  else [batch["inputs"].shape[1]] * len(batch["inputs"]))
+    ]  # fmt: skip
+    assert sorted(lengths) == list(range(20))
+
+
+def test_what_is_cut_is_counted_and_told():
+    tokenizer = Tokenizer.train("byte", [])
+    records = [{"source": "ab", "target": "c" * n} for n in (3, 7, 8, 20)]
+    data = MiniFormerDataModule(records, tokenizer=tokenizer, task="seq2seq", seq_len=8)
+    assert data.cut("train") == (
+        "warning: 2 of 4 train examples were cut to seq_len=8 or the task's own limits; "
+        "14 tokens are lost"
+    )
+    (batch,) = list(data.train_dataloader())
+    kept = sorted((row != IGNORED).sum().item() for row in batch["labels"])
+    assert kept == [4, 8, 8, 8]
+    ends = {
+        row[row != IGNORED][-1].item() for row in batch["labels"] if (row != IGNORED).sum() == 8
+    }
+    assert ends == {tokenizer.boundary_id, tokenizer.encode("c")[0]}, "a cut target has no end"
+
+
+def test_large_data_is_not_kept_and_trains_alike(tmp_path, monkeypatch):
+    """The same windows, whether a file is encoded at once or pool by pool (here: all in one)."""
+    path = write_jsonl(tmp_path / "train.jsonl", [VERSE, "b", "ccc"])
+    tokenizer = Tokenizer.train("byte", [])
+
+    def first():
+        data = MiniFormerDataModule(path, val_path=path, tokenizer=tokenizer, seq_len=8)
+        return data, [batch["input_ids"] for batch in data.val_dataloader()]
+
+    kept, served = first()
+    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 1)
+    read, again = first()
+    assert kept.pools["val"].kept is not None
+    assert read.pools["val"].kept is None
+    assert torch.equal(torch.cat(served), torch.cat(again))

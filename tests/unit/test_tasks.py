@@ -1,0 +1,504 @@
+"""Classification, regression, seq2seq and prefix language modelling, each against plain code."""
+
+import json
+import math
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer import registry
+from miniformer.config import ConfigError, GenerationConfig, UserError
+from miniformer.data.buckets import LengthBuckets
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.packing import IGNORED
+from miniformer.data.records import records_of
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
+from miniformer.tasks.regression import Regression
+from miniformer.tasks.seq2seq import Seq2Seq
+from tests.kit import tiny_config, tiny_model
+
+BYTES = Tokenizer.train("byte", [])
+B = BYTES.boundary_id
+WORDS = st.text("abcdef ", max_size=12)
+
+
+def model_for(task, model=None, **changes):
+    """A tiny model with the shape that the task asks for."""
+    kind = Seq2SeqTransformer if model == "seq2seq" else None
+    given = {"vocab_size": 258, "max_seq_len": 64, "causal": False, **changes}
+    fields = {**given, **task.model_config({}, None)}
+    return tiny_model(**fields) if kind is None else tiny_model(model=kind, **fields)
+
+
+def served(task, records, *, training=False, **options):
+    """All batches of some records, as training or validation has them."""
+    options = {"seq_len": 64, "batch_size": 4, **options}
+    data = MiniFormerDataModule(records, val_path=records, task=task, tokenizer=BYTES, **options)
+    return list(data.train_dataloader() if training else data.val_dataloader())
+
+
+TEXTS = [{"input": "ab" * n, "label": "odd" if n % 2 else "even"} for n in range(12)]
+PAIRS = [{"input": ["ab" * n, "c" * (12 - n)], "value": float(n)} for n in range(12)]
+VECTORS = [{"input": [[0.1 * n, 1.0]] * (1 + n % 5), "value": 3.0 * n - 5} for n in range(12)]
+TARGETS = [{"source": "ab" * n, "target": "c" * (n % 5)} for n in range(12)]
+FITTED = {
+    "text": (Classification(), TEXTS, None),
+    "pair": (Regression(), PAIRS, None),
+    "features": (Regression(), VECTORS, None),
+    "weighted": (Classification(class_weights="balanced", label_smoothing=0.1), TEXTS[1:], None),
+    "seq2seq": (Seq2Seq(), TARGETS, "seq2seq"),
+    "prefix": (PrefixLanguageModeling(), [{"text": "ab" * n} for n in range(1, 12)], "seq2seq"),
+    "causal": (LanguageModeling(), [{"text": "ab" * n} for n in range(1, 12)], None),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time(name):
+    """Buckets, padding and masks change nothing: sums over batches are sums over records."""
+    task, records, kind = FITTED[name]
+    task = task.fit(records_of(records, task.schema))
+    model = model_for(task, kind, max_seq_len=150)
+
+    def whole(groups):
+        model.zero_grad()
+        losses, counts = zip(*(task.loss(model, batch) for batch in groups), strict=True)
+        sum(losses).backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        return float(sum(losses).detach()), float(sum(counts)), gradients
+
+    # A window that cuts no document, for what comes before a cut is no longer seen.
+    alone = [
+        batch for record in records for batch in served(task, [record], batch_size=1, seq_len=150)
+    ]
+    loss, count, gradients = whole(alone)
+    for options in ({"batch_size": 5}, {"batch_tokens": 30}, {"batch_size": 100}):
+        found = whole(served(task, records, **options, seq_len=150))
+        assert found[0] == pytest.approx(loss, rel=1e-5)
+        assert found[1] == pytest.approx(count)
+        for one, other in zip(found[2], gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@given(WORDS, WORDS, st.integers(4, 14))
+def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
+    task = Regression(mean=0.0, spread=1.0, input_kind="pair")
+    (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
+    ids, types = example["inputs"].tolist(), example["token_types"].tolist()
+    middle = types.index(1)
+    assert [ids[0], ids[middle]] == [B, B]
+    assert types == sorted(types)
+    a, b = BYTES.decode(ids[1:middle]), BYTES.decode(ids[middle + 1 :])
+    assert first.startswith(a)
+    assert second.startswith(b)
+    lost = len(first) - len(a) + len(second) - len(b)
+    assert example["cut"] == lost == max(0, len(first) + len(second) + 2 - seq_len)
+    if lost:  # the longer one is cut, and no more than down to the other's length
+        assert len(ids) == seq_len
+        for whole, kept, other in ((first, a, b), (second, b, a)):
+            assert len(kept) == len(whole) or len(kept) >= len(other) - 1
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.none() | st.integers(0, 5))
+def test_no_label_of_a_prefix_model_is_in_its_source(ids, seed):
+    row = np.array(ids, dtype=np.uint16)
+    random = None if seed is None else np.random.default_rng(seed)
+    batch = collate_prefixes([{"ids": row, "bytes": 10.0}], random, boundary_id=0)
+    source, labels = batch["source"][0].tolist(), batch["labels"][0].tolist()
+    assert source + labels == ids
+    assert batch["target"][0].tolist() == [0, *labels[:-1]]
+    assert source
+    assert labels
+    assert batch["bytes"] == pytest.approx(10.0 * len(labels) / len(ids))
+    if seed is None:
+        assert abs(len(source) - len(labels)) <= 1
+
+
+def test_a_prefix_model_reads_documents_whole_and_never_across():
+    task = LanguageModeling().for_model("seq2seq")
+    records = [{"text": "abcdefghij"}, {"text": ""}, {"text": "xy"}]
+    examples = task.encode(records, BYTES, seq_len=5)
+    pieces = [BYTES.decode(example["ids"].tolist()) for example in examples]
+    assert "".join(pieces) == "abcdefghijxy"
+    assert all(not ("x" in piece and "j" in piece) for piece in pieces)
+    assert max(len(example["ids"]) for example in examples) <= 5
+    assert sum(int(i) == B for e in examples for i in e["ids"]) == 6, "each begins and ends"
+    running = LanguageModeling(prompt_begins_document=False).for_model("seq2seq")
+    middle = [{"text": "abc", "continues": True}]
+    (example,) = running.encode(middle, BYTES, seq_len=8)
+    assert BYTES.decode(example["ids"].tolist()) == "abc"
+    assert B not in example["ids"], "nobody knows where running text ends"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_figures_of_classification_are_those_of_the_textbook(pairs):
+    task = Classification(classes=list("abcd"), input_kind="text")
+    labels, guesses = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    measured = [{"loss": 1.0, "count": 1.0, "labels": labels, "guesses": guesses}]
+    figures = task.figures(measured)
+    counts = Counter(pairs)
+    n = len(pairs)
+    assert figures["accuracy"] == pytest.approx(sum(counts[c, c] for c in range(4)) / n)
+    f1 = []
+    for c in range(4):
+        true = sum(v for (label, _), v in counts.items() if label == c)
+        taken = sum(v for (_, guess), v in counts.items() if guess == c)
+        if true + taken:  # a class that is nowhere has no F1
+            f1.append(2 * counts[c, c] / (true + taken))
+    assert figures["macro_f1"] == pytest.approx(sum(f1) / len(f1), abs=1e-6)
+    x = np.eye(4)[labels.numpy()] - np.eye(4)[labels.numpy()].mean(0)
+    y = np.eye(4)[guesses.numpy()] - np.eye(4)[guesses.numpy()].mean(0)
+    under = math.sqrt((x * x).sum() * (y * y).sum())
+    wanted = (x * y).sum() / under if under > 1e-12 else None
+    if wanted is not None:  # Gorodkin 2004: the correlation of two one-hot tables
+        assert figures["mcc"] == pytest.approx(wanted, abs=1e-5)
+    matrix = task.confusion(measured)
+    assert {(r, c): int(matrix[r, c]) for r in range(4) for c in range(4) if matrix[r, c]} == counts
+    assert f"| a | {' | '.join(str(counts[0, c]) for c in range(4))} |" in task.describe(measured)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-20, 20), st.integers(-20, 20)), min_size=3, max_size=30).filter(
+        lambda rows: all(len({row[i] for row in rows}) > 1 for i in range(2))
+    )
+)
+def test_figures_of_regression_are_in_the_units_of_the_data(rows):
+    values, guesses = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    task = Regression(mean=7.0, spread=2.5, input_kind="text")
+    inside = {
+        "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
+        "guesses": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
+    }
+    figures = task.figures([inside])
+
+    def ranks(x):  # the mean place of equal values
+        return np.array([(x < each).sum() + ((x == each).sum() - 1) / 2 for each in x])
+
+    assert figures["mae"] == pytest.approx(np.abs(values - guesses).mean(), rel=1e-4, abs=1e-4)
+    rmse = np.sqrt(((values - guesses) ** 2).mean())
+    assert figures["rmse"] == pytest.approx(rmse, rel=1e-4, abs=1e-4)
+    assert figures["pearson"] == pytest.approx(np.corrcoef(values, guesses)[0, 1], abs=1e-4)
+    spearman = np.corrcoef(ranks(values), ranks(guesses))[0, 1]
+    assert figures["spearman"] == pytest.approx(spearman, abs=1e-4)
+
+
+def test_a_correlation_with_what_does_not_vary_is_0():
+    task = Regression(mean=0.0, spread=1.0, input_kind="text")
+    figures = task.figures(
+        [{"values": torch.tensor([1.0, 2.0]), "guesses": torch.tensor([1.0, 1])}]
+    )
+    assert figures["pearson"] == figures["spearman"] == 0.0
+
+
+def test_values_are_standardised_inside_and_back_outside():
+    records = [{"input": "a" * n, "value": 1000.0 + 50 * n} for n in range(10)]
+    task = Regression().fit(records_of(records, Regression().schema))
+    values = [record["value"] for record in records]
+    assert task.mean == pytest.approx(np.mean(values))
+    assert task.spread == pytest.approx(np.std(values))
+    inside = [example["labels"] for example in task.encode(records, BYTES, 64)]
+    assert np.mean(inside) == pytest.approx(0.0, abs=1e-9)
+    assert np.std(inside) == pytest.approx(1.0)
+    model = model_for(task)
+    inputs = [record["input"] for record in records]
+    answers = task.predict(model, BYTES, inputs, GenerationConfig())
+    for text, answer in zip(inputs, answers, strict=True):
+        ids = torch.tensor([[B, *BYTES.encode(text)]])
+        assert answer == pytest.approx(
+            task.mean + task.spread * float(model.classify(ids).detach()), rel=1e-5
+        )
+
+
+def test_weights_and_smoothing_are_those_of_the_formula():
+    task = Classification(
+        classes=[0, 1, 2], class_weights=[1.0, 0.5, 3.0], label_smoothing=0.3, input_kind="text"
+    )
+    logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
+    loss, count = task._loss(logits, labels)
+    weights = np.array([1.0, 0.5, 3.0])
+    shares = logits.log_softmax(-1).numpy()
+    by_hand = 0.0
+    for row, label in zip(shares, labels.tolist(), strict=True):
+        wanted = np.full(3, 0.1)
+        wanted[label] += 0.7
+        by_hand -= (weights * wanted * row).sum()
+    assert float(loss) == pytest.approx(by_hand, rel=1e-5)
+    assert float(count) == pytest.approx(weights[labels.numpy()].sum())
+    balanced = Classification(class_weights="balanced")
+    records = [{"input": "x", "label": name} for name in "aaab"]
+    fitted = balanced.fit(records_of(records, balanced.schema))
+    assert fitted.class_weights == pytest.approx([4 / 6, 4 / 2])
+
+
+def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
+    task = Classification(classes=[0, 1], class_weights=[1.0, 2.0], input_kind="text")
+    for each in (task, Classification(classes=[0, 1], input_kind="text")):
+        loss, count = each._loss(torch.randn(3, 2), torch.full((3,), IGNORED))
+        assert float(loss) == float(count) == 0.0
+
+
+def test_classes_are_those_of_the_data_sorted():
+    def classes(labels):
+        records = [{"input": "x", "label": label} for label in labels]
+        return Classification().fit(records_of(records, Classification().schema)).classes
+
+    assert classes(["b", "a", "c", "a"]) == ["a", "b", "c"]
+    assert classes([10, 9, 2]) == [2, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([{"input": "a", "label": 1}, {"input": "b", "label": "one"}],
+         r"record 1: 'label' is 'one', a name, but that of record 0 is a number; use one of them"),
+        ([{"input": "a", "label": 1}] * 3, r"every label is 1; there must be two classes or more"),
+        ([{"input": "a", "label": 1}, {"input": ["a", "b"], "label": 2}],
+         r"record 1: 'input' is two strings, where others are a string; all must be of one kind"),
+        ([{"input": [[1, 2]], "label": 1}, {"input": [[1]], "label": 2}],
+         r"record 1: 'input' has vectors of 1 numbers, where others have 2"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_classified(records, message):
+    data = MiniFormerDataModule(records, tokenizer=BYTES, task="classification")
+    with pytest.raises(UserError, match=message):
+        data.setup()
+
+
+def test_a_label_that_training_never_saw_is_named_with_its_line(tmp_path):
+    val = tmp_path / "val.jsonl"
+    val.write_text('{"input": "a", "label": "odd"}\n{"input": "b", "label": "prime"}\n')
+    data = MiniFormerDataModule(TEXTS, val_path=val, tokenizer=BYTES, task="classification")
+    wanted = (
+        r"val.jsonl:2: 'label' is 'prime', which is none of the classes trained on: 'even', 'odd'"
+    )
+    with pytest.raises(UserError, match=wanted):
+        data.setup()
+
+
+def test_values_that_are_all_the_same():
+    records = [{"input": "a", "value": 2.5}] * 3
+    with pytest.raises(UserError, match=r"every value is 2\.5; there is nothing to learn"):
+        MiniFormerDataModule(records, tokenizer=BYTES, task="regression").setup()
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        (Classification, {"class_weights": "heavy"}, "class_weights must be balanced or a list"),
+        (Classification, {"class_weights": [1.0]}, "in the order of classes; give classes, too"),
+        (Classification, {"classes": [0, 1], "class_weights": [1.0]}, "1 weights for 2 classes"),
+        (Classification, {"classes": [0, 1], "class_weights": [-1.0, 1]}, "must be at least 0"),
+        (Classification, {"classes": [0]}, "classes must be two or more"),
+        (Classification, {"classes": [0, 0]}, "classes must differ"),
+        (Classification, {"classes": [0, "a"]}, "all names or all integers"),
+        (Classification, {"classes": [0.5, 1]}, "classes must be names or integers, not 0.5"),
+        (Classification, {"label_smoothing": 1.0}, "label_smoothing must be at most 0.99"),
+        (Classification, {"clases": [0, 1]}, "did you mean 'classes'"),
+        (Regression, {"spread": 0.0}, "spread must be above 0"),
+        (Seq2Seq, {"max_target_len": 1}, "max_target_len must be at least 2"),
+    ],
+)
+def test_options_that_make_no_sense(task, options, message):
+    with pytest.raises(ConfigError, match=message):
+        task.from_dict(options)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("classification", "seq2seq"), ("seq2seq", "encoder")])
+def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
+    with pytest.raises(UserError, match=f"task={task} is learnt by model="):
+        registry.get("task", task)().for_model(kind)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        (Classification(classes=[0, 1, 2], input_kind="text"), {"output_dim": 2},
+         "output_dim must be 3 for this data, not 2"),
+        (Regression(mean=0.0, spread=1.0, input_kind="features", input_dim=4), {"input_dim": 3},
+         "input_dim must be 4 for this data, not 3"),
+        (Regression(mean=0.0, spread=1.0, input_kind="text"), {"vocab_size": 100},
+         "vocab_size=100 is smaller than the tokenizer's 258 ids"),
+        (Regression(mean=0.0, spread=1.0, input_kind="pair"), {"token_types": 1},
+         "token_types must be 2 or null for pairs"),
+        (Seq2Seq(), {"vocab_size": 100}, "vocab_size=100 is smaller"),
+        (PrefixLanguageModeling(), {"output_dim": 3}, "output_dim must be null"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_learn_the_task(task, changes, message):
+    config = tiny_config(**{**task.model_config({"vocab_size": 258}, None), **changes})
+    with pytest.raises(UserError, match=message):
+        task.check(config, BYTES)
+
+
+def test_settings_survive_the_way_through_json():
+    tasks = [
+        Classification(classes=["a", "b"], class_weights=[1.0, 2.0], input_kind="text"),
+        Regression(mean=1.5, spread=0.1, input_kind="features", input_dim=3),
+        Seq2Seq(max_target_len=9),
+        LanguageModeling(prompt_begins_document=False),
+    ]
+    for task in tasks:
+        settings = json.loads(json.dumps(task.settings()))
+        assert registry.get("task", settings.pop("task")).from_dict(settings) == task
+
+
+def test_written_text_is_held_against_what_should_have_been():
+    import sacrebleu
+
+    task = Seq2Seq()
+    written = ["a cat sits on the mat", "the dog barks at night", "no"]
+    wanted = ["a cat sits on the mat", "the dog sleeps at night", "yes"]
+    measured = [
+        {"loss": 6.0, "count": 2.0, "written": list(map(BYTES.encode, written[:2])),
+         "references": wanted[:2]},
+        {"loss": 2.0, "count": 2.0, "written": [BYTES.encode(written[2])],
+         "references": wanted[2:]},
+        {"loss": 4.0, "count": 2.0},
+    ]  # fmt: skip
+    figures = task.figures(measured, BYTES)
+    assert figures["loss"] == pytest.approx(2.0)
+    assert figures["exact_match"] == pytest.approx(1 / 3)
+    assert figures["bleu"] == pytest.approx(sacrebleu.BLEU().corpus_score(written, [wanted]).score)
+    assert figures["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(written, [wanted]).score)
+    assert "3 examples" in task.describe(measured)
+
+
+def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    task = Seq2Seq()
+    measured = [{"loss": 1.0, "count": 1.0, "written": [BYTES.encode("a")], "references": ["a"]}]
+    assert task.figures(measured, BYTES) == {"loss": 1.0, "exact_match": 1.0}
+    (note,) = task.notes("loss")
+    assert note == 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
+    with pytest.raises(UserError, match="checkpoint_metric=bleu needs the package sacrebleu"):
+        list(task.notes("bleu"))
+
+
+def test_what_a_validation_writes_is_what_the_model_writes_alone():
+    task = Seq2Seq(generated=7)
+    model = model_for(task, "seq2seq")
+    batches = served(task, TARGETS)
+    measured = [task.measure(model, batch) for batch in batches]
+    written = [row for each in measured for row in each.get("written", [])]
+    references = [text for each in measured for text in each.get("references", [])]
+    assert len(written) == len(references) == 7
+    by_target = {}
+    for record in TARGETS:
+        by_target.setdefault(record["target"], []).append(record["source"])
+    for row, reference in zip(written, references, strict=True):
+        possible = [
+            model.generate(
+                [[*BYTES.encode(source), B]], max_new_tokens=max(1, len(row) + 1), start_id=B,
+                temperature=0, eos_id=B,
+            )[0][: len(row)]
+            for source in by_target[reference]
+        ]  # fmt: skip
+        assert row in possible
+
+
+def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
+    task = Classification(classes=["x", "y", "z"], input_kind="text")
+    model = model_for(task)
+    inputs = ["ab" * (n * 7 % 23) for n in range(40)]
+    answers = task.predict(model, BYTES, inputs, GenerationConfig())
+    for text, answer in zip(inputs, answers, strict=True):
+        shares = model.classify(torch.tensor([[B, *BYTES.encode(text)]]))[0].softmax(-1).tolist()
+        assert list(answer["scores"].values()) == pytest.approx(shares, abs=1e-5)
+        assert answer["score"] == max(answer["scores"].values())
+        assert answer["scores"][answer["label"]] == answer["score"]
+    translate, writer = Seq2Seq(), model_for(Seq2Seq(), "seq2seq")
+    options = GenerationConfig(max_new_tokens=6, temperature=0.0, eos_id=B)
+    written = translate.predict(writer, BYTES, inputs, options)
+    assert written == [translate.predict(writer, BYTES, [text], options)[0] for text in inputs]
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        (Classification(classes=[0, 1], input_kind="text"), ["a", 3], "input 1 must be a string"),
+        (Classification(classes=[0, 1], input_kind="text"), ["a" * 80],
+         "input 0 is 81 long; the model reads at most 64; shorten it"),
+        (Regression(mean=0.0, spread=1.0, input_kind="features", input_dim=2), [[[1.0]]],
+         "input 0 has vectors of 1 numbers, where others have 2"),
+        (Regression(mean=0.0, spread=1.0, input_kind="pair"), ["a"],
+         "input 0 is a string, where others are two strings"),
+        (Seq2Seq(), ["a", None], "input 1 must be a string, not None"),
+        (Seq2Seq(), ["a" * 80], "input 0 is 17 tokens longer than the model reads"),
+        (LanguageModeling(), ["a"], "predicts nothing but text; use generate"),
+    ],
+)  # fmt: skip
+def test_inputs_that_cannot_be_answered(task, given, message):
+    kind = "seq2seq" if isinstance(task, Seq2Seq) else None
+    with pytest.raises(UserError, match=message):
+        task.predict(model_for(task, kind), BYTES, given, GenerationConfig(max_new_tokens=3))
+
+
+@pytest.mark.parametrize("name", ["text", "features"])
+def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
+    task, records, _ = FITTED[name]
+    task = task.fit(records_of(records, task.schema))
+    model = model_for(task)
+    measured = [task.measure(model, batch) for batch in served(task, records)]
+    assert task.draw(measured, tmp_path / "answers.png")
+    assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def uniform(task, vocabulary, count, random):
+    """Records of uniformly random tokens: the best loss there is, is that of guessing."""
+
+    def text(length):
+        return "".join(random.choice(list(vocabulary), length))
+
+    if isinstance(task, Seq2Seq):
+        return [{"source": text(8), "target": text(8)} for _ in range(count)]
+    if isinstance(task, Classification):
+        return [{"input": text(8), "label": str(random.integers(4))} for _ in range(count)]
+    return [{"text": text(16)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["causal", "prefix", "seq2seq", "text"])
+def test_nothing_can_be_learnt_from_random_tokens(name):
+    """The leak test: a validation loss below that of guessing would mean that labels are seen."""
+    random = np.random.default_rng(0)
+    task, _, kind = FITTED[name]
+    train, val = (uniform(task, "abcdefgh", n, random) for n in (400, 200))
+    data = MiniFormerDataModule(
+        train, val_path=val, task=task, tokenizer=BYTES, batch_size=32, seq_len=17
+    )
+    data.setup()
+    task = data.task
+    model = model_for(task, kind).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(6):
+        for batch in data.train_dataloader():
+            loss, count = task.loss(model, batch)
+            optimizer.zero_grad()
+            (loss / count).backward()
+            optimizer.step()
+    with torch.no_grad():
+        measured = [task.measure(model.eval(), batch) for batch in data.val_dataloader()]
+    figures = task.figures(measured)
+    if name == "text":
+        assert figures["loss"] > math.log(4) - 0.02
+        assert abs(figures["accuracy"] - 0.25) < 0.1
+        return
+    # The end of a text of known length can be known: one certain token beside the random ones.
+    certain = {"causal": 17, "prefix": 9, "seq2seq": 9}[name]
+    floor = math.log(8) * (certain - 1) / certain
+    assert floor - 0.02 < figures["loss"] < math.log(8) + 0.7
+
+
+def test_length_buckets_serve_every_task_but_packed_ones():
+    for name, (task, records, _) in FITTED.items():
+        fitted = task.fit(records_of(records, task.schema))
+        cutter = fitted.cutter(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
+        assert isinstance(cutter, LengthBuckets) == (name != "causal")
