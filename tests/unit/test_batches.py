@@ -51,6 +51,33 @@ def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=60),
+    st.none() | st.integers(0, 9),
+)
+def test_buckets_of_pairs_count_both_sides(lengths, seed):
+    pool = Table.of([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    buckets = LengthBuckets(collate, length=("a", "b"), batch_size=3, batch_tokens=40)
+    random = None if seed is None else np.random.default_rng(seed)
+    cuts = buckets.cut(pool, random)
+    assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
+    for cut in cuts:
+        places = sum(max(lengths[index][side] for index in cut) for side in (0, 1))
+        assert len(cut) == 1 or len(cut) * places <= 40
+
+
+def test_pairs_of_like_lengths_are_together_on_both_sides():
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 20, (4000, 2))
+    pool = Table.of([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    buckets = LengthBuckets(collate, length=("a", "b"), batch_size=8)
+    real = places = 0
+    for cut in buckets.cut(pool, random):
+        real += lengths[cut].sum()
+        places += len(cut) * lengths[cut].max(0).sum()
+    assert real / places > 0.95
+
+
 @given(LENGTHS)
 def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
     rows = [np.arange(1, length + 1) for length in lengths]

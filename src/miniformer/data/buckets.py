@@ -20,10 +20,10 @@ class LengthBuckets:
 
     Args:
         collate: makes a batch of examples; in training it may draw random numbers.
-        length: names of arrays; an example is as long as the longest of them.
+        length: names of the arrays that are padded.
         batch_size: examples in a batch, on average.
-        batch_tokens: tokens in a batch at most, padding included, or one example; None: as many as
-            `batch_size` examples of the pool's mean length have.
+        batch_tokens: tokens in a batch at most, of all arrays and padding included, or one example;
+            None: as many as `batch_size` examples of the pool's mean length have.
     """
 
     def __init__(
@@ -39,21 +39,33 @@ class LengthBuckets:
 
     def cut(self, pool: Table, random: np.random.Generator | None) -> list[np.ndarray]:
         """Each batch's examples, by index, in random order; None: in one that never changes."""
-        each = [pool.lengths(name) for name in self.length]
-        lengths, sums = np.maximum.reduce(each), np.add.reduce(each)
-        tokens = self.batch_tokens or self.batch_size * max(1.0, float(lengths.mean()))
-        # Among examples of one length, chance decides who is with whom.
-        order = np.arange(len(pool)) if random is None else random.permutation(len(pool))
-        order = order[np.lexsort((sums[order], lengths[order]))]
-        batches, begin = [], 0
-        for end, index in enumerate(order):
-            if end > begin and (end + 1 - begin) * lengths[index] > tokens:
+        lengths = np.stack([pool.lengths(name) for name in self.length], 1)  # [n, arrays]
+        tokens = self.batch_tokens or self.batch_size * max(1.0, float(lengths.sum(1).mean()))
+        order = self._order(lengths, random)
+        batches, begin, longest = [], 0, [0] * lengths.shape[1]
+        for end, found in enumerate(lengths[order].tolist()):
+            longest = list(map(max, longest, found))
+            if end > begin and (end + 1 - begin) * sum(longest) > tokens:
                 batches.append(order[begin:end])
-                begin = end
+                begin, longest = end, found
         batches.append(order[begin:])
         # Mixed in any case: the first batches of a validation stand for all of them.
         (np.random.default_rng(0) if random is None else random).shuffle(batches)
         return batches
+
+    def _order(self, lengths: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
+        """Examples by one length, those alike by the next; chance decides the rest.
+
+        The next length goes up, then down, then up again, so that neighbours are alike in both.
+        """
+        count, arrays = lengths.shape
+        if random is None:
+            order, columns = np.arange(count), list(range(arrays))
+        else:
+            order, columns = random.permutation(count), random.permutation(arrays).tolist()
+        first, *others = (lengths[order, column] for column in columns)
+        ways = 1 - 2 * (first % 2)
+        return order[np.lexsort([*(ways * other for other in others[::-1]), first])]
 
     def make(self, pool: Table, some: np.ndarray, random: np.random.Generator | None) -> Batch:
         """The batch of the examples `some`."""

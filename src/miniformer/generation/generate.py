@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.generation.modes import evaluating
 from miniformer.generation.sampling import choose
 
 _INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
@@ -114,10 +115,7 @@ def _decode(
     generator = None
     if options.seed is not None:
         generator = torch.Generator(device=device).manual_seed(options.seed)
-    # Each part's own mode, for a user may have set some of them apart.
-    modes = {module: module.training for module in model.modules()}
-    model.train(False)
-    try:
+    with evaluating(model):
         batch, length = ids.shape
         cache = model.new_cache(batch, length + options.max_new_tokens)
         memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
@@ -133,9 +131,6 @@ def _decode(
             if len(chosen) == options.max_new_tokens or bool(ended.all()):
                 return torch.stack(chosen, 1)
             features = model.features(token[:, None], *memory, cache=cache)  # [B, 1, D]
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,185 @@
+"""How much faster is training without padding? Length buckets beside random, padded batches.
+
+    python benchmarks/packing.py --pairs train.jsonl --texts train.jsonl --save
+
+Both have the same model, task and records, and train; batches of both hold as many real tokens on
+average. `useful_tokens_ratio` is Miniformer's real tokens per second over those of batches of
+records drawn at random and padded to the longest, the median over rounds in which the two take
+turns. `--pairs` takes {"source", "target"} records, such as Multi30k's, `--texts` {"input",
+"label"} records, such as SST-2's; without them, lengths like theirs are made up. Uniform lengths
+come in any case: there buckets cannot win, and must not lose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig
+from miniformer.data.buckets import LengthBuckets
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.packing import IGNORED
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.seq2seq import Seq2Seq
+
+
+class RandomBatches(LengthBuckets):
+    """What most loaders do: records in random order, `batch_size` at a time, padded."""
+
+    def cut(self, pool, random):
+        order = np.arange(len(pool)) if random is None else random.permutation(len(pool))
+        return np.split(order, range(self.batch_size, len(order), self.batch_size))
+
+
+class PaddedSeq2Seq(Seq2Seq):
+    """Padding of targets goes through the head, too, as it does in most training loops."""
+
+    def loss(self, model, batch):
+        memory = model.encode(batch["source"], batch.get("source_mask"))
+        features = model.features(batch["target"], memory)
+        loss = model.cross_entropy(features.flatten(0, 1), batch["labels"].flatten())
+        return loss, (batch["labels"] != IGNORED).sum()
+
+
+def made_up(kind, count=3000):
+    """Records with lengths like those of Multi30k or SST-2, or all alike."""
+    random = np.random.default_rng(0)
+
+    def text(words):
+        return " ".join(random.choice(["ab", "cde", "fghi", "j"], int(words)))
+
+    if kind == "pairs":
+        lengths = np.clip(random.normal(12, 4, (count, 2)), 4, 40)
+        return [{"source": text(a), "target": text(b)} for a, b in lengths]
+    if kind == "texts":
+        lengths = np.clip(random.gamma(4.2, 4.6, count), 2, 52)
+        return [{"input": text(n), "label": int(random.integers(2))} for n in lengths]
+    if kind == "uniform":
+        letters = random.choice(list("abcdefgh"), (count, 24))
+        return [{"input": "".join(row), "label": int(random.integers(2))} for row in letters]
+    raise ValueError(kind)
+
+
+def steps_of(model, task, loader, seconds, optimizer):
+    """Trains for some seconds; returns real tokens per second and the share of padding."""
+    tokens = padding = 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for batch in loader:
+            loss, count = task.loss(model, batch)
+            optimizer.zero_grad()
+            (loss / count).backward()
+            optimizer.step()
+            tokens += batch["about"]["tokens"]
+            padding += batch["about"]["padding"]
+            if time.perf_counter() - began >= seconds:
+                break
+    return tokens / (time.perf_counter() - began), padding / (tokens + padding)
+
+
+def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
+    data = MiniFormerDataModule(
+        records, tokenizer=tokenizer, task=task, batch_size=batch_size, seq_len=128
+    )
+    data.setup()
+    task = data.task
+    config = TransformerConfig.from_dict(
+        task.model_config(
+            {"d_model": 128, "n_heads": 4, "n_layers": 4, "max_seq_len": 128, "dropout": 0.0},
+            tokenizer,
+        )
+    )
+    kind = Seq2SeqTransformer if isinstance(task, Seq2Seq) else Transformer
+    contestants = {}
+    for contestant in ("miniformer", "padded"):
+        torch.manual_seed(0)
+        model = kind(config).train()
+        loader = data.train_dataloader()
+        if contestant == "padded":
+            bucketed = loader.cutter
+            if not isinstance(bucketed, LengthBuckets):
+                raise ValueError("packed tasks have a comparison of their own")
+            loader.cutter = RandomBatches(
+                bucketed.collate, length=bucketed.length, batch_size=batch_size
+            )
+        contestants[contestant] = (model, loader, torch.optim.AdamW(model.parameters()))
+    rates = {contestant: [] for contestant in contestants}
+    shares = {}
+    for turn in range(rounds + 1):
+        order = list(contestants) if turn % 2 else list(contestants)[::-1]
+        for contestant in order:
+            model, loader, optimizer = contestants[contestant]
+            learnt = PaddedSeq2Seq() if contestant == "padded" and task.name == "seq2seq" else task
+            rate, shares[contestant] = steps_of(model, learnt, loader, seconds, optimizer)
+            if turn:  # the first round only warms up
+                rates[contestant].append(rate)
+    ratios = [a / b for a, b in zip(rates["miniformer"], rates["padded"], strict=True)]
+    row = {
+        "data": name,
+        "records": len(data.pools["train"].records),
+        "batch_size": batch_size,
+        "useful_tokens_ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "tokens_per_second": round(statistics.median(rates["miniformer"])),
+        "padding": round(shares["miniformer"], 4),
+        "padding_of_random_batches": round(shares["padded"], 4),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--pairs", help="JSON lines with source and target")
+    parser.add_argument("--texts", help="JSON lines with input and label")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
+    parser.add_argument("--save", action="store_true", help="write results/packing.json")
+    options = parser.parse_args()
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    pairs = options.pairs or made_up("pairs")
+    texts = options.texts or made_up("texts")
+    bpe = Tokenizer.train("bpe", _texts(pairs), 4000)
+    word = Tokenizer.train("bpe", _texts(texts), 4000)
+    byte = Tokenizer.train("byte", [])  # a token for each letter: all lengths are the same
+    rows = []
+    for size in options.batch_sizes:
+        some = {
+            "batch_size": size,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+        }
+        rows.append(compare("pairs", Seq2Seq(), pairs, tokenizer=bpe, **some))
+        rows.append(compare("texts", Classification(), texts, tokenizer=word, **some))
+        uniform = made_up("uniform")
+        rows.append(compare("uniform", Classification(), uniform, tokenizer=byte, **some))
+    threads = torch.get_num_threads()
+    result = {
+        "machine": f"{platform.machine()}, {threads} threads, torch {torch.__version__}",
+        "pairs": "made up" if not options.pairs else Path(options.pairs).parent.name,
+        "texts": "made up" if not options.texts else Path(options.texts).parent.name,
+        "rows": rows,
+    }
+    if options.save:
+        path = Path(__file__).parent / "results" / "packing.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _texts(source):
+    if isinstance(source, str):
+        source = map(json.loads, Path(source).read_text().splitlines())
+    for record in source:
+        yield from (value for value in record.values() if isinstance(value, str))
+
+
+if __name__ == "__main__":
+    main()

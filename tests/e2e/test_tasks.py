@@ -1,0 +1,331 @@
+"""Each task from a file to answers, through the command line, as a user would go."""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import miniformer
+from miniformer import cli, trainer
+from tests.kit import VERSE, environment, run_python, write_jsonl
+
+SMALL = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """Trains on records and returns the model directory to use, and what was printed."""
+
+    def run(records, *more, val=None, model=None, path=None, steps=150):
+        file = path or write(tmp_path / "train.jsonl", records)
+        held_out = write(tmp_path / "val.jsonl", val or records[:20])
+        arguments = [
+            "--train_path", str(file), "--val_path", str(held_out),
+            "--model_config", json.dumps({**SMALL, **(model or {})}), "--tokenizer", "byte",
+            "--lr", "5e-3", "--max_steps", str(steps), "--work_dir", str(tmp_path / "runs"),
+            "--logger", "none", "--experiment_name", "run", *more,
+        ]  # fmt: skip
+        assert trainer.main(arguments) == 0
+        return tmp_path / "runs" / "run" / "best", capsys.readouterr().out
+
+    return run
+
+
+def words(count, seed=0):
+    random = np.random.default_rng(seed)
+    return ["".join(random.choice(list("abcd"), random.integers(3, 9))) for _ in range(count)]
+
+
+def test_classification_by_name(train, tmp_path, capsys):
+    records = [{"input": text, "label": "has a" if "a" in text else "none"} for text in words(400)]
+    test = write(tmp_path / "test.jsonl", records[200:300])
+    best, out = train(
+        records, "--task", "classification", "--checkpoint_metric", "accuracy",
+        "--test_path", str(test), "--task_config", '{"class_weights": "balanced"}',
+    )  # fmt: skip
+    assert "test accuracy" in out
+    m = miniformer.load(best)
+    assert m.task.classes == ["has a", "none"]
+    answers = m.predict(["bcbcd", "bcabc"])
+    assert [answer["label"] for answer in answers] == ["none", "has a"]
+    assert sum(answers[0]["scores"].values()) == pytest.approx(1.0)
+    card = (best / "README.md").read_text()
+    assert "| test accuracy |" in card
+    assert "On the test data:" in card
+    assert "| class | taken for has a | none |" in card
+    assert (best / "answers.png").read_bytes().startswith(b"\x89PNG")
+    assert f"predict {best}" in out
+    assert cli.main(["predict", str(best), "bcbcd", "bcabc"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["label"] for line in lines] == ["none", "has a"]
+
+
+def test_classification_of_pairs(train, capsys, monkeypatch):
+    some = words(300)
+    records = [
+        {"input": [text, text if n % 2 else text[::-1] + "d"], "label": n % 2}
+        for n, text in enumerate(some)
+    ]
+    best, _ = train(records, "--task", "classification", steps=20)
+    assert json.loads((best / "config.json").read_text())["token_types"] == 2
+    wanted = miniformer.load(best).predict([("abc", "abc"), ["abc", "d"]])
+    lines = '{"input": ["abc", "abc"], "label": 1}\n\n["abc", "d"]\n'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert cli.main(["predict", str(best), "-"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["label"] for answer in found] == [answer["label"] for answer in wanted]
+    assert cli.main(["predict", str(best), "no pair"]) == 2
+    assert "input 'no pair': not JSON" in capsys.readouterr().err
+
+
+def test_regression_of_vectors(train, capsys):
+    random = np.random.default_rng(0)
+    rows = [random.normal(size=(int(random.integers(2, 6)), 2)).round(3) for _ in range(400)]
+    records = [
+        {"input": [{"x": x, "y": y} for x, y in row], "value": 100 + 10 * float(row[:, 0].mean())}
+        for row in rows
+    ]
+    best, out = train(records, "--task", "regression", "--batch_tokens", "64", steps=300)
+    assert "validation rmse" in out
+    assert "tokenizer" not in out
+    assert not (best / "tokenizer.json").exists()
+    m = miniformer.load(best)
+    inputs = [record["input"] for record in records[:50]]
+    values = [record["value"] for record in records[:50]]
+    assert np.corrcoef(m.predict(inputs), values)[0, 1] > 0.9
+    assert abs(np.mean(m.predict(inputs)) - np.mean(values)) < 3, "in the units of the data"
+    assert cli.main(["predict", str(best), json.dumps(inputs[0])]) == 0
+    assert float(capsys.readouterr().out) == pytest.approx(m.predict(inputs[:1])[0], rel=1e-5)
+    with pytest.raises(ValueError, match="of vectors writes no text; use predict"):
+        m.generate("a")
+
+
+PHRASES = {
+    "one two three four": "eins zwei drei vier",
+    "the dog is here now": "der Hund ist jetzt hier",
+    "a cat": "eine Katze",
+    "we sing": "wir singen",
+}
+
+
+def test_seq2seq_learns_to_translate_and_says_how_well(train):
+    records = [{"source": source, "target": target} for source, target in PHRASES.items()]
+    best, out = train(
+        records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
+        model={"d_model": 64, "n_heads": 4},
+    )  # fmt: skip
+    assert re.search(r"validation loss [\d.]+, bleu 100.0000, chrf 100.0000, exact match 1.0", out)
+    m = miniformer.load(best)
+    assert m.predict(list(PHRASES)) == list(PHRASES.values())
+    assert m.generate("a cat") == "eine Katze"
+    assert "BLEU and chrF: greedy decoding of" in (best / "README.md").read_text()
+
+
+def test_the_command_of_the_specification(tmp_path):
+    """As printed there, on text of the user's own; smaller only in its number of epochs."""
+    write_jsonl(tmp_path / "train.jsonl", [VERSE[:40], VERSE[30:90], VERSE] * 8)
+    write_jsonl(tmp_path / "val.jsonl", [VERSE])
+    (tmp_path / "data").mkdir()
+    for name in ("train.jsonl", "val.jsonl"):
+        (tmp_path / name).rename(tmp_path / "data" / name)
+    model = '{"vocab_size":50257,"d_model":384,"n_heads":6,"n_layers":6,"activation":"swiglu"}'
+    done = run_python(
+        "-m", "miniformer.trainer", "--train_path", "data/train.jsonl",
+        "--val_path", "data/val.jsonl", "--task", "language_modeling", "--model", "seq2seq",
+        "--model_config", model, "--batch_size", "16", "--max_epochs", "1", "--lr", "5e-4",
+        "--scheduler", "cosine", "--logger", "tensorboard", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "validation loss" in done.stdout
+    m = miniformer.load(tmp_path / "runs" / "language_modeling" / "best")
+    assert type(m.model).__name__ == "Seq2SeqTransformer"
+    assert isinstance(m.generate("The cat", max_new_tokens=3), str)
+
+
+def test_a_prefix_model_continues_what_it_has_learnt(train):
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    best, _ = train([{"text": alphabet}] * 40, "--model", "seq2seq", steps=400)
+    m = miniformer.load(best)
+    assert m.generate("abcdefghijklm", max_new_tokens=30, temperature=0) == "nopqrstuvwxyz"
+
+
+EXTERNAL = '''
+"""A task of a user's own: how many tokens an input has, guessed as one of two classes."""
+
+import dataclasses
+from typing import ClassVar
+
+from miniformer.data import fields
+from miniformer.tasks.classification import Classification
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity(Classification):
+    """`{"input": ...}` records; the label is whether the text has an even number of letters."""
+
+    name: ClassVar[str] = "parity"
+
+    @property
+    def schema(self):
+        return {"input": fields.text}
+
+    def fit(self, records):
+        return dataclasses.replace(self, classes=["even", "odd"], input_kind="text")
+
+    def encode(self, records, tokenizer, seq_len):
+        labelled = [
+            {**record, "label": "odd" if len(record["input"]) % 2 else "even"} for record in records
+        ]
+        return super().encode(labelled, tokenizer, seq_len)
+'''
+
+
+def test_a_task_from_outside_is_one_file_and_one_registration(tmp_path):
+    (tmp_path / "parity.py").write_text(EXTERNAL)
+    info = tmp_path / "parity-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parity\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[miniformer.task]\nparity = parity:Parity\n")
+    write(tmp_path / "train.jsonl", [{"input": text} for text in words(50)])
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from miniformer import trainer, load
+code = trainer.main(sys.argv[1:])
+print(load("runs/parity/best").predict(["ab", "abc"])[0]["label"])
+sys.exit(code)
+"""
+    done = run_python(
+        "-c", script, "--train_path", "train.jsonl", "--val_path", "train.jsonl",
+        "--task", "parity", "--model_config", json.dumps(SMALL), "--tokenizer", "byte",
+        "--max_steps", "3", "--logger", "none", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] in ("even", "odd")
+
+
+def test_a_pipe_is_trained_on_as_it_comes(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    line = (json.dumps({"text": VERSE}) + "\n").encode()
+
+    def feed():
+        try:
+            with pipe.open("wb") as stream:
+                for _ in range(100_000):
+                    stream.write(line)
+        except BrokenPipeError:
+            pass
+
+    threading.Thread(target=feed, daemon=True).start()
+    command = [
+        sys.executable, "-m", "miniformer.trainer", "--train_path", "-", "--streaming", "true",
+        "--model_config", json.dumps(SMALL), "--tokenizer", "byte", "--max_steps", "5",
+        "--logger", "none", "--batch_size", "4",
+    ]  # fmt: skip
+    with pipe.open("rb") as stream:
+        done = subprocess.run(
+            command, stdin=stream, capture_output=True, text=True, timeout=100, cwd=tmp_path,
+            env=environment(), check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "training data: a stream" in done.stdout
+    assert miniformer.load(tmp_path / "runs" / "language_modeling" / "last").generate("a")
+
+
+def test_several_files_and_patterns(train, tmp_path):
+    for number in range(3):
+        write(tmp_path / f"part{number}.jsonl", [{"text": VERSE}] * 5)
+    _, out = train([{"text": VERSE}], path=tmp_path / "part*.jsonl", steps=2)
+    assert "training data: 15 records" in out
+    listed = json.dumps([str(tmp_path / "part0.jsonl"), str(tmp_path / "part1.jsonl")])
+    _, out = train([{"text": VERSE}], "--experiment_name", "two", path=listed, steps=2)
+    assert "training data: 10 records" in out
+
+
+def test_a_file_too_large_to_keep_trains_too(train, monkeypatch):
+    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 100)
+    monkeypatch.setattr("miniformer.data.pools._POOL_BYTES", 500)
+    best, out = train([{"text": VERSE}] * 30, "--max_epochs", "3", steps=1000)
+    assert "training data: 30 records\n" in out
+    rows = (best.parent / "metrics.jsonl").read_text().splitlines()
+    losses = [row["val_loss"] for row in map(json.loads, rows) if "val_loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def mistake(capsys, arguments):
+    assert trainer.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--model", "seq2seq"], "task=classification is learnt by model=encoder"),
+        (["--task_config", '{"smoothing": 1}'], "task_config: Classification: unknown field"),
+        (["--checkpoint_metric", "acuracy"], "unknown checkpoint_metric 'acuracy' (did you mean"),
+        (["--model_config", '{"output_dim": 7}'], "output_dim must be 2 for this data, not 7"),
+        (["--streaming", "true"], "streaming needs max_steps or max_time"),
+        (["--seq_len", "4096"], "seq_len=4096 is longer than the model's max_seq_len=1024"),
+    ],
+)
+def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, wanted):
+    path = write(tmp_path / "a.jsonl", [{"input": "a", "label": n} for n in range(2)])
+    arguments = [
+        "--train_path", str(path), "--val_path", str(path), "--task", "classification",
+        "--work_dir", str(tmp_path / "runs"), "--tokenizer", "byte", *more,
+    ]  # fmt: skip
+    assert wanted in mistake(capsys, arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "content", "wanted"),
+    [
+        ("classification", b'{"input": "a", "label": 0}\n{"input": "b", "label": "x"}\n',
+         "bad.jsonl:2: 'label' is 'x', a name, but that of"),
+        ("classification", b'{"input": "a", "label": 0}\n{"input": "b", "label": null}\n',
+         "bad.jsonl:2: 'label' must be an integer or a name, not null"),
+        ("regression", b'{"input": [[1, NaN]], "value": 1}\n', "bad.jsonl:1: 'input' vector 1 h"),
+        ("regression", b'{"input": [[1, 2], [3]], "value": 1}\n',
+         "bad.jsonl:1: 'input' vector 2 has 1 numbers, the first has 2"),
+        ("regression", b'{"input": "a", "value": 1, "value": 2}\n', "bad.jsonl:1: "),
+        ("seq2seq", b'{"source": "a", "target": "b"}\n{"source": "a"}\n',
+         "bad.jsonl:2: the record has no 'target'"),
+        ("seq2seq", b'{"source": "a\xff", "target": "b"}\n', "bad.jsonl:1: "),
+        ("language_modeling", b'{"text": "a"}\n{"text": "b', "bad.jsonl:2: not JSON"),
+    ],
+)  # fmt: skip
+def test_a_bad_record_is_named_by_file_and_line(tmp_path, capsys, task, content, wanted):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    arguments = ["--train_path", str(path), "--task", task, "--work_dir", str(tmp_path / "runs")]
+    assert wanted in mistake(capsys, arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read(train, tmp_path):
+    path = tmp_path / "windows.jsonl"
+    lines = [json.dumps({"text": VERSE})] * 3 + ["", "  "]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    _, out = train([{"text": VERSE}], path=path, steps=2)
+    assert "training data: 3 records" in out
+
+
+def test_targets_that_are_cut_are_counted(train):
+    records = [{"source": "ab", "target": "c" * n} for n in (3, 30)] * 5
+    _, out = train(records, "--task", "seq2seq", "--seq_len", "16", steps=2)
+    assert "warning: 5 of 10 train examples were cut to seq_len=16 or the task's own limits" in out
