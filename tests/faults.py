@@ -265,8 +265,25 @@ FAULTS = [
     ),
     Fault(
         "the leak detector watches what it changed", "doctor/leaks.py",
-        "_swap(x, other, later), ~later)", "_swap(x, other, later), later)",
+        "later, real & ~later)", "later, real & later)",
         "tests/unit/test_doctor.py",
+    ),
+    Fault(
+        "the leak detector gives all rows the same padding", "doctor/layouts.py",
+        "Layout(name, mask, mask=mask) for",
+        "Layout(name, mask[:1].expand_as(mask), mask=mask[:1].expand_as(mask)) for",
+        "tests/unit/test_doctor.py -k only_some",
+    ),
+    Fault(
+        "the leak detector changes one row only", "doctor/leaks.py",
+        "yield row[:, None].expand_as(real)",
+        "yield row[:, None].expand_as(real)\n            return",
+        "tests/unit/test_doctor.py -k each_row",
+    ),
+    Fault(
+        "the leak detector lets a large output hide the others", "doctor/leaks.py",
+        "size = known.amax(0)  # [V]", "size = known.amax().expand(known.shape[-1])",
+        "tests/unit/test_doctor.py -k huge",
     ),
     Fault(
         "the leak detector takes what is not a number for nothing", "doctor/leaks.py",
@@ -275,7 +292,7 @@ FAULTS = [
     ),
     Fault(
         "the leak detector leaves the model in eval mode", "doctor/leaks.py",
-        "model.train(training)", "pass",
+        "module.training = training", "pass",
         "tests/unit/test_doctor.py -k sound",
     ),
     Fault(
