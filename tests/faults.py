@@ -317,7 +317,29 @@ FAULTS = [
     ),
     Fault(
         "dynamic scaling goes by the length so far", "model/stack.py",
-        "length = torch.full_like(length, cache.capacity)", "pass",
+        "lengths = cache.spans ", "lengths = positions.amax(1, keepdim=True) + 1 ",
+        "tests/unit/test_cache.py -k dynamic",
+    ),
+    Fault(
+        "dynamic scaling goes by the whole row", "model/masks.py",
+        "return ends - torch.searchsorted(ordered, segment_ids)",
+        "return (ordered != 0).sum(1, keepdim=True)",
+        f"{BATTERY} -k 'plain_reference and dynamic'",
+    ),
+    Fault(
+        "dynamic scaling counts padding", "model/masks.py",
+        "return attention_mask.sum(1, keepdim=True)",
+        "return torch.full((1, 1), length, device=device)",
+        f"{BATTERY} -k 'plain_reference and dynamic'",
+    ),
+    Fault(
+        "a prompt's rotation goes by the longest of its batch", "generation/generate.py",
+        "if mask is not None:  # a row's", "if False:  # a row's",
+        f"{BATTERY} -k 'generate_is and dynamic'",
+    ),
+    Fault(
+        "rows change places but their spans do not", "model/cache.py",
+        "self.spans = self.spans[rows]", "pass",
         "tests/unit/test_cache.py -k dynamic",
     ),
     Fault(

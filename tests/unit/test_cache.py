@@ -46,6 +46,33 @@ def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
     close(torch.cat(steps, 1), model(ids))
 
 
+@torch.inference_mode()
+def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
+    dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 3}
+    model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 9))
+    cache = model.new_cache(2, 12)
+    cache.spans = torch.tensor([[9], [6]])
+    model(ids[:, :5], cache=cache)
+    cache.reorder(torch.tensor([1, 0]))
+    other = model.new_cache(2, 10)  # whose own capacity would be another length
+    other.load_state(cache.state())
+    next_ = ids[[1, 0], 5:6]
+    for each in (cache, other):
+        logits = model(next_, cache=each)[:, -1]
+        close(logits[0], model(ids[1:, :6])[0, -1])
+        close(logits[1], model(ids[:1])[0, 5])
+
+
+@pytest.mark.parametrize("new", [4, 12])
+def test_dynamic_scaling_of_a_prompt_does_not_depend_on_its_company(new):
+    dynamic = {"type": "dynamic", "factor": 4.0, "original_max_seq_len": 4}
+    model = tiny_model(rotary_scaling=dynamic)
+    prompts = torch.randint(0, 31, (3, 9)).tolist()
+    prompts = [prompts[0], prompts[1][:2], prompts[2][:5]]
+    alone = [model.generate([prompt], new, temperature=0)[0] for prompt in prompts]
+    assert model.generate(prompts, new, temperature=0) == alone
+
+
 @every_shape
 @torch.inference_mode()
 def test_each_step_is_a_full_pass_over_the_text_so_far(shape):

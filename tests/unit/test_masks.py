@@ -8,6 +8,7 @@ from miniformer.model.masks import (
     AttentionMask,
     Visibility,
     make_cross_mask,
+    make_lengths,
     make_mask,
     make_positions,
     make_visibility,
@@ -141,3 +142,18 @@ def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
         assert 0 <= positions[0, t] < len(row)
         if is_real:
             assert positions[0, t] == sum(row[s] == (segment, True) for s in range(t))
+
+
+@given(ROWS, st.booleans())
+def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
+    segments, real = zip(*row, strict=True)
+    if not packed:
+        segments = (1,) * len(row)
+    ids, mask = torch.tensor([segments]), torch.tensor([real])
+    lengths = make_lengths(
+        len(row), attention_mask=mask, segment_ids=ids if packed else None, device=CPU
+    ).expand(1, len(row))
+    for t, (segment, is_real) in enumerate(zip(segments, real, strict=True)):
+        if is_real and segment:
+            assert lengths[0, t] == list(zip(segments, real, strict=True)).count((segment, True))
+    assert make_lengths(len(row), device=CPU).tolist() == [[len(row)]]

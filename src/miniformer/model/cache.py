@@ -35,6 +35,11 @@ class KVCache:
         dtype: their type.
         kind: window: layers with a window keep its W tokens only; full: all layers keep all; int8:
             so do they, in a byte for each value and a scale for each vector.
+
+    Attributes:
+        spans: int [B, 1], tokens that each row will have come to hold in the end. What depends on
+            the length of a text, as dynamic rotary scaling does, goes by it from the first pass
+            on. At first the capacity; set it before that pass where you know better.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class KVCache:
         self.under_way = False  # whether a pass has begun and not ended
         self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
         self.before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
+        self.spans = torch.full((batch_size, 1), capacity, device=device)
         self.cross: list[tuple[Tensor, Tensor]] | None = None  # of the source, for each layer
         shape = (batch_size, kv_heads, capacity, head_dim)
         self.layers: list[Columns] = []
@@ -144,6 +150,7 @@ class KVCache:
             raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows)
+        self.spans = self.spans[rows]
         if self.positions is not None:
             self.positions = self.positions[rows]
         if self.cross is not None:
@@ -180,7 +187,7 @@ class KVCache:
 
     def state(self) -> dict[str, Tensor]:
         """All that is stored, as tensors that safetensors can write; see `load_state`."""
-        state = {"length": torch.tensor(self.length)}
+        state = {"length": torch.tensor(self.length), "spans": self.spans}
         if self.positions is not None:
             state["positions"] = self.positions[:, : self.length]
         for index, layer in enumerate(self.layers):
@@ -211,6 +218,7 @@ class KVCache:
                 tensor.copy_(stored)
         self.start = self.stop = length
         self.under_way = False
+        self.spans = state["spans"].to(self.device)
         self.positions = None
         if "positions" in state:
             self._make_positions()

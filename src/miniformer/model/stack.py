@@ -21,7 +21,7 @@ from miniformer.model.cache import KVCache
 from miniformer.model.checkpointing import check_how, checkpointed
 from miniformer.model.kernels import Scores
 from miniformer.model.layers import DecoderLayer, EncoderLayer
-from miniformer.model.masks import Visibility, make_cross_mask, make_visibility
+from miniformer.model.masks import Visibility, make_cross_mask, make_lengths, make_visibility
 from miniformer.model.norm import make_norm
 from miniformer.model.precision import product_dtype
 
@@ -137,6 +137,11 @@ class Stack(nn.Module):
             if len(x) != cache.batch_size:
                 raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
             positions = cache.extend(attention_mask, x.shape[1])
+            lengths = cache.spans  # rotated keys stay as they are, so one must do for all steps
+        else:
+            lengths = make_lengths(
+                x.shape[1], attention_mask=attention_mask, segment_ids=segment_ids, device=x.device
+            )
         seen: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], Context] = {}
         contexts = []
@@ -161,7 +166,7 @@ class Stack(nn.Module):
             backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
             alike = (window, backend, call.sinks)
             if alike not in shared:
-                shared[alike] = self._context(x, attention, some, backend, cache)
+                shared[alike] = self._context(x, attention, some, backend, lengths)
             contexts.append(shared[alike])
         return positions, contexts
 
@@ -171,15 +176,12 @@ class Stack(nn.Module):
         attention: nn.Module,
         seen: Visibility,
         backend: str,
-        cache: KVCache | None,
+        lengths: Tensor,
     ) -> Context:
         bias = self.position.bias(seen.query_positions, seen.key_positions)
         scores = Scores(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
-        length = seen.query_positions.amax(1, keepdim=True) + 1
-        if cache is not None:  # rotated keys stay as they are, so one length must do for all steps
-            length = torch.full_like(length, cache.capacity)
-        rotation = self.position.rotation(seen.query_positions, length=length, local=local)
+        rotation = self.position.rotation(seen.query_positions, length=lengths, local=local)
         mask = backends.prepare(backend, seen, scores, rows=len(x), dtype=product_dtype(x))
         return Context(backend, mask, rotation, bias)
 
