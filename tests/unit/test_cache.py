@@ -320,3 +320,22 @@ def test_a_target_without_a_source_is_refused():
 def test_ids_of_a_type_that_indexes_nothing_are_refused(kind):
     with pytest.raises(ValueError, match=r"must be \[B, T\] token ids, not torch"):
         tiny_model()(torch.zeros(1, 3).to(kind))
+
+
+@pytest.mark.parametrize("shape", ["rotary", "window"])
+@torch.inference_mode()
+def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
+    model, ids = tiny_model(**SHAPES[shape]), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    cache = model.new_cache(2, 5)
+    mask = torch.tensor([[True] * 3, [False, True, True]])
+    none = ids[:, :0]
+    assert model(none, cache=cache).shape == (2, 0, 31)
+    model(ids[:, :3], mask, cache=cache)
+    for empty in (None, none.bool()):
+        assert model(none, empty, cache=cache).shape == (2, 0, 31)
+    assert cache.lengths.tolist() == [3, 2]
+    close(model(ids[:, 3:], cache=cache)[0, -1], model(ids[:1])[0, -1])
+    cache = model.new_cache(0, 5)
+    assert model(ids[:0], cache=cache).shape == (0, 4, 31)
+    cache.trim(1)
+    assert cache.lengths.shape == (0,)

@@ -166,11 +166,11 @@ class KVCache:
             ValueError: a ring no longer has them, or a length is below 0.
         """
         kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
-        if int(kept.min()) < 0:
+        if (kept < 0).any():
             raise ValueError(f"lengths must be at least 0, not {int(kept.min())}")
         self.stop, self.under_way = self.length, False
         for layer in self.layers:
-            if isinstance(layer, Ring) and int(self.lengths.max()) > layer.window:
+            if isinstance(layer, Ring) and bool((self.lengths > layer.window).any()):
                 raise ValueError(
                     f"a cache with a sliding window of {layer.window} has overwritten earlier "
                     "tokens; make it with kind='full' to trim it"
