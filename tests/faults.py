@@ -253,6 +253,12 @@ FAULTS = [
         f"{BATTERY} -k 'gradients and matmul'",
     ),
     Fault(
+        "scores are scaled after they have overflowed", "model/kernels.py",
+        "s = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))",
+        "s = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale",
+        "tests/unit/test_backends.py -k overflow",
+    ),
+    Fault(
         "checkpointed layers draw other dropout", "model/checkpointing.py",
         "use_reentrant=False, **options", "use_reentrant=False, preserve_rng_state=False, **options",
         "tests/unit/test_checkpointing.py",

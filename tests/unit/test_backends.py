@@ -287,3 +287,59 @@ def test_layers_that_differ_each_get_what_they_need(change):
     torch.testing.assert_close(model(ids), out, rtol=1e-4, atol=1e-4)
     unchanged = tiny_model(position="alibi")
     assert not torch.allclose(unchanged(ids), out)
+
+
+EMPTY = [(2, 0), (0, 3), (0, 0)]
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "plain", "sdpa", "matmul", "flex"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_nothing_in_gives_nothing_out(backend, dtype, shape, causal):
+    model = tiny_model(causal=causal).to(dtype)
+    set_attention_backend(model, backend)
+    ids = torch.zeros(shape, dtype=torch.long)
+    with torch.set_grad_enabled(backend != "flex"):
+        for options in ({}, {"attention_mask": ids == 0}, {"segment_ids": ids + 1}):
+            out = model(ids, **options)
+            assert out.shape == (*shape, 31)
+            assert out.dtype == dtype
+            if backend != "flex":
+                out.sum().backward()
+    for parameter in model.parameters():
+        assert backend == "flex" or not parameter.grad.any()
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
+def test_a_source_or_a_target_of_nothing(backend, sources, targets):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    set_attention_backend(model, backend)
+    ids = torch.zeros(2, 3).long()
+    for mask in (None, torch.ones(2, sources).bool()):
+        out = model(ids[:, :sources], ids[:, :targets], mask)
+        assert out.shape == (2, targets, 31)
+        assert out.isfinite().all()
+
+
+def test_varlen_of_padding_only(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)  # it is not asked
+    seen, _ = seen_by(True, segments=[[0] * T] * B)
+    mask = backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64)
+    assert not backends.attend("varlen", *drawn(), mask, Scores()).any()
+
+
+@pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
+@pytest.mark.parametrize("segments", [None, [[1] * 6, [1] * 5 + [0]]], ids=["all", "padded"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_do_not_overflow_before_they_are_scaled(backend, segments, causal):
+    """q.k is 80000, above what float16 holds; scaled, 20000."""
+    ids = None if segments is None else torch.tensor(segments)
+    seen = make_visibility(B, T, causal=causal, segment_ids=ids, device=CPU)
+    q, v = torch.full((B, H, T, 16), 70.7), torch.randn(B, H, T, 16)
+    out = []
+    for dtype in (torch.float16, torch.float32):
+        mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=dtype)
+        out.append(backends.attend(backend, *(x.to(dtype) for x in (q, q, v)), mask, Scores()))
+    torch.testing.assert_close(out[0].float(), out[1], rtol=1e-2, atol=1e-2)
