@@ -307,6 +307,31 @@ FAULTS = [
         "tests/unit/test_cache.py -k trimmed",
     ),
     Fault(
+        "a cache trimmed to nothing keeps its source", "model/cache.py",
+        "        if columns == 0:\n            self.cross = None", "        pass",
+        "tests/unit/test_cache.py -k another_source",
+    ),
+    Fault(
+        "max_seq_len counts columns", "model/embedding.py",
+        "length = shape[1] + int(cache.lengths.max())", "pass",
+        "tests/unit/test_cache.py -k not_of_columns",
+    ),
+    Fault(
+        "any number names a segment", "model/embedding.py",
+        "negative = bool((segment_ids < 0).any())", "pass",
+        "tests/unit/test_masks.py -k number_nothing",
+    ),
+    Fault(
+        "packed rows flow into each other", "model/kernels.py",
+        "(row[1:] != row[:-1]) | (segments", "(segments",
+        "tests/unit/test_backends.py -k varlen",
+    ),
+    Fault(
+        "a frozen embedding means that nothing is trained", "model/stack.py",
+        "tensors = itertools.chain(inputs, self.parameters())", "tensors = inputs",
+        "tests/unit/test_backends.py -k wanted",
+    ),
+    Fault(
         "beams change places but their positions do not", "model/cache.py",
         "self.positions = self.positions[rows]", "pass",
         "tests/unit/test_cache.py -k any_sequence",
@@ -318,7 +343,7 @@ FAULTS = [
     ),
     Fault(
         "the source is projected again at each step", "model/stack.py",
-        "            cache.cross = projected\n", "            pass\n",
+        "            cache.cross = projected\n", "",
         "tests/unit/test_cache.py -k projected_once",
     ),
     Fault(

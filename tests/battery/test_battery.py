@@ -297,15 +297,26 @@ def cached(model, inputs, real, chunks, kind, padded):
 
 
 @decoding
-@pytest.mark.parametrize("kind", ["window", "full", "int8"])
-def test_cached_decoding_gives_the_uncached_logits(row, kind):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("window", "auto"), ("full", "auto"), ("int8", "auto"),
+        ("window", "plain"), ("full", "plain"), ("window", "matmul"), ("full", "matmul"),
+    ],
+)  # fmt: skip
+def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
+    if backend == "matmul" and not takes_matmul(row):
+        return
     model = build(row)
     inputs = ids_of(model)
     for layout in ("no padding", "left padding", "right padding"):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
+            set_attention_backend(model, "auto")
             whole = call(model, inputs, segments)
-            for chunks in ([1] * 9, [9], [4, 1, 4], [1, 5, 3]):
+            set_attention_backend(model, backend)
+            every = [[1] * 9, [9], [4, 1, 4], [1, 5, 3]]
+            for chunks in every if backend == "auto" else every[2:]:
                 parts, cache = cached(
                     model, inputs, segments != 0, chunks, kind, layout != "no padding"
                 )

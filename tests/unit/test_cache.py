@@ -86,6 +86,25 @@ def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
 
 
 @every_shape
+@pytest.mark.parametrize("kind", ["window", "full"])
+@torch.inference_mode()
+def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
+    """The battery leaves it out: it is slow where it is not compiled."""
+    model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 9))
+    mask = torch.tensor([[False, False, *[True] * 7], [True, True, True, False, *[True] * 5]])
+    for real in (None, mask):
+        set_attention_backend(model, "auto")
+        wanted = model(ids, real)
+        set_attention_backend(model, "flex")
+        cache, masks = model.new_cache(2, 9, kind), mask.split([5, 1, 3], 1)
+        steps = [
+            model(part, None if real is None else some, cache=cache)
+            for part, some in zip(ids.split([5, 1, 3], 1), masks, strict=True)
+        ]
+        close(torch.cat(steps, 1)[mask], wanted[mask])
+
+
+@every_shape
 @torch.inference_mode()
 def test_rows_may_change_places_and_double(shape):
     model = tiny_model(**SHAPES[shape])
@@ -339,3 +358,62 @@ def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
     assert model(ids[:0], cache=cache).shape == (0, 4, 31)
     cache.trim(1)
     assert cache.lengths.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", ["rotary", "learned"])
+@torch.inference_mode()
+def test_max_seq_len_is_of_tokens_not_of_columns(shape):
+    """Rows cut back to different lengths leave holes, which are no part of a text."""
+    model = tiny_model(**SHAPES[shape], max_seq_len=8)
+    ids, cache = tokens(model, 2, 8), model.new_cache(2, 12, "full")
+    model(ids[:, :6], cache=cache)
+    cache.trim(torch.tensor([2, 6]))
+    model(ids[:, 6:], cache=cache)
+    cache.trim(torch.tensor([4, 3]))
+    assert cache.length == 8
+    new = tokens(model, 2, 2)
+    rows = [[*ids[0, [0, 1, 6, 7]].tolist(), *new[0].tolist()],
+            [*ids[1, :3].tolist(), *new[1].tolist()]]  # fmt: skip
+    close(model(new, cache=cache)[:, -1], last_logits(model, rows))
+    with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_seq_len=8"):
+        model(ids[:, :3], cache=cache)
+    model(ids[:, :2], cache=cache)
+    with pytest.raises(ValueError, match="13 columns of tokens and padding do not fit a cache"):
+        cache.extend(None, 1)
+
+
+@pytest.mark.parametrize("none", [0, torch.tensor([0, 0])], ids=["number", "rows"])
+@torch.inference_mode()
+def test_a_cache_trimmed_to_nothing_can_take_another_source(none):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    target, cache = tokens(model, 2, 4), model.new_cache(2, 8)
+    for _ in range(2):
+        source = tokens(model, 2, 5)
+        out = model.features(target, model.encode(source), cache=cache)
+        close(model.logits(out), model(source, target))
+        cache.trim(none)
+    assert cache.cross is None
+    source = tokens(model, 2, 5)
+    memory = model.encode(source)
+    model.features(target[:, :2], memory, cache=cache)
+    cache.trim(torch.tensor([0, 1]))
+    assert cache.cross is not None, "one row has still a token that read its source"
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
+@torch.inference_mode()
+def test_a_source_under_autocast_takes_what_the_config_says(backend):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    set_attention_backend(model, backend)
+    source, target = tokens(model, 2, 6), tokens(model, 2, 5)
+    cache = model.new_cache(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, memory = model(source, target), model.encode(source)
+        steps = [model.logits(model.features(part, memory, cache=cache))
+                 for part in target.split([2, 1, 2], 1)]  # fmt: skip
+    error = (torch.cat(steps, 1) - wanted).float().norm() / wanted.float().norm()
+    assert error < 0.02
+    assert cache.nbytes == model.config.cache_bytes(2, 5, source_len=6)
+    cache = model.bfloat16().new_cache(2, 5)
+    model.features(target, model.encode(source), cache=cache)
+    assert cache.nbytes == model.config.cache_bytes(2, 5, 2, source_len=6)

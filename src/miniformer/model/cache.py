@@ -28,7 +28,8 @@ class KVCache:
     Args:
         windows: sliding window of each layer; None: it has none.
         batch_size: number B of rows.
-        capacity: number C of columns, the most tokens a row can hold.
+        capacity: number C of columns, the most that a row can hold: tokens, its padding, and what
+            is cut from it while another row keeps as much.
         kv_heads: number K of key-value heads.
         head_dim: width E of a head.
         device: where keys and values live.
@@ -57,6 +58,7 @@ class KVCache:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
+        self.dtype = dtype
         self.start = self.stop = 0  # columns in use before and after the pass under way
         self.under_way = False  # whether a pass has begun and not ended
         self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
@@ -159,6 +161,8 @@ class KVCache:
     def trim(self, lengths: int | Tensor) -> None:
         """Forgets all but the first tokens of each row, as after a wrong guess.
 
+        A cache that has no token left forgets its source, too, and can take another.
+
         Args:
             lengths: how many to keep: one number, or int [B], one for each row.
 
@@ -176,14 +180,14 @@ class KVCache:
                     "tokens; make it with kind='full' to trim it"
                 )
         if isinstance(lengths, int) and self.positions is None:
-            self.stop = min(lengths, self.stop)
+            self._stop_at(min(lengths, self.stop))
             return
         if self.positions is None:
             self._make_positions()
         assert self.positions is not None
         self.positions[self.positions >= kept] = -1
         used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
-        self.stop = int(used.max()) + 1 if len(used) else 0
+        self._stop_at(int(used.max()) + 1 if len(used) else 0)
 
     def state(self) -> dict[str, Tensor]:
         """All that is stored, as tensors that safetensors can write; see `load_state`."""
@@ -231,10 +235,16 @@ class KVCache:
                 for index in range(len(self.layers))
             ]
 
+    def _stop_at(self, columns: int) -> None:
+        self.stop = columns
+        if columns == 0:
+            self.cross = None
+
     def _need(self, tokens: int) -> None:
         if tokens > self.capacity:
+            what = "tokens" if self.positions is None else "columns of tokens and padding"
             raise ValueError(
-                f"{tokens} tokens do not fit a cache of capacity {self.capacity}; make a larger one"
+                f"{tokens} {what} do not fit a cache of capacity {self.capacity}; make a larger one"
             )
 
     def _make_positions(self) -> None:
