@@ -253,6 +253,12 @@ FAULTS = [
         f"{BATTERY} -k 'gradients and matmul'",
     ),
     Fault(
+        "scores are scaled after they have overflowed", "model/kernels.py",
+        "s = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))",
+        "s = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale",
+        "tests/unit/test_backends.py -k overflow",
+    ),
+    Fault(
         "checkpointed layers draw other dropout", "model/checkpointing.py",
         "use_reentrant=False, **options", "use_reentrant=False, preserve_rng_state=False, **options",
         "tests/unit/test_checkpointing.py",
@@ -265,8 +271,25 @@ FAULTS = [
     ),
     Fault(
         "the leak detector watches what it changed", "doctor/leaks.py",
-        "_swap(x, other, later), ~later)", "_swap(x, other, later), later)",
+        "later, real & ~later)", "later, real & later)",
         "tests/unit/test_doctor.py",
+    ),
+    Fault(
+        "the leak detector gives all rows the same padding", "doctor/layouts.py",
+        "Layout(name, mask, mask=mask) for",
+        "Layout(name, mask[:1].expand_as(mask), mask=mask[:1].expand_as(mask)) for",
+        "tests/unit/test_doctor.py -k only_some",
+    ),
+    Fault(
+        "the leak detector changes one row only", "doctor/leaks.py",
+        "yield row[:, None].expand_as(real)",
+        "yield row[:, None].expand_as(real)\n            return",
+        "tests/unit/test_doctor.py -k each_row",
+    ),
+    Fault(
+        "the leak detector lets a large output hide the others", "doctor/leaks.py",
+        "size = known.amax(0)  # [V]", "size = known.amax().expand(known.shape[-1])",
+        "tests/unit/test_doctor.py -k huge",
     ),
     Fault(
         "the leak detector takes what is not a number for nothing", "doctor/leaks.py",
@@ -274,14 +297,39 @@ FAULTS = [
         "tests/unit/test_doctor.py -k not_numbers",
     ),
     Fault(
-        "the leak detector leaves the model in eval mode", "doctor/leaks.py",
-        "model.train(training)", "pass",
+        "a model is left in eval mode", "generation/modes.py",
+        "module.training = training", "pass",
         "tests/unit/test_doctor.py -k sound",
     ),
     Fault(
         "trimmed tokens stay in sight", "model/cache.py",
         "self.positions[self.positions >= kept] = -1", "pass",
         "tests/unit/test_cache.py -k trimmed",
+    ),
+    Fault(
+        "a cache trimmed to nothing keeps its source", "model/cache.py",
+        "        if columns == 0:\n            self.cross = None", "        pass",
+        "tests/unit/test_cache.py -k another_source",
+    ),
+    Fault(
+        "max_seq_len counts columns", "model/embedding.py",
+        "length = shape[1] + int(cache.lengths.max())", "pass",
+        "tests/unit/test_cache.py -k not_of_columns",
+    ),
+    Fault(
+        "any number names a segment", "model/embedding.py",
+        "negative = bool((segment_ids < 0).any())", "pass",
+        "tests/unit/test_masks.py -k number_nothing",
+    ),
+    Fault(
+        "packed rows flow into each other", "model/kernels.py",
+        "(row[1:] != row[:-1]) | (segments", "(segments",
+        "tests/unit/test_backends.py -k varlen",
+    ),
+    Fault(
+        "a frozen embedding means that nothing is trained", "model/stack.py",
+        "tensors = itertools.chain(inputs, self.parameters())", "tensors = inputs",
+        "tests/unit/test_backends.py -k wanted",
     ),
     Fault(
         "beams change places but their positions do not", "model/cache.py",
@@ -295,33 +343,40 @@ FAULTS = [
     ),
     Fault(
         "the source is projected again at each step", "model/stack.py",
-        "            cache.cross = projected\n", "            pass\n",
+        "            cache.cross = projected\n", "",
         "tests/unit/test_cache.py -k projected_once",
     ),
     Fault(
         "dynamic scaling goes by the length so far", "model/stack.py",
-        "length = torch.full_like(length, cache.capacity)", "pass",
+        "lengths = cache.spans ", "lengths = positions.amax(1, keepdim=True) + 1 ",
+        "tests/unit/test_cache.py -k dynamic",
+    ),
+    Fault(
+        "dynamic scaling goes by the whole row", "model/masks.py",
+        "return ends - torch.searchsorted(ordered, segment_ids)",
+        "return (ordered != 0).sum(1, keepdim=True)",
+        f"{BATTERY} -k 'plain_reference and dynamic'",
+    ),
+    Fault(
+        "dynamic scaling counts padding", "model/masks.py",
+        "return attention_mask.sum(1, keepdim=True)",
+        "return torch.full((1, 1), length, device=device)",
+        f"{BATTERY} -k 'plain_reference and dynamic'",
+    ),
+    Fault(
+        "a prompt's rotation goes by the longest of its batch", "generation/generate.py",
+        "if mask is not None:  # a row's", "if False:  # a row's",
+        f"{BATTERY} -k 'generate_is and dynamic'",
+    ),
+    Fault(
+        "rows change places but their spans do not", "model/cache.py",
+        "self.spans = self.spans[rows]", "pass",
         "tests/unit/test_cache.py -k dynamic",
     ),
     Fault(
         "varlen's window is one token too wide", "model/kernels.py",
         "(-1 if seen.window is None else seen.window - 1, 0)", "(-1 if seen.window is None else seen.window, 0)",
         "tests/unit/test_backends.py -k varlen",
-    ),
-    Fault(
-        "the leak detector looks at future tokens without a mask only", "doctor/leaks.py",
-        "if self.config.causal:", "if self.config.causal and not layout.options:",
-        "tests/unit/test_doctor.py -k one_layout",
-    ),
-    Fault(
-        "the leak detector changes one row only", "doctor/leaks.py",
-        "for row in range(len(layout.segments)):", "for row in (0,):",
-        "tests/unit/test_doctor.py -k one_layout",
-    ),
-    Fault(
-        "one huge output hides all others from the leak detector", "doctor/leaks.py",
-        "flatten(0, 1).amax(0)", "max().expand(before.shape[-1])",
-        "tests/unit/test_doctor.py -k huge",
     ),
     Fault(
         "labels are the inputs themselves", "data/packing.py",

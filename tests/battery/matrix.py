@@ -99,7 +99,8 @@ does not concern them (an encoder has no cache). This page is written by
   `matmul` where it can, and, for logits, `flex`. `varlen` is held against loops with its GPU kernel written
   out (`tests/unit/test_backends.py`).
 - **cached**: tokens one by one and in chunks of several sizes, with and without padding, for the caches
-  `full`, `window` and, within its tolerance, `int8`, give what one full pass gives.
+  `full`, `window` and, within its tolerance, `int8`, give what one full pass gives; through `auto`, `plain` and
+  `matmul` where it can (`flex` in `tests/unit/test_cache.py`).
 - **batch = singles**: a padded row gives what it gives alone. **no leak**: no later token moves an
   earlier logit. **bfloat16** logits, and gradients under **autocast**, stay near float32. **checkpointed** layers give the same gradients, bit
   for bit, and keep less. **saved** models load as they were. **sizes** computed from the config are those

@@ -282,6 +282,7 @@ def test_an_encoder_sees_both_ways(row):
 def cached(model, inputs, real, chunks, kind, padded):
     """Logits of a model that is given its tokens in chunks, and the cache."""
     cache, parts = model.new_cache(2, LENGTH, kind), []
+    cache.spans = real.sum(1, keepdim=True)
     memory = None
     if isinstance(model, Seq2SeqTransformer):
         memory = model.encode(inputs[:, :SOURCE], SOURCES.bool())
@@ -296,15 +297,26 @@ def cached(model, inputs, real, chunks, kind, padded):
 
 
 @decoding
-@pytest.mark.parametrize("kind", ["window", "full", "int8"])
-def test_cached_decoding_gives_the_uncached_logits(row, kind):
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [
+        ("window", "auto"), ("full", "auto"), ("int8", "auto"),
+        ("window", "plain"), ("full", "plain"), ("window", "matmul"), ("full", "matmul"),
+    ],
+)  # fmt: skip
+def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
+    if backend == "matmul" and not takes_matmul(row):
+        return
     model = build(row)
     inputs = ids_of(model)
     for layout in ("no padding", "left padding", "right padding"):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
+            set_attention_backend(model, "auto")
             whole = call(model, inputs, segments)
-            for chunks in ([1] * 9, [9], [4, 1, 4], [1, 5, 3]):
+            set_attention_backend(model, backend)
+            every = [[1] * 9, [9], [4, 1, 4], [1, 5, 3]]
+            for chunks in every if backend == "auto" else every[2:]:
                 parts, cache = cached(
                     model, inputs, segments != 0, chunks, kind, layout != "no padding"
                 )
@@ -326,6 +338,7 @@ def test_padding_inside_the_cache_takes_no_position(row, kind):
     inputs = ids_of(model)
     alone = model(inputs[:1, [0, 1, 2, 5, 6]])
     cache = model.new_cache(2, 7, kind)
+    cache.spans = torch.tensor([[5], [7]])
     prompt_mask = torch.tensor([[True, True, True, False, False], [True] * 5])
     model(inputs[:, :5], attention_mask=prompt_mask, cache=cache)
     continued = model(inputs[:, 5:7], cache=cache)
@@ -338,9 +351,13 @@ def test_a_model_that_is_not_causal_has_no_cache():
 
 
 def greedy_by_hand(model, prompt, steps):
-    ids = list(prompt)
+    ids, room = list(prompt), len(prompt) + steps
+    dynamic = (model.config.rotary_scaling or {}).get("type") == "dynamic"
     for _ in range(steps):
-        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+        text = ids
+        if dynamic:  # which goes by the length of the whole text, from its first token on
+            text = ids + [0] * (room - len(ids))
+        ids.append(int(model(torch.tensor([text]))[0, len(ids) - 1].argmax()))
     return ids
 
 

@@ -10,6 +10,7 @@ import random
 LLAMA3 = {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_seq_len": 8}  # fmt: skip
 YARN = {"type": "yarn", "factor": 4.0, "original_max_seq_len": 16, "beta_fast": 4.0}
+DYNAMIC = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}  # below most test lengths
 # option -> name of a value -> the fields it sets
 OPTIONS = {
     "architecture": {"encoder": {}, "causal": {"causal": True}, "seq2seq": {}},
@@ -32,6 +33,7 @@ OPTIONS = {
         "rotary": {},
         "partial": {"rotary_pct": 0.5, "rotary_base": 100.0},
         "linear": {"rotary_scaling": {"type": "linear", "factor": 2.0}},
+        "dynamic": {"rotary_scaling": DYNAMIC, "rotary_base": 50.0},
         "llama3": {"rotary_scaling": LLAMA3, "rotary_base": 50.0},
         "yarn": {"rotary_scaling": YARN, "rotary_base": 50.0},
         "localbase": {"rotary_base_local": 10.0},

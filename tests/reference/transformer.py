@@ -276,11 +276,12 @@ def rotation(settings, positions, segments, windowed):
     local = given(settings["rotary_base_local"], base)
     if windowed and local != base:
         base, scaling = local, None
-    real = [p for p, segment in zip(positions, segments, strict=True) if segment != 0]
-    length = 1 + max(real, default=0)
-    rates, radius = frequencies(base, dim, scaling, length)
-    angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
-    return torch.polar(torch.full_like(angles, radius), angles)
+    turns = []
+    for position, segment in zip(positions, segments, strict=True):
+        rates, radius = frequencies(base, dim, scaling, segments.count(segment))
+        angles = position * rates
+        turns.append(torch.polar(torch.full_like(angles, radius), angles))
+    return torch.stack(turns)
 
 
 def frequencies(base, dim, scaling, length):

@@ -226,6 +226,16 @@ def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window):
         torch.testing.assert_close(one, other)
 
 
+def test_varlen_tells_rows_apart_whatever_their_segments_are_called(monkeypatch):
+    """On a GPU nobody looks for numbers below 0, so they must do no harm."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
+    seen, allowed = seen_by(True, segments=[[-3, -3, 1, 1, 0, 1], [-1, -3, -1, 1, 1, 0]])
+    inputs = drawn()
+    mask = backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64)
+    out = backends.attend("varlen", *inputs, mask, Scores())
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
+
+
 @pytest.mark.parametrize("window", [None, 2])
 def test_varlen_without_padding_or_segments(monkeypatch, window):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
@@ -255,6 +265,75 @@ def test_the_model_says_which_backend_each_layer_uses_and_why():
         "decoder.layers.0.attention",
         "decoder.layers.0.cross_attention",
     ]
+
+
+def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
+    model = tiny_model(sliding_window=4, window_pattern="LG", max_seq_len=1024).bfloat16()
+    assert model.backend_report()[1].startswith("layers.1.attention: sdpa (torch's fused")
+    for line in model.backend_report(keys=64):
+        assert "attention: matmul (faster backward" in line
+    calls = []
+    original = backends.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        model.backend_report(keys=9)
+        model(torch.zeros(1, 9).long())
+        model.backend_report(keys=4)
+        model.backend_report(keys=4, ragged=True)
+    assert calls[:2] == calls[2:4], "a report is what a pass does"
+    assert [call.ragged for call in calls] == [True, False] * 2 + [False] * 2 + [True] * 2
+    lines = tiny_model(model=Seq2SeqTransformer, causal=False).bfloat16().backend_report(keys=7)
+    assert all("matmul" in line for line in lines)
+
+
+@pytest.mark.parametrize("trained", ["all", "layers", "none"])
+def test_gradients_are_wanted_where_any_weight_has_them(trained):
+    """A frozen embedding does not mean that nothing is trained, nor training that something is."""
+    model = tiny_model().bfloat16()
+    ids = torch.zeros(1, 3).long()
+    model.requires_grad_(trained == "all")
+    model.layers[1].requires_grad_(trained != "none")
+    set_attention_backend(model, "flex")
+    with torch.no_grad():
+        model(ids)
+    if trained == "none":
+        model.train()(ids)
+    else:
+        with pytest.raises(UserError, match="flex_attention has no backward pass on a CPU"):
+            model(ids)
+    set_attention_backend(model, "auto")
+    chosen = "sdpa" if trained == "none" else "matmul"
+    assert f"attention: {chosen} " in model.backend_report()[0]
+
+
+def test_gradients_may_be_wanted_of_the_source_alone():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False).requires_grad_(False)
+    ids = torch.zeros(1, 3).long()
+    memory = model.encode(ids)
+    memory.features.requires_grad_()
+    calls = []
+    original = backends.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        model.features(ids, memory)
+    assert {call.cross: call.grad for call in calls} == {False: False, True: True}
+
+
+@pytest.mark.parametrize("layers", [[99], [0, 2], [-1]])
+def test_a_layer_that_is_not_there_is_refused(layers):
+    model = tiny_model()
+    with pytest.raises(UserError, match=f"no layer {layers[-1]}; its layers are 0 to 1"):
+        set_attention_backend(model, "plain", layers)
+    assert {layer.attention.backend for layer in model.layers} == {"auto"}
+    with pytest.raises(UserError, match="no layer 0; it has no stack of layers"):
+        set_attention_backend(model.embedding, "plain", [0])
+
+
+def test_the_longer_stack_of_two_says_which_layers_there_are():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False, n_decoder_layers=3)
+    set_attention_backend(model, "plain", [2])
+    chosen = [line.partition(":")[0] for line in model.backend_report() if "asked for" in line]
+    assert chosen == ["decoder.layers.2.attention", "decoder.layers.2.cross_attention"]
 
 
 def test_an_unknown_backend_is_refused_with_the_nearest():
@@ -287,3 +366,59 @@ def test_layers_that_differ_each_get_what_they_need(change):
     torch.testing.assert_close(model(ids), out, rtol=1e-4, atol=1e-4)
     unchanged = tiny_model(position="alibi")
     assert not torch.allclose(unchanged(ids), out)
+
+
+EMPTY = [(2, 0), (0, 3), (0, 0)]
+
+
+@pytest.mark.parametrize("shape", EMPTY, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["auto", "plain", "sdpa", "matmul", "flex"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_nothing_in_gives_nothing_out(backend, dtype, shape, causal):
+    model = tiny_model(causal=causal).to(dtype)
+    set_attention_backend(model, backend)
+    ids = torch.zeros(shape, dtype=torch.long)
+    with torch.set_grad_enabled(backend != "flex"):
+        for options in ({}, {"attention_mask": ids == 0}, {"segment_ids": ids + 1}):
+            out = model(ids, **options)
+            assert out.shape == (*shape, 31)
+            assert out.dtype == dtype
+            if backend != "flex":
+                out.sum().backward()
+    for parameter in model.parameters():
+        assert backend == "flex" or not parameter.grad.any()
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
+def test_a_source_or_a_target_of_nothing(backend, sources, targets):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    set_attention_backend(model, backend)
+    ids = torch.zeros(2, 3).long()
+    for mask in (None, torch.ones(2, sources).bool()):
+        out = model(ids[:, :sources], ids[:, :targets], mask)
+        assert out.shape == (2, targets, 31)
+        assert out.isfinite().all()
+
+
+def test_varlen_of_padding_only(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)  # it is not asked
+    seen, _ = seen_by(True, segments=[[0] * T] * B)
+    mask = backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64)
+    assert not backends.attend("varlen", *drawn(), mask, Scores()).any()
+
+
+@pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
+@pytest.mark.parametrize("segments", [None, [[1] * 6, [1] * 5 + [0]]], ids=["all", "padded"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_do_not_overflow_before_they_are_scaled(backend, segments, causal):
+    """q.k is 80000, above what float16 holds; scaled, 20000."""
+    ids = None if segments is None else torch.tensor(segments)
+    seen = make_visibility(B, T, causal=causal, segment_ids=ids, device=CPU)
+    q, v = torch.full((B, H, T, 16), 70.7), torch.randn(B, H, T, 16)
+    out = []
+    for dtype in (torch.float16, torch.float32):
+        mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=dtype)
+        out.append(backends.attend(backend, *(x.to(dtype) for x in (q, q, v)), mask, Scores()))
+    torch.testing.assert_close(out[0].float(), out[1], rtol=1e-2, atol=1e-2)

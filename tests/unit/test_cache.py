@@ -46,6 +46,33 @@ def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
     close(torch.cat(steps, 1), model(ids))
 
 
+@torch.inference_mode()
+def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
+    dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 3}
+    model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 9))
+    cache = model.new_cache(2, 12)
+    cache.spans = torch.tensor([[9], [6]])
+    model(ids[:, :5], cache=cache)
+    cache.reorder(torch.tensor([1, 0]))
+    other = model.new_cache(2, 10)  # whose own capacity would be another length
+    other.load_state(cache.state())
+    next_ = ids[[1, 0], 5:6]
+    for each in (cache, other):
+        logits = model(next_, cache=each)[:, -1]
+        close(logits[0], model(ids[1:, :6])[0, -1])
+        close(logits[1], model(ids[:1])[0, 5])
+
+
+@pytest.mark.parametrize("new", [4, 12])
+def test_dynamic_scaling_of_a_prompt_does_not_depend_on_its_company(new):
+    dynamic = {"type": "dynamic", "factor": 4.0, "original_max_seq_len": 4}
+    model = tiny_model(rotary_scaling=dynamic)
+    prompts = torch.randint(0, 31, (3, 9)).tolist()
+    prompts = [prompts[0], prompts[1][:2], prompts[2][:5]]
+    alone = [model.generate([prompt], new, temperature=0)[0] for prompt in prompts]
+    assert model.generate(prompts, new, temperature=0) == alone
+
+
 @every_shape
 @torch.inference_mode()
 def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
@@ -56,6 +83,25 @@ def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
     for t in range(5, 20):
         logits = model(ids[:, t : t + 1], cache=cache)[:, -1]
         close(logits, model(ids[:, : t + 1])[:, -1])
+
+
+@every_shape
+@pytest.mark.parametrize("kind", ["window", "full"])
+@torch.inference_mode()
+def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
+    """The battery leaves it out: it is slow where it is not compiled."""
+    model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 9))
+    mask = torch.tensor([[False, False, *[True] * 7], [True, True, True, False, *[True] * 5]])
+    for real in (None, mask):
+        set_attention_backend(model, "auto")
+        wanted = model(ids, real)
+        set_attention_backend(model, "flex")
+        cache, masks = model.new_cache(2, 9, kind), mask.split([5, 1, 3], 1)
+        steps = [
+            model(part, None if real is None else some, cache=cache)
+            for part, some in zip(ids.split([5, 1, 3], 1), masks, strict=True)
+        ]
+        close(torch.cat(steps, 1)[mask], wanted[mask])
 
 
 @every_shape
@@ -293,3 +339,81 @@ def test_a_target_without_a_source_is_refused():
 def test_ids_of_a_type_that_indexes_nothing_are_refused(kind):
     with pytest.raises(ValueError, match=r"must be \[B, T\] token ids, not torch"):
         tiny_model()(torch.zeros(1, 3).to(kind))
+
+
+@pytest.mark.parametrize("shape", ["rotary", "window"])
+@torch.inference_mode()
+def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
+    model, ids = tiny_model(**SHAPES[shape]), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    cache = model.new_cache(2, 5)
+    mask = torch.tensor([[True] * 3, [False, True, True]])
+    none = ids[:, :0]
+    assert model(none, cache=cache).shape == (2, 0, 31)
+    model(ids[:, :3], mask, cache=cache)
+    for empty in (None, none.bool()):
+        assert model(none, empty, cache=cache).shape == (2, 0, 31)
+    assert cache.lengths.tolist() == [3, 2]
+    close(model(ids[:, 3:], cache=cache)[0, -1], model(ids[:1])[0, -1])
+    cache = model.new_cache(0, 5)
+    assert model(ids[:0], cache=cache).shape == (0, 4, 31)
+    cache.trim(1)
+    assert cache.lengths.shape == (0,)
+
+
+@pytest.mark.parametrize("shape", ["rotary", "learned"])
+@torch.inference_mode()
+def test_max_seq_len_is_of_tokens_not_of_columns(shape):
+    """Rows cut back to different lengths leave holes, which are no part of a text."""
+    model = tiny_model(**SHAPES[shape], max_seq_len=8)
+    ids, cache = tokens(model, 2, 8), model.new_cache(2, 12, "full")
+    model(ids[:, :6], cache=cache)
+    cache.trim(torch.tensor([2, 6]))
+    model(ids[:, 6:], cache=cache)
+    cache.trim(torch.tensor([4, 3]))
+    assert cache.length == 8
+    new = tokens(model, 2, 2)
+    rows = [[*ids[0, [0, 1, 6, 7]].tolist(), *new[0].tolist()],
+            [*ids[1, :3].tolist(), *new[1].tolist()]]  # fmt: skip
+    close(model(new, cache=cache)[:, -1], last_logits(model, rows))
+    with pytest.raises(ValueError, match="a sequence of 9 tokens is longer than max_seq_len=8"):
+        model(ids[:, :3], cache=cache)
+    model(ids[:, :2], cache=cache)
+    with pytest.raises(ValueError, match="13 columns of tokens and padding do not fit a cache"):
+        cache.extend(None, 1)
+
+
+@pytest.mark.parametrize("none", [0, torch.tensor([0, 0])], ids=["number", "rows"])
+@torch.inference_mode()
+def test_a_cache_trimmed_to_nothing_can_take_another_source(none):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    target, cache = tokens(model, 2, 4), model.new_cache(2, 8)
+    for _ in range(2):
+        source = tokens(model, 2, 5)
+        out = model.features(target, model.encode(source), cache=cache)
+        close(model.logits(out), model(source, target))
+        cache.trim(none)
+    assert cache.cross is None
+    source = tokens(model, 2, 5)
+    memory = model.encode(source)
+    model.features(target[:, :2], memory, cache=cache)
+    cache.trim(torch.tensor([0, 1]))
+    assert cache.cross is not None, "one row has still a token that read its source"
+
+
+@pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
+@torch.inference_mode()
+def test_a_source_under_autocast_takes_what_the_config_says(backend):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    set_attention_backend(model, backend)
+    source, target = tokens(model, 2, 6), tokens(model, 2, 5)
+    cache = model.new_cache(2, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted, memory = model(source, target), model.encode(source)
+        steps = [model.logits(model.features(part, memory, cache=cache))
+                 for part in target.split([2, 1, 2], 1)]  # fmt: skip
+    error = (torch.cat(steps, 1) - wanted).float().norm() / wanted.float().norm()
+    assert error < 0.02
+    assert cache.nbytes == model.config.cache_bytes(2, 5, source_len=6)
+    cache = model.bfloat16().new_cache(2, 5)
+    model.features(target, model.encode(source), cache=cache)
+    assert cache.nbytes == model.config.cache_bytes(2, 5, 2, source_len=6)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import miniformer
-from miniformer import FeedForward, MultiHeadAttention, Seq2SeqTransformer
+from miniformer import FeedForward, MultiHeadAttention, Seq2SeqTransformer, Transformer
+from miniformer.config import UserError
 from miniformer.doctor.__main__ import main
 from miniformer.model.masks import AttentionMask
 from tests.kit import tiny_model
@@ -94,125 +95,143 @@ def test_a_source_mask_that_is_ignored_is_found():
     assert "padding" in kinds(tiny_model(model=Deaf, causal=False))
 
 
-class Padded(nn.Module):
-    """A model whose attention mask or segments change how it works."""
+class ForgetsToBeCausal(Transformer):
+    """Only once it is told of padding or segments."""
 
-    def __init__(self, model, change):
-        super().__init__()
-        self.model, self.config, self.change = model, model.config, change
+    told_by = "attention_mask"
 
-    def forward(self, *inputs, **options):
-        return self.change(self.model, *inputs, **options)
-
-
-def causal_without_a_mask_only(model, x, **options):
-    model.causal = not options
-    return model(x, **options)
+    def run(self, x, **options):
+        self.causal = options[self.told_by] is None
+        return super().run(x, **options)
 
 
-def rows_read_the_one_before(model, x, **options):
-    out = model(x, **options)
-    return out + 0.1 * out.roll(1, 0) * torch.tensor([0.0, 0.0, 1.0])[:, None, None]
+class ForgetsSegments(ForgetsToBeCausal):
+    told_by = "segment_ids"
 
 
-def first_mask_for_all(model, x, attention_mask=None, **options):
-    mask = None if attention_mask is None else attention_mask[:1].expand_as(attention_mask)
-    return model(x, mask, **options)
+class Lagging(FeedForward):
+    """Row b reads row b - 1, the first row none."""
+
+    def forward(self, x):
+        return super().forward(torch.cat((x[:1], x[1:] + x[:-1])))
+
+
+class FirstMaskForAll(Transformer):
+    def features(self, inputs, attention_mask=None, **options):
+        if attention_mask is not None:
+            attention_mask = attention_mask[:1].expand_as(attention_mask)
+        return super().features(inputs, attention_mask, **options)
+
+
+class EmbedsPadding(Transformer):
+    def embed(self, inputs, attention_mask=None, **options):
+        return self.features(inputs, attention_mask, **options).mean(1)
+
+
+class MixesSources(Seq2SeqTransformer):
+    def encode(self, source, source_mask=None):
+        memory = super().encode(source, source_mask)
+        return memory._replace(features=memory.features + memory.features.roll(1, 0))
+
+
+class ForgetsTarget(Seq2SeqTransformer):
+    def features(self, target, memory, target_mask=None, **options):
+        self.decoder.causal = target_mask is None
+        return super().features(target, memory, target_mask, **options)
 
 
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    ("broken", "causal", "wanted"),
     [
-        (causal_without_a_mask_only, "future"),
-        (rows_read_the_one_before, "batch"),
-        (first_mask_for_all, "padding"),
+        (ForgetsToBeCausal, True, {"future"}),
+        (ForgetsSegments, True, {"future"}),
+        (FirstMaskForAll, False, {"padding"}),
+        (EmbedsPadding, False, {"padding"}),
+        (MixesSources, False, {"batch", "padding"}),
+        (ForgetsTarget, False, {"future"}),
     ],
 )
-def test_a_leak_that_shows_in_one_layout_or_one_row_only(change, kind):
-    model = Padded(tiny_model(), change)
-    assert kind in kinds(model)
+def test_what_only_some_inputs_show_is_found(broken, causal, wanted):
+    assert kinds(tiny_model(model=broken, causal=causal)) == wanted
 
 
-def test_a_causal_mask_that_is_lost_in_the_decoder_with_padding():
-    class Loose(Seq2SeqTransformer):
-        def features(self, target, memory, target_mask=None, **options):
-            self.decoder.causal = target_mask is None
-            return super().features(target, memory, target_mask, **options)
-
-    assert "future" in kinds(tiny_model(model=Loose, causal=False))
-
-
-def test_sources_that_mix_are_found():
-    class Mixed(Seq2SeqTransformer):
-        def encode(self, source, source_mask=None):
-            memory = super().encode(source, source_mask)
-            return memory._replace(features=memory.features + memory.features.roll(1, 0))
-
-    assert "batch" in kinds(tiny_model(model=Mixed, causal=False))
+def test_each_row_is_changed_in_turn():
+    found = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
+    leaks = [leak for leak in found if leak.kind == "batch"]
+    assert {leak.changed for leak in leaks if leak.outputs == "outputs"} == {"row 0", "row 1"}
+    vectors = {leak.changed: leak.moved for leak in leaks if leak.outputs == "vectors"}
+    assert vectors == {"row 0": [1], "row 1": [2]}
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_vector_of_a_sequence_that_holds_padding_is_found(causal):
-    class Unmasked(miniformer.Transformer):
-        def embed(self, inputs, attention_mask=None, **options):
-            return self.features(inputs, attention_mask).mean(1)
-
-    (leak, *_) = miniformer.find_leaks(tiny_model(model=Unmasked, causal=causal))
-    assert leak.kind == "padding"
-    assert "(in embed)" in leak.changed
+def test_a_leak_of_the_vectors_names_their_rows():
+    leak = miniformer.find_leaks(tiny_model(model=EmbedsPadding, causal=False))[0]
+    assert str(leak).startswith(
+        "padding: changing padding (padded on the left) moves vectors 0, 1, 2 by up to"
+    )
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5])
-@pytest.mark.parametrize("kind", [miniformer.Transformer, Seq2SeqTransformer])
-def test_short_models_are_examined_too(length, kind):
-    causal = kind is miniformer.Transformer
-    assert miniformer.find_leaks(tiny_model(model=kind, max_seq_len=length, causal=causal)) == []
+def test_a_compiled_model_is_what_it_was_before():
+    sound = tiny_model(model=Seq2SeqTransformer, causal=False)
+    assert miniformer.find_leaks(torch.compile(sound, backend="eager")) == []
+    broken = tiny_model(model=MixesSources, causal=False)
+    assert kinds(torch.compile(broken, backend="eager")) == {"batch", "padding"}
 
 
-@pytest.mark.parametrize("changes", [{}, {"input_dim": 5}, {"causal": False}])
-def test_half_precision_is_no_leak(changes):
-    assert miniformer.find_leaks(tiny_model(**changes).bfloat16()) == []
-    assert "batch" in kinds(with_part("feed_forward", MixesRows, **changes).bfloat16())
+class Head(nn.Module):
+    """Adds to the logits, whatever the head was."""
+
+    def __init__(self, head, added):
+        super().__init__()
+        self.head, self.added = head, added
+
+    def forward(self, features, embedding):
+        return self.head(features, embedding) + self.added
 
 
-def test_a_compiled_model_with_two_stacks_is_known_as_one():
-    model = tiny_model(model=Seq2SeqTransformer, causal=False)
-    assert miniformer.find_leaks(torch.compile(model, backend="eager")) == []
+def test_logits_that_are_minus_infinity_are_equal():
+    model = tiny_model()
+    added = torch.zeros(31)
+    added[3] = float("-inf")
+    model.head = Head(model.head, added)
+    assert miniformer.find_leaks(model) == []
 
 
-def test_infinite_and_huge_outputs_hide_nothing_and_are_no_leak():
-    class Shifted(nn.Module):
-        def __init__(self, head, shift):
-            super().__init__()
-            self.head, self.shift = head, shift
-
-        def forward(self, x, weight):
-            return self.head(x, weight) + self.shift
-
-    for number in (float("-inf"), 1e9):
-        shift = torch.zeros(31)
-        shift[3] = number
-        sound = tiny_model()
-        sound.head = Shifted(sound.head, shift)
-        assert miniformer.find_leaks(sound) == []
-        leaky = with_part("feed_forward", MixesOverTime)
-        leaky.head = Shifted(leaky.head, shift)
-        assert "future" in kinds(leaky)
+def test_a_huge_logit_hides_no_leak():
+    model = with_part("feed_forward", MixesOverTime)
+    added = torch.zeros(31)
+    added[3] = 1e7
+    model.head = Head(model.head, added)
+    assert "future" in kinds(model)
 
 
-def test_a_vocabulary_of_one_token_is_refused():
-    with pytest.raises(ValueError, match="vocab_size=1: with one token nothing can be changed"):
+@pytest.mark.parametrize("architecture", [Transformer, Seq2SeqTransformer])
+@pytest.mark.parametrize("longest", [1, 2, 3, 4])
+def test_a_model_of_few_positions_is_examined_with_those(architecture, longest):
+    model = tiny_model(
+        model=architecture, causal=architecture is Transformer, max_seq_len=longest,
+        position="learned",
+    )  # fmt: skip
+    assert miniformer.find_leaks(model) == []
+    layers = (model if architecture is Transformer else model.decoder).layers
+    layers[0].feed_forward = MixesOverTime(model.config).eval()
+    assert ("future" in kinds(model)) == (longest > 1)
+
+
+def test_features_are_drawn_in_the_type_of_the_model():
+    assert miniformer.find_leaks(tiny_model(input_dim=5).bfloat16()) == []
+
+
+def test_a_model_of_one_token_cannot_be_examined():
+    with pytest.raises(UserError, match="vocab_size=1 cannot be examined"):
         miniformer.find_leaks(tiny_model(vocab_size=1))
 
 
-def test_each_part_keeps_its_own_mode():
+def test_each_part_of_the_model_keeps_its_own_mode():
     model = tiny_model().train()
     model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
     miniformer.find_leaks(model)
-    assert model.training
-    assert model.layers[1].training
-    assert not model.layers[0].training
-    assert not model.layers[0].attention.training
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_outputs_that_are_not_numbers_are_a_leak():
@@ -232,6 +251,12 @@ def test_the_command_on_a_model_directory(tmp_path, capsys):
     for text in ("Transformer: ", "cache of 32 tokens", "cached decoding", "no leak found",
                  "layers.1.attention: sdpa (torch's fused attention)"):  # fmt: skip
         assert text in out
+
+
+def test_the_command_on_a_model_of_few_positions(tmp_path, capsys):
+    tiny_model(max_seq_len=4).save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 0
+    assert "no leak found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "bert"])

@@ -1,5 +1,6 @@
 """Masks and positions against their definition, one pair of tokens at a time."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,10 +9,13 @@ from miniformer.model.masks import (
     AttentionMask,
     Visibility,
     make_cross_mask,
+    make_lengths,
     make_mask,
     make_positions,
     make_visibility,
 )
+from miniformer.model.stack import set_attention_backend
+from tests.kit import tiny_model
 
 CPU = torch.device("cpu")
 WINDOWS = st.sampled_from([None, 1, 2, 3, 4, 5, 20])
@@ -141,3 +145,59 @@ def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
         assert 0 <= positions[0, t] < len(row)
         if is_real:
             assert positions[0, t] == sum(row[s] == (segment, True) for s in range(t))
+
+
+@given(ROWS, st.booleans())
+def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
+    segments, real = zip(*row, strict=True)
+    if not packed:
+        segments = (1,) * len(row)
+    ids, mask = torch.tensor([segments]), torch.tensor([real])
+    lengths = make_lengths(
+        len(row), attention_mask=mask, segment_ids=ids if packed else None, device=CPU
+    ).expand(1, len(row))
+    for t, (segment, is_real) in enumerate(zip(segments, real, strict=True)):
+        if is_real and segment:
+            assert lengths[0, t] == list(zip(segments, real, strict=True)).count((segment, True))
+    assert make_lengths(len(row), device=CPU).tolist() == [[len(row)]]
+
+
+@pytest.mark.parametrize(
+    ("segment_ids", "message"),
+    [
+        (torch.ones(2, 3), "must be integers .*, not torch.float32"),
+        (torch.ones(2, 3).bool(), "must be integers .*, not torch.bool; .*attention_mask"),
+        (torch.tensor([[1, 1, 2], [1, -1, 2]]), "must be at least 0, not -1; 0 is padding"),
+        (torch.ones(2, 4).long(), r"must be \[2, 3\], as the inputs are, not \[2, 4\]"),
+    ],
+)
+def test_segment_ids_that_number_nothing_are_refused(segment_ids, message):
+    with pytest.raises(ValueError, match=f"segment_ids {message}"):
+        tiny_model()(torch.zeros(2, 3).long(), segment_ids=segment_ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_segment_ids_may_be_integers_of_any_width(dtype):
+    model, ids = tiny_model(), torch.tensor([[3, 1, 4, 1, 5, 9]])
+    segments, mask = torch.tensor([[0, 1, 1, 2, 2, 2]]), ids != 9
+    wanted = model(ids, mask, segment_ids=segments)
+    torch.testing.assert_close(model(ids, mask, segment_ids=segments.to(dtype)), wanted)
+
+
+def test_segment_ids_within_a_transform_are_not_looked_at():
+    """There is nothing to look at: gradients of single samples hold no single number."""
+    from torch.func import functional_call, grad, vmap
+
+    model = tiny_model()
+    set_attention_backend(model, "plain")  # the one that torch.func takes without a warning
+    ids = torch.randint(0, 31, (2, 1, 4))
+    segments = torch.tensor([[[1, 1, 2, 2]], [[1, 2, 2, 2]]])
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights, ids, segments):
+        return functional_call(model, weights, (ids,), {"segment_ids": segments}).square().sum()
+
+    each = vmap(grad(loss), (None, 0, 0))(weights, ids, segments)
+    one = grad(loss)(weights, ids[1], segments[1])
+    for name, gradient in one.items():
+        torch.testing.assert_close(each[name][1], gradient, rtol=1e-4, atol=1e-4)

@@ -202,3 +202,9 @@ def test_layers_that_share_their_weights_are_not_saved(tmp_path):
     with pytest.raises(UserError, match=r"tensors 'layers.0.\S+' and 'layers.1.\S+' share memory"):
         model.save_pretrained(tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_sequence_of_no_tokens_has_no_vector():
+    for pooling in ("mean", "first", "last"):
+        with pytest.raises(ValueError, match="sequences of length 0 have no vector"):
+            tiny_model(pooling=pooling).embed(torch.zeros(2, 0).long())

@@ -7,11 +7,13 @@ own. Nothing is assumed of how it works.
 |---------|--------------------------------------|-------------------------------------------|
 | future  | every token from t + 1 on            | outputs up to t (causal models, targets)  |
 | padding | tokens that the attention mask hides | outputs of real tokens                    |
-| batch   | another row, of sources too          | the outputs of this one                   |
+| batch   | another row, or its source           | the outputs of this one                   |
 | packing | another segment of the row           | outputs of this segment (`segment_ids`)   |
 
-Each is tried without a mask, with padding on either side and with segments, other ones in each row;
-what is found in one of these layouts is not looked for in the next. Letters: R rows, T length.
+All of it is done without padding, with padding at either end, and with packed rows (see
+`layouts`): a mask may well be right until it has another to be combined with.
+
+Letters: B batch, T length, S source length, V outputs of a position.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ import torch
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.doctor.layouts import ROWS, Layout, packed_layout, padded_layouts
 from miniformer.generation.modes import evaluating
 from miniformer.model.seq2seq import Seq2SeqTransformer
 
 _LENGTH, _SOURCE = 8, 6
-_HIDDEN = (1, 0, 3)  # tokens of each row that are padding
 
 
 class Leak(NamedTuple):
@@ -35,55 +37,40 @@ class Leak(NamedTuple):
 
     kind: str  # future, padding, batch or packing
     changed: str  # what was changed
-    moved: list[int]  # positions of the outputs that moved
+    moved: list[int]  # positions of the outputs that moved; of `embed`, rows
     by: float  # the farthest, as a share of the outputs' size
+    outputs: str = "outputs"  # or "vectors", those of `embed`
 
     def __str__(self) -> str:
         moved = ", ".join(map(str, self.moved))
-        return f"{self.kind}: changing {self.changed} moves outputs {moved} by up to {self.by:.1%}"
-
-
-class Layout(NamedTuple):
-    """Which tokens of a batch are real, and which of them see each other."""
-
-    name: str
-    segments: Tensor  # int [R, T]; 0: padding
-    options: dict[str, Tensor]  # what tells the model so
-
-    def words(self, changed: str) -> str:
-        """What was changed, and in which layout."""
-        return f"{changed} {self.name}".strip()
-
-
-class Change(NamedTuple):
-    """Something that an output must not depend on."""
-
-    kind: str
-    changed: str
-    where: Tensor  # bool, like the input's tokens: what to change
-    watched: Tensor  # bool [R, outputs]: what must not move
+        what = f"changing {self.changed} moves {self.outputs} {moved}"
+        return f"{self.kind}: {what} by up to {self.by:.1%}"
 
 
 def find_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> list[Leak]:
     """Every leak that random inputs show; none: an empty list.
 
     Args:
-        model: called as `Transformer` or `Seq2SeqTransformer`, with a `config`.
-        tolerance: how far an output may move by rounding, as a share of its size; at least a few
-            roundings of the model's own type.
+        model: called as `Transformer` or `Seq2SeqTransformer`, with a `config`; compiled or not.
+            Where it has `embed`, that is watched, too.
+        tolerance: how far an output may move by rounding, as a share of the size that the same
+            output has elsewhere.
         seed: of the inputs.
 
     Raises:
-        UserError: the model knows one token only, so that nothing can be changed.
+        UserError: the model has one token only, so that nothing can be changed.
     """
-    config = model.config
-    if config.input_dim is None and config.vocab_size < 2:
-        raise UserError("vocab_size=1: with one token nothing can be changed; it must be 2 or more")
+    if model.config.input_dim is None and model.config.vocab_size < 2:
+        raise UserError(
+            f"a model with vocab_size={model.config.vocab_size} cannot be examined: leaks are "
+            "found by changing tokens, and there is no other token"
+        )
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = _Probe(model, tolerance)
-        whole = getattr(model, "_orig_mod", model)  # torch.compile wraps a model
-        return probe.seq2seq() if isinstance(whole, Seq2SeqTransformer) else probe.transformer()
+        # What torch.compile returns is of another class.
+        seq2seq = isinstance(getattr(model, "_orig_mod", model), Seq2SeqTransformer)
+        return _news(probe.seq2seq() if seq2seq else probe.transformer())
 
 
 def assert_no_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> None:
@@ -93,172 +80,144 @@ def assert_no_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> No
         raise AssertionError("\n".join(["the model leaks:", *map(str, leaks)]))
 
 
+class _Change(NamedTuple):
+    kind: str
+    changed: str
+    where: Tensor  # bool [B, T or S]: tokens that are exchanged for others
+    watched: Tensor  # bool [B, T]: outputs that must stay
+
+
 class _Probe:
     def __init__(self, model: Any, tolerance: float) -> None:
-        self.model, self.config = model, model.config
-        parameter = next(p for p in model.parameters() if p.is_floating_point())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.tolerance = max(tolerance, 4 * torch.finfo(self.dtype).eps)
+        self.model, self.tolerance, self.config = model, tolerance, model.config
+        weight = next(model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.length = min(_LENGTH, self.config.max_seq_len)
 
-    def transformer(self) -> list[Leak]:
-        length = min(_LENGTH, self.config.max_seq_len)
-        inputs = self._draw(length)
-        found: list[Leak] = []
-        for layout in [*self._paddings(length, "attention_mask"), self._packed(length)]:
+    def transformer(self) -> Iterator[Leak]:
+        x, other = self._draw(self.length)
+        padded = padded_layouts(self.length, self.device)
+        for layout in (*padded, packed_layout(self.length, self.device)):
+            call = self._caller(self.model, layout)
+            yield from self._compare(
+                call, x, other, layout, self._changes(layout, self.config.causal)
+            )
+        for layout in padded if hasattr(self.model, "embed") else []:
+            call = self._caller(self.model.embed, layout)
+            yield from self._compare(call, x, other, layout, self._changes(layout, False), True)
 
-            def call(x: Tensor, options: dict[str, Tensor] = layout.options) -> Tensor:
-                out: Tensor = self.model(x, **options)
-                return out
+    def seq2seq(self) -> Iterator[Leak]:
+        length = min(_SOURCE, self.config.max_seq_len)
+        (source, other_source), (target, other) = self._draw(length), self._draw(self.length)
+        layouts = padded_layouts(self.length, self.device)
+        for of_source, layout in zip(padded_layouts(length, self.device), layouts, strict=True):
+            read = of_source.mask
+            changes = self._source_changes(of_source, layout.real)
+            call = self._to_source(target, read, layout.mask)
+            yield from self._compare(call, source, other_source, layout, changes)
+            for mask in [None] if read is None else [None, read]:
+                call = self._to_target(source, mask, layout.mask)
+                yield from self._compare(call, target, other, layout, self._changes(layout, True))
 
-            changes = [*_rows(layout), *_hidden(layout), *_segments(layout)]
-            if self.config.causal:
-                changes += _futures(layout)
-            found += self._look(call, inputs, changes, found)
-            if "segment_ids" not in layout.options and hasattr(self.model, "embed"):
+    def _changes(self, layout: Layout, causal: bool) -> Iterator[_Change]:
+        """What must not move the outputs of a layout's real tokens."""
+        real, last = layout.real, layout.real.shape[1] - 1
+        columns = torch.arange(last + 1, device=self.device).expand_as(real)
+        for t in range(last if causal else 0):
+            later = columns > t
+            yield _Change("future", f"tokens {t + 1} to {last}", later, real & ~later)
+        for row in self._rows(real):
+            yield _Change("batch", f"row {int(row.any(1).nonzero())}", row, real & ~row)
+        yield _Change("padding", "padding", ~real, real)
+        if layout.segments is not None:
+            for number in (1, 2):
+                segment = layout.segments == number
+                yield _Change("packing", f"segment {number}", segment, real & ~segment)
 
-                def embed(x: Tensor, options: dict[str, Tensor] = layout.options) -> Tensor:
-                    out: Tensor = self.model.embed(x, **options)
-                    return out[:, None]  # one output for each row, [R, 1, D]
+    def _source_changes(self, layout: Layout, watched: Tensor) -> Iterator[_Change]:
+        """The same of a source's tokens; every target may see all real ones of its own source."""
+        for index, row in enumerate(self._rows(layout.real)):
+            others = torch.arange(ROWS, device=self.device)[:, None] != index
+            yield _Change("batch", f"the source of row {index}", row, watched & others)
+        yield _Change("padding", "source padding", ~layout.real, watched)
 
-                changes = [_in_embed(change) for change in (*_rows(layout), *_hidden(layout))]
-                found += self._look(embed, inputs, changes, found)
-        return found
+    def _rows(self, real: Tensor) -> Iterator[Tensor]:
+        """bool [B, T] for each row: all of it."""
+        for row in torch.eye(ROWS, dtype=torch.bool, device=self.device):
+            yield row[:, None].expand_as(real)
 
-    def seq2seq(self) -> list[Leak]:
-        sources = min(_SOURCE, self.config.max_seq_len)
-        targets = min(_LENGTH, self.config.max_seq_len)
-        source, target = self._draw(sources), self._draw(targets)
-        free = self._paddings(targets, "target_mask")[0]
-        found: list[Leak] = []
-        for layout in self._paddings(targets, "target_mask"):
-
-            def write(x: Tensor, options: dict[str, Tensor] = layout.options) -> Tensor:
-                out: Tensor = self.model(source, x, **options)
-                return out
-
-            changes = [*_futures(layout), *_hidden(layout), *_rows(layout)]
-            found += self._look(write, target, changes, found)
-        for layout in self._paddings(sources, "source_mask"):
-
-            def read(x: Tensor, options: dict[str, Tensor] = layout.options) -> Tensor:
-                out: Tensor = self.model(x, target, **options)
-                return out
-
-            changes = [
-                change._replace(
-                    changed=f"the source's {change.changed}",
-                    # A row's own source may move all of its outputs, another's none.
-                    watched=~change.where.any(1, keepdim=True).expand_as(free.segments)
-                    if change.kind == "batch"
-                    else free.segments > 0,
-                )
-                for change in (*_hidden(layout), *_rows(layout))
-            ]
-            found += self._look(read, source, changes, found)
-        return found
-
-    def _look(
+    def _compare(
         self,
         call: Callable[[Tensor], Tensor],
-        inputs: Tensor,
-        changes: list[Change],
-        found: list[Leak],
-    ) -> list[Leak]:
-        """The leaks that some changes show, of kinds that were not found yet."""
-        known = {leak.kind for leak in found}
-        before, leaks = call(inputs).float(), []
-        other = self._other(inputs)
-        for change in changes:
-            if change.kind in known or not change.where.any() or not change.watched.any():
-                continue
-            where = change.where if inputs.dim() == 2 else change.where[..., None]
-            far = _distance(before, call(torch.where(where, other, inputs)).float())
-            wrong = change.watched & ~(far <= self.tolerance)  # NaN is wrong, too
-            if wrong.any():
-                positions = wrong.any(0).nonzero()[:, 0].tolist()
-                by = float(far[wrong].max())
-                leaks.append(Leak(change.kind, change.changed, positions, by))
-        return leaks
+        x: Tensor,
+        other: Tensor,
+        layout: Layout,
+        changes: Iterator[_Change],
+        pooled: bool = False,
+    ) -> Iterator[Leak]:
+        """A leak for each change that moves what it must not."""
+        outputs = call(x).float()  # [B, T, V], of `embed` [B, D]
+        for kind, changed, where, watched in changes:
+            far = _distance(outputs, call(_swap(x, other, where)).float())  # [B, T], or [B]
+            if pooled:  # a vector reads its whole row
+                watched = watched.any(1)
+            wrong = watched & ~(far <= self.tolerance)  # NaN is wrong, too
+            if where.any() and wrong.any():
+                moved = (wrong if pooled else wrong.any(0)).nonzero()[:, 0].tolist()
+                name = f"{changed} ({layout.name})" if layout.name else changed
+                yield Leak(kind, name, moved, float(far[wrong].max()), _NAMES[pooled])
 
-    def _paddings(self, length: int, name: str) -> list[Layout]:
-        """No padding, and padding on either side."""
-        hidden = torch.tensor(_HIDDEN, device=self.device).clamp_max(length - 1)[:, None]
-        columns = torch.arange(length, device=self.device)[None]
-        left, right = columns >= hidden, columns < length - hidden
-        return [
-            Layout("", torch.ones_like(left).long(), {}),
-            Layout("with padding on the left", left.long(), {name: left}),
-            Layout("with padding on the right", right.long(), {name: right}),
-        ]
+    def _caller(self, call: Callable[..., Tensor], layout: Layout) -> Callable[[Tensor], Tensor]:
+        if layout.segments is not None:
+            return lambda x: call(x, segment_ids=layout.segments)
+        return call if layout.mask is None else lambda x: call(x, layout.mask)
 
-    def _packed(self, length: int) -> Layout:
-        """Two segments in a row, which meet elsewhere in each, and some padding."""
-        columns = torch.arange(length, device=self.device)[None]
-        borders = torch.tensor([3, 5, 2], device=self.device).clamp_max(length - 1)[:, None]
-        segments = 1 + (columns >= borders).long()
-        segments[2, length - min(2, length - 1) :] = 0
-        return Layout("with segments", segments, {"segment_ids": segments})
+    def _to_source(self, target: Tensor, *masks: Tensor | None) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.model(x, target, *masks)
 
-    def _draw(self, length: int) -> Tensor:
-        shape = (len(_HIDDEN), length)
-        if self.config.input_dim is not None:
-            width = self.config.input_dim
-            return torch.randn(*shape, width, device=self.device).to(self.dtype)
-        return torch.randint(0, self.config.vocab_size, shape, device=self.device)
+    def _to_target(self, source: Tensor, *masks: Tensor | None) -> Callable[[Tensor], Tensor]:
+        return lambda x: self.model(source, x, *masks)
 
-    def _other(self, inputs: Tensor) -> Tensor:
-        """Inputs that differ everywhere."""
-        if self.config.input_dim is not None:
-            return torch.randn_like(inputs)
-        size = self.config.vocab_size
-        return (inputs + torch.randint_like(inputs, 1, size)) % size
+    def _draw(self, length: int) -> tuple[Tensor, Tensor]:
+        """Inputs, and others that differ everywhere."""
+        shape, width = (ROWS, length), self.config.input_dim
+        if width is not None:
+            x, other = torch.randn(2, *shape, width, device=self.device).to(self.dtype)
+            return x, other
+        vocabulary = self.config.vocab_size
+        x = torch.randint(0, vocabulary, shape, device=self.device)
+        return x, (x + torch.randint(1, vocabulary, shape, device=self.device)) % vocabulary
 
 
-def _futures(layout: Layout) -> Iterator[Change]:
-    length = layout.segments.shape[1]
-    columns = torch.arange(length, device=layout.segments.device).expand_as(layout.segments)
-    for t in range(length - 1):
-        changed = f"tokens {t + 1} to {length - 1}"
-        watched = (columns <= t) & (layout.segments > 0)
-        yield Change("future", layout.words(changed), columns > t, watched)
+_NAMES = {False: "outputs", True: "vectors"}
 
 
-def _hidden(layout: Layout) -> Iterator[Change]:
-    yield Change(
-        "padding", layout.words("padded tokens"), layout.segments == 0, layout.segments > 0
-    )
+def _distance(one: Tensor, two: Tensor) -> Tensor:
+    """The farthest of V outputs, each as a share of its own size: [B, ..., V] -> [B, ...].
 
-
-def _rows(layout: Layout) -> Iterator[Change]:
-    for row in range(len(layout.segments)):
-        where = torch.zeros_like(layout.segments, dtype=torch.bool)
-        where[row] = True
-        watched = ~where & (layout.segments > 0)
-        yield Change("batch", layout.words(f"row {row}"), where, watched)
-
-
-def _segments(layout: Layout) -> Iterator[Change]:
-    if "segment_ids" in layout.options:
-        for number in (1, 2):
-            where = layout.segments == number
-            watched = (layout.segments > 0) & ~where
-            yield Change("packing", f"segment {number}", where, watched)
-
-
-def _in_embed(change: Change) -> Change:
-    """A change that no row's vector may see, but that of a row which it changes for good."""
-    own = change.where.any(1, keepdim=True) if change.kind == "batch" else change.where[:, :0]
-    watched = ~own if change.kind == "batch" else change.watched.any(1, keepdim=True)
-    return change._replace(changed=f"{change.changed} (in embed)", watched=watched)
-
-
-def _distance(before: Tensor, after: Tensor) -> Tensor:
-    """How far each position moved, [R, T], as a share of the size of the output that moved most.
-
-    Each output column is held against its own size: one that is huge would hide all others.
+    A large output must not hide a small one; nor must one that is nearly nothing everywhere show
+    rounding as if it were a leak.
     """
-    size = before.abs().nan_to_num(0.0, 0.0, 0.0).flatten(0, 1).amax(0)  # [V]
-    size = torch.maximum(size, 1e-3 * size.median()).clamp_min(1e-12)
-    moved = torch.where(before == after, 0.0, (before - after).abs())  # equal infinities, too
-    farthest: Tensor = (moved / size).amax(-1)
-    return farthest
+    known = one.abs().masked_fill(~one.isfinite(), 0.0).flatten(0, -2)
+    size = known.amax(0)  # [V]
+    size = size.maximum(1e-3 * size.median()).clamp_min(1e-12)
+    apart = (one - two).abs().masked_fill(one == two, 0.0)  # -inf twice is no distance
+    far: Tensor = (apart / size).amax(-1)
+    return far
+
+
+def _news(leaks: Iterator[Leak]) -> list[Leak]:
+    """Without what a layout only repeats of the ones before it."""
+    told: dict[tuple[str, ...], set[int]] = {}
+    found = []
+    for leak in leaks:
+        known = told.setdefault((leak.kind, leak.changed.split(" (")[0], leak.outputs), set())
+        if not known.issuperset(leak.moved):
+            found.append(leak)
+            known.update(leak.moved)
+    return found
+
+
+def _swap(x: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    """x with the positions of `other` where bool [B, T] says so."""
+    return torch.where(where if x.dim() == 2 else where[...

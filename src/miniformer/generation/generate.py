@@ -118,6 +118,8 @@ def _decode(
     with evaluating(model):
         batch, length = ids.shape
         cache = model.new_cache(batch, length + options.max_new_tokens)
+        if mask is not None:  # a row's text is as long as it is alone
+            cache.spans = mask.sum(1, keepdim=True).to(device) + options.max_new_tokens
         memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
         features = model.features(ids, *memory, _to(mask, device), cache=cache)  # [B, T, D]
         chosen: list[Tensor] = []

@@ -28,13 +28,19 @@ class KVCache:
     Args:
         windows: sliding window of each layer; None: it has none.
         batch_size: number B of rows.
-        capacity: number C of columns, the most tokens a row can hold.
+        capacity: number C of columns, the most that a row can hold: tokens, its padding, and what
+            is cut from it while another row keeps as much.
         kv_heads: number K of key-value heads.
         head_dim: width E of a head.
         device: where keys and values live.
         dtype: their type.
         kind: window: layers with a window keep its W tokens only; full: all layers keep all; int8:
             so do they, in a byte for each value and a scale for each vector.
+
+    Attributes:
+        spans: int [B, 1], tokens that each row will have come to hold in the end. What depends on
+            the length of a text, as dynamic rotary scaling does, goes by it from the first pass
+            on. At first the capacity; set it before that pass where you know better.
     """
 
     def __init__(
@@ -52,10 +58,12 @@ class KVCache:
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
         self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
+        self.dtype = dtype
         self.start = self.stop = 0  # columns in use before and after the pass under way
         self.under_way = False  # whether a pass has begun and not ended
         self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
         self.before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
+        self.spans = torch.full((batch_size, 1), capacity, device=device)
         self.cross: list[tuple[Tensor, Tensor]] | None = None  # of the source, for each layer
         shape = (batch_size, kv_heads, capacity, head_dim)
         self.layers: list[Columns] = []
@@ -144,6 +152,7 @@ class KVCache:
             raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows)
+        self.spans = self.spans[rows]
         if self.positions is not None:
             self.positions = self.positions[rows]
         if self.cross is not None:
@@ -152,6 +161,8 @@ class KVCache:
     def trim(self, lengths: int | Tensor) -> None:
         """Forgets all but the first tokens of each row, as after a wrong guess.
 
+        A cache that has no token left forgets its source, too, and can take another.
+
         Args:
             lengths: how many to keep: one number, or int [B], one for each row.
 
@@ -159,28 +170,28 @@ class KVCache:
             ValueError: a ring no longer has them, or a length is below 0.
         """
         kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
-        if int(kept.min()) < 0:
+        if (kept < 0).any():
             raise ValueError(f"lengths must be at least 0, not {int(kept.min())}")
         self.stop, self.under_way = self.length, False
         for layer in self.layers:
-            if isinstance(layer, Ring) and int(self.lengths.max()) > layer.window:
+            if isinstance(layer, Ring) and bool((self.lengths > layer.window).any()):
                 raise ValueError(
                     f"a cache with a sliding window of {layer.window} has overwritten earlier "
                     "tokens; make it with kind='full' to trim it"
                 )
         if isinstance(lengths, int) and self.positions is None:
-            self.stop = min(lengths, self.stop)
+            self._stop_at(min(lengths, self.stop))
             return
         if self.positions is None:
             self._make_positions()
         assert self.positions is not None
         self.positions[self.positions >= kept] = -1
         used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
-        self.stop = int(used.max()) + 1 if len(used) else 0
+        self._stop_at(int(used.max()) + 1 if len(used) else 0)
 
     def state(self) -> dict[str, Tensor]:
         """All that is stored, as tensors that safetensors can write; see `load_state`."""
-        state = {"length": torch.tensor(self.length)}
+        state = {"length": torch.tensor(self.length), "spans": self.spans}
         if self.positions is not None:
             state["positions"] = self.positions[:, : self.length]
         for index, layer in enumerate(self.layers):
@@ -211,6 +222,7 @@ class KVCache:
                 tensor.copy_(stored)
         self.start = self.stop = length
         self.under_way = False
+        self.spans = state["spans"].to(self.device)
         self.positions = None
         if "positions" in state:
             self._make_positions()
@@ -223,10 +235,16 @@ class KVCache:
                 for index in range(len(self.layers))
             ]
 
+    def _stop_at(self, columns: int) -> None:
+        self.stop = columns
+        if columns == 0:
+            self.cross = None
+
     def _need(self, tokens: int) -> None:
         if tokens > self.capacity:
+            what = "tokens" if self.positions is None else "columns of tokens and padding"
             raise ValueError(
-                f"{tokens} tokens do not fit a cache of capacity {self.capacity}; make a larger one"
+                f"{tokens} {what} do not fit a cache of capacity {self.capacity}; make a larger one"
             )
 
     def _make_positions(self) -> None:

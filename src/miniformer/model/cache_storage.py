@@ -163,6 +163,8 @@ class Ring(Columns):
             return
         # Rows have taken different numbers of tokens: each slot looks up its own.
         assert cache.before is not None
+        if not keys.shape[2]:
+            return
         real = cache.positions[:, cache.start : cache.stop] >= 0  # [B, T]
         columns = (~real).to(torch.int8).argsort(dim=1, stable=True)  # real ones first
         slots = torch.arange(self.window, device=keys.device)[None]

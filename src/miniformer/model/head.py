@@ -73,7 +73,12 @@ def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
         attention_mask: bool [B, T], True = a real position; None: all are. A row without any gives
             zeros, or the vector of its first position.
         how: mean, first or last of the real positions.
+
+    Raises:
+        ValueError: the sequences have no positions at all.
     """
+    if not features.shape[1]:
+        raise ValueError("sequences of length 0 have no vector; leave them out")
     # A sum in half precision may overflow, and counts in it are rounded.
     wide = torch.promote_types(features.dtype, torch.float32)
     if attention_mask is None:

@@ -41,7 +41,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: Scores) 
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
     scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    s = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * scale
+    # Scaled before the product, which might overflow in float16.
+    s = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
     if scores.bias is not None:
         s = s + scores.bias
     if scores.softcap is not None:
@@ -84,6 +85,9 @@ def flex(q: Tensor, k: Tensor, v: Tensor, seen: Visibility, scores: Scores) -> T
     """torch's `flex_attention`; compiled on a GPU, where it is made for."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
+    if not q.numel():  # of which flex_attention can make no blocks
+        return plain(q, k, v, make_mask(seen), scores)
+
     def score(s: Tensor, b: Tensor, h: Tensor, t: Tensor, key: Tensor) -> Tensor:
         if scores.bias is not None:
             rows = scores.bias.shape[0]
@@ -123,6 +127,8 @@ def varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     tokens, seen = packed
+    if not len(tokens.order):
+        return plain(q, k, v, make_mask(seen), scores)
     dtype = product_dtype(q)
     batch, heads, length, width = q.shape
 
@@ -158,14 +164,15 @@ def pack(seen: Visibility, rows: int) -> tuple[Packed, Visibility]:
     segments = seen.query_segments
     if segments is None:
         segments = torch.ones_like(seen.query_positions).expand(rows, -1)
-    row = torch.arange(len(segments), device=segments.device)[:, None]
-    label = (row * (segments.max() + 1) + segments).flatten()  # one number for each segment
-    label, order = label.sort(stable=True)
-    real = segments.flatten()[order] != 0
-    label, order = label[real], order[real]
-    counts = torch.unique_consecutive(label, return_counts=True)[1]
-    starts = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return Packed(order, starts, int(counts.max()) if len(counts) else 0), seen
+    row = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)
+    order = segments.sort(dim=1, stable=True).indices + row * segments.shape[1]
+    order = order.flatten()
+    order = order[segments.flatten()[order] != 0]
+    row, segments = row.flatten()[order], segments.flatten()[order]
+    begins = (row[1:] != row[:-1]) | (segments[1:] != segments[:-1])
+    starts = F.pad(begins.nonzero()[:, 0] + 1, (1, 1))  # [segments + 1]
+    starts[-1] = len(order)
+    return Packed(order, starts.to(torch.int32), int(starts.diff().max())), seen
 
 
 def _zero(out: Tensor, mask: AttentionMask) -> Tensor:

@@ -166,6 +166,29 @@ def make_positions(
     return torch.zeros_like(counts).scatter(1, order, counts)
 
 
+def make_lengths(
+    length: int,
+    *,
+    attention_mask: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    device: torch.device,
+) -> Tensor:
+    """Real tokens of the sequence that each token belongs to: int [B or 1, T or 1].
+
+    That of padding is arbitrary.
+    """
+    if segment_ids is None:
+        if attention_mask is None:
+            return torch.full((1, 1), length, device=device)
+        return attention_mask.sum(1, keepdim=True)
+    if attention_mask is not None:
+        segment_ids = segment_ids * attention_mask.long()
+    # In order, a segment's tokens stand from the first place that its number fits to the last.
+    ordered, segment_ids = segment_ids.sort(dim=1).values, segment_ids.contiguous()
+    ends = torch.searchsorted(ordered, segment_ids, right=True)
+    return ends - torch.searchsorted(ordered, segment_ids)
+
+
 def _by_column(seen: Visibility) -> Tensor:
     """bool [T, S] where all tokens are real and in order: the last query stands at the last key."""
     late = seen.keys - seen.queries

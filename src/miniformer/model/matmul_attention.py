@@ -58,14 +58,12 @@ class _MatmulAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float
     ) -> Tensor:
         batch, heads, length, width = q.shape
-        q, k, v = (x.reshape(batch * heads, -1, width) for x in (q, k, v))
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
         if added is not None and added.shape[0] == 1:
-            scores = torch.baddbmm(added[0], q, k.transpose(1, 2), alpha=scale)  # [B*H, T, S]
-        else:
-            scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale)
-            if added is not None:
-                scores.view(batch, heads, length, -1).add_(added)
-        shares = scores.softmax(-1)
+            added = added[0]
+        elif added is not None:
+            added = added.expand(-1, heads, length, -1).flatten(0, 1)
+        shares = _scaled_bmm(q, k.transpose(1, 2), scale, added).softmax(-1)  # [B*H, T, S]
         ctx.save_for_backward(q, k, v, shares)
         ctx.scale = scale
         return torch.bmm(shares, v).view(batch, heads, length, width)
@@ -77,12 +75,19 @@ class _MatmulAttention(torch.autograd.Function):
                 "this attention has no second derivative; use set_attention_backend(model, 'plain')"
             )
         q, k, v, shares = ctx.saved_tensors
-        shape = grad.shape
-        grad = grad.reshape(q.shape).to(v.dtype)
+        heads = grad.shape[:2]
+        grad = grad.flatten(0, 1).to(v.dtype)
         dv = torch.bmm(shares.transpose(1, 2), grad)
         d_shares = torch.bmm(grad, v.transpose(1, 2))
         d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
-        dq = torch.bmm(d_scores, k).mul_(ctx.scale)
-        dk = torch.bmm(d_scores.transpose(1, 2), q).mul_(ctx.scale)
-        heads = (*shape[:2], -1, shape[3])
-        return dq.view(heads), dk.view(heads), dv.view(heads), None, None
+        dq = _scaled_bmm(d_scores, k, ctx.scale)
+        dk = _scaled_bmm(d_scores.transpose(1, 2), q, ctx.scale)
+        return *(x.view(*heads, *x.shape[1:]) for x in (dq, dk, dv)), None, None
+
+
+def _scaled_bmm(one: Tensor, two: Tensor, scale: float, added: Tensor | None = None) -> Tensor:
+    """one @ two * scale + added, scaled before it is rounded: in float16 it might overflow."""
+    beta = 1 if added is not None else 0
+    if added is None:  # which is then not read
+        added = one.new_empty(1, 1, 1)
+    return torch.baddbmm(added, one, two, beta=beta, alpha=scale)

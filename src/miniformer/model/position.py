@@ -52,7 +52,8 @@ class Position(nn.Module):
 
         Args:
             positions: int [B or 1, T].
-            length: tokens in each row, or with a cache its capacity, int [B or 1, 1].
+            length: tokens of the sequence that each belongs to, int [B or 1, T or 1]; with a
+                cache, those that it will come to have (`KVCache.spans`).
             local: for a layer with a sliding window.
         """
         return None
@@ -77,8 +78,8 @@ class RotaryPosition(Position):
         base = self.base_local if unscaled and self.base_local is not None else self.base
         frequencies, factor = scaled_frequencies(
             None if unscaled else self.scaling, base=base, dim=self.dim, length=length
-        )  # [B or 1, R/2]
-        angle = positions[:, None, :, None].float() * frequencies[:, None, None, :]
+        )  # [B or 1, T or 1, R/2]
+        angle = positions[:, None, :, None].float() * frequencies[:, None]
         cos, sin = angle.cos(), angle.sin()  # [B, 1, T, R/2]
         if factor != 1.0:
             cos, sin = cos * factor, sin * factor

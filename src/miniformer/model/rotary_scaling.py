@@ -9,7 +9,7 @@
 | yarn    | fast pairs stay, slow ones are divided, a ramp between them  | Peng et al. 2023        |
 | llama3  | the same with limits in wavelengths, as Llama 3.1 has it     | Grattafiori et al. 2024 |
 
-Letters: B batch, T length, R rotated elements of a head.
+Letters: B batch, T query length, R rotated elements of a head.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ def scaled_frequencies(
         scaling: the config's `rotary_scaling`; None: as Su et al. 2021 have it.
         base: wavelength base.
         dim: rotated elements R.
-        length: tokens in each row, or with a cache its capacity, int [B or 1, 1]; `dynamic` goes by
-            it.
+        length: tokens of the sequence that each token belongs to, int [B or 1, T or 1]; `dynamic`
+            goes by it.
 
     Returns:
-        float32 [B or 1, R/2], and a factor on cos and sin.
+        float32 [B or 1, T or 1, R/2], and a factor on cos and sin.
     """
     pair = torch.arange(0, dim, 2, device=length.device, dtype=torch.float32)
     if scaling is None:
-        return (base ** (-pair / dim))[None], 1.0
+        return (base ** (-pair / dim))[None, None], 1.0
     given = {**SCALINGS[scaling["type"]], **scaling}
     factor = given["factor"]
     if given["type"] == "dynamic":
         original = given["original_max_seq_len"]
         length = length.clamp_min(original)
         stretched = base * (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
-        return stretched ** (-pair / dim), 1.0
+        return stretched[..., None] ** (-pair / dim), 1.0
     frequencies = base ** (-pair / dim)
     if given["type"] == "linear":
-        return (frequencies / factor)[None], 1.0
+        return (frequencies / factor)[None, None], 1.0
     if given["type"] == "llama3":
-        return _llama3(frequencies, given)[None], 1.0
-    return _yarn(frequencies, given, base=base, dim=dim)[None], _yarn_length(given)
+        return _llama3(frequencies, given)[None, None], 1.0
+    return _yarn(frequencies, given, base=base, dim=dim)[None, None], _yarn_length(given)
 
 
 def _llama3(frequencies: Tensor, given: dict[str, Any]) -> Tensor:

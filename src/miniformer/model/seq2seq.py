@@ -101,7 +101,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             target_mask: bool [B, T], True = a real token; None: all are.
             cache: from `new_cache`; it holds one memory from its first pass on.
         """
-        check_inputs(target, self.config, name="target", past=0 if cache is None else cache.length)
+        check_inputs(target, self.config, name="target", cache=cache)
         check_mask(target_mask, target, "target_mask")
         if len(memory.features) != len(target):
             rows = f"{len(memory.features)} sources, {len(target)} targets"
@@ -164,13 +164,15 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """An empty cache of the decoder; see `KVCache`."""
         return self.decoder.new_cache(batch_size, capacity, kind)
 
-    def backend_report(self, *, ragged: bool = False, cached: bool = False) -> list[str]:
+    def backend_report(
+        self, *, ragged: bool = False, cached: bool = False, keys: int | None = None
+    ) -> list[str]:
         """See `Stack.backend_report`."""
         stacks = (("encoder", self.encoder, False), ("decoder", self.decoder, cached))
         return [
             f"{name}.{line}"
             for name, stack, is_cached in stacks
-            for line in stack.backend_report(ragged=ragged, cached=is_cached)
+            for line in stack.backend_report(ragged=ragged, cached=is_cached, keys=keys)
         ]
 
     def _embed(self, ids: Tensor) -> Tensor:

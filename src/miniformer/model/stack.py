@@ -8,20 +8,21 @@ Letters: B batch, T length, S source length, D model width.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from miniformer import registry
-from miniformer.config import TransformerConfig
+from miniformer.config import TransformerConfig, UserError
 from miniformer.model import backends
 from miniformer.model.attention import Context, MultiHeadAttention
 from miniformer.model.cache import KVCache
 from miniformer.model.checkpointing import check_how, checkpointed
 from miniformer.model.kernels import Scores
 from miniformer.model.layers import DecoderLayer, EncoderLayer
-from miniformer.model.masks import Visibility, make_cross_mask, make_visibility
+from miniformer.model.masks import Visibility, make_cross_mask, make_lengths, make_visibility
 from miniformer.model.norm import make_norm
 from miniformer.model.precision import product_dtype
 
@@ -109,19 +110,31 @@ class Stack(nn.Module):
             kind=kind,
         )
 
-    def backend_report(self, *, ragged: bool = False, cached: bool = False) -> list[str]:
+    def backend_report(
+        self, *, ragged: bool = False, cached: bool = False, keys: int | None = None
+    ) -> list[str]:
         """For each attention, which backend computes it on this device and type, and why.
 
         Args:
-            ragged: where there is padding, several texts in a row, or a window.
+            ragged: where there is padding, or several texts in a row. What layers with a window
+                need is known without.
             cached: in cached decoding.
+            keys: number S of keys, as the choice may depend on it; None: `max_seq_len`.
         """
         weight = next(self.parameters())
+        keys = self.config.max_seq_len if keys is None else keys
+        grad = self._wants_gradients(weight)
         lines = []
         for name, module in self.named_modules():
             if isinstance(module, MultiHeadAttention):
-                keys = self.config.max_seq_len
-                call = self._call(weight, module, keys=keys, ragged=ragged, cached=cached)
+                window = None if module.cross else module.window
+                seen = make_visibility(
+                    1, keys, causal=self.causal, window=window, device=weight.device
+                )
+                uneven = ragged or seen.narrow
+                call = self._call(
+                    weight, module, keys=keys, ragged=uneven, cached=cached, grad=grad
+                )
                 lines.append("{}: {} ({})".format(name, *backends.choose(module.backend, call)))
         return lines
 
@@ -137,6 +150,12 @@ class Stack(nn.Module):
             if len(x) != cache.batch_size:
                 raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
             positions = cache.extend(attention_mask, x.shape[1])
+            lengths = cache.spans  # rotated keys stay as they are, so one must do for all steps
+        else:
+            lengths = make_lengths(
+                x.shape[1], attention_mask=attention_mask, segment_ids=segment_ids, device=x.device
+            )
+        grad = self._wants_gradients(x)
         seen: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], Context] = {}
         contexts = []
@@ -157,11 +176,11 @@ class Stack(nn.Module):
                 positions = seen[window].query_positions
             some = seen[window]
             ragged, cached = not some.in_order or some.narrow, cache is not None
-            call = self._call(x, attention, keys=some.keys, ragged=ragged, cached=cached)
+            call = self._call(x, attention, keys=some.keys, ragged=ragged, cached=cached, grad=grad)
             backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
             alike = (window, backend, call.sinks)
             if alike not in shared:
-                shared[alike] = self._context(x, attention, some, backend, cache)
+                shared[alike] = self._context(x, attention, some, backend, lengths)
             contexts.append(shared[alike])
         return positions, contexts
 
@@ -171,26 +190,35 @@ class Stack(nn.Module):
         attention: nn.Module,
         seen: Visibility,
         backend: str,
-        cache: KVCache | None,
+        lengths: Tensor,
     ) -> Context:
         bias = self.position.bias(seen.query_positions, seen.key_positions)
         scores = Scores(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
-        length = seen.query_positions.amax(1, keepdim=True) + 1
-        if cache is not None:  # rotated keys stay as they are, so one length must do for all steps
-            length = torch.full_like(length, cache.capacity)
-        rotation = self.position.rotation(seen.query_positions, length=length, local=local)
+        rotation = self.position.rotation(seen.query_positions, length=lengths, local=local)
         mask = backends.prepare(backend, seen, scores, rows=len(x), dtype=product_dtype(x))
         return Context(backend, mask, rotation, bias)
 
+    def _wants_gradients(self, *inputs: Tensor) -> bool:
+        """Whether there will be a backward pass, to the inputs or to any weight."""
+        tensors = itertools.chain(inputs, self.parameters())
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
     def _call(
-        self, x: Tensor, attention: nn.Module, *, keys: int, ragged: bool, cached: bool
+        self,
+        x: Tensor,
+        attention: nn.Module,
+        *,
+        keys: int,
+        ragged: bool,
+        cached: bool,
+        grad: bool,
     ) -> backends.Call:
         cross = getattr(attention, "cross", False)
         return backends.Call(
             device=x.device.type,
             dtype=product_dtype(x),
-            grad=torch.is_grad_enabled() and (x.requires_grad or self.training),
+            grad=grad,
             ragged=ragged,
             cached=cached,
             cross=cross,
@@ -205,11 +233,12 @@ class Stack(nn.Module):
     ) -> list[tuple[Context, tuple[Tensor, Tensor]]]:
         """For each layer, the source's mask and its keys and values, projected once a cache."""
         mask = make_cross_mask(memory.mask)
+        grad = self._wants_gradients(x, memory.features)
         contexts = []
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         for attention in attentions:
             keys, ragged = memory.features.shape[1], memory.mask is not None
-            call = self._call(x, attention, keys=keys, ragged=ragged, cached=False)
+            call = self._call(x, attention, keys=keys, ragged=ragged, cached=False, grad=grad)
             backend, _ = backends.choose(attention.backend, call)
             prepared = backends.prepare_mask(backend, mask, product_dtype(x))
             contexts.append(Context(backend, prepared))
@@ -217,6 +246,8 @@ class Stack(nn.Module):
             return list(zip(contexts, cache.cross, strict=True))
         projected = [attention.keys_values(memory.features) for attention in attentions]
         if cache is not None:
+            # Of the cache's type, whatever autocast makes of products.
+            projected = [(k.to(cache.dtype), v.to(cache.dtype)) for k, v in projected]
             cache.cross = projected
         return list(zip(contexts, projected, strict=True))
 
@@ -230,11 +261,17 @@ def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | No
         layers: indices of the layers to change; None: all.
 
     Raises:
-        UserError: there is no such backend. One that cannot compute a model's attention says so
-            when the model is called.
+        UserError: there is no such backend, or no such layer. A backend that cannot compute a
+            model's attention says so when the model is called.
     """
     backends.check_name(backend)
-    for stack in (module for module in model.modules() if isinstance(module, Stack)):
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    count = max((len(stack.layers) for stack in stacks), default=0)
+    missing = [index for index in layers or [] if not 0 <= index < count]
+    if missing:
+        there = f"its layers are 0 to {count - 1}" if count else "it has no stack of layers"
+        raise UserError(f"the model has no layer {missing[0]}; {there}")
+    for stack in stacks:
         for index, layer in enumerate(stack.layers):
             for module in layer.modules():
                 if isinstance(module, MultiHeadAttention) and (layers is None or index in layers):

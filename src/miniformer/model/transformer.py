@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import generate
 from miniformer.model.cache import KVCache
-from miniformer.model.embedding import check_inputs, check_mask, make_embedding
+from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
 from miniformer.model.head import Head, pool
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
@@ -90,16 +90,9 @@ class Transformer(PretrainedMixin, Stack):
         cache: KVCache | None = None,
     ) -> Tensor:
         """What the head reads: the last layer's output, normalised, [B, T, D]; see `forward`."""
-        check_inputs(inputs, self.config, past=0 if cache is None else cache.length)
+        check_inputs(inputs, self.config, cache=cache)
         check_mask(attention_mask, inputs)
-        if segment_ids is not None:
-            if segment_ids.shape != inputs.shape[:2]:
-                shapes = f"{list(inputs.shape[:2])}, as the inputs are, not"
-                raise ValueError(f"segment_ids must be {shapes} {list(segment_ids.shape)}")
-            if cache is not None:
-                raise ValueError(
-                    "segment_ids and cache exclude each other: a cache row holds one sequence"
-                )
+        check_segments(segment_ids, inputs, cache)
         x = self.embedding(inputs)  # [B, T] -> [B, T, D]
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
