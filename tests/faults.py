@@ -471,6 +471,21 @@ FAULTS = [
         "tests/unit/test_tasks.py -k order_of_the_inputs",
     ),
     Fault(
+        "the boundary that a directory declares is not read", "data/tokenizer.py",
+        'for name in ("eos_token", "sep_token", "bos_token"):', "for name in ():",
+        "tests/unit/test_tokenizer.py -k foreign_tokenizer",
+    ),
+    Fault(
+        "a tokenizer learns from all of a large text", "data/tokenizer_training.py",
+        "if self.size >= self.most:", "if False:",
+        "tests/unit/test_tokenizer.py -k what_is_large",
+    ),
+    Fault(
+        "ties in wordpiece are broken by a hash table", "data/tokenizer_training.py",
+        "special_tokens=[BOUNDARY, PAD, UNKNOWN, *alphabet],", "special_tokens=[BOUNDARY, PAD, UNKNOWN],",
+        "tests/unit/test_tokenizer.py -k training_again",
+    ),
+    Fault(
         "text can spell a special token", "data/tokenizer.py",
         "backend.encode_special_tokens = True", "pass",
         "tests/unit/test_tokenizer.py -k special_token",

@@ -1,4 +1,4 @@
-"""The `miniformer` command: train, generate, predict, demo."""
+"""The `miniformer` command: train, generate, predict, tokenizer, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from miniformer import __version__
 from miniformer.command import command_parser, run_command
 from miniformer.config import GenerationConfig, UserError
+from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
 
 _DECODING = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_subcommand(
         "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
     )
+    add_tokenizer_command(commands)
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
@@ -39,6 +41,7 @@ def _run(values: dict[str, Any]) -> int:
         "train": run_training,
         "generate": _generate,
         "predict": _predict,
+        "tokenizer": run_tokenizer,
         "demo": _demo,
     }
     chosen = values[values["command"]]

@@ -127,8 +127,9 @@ def _flags(parser: Any, arguments: list[str]) -> list[str]:
     for action in parser._actions:
         children = getattr(action, "_name_parser_map", None)
         if isinstance(children, dict):
-            for name in [name for name in arguments if name in children][:1]:
-                return _flags(children[name], [])
+            for place, name in enumerate(arguments):
+                if name in children:
+                    return _flags(children[name], arguments[place + 1 :])
         flags += action.option_strings
     return flags
 

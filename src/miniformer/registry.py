@@ -50,9 +50,11 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "standard": "miniformer.model.feed_forward:FeedForward",
     },
     "tokenizer": {  # (texts, vocab_size) -> tokenizers.Tokenizer
-        "bpe": "miniformer.data.tokenizer:train_bpe",
-        "byte": "miniformer.data.tokenizer:train_byte",
-        "char": "miniformer.data.tokenizer:train_char",
+        "bpe": "miniformer.data.tokenizer_training:train_bpe",
+        "unigram": "miniformer.data.tokenizer_training:train_unigram",
+        "wordpiece": "miniformer.data.tokenizer_training:train_wordpiece",
+        "byte": "miniformer.data.tokenizer_training:train_byte",
+        "char": "miniformer.data.tokenizer_training:train_char",
     },
     "task": {  # a subclass of Task
         "language_modeling": "miniformer.tasks.language_modeling:LanguageModeling",

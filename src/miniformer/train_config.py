@@ -28,8 +28,8 @@ class TrainConfig(StrictConfig):
             Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
         model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
-        tokenizer: bpe (byte-level), byte or char, trained on train_path; or the path of a
-            tokenizer.json.
+        tokenizer: bpe (byte-level), unigram, wordpiece, byte or char, trained on train_path; or the
+            path of a tokenizer.json, of a Hugging Face directory or of a model directory.
         batch_size: windows in a batch; where batches are of like lengths, examples on average.
         batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
             gives.

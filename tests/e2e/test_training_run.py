@@ -75,7 +75,7 @@ def test_the_model_directory_is_complete(run):
     best = run[0] / "best"
     assert {path.name for path in best.iterdir()} == {
         "README.md", "config.json", "format_version", "generation_config.json", "loss.png",
-        "model.safetensors", "task.json", "tokenizer.json",
+        "model.safetensors", "task.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     card = (best / "README.md").read_text()
     assert "validation bits per byte" in card

@@ -40,7 +40,7 @@ def load(directory: str | Path) -> Pipeline:
     task = _read_task(directory / "task.json", kind)
     tokenizer = None
     if task.reads_text():
-        tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
+        tokenizer = Tokenizer.from_path(directory / "tokenizer.json")
         if tokenizer.vocab_size > model.config.vocab_size:
             raise UserError(
                 f"{directory}: tokenizer.json has {tokenizer.vocab_size} ids, more than the "

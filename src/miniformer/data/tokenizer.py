@@ -7,47 +7,58 @@ spell a special token, but never becomes one.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.data.tokenizer_training import BOUNDARY, PAD
 
-BOUNDARY, PAD, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
+# What others call the token that ends a text.
+_USUAL = (BOUNDARY, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
 
 
 class Tokenizer:
     """Encodes and decodes text.
 
     Args:
-        backend: a Hugging Face tokenizer that has the boundary token.
+        backend: a Hugging Face tokenizer.
+        boundary: its boundary token; None: one with a usual name, and where there is none
+            <|endoftext|> is added, of which `note` tells.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        boundary = backend.token_to_id(BOUNDARY)
+    def __init__(self, backend: tokenizers.Tokenizer, boundary: str | None = None) -> None:
+        self.note: str | None = None
+        if boundary is not None and backend.token_to_id(boundary) is None:
+            raise UserError(f"the boundary token {boundary!r} is not in the tokenizer's vocabulary")
         if boundary is None:
-            raise UserError(
-                f"the tokenizer has no boundary token {BOUNDARY!r}; add it as a special token"
-            )
+            usual = (name for name in _USUAL if backend.token_to_id(name) is not None)
+            boundary = next(usual, None)
+        if boundary is None:
+            boundary = BOUNDARY
+            self.note = f"the tokenizer has no token that ends a text; {BOUNDARY} was added"
+        backend.add_special_tokens([boundary])
         backend.encode_special_tokens = True  # special tokens spelled out in text stay text
         backend.no_truncation()  # a foreign file may cut or fill texts, which is not its business
         backend.no_padding()
         self.backend = backend
-        self.boundary_id: int = boundary
+        self.boundary = boundary
+        found = backend.token_to_id(boundary)
+        assert found is not None  # it was added just now
+        self.boundary_id: int = found
 
     @classmethod
     def train(cls, kind: str, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
         """Trains a tokenizer.
 
         Args:
-            kind: bpe (byte-level), byte, char, or a registered name.
-            texts: the text to learn from.
-            vocab_size: ids at most, special tokens included; None: 10,000 for bpe, what they need
-                for char and byte, which never take more.
+
+            vocab_size: ids at most, special tokens included; None: 10,000, or what they need for
+                char and byte, which never take more.
 
         Raises:
             UserError: `vocab_size` is too small for this kind of tokenizer.
@@ -55,25 +66,53 @@ class Tokenizer:
         return cls(registry.get("tokenizer", kind)(texts, vocab_size))
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Tokenizer:
-        """Reads a `tokenizer.json`.
+    def from_path(cls, path: str | Path) -> Tokenizer:
+        """Reads a `tokenizer.json`, or the one of a Hugging Face or a model directory.
+
+        The token that ends a text is what a `tokenizer_config.json` beside it says (eos_token, else
+        sep_token, else bos_token), else one with a usual name.
 
         Raises:
             UserError: it is missing or not a tokenizer.
         """
-        if not Path(path).is_file():
+        path = Path(path)
+        if path.is_dir():
+            if not (path / "tokenizer.json").is_file():
+                others = sorted(
+                    each.name
+                    for each in path.iterdir()
+                    if each.name in ("vocab.txt", "vocab.json", "merges.txt")
+                    or each.suffix == ".model"
+                )
+                hint = f" (it has {', '.join(others)})" if others else ""
+                raise UserError(
+                    f"{path}: no tokenizer.json in it{hint}; transformers writes one with "
+                    "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+                )
+            path = path / "tokenizer.json"
+        if not path.is_file():
             raise UserError(f"{path}: no such tokenizer file")
         try:
-            return cls(tokenizers.Tokenizer.from_file(str(path)))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+            backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+        return cls(backend, _declared(path.with_name("tokenizer_config.json"), backend))
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json`, beside and renamed."""
-        beside = f"{path}.part"
-        self.backend.save(beside)
+        """Writes `tokenizer.json` and, beside it, which token is the boundary."""
+        path = Path(path)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.boundary,
+            "clean_up_tokenization_spaces": False,
+        }
+        if self.backend.token_to_id(PAD) is not None:
+            config["pad_token"] = PAD
+        beside = path.with_name("tokenizer_config.json.part")
+        beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, path.with_name("tokenizer_config.json"))
+        beside = path.with_name(f"{path.name}.part")
+        self.backend.save(str(beside))
         os.replace(beside, path)
 
     @property
@@ -96,54 +135,17 @@ class Tokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """Byte-level byte-pair encoding, as in GPT-2: any text decodes to itself."""
-    vocab_size = vocab_size or 10_000
-    _need(vocab_size, 2 + 256, "bpe", "one id for each byte value")
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[BOUNDARY, PAD],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def train_byte(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """One id for each byte of UTF-8; nothing is learnt from the text."""
-    _need(vocab_size, 2 + 256, "byte", "one id for each byte value")
-    tokens = [BOUNDARY, PAD, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([BOUNDARY, PAD])
-    return backend
-
-
-def train_char(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """One id for each character seen in the text; others become one unknown token."""
-    seen: set[str] = set()
-    for text in texts:
-        seen.update(text)
-    tokens = [BOUNDARY, PAD, UNKNOWN, *sorted(seen)]
-    _need(vocab_size, len(tokens), "char", f"one id for each of the text's {len(seen)} characters")
-    vocab = {token: i for i, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token=UNKNOWN))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    backend.decoder = decoders.Fuse()
-    backend.add_special_tokens([BOUNDARY, PAD, UNKNOWN])
-    return backend
-
-
-def _need(vocab_size: int | None, least: int, kind: str, why: str) -> None:
-    if vocab_size is not None and vocab_size < least:
-        raise UserError(
-            f"vocab_size={vocab_size} is too small for a {kind} tokenizer, which needs {least}: "
-            f"{why} and its special tokens"
-        )
+def _declared(path: Path, backend: tokenizers.Tokenizer) -> str | None:
+    """The token that ends a text, as a `tokenizer_config.json` says; None: it says nothing."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a tokenizer_config.json: {error}") from None
+    for name in ("eos_token", "sep_token", "bos_token"):
+        token = config.get(name) if isinstance(config, dict) else None
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and backend.token_to_id(token) is not None:
+            return token
+    return None

@@ -220,4 +220,4 @@ def _news(leaks: Iterator[Leak]) -> list[Leak]:
 
 def _swap(x: Tensor, other: Tensor, where: Tensor) -> Tensor:
     """x with the positions of `other` where bool [B, T] says so."""
-    return torch.where(where if x.dim() == 2 else where[...
+    return torch.where(where if x.dim() == 2 else where[..., None], other, x)

@@ -14,6 +14,7 @@ from miniformer.config import UserError
 from miniformer.data.batches import Batches
 from miniformer.data.records import Records
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizer_training import SAMPLE_BYTES, TextSample
 from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.task import Task
@@ -59,14 +60,17 @@ def make_tokenizer(
                 "streaming reads its text once, so that no tokenizer can be trained on it; set "
                 "tokenizer to byte, or to a tokenizer.json"
             )
-        tokenizer = Tokenizer.train(config.tokenizer, texts, config.model_config.get("vocab_size"))
-        on = "" if records is None else f", trained on {records.name}"
+        sample = TextSample(texts)
+        tokenizer = Tokenizer.train(config.tokenizer, sample, config.model_config.get("vocab_size"))
+        part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.cut else ""
+        on = "" if records is None else f", trained on {part}{records.name}"
         return tokenizer, f"{config.tokenizer}, {tokenizer.vocab_size:,} ids{on}"
-    if not config.tokenizer.endswith(".json"):
+    if not Path(config.tokenizer).exists() and not config.tokenizer.endswith(".json"):
         known = registry.unknown("tokenizer", config.tokenizer, registry.names("tokenizer"))
-        raise UserError(f"{known}; or name a tokenizer.json file")
-    tokenizer = Tokenizer.from_file(config.tokenizer)
-    return tokenizer, f"{tokenizer.vocab_size:,} ids, from {config.tokenizer}"
+        raise UserError(f"{known}; or name a tokenizer.json, or a directory with one")
+    tokenizer = Tokenizer.from_path(config.tokenizer)
+    note = "" if tokenizer.note is None else f"; {tokenizer.note}"
+    return tokenizer, f"{tokenizer.vocab_size:,} ids, from {config.tokenizer}{note}"
 
 
 def precision(config: TrainConfig) -> Any:
