@@ -486,6 +486,16 @@ FAULTS = [
         "tests/unit/test_tokenizer.py -k training_again",
     ),
     Fault(
+        "duplicates are found between splits only", "data/check.py",
+        "places = np.sort(again)", "places = again[:0]",
+        "tests/unit/test_data_check.py -k plain_count",
+    ),
+    Fault(
+        "a check ends at the first fault", "data/check.py",
+        "            yield row, error\n", "            yield row, error\n            return\n",
+        "tests/unit/test_data_check.py -k faults_are_counted",
+    ),
+    Fault(
         "text can spell a special token", "data/tokenizer.py",
         "backend.encode_special_tokens = True", "pass",
         "tests/unit/test_tokenizer.py -k special_token",
@@ -538,7 +548,7 @@ FAULTS = [
         "tests/unit/test_config.py -k unknown_keys",
     ),
     Fault(
-        "a run overwrites the one before", "training/run.py",
+        "a run overwrites the one before", "training/preparation.py",
         "folder.mkdir(parents=True)", "folder.mkdir(parents=True, exist_ok=True)",
         "tests/e2e/test_training_run.py -k overwrites",
     ),

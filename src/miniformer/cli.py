@@ -1,4 +1,4 @@
-"""The `miniformer` command: train, generate, predict, tokenizer, demo."""
+"""The `miniformer` command: train, generate, predict, tokenizer, data, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from miniformer import __version__
 from miniformer.command import command_parser, run_command
 from miniformer.config import GenerationConfig, UserError
+from miniformer.data_command import add_data_command, run_data
 from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
     )
     add_tokenizer_command(commands)
+    add_data_command(commands)
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
@@ -42,6 +44,7 @@ def _run(values: dict[str, Any]) -> int:
         "generate": _generate,
         "predict": _predict,
         "tokenizer": run_tokenizer,
+        "data": run_data,
         "demo": _demo,
     }
     chosen = values[values["command"]]

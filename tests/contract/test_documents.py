@@ -31,7 +31,7 @@ def test_the_python_examples_of_the_readme_run_as_printed(tmp_path):
 
 
 def test_the_training_command_of_the_readme_runs(tmp_path):
-    (command,) = [b for b in blocks("README.md", "bash") if "miniformer.trainer" in b]
+    (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
     words = re.sub(r"\\\n", " ", command)
     words = re.search(r"python -m miniformer\.trainer(.*)", words)[1]
     import shlex

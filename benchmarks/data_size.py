@@ -1,0 +1,104 @@
+"""Does memory grow with the file? Training from a large JSON-lines file beside a small one.
+
+    python benchmarks/data_size.py --save
+
+Both are generated, with records of the same kind; each is trained on in a process of its own, for
+the same number of steps, by the command that users run. `peak_mb` is the most memory that the
+process ever held (its resident set). How fast a file is indexed is measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TRAIN = """
+import json, resource, sys
+from miniformer import trainer
+code = trainer.main(sys.argv[1:])
+print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+INDEX = """
+import sys, time
+from miniformer.data.records import JSONLinesDataset
+path, cache = sys.argv[1:]
+began = time.perf_counter()
+records = JSONLinesDataset(path, cache_dir=cache)
+first = time.perf_counter() - began
+began = time.perf_counter()
+JSONLinesDataset(path, cache_dir=cache)
+print(len(records), first, time.perf_counter() - began)
+"""
+
+
+def generate(path, megabytes):
+    """Writes a file of records of about 500 bytes; a block of them again and again."""
+    words = [f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "ru") for b in ("ta", "so", "v", "n", "")]
+    chance = random.Random(0)
+    block = "".join(
+        json.dumps({"text": " ".join(chance.choices(words, k=chance.randint(60, 160)))}) + "\n"
+        for _ in range(2000)
+    ).encode()
+    with path.open("wb") as file:
+        while file.tell() < megabytes * 1e6:
+            file.write(block)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--large_mb", type=int, default=2000)
+    parser.add_argument("--small_mb", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--num_workers", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help="write results/data_size.json")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name, size in (("small", options.small_mb), ("large", options.large_mb)):
+            path = work / f"{name}.jsonl"
+            generate(path, size)
+            command = [sys.executable, "-c", INDEX, str(path), str(work / "cache")]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            count, first, again = map(float, done.stdout.split())
+            model = {"d_model": 128, "n_heads": 4, "n_layers": 4, "max_seq_len": 128}
+            command = [
+                sys.executable, "-c", TRAIN, "--train_path", str(path), "--tokenizer", "byte",
+                "--model_config", json.dumps(model), "--max_steps", str(options.steps),
+                "--logger", "none", "--work_dir", str(work / "runs"),
+                "--num_workers", str(options.num_workers),
+            ]  # fmt: skip
+            began = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            row = {
+                "file_mb": round(path.stat().st_size / 1e6),
+                "records": int(count),
+                "index_mb_per_s": round(path.stat().st_size / 1e6 / first),
+                "index_again_s": round(again, 3),
+                "peak_mb": round(int(re.findall(r"PEAK (\d+)", done.stdout)[0]) / 1024),
+                "seconds": round(time.perf_counter() - began, 1),
+                "told": re.findall(r"trained on .*", done.stdout)[0],
+            }
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            path.unlink()
+    more = rows[1]["peak_mb"] - rows[0]["peak_mb"]
+    print(f"the large file takes {more} MB more")
+    if options.save:
+        machine = f"{platform.machine()}, Python {platform.python_version()}"
+        result = {"machine": machine, "steps": options.steps, "more_mb": more, "rows": rows}
+        path = Path(__file__).parent / "results" / "data_size.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

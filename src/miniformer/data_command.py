@@ -1,0 +1,229 @@
+"""`miniformer data check`: what is in a file, and what is wrong with it, before hours are spent."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from miniformer import registry
+from miniformer.command import command_parser, python
+from miniformer.config import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from miniformer.data.check import Split
+
+_BAR, _ROWS = 40, 12  # width of the longest bar; bars of a histogram
+_BATCH_TOKENS = 4096  # in a batch that is suggested
+
+
+def add_data_command(commands: Any) -> None:
+    """Adds `data`, which has subcommands of its own, to those of a parser."""
+    parser = command_parser("Look at data files.")
+    commands.add_subcommand("data", parser, help="look over data files before training")
+    check = command_parser(
+        "Read data files once and tell counts, lengths, labels, duplicates and faults. The exit "
+        "code is 0 where nothing is wrong, 1 where a record is."
+    )
+    check.add_argument("files", type=str, nargs="+", help="training files or patterns")
+    check.add_argument("--task", type=str, default="language_modeling", help=", ".join(_tasks()))
+    check.add_argument("--val_path", type=str | None, default=None, help="validation data")
+    check.add_argument("--test_path", type=str | None, default=None, help="test data")
+    check.add_argument(
+        "--tokenizer",
+        type=str | None,
+        default=None,
+        help="byte, or a tokenizer.json or directory, to count tokens; else words are counted",
+    )
+    check.add_argument("--faults", type=int, default=10, help="faults to show of each split")
+    inner = parser.add_subcommands(required=True, dest="what")
+    inner.add_subcommand("check", check, help="counts, lengths, labels, duplicates, faults")
+
+
+def run_data(values: dict[str, Any]) -> int:
+    """Checks; returns the exit code."""
+    options = values["check"]
+    if options["task"] not in _tasks():
+        raise UserError(registry.unknown("task", options["task"], _tasks()))
+    if options["faults"] < 0:
+        raise UserError(f"faults must be at least 0, not {options['faults']}")
+    from miniformer.data.check import duplicates, look_over
+    from miniformer.training.progress import make_console, reading
+
+    task = registry.get("task", options["task"])()
+    count, unit = _counter(options["tokenizer"])
+    console = make_console()
+    sources = [("train", options["files"])]
+    sources += [(name, options[f"{name}_path"]) for name in ("val", "test")]
+    with reading(console) as progress:
+        splits = [
+            look_over(
+                name, path, task.schema, measure=count, most_faults=options["faults"],
+                progress=progress,
+            )
+            for name, path in sources
+            if path is not None
+        ]  # fmt: skip
+    for split in splits:
+        for line in _describe(split, unit):
+            console.print(line)
+    for index, one in enumerate(splits):
+        for other in splits[index:]:
+            number, shown = duplicates(one, other)
+            within = f"within {one.name}" if one is other else f"of {other.name} in {one.name}"
+            console.print(f"duplicates {within}: {number:,}")
+            for line in shown:
+                console.print(f"  {line}")
+    unseen = _unseen(splits)
+    for line in unseen:
+        console.print(line)
+    wrong = sum(split.broken for split in splits) + len(unseen)
+    for split in splits:
+        if split.broken:
+            console.print(f"faults of {split.name}: {split.broken:,}")
+            for fault in split.faults:
+                console.print(f"  {fault}")
+    for line in _suggest(splits[0], unit, options):
+        console.print(line)
+    console.print("nothing is wrong" if not wrong else f"{wrong:,} faults; mend them, then train")
+    return 1 if wrong else 0
+
+
+def _tasks() -> list[str]:
+    return registry.names("task")
+
+
+def _counter(tokenizer: str | None) -> tuple[Any, str]:
+    """What measures records, and in which unit."""
+    if tokenizer is None:
+
+        def length(texts: list[str]) -> list[int]:
+            return [len(text.split()) for text in texts]
+
+        unit = "words"
+    else:
+        from miniformer.data.tokenizer import Tokenizer
+
+        if tokenizer != "byte" and tokenizer in registry.names("tokenizer"):
+            raise UserError(
+                f"tokenizer: {tokenizer} has to be trained first; run miniformer tokenizer train, "
+                "and name its directory"
+            )
+        one = Tokenizer.train("byte", []) if tokenizer == "byte" else Tokenizer.from_path(tokenizer)
+
+        def length(texts: list[str]) -> list[int]:
+            return [len(ids) for ids in one.encode_batch(texts)]
+
+        unit = "tokens"
+
+    def count(records: list[Any]) -> dict[str, list[int]]:
+        found = {}
+        for name in ("text", "input", "source", "target"):
+            if name not in records[0]:
+                continue
+            values = [record[name] for record in records]
+            texts = [
+                value if isinstance(value, str) else " ".join(value)
+                for value in values
+                if isinstance(value, str) or isinstance(value[0], str)
+            ]
+            vectors = [
+                len(v) for v in values if not isinstance(v, str) and not isinstance(v[0], str)
+            ]
+            found[name] = length(texts) + vectors
+        return found
+
+    return count, unit
+
+
+def _describe(split: Split, unit: str) -> Iterator[str]:
+    import numpy as np
+
+    good = len(split.rows)
+    yield f"{split.name}: {good:,} good records, {split.records.n_bytes:,} bytes"
+    for name, lengths in split.lengths.items():
+        some = [int(np.percentile(lengths, q)) for q in (50, 90, 99)]
+        yield (
+            f"length of {name} in {unit} (vectors where it has them): median {some[0]}, 90 % up to "
+            f"{some[1]}, 99 % up to {some[2]}, longest {int(lengths.max())}"
+        )
+        yield from _histogram(lengths)
+    if split.labels:
+        yield f"labels: {len(split.labels)} classes"
+        most = split.labels.most_common()
+        for label, number in most[:_ROWS]:
+            yield _bar(str(label), number, most[0][1], good)
+        if len(most) > _ROWS:
+            yield f"  ... and {len(most) - _ROWS} more, the rarest with {most[-1][1]:,}"
+        if most[0][1] > 3 * most[-1][1]:
+            yield """  unbalanced: consider --task_config '{"class_weights": "balanced"}'"""
+    if len(split.values):
+        low, high = float(split.values.min()), float(split.values.max())
+        yield (
+            f"values: {low:g} to {high:g}, mean {float(split.values.mean()):g}, standard deviation "
+            f"{float(split.values.std()):g}"
+        )
+        yield from _histogram(split.values)
+
+
+def _histogram(values: np.ndarray) -> Iterator[str]:
+    import numpy as np
+
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind == "i":
+        width = -(-int(high - low + 1) // _ROWS)  # as many whole numbers in each bar
+        edges = np.arange(int(low), int(high) + width + 1, width) - 0.5
+        names = [f"{ceil(edge)}-{ceil(edge) + width - 1}" for edge in edges[:-1]]
+        names = [name.split("-")[0] for name in names] if width == 1 else names
+    else:
+        edges = np.linspace(low, high, _ROWS + 1)
+        names = [f"{edge:.3g}" for edge in edges[:-1]]
+    numbers, _ = np.histogram(values, edges)
+    for name, number in zip(names, numbers.tolist(), strict=True):
+        yield _bar(name, number, int(numbers.max()), len(values))
+
+
+def _bar(name: str, number: int, most: int, whole: int) -> str:
+    name = name if len(name) <= 16 else name[:15] + "…"
+    bar = "█" * round(_BAR * number / max(1, most))
+    return f"  {name:>16} {bar:<{_BAR}} {number:,} ({number / max(1, whole):.1%})"
+
+
+def _unseen(splits: list[Split]) -> list[str]:
+    """Labels that training never sees."""
+    return [
+        f"fault: {split.name} has {number:,} records of class {label!r}, which train has not"
+        for split in splits[1:]
+        for label, number in split.labels.items()
+        if label not in splits[0].labels
+    ]
+
+
+def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
+    import numpy as np
+
+    if not split.lengths:
+        return
+    # A pair or a prompt has a boundary or two beside its text.
+    covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
+    length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
+    name = options["task"]
+    if name == "language_modeling":
+        length = min(max(length, 128), 256)
+    mean = sum(float(lengths.mean()) for lengths in split.lengths.values()) + 1
+    fits = max(1, min(256, _BATCH_TOKENS // int(length if name == "language_modeling" else mean)))
+    size = 2 ** (fits.bit_length() - 1)
+    about = " (words, counted as 1.5 tokens each)" if unit == "words" else ""
+    yield f"suggestion: max_seq_len {length}, batch_size {size}{about}"
+    paths = "".join(
+        f" --{each} {shlex.quote(options[each])}" for each in ("val_path", "test_path")
+        if options[each]
+    )  # fmt: skip
+    first = shlex.quote(options["files"][0])
+    yield (
+        f"train it: {python()} -m miniformer.trainer --task {name} --train_path {first}{paths} "
+        f"--model_config '{{\"max_seq_len\": {length}}}' --batch_size {size}"
+    )

@@ -1,0 +1,159 @@
+"""`miniformer data check` against files of which everything is known."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer import cli
+from miniformer.data import fields
+from miniformer.data.check import duplicates, look_over
+from tests.kit import VERSE
+
+
+def write(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def check(*arguments):
+    return cli.main(["data", "check", *map(str, arguments)])
+
+
+SCHEMA = {"text": fields.text}
+
+
+def looked(tmp, name, texts):
+    path = write(tmp / f"{name}.jsonl", [{"text": text} for text in texts])
+    return look_over(
+        name, str(path), SCHEMA, measure=lambda some: {"text": [len(r["text"]) for r in some]}
+    )
+
+
+@given(
+    st.lists(st.sampled_from("abcdefgh"), min_size=1),
+    st.lists(st.sampled_from("efghij"), min_size=1),
+)
+def test_duplicates_are_those_of_a_plain_count(tmp_path_factory, train, val):
+    tmp = tmp_path_factory.mktemp("data")
+    one, other = looked(tmp, "train", train), looked(tmp, "val", val)
+    assert duplicates(one, one)[0] == len(train) - len(set(train))
+    number, shown = duplicates(one, other)
+    assert number == sum(text in train for text in val)
+    assert len(shown) == min(3, number)
+    for line in shown:
+        found = re.fullmatch(r".*val.jsonl:(\d+) repeats .*train.jsonl:(\d+)", line)
+        second, first = found.groups()
+        assert val[int(second) - 1] == train[int(first) - 1]
+        assert train.index(val[int(second) - 1]) == int(first) - 1
+    assert one.lengths["text"].tolist() == [1] * len(train)
+
+
+def test_spacing_and_spelling_make_no_difference(tmp_path):
+    one = looked(tmp_path, "train", ["caf\u00e9  au lait", "x"])
+    other = looked(tmp_path, "val", ["cafe\u0301 au lait\n", "y"])
+    assert duplicates(one, other)[0] == 1
+
+
+def test_all_faults_are_counted_and_the_first_shown(tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps({"input": "a b c", "label": 0}).encode()
+    lines = [
+        good, b'{"input": "a\xff", "label": 0}', b'{"input": "b"}', good,
+        b'{"input": 3, "label": 1}',
+        b'{"input": "c", "label": 1, "label": 1}', b'{"input": "d", "label": null}', good,
+        b'{"input": "cut',
+    ]  # fmt: skip
+    path.write_bytes(b"\n".join(lines))
+    assert check(path, "--task", "classification", "--faults", "4") == 1
+    out = capsys.readouterr().out
+    assert "train: 3 good records" in out
+    assert "faults of train: 6" in out
+    named = re.findall(r"^  \S*bad.jsonl:(\d+): ", out, re.MULTILINE)
+    assert named == ["2", "3", "5", "6"]
+    assert "6 faults; mend them, then train" in out
+
+
+def test_a_sound_classification_file(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    texts = [" ".join(["w"] * int(n)) for n in random.integers(3, 40, 200)]
+    records = [
+        {"input": f"{text} {n}", "label": "rare" if n % 10 == 0 else "often"}
+        for n, text in enumerate(texts)
+    ]
+    train, val = (
+        write(tmp_path / "train.jsonl", records),
+        write(tmp_path / "val.jsonl", records[:5]),
+    )
+    assert check(train, "--task", "classification", "--val_path", val) == 0
+    out = capsys.readouterr().out
+    lengths = [len(record["input"].split()) for record in records]
+    assert f"median {int(np.median(lengths))}, 90 % up to {int(np.percentile(lengths, 90))}" in out
+    assert f"longest {max(lengths)}" in out
+    counted = re.findall(r"█* +([\d,]+) \(", out.split("labels:")[0].split("longest")[1])
+    assert sum(map(int, counted)) == 200, "every record is in one bar"
+    assert re.search(r"often █{40} 180 \(90.0%\)", out)
+    assert re.search(r"rare █{4} +20 \(10.0%\)", out)
+    assert 'unbalanced: consider --task_config \'{"class_weights": "balanced"}\'' in out
+    assert "duplicates of val in train: 5" in out
+    assert "nothing is wrong" in out
+    (length,) = re.findall(r"max_seq_len (\d+),", out)
+    assert int(length) >= 1.5 * np.percentile(lengths, 99)
+    command = re.findall(r"^train it: (.*)$", out, re.MULTILINE)[0]
+    assert "--task classification" in command
+    assert f"--val_path {val}" in command
+
+
+def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
+    train = write(tmp_path / "train.jsonl", [{"input": "a", "label": n} for n in range(2)])
+    val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)
+    assert check(train, "--task", "classification", "--val_path", val) == 1
+    assert "fault: val has 2 records of class 7, which train has not" in capsys.readouterr().out
+
+
+def test_values_pairs_vectors_and_targets(tmp_path, capsys):
+    pairs = [{"input": ["a b", "c"], "value": float(n)} for n in range(11)]
+    assert check(write(tmp_path / "a.jsonl", pairs), "--task", "regression") == 0
+    out = capsys.readouterr().out
+    assert "values: 0 to 10, mean 5, standard deviation 3.16228" in out
+    assert "longest 3" in out
+    vectors = [{"input": [[0.5, 1.0]] * n, "value": 0.0} for n in (1, 4)]
+    assert check(write(tmp_path / "b.jsonl", vectors), "--task", "regression") == 0
+    assert "longest 4" in capsys.readouterr().out
+    targets = [{"source": "ab", "target": "abc"}] * 3
+    arguments = [write(tmp_path / "c.jsonl", targets), "--task", "seq2seq", "--tokenizer", "byte"]
+    assert check(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "length of source in tokens" in out
+    assert "length of target in tokens" in out
+    assert "duplicates within train: 2" in out
+
+
+def test_running_text(tmp_path, capsys):
+    path = tmp_path / "a.txt"
+    path.write_text(VERSE)
+    assert check(path) == 0
+    assert "train: 1 good records" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            ["--task", "clasification"],
+            "unknown task 'clasification' (did you mean 'classification'",
+        ),
+        (["--tokenizer", "bpe"], "tokenizer: bpe has to be trained first"),
+        (["--tokenizer", "nowhere"], "nowhere: no such tokenizer file"),
+        (["--faults", "-1"], "faults must be at least 0, not -1"),
+        (["--fault", "1"], "unknown flag --fault; did you mean --faults?"),
+        (["--val_path", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
+    ],
+)
+def test_mistakes(tmp_path, capsys, more, message):
+    path = write(tmp_path / "a.jsonl", [{"text": "a"}])
+    assert check(path, *more) == 2
+    assert message in capsys.readouterr().err
