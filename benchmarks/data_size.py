@@ -70,9 +70,15 @@ def main():
             command = [sys.executable, "-c", INDEX, str(path), str(work / "cache")]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
             count, first, again = map(float, done.stdout.split())
-            model = {"d_model": 128, "n_heads": 4, "n_layers": 4, "max_seq_len": 128}
+            model = {
+                "vocab_size": 2000,
+                "d_model": 128,
+                "n_heads": 4,
+                "n_layers": 4,
+                "max_seq_len": 128,
+            }
             command = [
-                sys.executable, "-c", TRAIN, "--train_path", str(path), "--tokenizer", "byte",
+                sys.executable, "-c", TRAIN, "--train_path", str(path), "--tokenizer", "bpe",
                 "--model_config", json.dumps(model), "--max_steps", str(options.steps),
                 "--logger", "none", "--work_dir", str(work / "runs"),
                 "--num_workers", str(options.num_workers),
@@ -86,7 +92,7 @@ def main():
                 "index_again_s": round(again, 3),
                 "peak_mb": round(int(re.findall(r"PEAK (\d+)", done.stdout)[0]) / 1024),
                 "seconds": round(time.perf_counter() - began, 1),
-                "told": re.findall(r"trained on .*", done.stdout)[0],
+                "told": re.findall(r"trained on [\d,]+ tokens.*", done.stdout)[0],
             }
             rows.append(row)
             print(json.dumps(row), flush=True)

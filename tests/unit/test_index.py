@@ -62,6 +62,7 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
     assert file.sizes.tolist() == [len(line) for _, line in wanted]
     for row, (_, line) in enumerate(wanted):
         assert list(file.read([row])) == [line]
+    assert file.index.n_bytes == file.sizes.sum()
     assert file.index.blanks.shape[1] + len(wanted) >= content.removeprefix(MARK).count(b"\n")
 
 

@@ -61,6 +61,14 @@ class Index:
             ends = np.where(after[first] == rows + 1, begins[first], ends)
         return self.starts[rows], ends
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all records; what the blank lines between them take does not count."""
+        after, first = np.unique(self.blanks[0], return_index=True)
+        inside = after > 0  # blank lines before the first record lie outside of all
+        gaps = self.starts[after[inside]] - self.blanks[1][first[inside]]
+        return int(self.starts[-1] - self.starts[0] - gaps.sum())
+
     def line(self, row: int) -> int:
         """The number of the line at which a record of a `.jsonl` file lies."""
         return row + 1 + int(np.searchsorted(self.blanks[0], row, side="right"))

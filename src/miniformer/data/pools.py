@@ -22,7 +22,7 @@ from miniformer.data.table import Example, Table
 
 Encode = Callable[[Sequence[Record]], list[Example]]
 KEPT_BYTES = 2**25  # of records whose examples are all kept in memory: 32 MB
-_POOL_BYTES = 2**22  # of records in a pool that is read as it is needed
+_POOL_BYTES = 2**20  # of records in a pool that is read as it is needed
 _RECORDS_AT_ONCE = 256  # enough for a tokenizer to work in parallel
 
 
@@ -43,7 +43,7 @@ class RecordPools:
     Args:
         records: the file or files.
         encode: makes examples of records.
-        size: records in a pool that is not kept; None: about 4 MB of them.
+        size: records in a pool that is not kept; None: about 1 MB of them.
         num_workers: processes that read and encode what is not kept; 0: a thread of this one.
         keep: whether to encode everything now and hold it; None: up to 32 MB of records.
         progress: told the records encoded so far, and all, while everything is.
@@ -106,7 +106,7 @@ class RecordPools:
         A mistake in the data is returned: raised in a worker process, it would lose its kind.
         """
         try:
-            return Table.of(self.encode(self.records.read(part)))
+            return _table(iter(self.records.read(part)), self.encode)
         except UserError as error:
             return error
 
@@ -124,13 +124,9 @@ class RecordPools:
         return np.split(order, borders)
 
     def _all(self, progress: Callable[[int, int], None] | None) -> Table:
-        tables, done = [], 0
-        for some in _chunks(iter(self.records), _RECORDS_AT_ONCE):
-            tables.append(Table.of(self.encode(some)))
-            done += len(some)
-            if progress is not None:
-                progress(done, len(self.records))
-        whole = Table.join(tables)
+        count = len(self.records)
+        told = None if progress is None else lambda done: progress(done, count)
+        whole = _table(iter(self.records), self.encode, told)
         if not len(whole) or not whole.columns.get("bytes", np.ones(1)).any():
             raise UserError(f"{self.records.name}: every record's text is empty")
         return whole
@@ -155,7 +151,7 @@ class StreamPools:
     def epoch(self, random: np.random.Generator | None, first: int = 0) -> Iterator[Table]:
         """See `Pools.epoch`."""
         records = islice(self.stream(), first * self.size, None)
-        return _ahead(lambda some: Table.of(self.encode(some)), _chunks(records, self.size))
+        return _ahead(lambda some: _table(iter(some), self.encode), _chunks(records, self.size))
 
 
 def _ahead(make: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
@@ -168,6 +164,19 @@ def _ahead(make: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
                 yield now.result()
         if following is not None:
             yield following.result()
+
+
+def _table(
+    records: Iterator[Record], encode: Encode, progress: Callable[[int], None] | None = None
+) -> Table:
+    """The examples of records, encoded some at a time: until then each takes many times its size."""
+    tables, done = [], 0
+    for some in _chunks(records, _RECORDS_AT_ONCE):
+        tables.append(Table.of(encode(some)))
+        done += len(some)
+        if progress is not None:
+            progress(done)
+    return Table.join(tables)
 
 
 def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:

@@ -101,7 +101,7 @@ class JSONLinesDataset:
     @property
     def n_bytes(self) -> int:
         """Bytes of all records."""
-        return sum(int(part.sizes.sum()) for part in self._parts)
+        return sum(part.index.n_bytes for part in self._parts)
 
     def with_schema(self, schema: Schema) -> JSONLinesDataset:
         """The same files, held to another schema; they are not indexed again."""
