@@ -543,6 +543,17 @@ FAULTS = [
         f"{BATTERY} -k generate_is",
     ),
     Fault(
+        "targets are embedded as sources", "model/seq2seq.py",
+        "self._embed(target, self.embedding)",
+        "self._embed(target, self.source_embedding or self.embedding)",
+        "tests/battery -k 'two and gradients'",
+    ),
+    Fault(
+        "a source is read with the tokenizer of targets", "tasks/seq2seq.py",
+        "        tokenizer = tokenizer.of_sources\n", "",
+        "tests/e2e/test_tasks.py -k tokenizer_each",
+    ),
+    Fault(
         "unknown keys of a config are dropped", "config/strict.py",
         "for key in values if key not in known]", "for key in values if False]",
         "tests/unit/test_config.py -k unknown_keys",

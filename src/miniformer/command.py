@@ -143,7 +143,9 @@ def _config_file(arguments: list[str]) -> str:
 
 def python() -> str:
     """How to call this Python from a shell: `python` where that is the same one."""
-    if shutil.which("python") == sys.executable:
+    this, named = Path(sys.executable), Path(shutil.which("python") or "")
+    # Environments are links to one and the same file, so the folder counts as well.
+    if named.parent == this.parent and named.samefile(this):
         return "python"
     near = os.path.relpath(sys.executable)
     return shlex.quote(sys.executable if near.startswith("..") else near)

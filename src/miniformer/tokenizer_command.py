@@ -23,6 +23,10 @@ def add_tokenizer_command(commands: Any) -> None:
     train.add_argument("files", type=str, nargs="+", help="files or patterns, maybe .gz or .zst")
     train.add_argument("--kind", type=str, default="bpe", help=", ".join(_kinds()))
     train.add_argument("--vocab_size", type=int | None, default=None, help="ids at most")
+    train.add_argument(
+        "--fields", type=list[str], default=list(_FIELDS),
+        help="fields of a record whose text it learns from, such as '[source]'",
+    )  # fmt: skip
     train.add_argument("--out", type=str, default="tokenizer", help="directory to write")
     inner = parser.add_subcommands(required=True, dest="what")
     inner.add_subcommand("train", train, help="train one on your text")
@@ -46,13 +50,14 @@ def run_tokenizer(values: dict[str, Any]) -> int:
     console = make_console()
     with reading(console) as progress:
         records = JSONLinesDataset(options["files"], {}, progress=progress)
-        sample = TextSample(_texts(records, progress))
+        fields = options["fields"]
+        sample = TextSample(_texts(records, fields, progress))
         began = time.monotonic()
         tokenizer = Tokenizer.train(kind, sample, options["vocab_size"])
     if not sample.size:
         raise UserError(f"{records.name}: there is no text in it")
     size = tokens = 0
-    for text in TextSample(_texts(records, lambda *_: None), 2**20):
+    for text in TextSample(_texts(records, fields, lambda *_: None), 2**20):
         size += len(text.encode())
         tokens += len(tokenizer.encode(text))
     try:
@@ -79,14 +84,14 @@ def _kinds() -> list[str]:
     return registry.names("tokenizer")
 
 
-def _texts(records: Any, progress: Any) -> Iterator[str]:
-    """Every text of every record, whatever task it is for."""
+def _texts(records: Any, fields: list[str], progress: Any) -> Iterator[str]:
+    """Every text of every record's fields."""
     for index, record in enumerate(records):
-        texts = [text for name in _FIELDS for text in _strings(record.get(name))]
+        texts = [text for name in fields for text in _strings(record.get(name))]
         if not texts:
             raise UserError(
                 f"{records.where(index)}: the record has no text; it needs a string as one of "
-                f"{', '.join(map(repr, _FIELDS))}"
+                f"{', '.join(map(repr, fields))}"
             )
         yield from texts
         if index % 1024 == 0:

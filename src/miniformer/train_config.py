@@ -30,6 +30,8 @@ class TrainConfig(StrictConfig):
             such as causal, output_dim and vocab_size, can be left out.
         tokenizer: bpe (byte-level), unigram, wordpiece, byte or char, trained on train_path; or the
             path of a tokenizer.json, of a Hugging Face directory or of a model directory.
+        source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
+            own, as large as source_vocab_size in model_config; null: one serves both.
         batch_size: windows in a batch; where batches are of like lengths, examples on average.
         batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
             gives.
@@ -76,6 +78,7 @@ class TrainConfig(StrictConfig):
     model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = "bpe"
+    source_tokenizer: str | None = None
     batch_size: int = option(16, low=1)
     batch_tokens: int | None = option(None, low=1)
     seq_len: int | None = option(None, low=1)

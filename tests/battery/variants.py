@@ -67,6 +67,7 @@ OPTIONS = {
         "embnorm": {"embedding_norm": True},
         "scaled": {"embedding_scale": 1.7},
         "types": {"token_types": 3, "embedding_norm": True},
+        "two": {"source_vocab_size": 41},  # one for sources, one for targets
     },
     "head": {
         "tied": {},
@@ -79,12 +80,16 @@ OPTIONS = {
 }
 # What a model with two stacks has not.
 NOT_SEQ2SEQ = {("layer", "parallel"), ("embedding", "types"), ("head", "outputdim")}
+# What a model with one stack has, and so has no sources.
+ONLY_ONE_STACK = {*NOT_SEQ2SEQ, ("architecture", "encoder"), ("architecture", "causal")}
 
 
 def allowed(one, other):
     """Whether two (option, value) can occur together."""
     pair = {one, other}
     if ("architecture", "seq2seq") in pair and pair & NOT_SEQ2SEQ:
+        return False
+    if ("embedding", "two") in pair and pair & ONLY_ONE_STACK:
         return False
     return not {("position", "localbase"), ("window", "nowindow")} <= pair
 

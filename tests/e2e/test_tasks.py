@@ -13,6 +13,8 @@ import pytest
 
 import miniformer
 from miniformer import cli, trainer
+from miniformer.config import UserError
+from miniformer.data.tokenizer import Tokenizer
 from tests.kit import VERSE, environment, run_python, write_jsonl
 
 SMALL = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}
@@ -130,6 +132,34 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train):
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     assert m.generate("a cat") == "eine Katze"
     assert "BLEU and chrF: greedy decoding of" in (best / "README.md").read_text()
+
+
+def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
+    records = [{"source": source, "target": target} for source, target in PHRASES.items()]
+    best, out = train(
+        records * 20, "--task", "seq2seq", "--batch_size", "16", "--tokenizer", "char",
+        "--source_tokenizer", "wordpiece", model={"d_model": 64, "n_heads": 4},
+    )  # fmt: skip
+    assert re.search(r"tokenizer: of targets char, \d+ ids.*; of sources wordpiece, \d+ ids", out)
+    m = miniformer.load(best)
+    letters = set("".join(PHRASES.values()))
+    assert m.model.config.vocab_size == m.tokenizer.vocab_size <= len(letters) + 3
+    assert m.model.config.source_vocab_size == m.tokenizer.source.vocab_size
+    assert m.tokenizer.source.encode("the dog") == m.tokenizer.source.encode("the  dog")
+    assert m.predict(list(PHRASES)) == list(PHRASES.values())
+    # The tokenizers of one model serve another.
+    again, _ = train(
+        records, "--task", "seq2seq", "--tokenizer", str(best), "--source_tokenizer",
+        str(best / "source_tokenizer"), "--experiment_name", "again", steps=2,
+    )  # fmt: skip
+    again = again.parent.with_name("again") / "best"
+    for name in ("tokenizer.json", "source_tokenizer/tokenizer.json"):
+        assert (again / name).read_text() == (best / name).read_text()
+    (best / "source_tokenizer" / "tokenizer.json").write_text(
+        Tokenizer.train("byte", []).backend.to_str()
+    )
+    with pytest.raises(UserError, match="ids, more than the model's source_vocab_size="):
+        miniformer.load(best)
 
 
 def test_the_command_of_the_specification(tmp_path):
@@ -279,6 +309,8 @@ def mistake(capsys, arguments):
         (["--checkpoint_metric", "acuracy"], "unknown checkpoint_metric 'acuracy' (did you mean"),
         (["--model_config", '{"output_dim": 7}'], "output_dim must be 2 for this data, not 7"),
         (["--streaming", "true"], "streaming needs max_steps or max_time"),
+        (["--source_tokenizer", "byte"], "source_tokenizer is for tasks with sources and targets"),
+        (["--model_config", '{"source_vocab_size": 9}'], "source_vocab_size=9 is for sources with"),
         (["--seq_len", "4096"], "seq_len=4096 is longer than the model's max_seq_len=1024"),
     ],
 )

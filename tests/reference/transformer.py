@@ -44,7 +44,8 @@ def seq2seq_logits(weights, settings, source, source_segments, target, target_se
     weights = {name: tensor.double() for name, tensor in weights.items()}
     encoder = settings | {"causal": False}
     decoder = settings | {"causal": True, "n_layers": settings["n_decoder_layers"]}
-    x = embed(weights, settings, source, None)
+    own = settings["source_vocab_size"] is not None
+    x = embed(weights, settings, source, None, "source_embedding" if own else "embedding")
     memory = stack(weights, encoder, "encoder.", x, source_segments)
     readable = [s for s, segment in enumerate(source_segments) if segment != 0]
     y = embed(weights, settings, target, None)
@@ -57,11 +58,11 @@ def features(weights, settings, inputs, segments, token_types):
     return stack(weights, settings, "", x, segments)
 
 
-def embed(weights, settings, inputs, token_types):
+def embed(weights, settings, inputs, token_types, name="embedding"):
     if settings["input_dim"] is not None:
         x = linear(weights, "embedding", inputs.double())
     else:
-        x = torch.stack([weights["embedding.weight"][token] for token in inputs])
+        x = torch.stack([weights[f"{name}.weight"][token] for token in inputs])
         x = x * given(settings["embedding_scale"], 1.0)
     if settings["token_types"] is not None:
         types = [0] * len(inputs) if token_types is None else token_types

@@ -224,6 +224,9 @@ def test_features_are_drawn_in_the_type_of_the_model():
 def test_a_model_of_one_token_cannot_be_examined():
     with pytest.raises(UserError, match="vocab_size=1 cannot be examined"):
         miniformer.find_leaks(tiny_model(vocab_size=1))
+    two = tiny_model(model=Seq2SeqTransformer, source_vocab_size=1, causal=False)
+    with pytest.raises(UserError, match="source_vocab_size=1 cannot be examined"):
+        miniformer.find_leaks(two)
 
 
 def test_each_part_of_the_model_keeps_its_own_mode():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from miniformer import Seq2SeqTransformer, UserError
+from miniformer.config import ConfigError
 from tests.kit import tiny_model
 
 
@@ -74,3 +75,13 @@ def test_what_cannot_be_answered_is_refused(source, options, message):
 def test_no_sources_give_no_targets():
     assert model().generate([]) == []
     assert model().generate(torch.zeros(0, 3).long()).shape == (0, 0)
+
+
+def test_sources_have_the_ids_of_their_own_vocabulary():
+    two = model(source_vocab_size=50)
+    assert two.embedding.weight is not two.source_embedding.weight
+    assert len(two.generate([[49, 40]], 3)[0]) == 3  # targets go up to 30 only
+    with pytest.raises(UserError, match="token id 50 is outside the model's vocabulary, 0 to 49"):
+        two.generate([[50]], 3)
+    with pytest.raises(ConfigError, match="source_vocab_size=50 is for a Seq2SeqTransformer"):
+        tiny_model(source_vocab_size=50)

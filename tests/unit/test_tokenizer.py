@@ -246,3 +246,17 @@ def test_the_vocabulary_reaches_to_the_largest_id():
     vocab = {BOUNDARY: 0, "a": 1, "b": 900}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=BOUNDARY))
     assert Tokenizer(backend).vocab_size == 901
+
+
+def test_the_command_learns_from_the_fields_that_it_is_told(tmp_path, capsys):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text('{"source": "abc", "target": "xyz"}\n')
+    for field, letters in (("source", "abc"), ("target", "xyz")):
+        out = tmp_path / field
+        fields = ("--fields", f"[{field}]", "--kind", "char", "--out", out)
+        assert tokenizer_command(data, *fields) == 0
+        tokenizer = Tokenizer.from_path(out)
+        assert all(tokenizer.decode(tokenizer.encode(each)) == each for each in letters)
+        assert tokenizer.vocab_size <= 3 + len(letters)
+    assert tokenizer_command(data, "--fields", "[text]", "--out", tmp_path / "no") == 2
+    assert "it needs a string as one of 'text'" in capsys.readouterr().err

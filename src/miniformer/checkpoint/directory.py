@@ -2,6 +2,7 @@
 
 config.json  model.safetensors  format_version     the model
 tokenizer.json  task.json  generation_config.json  how to use it
+source_tokenizer/tokenizer.json                    of sources, where they have one of their own
 README.md (and its pictures)                       the model card: where its figures come from
 """
 
@@ -16,6 +17,8 @@ from typing import Any
 from miniformer.config import GenerationConfig
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin, write_text
+
+SOURCE_TOKENIZER = "source_tokenizer"
 
 
 def save_directory(
@@ -45,6 +48,9 @@ def save_directory(
     model.save_pretrained(beside)
     if tokenizer is not None:
         tokenizer.save(beside / "tokenizer.json")
+        if tokenizer.source is not None:
+            (beside / SOURCE_TOKENIZER).mkdir()
+            tokenizer.source.save(beside / SOURCE_TOKENIZER / "tokenizer.json")
     write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
     write_text(beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n")
     write_text(beside / "README.md", card)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, overload
 
 from miniformer import registry
-from miniformer.config import ConfigError, GenerationConfig, NoEffectWarning, UserError
+from miniformer.checkpoint.directory import SOURCE_TOKENIZER
+from miniformer.config import (
+    ConfigError,
+    GenerationConfig,
+    NoEffectWarning,
+    TransformerConfig,
+    UserError,
+)
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
@@ -40,12 +47,10 @@ def load(directory: str | Path) -> Pipeline:
     task = _read_task(directory / "task.json", kind)
     tokenizer = None
     if task.reads_text():
-        tokenizer = Tokenizer.from_path(directory / "tokenizer.json")
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise UserError(
-                f"{directory}: tokenizer.json has {tokenizer.vocab_size} ids, more than the "
-                f"model's vocab_size={model.config.vocab_size}; they belong to different models"
-            )
+        tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", model.config)
+        if model.config.source_vocab_size is not None:
+            path = directory / SOURCE_TOKENIZER / "tokenizer.json"
+            tokenizer.source = _read_tokenizer(path, "source_vocab_size", model.config)
     generation = GenerationConfig.from_file(directory / "generation_config.json")
     return Pipeline(model, tokenizer, task=task, generation=generation)
 
@@ -138,6 +143,17 @@ def _check_text(text: str, name: str) -> None:
             f"{name}: character {error.start} is {text[error.start]!a}, half of a surrogate "
             f"pair and no text by itself; is the {name.split()[0]} UTF-8?"
         ) from None
+
+
+def _read_tokenizer(path: Path, name: str, config: TransformerConfig) -> Tokenizer:
+    """The tokenizer at `path`, whose ids `config` gives room as `name`."""
+    tokenizer, room = Tokenizer.from_path(path), getattr(config, name)
+    if tokenizer.vocab_size > room:
+        raise UserError(
+            f"{path}: has {tokenizer.vocab_size} ids, more than the model's {name}={room}; they "
+            "belong to different models"
+        )
+    return tokenizer
 
 
 def _read_task(path: Path, kind: str) -> Task:

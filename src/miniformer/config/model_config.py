@@ -18,6 +18,8 @@ class TransformerConfig(StrictConfig):
 
     Args:
         vocab_size: number of token ids the model knows.
+        source_vocab_size: the same of a Seq2SeqTransformer's sources, which then have an embedding
+            of their own; null: sources and targets share one vocabulary and its embedding.
         d_model: width of the residual stream.
         n_heads: query heads of each attention layer.
         n_layers: number of layers; of the encoder, in a Seq2SeqTransformer.
@@ -81,6 +83,7 @@ class TransformerConfig(StrictConfig):
     """
 
     vocab_size: int = option(10000, low=1)
+    source_vocab_size: int | None = option(None, low=1)
     d_model: int = option(256, low=1)
     n_heads: int = option(8, low=1)
     n_layers: int = option(4, low=1)

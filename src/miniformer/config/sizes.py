@@ -92,6 +92,7 @@ def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
     count += _stack_params(config, config.n_layers)
     if seq2seq:
         count += _stack_params(config, config.decoder_layers, cross=True)
+        count += (config.source_vocab_size or 0) * config.d_model
     count += sum(_linear(*matrix) for matrix in _head_matrices(config))
     if config.head_tied:
         count -= config.d_model * config.vocab_size

@@ -169,7 +169,7 @@ def _ahead(make: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
 def _table(
     records: Iterator[Record], encode: Encode, progress: Callable[[int], None] | None = None
 ) -> Table:
-    """The examples of records, encoded some at a time: until then each takes many times its size."""
+    """The examples of records, encoded some at a time: what encoding needs is far larger."""
     tables, done = [], 0
     for some in _chunks(records, _RECORDS_AT_ONCE):
         tables.append(Table.of(encode(some)))

@@ -29,9 +29,12 @@ class Tokenizer:
         backend: a Hugging Face tokenizer.
         boundary: its boundary token; None: one with a usual name, and where there is none
             <|endoftext|> is added, of which `note` tells.
+
+    `source` is the tokenizer of sources, where they have a vocabulary of their own.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, boundary: str | None = None) -> None:
+        self.source: Tokenizer | None = None
         self.note: str | None = None
         if boundary is not None and backend.token_to_id(boundary) is None:
             raise UserError(f"the boundary token {boundary!r} is not in the tokenizer's vocabulary")
@@ -56,7 +59,8 @@ class Tokenizer:
         """Trains a tokenizer.
 
         Args:
-
+            kind: its registered name.
+            texts: what it learns from; may be read more than once.
             vocab_size: ids at most, special tokens included; None: 10,000, or what they need for
                 char and byte, which never take more.
 
@@ -114,6 +118,11 @@ class Tokenizer:
         beside = path.with_name(f"{path.name}.part")
         self.backend.save(str(beside))
         os.replace(beside, path)
+
+    @property
+    def of_sources(self) -> Tokenizer:
+        """What encodes the sources of seq2seq: this one, or one of their own."""
+        return self.source or self
 
     @property
     def vocab_size(self) -> int:

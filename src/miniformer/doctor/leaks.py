@@ -60,11 +60,13 @@ def find_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> list[Le
     Raises:
         UserError: the model has one token only, so that nothing can be changed.
     """
-    if model.config.input_dim is None and model.config.vocab_size < 2:
-        raise UserError(
-            f"a model with vocab_size={model.config.vocab_size} cannot be examined: leaks are "
-            "found by changing tokens, and there is no other token"
-        )
+    if model.config.input_dim is None:
+        for name in ("vocab_size", "source_vocab_size"):
+            if getattr(model.config, name) == 1:
+                raise UserError(
+                    f"a model with {name}=1 cannot be examined: leaks are found by changing "
+                    "tokens, and there is no other token"
+                )
     with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = _Probe(model, tolerance)
@@ -108,7 +110,8 @@ class _Probe:
 
     def seq2seq(self) -> Iterator[Leak]:
         length = min(_SOURCE, self.config.max_seq_len)
-        (source, other_source), (target, other) = self._draw(length), self._draw(self.length)
+        (target, other) = self._draw(self.length)
+        (source, other_source) = self._draw(length, self.config.source_vocab_size)
         layouts = padded_layouts(self.length, self.device)
         for of_source, layout in zip(padded_layouts(length, self.device), layouts, strict=True):
             read = of_source.mask
@@ -178,13 +181,13 @@ class _Probe:
     def _to_target(self, source: Tensor, *masks: Tensor | None) -> Callable[[Tensor], Tensor]:
         return lambda x: self.model(source, x, *masks)
 
-    def _draw(self, length: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, length: int, vocabulary: int | None = None) -> tuple[Tensor, Tensor]:
         """Inputs, and others that differ everywhere."""
         shape, width = (ROWS, length), self.config.input_dim
         if width is not None:
             x, other = torch.randn(2, *shape, width, device=self.device).to(self.dtype)
             return x, other
-        vocabulary = self.config.vocab_size
+        vocabulary = vocabulary or self.config.vocab_size
         x = torch.randint(0, vocabulary, shape, device=self.device)
         return x, (x + torch.randint(1, vocabulary, shape, device=self.device)) % vocabulary
 

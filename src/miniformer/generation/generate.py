@@ -79,7 +79,7 @@ def generate_target(
     if not len(source):
         return source.new_empty(0, 0)
     if source.dtype in _INTEGERS:  # what is no id at all, the model itself refuses
-        _check_ids(model.config, source)
+        _check_ids(source, model.config.source_vocab_size or model.config.vocab_size)
         source = source.long()
     start = torch.full((len(source), 1), start_id)
     return _decode(model, start, None, options, (source, source_mask)).to(source.device)
@@ -167,7 +167,7 @@ def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) ->
             )
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
-    _check_ids(config, ids)
+    _check_ids(ids, config.vocab_size)
     if options.eos_id is not None and options.eos_id >= config.vocab_size:
         raise UserError(
             f"eos_id={options.eos_id} is outside the model's vocabulary, "
@@ -182,12 +182,11 @@ def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) ->
         )
 
 
-def _check_ids(config: TransformerConfig, ids: Tensor) -> None:
-    wrong = ids[(ids < 0) | (ids >= config.vocab_size)]
+def _check_ids(ids: Tensor, vocab_size: int) -> None:
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
     if len(wrong):
         raise UserError(
-            f"token id {int(wrong[0])} is outside the model's vocabulary, "
-            f"0 to {config.vocab_size - 1}"
+            f"token id {int(wrong[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
         )
 
 

@@ -4,7 +4,8 @@
                                          |
     target -> embedding -> decoder (self-attention, attention to the memory, feed-forward) -> head
 
-One embedding serves source, target and, where tied, the head.
+One embedding serves source, target and, where tied, the head; with `source_vocab_size` sources have
+one of their own.
 
 Letters: B batch, S source length, T target length, D model width, V vocabulary.
 """
@@ -49,6 +50,11 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.source_embedding = (
+            nn.Embedding(config.source_vocab_size, config.d_model)
+            if config.source_vocab_size is not None
+            else None
+        )
         self.encoder = Stack(config, n_layers=config.n_layers, causal=False)
         self.decoder = Stack(config, n_layers=config.decoder_layers, causal=True, cross=True)
         self.head = Head(config)
@@ -82,7 +88,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """Reads the source, once: int [B, S] -> what `features` takes; see `forward`."""
         check_inputs(source, self.config, name="source")
         check_mask(source_mask, source, "source_mask")
-        features = self.encoder.run(self._embed(source), attention_mask=source_mask)
+        x = self._embed(source, self.source_embedding or self.embedding)
+        features = self.encoder.run(x, attention_mask=source_mask)
         return Memory(features, source_mask)
 
     def features(
@@ -107,7 +114,10 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             rows = f"{len(memory.features)} sources, {len(target)} targets"
             raise ValueError(f"each target needs a source of its own: {rows}")
         return self.decoder.run(
-            self._embed(target), attention_mask=target_mask, cache=cache, memory=memory
+            self._embed(target, self.embedding),
+            attention_mask=target_mask,
+            cache=cache,
+            memory=memory,
         )
 
     def logits(self, features: Tensor) -> Tensor:
@@ -175,6 +185,6 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             for line in stack.backend_report(ragged=ragged, cached=is_cached, keys=keys)
         ]
 
-    def _embed(self, ids: Tensor) -> Tensor:
-        x: Tensor = self.embedding(ids)  # [B, T] -> [B, T, D]
+    def _embed(self, ids: Tensor, embedding: nn.Embedding) -> Tensor:
+        x: Tensor = embedding(ids)  # [B, T] -> [B, T, D]
         return x if self.config.embedding_scale is None else x * self.config.embedding_scale

@@ -36,11 +36,13 @@ class Transformer(PretrainedMixin, Stack):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        if config.n_decoder_layers is not None:
-            raise ConfigError(
-                "TransformerConfig",
-                [f"n_decoder_layers={config.n_decoder_layers} is for a Seq2SeqTransformer"],
-            )
+        problems = [
+            f"{name}={getattr(config, name)} is for a Seq2SeqTransformer"
+            for name in ("n_decoder_layers", "source_vocab_size")
+            if getattr(config, name) is not None
+        ]
+        if problems:
+            raise ConfigError("TransformerConfig", problems)
         super().__init__(config, n_layers=config.n_layers, causal=config.causal)
         self.embedding: Any = make_embedding(config)
         self.type_embedding = (

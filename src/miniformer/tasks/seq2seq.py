@@ -48,6 +48,7 @@ class Seq2Seq(Task):
     unit: ClassVar[str] = "nats/token"
     larger_is_better: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
+    two_texts: ClassVar[tuple[str, str] | None] = ("source", "target")
 
     max_source_len: int | None = option(None, low=2)
     max_target_len: int | None = option(None, low=2)
@@ -74,7 +75,7 @@ class Seq2Seq(Task):
             whole = [*target, tokenizer.boundary_id]  # a target that is cut has no end
             examples.append(
                 {
-                    "source": as_ids(source, tokenizer),
+                    "source": as_ids(source, tokenizer.of_sources),
                     "labels": as_ids(whole[:longest], tokenizer),
                     "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
                     "cut": cut + max(0, len(whole) - longest),
@@ -87,6 +88,7 @@ class Seq2Seq(Task):
     ) -> list[tuple[list[int], int]]:
         """Token ids of each source, and how many of them did not fit."""
         room = min(self.max_source_len or seq_len, seq_len) - 1
+        tokenizer = tokenizer.of_sources
         return [
             ([*ids[:room], tokenizer.boundary_id], max(0, len(ids) - room))
             for ids in tokenizer.encode_batch(texts)

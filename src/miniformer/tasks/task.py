@@ -43,6 +43,8 @@ class Task(StrictConfig):
     unit: ClassVar[str] = "nats"  # of its loss
     larger_is_better: ClassVar[frozenset[str]] = frozenset()  # figures; the others are losses
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # its figures, the most telling first
+    # Fields of a record whose texts may have a tokenizer each: the source and its target.
+    two_texts: ClassVar[tuple[str, str] | None] = None
 
     @property
     def schema(self) -> Schema:
@@ -83,6 +85,8 @@ class Task(StrictConfig):
             UserError: what was given does not go with them.
         """
         vocabulary = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
+        if tokenizer is not None and tokenizer.source is not None:
+            vocabulary["source_vocab_size"] = tokenizer.source.vocab_size
         return {**vocabulary, **given}
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
@@ -91,11 +95,19 @@ class Task(StrictConfig):
         Raises:
             UserError: what stands in its way, and what to set.
         """
-        if tokenizer is not None and config.vocab_size < tokenizer.vocab_size:
+        source = None if tokenizer is None else tokenizer.source
+        if config.source_vocab_size is not None and source is None:
             raise UserError(
-                f"model_config: vocab_size={config.vocab_size} is smaller than the tokenizer's "
-                f"{tokenizer.vocab_size} ids; leave vocab_size out to take the tokenizer's"
+                f"model_config: source_vocab_size={config.source_vocab_size} is for sources with a "
+                "tokenizer of their own; set source_tokenizer, or leave it out"
             )
+        for name, one in (("vocab_size", tokenizer), ("source_vocab_size", source)):
+            size = getattr(config, name)
+            if one is not None and size < one.vocab_size:
+                raise UserError(
+                    f"model_config: {name}={size} is smaller than the tokenizer's "
+                    f"{one.vocab_size} ids; leave {name} out to take the tokenizer's"
+                )
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
