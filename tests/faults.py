@@ -551,7 +551,7 @@ FAULTS = [
     Fault(
         "a source is read with the tokenizer of targets", "tasks/seq2seq.py",
         "        tokenizer = tokenizer.of_sources\n", "",
-        "tests/e2e/test_tasks.py -k tokenizer_each",
+        "tests/unit/test_tasks.py -k tokenizer_each",
     ),
     Fault(
         "unknown keys of a config are dropped", "config/strict.py",

@@ -37,10 +37,12 @@ MODEL_FIELDS = {
     "embedding_norm": False, "embedding_scale": None, "token_types": None, "tie_embeddings": True,
     "head": "linear", "head_bias": False, "logit_scale": None, "input_dim": None,
     "output_dim": None, "pooling": "mean", "n_decoder_layers": None,
+    "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {
     "test_path", "task_config", "batch_tokens", "streaming", "checkpoint_metric",
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
+    "source_tokenizer",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
     "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
     "activation_checkpointing",

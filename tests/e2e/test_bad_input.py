@@ -266,7 +266,7 @@ def test_a_broken_model_directory(directory, capsys, name, content, wanted):
 def test_a_tokenizer_of_another_model(directory, capsys):
     tiny_model(vocab_size=100).save_pretrained(directory)
     message = mistake(capsys, cli.main, ["generate", str(directory), "a"])
-    assert "tokenizer.json has 258 ids, more than the model's vocab_size=100" in message
+    assert "tokenizer.json: has 258 ids, more than the model's vocab_size=100" in message
 
 
 def test_a_directory_that_is_not_there(capsys):

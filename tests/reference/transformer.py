@@ -44,7 +44,7 @@ def seq2seq_logits(weights, settings, source, source_segments, target, target_se
     weights = {name: tensor.double() for name, tensor in weights.items()}
     encoder = settings | {"causal": False}
     decoder = settings | {"causal": True, "n_layers": settings["n_decoder_layers"]}
-    own = settings["source_vocab_size"] is not None
+    own = settings.get("source_vocab_size")
     x = embed(weights, settings, source, None, "source_embedding" if own else "embedding")
     memory = stack(weights, encoder, "encoder.", x, source_segments)
     readable = [s for s, segment in enumerate(source_segments) if segment != 0]

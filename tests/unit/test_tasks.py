@@ -502,3 +502,14 @@ def test_length_buckets_serve_every_task_but_packed_ones():
         fitted = task.fit(records_of(records, task.schema))
         cutter = fitted.cutter(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
         assert isinstance(cutter, LengthBuckets) == (name != "causal")
+
+
+def test_sources_and_targets_are_encoded_by_a_tokenizer_each():
+    targets = Tokenizer.train("char", ["xyz"])
+    targets.source = Tokenizer.train("char", ["abcdef"])
+    record = {"source": "fed", "target": "xyzzy"}
+    (example,) = Seq2Seq().encode([record], targets, 16)
+    source, target = example["source"].tolist(), example["labels"].tolist()
+    assert source == [*targets.source.encode("fed"), targets.source.boundary_id]
+    assert target == [*targets.encode("xyzzy"), targets.boundary_id]
+    assert targets.source.decode(source) == "fed"
