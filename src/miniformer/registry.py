@@ -34,11 +34,13 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "norm": {  # (dim, *, eps, bias) -> module
         "layernorm": "miniformer.model.norm:layernorm",
         "rmsnorm": "miniformer.model.norm:RMSNorm",
+        "zero_centered_rmsnorm": "miniformer.model.norm:ZeroCenteredRMSNorm",
     },
     "position": {  # (config, *, causal) -> Position
         "rotary": "miniformer.model.position:RotaryPosition",
         "learned": "miniformer.model.position:LearnedPosition",
         "sinusoidal": "miniformer.model.position:SinusoidalPosition",
+        "sinusoidal_fairseq": "miniformer.model.position:FairseqSinusoidalPosition",
         "alibi": "miniformer.model.position:ALiBiPosition",
         "relative": "miniformer.model.position:RelativePosition",
         "none": "miniformer.model.position:Position",

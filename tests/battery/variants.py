@@ -22,7 +22,7 @@ OPTIONS = {
         "output": {"norm_placement": "output"},
         "nofirst": {"first_attention_norm": False},
     },
-    "norm": {name: {"norm": name} for name in ("layernorm", "rmsnorm")},
+    "norm": {name: {"norm": name} for name in ("layernorm", "rmsnorm", "zero_centered_rmsnorm")},
     "activation": {
         name: {"activation": name}
         for name in ("gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh", "reglu")
@@ -39,6 +39,7 @@ OPTIONS = {
         "localbase": {"rotary_base_local": 10.0},
         "learned": {"position": "learned"},
         "sinusoidal": {"position": "sinusoidal"},
+        "fairseq": {"position": "sinusoidal_fairseq"},
         "alibi": {"position": "alibi"},
         "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 7},
         "none": {"position": "none"},
@@ -73,13 +74,18 @@ OPTIONS = {
         "tied": {},
         "untied": {"tie_embeddings": False},
         "outputdim": {"output_dim": 5},
+        "pooler": {"output_dim": 5, "head": "dense_tanh"},
+        "relu": {"output_dim": 5, "head": "dense_relu", "output_bias": False},
         "mlm": {"head": "masked_lm", "head_bias": True},
         "capped": {"final_softcap": 3.0, "logit_scale": 0.25},
         "biased": {"tie_embeddings": False, "head_bias": True},
     },
 }
 # What a model with two stacks has not.
-NOT_SEQ2SEQ = {("layer", "parallel"), ("embedding", "types"), ("head", "outputdim")}
+NOT_SEQ2SEQ = {
+    ("layer", "parallel"), ("embedding", "types"),
+    ("head", "outputdim"), ("head", "pooler"), ("head", "relu"),
+}  # fmt: skip
 # What a model with one stack has, and so has no sources.
 ONLY_ONE_STACK = {*NOT_SEQ2SEQ, ("architecture", "encoder"), ("architecture", "causal")}
 

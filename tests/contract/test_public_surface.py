@@ -35,8 +35,8 @@ MODEL_FIELDS = {
     "logit_softcap": None, "final_softcap": None, "attention_sinks": False,
     "attention_scale": None, "attention": "standard", "feed_forward": "standard", "causal": False,
     "embedding_norm": False, "embedding_scale": None, "token_types": None, "tie_embeddings": True,
-    "head": "linear", "head_bias": False, "logit_scale": None, "input_dim": None,
-    "output_dim": None, "pooling": "mean", "n_decoder_layers": None,
+    "head": "linear", "head_bias": False, "output_bias": None, "logit_scale": None,
+    "input_dim": None, "output_dim": None, "pooling": "mean", "n_decoder_layers": None,
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {

@@ -159,6 +159,21 @@ BERT_NAMES = [
     ("lm_head.layer_norm.", "head.norm."),
     ("lm_head.bias", "head.bias"),
 ]
+DISTILBERT_NAMES = [
+    ("distilbert.embeddings.word_embeddings.", "embedding."),
+    ("distilbert.embeddings.position_embeddings.", "position."),
+    ("distilbert.embeddings.LayerNorm.", "embedding_norm."),
+    ("distilbert.transformer.layer.", "layers."),
+    *((f".attention.{part}_lin.", f".attention.{part}_proj.") for part in "qkv"),
+    (".attention.out_lin.", ".attention.o_proj."),
+    (".sa_layer_norm.", ".attention_norm."),
+    (".ffn.lin1.", ".feed_forward.up_proj."),
+    (".ffn.lin2.", ".feed_forward.down_proj."),
+    (".output_layer_norm.", ".feed_forward_norm."),
+    ("vocab_transform.", "head.dense."),
+    ("vocab_layer_norm.", "head.norm."),
+    ("vocab_projector.", "head."),
+]
 MODERNBERT_NAMES = [
     ("model.embeddings.tok_embeddings.", "embedding."),
     ("model.embeddings.norm.", "embedding_norm."),
@@ -202,6 +217,7 @@ BART_NAMES = [
     (".fc1.", ".feed_forward.up_proj."),
     (".fc2.", ".feed_forward.down_proj."),
     (".final_layer_norm.", ".feed_forward_norm."),
+    ("coder.layer_norm.", "coder.final_norm."),
 ]
 
 
@@ -242,11 +258,13 @@ def from_bloom(weights):
     return from_neox(weights, heads=6)
 
 
-def from_gemma(weights):
-    return {
-        name: tensor + 1 if name.endswith("norm.weight") else tensor
-        for name, tensor in weights.items()
-    }
+def from_phi3(weights):
+    sizes = [H * E, K * E, K * E]
+    weights = pull_apart(
+        weights, ".attention.qkv_proj.", projections(*"qkv"), lambda x: x.split(sizes)
+    )
+    halves = [".feed_forward.gate_proj.", ".feed_forward.up_proj."]
+    return pull_apart(weights, ".feed_forward.gate_up_proj.", halves, lambda x: x.chunk(2))
 
 
 def from_modernbert(weights):
@@ -334,12 +352,11 @@ CASES = {
     ),
     "qwen2": llama_like("qwen2", "Qwen2ForCausalLM"),
     "qwen3": llama_like("qwen3", "Qwen3ForCausalLM"),
-    "gemma": llama_like("gemma", "GemmaForCausalLM", convert=from_gemma),
+    "gemma": llama_like("gemma", "GemmaForCausalLM"),
     "gemma2": llama_like(
         "gemma2",
         "Gemma2ForCausalLM",
         SANDWICH_NAMES,
-        from_gemma,
         # Caps so low that they bend the scores of a tiny model.
         theirs={
             "sliding_window": 5,
@@ -354,6 +371,32 @@ CASES = {
             "final_softcap": 3.0,
         },
     ),
+    # Of its two rotations only one is scaled.
+    "gemma3": Case(
+        "Gemma3ForCausalLM",
+        LLAMA
+        | {"sliding_window": 5, "query_pre_attn_scalar": 5, "tie_word_embeddings": True}
+        | {"layer_types": ["sliding_attention", "full_attention"]}
+        | {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            }
+        },
+        family(
+            "gemma3",
+            **GROUPED | {"sliding_window": 5, "query_pre_attn_scalar": 5, "window_pattern": "LG"},
+            rotary_scaling={"type": "linear", "factor": 8.0},
+        ),
+        SANDWICH_NAMES,
+    ),
+    "phi3": llama_like(
+        "phi3",
+        "Phi3ForCausalLM",
+        convert=from_phi3,
+        theirs={"sliding_window": 5},
+        ours={"sliding_window": 5},
+    ),
     "olmo2": llama_like("olmo2", "Olmo2ForCausalLM", SANDWICH_NAMES),
     "bert": Case(
         "BertForMaskedLM", ENCODER | {"type_vocab_size": 2}, family("bert", **SIZES), BERT_NAMES
@@ -364,6 +407,15 @@ CASES = {
         family("roberta", **SIZES),
         BERT_NAMES,
         without_two_positions,
+    ),
+    "distilbert": Case(
+        "DistilBertForMaskedLM",
+        TOKENS
+        | {"dim": D, "hidden_dim": F, "n_layers": 2, "n_heads": H}
+        | {"max_position_embeddings": 32},
+        # Their norms' epsilon is fixed.
+        family("distilbert", **SIZES | {"norm_eps": 1e-12}),
+        DISTILBERT_NAMES,
     ),
     "modernbert": Case(
         "ModernBertForMaskedLM",
@@ -415,6 +467,12 @@ CASES = {
         BART_NAMES,
         from_marian,
     ),
+    "m2m_100": Case(
+        "M2M100ForConditionalGeneration",
+        BART | {"activation_function": "relu", "scale_embedding": True},
+        family("m2m_100", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5}),
+        BART_NAMES,
+    ),
 }
 # Not families of ours, but they have parts that no family has.
 MORE = {
@@ -429,30 +487,6 @@ MORE = {
         ),
         NEOX_NAMES,
         from_bloom,
-    ),
-    "gemma3: two rotations, of which only one is scaled": Case(
-        "Gemma3ForCausalLM",
-        LLAMA
-        | {"sliding_window": 5, "query_pre_attn_scalar": 5, "tie_word_embeddings": True}
-        | {"layer_types": ["sliding_attention", "full_attention"]}
-        | {
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-            }
-        },
-        family(
-            "gemma2",
-            **GROUPED | {"sliding_window": 5, "query_pre_attn_scalar": 5},
-            logit_softcap=None,
-            final_softcap=None,
-            qk_norm="head",
-            rotary_base=1e6,
-            rotary_base_local=1e4,
-            rotary_scaling={"type": "linear", "factor": 8.0},
-        ),
-        SANDWICH_NAMES,
-        from_gemma,
     ),
 }
 
@@ -486,7 +520,7 @@ def build(case):
             if name == "final_logits_bias":
                 buffer.normal_()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tied = ("lm_head.weight", "decoder.weight")
+    tied = ("lm_head.weight", "decoder.weight", "vocab_projector.weight")
     if case.settings["tie_embeddings"]:
         weights = {name: tensor for name, tensor in weights.items() if not name.endswith(tied)}
     renamed = {}

@@ -17,8 +17,10 @@ ACTIVATIONS = {
     ),
     "relu": lambda x: x * (x > 0),
     "silu": lambda x: x / (1 + torch.exp(-x)),
+    "tanh": torch.tanh,
 }
 GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
+HEADS = {"masked_lm": "gelu", "dense_tanh": "tanh", "dense_relu": "relu"}
 
 
 def logits(weights, settings, inputs, segments, token_types=None):
@@ -71,12 +73,13 @@ def embed(weights, settings, inputs, token_types, name="embedding"):
 
 
 def head(weights, settings, x):
-    """Logits of features [..., D]; all but the linear map is for vocabularies."""
+    """Outputs or logits of features [..., D]; scale and cap are for vocabularies."""
+    if settings["head"] != "linear":
+        x = ACTIVATIONS[HEADS[settings["head"]]](linear(weights, "head.dense", x))
+    if settings["head"] == "masked_lm":
+        x = normalize(weights, settings, "head.norm", x)
     if settings["output_dim"] is not None:
         return linear(weights, "head", x)
-    if settings["head"] == "masked_lm":
-        x = ACTIVATIONS["gelu"](linear(weights, "head.dense", x))
-        x = normalize(weights, settings, "head.norm", x)
     x = x * given(settings["logit_scale"], 1.0)
     weight = weights["head.weight" if "head.weight" in weights else "embedding.weight"]
     x = x @ weight.T
@@ -223,6 +226,11 @@ def position_vectors(weights, settings, name, positions):
         rates = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
         angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+    if settings["position"] == "sinusoidal_fairseq":  # from 1 to 1/10000 inclusive, counted from 2
+        rates = torch.logspace(0, -4, settings["d_model"] // 2, dtype=torch.float64)
+        angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates + 2 * rates
+        odd = torch.zeros(len(positions), settings["d_model"] % 2)
+        return torch.cat([torch.sin(angles), torch.cos(angles), odd], dim=1)
     return 0.0
 
 
@@ -336,7 +344,7 @@ def normalize(weights, settings, name, x):
     if settings["norm"] == "layernorm":
         x = x - x.mean(dim=-1, keepdim=True)
     x = x / torch.sqrt((x * x).mean(dim=-1, keepdim=True) + settings["norm_eps"])
-    x = x * weights[name + ".weight"]
+    x = x * (weights[name + ".weight"] + (settings["norm"] == "zero_centered_rmsnorm"))
     return x + weights[name + ".bias"] if name + ".bias" in weights else x
 
 

@@ -10,35 +10,25 @@
 | qwen3 | Yang et al. 2025 (2505.09388) |
 | gemma | Gemma Team 2024 (2403.08295) |
 | gemma2 | Gemma Team 2024 (2408.00118) |
+| gemma3 | Gemma Team 2025 (2503.19786), text |
+| phi3 | Abdin et al. 2024 (2404.14219), mini 4k |
 | olmo2 | OLMo Team 2024 (2501.00656) |
 | bert | Devlin et al. 2018 (1810.04805) |
 | roberta | Liu et al. 2019 (1907.11692) |
+| distilbert | Sanh et al. 2019 (1910.01108) |
 | modernbert | Warner et al. 2024 (2412.13663) |
 | t5 | Raffel et al. 2019 (1910.10683), v1.0 |
 | t5_v1_1 | Shazeer 2020 (2002.05202) and the card of google/t5-v1_1-base |
 | bart | Lewis et al. 2019 (1910.13461) |
 | marian | Junczys-Dowmunt et al. 2018 (1804.00344); cards of Helsinki-NLP/opus-mt |
+| m2m_100 | Fan et al. 2020 (2010.11125); NLLB Team 2022 (2207.04672) |
 
 What differs between the checkpoints of a family is no choice of the family: sizes, `tie_embeddings`
 (small Llama 3.2, Qwen 2 and Qwen 3 are tied, large ones are not), `rotary_scaling` (Llama 3.1 and
 later: llama3). Here stands what the paper's main checkpoint has; say otherwise in `family`.
 
-What an importer must fold into the weights, because our parts do not have it:
-
-- gpt2: its Conv1D weights are [inputs, outputs]: transpose them; `c_attn` is query, key and value
-  side by side.
-- gpt_neox: `query_key_value` holds, for each head in turn, its query, key and value rows.
-- gemma, gemma2: the norm multiplies with 1 + weight: add 1. Their embedding scale is rounded to
-  bfloat16 where a model runs in that type.
-- roberta, bart: the first two rows of the position table are never used by real tokens: drop them.
-  So `max_seq_len` is two less than RoBERTa's `max_position_embeddings`.
-- roberta: positions count what is not the padding token, so padding and mask must agree.
-- bert, roberta, modernbert: the bias on the vocabulary is `head_bias`. BERT's pooler and
-  next-sentence head are left out.
-- modernbert: `Wqkv` is query, key and value one above the other; `Wi` is gate above up.
-- t5, t5_v1_1: `relative_attention_bias` of a stack's first layer is that stack's position table.
-- bart, marian: `final_logits_bias` is `head_bias`. BART's is zero and is left out here.
-- marian: the sinusoidal table is computed, not read.
+How their files map to ours is told by `miniformer.interop.hf`. RoBERTa's positions count what is
+not the padding token, so padding and mask must agree.
 """
 
 from __future__ import annotations
@@ -59,6 +49,7 @@ _LLAMA: dict[str, Any] = {
 }
 _GEMMA: dict[str, Any] = {
     **_LLAMA,
+    "norm": "zero_centered_rmsnorm",
     "activation": "geglu_tanh",
     "norm_eps": 1e-6,
     "rotary_base": 10000.0,
@@ -131,6 +122,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "logit_softcap": 50.0,
         "final_softcap": 30.0,
     },
+    "gemma3": {
+        **_GEMMA,
+        "norm_placement": "both",
+        "sliding_window": 512,
+        "window_pattern": "LLLLLG",
+        "qk_norm": "head",
+        "rotary_base": 1000000.0,
+        "rotary_base_local": 10000.0,
+    },
+    "phi3": {**_LLAMA, "norm_eps": 1e-5, "rotary_base": 10000.0, "sliding_window": 2047},
     "olmo2": {
         **_LLAMA,
         "norm_placement": "output",
@@ -140,6 +141,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "bert": {**_BERT, "norm_eps": 1e-12, "token_types": 2},
     "roberta": {**_BERT, "norm_eps": 1e-5, "token_types": 1},
+    "distilbert": {**_BERT, "norm_eps": 1e-12},
     "modernbert": {
         **_BERT,
         "position": "rotary",
@@ -157,17 +159,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "t5_v1_1": {**_T5, "activation": "geglu_tanh", "tie_embeddings": False},
     "bart": {**_BART, "position": "learned", "activation": "gelu", "embedding_norm": True},
     "marian": {**_BART, "position": "sinusoidal", "activation": "silu", "head_bias": True},
+    "m2m_100": {
+        **_BART,
+        "norm_placement": "pre",
+        "position": "sinusoidal_fairseq",
+        "activation": "relu",
+    },
 }
 
 # Built as a Seq2SeqTransformer; all others as a Transformer.
-SEQ2SEQ_FAMILIES = frozenset({"t5", "t5_v1_1", "bart", "marian"})
+SEQ2SEQ_FAMILIES = frozenset({"t5", "t5_v1_1", "bart", "marian", "m2m_100"})
 
 # family -> field -> its value from d_model
 _FROM_WIDTH: dict[str, dict[str, Callable[[int], float]]] = {
     "gemma": {"embedding_scale": lambda width: width**0.5},
     "gemma2": {"embedding_scale": lambda width: width**0.5},
+    "gemma3": {"embedding_scale": lambda width: width**0.5},
     "t5": {"logit_scale": lambda width: width**-0.5},
     "marian": {"embedding_scale": lambda width: width**0.5},
+    "m2m_100": {"embedding_scale": lambda width: width**0.5},
 }
 
 
@@ -177,8 +187,8 @@ def family(name: str, **sizes: Any) -> dict[str, Any]:
     Args:
         name: a name in FAMILIES.
         sizes: fields of a TransformerConfig such as `d_model`; they win over the family's choices.
-            Gemma 2 also takes `query_pre_attn_scalar`, from which `attention_scale` follows; left
-            out, it is `head_dim`, as in its 2B and 9B models.
+            Gemma 2 and 3 also take `query_pre_attn_scalar`, from which `attention_scale` follows;
+            left out, it is `head_dim`, as in the 2B and 9B models.
 
     Raises:
         ValueError: no family has that name, or `d_model` is missing where something follows from
@@ -195,6 +205,6 @@ def family(name: str, **sizes: Any) -> dict[str, Any]:
             raise ValueError(f"family {name!r} needs d_model: its {field} follows from it")
         if field not in sizes:
             derived[field] = value(sizes["d_model"])
-    if name == "gemma2" and "query_pre_attn_scalar" in sizes:
+    if name in ("gemma2", "gemma3") and "query_pre_attn_scalar" in sizes:
         derived["attention_scale"] = sizes.pop("query_pre_attn_scalar") ** -0.5
     return {**FAMILIES[name], **derived, **sizes}

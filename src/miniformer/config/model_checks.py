@@ -44,7 +44,7 @@ _ORDERED = [("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")]
 _NEEDS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
     (("relative_buckets", "relative_max_distance"), "position", "relative"),
-    (("head", "head_bias", "logit_scale", "final_softcap"), "output_dim", None),
+    (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
     (("embedding_scale",), "input_dim", None),
 ]
 
@@ -88,10 +88,15 @@ def _without_effect(config: TransformerConfig) -> list[str]:
         and getattr(config, other) != value
         and not _of_a_plugin(config, other)
     ]
+    needs = (
+        ("window_pattern", "sliding_window"),
+        ("rotary_base_local", "sliding_window"),
+        ("output_bias", "output_dim"),
+    )
     found += [
-        f"{name}={getattr(config, name)!r} needs sliding_window"
-        for name in ("window_pattern", "rotary_base_local")
-        if getattr(config, name) is not None and config.sliding_window is None
+        f"{name}={getattr(config, name)!r} needs {other}"
+        for name, other in needs
+        if getattr(config, name) is not None and getattr(config, other) is None
     ]
     return found
 

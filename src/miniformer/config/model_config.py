@@ -10,6 +10,7 @@ from miniformer.config import model_checks, sizes
 from miniformer.config.strict import StrictConfig, option
 
 PLACEMENTS = ("pre", "post", "both", "output")
+HEADS = ("linear", "masked_lm", "dense_tanh", "dense_relu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,9 @@ class TransformerConfig(StrictConfig):
             (Vaswani et al. 2017, section 5.4) while training.
         activation: gelu, gelu_tanh, relu, silu, or gated (Shazeer 2020): swiglu, geglu, geglu_tanh,
             reglu.
-        position: rotary (Su et al. 2021), learned, sinusoidal (Vaswani et al. 2017), alibi (Press
-            et al. 2021), relative (T5's buckets, Raffel et al. 2019) or none.
+        position: rotary (Su et al. 2021), learned, sinusoidal (Vaswani et al. 2017),
+            sinusoidal_fairseq (Ott et al. 2019), alibi (Press et al. 2021), relative (T5's buckets,
+            Raffel et al. 2019) or none.
         rotary_pct: share of each head that is rotated, in (0, 1]; rounded down to whole pairs.
         rotary_base: wavelength base of the rotation.
         rotary_base_local: the base in layers with a sliding window; null: rotary_base.
@@ -45,7 +47,7 @@ class TransformerConfig(StrictConfig):
         first_attention_norm: whether the first layer normalises what enters its attention
             (ModernBERT does not: its embedding is normalised already).
         parallel_residual: attention and feed-forward read the same input (GPT-J, GPT-NeoX).
-        norm: layernorm or rmsnorm.
+        norm: layernorm, rmsnorm, or zero_centered_rmsnorm (Gemma), whose weight is added to one.
         norm_eps: added to the variance before its root is taken.
         max_seq_len: longest sequence the model accepts, prompt and continuation together.
         n_kv_heads: key-value heads; null: n_heads (multi-head), 1: multi-query, between:
@@ -73,8 +75,10 @@ class TransformerConfig(StrictConfig):
         embedding_scale: factor on token embeddings; null: 1.
         token_types: number of token types, whose embedding is added (BERT); null: none.
         tie_embeddings: the vocabulary head shares the token embedding's weight, where both exist.
-        head: linear, or masked_lm: a dense layer, gelu and a norm before the vocabulary (BERT).
+        head: linear; or with a dense layer before it, and then gelu and a norm (masked_lm, BERT),
+            tanh (dense_tanh, BERT's pooler) or relu (dense_relu, DistilBERT's).
         head_bias: whether the vocabulary head has a bias.
+        output_bias: whether the head to `output_dim` outputs has one; null: as bias.
         logit_scale: factor on what the vocabulary head reads (T5: d_model ** -0.5); null: 1.
         input_dim: null: inputs are token ids; else they are float vectors of this width.
         output_dim: null: logits over the vocabulary; else a head of this width at each position.
@@ -123,8 +127,9 @@ class TransformerConfig(StrictConfig):
     embedding_scale: float | None = option(None, above=0.0)
     token_types: int | None = option(None, low=1)
     tie_embeddings: bool = True
-    head: str = option("linear", choices=("linear", "masked_lm"))
+    head: str = option("linear", choices=HEADS)
     head_bias: bool = False
+    output_bias: bool | None = None
     logit_scale: float | None = option(None, above=0.0)
     input_dim: int | None = option(None, low=1)
     output_dim: int | None = option(None, low=1)
@@ -181,6 +186,13 @@ class TransformerConfig(StrictConfig):
     def head_tied(self) -> bool:
         """Whether the output head is the token embedding itself."""
         return self.tie_embeddings and self.input_dim is None and self.output_dim is None
+
+    @property
+    def has_head_bias(self) -> bool:
+        """Whether the head has a bias."""
+        if self.output_dim is None:
+            return self.head_bias
+        return self.bias if self.output_bias is None else self.output_bias
 
     @property
     def decoder_layers(self) -> int:

@@ -76,11 +76,9 @@ def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False
 
 def _head_matrices(config: TransformerConfig) -> list[Matrix]:
     """The linear maps of the head, the last one to the outputs."""
-    if config.output_dim is not None:
-        return [(config.d_model, config.output_dim, config.bias)]
-    last = (config.d_model, config.vocab_size, config.head_bias)
+    last = (config.d_model, config.output_dim or config.vocab_size, config.has_head_bias)
     dense = (config.d_model, config.d_model, config.bias)
-    return [dense, last] if config.head == "masked_lm" else [last]
+    return [last] if config.head == "linear" else [dense, last]
 
 
 def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:

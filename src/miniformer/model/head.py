@@ -5,6 +5,8 @@ Letters: B batch, T length, D model width, N labelled positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,13 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 from miniformer.model.cross_entropy import linear_cross_entropy
 from miniformer.model.norm import make_norm
+
+# head -> what follows its dense layer
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "masked_lm": F.gelu,
+    "dense_tanh": torch.tanh,
+    "dense_relu": F.relu,
+}
 
 
 class Head(nn.Module):
@@ -26,15 +35,16 @@ class Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.output_dim or config.vocab_size
-        biased = config.head_bias if config.output_dim is None else config.bias
         self.scale, self.softcap = config.logit_scale, config.final_softcap
         self.dense = self.norm = None
-        if config.head == "masked_lm":
+        self.activation = _ACTIVATIONS.get(config.head)
+        if self.activation is not None:
             self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+        if config.head == "masked_lm":
             self.norm = make_norm(config)
         tied = config.head_tied
         self.weight = None if tied else nn.Parameter(torch.empty(width, config.d_model))
-        self.bias = nn.Parameter(torch.zeros(width)) if biased else None
+        self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """[..., D] and the embedding's weight [V, D] -> [..., V or output_dim]."""
@@ -44,8 +54,10 @@ class Head(nn.Module):
 
     def transform(self, features: Tensor) -> Tensor:
         """What comes before the map to the outputs: [..., D] -> [..., D]."""
-        if self.dense is not None and self.norm is not None:
-            features = self.norm(F.gelu(self.dense(features)))
+        if self.dense is not None and self.activation is not None:
+            features = self.activation(self.dense(features))
+        if self.norm is not None:
+            features = self.norm(features)
         return features if self.scale is None else features * self.scale
 
     def cross_entropy(self, features: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Normalisation over the last dimension.
 
 A norm is built as `norm(dim, eps=..., bias=...)` and maps [..., dim] to [..., dim].
-LayerNorm: Ba et al. 2016 (torch's own). RMSNorm: Zhang & Sennrich 2019.
+LayerNorm: Ba et al. 2016 (torch's own). RMSNorm: Zhang & Sennrich 2019; its weight as a distance
+from one: Gemma Team 2024.
 """
 
 from __future__ import annotations
@@ -32,16 +33,33 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _written_out(x, self.weight, self.eps)  # which the compiler fuses
-        if x.device.type == "cuda":
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        wide = x.dtype in (torch.float32, torch.float64)
-        # torch.func (gradients of single samples, forward mode) takes plain operations only.
-        plain = torch._C._are_functorch_transforms_active()
-        if x.device.type == "cpu" and wide and x.dtype == self.weight.dtype and not plain:
-            return _fast(x, self.weight, self.eps)
-        return _written_out(x, self.weight, self.eps)
+        return _rms_norm(x, self.weight, self.eps)
+
+
+class ZeroCenteredRMSNorm(RMSNorm):
+    """x / rms(x) * (1 + weight): what is near zero is exact in bfloat16, and may decay (Gemma)."""
+
+    def __init__(self, dim: int, *, eps: float, bias: bool = False) -> None:
+        super().__init__(dim, eps=eps, bias=bias)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = self.weight.dtype
+        gain = 1 + self.weight.to(torch.promote_types(kind, torch.float32))
+        return _rms_norm(x, gain, self.eps).to(torch.promote_types(x.dtype, kind))
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _written_out(x, weight, eps)  # which the compiler fuses
+    if x.device.type == "cuda":
+        return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    wide = x.dtype in (torch.float32, torch.float64)
+    # torch.func (gradients of single samples, forward mode) takes plain operations only.
+    plain = torch._C._are_functorch_transforms_active()
+    if x.device.type == "cpu" and wide and x.dtype == weight.dtype and not plain:
+        return _fast(x, weight, eps)
+    return _written_out(x, weight, eps)
 
 
 def _written_out(x: Tensor, weight: Tensor, eps: float) -> Tensor:

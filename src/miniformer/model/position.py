@@ -111,6 +111,21 @@ class SinusoidalPosition(Position):
         return torch.cat((angle.sin(), angle[..., : self.width - sines].cos()), -1)
 
 
+class FairseqSinusoidalPosition(SinusoidalPosition):
+    """Sines as fairseq has them (Ott et al. 2019): counted from 2, wavelengths up to 10000.
+
+    Where D is odd the last element is zero.
+    """
+
+    def vectors(self, positions: Tensor) -> Tensor:
+        half = self.width // 2
+        pair = torch.arange(half, device=positions.device, dtype=torch.float32)
+        rates = (pair * -(math.log(10000.0) / max(half - 1, 1))).exp()
+        angle = (positions[..., None] + 2).float() * rates
+        rest = angle.new_zeros(*angle.shape[:-1], self.width % 2)
+        return torch.cat((angle.sin(), angle.cos(), rest), -1)
+
+
 class ALiBiPosition(Position):
     """Scores fall with distance, at a slope of its own for each head (Press et al. 2021)."""
 

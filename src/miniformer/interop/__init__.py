@@ -1,0 +1,1 @@
+"""Other programs' files: they come in and go out here."""

@@ -1,0 +1,232 @@
+"""Rotations and sliding windows in a `config.json`, which take several keys and have changed.
+
+transformers 5 writes `rope_parameters`, with one entry for each type of layer where they differ;
+before that there were `rope_theta`, `rope_scaling` and keys of single families. Both are read; what
+is written holds both, so that older readers have their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miniformer.config import TransformerConfig, UserError
+from miniformer.interop.hf.configs import Config, Reader, Writer
+
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+# type of scaling -> their setting -> ours
+_SCALINGS: dict[str, dict[str, str]] = {
+    "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+        "original_max_position_embeddings": "original_max_seq_len",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_max_seq_len",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "attention_factor": "attention_factor",
+    },
+}
+_NO_SCALING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+
+
+def read_rotation(
+    *, base: float, share: float = 1.0, keys: tuple[str, ...] = ("rope_theta",)
+) -> Reader:
+    """Reads one rotation for all layers.
+
+    Args:
+        base: where a file says none.
+        share: the part of a head that is rotated, where a file says none.
+        keys: older keys of the base.
+    """
+
+    def read(config: Config, fields: Config) -> None:
+        given = _parameters(config)
+        old = next((config[key] for key in keys if key in config), base)
+        fields["rotary_base"] = given.get("rope_theta", old)
+        old = config.get("partial_rotary_factor", config.get("rotary_pct", share))
+        fields["rotary_pct"] = given.get("partial_rotary_factor", old)
+        _scale(given, config, fields)
+
+    return read
+
+
+def read_two_rotations(*, base: float, local: float, keys: tuple[str, str]) -> Reader:
+    """Reads the rotation of full layers and that of layers with a window.
+
+    Args:
+        base, local: where a file says none.
+        keys: older keys of both.
+    """
+
+    def read(config: Config, fields: Config) -> None:
+        given = config.get("rope_parameters") or {}
+        if _FULL in given or _SLIDING in given:
+            full, sliding = given.get(_FULL) or {}, given.get(_SLIDING) or {}
+        else:
+            full, sliding = _parameters(config), {}
+        if sliding.get("rope_type", "default") != "default":
+            raise UserError(f"rope_parameters: scaled {_SLIDING} is not supported")
+        fields["rotary_base"] = full.get("rope_theta", config.get(keys[0], base))
+        fields["rotary_base_local"] = sliding.get("rope_theta", config.get(keys[1], local))
+        _scale(full, config, fields)
+        if fields.get("sliding_window") is None:  # no layer has it
+            fields["rotary_base_local"] = None
+
+    return read
+
+
+def write_rotation(config: TransformerConfig, theirs: Config) -> None:
+    """Writes one rotation for all layers, in the new form and in the old one."""
+    if config.rotary_pct != 1.0:
+        theirs["partial_rotary_factor"] = config.rotary_pct
+    theirs["rope_theta"] = config.rotary_base
+    theirs["rope_parameters"] = _written(config, theirs, config.rotary_base)
+    if config.rotary_scaling is not None:
+        theirs["rope_scaling"] = dict(theirs["rope_parameters"])
+
+
+def write_two_rotations(keys: tuple[str, str]) -> Writer:
+    """Writes the rotation of full layers and that of layers with a window."""
+
+    def write(config: TransformerConfig, theirs: Config) -> None:
+        local = config.rotary_base_local or config.rotary_base
+        theirs[keys[0]], theirs[keys[1]] = config.rotary_base, local
+        theirs["rope_parameters"] = {
+            _FULL: _written(config, theirs, config.rotary_base),
+            _SLIDING: {"rope_type": "default", "rope_theta": local},
+        }
+
+    return write
+
+
+def read_windows(kind: str) -> Reader:
+    """Reads which layers have a sliding window.
+
+    Args:
+        kind: what a file without `layer_types` means: all (Mistral), late (Qwen: those from
+            `max_window_layers` on), period (every n-th layer sees everything, the last of its
+            group: Gemma), first (the first of its group: ModernBERT).
+    """
+
+    def read(config: Config, fields: Config) -> None:
+        layers = fields["n_layers"]
+        window = config.get("local_attention" if kind == "first" else "sliding_window")
+        if kind == "late" and not config.get("use_sliding_window", False):
+            window = None
+        types = config.get("layer_types")
+        if types is None:
+            letters = _usual(kind, config, layers)
+        elif len(types) != layers or set(types) - {_FULL, _SLIDING}:
+            raise UserError(
+                f"layer_types must be {_FULL} or {_SLIDING} for each of {layers} layers"
+            )
+        else:
+            letters = "".join("L" if each == _SLIDING else "G" for each in types)
+        if window is None and "L" in letters and types is not None and kind != "all":
+            raise UserError("layer_types names sliding layers, but there is no sliding_window")
+        if window is None or "L" not in letters:
+            fields["sliding_window"] = fields["window_pattern"] = None
+            return
+        fields["sliding_window"] = window
+        fields["window_pattern"] = _shortest(letters) if "G" in letters else None
+
+    return read
+
+
+def write_windows(kind: str) -> Writer:
+    """Writes which layers have a sliding window; see `read_windows`."""
+
+    def write(config: TransformerConfig, theirs: Config) -> None:
+        windows = [config.window_of(layer) for layer in range(config.n_layers)]
+        window = next((each for each in windows if each is not None), None)
+        if kind == "late":
+            theirs["use_sliding_window"] = window is not None
+            theirs["max_window_layers"] = windows.index(window) if window else config.n_layers
+        if kind == "first":
+            theirs["local_attention"] = window or 128
+        else:
+            theirs["sliding_window"] = window
+        if kind != "all":
+            theirs["layer_types"] = [_FULL if each is None else _SLIDING for each in windows]
+
+    return write
+
+
+def _usual(kind: str, config: Config, layers: int) -> str:
+    if kind == "all":
+        return "L" * layers
+    if kind == "late":
+        first = config.get("max_window_layers", 28)
+        return "".join("L" if layer >= first else "G" for layer in range(layers))
+    if kind == "first":
+        every = config.get("global_attn_every_n_layers", 3)
+        return "".join("L" if layer % every else "G" for layer in range(layers))
+    every = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+    every = every or (2 if config.get("model_type") == "gemma2" else 6)
+    return "".join("L" if (layer + 1) % every else "G" for layer in range(layers))
+
+
+def _shortest(letters: str) -> str:
+    """The shortest pattern that repeats to these letters."""
+    for length in range(1, len(letters) + 1):
+        if (letters[:length] * (len(letters) // length + 1))[: len(letters)] == letters:
+            return letters[:length]
+    return letters
+
+
+def _parameters(config: Config) -> Config:
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise UserError(f"rope_parameters must be an object, not {given!r}")
+    return given
+
+
+def _scale(given: Config, config: Config, fields: Config) -> None:
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind == "default":
+        return
+    if not isinstance(kind, str) or kind not in _SCALINGS:
+        raise UserError(f"rope_type={kind!r} is none of default, {', '.join(_SCALINGS)}")
+    names = _SCALINGS[kind]
+    strange = [name for name in given if name not in names and name not in _NO_SCALING]
+    length = config.get("max_position_embeddings")
+    # What transformers adds to all of them without a meaning, and yarn's usual rounding.
+    harmless = {"original_max_position_embeddings": given.get("original_max_position_embeddings")}
+    harmless["truncate"] = True
+    strange = [n for n in strange if n not in harmless or given[n] != harmless[n]]
+    if strange:
+        raise UserError(f"rope_parameters: {strange[0]}={given[strange[0]]!r} is not supported")
+    scaling: dict[str, Any] = {"type": kind}
+    for theirs, ours in names.items():
+        if given.get(theirs) is not None:
+            scaling[ours] = given[theirs]
+    if kind in ("dynamic", "yarn"):
+        scaling.setdefault("original_max_seq_len", length)
+    fields["rotary_scaling"] = scaling
+    if kind == "dynamic":  # theirs says how long a text was in training
+        fields["max_seq_len"] = int(length * scaling["factor"])  # type: ignore[operator]
+
+
+def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:
+    made: Config = {"rope_type": "default", "rope_theta": base}
+    if config.rotary_pct != 1.0:
+        made["partial_rotary_factor"] = config.rotary_pct
+    scaling = config.rotary_scaling
+    if scaling is None:
+        return made
+    made["rope_type"] = scaling["type"]
+    for name, ours in _SCALINGS[scaling["type"]].items():
+        value = scaling.get(ours)
+        if value is None:
+            value = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}.get(name)
+        if value is not None and not (name == "attention_factor" and not value):
+            made[name] = value
+    if scaling["type"] == "dynamic":
+        theirs["max_position_embeddings"] = scaling["original_max_seq_len"]
+    return made

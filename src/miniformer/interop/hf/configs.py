@@ -1,0 +1,270 @@
+"""A family's `config.json`, read and written: which of its keys is which of our fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from miniformer.config import ConfigError, TransformerConfig, UserError
+from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES
+from miniformer.config.model_checks import SCALINGS
+from miniformer.interop.hf.weights import Rule
+
+REQUIRED = object()
+_LAYERS = 10_000  # more than any model has; what a file claims is made up for each of them
+
+Config = dict[str, Any]
+Reader = Callable[[Config, Config], None]  # their config, our fields so far, which it adds to
+Writer = Callable[[TransformerConfig, Config], None]  # our config, theirs so far
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a `config.json` and the field that it is.
+
+    Args:
+        theirs: the key.
+        ours: the field.
+        default: what it is where a file leaves it out; REQUIRED: none may.
+        words: their value -> ours; None: they are the same.
+    """
+
+    theirs: str
+    ours: str
+    default: Any = REQUIRED
+    words: Mapping[Any, Any] | None = None
+
+    def read(self, config: Config) -> Any:
+        """Our value.
+
+        Raises:
+            UserError: there is none, or it is none that we know.
+        """
+        value = config.get(self.theirs, self.default)
+        if value is REQUIRED:
+            raise UserError(f"{self.theirs} is missing")
+        if self.words is None:
+            return value
+        if not isinstance(value, str | bool | int | None) or value not in self.words:
+            known = ", ".join(map(repr, self.words))
+            raise UserError(f"{self.theirs}={value!r} is none of {known}")
+        return self.words[value]
+
+    def write(self, value: Any) -> Any:
+        """Their value; None: they have none for it."""
+        if self.words is None:
+            return value
+        return next((theirs for theirs, ours in self.words.items() if ours == value), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a family's backbone is used for: one of its classes.
+
+    Args:
+        fields: our fields that make it; `output_dim` of None stands for the number of labels.
+        rules: names of the head's weights.
+        bare: whether it is the backbone alone, whose files leave the prefix out.
+    """
+
+    fields: Config
+    rules: tuple[Rule, ...] = ()
+    bare: bool = False
+
+    @property
+    def classifies(self) -> bool:
+        """Whether its outputs are classes or a value."""
+        return "output_dim" in self.fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A published architecture, as its files are.
+
+    Args:
+        preset: its name in `miniformer.config.families`.
+        model_type: its name in a `config.json`.
+        keys: keys that are a field of ours each.
+        kinds: class name -> what it is for, the main one first.
+        rules: names of the backbone's weights.
+        prefix: what those names begin with, but in files of the backbone alone.
+        fixed: keys that we have no choice for, with the value that they must have; a file that
+            leaves one out has that value.
+        written: keys that have no meaning here, and what is written for them.
+        read, write: what keys alone cannot say.
+        copies: name of a tensor -> that of which it is a copy, if a file has it.
+        buffers: endings of names in files that hold nothing learnt.
+        left_out: beginnings of names whose weights we have no use for; a user is told.
+    """
+
+    preset: str
+    model_type: str
+    keys: tuple[Key, ...]
+    kinds: dict[str, Kind]
+    rules: tuple[Rule, ...]
+    prefix: str = "model."
+    fixed: Config = dataclasses.field(default_factory=dict)
+    written: Config = dataclasses.field(default_factory=dict)
+    read: tuple[Reader, ...] = ()
+    write: tuple[Writer, ...] = ()
+    copies: dict[str, str] = dataclasses.field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def seq2seq(self) -> bool:
+        """Whether it has an encoder and a decoder."""
+        return self.preset in SEQ2SEQ_FAMILIES
+
+
+def read_fields(family: Family, config: Config) -> tuple[str, Config]:
+    """The class that a `config.json` names, and our fields for it.
+
+    Raises:
+        UserError: with every problem: a key is missing, or says what we have no part for.
+    """
+    problems = [
+        f"{key}={config[key]!r} is not supported, only {value!r}"
+        for key, value in family.fixed.items()
+        if key in config and config[key] != value and config[key] is not None
+    ]
+    fields: Config = dict(FAMILIES[family.preset])
+    for key in family.keys:
+        try:
+            fields[key.ours] = key.read(config)
+        except UserError as error:
+            problems.append(str(error))
+    name = next(iter(family.kinds))
+    try:
+        name = _class_name(family, config)
+    except UserError as error:
+        problems.append(str(error))
+    layers = fields.get("n_layers")
+    if isinstance(layers, int) and layers > _LAYERS:
+        problems.append(f"a model of {layers} layers is not supported, only of {_LAYERS} at most")
+    if problems:
+        raise UserError("; ".join(problems))
+    kind = family.kinds[name]
+    fields |= kind.fields
+    if kind.classifies:
+        fields["output_dim"] = _labels(config)
+        for field in ("head_bias", "final_softcap", "logit_scale"):
+            fields.pop(field, None)
+    try:
+        for reader in family.read:
+            reader(config, fields)
+        if kind.classifies:
+            fields.pop("final_softcap", None)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a {family.model_type} config: {error!r}") from None
+    return name, fields
+
+
+def to_config(fields: Config) -> TransformerConfig:
+    """Our config.
+
+    Raises:
+        UserError: the fields are wrong, or do not go together.
+    """
+    try:
+        return TransformerConfig.from_dict(fields)
+    except ConfigError as error:
+        raise UserError("; ".join(error.problems)) from None
+
+
+def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[Config, list[str]]:
+    """Their config, and which of our fields stand in its way."""
+    values = effective(config)
+    theirs: Config = {"architectures": [name], "model_type": family.model_type}
+    blocked = []
+    # What has no effect is written as it stands.
+    plain = config.to_dict() | {name: value for name, value in values.items() if value is not None}
+    for key in family.keys:
+        theirs[key.theirs] = key.write(plain[key.ours])
+        if theirs[key.theirs] is None and plain[key.ours] is not None:
+            blocked.append(key.ours)
+            theirs[key.theirs] = next(iter(key.words or [None]))
+    if family.kinds[name].classifies and config.output_dim is not None:
+        theirs["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.output_dim)}
+    theirs |= family.fixed | family.written
+    for writer in family.write:
+        writer(config, theirs)
+    try:
+        back = effective(to_config(read_fields(family, theirs)[1]))
+    except UserError as error:
+        return theirs, [*blocked, str(error)]
+    different = [field for field in values if values[field] != back[field]]
+    return theirs, sorted({*blocked, *different})
+
+
+def effective(config: TransformerConfig) -> Config:
+    """The fields with every null filled in, and null where a field has no effect on the outputs.
+
+    Two configs with the same have the same weights and the same arithmetic.
+    """
+    values = config.to_dict()
+    values |= {
+        "d_ff": config.ff_width,
+        "n_kv_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "norm_placement": config.placement,
+        "qkv_bias": config.has_qkv_bias,
+        "norm_bias": config.has_norm_bias if config.norm == "layernorm" else None,
+        "attention_scale": _rounded(config.attention_scale or config.head_width**-0.5),
+        "embedding_scale": _rounded(config.embedding_scale or 1.0),
+        "logit_scale": _rounded(config.logit_scale or 1.0),
+        "window_pattern": None,
+        "sliding_window": [config.window_of(layer) for layer in range(config.n_layers)],
+        "n_decoder_layers": config.decoder_layers,
+        "output_bias": config.has_head_bias if config.output_dim is not None else None,
+    }
+    if config.rotary_scaling is not None:
+        scaling = config.rotary_scaling
+        values["rotary_scaling"] = {**SCALINGS[scaling["type"]], **scaling}
+    values["rotary_pct"] = config.rotary_dim
+    values["rotary_base_local"] = config.rotary_base_local or config.rotary_base
+    no_effect = {"pre_norm", "dropout"}
+    if config.position != "rotary":
+        no_effect |= {"rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"}
+    if not any(values["sliding_window"]):
+        no_effect.add("rotary_base_local")
+    if config.position != "relative":
+        no_effect |= {"relative_buckets", "relative_max_distance"}
+    if config.position != "learned":
+        no_effect.add("max_seq_len")
+    no_effect |= {"pooling"} if config.output_dim is None else {"tie_embeddings", "head_bias"}
+    return {name: None if name in no_effect else value for name, value in values.items()}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.12g}")
+
+
+def _class_name(family: Family, config: Config) -> str:
+    """The class that a config names; the family's main one where it names none."""
+    names = config.get("architectures")
+    if names is None:
+        return next(iter(family.kinds))
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise UserError(f"architectures must be a list of one name, not {names!r}")
+    name = _SAME.get(names[0], names[0])
+    if name not in family.kinds:
+        known = ", ".join(family.kinds)
+        raise UserError(f"architectures names {names[0]}, which is none of {known}")
+    return name
+
+
+# Classes whose heads are those of another, with a part more that we leave out.
+_SAME = {"BertForPreTraining": "BertForMaskedLM"}
+
+
+def _labels(config: Config) -> int:
+    labels = config.get("id2label")
+    count = config.get("num_labels", 2) if labels is None else labels
+    count = len(count) if isinstance(count, dict) else count
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"id2label must name the labels, not {labels!r}")
+    return count
