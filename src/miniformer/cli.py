@@ -1,4 +1,4 @@
-"""The `miniformer` command: train, generate, predict, tokenizer, data, demo."""
+"""The `miniformer` command: train, generate, predict, tokenizer, data, import, export, demo."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from miniformer import __version__
 from miniformer.command import command_parser, run_command
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data_command import add_data_command, run_data
+from miniformer.hf_command import add_hf_commands, run_export, run_import
 from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
 
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_tokenizer_command(commands)
     add_data_command(commands)
+    add_hf_commands(commands)
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
@@ -45,6 +47,8 @@ def _run(values: dict[str, Any]) -> int:
         "predict": _predict,
         "tokenizer": run_tokenizer,
         "data": run_data,
+        "import": run_import,
+        "export": run_export,
         "demo": _demo,
     }
     chosen = values[values["command"]]

@@ -63,6 +63,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "classification": "miniformer.tasks.classification:Classification",
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
+        "encoding": "miniformer.tasks.encoding:Encoding",
     },
     "optimizer": {"adamw": "miniformer.training.optimizers:adamw"},
     "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate

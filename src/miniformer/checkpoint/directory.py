@@ -4,21 +4,25 @@ config.json  model.safetensors  format_version     the model
 tokenizer.json  task.json  generation_config.json  how to use it
 source_tokenizer/tokenizer.json                    of sources, where they have one of their own
 README.md (and its pictures)                       the model card: where its figures come from
+huggingface.json                                   of an imported model: what ours have no place for
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from miniformer.config import GenerationConfig
+from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
+REMEMBERED = "huggingface.json"
 
 
 def save_directory(
@@ -42,9 +46,50 @@ def save_directory(
         card: text of README.md.
         pictures: files that the card shows.
     """
+    with replacing(directory) as beside:
+        _write(beside, model, tokenizer, task, generation, card, pictures)
+
+
+def refuse_full(directory: Path) -> None:
+    """Refuses to write where something is.
+
+    Raises:
+        UserError: the directory is not empty, or is a file.
+    """
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"{directory}: exists and is not empty; name another directory")
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory}: is a file; name a directory")
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `directory` if all goes well."""
     beside = directory.with_name(directory.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    before = directory.with_name(directory.name + ".old")
+    shutil.rmtree(before, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, before)
+    os.replace(beside, directory)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def _write(
+    beside: Path,
+    model: PretrainedMixin,
+    tokenizer: Tokenizer | None,
+    task: dict[str, Any],
+    generation: GenerationConfig,
+    card: str,
+    pictures: tuple[Path, ...],
+) -> None:
     model.save_pretrained(beside)
     if tokenizer is not None:
         tokenizer.save(beside / "tokenizer.json")
@@ -56,9 +101,3 @@ def save_directory(
     write_text(beside / "README.md", card)
     for picture in pictures:
         shutil.copy(picture, beside / picture.name)
-    before = directory.with_name(directory.name + ".old")
-    shutil.rmtree(before, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, before)
-    os.replace(beside, directory)
-    shutil.rmtree(before, ignore_errors=True)

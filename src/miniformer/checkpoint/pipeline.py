@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import torch
+from torch import Tensor
+
 from miniformer import registry
-from miniformer.checkpoint.directory import SOURCE_TOKENIZER
+from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
 from miniformer.config import (
     ConfigError,
     GenerationConfig,
@@ -22,6 +25,8 @@ from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
+from miniformer.tasks.encoding import Encoding
+from miniformer.tasks.input_task import InputTask, batches_of
 from miniformer.tasks.task import Task
 
 MODELS: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
@@ -37,22 +42,53 @@ def load(directory: str | Path) -> Pipeline:
         UserError: a file is missing or broken, or they do not fit each other.
     """
     directory = Path(directory)
-    architecture, _ = read_config(directory)
+    architecture, config = read_config(directory)
+    tokenizer, task, generation = read_companions(directory, architecture, config)
+    model = MODELS[_kind(directory, architecture)].from_pretrained(directory)
+    pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
+    pipeline.directory, pipeline.remembered = directory, _remembered(directory)
+    return pipeline
+
+
+def read_companions(
+    directory: Path, architecture: str, config: TransformerConfig
+) -> tuple[Tokenizer | None, Task, GenerationConfig]:
+    """What stands beside the weights in a model directory.
+
+    Raises:
+        UserError: a file is missing or broken, or they do not fit each other.
+    """
+    task = _read_task(directory / "task.json", _kind(directory, architecture))
+    tokenizer = None
+    # What was imported may have come without a tokenizer: it takes token ids only.
+    bare = (directory / REMEMBERED).exists() and not (directory / "tokenizer.json").exists()
+    if task.reads_text() and not bare:
+        tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", config)
+        if config.source_vocab_size is not None:
+            path = directory / SOURCE_TOKENIZER / "tokenizer.json"
+            tokenizer.source = _read_tokenizer(path, "source_vocab_size", config)
+    return tokenizer, task, GenerationConfig.from_file(directory / "generation_config.json")
+
+
+def _kind(directory: Path, architecture: str) -> str:
     kinds = {model.__name__: kind for kind, model in MODELS.items()}
     if architecture not in kinds:
         known = " or a ".join(kinds)
         raise UserError(f"{directory}/config.json: holds a {architecture}, not a {known}")
-    kind = kinds[architecture]
-    model = MODELS[kind].from_pretrained(directory)
-    task = _read_task(directory / "task.json", kind)
-    tokenizer = None
-    if task.reads_text():
-        tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", model.config)
-        if model.config.source_vocab_size is not None:
-            path = directory / SOURCE_TOKENIZER / "tokenizer.json"
-            tokenizer.source = _read_tokenizer(path, "source_vocab_size", model.config)
-    generation = GenerationConfig.from_file(directory / "generation_config.json")
-    return Pipeline(model, tokenizer, task=task, generation=generation)
+    return kinds[architecture]
+
+
+def _remembered(directory: Path) -> dict[str, Any]:
+    path = directory / REMEMBERED
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")
+    return value
 
 
 class Pipeline:
@@ -60,7 +96,7 @@ class Pipeline:
 
     Args:
         model: the model.
-        tokenizer: its tokenizer; None: it reads no text.
+        tokenizer: its tokenizer; None: it reads no text, or only `model` can be used.
         task: what it was trained for.
         generation: default decoding settings.
     """
@@ -74,6 +110,9 @@ class Pipeline:
         generation: GenerationConfig,
     ) -> None:
         self.model, self.tokenizer, self.task, self.generation = model, tokenizer, task, generation
+        # Where it was loaded from, and what other formats' files said that ours have no place for.
+        self.directory: Path | None = None
+        self.remembered: dict[str, Any] = {}
 
     @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
@@ -97,9 +136,11 @@ class Pipeline:
         prompts = [prompt] if isinstance(prompt, str) else prompt
         for text in prompts:
             _check_text(text, "prompt")
-        if self.tokenizer is None:
+        if self.tokenizer is None and not self.task.reads_text():
             raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
-        texts = self.task.answer(self.model, self.tokenizer, prompts, settings)
+        tokenizer = self._needed_tokenizer()
+        assert tokenizer is not None
+        texts = self.task.answer(self.model, tokenizer, prompts, settings)
         return texts[0] if isinstance(prompt, str) else texts
 
     def predict(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
@@ -123,7 +164,41 @@ class Pipeline:
             for text in given if isinstance(given, list | tuple) else [given]:
                 if isinstance(text, str):
                     _check_text(text, f"input {number}")
-        return self.task.predict(self.model, self.tokenizer, inputs, settings)
+        return self.task.predict(self.model, self._needed_tokenizer(), inputs, settings)
+
+    def embed(self, inputs: Sequence[Any]) -> Tensor:
+        """One vector for each input: [N, d_model], as the model's `pooling` says.
+
+        Args:
+            inputs: what records have as `input`: texts, pairs of texts, or feature vectors.
+
+        Raises:
+            ValueError: an input is none, or longer than the model reads, or it is a seq2seq model.
+        """
+        if isinstance(inputs, str):
+            raise UserError("embed takes a list of inputs; write [input] for a single one")
+        if not isinstance(self.model, Transformer):
+            raise UserError("a seq2seq model has no one vector for a text; use an encoder")
+        kind = self.task.kind() if isinstance(self.task, InputTask) else "text"
+        width = self.model.config.input_dim
+        found = list(
+            batches_of(
+                Encoding(input_kind=kind, input_dim=width),
+                self.model,
+                self._needed_tokenizer(),
+                inputs,
+            )
+        )
+        return torch.cat(found) if found else torch.empty(0, self.model.config.d_model)
+
+    def _needed_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None: the task reads no text."""
+        if self.tokenizer is None and self.task.reads_text():
+            raise UserError(
+                "the model was imported without a tokenizer.json, so it takes token ids only: "
+                "use its `model`, or import it from a directory that has one"
+            )
+        return self.tokenizer
 
     def _settings(self, options: dict[str, Any]) -> GenerationConfig:
         settings = GenerationConfig.from_dict({**dataclasses.asdict(self.generation), **options})

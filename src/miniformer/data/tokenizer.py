@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tokenizers
 
@@ -20,6 +21,16 @@ from miniformer.data.tokenizer_training import BOUNDARY, PAD
 
 # What others call the token that ends a text.
 _USUAL = (BOUNDARY, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
+
+
+class Frame(NamedTuple):
+    """The tokens around a text, or around the first and second of a pair."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    between_type: int  # token types: 0 up to here
+    second_type: int  # and from here on
 
 
 class Tokenizer:
@@ -53,6 +64,7 @@ class Tokenizer:
         found = backend.token_to_id(boundary)
         assert found is not None  # it was added just now
         self.boundary_id: int = found
+        self._template = _template(backend)
 
     @classmethod
     def train(cls, kind: str, texts: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
@@ -125,6 +137,26 @@ class Tokenizer:
         return self.source or self
 
     @property
+    def of_inputs(self) -> Frame:
+        """What is around the inputs of classification and regression.
+
+        The file's own template says it; without one a boundary begins each text.
+        """
+        boundary = [self.boundary_id]
+        return self._template or Frame(boundary, boundary, [], 1, 1)
+
+    @property
+    def of_sequences(self) -> Frame:
+        """The same of sources and targets of seq2seq; without a template a boundary ends each."""
+        return self._template or Frame([], [], [self.boundary_id], 0, 0)
+
+    @property
+    def begin_id(self) -> int:
+        """The token that begins a document: the boundary, if no template says another."""
+        before = self._template.before if self._template else []
+        return before[0] if len(before) == 1 else self.boundary_id
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id, special tokens included."""
         return max(self.backend.get_vocab().values()) + 1
@@ -142,6 +174,41 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+
+def _template(backend: tokenizers.Tokenizer) -> Frame | None:
+    """What the file's post-processor puts around texts; None: nothing."""
+    if not backend.num_special_tokens_to_add(False):
+        return None
+    usual = ("a", "A", "1", ".", "?")
+    some = [text for text in usual if backend.encode(text, add_special_tokens=False).ids]
+    if not some:
+        return None
+    single, pair = backend.encode(some[0]), backend.encode(some[0], some[0])
+
+    def parts(encoding: tokenizers.Encoding) -> list[list[int]]:
+        """Special tokens before, between and after the texts, as places."""
+        groups: list[list[int]] = [[]]
+        of_text: int | None = None
+        for place, text in enumerate(encoding.sequence_ids):
+            if text is None:
+                groups[-1].append(place)
+            elif text != of_text:
+                groups.append([])
+            of_text = text
+        return groups
+
+    first, second = parts(single), parts(pair)
+    if len(first) != 2 or len(second) != 3:
+        return None
+    types = pair.type_ids
+    return Frame(
+        [single.ids[place] for place in first[0]],
+        [pair.ids[place] for place in second[1]],
+        [single.ids[place] for place in first[1]],
+        types[second[1][0]] if second[1] else 0,
+        types[pair.sequence_ids.index(1)],
+    )
 
 
 def _declared(path: Path, backend: tokenizers.Tokenizer) -> str | None:

@@ -76,10 +76,11 @@ class LanguageModeling(Task):
         """`ids` of each record, begun by the boundary where a document begins, and its `bytes`."""
         assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
-        begin = [tokenizer.boundary_id]
+        begin, end = [tokenizer.begin_id], [tokenizer.boundary_id]
+        end = [] if begin == end or not self.prompt_begins_document else end
         return [
             {
-                "ids": as_ids(ids if record.get("continues") else begin + ids, tokenizer),
+                "ids": as_ids(ids if record.get("continues") else begin + ids + end, tokenizer),
                 "bytes": len(record["text"].encode()),
             }
             for record, ids in zip(records, encoded, strict=True)
@@ -98,7 +99,7 @@ class LanguageModeling(Task):
         return PackedWindows(
             seq_len=seq_len,
             batch_size=max(1, batch_tokens // seq_len) if batch_tokens else batch_size,
-            boundary_id=tokenizer.boundary_id,
+            boundary_id=tokenizer.begin_id,
             endless=training,
         )
 
@@ -138,7 +139,7 @@ class LanguageModeling(Task):
     def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of prompts; an empty one begins a document."""
         rows = tokenizer.encode_batch(prompts)
-        begin = [tokenizer.boundary_id]
+        begin = [tokenizer.begin_id]
         return [begin + ids if self.prompt_begins_document or not ids else ids for ids in rows]
 
     def example(self) -> str:

@@ -39,6 +39,7 @@ class Seq2Seq(Task):
         max_source_len: tokens of a source at most, its end included; null: seq_len.
         max_target_len: tokens of a target at most, its end included; null: seq_len. Longer texts
             are cut, and counted.
+        start_id: the token that a decoder begins with; null: the tokenizer's boundary.
         generated: examples of each validation, chosen by chance, to which targets are written, for
             exact match, BLEU and chrF.
     """
@@ -52,6 +53,7 @@ class Seq2Seq(Task):
 
     max_source_len: int | None = option(None, low=2)
     max_target_len: int | None = option(None, low=2)
+    start_id: int | None = option(None, low=0)
     generated: int = option(500, low=0)
 
     @property
@@ -70,9 +72,10 @@ class Seq2Seq(Task):
         sources = self.encode_sources([record["source"] for record in records], tokenizer, seq_len)
         longest = min(self.max_target_len or seq_len, seq_len)
         targets = tokenizer.encode_batch([record["target"] for record in records])
+        frame = tokenizer.of_sequences
         examples = []
         for record, (source, cut), target in zip(records, sources, targets, strict=True):
-            whole = [*target, tokenizer.boundary_id]  # a target that is cut has no end
+            whole = [*frame.before, *target, *frame.after]  # a target that is cut has no end
             examples.append(
                 {
                     "source": as_ids(source, tokenizer.of_sources),
@@ -87,12 +90,18 @@ class Seq2Seq(Task):
         self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
     ) -> list[tuple[list[int], int]]:
         """Token ids of each source, and how many of them did not fit."""
-        room = min(self.max_source_len or seq_len, seq_len) - 1
         tokenizer = tokenizer.of_sources
+        frame = tokenizer.of_sequences
+        room = min(self.max_source_len or seq_len, seq_len) - len(frame.before) - len(frame.after)
+        room = max(0, room)
         return [
-            ([*ids[:room], tokenizer.boundary_id], max(0, len(ids) - room))
+            ([*frame.before, *ids[:room], *frame.after], max(0, len(ids) - room))
             for ids in tokenizer.encode_batch(texts)
         ]
+
+    def start(self, tokenizer: Tokenizer) -> int:
+        """The decoder's first input."""
+        return tokenizer.boundary_id if self.start_id is None else self.start_id
 
     def cutter(
         self,
@@ -104,10 +113,11 @@ class Seq2Seq(Task):
         training: bool,
     ) -> Cutter:
         assert tokenizer is not None
-        boundary_id = tokenizer.boundary_id
+        start_id, end_id = self.start(tokenizer), tokenizer.boundary_id
 
         def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
-            return collate_pairs(examples, boundary_id=boundary_id, references=not training)
+            ends = None if training else end_id
+            return collate_pairs(examples, start_id=start_id, end_id=ends)
 
         return LengthBuckets(
             collate,
@@ -128,16 +138,15 @@ class Seq2Seq(Task):
         if "references" not in batch or wanted <= 0:
             return measured
         longest = int((batch["labels"] != IGNORED).sum(1).max())
-        boundary = int(batch["target"][0, 0])
         options = GenerationConfig(  # what runs on far beyond any target is cut
             max_new_tokens=min(2 * longest + 10, model.config.max_seq_len - 1),
             temperature=0.0,
-            eos_id=boundary,
+            eos_id=batch["end_id"],
         )
         source, mask = batch["source"][:wanted], batch.get("source_mask")
         ends = [source.shape[1]] * wanted if mask is None else mask[:wanted].sum(1).tolist()
         rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
-        measured["written"] = generate_targets(model, rows, boundary, options)
+        measured["written"] = generate_targets(model, rows, int(batch["target"][0, 0]), options)
         measured["references"] = batch["references"][:wanted]
         return measured
 
@@ -209,7 +218,7 @@ class Seq2Seq(Task):
         for first in range(0, len(order), _AT_ONCE):
             some = order[first : first + _AT_ONCE]
             new = generate_targets(
-                model, [sources[index] for index in some], tokenizer.boundary_id, options
+                model, [sources[index] for index in some], self.start(tokenizer), options
             )
             written.update(zip(some, map(tokenizer.decode, new), strict=True))
         return [written[index] for index in range(len(sources))]
@@ -233,11 +242,14 @@ def _has_sacrebleu() -> bool:
     return importlib.util.find_spec("sacrebleu") is not None
 
 
-def collate_pairs(examples: list[Example], *, boundary_id: int, references: bool) -> Batch:
-    """A batch: `source`, `target`, `labels`, int64 [B, S or T], maybe `source_mask`."""
+def collate_pairs(examples: list[Example], *, start_id: int, end_id: int | None = None) -> Batch:
+    """A batch: `source`, `target`, `labels`, int64 [B, S or T], maybe `source_mask`.
+
+    With `end_id`, which ends a target, also that and the targets' texts, to write and compare.
+    """
     source, mask = pad([example["source"] for example in examples])
     labels = [example["labels"].astype(np.int64) for example in examples]
-    targets = [np.concatenate(([boundary_id], row[:-1])) for row in labels]
+    targets = [np.concatenate(([start_id], row[:-1])) for row in labels]
     batch: Batch = {
         "source": source,
         "target": pad(targets)[0],
@@ -245,7 +257,8 @@ def collate_pairs(examples: list[Example], *, boundary_id: int, references: bool
     }
     if mask is not None:
         batch["source_mask"] = mask
-    if references:
+    if end_id is not None:
+        batch["end_id"] = end_id
         batch["references"] = [example["reference"].tobytes().decode() for example in examples]
     return batch
 

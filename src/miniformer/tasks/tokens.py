@@ -30,6 +30,8 @@ def encode_inputs(
     | text     | boundary, text: int [T]                       |                       |
     | pair     | boundary, first, boundary, second: int [T]    | 0 up to the second's  |
     | features | vectors: float32 [T, input_dim]               |                       |
+
+    Where a tokenizer has a template of its own, that takes the place of the boundaries.
     """
     values = [record["input"] for record in records]
     if kind == "features":
@@ -38,20 +40,27 @@ def encode_inputs(
             {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
         ]
     assert tokenizer is not None
-    boundary = [tokenizer.boundary_id]
+    frame = tokenizer.of_inputs
+    around = len(frame.before) + len(frame.after)
     if kind == "text":
-        rows = [boundary + ids for ids in tokenizer.encode_batch(values)]
+        room = max(0, seq_len - around)
         return [
-            {"inputs": as_ids(row[:seq_len], tokenizer), "cut": max(0, len(row) - seq_len)}
-            for row in rows
+            {
+                "inputs": as_ids([*frame.before, *ids[:room], *frame.after], tokenizer),
+                "cut": max(0, len(ids) - room),
+            }
+            for ids in tokenizer.encode_batch(values)
         ]
     examples = []
     firsts = tokenizer.encode_batch([value[0] for value in values])
     seconds = tokenizer.encode_batch([value[1] for value in values])
     for first, second in zip(firsts, seconds, strict=True):
-        a, b = _fitting(len(first), len(second), seq_len - 2)
-        row = boundary + first[:a] + boundary + second[:b]
-        types = np.array([0] * (1 + a) + [1] * (1 + b), dtype=np.uint8)
+        room = max(0, seq_len - around - len(frame.between))
+        a, b = _fitting(len(first), len(second), room)
+        row = [*frame.before, *first[:a], *frame.between, *second[:b], *frame.after]
+        types = np.full(len(row), frame.second_type, dtype=np.uint8)
+        types[: len(frame.before) + a] = 0
+        types[len(frame.before) + a :][: len(frame.between)] = frame.between_type
         cut = len(first) + len(second) - a - b
         examples.append({"inputs": as_ids(row, tokenizer), "token_types": types, "cut": cut})
     return examples

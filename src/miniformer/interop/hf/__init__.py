@@ -2,10 +2,10 @@
 
 | file | holds |
 |---|---|
-| `configs.py` | a family's `config.json`, read and written: which of its keys is which of our fields |
+| `configs.py` | a family's `config.json`, read and written: its keys and our fields |
 | `attention.py` | the same for rotations and sliding windows, which take several keys |
 | `weights.py` | the names of its tensors, and how they are laid out in its files |
-| `families.py` | every family: the two above as data |
+| `families/` | every family: the two above as data |
 | `files.py` | directories of strangers, read with care and tensor by tensor |
 | `reading.py`, `writing.py` | from a directory of theirs to a model of ours, and back |
 | `texts.py` | tokenizers, class names, decoding settings |

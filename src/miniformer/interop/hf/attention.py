@@ -210,7 +210,7 @@ def _scale(given: Config, config: Config, fields: Config) -> None:
         scaling.setdefault("original_max_seq_len", length)
     fields["rotary_scaling"] = scaling
     if kind == "dynamic":  # theirs says how long a text was in training
-        fields["max_seq_len"] = int(length * scaling["factor"])  # type: ignore[operator]
+        fields["max_seq_len"] = int(length * scaling["factor"])
 
 
 def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:

@@ -93,7 +93,9 @@ class Family:
             leaves one out has that value.
         written: keys that have no meaning here, and what is written for them.
         read, write: what keys alone cannot say.
-        copies: name of a tensor -> that of which it is a copy, if a file has it.
+        adapt: changes rules to what a config says.
+        copies: name of a tensor -> those of which the first that there is it is a copy of, if a
+            file has it.
         buffers: endings of names in files that hold nothing learnt.
         left_out: beginnings of names whose weights we have no use for; a user is told.
     """
@@ -108,7 +110,8 @@ class Family:
     written: Config = dataclasses.field(default_factory=dict)
     read: tuple[Reader, ...] = ()
     write: tuple[Writer, ...] = ()
-    copies: dict[str, str] = dataclasses.field(default_factory=dict)
+    adapt: Callable[[TransformerConfig, Rule], Rule] | None = None
+    copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     buffers: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -116,6 +119,11 @@ class Family:
     def seq2seq(self) -> bool:
         """Whether it has an encoder and a decoder."""
         return self.preset in SEQ2SEQ_FAMILIES
+
+    def table(self, name: str, config: TransformerConfig) -> list[Rule]:
+        """The rules for one of its classes and one config."""
+        table = [*self.rules, *self.kinds[name].rules]
+        return table if self.adapt is None else [self.adapt(config, rule) for rule in table]
 
 
 def read_fields(family: Family, config: Config) -> tuple[str, Config]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,93 +21,61 @@ from miniformer.config import UserError
 Shapes = Sequence[torch.Size]
 
 
-class Layout:
-    """One tensor of theirs is one of ours, as it is. Others override both ways."""
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        """Ours to theirs."""
-        return ours[0]
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        """Theirs to ours, whose shapes are given."""
-        return [theirs]
-
-
-class Transposed(Layout):
-    """Weights [D, O], as GPT-2's Conv1D has them."""
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        return ours[0].t()
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        return [theirs.t()]
-
-
-class Stacked(Layout):
-    """Ours one above the other: [O1 + O2 + ..., D]."""
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(ours))
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        sizes = [shape[0] for shape in shapes]
-        return [part.view(shape) for part, shape in zip(_cut(theirs, sizes), shapes, strict=True)]
-
-
-class StackedTransposed(Stacked):
-    """The same side by side, [D, O1 + O2 + ...]; biases are one row in any case."""
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        return super().join(ours).t()
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        return super().split(theirs.t(), shapes)
-
-
-@dataclasses.dataclass(frozen=True)
-class ByHead(Layout):
-    """Query, key and value of the first head, then of the second: [H * 3 * E, D] (GPT-NeoX).
+class Layout(NamedTuple):
+    """How one tensor of theirs is made of ours, and taken apart.
 
     Args:
-        heads: number of heads H.
+        join: ours -> theirs.
+        split: theirs, and the shapes of ours -> ours.
+        of_bias: the layout of a bias, where it is another than that of a weight.
     """
 
-    heads: int = 1
+    join: Callable[[Sequence[Tensor]], Tensor]
+    split: Callable[[Tensor, Shapes], list[Tensor]]
+    of_bias: Layout | None = None
 
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        parts = [each.unflatten(0, (self.heads, -1)) for each in ours]  # [H, E, D]
+
+def _cut(tensor: Tensor, shapes: Shapes) -> list[Tensor]:
+    return list(torch.split(tensor, [shape[0] for shape in shapes]))
+
+
+# One is the other.
+SAME = Layout(lambda ours: ours[0], lambda theirs, _: [theirs])
+# Weights [D, O], as GPT-2's Conv1D has them.
+TRANSPOSED = Layout(lambda ours: ours[0].t(), lambda theirs, _: [theirs.t()], of_bias=SAME)
+# Ours one above the other, [O1 + O2 + ..., D].
+STACKED = Layout(lambda ours: torch.cat(list(ours)), _cut)
+# Both at once.
+STACKED_TRANSPOSED = Layout(
+    lambda ours: torch.cat(list(ours)).t(),
+    lambda theirs, shapes: _cut(theirs.t(), shapes),
+    of_bias=STACKED,
+)
+# [1, V], a row of its own.
+ONE_ROW = Layout(lambda ours: ours[0][None], lambda theirs, _: [theirs[0]])
+
+
+def by_head(heads: int) -> Layout:
+    """Query, key and value of the first head, then of the second: [H * 3 * E, D] (GPT-NeoX)."""
+
+    def join(ours: Sequence[Tensor]) -> Tensor:
+        parts = [each.reshape(heads, -1, *each.shape[1:]) for each in ours]  # each [H, E, D]
         return torch.stack(parts, 1).flatten(0, 2)
 
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        parts = theirs.unflatten(0, (self.heads, len(shapes), -1)).unbind(1)  # each [H, E, D]
-        return [part.flatten(0, 1) for part in parts]
+    def split(theirs: Tensor, shapes: Shapes) -> list[Tensor]:
+        parts = theirs.reshape(heads, len(shapes), -1, *theirs.shape[1:])  # [H, 3, E, D]
+        return [part.flatten(0, 1) for part in parts.unbind(1)]
+
+    return Layout(join, split)
 
 
-@dataclasses.dataclass(frozen=True)
-class AfterRows(Layout):
-    """Rows that no real token uses come first (RoBERTa, BART).
+def after_rows(rows: int) -> Layout:
+    """Rows that no real token uses come first (RoBERTa, BART); they are lost, and zeros again."""
 
-    Args:
-        rows: how many.
-    """
+    def join(ours: Sequence[Tensor]) -> Tensor:
+        return torch.cat((ours[0].new_zeros(rows, *ours[0].shape[1:]), ours[0]))
 
-    rows: int = 2
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        return torch.cat((ours[0].new_zeros(self.rows, *ours[0].shape[1:]), ours[0]))
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        return [theirs[self.rows :]]
-
-
-class OneRow(Layout):
-    """[1, V], a row of its own."""
-
-    def join(self, ours: Sequence[Tensor]) -> Tensor:
-        return ours[0][None]
-
-    def split(self, theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        return [theirs[0]]
+    return Layout(join, lambda theirs, _: [theirs[rows:]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +90,14 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: str
-    layout: Layout = Layout()
+    layout: Layout
 
 
 def rules(names: Mapping[str | tuple[str, ...], str | tuple[str, Layout]]) -> tuple[Rule, ...]:
     """Rules from a table: our module or modules -> theirs, maybe with its layout."""
     made = []
     for ours, right in names.items():
-        theirs, layout = (right, Layout()) if isinstance(right, str) else right
+        theirs, layout = (right, SAME) if isinstance(right, str) else right
         made.append(Rule((ours,) if isinstance(ours, str) else ours, theirs, layout))
     return tuple(made)
 
@@ -177,17 +146,7 @@ def pieces(table: Sequence[Rule], weights: Mapping[str, torch.Size]) -> list[Pie
         if missing:
             raise UserError(f"{theirs} holds {missing[0]} too, which the model does not have")
         layout = rule.layout
-        if ending == "bias" and isinstance(layout, Transposed | StackedTransposed):
-            layout = Stacked() if isinstance(layout, StackedTransposed) else Layout()
-        found.setdefault(
-            theirs, Piece(theirs, ours, layout, tuple(weights[each] for each in ours))
-        )
+        if ending == "bias" and layout.of_bias is not None:
+            layout = layout.of_bias
+        found.setdefault(theirs, Piece(theirs, ours, layout, tuple(weights[each] for each in ours)))
     return list(found.values())
-
-
-def _cut(tensor: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-    parts, start = [], 0
-    for size in sizes:
-        parts.append(tensor[start : start + size])
-        start += size
-    return parts

@@ -1,0 +1,266 @@
+"""T5, BART, Marian, M2M-100."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from miniformer.config import TransformerConfig, UserError
+from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader
+from miniformer.interop.hf.families.tables import PLAIN, in_layers, no_head_dim
+from miniformer.interop.hf.weights import (
+    ONE_ROW,
+    Rule,
+    after_rows,
+    rules,
+)
+
+
+def _t5_scale(config: Config, fields: Config) -> None:
+    """Logits are scaled where embedding and head were tied in training; files tell it twice."""
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+    fields["logit_scale"] = fields["d_model"] ** -0.5 if scaled else None
+
+
+def _write_t5_scale(config: TransformerConfig, theirs: Config) -> None:
+    theirs["scale_decoder_outputs"] = config.logit_scale is not None
+    theirs["is_gated_act"] = config.gated
+    theirs["dense_act_fn"] = theirs["feed_forward_proj"].removeprefix("gated-")
+    if theirs["feed_forward_proj"] == "gated-gelu":
+        theirs["dense_act_fn"] = "gelu_new"
+
+
+def _t5_layer(stack: str, last: int) -> dict[Any, Any]:
+    names = {f"attention.{each}_proj": f"layer.0.SelfAttention.{each}" for each in "qkvo"}
+    names["attention_norm"] = "layer.0.layer_norm"
+    if stack == "decoder":
+        names |= {
+            f"cross_attention.{each}_proj": f"layer.1.EncDecAttention.{each}" for each in "qkvo"
+        }
+        names["cross_attention_norm"] = "layer.1.layer_norm"
+    inner = f"layer.{last}.DenseReluDense."
+    names["feed_forward.down_proj"] = inner + "wo"
+    names["feed_forward_norm"] = f"layer.{last}.layer_norm"
+    return in_layers(names, f"{stack}.layers.{{}}.", f"{stack}.block.{{}}.")
+
+
+_T5_RULES: dict[Any, Any] = {
+    "embedding": "shared",
+    **{
+        f"{stack}.position": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
+        for stack in ("encoder", "decoder")
+    },
+    "encoder.final_norm": "encoder.final_layer_norm",
+    "decoder.final_norm": "decoder.final_layer_norm",
+    **_t5_layer("encoder", 1),
+    **_t5_layer("decoder", 2),
+}
+
+
+def _t5_inner(gated: bool) -> tuple[Rule, ...]:
+    table: dict[Any, Any] = {}
+    for stack, last in (("encoder", 1), ("decoder", 2)):
+        ours = f"{stack}.layers.{{}}.feed_forward."
+        theirs = f"{stack}.block.{{}}.layer.{last}.DenseReluDense."
+        if gated:
+            table[f"{ours}gate_proj"] = theirs + "wi_0"
+        table[f"{ours}up_proj"] = theirs + ("wi_1" if gated else "wi")
+    return rules(table)
+
+
+def _t5(preset: str, *, gated: bool) -> Family:
+    words = (
+        {"gated-gelu": "geglu_tanh", "gated-silu": "swiglu", "gated-relu": "reglu"}
+        if gated
+        else {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
+    )
+    return Family(
+        preset=preset,
+        model_type="t5",
+        prefix="",
+        keys=(
+            Key("vocab_size", "vocab_size"),
+            Key("d_model", "d_model"),
+            Key("d_kv", "head_dim"),
+            Key("d_ff", "d_ff"),
+            Key("num_layers", "n_layers"),
+            Key("num_decoder_layers", "n_decoder_layers", None),
+            Key("num_heads", "n_heads"),
+            Key("relative_attention_num_buckets", "relative_buckets", 32),
+            Key("relative_attention_max_distance", "relative_max_distance", 128),
+            Key("layer_norm_epsilon", "norm_eps", 1e-6),
+            Key("n_positions", "max_seq_len", 512),
+            Key("dropout_rate", "dropout", 0.1),
+            Key("feed_forward_proj", "activation", "relu", words),
+            Key("tie_word_embeddings", "tie_embeddings", True),
+        ),
+        kinds={"T5ForConditionalGeneration": Kind({}, rules({"head": "lm_head"}))},
+        rules=(*rules(_T5_RULES), *_t5_inner(gated)),
+        read=(_t5_scale,),
+        write=(_write_t5_scale,),
+        written={"is_encoder_decoder": True},
+        copies={
+            "encoder.embed_tokens.weight": ("shared.weight",),
+            "decoder.embed_tokens.weight": ("shared.weight",),
+            "lm_head.weight": ("shared.weight",),
+        },
+        # Of T5 1.0's first files; nothing reads it.
+        buffers=("EncDecAttention.relative_attention_bias.weight",),
+    )
+
+
+T5 = _t5("t5", gated=False)
+T5_V1_1 = _t5("t5_v1_1", gated=True)
+
+
+def _bart_layer(stack: str) -> dict[Any, Any]:
+    names: dict[Any, Any] = {}
+    parts = [("attention", "self_attn")]
+    parts += [("cross_attention", "encoder_attn")] if stack == "decoder" else []
+    for ours, theirs in parts:
+        names |= {f"{ours}.{each}_proj": f"{theirs}.{each}_proj" for each in "qkv"}
+        names[f"{ours}.o_proj"] = f"{theirs}.out_proj"
+        names[f"{ours}_norm"] = f"{theirs}_layer_norm"
+    names["feed_forward.up_proj"] = "fc1"
+    names["feed_forward.down_proj"] = "fc2"
+    names["feed_forward_norm"] = "final_layer_norm"
+    return in_layers(names, f"{stack}.layers.{{}}.", f"model.{stack}.layers.{{}}.")
+
+
+def _bart_keys(activation: str, positions: int) -> tuple[Key, ...]:
+    return (
+        Key("d_model", "d_model"),
+        Key("encoder_layers", "n_layers"),
+        Key("decoder_layers", "n_decoder_layers"),
+        Key("encoder_attention_heads", "n_heads"),
+        Key("encoder_ffn_dim", "d_ff"),
+        Key("max_position_embeddings", "max_seq_len", positions),
+        Key("activation_function", "activation", activation, PLAIN),
+        Key("dropout", "dropout", 0.1),
+        Key("tie_word_embeddings", "tie_embeddings", True),
+    )
+
+
+def _bart_stacks(scaled: bool) -> Reader:
+    def read(config: Config, fields: Config) -> None:
+        """Both stacks must be of one width; embeddings may be scaled."""
+        for name in ("attention_heads", "ffn_dim"):
+            one, other = (config.get(f"{stack}_{name}") for stack in ("encoder", "decoder"))
+            if other is not None and one != other:
+                raise UserError(f"encoder_{name}={one!r} and decoder_{name}={other!r} must be same")
+        scale = config.get("scale_embedding", scaled)
+        fields["embedding_scale"] = fields["d_model"] ** 0.5 if scale else None
+
+    return read
+
+
+def _write_bart_stacks(config: TransformerConfig, theirs: Config) -> None:
+    theirs["decoder_attention_heads"] = config.n_heads
+    theirs["decoder_ffn_dim"] = config.ff_width
+    theirs["scale_embedding"] = config.embedding_scale is not None
+
+
+_BART_COPIES = {
+    "model.encoder.embed_tokens.weight": ("model.shared.weight",),
+    "model.decoder.embed_tokens.weight": ("model.shared.weight",),
+    "lm_head.weight": ("model.shared.weight",),
+}
+_BART_LAYERS = {**_bart_layer("encoder"), **_bart_layer("decoder")}
+_BART_WRITTEN = {
+    "is_encoder_decoder": True,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+}
+_BART_FIXED = {"normalize_before": False, "add_final_layer_norm": False}
+_BART_HEAD = rules({"head.bias": ("final_logits_bias", ONE_ROW), "head.weight": "lm_head.weight"})
+_FROM_VOCABULARY = (Key("vocab_size", "vocab_size"),)
+
+BART = Family(
+    preset="bart",
+    model_type="bart",
+    keys=(*_FROM_VOCABULARY, *_bart_keys("gelu", 1024)),
+    kinds={"BartForConditionalGeneration": Kind({}, _BART_HEAD)},
+    rules=rules(
+        {
+            "embedding": "model.shared",
+            **{
+                f"{stack}.position": (f"model.{stack}.embed_positions", after_rows(2))
+                for stack in ("encoder", "decoder")
+            },
+            "encoder.embedding_norm": "model.encoder.layernorm_embedding",
+            "decoder.embedding_norm": "model.decoder.layernorm_embedding",
+            **_BART_LAYERS,
+        }
+    ),
+    read=(no_head_dim, _bart_stacks(False)),
+    write=(_write_bart_stacks,),
+    fixed={**_BART_FIXED, "static_position_embeddings": False, "normalize_embedding": True},
+    written=_BART_WRITTEN,
+    copies=_BART_COPIES,
+)
+
+
+def _marian_vocabularies(config: Config, fields: Config) -> None:
+    if config.get("share_encoder_decoder_embeddings", True):
+        return
+    fields["source_vocab_size"] = fields["vocab_size"]
+    fields["vocab_size"] = config.get("decoder_vocab_size") or fields["vocab_size"]
+
+
+def _write_marian_vocabularies(config: TransformerConfig, theirs: Config) -> None:
+    theirs["decoder_vocab_size"] = config.vocab_size
+    theirs["vocab_size"] = config.source_vocab_size or config.vocab_size
+    theirs["share_encoder_decoder_embeddings"] = config.source_vocab_size is None
+
+
+def _marian_names(config: TransformerConfig, rule: Rule) -> Rule:
+    if rule.ours == ("embedding",) and config.source_vocab_size is not None:
+        return dataclasses.replace(rule, theirs="model.decoder.embed_tokens")
+    return rule
+
+
+MARIAN = Family(
+    preset="marian",
+    model_type="marian",
+    keys=(*_FROM_VOCABULARY, *_bart_keys("gelu", 1024)),
+    kinds={"MarianMTModel": Kind({}, _BART_HEAD)},
+    rules=rules(
+        {
+            "embedding": "model.shared",
+            "source_embedding": "model.encoder.embed_tokens",
+            **_BART_LAYERS,
+        }
+    ),
+    read=(no_head_dim, _bart_stacks(False), _marian_vocabularies),
+    write=(_write_bart_stacks, _write_marian_vocabularies),
+    fixed={**_BART_FIXED, "static_position_embeddings": True, "normalize_embedding": False},
+    written=_BART_WRITTEN,
+    adapt=_marian_names,
+    copies={
+        **_BART_COPIES,
+        "lm_head.weight": ("model.shared.weight", "model.decoder.embed_tokens.weight"),
+    },
+    buffers=("embed_positions.weight",),
+)
+M2M_100 = Family(
+    preset="m2m_100",
+    model_type="m2m_100",
+    keys=(*_FROM_VOCABULARY, *_bart_keys("relu", 1024)),
+    kinds={"M2M100ForConditionalGeneration": Kind({}, rules({"head": "lm_head"}))},
+    rules=rules(
+        {
+            "embedding": "model.shared",
+            "encoder.final_norm": "model.encoder.layer_norm",
+            "decoder.final_norm": "model.decoder.layer_norm",
+            **_BART_LAYERS,
+        }
+    ),
+    read=(no_head_dim, _bart_stacks(True)),
+    write=(_write_bart_stacks,),
+    fixed={"pad_token_id": 1},
+    written=_BART_WRITTEN,
+    copies=_BART_COPIES,
+    buffers=("embed_positions.weights",),
+)

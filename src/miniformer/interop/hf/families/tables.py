@@ -1,0 +1,40 @@
+"""What the families' tables have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miniformer.interop.hf.configs import Config
+
+# their activation -> ours, plain and with a gate
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+GATED = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+    "relu": "reglu",
+}
+
+
+def in_layers(names: dict[Any, Any], ours: str, theirs: str) -> dict[Any, Any]:
+    """A table of names within a layer, with what is before them on both sides."""
+    made: dict[Any, Any] = {}
+    for left, right in names.items():
+        key = ours + left if isinstance(left, str) else tuple(ours + each for each in left)
+        made[key] = theirs + right if isinstance(right, str) else (theirs + right[0], right[1])
+    return made
+
+
+def no_head_dim(config: Config, fields: Config) -> None:
+    """The width of a head follows from the model's."""
+    fields["head_dim"] = None

@@ -1,0 +1,228 @@
+"""Directories of strangers, read with care: nothing is unpickled or run, no link leads out.
+
+Tensors are read and written one at a time, so that a file may be larger than the memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from miniformer.config import UserError
+
+_TEXT_BYTES = 64 * 2**20  # a tokenizer may be some megabytes, a config is some kilobytes
+_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {kind: name for name, kind in _TYPES.items()}
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class Outline(NamedTuple):
+    """A tensor that is to be written."""
+
+    name: str
+    kind: torch.dtype
+    shape: torch.Size
+
+
+class Entry(NamedTuple):
+    """Where a tensor is, and what it is."""
+
+    file: Path
+    name: str
+    shape: torch.Size
+    kind: str  # safetensors' name of its type
+
+    def outline(self) -> Outline:
+        """What it is without where it is.
+
+        Raises:
+            UserError: it is of a type that weights do not have.
+        """
+        if self.kind not in _TYPES:
+            known = ", ".join(_TYPES)
+            raise UserError(f"{self.file}: {self.name!r} is of type {self.kind}, none of {known}")
+        return Outline(self.name, _TYPES[self.kind], self.shape)
+
+
+class Directory:
+    """A directory of a model's files.
+
+    Args:
+        path: the directory.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such directory")
+        # In a hub's cache the files are links to blobs beside the snapshots: they may lead there.
+        root = self.path.resolve()
+        self._roots = [root]
+        if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+            self._roots.append(root.parent.parent / "blobs")
+
+    def file(self, name: str) -> Path | None:
+        """A file of this directory; None: there is none.
+
+        Raises:
+            UserError: the name leads out of the directory, or it is no regular file.
+        """
+        path = self.path / name
+        if not path.exists() and not path.is_symlink():
+            return None
+        real = path.resolve()
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise UserError(f"{path}: leads out of the directory, to {real}; copy the file there")
+        if not real.is_file():
+            raise UserError(f"{path}: not a file")
+        return path
+
+    def text(self, name: str) -> str | None:
+        """A file's text; None: there is none.
+
+        Raises:
+            UserError: it is too large, cannot be read, or is no UTF-8.
+        """
+        path = self.file(name)
+        if path is None:
+            return None
+        try:
+            size = path.stat().st_size
+            if size > _TEXT_BYTES:
+                limit = _TEXT_BYTES // 2**20
+                raise UserError(f"{path}: {size:,} bytes; such a file has at most {limit} MB")
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """The object in a JSON file; None: there is no such file.
+
+        Raises:
+            UserError: there is none in it.
+        """
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self.path / name}: not JSON: {error}") from None
+        if not isinstance(value, dict):
+            kind = type(value).__name__
+            raise UserError(f"{self.path / name}: must hold an object, not a {kind}")
+        return value
+
+    def tensors(self) -> dict[str, Entry]:
+        """Every tensor of `model.safetensors` or of the shards that its index names.
+
+        Raises:
+            UserError: there is no such file, or a file is broken or lies.
+        """
+        index = self.json("model.safetensors.index.json")
+        if index is None:
+            return self._shard("model.safetensors")
+        names = index.get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise UserError(f"{self.path}/model.safetensors.index.json: has no weight_map")
+        found: dict[str, Entry] = {}
+        for shard in dict.fromkeys(names.values()):
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise UserError(
+                    f"{self.path}/model.safetensors.index.json: {shard!r} is no name of a file"
+                )
+            twice = found.keys() & (more := self._shard(shard)).keys()
+            if twice:
+                raise UserError(f"{self.path / shard}: {min(twice)!r} is in another file, too")
+            found |= more
+        missing = sorted(names.keys() - found.keys())
+        if missing:
+            raise UserError(f"{self.path}: {missing[0]!r} is in the index, but in no file")
+        return found
+
+    def _shard(self, name: str) -> dict[str, Entry]:
+        path = self.file(name)
+        if path is None:
+            pickles = [each for each in _PICKLES if (self.path / each).exists()]
+            hint = (
+                f"; {pickles[0]} is a pickle, which may run code as it is read: have transformers "
+                "write safetensors with model.save_pretrained(DIR)"
+                if pickles
+                else ""
+            )
+            raise UserError(f"{self.path}: {name} is missing{hint}")
+        try:
+            with safe_open(path, framework="pt") as opened:
+                found = {}
+                for key in opened.keys():  # noqa: SIM118 -- it is no dict
+                    part = opened.get_slice(key)
+                    shape = torch.Size(part.get_shape())
+                    found[key] = Entry(path, key, shape, str(part.get_dtype()))
+                return found
+        except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
+            raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+
+
+def read_tensor(entry: Entry) -> Tensor:
+    """A tensor's values.
+
+    Raises:
+        UserError: they are of a type that weights do not have, or cannot be read.
+    """
+    entry.outline()
+    try:
+        # Opened for each anew: what was read of a file stays in memory while it is open.
+        with safe_open(entry.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(entry.name)
+            return tensor
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{entry.file}: cannot be read: {error}") from None
+
+
+def kind_of(entries: Iterable[Entry]) -> torch.dtype:
+    """The one type of all weights; float32 where there are several."""
+    kinds = {_TYPES.get(entry.kind, torch.float32) for entry in entries}
+    return kinds.pop() if len(kinds) == 1 else torch.float32
+
+
+def write_tensors(path: Path, outlines: list[Outline], tensors: Iterator[Tensor]) -> None:
+    """Writes a safetensors file, one tensor after another.
+
+    Args:
+        path: the file.
+        outlines: what is to come, in order.
+        tensors: the values, in the same order.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, kind, shape in outlines:
+        end = start + math.prod(shape) * kind.itemsize
+        header[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    beside = path.with_name(path.name + ".part")
+    with beside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for (name, kind, shape), tensor in zip(outlines, tensors, strict=True):
+            assert tensor.dtype == kind, name
+            assert tensor.shape == shape, name
+            flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            file.write(flat.numpy().data)
+    os.replace(beside, path)

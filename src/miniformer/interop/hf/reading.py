@@ -1,0 +1,198 @@
+"""From a directory of Hugging Face's to a model of ours.
+
+config.json -> family, class -> TransformerConfig -> which tensors there must be
+-> names and shapes are compared with the files' headers -> tensors, one by one
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.config import TransformerConfig, UserError
+from miniformer.interop.hf.configs import Config, Family, read_fields, to_config
+from miniformer.interop.hf.families import family_of
+from miniformer.interop.hf.files import Directory, Entry, kind_of, read_tensor
+from miniformer.interop.hf.weights import Piece, pieces
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
+
+Model = Transformer | Seq2SeqTransformer
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A directory of theirs, understood but for its values.
+
+    `entries` are in the order of `plan`; `left_out` are names whose weights are not read.
+    """
+
+    directory: Directory
+    theirs: Config
+    family: Family
+    name: str  # of their class
+    config: TransformerConfig
+    plan: list[Piece]
+    entries: list[Entry]
+    left_out: list[str]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Our names and values, one by one, in the order of the model's own."""
+        for piece, entry in zip(self.plan, self.entries, strict=True):
+            parts = piece.layout.split(read_tensor(entry), piece.shapes)
+            yield from zip(piece.ours, parts, strict=True)
+
+    def build(self, dtype: torch.dtype | None = None) -> Model:
+        """The model, in eval mode, in the type of the files or in `dtype`."""
+        model: Model = skeleton(self.config, seq2seq=self.family.seq2seq)
+        model = model.to(dtype or kind_of(self.entries)).to_empty(device="cpu")
+        weights = model.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.tensors():
+                weights[name].copy_(tensor)
+        return model.eval()
+
+
+def understand(
+    path: str | Path, *, settings: Config | None = None, custom_code: str = "refuse"
+) -> Checkpoint:
+    """Reads everything but the values of a directory of Hugging Face's.
+
+    Args:
+        path: the directory.
+        settings: fields of ours over what the files say: `max_seq_len`, `dropout`.
+        custom_code: what to do where a config names code of its own: refuse, or ignore.
+
+    Raises:
+        UserError: a file is missing, broken or hostile, or the model has parts that we have not.
+    """
+    directory = Directory(path)
+    where = directory.path / "config.json"
+    theirs = directory.json("config.json")
+    if theirs is None:
+        raise UserError(f"{directory.path}: config.json is missing; is it a Hugging Face model?")
+    if "architecture" in theirs and "model_type" not in theirs:
+        raise UserError(f"{directory.path}: is a model directory of ours already; use it as it is")
+    if theirs.get("auto_map") is not None and custom_code == "refuse":
+        raise UserError(
+            f"{where}: auto_map names code of the model's own, which is never run here; "
+            "where it computes what the family does, say custom_code=ignore"
+        )
+    if theirs.get("quantization_config") is not None:
+        raise UserError(f"{where}: quantization_config: quantized weights are not read")
+    try:
+        family = family_of(theirs)
+        name, fields = read_fields(family, theirs)
+        entries = _canonical(family, directory.tensors())
+        fields = _settle(family, name, fields, entries, theirs)
+        config = to_config({**fields, **(settings or {})})
+        _refuse_larger(config, family, entries)
+        plan = _plan(family, name, config)
+        chosen, left_out = _match(family, plan, entries)
+    except UserError as error:
+        text, here = str(error), str(directory.path)
+        raise UserError(text if text.startswith(here) else f"{where}: {text}") from None
+    return Checkpoint(directory, theirs, family, name, config, plan, chosen, left_out)
+
+
+def skeleton(config: TransformerConfig, *, seq2seq: bool) -> Any:
+    """A model without values."""
+    with torch.device("meta"):
+        return Seq2SeqTransformer(config) if seq2seq else Transformer(config)
+
+
+def _plan(family: Family, name: str, config: TransformerConfig) -> list[Piece]:
+    model = skeleton(config, seq2seq=family.seq2seq)
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    return pieces(family.table(name, config), shapes)
+
+
+def _canonical(family: Family, entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Entries by the names that rules have: with the prefix, which a bare backbone's lack."""
+    renamed = {
+        name.replace(".LayerNorm.gamma", ".LayerNorm.weight").replace(
+            ".LayerNorm.beta", ".LayerNorm.bias"
+        ): entry
+        for name, entry in entries.items()
+    }
+    if any(name.startswith(family.prefix) for name in renamed):
+        return renamed
+    return {family.prefix + name: entry for name, entry in renamed.items()}
+
+
+def _settle(
+    family: Family, name: str, fields: Config, entries: dict[str, Entry], theirs: Config
+) -> Config:
+    """What only the weights tell: whether a tied head is one, and whether a bias is used."""
+    if family.preset == "bart":
+        bias = entries.get("final_logits_bias")
+        used = bias is not None and bool(read_tensor(bias).any())
+        fields = {**fields, "head_bias": used}
+    if not fields.get("tie_embeddings") or fields.get("output_dim") is not None:
+        return fields
+    for copy, originals in family.copies.items():
+        of_head = any(
+            copy == rule.theirs or copy == f"{rule.theirs}.weight"
+            for rule in family.kinds[name].rules
+            if rule.ours[0] in ("head", "head.weight")
+        )
+        original = next((entries[each] for each in originals if each in entries), None)
+        if of_head and copy in entries and original is not None:
+            fields = {**fields, "tie_embeddings": _equal(entries[copy], original)}
+    return fields
+
+
+def _equal(one: Entry, other: Entry) -> bool:
+    return one.shape == other.shape and torch.equal(read_tensor(one), read_tensor(other))
+
+
+def _refuse_larger(config: TransformerConfig, family: Family, entries: dict[str, Entry]) -> None:
+    """Refuses a config that wants more than there is, before anything is made after it."""
+    wanted = config.num_params(seq2seq=family.seq2seq)
+    there = sum(entry.shape.numel() for entry in entries.values())
+    if wanted > there:
+        raise UserError(f"makes a model of {wanted:,} weights, but the files hold {there:,}")
+
+
+def _match(
+    family: Family, plan: list[Piece], entries: dict[str, Entry]
+) -> tuple[list[Entry], list[str]]:
+    """The entry of each piece, and the names of what we have no use for.
+
+    Raises:
+        UserError: a tensor is missing, of another shape, or of no use that we know.
+    """
+    left = dict(entries)
+    chosen = []
+    for piece in plan:
+        entry = left.pop(piece.theirs, None)
+        if entry is None:
+            raise UserError(f"the files have no tensor {piece.theirs!r}")
+        if entry.shape != piece.shape():
+            raise UserError(
+                f"tensor {entry.name!r} is {list(entry.shape)}, but the config makes it "
+                f"{list(piece.shape())}"
+            )
+        chosen.append(entry)
+    by_name = {piece.theirs: entry for piece, entry in zip(plan, chosen, strict=True)}
+    out = []
+    for name, entry in left.items():
+        originals = family.copies.get(name, ())
+        original = next((by_name[each] for each in originals if each in by_name), None)
+        if original is not None and _equal(entry, original):
+            continue
+        if (original is None and name == "final_logits_bias") or name.endswith(family.buffers):
+            continue
+        if family.left_out and name.startswith(family.left_out):
+            out.append(entry.name)
+            continue
+        why = (
+            "differs from what it should be a copy of" if original else "is of no part that we know"
+        )
+        raise UserError(f"tensor {entry.name!r} {why}")
+    return chosen, out

@@ -1,0 +1,284 @@
+"""What stands beside the weights: the task, names of classes, special tokens, decoding settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizer_training import PAD
+from miniformer.interop.hf.configs import Config
+from miniformer.interop.hf.files import Directory
+from miniformer.interop.hf.reading import Checkpoint
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_SPECIAL = tuple(
+    f"{name}_token_id"
+    for name in (
+        *("bos", "eos", "pad", "unk", "cls", "sep", "mask"),
+        *("decoder_start", "forced_bos", "forced_eos"),
+    )
+)
+_LABELS = ("id2label", "label2id", "problem_type")
+
+
+def remembered(checkpoint: Checkpoint) -> Config:
+    """What their files say that ours have no place for, to be written again: plain data only."""
+    kept = {name: checkpoint.theirs.get(name) for name in (*_SPECIAL, *_LABELS)}
+    return {
+        "model_type": checkpoint.family.model_type,
+        "architecture": checkpoint.name,
+        "config": {name: value for name, value in kept.items() if value is not None},
+        "generation_config": checkpoint.directory.json("generation_config.json"),
+    }
+
+
+def task_of(checkpoint: Checkpoint) -> Config:
+    """Settings of the task that a model is for, as `task.json` has them.
+
+    Raises:
+        UserError: its labels are none.
+    """
+    config, theirs, kind = checkpoint.config, checkpoint.theirs, _kind(checkpoint)
+    if kind == "seq2seq":
+        start = _first(_said(checkpoint, "decoder_start_token_id"))
+        return {"task": "seq2seq", "start_id": start}
+    if kind == "language_modeling":
+        return {"task": kind, "prompt_begins_document": _has_template(checkpoint.directory)}
+    if kind == "encoding":
+        return {"task": kind, "input_kind": "text"}
+    problem = theirs.get("problem_type")
+    if problem == "regression" or (problem is None and config.output_dim == 1):
+        if config.output_dim != 1:
+            raise UserError(f"a regression of {config.output_dim} values is not supported, only 1")
+        return {"task": "regression", "input_kind": "text", "mean": 0.0, "spread": 1.0}
+    if problem == "multi_label_classification":
+        raise UserError(f"problem_type={problem!r} is not supported: one label for each text")
+    assert config.output_dim is not None
+    return {"task": "classification", "input_kind": "text", "classes": _classes(theirs, config)}
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    if checkpoint.family.seq2seq:
+        return "seq2seq"
+    if checkpoint.config.output_dim is not None:
+        return "classification"
+    return "language_modeling" if checkpoint.config.causal else "encoding"
+
+
+def _classes(theirs: Config, config: TransformerConfig) -> list[Any]:
+    width = config.output_dim or 0
+    names = theirs.get("id2label")
+    if not isinstance(names, dict):
+        return list(range(width))
+    found = [names.get(str(index)) for index in range(width)]
+    if not all(isinstance(name, str) for name in found) or len(set(found)) != width:
+        raise UserError(f"id2label must name {width} labels by number, all different: {names!r}")
+    return found
+
+
+def decoding_of(checkpoint: Checkpoint) -> GenerationConfig:
+    """Decoding settings, as far as ours have them.
+
+    Raises:
+        UserError: a value is none that decoding can have.
+    """
+    given = checkpoint.directory.json("generation_config.json") or {}
+    room = max(1, checkpoint.config.max_seq_len // 2)
+    wanted = given.get("max_new_tokens")
+    sampled = given.get("do_sample") is True
+    values: Config = {
+        "max_new_tokens": min(50, room) if wanted is None else wanted,
+        "temperature": (given.get("temperature") or 1.0) if sampled else 0.0,
+        "eos_id": _first(_said(checkpoint, "eos_token_id")),
+    }
+    if sampled:
+        values["top_k"] = given.get("top_k") or None
+        top_p = given.get("top_p")
+        values["top_p"] = None if top_p == 1 else top_p
+    try:
+        made = GenerationConfig.from_dict(values)
+    except UserError as error:
+        path = checkpoint.directory.path / "generation_config.json"
+        raise UserError(f"{path}: {error}") from None
+    end = made.eos_id
+    if end is not None and end >= checkpoint.config.vocab_size:
+        where = checkpoint.directory.path
+        raise UserError(f"{where}: eos_token_id={end} is outside the vocabulary")
+    return made
+
+
+def copy_tokenizer(directory: Directory, out: Path, vocab_size: int) -> str | None:
+    """Copies a tokenizer as it is; returns a note for the user where there is none.
+
+    Raises:
+        UserError: it is broken, or has more ids than the model.
+    """
+    if directory.file("tokenizer.json") is None:
+        return _converted(directory, out)
+    for name in TOKENIZER_FILES:
+        text = directory.text(name)
+        if text is not None:
+            (out / name).write_text(text, encoding="utf-8")
+    tokenizer = Tokenizer.from_path(out / "tokenizer.json")
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{directory.path}/tokenizer.json: has {tokenizer.vocab_size} ids, more than the "
+            f"model's {vocab_size}; they belong to different models"
+        )
+    return tokenizer.note
+
+
+def _converted(directory: Directory, out: Path) -> str:
+    """Has transformers write a `tokenizer.json`, from older files that only it reads."""
+    none = "there is no tokenizer.json, so the model takes token ids only"
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        return f"{none}; transformers, if it is installed, may convert older files"
+    try:
+        made = AutoTokenizer.from_pretrained(
+            directory.path, local_files_only=True, trust_remote_code=False
+        )
+        if getattr(made, "backend_tokenizer", None) is None:
+            return f"{none}: transformers has no fast form of it"
+        made.save_pretrained(out)
+    except Exception as error:  # whatever their readers raise
+        return f"{none}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
+    (out / "chat_template.jinja").unlink(missing_ok=True)
+    return "tokenizer.json was written by transformers, from older files"
+
+
+def _has_template(directory: Directory) -> bool:
+    """Whether their tokenizer puts a token before a text."""
+    text = directory.text("tokenizer.json")
+    if text is None:
+        return False
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception
+        where = directory.path / "tokenizer.json"
+        raise UserError(f"{where}: not a tokenizer.json: {error}") from None
+    return bool(Tokenizer(backend).of_sequences.before)
+
+
+def _said(checkpoint: Checkpoint, name: str) -> Any:
+    given = checkpoint.directory.json("generation_config.json") or {}
+    return given.get(name, checkpoint.theirs.get(name))
+
+
+def _first(value: Any) -> Any:
+    """A token id; of several the first."""
+    value = value[0] if isinstance(value, list) and value else value
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise UserError(f"a token id must be an integer from 0 on, not {value!r}")
+    return value
+
+
+# ---- out ----
+
+
+def special_ids(kept: Config, tokenizer: Tokenizer | None, *, seq2seq: bool, start: Any) -> Config:
+    """The special tokens that a `config.json` names."""
+    ids = {name: value for name, value in kept.get("config", {}).items() if name in _SPECIAL}
+    if tokenizer is not None and not ids:
+        pad = tokenizer.backend.token_to_id(PAD)
+        end = tokenizer.boundary_id
+        ids = {
+            "bos_token_id": tokenizer.begin_id,
+            "eos_token_id": end,
+            "pad_token_id": end if pad is None else pad,
+        }
+        if seq2seq:
+            ids |= {"decoder_start_token_id": end if start is None else start}
+            ids |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
+    return ids
+
+
+def labels(classes: list[Any] | None, width: int | None, kept: Config) -> Config:
+    """Names of classes, as a `config.json` has them."""
+    if width is None:
+        return {}
+    if classes is None and width == 1:
+        names, problem = ["LABEL_0"], {"problem_type": "regression"}
+    else:
+        names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
+        problem = {"problem_type": "single_label_classification"}
+    given = {name: kept.get("config", {}).get(name) for name in _LABELS}
+    made = {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        **problem,
+    }
+    return made | {name: value for name, value in given.items() if value is not None}
+
+
+def decoding(options: GenerationConfig, ids: Config, kept: Config) -> Config:
+    """A `generation_config.json`: theirs again where it is remembered, else ours in their words."""
+    if isinstance(kept.get("generation_config"), dict):
+        return dict(kept["generation_config"])
+    sampled = options.temperature > 0
+    made: Config = {
+        **{name: value for name, value in ids.items() if value is not None},
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": sampled,
+    }
+    if sampled:
+        made |= {"temperature": options.temperature, "top_k": options.top_k or 0}
+        made["top_p"] = 1.0 if options.top_p is None else options.top_p
+    return made
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer | None,
+    source: Path | None,
+    out: Path,
+    config: TransformerConfig,
+    task: str,
+) -> None:
+    """Writes a tokenizer that gives the ids our tasks give.
+
+    Args:
+        tokenizer: ours.
+        source: the model directory, if its tokenizer came from elsewhere and goes as it came.
+        out: where it goes.
+        config: the model's.
+        task: the task's name: what is put around a text depends on it.
+    """
+    if source is not None:
+        for name in TOKENIZER_FILES:
+            text = Directory(source).text(name)
+            if text is not None:
+                (out / name).write_text(text, encoding="utf-8")
+        return
+    if tokenizer is None:
+        return
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    if not backend.num_special_tokens_to_add(False):
+        token, number = tokenizer.boundary, tokenizer.boundary_id
+        single, pair = f"{token} $A", f"{token} $A {token}:1 $B:1"
+        if task == "seq2seq":
+            single, pair = f"$A {token}", f"$A {token} $B:1 {token}:1"
+        template = TemplateProcessing(single=single, pair=pair, special_tokens=[(token, number)])
+        backend.post_processor = template
+    backend.save(str(out / "tokenizer.json"))
+    pad = PAD if backend.token_to_id(PAD) is not None else tokenizer.boundary
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if (config.token_types or 1) > 1 else []
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.boundary,
+        "eos_token": tokenizer.boundary,
+        "pad_token": pad,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": names,
+        "model_max_length": config.max_seq_len,
+        "padding_side": "left" if config.causal and config.output_dim is None else "right",
+    }
+    text = json.dumps(described, indent=2) + "\n"
+    (out / "tokenizer_config.json").write_text(text, encoding="utf-8")

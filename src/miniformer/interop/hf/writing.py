@@ -1,0 +1,226 @@
+"""From a model of ours to a directory of Hugging Face's, which their Auto classes load.
+
+    TransformerConfig -> the family that has its parts -> config.json -> tensors, one by one
+
+Which family that is, is found by writing a family's config and reading it again: what comes back
+must be what went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from miniformer.checkpoint.directory import REMEMBERED, refuse_full, replacing
+from miniformer.checkpoint.pipeline import Pipeline, read_companions
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.interop.hf import texts
+from miniformer.interop.hf.configs import Config, Family, write_config
+from miniformer.interop.hf.families import ALL
+from miniformer.interop.hf.files import Directory, Outline, read_tensor, write_tensors
+from miniformer.interop.hf.reading import Model
+from miniformer.interop.hf.weights import Piece, pieces
+from miniformer.model.pretrained import read_config, write_text
+from miniformer.model.seq2seq import Seq2SeqTransformer
+
+
+@dataclasses.dataclass
+class Source:
+    """What is to be written: a model in memory or in a directory, and what stands beside it."""
+
+    config: TransformerConfig
+    seq2seq: bool
+    outlines: Mapping[str, Outline]  # our names
+    read: Callable[[str], Tensor]
+    task: Config  # as in task.json; empty: not known
+    tokenizer: Tokenizer | None
+    generation: GenerationConfig
+    kept: Config  # what was remembered at import
+    directory: Path | None  # a model directory whose tokenizer goes as it came
+
+
+def to_hf(
+    model: Model | Pipeline | str | Path, out: str | Path, *, family: str | None = None
+) -> Path:
+    """Writes a model as Hugging Face's files, which `AutoModel...from_pretrained(out)` loads.
+
+    Args:
+        model: a model, a pipeline, or a model directory, which is read tensor by tensor.
+        out: the directory to make; it must not exist, or be empty.
+        family: the `model_type` to write, such as llama; None: that which it was imported as, or
+            else the first that has its parts.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: no family has the model's parts: it names the nearest, and what stands in its
+            way; or `out` holds something.
+    """
+    out = Path(out)
+    refuse_full(out)
+    source = _source(model)
+    wanted = family or source.kept.get("model_type")
+    chosen, name, theirs = choose(source.config, seq2seq=source.seq2seq, wanted=wanted)
+    ids = texts.special_ids(
+        source.kept, source.tokenizer, seq2seq=source.seq2seq, start=source.task.get("start_id")
+    )
+    kinds = {str(outline.kind).removeprefix("torch.") for outline in source.outlines.values()}
+    kind = kinds.pop() if len(kinds) == 1 else "float32"
+    theirs = {
+        **theirs,
+        **{key: value for key, value in ids.items() if key not in chosen.fixed},
+        **texts.labels(source.task.get("classes"), source.config.output_dim, source.kept),
+        "dtype": kind,
+        "torch_dtype": kind,  # what it was called before transformers 5
+    }
+    plan = pieces(
+        chosen.table(name, source.config),
+        {key: outline.shape for key, outline in source.outlines.items()},
+    )
+    prefix = chosen.prefix if chosen.kinds[name].bare else ""
+    with replacing(out) as folder:
+        _write_weights(folder, source, plan, prefix)
+        _write_json(folder / "config.json", theirs)
+        _write_json(
+            folder / "generation_config.json",
+            texts.decoding(source.generation, ids, source.kept),
+        )
+        task = str(source.task.get("task", ""))
+        texts.write_tokenizer(source.tokenizer, source.directory, folder, source.config, task)
+        write_text(folder / "README.md", _card(name))
+    return out
+
+
+def choose(
+    config: TransformerConfig, *, seq2seq: bool, wanted: str | None = None
+) -> tuple[Family, str, Config]:
+    """The family and the class that a model is, and its `config.json`.
+
+    Args:
+        config: the model's.
+        seq2seq: whether it is a Seq2SeqTransformer.
+        wanted: a `model_type` that goes before others; no other will do if it is a family's name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = sorted({family.model_type for family in ALL})
+    if wanted is not None and wanted not in known:
+        raise UserError(f"family {wanted!r} is none of {', '.join(known)}")
+    nearest: tuple[int, str, list[str]] | None = None
+    for family in sorted(ALL, key=lambda each: each.model_type != wanted):
+        if family.seq2seq != seq2seq:
+            continue
+        for name, kind in family.kinds.items():
+            if kind.classifies != (config.output_dim is not None):
+                continue
+            theirs, blocked = write_config(family, name, config)
+            if config.input_dim is not None:
+                blocked = ["input_dim", *blocked]
+            if not blocked:
+                return family, name, theirs
+            if nearest is None or len(blocked) < nearest[0]:
+                nearest = len(blocked), name, blocked
+    if nearest is None:
+        raise UserError("no family of Hugging Face's is a model of this kind")
+    _, name, blocked = nearest
+    values = config.to_dict()
+    ways = ", ".join(
+        f"{field}={values[field]!r}" if field in values else field for field in blocked
+    )
+    raise UserError(
+        f"no family of Hugging Face's has these parts; the nearest is {name}, "
+        f"in whose way stands {ways}"
+    )
+
+
+def _source(model: Model | Pipeline | str | Path) -> Source:
+    if isinstance(model, str | Path):
+        return _of_directory(Path(model))
+    pipeline = model if isinstance(model, Pipeline) else None
+    inner: Model = pipeline.model if pipeline is not None else model  # type: ignore[assignment]
+    weights = inner.state_dict()
+    return Source(
+        config=inner.config,
+        seq2seq=isinstance(inner, Seq2SeqTransformer),
+        outlines={name: Outline(name, each.dtype, each.shape) for name, each in weights.items()},
+        read=weights.__getitem__,
+        task={} if pipeline is None else pipeline.task.settings(),
+        tokenizer=None if pipeline is None else pipeline.tokenizer,
+        generation=GenerationConfig() if pipeline is None else pipeline.generation,
+        kept={} if pipeline is None else pipeline.remembered,
+        directory=None if pipeline is None or not pipeline.remembered else pipeline.directory,
+    )
+
+
+def _of_directory(path: Path) -> Source:
+    architecture, config = read_config(path)
+    entries = Directory(path).tensors()
+    tokenizer, task, generation = read_companions(path, architecture, config)
+    kept = Directory(path).json(REMEMBERED) or {}
+    return Source(
+        config=config,
+        seq2seq=architecture == "Seq2SeqTransformer",
+        outlines={name: entry.outline() for name, entry in entries.items()},
+        read=lambda name: read_tensor(entries[name]),
+        task=task.settings(),
+        tokenizer=tokenizer,
+        generation=generation,
+        kept=kept,
+        directory=path if kept else None,
+    )
+
+
+def _write_weights(folder: Path, source: Source, plan: list[Piece], prefix: str) -> None:
+    outlines = [
+        Outline(
+            piece.theirs.removeprefix(prefix), source.outlines[piece.ours[0]].kind, piece.shape()
+        )
+        for piece in plan
+    ]
+
+    def tensors() -> Iterator[Tensor]:
+        for piece in plan:
+            yield piece.layout.join([_in_units(source, name) for name in piece.ours])
+
+    write_tensors(folder / "model.safetensors", outlines, tensors())
+
+
+def _in_units(source: Source, name: str) -> Tensor:
+    """A weight; that of a regression's head gives values in the units of the data."""
+    tensor = source.read(name)
+    mean, spread = source.task.get("mean"), source.task.get("spread")
+    if source.task.get("task") != "regression" or not name.startswith("head.") or spread is None:
+        return tensor
+    if name == "head.weight":
+        tensor = (tensor.double() * spread).to(tensor.dtype)
+    if name == "head.bias":
+        tensor = (tensor.double() * spread + mean).to(tensor.dtype)
+    return tensor
+
+
+def _write_json(path: Path, values: Config) -> None:
+    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def _card(name: str) -> str:
+    return f"""---
+library_name: transformers
+---
+
+# {name}
+
+Written by Miniformer. Load it with
+
+```python
+from transformers import AutoTokenizer, {name}
+
+model = {name}.from_pretrained("path/to/this/directory")
+```
+"""

@@ -1,0 +1,48 @@
+"""Encoding: a vector for each input. What an imported encoder without a head for a task is for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, UserError
+from miniformer.data.buckets import Batch
+from miniformer.data.records import Records
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.input_task import InputTask, batches_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding(InputTask):
+    """Nothing is learnt for it, so there are no records of it.
+
+    Args:
+        input_kind, input_dim: see `InputTask`.
+    """
+
+    name: ClassVar[str] = "encoding"
+
+    def fit(self, records: Records) -> Self:
+        raise UserError(
+            "task=encoding is of imported encoders and cannot be learnt; train for "
+            "language_modeling, classification, regression or seq2seq"
+        )
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """The model's vectors, [B, D]."""
+        types = batch.get("token_types") if model.config.token_types is not None else None
+        out: Tensor = model.embed(batch["inputs"], batch.get("attention_mask"), token_types=types)
+        return out
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """The vector of each input, as a list of numbers."""
+        return [row for some in batches_of(self, model, tokenizer, inputs) for row in some.tolist()]
