@@ -178,12 +178,10 @@ def _of_directory(path: Path) -> Source:
 
 
 def _write_weights(folder: Path, source: Source, plan: list[Piece], prefix: str) -> None:
-    outlines = [
-        Outline(
-            piece.theirs.removeprefix(prefix), source.outlines[piece.ours[0]].kind, piece.shape()
-        )
-        for piece in plan
-    ]
+    outlines = []
+    for piece in plan:
+        kind = source.outlines[piece.ours[0]].kind
+        outlines.append(Outline(piece.theirs.removeprefix(prefix), kind, piece.shape()))
 
     def tensors() -> Iterator[Tensor]:
         for piece in plan:
