@@ -33,6 +33,9 @@ _PUBLIC = {
     "MiniFormerDataModule": "miniformer.data.datamodule",
     "Pipeline": "miniformer.checkpoint.pipeline",
     "load": "miniformer.checkpoint.pipeline",
+    "from_hf": "miniformer.interop.hf.importing",
+    "import_hf": "miniformer.interop.hf.importing",
+    "to_hf": "miniformer.interop.hf.writing",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "TrainConfig": "miniformer.train_config",
     "train": "miniformer.training.run",
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from miniformer.data.records import JSONLinesDataset
     from miniformer.data.tokenizer import Tokenizer
     from miniformer.doctor.leaks import assert_no_leaks, find_leaks
+    from miniformer.interop.hf.importing import from_hf, import_hf
+    from miniformer.interop.hf.writing import to_hf
     from miniformer.model.attention import CrossAttention, MultiHeadAttention
     from miniformer.model.cache import KVCache
     from miniformer.model.feed_forward import FeedForward

@@ -39,9 +39,7 @@ class PretrainedMixin:
         beside = directory / "model.safetensors.part"
         save_file(weights, beside, metadata={"format": "pt"})
         os.replace(beside, directory / "model.safetensors")
-        described = {"architecture": type(self).__name__, **self.config.to_dict()}
-        write_text(directory / "config.json", json.dumps(described, indent=2) + "\n")
-        write_text(directory / "format_version", FORMAT_VERSION + "\n")
+        write_config(directory, type(self).__name__, self.config)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Self:
@@ -132,6 +130,13 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
             f"this version of Miniformer reads {FORMAT_VERSION}"
         )
     return architecture, config
+
+
+def write_config(directory: Path, architecture: str, config: TransformerConfig) -> None:
+    """Writes a model directory's `config.json` and its format version."""
+    described = {"architecture": architecture, **config.to_dict()}
+    write_text(directory / "config.json", json.dumps(described, indent=2) + "\n")
+    write_text(directory / "format_version", FORMAT_VERSION + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
