@@ -50,7 +50,11 @@ def read_rotation(
         old = next((config[key] for key in keys if key in config), base)
         fields["rotary_base"] = given.get("rope_theta", old)
         old = config.get("partial_rotary_factor", config.get("rotary_pct", share))
-        fields["rotary_pct"] = given.get("partial_rotary_factor", old)
+        share_of_head = given.get("partial_rotary_factor", old)
+        width = fields.get("head_dim") or fields["d_model"] // fields["n_heads"]
+        if int(width * share_of_head) % 2:
+            raise UserError(f"partial_rotary_factor={share_of_head} turns an odd part of {width}")
+        fields["rotary_pct"] = share_of_head
         _scale(given, config, fields)
 
     return read

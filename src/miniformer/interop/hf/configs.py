@@ -96,6 +96,7 @@ class Family:
         adapt: changes rules to what a config says.
         copies: name of a tensor -> those of which the first that there is it is a copy of, if a
             file has it.
+        free: our fields that no key tells, but the weights.
         buffers: endings of names in files that hold nothing learnt.
         left_out: beginnings of names whose weights we have no use for; a user is told.
     """
@@ -112,6 +113,7 @@ class Family:
     write: tuple[Writer, ...] = ()
     adapt: Callable[[TransformerConfig, Rule], Rule] | None = None
     copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    free: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -204,7 +206,9 @@ def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[
         back = effective(to_config(read_fields(family, theirs)[1]))
     except UserError as error:
         return theirs, [*blocked, str(error)]
-    different = [field for field in values if values[field] != back[field]]
+    different = [
+        field for field in values if values[field] != back[field] and field not in family.free
+    ]
     return theirs, sorted({*blocked, *different})
 
 

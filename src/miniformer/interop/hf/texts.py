@@ -17,6 +17,8 @@ from miniformer.interop.hf.files import Directory
 from miniformer.interop.hf.reading import Checkpoint
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# What transformers makes one of.
+_OLDER = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SPECIAL = tuple(
     f"{name}_token_id"
     for name in (
@@ -119,28 +121,35 @@ def copy_tokenizer(directory: Directory, out: Path, vocab_size: int) -> str | No
     Raises:
         UserError: it is broken, or has more ids than the model.
     """
+    told = None
     if directory.file("tokenizer.json") is None:
-        return _converted(directory, out)
-    for name in TOKENIZER_FILES:
-        text = directory.text(name)
-        if text is not None:
-            (out / name).write_text(text, encoding="utf-8")
+        told = _converted(directory, out)
+        if not (out / "tokenizer.json").exists():
+            return told
+    else:
+        for name in TOKENIZER_FILES:
+            text = directory.text(name)
+            if text is not None:
+                (out / name).write_text(text, encoding="utf-8")
     tokenizer = Tokenizer.from_path(out / "tokenizer.json")
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{directory.path}/tokenizer.json: has {tokenizer.vocab_size} ids, more than the "
             f"model's {vocab_size}; they belong to different models"
         )
-    return tokenizer.note
+    return told or tokenizer.note
 
 
 def _converted(directory: Directory, out: Path) -> str:
     """Has transformers write a `tokenizer.json`, from older files that only it reads."""
     none = "there is no tokenizer.json, so the model takes token ids only"
+    older = [name for name in _OLDER if directory.file(name) is not None]
+    if not older:
+        return none
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        return f"{none}; transformers, if it is installed, may convert older files"
+        return f"{none}; transformers, if it is installed, may convert {older[0]}"
     try:
         made = AutoTokenizer.from_pretrained(
             directory.path, local_files_only=True, trust_remote_code=False
@@ -151,7 +160,7 @@ def _converted(directory: Directory, out: Path) -> str:
     except Exception as error:  # whatever their readers raise
         return f"{none}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
     (out / "chat_template.jinja").unlink(missing_ok=True)
-    return "tokenizer.json was written by transformers, from older files"
+    return f"tokenizer.json was written by transformers, from {older[0]}"
 
 
 def _has_template(directory: Directory) -> bool:

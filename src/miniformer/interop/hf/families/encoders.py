@@ -65,6 +65,14 @@ def _plain_gelu(config: Config, fields: Config) -> None:
         raise UserError(f"a masked-LM head with {fields['activation']} is not supported, only gelu")
 
 
+def _untied_bias(config: TransformerConfig, rule: Rule) -> Rule:
+    """Where the head is untied, so is its bias, and the usual one is of no use."""
+    usual = ("cls.predictions.bias", "lm_head.bias")
+    if config.tie_embeddings or rule.theirs not in usual:
+        return rule
+    return dataclasses.replace(rule, theirs=rule.theirs.removesuffix("bias") + "decoder.bias")
+
+
 BERT = Family(
     preset="bert",
     model_type="bert",
@@ -101,7 +109,8 @@ BERT = Family(
         "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     },
     buffers=("embeddings.position_ids",),
-    left_out=("bert.pooler.", "cls.seq_relationship."),
+    adapt=_untied_bias,
+    left_out=("bert.pooler.", "cls.seq_relationship.", "cls.predictions.bias"),
 )
 
 
@@ -148,7 +157,7 @@ def _roberta(model_type: str, name: str) -> Family:
             "lm_head.decoder.weight": (f"{prefix}embeddings.word_embeddings.weight",),
             "lm_head.decoder.bias": ("lm_head.bias",),
         },
-        left_out=(f"{prefix}pooler.",),
+        left_out=(f"{prefix}pooler.", "lm_head.bias"),
     )
 
 

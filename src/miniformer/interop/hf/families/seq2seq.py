@@ -197,6 +197,7 @@ BART = Family(
     read=(no_head_dim, _bart_stacks(False)),
     write=(_write_bart_stacks,),
     fixed={**_BART_FIXED, "static_position_embeddings": False, "normalize_embedding": True},
+    free=("head_bias",),
     written=_BART_WRITTEN,
     copies=_BART_COPIES,
 )
