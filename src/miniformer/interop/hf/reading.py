@@ -89,7 +89,8 @@ def understand(
         family = family_of(theirs)
         name, fields = read_fields(family, theirs)
         entries = _canonical(family, directory.tensors())
-        fields = _settle(family, name, fields, entries, theirs)
+        fields = _settle(family, name, fields, entries)
+        fields |= _pooling(directory, family.kinds[name].bare)
         config = to_config({**fields, **(settings or {})})
         _refuse_larger(config, family, entries)
         plan = _plan(family, name, config)
@@ -125,9 +126,7 @@ def _canonical(family: Family, entries: dict[str, Entry]) -> dict[str, Entry]:
     return {family.prefix + name: entry for name, entry in renamed.items()}
 
 
-def _settle(
-    family: Family, name: str, fields: Config, entries: dict[str, Entry], theirs: Config
-) -> Config:
+def _settle(family: Family, name: str, fields: Config, entries: dict[str, Entry]) -> Config:
     """What only the weights tell: whether a tied head is one, and whether a bias is used."""
     if family.preset == "bart":
         bias = entries.get("final_logits_bias")
@@ -145,6 +144,22 @@ def _settle(
         if of_head and copy in entries and original is not None:
             fields = {**fields, "tie_embeddings": _equal(entries[copy], original)}
     return fields
+
+
+def _pooling(directory: Directory, bare: bool) -> Config:
+    """How a sentence encoder makes one vector, as sentence-transformers has it in a file."""
+    said = directory.json("1_Pooling/config.json") if bare else None
+    if said is None:
+        return {}
+    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
+    chosen = [name for name, value in said.items() if name.startswith("pooling_mode_") and value]
+    found = [ways.get(name.removeprefix("pooling_mode_")) for name in chosen]
+    if len(found) != 1 or found[0] is None:
+        raise UserError(
+            f"{directory.path}/1_Pooling/config.json: {' and '.join(chosen) or 'no pooling'} is "
+            f"not supported, only one of {', '.join(ways)}"
+        )
+    return {"pooling": found[0]}
 
 
 def _equal(one: Entry, other: Entry) -> bool:

