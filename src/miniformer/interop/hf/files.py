@@ -141,12 +141,13 @@ class Directory:
         names = index.get("weight_map")
         if not isinstance(names, dict) or not names:
             raise UserError(f"{self.path}/model.safetensors.index.json: has no weight_map")
+        wrong = [x for x in names.values() if not isinstance(x, str) or Path(x).name != x]
+        if wrong:
+            raise UserError(
+                f"{self.path}/model.safetensors.index.json: {wrong[0]!r} is no name of a file"
+            )
         found: dict[str, Entry] = {}
         for shard in dict.fromkeys(names.values()):
-            if not isinstance(shard, str) or Path(shard).name != shard:
-                raise UserError(
-                    f"{self.path}/model.safetensors.index.json: {shard!r} is no name of a file"
-                )
             twice = found.keys() & (more := self._shard(shard)).keys()
             if twice:
                 raise UserError(f"{self.path / shard}: {min(twice)!r} is in another file, too")

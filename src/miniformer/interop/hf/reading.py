@@ -6,6 +6,7 @@ config.json -> family, class -> TransformerConfig -> which tensors there must be
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,20 +86,28 @@ def understand(
         )
     if theirs.get("quantization_config") is not None:
         raise UserError(f"{where}: quantization_config: quantized weights are not read")
-    try:
+    with _told_of(where):
         family = family_of(theirs)
         name, fields = read_fields(family, theirs)
-        entries = _canonical(family, directory.tensors())
-        fields = _settle(family, name, fields, entries)
-        fields |= _pooling(directory, family.kinds[name].bare)
+    entries = _canonical(family, directory.tensors())
+    fields |= _told_by_weights(family, name, fields, entries)
+    fields |= _pooling(directory, family.kinds[name].bare)
+    with _told_of(where):
         config = to_config({**fields, **(settings or {})})
         _refuse_larger(config, family, entries)
+    with _told_of(directory.path):
         plan = _plan(family, name, config)
         chosen, left_out = _match(family, plan, entries)
-    except UserError as error:
-        text, here = str(error), str(directory.path)
-        raise UserError(text if text.startswith(here) else f"{where}: {text}") from None
     return Checkpoint(directory, theirs, family, name, config, plan, chosen, left_out)
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Puts a path before the messages of mistakes."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def skeleton(config: TransformerConfig, *, seq2seq: bool) -> Any:
@@ -126,24 +135,26 @@ def _canonical(family: Family, entries: dict[str, Entry]) -> dict[str, Entry]:
     return {family.prefix + name: entry for name, entry in renamed.items()}
 
 
-def _settle(family: Family, name: str, fields: Config, entries: dict[str, Entry]) -> Config:
-    """What only the weights tell: whether a tied head is one, and whether a bias is used."""
-    if family.preset == "bart":
+def _told_by_weights(
+    family: Family, name: str, fields: Config, entries: dict[str, Entry]
+) -> Config:
+    """Fields that only the weights tell: whether a tied head is one, and whether a bias is used."""
+    found: Config = {}
+    if "head_bias" in family.free:
         bias = entries.get("final_logits_bias")
-        used = bias is not None and bool(read_tensor(bias).any())
-        fields = {**fields, "head_bias": used}
+        found["head_bias"] = bias is not None and bool(read_tensor(bias).any())
     if not fields.get("tie_embeddings") or fields.get("output_dim") is not None:
-        return fields
-    for copy, originals in family.copies.items():
-        of_head = any(
-            copy == rule.theirs or copy == f"{rule.theirs}.weight"
-            for rule in family.kinds[name].rules
-            if rule.ours[0] in ("head", "head.weight")
-        )
-        original = next((entries[each] for each in originals if each in entries), None)
-        if of_head and copy in entries and original is not None:
-            fields = {**fields, "tie_embeddings": _equal(entries[copy], original)}
-    return fields
+        return found
+    heads = [
+        rule.theirs.removesuffix(".weight") + ".weight"
+        for rule in family.kinds[name].rules
+        if rule.ours[0] in ("head", "head.weight")
+    ]
+    for copy in heads:
+        originals = [entries[each] for each in family.copies.get(copy, ()) if each in entries]
+        if copy in entries and originals:
+            found["tie_embeddings"] = _equal(entries[copy], originals[0])
+    return found
 
 
 def _pooling(directory: Directory, bare: bool) -> Config:

@@ -1,0 +1,205 @@
+"""Files from strangers, broken in every way that chance finds.
+
+    python -m tests.fuzz --inputs 20000
+
+Each input is a small directory of Hugging Face's with one file changed: bytes flipped or cut, a
+header that lies, values of a config that no model has. It must be imported or refused with one
+message for its user: anything else raised, a second of work, or a gigabyte of memory is a finding.
+"""
+
+import argparse
+import copy
+import json
+import random
+import resource
+import shutil
+import tempfile
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+import miniformer
+from miniformer.config import UserError
+
+SECONDS, GIGABYTE = 5.0, 2**30
+HOSTILE = [
+    None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, 10**30, -(10**30), 0.5, -0.5, 1e-300, 1e308,
+    float("nan"), float("inf"), "", "x", "gelu", "../..", "\x00", "💥" * 3, [], [0], ["x"] * 3,
+    [[]], {}, {"a": {}}, {"rope_type": "yarn"}, {"rope_type": "linear", "factor": 0},
+    {"rope_type": []}, {"full_attention": 3}, [None] * 3, ["full_attention"] * 2,
+]  # fmt: skip
+FAMILIES = (
+    "gpt2", "gpt_neox", "llama", "gemma3", "phi3", "bert", "roberta", "modernbert", "t5_v1_1",
+    "marian", "bart",
+)  # fmt: skip
+
+
+def originals(folder):
+    """Directories to begin with, one for each of some families; with all files that are read."""
+    import transformers
+
+    from tests.parity import published
+
+    transformers.logging.set_verbosity_error()
+    made = []
+    for name in FAMILIES:
+        kind, settings = published.draw(name, 1)
+        kind = getattr(transformers, kind)
+        small = {key: 40 for key in ("vocab_size", "decoder_vocab_size") if key in settings}
+        model = kind(kind.config_class(**settings | small))
+        path = folder / name
+        model.save_pretrained(path, max_shard_size="6KB" if name in ("llama", "t5_v1_1") else "1GB")
+        byte_level = miniformer.Tokenizer.train("char", ["abc"], None)
+        byte_level.save(path / "tokenizer.json")
+        made.append(path)
+    return made
+
+
+def change_value(value, dice):
+    """A JSON value with one place in it changed."""
+    value = copy.deepcopy(value)
+    places = []
+
+    def walk(node):
+        if isinstance(node, dict):
+            places.extend((node, key) for key in node)
+            for each in node.values():
+                walk(each)
+        elif isinstance(node, list):
+            places.extend((node, index) for index in range(len(node)))
+            for each in node:
+                walk(each)
+
+    walk(value)
+    if not places:
+        return dice.choice(HOSTILE)
+    node, key = dice.choice(places)
+    what = dice.random()
+    if what < 0.15:
+        del node[key]
+    elif what < 0.3 and isinstance(node, dict):
+        node[dice.choice(["zzz", "auto_map", "quantization_config", key + "x"])] = node[key]
+    else:
+        node[key] = dice.choice(HOSTILE)
+    return value
+
+
+def change_bytes(data, dice):
+    """Bytes flipped, cut off, doubled or put in."""
+    data = bytearray(data)
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        if not data:
+            break
+        place = (
+            dice.randrange(len(data))
+            if dice.random() < 0.5
+            else dice.randrange(min(300, len(data)))
+        )
+        what = dice.randrange(4)
+        if what == 0:
+            data[place] ^= 1 << dice.randrange(8)
+        elif what == 1:
+            del data[place:]
+        elif what == 2:
+            data[place:place] = dice.choice([b"\x80", b"\xff\xfe", b"{", b"\x00" * 8, b"9" * 30])
+        else:
+            data[place] = dice.randrange(256)
+    return bytes(data)
+
+
+def change_json(data, dice):
+    return json.dumps(change_value(json.loads(data), dice)).encode("utf-8", "surrogatepass")
+
+
+def change_header(data, dice):
+    """A safetensors file whose header was read and changed, its length set right or not."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    text = json.dumps(change_value(header, dice)).encode()
+    told = len(text) if dice.random() < 0.8 else dice.choice([0, 1, 2**40, 2**63, len(text) + 9])
+    return told.to_bytes(8, "little") + text + data[8 + length :]
+
+
+def mutate(path, dice):
+    """Changes one file of a directory; returns what was done."""
+    file = dice.choice(
+        sorted(each for each in path.iterdir() if each.suffix in (".json", ".safetensors"))
+    )
+    if dice.random() < 0.5 and (path / "config.json").exists():
+        file = path / "config.json"
+    data = file.read_bytes()
+    if dice.random() < 0.02:
+        data, what = b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.", "pickle"
+    elif dice.random() < 0.75:
+        change = change_header if file.suffix == ".safetensors" else change_json
+        try:
+            data, what = change(data, dice), "value"
+        except (ValueError, RecursionError):  # it is broken already
+            data, what = change_bytes(data, dice), "bytes"
+    else:
+        data, what = change_bytes(data, dice), "bytes"
+    file.write_bytes(data)
+    return file.name, what
+
+
+def run(count, seed=0, told=lambda *_: None):
+    """Tries `count` inputs; returns what became of them, and the findings."""
+    outcomes, findings = Counter(), []
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(name)
+        starts = originals(folder / "originals")
+        for number in range(count):
+            dice = random.Random(f"{seed} {number}")
+            path = folder / "input"
+            shutil.rmtree(path, ignore_errors=True)
+            shutil.copytree(dice.choice(starts), path)
+            done = [mutate(path, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            began = time.monotonic()
+            try:
+                miniformer.from_hf(path)
+                outcomes["imported"] += 1
+            except UserError as error:
+                outcomes["refused"] += 1
+                if "\n" in str(error) or len(str(error)) > 2000:
+                    findings.append((number, done, f"a message of {len(str(error))} characters"))
+            except BaseException as error:
+                findings.append((number, done, f"{type(error).__name__}: {error}"))
+            took = time.monotonic() - began
+            more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            if took > SECONDS:
+                findings.append((number, done, f"{took:.1f} s"))
+            if more * 1024 > GIGABYTE:
+                findings.append((number, done, f"{more / 1e6:.1f} GB"))
+            told(number, outcomes, findings)
+        if Path("pwned").exists():
+            findings.append((-1, [], "a pickle was run"))
+    return outcomes, findings
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=20000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+
+    def told(number, outcomes, findings):
+        if number % 1000 == 999:
+            print(number + 1, dict(outcomes), f"{len(findings)} findings", flush=True)
+
+    outcomes, findings = run(options.inputs, options.seed, told)
+    for finding in findings[:50]:
+        print(*finding)
+    print(f"{options.inputs} inputs in {time.monotonic() - began:.0f} s: {dict(outcomes)}, "
+          f"{len(findings)} findings")  # fmt: skip
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,319 @@
+"""Files from strangers: what is wrong with them is told, and nothing of them is run."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import miniformer
+from miniformer import cli
+from miniformer.config import TransformerConfig, UserError
+from miniformer.config.families import family
+from tests import fuzz
+
+SIZES = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A directory of Hugging Face's, written without transformers."""
+    torch.manual_seed(0)
+    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    return miniformer.to_hf(model, tmp_path / "llama")
+
+
+def config_with(path, **values):
+    file = path / "config.json"
+    config = {**json.loads(file.read_text()), **values}
+    file.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+def refusal(path, **options):
+    with pytest.raises(UserError) as caught:
+        miniformer.from_hf(path, **options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"hidden_size": ...}, "config.json: hidden_size is missing"),
+        ({"hidden_size": -16}, "d_model must be at least 1, not -16"),
+        ({"hidden_size": "16"}, "d_model must be an integer, not '16'"),
+        ({"hidden_size": 32}, "but the files hold"),
+        ({"vocab_size": 10**15}, "but the files hold"),
+        ({"num_hidden_layers": 10**15}, "layers is not supported, only of 10000 at most"),
+        ({"num_hidden_layers": 10**15, "layer_types": None}, "only of 10000 at most"),
+        ({"num_attention_heads": 0}, "n_heads must be at least 1, not 0"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps must be above 0.0, not nan"),
+        ({"hidden_act": "xielu"}, "hidden_act='xielu' is none of"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type='longrope' is none of"),
+        ({"rope_parameters": [3]}, "rope_parameters must be an object"),
+        ({"model_type": "mamba"}, "model_type='mamba' is none of bart, bert"),
+        ({"architectures": ["LlamaForTokenClassification"]}, "is none of LlamaForCausalLM"),
+        ({"architectures": "x"}, "architectures must be a list of one name"),
+        ({"attention_bias": True}, "attention_bias and mlp_bias must both be true"),
+        ({"auto_map": {"AutoModel": "evil.Evil"}}, "which is never run here"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
+        ({"eos_token_id": 4000}, "eos_token_id=4000 is outside the vocabulary"),
+        ({"eos_token_id": "x"}, "a token id must be an integer"),
+    ],
+)
+def test_a_config_is_refused(llama, values, words):
+    (llama / "generation_config.json").unlink()
+    config_with(llama, **values)
+    assert words in refusal(llama)
+
+
+def test_code_is_ignored_if_a_user_says_so(llama):
+    config_with(llama, auto_map={"AutoModel": "evil.Evil"})
+    (llama / "evil.py").write_text("raise SystemExit('run')")
+    assert miniformer.from_hf(llama, custom_code="ignore").model(torch.zeros(1, 2, dtype=int)).shape
+
+
+def test_every_problem_of_a_config_is_told_at_once(llama):
+    config_with(llama, hidden_size=..., hidden_act="no", vocab_size=...)
+    told = refusal(llama)
+    assert all(word in told for word in ("hidden_size is", "vocab_size is", "hidden_act='no'"))
+
+
+def weights_with(path, change):
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file({key: value.contiguous() for key, value in weights.items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("model.norm.weight"), "makes a model of"),
+        (
+            lambda w: w.update({"zzz": w.pop("model.norm.weight")}),
+            "no tensor 'model.norm.weight'",
+        ),
+        (lambda w: w.update(zzz=torch.zeros(3)), "llama: tensor 'zzz' is of no part that we know"),
+        (
+            lambda w: w.update({"model.norm.weight": torch.zeros(4, 4)}),
+            "'model.norm.weight' is [4, 4], but the config makes it [16]",
+        ),
+        (
+            lambda w: w.update({"model.norm.weight": torch.zeros(16, dtype=torch.int64)}),
+            "is of type I64, none of F64, F32, F16, BF16",
+        ),
+    ],
+    ids=["missing", "renamed", "extra", "shape", "type"],
+)
+def test_a_tensor_is_named(llama, change, words):
+    weights_with(llama, change)
+    assert words in refusal(llama)
+
+
+def test_a_head_that_is_said_to_be_tied_and_is_not_stays_untied(llama):
+    config_with(llama, tie_word_embeddings=True)
+    assert miniformer.from_hf(llama).model.config.tie_embeddings is False
+    weights_with(
+        llama, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()})
+    )
+    assert miniformer.from_hf(llama).model.config.tie_embeddings is True
+
+
+def test_broken_weights(llama):
+    file = llama / "model.safetensors"
+    whole = file.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    for data in (
+        b"", whole[:5], whole[:100], whole[:-1], whole + b"x",
+        (2**62).to_bytes(8, "little") + whole[8:],
+        whole[:8] + whole[8 : 8 + length].replace(b"[16]", b"[99]") + whole[8 + length :],
+        b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.",
+    ):  # fmt: skip
+        file.write_bytes(data)
+        assert "model.safetensors: not a readable safetensors file" in refusal(llama)
+    assert not Path("pwned").exists()
+
+
+def test_a_pickle_is_not_read(llama):
+    (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
+    told = refusal(llama)
+    assert "model.safetensors is missing; pytorch_model.bin is a pickle" in told
+    assert "save_pretrained" in told
+
+
+def shard(path):
+    """Two files in place of one."""
+    weights = load_file(path / "model.safetensors")
+    names = list(weights)
+    parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
+    for file, some in parts.items():
+        save_file({name: weights[name] for name in some}, path / file)
+    (path / "model.safetensors").unlink()
+    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index["weight_map"], weights
+
+
+def test_shards_are_one_model(llama):
+    whole = miniformer.from_hf(llama).model.state_dict()
+    shard(llama)
+    parts = miniformer.from_hf(llama).model.state_dict()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+
+
+def test_a_wrong_index(llama):
+    names, weights = shard(llama)
+    index = llama / "model.safetensors.index.json"
+    for wrong, words in (
+        ({**names, "lm_head.weight": "../x.safetensors"}, "'../x.safetensors' is no name of a"),
+        ({**names, "lm_head.weight": ["x"]}, "is no name of a file"),
+        ({**names, "lm_head.weight": "c.safetensors"}, "c.safetensors is missing"),
+        ({**names, "zzz": "a.safetensors"}, "'zzz' is in the index, but in no file"),
+        ({}, "has no weight_map"),
+    ):
+        index.write_text(json.dumps({"weight_map": wrong}))
+        assert words in refusal(llama)
+    index.write_text(json.dumps({"weight_map": names}))
+    save_file(weights, llama / "b.safetensors")
+    assert "is in another file, too" in refusal(llama)
+
+
+def test_a_link_must_not_lead_out(llama, tmp_path):
+    secret = tmp_path / "secret.json"
+    shutil.copy(llama / "config.json", secret)
+    (llama / "config.json").unlink()
+    (llama / "config.json").symlink_to(secret)
+    assert "leads out of the directory" in refusal(llama)
+
+
+def test_the_links_of_a_hubs_cache_lead_to_its_blobs(llama, tmp_path):
+    snapshot = tmp_path / "models--user--name" / "snapshots" / "abc"
+    blobs = tmp_path / "models--user--name" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in llama.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(os.path.relpath(blobs / file.name, snapshot))
+    assert miniformer.from_hf(snapshot).model.config.n_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("config.json", "{", "config.json: not JSON"),
+        ("config.json", "[" * 100_000, "config.json: not JSON"),
+        ("config.json", "[]", "config.json: must hold an object, not a list"),
+        ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer.json"),
+        ("generation_config.json", '{"max_new_tokens": -1}', "max_new_tokens must be at least 1"),
+        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "max_tokens is not supp"),
+    ],
+)
+def test_files_beside_it(llama, name, text, words):
+    (llama / name).parent.mkdir(exist_ok=True)
+    (llama / name).write_text(text)
+    if name.startswith("1_"):
+        config_with(llama, architectures=["LlamaModel"], tie_word_embeddings=True)
+        weights_with(llama, lambda w: w.pop("lm_head.weight"))
+    assert words in refusal(llama)
+
+
+def test_a_tokenizer_of_another_model(llama):
+    tokenizer = miniformer.Tokenizer.train("byte", ["abc"], None)
+    tokenizer.save(llama / "tokenizer.json")
+    assert "more than the model's 40; they belong to different models" in refusal(llama)
+
+
+def test_what_is_no_directory_of_theirs(tmp_path):
+    assert "no such directory" in refusal(tmp_path / "none")
+    assert "config.json is missing; is it a Hugging Face model?" in refusal(tmp_path)
+    model = miniformer.Transformer(TransformerConfig(**SIZES))
+    model.save_pretrained(tmp_path / "ours")
+    assert "is a model directory of ours already" in refusal(tmp_path / "ours")
+
+
+def test_nothing_is_written_over(llama, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    for call in (miniformer.import_hf, miniformer.to_hf):
+        with pytest.raises(UserError, match="exists and is not empty; name another directory"):
+            call(llama, out)
+    assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
+    (llama / "generation_config.json").write_text('{"max_new_tokens": -1}')
+    with pytest.raises(UserError):
+        miniformer.import_hf(llama, tmp_path / "out")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["llama"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"qk_norm": "projection", "logit_softcap": 3.0}, "logit_softcap=3.0"),
+        ({"attention_sinks": True}, "attention_sinks=True"),
+        ({"norm_placement": "output", "parallel_residual": False}, "norm"),
+        ({"input_dim": 3}, "input_dim=3"),
+    ],
+)
+def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
+    values = family("llama", **SIZES, d_ff=24) | fields
+    model = miniformer.Transformer(TransformerConfig(**values))
+    with pytest.raises(UserError) as caught:
+        miniformer.to_hf(model, tmp_path / "out")
+    told = str(caught.value)
+    assert "no family of Hugging Face's has these parts; the nearest is" in told
+    assert words in told
+
+
+def test_a_family_can_be_chosen(tmp_path):
+    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    miniformer.to_hf(model, tmp_path / "out", family="mistral")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "mistral"
+    with pytest.raises(UserError, match="family 'mistrall' is none of"):
+        miniformer.to_hf(model, tmp_path / "other", family="mistrall")
+
+
+def test_the_type_of_weights_is_kept(tmp_path):
+    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    miniformer.to_hf(model.bfloat16(), tmp_path / "theirs")
+    made = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
+    assert made.n_bytes - 2 * model.config.num_params() < 4000  # the header
+    again = miniformer.load(tmp_path / "ours").model
+    assert all(weight.dtype == torch.bfloat16 for weight in again.parameters())
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(again.parameters(), model.parameters(), strict=True)
+    )
+
+
+def test_the_commands(llama, tmp_path, capsys):
+    assert cli.main(["import", str(llama), str(tmp_path / "ours"), "--max_seq_len", "20"]) == 0
+    assert "LlamaForCausalLM: 2 layers of width 16" in capsys.readouterr().out
+    assert miniformer.load(tmp_path / "ours").model.config.max_seq_len == 20
+    assert cli.main(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
+    one, other = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    for arguments, words in (
+        (["import", str(tmp_path / "none"), "x"], "no such directory"),
+        (["import", str(llama), str(tmp_path / "ours")], "exists and is not empty"),
+        (["import", str(llama), "x", "--custom_code", "run"], "must be refuse or ignore"),
+        (["import", str(llama), "x", "--max_seq_len", "0"], "max_seq_len must be at least 1"),
+        (["import", str(llama), "x", "--revision", "main"], "is of a name on the hub"),
+        (["export", str(tmp_path / "ours"), "x", "--to", "gguf"], "to must be hf, not 'gguf'"),
+        (["export", str(llama), "x"], "not a model directory"),
+    ):
+        assert cli.main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_chance_finds_nothing():
+    """See `tests.fuzz`, which tries many more."""
+    pytest.importorskip("transformers")
+    _, findings = fuzz.run(300)
+    assert findings == []
