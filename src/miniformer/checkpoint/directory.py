@@ -23,6 +23,7 @@ from miniformer.model.pretrained import PretrainedMixin, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
 REMEMBERED = "huggingface.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def save_directory(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,13 @@ import torch
 from torch import Tensor
 
 from miniformer import registry
-from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
+from miniformer.checkpoint.directory import (
+    REMEMBERED,
+    SOURCE_TOKENIZER,
+    TOKENIZER_FILES,
+    refuse_full,
+    save_directory,
+)
 from miniformer.config import (
     ConfigError,
     GenerationConfig,
@@ -22,7 +30,8 @@ from miniformer.config import (
     UserError,
 )
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.pretrained import read_config
+from miniformer.model.hub import local, push
+from miniformer.model.pretrained import read_config, write_text
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.encoding import Encoding
@@ -35,13 +44,17 @@ MODELS: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
 }
 
 
-def load(directory: str | Path) -> Pipeline:
+def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     """Loads a model directory: model, tokenizer and task. Nothing in it is unpickled or run.
+
+    Args:
+        directory: a model directory, or a name on the hub such as "user/name".
+        revision: of a name on the hub: a branch, tag or commit.
 
     Raises:
         UserError: a file is missing or broken, or they do not fit each other.
     """
-    directory = Path(directory)
+    directory = local(directory, revision)
     architecture, config = read_config(directory)
     tokenizer, task, generation = read_companions(directory, architecture, config)
     model = MODELS[_kind(directory, architecture)].from_pretrained(directory)
@@ -190,6 +203,48 @@ class Pipeline:
             )
         )
         return torch.cat(found) if found else torch.empty(0, self.model.config.d_model)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a model directory, which `load` reads.
+
+        Args:
+            directory: it must not exist, or be empty.
+
+        Raises:
+            UserError: the directory holds something.
+        """
+        directory = Path(directory)
+        refuse_full(directory)
+        card = directory if self.directory is None else self.directory / "README.md"
+        save_directory(
+            directory,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            task=self.task.settings(),
+            generation=self.generation,
+            card=card.read_text(encoding="utf-8") if card.is_file() else "# A model\n",
+        )
+        if self.remembered and self.directory is not None:
+            write_text(directory / REMEMBERED, json.dumps(self.remembered, indent=2) + "\n")
+            for name in TOKENIZER_FILES:  # theirs say more than ours
+                if (self.directory / name).is_file():
+                    shutil.copy(self.directory / name, directory / name)
+
+    def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
+        """Uploads the whole model directory; `load(name)` brings it back.
+
+        Args:
+            name, private, message: see `PretrainedMixin.push_to_hub`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: the hub refuses it or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / "model")
+            return push(Path(folder) / "model", name, private=private, message=message)
 
     def _needed_tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None: the task reads no text."""

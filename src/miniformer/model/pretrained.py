@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
+from miniformer.model.hub import local, push
 
 FORMAT_VERSION = "1"
 
@@ -41,16 +43,38 @@ class PretrainedMixin:
         os.replace(beside, directory / "model.safetensors")
         write_config(directory, type(self).__name__, self.config)
 
+    def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
+        """Uploads the model; `from_pretrained(name)` brings it back.
+
+        Args:
+            name: the repository, such as "user/name", made if missing.
+            private: whether a new repository is private.
+            message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            UserError: the hub refuses it or cannot be reached.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), name, private=private, message=message)
+
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
+    def from_pretrained(cls, directory: str | Path, *, revision: str | None = None) -> Self:
         """Builds the model that `save_pretrained` wrote, in eval mode and in the file's float type.
 
         A file with several float types is read into a float32 model.
 
+        Args:
+            directory: a model directory, or a name on the hub such as "user/name".
+            revision: of a name on the hub: a branch, tag or commit.
+
         Raises:
             UserError: a file is missing, broken, of another format version or of another model.
         """
-        directory = Path(directory)
+        directory = local(directory, revision)
         architecture, config = read_config(directory)
         if architecture != cls.__name__:
             raise UserError(
@@ -119,6 +143,11 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         config = TransformerConfig.from_dict(values)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
+        if missing == "format_version" and '"model_type"' in _text(path):
+            raise UserError(
+                f"{directory}: is a Hugging Face model; bring it here with `miniformer import`, "
+                "or use miniformer.from_hf"
+            ) from None
         raise UserError(f"{directory}: not a model directory: {missing} is missing") from None
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
@@ -130,6 +159,13 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
             f"this version of Miniformer reads {FORMAT_VERSION}"
         )
     return architecture, config
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def write_config(directory: Path, architecture: str, config: TransformerConfig) -> None:

@@ -9,5 +9,5 @@
 | `files.py` | directories of strangers, read with care and tensor by tensor |
 | `reading.py`, `writing.py` | from a directory of theirs to a model of ours, and back |
 | `texts.py` | tokenizers, class names, decoding settings |
-| `hub.py` | directories that are on a hub |
+| `importing.py` | what a user calls: `from_hf`, `import_hf`; `to_hf` is in `writing.py` |
 """

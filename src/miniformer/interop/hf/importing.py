@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from miniformer.checkpoint.directory import REMEMBERED, refuse_full, replacing
-from miniformer.checkpoint.hub import local
 from miniformer.checkpoint.pipeline import Pipeline, read_companions
 from miniformer.config import TransformerConfig
 from miniformer.interop.hf import texts
 from miniformer.interop.hf.configs import Config
 from miniformer.interop.hf.files import Outline, write_tensors
 from miniformer.interop.hf.reading import Checkpoint, understand
+from miniformer.model.hub import local
 from miniformer.model.pretrained import write_config, write_text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from miniformer.checkpoint.directory import TOKENIZER_FILES
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.data.tokenizer_training import PAD
@@ -16,7 +17,6 @@ from miniformer.interop.hf.configs import Config
 from miniformer.interop.hf.files import Directory
 from miniformer.interop.hf.reading import Checkpoint
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # What transformers makes one of.
 _OLDER = ("vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SPECIAL = tuple(

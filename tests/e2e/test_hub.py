@@ -1,0 +1,167 @@
+"""To a hub and back, by way of huggingface_hub: a server on this machine plays the hub."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What huggingface_hub asks of a hub, over commits that are kept in memory."""
+
+    commits: dict  # repository -> commit -> path -> content, the latest last
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
+        if self.path == "/api/repos/create":
+            given = json.loads(body)
+            name = (
+                f"{given['organization']}/{given['name']}"
+                if given.get("organization")
+                else given["name"]
+            )
+            if name.startswith("nobody/"):
+                return self.answer({"error": "You may not write there"}, 403)
+            self.commits.setdefault(name, {})
+            return self.answer({"url": f"http://{self.headers['Host']}/{name}"})
+        name = "/".join(self.path.split("/")[3:5])
+        if "/preupload/" in self.path:
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]  # fmt: skip
+            return self.answer({"files": files})
+        lines = [json.loads(line) for line in body.splitlines()]
+        files = {line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                 for line in lines if line["key"] == "file"}  # fmt: skip
+        commit = hashlib.sha1(body).hexdigest()
+        self.commits[name][commit] = files
+        url = f"http://{self.headers['Host']}/{name}/commit/{commit}"
+        return self.answer({"success": True, "commitOid": commit, "commitUrl": url})
+
+    def do_GET(self):
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        if parts[0] == "api":
+            name, revision = "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main"
+        else:
+            name, revision = "/".join(parts[:2]), parts[3]
+        kept = self.commits.get(name, {})
+        commit = next(reversed(kept), None) if revision == "main" else revision
+        if commit not in kept:
+            return self.answer({"error": "Repository not found"}, 404, code="RepoNotFound")
+        files = kept[commit]
+        if parts[0] == "api" and parts[4] == "tree":
+            return self.answer([{"type": "file", "path": file, "size": len(data), "oid": "0"}
+                                for file, data in files.items()])  # fmt: skip
+        if parts[0] == "api":
+            siblings = [{"rfilename": file} for file in files]
+            return self.answer({"id": name, "sha": commit, "siblings": siblings})
+        file = "/".join(parts[4:])
+        if file not in files:
+            return self.answer({"error": "no such file"}, 404, code="EntryNotFound")
+        tag = hashlib.sha1(files[file]).hexdigest()
+        return self.send(files[file], 200, {"X-Repo-Commit": commit, "ETag": f'"{tag}"'})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, value, status=200, code=None):
+        more = {} if code is None else {"X-Error-Code": code}
+        self.send(json.dumps(value).encode(), status, {"Content-Type": "application/json", **more})
+
+    def send(self, data, status, headers):
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    Hub.commits = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+SCRIPT = """
+import torch, miniformer
+from miniformer.config.families import family
+
+sizes = dict(vocab_size=300, d_model=16, n_heads=2, n_layers=2, d_ff=24, max_seq_len=32)
+model = miniformer.Transformer(miniformer.TransformerConfig(**family("llama", **sizes))).eval()
+ids = torch.arange(6)[None]
+first = model(ids)
+
+# a model alone, two commits of it
+one = model.push_to_hub("user/alone").rpartition("/")[2]
+with torch.no_grad():
+    model.head.weight.add_(1)
+model.push_to_hub("user/alone", message="more")
+load = miniformer.Transformer.from_pretrained
+assert torch.equal(load("user/alone")(ids), model(ids))
+assert torch.equal(load("user/alone", revision=one)(ids), first)
+
+# a model with its tokenizer and task, as theirs and as ours
+miniformer.Tokenizer.train("byte", ["abc"], 300).save("theirs.json")
+miniformer.to_hf(model, "theirs")
+miniformer.Tokenizer.from_path("theirs.json").save("theirs/tokenizer.json")
+from miniformer.model.hub import push
+from pathlib import Path
+push(Path("theirs"), "user/theirs")
+pipeline = miniformer.from_hf("user/theirs")
+assert torch.equal(pipeline.model(ids), model(ids))
+pipeline.push_to_hub("user/whole", private=True)
+again = miniformer.load("user/whole")
+options = {"max_new_tokens": 4, "temperature": 0.0}
+assert again.generate("abc", **options) == pipeline.generate("abc", **options)
+assert again.remembered == pipeline.remembered
+
+for call, words in (
+    (lambda: load("user/none"), "user/none: there is no such directory, and the hub did not give"),
+    (lambda: miniformer.load("user/theirs"), "is a Hugging Face model; bring it here with"),
+    (lambda: model.push_to_hub("nobody/x"), "nobody/x: the hub did not take it"),
+    (lambda: model.push_to_hub("x"), "a repository's name is 'user/name', not 'x'"),
+    (lambda: load("theirs", revision="main"), "is of a name on the hub; theirs is a directory"),
+):
+    try:
+        call()
+    except miniformer.UserError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+print("all is well")
+"""
+
+
+def test_to_a_hub_and_back(hub, tmp_path):
+    pytest.importorskip("huggingface_hub")
+    more = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=tmp_path, env={**os.environ, **more},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all is well" in done.stdout
+    pushed = Hub.commits["user/whole"]
+    files = set(next(iter(pushed.values())))
+    assert {"config.json", "model.safetensors", "tokenizer.json", "task.json"} <= files
+    assert not any(Path(file).suffix in (".bin", ".py", ".pt") for file in files)
