@@ -28,6 +28,8 @@ class TrainConfig(StrictConfig):
             Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
         model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
+        init_from: model directory that the run begins with, such as one from `miniformer import`:
+            its shape, tokenizer and weights; null: weights are random.
         tokenizer: bpe (byte-level), unigram, wordpiece, byte or char, trained on train_path; or the
             path of a tokenizer.json, of a Hugging Face directory or of a model directory.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
@@ -77,6 +79,7 @@ class TrainConfig(StrictConfig):
     task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
     tokenizer: str = "bpe"
     source_tokenizer: str | None = None
     batch_size: int = option(16, low=1)
@@ -130,6 +133,8 @@ class TrainConfig(StrictConfig):
             problems.append("val_interval needs val_path, the data to validate on")
         if self.checkpoint_metric is not None and self.val_path is None:
             problems.append("checkpoint_metric needs val_path, the data on which it is measured")
+        if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
+            problems.append("tokenizer has no effect with init_from, which has one; leave it out")
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
                 "streaming needs max_steps or max_time: nobody knows how long the stream is"

@@ -15,8 +15,8 @@ PUBLIC = {
     "GenerationConfig", "JSONLinesDataset", "KVCache", "MiniFormerDataModule",
     "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Seq2SeqTransformer", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
-    "assert_no_leaks", "find_leaks", "load", "register", "set_activation_checkpointing",
-    "set_attention_backend", "train",
+    "assert_no_leaks", "find_leaks", "from_hf", "import_hf", "load", "register",
+    "set_activation_checkpointing", "set_attention_backend", "to_hf", "train",
 }  # fmt: skip
 PATHS_OF_THE_SPECIFICATION = [
     "miniformer.config.model_config:TransformerConfig",
@@ -42,7 +42,7 @@ MODEL_FIELDS = {
 TRAIN_FIELDS = {
     "test_path", "task_config", "batch_tokens", "streaming", "checkpoint_metric",
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
-    "source_tokenizer",
+    "source_tokenizer", "init_from",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
     "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
     "activation_checkpointing",

@@ -35,6 +35,7 @@ def save_directory(
     generation: GenerationConfig,
     card: str,
     pictures: tuple[Path, ...] = (),
+    origin: Path | None = None,
 ) -> None:
     """Writes a whole model directory beside `directory`, then puts it in its place.
 
@@ -46,9 +47,15 @@ def save_directory(
         generation: default decoding settings.
         card: text of README.md.
         pictures: files that the card shows.
+        origin: the directory that the model came from: what an import remembered of other formats
+            goes with it.
     """
     with replacing(directory) as beside:
         _write(beside, model, tokenizer, task, generation, card, pictures)
+        if origin is not None and (origin / REMEMBERED).is_file():
+            for name in (REMEMBERED, *TOKENIZER_FILES):  # theirs say more than ours
+                if (origin / name).is_file():
+                    shutil.copy(origin / name, beside / name)
 
 
 def refuse_full(directory: Path) -> None:

@@ -24,6 +24,7 @@ from miniformer.data.records import records_of
 from miniformer.model.pretrained import write_text
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
+from miniformer.training.beginning import begin_with, take_weights
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import (
     KeepBest,
@@ -79,7 +80,9 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     """
     console = console or make_console()
     L.seed_everything(config.seed, verbose=False)
-    kind, task = _task(config)
+    kind = _kind(config)
+    config = begin_with(config, kind)
+    task = _task(config, kind)
     metric = _metric(config, task)
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
     check_machine(config)
@@ -124,6 +127,10 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     for line in (*_about(data), *notes):
         console.print(line)
     model = MODELS[kind](model_config)
+    origin = None if config.init_from is None else Path(config.init_from)
+    if origin is not None:
+        new = take_weights(model, origin, kind)
+        console.print(f"weights: of {origin}" + (f"; new: {', '.join(new)}" if new else ""))
     size = model_config.num_params(seq2seq=kind == "seq2seq")
     console.print(f"model: {size:,} parameters")
     if config.activation_checkpointing != "none":
@@ -168,6 +175,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             generation=generation,
             card=card(figures, more, [picture.name for picture in pictures]),
             pictures=pictures,
+            origin=origin,
         )
 
     answers = folder / "answers.png"  # what the best model gets right and wrong
@@ -254,14 +262,19 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     return RunResult(folder, shown, task, figures, interrupt.signal)
 
 
-def _task(config: TrainConfig) -> tuple[str, Task]:
-    """The kind of model, and the task as it learns it."""
+def _kind(config: TrainConfig) -> str:
+    """The kind of model that learns the task: encoder or seq2seq."""
+    kind: str = config.model or registry.get("task", config.task).models[0]
+    return kind
+
+
+def _task(config: TrainConfig, kind: str) -> Task:
+    """The task as that kind of model learns it."""
     try:
         task: Task = registry.get("task", config.task).from_dict(config.task_config)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
-    kind = config.model or task.models[0]
-    return kind, task.for_model(kind)
+    return task.for_model(kind)
 
 
 def _metric(config: TrainConfig, task: Task) -> str:

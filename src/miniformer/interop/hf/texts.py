@@ -32,10 +32,14 @@ _LABELS = ("id2label", "label2id", "problem_type")
 def remembered(checkpoint: Checkpoint) -> Config:
     """What their files say that ours have no place for, to be written again: plain data only."""
     kept = {name: checkpoint.theirs.get(name) for name in (*_SPECIAL, *_LABELS)}
+    heads = [kind.fields for kind in checkpoint.family.kinds.values() if kind.classifies]
+    classifier = dict(heads[0]) if heads else {}
+    classifier.pop("output_dim", None)
     return {
         "model_type": checkpoint.family.model_type,
         "architecture": checkpoint.name,
         "config": {name: value for name, value in kept.items() if value is not None},
+        "classifier": classifier,  # our fields of the family's head for classes
         "generation_config": checkpoint.directory.json("generation_config.json"),
     }
 
@@ -218,13 +222,15 @@ def labels(classes: list[Any] | None, width: int | None, kept: Config) -> Config
     else:
         names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
         problem = {"problem_type": "single_label_classification"}
-    given = {name: kept.get("config", {}).get(name) for name in _LABELS}
-    made = {
+    if classes is None:
+        given = {name: kept.get("config", {}).get(name) for name in _LABELS}
+        if isinstance(given["id2label"], dict) and len(given["id2label"]) == width:
+            return {name: value for name, value in given.items() if value is not None}
+    return {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
         **problem,
     }
-    return made | {name: value for name, value in given.items() if value is not None}
 
 
 def decoding(options: GenerationConfig, ids: Config, kept: Config) -> Config:

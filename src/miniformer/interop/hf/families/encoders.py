@@ -260,7 +260,7 @@ MODERNBERT = Family(
             {}, rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"})
         ),
         "ModernBertForSequenceClassification": Kind(
-            {"output_dim": None, "output_bias": True, "head": "masked_lm"},
+            {"output_dim": None, "output_bias": True, "head": "masked_lm", "pooling": "first"},
             rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "classifier"}),
         ),
         "ModernBertModel": Kind(_BARE, bare=True),

@@ -1,0 +1,95 @@
+"""A run that begins with a model there is: its shape, its tokenizer, its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
+from miniformer.checkpoint.pipeline import MODELS
+from miniformer.config import UserError
+from miniformer.model.pretrained import read_config
+from miniformer.train_config import TrainConfig
+
+# What a head to other outputs has no use for, and what the new task decides.
+_OF_VOCABULARY = ("head_bias", "final_softcap", "logit_scale")
+_OF_TASK = ("output_dim", "input_dim", "output_bias")
+
+
+def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
+    """The run's settings with what they leave to `init_from` filled in.
+
+    Args:
+        config: the run; without `init_from` it stays as it is.
+        kind: the kind of model that learns the task: encoder or seq2seq.
+
+    Raises:
+        UserError: the directory is none, or holds another kind of model.
+    """
+    if config.init_from is None:
+        return config
+    directory = Path(config.init_from)
+    architecture, shape = read_config(directory)
+    if architecture != MODELS[kind].__name__:
+        raise UserError(
+            f"init_from: {directory} holds a {architecture}, but task={config.task} with "
+            f"model={kind} needs a {MODELS[kind].__name__}"
+        )
+    defaults = {name: field.default for name, field in shape.__dataclass_fields__.items()}
+    fields = {name: value for name, value in shape.to_dict().items() if value != defaults[name]}
+    # Said even where it is the default: a task must not take it for a choice left open.
+    fields |= {"vocab_size": shape.vocab_size, "causal": shape.causal}
+    fields["token_types"] = shape.token_types
+    has_outputs = config.task in ("classification", "regression")
+    for name in (*_OF_TASK, *(_OF_VOCABULARY if has_outputs else ())):
+        fields.pop(name, None)
+    if has_outputs:  # the head that its family has for classes, so that it can go back there
+        fields |= _object(directory / REMEMBERED).get("classifier", {})
+    changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
+    if (directory / "tokenizer.json").exists():
+        changes["tokenizer"] = str(directory)
+    if (directory / SOURCE_TOKENIZER).exists():
+        changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
+    if config.task == "seq2seq":
+        start = _object(directory / "task.json").get("start_id")
+        if start is not None:
+            changes["task_config"] = {"start_id": start, **config.task_config}
+    return dataclasses.replace(config, **changes)
+
+
+def take_weights(model: Any, directory: Path, kind: str) -> list[str]:
+    """Copies the weights of a model directory; returns the names of those that are new.
+
+    Only a head may be: what comes before it must fit.
+
+    Raises:
+        UserError: a weight does not fit.
+    """
+    found = MODELS[kind].from_pretrained(directory).state_dict()
+    wanted = model.state_dict()
+    new = [
+        name
+        for name, tensor in wanted.items()
+        if name not in found or found[name].shape != tensor.shape
+    ]
+    for name in new:
+        if not name.startswith("head."):
+            there = list(found[name].shape) if name in found else "none"
+            raise UserError(
+                f"init_from: weight {name} of this run's model is {list(wanted[name].shape)}, that "
+                f"of {directory} is {there}; leave out of model_config what makes it so"
+            )
+    kept = {name: found[name] for name in wanted if name not in new}
+    model.load_state_dict({**wanted, **kept})
+    return new
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,86 @@
+"""Runs that begin with a model there is, from the command line: import, train, export."""
+
+import json
+
+import pytest
+import torch
+
+import miniformer
+from miniformer import cli, trainer
+from miniformer.config import TransformerConfig
+from miniformer.config.families import family
+from tests.kit import VERSE, write_jsonl
+
+SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24, "max_seq_len": 64}
+
+
+def theirs(folder, name, **fields):
+    """A directory as others write it, tokenizer included."""
+    torch.manual_seed(0)
+    tokenizer = miniformer.Tokenizer.train("byte", [VERSE])
+    values = family(name, **SIZES, vocab_size=tokenizer.vocab_size, **fields)
+    model = miniformer.Transformer(TransformerConfig(**values))
+    miniformer.to_hf(model, folder)
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+def run(*words):
+    return trainer.main([*map(str, words), "--logger", "none"])
+
+
+def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs(tmp_path / "bert", "bert")
+    assert cli.main(["import", "bert", "ours"]) == 0
+    records = [{"input": f"{word} {i}", "label": word} for i in range(8) for word in ("a", "b")]
+    lines = "".join(json.dumps(each) + "\n" for each in records)
+    (tmp_path / "train.jsonl").write_text(lines)
+    arguments = ["--task", "classification", "--train_path", "train.jsonl", "--init_from", "ours"]
+    assert run(*arguments, "--max_steps", 1, "--lr", 0) == 0
+    told = capsys.readouterr().out
+    assert "weights: of ours; new: head.weight, head.bias" in told.replace("\n", " ")
+    trained = miniformer.load("runs/classification/last")
+    before, after = (m.model.state_dict() for m in (miniformer.load("ours"), trained))
+    shared = [name for name in after if name in before and not name.startswith("head.")]
+    assert len(shared) > 20
+    assert all(torch.equal(before[name], after[name]) for name in shared)
+    assert trained.predict(["a 1"])[0]["label"] in ("a", "b")
+    assert cli.main(["export", "runs/classification/last", "home"]) == 0
+    config = json.loads((tmp_path / "home" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "a", "1": "b"}
+
+
+def test_a_published_language_model_learns_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    theirs(tmp_path / "llama", "llama")
+    assert cli.main(["import", "llama", "ours"]) == 0
+    write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
+    arguments = ["--train_path", "train.jsonl", "--init_from", "ours", "--seq_len", 32]
+    assert run(*arguments, "--max_steps", 2) == 0
+    assert cli.main(["export", "runs/language_modeling/last", "home"]) == 0
+    there = json.loads((tmp_path / "home" / "config.json").read_text())
+    assert there["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--init_from", "none"], "none: no such model directory"),
+        (["--init_from", "llama"], "is a Hugging Face model; bring it here with"),
+        (["--init_from", "ours", "--tokenizer", "char"], "tokenizer has no effect with init_from"),
+        (["--init_from", "ours", "--model", "seq2seq"], "needs a Seq2SeqTransformer"),
+        (
+            ["--init_from", "ours", "--model_config", '{"d_ff": 32}'],
+            "weight layers.0.feed_forward.gate_proj.weight of this run's model is [32, 16]",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told(tmp_path, capsys, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    theirs(tmp_path / "llama", "llama")
+    miniformer.import_hf("llama", "ours")
+    write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
+    assert run("--train_path", "train.jsonl", "--max_steps", 1, *words) == 2
+    assert told in capsys.readouterr().err
