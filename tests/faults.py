@@ -18,6 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BATTERY = "tests/battery/test_battery.py"
+PUBLISHED = "tests/parity/test_hugging_face.py"
+TEXTS = "tests/parity/test_hugging_face_texts.py"
+FILES = "tests/unit/test_hf_files.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -436,7 +439,7 @@ FAULTS = [
     ),
     Fault(
         "a decoder sees its own label", "tasks/seq2seq.py",
-        "np.concatenate(([boundary_id], row[:-1]))", "row",
+        "np.concatenate(([start_id], row[:-1]))", "row",
         "tests/unit/test_tasks.py -k random_tokens",
     ),
     Fault(
@@ -583,6 +586,131 @@ FAULTS = [
         "ignored labels are counted", "tasks/task.py",
         "if not bool(kept.all()):", "if False:",
         "tests/unit/test_task.py -k ignored",
+    ),
+    Fault(
+        "a zero-centred norm forgets the one", "model/norm.py",
+        "gain = 1 + self.weight", "gain = 0 + self.weight",
+        f"{PUBLISHED} -k 'logits and gemma-0'",
+    ),
+    Fault(
+        "fairseq's sines count from 1", "model/position.py",
+        "positions[..., None] + 2", "positions[..., None] + 1",
+        f"{PUBLISHED} -k 'logits and m2m_100-0'",
+    ),
+    Fault(
+        "the pooler's activation is relu", "model/head.py",
+        '"dense_tanh": torch.tanh', '"dense_tanh": F.relu',
+        f"{TEXTS} -k 'classes and roberta'",
+    ),
+    Fault(
+        "GPT-NeoX's heads are taken for one", "interop/hf/families/gpt.py",
+        "layout=by_head(config.n_heads)", "layout=by_head(1)",
+        f"{PUBLISHED} -k 'logits and gpt_neox-0'",
+    ),
+    Fault(
+        "GPT-2's square weights stay turned", "interop/hf/weights.py",
+        "lambda theirs, _: [theirs.t()], of_bias=SAME", "lambda theirs, _: [theirs], of_bias=SAME",
+        f"{PUBLISHED} -k 'logits and gpt2-0'",
+    ),
+    Fault(
+        "Phi-3's gate is taken for its up", "interop/hf/families/llama.py",
+        '("feed_forward.gate_proj", "feed_forward.up_proj")', '("feed_forward.up_proj", "feed_forward.gate_proj")',
+        f"{PUBLISHED} -k 'logits and phi3-0'",
+    ),
+    Fault(
+        "RoBERTa's positions begin with padding's", "interop/hf/weights.py",
+        "lambda theirs, _: [theirs[rows:]]", "lambda theirs, _: [theirs[:-rows]]",
+        f"{PUBLISHED} -k 'logits and roberta-0'",
+    ),
+    Fault(
+        "a rotation's base is that of the paper", "interop/hf/attention.py",
+        'fields["rotary_base"] = given.get("rope_theta", old)', 'fields["rotary_base"] = base',
+        f"{PUBLISHED} -k 'logits and llama'",
+    ),
+    Fault(
+        "a yarn's length is left out", "interop/hf/attention.py",
+        '"original_max_position_embeddings": "original_max_seq_len",\n        "beta_fast"', '"beta_fast"',
+        f"{PUBLISHED} -k 'llama or mistral or qwen2 or olmo2'",
+    ),
+    Fault(
+        "windows are where they are not", "interop/hf/attention.py",
+        '"L" if each == _SLIDING else "G"', '"G" if each == _SLIDING else "L"',
+        f"{PUBLISHED} -k 'logits and gemma2'",
+    ),
+    Fault(
+        "T5's logits are never scaled", "interop/hf/families/seq2seq.py",
+        'fields["d_model"] ** -0.5 if scaled else None', "None",
+        f"{PUBLISHED} -k 'logits and t5-0'",
+    ),
+    Fault(
+        "a head that is said to be tied is", "interop/hf/reading.py",
+        'found["tie_embeddings"] = _equal(entries[copy], originals[0])', 'found["tie_embeddings"] = True',
+        f"{FILES} -k untied",
+    ),
+    Fault(
+        "a tensor that nothing uses is passed over", "interop/hf/reading.py",
+        'raise UserError(f"tensor {entry.name!r} {why}")', "continue",
+        f"{FILES} -k named",
+    ),
+    Fault(
+        "shapes are not compared", "interop/hf/reading.py",
+        "if entry.shape != piece.shape():", "if False:",
+        f"{FILES} -k named",
+    ),
+    Fault(
+        "a config may want what the files have not", "interop/hf/reading.py",
+        "if wanted > there:", "if False:",
+        f"{FILES} -k refused",
+    ),
+    Fault(
+        "code of a model's own is passed over", "interop/hf/reading.py",
+        'is not None and custom_code == "refuse"', 'is not None and custom_code == "run"',
+        f"{FILES} -k refused",
+    ),
+    Fault(
+        "a link may lead anywhere", "interop/hf/files.py",
+        "if not any(real.is_relative_to(root) for root in self._roots):", "if False:",
+        f"{FILES} -k link",
+    ),
+    Fault(
+        "a shard may be anywhere", "interop/hf/files.py",
+        "not isinstance(x, str) or Path(x).name != x", "not isinstance(x, str)",
+        f"{FILES} -k index",
+    ),
+    Fault(
+        "what is there is written over", "checkpoint/directory.py",
+        "if directory.is_dir() and any(directory.iterdir()):", "if False:",
+        f"{FILES} -k over",
+    ),
+    Fault(
+        "a tokenizer's template is not looked at", "data/tokenizer.py",
+        "self._template = _template(backend)", "self._template = None",
+        f"{TEXTS} -k 'texts_are and (bert or llama)'",
+    ),
+    Fault(
+        "a decoder begins with the boundary, whatever the task says", "tasks/seq2seq.py",
+        "tokenizer.boundary_id if self.start_id is None else self.start_id", "tokenizer.boundary_id",
+        f"{TEXTS} -k 'texts_are and t5'",
+    ),
+    Fault(
+        "a regression leaves in its own units", "interop/hf/writing.py",
+        "(tensor.double() * spread + mean)", "(tensor.double() * spread)",
+        f"{TEXTS} -k units",
+    ),
+    Fault(
+        "what theirs say of decoding is forgotten", "interop/hf/texts.py",
+        'if isinstance(kept.get("generation_config"), dict):', "if False:",
+        f"{TEXTS} -k decoding",
+    ),
+    Fault(
+        "no family is too far away", "interop/hf/configs.py",
+        "if values[field] != back[field] and field not in family.free", "if False",
+        f"{FILES} -k 'parts_that'",
+    ),
+    Fault(
+        "a run begins with chance after all", "training/beginning.py",
+        "model.load_state_dict({**wanted, **kept})", "model.load_state_dict(wanted)",
+        "tests/e2e/test_beginning.py -k classifier",
     ),
 ]  # fmt: skip
 
