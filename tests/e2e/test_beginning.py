@@ -16,7 +16,7 @@ SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24, "max_seq_len": 
 
 def theirs(folder, name, **fields):
     """A directory as others write it, tokenizer included."""
-    torch.manual_seed(0)
+    torch.manual_seed(7)  # another than a run's
     tokenizer = miniformer.Tokenizer.train("byte", [VERSE])
     values = family(name, **SIZES, vocab_size=tokenizer.vocab_size, **fields)
     model = miniformer.Transformer(TransformerConfig(**values))

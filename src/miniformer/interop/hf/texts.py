@@ -225,7 +225,7 @@ def labels(classes: list[Any] | None, width: int | None, kept: Config) -> Config
     if classes is None:
         given = {name: kept.get("config", {}).get(name) for name in _LABELS}
         if isinstance(given["id2label"], dict) and len(given["id2label"]) == width:
-            return {name: value for name, value in given.items() if value is not None}
+            return problem | {name: value for name, value in given.items() if value is not None}
     return {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
