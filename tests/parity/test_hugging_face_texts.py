@@ -13,32 +13,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 import miniformer
 from miniformer.config import UserError
 from miniformer.config.families import family as presets
+from miniformer.interop.hf.families import ALL
 from tests.parity import published
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default")
 transformers.logging.set_verbosity_error()
 TEXTS = ["a fine film", "the cat sat on the mat, twice", "b"]
-CLASSES = {
-    "bert": "BertForSequenceClassification",
-    "roberta": "RobertaForSequenceClassification",
-    "distilbert": "DistilBertForSequenceClassification",
-    "modernbert": "ModernBertForSequenceClassification",
-    "gpt2": "GPT2ForSequenceClassification",
-    "gpt_neox": "GPTNeoXForSequenceClassification",
-    "llama": "LlamaForSequenceClassification",
-    "qwen3": "Qwen3ForSequenceClassification",
-    "gemma3": "Gemma3TextForSequenceClassification",
-}
-BARE = {
-    "bert": "BertModel",
-    "roberta": "RobertaModel",
-    "distilbert": "DistilBertModel",
-    "modernbert": "ModernBertModel",
-    "gpt2": "GPT2Model",
-    "llama": "LlamaModel",
-    "gemma3": "Gemma3TextModel",
-}
+# Every class of theirs that we know, and the family whose draws fit it.
+CLASSES = [(name, each.preset) for each in ALL for name, k in each.kinds.items() if k.classifies]
+BARE = [(name, each.preset) for each in ALL for name, kind in each.kinds.items() if kind.bare]
 LABELS = {0: "bad", 1: "fine", 2: "odd"}
 
 
@@ -58,11 +42,9 @@ def ids(*shape):
     return torch.randint(4, 250, shape)
 
 
-@pytest.mark.parametrize("family", CLASSES)
-def test_classes(family, tmp_path):
-    theirs = random_model(
-        CLASSES[family], family, id2label=LABELS, label2id={v: k for k, v in LABELS.items()}
-    )
+@pytest.mark.parametrize(("name", "family"), CLASSES)
+def test_classes(name, family, tmp_path):
+    theirs = random_model(name, family, id2label=LABELS, label2id={v: k for k, v in LABELS.items()})
     theirs.save_pretrained(tmp_path / "theirs")
     miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     pipeline = miniformer.load(tmp_path / "ours")
@@ -85,9 +67,9 @@ def test_classes(family, tmp_path):
         assert torch.equal(again(input_ids=source, attention_mask=real.long()).logits, wanted)
 
 
-@pytest.mark.parametrize("family", BARE)
-def test_a_backbone_alone(family, tmp_path):
-    theirs = random_model(BARE[family], family)
+@pytest.mark.parametrize(("name", "family"), BARE)
+def test_a_backbone_alone(name, family, tmp_path):
+    theirs = random_model(name, family)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = miniformer.from_hf(tmp_path / "theirs")
     source = ids(2, 9)

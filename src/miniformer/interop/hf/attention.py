@@ -91,8 +91,7 @@ def write_rotation(config: TransformerConfig, theirs: Config) -> None:
         theirs["partial_rotary_factor"] = config.rotary_pct
     theirs["rope_theta"] = config.rotary_base
     theirs["rope_parameters"] = _written(config, theirs, config.rotary_base)
-    if config.rotary_scaling is not None:
-        theirs["rope_scaling"] = dict(theirs["rope_parameters"])
+    _write_old_scaling(theirs["rope_parameters"], theirs)
 
 
 def write_two_rotations(keys: tuple[str, str]) -> Writer:
@@ -105,6 +104,7 @@ def write_two_rotations(keys: tuple[str, str]) -> Writer:
             _FULL: _written(config, theirs, config.rotary_base),
             _SLIDING: {"rope_type": "default", "rope_theta": local},
         }
+        _write_old_scaling(theirs["rope_parameters"][_FULL], theirs)
 
     return write
 
@@ -215,6 +215,13 @@ def _scale(given: Config, config: Config, fields: Config) -> None:
     fields["rotary_scaling"] = scaling
     if kind == "dynamic":  # theirs says how long a text was in training
         fields["max_seq_len"] = int(length * scaling["factor"])
+
+
+def _write_old_scaling(parameters: Config, theirs: Config) -> None:
+    """What was `rope_scaling` before transformers 5, which had base and share beside it."""
+    if parameters["rope_type"] != "default":
+        beside = ("rope_theta", "partial_rotary_factor")
+        theirs["rope_scaling"] = {k: v for k, v in parameters.items() if k not in beside}
 
 
 def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:

@@ -1,0 +1,87 @@
+"""What is proven of each family, as a table. `python -m tests.parity.table` writes docs/families.md
+
+It runs the tests of families, and counts for each family the draws that passed each check. A test
+that failed makes this fail.
+"""
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+from miniformer.interop.hf.families import ALL
+from tests.parity.published import FAMILIES
+from tests.parity.test_hugging_face import CHECKS
+from tests.parity.test_hugging_face_texts import BARE, CLASSES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = ROOT / "docs" / "families.md"
+TESTS = ["tests/parity/test_hugging_face.py", "tests/parity/test_hugging_face_texts.py"]
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
+
+
+def results():
+    """(test or check, family) -> how many passed; raises if one failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = ["-m", "pytest", *TESTS, f"--junitxml={report}"]
+        if subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
+            raise SystemExit("the families are not green; nothing was written")
+        counts = Counter()
+        for case in ElementTree.parse(report).getroot().iter("testcase"):
+            test, _, parameters = case.get("name").rstrip("]").partition("[")
+            if test == "test_family":
+                check, family, _ = parameters.split("-", 1)[0], *parameters.rsplit("-", 2)[-2:]
+                if parameters.startswith("left-padded"):
+                    check = "left-padded"
+                counts[check, family] += 1
+            elif parameters:
+                counts[test, parameters] += 1
+        return counts
+
+
+def row(family, counts):
+    cells = [f"`{family}`"]
+    models = [f"`{name}`" for each in ALL if each.preset == family for name in each.kinds]
+    for check in CHECKS:
+        skipped = check == "greedy" and family in ENCODERS
+        cells.append("-" if skipped else str(counts[check, family]))
+    texts = "test_texts_are_the_same_tokens_and_the_answer_is_theirs"
+    cells.append("yes" if counts[texts, family] else "-")
+    for table, test in ((CLASSES, "test_classes"), (BARE, "test_a_backbone_alone")):
+        known = [f"{name}-{preset}" for name, preset in table if preset == family]
+        cells.append("yes" if known and all(counts[test, each] for each in known) else "-")
+    return "| " + " | ".join([*cells, ", ".join(models)]) + " |"
+
+
+def document(counts):
+    heads = ["family", *CHECKS, "tokenizer", "classes", "bare", "their classes"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines += [row(family, counts) for family in FAMILIES]
+    return f"""\
+# Published families, both ways
+
+Each family is held against transformers: a tiny model of theirs, with sizes, ties, windows and rotations
+drawn by chance (`tests/parity/published.py`), is imported, compared, trained, written again and loaded by them.
+A number counts the draws that passed; `-` marks what does not concern a family or is not tested of it.
+This page is written by `python -m tests.parity.table`.
+
+- **logits**, **hidden states**: within 1e-5 in float32. **left-padded**: each row of a batch padded on the left is
+  what theirs says of it alone. **5 steps**: the losses of five steps of AdamW, within 1e-4.
+  **greedy**: the same tokens, of one prompt and of two of unequal length at once; beam search is not
+  compared, as there is none here yet. **export**:
+  transformers loads what is written, and its logits are the same bits.
+- **tokenizer**: a text gives the same tokens here, there and after the export, and the same answer.
+  **classes**: the same of a model for classes, with their names. **bare**: of a backbone without a head.
+
+{chr(10).join(lines)}
+
+XLM-RoBERTa, SmolLM (`llama`), FLAN-T5 (`t5_v1_1`) and NLLB (`m2m_100`) have files of these families, too.
+"""
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(results()), encoding="utf-8")
+    print(f"wrote {DOCUMENT.relative_to(ROOT)}")
