@@ -30,6 +30,23 @@ def test_the_python_examples_of_the_readme_run_as_printed(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
+    import torch
+
+    import miniformer
+    from miniformer.config.families import family
+
+    sizes = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 24}
+    torch.manual_seed(0)
+    model = miniformer.Transformer(miniformer.TransformerConfig(**family("llama", **sizes)))
+    miniformer.to_hf(model, tmp_path / "path/to/checkpoint")
+    example = blocks("docs/huggingface.md", "python")[0]
+    done = run_python("-c", example, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "home" / "config.json").exists()
+    assert miniformer.load(tmp_path / "ours").model.config == model.config
+
+
 def test_the_training_command_of_the_readme_runs(tmp_path):
     (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
     words = re.sub(r"\\\n", " ", command)
