@@ -102,6 +102,9 @@ def _plain(message: str, parser: jsonargparse.ArgumentParser, arguments: list[st
         ]
         if types:
             return f"{found[1]} must be {' or '.join(dict.fromkeys(types))}, not {found[2]}"
+    if found := re.search(r"arguments are required: (.*)", message):
+        missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
+        return f"missing: {', '.join(missing)}; see --help"
     file = _config_file(arguments)
     if found := re.search(r"Option '(\w+)' is not accepted", message):
         known = [name.removeprefix("--") for name in names]

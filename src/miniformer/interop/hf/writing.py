@@ -20,7 +20,7 @@ from miniformer.checkpoint.pipeline import Pipeline, read_companions
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.interop.hf import texts
-from miniformer.interop.hf.configs import Config, Family, write_config
+from miniformer.interop.hf.configs import Config, Family, effective, write_config
 from miniformer.interop.hf.families import ALL
 from miniformer.interop.hf.files import Directory, Outline, read_tensor, write_tensors
 from miniformer.interop.hf.reading import Model
@@ -130,7 +130,7 @@ def choose(
     if nearest is None:
         raise UserError("no family of Hugging Face's is a model of this kind")
     _, name, blocked = nearest
-    values = config.to_dict()
+    values = {**effective(config), **{k: v for k, v in config.to_dict().items() if v is not None}}
     ways = ", ".join(
         f"{field}={values[field]!r}" if field in values else field for field in blocked
     )
