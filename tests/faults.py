@@ -51,6 +51,16 @@ FAULTS = [
         f"{BATTERY} -k 'plain_reference and yarn'",
     ),
     Fault(
+        "LongRoPE's factors are those of a short text", "model/rotary_scaling.py",
+        "torch.where(is_long, long, short)", "short",
+        f"{BATTERY} -k 'plain_reference and longrope'",
+    ),
+    Fault(
+        "a document with an end of its own has two", "tasks/prefix_language_modeling.py",
+        "if self.prompt_begins_document and not ended:", "if self.prompt_begins_document:",
+        "tests/unit/test_tokenizer.py -k documents",
+    ),
+    Fault(
         "local layers rotate with the global base", "model/position.py",
         "base = self.base_local if unscaled and self.base_local is not None else self.base",
         "base = self.base",

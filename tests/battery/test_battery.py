@@ -352,7 +352,7 @@ def test_a_model_that_is_not_causal_has_no_cache():
 
 def greedy_by_hand(model, prompt, steps):
     ids, room = list(prompt), len(prompt) + steps
-    dynamic = (model.config.rotary_scaling or {}).get("type") == "dynamic"
+    dynamic = (model.config.rotary_scaling or {}).get("type") in ("dynamic", "longrope")
     for _ in range(steps):
         text = ids
         if dynamic:  # which goes by the length of the whole text, from its first token on

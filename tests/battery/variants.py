@@ -11,6 +11,8 @@ LLAMA3 = {"type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_fa
           "original_max_seq_len": 8}  # fmt: skip
 YARN = {"type": "yarn", "factor": 4.0, "original_max_seq_len": 16, "beta_fast": 4.0}
 DYNAMIC = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}  # below most test lengths
+LONG = {"type": "longrope", "factor": 4.0, "original_max_seq_len": 6,  # within the tests' lengths
+        "short_factors": [1.0, 1.5, 2.0], "long_factors": [2.0, 3.0, 9.0]}  # fmt: skip
 # option -> name of a value -> the fields it sets
 OPTIONS = {
     "architecture": {"encoder": {}, "causal": {"causal": True}, "seq2seq": {}},
@@ -36,6 +38,10 @@ OPTIONS = {
         "dynamic": {"rotary_scaling": DYNAMIC, "rotary_base": 50.0},
         "llama3": {"rotary_scaling": LLAMA3, "rotary_base": 50.0},
         "yarn": {"rotary_scaling": YARN, "rotary_base": 50.0},
+        "longrope": {  # one pair more or less, as the head is wide
+            "head_dim": 6,
+            "rotary_scaling": LONG,
+        },
         "localbase": {"rotary_base_local": 10.0},
         "learned": {"position": "learned"},
         "sinusoidal": {"position": "sinusoidal"},

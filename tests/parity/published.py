@@ -110,6 +110,14 @@ def phi3(dice):
     config["rope_parameters"] = {
         "rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": share,
     }  # fmt: skip
+    if dice.random() < 0.6:  # every text of the tests is long, or none
+        pairs = int(each * share) // 2
+        config["original_max_position_embeddings"] = dice.choice([3, 30])
+        config["rope_parameters"] |= {
+            "rope_type": "longrope", "short_factor": [1.0 + pair for pair in range(pairs)],
+            "long_factor": [2.0 + 3 * pair for pair in range(pairs)],
+            "original_max_position_embeddings": config["original_max_position_embeddings"],
+        }  # fmt: skip
     return "Phi3ForCausalLM", config | {
         "sliding_window": dice.choice([None, 4]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
     }  # fmt: skip

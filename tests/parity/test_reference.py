@@ -625,6 +625,21 @@ SCALINGS = {
         "attention_factor": 1.3,
     },
     "yarn, no wave turns once": {"type": "yarn", "factor": 4.0, "original_max_seq_len": 5},
+    "longrope": {
+        "type": "longrope",
+        "factor": 4.0,
+        "original_max_seq_len": 5,
+        "short_factors": [1.0, 1.1, 1.2, 1.3],
+        "long_factors": [1.5, 2.0, 4.0, 9.0],
+    },
+    "longrope, a short text": {
+        "type": "longrope",
+        "factor": 4.0,
+        "original_max_seq_len": 99,
+        "short_factors": [1.0, 1.1, 1.2, 1.3],
+        "long_factors": [1.5, 2.0, 4.0, 9.0],
+        "attention_factor": 1.7,
+    },
     "dynamic": {"type": "dynamic", "factor": 4.0, "original_max_seq_len": SHORT},
 }
 
@@ -632,9 +647,12 @@ SCALINGS = {
 @pytest.mark.parametrize("kind", SCALINGS)
 def test_logits_under_rotary_scaling(kind):
     theirs = {
-        {"type": "rope_type", "original_max_seq_len": "original_max_position_embeddings"}.get(
-            name, name
-        ): value
+        {
+            "type": "rope_type",
+            "original_max_seq_len": "original_max_position_embeddings",
+            "short_factors": "short_factor",
+            "long_factors": "long_factor",
+        }.get(name, name): value
         for name, value in SCALINGS[kind].items()
     }
     lengths = {"max_position_embeddings": SHORT if kind == "dynamic" else 4 * 4096}

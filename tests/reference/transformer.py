@@ -312,6 +312,11 @@ def frequencies(base, dim, scaling, length):
         turns = original * rates / (2 * math.pi)  # over the original length
         kept = torch.clamp((turns - low) / (high - low), 0, 1)
         return (1 - kept) * rates / factor + kept * rates, 1.0
+    if kind == "longrope":  # a factor for each pair, others for a long text
+        slower = scaling["long_factors" if length > original else "short_factors"]
+        usual = math.sqrt(1 + math.log(factor) / math.log(original))
+        radius = scaling.get("attention_factor") or usual
+        return rates / torch.tensor(slower, dtype=torch.float64), radius
     assert kind == "yarn", kind  # the same by the pair's number (Peng et al. 2023)
 
     def pair_of(turns):

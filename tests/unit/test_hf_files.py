@@ -51,7 +51,11 @@ def refusal(path, **options):
         ({"num_attention_heads": 0}, "n_heads must be at least 1, not 0"),
         ({"rms_norm_eps": float("nan")}, "norm_eps must be above 0.0, not nan"),
         ({"hidden_act": "xielu"}, "hidden_act='xielu' is none of"),
-        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type='longrope' is none of"),
+        ({"rope_parameters": {"rope_type": "nope"}}, "rope_type='nope' is none of"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "short_factor": [1]}},
+            "short_factors must be 4 numbers above 0, one for each rotated pair",
+        ),
         ({"rope_parameters": [3]}, "rope_parameters must be an object"),
         ({"model_type": "mamba"}, "model_type='mamba' is none of bart, bert"),
         ({"architectures": ["LlamaForTokenClassification"]}, "is none of LlamaForCausalLM"),

@@ -9,6 +9,8 @@ from miniformer import cli
 from miniformer.config import UserError
 from miniformer.data.tokenizer import BOUNDARY, Tokenizer
 from miniformer.data.tokenizer_training import TextSample
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.tokens import encode_inputs
 from tests.kit import VERSE, run_python
 
 ALL = ("bpe", "unigram", "wordpiece", "char", "byte")
@@ -260,3 +262,57 @@ def test_the_command_learns_from_the_fields_that_it_is_told(tmp_path, capsys):
         assert tokenizer.vocab_size <= 3 + len(letters)
     assert tokenizer_command(data, "--fields", "[text]", "--out", tmp_path / "no") == 2
     assert "it needs a string as one of 'text'" in capsys.readouterr().err
+
+
+def templated(single, pair):
+    """A tokenizer with a template of its own, as Hugging Face directories have."""
+    made = Tokenizer.train("byte", [VERSE]).backend
+    made.add_special_tokens(["<s>", "</s>"])
+    tokens = [(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=tokens
+    )
+    return Tokenizer(made, "</s>")
+
+
+def test_what_a_template_puts_around_texts():
+    tokenizer = templated("<s> $A </s>", "<s> $A </s> $B:1 </s>:1")
+    begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
+    frame = tokenizer.of_inputs
+    assert (frame.before, frame.between, frame.after) == ([begin], [end], [end])
+    assert (frame.between_type, frame.second_type) == (0, 1)
+    assert tokenizer.of_sequences == frame
+    plain = Tokenizer.train("byte", [VERSE])
+    boundary = [plain.boundary_id]
+    assert plain.of_inputs[:3] == (boundary, boundary, [])
+    assert plain.of_sequences[:3] == ([], [], boundary)
+
+
+def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
+    tokenizer = templated("<s> $A", "<s> $A <s> $B:1")
+    begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
+    records = [{"text": "ab"}]
+    whole = [begin, *tokenizer.encode("ab"), end]
+    task = LanguageModeling()
+    assert task.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole
+    assert task.encode_prompts(["ab"], tokenizer) == [whole[:-1]]
+    prefix = task.for_model("seq2seq").encode(records, tokenizer, 64)
+    assert prefix[0]["ids"].tolist() == whole
+    running = LanguageModeling(prompt_begins_document=False)
+    assert running.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole[:-1]
+
+
+@pytest.mark.parametrize("room", [5, 6, 30])
+def test_what_is_cut_leaves_the_template_whole(room):
+    tokenizer = templated("<s> $A </s>", "<s> $A </s> $B:1 </s>:1")
+    begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
+    (text,) = encode_inputs([{"input": "abcdefgh"}], "text", tokenizer, room)
+    (pair,) = encode_inputs([{"input": ["abcd", "efgh"]}], "pair", tokenizer, room)
+    for example, kept in ((text, min(8, room - 2)), (pair, min(8, room - 3))):
+        ids = example["inputs"].tolist()
+        assert (ids[0], ids[-1]) == (begin, end)
+        assert len(ids) <= room
+        assert example["cut"] == 8 - kept
+    types = pair["token_types"].tolist()
+    assert types == sorted(types)
+    assert types.count(0) == 1 + pair["inputs"].tolist().index(end)

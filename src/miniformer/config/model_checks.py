@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
-from miniformer.config.strict import number_problems
+from miniformer.config.strict import LARGEST, number_problems
 
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
@@ -28,7 +28,15 @@ SCALINGS: dict[str, dict[str, float | None]] = {
         "beta_slow": 1.0,
         "attention_factor": 0.0,
     },
+    "longrope": {
+        "factor": None,
+        "original_max_seq_len": None,
+        "short_factors": None,
+        "long_factors": None,
+        "attention_factor": 0.0,
+    },
 }
+_OF_PAIRS = ("short_factors", "long_factors")  # a number for each rotated pair
 _SCALING_LIMITS: dict[str, dict[str, float]] = {
     "factor": {"low": 1},
     "original_max_seq_len": {"low": 1},
@@ -121,7 +129,7 @@ def _scaling(config: TransformerConfig) -> list[str]:
     ]
     values = {name: given.get(name, default) for name, default in known.items()}
     for name, value in values.items():
-        found += _scaling_value(kind, name, value)
+        found += _scaling_value(kind, name, value, config.rotary_dim // 2)
     if found:
         return found
     if config.rotary_dim < 4:
@@ -138,13 +146,24 @@ def _scaling(config: TransformerConfig) -> list[str]:
     return found
 
 
-def _scaling_value(kind: str, name: str, value: object) -> list[str]:
+def _scaling_value(kind: str, name: str, value: object, pairs: int) -> list[str]:
     """What is wrong with one setting of a scaling by itself."""
     if value is None:
         return [f"rotary_scaling: {kind} needs {name}"]
+    if name in _OF_PAIRS:
+        fits = isinstance(value, list) and len(value) == pairs
+        if fits and all(_positive(each) for each in value):  # type: ignore[attr-defined]
+            return []
+        wanted = f"{pairs} numbers above 0, one for each rotated pair"
+        return [f"rotary_scaling: {name} must be {wanted}"]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [f"rotary_scaling: {name} must be a number, not {value!r}"]
     return number_problems(f"rotary_scaling: {name}", value, **_SCALING_LIMITS[name])
+
+
+def _positive(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value <= LARGEST  # type: ignore[operator]
 
 
 def _layers(config: TransformerConfig) -> list[str]:

@@ -37,7 +37,7 @@ class TransformerConfig(StrictConfig):
         rotary_base: wavelength base of the rotation.
         rotary_base_local: the base in layers with a sliding window; null: rotary_base.
         rotary_scaling: how the rotation is stretched to longer texts: {"type": linear, dynamic,
-            yarn or llama3, "factor": ..., ...}; see `miniformer.model.rotary_scaling`.
+            yarn, longrope or llama3, "factor": ..., ...}; see `miniformer.model.rotary_scaling`.
         relative_buckets: rows of T5's table of distances.
         relative_max_distance: distance from which all are alike to it.
         pre_norm: true: normalise what enters a sub-layer; false: what leaves it (Xiong et al.

@@ -7,6 +7,7 @@
 | linear  | positions are divided by the factor                          | Chen et al. 2023        |
 | dynamic | past the original length the base grows with the text (NTK)  | Peng et al. 2023, 3.3   |
 | yarn    | fast pairs stay, slow ones are divided, a ramp between them  | Peng et al. 2023        |
+| longrope | each pair slowed by a factor of its own, others past the original length | Ding 2024 |
 | llama3  | the same with limits in wavelengths, as Llama 3.1 has it     | Grattafiori et al. 2024 |
 
 Letters: B batch, T query length, R rotated elements of a head.
@@ -49,11 +50,21 @@ def scaled_frequencies(
         stretched = base * (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
         return stretched[..., None] ** (-pair / dim), 1.0
     frequencies = base ** (-pair / dim)
+    if given["type"] == "longrope":
+        short, long = (pair.new_tensor(given[name]) for name in ("short_factors", "long_factors"))
+        is_long = (length > given["original_max_seq_len"])[..., None]
+        return frequencies / torch.where(is_long, long, short), _longrope_length(given)
     if given["type"] == "linear":
         return (frequencies / factor)[None, None], 1.0
     if given["type"] == "llama3":
         return _llama3(frequencies, given)[None, None], 1.0
     return _yarn(frequencies, given, base=base, dim=dim)[None, None], _yarn_length(given)
+
+
+def _longrope_length(given: dict[str, Any]) -> float:
+    """LongRoPE's temperature, taken into the length of queries and keys (Ding et al. 2024)."""
+    usual = 1 + math.log(given["factor"]) / math.log(max(given["original_max_seq_len"], 2))
+    return float(given["attention_factor"] or math.sqrt(usual))
 
 
 def _llama3(frequencies: Tensor, given: dict[str, Any]) -> Tensor:

@@ -56,7 +56,8 @@ class PrefixLanguageModeling(LanguageModeling):
         examples = []
         for example in super().encode(records, tokenizer, seq_len):
             ids = example["ids"]
-            if self.prompt_begins_document:  # a record is whole, so that its end is known
+            ended = tokenizer.begin_id != tokenizer.boundary_id  # by a token of its own
+            if self.prompt_begins_document and not ended:  # a record is whole: its end is known
                 ids = np.append(ids, as_ids([tokenizer.boundary_id], tokenizer))
             per_token = example["bytes"] / len(ids)
             examples += [

@@ -23,6 +23,13 @@ _SCALINGS: dict[str, dict[str, str]] = {
         "high_freq_factor": "high_freq_factor",
         "original_max_position_embeddings": "original_max_seq_len",
     },
+    "longrope": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_max_seq_len",
+        "short_factor": "short_factors",
+        "long_factor": "long_factors",
+        "attention_factor": "attention_factor",
+    },
     "yarn": {
         "factor": "factor",
         "original_max_position_embeddings": "original_max_seq_len",
@@ -193,6 +200,7 @@ def _parameters(config: Config) -> Config:
 
 def _scale(given: Config, config: Config, fields: Config) -> None:
     kind = given.get("rope_type", given.get("type", "default"))
+    kind = "longrope" if kind == "su" else kind  # as Phi-3's first files call it
     if kind == "default":
         return
     if not isinstance(kind, str) or kind not in _SCALINGS:
@@ -212,6 +220,10 @@ def _scale(given: Config, config: Config, fields: Config) -> None:
             scaling[ours] = given[theirs]
     if kind in ("dynamic", "yarn"):
         scaling.setdefault("original_max_seq_len", length)
+    if kind == "longrope":
+        original = config.get("original_max_position_embeddings", length)
+        scaling.setdefault("original_max_seq_len", original)
+        scaling.setdefault("factor", max(1.0, length / scaling["original_max_seq_len"]))
     fields["rotary_scaling"] = scaling
     if kind == "dynamic":  # theirs says how long a text was in training
         fields["max_seq_len"] = int(length * scaling["factor"])
@@ -238,6 +250,8 @@ def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:
             value = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}.get(name)
         if value is not None and not (name == "attention_factor" and not value):
             made[name] = value
+    if scaling["type"] == "longrope":
+        theirs["original_max_position_embeddings"] = scaling["original_max_seq_len"]
     if scaling["type"] == "dynamic":
         theirs["max_position_embeddings"] = scaling["original_max_seq_len"]
     return made

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from miniformer.config import UserError
 
+_ROW_BYTES = 32 * 2**20
 _TEXT_BYTES = 64 * 2**20  # a tokenizer may be some megabytes, a config is some kilobytes
 _TYPES = {
     "F64": torch.float64,
@@ -192,6 +193,23 @@ def read_tensor(entry: Entry) -> Tensor:
         with safe_open(entry.file, framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(entry.name)
             return tensor
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"{entry.file}: cannot be read: {error}") from None
+
+
+def copy_tensor(entry: Entry, into: Tensor) -> None:
+    """Copies a tensor's values some rows at a time, so that no more is held than `into` and they.
+
+    Raises:
+        UserError: see `read_tensor`.
+    """
+    entry.outline()
+    rows = max(1, _ROW_BYTES // max(1, into[:1].nbytes)) if into.dim() else 1
+    try:
+        for start in range(0, len(into) if into.dim() else 1, rows):
+            with safe_open(entry.file, framework="pt") as opened:
+                part = opened.get_slice(entry.name)
+                into[start : start + rows].copy_(part[start : start + rows])
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{entry.file}: cannot be read: {error}") from None
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from miniformer.config import TransformerConfig, UserError
 from miniformer.interop.hf.configs import Config, Family, read_fields, to_config
 from miniformer.interop.hf.families import family_of
-from miniformer.interop.hf.files import Directory, Entry, kind_of, read_tensor
-from miniformer.interop.hf.weights import Piece, pieces
+from miniformer.interop.hf.files import Directory, Entry, copy_tensor, kind_of, read_tensor
+from miniformer.interop.hf.weights import SAME, Piece, pieces
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
@@ -45,8 +45,10 @@ class Checkpoint:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our names and values, one by one, in the order of the model's own."""
         for piece, entry in zip(self.plan, self.entries, strict=True):
-            parts = piece.layout.split(read_tensor(entry), piece.shapes)
-            yield from zip(piece.ours, parts, strict=True)
+            yield from zip(piece.ours, self._parts(piece, entry), strict=True)
+
+    def _parts(self, piece: Piece, entry: Entry) -> list[Tensor]:
+        return piece.layout.split(read_tensor(entry), piece.shapes)
 
     def build(self, dtype: torch.dtype | None = None) -> Model:
         """The model, in eval mode, in the type of the files or in `dtype`."""
@@ -54,8 +56,12 @@ class Checkpoint:
         model = model.to(dtype or kind_of(self.entries)).to_empty(device="cpu")
         weights = model.state_dict()
         with torch.no_grad():
-            for name, tensor in self.tensors():
-                weights[name].copy_(tensor)
+            for piece, entry in zip(self.plan, self.entries, strict=True):
+                if piece.layout is SAME:
+                    copy_tensor(entry, weights[piece.ours[0]])
+                    continue
+                for name, tensor in zip(piece.ours, self._parts(piece, entry), strict=True):
+                    weights[name].copy_(tensor)
         return model.eval()
 
 
