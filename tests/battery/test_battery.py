@@ -211,6 +211,11 @@ def test_dropout_is_off_in_eval_and_on_in_training(row):
     assert not torch.equal(call(model, inputs, segments), call(model, inputs, segments))
 
 
+def off(one, other):
+    """How far one tensor is from another, as a share of that."""
+    return float((one - other).norm() / other.norm())
+
+
 @every_variant
 @pytest.mark.parametrize("grad", [True, False])  # which decides the backend
 def test_bfloat16_stays_bfloat16_and_stays_near(row, grad):
@@ -221,10 +226,12 @@ def test_bfloat16_stays_bfloat16_and_stays_near(row, grad):
         with torch.autocast("cpu", torch.bfloat16):
             mixed = call(model, inputs, segments)
         out = call(model.bfloat16(), inputs, segments)
+        rounded = call(model.float(), inputs, segments)  # its weights alone
     assert out.dtype == torch.bfloat16
+    real = segments != 0
+    bound = max(0.1, 1.5 * off(rounded[real], wanted[real]))
     for each in (mixed, out):
-        error = (each.float() - wanted)[segments != 0].norm() / wanted[segments != 0].norm()
-        assert error < 0.1
+        assert off(each.float()[real], wanted[real]) < bound
 
 
 @every_variant
@@ -232,14 +239,17 @@ def test_gradients_under_autocast_stay_near(row):
     model = build(row)
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
     gradients = []
-    for enabled in (False, True):
+    for enabled, rounded in ((False, False), (True, False), (False, True)):
         model.zero_grad()
+        if rounded:
+            model = model.bfloat16().float()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             out = call(model, inputs, segments)
         out.float()[segments != 0].square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    # Rounding the weights alone moves some by 0.2; a gradient of something else is 1 off.
-    assert (gradients[1] - gradients[0]).norm() / gradients[0].norm() < 0.5
+    # Rounding the weights alone moves one by 0.8; a gradient of something else is 1.4 off.
+    exact, mixed, rounded = gradients
+    assert off(mixed, exact) < max(0.5, 1.1 * off(rounded, exact))
 
 
 @decoding
