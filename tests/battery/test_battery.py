@@ -213,7 +213,7 @@ def test_dropout_is_off_in_eval_and_on_in_training(row):
 
 def off(one, other):
     """How far one tensor is from another, as a share of that."""
-    return float((one - other).norm() / other.norm())
+    return float((one - other).detach().norm() / other.detach().norm())
 
 
 @every_variant
