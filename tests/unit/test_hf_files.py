@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import miniformer
 from miniformer import cli
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.families import family
+from miniformer.interop.hf import importing
 from tests import fuzz
 
 SIZES = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}
@@ -246,6 +248,21 @@ def test_nothing_is_written_over(llama, tmp_path):
         with pytest.raises(UserError, match="exists and is not empty; name another directory"):
             call(llama, out)
     assert (out / "mine.txt").read_text() == "mine"
+
+
+def test_where_nothing_can_be_written(llama, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/out: cannot be written: Not a directory"):
+        miniformer.import_hf(llama, tmp_path / "file" / "out")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    miniformer.import_hf(llama, ".")  # a folder that is there, by any name
+    assert miniformer.load(tmp_path / "empty").model.config.n_layers == 2
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(importing, "write_tensors", mock.Mock(side_effect=full))
+    with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
+        miniformer.import_hf(llama, tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_import_that_fails_leaves_nothing(llama, tmp_path):

@@ -72,21 +72,33 @@ def refuse_full(directory: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `directory` if all goes well."""
+    """A new folder to write into, which takes the place of `directory` if all goes well.
+
+    Raises:
+        UserError: it cannot be written: there is no permission or no room.
+    """
+    told, directory = directory, directory.absolute()
     beside = directory.with_name(directory.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     before = directory.with_name(directory.name + ".old")
-    shutil.rmtree(before, ignore_errors=True)
-    if directory.exists():
-        os.replace(directory, before)
-    os.replace(beside, directory)
-    shutil.rmtree(before, ignore_errors=True)
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        yield beside
+        if directory.is_dir() and not any(directory.iterdir()):  # maybe where the user is
+            for each in beside.iterdir():
+                os.replace(each, directory / each.name)
+            beside.rmdir()
+            return
+        shutil.rmtree(before, ignore_errors=True)
+        if directory.exists():
+            os.replace(directory, before)
+        os.replace(beside, directory)
+        shutil.rmtree(before, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(f"{told}: cannot be written: {error.strerror or error}") from None
+        raise
 
 
 def _write(
