@@ -42,6 +42,8 @@ _MODEL = {
     "max_seq_len": 256,
     "dropout": 0.0,
     "activation": "swiglu",
+    "norm": "rmsnorm",  # with it and without biases it is a Llama, and can be exported as one
+    "bias": False,
 }
 
 
