@@ -222,34 +222,30 @@ def test_bfloat16_stays_bfloat16_and_stays_near(row, grad):
     model = build(row)
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
     with torch.set_grad_enabled(grad):
-        wanted = call(model, inputs, segments)
+        # Both round the weights, so what is near is the model with rounded ones.
+        wanted = call(model.bfloat16().float(), inputs, segments)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = call(model, inputs, segments)
         out = call(model.bfloat16(), inputs, segments)
-        rounded = call(model.float(), inputs, segments)  # its weights alone
     assert out.dtype == torch.bfloat16
     real = segments != 0
-    bound = max(0.1, 1.5 * off(rounded[real], wanted[real]))
     for each in (mixed, out):
-        assert off(each.float()[real], wanted[real]) < bound
+        assert off(each.float()[real], wanted[real]) < 0.1
 
 
 @every_variant
 def test_gradients_under_autocast_stay_near(row):
     model = build(row)
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
+    model = model.bfloat16().float()  # as autocast rounds them: that alone moves one by 0.8
     gradients = []
-    for enabled, rounded in ((False, False), (True, False), (False, True)):
+    for enabled in (False, True):
         model.zero_grad()
-        if rounded:
-            model = model.bfloat16().float()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             out = call(model, inputs, segments)
         out.float()[segments != 0].square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    # Rounding the weights alone moves one by 0.8; a gradient of something else is 1.4 off.
-    exact, mixed, rounded = gradients
-    assert off(mixed, exact) < max(0.5, 1.1 * off(rounded, exact))
+    assert off(gradients[1], gradients[0]) < 0.5  # a gradient of something else is 1 off
 
 
 @decoding

@@ -35,6 +35,7 @@ def save_directory(
     generation: GenerationConfig,
     card: str,
     pictures: tuple[Path, ...] = (),
+    remembered: dict[str, Any] | None = None,
     origin: Path | None = None,
 ) -> None:
     """Writes a whole model directory beside `directory`, then puts it in its place.
@@ -47,15 +48,46 @@ def save_directory(
         generation: default decoding settings.
         card: text of README.md.
         pictures: files that the card shows.
-        origin: the directory that the model came from: what an import remembered of other formats
-            goes with it.
+        remembered: what an import remembered of other formats, see `read_remembered`.
+        origin: the directory of the imported model, whose tokenizer's files go as they came.
     """
     with replacing(directory) as beside:
-        _write(beside, model, tokenizer, task, generation, card, pictures)
-        if origin is not None and (origin / REMEMBERED).is_file():
-            for name in (REMEMBERED, *TOKENIZER_FILES):  # theirs say more than ours
-                if (origin / name).is_file():
+        model.save_pretrained(beside)
+        if tokenizer is not None:
+            tokenizer.save(beside / "tokenizer.json")
+            if tokenizer.source is not None:
+                (beside / SOURCE_TOKENIZER).mkdir()
+                tokenizer.source.save(beside / SOURCE_TOKENIZER / "tokenizer.json")
+        write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
+        write_text(
+            beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n"
+        )
+        write_text(beside / "README.md", card)
+        for picture in pictures:
+            shutil.copy(picture, beside / picture.name)
+        if remembered:
+            write_text(beside / REMEMBERED, json.dumps(remembered, indent=2) + "\n")
+            for name in TOKENIZER_FILES:  # theirs say more than ours
+                if origin is not None and (origin / name).is_file():
                     shutil.copy(origin / name, beside / name)
+
+
+def read_remembered(directory: Path) -> dict[str, Any]:
+    """What an import remembered of other formats' files; of other models nothing.
+
+    Raises:
+        UserError: the file is broken.
+    """
+    path = directory / REMEMBERED
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")
+    return value
 
 
 def refuse_full(directory: Path) -> None:
@@ -99,25 +131,3 @@ def replacing(directory: Path) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise UserError(f"{told}: cannot be written: {error.strerror or error}") from None
         raise
-
-
-def _write(
-    beside: Path,
-    model: PretrainedMixin,
-    tokenizer: Tokenizer | None,
-    task: dict[str, Any],
-    generation: GenerationConfig,
-    card: str,
-    pictures: tuple[Path, ...],
-) -> None:
-    model.save_pretrained(beside)
-    if tokenizer is not None:
-        tokenizer.save(beside / "tokenizer.json")
-        if tokenizer.source is not None:
-            (beside / SOURCE_TOKENIZER).mkdir()
-            tokenizer.source.save(beside / SOURCE_TOKENIZER / "tokenizer.json")
-    write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
-    write_text(beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n")
-    write_text(beside / "README.md", card)
-    for picture in pictures:
-        shutil.copy(picture, beside / picture.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from miniformer import registry
 from miniformer.checkpoint.directory import (
     REMEMBERED,
     SOURCE_TOKENIZER,
-    TOKENIZER_FILES,
+    read_remembered,
     refuse_full,
     save_directory,
 )
@@ -31,7 +30,7 @@ from miniformer.config import (
 )
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.hub import local, push
-from miniformer.model.pretrained import read_config, write_text
+from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.encoding import Encoding
@@ -59,7 +58,7 @@ def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     tokenizer, task, generation = read_companions(directory, architecture, config)
     model = MODELS[_kind(directory, architecture)].from_pretrained(directory)
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
-    pipeline.directory, pipeline.remembered = directory, _remembered(directory)
+    pipeline.directory, pipeline.remembered = directory, read_remembered(directory)
     return pipeline
 
 
@@ -89,19 +88,6 @@ def _kind(directory: Path, architecture: str) -> str:
         known = " or a ".join(kinds)
         raise UserError(f"{directory}/config.json: holds a {architecture}, not a {known}")
     return kinds[architecture]
-
-
-def _remembered(directory: Path) -> dict[str, Any]:
-    path = directory / REMEMBERED
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold an object, not a {type(value).__name__}")
-    return value
 
 
 class Pipeline:
@@ -215,20 +201,18 @@ class Pipeline:
         """
         directory = Path(directory)
         refuse_full(directory)
-        card = directory if self.directory is None else self.directory / "README.md"
+        card = None if self.directory is None else self.directory / "README.md"
+        told = card is not None and card.is_file()
         save_directory(
             directory,
             model=self.model,
             tokenizer=self.tokenizer,
             task=self.task.settings(),
             generation=self.generation,
-            card=card.read_text(encoding="utf-8") if card.is_file() else "# A model\n",
+            card=card.read_text(encoding="utf-8") if card is not None and told else "# A model\n",
+            remembered=self.remembered,
+            origin=self.directory,
         )
-        if self.remembered and self.directory is not None:
-            write_text(directory / REMEMBERED, json.dumps(self.remembered, indent=2) + "\n")
-            for name in TOKENIZER_FILES:  # theirs say more than ours
-                if (self.directory / name).is_file():
-                    shutil.copy(self.directory / name, directory / name)
 
     def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
         """Uploads the whole model directory; `load(name)` brings it back.

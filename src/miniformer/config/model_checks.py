@@ -146,13 +146,13 @@ def _scaling(config: TransformerConfig) -> list[str]:
     return found
 
 
-def _scaling_value(kind: str, name: str, value: object, pairs: int) -> list[str]:
+def _scaling_value(kind: str, name: str, value: Any, pairs: int) -> list[str]:
     """What is wrong with one setting of a scaling by itself."""
     if value is None:
         return [f"rotary_scaling: {kind} needs {name}"]
     if name in _OF_PAIRS:
         fits = isinstance(value, list) and len(value) == pairs
-        if fits and all(_positive(each) for each in value):  # type: ignore[attr-defined]
+        if fits and all(_positive(each) for each in value):
             return []
         wanted = f"{pairs} numbers above 0, one for each rotated pair"
         return [f"rotary_scaling: {name} must be {wanted}"]
@@ -161,9 +161,10 @@ def _scaling_value(kind: str, name: str, value: object, pairs: int) -> list[str]
     return number_problems(f"rotary_scaling: {name}", value, **_SCALING_LIMITS[name])
 
 
-def _positive(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value <= LARGEST  # type: ignore[operator]
+def _positive(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= LARGEST
 
 
 def _layers(config: TransformerConfig) -> list[str]:

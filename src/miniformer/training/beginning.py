@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
+from miniformer.checkpoint.directory import SOURCE_TOKENIZER, read_remembered
 from miniformer.checkpoint.pipeline import MODELS
 from miniformer.config import UserError
 from miniformer.model.pretrained import read_config
@@ -46,7 +46,7 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
     for name in (*_OF_TASK, *(_OF_VOCABULARY if has_outputs else ())):
         fields.pop(name, None)
     if has_outputs:  # the head that its family has for classes, so that it can go back there
-        fields |= _object(directory / REMEMBERED).get("classifier", {})
+        fields |= read_remembered(directory).get("classifier", {})
     changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
     if (directory / "tokenizer.json").exists():
         changes["tokenizer"] = str(directory)

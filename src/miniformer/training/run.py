@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.checkpoint.directory import save_directory
+from miniformer.checkpoint.directory import read_remembered, save_directory
 from miniformer.checkpoint.pipeline import MODELS
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -175,6 +175,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             generation=generation,
             card=card(figures, more, [picture.name for picture in pictures]),
             pictures=pictures,
+            remembered={} if origin is None else read_remembered(origin),
             origin=origin,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
+from miniformer.config.model_checks import SCALINGS
 from miniformer.interop.hf.configs import Config, Reader, Writer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -38,7 +39,11 @@ _SCALINGS: dict[str, dict[str, str]] = {
         "attention_factor": "attention_factor",
     },
 }
-_NO_SCALING = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}
+# What stands beside a scaling, and the length that transformers adds to all of them.
+_NO_SCALING = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),
+    "original_max_position_embeddings",
+}
 
 
 def read_rotation(
@@ -206,12 +211,10 @@ def _scale(given: Config, config: Config, fields: Config) -> None:
     if not isinstance(kind, str) or kind not in _SCALINGS:
         raise UserError(f"rope_type={kind!r} is none of default, {', '.join(_SCALINGS)}")
     names = _SCALINGS[kind]
-    strange = [name for name in given if name not in names and name not in _NO_SCALING]
     length = config.get("max_position_embeddings")
-    # What transformers adds to all of them without a meaning, and yarn's usual rounding.
-    harmless = {"original_max_position_embeddings": given.get("original_max_position_embeddings")}
-    harmless["truncate"] = True
-    strange = [n for n in strange if n not in harmless or given[n] != harmless[n]]
+    strange = [name for name in given if name not in names and name not in _NO_SCALING]
+    if strange == ["truncate"] and given["truncate"] is True:  # yarn's usual rounding
+        strange = []
     if strange:
         raise UserError(f"rope_parameters: {strange[0]}={given[strange[0]]!r} is not supported")
     scaling: dict[str, Any] = {"type": kind}
@@ -240,18 +243,16 @@ def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:
     made: Config = {"rope_type": "default", "rope_theta": base}
     if config.rotary_pct != 1.0:
         made["partial_rotary_factor"] = config.rotary_pct
-    scaling = config.rotary_scaling
-    if scaling is None:
+    if config.rotary_scaling is None:
         return made
-    made["rope_type"] = scaling["type"]
-    for name, ours in _SCALINGS[scaling["type"]].items():
-        value = scaling.get(ours)
-        if value is None:
-            value = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}.get(name)
-        if value is not None and not (name == "attention_factor" and not value):
-            made[name] = value
-    if scaling["type"] == "longrope":
+    kind = config.rotary_scaling["type"]
+    scaling = {**SCALINGS[kind], **config.rotary_scaling}
+    made["rope_type"] = kind
+    for name, ours in _SCALINGS[kind].items():
+        if scaling[ours]:  # an attention factor of 0 follows from the factor
+            made[name] = scaling[ours]
+    if kind == "longrope":
         theirs["original_max_position_embeddings"] = scaling["original_max_seq_len"]
-    if scaling["type"] == "dynamic":
+    if kind == "dynamic":
         theirs["max_position_embeddings"] = scaling["original_max_seq_len"]
     return made

@@ -164,8 +164,6 @@ def read_fields(family: Family, config: Config) -> tuple[str, Config]:
     try:
         for reader in family.read:
             reader(config, fields)
-        if kind.classifies:
-            fields.pop("final_softcap", None)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from miniformer.checkpoint.directory import REMEMBERED, refuse_full, replacing
+from miniformer.checkpoint.directory import read_remembered, refuse_full, replacing
 from miniformer.checkpoint.pipeline import Pipeline, read_companions
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
@@ -143,8 +143,7 @@ def choose(
 def _source(model: Model | Pipeline | str | Path) -> Source:
     if isinstance(model, str | Path):
         return _of_directory(Path(model))
-    pipeline = model if isinstance(model, Pipeline) else None
-    inner: Model = pipeline.model if pipeline is not None else model  # type: ignore[assignment]
+    pipeline, inner = (model, model.model) if isinstance(model, Pipeline) else (None, model)
     weights = inner.state_dict()
     return Source(
         config=inner.config,
@@ -163,7 +162,7 @@ def _of_directory(path: Path) -> Source:
     architecture, config = read_config(path)
     entries = Directory(path).tensors()
     tokenizer, task, generation = read_companions(path, architecture, config)
-    kept = Directory(path).json(REMEMBERED) or {}
+    kept = read_remembered(path)
     return Source(
         config=config,
         seq2seq=architecture == "Seq2SeqTransformer",

@@ -10,7 +10,7 @@ from miniformer.interop.hf.attention import (
     write_rotation,
 )
 from miniformer.interop.hf.configs import Family, Key, Kind
-from miniformer.interop.hf.families.tables import PLAIN, in_layers, no_head_dim
+from miniformer.interop.hf.families.tables import LAST_TOKEN, PLAIN, in_layers, no_head_dim
 from miniformer.interop.hf.weights import (
     STACKED_TRANSPOSED,
     TRANSPOSED,
@@ -37,9 +37,7 @@ GPT2 = Family(
     ),
     kinds={
         "GPT2LMHeadModel": Kind({}, rules({"head": "lm_head"})),
-        "GPT2ForSequenceClassification": Kind(
-            {"output_dim": None, "output_bias": False, "pooling": "last"}, rules({"head": "score"})
-        ),
+        "GPT2ForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
         "GPT2Model": Kind({"tie_embeddings": True}, bare=True),
     },
     rules=rules(
@@ -101,9 +99,7 @@ GPT_NEOX = Family(
     ),
     kinds={
         "GPTNeoXForCausalLM": Kind({}, rules({"head": "embed_out"})),
-        "GPTNeoXForSequenceClassification": Kind(
-            {"output_dim": None, "output_bias": False, "pooling": "last"}, rules({"head": "score"})
-        ),
+        "GPTNeoXForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
         "GPTNeoXModel": Kind({"tie_embeddings": True}, bare=True),
     },
     rules=rules(

@@ -15,7 +15,7 @@ from miniformer.interop.hf.attention import (
     write_windows,
 )
 from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader, Writer
-from miniformer.interop.hf.families.tables import GATED, in_layers
+from miniformer.interop.hf.families.tables import GATED, LAST_TOKEN, in_layers
 from miniformer.interop.hf.weights import (
     STACKED,
     rules,
@@ -40,11 +40,10 @@ _LLAMA_COPIES = {"lm_head.weight": ("model.embed_tokens.weight",)}
 
 
 def _decoder_kinds(name: str, inner: str | None = None) -> dict[str, Kind]:
-    classes = {"output_dim": None, "output_bias": False, "pooling": "last"}
     inner = inner or name
     return {
         f"{name}ForCausalLM": Kind({}, rules({"head": "lm_head"})),
-        f"{inner}ForSequenceClassification": Kind(classes, rules({"head": "score"})),
+        f"{inner}ForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
         f"{inner}Model": Kind({"tie_embeddings": True}, bare=True),
     }
 

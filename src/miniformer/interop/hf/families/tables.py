@@ -26,6 +26,10 @@ GATED = {
 }
 
 
+# How decoders make classes: a map of the last token, without a bias.
+LAST_TOKEN: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
+
+
 def in_layers(names: dict[Any, Any], ours: str, theirs: str) -> dict[Any, Any]:
     """A table of names within a layer, with what is before them on both sides."""
     made: dict[Any, Any] = {}
