@@ -65,7 +65,11 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "encoding": "miniformer.tasks.encoding:Encoding",
     },
-    "optimizer": {"adamw": "miniformer.training.optimizers:adamw"},
+    "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimiser
+        "muon": "miniformer.training.optimizers:adamw",
+        "adamw": "miniformer.training.optimizers:adamw",
+        "schedulefree": "miniformer.training.optimizers:schedulefree",
+    },
     "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate
         "cosine": "miniformer.training.schedules:cosine",
         "onecycle": "miniformer.training.schedules:onecycle",
@@ -77,6 +81,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "tensorboard": "miniformer.training.loggers:tensorboard",
         "csv": "miniformer.training.loggers:csv",
         "wandb": "miniformer.training.loggers:wandb",
+        "mlflow": "miniformer.training.loggers:mlflow",
         "none": "miniformer.training.loggers:none",
     },
 }

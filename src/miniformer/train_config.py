@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from typing import Any
 
 from miniformer.config import StrictConfig, option
+from miniformer.config.units import parse_bytes
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_OF_VALIDATION = {
+    "early_stopping_patience": "the data on which the loss is watched",
+    "val_interval": "the data to validate on",
+    "checkpoint_metric": "the data on which it is measured",
+    "average_checkpoints": "the data on which the mean is tried",
+    "sample_prompt": "at whose validations it is continued",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,22 +49,39 @@ class TrainConfig(StrictConfig):
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
             max_seq_len.
         lr: learning rate at its highest.
+        find_lr: try rates on the training data first, and train with the one that they suggest.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
+        layer_lr_decay: factor on the learning rate from each layer to the one below it.
         scheduler: how the learning rate goes down: cosine, onecycle, linear, wsd, none.
-        warmup_steps: optimiser steps in which it first goes up; null: 5 % of the run, or onecycle's
-            own.
+        warmup_steps: optimiser steps in which it first goes up; null: as warmup_share says.
+        warmup_share: the same as a share of the run; null: 0.05, or onecycle's own.
         max_epochs: passes over the training data; null: 10 unless max_steps or max_time is set.
         max_steps: optimiser steps at most.
         max_time: time at most, as 90s, 10m, 1h30m; the learning rate follows the clock.
         val_interval: optimiser steps between validations; null: five times over the run.
-        optimizer: adamw.
+        optimizer: muon: Muon for the matrices within layers, AdamW for the rest; adamw;
+            schedulefree: AdamW without a schedule (needs the extra miniformer[optim]).
+        optimizer_config: options of the optimizer, such as {"betas": [0.9, 0.99]}.
         gradient_clip_val: longest gradient (its norm); 0: any.
         accumulate_grad_batches: batches in one optimiser step, as one large batch.
+        ema_decay: validate and keep the moving average of the weights, which keeps this share of
+            itself at each step, such as 0.999; null: the weights themselves.
+        average_checkpoints: at the end, also try the mean of the weights at this many last
+            validations, and keep it if it is the best model; null: not.
         activation_checkpointing: what a training pass keeps for the backward pass: none:
             everything; selective: matrix products and attention; full: each layer's input, and
             computes the rest again. The gradients are the same.
-        precision: float32, or bf16 (mixed); auto: bf16 on GPUs that have it, else float32.
+        memory: what the process may take, such as 4GB: batches are split and activations computed
+            again as it needs; null: no limit.
+        find_batch_size: try sizes first, and train with the one of most tokens a second.
+        precision: float32, or bf16 (mixed); auto: bf16 where it is measured to be fast (GPUs that
+            have it, CPUs with AVX512-BF16 or AMX), else float32.
+        compile: compile the layers, and tell when that pays back.
         accelerator: cpu, cuda, mps, or auto: the best there is.
+        devices: processes on this machine, one for each device.
+        num_nodes: machines; each starts its own, by torchrun.
+        strategy: ddp: each device has the whole model; fsdp2: each has a share of it; deepspeed:
+            ZeRO (needs CUDA and the extra miniformer[deepspeed]); null: ddp where there are several.
         num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
             of the training process.
         streaming: read train_path front to back as it comes, such as from a pipe ("-" is standard
@@ -65,7 +91,13 @@ class TrainConfig(StrictConfig):
         work_dir: folder for runs.
         experiment_name: the run's folder within work_dir; null: the task's name. A number is added
             if it exists.
-        logger: tensorboard, csv, wandb (needs the extra miniformer[wandb]), none.
+        resume: a run's folder to go on in, as if it had never stopped; of the flags beside it only
+            those that are not at their defaults change its settings.
+        checkpoint_interval: optimiser steps between two states of the run that can be resumed;
+            null: with each validation, and so often that it takes 2 % of the time.
+        sample_prompt: what to continue at each validation, to be read; null: the beginning of a
+            text of val_path.
+        logger: tensorboard, csv, wandb and mlflow (each needs the extra of its name), none.
         checkpoint_metric: validation figure that tells the best model, such as accuracy; null:
             loss.
         early_stopping_patience: validations without a better checkpoint_metric before the run
@@ -86,55 +118,60 @@ class TrainConfig(StrictConfig):
     batch_tokens: int | None = option(None, low=1)
     seq_len: int | None = option(None, low=1)
     lr: float = option(1e-3, low=0.0)
+    find_lr: bool = False
     weight_decay: float = option(0.1, low=0.0)
+    layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
     scheduler: str = option("cosine", of="scheduler")
     warmup_steps: int | None = option(None, low=0)
+    warmup_share: float | None = option(None, low=0.0, high=1.0)
     max_epochs: int | None = option(None, low=1)
     max_steps: int | None = option(None, low=1)
     max_time: str | None = None
     val_interval: int | None = option(None, low=1)
-    optimizer: str = option("adamw", of="optimizer")
+    optimizer: str = option("muon", of="optimizer")
+    optimizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     gradient_clip_val: float = option(1.0, low=0.0)
     accumulate_grad_batches: int = option(1, low=1)
+    ema_decay: float | None = option(None, above=0.0, high=0.999999)
+    average_checkpoints: int | None = option(None, low=2)
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
+    memory: str | None = None
+    find_batch_size: bool = False
     precision: str = option("auto", choices=("auto", "float32", "bf16"))
+    compile: bool = False
     accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
+    devices: int = option(1, low=1)
+    num_nodes: int = option(1, low=1)
+    strategy: str | None = option(None, choices=("ddp", "fsdp2", "deepspeed"))
     num_workers: int = option(0, low=0)
     streaming: bool = False
     seed: int = option(0, low=0, high=2**32 - 1)
     deterministic: bool = False
     work_dir: str = "runs"
     experiment_name: str | None = None
+    resume: str | None = None
+    checkpoint_interval: int | None = option(None, low=1)
+    sample_prompt: str | None = None
     logger: str = option("tensorboard", of="logger")
     checkpoint_metric: str | None = None
     early_stopping_patience: int | None = option(None, low=1)
 
     def changed(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        values = self.to_dict().items()
-        return {name: value for name, value in values if value and value != defaults[name]}
+        changed = {}
+        for field in dataclasses.fields(self):
+            value, made = getattr(self, field.name), field.default_factory
+            default = field.default if made is dataclasses.MISSING else made()
+            if value != default:
+                changed[field.name] = value
+        return copy.deepcopy(changed)
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
         problems = []
-        if not self.train_path:
+        if not self.train_path and self.resume is None:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
-        if self.scheduler == "onecycle" and self.warmup_steps is not None:
-            problems.append(
-                "warmup_steps has no effect with scheduler=onecycle, which warms up itself; "
-                "leave it out"
-            )
-        if self.early_stopping_patience is not None and self.val_path is None:
-            problems.append(
-                "early_stopping_patience needs val_path, the data on which the loss is watched"
-            )
-        if self.val_interval is not None and self.val_path is None:
-            problems.append("val_interval needs val_path, the data to validate on")
-        if self.checkpoint_metric is not None and self.val_path is None:
-            problems.append("checkpoint_metric needs val_path, the data on which it is measured")
-        if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
-            problems.append("tokenizer has no effect with init_from, which has one; leave it out")
+        problems += self._without_effect()
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
                 "streaming needs max_steps or max_time: nobody knows how long the stream is"
@@ -143,7 +180,55 @@ class TrainConfig(StrictConfig):
             problems.append(
                 f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"
             )
+        if self.memory is not None and parse_bytes(self.memory) is None:
+            problems.append(f"memory must be a size such as 500MB or 4GB, not {self.memory!r}")
+        if self.warmup_steps is not None and self.warmup_share is not None:
+            problems.append("warmup_steps and warmup_share say the same; leave one of them out")
+        if self.strategy == "deepspeed" and self.accumulate_grad_batches > 1:
+            problems.append(
+                "strategy=deepspeed cannot divide the loss of several batches exactly; "
+                "set accumulate_grad_batches=1"
+            )
         return problems
+
+    def _without_effect(self) -> list[str]:
+        """Settings that would be ignored because of others."""
+        problems = [
+            f"{name} needs val_path, {why}"
+            for name, why in _OF_VALIDATION.items()
+            if getattr(self, name) is not None and self.val_path is None and self.resume is None
+        ]
+        for name in ("warmup_steps", "warmup_share"):
+            if self.scheduler == "onecycle" and getattr(self, name) is not None:
+                problems.append(
+                    f"{name} has no effect with scheduler=onecycle, which warms up itself; "
+                    "leave it out"
+                )
+        if self.optimizer == "schedulefree" and self.scheduler != "none":
+            problems.append("optimizer=schedulefree needs no schedule; set scheduler=none")
+        if self.optimizer == "schedulefree" and self.ema_decay is not None:
+            problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
+        if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
+            problems.append("tokenizer has no effect with init_from, which has one; leave it out")
+        if self.strategy is not None and self.world_size == 1:
+            problems.append(
+                f"strategy={self.strategy} is for several devices; set devices or num_nodes, "
+                "or leave it out"
+            )
+        if self.memory is not None and self.find_batch_size:
+            problems.append("memory and find_batch_size both choose the batch; leave one out")
+        if self.world_size > 1:
+            problems += [
+                f"{name} is for one device; leave it out, or set devices=1"
+                for name in ("memory", "find_batch_size", "find_lr", "streaming")
+                if getattr(self, name)
+            ]
+        return problems
+
+    @property
+    def world_size(self) -> int:
+        """Devices of all machines."""
+        return self.devices * self.num_nodes
 
     @property
     def max_seconds(self) -> float | None:

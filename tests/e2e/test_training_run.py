@@ -320,7 +320,7 @@ KILL_IN_SAVE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from miniformer import trainer
-from miniformer.training import run
+from miniformer.training import outputs as run
 save = run.save_directory
 def killed(directory, **options):
     if directory.name == "best":

@@ -193,22 +193,27 @@ def test_worker_processes_change_nothing(workers):
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
-    alone = labels(batches(keep=keep))
-    ranks = [labels(batches(keep=keep, rank=r, world_size=world_size)) for r in range(world_size)]
-    full = len(alone) // world_size
-    assert [len(rank) for rank in ranks] == [full] * world_size
-    assert [batch for turn in zip(*ranks, strict=True) for batch in turn] == alone[
-        : full * world_size
-    ]
-    # In validation nothing is left out, and nothing is counted twice.
-    alone = labels(batches(keep=keep, seed=None))
-    ranks = [
-        labels(batches(keep=keep, seed=None, rank=r, world_size=world_size))
-        for r in range(world_size)
-    ]
-    assert len({len(rank) for rank in ranks}) == 1
-    counted = [x for rank in ranks for batch in rank for x in batch if x != IGNORED]
-    assert sorted(counted) == sorted(flat(alone))
+    for seed in (0, None):  # in training and in validation
+        alone = labels(batches(keep=keep, seed=seed))
+        ranks = [
+            list(batches(keep=keep, seed=seed, rank=r, world_size=world_size))
+            for r in range(world_size)
+        ]
+        assert {len(rank) for rank in ranks} == {-(-len(alone) // world_size)}
+        turns = [batch for turn in zip(*ranks, strict=True) for batch in turn]
+        counted = [batch for batch in turns if not batch["about"]["repeated"]]
+        assert labels(counted) == alone  # nothing is left out, nothing counted twice
+        for turn in zip(*ranks, strict=True):  # and all ranks are equally far
+            assert len({str(batch["about"]["state"]) for batch in turn}) == 1
+            assert len({batch["about"]["epochs"] for batch in turn}) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_batch_can_be_traced_to_its_records(keep):
+    served = list(batches(keep=keep))
+    for batch in served:
+        found = batches(keep=keep).trace(batch["about"]["place"])
+        assert sorted(found) == sorted(batch["labels"].tolist())
 
 
 def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():

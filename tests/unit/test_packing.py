@@ -109,3 +109,15 @@ def test_windows_come_in_random_order_from_a_random_offset():
     assert order(0) != order(1)
     assert order(0) != sorted(order(0)), "windows must not come in the order of the text"
     assert len({start % 4 for seed in range(9) for start in order(seed)}) > 1
+
+
+@given(DOCUMENTS, st.integers(1, 6), st.booleans())
+def test_windows_know_the_documents_that_they_are_cut_from(documents, seq_len, endless):
+    pool = pool_of(documents)
+    cutter = windows(seq_len, endless=endless, batch_size=2)
+    owner = np.repeat(np.arange(len(documents)), pool.lengths("ids"))
+    for starts in cutter.cut(pool, np.random.default_rng(0) if endless else None):
+        places = [int(start) + i for start in starts for i in range(seq_len)]
+        inside = [place for place in places if endless or place < len(owner)]
+        wanted = sorted({int(owner[place % len(owner)]) for place in inside})
+        assert cutter.examples(pool, starts).tolist() == wanted

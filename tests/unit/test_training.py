@@ -267,6 +267,7 @@ def test_validation_goes_by_the_limit_that_comes_first():
         due.on_train_batch_end(fake)
         if fake.val_check_batch == 1:
             validated.append(fake.global_step)
+            due.on_validation_end(fake, None)
     assert validated == [4, 8, 12, 16, 20]
 
 

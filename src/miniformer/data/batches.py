@@ -20,6 +20,7 @@ class Cutter(Protocol):
 
     def cut(self, pool: Table, random: np.random.Generator | None) -> list[Any]: ...
     def make(self, pool: Table, cut: Any, random: np.random.Generator | None) -> Batch: ...
+    def examples(self, pool: Table, cut: Any) -> np.ndarray: ...
 
 
 class Batches:
@@ -27,7 +28,7 @@ class Batches:
 
     A batch is a dict of tensors, and `about`: the passes over the data done with it (`epochs`), the
     examples served before it in this pass (`examples`), its `tokens`, its `padding` (positions that
-    hold no token), and the `state` after it.
+    hold no token), the `place` of it and the `state` after it, and whether it is `repeated`.
 
     The order follows from `seed` and epoch alone: worker processes do not change it, and each rank
     takes its share of it.
@@ -37,8 +38,8 @@ class Batches:
         cutter: makes batches of them.
         seed: decides the order; None: always the same, with no chance in the batches.
         rank, world_size: of this process; ranks take turns, and get equally many batches. Where the
-            last turn is not full it is left out in training (`seed` is given); else ranks without a
-            batch get the last one again, with no label left in it.
+            last turn is not full, ranks without a batch get the last one again, marked `repeated`:
+            whoever trains or measures must not count it.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Batches:
         self._next = (0, 0, 0)  # epoch, pool and batch at which the next pass begins
         self._place = self._next  # of the next batch
         self._length: int | None = None
+        self._cut_short = False  # the next pass begins in its middle
         self.seconds = 0.0  # spent on making batches, while whoever asked for one waited
 
     def state_dict(self) -> dict[str, int]:
@@ -64,6 +66,7 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begins the next pass at a `state_dict`, or at the `state` of a batch."""
         self._next = self._place = (state["epoch"], state["pool"], state["batch"])
+        self._cut_short = self._place[1:] != (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that comes next, from its beginning."""
@@ -73,15 +76,15 @@ class Batches:
         """Batches of a pass, for this rank.
 
         Raises:
-            TypeError: only the end of a pass will tell, since not all examples are in memory.
+            TypeError: only the end of a pass will tell, since not all examples are in memory, or
+                since the first pass is not a whole one.
         """
         kept = getattr(self.pools, "kept", None)
-        if kept is None or self.pools.count != 1:
+        if kept is None or self.pools.count != 1 or self._cut_short:
             raise TypeError("the number of batches is not known before the end of the pass")
         if self._length is None:
             self._length = len(self.cutter.cut(kept, self._random(0, 0)))
-        full, rest = divmod(self._length, self.world_size)
-        return full + (rest > 0 and self.seed is None)
+        return -(-self._length // self.world_size)
 
     def __iter__(self) -> Iterator[Batch]:
         place = self._next if self.seed is not None else (0, 0, 0)
@@ -93,20 +96,36 @@ class Batches:
             turn.append((batch, about))
             if len(turn) == self.world_size:
                 self.seconds += time.perf_counter() - began
-                yield self._served(turn[self.rank][0], about)
+                yield self._served(turn)
                 began, turn = time.perf_counter(), []
-        if turn and self.seed is None:
-            batch = turn[min(self.rank, len(turn) - 1)][0]
-            if self.rank >= len(turn):
-                batch["labels"] = batch["labels"].new_full(batch["labels"].shape, IGNORED)
-            yield self._served(batch, turn[-1][1])
+        if turn:
+            yield self._served(turn)
         self._place = self._next
 
-    def _served(self, batch: Batch, about: dict[str, Any]) -> Batch:
-        state = about["state"]
+    def trace(self, place: dict[str, int]) -> list[int] | None:
+        """Numbers of the records that the batch at a `place` was made of.
+
+        None: nobody knows, since records are streamed or give several examples each.
+        """
+        epoch, first, number = place["epoch"], place["pool"], place["batch"]
+        if self.pools.count is None:
+            return None
+        pool = next(iter(self.pools.epoch(self._random(epoch), first)))
+        if "record" not in pool.columns:
+            return None
+        cut = self.cutter.cut(pool, self._random(epoch, first))[number]
+        found = pool.columns["record"][self.cutter.examples(pool, cut)]
+        return list(dict.fromkeys(found.tolist()))
+
+    def _served(self, turn: list[tuple[Batch, dict[str, Any]]]) -> Batch:
+        """This rank's batch of a turn; what it says of the state is the same for all ranks."""
+        batch, about = turn[min(self.rank, len(turn) - 1)]
+        last = turn[-1][1]
+        state, repeated = last["state"], self.rank >= len(turn)
         self._place = (state["epoch"], state["pool"], state["batch"])
-        real, places = count_tokens(batch)
-        return {**batch, "about": {**about, "tokens": real, "padding": places - real}}
+        real, places = (0, 0) if repeated else count_tokens(batch)
+        told = {"tokens": real, "padding": places - real, "repeated": repeated}
+        return {**batch, "about": {**about, **told, "state": state, "epochs": last["epochs"]}}
 
     def _all(self, epoch: int, first: int, skipped: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """The batches of all ranks, from a place on."""
@@ -118,8 +137,16 @@ class Batches:
                 batch = self.cutter.make(pool, cut, self._random(epoch, number, index))
                 last = index + 1 == len(cuts)
                 share = self._share(number, (index + 1) / len(cuts))
-                state = _state((epoch, number + 1, 0) if last else (epoch, number, index + 1))
-                yield batch, {"epochs": epoch + share, "examples": examples, "state": state}
+                after = (epoch, number + 1, 0) if last else (epoch, number, index + 1)
+                if last and number + 1 == self.pools.count:
+                    after = (epoch + 1, 0, 0)
+                state = _state(after)
+                yield batch, {
+                    "epochs": epoch + share,
+                    "examples": examples,
+                    "place": _state((epoch, number, index)),
+                    "state": state,
+                }
                 examples += len(cut)
             skipped = 0
 

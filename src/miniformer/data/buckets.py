@@ -71,6 +71,10 @@ class LengthBuckets:
         """The batch of the examples `some`."""
         return self.collate([pool[int(index)] for index in some], random)
 
+    def examples(self, pool: Table, some: np.ndarray) -> np.ndarray:
+        """Numbers of the examples in a batch."""
+        return some
+
 
 def pad(rows: list[np.ndarray], fill: float = 0) -> tuple[Tensor, Tensor | None]:
     """Rows of unequal length as one tensor, filled on the right.

@@ -98,6 +98,11 @@ class MiniFormerDataModule(L.LightningDataModule):
         self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
         self.progress = progress
         self.pools: dict[str, Pools] = {}
+        self._begin: dict[str, int] | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Has the next training begin at the `state` of a batch (see `Batches`)."""
+        self._begin = state_dict
 
     def setup(self, stage: str | None = None) -> None:
         """Opens all data, and encodes what is small enough to be kept; a second call does nothing.
@@ -121,7 +126,11 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Endless variety: each pass is shuffled anew."""
-        return self._batches("train")
+        batches = self._batches("train")
+        if self._begin is not None:
+            batches.load_state_dict(self._begin)
+            self._begin = None
+        return batches
 
     def val_dataloader(self) -> Batches | list[Any]:
         return self._batches("val") if self.val_path is not None else []

@@ -85,3 +85,9 @@ class PackedWindows:
             segments = np.where(padding, 0, begins.cumsum(1) + 1)
             batch["segment_ids"] = torch.from_numpy(segments)
         return batch
+
+    def examples(self, pool: Table, starts: np.ndarray) -> np.ndarray:
+        """Numbers of the examples that lie within the windows that start at `starts`."""
+        row, columns = len(pool.columns["ids"]), starts[:, None] + np.arange(self.seq_len)
+        places = columns[columns < row] if not self.endless else columns.ravel() % row
+        return np.unique(np.searchsorted(pool.offsets["ids"], places, side="right") - 1)

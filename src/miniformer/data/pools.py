@@ -106,7 +106,7 @@ class RecordPools:
         A mistake in the data is returned: raised in a worker process, it would lose its kind.
         """
         try:
-            return _table(iter(self.records.read(part)), self.encode)
+            return _table(iter(self.records.read(part)), self.encode, numbers=part)
         except UserError as error:
             return error
 
@@ -126,7 +126,7 @@ class RecordPools:
     def _all(self, progress: Callable[[int, int], None] | None) -> Table:
         count = len(self.records)
         told = None if progress is None else lambda done: progress(done, count)
-        whole = _table(iter(self.records), self.encode, told)
+        whole = _table(iter(self.records), self.encode, told, numbers=range(count))
         if not len(whole) or not whole.columns.get("bytes", np.ones(1)).any():
             raise UserError(f"{self.records.name}: every record's text is empty")
         return whole
@@ -167,16 +167,33 @@ def _ahead(make: Callable[[Any], Any], parts: Iterable[Any]) -> Iterator[Any]:
 
 
 def _table(
-    records: Iterator[Record], encode: Encode, progress: Callable[[int], None] | None = None
+    records: Iterator[Record],
+    encode: Encode,
+    progress: Callable[[int], None] | None = None,
+    *,
+    numbers: Sequence[int] | np.ndarray | None = None,
 ) -> Table:
-    """The examples of records, encoded some at a time: what encoding needs is far larger."""
-    tables, done = [], 0
+    """The examples of records, encoded some at a time: what encoding needs is far larger.
+
+    Args:
+        records: one after another.
+        encode: makes examples of them.
+        progress: told the records encoded so far.
+        numbers: by which the records are known; where each gives one example, it is kept as
+            `record`, to say later where an example comes from.
+    """
+    tables, done, one_each = [], 0, numbers is not None
     for some in _chunks(records, _RECORDS_AT_ONCE):
-        tables.append(Table.of(encode(some)))
+        examples = encode(some)
+        tables.append(Table.of(examples))
         done += len(some)
+        one_each &= len(examples) == len(some)
         if progress is not None:
             progress(done)
-    return Table.join(tables)
+    table = Table.join(tables)
+    if one_each and len(table):
+        table.columns["record"] = np.asarray(numbers)
+    return table
 
 
 def _chunks(records: Iterator[Record], size: int) -> Iterator[list[Record]]:

@@ -25,6 +25,8 @@ from miniformer.generation.generate import generate_ragged
 from miniformer.tasks.task import Measured, Task, mean, token_loss, total
 from miniformer.tasks.tokens import as_ids
 
+_SAMPLE_CHARACTERS = 24  # of a text, for the model to go on from
+
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModeling(Task):
@@ -141,6 +143,10 @@ class LanguageModeling(Task):
         rows = tokenizer.encode_batch(prompts)
         begin = [tokenizer.begin_id]
         return [begin + ids if self.prompt_begins_document or not ids else ids for ids in rows]
+
+    def sample_prompts(self, records: Records) -> list[str]:
+        text = next((r["text"] for r in records if r["text"].strip()), "")
+        return [text[:_SAMPLE_CHARACTERS].rpartition(" ")[0] or text[:_SAMPLE_CHARACTERS]]
 
     def example(self) -> str:
         return 'print(m.generate("...", max_new_tokens=64, temperature=0.8))'

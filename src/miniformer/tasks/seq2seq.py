@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch, LengthBuckets, pad
 from miniformer.data.fields import Schema
 from miniformer.data.packing import IGNORED
-from miniformer.data.records import Record
+from miniformer.data.records import Record, Records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import generate_targets
@@ -199,6 +200,9 @@ class Seq2Seq(Task):
             temperature=0.0,
             eos_id=tokenizer.boundary_id,
         )
+
+    def sample_prompts(self, records: Records) -> list[str]:
+        return [record["source"] for record in islice(records, 1)]
 
     def answer(
         self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig

@@ -178,6 +178,10 @@ class Task(StrictConfig):
         """A line of Python that uses a trained model `m`, for its card."""
         return 'print(m.predict(["..."]))'
 
+    def sample_prompts(self, records: Records) -> list[str]:
+        """Prompts to be answered at each validation, for a user to read; none by default."""
+        return []
+
     def command(self, directory: str) -> str:
         """Arguments of `miniformer` that use a trained model."""
         return f'predict {directory} "your input"'

@@ -23,15 +23,22 @@ class Budget:
     ) -> None:
         self.max_steps, self.max_epochs, self.max_seconds = max_steps, max_epochs, max_seconds
         self.epochs = 0.0  # passes done by the optimiser steps so far; whoever steps keeps it
+        self.agreed: float | None = None  # the clock that all devices go by
         self._started: float | None = None
 
-    def start(self) -> None:
-        """Starts the clock, and the count of epochs."""
-        self._started, self.epochs = time.monotonic(), 0.0
+    def start(self, *, epochs: float = 0.0, seconds: float = 0.0) -> None:
+        """Starts the clock, and the count of epochs; a resumed run has some of both behind it."""
+        self._started, self.epochs = time.monotonic() - seconds, epochs
+        self.agreed = None if self.agreed is None else seconds
 
     @property
     def seconds(self) -> float:
-        """Since `start`."""
+        """Since `start`, on the clock that all devices go by."""
+        return self.own_seconds if self.agreed is None else self.agreed
+
+    @property
+    def own_seconds(self) -> float:
+        """Since `start`, on this device's own clock."""
         return 0.0 if self._started is None else time.monotonic() - self._started
 
     def progress(self, steps: int, epochs: float | None = None) -> float:

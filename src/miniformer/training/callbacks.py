@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
+from torch import nn
 
-from miniformer.config import UserError
+from miniformer.training.averaging import Ema, LastWeights
 from miniformer.training.budget import Budget
-
-
-def check_finite(loss: float, kind: str, step: int) -> None:
-    """Ends a run that learns nothing any more.
-
-    Raises:
-        UserError: the loss is infinite or not a number.
-    """
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the {kind} loss is {loss} at step {step}; lower lr, or raise warmup_steps"
-        )
+from miniformer.training.finite import NotFiniteError
 
 
 class StopAtBudget(L.Callback):
@@ -43,27 +34,48 @@ class ValidateInTime(L.Callback):
     """Says when to validate, in optimiser steps or shares of the budget.
 
     Lightning's `val_check_interval` counts batches, which are no steps where gradients are
-    accumulated; so it is told anew after each batch whether to validate now.
+    accumulated; so it is told anew after each step whether to validate now.
 
     Args:
         budget: the run's limits.
         interval: optimiser steps between two validations; None: `times` over the run, evenly in
             whichever limit it reaches first.
-        times: see `interval`.
+        times: see `interval`; 0: never.
     """
 
     def __init__(self, budget: Budget, *, interval: int | None = None, times: int = 5) -> None:
         self.budget, self.interval, self.times = budget, interval, times
-        self._done = 0
+        self.pending = False  # a validation follows now, or was interrupted
+        self._done = self._step = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if self.interval is not None:
-            due = step // self.interval
-        else:
-            due = int(self.budget.progress(step) * self.times)
-        trainer.val_check_batch = 1 if due > self._done else sys.maxsize
+        trainer.val_check_batch = sys.maxsize
+        if step == self._step:  # in the middle of one
+            return
+        self._step = step
+        progress = self.budget.progress(step)
+        due = step // self.interval if self.interval is not None else int(progress * self.times)
+        last = progress >= 1.0 and (self.times > 0 or self.interval is not None)
+        self.pending = self.pending or due > self._done or last
         self._done = due
+        if self.pending:
+            trainer.val_check_batch = 1
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.pending = False
+
+    def run_now(self, trainer: L.Trainer) -> None:
+        """Validates within `fit`: a validation that was interrupted is made up for."""
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._done, "step": self._step, "pending": self.pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._done, self._step, self.pending = state["done"], state["step"], state["pending"]
 
 
 def figures_of(trainer: L.Trainer, kind: str = "val") -> dict[str, float]:
@@ -73,12 +85,13 @@ def figures_of(trainer: L.Trainer, kind: str = "val") -> dict[str, float]:
 
 
 class KeepBest(L.Callback):
-    """Calls `save` whenever a validation figure is the best so far.
+    """Calls `save` whenever a validation figure is the best so far, and may end the run.
 
     Args:
         save: given the validation figures, writes the model.
         metric: the figure.
         larger: whether a larger one is better.
+        patience: validations without a better one that end the run; None: none do.
     """
 
     def __init__(
@@ -87,16 +100,108 @@ class KeepBest(L.Callback):
         *,
         metric: str = "val_loss",
         larger: bool = False,
+        patience: int | None = None,
     ) -> None:
         self.save, self.metric, self.sign = save, metric, -1 if larger else 1
+        self.patience = patience
         self.best: dict[str, float] | None = None
+        self.since_best = 0  # validations
         self.validated_at = -1  # optimiser step of the last complete validation
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.validated_at = trainer.global_step
         figures = figures_of(trainer)
-        check_finite(figures["val_loss"], "validation", trainer.global_step)
+        if not math.isfinite(figures["val_loss"]):
+            raise NotFiniteError("validation", figures["val_loss"], trainer.global_step)
+        if self.offer({**figures, "step": trainer.global_step}):
+            self.since_best = 0
+        else:
+            self.since_best += 1
+        if self.patience is not None and self.since_best >= self.patience:
+            trainer.should_stop = True
+
+    def offer(self, figures: dict[str, float]) -> bool:
+        """Saves the model if its figures are the best so far; returns whether they are."""
         now = self.sign * figures[self.metric]
-        if self.best is None or now < self.sign * self.best[self.metric]:
-            self.best = {**figures, "step": trainer.global_step}
-            self.save(self.best)
+        if self.best is not None and not now < self.sign * self.best[self.metric]:
+            return False
+        self.best = figures
+        self.save(figures)
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "since_best": self.since_best, "at": self.validated_at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.since_best = state["best"], state["since_best"]
+        self.validated_at = state["at"]
+
+
+class Averaging(L.Callback):
+    """Validates and saves the model with averaged weights, where a run averages them.
+
+    Args:
+        model: what is trained.
+        ema_decay: of the moving average that is validated and kept; None: there is none, but the
+            optimiser may have averages of its own (schedule-free ones do).
+        last: validations whose weights are kept for a mean at the end; None: none.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, ema_decay: float | None = None, last: int | None = None
+    ) -> None:
+        self.ema = None if ema_decay is None else Ema(model, ema_decay)
+        self.last = None if last is None else LastWeights(model, last)
+        self._step = 0
+        self._in_use: Any = None
+
+    @property
+    def kept(self) -> dict[str, Ema | LastWeights]:
+        """The averages that belong to the state of a run, by name."""
+        named = {"ema": self.ema, "last": self.last}
+        return {name: each for name, each in named.items() if each is not None}
+
+    @contextlib.contextmanager
+    def in_use(self, module: Any) -> Iterator[None]:
+        """The model has the averages."""
+        self._enter(module)
+        try:
+            yield
+        finally:
+            self._leave(module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.ema is not None and trainer.global_step > self._step:
+            self.ema.update()
+        self._step = trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._enter(module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            if self.last is not None:
+                self.last.add()
+            self._leave(module)
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        self._leave(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+
+    def _enter(self, module: Any) -> None:
+        if self._in_use is None:
+            module.train_mode(False)
+            self._in_use = contextlib.nullcontext() if self.ema is None else self.ema.swapped()
+            self._in_use.__enter__()
+
+    def _leave(self, module: Any) -> None:
+        if self._in_use is not None:
+            self._in_use.__exit__(None, None, None)
+            self._in_use = None
+            module.train_mode(True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
 
@@ -17,11 +18,19 @@ class Interrupted(Exception):
 class InterruptCallback(L.Callback):
     """Ends training between batches at the first SIGINT or SIGTERM; a second acts at once.
 
+    Of several devices all end after the same step, once one of them is asked to.
+
     Use it as a context manager around `Trainer.fit` and as one of its callbacks.
+
+    Args:
+        grace: seconds in which a second signal is the same wish: a launcher that is interrupted
+            passes on what has reached its processes already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float = 0.0) -> None:
+        self.grace = grace
         self.signal: int | None = None
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -34,15 +43,27 @@ class InterruptCallback(L.Callback):
     def __exit__(self, *exc: object) -> None:
         self._restore()
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        self._stop_if_asked()
+    def on_train_batch_end(self, trainer: Any = None, module: Any = None, *args: Any) -> None:
+        if trainer is None or trainer.world_size == 1:
+            self._stop_if_asked()
+        elif module.stop_asked and module.between_steps:  # all devices know
+            self.signal = self.signal or signal.SIGTERM
+            raise Interrupted
+        else:
+            module.stop_asked = self.signal is not None
 
-    def on_validation_batch_end(self, *args: Any) -> None:
-        self._stop_if_asked()
+    def on_validation_batch_end(self, trainer: Any = None, *args: Any) -> None:
+        if trainer is None or trainer.world_size == 1:
+            self._stop_if_asked()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self._at = number, time.monotonic()
+            if not self.grace:
+                self._restore()
+        elif time.monotonic() - self._at > self.grace:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

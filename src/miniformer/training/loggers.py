@@ -1,12 +1,19 @@
-"""Where figures are sent, by name: (run folder) -> Lightning logger, or False for none."""
+"""Where figures are sent, by name: (run folder) -> Lightning logger, or False for none.
+
+A folder that has been logged from before, by a run that was resumed, goes on in the same place.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+_MLFLOW = "mlflow_run_id"
 
 
 def tensorboard(folder: Path) -> TensorBoardLogger:
@@ -14,11 +21,32 @@ def tensorboard(folder: Path) -> TensorBoardLogger:
 
 
 def csv(folder: Path) -> CSVLogger:
-    return CSVLogger(folder, name="", version="csv")
+    # Lightning begins each file anew, so a resumed run has one of its own.
+    number = 1 + sum(1 for each in folder.glob("csv*") if each.is_dir())
+    return CSVLogger(folder, name="", version="csv" if number == 1 else f"csv-{number}")
 
 
 def wandb(folder: Path) -> WandbLogger:
-    return WandbLogger(name=folder.name, save_dir=folder, project="miniformer")
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    return WandbLogger(
+        name=folder.name, save_dir=folder, project="miniformer", id=name, resume="allow"
+    )
+
+
+def mlflow(folder: Path) -> MLFlowLogger:
+    """MLflow, in `mlflow.db` beside the runs, or where MLFLOW_TRACKING_URI says."""
+    kept = folder / _MLFLOW
+    known = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    database = folder.resolve().parent / "mlflow.db"
+    logger = MLFlowLogger(
+        experiment_name="miniformer",
+        run_name=folder.name,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}"),
+        run_id=known,
+    )
+    if known is None and logger.run_id:
+        kept.write_text(logger.run_id + "\n", encoding="utf-8")
+    return logger
 
 
 def finish(loggers: Iterable[Any]) -> None:

@@ -1,24 +1,190 @@
-"""What a run needs before it begins: a machine, a tokenizer, a model, a folder."""
+"""What a run needs before it begins: a machine, data, a tokenizer, a model, a folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from miniformer import registry
-from miniformer.config import UserError
+from miniformer.checkpoint.pipeline import MODELS
+from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.data.batches import Batches
-from miniformer.data.records import Records
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.records import Records, records_of
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.data.tokenizer_training import SAMPLE_BYTES, TextSample
 from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
+from miniformer.training.beginning import begin_with, take_weights
+from miniformer.training.launch import from_first
+from miniformer.training.machine import fast_bf16
+from miniformer.training.progress import reading
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A run that could begin.
+
+    Args:
+        config: its settings, with what they leave to `init_from` filled in.
+        kind: of model: encoder or seq2seq.
+        task: knows its training data.
+        metric: the figure that tells the best model, without the `val_` before it.
+        data: set up.
+        model: with its first weights.
+        model_config: its config.
+        tokenizer: None: the task reads no text.
+        described: a line about the tokenizer.
+        seq_len: tokens in a window, or of an input and of a target at most.
+        origin: the model directory that it begins with.
+    """
+
+    config: TrainConfig
+    kind: str
+    task: Task
+    metric: str
+    data: MiniFormerDataModule
+    model: Any
+    model_config: TransformerConfig
+    tokenizer: Tokenizer | None
+    described: str | None
+    seq_len: int
+    origin: Path | None
+
+
+def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = None) -> Prepared:
+    """Reads the data and builds the model; nothing is written.
+
+    Args:
+        config: the run.
+        console: where to tell of it.
+        resumed: the folder of a run that goes on, whose tokenizer is used.
+
+    Raises:
+        UserError: a setting, a path or a record is wrong.
+    """
+    kind: str = config.model or registry.get("task", config.task).models[0]
+    if resumed is None:
+        config = begin_with(config, kind)
+    task = _task(config, kind)
+    metric = _metric(config, task)
+    notes = list(task.notes(metric)) if config.val_path or config.test_path else []
+    check_machine(config)
+    # Every mistake that can be seen without reading the data is told before it is read.
+    limit = TransformerConfig.from_dict(config.model_config).max_seq_len
+    seq_len = config.seq_len or limit
+    if seq_len > limit:
+        raise UserError(
+            f"seq_len={seq_len} is longer than the model's max_seq_len={limit}; "
+            f"lower seq_len or set max_seq_len={seq_len} in model_config"
+        )
+    with reading(console) as progress:
+        records = None
+        if not config.streaming:
+            records = records_of(config.train_path, task.schema, progress=progress)
+            task = task.fit(records)
+        others = {
+            name: path and records_of(path, task.schema, progress=progress)
+            for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
+        }
+        if resumed is None:  # of several devices one trains it: not all kinds come out alike
+            tokenizer, described = from_first(lambda: make_tokenizer(config, task, records))
+        else:
+            tokenizer, described = _tokenizer_of(resumed)
+        if described is not None:
+            console.print(f"tokenizer: {described}")
+        model_config = TransformerConfig.from_dict(
+            task.model_config(config.model_config, tokenizer)
+        )
+        task.check(model_config, tokenizer)
+        data = MiniFormerDataModule(
+            records or config.train_path,
+            **others,
+            tokenizer=tokenizer,
+            task=task,
+            batch_size=config.batch_size,
+            batch_tokens=config.batch_tokens,
+            seq_len=seq_len,
+            num_workers=config.num_workers,
+            streaming=config.streaming,
+            seed=config.seed,
+            progress=progress,
+        )
+        data.setup()
+    for line in (*_about(data), *notes):
+        console.print(line)
+    model = MODELS[kind](model_config)
+    origin = None if config.init_from is None else Path(config.init_from)
+    if origin is not None and resumed is None:
+        new = take_weights(model, origin, kind)
+        console.print(f"weights: of {origin}" + (f"; new: {', '.join(new)}" if new else ""))
+    console.print(f"model: {model_config.num_params(seq2seq=kind == 'seq2seq'):,} parameters")
+    return Prepared(
+        config=config,
+        kind=kind,
+        task=task,
+        metric=metric,
+        data=data,
+        model=model,
+        model_config=model_config,
+        tokenizer=tokenizer,
+        described=described,
+        seq_len=seq_len,
+        origin=origin,
+    )
+
+
+def _task(config: TrainConfig, kind: str) -> Task:
+    """The task as that kind of model learns it."""
+    try:
+        task: Task = registry.get("task", config.task).from_dict(config.task_config)
+    except ConfigError as error:
+        raise UserError(f"task_config: {error}") from None
+    return task.for_model(kind)
+
+
+def _metric(config: TrainConfig, task: Task) -> str:
+    """The figure that tells the best model, without the `val_` before it."""
+    metric = (config.checkpoint_metric or "loss").removeprefix("val_")
+    if metric not in task.metrics:
+        raise UserError(registry.unknown("checkpoint_metric", metric, list(task.metrics)))
+    return metric
+
+
+def _tokenizer_of(run: Path) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer that a run began with, and a line about it."""
+    if not (run / "tokenizer.json").is_file():
+        return None, None
+    tokenizer = Tokenizer.from_path(run)
+    if (run / "source_tokenizer").is_dir():
+        tokenizer.source = Tokenizer.from_path(run / "source_tokenizer")
+    return tokenizer, f"{tokenizer.vocab_size:,} ids, of the run that goes on"
+
+
+def _about(data: MiniFormerDataModule) -> Iterator[str]:
+    """Lines about the data: how much there is, and what of it does not fit."""
+    for name, words in (("train", "training"), ("val", "validation"), ("test", "test")):
+        pools = data.pools.get(name)
+        if pools is None:
+            continue
+        tokens = next(
+            filter(None, (data.count(name, each) for each in ("ids", "inputs", "labels"))), None
+        )
+        records = getattr(pools, "records", None)
+        many = "a stream" if records is None else f"{len(records):,} records"
+        yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")
+        if cut := data.cut(name):
+            yield cut
+    if data.val_path is None:
+        yield "no val_path: losses shown are those of the training data"
 
 
 def check_machine(config: TrainConfig) -> None:
@@ -29,11 +195,12 @@ def check_machine(config: TrainConfig) -> None:
     )
     if missing:
         raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
-    if config.logger == "wandb" and importlib.util.find_spec("wandb") is None:
-        raise UserError(
-            'logger=wandb needs the package wandb; pip install "miniformer[wandb]", '
-            "or use tensorboard, csv or none"
-        )
+    for name in ("wandb", "mlflow"):
+        if config.logger == name and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f'logger={name} needs the package {name}; pip install "miniformer[{name}]", '
+                "or use tensorboard, csv or none"
+            )
 
 
 def make_tokenizer(
@@ -108,12 +275,20 @@ def _make_one(
     return tokenizer, f"{tokenizer.vocab_size:,} ids, from {name}{note}"
 
 
-def precision(config: TrainConfig) -> Any:
-    """What Lightning calls the config's precision."""
+def device_type(config: TrainConfig) -> str:
+    """The kind of device that the run's accelerator means here: cpu, cuda or mps."""
+    if config.accelerator != "auto":
+        return config.accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def precision(config: TrainConfig) -> str:
+    """float32 or bf16: what the config says, or what is fast here."""
     if config.precision != "auto":
-        return {"float32": "32-true", "bf16": "bf16-mixed"}[config.precision]
-    on_gpu = config.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+        return config.precision
+    return "bf16" if fast_bf16(device_type(config)) else "float32"
 
 
 def checkpoint(model: Any, how: str, task: Task, batches: Batches) -> str:

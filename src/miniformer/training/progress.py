@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import check_finite, figures_of
+from miniformer.training.callbacks import figures_of
+from miniformer.training.rows import append_row, read_rows
 
 _BAR_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
 _POINTS = 400  # training losses written to metrics.jsonl over a run, about
+_LOGGED = ("train_loss", "lr", "grad_norm")  # by the module
 
 
 def make_console() -> Console:
@@ -27,27 +28,44 @@ def make_console() -> Console:
 
 
 class ProgressCallback(L.Callback):
-    """Shows and records loss, tokens/s and time left.
+    """Shows and records loss, speed, share of the machine's peak, and time left.
 
     Args:
         budget: the run's limits.
         path: file for the figures, one JSON object a line.
         console: where to show them.
+        flops_per_token: training FLOPs of a token in rows of a length; None: not known.
+        peak: FLOP/s that the devices can do together; None: not measured.
+        watch: more figures of a training step, such as memory.
+        writes: whether this device writes the file.
     """
 
-    def __init__(self, budget: Budget, path: Path, console: Console) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        path: Path,
+        console: Console,
+        *,
+        flops_per_token: Callable[[int], float] | None = None,
+        peak: float | None = None,
+        watch: Callable[[], dict[str, float]] | None = None,
+        writes: bool = True,
+    ) -> None:
         self.budget, self.path, self.console = budget, path, console
+        self.flops_per_token, self.peak, self.watch = flops_per_token, peak, watch
         self.rows: list[dict[str, float]] = []
-        self.tokens = self.padding = 0  # trained on so far
+        self.writes = writes
         self._validating = 0.0  # seconds spent in validation, which is no training time
         self._val_started = 0.0
-        self._since = (0.0, 0)  # training seconds and tokens at the last refresh
-        self._rate = 0.0
+        self._began: _Moment | None = None  # after the first step of this process
+        self._since = self._point = _Moment()  # the last refresh, the last figures recorded
+        self._speed: dict[str, float] = {}
         self._written = -1.0
         self._val_text = ""
+        self._step = 0
         self._bar: Progress | None = None
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]training"),
@@ -65,29 +83,56 @@ class ProgressCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        about = batch.get("about") or {}
-        self.tokens += about.get("tokens", 0)
-        self.padding += about.get("padding", 0)
-        seconds = self.budget.seconds - self._validating
-        progress = self.budget.progress(trainer.global_step)
+        if trainer.global_step == self._step:  # in the middle of a step
+            return
+        self._step = trainer.global_step
+        if self._began is None:
+            self._began = self._since = self._point = self._now(trainer, module)
+        progress = self.budget.progress(self._step)
         if progress - self._written >= 1 / _POINTS or progress == 1.0:
             self._written = progress
-            loss = float(module.train_loss)
-            check_finite(loss, "training", trainer.global_step)
-            self._record(trainer, train_loss=loss, lr=module.current_lr)
+            self._record(trainer, module, **self._training_figures(trainer, module, batch))
+        now = self._now(trainer, module)
         wait = _BAR_SECONDS if self._bar else _LINE_SECONDS
-        if seconds - self._since[0] >= wait:
-            self._rate = (self.tokens - self._since[1]) / (seconds - self._since[0])
-            self._since = (seconds, self.tokens)
+        if now.seconds - self._since.seconds >= wait:
+            self._speed = self._speed_since(self._since, now, batch)
+            self._since = now
             self._show(trainer, module, progress)
+
+    def _training_figures(self, trainer: L.Trainer, module: Any, batch: Any) -> dict[str, float]:
+        figures = {"train_loss": float(module.train_loss), "lr": module.current_lr}
+        if module.gradient_norm is not None:
+            figures["grad_norm"] = float(module.gradient_norm)
+        now = self._now(trainer, module)
+        figures |= self._speed_since(self._point, now, batch)
+        self._point = now
+        return figures | (self.watch() if self.watch is not None else {})
+
+    def _now(self, trainer: L.Trainer, module: Any) -> _Moment:
+        waited = getattr(trainer.train_dataloader, "seconds", 0.0)
+        return _Moment(self.budget.own_seconds - self._validating, module.tokens, waited)
+
+    def _speed_since(self, before: _Moment, now: _Moment, batch: Any) -> dict[str, float]:
+        """Tokens/s, share of the peak, and share of the time spent waiting for data."""
+        seconds = now.seconds - before.seconds
+        if seconds <= 0:
+            return {}
+        rate = (now.tokens - before.tokens) / seconds
+        speed = {
+            "tokens_per_second": round(rate, 1),
+            "waiting": round((now.waited - before.waited) / seconds, 4),
+        }
+        if self.peak and self.flops_per_token is not None:
+            speed["mfu"] = round(rate * self.flops_per_token(_row_length(batch)) / self.peak, 4)
+        return speed
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._val_started = time.monotonic()
 
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self._validating += time.monotonic() - self._val_started
         figures = figures_of(trainer)
-        self._record(trainer, **figures)
+        self._record(trainer, module, **figures)
         self._val_text = f"  val {figures['val_loss']:.3f}"
         self.console.print(f"step {trainer.global_step}: validation {told(figures)}")
 
@@ -102,40 +147,76 @@ class ProgressCallback(L.Callback):
         if self._bar:
             self._bar.stop()
 
-    def summary(self, batches: Any) -> str:
-        """A line about the whole run: tokens, padding, and how long it waited for data."""
-        seconds = max(1e-9, self.budget.seconds - self._validating)
-        waited = getattr(batches, "seconds", 0.0) / seconds
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "rows": len(self.rows),
+            "validating": self._validating,
+            "written": self._written,
+            "step": self._step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._written, self._step = state["written"], state["step"]
+        self._validating = state["validating"]
+        self.rows = read_rows(self.path, state["rows"], writes=self.writes)
+
+    def summary(self, trainer: L.Trainer, module: Any) -> str:
+        """A line about this run: tokens, padding, and how long it waited for data."""
+        now, began = self._now(trainer, module), self._began or _Moment()
+        waited = (now.waited - began.waited) / max(1e-9, now.seconds - began.seconds)
         return (
-            f"trained on {self.tokens:,} tokens in {seconds:,.0f} s; padding "
-            f"{self.padding_share:.1%}; waited for data {waited:.1%} of the time"
+            f"trained on {module.tokens:,} tokens in {now.seconds:,.0f} s; padding "
+            f"{_padding_share(module):.1%}; waited for data {waited:.1%} of the time"
         )
 
-    @property
-    def padding_share(self) -> float:
-        """Share of the places in batches that held no token."""
-        return self.padding / max(1, self.tokens + self.padding)
-
-    def _record(self, trainer: L.Trainer, **figures: float) -> None:
+    def _record(self, trainer: L.Trainer, module: Any, **figures: float) -> None:
         row = {
             "step": trainer.global_step,
-            "tokens": self.tokens,
-            "padding": round(self.padding_share, 4),
+            "tokens": module.tokens,
+            "padding": round(_padding_share(module), 4),
             "seconds": round(self.budget.seconds, 3),
         }
         self.rows.append({**row, **figures})
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(self.rows[-1]) + "\n")
+        if not self.writes:
+            return
+        append_row(self.path, self.rows[-1])
+        more = {name: value for name, value in figures.items() if name not in _LOGGED}
+        if more and not any(name.startswith("val_") for name in more):  # these are logged already
+            for logger in trainer.loggers:
+                logger.log_metrics(more, step=trainer.global_step)
 
     def _show(self, trainer: L.Trainer, module: Any, progress: float) -> None:
         figures = f"step {trainer.global_step}  loss {float(module.train_loss):.3f}{self._val_text}"
-        figures += f"  {self._rate:,.0f} tokens/s"
+        figures += f"  {self._speed.get('tokens_per_second', 0.0):,.0f} tokens/s"
+        if "mfu" in self._speed:
+            figures += f" ({self._speed['mfu']:.0%} of peak)"
+        if padding := _padding_share(module):
+            figures += f"  padding {padding:.0%}"
         left = self.budget.seconds * (1 - progress) / progress if progress else 0.0
         ahead = f"{int(left) // 60}:{int(left) % 60:02d} left"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=progress, figures=figures, left=ahead)
         else:
             self.console.print(f"{progress:4.0%}  {figures}  {ahead}")
+
+
+class _Moment(NamedTuple):
+    """Training seconds, tokens, and seconds spent waiting for data, up to now."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    waited: float = 0.0
+
+
+def _padding_share(module: Any) -> float:
+    """Share of the places in batches that held no token."""
+    return float(module.padding / max(1, module.tokens + module.padding))
+
+
+def _row_length(batch: Any) -> int:
+    """The length of a batch's rows."""
+    names = ("input_ids", "inputs", "source")
+    return next((batch[name].shape[1] for name in names if name in batch), 1)
 
 
 def told(figures: dict[str, float]) -> str:

@@ -4,48 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.checkpoint.directory import read_remembered, save_directory
-from miniformer.checkpoint.pipeline import MODELS
-from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
-from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.records import records_of
-from miniformer.model.pretrained import write_text
+from miniformer.checkpoint.pipeline import MODELS, read_companions
+from miniformer.config import UserError
+from miniformer.model.pretrained import read_config
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
-from miniformer.training.beginning import begin_with, take_weights
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import (
+    Averaging,
     KeepBest,
     StopAtBudget,
     ValidateInTime,
-    check_finite,
     figures_of,
 )
-from miniformer.training.card import model_card
+from miniformer.training.choosing import fit_to_machine
+from miniformer.training.compiling import compile_layers
+from miniformer.training.engines import full_weights, set_weights, strategy_of
+from miniformer.training.finite import NotFiniteError
 from miniformer.training.interrupt import InterruptCallback, Interrupted
+from miniformer.training.launch import (
+    GRACE,
+    console_of,
+    from_first,
+    is_launched,
+    launch,
+    member,
+    process_group,
+    rank,
+)
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
-from miniformer.training.plot import plot_loss
-from miniformer.training.preparation import (
-    check_machine,
-    checkpoint,
-    make_tokenizer,
-    new_folder,
-    precision,
-)
-from miniformer.training.progress import ProgressCallback, make_console, reading
+from miniformer.training.outputs import Outputs
+from miniformer.training.preparation import Prepared, device_type, new_folder, precision, prepare
+from miniformer.training.progress import ProgressCallback, make_console
+from miniformer.training.resuming import facts_of, settings_of
+from miniformer.training.run_state import KeepState
+from miniformer.training.samples import WriteSamples
+from miniformer.training.watching import Watch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,151 +73,117 @@ class RunResult:
     interrupted: int | None
 
 
-def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
+def train(
+    config: TrainConfig, *, console: Console | None = None, callbacks: Sequence[L.Callback] = ()
+) -> RunResult:
     """Trains a model and writes it to `<work_dir>/<experiment_name>/best` and `last`.
 
     Args:
         config: the run.
         console: where to tell of its progress; None: standard output.
+        callbacks: more of Lightning's; they are called after those of the run itself.
 
     Raises:
         UserError: a setting, a path or a record is wrong, and nothing has been written; or the
             loss is no longer finite, and what was saved before stays.
     """
     console = console or make_console()
+    config, state = settings_of(config)
+    if config.world_size > 1 and not is_launched():
+        if callbacks:
+            raise UserError("callbacks need devices=1, or a script of your own under torchrun")
+        outcome = launch(config, _worker)
+        model = Path(outcome["model"])
+        task = read_companions(model, *read_config(model))[1]
+        return RunResult(
+            Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
+        )
+    with process_group(config, device_type(config)):
+        return _train(config, console_of(console), callbacks, state)
+
+
+def _worker(settings: dict[str, Any], path: str) -> None:
+    """One of the processes of a run on several devices."""
+    with member(path) as tell:
+        result = train(TrainConfig.from_dict(settings))
+        if rank() == 0:
+            figures, interrupted = result.figures, result.interrupted
+            told = {"folder": str(result.folder), "model": str(result.model)}
+            tell({**told, "figures": figures, "interrupted": interrupted})
+
+
+def _train(
+    config: TrainConfig, console: Console, callbacks: Sequence[L.Callback], state: Path | None
+) -> RunResult:
     L.seed_everything(config.seed, verbose=False)
-    kind = _kind(config)
-    config = begin_with(config, kind)
-    task = _task(config, kind)
-    metric = _metric(config, task)
-    notes = list(task.notes(metric)) if config.val_path or config.test_path else []
-    check_machine(config)
-    # Every mistake that can be seen without reading the data is told before it is read.
-    limit = TransformerConfig.from_dict(config.model_config).max_seq_len
-    seq_len = config.seq_len or limit
-    if seq_len > limit:
-        raise UserError(
-            f"seq_len={seq_len} is longer than the model's max_seq_len={limit}; "
-            f"lower seq_len or set max_seq_len={seq_len} in model_config"
-        )
-    with reading(console) as progress:
-        records = None
-        if not config.streaming:
-            records = records_of(config.train_path, task.schema, progress=progress)
-            task = task.fit(records)
-        others = {
-            name: path and records_of(path, task.schema, progress=progress)
-            for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
-        }
-        tokenizer, described = make_tokenizer(config, task, records)
-        if described is not None:
-            console.print(f"tokenizer: {described}")
-        model_config = TransformerConfig.from_dict(
-            task.model_config(config.model_config, tokenizer)
-        )
-        task.check(model_config, tokenizer)
-        data = MiniFormerDataModule(
-            records or config.train_path,
-            **others,
-            tokenizer=tokenizer,
-            task=task,
-            batch_size=config.batch_size,
-            batch_tokens=config.batch_tokens,
-            seq_len=seq_len,
-            num_workers=config.num_workers,
-            streaming=config.streaming,
-            seed=config.seed,
-            progress=progress,
-        )
-        data.setup()
-    for line in (*_about(data), *notes):
-        console.print(line)
-    model = MODELS[kind](model_config)
-    origin = None if config.init_from is None else Path(config.init_from)
-    if origin is not None:
-        new = take_weights(model, origin, kind)
-        console.print(f"weights: of {origin}" + (f"; new: {', '.join(new)}" if new else ""))
-    size = model_config.num_params(seq2seq=kind == "seq2seq")
-    console.print(f"model: {size:,} parameters")
-    if config.activation_checkpointing != "none":
-        console.print(
-            checkpoint(model, config.activation_checkpointing, task, data.train_dataloader())
-        )
+    resumed = None if state is None else Path(str(config.resume))
+    run = prepare(config, console, resumed=resumed)
+    if state is None:
+        run = fit_to_machine(run, console)
+    config = run.config
     budget = Budget(
         max_steps=config.max_steps, max_epochs=config.epochs, max_seconds=config.max_seconds
     )
-    module = MiniFormerLitModule(
-        model,
-        task=task,
-        tokenizer=tokenizer,
-        optimizer=config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        scheduler=config.scheduler,
-        warmup_steps=config.warmup_steps,
-        gradient_clip_val=config.gradient_clip_val,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        budget=budget,
+    module = _module(run, budget)
+    name = config.experiment_name or config.task
+    folder = resumed or from_first(lambda: new_folder(Path(config.work_dir), name))
+    console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
+    outputs = Outputs(folder, run, writes=rank() == 0)
+    outputs.begin()
+    if config.compile:
+        console.print(compile_layers(run, config.max_steps))
+
+    interrupt = InterruptCallback(grace=GRACE if is_launched() else 0.0)
+    averaging = Averaging(
+        run.model, ema_decay=config.ema_decay, last=config.average_checkpoints
     )
-    folder = new_folder(Path(config.work_dir), config.experiment_name or config.task)
-    console.print(f"run folder: {folder}")
-    write_text(folder / "train_config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-    generation = GenerationConfig()
-    if tokenizer is not None:
-        generation = task.generation(model_config, tokenizer)
-
-    def card(figures: dict[str, float], more: str, pictures: list[str]) -> str:
-        return model_card(
-            model_config, config, figures, kind=kind, task=task, tokenizer=described, more=more,
-            pictures=pictures,
-        )  # fmt: skip
-
-    def save(name: str, figures: dict[str, float], more: str, *pictures: Path) -> None:
-        save_directory(
-            folder / name,
-            model=model,
-            tokenizer=tokenizer,
-            task=task.settings(),
-            generation=generation,
-            card=card(figures, more, [picture.name for picture in pictures]),
-            pictures=pictures,
-            remembered={} if origin is None else read_remembered(origin),
-            origin=origin,
-        )
-
-    answers = folder / "answers.png"  # what the best model gets right and wrong
-    more = ""
-
-    def describe(name: str) -> str:
-        said = task.describe(module.measured)
-        if task.draw(module.measured, answers) or said:
-            return f"On the {name} data:\n\n{said}".rstrip()
-        return ""
-
-    def save_best(figures: dict[str, float]) -> None:
-        nonlocal more
-        more = describe("validation")
-        save("best", figures, more, *([answers] if answers.exists() else []))
-
-    progress_bar = ProgressCallback(budget, folder / "metrics.jsonl", console)
-    larger = metric in task.larger_is_better
-    keep = KeepBest(save_best, metric=f"val_{metric}", larger=larger)
-    interrupt = InterruptCallback()
-    validate = ValidateInTime(budget, interval=config.val_interval)
-    callbacks: list[L.Callback] = [StopAtBudget(budget), validate, progress_bar, keep, interrupt]
-    if config.early_stopping_patience is not None:
-        mode = "max" if larger else "min"
-        patience = config.early_stopping_patience
-        callbacks.append(EarlyStopping(f"val_{metric}", mode=mode, patience=patience))
-    tests: dict[str, float] = {}
+    keep = KeepBest(
+        lambda figures: outputs.save_best(full_weights(run.model), figures, module.measured),
+        metric=f"val_{run.metric}",
+        larger=run.metric in run.task.larger_is_better,
+        patience=config.early_stopping_patience,
+    )
+    validate = ValidateInTime(
+        budget, interval=config.val_interval, times=5 if config.val_path else 0
+    )
+    watch = Watch(run, module, folder, kind=precision(config), writes=rank() == 0)
+    progress = ProgressCallback(
+        budget,
+        folder / "metrics.jsonl",
+        console,
+        flops_per_token=watch.flops_per_token,
+        peak=watch.peak,
+        watch=watch.figures,
+        writes=rank() == 0,
+    )
+    samples = WriteSamples(run, outputs, console)
+    states = KeepState(
+        folder,
+        budget,
+        remembering={
+            "best": keep, "validate": validate, "progress": progress, "averaging": averaging,
+            "watch": watch, "samples": samples,
+        },
+        averages=averaging.kept,
+        validate=validate,
+        interval=config.checkpoint_interval,
+        facts=facts_of(run.data),
+        start=state,
+    )  # fmt: skip
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator=config.accelerator,
-            devices=1,
-            precision=precision(config),
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=strategy_of(config, device_type(config)),
+            precision={"float32": "32-true", "bf16": "bf16-mixed"}[precision(config)],  # type: ignore[arg-type]
             deterministic=config.deterministic,
             logger=registry.get("logger", config.logger)(folder),
-            callbacks=callbacks,
+            # Averages come in first; the state is written when all others have had their say.
+            callbacks=[
+                StopAtBudget(budget), validate, watch, samples, progress, keep, averaging,
+                interrupt, states, *callbacks,
+            ],
             max_epochs=-1,  # StopAtBudget ends the run
             check_val_every_n_epoch=None,
             val_check_interval=1,  # ValidateInTime decides
@@ -221,30 +193,44 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
+            use_distributed_sampler=False,  # batches share themselves among devices
+            inference_mode=False,  # in which averages could not be changed again
             default_root_dir=folder,
-        )
-        with interrupt, _until_stopped(interrupt):
-            trainer.fit(module, data)
-            if config.val_path and keep.validated_at != trainer.global_step:
-                trainer.validate(module, data, verbose=False)
-        if module.train_loss is not None:  # a signal may come before the next look at the loss
-            check_finite(float(module.train_loss), "training", trainer.global_step)
+        )  # fmt: skip
+        try:
+            with interrupt, _until_stopped(interrupt):
+                trainer.fit(module, run.data)
+                if config.val_path and keep.validated_at != trainer.global_step:
+                    trainer.validate(module, run.data, verbose=False)
+            module.finite.check(trainer.global_step, now=True)
+        except NotFiniteError as error:
+            raise UserError(_broken(error, run, states)) from None
+        done = trainer.global_step
+        with averaging.in_use(module):
+            weights = full_weights(run.model)
         ended = {
-            "step": trainer.global_step,
-            "training_tokens": progress_bar.tokens,
+            "step": done,
+            "training_tokens": module.tokens,
             "seconds": round(budget.seconds, 1),
         }
-        picture = folder / "loss.png"
-        plot_loss(progress_bar.rows, picture, title=f"{folder.name}: loss", unit=task.unit)
-        console.print(progress_bar.summary(trainer.train_dataloader))
+        outputs.draw_loss(progress.rows)
+        console.print(progress.summary(trainer, module))
         losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
-        save("last", {**losses, **ended}, "", picture)
+        outputs.save("last", weights, {**losses, **ended}, outputs.loss)
+        if averaging.last is not None and interrupt.signal is None:
+            console.print(f"the mean of the weights at the last {len(averaging.last)} validations:")
+            set_weights(run.model, averaging.last.mean())
+            with interrupt, _until_stopped(interrupt):
+                trainer.validate(module, run.data, verbose=False)
+        tests: dict[str, float] = {}
         if config.test_path and interrupt.signal is None:
             if keep.best is not None:
-                best = MODELS[kind].from_pretrained(folder / "best")
-                model.load_state_dict(best.state_dict())
+                best = from_first(
+                    lambda: MODELS[run.kind].from_pretrained(folder / "best").state_dict()
+                )
+                set_weights(run.model, best)
             with interrupt, _until_stopped(interrupt):
-                trainer.test(module, data, verbose=False)
+                trainer.test(module, run.data, verbose=False)
                 tests = figures_of(trainer, "test")
     finish(trainer.loggers)
 
@@ -253,55 +239,55 @@ def train(config: TrainConfig, *, console: Console | None = None) -> RunResult:
     if keep.best is not None:
         times = {key: ended[key] for key in ("training_tokens", "seconds")}
         which, figures = "best", {**keep.best, **tests, **times}
-    if tests:
-        more = describe("test")
-    pictures = [*([answers.name] if answers.exists() else []), picture.name]
-    shown = folder / which
-    write_text(shown / "README.md", card(figures, more, pictures))
-    for name in pictures:
-        (shown / name).write_bytes((folder / name).read_bytes())
-    return RunResult(folder, shown, task, figures, interrupt.signal)
+    if tests and outputs.writes:
+        outputs.describe("test", module.measured)
+    outputs.complete(which, figures)
+    outputs.report(
+        progress.rows, watch, samples.rows, figures, interrupted=interrupt.signal is not None
+    )
+    if interrupt.signal is not None and states.written is not None:
+        console.print(f"go on from step {done} with: --resume {folder}")
+    return RunResult(folder, folder / which, run.task, figures, interrupt.signal)
 
 
-def _kind(config: TrainConfig) -> str:
-    """The kind of model that learns the task: encoder or seq2seq."""
-    kind: str = config.model or registry.get("task", config.task).models[0]
-    return kind
+def _module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
+    config = run.config
+    return MiniFormerLitModule(
+        run.model,
+        task=run.task,
+        tokenizer=run.tokenizer,
+        optimizer=config.optimizer,
+        optimizer_config=config.optimizer_config,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_lr_decay=config.layer_lr_decay,
+        scheduler=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        warmup_share=config.warmup_share,
+        gradient_clip_val=config.gradient_clip_val,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        budget=budget,
+    )
 
 
-def _task(config: TrainConfig, kind: str) -> Task:
-    """The task as that kind of model learns it."""
-    try:
-        task: Task = registry.get("task", config.task).from_dict(config.task_config)
-    except ConfigError as error:
-        raise UserError(f"task_config: {error}") from None
-    return task.for_model(kind)
-
-
-def _metric(config: TrainConfig, task: Task) -> str:
-    """The figure that tells the best model, without the `val_` before it."""
-    metric = (config.checkpoint_metric or "loss").removeprefix("val_")
-    if metric not in task.metrics:
-        raise UserError(registry.unknown("checkpoint_metric", metric, list(task.metrics)))
-    return metric
-
-
-def _about(data: MiniFormerDataModule) -> Iterator[str]:
-    """Lines about the data: how much there is, and what of it does not fit."""
-    for name, words in (("train", "training"), ("val", "validation"), ("test", "test")):
-        pools = data.pools.get(name)
-        if pools is None:
-            continue
-        tokens = next(
-            filter(None, (data.count(name, each) for each in ("ids", "inputs", "labels"))), None
+def _broken(error: NotFiniteError, run: Prepared, states: KeepState) -> str:
+    """What a user should know of a loss that is no number: the records, and the way back."""
+    lines = [str(error)]
+    numbers: list[int] = []
+    batches = run.data.train_dataloader()
+    for place in error.places:
+        numbers += batches.trace(place) or []
+    records = getattr(run.data.pools["train"], "records", None)
+    if numbers and records is not None:
+        shown = ", ".join(records.where(number) for number in numbers[:5])
+        more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+        lines.append(f"records of that batch: {shown}{more}")
+    if states.written is not None:
+        lines.append(
+            f"the last good state is {states.written}; --resume {states.run} with a lower lr "
+            "goes on from it"
         )
-        records = getattr(pools, "records", None)
-        many = "a stream" if records is None else f"{len(records):,} records"
-        yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")
-        if cut := data.cut(name):
-            yield cut
-    if data.val_path is None:
-        yield "no val_path: losses shown are those of the training data"
+    return "; ".join(lines)
 
 
 @contextlib.contextmanager

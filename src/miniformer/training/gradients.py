@@ -1,0 +1,3 @@
+class GradientNorms:
+    def __init__(self, model): self.model=model
+    def measure(self): return {}

@@ -1,0 +1,57 @@
+"""A run that goes on: its folder, its settings, its state."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.train_config import TrainConfig
+from miniformer.training.checkpoints import latest
+
+SETTINGS = "train_config.json"
+# What weights, optimiser states and places in the data are of.
+_FIXED = (
+    "task", "task_config", "model", "model_config", "init_from", "tokenizer", "source_tokenizer",
+    "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed", "ema_decay",
+    "average_checkpoints", "memory", "find_batch_size", "find_lr", "work_dir", "experiment_name",
+)  # fmt: skip
+
+
+def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
+    """A run's settings, and the state that it begins with; None: it begins anew.
+
+    Raises:
+        UserError: `resume` names no run, one without a state, or comes with settings that would
+            make it another run.
+    """
+    if config.resume is None:
+        return config, None
+    run = Path(config.resume)
+    if not (run / SETTINGS).is_file():
+        raise UserError(f"resume: {run} is no run's folder: it has no {SETTINGS}")
+    saved = TrainConfig.from_file(run / SETTINGS)
+    state = latest(run)
+    if state is None:
+        raise UserError(
+            f"resume: {run} has no state to go on from (checkpoints/step-...); begin a new run"
+        )
+    changes: dict[str, Any] = config.changed()
+    changes.pop("resume")
+    fixed = [
+        f"{name} is {getattr(saved, name)!r} in {run}, not {value!r}; leave it out, "
+        "or begin a new run"
+        for name, value in changes.items()
+        if name in _FIXED and value != getattr(saved, name)
+    ]
+    if fixed:
+        raise UserError("resume: " + "; ".join(fixed))
+    return dataclasses.replace(saved, **changes), state
+
+
+def facts_of(data: MiniFormerDataModule) -> dict[str, int]:
+    """What tells whether training data is still the same, at no cost."""
+    records = getattr(data.pools["train"], "records", None)
+    return {} if records is None else {"records": len(records), "bytes": int(records.n_bytes)}

@@ -1,0 +1,25 @@
+"""Files of a run's figures: one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from miniformer.model.pretrained import write_text
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Adds a line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path, count: int, *, writes: bool) -> list[dict[str, Any]]:
+    """The first `count` lines; with `writes` the others go: they are of steps done again."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines[:count]]
+    if writes and len(lines) > count:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

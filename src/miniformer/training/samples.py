@@ -1,0 +1,86 @@
+"""A text written by the model at each validation, to be read while it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from torch.distributed.tensor import DTensor
+
+from miniformer.config import GenerationConfig, UserError
+from miniformer.training.engines import full_weights
+from miniformer.training.outputs import Outputs
+from miniformer.training.preparation import Prepared
+from miniformer.training.rows import append_row, read_rows
+
+_NEW_TOKENS = 64
+_SHOWN = 160  # characters of it in a line of the console
+
+
+class WriteSamples(L.Callback):
+    """Has the model answer the same prompt at each validation; `samples.jsonl` keeps the answers.
+
+    Args:
+        run: what is trained.
+        outputs: the run's folder, and its settings of decoding.
+        console: where to show them.
+    """
+
+    def __init__(self, run: Prepared, outputs: Outputs, console: Console) -> None:
+        self.run, self.outputs, self.console = run, outputs, console
+        self.path = outputs.folder / "samples.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        self.prompts = self._prompts()
+
+    def _prompts(self) -> list[str]:
+        run = self.run
+        records = getattr(run.data.pools.get("val"), "records", None)
+        if records is None or run.tokenizer is None:
+            return []
+        if run.config.sample_prompt is not None:
+            return [run.config.sample_prompt]
+        return run.task.sample_prompts(records)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not self.prompts or trainer.state.fn != "fit":
+            return
+        model = self.run.model
+        if any(isinstance(each, DTensor) for each in model.parameters()):
+            weights = full_weights(model)  # all devices have a hand in this
+            model = self.outputs.model_of(weights) if self.outputs.writes else None
+        if not self.outputs.writes:
+            return
+        for row in self._written_by(model, trainer.global_step):
+            self.rows.append(row)
+            append_row(self.path, row)
+            text = (row["prompt"] + " -> " if self.run.kind == "seq2seq" else row["prompt"]) + (
+                row["text"]
+            )
+            self.console.print(f"step {row['step']} writes: {text[:_SHOWN]!r}")
+
+    def _written_by(self, model: Any, step: int) -> list[dict[str, Any]]:
+        options = self._options()
+        assert self.run.tokenizer is not None
+        try:
+            texts = self.run.task.answer(model, self.run.tokenizer, self.prompts, options)
+        except UserError as error:  # such as a prompt that leaves no room
+            self.prompts = []
+            self.console.print(f"no samples: {error}")
+            return []
+        pairs = zip(self.prompts, texts, strict=True)
+        return [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
+
+    def _options(self) -> GenerationConfig:
+        """Those of the model's directory, with chance that is the same each time."""
+        default = self.outputs.generation
+        most = min(_NEW_TOKENS, default.max_new_tokens)
+        return dataclasses.replace(default, max_new_tokens=most, seed=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": len(self.rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = read_rows(self.path, state["rows"], writes=self.outputs.writes)

@@ -1,0 +1,78 @@
+"""What is worth watching beside the loss: memory, gradients layer by layer, the machine's peak."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from miniformer.training.gradients import GradientNorms
+from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.machine import memory_peak, peak_flops
+from miniformer.training.preparation import Prepared, device_type
+from miniformer.training.rows import append_row, read_rows
+
+_POINTS = 100  # measurements of the gradients of all layers over a run, about
+
+
+class Watch(L.Callback):
+    """Measures memory, and the gradients of each layer.
+
+    Args:
+        run: what is trained.
+        module: that trains it.
+        folder: of the run, for `gradients.jsonl`.
+        kind: float32 or bf16, in which matrices are multiplied.
+        writes: whether this device writes files.
+    """
+
+    def __init__(
+        self, run: Prepared, module: MiniFormerLitModule, folder: Path, *, kind: str, writes: bool
+    ) -> None:
+        self.run, self.module, self.writes = run, module, writes
+        self.path = folder / "gradients.jsonl"
+        self.rows: list[dict[str, float]] = []
+        self.device = torch.device(device_type(run.config))
+        dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+        # Of this device; on several of them all rates are those of all.
+        self.peak = peak_flops(self.device, dtype) * run.config.world_size
+        self._norms = GradientNorms(run.model)
+        self._written = -1.0
+
+    def flops_per_token(self, length: int) -> float:
+        """FLOPs that training takes for a token in rows of a length: forward, and twice back."""
+        config, seq2seq = self.run.model_config, self.run.kind == "seq2seq"
+        count = config.flops_per_token(min(length, config.max_seq_len), seq2seq=seq2seq)
+        # Of an encoder with a decoder that is for a token of each, and both are counted as tokens.
+        return 3.0 * count / (2 if seq2seq else 1)
+
+    def figures(self) -> dict[str, float]:
+        """Memory at its highest so far, in MB."""
+        return {"memory_mb": round(memory_peak(self.device) / 1e6, 1)}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
+        progress = module.progress
+        if progress - self._written < 1 / _POINTS:
+            return
+        self._written = progress
+        norms = self._norms.measure()
+        limit, norm = module.gradient_clip_val, module.gradient_norm
+        if limit and norm is not None:  # as they were before they were clipped
+            longer = max(1.0, float(norm) / limit)
+            norms = {name: value * longer for name, value in norms.items()}
+        self.rows.append({"step": trainer.global_step + 1, **norms})
+        if not self.writes:
+            return
+        append_row(self.path, self.rows[-1])
+        named = {f"grad_norm/{name}": value for name, value in norms.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(named, step=trainer.global_step + 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": len(self.rows), "written": self._written}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._written = state["written"]
+        self.rows = read_rows(self.path, state["rows"], writes=self.writes)
