@@ -1,4 +1,4 @@
-"""The `miniformer` command: train, generate, predict, tokenizer, data, import, export, demo."""
+"""The `miniformer` command: train, generate, predict, verify-resume, tokenizer, data, import, export, demo."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from miniformer.data_command import add_data_command, run_data
 from miniformer.hf_command import add_hf_commands, run_export, run_import
 from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
+from miniformer.verify_command import add_verify_command, run_verify
 
 _DECODING = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
 
@@ -31,13 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_subcommand(
         "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
     )
+    add_verify_command(commands)
     add_tokenizer_command(commands)
     add_data_command(commands)
     add_hf_commands(commands)
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
-    return run_command(parser, arguments, _run)
+    words = sys.argv[1:] if arguments is None else arguments
+    # A run that goes on must know which of its settings were said anew.
+    return run_command(parser, words, _run, defaults=words[:1] != ["train"])
 
 
 def _run(values: dict[str, Any]) -> int:
@@ -45,6 +49,7 @@ def _run(values: dict[str, Any]) -> int:
         "train": run_training,
         "generate": _generate,
         "predict": _predict,
+        "verify-resume": run_verify,
         "tokenizer": run_tokenizer,
         "data": run_data,
         "import": run_import,

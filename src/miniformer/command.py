@@ -31,8 +31,16 @@ def run_command(
     parser: jsonargparse.ArgumentParser,
     arguments: list[str] | None,
     run: Callable[[dict[str, Any]], int],
+    *,
+    defaults: bool = True,
 ) -> int:
     """Parses `arguments` (None: the process's own) and runs the command with them.
+
+    Args:
+        parser: of the command.
+        arguments: its words.
+        run: given the values by name.
+        defaults: whether they include what was not said.
 
     Returns:
         The exit code: what `run` returns, 2 after a user's mistake, 130 after Ctrl-C.
@@ -41,7 +49,7 @@ def run_command(
     try:
         with _told_warnings():
             try:
-                values = parser.parse_args(arguments).as_dict()
+                values = parser.parse_args(arguments, defaults=defaults).as_dict()
             except jsonargparse.ArgumentError as error:
                 raise UserError(_plain(str(error), parser, arguments)) from None
             values.pop("config", None)

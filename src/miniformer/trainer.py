@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.command import command_parser, program, run_command
@@ -29,12 +30,17 @@ def train_parser() -> Any:
 
 
 def run_training(values: dict[str, Any]) -> int:
-    """Trains as the parsed flags say; returns the exit code."""
+    """Trains as the flags that were given say; returns the exit code."""
     config = TrainConfig.from_dict(values)
     from miniformer.training.progress import make_console  # only now: it takes seconds to import
     from miniformer.training.run import train
 
     console = make_console()
+    if config.resume is not None:
+        from miniformer.training.resuming import going_on
+
+        values.pop("resume")
+        config = going_on(Path(config.resume), values)
     return tell(train(config, console=console), console)
 
 
@@ -63,7 +69,7 @@ def tell(result: RunResult, console: Console) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the training command; returns its exit code."""
-    return run_command(train_parser(), arguments, run_training)
+    return run_command(train_parser(), arguments, run_training, defaults=False)
 
 
 if __name__ == "__main__":

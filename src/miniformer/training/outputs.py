@@ -42,7 +42,7 @@ class Outputs:
     def begin(self) -> None:
         """Writes the settings, and the tokenizer, with which the run can be taken up again."""
         if self.writes:
-            settings = json.dumps(self.run.config.to_dict(), indent=2) + "\n"
+            settings = json.dumps({**self.run.config.to_dict(), "resume": None}, indent=2) + "\n"
             write_text(self.folder / "train_config.json", settings)
             if self.run.tokenizer is not None:
                 self.run.tokenizer.save(self.folder / "tokenizer.json")

@@ -20,26 +20,19 @@ _FIXED = (
 )  # fmt: skip
 
 
-def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
-    """A run's settings, and the state that it begins with; None: it begins anew.
+def going_on(run: Path, changes: dict[str, Any]) -> TrainConfig:
+    """The settings of a run that goes on.
+
+    Args:
+        run: its folder.
+        changes: of its settings, such as a larger max_steps.
 
     Raises:
-        UserError: `resume` names no run, one without a state, or comes with settings that would
-            make it another run.
+        UserError: the folder is no run's, or it would become another run.
     """
-    if config.resume is None:
-        return config, None
-    run = Path(config.resume)
     if not (run / SETTINGS).is_file():
         raise UserError(f"resume: {run} is no run's folder: it has no {SETTINGS}")
     saved = TrainConfig.from_file(run / SETTINGS)
-    state = latest(run)
-    if state is None:
-        raise UserError(
-            f"resume: {run} has no state to go on from (checkpoints/step-...); begin a new run"
-        )
-    changes: dict[str, Any] = config.changed()
-    changes.pop("resume")
     fixed = [
         f"{name} is {getattr(saved, name)!r} in {run}, not {value!r}; leave it out, "
         "or begin a new run"
@@ -48,7 +41,30 @@ def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
     ]
     if fixed:
         raise UserError("resume: " + "; ".join(fixed))
-    return dataclasses.replace(saved, **changes), state
+    if changes.get("devices", saved.devices) * changes.get("num_nodes", saved.num_nodes) == 1:
+        changes = {"strategy": None, **changes}
+    return dataclasses.replace(saved, **changes, resume=str(run))
+
+
+def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
+    """A run's settings, and the state that it begins with; None: it begins anew.
+
+    Raises:
+        UserError: `resume` names no run, or one without a state.
+    """
+    if config.resume is None:
+        return config, None
+    run = Path(config.resume)
+    if not config.train_path:  # else they are whole already
+        changes = config.changed()
+        changes.pop("resume")
+        config = going_on(run, changes)
+    state = latest(run)
+    if state is None:
+        raise UserError(
+            f"resume: {run} has no state to go on from (checkpoints/step-...); begin a new run"
+        )
+    return config, state
 
 
 def facts_of(data: MiniFormerDataModule) -> dict[str, int]:

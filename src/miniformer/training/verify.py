@@ -1,0 +1,220 @@
+"""Proof that a run can be resumed: killed at any batch, it goes on with the same bits.
+
+The run is made twice, in child processes: once undisturbed, once with a SIGKILL at batches chosen
+by chance and a resumption after each. Every loss must be the same number to the last bit, and so
+must the weights at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
+
+_NAME = "run"  # of its folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a comparison found.
+
+    Args:
+        steps: optimiser steps compared.
+        kills: batches after whose begin a process was killed, counted from where it began.
+        states: steps of the states from which the run went on.
+        different: the first step with another loss; None: none has.
+        weights: whether the weights at the end are the same.
+    """
+
+    steps: int
+    kills: list[int]
+    states: list[int]
+    different: int | None
+    weights: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything was the same."""
+        return self.different is None and self.weights
+
+
+def verify_resume(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    steps: int = 20,
+    kills: int = 3,
+    seed: int = 0,
+    tell: Callable[[str], None] = print,
+) -> Verdict:
+    """Makes the first steps of a run undisturbed and killed, and compares them.
+
+    Args:
+        config: the run; limits of time, and what is to be found out by trying, are left out.
+        folder: an empty one for both runs.
+        steps: optimiser steps.
+        kills: how often it is killed.
+        seed: of the batches at which it is.
+        tell: told what is done.
+
+    Raises:
+        UserError: the run is on several devices, or does not come so far by itself.
+    """
+    if config.world_size > 1:
+        raise UserError("verify-resume is for one device; set devices=1")
+    if config.max_time is not None:
+        tell("max_time is left out: by the clock no two runs are the same")
+    config = dataclasses.replace(
+        config,
+        max_time=None,
+        max_steps=config.max_steps or (None if config.max_epochs else 10 * steps),
+        test_path=None,
+        find_lr=False,
+        find_batch_size=False,
+        memory=None,
+        checkpoint_interval=min(config.checkpoint_interval or 4, max(1, steps // 4)),
+        logger="none",
+        experiment_name=_NAME,
+    )
+    chance = random.Random(seed)
+    tell(f"{steps} steps, undisturbed")
+    whole = _losses(_run(config, folder / "whole", stop=steps))
+    killed: list[int] = []
+    states = [0]
+    place = folder / "killed"
+    for left in range(kills, 0, -1):
+        # Somewhere in its share of the steps that are left.
+        batches = (steps - states[-1]) * config.accumulate_grad_batches
+        killed.append(chance.randint(1, max(1, 2 * batches // (left + 1))))
+        tell(f"killed in batch {killed[-1]} after step {states[-1]}")
+        _run(_going_on(place, config), place, stop=steps, kill=killed[-1])
+        states.append(_state_of(place))
+    tell(f"to the end from step {states[-1]}")
+    again = _losses(_run(_going_on(place, config), place, stop=steps))
+    compared = [step for step in whole["losses"] if step in again["losses"]]
+    different = next(
+        (step for step in compared if whole["losses"][step] != again["losses"][step]), None
+    )
+    same = whole["weights"] == again["weights"]
+    return Verdict(len(compared), killed, states[1:], different, same)
+
+
+class _Probe(L.Callback):
+    """Notes every loss, and ends the process where it is told to."""
+
+    def __init__(self, path: Path, stop: int, kill: int | None) -> None:
+        self.path, self.stop, self.kill = path, stop, kill
+        self.batches = self.step = 0
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.step = trainer.global_step  # those behind a resumed run
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.batches += 1
+        if self.batches == self.kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self.step:
+            return
+        self.step = step
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
+        if step >= self.stop:
+            self.end(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.end(trainer, module)
+
+    def end(self, trainer: L.Trainer, module: Any) -> None:
+        """Notes the weights, and ends the process at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(["weights", digest(module.model.state_dict())]) + "\n")
+        os._exit(0)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of all bits of a model's weights."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _run(config: TrainConfig, place: Path, *, stop: int, kill: int | None = None) -> Path:
+    """Runs a child to its end, or until it is killed; returns its notes."""
+    place.mkdir(parents=True, exist_ok=True)
+    notes = place / "losses.jsonl"
+    config = dataclasses.replace(config, work_dir=str(place))
+    order = {"config": config.to_dict(), "notes": str(notes), "stop": stop, "kill": kill}
+    done = subprocess.run(
+        [sys.executable, "-m", "miniformer.training.verify"],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != (0 if kill is None else -signal.SIGKILL):
+        told = done.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
+        raise UserError(f"the run to verify failed: {told[0].removeprefix('error: ')}")
+    return notes
+
+
+def _losses(notes: Path) -> dict[str, Any]:
+    """Losses by step, those of the last time that it was done, and the hash of the weights."""
+    rows = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    losses = {step: loss for step, loss in rows if step != "weights"}
+    return {"losses": losses, "weights": [row[1] for row in rows if row[0] == "weights"][-1]}
+
+
+def _state_of(place: Path) -> int:
+    """The step of the newest state; 0: there is none yet."""
+    from miniformer.training.checkpoints import latest, read_about
+
+    state = latest(place / _NAME)
+    return 0 if state is None else int(read_about(state)["step"])
+
+
+def _going_on(place: Path, config: TrainConfig) -> TrainConfig:
+    """The run from its newest state, or from its beginning where there is none yet."""
+    from miniformer.training.resuming import going_on
+
+    if _state_of(place):
+        return going_on(place / _NAME, {})
+    shutil.rmtree(place / _NAME, ignore_errors=True)
+    return config
+
+
+def _child() -> int:
+    """What the child process does."""
+    from miniformer.training.run import train
+
+    order = json.load(sys.stdin)
+    probe = _Probe(Path(order["notes"]), order["stop"], order["kill"])
+    try:
+        train(TrainConfig.from_dict(order["config"]), callbacks=[probe])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_child())

@@ -1,0 +1,51 @@
+"""`miniformer verify-resume`: does a run go on after a kill with the same bits?"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
+from miniformer.trainer import train_parser
+
+_OWN = ("steps", "kills")
+
+
+def add_verify_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = train_parser()
+    parser.description = (
+        "Kill the first steps of a run at batches chosen by chance, resume them, and compare every "
+        "loss and weight with those of a run left alone. Its flags are those of train."
+    )
+    parser.add_argument("--steps", type=int, default=20, help="optimiser steps to compare")
+    parser.add_argument("--kills", type=int, default=3, help="how often the run is killed")
+    commands.add_subcommand(
+        "verify-resume", parser, help="prove that a run can be killed and resumed, bit for bit"
+    )
+
+
+def run_verify(values: dict[str, Any]) -> int:
+    """Runs the subcommand; exit code 1: the runs differ."""
+    own = {name: values.pop(name) for name in _OWN}
+    for name, value in own.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    config = TrainConfig.from_dict(values)
+    if config.resume is not None:
+        raise UserError("verify-resume begins runs of its own; leave resume out")
+    from miniformer.training.verify import verify_resume  # only now: it takes seconds to import
+
+    with tempfile.TemporaryDirectory() as folder:
+        verdict = verify_resume(config, Path(folder), seed=config.seed, **own)
+    if verdict.exact:
+        print(
+            f"exact: {verdict.steps} losses and all weights are the same bits; "
+            f"{len(verdict.kills)} kills, resumed from steps {verdict.states}"
+        )
+        return 0
+    where = "the weights at the end" if verdict.different is None else f"step {verdict.different}"
+    print(f"NOT exact: the resumed run differs from the undisturbed one at {where}")
+    return 1
