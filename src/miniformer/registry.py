@@ -66,7 +66,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "encoding": "miniformer.tasks.encoding:Encoding",
     },
     "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimiser
-        "muon": "miniformer.training.optimizers:adamw",
+        "muon": "miniformer.training.optimizers:muon",
         "adamw": "miniformer.training.optimizers:adamw",
         "schedulefree": "miniformer.training.optimizers:schedulefree",
     },

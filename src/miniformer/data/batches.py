@@ -141,12 +141,15 @@ class Batches:
                 if last and number + 1 == self.pools.count:
                     after = (epoch + 1, 0, 0)
                 state = _state(after)
-                yield batch, {
-                    "epochs": epoch + share,
-                    "examples": examples,
-                    "place": _state((epoch, number, index)),
-                    "state": state,
-                }
+                yield (
+                    batch,
+                    {
+                        "epochs": epoch + share,
+                        "examples": examples,
+                        "place": _state((epoch, number, index)),
+                        "state": state,
+                    },
+                )
                 examples += len(cut)
             skipped = 0
 

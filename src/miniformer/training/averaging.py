@@ -1,2 +1,121 @@
-class Ema: ...
-class LastWeights: ...
+"""Averages of weights over a run: often better than any weights of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+class Ema:
+    """Exponential moving average of a model's weights (Polyak & Juditsky 1992).
+
+    Args:
+        model: whose weights are averaged; sharded ones stay so.
+        decay: what the average keeps of itself at each step; less at first: (1 + n) / (10 + n)
+            after n steps, so that it soon forgets the first weights.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay, self.steps = model, decay, 0
+        self._averages: dict[str, Tensor] | None = None
+
+    def update(self) -> None:
+        """Takes the weights after a step into the average."""
+        averages, weights = self.tensors(), self._weights()
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(
+            [_local(averages[name]) for name in weights],
+            [_local(each) for each in weights.values()],
+            1 - decay,
+        )
+
+    @contextlib.contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model has the averages, and gets its own weights back."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averages by name; before the first step the weights themselves."""
+        if self._averages is None:  # made late: sharding replaces parameters
+            self._averages = {name: each.clone() for name, each in self._weights().items()}
+        return self._averages
+
+    def about(self) -> dict[str, Any]:
+        """The rest of its state."""
+        return {"steps": self.steps}
+
+    def prepare(self, about: dict[str, Any]) -> None:
+        """Takes up a state, whose tensors are to be copied into `tensors()`."""
+        self.steps = about["steps"]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: each.detach() for name, each in self.model.named_parameters()}
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        averages = self.tensors()
+        for name, weight in self._weights().items():
+            kept = weight.clone()
+            weight.copy_(averages[name])
+            averages[name].copy_(kept)
+
+
+class LastWeights:
+    """The weights at the last validations, for their mean (Vaswani et al. 2017, section 6.1).
+
+    Args:
+        model: whose weights are kept.
+        count: of how many validations.
+    """
+
+    def __init__(self, model: nn.Module, count: int) -> None:
+        self.model, self.count = model, count
+        self._kept: list[dict[str, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def add(self) -> None:
+        """Keeps the weights of now, and the last ones before."""
+        self._kept = [*self._kept, self._copy()][-self.count :]
+
+    def mean(self) -> dict[str, Tensor]:
+        """The mean of the weights kept; of one that is sharded, a share."""
+        return {
+            name: torch.stack([_local(weights[name]) for weights in self._kept]).mean(0)
+            for name in self._kept[0]
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights that are kept, by number and name."""
+        return {
+            f"{number}.{name}": each
+            for number, weights in enumerate(self._kept)
+            for name, each in weights.items()
+        }
+
+    def about(self) -> dict[str, Any]:
+        """The rest of its state."""
+        return {"kept": len(self._kept)}
+
+    def prepare(self, about: dict[str, Any]) -> None:
+        """Takes up a state, whose tensors are to be copied into `tensors()`."""
+        self._kept = [self._copy() for _ in range(about["kept"])]
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: each.detach().clone() for name, each in self.model.state_dict().items()}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """What this device has of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,1 +1,2 @@
-def fit_to_machine(run, console): return run
+def fit_to_machine(run, console):
+    return run

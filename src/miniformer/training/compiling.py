@@ -53,7 +53,9 @@ def told(cost: float, before: float, after: float, accumulate: int, max_steps: i
         accumulate: batches in an optimiser step.
         max_steps: of the run; None: not known.
     """
-    line = f"compiled in {cost:.1f} s; a batch takes {1e3 * after:.1f} ms, {1e3 * before:.1f} before"
+    line = (
+        f"compiled in {cost:.1f} s; a batch takes {1e3 * after:.1f} ms, {1e3 * before:.1f} before"
+    )
     if after >= before:
         return f"{line}: it does not pay back here; leave out --compile"
     steps = math.ceil(cost / ((before - after) * accumulate))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
@@ -41,6 +42,7 @@ def launch(config: TrainConfig, worker: Callable[[dict[str, Any], str], None]) -
         UserError: a worker did; or the run is to use other machines, whose processes only
             torchrun can start.
     """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -50,6 +52,7 @@ def launch(config: TrainConfig, worker: Callable[[dict[str, Any], str], None]) -
             f"`torchrun --nnodes {config.num_nodes} --nproc_per_node {config.devices} "
             "--rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500 -m miniformer.trainer ...`"
         )
+    folder = tempfile.TemporaryDirectory()
     launcher = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -60,10 +63,11 @@ def launch(config: TrainConfig, worker: Callable[[dict[str, Any], str], None]) -
         start_method="spawn",
         max_restarts=0,
         monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=folder.name),
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "outcome.json"
+    with folder:
+        path = Path(folder.name) / "outcome.json"
         failed: BaseException | None = None
         try:
             elastic_launch(launcher, worker)(config.to_dict(), str(path))
@@ -102,15 +106,13 @@ def member(path: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         raise SystemExit(2) from None
 
 
-@contextlib.contextmanager
-def process_group(config: TrainConfig, device_type: str) -> Iterator[None]:
-    """Has the processes of a run know each other.
+def join(config: TrainConfig, device_type: str) -> None:
+    """Has the processes of a run know each other; until they end, for all runs that they make.
 
     Raises:
         UserError: there are others than the run says.
     """
-    if config.world_size == 1:
-        yield
+    if config.world_size == 1 or dist.is_initialized():
         return
     there = int(os.environ["WORLD_SIZE"])
     if there != config.world_size:
@@ -121,11 +123,12 @@ def process_group(config: TrainConfig, device_type: str) -> Iterator[None]:
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -1,22 +1,89 @@
-"""Optimisers by name: (model, lr=..., weight_decay=...) -> torch optimiser."""
+"""Optimisers by name: (model, *, lr, weight_decay, layer_lr_decay, ...) -> torch optimiser.
+
+`layer_lr_decay` is given only where it is not 1, and what a user says in `optimizer_config`.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
-from miniformer.model.head import Head
+from miniformer.config import UserError
+from miniformer.training.muon import Muon
+from miniformer.training.parameter_groups import parameter_groups
+
+# beta2 = 0.95, as for GPT-3: small batches make 0.999 too slow to follow the gradient's size.
+_BETAS = (0.9, 0.95)
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2017), fused. Only the matrices of linear layers decay."""
-    maps = [module for module in model.modules() if isinstance(module, nn.Linear | Head)]
-    matrices = {id(module.weight) for module in maps if module.weight is not None}
-    decayed = [p for p in model.parameters() if id(p) in matrices]
-    others = [p for p in model.parameters() if id(p) not in matrices]
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    # beta2 = 0.95, as for GPT-3: small batches make 0.999 too slow to follow the gradient's size.
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+def adamw(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_lr_decay: float = 1.0,
+    betas: tuple[float, float] = _BETAS,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2017), fused where it can be."""
+    groups = parameter_groups(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)  # type: ignore[arg-type]
+
+
+def muon(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_lr_decay: float = 1.0,
+    momentum: float = 0.95,
+    steps: int = 3,
+    betas: tuple[float, float] = _BETAS,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """Muon for the linear maps within layers, AdamW for the rest; see `muon`."""
+    inner = {
+        id(module.weight)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in f".{name}."
+    }
+    groups = []
+    for group in parameter_groups(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay):
+        for kind, of_kind in (("muon", True), ("adamw", False)):
+            some = [p for p in group["params"] if (id(p) in inner) == of_kind]
+            if some:
+                groups.append({**group, "params": some, "kind": kind})
+    return Muon(groups, lr=lr, momentum=momentum, steps=steps, betas=betas, eps=eps)
+
+
+def schedulefree(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    layer_lr_decay: float = 1.0,
+    betas: tuple[float, float] = _BETAS,
+    eps: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """AdamW without a schedule (Defazio et al. 2024, arXiv 2405.15682).
+
+    It trains at one point and is good at another, an average: `train` and `eval` change between
+    them, which the trainer does around validation and saving.
+
+    Raises:
+        UserError: the package schedulefree is missing.
+    """
+    try:
+        from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise UserError(
+            'optimizer=schedulefree needs the package schedulefree; pip install "miniformer[optim]"'
+        ) from None
+    groups: list[dict[str, Any]] = parameter_groups(
+        model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay
+    )
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(groups, lr=lr, betas=tuple(betas), eps=eps)
+    return optimizer

@@ -121,4 +121,5 @@ class Outputs:
             pictures=[picture.name for picture in pictures],
         )
 
-    def report(self, *a, **k): pass
+    def report(self, *a, **k):
+        pass

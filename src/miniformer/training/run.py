@@ -38,9 +38,9 @@ from miniformer.training.launch import (
     console_of,
     from_first,
     is_launched,
+    join,
     launch,
     member,
-    process_group,
     rank,
 )
 from miniformer.training.lit_module import MiniFormerLitModule
@@ -98,8 +98,8 @@ def train(
         return RunResult(
             Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
         )
-    with process_group(config, device_type(config)):
-        return _train(config, console_of(console), callbacks, state)
+    join(config, device_type(config))
+    return _train(config, console_of(console), callbacks, state)
 
 
 def _worker(settings: dict[str, Any], path: str) -> None:
@@ -134,9 +134,7 @@ def _train(
         console.print(compile_layers(run, config.max_steps))
 
     interrupt = InterruptCallback(grace=GRACE if is_launched() else 0.0)
-    averaging = Averaging(
-        run.model, ema_decay=config.ema_decay, last=config.average_checkpoints
-    )
+    averaging = Averaging(run.model, ema_decay=config.ema_decay, last=config.average_checkpoints)
     keep = KeepBest(
         lambda figures: outputs.save_best(full_weights(run.model), figures, module.measured),
         metric=f"val_{run.metric}",

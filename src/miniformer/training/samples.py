@@ -75,8 +75,11 @@ class WriteSamples(L.Callback):
 
     def _options(self) -> GenerationConfig:
         """Those of the model's directory, with chance that is the same each time."""
-        default = self.outputs.generation
+        default, tokenizer = self.outputs.generation, self.run.tokenizer
         most = min(_NEW_TOKENS, default.max_new_tokens)
+        if self.run.kind == "encoder" and tokenizer is not None:  # what it writes comes behind
+            longest = max(len(tokenizer.encode(prompt)) for prompt in self.prompts)
+            most = max(1, min(most, self.run.model_config.max_seq_len - longest - 1))
         return dataclasses.replace(default, max_new_tokens=most, seed=0)
 
     def state_dict(self) -> dict[str, Any]:

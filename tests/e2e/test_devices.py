@@ -1,0 +1,195 @@
+"""Several devices are one: the same losses, weights and states, whatever the strategy.
+
+Two and four processes on the CPU stand for devices. Each launch makes several runs, since starting
+processes takes longer than any of them.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import miniformer
+from miniformer import TrainConfig
+from miniformer.config import UserError
+from miniformer.training.launch import launch, member
+from miniformer.training.run import train
+from tests.kit import ROOT, VERSE, environment, write_jsonl
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
+MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
+STEPS = 50
+WORDS = VERSE.split()
+
+
+def write_data(folder):
+    # Documents end within windows, and 13 batches a pass are shared by two and by four.
+    write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
+    write_jsonl(folder / "val.jsonl", [VERSE, VERSE[:40], VERSE[7:]])
+    labelled = [{"input": " ".join(WORDS[: 1 + i % 7]), "label": i % 2} for i in range(26)]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(each) + "\n" for each in labelled))
+
+
+def config(folder, name, **changes):
+    return TrainConfig(**{
+        "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
+        "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 7, "lr": 1e-2,
+        "max_steps": STEPS, "val_interval": 20, "checkpoint_interval": 15, "logger": "none",
+        "optimizer": "adamw", "work_dir": str(folder / "runs"), "experiment_name": name, **changes,
+    })  # fmt: skip
+
+
+def rows(folder, name):
+    found = {}
+    for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for key in ("train_loss", "val_loss", "val_accuracy", "tokens", "grad_norm"):
+            if key in row:
+                found[row["step"], key] = row[key]
+    return found
+
+
+def assert_same(folder, one, other, tolerance=1e-5):
+    alone, together = rows(folder, one), rows(folder, other)
+    assert alone.keys() == together.keys()
+    assert len(alone) >= STEPS
+    for key, value in alone.items():
+        assert together[key] == pytest.approx(value, abs=tolerance, rel=tolerance), key
+
+
+CLASSIFIER = {"task": "classification", "batch_size": 4}
+# What one process does with several batches a step, and several processes with fewer.
+PAIRS = {
+    "ddp": {},
+    "fsdp2": {},
+    "muon": {"optimizer": "muon"},
+    "classes": CLASSIFIER,
+    "accumulated": {},
+    "averaged": {"ema_decay": 0.9},
+}
+TOGETHER = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp2": {"strategy": "fsdp2"},
+    "muon": {"strategy": "fsdp2"},
+    "classes": {"strategy": "ddp"},
+    "accumulated": {"strategy": "fsdp2", "accumulate_grad_batches": 2},
+    "averaged": {"strategy": "fsdp2"},
+}
+
+
+def made(folder, name):
+    changes = dict(PAIRS[name])
+    if "task" in changes:
+        paths = str(folder / "labels.jsonl")
+        changes |= {"train_path": paths, "val_path": paths}
+    return changes
+
+
+def worker(settings, path):
+    """All runs of two devices, in one launch."""
+    with member(path) as tell:
+        folder = dataclasses.replace(TrainConfig.from_dict(settings)).work_dir
+        from pathlib import Path
+
+        folder = Path(folder).parent
+        for name, changes in TOGETHER.items():
+            train(config(folder, f"{name}-2", devices=2, **made(folder, name), **changes))
+        train(TrainConfig(resume=str(folder / "runs" / "from-1")))
+        tell({"done": True})
+
+
+def worker_of_four(settings, path):
+    with member(path) as tell:
+        train(TrainConfig.from_dict(settings))
+        tell({"done": True})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("devices")
+    write_data(folder)
+    for name in PAIRS:
+        accumulate = 2 * TOGETHER[name].get("accumulate_grad_batches", 1)
+        train(config(folder, f"{name}-1", accumulate_grad_batches=accumulate, **made(folder, name)))
+    # A run of one device that was stopped after a state of step 45, to go on with two.
+    runs = folder / "runs"
+    shutil.copytree(runs / "fsdp2-1", runs / "from-1")
+    settings = json.loads((runs / "from-1" / "train_config.json").read_text())
+    settings |= {"devices": 2, "strategy": "fsdp2", "accumulate_grad_batches": 1, "max_steps": 60}
+    (runs / "from-1" / "train_config.json").write_text(json.dumps(settings))
+    launch(config(folder, "launch", devices=2), worker)
+    return folder
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_devices_have_the_losses_of_one(folder, name):
+    assert_same(folder, f"{name}-1", f"{name}-2")
+
+
+def test_a_model_of_two_devices_can_be_used(folder):
+    for name in ("ddp-2", "fsdp2-2", "averaged-2"):
+        m = miniformer.load(folder / "runs" / name / "best")
+        assert isinstance(m.generate("The", max_new_tokens=3), str)
+    assert (folder / "runs" / "fsdp2-2" / "samples.jsonl").read_text().count("\n") == 3
+
+
+def test_a_state_goes_on_with_any_number_of_devices(folder):
+    """1 -> 2 above; 2 -> 4 and 2 -> 1 here. The reference is one device all the way."""
+    runs = folder / "runs"
+    for name in ("alone", "from-2-to-1", "from-2-to-4"):
+        source = "fsdp2-1" if name == "alone" else "fsdp2-2"
+        shutil.copytree(runs / source, runs / name)
+    # Four devices take twice as many batches a step, so compare with one that does, too.
+    shutil.copytree(runs / "fsdp2-1", runs / "alone-4")
+    train(TrainConfig(resume=str(runs / "alone"), max_steps=60))
+    train(TrainConfig(resume=str(runs / "alone-4"), max_steps=60, accumulate_grad_batches=4))
+    from miniformer.training.resuming import going_on
+
+    train(going_on(runs / "from-2-to-1",
+                   {"devices": 1, "accumulate_grad_batches": 2, "max_steps": 60}))  # fmt: skip
+    four = going_on(runs / "from-2-to-4", {"devices": 4, "max_steps": 60})
+    launch(four, worker_of_four)
+    assert_same(folder, "alone", "from-1")
+    assert_same(folder, "alone", "from-2-to-1")
+    assert_same(folder, "alone-4", "from-2-to-4")
+
+
+def test_a_mistake_in_a_worker_is_told_as_one(folder):
+    wrong = config(folder, "wrong", devices=2, train_path=str(folder / "missing.jsonl"))
+    with pytest.raises(UserError, match=r"missing\.jsonl"):
+        train(wrong)
+
+
+def test_two_machines_are_two_launches_of_torchrun(folder):
+    """Both on loopback: a group of processes each, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    run = config(folder, "nodes", num_nodes=2, max_steps=50)
+    flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+             for name, value in run.changed().items()]  # fmt: skip
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",
+             f"--node_rank={node}", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}",
+             f"--rdzv_conf=is_host={1 - node}", "-m", "miniformer.trainer", *flags],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+            cwd=ROOT,
+        )
+        for node in range(2)
+    ]  # fmt: skip
+    outputs = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert_same(folder, "ddp-1", "nodes")
+    assert sum("run folder" in output for output in outputs) == 1  # only the first tells
+
+
+def test_other_machines_need_torchrun(folder):
+    assert "LOCAL_RANK" not in os.environ
+    with pytest.raises(UserError, match="torchrun --nnodes 2 --nproc_per_node 1"):
+        train(config(folder, "nodes", num_nodes=2))
