@@ -1,4 +1,4 @@
-"""The `miniformer` command: train, generate, predict, verify-resume, tokenizer, data, import, export, demo."""
+"""The `miniformer` command and its subcommands."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ class TrainConfig(StrictConfig):
         devices: processes on this machine, one for each device.
         num_nodes: machines; each starts its own, by torchrun.
         strategy: ddp: each device has the whole model; fsdp2: each has a share of it; deepspeed:
-            ZeRO (needs CUDA and the extra miniformer[deepspeed]); null: ddp where there are several.
+            ZeRO (needs CUDA and the extra miniformer[deepspeed]); null: ddp where there are
+            several.
         num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
             of the training process.
         streaming: read train_path front to back as it comes, such as from a pipe ("-" is standard
@@ -198,12 +199,11 @@ class TrainConfig(StrictConfig):
             for name, why in _OF_VALIDATION.items()
             if getattr(self, name) is not None and self.val_path is None and self.resume is None
         ]
-        for name in ("warmup_steps", "warmup_share"):
-            if self.scheduler == "onecycle" and getattr(self, name) is not None:
-                problems.append(
-                    f"{name} has no effect with scheduler=onecycle, which warms up itself; "
-                    "leave it out"
-                )
+        problems += [
+            f"{name} has no effect with scheduler=onecycle, which warms up itself; leave it out"
+            for name in ("warmup_steps", "warmup_share")
+            if self.scheduler == "onecycle" and getattr(self, name) is not None
+        ]
         if self.optimizer == "schedulefree" and self.scheduler != "none":
             problems.append("optimizer=schedulefree needs no schedule; set scheduler=none")
         if self.optimizer == "schedulefree" and self.ema_decay is not None:

@@ -1,4 +1,4 @@
-"""`miniformer verify-resume`: does a run go on after a kill with the same bits?"""
+"""`miniformer verify-resume`: proves that a run goes on after a kill with the same bits."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_accumulating_batches_is_one_large_batch(clip):
 
 def test_a_step_is_the_one_of_a_plain_loop():
     made = batches([(2, 6), (3, 4), (2, 2)])
-    module = fit(made, gradient_clip_val=0.7)
+    module = fit(made, gradient_clip_val=0.7, optimizer="adamw")
     model = tiny_model(bias=False)
     optimizer = adamw(model, lr=0.01, weight_decay=0.1)
     for batch in made:

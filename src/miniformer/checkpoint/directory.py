@@ -17,8 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.hub import before_replacement
 from miniformer.model.pretrained import PretrainedMixin, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
@@ -111,8 +114,10 @@ def replacing(directory: Path) -> Iterator[Path]:
     """
     told, directory = directory, directory.absolute()
     beside = directory.with_name(directory.name + ".part")
-    before = directory.with_name(directory.name + ".old")
+    before = before_replacement(directory)
     try:
+        if before.exists() and not directory.exists():  # a kill came between the two renames
+            os.replace(before, directory)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         yield beside
@@ -128,6 +133,7 @@ def replacing(directory: Path) -> Iterator[Path]:
         shutil.rmtree(before, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise UserError(f"{told}: cannot be written: {error.strerror or error}") from None
+        if isinstance(error, OSError | SafetensorError):
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"{told}: cannot be written: {why}") from None
         raise

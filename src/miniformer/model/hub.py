@@ -13,6 +13,17 @@ _PATTERNS = ["*.json", "*.safetensors", "format_version", "README.md", "*.txt", 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
+def before_replacement(directory: Path) -> Path:
+    """Where a model directory stands for the moment in which a new one takes its place."""
+    return directory.with_name(directory.name + ".old")
+
+
+def _there(directory: Path) -> Path:
+    """The directory; or the one that stood there, where a kill came while it was replaced."""
+    before = before_replacement(directory)
+    return before if not directory.exists() and before.is_dir() else directory
+
+
 def local(source: str | Path, revision: str | None = None) -> Path:
     """The directory that `source` names; one on the hub is fetched into the hub's cache.
 
@@ -28,7 +39,7 @@ def local(source: str | Path, revision: str | None = None) -> Path:
             raise UserError(
                 f"revision={revision!r} is of a name on the hub; {source} is a directory"
             )
-        return Path(source)
+        return _there(Path(source))
     from huggingface_hub import snapshot_download
 
     try:

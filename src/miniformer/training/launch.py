@@ -1,4 +1,4 @@
-"""A process for each device: started here, or by torchrun, which then says so in the environment."""
+"""A process for each device: started here, or by torchrun, as the environment then says."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,8 @@ from miniformer.training.run_state import KeepState
 from miniformer.training.samples import WriteSamples
 from miniformer.training.watching import Watch
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
@@ -99,7 +102,16 @@ def train(
             Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
         )
     join(config, device_type(config))
-    return _train(config, console_of(console), callbacks, state)
+    try:
+        return _train(config, console_of(console), callbacks, state)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"{where}{error.strerror}; what was written before is whole: make room and go on "
+            "with --resume RUN"
+        ) from None
 
 
 def _worker(settings: dict[str, Any], path: str) -> None:

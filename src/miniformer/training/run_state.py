@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 import miniformer
@@ -26,6 +27,7 @@ from miniformer.training.checkpoints import (
     read_tensors,
     write_checkpoint,
 )
+from miniformer.training.interrupt import Interrupted
 
 _SHARE = 0.02  # of the time that writing states may take
 _SECONDS = 30.0  # between two states at least, where nothing else asks for one
@@ -130,6 +132,13 @@ class KeepState(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
             self.save(trainer, module)
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        if isinstance(exception, Interrupted | SIGTERMException):
+            self.save(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: Any) -> None:
         """Writes the state after the last optimiser step, unless it is written already.

@@ -1,0 +1,306 @@
+"""A run that is killed, interrupted, or out of room goes on as if nothing had happened."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import lightning as L
+import pytest
+import torch
+
+import miniformer
+from miniformer import TrainConfig, cli
+from miniformer.checkpoint.directory import save_directory
+from miniformer.config import GenerationConfig, UserError
+from miniformer.training.checkpoints import latest, read_about, read_tensors, write_checkpoint
+from miniformer.training.resuming import going_on
+from miniformer.training.run import train
+from miniformer.training.verify import digest
+from tests.kit import VERSE, tiny_model, write_jsonl
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    words = VERSE.split()
+    write_jsonl(folder / "train.jsonl", [" ".join(words[i % 7 :]) for i in range(20)])
+    write_jsonl(folder / "val.jsonl", [VERSE])
+    return folder
+
+
+def config(data, work_dir, **changes):
+    return TrainConfig(**{
+        "train_path": str(data / "train.jsonl"), "val_path": str(data / "val.jsonl"),
+        "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
+        "max_steps": 40, "val_interval": 8, "checkpoint_interval": 3, "logger": "none",
+        "accumulate_grad_batches": 2, "ema_decay": 0.9, "average_checkpoints": 2,
+        "work_dir": str(work_dir), "experiment_name": "run", **changes,
+    })  # fmt: skip
+
+
+class Kill(L.Callback):
+    """Kills the process in a batch."""
+
+    def __init__(self, batch):
+        self.batch, self.seen = batch, 0
+
+    def on_train_batch_start(self, *args):
+        self.seen += 1
+        if self.seen == self.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work):
+    """Runs a function in a child process; returns how the child ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def weights(directory):
+    return digest(miniformer.load(directory).model.state_dict())
+
+
+def without_time(path):
+    kept = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        names = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
+        kept.append({name: value for name, value in row.items() if name not in names})
+    return kept
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nobody disturbed."""
+    work_dir = tmp_path_factory.mktemp("whole")
+    train(config(data, work_dir))
+    return work_dir / "run"
+
+
+def test_twenty_kills_in_one_run_change_nothing(data, whole, tmp_path):
+    chance, run, kills = random.Random(0), tmp_path / "run", 0
+    for _ in range(20):
+        begun = config(data, tmp_path) if latest(run) is None else going_on(run, {})
+        if latest(run) is None and run.exists():
+            begun = config(data, tmp_path, experiment_name="run")
+            for path in sorted(run.rglob("*"), reverse=True):
+                path.rmdir() if path.is_dir() else path.unlink()
+            run.rmdir()
+        kill = Kill(chance.randint(3, 8))
+        code = in_child(lambda begun=begun, kill=kill: train(begun, callbacks=[kill]))
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+        kills += 1
+    if kills == 20:
+        assert in_child(lambda: train(going_on(run, {}))) == 0
+    assert kills == 20
+    for name in ("best", "last"):
+        assert weights(run / name) == weights(whole / name)
+    assert without_time(run / "metrics.jsonl") == without_time(whole / "metrics.jsonl")
+    assert (run / "gradients.jsonl").read_text() == (whole / "gradients.jsonl").read_text()
+    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+
+
+def test_twenty_kills_while_states_are_written_leave_one_that_can_be_read(tmp_path):
+    chance = random.Random(1)
+
+    def write():
+        step = 0 if (found := latest(tmp_path)) is None else read_about(found)["step"]
+        while True:
+            step += 1
+            tensors = {str(i): torch.full((200, 200), float(step)) for i in range(8)}
+            write_checkpoint(tmp_path, step, tensors, {"step": step, "more": "x" * 50_000})
+
+    for number in range(20):
+        child = os.fork()
+        if child == 0:
+            write()
+        while latest(tmp_path) is None:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.03)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = latest(tmp_path)
+        into = {str(i): torch.zeros(200, 200) for i in range(8)}
+        read_tensors(found, into)
+        step = read_about(found)["step"]
+        assert all((each == step).all() for each in into.values()), number
+
+
+def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp_path):
+    chance, directory = random.Random(2), tmp_path / "best"
+    model = tiny_model()
+
+    def write():
+        for step in range(1_000_000):
+            with torch.no_grad():
+                model.embedding.weight.fill_(step)
+            save_directory(
+                directory, model=model, tokenizer=None, task={"task": "encoding"},
+                generation=GenerationConfig(), card="",
+            )  # fmt: skip
+
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            write()
+        time.sleep(0.05 + chance.random() * 0.05)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = miniformer.Transformer.from_pretrained(directory).embedding.weight
+        assert (found == found[0, 0]).all()
+
+
+def test_a_model_that_was_being_replaced_is_found(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "best.old")
+    (tmp_path / "best.part").mkdir()
+    assert miniformer.Transformer.from_pretrained(tmp_path / "best").config.d_model == 16
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
+    if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to make a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, capsys):
+    """The disk holds one state, and not the next beside it with all the rest."""
+    larger = {**MODEL, "d_model": 48}
+    run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
+                 val_path=None, val_interval=None, max_steps=400)  # fmt: skip
+    flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
+             for name, value in run.changed().items()]  # fmt: skip
+    filler = small_disk / "filler"
+
+    class Fill(L.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 5:
+                with filler.open("wb") as file:
+                    try:
+                        while True:
+                            file.write(b"x" * 1024)
+                            file.flush()
+                    except OSError:
+                        pass
+
+    with pytest.raises(UserError, match="No space left"):
+        train(run, callbacks=[Fill()])
+    state = latest(small_disk / "run")
+    assert read_about(state)["step"] == 3
+    # From the command line it is one message; with room again the run goes on.
+    assert cli.main(["train", *flags]) == 2
+    assert "No space left" in capsys.readouterr().err
+    filler.unlink()
+    assert cli.main(["train", "--resume", str(small_disk / "run"), "--max_steps", "6"]) == 0
+
+
+def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
+    class Stop(L.Callback):
+        step = None
+
+        def on_train_batch_start(self, trainer, module, *args):
+            if self.step is None and trainer.global_step >= 10 and not module.between_steps:
+                self.step = trainer.global_step
+                signal.raise_signal(signal.SIGTERM)
+
+    plain = {"val_path": None, "val_interval": None, "average_checkpoints": None}
+    train(config(data, tmp_path, experiment_name="whole", **plain))
+    stop = Stop()
+    stopped = train(config(data, tmp_path, **plain), callbacks=[stop])
+    assert stopped.interrupted == signal.SIGTERM
+    assert read_about(latest(tmp_path / "run"))["step"] == stop.step == stopped.figures["step"]
+    done = train(TrainConfig(resume=str(tmp_path / "run")))
+    assert done.figures["step"] == 40
+    assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
+
+
+def test_ctrl_c_in_a_validation_has_it_made_up_for(data, whole, tmp_path):
+    class Stop(L.Callback):
+        def on_validation_batch_start(self, trainer, *args):
+            if trainer.global_step == 16:
+                signal.raise_signal(signal.SIGINT)
+
+    train(config(data, tmp_path), callbacks=[Stop()])
+    train(TrainConfig(resume=str(tmp_path / "run")))
+    for name in ("best", "last"):
+        assert weights(tmp_path / "run" / name) == weights(whole / name)
+    ours, theirs = (without_time(each / "metrics.jsonl") for each in (tmp_path / "run", whole))
+    assert ours == theirs
+
+
+def test_early_stopping_remembers(data, tmp_path):
+    """Two validations without a better one end the run, whatever lies between them."""
+    stops = {"lr": 0.0, "early_stopping_patience": 2, "val_interval": 2, "max_steps": 40,
+             "ema_decay": None, "average_checkpoints": None}  # fmt: skip
+    code = in_child(lambda: train(config(data, tmp_path, **stops), callbacks=[Kill(10)]))
+    assert code == -signal.SIGKILL
+    train(TrainConfig(resume=str(tmp_path / "run")))
+    rows = without_time(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"batch_size": 3}, "batch_size is 6 in .*run, not 3; leave it out"),
+        ({"seed": 5}, "seed is 0 in"),
+    ],
+)
+def test_a_run_cannot_go_on_as_another(whole, change, wanted):
+    with pytest.raises(UserError, match=wanted):
+        going_on(whole, change)
+
+
+def test_what_is_no_run_is_told(tmp_path, whole, capsys):
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert "is no run's folder: it has no train_config.json" in capsys.readouterr().err
+    (tmp_path / "train_config.json").write_text((whole / "train_config.json").read_text())
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert "has no state to go on from" in capsys.readouterr().err
+    shutil.copytree(whole, tmp_path / "run")
+    (latest(tmp_path / "run") / "state.json").write_text("{")
+    assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert "state.json: not a readable state of a run" in capsys.readouterr().err
+
+
+def test_data_that_has_changed_is_refused(data, tmp_path):
+    train(config(data, tmp_path, max_steps=4, val_path=None, val_interval=None,
+                 average_checkpoints=None))  # fmt: skip
+    other = write_jsonl(tmp_path / "other.jsonl", [VERSE])
+    with pytest.raises(UserError, match=r"the data of .* has changed since"):
+        train(going_on(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
+
+
+def test_a_finished_run_can_be_made_longer(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    done = train(TrainConfig(resume=str(tmp_path / "run"), max_steps=48))
+    assert without_time(tmp_path / "run" / "metrics.jsonl")[-2]["step"] == 48
+    assert done.figures["training_tokens"] > 0
+
+
+def test_verify_resume_proves_it_and_finds_what_is_forgotten(data, capsys, monkeypatch, tmp_path):
+    flags = ["--train_path", str(data / "train.jsonl"), "--tokenizer", "byte", "--seq_len", "16",
+             "--model_config", json.dumps(MODEL), "--steps", "6", "--kills", "1"]  # fmt: skip
+    assert cli.main(["verify-resume", *flags]) == 0
+    assert "exact: 6 losses and all weights are the same bits; 1 kills" in capsys.readouterr().out
