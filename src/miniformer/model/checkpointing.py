@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -28,6 +25,7 @@ from torch.utils.checkpoint import (
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.model.allocations import Births
 
 HOW = ("none", "selective", "full")
 
@@ -60,38 +58,11 @@ def checkpointed(how: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Tenso
 
 def kept_bytes(forward: Callable[[], Tensor]) -> int:
     """Bytes of tensors made by `forward()` that are still there after it: for the backward pass."""
-    with _Births() as births:
+    with Births() as births:
         out = forward()
-    kept: int = sum(size for storage, size in births.made.items() if not storage.expired())
+    kept: int = births.living()
     del out
     return kept
-
-
-_storage: Callable[[Any], StorageWeakRef] = StorageWeakRef  # which has no types of its own
-
-
-class _Births(TorchDispatchMode):
-    """Notes every tensor that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.made: dict[StorageWeakRef, int] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        out = function(*args, **(kwargs or {}))
-        given = {
-            _storage(tensor.untyped_storage())
-            for tensor in tree_leaves((args, kwargs))
-            if isinstance(tensor, Tensor)
-        }
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = _storage(tensor.untyped_storage())
-                if storage not in given:  # no view, and not changed in place
-                    self.made[storage] = tensor.untyped_storage().nbytes()
-        return out
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -18,9 +18,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
         title: its headline.
         unit: of the loss.
     """
-    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = _blank()
     curves: list[tuple[str, str, dict[str, Any]]] = [
         ("train_loss", "training (one batch)", {"color": "0.72", "linewidth": 1.0}),
         ("val_loss", "validation", {"color": "C3", "marker": "o", "markersize": 4}),
@@ -33,6 +31,39 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
     axes.grid(alpha=0.25)
     if axes.lines:
         axes.legend(frameon=False)
+    _write(figure, path)
+
+
+def plot_lr_search(
+    rates: list[float], losses: list[float], suggestion: float, path: Path, *, unit: str
+) -> None:
+    """Draws the loss over the learning rate into a PNG file, with the suggestion marked.
+
+    Args:
+        rates: learning rates, rising.
+        losses: the loss at each.
+        suggestion: the rate to train with.
+        path: the picture.
+        unit: of the loss.
+    """
+    figure, axes = _blank()
+    axes.plot(rates, losses, color="C0")
+    label = f"suggested: {suggestion:.2g}"
+    axes.axvline(suggestion, color="C3", linestyle="--", label=label)
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"training loss ({unit}, smoothed)")
+    axes.set_title("learning-rate range test")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    _write(figure, path)
+
+
+def _blank() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _write(figure: Figure, path: Path) -> None:
     beside = path.with_name(path.stem + ".part.png")
     figure.savefig(beside)
     beside.replace(path)

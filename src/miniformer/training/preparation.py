@@ -24,6 +24,7 @@ from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.beginning import begin_with, take_weights
+from miniformer.training.finding import LrSearch
 from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
 from miniformer.training.progress import reading
@@ -45,6 +46,8 @@ class Prepared:
         described: a line about the tokenizer.
         seq_len: tokens in a window, or of an input and of a target at most.
         origin: the model directory that it begins with.
+        predicted_memory: bytes that the process may come to need, where that was planned.
+        lr_search: how the learning rate was found, where it was.
     """
 
     config: TrainConfig
@@ -58,6 +61,8 @@ class Prepared:
     described: str | None
     seq_len: int
     origin: Path | None
+    predicted_memory: int | None = None
+    lr_search: LrSearch | None = None
 
 
 def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = None) -> Prepared:

@@ -18,6 +18,7 @@ from rich.console import Console
 from miniformer import registry
 from miniformer.checkpoint.pipeline import MODELS, read_companions
 from miniformer.config import UserError
+from miniformer.config.units import format_bytes
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
@@ -255,6 +256,9 @@ def _train(
     outputs.report(
         progress.rows, watch, samples.rows, figures, interrupted=interrupt.signal is not None
     )
+    if run.predicted_memory is not None:
+        used, predicted = watch.memory(), run.predicted_memory
+        console.print(f"memory: {format_bytes(used)} at most, {format_bytes(predicted)} predicted")
     if interrupt.signal is not None and states.written is not None:
         console.print(f"go on from step {done} with: --resume {folder}")
     return RunResult(folder, folder / which, run.task, figures, interrupt.signal)

@@ -10,7 +10,8 @@ import torch
 
 from miniformer.training.gradients import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.machine import memory_peak, peak_flops
+from miniformer.training.machine import peak_flops
+from miniformer.training.peak import most_resident
 from miniformer.training.preparation import Prepared, device_type
 from miniformer.training.rows import append_row, read_rows
 
@@ -50,7 +51,11 @@ class Watch(L.Callback):
 
     def figures(self) -> dict[str, float]:
         """Memory at its highest so far, in MB."""
-        return {"memory_mb": round(memory_peak(self.device) / 1e6, 1)}
+        return {"memory_mb": round(self.memory() / 1e6, 1)}
+
+    def memory(self) -> int:
+        """Bytes at most so far: of tensors on a GPU, else of this process."""
+        return most_resident(self.device)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
         progress = module.progress

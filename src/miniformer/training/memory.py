@@ -1,0 +1,190 @@
+"""What fits into a limit of memory: micro-batch, accumulation and activation checkpointing.
+
+A run needs, at its fullest moment:
+
+    what is there before the first step    interpreter, libraries, data, weights
+    + the optimiser's state                8 bytes a parameter for AdamW
+    + the growth of a step                 gradients, activations, and the holes between them
+
+The first and the last are measured, on steps of growing size (see `training.peak`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import nn
+
+from miniformer.config import UserError
+from miniformer.config.units import format_bytes
+from miniformer.data.buckets import Batch
+from miniformer.model.checkpointing import HOW
+from miniformer.model.stack import set_activation_checkpointing
+from miniformer.tasks.task import Task
+from miniformer.training.peak import forget_most, growth, peak_bytes, resident
+from miniformer.training.trial import (
+    both_passes,
+    device_of,
+    forget_gradients,
+    left_as_found,
+    places,
+)
+
+__all__ = ["Plan", "peak_bytes", "plan_memory"]
+
+# With fewer in a batch, matrix products are slow enough for recomputation to be the faster way.
+_ENOUGH_TOKENS = 512
+_LOOKED_AT = 4  # batches, of which the heaviest counts
+_FASTEST = 4  # times the size of one trial to the next: a line through two points goes only so far
+_SPARE = 16 * 2**20  # bytes: clipping, logging and whatever else a trial does not do
+
+BatchesFor = Callable[[int], Iterator[Batch]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a run fits into its memory.
+
+    Args:
+        batch_size: examples in a micro-batch.
+        accumulate_grad_batches: micro-batches in one optimiser step.
+        activation_checkpointing: none, selective or full.
+        predicted: bytes of the process at most.
+    """
+
+    batch_size: int
+    accumulate_grad_batches: int
+    activation_checkpointing: str
+    predicted: int
+
+    def describe(self) -> str:
+        """One line for the user."""
+        many = self.accumulate_grad_batches
+        batches = f"batches of {self.batch_size}"
+        if many > 1:
+            batches = f"{many} {batches}, accumulated"
+        how = self.activation_checkpointing
+        kept = "no activation checkpointing" if how == "none" else f"{how} activation checkpointing"
+        return f"{batches}; {kept}; {format_bytes(self.predicted)} predicted at most"
+
+
+def plan_memory(
+    model: nn.Module,
+    task: Task,
+    batches_for: BatchesFor,
+    *,
+    batch_size: int,
+    limit: int,
+    optimizer_bytes_per_param: float,
+    base: int | None = None,
+    autocast: torch.dtype | None = None,
+) -> Plan:
+    """The fastest way to take steps of `batch_size` examples within a limit of memory.
+
+    That is the largest micro-batch without checkpointing, unless it has fewer than 512 tokens: then
+    with selective checkpointing, then with full, whose recomputation costs a third more. Where none
+    of them gets as far, the largest of these.
+
+    A step's growth is measured at micro-batches of 1, 2 and then as many as a straight line through
+    the last two allows, until no larger one fits; none that would not fit is tried knowingly. The
+    model is left as it was found, in training mode or not, without gradients.
+
+    Args:
+        model: on the device that it is trained on.
+        task: knows the loss.
+        batches_for: batches of so many examples each; of the first four the heaviest counts.
+        batch_size: examples in an optimiser step.
+        limit: bytes that the process may have; on a GPU, that its tensors may.
+        optimizer_bytes_per_param: what the optimiser keeps for each trained parameter: 8 for AdamW.
+        base: bytes that are there before the first step; None: measured after a first small one,
+            which makes libraries load what they need.
+        autocast: the type of mixed precision; None: no autocast.
+
+    Raises:
+        UserError: not even single examples with full checkpointing fit.
+    """
+    device = device_of(model)
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    with left_as_found(model):
+
+        def measured(size: int) -> int:
+            batch = max(islice(batches_for(size), _LOOKED_AT), key=places)
+
+            def step() -> None:
+                if size >= batch_size:  # the optimiser forgets them after each
+                    forget_gradients(model)
+                both_passes(model, task, batch, autocast)
+
+            grown = growth(step, device)
+            forget_gradients(model)
+            tokens[size] = places(batch)
+            return grown
+
+        tokens: dict[int, int] = {}
+        if base is None:
+            measured(1)
+            forget_most(device)
+            base = resident(device)
+        fixed = base + int(optimizer_bytes_per_param * trained) + _SPARE
+        plans, needed = [], 0
+        for how in HOW:
+            set_activation_checkpointing(model, how)
+            size, needed = largest_that_fits(measured, batch_size, limit - fixed)
+            if size:
+                plans.append(Plan(size, -(-batch_size // size), how, fixed + needed))
+                if size >= batch_size or tokens[size] >= _ENOUGH_TOKENS:
+                    return plans[-1]
+        forget_most(device)
+    if not plans:
+        raise UserError(
+            f"memory={format_bytes(limit)} is too little: single examples with full activation "
+            f"checkpointing need {format_bytes(fixed + needed)}, of which {format_bytes(base)} are "
+            "there before training begins; raise memory, or make the model or seq_len smaller"
+        )
+    return max(plans, key=lambda plan: plan.batch_size)  # of equal ones the first
+
+
+def largest_that_fits(
+    measured: Callable[[int], int], batch_size: int, room: int
+) -> tuple[int, int]:
+    """The largest micro-batch whose growth is within `room`, and its growth.
+
+    (0, growth of 1) where not even 1 fits.
+
+    Args:
+        measured: the growth at a micro-batch.
+        batch_size: the largest worth having.
+        room: bytes.
+    """
+    size, grown = 1, measured(1)
+    if grown > room:
+        return 0, grown
+    before, before_grown = 0, grown
+    most = min(2, batch_size)
+    too_large, too_much = 0, 0  # the smallest known not to fit
+    while (new := _micro_batch(most, batch_size)) > size:
+        new_grown = measured(new)
+        if new_grown <= room:
+            before, before_grown, size, grown = size, grown, new, new_grown
+        else:
+            too_large, too_much = new, new_grown
+        if too_large:
+            slope = (too_much - grown) / (too_large - size)
+            most = min(too_large - 1, size + int((room - grown) / slope))
+        else:
+            slope = (grown - before_grown) / (size - before)
+            steps = (room - grown) / slope if slope > 0 else batch_size
+            most = int(min(size + steps, _FASTEST * size, batch_size))
+    return size, grown
+
+
+def _micro_batch(most: int, batch_size: int) -> int:
+    """The best micro-batch of at most `most`: its multiples make up `batch_size`, or nearly so.
+
+    A divisor is exact, and taken unless it is half as large as could be, or less.
+    """
+    divisor = next(size for size in range(most, 0, -1) if batch_size % size == 0)
+    return divisor if 2 * divisor > most else -(-batch_size // -(-batch_size // most))
