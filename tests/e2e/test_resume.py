@@ -220,7 +220,7 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
         step = None
 
         def on_train_batch_start(self, trainer, module, *args):
-            if self.step is None and trainer.global_step >= 10 and not module.between_steps:
+            if self.step is None and trainer.global_step >= 10 and module.between_steps:
                 self.step = trainer.global_step
                 signal.raise_signal(signal.SIGTERM)
 

@@ -117,7 +117,8 @@ def read_tensors(folder: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def _write_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     save(dict(tensors), storage_writer=writer)
@@ -125,7 +126,8 @@ def _write_shares(tensors: Mapping[str, Tensor], folder: Path) -> None:
 
 def _read_shares(into: Mapping[str, Tensor], folder: Path) -> None:
     """Fills tensors that may be cut in other ways than those of the files are."""
-    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     reader = HuggingFaceStorageReader(str(folder))
     with warnings.catch_warnings():

@@ -45,9 +45,7 @@ def fit_to_machine(run: Prepared, console: Console) -> Prepared:
 
 
 def _batch_size(run: Prepared, console: Console) -> Prepared:
-    found = find_batch_size(
-        run.model, run.task, partial(_batches, run), autocast=_autocast(run)
-    )
+    found = find_batch_size(run.model, run.task, partial(_batches, run), autocast=_autocast(run))
     for line in found.table():
         console.print(line)
     return _with_batches_of(run, found.suggestion, find_batch_size=False)

@@ -117,8 +117,9 @@ def scaled(module: Any, loss: Tensor, count: Tensor) -> Tensor:
     """The loss to go back from: a sum; DeepSpeed has its own hands on gradients, so divided."""
     if not _deepspeed_in_use(module):
         return loss
-    total = module.trainer.strategy.reduce(count.detach().to(loss), reduce_op="sum")
-    return loss * (module.trainer.world_size / total.clamp_min(1e-12))
+    total: Tensor = module.trainer.strategy.reduce(count.detach().to(loss), reduce_op="sum")
+    divided: Tensor = loss * module.trainer.world_size / total.clamp_min(1e-12)
+    return divided
 
 
 def agree(
@@ -155,11 +156,11 @@ def divide_and_clip(module: Any, count: Tensor, limit: float) -> Tensor | None:
     if not gradients:
         return None
     norms = torch._foreach_norm(gradients)
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-        gradients = [each.to_local() for each in gradients]  # type: ignore[attr-defined]
-    scale = module.trainer.world_size / count.to(norm)
+        gradients = [each.to_local() for each in gradients]
+    scale: Tensor = module.trainer.world_size / count.to(norm)
     norm = norm * scale
     if limit:
         scale = scale * (limit / (norm + 1e-6)).clamp_max(1.0)

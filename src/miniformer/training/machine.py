@@ -43,7 +43,7 @@ def _wait(device_type: str) -> None:
 def fast_bf16(device_type: str) -> bool:
     """Whether products in bfloat16 are of the hardware, and measured to be faster here."""
     if device_type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type != "cpu" or not _has_bf16():
         return False
     device = torch.device("cpu")

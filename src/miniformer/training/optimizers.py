@@ -77,7 +77,7 @@ def schedulefree(
         UserError: the package schedulefree is missing.
     """
     try:
-        from schedulefree import AdamWScheduleFree  # type: ignore[import-untyped, unused-ignore]
+        from schedulefree import AdamWScheduleFree  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise UserError(
             'optimizer=schedulefree needs the package schedulefree; pip install "miniformer[optim]"'

@@ -1,0 +1,76 @@
+"""Averages of weights against their formulas."""
+
+import pytest
+import torch
+from torch import nn
+
+from miniformer.training.averaging import Ema, LastWeights
+
+
+def weights_of(model):
+    return model.weight.detach().clone()
+
+
+def train(model, seed):
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model.weight.copy_(torch.randn_like(model.weight))
+
+
+def test_the_moving_average_is_the_sum_it_is_defined_by():
+    model = nn.Linear(3, 2, bias=False)
+    ema, wanted = Ema(model, 0.6), weights_of(model)
+    ema.tensors()
+    for step in range(1, 12):
+        train(model, step)
+        ema.update()
+        decay = min(0.6, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * weights_of(model)
+        torch.testing.assert_close(ema.tensors()["weight"], wanted)
+
+
+def test_the_model_has_the_averages_for_a_while_only():
+    model = nn.Linear(3, 2)
+    parameter = model.weight
+    ema = Ema(model, 0.9)
+    ema.tensors()
+    train(model, 1)
+    ema.update()
+    own, average = weights_of(model), ema.tensors()["weight"].clone()
+    with pytest.raises(KeyError), ema.swapped():
+        assert torch.equal(model.weight, average)
+        assert model.weight is parameter
+        raise KeyError
+    assert torch.equal(model.weight, own)
+    assert torch.equal(ema.tensors()["weight"], average)
+
+
+def test_the_mean_is_of_the_last_weights():
+    model = nn.Linear(3, 2)
+    last, seen = LastWeights(model, 3), []
+    for step in range(5):
+        train(model, step)
+        last.add()
+        seen.append(weights_of(model))
+    assert len(last) == 3
+    torch.testing.assert_close(last.mean()["weight"], torch.stack(seen[2:]).mean(0))
+
+
+@pytest.mark.parametrize("make", [lambda m: Ema(m, 0.9), lambda m: LastWeights(m, 3)])
+def test_averages_go_on_from_their_state(make):
+    model = nn.Linear(3, 2)
+    one = make(model)
+    advance = one.update if isinstance(one, Ema) else one.add
+    for step in range(2):
+        train(model, step)
+        advance()
+    other = make(model)
+    other.prepare(one.about())
+    for name, tensor in other.tensors().items():
+        tensor.copy_(one.tensors()[name])
+    train(model, 9)
+    advance()
+    (other.update if isinstance(other, Ema) else other.add)()
+    assert one.about() == other.about()
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name])

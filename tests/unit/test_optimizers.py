@@ -1,0 +1,214 @@
+"""Optimisers against torch's own, and against what they are defined by."""
+
+import copy
+import math
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from miniformer import registry
+from miniformer.config import UserError
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.training.muon import Muon, orthogonalize
+from miniformer.training.optimizers import adamw, muon, schedulefree
+from miniformer.training.parameter_groups import parameter_groups
+from tests.kit import tiny_model
+
+
+def with_gradients(model, seed=0):
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    return model
+
+
+@given(st.integers(2, 24), st.integers(2, 96), st.sampled_from([3, 4, 5]), st.integers(0, 99))
+def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, columns, steps, seed):
+    """Singular vectors stay; values go where each step's polynomial takes them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2, rows, columns, generator=generator)
+    found = orthogonalize(x, steps).double()
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    inside = u.mT @ found @ v.mT  # diagonal, if the vectors are the same
+    values = inside.diagonal(dim1=-2, dim2=-1)
+    assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
+    least = {3: 0.01, 4: 0.003, 5: 0.001}[steps]
+    reached = s / s.norm(dim=-1, keepdim=True) >= least
+    assert (values[reached] > 0.72).all()
+    assert (values < 1.28).all()
+    assert (values > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8), (12, 20)])
+def test_matrices_in_a_stack_do_not_see_each_other(shape):
+    torch.manual_seed(0)
+    x = torch.randn(3, *shape)
+    alone = torch.cat([orthogonalize(each[None]) for each in x])
+    torch.testing.assert_close(orthogonalize(x), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
+def test_muon_is_torchs_but_for_its_polynomials(shape):
+    """Both bring singular values near 1, by other ways: compare directions and sizes."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    one = Muon([{"params": [ours], "kind": "muon", "weight_decay": 0.1}], lr=0.05, steps=5)
+    other = torch.optim.Muon(
+        [theirs], lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=5
+    )
+    for seed in range(4):
+        torch.manual_seed(seed)
+        ours.grad = theirs.grad = torch.randn(shape)
+        before = ours.detach().clone(), theirs.detach().clone()
+        one.step()
+        other.step()
+        update, wanted = ours.detach() - before[0], theirs.detach() - before[1]
+        cosine = nn.functional.cosine_similarity(update.flatten(), wanted.flatten(), dim=0)
+        assert cosine > 0.96
+        assert float(update.norm()) == pytest.approx(float(wanted.norm()), rel=0.2)
+
+
+def test_an_update_of_muon_is_as_large_as_one_of_adamw():
+    ours = nn.Parameter(torch.zeros(32, 64))
+    torch.manual_seed(0)
+    ours.grad = torch.randn(32, 64)
+    Muon([{"params": [ours], "kind": "muon"}], lr=1.0).step()
+    assert float(ours.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.1)
+
+
+def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw():
+    model = with_gradients(tiny_model(tie_embeddings=False))
+    theirs = copy.deepcopy(model)
+    for parameter, other in zip(model.parameters(), theirs.parameters(), strict=True):
+        other.grad = parameter.grad.clone()
+    muon(model, lr=0.01, weight_decay=0.1).step()
+    adamw(theirs, lr=0.01, weight_decay=0.1).step()
+    inner = 0
+    for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        if one.dim() == 2 and "layers" in name:
+            inner += 1
+            assert not torch.equal(one, other)
+        else:
+            assert torch.equal(one, other), name
+    assert inner == 2 * 6
+
+
+@pytest.mark.parametrize("make", [adamw, muon])
+def test_an_optimiser_goes_on_from_its_state_with_the_same_bits(make):
+    model = tiny_model()
+    optimizer = make(model, lr=0.01, weight_decay=0.1)
+    for seed in range(2):
+        with_gradients(model, seed)
+        optimizer.step()
+    other = copy.deepcopy(model)
+    again = make(other, lr=0.01, weight_decay=0.1)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for each, its in ((model, optimizer), (other, again)):
+        with_gradients(each, 7)
+        its.step()
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+
+
+def test_sharded_matrices_are_made_orthogonal_whole(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        torch.manual_seed(0)
+        start, gradient = torch.randn(8, 24), torch.randn(8, 24)
+        plain = nn.Parameter(start.clone())
+        plain.grad = gradient.clone()
+        cut = nn.Parameter(distribute_tensor(start, mesh, [Shard(0)]))
+        cut.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        for parameter in (plain, cut):
+            Muon([{"params": [parameter], "kind": "muon", "weight_decay": 0.1}], lr=0.1).step()
+        assert torch.equal(cut.full_tensor(), plain)
+    finally:
+        dist.destroy_process_group()
+
+
+def scales(model, **options):
+    groups = parameter_groups(model, weight_decay=0.1, **options)
+    of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(of) == sum(len(group["params"]) for group in groups)
+    return {name: of[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_each_layer_learns_slower_than_the_one_above():
+    found = scales(tiny_model(n_layers=3, tie_embeddings=False), layer_lr_decay=0.5)
+    assert found["head.weight"] == found["final_norm.weight"] == 1.0
+    for layer, wanted in enumerate((0.125, 0.25, 0.5)):
+        assert found[f"layers.{layer}.attention.q_proj.weight"] == wanted
+        assert found[f"layers.{layer}.attention_norm.weight"] == wanted
+    assert found["embedding.weight"] == 0.0625
+
+
+def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
+    model = tiny_model(model=Seq2SeqTransformer, n_layers=1, n_decoder_layers=2, causal=False)
+    found = scales(model, layer_lr_decay=0.5)
+    layers = {name: scale for name, scale in found.items() if "layers." in name}
+    assert len({scale for name, scale in layers.items() if "encoder" in name}) == 1
+    assert {scale for name, scale in layers.items() if "decoder" in name} == {0.5, 0.25}
+
+
+def test_what_is_frozen_is_left_out():
+    model = tiny_model()
+    model.embedding.weight.requires_grad_(False)
+    groups = parameter_groups(model, weight_decay=0.1)
+    assert not any(p is model.embedding.weight for group in groups for p in group["params"])
+
+
+def test_a_models_rate_follows_its_scale():
+    model = with_gradients(nn.Sequential(nn.Linear(2, 2, bias=False)))
+    assert parameter_groups(model, weight_decay=0.3) == [
+        {"params": [model[0].weight], "weight_decay": 0.3, "lr_scale": 1.0}
+    ]
+
+
+@pytest.mark.parametrize("name", registry.names("optimizer"))
+def test_every_optimiser_learns(name):
+    torch.manual_seed(0)
+    model = tiny_model()
+    optimizer = registry.get("optimizer", name)(model, lr=0.01, weight_decay=0.0)
+    ids = torch.randint(0, 31, (4, 8))
+    losses = []
+    getattr(optimizer, "train", lambda: None)()
+    for _ in range(30):
+        logits = model(ids[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    assert math.isfinite(losses[-1])
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(UserError, match=r'pip install "miniformer\[optim\]"'):
+        schedulefree(tiny_model(), lr=0.1, weight_decay=0.0)
+
+
+def test_schedulefree_trains_at_one_point_and_is_good_at_another():
+    model = with_gradients(tiny_model())
+    optimizer = schedulefree(model, lr=0.1, weight_decay=0.0)
+    optimizer.train()
+    for seed in range(3):
+        with_gradients(model, seed)
+        optimizer.step()
+    point = model.embedding.weight.detach().clone()
+    optimizer.eval()
+    assert not torch.equal(point, model.embedding.weight)
+    optimizer.train()
+    torch.testing.assert_close(point, model.embedding.weight.detach())
