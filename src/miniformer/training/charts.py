@@ -1,24 +1,37 @@
-"""Charts as inline SVG: they need no script, fit any width and take their colours from the page.
+"""Charts as inline SVG: no script, any width, colours from the page (`report.css`).
 
-The plot itself is an SVG stretched to its frame, in a box of 1000 x 1000 with y downwards; what
-must not be stretched, text and dots, is placed above it in percent of the frame. So a chart has
-the same letters on a phone and on paper. Classes are those of `report.css`.
+The plot is an SVG in a box of 1000 x 1000, y downwards, that is stretched to its frame; what must
+not be stretched, text and dots, is placed above it in percent of the frame. So a chart's letters
+are as large on a phone and on paper as those of the text around it.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-import html
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from miniformer.training.chart_parts import (
+    Scale,
+    band,
+    drawable,
+    frame,
+    number,
+    scale_of,
+    steps_told,
+    text,
+    told,
+)
+
 Point = tuple[float, float]
 
-_POINTS = 300  # columns of a curve with more points than that have two, their lowest and highest
+_POINTS = 600  # of a curve, about; of more, the lowest and the highest of neighbours are drawn
 _BANDS = 80  # places of a chart that tell their figures when pointed at
 _DOTS = 60  # points of a series up to which each one has a dot
-_LOG_RATIO = 30.0  # largest / smallest value from which `log=None` takes a logarithmic scale
-_SHADES = 24  # colours of a heat map, as in report.css
+_FAR_APART = 30.0  # largest / smallest value from which `log=None` takes a logarithmic scale
+SHADES = 24  # colours of a heat map, as in report.css
 _COLUMNS = 60  # of a heat map, at most
 
 
@@ -28,8 +41,8 @@ class Series:
 
     Args:
         label: its name in the legend.
-        points: (x, y); a y that is not finite interrupts the curve.
-        look: CSS class of its colour, s1 to s4, and of its stroke: `faint`, `dashed`.
+        points: (x, y), x a whole number; a y that is not finite interrupts the curve.
+        look: CSS classes: s1 to s4 for its colour, `faint` or `dashed`.
         dots: whether its points are marked, where there are not too many.
     """
 
@@ -39,194 +52,233 @@ class Series:
     dots: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Scale:
-    """Values to places between 0 and 1000.
-
-    Args:
-        low, high: values at both ends, low < high; both above 0 where `log`.
-        log: whether equal ratios take equal room.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-
-    def place(self, value: float) -> float:
-        """Where a value stands: 0 for `low`, 1000 for `high`."""
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return 1000 * (value - low) / (high - low)
-
-    def ticks(self, most: int = 5) -> list[float]:
-        """Round values within the scale."""
-        if not self.log or self.high / self.low < 10:
-            return _round_values(self.low, self.high, most)
-        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-        every = max(1, math.ceil((last - first + 1) / most))
-        powers = [10.0**power for power in range(first, last + 1, every)]
-        if len(powers) > 2:
-            return powers
-        steps = (m * 10.0**p for p in range(first - 1, last + 1) for m in (1, 2, 5))
-        return [value for value in steps if self.low <= value <= self.high]
-
-
-def scale_of(values: Sequence[float], *, log: bool | None = False, zero: bool = False) -> Scale:
-    """The scale on which all values have a place, with some room around them.
-
-    Args:
-        values: finite ones.
-        log: None: where the values are positive and far apart.
-        zero: whether the scale begins with 0; for a linear one.
-    """
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    if log is None:
-        log = low > 0 and high / low >= _LOG_RATIO
-    if log and low > 0:
-        room = max(1.05, (high / low) ** 0.04)
-        return Scale(low / room, high * room, True)
-    if zero:
-        low, high = min(low, 0.0), high * 1.06 if high > 0 else 0.0
-        return Scale(low, high if high > low else low + 1.0)
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
-    return Scale(low - room, high + room)
-
-
 def line_chart(
     title: str,
     series: Sequence[Series],
     *,
     x_label: str = "optimiser step",
     unit: str = "",
-    log: bool | None = None,
+    log: bool | None = False,
     zero: bool = False,
-    show: Callable[[float], str] | None = None,
+    show: Callable[[float], str] = told,
     x_range: Point | None = None,
     mark: tuple[float, float, str] | None = None,
     note: str = "",
     wide: bool = False,
 ) -> str:
-    """A line chart, HTML; nothing where no point is finite.
+    """A line chart, HTML; empty where nothing can be drawn.
 
     Args:
         title: its headline.
         series: its curves, the last one on top.
         x_label: what x is.
-        unit: of y, for the headline.
-        log: whether y is logarithmic, then without what is not positive; None: as the values are.
+        unit: of y.
+        log: whether y is logarithmic (what is not positive is then left out); None: where all
+            values are positive, and far apart.
         zero: whether y begins with 0.
-        show: y as text; None: `told`.
-        x_range: ends of the x axis; None: those of the points.
-        mark: x, y and a word: a point to be pointed out.
+        show: y as text.
+        x_range: ends of the x axis; None: the points' own.
+        mark: x, y and words: a point to be pointed out.
         note: a line below.
         wide: whether it is as wide as the page.
     """
-    show = show or told
-    series = [dataclasses.replace(one, points=_sorted(one.points)) for one in series]
-    good = [point for one in series for point in one.points if math.isfinite(point[1])]
-    if log:
-        good = [point for point in good if point[1] > 0]
-    if not good:
+    every = [y for one in series for x, y in one.points if drawable(x) and drawable(y)]
+    if log is None:
+        log = bool(every) and min(every) > 0 and max(every) >= _FAR_APART * min(every)
+    shown = []
+    for one in series:
+        points = [
+            (x, y if drawable(y, log=log) else math.nan)
+            for x, y in sorted(one.points, key=lambda point: point[0])
+            if drawable(x)
+        ]
+        if not all(math.isnan(y) for _, y in points):
+            shown.append(dataclasses.replace(one, points=points))
+    if not shown:
         return ""
+    good = [(x, y) for one in shown for x, y in one.points if not math.isnan(y)]
     xs = sorted({x for x, _ in good})
     low, high = x_range or (xs[0], xs[-1])
     across = Scale(low, high) if high > low else Scale(low - 0.5, low + 0.5)
     up = scale_of([y for _, y in good], log=log, zero=zero)
-    shown = [one for one in series if any(point in set(good) for point in one.points)]
-    curves = "".join(_curve(one, across, up) for one in shown)
-    dots, words = "".join(_dots(one, across, up) for one in shown), ""
+    grid = "".join(f"M0 {number(1000 - up.place(y))}H1000" for y in up.ticks())
+    drawing = f'<path class="grid" d="{grid}"/>'
+    drawing += "".join(
+        f'<path class="line {one.look}" d="{path(one.points, across, up)}"/>' for one in shown
+    )
+    above = "".join(_dots(one, across, up) for one in shown if one.dots)
+    words = ""
     if mark is not None:
-        x, y = across.place(mark[0]), up.place(mark[1])
-        curves += f'<path class="mark" d="M{_n(x)} 0V1000"/>'
-        dots += f'<circle class="best" cx="{_n(x / 10)}%" cy="{_n(100 - y / 10)}%" r="6"/>'
-        side = "left" if x > 500 else "right"
-        words = f'<span class="word {side}" style="left:{_n(x / 10)}%">{_text(mark[2])}</span>'
-    grid = "".join(f"M0 {_n(1000 - up.place(y))}H1000" for y in up.ticks())
-    bands = "".join(_bands(shown, xs, across, show))
-    return _figure(
+        x, y, said = mark
+        left, top = number(across.place(x) / 10), number(100 - up.place(y) / 10)
+        drawing += f'<path class="mark" d="M{number(across.place(x))} 0V1000"/>'
+        above += f'<circle class="best" cx="{left}%" cy="{top}%" r="7"/>'
+        side = "before" if across.place(x) > 500 else "behind"
+        words = f'<b class="said {side}" style="left:{left}%">{text(said)}</b>'
+    lasts = (f"{one.label}: {show(_last(one))} at the end" for one in shown)
+    return frame(
         title,
-        unit=unit + (", logarithmic" if up.log else ""),
+        drawing,
+        told_as=f"{title}, a line chart. {'; '.join(lasts)}.",
+        above=(f'<svg class="dots" aria-hidden="true">{above}</svg>' if above else "") + words,
+        bands="".join(_bands(shown, xs, across, show)),
+        unit=", ".join(filter(None, (unit, "logarithmic" if log else ""))),
         legend=[(one.look, one.label) for one in shown] if len(shown) > 1 else [],
-        drawing=f'<path class="grid" d="{grid}"/>{curves}',
-        above=f'<svg class="dots" aria-hidden="true">{dots}</svg>{words}'
-        f'<svg class="bands" viewBox="0 0 1000 1000" preserveAspectRatio="none">{bands}</svg>',
         rows=[(100 - up.place(y) / 10, show(y)) for y in up.ticks()],
-        columns=[(across.place(x) / 10, told(x)) for x in across.ticks()],
+        columns=[(across.place(x) / 10, told(x)) for x in across.ticks() if x == int(x)],
         x_label=x_label,
         note=note,
         look="wide" if wide else "",
+        height=18.0 if wide else 11.0,
     )
 
 
 def heat_map(
-    title: str, places: Sequence[str], columns: Sequence[tuple[float, dict[str, float]]],
-    *, x_label: str = "optimiser step", note: str = "",
-) -> str:  # fmt: skip
-    """A map of positive values, places x steps, with logarithmic colour; HTML.
+    title: str,
+    columns: Sequence[tuple[float, dict[str, float]]],
+    *,
+    x_label: str = "optimiser step",
+    note: str = "",
+) -> str:
+    """A map of positive values, places x steps, by logarithmic colour; HTML, empty without values.
 
     Args:
         title: its headline.
-        places: names of its rows, from the top.
-        columns: (step, place -> value); what is missing, not finite or not above 0 stays empty.
-            Neighbours share a column, which shows their largest, where there are too many.
+        columns: (step, place -> value); what is not finite or not above 0 stays empty. Where there
+            are too many, neighbours share a column, which shows their largest.
         x_label: what the columns are.
         note: a line below.
     """
+    places = list(dict.fromkeys(place for _, values in columns for place in values))
     each = math.ceil(len(columns) / _COLUMNS) or 1
     groups = [columns[i : i + each] for i in range(0, len(columns), each)]
     cells: dict[tuple[int, int], float] = {}
-    for column, group in enumerate(groups):
-        for row, place in enumerate(places):
-            values = [norms[place] for _, norms in group if _is_shown(norms.get(place))]
-            if values:
-                cells[column, row] = max(values)
+    for (column, group), (row, place) in itertools.product(enumerate(groups), enumerate(places)):
+        values = [values.get(place, math.nan) for _, values in group]
+        if good := [value for value in values if drawable(value, log=True)]:
+            cells[column, row] = max(good)
     if not cells:
         return ""
     low, high = min(cells.values()), max(cells.values())
     colour = Scale(low, high, True) if high > low else Scale(low / 2, high * 2, True)
     width, height = 1000 / len(groups), 1000 / len(places)
-    shades: dict[int, list[str]] = {}
+    shades: dict[int, str] = {}
     for (column, row), value in cells.items():
-        shade = min(_SHADES - 1, int(colour.place(value) / 1000 * _SHADES))
-        corner = f"M{_n(column * width)} {_n(row * height)}"
-        shades.setdefault(shade, []).append(f"{corner}h{_n(width)}v{_n(height)}h-{_n(width)}z")
-    drawing = "".join(f'<path class="h{s}" d="{"".join(d)}"/>' for s, d in sorted(shades.items()))
+        shade = min(SHADES - 1, int(colour.place(value) / 1000 * SHADES))
+        corner, right = f"M{number(column * width)} {number(row * height)}", (column + 1) * width
+        cell = f"{corner}H{number(right)}V{number((row + 1) * height)}H{number(column * width)}z"
+        shades[shade] = shades.get(shade, "") + cell
     bands = []
     for column, group in enumerate(groups):
-        lines = [_steps([step for step, _ in group])]
-        lines += [
-            f"{p}: {told(cells[column, row])}" for row, p in enumerate(places) if (column, row) in cells
+        told_here = [
+            f"{place}: {told(cells[column, row])}"
+            for row, place in enumerate(places)
+            if (column, row) in cells
         ]
-        bands.append(_band(column * width, width, lines))
+        steps = steps_told([step for step, _ in group])
+        bands.append(band(column * width, width, [steps, *told_here]))
     if each > 1:
-        note = f"Each column shows the largest of {each} measurements. {note}"
-    every, some = math.ceil(len(places) / 40), max(1, math.ceil(len(groups) / 6))
-    ends = (told(low), told(math.sqrt(low * high)), told(high))
-    legend = "<i></i>".join(f"<span>{end}</span>" for end in (ends[0], ends[2]))
-    return _figure(
+        note = f"Each column shows the largest of {each} measurements. {note}".rstrip()
+    every = math.ceil(len(places) / 40)
+    return frame(
         title,
-        unit="logarithmic colours",
-        legend=[],
-        drawing=drawing,
-        above=f'<svg class="bands" viewBox="0 0 1000 1000" preserveAspectRatio="none">'
-        f"{''.join(bands)}</svg>",
-        rows=[((i + 0.5) * height / 10, p) for i, p in enumerate(places) if i % every == 0],
-        columns=[
-            ((i + 0.5) * width / 10, told(groups[i][0][0])) for i in range(0, len(groups), some)
-        ],
+        "".join(f'<path class="h{s}" d="{cell}"/>' for s, cell in sorted(shades.items())),
+        told_as=f"{title}, a heat map, from {told(low)} to {told(high)}.",
+        bands="".join(bands),
+        rows=[((row + 0.5) * height / 10, place) for row, place in enumerate(places)][::every],
+        columns=[((i + 0.5) * width / 10, told(group[0][0])) for i, group in enumerate(groups)],
         x_label=x_label,
         note=note,
         look="wide heat",
-        tall=max(7.0, 0.9 * min(len(places), 45)),
-        after=f'<p class="scale">{legend}</p>',
+        height=max(6.0, 0.95 * min(len(places), 45)),
+        after=f'<p class="scale">{told(low)}<i></i>{told(high)} (logarithmic)</p>',
     )
 
 
-def told(value: float) -> str:
-    """A figure as text: whole below 10^15 as it is, else to four digits."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and abs(value) < 1e15 or 1e4 <= abs(value) < 1e15:
-        return f"{value:,.0f}"
-    return f"{value:.4g}"
+def path(points: Sequence[Point], across: Scale, up: Scale) -> str:
+    """A curve as SVG path data, with a gap where y is not a number.
+
+    Args:
+        points: sorted by x.
+        across: of x.
+        up: of y.
+    """
+    parts = []
+    for is_gap, run in itertools.groupby(points, key=lambda point: math.isnan(point[1])):
+        if not is_gap:
+            drawn = [
+                f"{number(across.place(x))} {number(1000 - up.place(y))}"
+                for x, y in thinned(list(run))
+            ]
+            # A point without neighbours is a line of no length, of which round ends make a dot.
+            parts.append("M" + "L".join(drawn) if len(drawn) > 1 else f"M{drawn[0]}h0")
+    return "".join(parts)
+
+
+def thinned(points: list[Point]) -> list[Point]:
+    """At most about `_POINTS` of the points, with the lowest and the highest of neighbours.
+
+    Args:
+        points: sorted by x; of some, all are kept.
+    """
+    if len(points) <= _POINTS:
+        return points
+    each = math.ceil(2 * len(points) / _POINTS)
+    kept = {0, len(points) - 1}
+    for first in range(0, len(points), each):
+        group = range(first, min(first + each, len(points)))
+        kept |= {min(group, key=lambda i: points[i][1]), max(group, key=lambda i: points[i][1])}
+    return [points[i] for i in sorted(kept)]
+
+
+def smoothed(points: Sequence[Point], window: int) -> list[Point]:
+    """Means of `window` neighbours, half of them on each side; of fewer near both ends.
+
+    At the beginning, where losses fall fast, there are as many on each side.
+
+    Args:
+        points: sorted by x; those that are not finite are left out.
+        window: an odd number.
+    """
+    good = [(x, y) for x, y in points if drawable(y)]
+    sums = list(itertools.accumulate((y for _, y in good), initial=0.0))
+    means = []
+    for i, (x, _) in enumerate(good):
+        half = min(window // 2, i)
+        first, end = i - half, min(len(good), i + half + 1)
+        means.append((x, (sums[end] - sums[first]) / (end - first)))
+    return means
+
+
+def _dots(one: Series, across: Scale, up: Scale) -> str:
+    good = [point for point in one.points if not math.isnan(point[1])]
+    if len(good) > _DOTS:
+        return ""
+    return "".join(
+        f'<circle class="{one.look}" cx="{number(across.place(x) / 10)}%" '
+        f'cy="{number(100 - up.place(y) / 10)}%" r="3.5"/>'
+        for x, y in good
+    )
+
+
+def _bands(
+    series: Sequence[Series], xs: list[float], across: Scale, show: Callable[[float], str]
+) -> Iterator[str]:
+    """Parts of the plot that tell the figures of their steps: their lowest and highest."""
+    each = math.ceil(len(xs) / _BANDS)
+    groups = [xs[i : i + each] for i in range(0, len(xs), each)]
+    between = [across.place((a[-1] + b[0]) / 2) for a, b in itertools.pairwise(groups)]
+    edges = [0.0, *between, 1000.0]
+    for group, (left, right) in zip(groups, itertools.pairwise(edges), strict=True):
+        lines = [steps_told(group)]
+        for one in series:
+            first = bisect.bisect_left(one.points, (group[0], -math.inf))
+            here = one.points[first : bisect.bisect_right(one.points, (group[-1], math.inf))]
+            if values := [y for _, y in here if not math.isnan(y)]:
+                low, high = show(min(values)), show(max(values))
+                lines.append(f"{one.label}: {low}" + (f" to {high}" if high != low else ""))
+        yield band(left, right - left, lines)
+
+
+def _last(one: Series) -> float:
+    return next(y for _, y in reversed(one.points) if not math.isnan(y))

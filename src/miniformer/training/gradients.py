@@ -27,7 +27,9 @@ class GradientNorms:
         layers = (_NUMBERED.match(name) for name, _ in named)
         stacks = list(dict.fromkeys(layer[1] for layer in layers if layer and layer[1]))
         places = {name: _place(name, stacks) for name, _ in named}
-        self.places = sorted(dict.fromkeys(places.values()), key=lambda place: _order(place, stacks))
+        self.places = sorted(
+            dict.fromkeys(places.values()), key=lambda place: _order(place, stacks)
+        )
         index = {place: i for i, place in enumerate(self.places)}
         self._parameters = [(index[places[name]], parameter) for name, parameter in named]
 
