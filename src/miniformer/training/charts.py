@@ -99,7 +99,8 @@ def line_chart(
     good = [(x, y) for one in shown for x, y in one.points if not math.isnan(y)]
     xs = sorted({x for x, _ in good})
     low, high = x_range or (xs[0], xs[-1])
-    across = Scale(low, high) if high > low else Scale(low - 0.5, low + 0.5)
+    apart = high - low > 1e-9 * max(abs(low), abs(high))
+    across = Scale(low, high) if apart else scale_of([low, high])
     up = scale_of([y for _, y in good], log=log, zero=zero)
     grid = "".join(f"M0 {number(1000 - up.place(y))}H1000" for y in up.ticks())
     drawing = f'<path class="grid" d="{grid}"/>'

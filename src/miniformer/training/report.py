@@ -96,7 +96,7 @@ def write_report(path: Path, report: Report) -> None:
 {_section("Settings changed from their defaults", _pairs(report.settings))}
 {_section("Model, data and machine", _pairs(report.facts))}
 </div>
-<footer>Point at a curve to read its figures.</footer>
+{charts and "<footer>Point at a curve to read its figures.</footer>"}
 </main></body>
 </html>
 """
