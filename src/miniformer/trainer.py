@@ -60,7 +60,6 @@ def tell(result: RunResult, console: Console) -> int:
         if found:
             at = f", at step {figures['step']:.0f}" if kind == "val" else ""
             console.print(f"{words} {told(found)}{at}")
-    console.print(f"loss curve: {result.folder / 'loss.png'}")
     console.print(f"model: {result.model}")
     directory = shlex.quote(str(result.model))
     console.print(f"use it: {program()} {result.task.command(directory)}")

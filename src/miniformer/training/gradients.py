@@ -1,4 +1,4 @@
-"""How long each layer's gradient is."""
+"""Gradient norms by layer: where a model learns, and where its gradient vanishes or explodes."""
 
 from __future__ import annotations
 
@@ -6,40 +6,82 @@ import re
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-_PLACE = re.compile(r"^(.*?layers\.\d+)\.")
+_NUMBERED = re.compile(r"(?:(.+)\.)?\w+\.\d+(?=\.)")  # "layers.0" and what comes before it
+_FIRST = ("embedding", "position")  # what a stack does before its layers
 
 
 class GradientNorms:
-    """Norms of a model's gradient by place: `embedding`, `layers.0`, ..., `head`.
+    """Norms of a model's gradients, place by place: `embedding`, `layers.0`, ..., `head`.
+
+    A place is a numbered layer, or a part beside the layers; in a model of several stacks it
+    carries its stack's name: `encoder.layers.0`, `decoder.final_norm`. A tied weight counts once,
+    where it lives.
 
     Args:
         model: whose gradients are measured.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        named = [(name.replace("_orig_mod.", ""), p) for name, p in model.named_parameters()]
+        layers = (_NUMBERED.match(name) for name, _ in named)
+        stacks = list(dict.fromkeys(layer[1] for layer in layers if layer and layer[1]))
+        places = {name: _place(name, stacks) for name, _ in named}
+        self.places = sorted(
+            dict.fromkeys(places.values()), key=lambda place: _order(place, stacks)
+        )
+        index = {place: i for i, place in enumerate(self.places)}
+        self._parameters = [(index[places[name]], parameter) for name, parameter in named]
 
     def measure(self) -> dict[str, float]:
-        """The norm of each place that has gradients; one wait for the device in all."""
-        names, gradients = [], []
-        for name, parameter in self.model.named_parameters():
-            if parameter.grad is not None:
-                names.append(place(name))
-                gradients.append(parameter.grad)
-        if not gradients:
+        """Euclidean norm of each place's gradient, in the order of a forward pass.
+
+        Places without a gradient are left out. The norm of the whole gradient is
+        `math.hypot(*norms.values())`. The host waits for the device once. Where gradients are
+        sharded (DTensor), each process gets the norms of the whole, so all must call this.
+        """
+        grads = [(place, p.grad) for place, p in self._parameters if p.grad is not None]
+        if not grads:
             return {}
-        norms: Tensor = torch.stack(torch._foreach_norm(gradients))
-        if isinstance(norms, DTensor):
-            norms = norms.full_tensor()
-        squares: dict[str, float] = {}
-        for name, norm in zip(names, norms.tolist(), strict=True):
-            squares[name] = squares.get(name, 0.0) + norm**2
-        return {name: square**0.5 for name, square in squares.items()}
+        norms = _norms([grad for _, grad in grads])
+        index = torch.tensor([place for place, _ in grads], device=norms.device)
+        squares = norms.new_zeros(len(self.places)).index_add_(0, index, norms.square())
+        seen = {place for place, _ in grads}
+        values = squares.sqrt().tolist()
+        return {name: values[i] for i, name in enumerate(self.places) if i in seen}
 
 
-def place(name: str) -> str:
-    """The part of the model that a parameter's name lies in."""
-    found = _PLACE.match(name)
-    return found[1] if found else name.partition(".")[0]
+def _norms(grads: list[Tensor]) -> Tensor:
+    """One norm for each gradient, [len(grads)], in float32 at least."""
+    dtype = torch.float32
+    for grad in grads:
+        dtype = torch.promote_types(dtype, grad.dtype)
+    norms: list[Tensor] = list(torch._foreach_norm(grads, 2.0, dtype=dtype))
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    return torch.stack([norm.detach().to(whole[0].device) for norm in whole])
+
+
+def _place(name: str, stacks: list[str]) -> str:
+    """The place of a parameter: `encoder.layers.0.attention.q_proj.weight` -> `encoder.layers.0`.
+
+    Args:
+        name: of the parameter.
+        stacks: names of the modules that hold numbered layers, but for the model itself.
+    """
+    if layer := _NUMBERED.match(name):
+        return layer[0]
+    for stack in stacks:
+        if name.startswith(stack + "."):
+            return f"{stack}.{name[len(stack) + 1 :].partition('.')[0]}"
+    return name.partition(".")[0]
+
+
+def _order(place: str, stacks: list[str]) -> tuple[int, int, bool]:
+    """Where a place stands in a forward pass: what embeds, the layers, what comes after them."""
+    holders = [i for i, stack in enumerate(stacks) if place.startswith(stack + ".")]
+    own = place[len(stacks[holders[0]]) + 1 :] if holders else place
+    when = 0 if any(word in own for word in _FIRST) else 1 if place[-1].isdigit() else 2
+    if holders:
+        return 1 + holders[0], when, own != "embedding"
+    # The model's own embedding comes before its stacks, its own head after them.
+    return (0 if when == 0 else 1 + len(stacks)), when, own != "embedding"

@@ -1,64 +1,104 @@
-"""What this machine can do: its matrix-product peak, bfloat16, memory."""
+"""What the machine can do, measured: the speed of its matrix products."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
-from functools import cache
+from pathlib import Path
 
 import torch
 
-_SIDE = {"cpu": 1024, "cuda": 4096, "mps": 2048}  # of the matrices that are multiplied
-_ROUNDS = 5
-_FASTER = 1.2  # that bfloat16 must be than float32, to be worth its rounding
+_SECONDS = 0.15  # for one measurement, about
+_SIZES = (128, 256, 512, 1024, 2048, 4096, 8192)  # sides of the matrices
+_REPEATS = 4  # products of one size; a first one is slower than others
+_FASTER = 1.2  # how much faster than float32 bfloat16 must be to be worth its rounding
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "amx_tile"}  # of a CPU, as Linux names them
+
+_peaks: dict[tuple[str, torch.dtype, int], float] = {}
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of a few large matrix products, measured once in a process."""
-    return _measured(device.type, dtype, torch.get_num_threads())
+    """The machine's matrix-product peak in FLOP/s: the best of some products of square matrices.
+
+    Takes about 0.15 s, and a few hundred MB on a GPU; later calls in the process cost nothing. No
+    random state of torch's is touched.
+
+    Args:
+        device: where.
+        dtype: of the matrices; float16 on a CPU, which few can compute, is measured as float32.
+    """
+    if device.type == "cpu" and dtype == torch.float16:
+        dtype = torch.float32
+    key = (device.type, dtype, torch.get_num_threads())
+    if key not in _peaks:
+        _peaks[key] = _measure(device, dtype)
+    return _peaks[key]
 
 
-@cache
-def _measured(device_type: str, dtype: torch.dtype, threads: int) -> float:
-    side = _SIDE.get(device_type, 1024)
-    with torch.no_grad():  # zeros take as long, and no random numbers
-        one = torch.zeros(side, side, dtype=dtype, device=device_type)
-        best = float("inf")
-        for _ in range(_ROUNDS):
-            began = time.perf_counter()
-            _ = one @ one
-            _wait(device_type)
-            best = min(best, time.perf_counter() - began)
-    return 2.0 * side**3 / best
+def _measure(device: torch.device, dtype: torch.dtype) -> float:
+    best, start = 0.0, time.perf_counter()
+    generator = torch.Generator(device).manual_seed(0)  # zeros would be faster than real data
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for size in _SIZES:
+            work = 2.0 * size**3
+            try:
+                a, b = (
+                    torch.rand(size, size, generator=generator, device=device, dtype=dtype)
+                    for _ in range(2)
+                )
+                for _ in range(_REPEATS):
+                    left = _SECONDS - (time.perf_counter() - start)
+                    if best and work / best > left:
+                        return best
+                    best = max(best, work / _seconds(a, b))
+            except torch.OutOfMemoryError:
+                break  # smaller ones will have to do
+    return best
 
 
-def _wait(device_type: str) -> None:
-    if device_type == "cuda":
-        torch.cuda.synchronize()
-    elif device_type == "mps":
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Time of one product, [N, N] x [N, N]."""
+    _synchronize(a.device)
+    start = time.perf_counter()
+    torch.mm(a, b)
+    _synchronize(a.device)
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
         torch.mps.synchronize()
 
 
 def fast_bf16(device_type: str) -> bool:
-    """Whether products in bfloat16 are of the hardware, and measured to be faster here."""
+    """Whether bfloat16 is worth it here: computed by the hardware, and faster than float32.
+
+    Args:
+        device_type: cpu, cuda or mps; on a CPU it is measured, if its flags say that it has it.
+    """
     if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device_type != "cpu" or not _has_bf16():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device_type != "cpu" or not _cpu_has_bf16():
         return False
     device = torch.device("cpu")
     return peak_flops(device, torch.bfloat16) >= _FASTER * peak_flops(device, torch.float32)
 
 
-def _has_bf16() -> bool:
-    """Whether the CPU has bfloat16 units: AVX512-BF16 or AMX."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for products of bfloat16."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    known = [check for name in checks if (check := getattr(torch.cpu, name, None)) is not None]
+    if any(check() for check in known):
+        return True
+    return not known and not _BF16_FLAGS.isdisjoint(_cpu_flags())
 
 
-def memory_peak(device: torch.device) -> int:
-    """Bytes at most so far: of tensors on a GPU, else of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Flags of the first CPU; none where there is no such file."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return set()
+    flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
+    return set(next(flags, "").split())

@@ -19,6 +19,7 @@ from miniformer.tasks.task import Measured
 from miniformer.training.card import model_card
 from miniformer.training.plot import plot_loss
 from miniformer.training.preparation import Prepared
+from miniformer.training.report.page import Report, write_report
 
 
 class Outputs:
@@ -121,5 +122,38 @@ class Outputs:
             pictures=[picture.name for picture in pictures],
         )
 
-    def report(self, *a, **k):
-        pass
+    def report(
+        self,
+        rows: list[dict[str, float]],
+        gradients: list[dict[str, Any]],
+        samples: list[dict[str, Any]],
+        figures: dict[str, float],
+        *,
+        facts: dict[str, str],
+        notes: list[str],
+    ) -> Path:
+        """Writes `report.html`, a page about the whole run; returns its path."""
+        run, path = self.run, self.folder / "report.html"
+        if self.writes:
+            size = run.model_config.num_params(seq2seq=run.kind == "seq2seq")
+            about = {"model": f"{size:,} parameters", **facts}
+            if run.described is not None:
+                about["tokenizer"] = run.described
+            pictures = [each for each in (self.answers, self.folder / "lr.png") if each.exists()]
+            write_report(
+                path,
+                Report(
+                    title=self.folder.name,
+                    task=run.task.name.replace("_", " "),
+                    unit=run.task.unit,
+                    rows=rows,
+                    gradients=gradients,
+                    samples=samples,
+                    figures=figures,
+                    settings=run.config.changed(),
+                    facts=about,
+                    pictures=pictures,
+                    notes=notes,
+                ),
+            )
+        return path

@@ -143,6 +143,8 @@ def _train(
     console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
     outputs = Outputs(folder, run, writes=rank() == 0)
     outputs.begin()
+    if run.lr_search is not None and outputs.writes:
+        run.lr_search.draw(folder / "lr.png", unit=run.task.unit)
     if config.compile:
         console.print(compile_layers(run, config.max_steps))
 
@@ -253,12 +255,17 @@ def _train(
     if tests and outputs.writes:
         outputs.describe("test", module.measured)
     outputs.complete(which, figures)
-    outputs.report(
-        progress.rows, watch, samples.rows, figures, interrupted=interrupt.signal is not None
-    )
+    facts, notes = watch.facts(), []
+    if interrupt.signal is not None:
+        notes.append(f"The run was stopped early, after step {done}.")
     if run.predicted_memory is not None:
         used, predicted = watch.memory(), run.predicted_memory
-        console.print(f"memory: {format_bytes(used)} at most, {format_bytes(predicted)} predicted")
+        facts["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
+        console.print(f"memory: {facts['memory']}")
+    report = outputs.report(
+        progress.rows, watch.rows, samples.rows, figures, facts=facts, notes=notes
+    )
+    console.print(f"report: {report}")
     if interrupt.signal is not None and states.written is not None:
         console.print(f"go on from step {done} with: --resume {folder}")
     return RunResult(folder, folder / which, run.task, figures, interrupt.signal)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 
+import miniformer
 from miniformer.training.gradients import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.machine import peak_flops
@@ -32,7 +34,7 @@ class Watch(L.Callback):
     def __init__(
         self, run: Prepared, module: MiniFormerLitModule, folder: Path, *, kind: str, writes: bool
     ) -> None:
-        self.run, self.module, self.writes = run, module, writes
+        self.run, self.module, self.writes, self.kind = run, module, writes, kind
         self.path = folder / "gradients.jsonl"
         self.rows: list[dict[str, float]] = []
         self.device = torch.device(device_type(run.config))
@@ -52,6 +54,20 @@ class Watch(L.Callback):
     def figures(self) -> dict[str, float]:
         """Memory at its highest so far, in MB."""
         return {"memory_mb": round(self.memory() / 1e6, 1)}
+
+    def facts(self) -> dict[str, str]:
+        """About the machine and what runs on it."""
+        name = platform.processor() or platform.machine()
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        many = self.run.config.world_size
+        return {
+            "device": f"{self.device.type} ({name}), {torch.get_num_threads()} threads"
+            + (f", {many} processes" if many > 1 else ""),
+            "measured peak": f"{self.peak / 1e9:,.0f} GFLOP/s in {self.kind}",
+            "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
+            f"Python {platform.python_version()}",
+        }
 
     def memory(self) -> int:
         """Bytes at most so far: of tensors on a GPU, else of this process."""

@@ -1,0 +1,123 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.training.gradients import GradientNorms
+from tests.kit import environment, tiny_model
+
+
+def with_gradients(model):
+    """The model with random gradients, each of a size of its own."""
+    for i, parameter in enumerate(model.parameters()):
+        parameter.grad = (1 + i) * torch.randn_like(parameter)
+    return model
+
+
+def norm_of(model, *prefixes):
+    """Norm of the gradients of parameters whose names begin so, summed number by number."""
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if name.startswith(prefixes) and parameter.grad is not None:
+            total += sum(value**2 for value in parameter.grad.double().flatten().tolist())
+    return math.sqrt(total)
+
+
+def test_each_layer_has_its_norm():
+    model = with_gradients(
+        tiny_model(n_layers=12, tie_embeddings=False, position="learned", token_types=2)
+    )
+    norms = GradientNorms(model).measure()
+    layers = [f"layers.{i}" for i in range(12)]
+    assert list(norms) == [
+        "embedding", "position", "type_embedding", *layers, "final_norm", "head",
+    ]  # fmt: skip
+    for place, norm in norms.items():
+        assert norm == pytest.approx(norm_of(model, place + "."), rel=1e-5), place
+    whole = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert math.hypot(*norms.values()) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_each_stack_has_its_layers():
+    model = with_gradients(
+        tiny_model(model=Seq2SeqTransformer, causal=False, source_vocab_size=9, head="dense_tanh")
+    )
+    norms = GradientNorms(model).measure()
+    assert list(norms) == [
+        "embedding", "source_embedding",
+        "encoder.layers.0", "encoder.layers.1", "encoder.final_norm",
+        "decoder.layers.0", "decoder.layers.1", "decoder.final_norm", "head",
+    ]  # fmt: skip
+    for place, norm in norms.items():
+        assert norm == pytest.approx(norm_of(model, place + "."), rel=1e-5), place
+
+
+def test_what_has_no_gradient_is_left_out():
+    model = with_gradients(tiny_model())
+    measured = GradientNorms(model)
+    assert "head" not in measured.places  # tied: its weight is the embedding's
+    model.embedding.weight.grad = None
+    model.layers[0].attention.q_proj.weight.grad = None
+    norms = measured.measure()
+    assert list(norms) == ["layers.0", "layers.1", "final_norm"]
+    assert norms["layers.0"] == pytest.approx(norm_of(model, "layers.0."), rel=1e-5)
+    model.zero_grad()
+    assert measured.measure() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_norms_are_of_float32_at_least(dtype):
+    model = with_gradients(tiny_model().to(dtype))
+    model.final_norm.float()  # a model of two types
+    for name, norm in GradientNorms(with_gradients(model)).measure().items():
+        assert norm == pytest.approx(norm_of(model, name + "."), rel=1e-5)
+
+
+def test_names_of_other_models():
+    inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model = torch.nn.ModuleDict({"stem": torch.nn.Linear(2, 2), "h": inner})
+    assert GradientNorms(model).places == ["h.0", "h.1", "stem"]
+    assert GradientNorms(torch.nn.ModuleDict({"_orig_mod": tiny_model()})).places == [
+        "embedding", "layers.0", "layers.1", "final_norm",
+    ]  # fmt: skip
+
+
+SHARDED = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from miniformer.training.gradients import GradientNorms
+
+store = dist.FileStore(sys.argv[1], 2)
+dist.init_process_group("gloo", store=store, rank=int(sys.argv[2]), world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+model = torch.nn.ModuleDict({"head": torch.nn.Linear(1, 4, bias=False)})
+whole = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
+weight = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
+weight.grad = distribute_tensor(whole, mesh, [Shard(0)])
+model["head"].weight = weight
+print(GradientNorms(model).measure()["head"])
+dist.destroy_process_group()
+"""
+
+
+def test_sharded_gradients_have_the_norm_of_the_whole(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, str(tmp_path / "store"), str(rank)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert float(out) == pytest.approx(math.sqrt(1 + 4 + 9 + 16))

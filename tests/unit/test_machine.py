@@ -1,0 +1,122 @@
+import time
+
+import pytest
+import torch
+
+from miniformer.training import machine
+from miniformer.training.machine import fast_bf16, peak_flops
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured_yet(monkeypatch):
+    monkeypatch.setattr(machine, "_peaks", {})
+
+
+def test_the_peak_is_that_of_products_of_this_machine():
+    before, start = torch.get_rng_state(), time.perf_counter()
+    peak = peak_flops(CPU, torch.float32)
+    assert time.perf_counter() - start < 2.0  # about 0.15 s, where nothing else runs
+    assert torch.equal(torch.get_rng_state(), before)
+    a = torch.ones(512, 512)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - start)
+    assert peak == pytest.approx(2 * 512**3 / min(seconds), rel=0.9)
+
+
+def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
+    """1, 2 and 4 ns for each operation at the three sizes, first times three times as long."""
+    per_operation = {128: 4e-9, 256: 1e-9, 512: 2e-9}
+    timed = []
+
+    def seconds(a, b):
+        size = len(a)
+        assert a.dtype == b.dtype == torch.float32
+        timed.append(size)
+        return 2 * size**3 * per_operation[size] * (3 if timed.count(size) == 1 else 1)
+
+    monkeypatch.setattr(machine, "_SIZES", tuple(per_operation))
+    monkeypatch.setattr(machine, "_SECONDS", 1e9)
+    monkeypatch.setattr(machine, "_seconds", seconds)
+    assert peak_flops(CPU, torch.float32) == pytest.approx(1e9)
+    assert peak_flops(CPU, torch.float16) == pytest.approx(1e9)  # never computed on a CPU
+    many = len(timed)
+    assert peak_flops(CPU, torch.float32) == pytest.approx(1e9)
+    assert len(timed) == many  # kept
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    peak_flops(CPU, torch.float32)
+    assert len(timed) == 2 * many  # other threads are another machine
+
+
+def test_a_slow_machine_is_not_kept_busy(monkeypatch):
+    """At a million operations a second, a product of 256 x 256 takes half a minute."""
+    timed = []
+    monkeypatch.setattr(
+        machine, "_seconds", lambda a, b: timed.append(len(a)) or 2 * len(a) ** 3 / 1e6
+    )
+    assert peak_flops(CPU, torch.float32) == pytest.approx(1e6)
+    assert timed == [128]
+
+
+def test_autocast_changes_nothing(monkeypatch):
+    dtypes = set()
+    monkeypatch.setattr(machine, "_SIZES", (128,))
+    monkeypatch.setattr(machine, "_seconds", lambda a, b: dtypes.add((a @ b).dtype) or 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        peak_flops(CPU, torch.float32)
+    assert dtypes == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("avx", "amx", "speedup", "fast"),
+    [
+        (True, False, 1.3, True),
+        (False, True, 2.0, True),
+        (True, True, 1.1, False),  # it has the instructions, and gains nothing
+        (False, False, 5.0, False),  # emulated
+    ],
+)
+def test_bfloat16_on_a_cpu(monkeypatch, avx, amx, speedup, fast):
+    speeds = {torch.float32: 1e9, torch.bfloat16: speedup * 1e9}
+    monkeypatch.setattr(machine, "peak_flops", lambda device, dtype: speeds[dtype])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert fast_bf16("cpu") is fast
+
+
+@pytest.mark.parametrize(
+    ("flags", "fast"),
+    [("fpu avx512_bf16 sse", True), ("amx_tile", True), ("avx512f", False), (None, False)],
+)
+def test_flags_are_read_where_torch_does_not_tell(monkeypatch, tmp_path, flags, fast):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    monkeypatch.setattr(machine, "peak_flops", lambda device, dtype: float(dtype.itemsize == 2))
+    file = tmp_path / "cpuinfo"
+    if flags is not None:
+        file.write_text(f"processor\t: 0\nmodel name\t: amx_tile\nflags\t\t: {flags}\n")
+    read = machine._cpu_flags
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: read(file))
+    assert fast_bf16("cpu") is fast
+
+
+def test_bfloat16_elsewhere(monkeypatch):
+    asked = []
+
+    def supported(including_emulation=True):
+        asked.append(including_emulation)
+        return including_emulation  # such as a card that has it in software only
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert not fast_bf16("cuda")
+    assert asked == [False]
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert fast_bf16("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not fast_bf16("cuda")
+    assert not fast_bf16("mps")

@@ -1,0 +1,325 @@
+import base64
+import html.parser
+import math
+import re
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer.training.report.chart_parts import Scale, number, scale_of, told
+from miniformer.training.report.charts import Series, heat_map, line_chart, path, smoothed, thinned
+from miniformer.training.report.page import Report, write_report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+HOSTILE = "</td><script>alert('1')</script><img src=x onerror=\"x\"> & \x00 \ud800"
+
+
+class Page(html.parser.HTMLParser):
+    """A page read back: its elements, its text, and whether its tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def page_of(tmp_path, **parts):
+    file = tmp_path / "report.html"
+    write_report(file, Report(**{"title": "run", "task": "regression", "unit": "nats", **parts}))
+    assert [each.name for each in tmp_path.glob("*report*")] == ["report.html"]
+    return Page(file.read_text(encoding="utf-8"))
+
+
+def training_rows(count, *, every=20):
+    rows = []
+    for i in range(1, count + 1):
+        row = {"step": i, "tokens": 64 * i, "padding": 0.1, "seconds": i / 7}
+        rows.append({
+            **row, "train_loss": 2 + 6 / i + (i * 7919 % 101) / 300, "lr": 1e-3 / i,
+            "grad_norm": 3 / i, "waiting": 0.01, "memory_mb": 900.0 + i % 7,
+            "tokens_per_second": 1e4 + i * 7919 % 997, "mfu": 0.4 + (i * 7919 % 101) / 1e3,
+        })  # fmt: skip
+        if i % every == 0:
+            rows.append({**row, "val_loss": 2.5 + 5 / i, "val_accuracy": 1 - 1 / i})
+    return rows
+
+
+def headlines(page):
+    """The charts' names."""
+    names = [e["aria-label"].partition(",")[0] for tag, e in page.elements if "aria-label" in e]
+    return [name.partition(" from step")[0] for name in names]
+
+
+def test_a_whole_page(tmp_path):
+    picture = tmp_path / "answers.png"
+    picture.write_bytes(b"\x89PNG, whatever it holds")
+    layers = ["embedding", *(f"layers.{i}" for i in range(30)), "head"]
+    rows = training_rows(400)
+    page = page_of(
+        tmp_path,
+        rows=rows,
+        gradients=[{"step": i, **dict.fromkeys(layers, 0.1234 / i)} for i in range(1, 401)],
+        samples=[{"step": 20, "prompt": "The cat", "text": "  sat\n\ton the mat"}],
+        figures={"val_loss": 1.23456, "val_accuracy": 0.8125, "step": 380.0, "seconds": 3725.0,
+                 "training_tokens": 25600.0},
+        settings={"lr": 0.003, "model_config": {"d_model": 64}},
+        facts={"machine": "two cores"},
+        pictures=[picture, tmp_path / "missing.png"],
+        notes=["stopped early"],
+    )  # fmt: skip
+    assert len((tmp_path / "report.html").read_bytes()) < 400_000
+    words = page.text
+    for value in ("1.235", "0.8125", "380", "25,600", "1 h 2 min", "0.003", "two cores",
+                  '{"d_model": 64}', "stopped early", "The cat",
+                  "  sat\n\ton the mat"):  # fmt: skip
+        assert value in words
+    rates = [row["tokens_per_second"] for row in rows if "lr" in row]
+    assert f"{statistics.median(rates):,.0f}" in words
+    assert any(word == "best: 2.513 at step 400" for word in words)
+    assert list(dict.fromkeys(headlines(page))) == [
+        "Loss", "Validation accuracy", "Learning rate", "Gradient norm", "Tokens per second",
+        "Use of the machine", "Memory", "Waiting and padding", "Gradient norms by layer",
+    ]  # fmt: skip
+    images = [each["src"] for tag, each in page.elements if tag == "img"]
+    assert images == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
+
+
+def test_nothing_is_loaded_and_nothing_runs(tmp_path):
+    page = page_of(tmp_path, rows=training_rows(40), title=HOSTILE, notes=[HOSTILE])
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|url\(", source)
+    policy = next(e["content"] for tag, e in page.elements if "http-equiv" in e)
+    assert "default-src 'none'" in policy
+    assert "script" not in policy
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "img", "object", "embed", "foreignobject"}
+    names = {name for _, attributes in page.elements for name in attributes}
+    assert not {name for name in names if name.startswith("on")} | (names & {"href", "src"})
+
+
+def test_text_of_others_stays_text(tmp_path):
+    page = page_of(
+        tmp_path,
+        title=HOSTILE,
+        task=HOSTILE,
+        unit=HOSTILE,
+        rows=[{"step": 1, "train_loss": 1.0, f"val_{HOSTILE}": 2.0, "val_loss": 3.0}],
+        gradients=[{"step": 1, HOSTILE: 0.5}],
+        samples=[{"step": 1, "prompt": HOSTILE, "text": HOSTILE}],
+        figures={HOSTILE: 1.5},
+        settings={HOSTILE: HOSTILE, "more": [HOSTILE]},
+        facts={HOSTILE: HOSTILE},
+        notes=[HOSTILE],
+    )
+    assert not {tag for tag, _ in page.elements} & {"script", "img"}
+    readable = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "?")
+    assert page.text.count(readable) >= 9  # each in one piece, so none of it was markup
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{}],
+        [{"step": 5}],
+        [{"step": 5, "train_loss": 2.5, "lr": 0.1}],
+        [{"step": 5, "val_loss": 2.5}],
+        [{"train_loss": 2.5}],
+        [
+            {"step": math.nan, "train_loss": 1.0},
+            {"step": 2, "train_loss": math.inf, "lr": math.nan},
+        ],
+        [{"step": i, "train_loss": 3.0, "grad_norm": 0.0} for i in range(50)],
+        [{"step": 1, "val_loss": 1e308, "grad_norm": 1e-320}, {"step": 2, "val_loss": -1e308}],
+    ],
+)
+def test_rows_of_any_kind(tmp_path, rows):
+    check_numbers(page_of(tmp_path, rows=rows, gradients=rows, figures={"val_loss": math.nan}))
+
+
+def check_numbers(page):
+    """No coordinate is anything but a number within the drawing."""
+    for _, attributes in page.elements:
+        for name in ("d", "cx", "cy", "x", "width"):
+            for word in re.findall(r"[^\sMLHVhz%]+", attributes.get(name, "")):
+                assert -100 <= float(word) <= 1100, (name, attributes)
+
+
+FLOATS = st.floats() | st.sampled_from([0.0, -0.0, 1e-320, 1e99, 5e-324, math.nan, math.inf])
+ROW = st.dictionaries(
+    st.sampled_from(["step", "train_loss", "val_loss", "val_rmse", "grad_norm", "lr", "mfu"]),
+    FLOATS,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(ROW, max_size=8))
+def test_any_floats_make_a_page(tmp_path_factory, rows):
+    check_numbers(page_of(tmp_path_factory.mktemp("page"), rows=rows, gradients=rows))
+
+
+def curve_of(chart, look="s1"):
+    """The corners of a curve in a chart: a list of points for each unbroken part."""
+    (d,) = re.findall(rf'<path class="line {look}" d="([^"]*)"', chart)
+    parts = d.removeprefix("M").removesuffix("h0").split("M")
+    return [[tuple(map(float, p.split())) for p in part.split("L")] for part in parts]
+
+
+def test_points_stand_where_they_belong():
+    # The y axis begins with 0 and ends 5 % of the spread above the highest point: 0 .. 4 + 0.2.
+    points = [(0, 0.0), (5, 2.0), (10, 4.0)]
+    (corners,) = curve_of(line_chart("c", [Series("a", points)], zero=True))
+    want = [(100 * x, 1000 * (1 - y / 4.2)) for x, y in points]
+    assert corners == [pytest.approx(corner, abs=0.051) for corner in want]
+    # On a logarithmic one equal ratios have equal distances; later ones are higher: y is smaller.
+    points = [(1, 1.0), (2, 10.0), (3, 100.0)]
+    (corners,) = curve_of(line_chart("c", [Series("a", points)], log=True))
+    (_, one), (_, ten), (_, hundred) = corners
+    assert one - ten == pytest.approx(ten - hundred, abs=0.11)
+    assert one > ten > hundred
+    # 1 / room .. 100 * room, where room = 100 ** 0.05: 2.2 decades; 1 stands 0.1 above the foot.
+    assert one == pytest.approx(1000 * (1 - 0.1 / 2.2), abs=0.051)
+    chart = line_chart("c", [Series("a", [(0, 1.0), (8, 3.0)], dots=True)], x_range=(0, 10))
+    assert re.findall(r'cx="([^"]*)%" cy="([^"]*)%"', chart) == [("0", "95.5"), ("80", "4.5")]
+
+
+def test_ticks_stand_at_their_values():
+    chart = line_chart("c", [Series("a", [(0, 0.0), (40, 1.0)])], zero=True)
+    ys = [(float(top), float(word)) for top, word in re.findall(r'top:(.*?)%">([^<]*)', chart)]
+    assert [value for _, value in ys] == [0.0, 0.5, 1.0]
+    assert [top for top, _ in ys] == [
+        pytest.approx(100 * (1 - value / 1.05), abs=0.051) for _, value in ys
+    ]
+    xs = [(float(left), float(word)) for left, word in re.findall(r'left:(.*?)%">([^<]*)', chart)]
+    assert xs == [(2.5 * value, value) for value in (0, 10, 20, 30, 40)]
+
+
+@pytest.mark.parametrize("low", [-3.7, 0.0, 0.2, 12.0, 1e5])
+@pytest.mark.parametrize("spread", [1e-3, 0.9, 7.0, 4321.0, 1e9])
+def test_ticks_are_round_and_few(low, spread):
+    ticks = Scale(low, low + spread).ticks()
+    assert 2 <= len(ticks) <= 6
+    assert all(low - 1e-9 * spread <= tick <= low + spread * (1 + 1e-9) for tick in ticks)
+    step = float(f"{ticks[1] - ticks[0]:.0e}")
+    assert step == pytest.approx(ticks[1] - ticks[0], rel=1e-4)
+    assert f"{step:.0e}"[0] in "125"
+    for tick in ticks:
+        assert tick / step == pytest.approx(round(tick / step), abs=1e-4)
+
+
+def test_ticks_of_a_logarithmic_scale():
+    assert Scale(0.9, 1100.0, True).ticks() == [1, 10, 100, 1000]
+    assert Scale(0.5, 60.0, True).ticks() == [1, 3, 10, 30]
+    assert len(Scale(1e-30, 1e30, True).ticks()) <= 5
+    assert scale_of([3.0, 3.0]).ticks()  # equal values have room around them
+
+
+def test_what_is_not_finite_is_a_gap_and_what_stands_alone_a_dot():
+    points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.inf), (5, 1.0), (6, 1.0)]
+    d = re.search(r'd="([^"]*)"/>', line_chart("c", [Series("a", points)]).partition("line s1")[2])
+    first, dot, last = d[1].removeprefix("M").split("M")
+    assert (first.count("L"), dot.endswith("h0"), last.count("L")) == (1, True, 1)
+    both = [Series("a", points), Series("b", [(0, math.nan)])]
+    assert "<li" not in line_chart("c", both)  # b is not drawn, so not told either
+    assert line_chart("c", both[1:]) == ""
+
+
+def test_thinning_keeps_ends_and_extremes():
+    points = [(i, math.sin(i / 50) + (i == 4321) * 9 - (i == 777) * 9) for i in range(10_000)]
+    kept = thinned(points)
+    assert len(kept) <= 610
+    assert kept == sorted(set(kept))
+    assert set(kept) <= set(points)
+    for point in (points[0], points[-1], points[4321], points[777]):
+        assert point in kept
+    assert thinned(points[:600]) == points[:600]
+    # A curve of ten thousand points goes through all of those, and through no other.
+    across, up = Scale(0, 9999), Scale(-10, 10)
+    assert path(points, across, up).count("L") == len(kept) - 1
+
+
+def test_smoothing_is_a_mean_of_neighbours():
+    values = [5.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
+    points = list(enumerate(values))
+    want = []
+    for i in range(len(values)):
+        half = min(2, i)
+        near = values[i - half : i + half + 1]
+        want.append((i, sum(near) / len(near)))
+    assert smoothed(points, 5) == [pytest.approx(point) for point in want]
+    holes = [*points[:3], (2.5, math.nan), *points[3:]]
+    assert smoothed(holes, 5) == smoothed(points, 5)
+    line = [(i, 3.0 * i) for i in range(20)]
+    assert smoothed(line, 5)[:18] == [pytest.approx(point) for point in line[:18]]
+
+
+def test_pointing_at_a_place_tells_its_figures():
+    training = [(i, float(i)) for i in range(1, 201)]
+    chart = line_chart("c", [Series("a", training), Series("b", [(100, 7.5)])])
+    told_of = re.findall(r'<rect x="([^"]*)" width="([^"]*)"[^>]*><title>([^<]*)', chart)
+    assert len(told_of) <= 80
+    edge = 0.0
+    for x, width, words in told_of:
+        assert float(x) == pytest.approx(edge, abs=0.2)  # side by side, without a gap
+        edge = float(x) + float(width)
+        steps, first, *more = words.split("\n")
+        low, high = re.fullmatch(r"steps? (\d+)(?: to (\d+))?", steps).groups()
+        assert first == f"a: {low}" + (f" to {high}" if high else "")
+        centre = 1 + 199 * (float(x) + float(width) / 2) / 1000
+        assert int(low) - 1 <= centre <= int(high or low) + 1
+        assert more == (["b: 7.5"] if int(low) <= 100 <= int(high or low) else [])
+    assert edge == pytest.approx(1000, abs=0.2)
+
+
+def test_a_heat_map_is_as_light_as_it_is_large():
+    columns = [(10.0, {"a": 1.0, "b": 10.0}), (20.0, {"a": 100.0, "b": math.nan})]
+    chart = heat_map("norms", columns)
+    cells = dict(re.findall(r'<path class="h(\d+)" d="([^"]*)"', chart))
+    assert cells == {
+        "0": "M0 0H500V500H0z",
+        "12": "M0 500H500V1000H0z",  # halfway between 1 and 100
+        "23": "M500 0H1000V500H500z",
+    }
+    assert re.findall("<title>([^<]*)", chart) == ["step 10\na: 1\nb: 10", "step 20\na: 100"]
+    many = heat_map("norms", [(float(i), {"a": 1.0 + i}) for i in range(150)])
+    assert re.findall("<title>([^<]*)", many)[0] == "steps 0 to 2\na: 3"
+    assert "largest of 3" in many
+    assert heat_map("norms", []) == heat_map("norms", [(1.0, {"a": 0.0})]) == ""
+
+
+def test_many_samples_are_thinned_and_long_ones_cut(tmp_path):
+    samples = [{"step": i, "prompt": f"p{i} ", "text": "x" * 5000} for i in range(1000)]
+    page = page_of(tmp_path, samples=samples)
+    prompts = [word for word in page.text if re.fullmatch(r"p\d+ ", word)]
+    assert (prompts[0], prompts[-1], len(prompts)) == ("p0 ", "p999 ", 60)
+    assert "60 of 1000 samples" in page.text
+    assert page.text.count("x" * 1500) == 60
+    assert " … and 3,500 characters" in page.text
+    assert (tmp_path / "report.html").stat().st_size < 400_000
+
+
+def test_numbers_as_text():
+    values = (0.0, 3.0, 12345.6, 0.123456, 1e-5, -2.5, 1e20, math.nan, math.inf)
+    words = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
+    assert [told(value) for value in values] == words
+    places = (-0.01, 0.04, 33.333, 1000.0, -2.25)
+    assert [number(place) for place in places] == ["0", "0", "33.3", "1000", "-2.2"]
