@@ -252,6 +252,27 @@ def test_a_whole_batch_needs_no_512_tokens(model):
     assert (made.batch_size, made.activation_checkpointing) == (2, "none")
 
 
+def test_micro_batches_are_never_fewer_than_asked(model):
+    made, _ = plan(model, 5 * LENGTH * PER_TOKEN["none"], batch_size=7)
+    assert (made.batch_size, made.accumulate_grad_batches) == (4, 2)
+
+
+def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
+    def small(step, device):
+        step()
+        if model.embedding.weight.grad is not None and sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sizes[-1]
+
+    sizes, growing = [], memory.places
+    monkeypatch.setattr(memory, "growth", small)
+    monkeypatch.setattr(
+        memory, "places", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
+    )
+    made, _ = plan(model, 10**12)
+    assert (made.batch_size, made.activation_checkpointing) == (4, "none")
+
+
 def test_of_equal_ways_the_one_without_recomputation(model, monkeypatch):
     monkeypatch.setitem(PER_TOKEN, "selective", PER_TOKEN["none"])
     monkeypatch.setitem(PER_TOKEN, "full", PER_TOKEN["none"])

@@ -120,13 +120,18 @@ def plan_memory(
                     forget_gradients(model)
                 both_passes(model, task, batch, autocast)
 
-            grown = growth(step, device)
-            forget_gradients(model)
             tokens[size] = places(batch)
+            try:
+                grown = growth(step, device)
+            except torch.OutOfMemoryError:  # a GPU smaller than the limit
+                return 2 * limit
+            finally:
+                forget_gradients(model)
             return grown if device.type == "cuda" else int(grown * (1 + _LATER_HOLES))
 
         tokens: dict[int, int] = {}
         if base is None:
+            set_activation_checkpointing(model, HOW[-1])
             measured(1)
             forget_most(device)
             base = resident(device)
