@@ -41,7 +41,7 @@ _LOOKED_AT = 4  # batches, of which the heaviest counts
 _FASTEST = 4  # times the size of one trial to the next: a line through two points goes only so far
 # Beside what the trials show: clipping, logging and whatever else they do not do, in bytes; and of
 # a step's growth, for holes between tensors that open only later. A GPU's tensors have no holes.
-_SPARE, _LATER_HOLES = 16 * 2**20, 0.1
+_SPARE, _LATER_HOLES = 16 * 2**20, 0.2
 
 BatchesFor = Callable[[int], Iterator[Batch]]
 
