@@ -388,4 +388,4 @@ def test_a_run_takes_what_was_predicted():
     *choice, predicted = json.loads(child.stdout)
     assert choice == [8, 1, "none"]
     actual = int(run_python("-c", TRAINING, json.dumps(choice)).stdout)
-    assert predicted == pytest.approx(actual, rel=0.1)
+    assert predicted == pytest.approx(actual, rel=0.2)
