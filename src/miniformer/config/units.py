@@ -26,4 +26,4 @@ def parse_bytes(text: str) -> int | None:
 
 def format_bytes(count: float) -> str:
     """A size to be read: 512 MB, 3.25 GB."""
-    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
+    return f"{count / 1e9:.4g} GB" if count >= 1e9 else f"{count / 1e6:.4g} MB"

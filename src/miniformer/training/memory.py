@@ -39,7 +39,9 @@ __all__ = ["Plan", "peak_bytes", "plan_memory"]
 _ENOUGH_TOKENS = 512
 _LOOKED_AT = 4  # batches, of which the heaviest counts
 _FASTEST = 4  # times the size of one trial to the next: a line through two points goes only so far
-_SPARE = 16 * 2**20  # bytes: clipping, logging and whatever else a trial does not do
+# Beside what the trials show: clipping, logging and whatever else they do not do, in bytes; and of
+# a step's growth, for holes between tensors that open only later. A GPU's tensors have no holes.
+_SPARE, _LATER_HOLES = 16 * 2**20, 0.2
 
 BatchesFor = Callable[[int], Iterator[Batch]]
 
@@ -118,13 +120,18 @@ def plan_memory(
                     forget_gradients(model)
                 both_passes(model, task, batch, autocast)
 
-            grown = growth(step, device)
-            forget_gradients(model)
             tokens[size] = places(batch)
-            return grown
+            try:
+                grown = growth(step, device)
+            except torch.OutOfMemoryError:  # a GPU smaller than the limit
+                return 2 * limit
+            finally:
+                forget_gradients(model)
+            return grown if device.type == "cuda" else int(grown * (1 + _LATER_HOLES))
 
         tokens: dict[int, int] = {}
         if base is None:
+            set_activation_checkpointing(model, HOW[-1])
             measured(1)
             forget_most(device)
             base = resident(device)

@@ -1,0 +1,281 @@
+"""Settings found by trying: nothing here goes by the machine's own speed."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from miniformer.config import UserError
+from miniformer.model.stack import set_activation_checkpointing
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.training import finding
+from miniformer.training.finding import BatchSearch, find_batch_size, find_lr
+from miniformer.training.optimizers import adamw
+from tests.kit import tiny_model
+
+
+class Bowl(LanguageModeling):
+    """The loss of a weight w at curvature h: h w^2 / 2 for each of `count`."""
+
+    def loss(self, model, batch):
+        losses = 0.5 * batch["curvature"] * model.weight.square().sum()
+        return losses.sum(), torch.tensor(float(len(losses)))
+
+
+def bowl(weight=1.0):
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, weight)
+    return model
+
+
+def curvatures(*values):
+    return [{"curvature": torch.tensor(value)} for value in values]
+
+
+def sgd(model, *, lr):
+    return torch.optim.SGD(model.parameters(), lr=lr)
+
+
+def descent(curvatures, rates, weight=1.0, smoothing=0.9, clip=math.inf):
+    """Smoothed losses of gradient descent on bowls, spelled out; None from where it diverges."""
+    losses, smooth = [], []
+    for curvature, rate in zip(curvatures, rates, strict=False):
+        losses.append(0.5 * curvature * weight**2)
+        shares = [smoothing**age for age in range(len(losses))][::-1]
+        mean = sum(a * b for a, b in zip(shares, losses, strict=True)) / sum(shares)
+        if mean > 4 * min([*smooth, mean]):
+            return smooth
+        smooth.append(mean)
+        slope = curvature * weight
+        weight -= rate * max(-clip, min(clip, slope))
+    return smooth
+
+
+def exponential(low, high, steps):
+    return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
+    found = find_lr(
+        bowl(), Bowl(), curvatures([1.0], [3.0]), sgd, low=1e-3, high=100.0, steps=60,
+        gradient_clip_val=clip,
+    )  # fmt: skip
+    rates = exponential(1e-3, 100.0, 60)
+    wanted = descent(itertools.cycle([1.0, 3.0]), rates, clip=clip or math.inf)
+    assert len(wanted) < 60  # it diverges on the way
+    assert found.losses == pytest.approx(wanted, rel=1e-3)
+    assert found.rates == pytest.approx(rates[: len(wanted)])
+    lowest = rates[wanted.index(min(wanted))]
+    assert found.suggestion == pytest.approx(lowest / 10)
+
+
+def test_it_stops_soon_after_descent_does_not_converge_any_more():
+    """On a bowl of curvature h gradient descent diverges from 2 / h on."""
+    for curvature in (1.0, 10.0):
+        found = find_lr(bowl(), Bowl(), curvatures([curvature]), sgd, low=1e-4, high=1e4, steps=200)
+        assert 2 / curvature < found.rates[-1] < 10 * 2 / curvature
+        assert 2 / curvature / 100 < found.suggestion < 2 / curvature
+
+
+def test_several_batches_make_one_step():
+    """However unevenly they are spread, the loss is the sum divided once."""
+    parts = curvatures([1.0, 2.0, 6.0], [7.0])
+    whole = curvatures([1.0, 2.0, 6.0, 7.0])
+    options = {"low": 1e-3, "high": 0.1, "steps": 20, "gradient_clip_val": 0.0}
+    apart = find_lr(bowl(), Bowl(), parts, sgd, accumulate_grad_batches=2, **options)
+    assert apart.losses == pytest.approx(find_lr(bowl(), Bowl(), whole, sgd, **options).losses)
+
+
+def test_a_group_has_its_share_of_the_rate():
+    def scaled(model, *, lr):
+        return torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 0.1}], lr=lr)
+
+    options = {"steps": 30, "gradient_clip_val": 0.0}
+    batches = curvatures([1.0])
+    found = find_lr(bowl(), Bowl(), batches, scaled, low=1e-2, high=10.0, **options)
+    wanted = find_lr(bowl(), Bowl(), batches, sgd, low=1e-3, high=1.0, **options)
+    assert found.losses == pytest.approx(wanted.losses)
+
+
+def test_a_loss_that_is_not_finite_ends_it():
+    batches = curvatures([1.0], [1.0], [1.0], [math.nan], [1.0])
+    found = find_lr(bowl(), Bowl(), batches, sgd, low=1e-4, high=1e-3, steps=50)
+    assert len(found.rates) == 3
+    assert all(map(math.isfinite, found.losses))
+    with pytest.raises(UserError, match="the loss is nan before any step"):
+        find_lr(bowl(), Bowl(), curvatures([math.nan]), sgd)
+    with pytest.raises(UserError, match="no training data"):
+        find_lr(bowl(), Bowl(), [], sgd)
+
+
+def test_progress_is_told():
+    told = []
+    find_lr(
+        bowl(), Bowl(), curvatures([1.0]), sgd, high=1e-3, steps=5,
+        progress=lambda *done: told.append(done),
+    )  # fmt: skip
+    assert told == [(step, 5) for step in range(1, 6)]
+
+
+# The model is left as it was
+
+
+def batches_for(size, length=16):
+    generator = torch.Generator().manual_seed(size)
+    while True:
+        ids = torch.randint(0, 31, (size, length + 1), generator=generator)
+        yield {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "about": {}}
+
+
+def make_adamw(model, *, lr):
+    return adamw(model, lr=lr, weight_decay=0.1)
+
+
+def fails(*done):
+    raise KeyError
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        lambda model: find_lr(model, LanguageModeling(), batches_for(2), make_adamw, steps=5),
+        lambda model: find_lr(
+            model, LanguageModeling(), batches_for(2), make_adamw, low=0.1, progress=fails
+        ),
+        lambda model: find_batch_size(
+            model, LanguageModeling(), lambda size: batches_for(min(size, 4)), seconds=0
+        ),
+    ],
+)
+def test_the_model_is_left_as_it_was(search):
+    model = tiny_model(dropout=0.5).train()
+    model.layers[1].eval()
+    set_activation_checkpointing(model, "full")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    try:
+        search(model)
+    except KeyError:
+        assert search.__code__.co_names  # the one that fails half-way
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.checkpointing == "full"
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_dropout_is_on_while_rates_are_tried():
+    model = tiny_model(dropout=0.5)  # in eval mode
+    seen = []
+
+    class Note(LanguageModeling):
+        def loss(self, model, batch):
+            seen.append(model.training)
+            return super().loss(model, batch)
+
+    find_lr(model, Note(), batches_for(2), make_adamw, steps=2)
+    assert seen == [True, True]
+    assert not model.training
+
+
+def test_the_search_is_drawn(tmp_path):
+    found = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, steps=4)
+    found.draw(tmp_path / "lr.png")
+    assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
+    assert [each.name for each in tmp_path.iterdir()] == ["lr.png"]
+
+
+# Batch sizes
+
+LENGTH = 16
+
+
+class Machine(LanguageModeling):
+    """A device whose clock and memory go by rules: a batch of B takes `overhead` + B seconds."""
+
+    def __init__(self, monkeypatch, *, overhead, memory=lambda size: 1000 * size, most=None):
+        super().__init__()
+        own = {"now": 0.0, "overhead": overhead, "memory": memory, "most": most, "size": 0}
+        object.__setattr__(self, "own", own)
+        monkeypatch.setattr(finding, "growth", self.growth)
+
+    def loss(self, model, batch):
+        own, size = self.own, len(batch["labels"])
+        own["size"] = size
+        if own["most"] is not None and size > own["most"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        own["now"] += own["overhead"] + size
+        weight = next(model.parameters())
+        return weight.sum(), weight.new_tensor(size)
+
+    def growth(self, step, device):
+        step()
+        return self.own["memory"](self.own["size"])
+
+    def search(self, batches=batches_for, **options):
+        options = {"limit_bytes": 10**9, "seconds": 5.0, **options}
+        model = tiny_model()
+        return find_batch_size(model, self, batches, clock=lambda: self.own["now"], **options)
+
+
+@pytest.mark.parametrize("overhead", [0.01, 1.0, 10.0, 60.0])
+def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
+    found = Machine(monkeypatch, overhead=overhead).search()
+    speeds = {size: LENGTH * size / (overhead + size) for size in (2**k for k in range(14))}
+    last = next(size for size in list(speeds)[1:] if speeds[size] < 1.05 * speeds[size // 2])
+    assert found.sizes == [size for size in speeds if size <= last]
+    assert found.throughput == pytest.approx([speeds[size] for size in found.sizes])
+    near = [size for size in found.sizes if speeds[size] >= speeds[last] / 1.05]
+    assert found.suggestion == near[0]
+    assert found.stopped == f"{last} is hardly faster than {last // 2}"
+
+
+def test_memory_ends_it_before_it_runs_out(monkeypatch):
+    tried = []
+    machine = Machine(
+        monkeypatch, overhead=1000.0, memory=lambda size: tried.append(size) or 500 + 1000 * size
+    )
+    found = machine.search(limit_bytes=10_000)
+    assert found.sizes == tried == [1, 2, 4, 8]
+    assert found.memory == [1500, 2500, 4500, 8500]
+    assert found.suggestion == 8
+    assert found.stopped.startswith("16 would take more")
+
+
+def test_a_size_that_takes_more_than_it_seemed_is_not_suggested(monkeypatch):
+    machine = Machine(monkeypatch, overhead=1000.0, memory=lambda size: 100 * size**3)
+    found = machine.search(limit_bytes=20_000)
+    assert found.sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
+    assert found.stopped.startswith("8 takes")
+
+
+def test_a_device_without_memory_left_ends_it(monkeypatch):
+    found = Machine(monkeypatch, overhead=1000.0, most=8).search()
+    assert found.sizes == [1, 2, 4, 8]
+    assert found.stopped == "16 takes more memory than there is"
+    with pytest.raises(UserError, match="4 takes more memory than there is; begin with less"):
+        Machine(monkeypatch, overhead=1000.0, most=2).search(start=4)
+
+
+def test_data_that_has_no_larger_batch_ends_it(monkeypatch):
+    """Asked for 8 of 5 examples, the data gives what it has; or nothing."""
+    some = Machine(monkeypatch, overhead=1000.0).search(lambda size: batches_for(min(size, 5)))
+    none = Machine(monkeypatch, overhead=1000.0).search(
+        lambda size: batches_for(size) if size <= 5 else iter(())
+    )
+    for found in (some, none):
+        assert found.sizes == [1, 2, 4]
+        assert found.stopped == "the data has no batch of 8"
+
+
+def test_the_table_says_which():
+    lines = BatchSearch([1, 2], [100.0, 1900.4], [10**6, 2 * 10**9], "2 was enough", 2).table()
+    assert len({len(line.split("  <-")[0]) for line in lines[:-1]}) == 1
+    assert lines[1].split() == ["1", "100", "1", "MB"]
+    assert lines[2].split() == ["2", "1,900", "2", "GB", "<-", "suggested"]
+    assert lines[3] == "2 was enough"

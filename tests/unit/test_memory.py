@@ -1,0 +1,391 @@
+"""Memory planned before a run: sizes, peaks of steps, and the choice of what fits."""
+
+import gc
+import json
+import math
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from miniformer.config import UserError
+from miniformer.config.units import format_bytes, parse_bytes
+from miniformer.model.cross_entropy import linear_cross_entropy
+from miniformer.model.stack import set_activation_checkpointing
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.training import memory
+from miniformer.training.memory import largest_that_fits, peak_bytes, plan_memory
+from miniformer.training.peak import forget_most, growth, most_resident, resident
+from tests.kit import run_python, tiny_model
+
+CPU = torch.device("cpu")
+LENGTH = 128
+resettable = pytest.mark.skipif(not forget_most(CPU), reason="Linux tells and forgets the peak")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("500MB", 5 * 10**8), ("2e9", 2 * 10**9),
+        ("64 kib", 65536), ("1TB", 10**12), (".5gb", 5 * 10**8), ("123", 123), ("12B", 12),
+        ("1e3MB", 10**9), ("", None), ("GB", None), ("-1GB", None), ("4 Gigabytes", None),
+        ("4G", None), ("nan", None), ("inf", None), ("0", None), ("1.2.3MB", None), ("1,5GB", None),
+    ],
+)  # fmt: skip
+def test_sizes_are_read(text, wanted):
+    assert parse_bytes(text) == wanted
+
+
+@pytest.mark.parametrize("count", [5 * 10**6, 999 * 10**6, 10**9, 3_250_000_000, 48 * 10**9])
+def test_what_is_written_is_read_again(count):
+    assert parse_bytes(format_bytes(count)) == count
+
+
+# Peaks of steps
+
+
+def test_peaks_of_chains():
+    x = torch.zeros(10, 100)
+    assert peak_bytes(lambda: x.exp().exp().exp()) == 2 * 4000  # the first is gone with the third
+    assert peak_bytes(lambda: [x.exp() for _ in range(5)]) == 5 * 4000
+    assert peak_bytes(lambda: [x.exp() for _ in range(5)] and None) == 5 * 4000
+    assert peak_bytes(lambda: x.view(100, 10).add_(1)) == 0  # a view, changed in place
+
+
+def test_the_backward_pass_counts():
+    """exp keeps its output; the gradient by it is as large, beside two scalars."""
+    x = torch.zeros(10, 100, requires_grad=True)
+    assert peak_bytes(lambda: x.exp().sum().backward()) == 2 * 4000 + 2 * 4
+
+
+class Wasteful(torch.autograd.Function):
+    """Takes 40 kB for a moment in its backward pass only."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad + torch.ones(10_000).sum() * 0
+
+
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_a_backward_pass_of_ones_own_counts(how):
+    def step():
+        model.zero_grad()
+        Wasteful.apply(model(inputs)).sum().backward()
+
+    model = tiny_model(n_layers=1).train()
+    set_activation_checkpointing(model, how)
+    inputs = torch.zeros(1, 1, dtype=torch.int64)
+    assert 40_000 < peak_bytes(step) < 80_000
+
+
+def test_logits_of_the_fused_loss_count():
+    features = torch.randn(64, 16, requires_grad=True)
+    weight = torch.randn(1000, 16, requires_grad=True)
+    labels = torch.randint(0, 1000, (64,))
+    peak = peak_bytes(lambda: linear_cross_entropy(features, weight, labels).backward())
+    logits, by_weight, by_features = 64 * 1000 * 4, 1000 * 16 * 4, 64 * 16 * 4
+    assert logits + by_weight + by_features <= peak < 1.05 * (logits + by_weight + by_features)
+
+
+def allocated(step):
+    """The peak of a step by the profiler of torch's allocator, within kernels too."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_a_training_step_takes_what_the_allocator_says(how):
+    def step():
+        LanguageModeling().loss(model, batch)[0].backward()
+
+    def afresh(measure):
+        model.zero_grad()
+        gc.collect()  # what is freed in the step was not made in it
+        return measure(step)
+
+    model = tiny_model(d_model=64, n_layers=4, vocab_size=500, dropout=0.1).train()
+    set_activation_checkpointing(model, how)
+    batch = next(batches_for(8, length=32, vocabulary=500))
+    step()
+    assert afresh(peak_bytes) == pytest.approx(afresh(allocated), rel=0.01)
+
+
+@resettable
+def test_growth_is_what_the_process_takes():
+    def step():
+        torch.ones(200 * 2**20, dtype=torch.uint8)
+        kept.append(torch.ones(40 * 2**20, dtype=torch.uint8))
+
+    kept = []
+    grown = growth(step, CPU, times=2)
+    assert grown == pytest.approx((40 + 200) * 2**20, rel=0.05)
+    assert resident(CPU) < most_resident(CPU) - 150 * 2**20
+    assert forget_most(CPU)
+    assert most_resident(CPU) == pytest.approx(resident(CPU), rel=0.02)
+
+
+# What fits
+
+
+def batches_for(size, *, length=LENGTH, vocabulary=31):
+    generator = torch.Generator().manual_seed(size)
+    while True:
+        ids = torch.randint(0, vocabulary, (size, length + 1), generator=generator)
+        yield {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "about": {}}
+
+
+@pytest.mark.parametrize("batch_size", range(1, 41))
+def test_micro_batches_make_up_the_batch(batch_size):
+    for most in range(1, batch_size + 1):
+        size, _ = largest_that_fits(lambda size: size, batch_size, most)
+        many = math.ceil(batch_size / size)
+        assert most / 2 < size <= most
+        assert batch_size <= size * many < batch_size + many  # with one fewer it is not enough
+
+
+def search(grown, room, batch_size=64):
+    """What is found, and the micro-batches that were tried."""
+    tried = []
+
+    def measured(size):
+        tried.append(size)
+        return grown(size)
+
+    return largest_that_fits(measured, batch_size, room)[0], tried
+
+
+POWERS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("grown", "share"),
+    [
+        (lambda size: 100 + 50 * size, 1),
+        (lambda size: 30 * size * size, 1 / 2),
+        (lambda size: 10 * size + 37 * (size % 3), 1 / 2),  # holes
+        # Logits, up to a chunk of them: the line is too steep at first, which is the safe way.
+        (lambda size: 100 + 50 * size + min(1000, 400 * size), 1 / 4),
+    ],
+)
+def test_what_is_found_fits_and_took_few_trials(grown, share):
+    for room in range(150, 8000, 50):
+        size, tried = search(grown, room)
+        largest = max((each for each in POWERS if grown(each) <= room), default=0)
+        assert largest * share <= size <= room
+        assert not size or grown(size) <= room
+        assert len(tried) == len(set(tried)) <= 10
+
+
+def test_along_a_straight_line_nothing_is_tried_that_does_not_fit():
+    for room in range(100, 5000, 50):
+        size, tried = search(lambda size: 50 * size, room)
+        assert size == max(each for each in POWERS if 50 * each <= room)
+        assert all(50 * each <= room for each in tried)
+
+
+PER_TOKEN = {"none": 1_000_000, "selective": 500_000, "full": 100_000}  # bytes of a token's passes
+BASE, FULL_BATCH = 10**9, 16
+
+
+@pytest.fixture
+def model(monkeypatch):
+    """A model whose steps need what PER_TOKEN says, and nothing else."""
+
+    def grown(step, device):
+        step()
+        return PER_TOKEN[model.checkpointing] * tokens[-1]
+
+    def loss(self, trained, batch):
+        tokens.append(batch["labels"].numel())
+        return real(self, trained, batch)
+
+    model, tokens, real = tiny_model(max_seq_len=LENGTH), [], LanguageModeling.loss
+    monkeypatch.setattr(memory, "growth", grown)
+    monkeypatch.setattr(memory, "_LATER_HOLES", 0.0)
+    monkeypatch.setattr(memory, "_SPARE", 0)
+    monkeypatch.setattr(LanguageModeling, "loss", loss)
+    return model
+
+
+def plan(model, room, **options):
+    """A plan for steps of 16 examples that may grow by `room`."""
+    defaults = {"optimizer_bytes_per_param": 8, "base": BASE, "batch_size": FULL_BATCH}
+    state = 8 * sum(parameter.numel() for parameter in model.parameters())
+    limit = BASE + state + int(room)
+    made = plan_memory(
+        model, LanguageModeling(), batches_for, limit=limit, **{**defaults, **options}
+    )
+    assert made.predicted <= limit
+    return made, made.predicted - BASE - state
+
+
+@pytest.mark.parametrize(
+    ("tokens_that_fit", "wanted"),
+    [
+        (16 * LENGTH, (16, 1, "none")),
+        (16 * LENGTH - 1, (8, 2, "none")),
+        (4 * LENGTH, (4, 4, "none")),  # 512 tokens
+        (4 * LENGTH - 1, (4, 4, "selective")),  # and one fewer
+        (2 * LENGTH - 1, (16, 1, "full")),
+        (LENGTH / 10, (1, 16, "full")),  # none gets as far
+    ],
+)
+def test_the_fastest_that_fits(model, tokens_that_fit, wanted):
+    made, grown = plan(model, tokens_that_fit * PER_TOKEN["none"])
+    found = (made.batch_size, made.accumulate_grad_batches, made.activation_checkpointing)
+    assert found == wanted
+    assert grown == wanted[0] * LENGTH * PER_TOKEN[wanted[2]]
+
+
+def test_a_whole_batch_needs_no_512_tokens(model):
+    made, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"], batch_size=2)
+    assert (made.batch_size, made.activation_checkpointing) == (2, "none")
+
+
+def test_micro_batches_are_never_fewer_than_asked(model):
+    made, _ = plan(model, 5 * LENGTH * PER_TOKEN["none"], batch_size=7)
+    assert (made.batch_size, made.accumulate_grad_batches) == (4, 2)
+
+
+def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
+    def small(step, device):
+        step()
+        if model.embedding.weight.grad is not None and sizes[-1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sizes[-1]
+
+    sizes, growing = [], memory.places
+    monkeypatch.setattr(memory, "growth", small)
+    monkeypatch.setattr(
+        memory, "places", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
+    )
+    made, _ = plan(model, 10**12)
+    assert (made.batch_size, made.activation_checkpointing) == (4, "none")
+
+
+def test_of_equal_ways_the_one_without_recomputation(model, monkeypatch):
+    monkeypatch.setitem(PER_TOKEN, "selective", PER_TOKEN["none"])
+    monkeypatch.setitem(PER_TOKEN, "full", PER_TOKEN["none"])
+    made, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"])
+    assert (made.batch_size, made.activation_checkpointing) == (2, "none")
+
+
+def test_too_little_is_refused_with_what_is_needed(model):
+    with pytest.raises(
+        UserError, match=r"memory=1\.012 GB is too little: .* need 1\.013 GB, of which 1 GB"
+    ):
+        plan(model, LENGTH / 11 * PER_TOKEN["none"])
+
+
+def test_a_plan_says_what_it_is():
+    made = memory.Plan(4, 8, "selective", 3_250_000_000)
+    wanted = "8 batches of 4, accumulated; selective activation checkpointing; 3.25 GB predicted"
+    assert made.describe().startswith(wanted)
+    assert memory.Plan(32, 1, "none", 10**9).describe().startswith("batches of 32; no activation")
+
+
+def test_the_heaviest_batch_counts(model):
+    def uneven(size):
+        for length in (LENGTH // 4, LENGTH, LENGTH // 2):
+            yield next(batches_for(size, length=length))
+
+    made = plan_memory(
+        model, LanguageModeling(), uneven, batch_size=4, limit=10**12, base=0,
+        optimizer_bytes_per_param=0,
+    )  # fmt: skip
+    assert made.predicted == 4 * LENGTH * PER_TOKEN["none"]
+
+
+@pytest.mark.parametrize(("batch_size", "standing"), [(1, 1), (2, 2)])
+def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch_size, standing):
+    """The second micro-batch of a step adds its gradients to those of the first."""
+
+    def twice(step, device):
+        sizes = []
+        for _ in range(2):
+            step()
+            sizes.append(float(model.embedding.weight.grad.norm()))
+        ratios.append(sizes[1] / sizes[0])
+        return 0 if len(ratios) == 1 else 10**15  # only a micro-batch of 1 fits
+
+    ratios = []
+    monkeypatch.setattr(memory, "growth", twice)
+    made, _ = plan(model, 0, batch_size=batch_size)
+    assert made.batch_size == 1
+    assert ratios[0] == pytest.approx(standing, rel=1e-4)
+
+
+@pytest.mark.parametrize("room", [0, 10**12])
+def test_the_model_is_left_as_it_was(room):
+    model = tiny_model(dropout=0.5, max_seq_len=LENGTH).train()
+    model.layers[1].eval()
+    set_activation_checkpointing(model, "selective")
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    options = {"batch_size": 4, "limit": room, "optimizer_bytes_per_param": 8}
+    if room:
+        plan_memory(model, LanguageModeling(), batches_for, **options)
+    else:
+        with pytest.raises(UserError, match="too little"):
+            plan_memory(model, LanguageModeling(), batches_for, **options)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.checkpointing == "selective"
+    assert [module.training for module in model.modules()] == modes
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+TRAINING = """
+import json, resource, sys, torch
+from miniformer.config import TransformerConfig
+from miniformer.model.stack import set_activation_checkpointing
+from miniformer.model.transformer import Transformer
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.training.memory import plan_memory
+from miniformer.training.optimizers import adamw
+
+size, many, how = json.loads(sys.argv[1])
+torch.manual_seed(0)
+model = Transformer(TransformerConfig(vocab_size=8000, d_model=128, n_heads=2, n_layers=2,
+                                      max_seq_len=256, causal=True, dropout=0.1)).train()
+set_activation_checkpointing(model, how)
+task, optimizer = LanguageModeling(), adamw(model, lr=1e-3, weight_decay=0.1)
+def batches_for(size):
+    while True:
+        ids = torch.randint(0, 8000, (size, 257))
+        yield {"input_ids": ids[:, :-1].clone(), "labels": ids[:, 1:].clone()}
+if len(sys.argv) > 2:
+    plan = plan_memory(model, task, batches_for, batch_size=size * many, limit=int(sys.argv[2]),
+                       optimizer_bytes_per_param=8)
+    print(json.dumps([plan.batch_size, plan.accumulate_grad_batches,
+                      plan.activation_checkpointing, plan.predicted]))
+    sys.exit()
+for _ in range(4):
+    for _ in range(many):
+        task.loss(model, next(batches_for(size)))[0].backward()
+    optimizer.step()
+    optimizer.zero_grad()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@resettable
+def test_a_run_takes_what_was_predicted():
+    """Of another process, which has planned nothing: gradients, state, activations, libraries."""
+    child = run_python("-c", TRAINING, json.dumps([8, 1, "none"]), 2 * 10**9)
+    *choice, predicted = json.loads(child.stdout)
+    assert choice == [8, 1, "none"]
+    actual = int(run_python("-c", TRAINING, json.dumps(choice)).stdout)
+    assert predicted == pytest.approx(actual, rel=0.2)
