@@ -47,7 +47,9 @@ TRAIN_FIELDS = {
     "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
     "activation_checkpointing",
     "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
-    "early_stopping_patience",
+    "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_share", "optimizer_config",
+    "ema_decay", "average_checkpoints", "memory", "find_batch_size", "compile", "devices",
+    "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",
