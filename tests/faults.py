@@ -722,6 +722,232 @@ FAULTS = [
         "model.load_state_dict({**wanted, **kept})", "model.load_state_dict(wanted)",
         "tests/e2e/test_beginning.py -k classifier",
     ),
+    Fault(
+        "a resumed run begins with other chance", "training/run_state.py",
+        "            _set_random_state(states[trainer.global_rank])", "            pass",
+        "tests/e2e/test_resume.py -k middle_of_a_step",
+    ),
+    Fault(
+        "a resumed run begins its data anew", "training/run_state.py",
+        'trainer.datamodule.load_state_dict(about["data"])', "pass",
+        "tests/e2e/test_resume.py -k middle_of_a_step",
+    ),
+    Fault(
+        "a resumed run forgets how long it has been no better", "training/callbacks.py",
+        'self.best, self.since_best = state["best"], state["since_best"]', 'self.best = state["best"]',
+        "tests/e2e/test_resume.py -k early_stopping",
+    ),
+    Fault(
+        "an older state goes before the new one is whole", "training/checkpoints.py",
+        "            _remove(beside)\n            beside.mkdir(parents=True)",
+        "            _remove(beside.parent)\n            beside.mkdir(parents=True)",
+        "tests/e2e/test_resume.py -k states_are_written",
+    ),
+    Fault(
+        "an interrupted validation is forgotten", "training/run_state.py",
+        "            if self.validate.pending:\n                self.validate.run_now(trainer)\n", "",
+        "tests/e2e/test_resume.py -k in_a_validation",
+    ),
+    Fault(
+        "states are of any data", "training/run_state.py",
+        'if about.get("facts") != self.facts:', "if False:",
+        "tests/e2e/test_resume.py -k has_changed",
+    ),
+    Fault(
+        "a model that was being replaced is lost", "model/hub.py",
+        "return before if not directory.exists() and before.is_dir() else directory",
+        "return directory",
+        "tests/e2e/test_resume.py -k being_replaced",
+    ),
+    Fault(
+        "the moving average forgets too slowly at first", "training/averaging.py",
+        "decay = min(self.decay, (1 + self.steps) / (10 + self.steps))", "decay = self.decay",
+        "tests/unit/test_averaging.py -k defined_by",
+    ),
+    Fault(
+        "the model keeps the averages", "training/averaging.py",
+        "        try:\n            yield\n        finally:\n            self._swap()",
+        "        yield",
+        "tests/unit/test_averaging.py -k for_a_while",
+    ),
+    Fault(
+        "Muon's updates shrink with the matrix", "training/muon.py",
+        ".mul_(_RMS * max(shape) ** 0.5)", "",
+        "tests/unit/test_optimizers.py -k as_large",
+    ),
+    Fault(
+        "a wide matrix goes through one polynomial twice", "training/muon.py",
+        "gram = step @ gram @ step", "gram = step @ gram",
+        "tests/unit/test_optimizers.py -k keeps_directions",
+    ),
+    Fault(
+        "Muon takes embeddings, too", "training/optimizers.py",
+        "if isinstance(module, nn.Linear) and \".layers.\" in f\".{name}.\"",
+        "if getattr(module, \"weight\", None) is not None and module.weight.dim() == 2",
+        "tests/unit/test_optimizers.py -k way_of_adamw",
+    ),
+    Fault(
+        "all layers learn at one rate", "training/parameter_groups.py",
+        "scale = layer_lr_decay ** _below_top(name, depths)", "scale = 1.0",
+        "tests/unit/test_optimizers.py -k slower",
+    ),
+    Fault(
+        "a rank without a batch counts another's again", "training/objective.py",
+        "if repeated(batch):", "if False:",
+        "tests/e2e/test_devices.py -k 'losses_of_one and ddp'",
+    ),
+    Fault(
+        "a batch is traced to its neighbours", "data/batches.py",
+        'return list(dict.fromkeys(found.tolist()))', 'return [n + 1 for n in found.tolist()]',
+        "tests/unit/test_batches.py -k traced",
+    ),
+    Fault(
+        "a loss that is no number is learnt", "training/finite.py",
+        "        if broken:", "        if False:",
+        "tests/unit/test_finite.py",
+    ),
+    Fault(
+        "a validation in the middle of a step", "training/callbacks.py",
+        "        if step == self._step:  # in the middle of one\n            return\n        self._step = step\n        progress",
+        "        self._step = step\n        progress",
+        "tests/unit/test_training.py -k middle_of_a_step",
+    ),
+    Fault(
+        "a sample's text is taken for markup", "training/report/chart_parts.py",
+        'return html.escape(plain.encode("utf-8", "replace").decode("utf-8"))',
+        'return plain.encode("utf-8", "replace").decode("utf-8")',
+        "tests/unit/test_report.py -k stays_text",
+    ),
+    Fault(
+        "a chart stands on its head", "training/report/charts.py",
+        'f"{number(across.place(x))} {number(1000 - up.place(y))}"',
+        'f"{number(across.place(x))} {number(up.place(y))}"',
+        "tests/unit/test_report.py -k points_stand",
+    ),
+    Fault(
+        "a logarithmic axis is a linear one with other words", "training/report/chart_parts.py",
+        "value, low, high = math.log10(value), math.log10(low), math.log10(high)", "pass",
+        "tests/unit/test_report.py -k points_stand",
+    ),
+    Fault(
+        "a long curve loses its spikes", "training/report/charts.py",
+        "kept |= {min(group, key=lambda i: points[i][1]), max(group, key=lambda i: points[i][1])}",
+        "kept |= {group[0]}",
+        "tests/unit/test_report.py -k thinning",
+    ),
+    Fault(
+        "an infinite loss ends the report", "training/report/chart_parts.py",
+        "return -_LARGEST < value < _LARGEST and", "return value == value and",
+        "tests/unit/test_report.py -k 'any'",
+    ),
+    Fault(
+        "the best step is that of the highest loss", "training/report/curves.py",
+        "loss, step = min(good)", "loss, step = max(good)",
+        "tests/unit/test_report.py -k whole_page",
+    ),
+    Fault(
+        "a report may load things", "training/report/page.py",
+        "default-src 'none'; ", "", "tests/unit/test_report.py -k loaded",
+    ),
+    Fault(
+        "layer 1 and layer 11 are one", "training/gradients.py",
+        r"\w+\.\d+(?=\.)", r"\w+\.\d", "tests/unit/test_gradients.py -k each_layer",
+    ),
+    Fault(
+        "norms are added, not their squares", "training/gradients.py",
+        "index_add_(0, index, norms.square())", "index_add_(0, index, norms).square()",
+        "tests/unit/test_gradients.py -k each_layer",
+    ),
+    Fault(
+        "a product of N x N matrices is N^3 operations", "training/machine.py",
+        "work = 2.0 * size**3", "work = 1.0 * size**3",
+        "tests/unit/test_machine.py -k best_of",
+    ),
+    Fault(
+        "bfloat16 is taken wherever the CPU has it, fast or not", "training/machine.py",
+        ">= _FASTER * peak_flops", ">= 0 * peak_flops",
+        "tests/unit/test_machine.py -k bfloat16_on_a_cpu",
+    ),
+    Fault(
+        "a card that emulates bfloat16 is taken for one that has it", "training/machine.py",
+        "including_emulation=False", "including_emulation=True",
+        "tests/unit/test_machine.py -k elsewhere",
+    ),
+    Fault(
+        "GB are powers of 1024", "config/units.py",
+        "1000**power for", "1024**power for",
+        "tests/unit/test_memory.py -k 'sizes_are_read'",
+    ),
+    Fault(
+        "a tensor that is gone still counts", "model/allocations.py",
+        "if not ref.expired()}", "if ref}",
+        "tests/unit/test_memory.py -k 'chains'",
+    ),
+    Fault(
+        "the peak is what is left at the end", "model/allocations.py",
+        "self.peak = max(self.peak, self.living())", "self.peak = self.living()",
+        "tests/unit/test_memory.py -k 'allocator'",
+    ),
+    Fault(
+        "gradients are forgotten between accumulated batches", "training/memory.py",
+        "if size >= batch_size:  # the", "if size:  # the",
+        "tests/unit/test_memory.py -k 'gradients_stand'",
+    ),
+    Fault(
+        "the lightest batch is measured", "training/memory.py",
+        "batch = max(islice(", "batch = min(islice(",
+        "tests/unit/test_memory.py -k 'heaviest'",
+    ),
+    Fault(
+        "the optimiser's state is forgotten", "training/memory.py",
+        "base + int(optimizer_bytes_per_param * trained)", "base + int(0 * trained)",
+        "tests/unit/test_memory.py -k 'fastest'",
+    ),
+    Fault(
+        "a plan takes smaller steps than asked", "training/memory.py",
+        "Plan(size, -(-batch_size // size), how", "Plan(size, batch_size // size, how",
+        "tests/unit/test_memory.py -k 'never_fewer'",
+    ),
+    Fault(
+        "tiny batches are preferred to recomputation", "training/memory.py",
+        "or tokens[size] >= _ENOUGH_TOKENS", "or tokens[size] >= 1",
+        "tests/unit/test_memory.py -k 'fastest'",
+    ),
+    Fault(
+        "a micro-batch that does not fit is taken", "training/memory.py",
+        "        if new_grown <= room:", "        if True:",
+        "tests/unit/test_memory.py -k 'found_fits'",
+    ),
+    Fault(
+        "trying a model out moves the run's random numbers", "training/trial.py",
+        "with torch.random.fork_rng():", "with contextlib.nullcontext():",
+        "tests/unit/test_memory.py tests/unit/test_finding.py -k 'left_as_it_was'",
+    ),
+    Fault(
+        "the range test leaves its weights behind", "training/finding.py",
+        "model.load_state_dict(before)", "before.clear()",
+        "tests/unit/test_finding.py -k 'left_as_it_was'",
+    ),
+    Fault(
+        "the range test goes on though the loss diverges", "training/finding.py",
+        "if not math.isfinite(smooth) or smooth > _DIVERGED", "if not math.isfinite(smooth) or 0 > _DIVERGED",
+        "tests/unit/test_finding.py -k 'stops_soon or gradient_descent'",
+    ),
+    Fault(
+        "the range test does not clip", "training/finding.py",
+        "            if gradient_clip_val:", "            if False:",
+        "tests/unit/test_finding.py -k 'gradient_descent'",
+    ),
+    Fault(
+        "the rate of the lowest loss is suggested", "training/finding.py",
+        "rates[lowest] / _BELOW", "rates[lowest]",
+        "tests/unit/test_finding.py -k 'gradient_descent'",
+    ),
+    Fault(
+        "a batch that does not fit is suggested", "training/finding.py",
+        "if limit is not None and taken > limit", "if limit is not None and taken < 0",
+        "tests/unit/test_finding.py -k 'more_than_it_seemed'",
+    ),
 ]  # fmt: skip
 
 

@@ -327,3 +327,54 @@ def test_signal_handlers_come_back_whatever_happens(number):
     with contextlib.suppress(KeyError), InterruptCallback():
         raise KeyError
     assert signal.getsignal(number) is before
+
+
+def test_no_validation_comes_in_the_middle_of_a_step():
+    """By the clock one may be due there; gradients of the step would be lost in it."""
+    clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
+    due = ValidateInTime(clock)
+    fake = types.SimpleNamespace(global_step=1)
+    due.on_train_batch_end(fake)
+    clock.now = 0.5
+    due.on_train_batch_end(fake)  # the same step still
+    assert fake.val_check_batch != 1
+    fake.global_step = 2
+    due.on_train_batch_end(fake)
+    assert fake.val_check_batch == 1
+
+
+def test_several_signals_of_a_launcher_are_one_wish():
+    with contextlib.suppress(Interrupted), InterruptCallback(grace=60) as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.signal == signal.SIGTERM
+        interrupt.on_train_batch_end()
+
+
+def test_devices_stop_after_the_same_step():
+    """Whoever is asked to tells the others with the next step; then all of them end."""
+    module = types.SimpleNamespace(stop_asked=False, between_steps=True)
+    trainer = types.SimpleNamespace(world_size=2)
+    with InterruptCallback(grace=60) as interrupt:
+        interrupt.on_train_batch_end(trainer, module)
+        assert not module.stop_asked
+        signal.raise_signal(signal.SIGTERM)
+        interrupt.on_train_batch_end(trainer, module)
+        assert module.stop_asked  # a wish, which the next step adds up over devices
+        with pytest.raises(Interrupted):
+            interrupt.on_train_batch_end(trainer, module)
+
+
+def test_a_share_of_the_run_to_warm_up_in():
+    module = MiniFormerLitModule(
+        tiny_model(), budget=Budget(max_steps=100), scheduler="none", warmup_share=0.1
+    )
+    assert [module._factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
+
+
+def test_what_compiling_costs_and_saves_is_told():
+    from miniformer.training.compiling import told
+
+    assert told(10.0, 0.05, 0.03, 1, 2000).endswith("it pays back after 500 steps of 2,000")
+    assert told(10.0, 0.05, 0.03, 2, None).endswith("it pays back after 250 steps")
+    assert "does not pay back here; leave out --compile" in told(10.0, 0.05, 0.06, 1, None)

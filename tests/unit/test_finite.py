@@ -1,0 +1,60 @@
+"""A loss that is no number is told with its step and its batch."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
+from miniformer.training.finite import FiniteCheck, NotFiniteError
+from miniformer.training.run import train
+from tests.kit import VERSE
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_step_and_the_batch_are_told(value):
+    check = FiniteCheck()
+    for step in range(1, 5):
+        for micro in range(2):
+            broken = (step, micro) == (3, 1)
+            check.note(torch.tensor(value if broken else 1.0), {"batch": 10 * step + micro})
+        if step == 3:
+            with pytest.raises(
+                NotFiniteError, match=f"the training loss is {value} at step 3"
+            ) as error:
+                check.check(step)
+            assert error.value.places == [{"batch": 31}]
+            break
+        check.check(step)
+
+
+def test_records_and_the_last_good_state_are_told(tmp_path, monkeypatch):
+    """One record in sixteen breaks the loss; its line is named, and the state before is whole."""
+    from miniformer.tasks.classification import Classification
+
+    lines = [{"input": "x" * 9 if i == 11 else VERSE[i : i + 4], "label": i % 2} for i in range(16)]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    real = Classification.loss
+
+    def loss(self, model, batch):
+        total, count = real(self, model, batch)
+        return (total * math.nan if batch["inputs"].shape[1] > 8 else total), count
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    config = TrainConfig(
+        train_path=str(path), task="classification", tokenizer="byte", batch_size=1, max_steps=40,
+        model_config={"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16},
+        work_dir=str(tmp_path), logger="none", checkpoint_interval=1,
+    )  # fmt: skip
+    with pytest.raises(UserError) as error:
+        train(config)
+    told = str(error.value)
+    assert "the training loss is nan at step" in told
+    assert f"records of that batch: {path}:12;" in told or f"{path}:12" in told
+    step = int(told.split("at step ")[1].split(";")[0])
+    if step > 1:
+        assert f"step-{step - 1:08d}-0" in told
+        assert "--resume" in told
