@@ -4,8 +4,9 @@
 
 Runs of the two take turns in one process, so a slow moment of the machine meets both. The figure is
 the median over rounds of (median step through the trainer) / (median step in the loop), with
-everything on that `miniformer train` switches on: progress, metrics.jsonl, TensorBoard, signal
-handling.
+everything on that `miniformer train` switches on: progress, metrics.jsonl, gradient norms,
+TensorBoard, signal handling, the state of the run (noted at each step; none is written in so short
+a time).
 """
 
 import argparse
@@ -21,15 +22,20 @@ import numpy as np
 import torch
 
 from miniformer import MiniFormerLitModule, Transformer, TransformerConfig
-from miniformer.data.packing import PackedTokens, WindowSampler
+from miniformer.data.batches import Batches
+from miniformer.data.packing import PackedWindows
+from miniformer.data.table import Table
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import StopAtBudget
+from miniformer.training.callbacks import StopAtBudget, ValidateInTime
+from miniformer.training.gradients import GradientNorms
 from miniformer.training.interrupt import InterruptCallback
 from miniformer.training.loggers import tensorboard
 from miniformer.training.optimizers import adamw
 from miniformer.training.progress import ProgressCallback, make_console
+from miniformer.training.rows import append_row
 from miniformer.training.run import _quiet_lightning
+from miniformer.training.run_state import KeepState
 
 SKIPPED = 10  # steps at the start of each run that do not count
 SIZES = {"1M": (128, 5, 110, 7), "10M": (448, 4, 30, 5)}  # width, layers, steps, rounds
@@ -37,10 +43,21 @@ SIZES = {"1M": (128, 5, 110, 7), "10M": (448, 4, 30, 5)}  # width, layers, steps
 
 def loader_of(config, seq_len, batch_size):
     tokens = np.random.default_rng(0).integers(1, config.vocab_size, 1_000_000).astype(np.uint16)
-    data = PackedTokens(tokens, seq_len=seq_len, boundary_id=0, n_bytes=1, endless=True)
-    return torch.utils.data.DataLoader(
-        data, batch_size=batch_size, sampler=WindowSampler(data, seed=0), collate_fn=data.collate
-    )
+    pool = Table.of([{"ids": tokens, "bytes": len(tokens)}])
+    cutter = PackedWindows(seq_len=seq_len, batch_size=batch_size, boundary_id=0, endless=True)
+    return Batches(Kept(pool), cutter, seed=0)
+
+
+class Kept:
+    """One pool, in memory."""
+
+    count = 1
+
+    def __init__(self, pool):
+        self.kept = pool
+
+    def epoch(self, random, first=0):
+        return iter([self.kept][first:])
 
 
 def bare_loop(model, loader, steps):
@@ -69,15 +86,35 @@ class Clock(L.Callback):
         self.ends.append(time.perf_counter())
 
 
+class Gradients(L.Callback):
+    """Norms of all layers a hundred times over the run, as `Watch` measures them."""
+
+    def __init__(self, path, model):
+        self.path, self.norms, self.at = path, GradientNorms(model), -1.0
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if module.progress - self.at >= 0.01:
+            self.at = module.progress
+            append_row(self.path, self.norms.measure())
+
+
 def through_trainer(model, loader, steps):
     """Seconds of each step."""
     clock, budget = Clock(), Budget(max_steps=steps)
-    module = MiniFormerLitModule(model, budget=budget)
+    module = MiniFormerLitModule(model, budget=budget, optimizer="adamw")
     with tempfile.TemporaryDirectory() as folder, _quiet_lightning():
         progress = ProgressCallback(budget, Path(folder) / "metrics.jsonl", make_console())
+        watch = Gradients(Path(folder) / "gradients.jsonl", model)
+        states = KeepState(
+            Path(folder),
+            budget,
+            remembering={},
+            averages={},
+            validate=ValidateInTime(budget, times=0),
+        )
         trainer = L.Trainer(
             accelerator="cpu", devices=1, max_epochs=-1, logger=tensorboard(Path(folder)),
-            callbacks=[StopAtBudget(budget), progress, InterruptCallback(), clock],
+            callbacks=[StopAtBudget(budget), watch, progress, InterruptCallback(), states, clock],
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             limit_val_batches=0, log_every_n_steps=10,
         )  # fmt: skip

@@ -70,7 +70,7 @@ PAIRS = {
     "muon": {"optimizer": "muon"},
     "classes": CLASSIFIER,
     "accumulated": {},
-    "averaged": {"ema_decay": 0.9},
+    "averaged": {"ema_decay": 0.9, "average_checkpoints": 2},
 }
 TOGETHER = {
     "ddp": {"strategy": "ddp"},
@@ -86,7 +86,7 @@ def made(folder, name):
     changes = dict(PAIRS[name])
     if "task" in changes:
         paths = str(folder / "labels.jsonl")
-        changes |= {"train_path": paths, "val_path": paths}
+        changes |= {"train_path": paths, "val_path": paths, "test_path": paths}
     return changes
 
 

@@ -90,9 +90,9 @@ class LastWeights:
         self._kept = [*self._kept, self._copy()][-self.count :]
 
     def mean(self) -> dict[str, Tensor]:
-        """The mean of the weights kept; of one that is sharded, a share."""
+        """The mean of the weights kept, whole on every device."""
         return {
-            name: torch.stack([_local(weights[name]) for weights in self._kept]).mean(0)
+            name: torch.stack([_whole(weights[name]) for weights in self._kept]).mean(0)
             for name in self._kept[0]
         }
 
@@ -114,6 +114,11 @@ class LastWeights:
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: each.detach().clone() for name, each in self.model.state_dict().items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor put together again of what devices have of it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _local(tensor: Tensor) -> Tensor:

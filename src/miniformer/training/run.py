@@ -214,7 +214,8 @@ def _train(
             with interrupt, _until_stopped(interrupt):
                 trainer.fit(module, run.data)
                 if config.val_path and keep.validated_at != trainer.global_step:
-                    trainer.validate(module, run.data, verbose=False)
+                    with averaging.in_use(module):
+                        trainer.validate(module, run.data, verbose=False)
             module.finite.check(trainer.global_step, now=True)
         except NotFiniteError as error:
             raise UserError(_broken(error, run, states)) from None

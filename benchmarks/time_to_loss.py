@@ -1,0 +1,118 @@
+"""How soon a validation loss is reached, start-up and all, on tiny Shakespeare.
+
+    python benchmarks/time_to_loss.py DATA [--nanogpt PATH] [--seeds 3] [--save]
+
+DATA is a folder with tiny Shakespeare's train.txt and val.txt (its first nine tenths and its last).
+A run is a whole process, imports, data and validation included; its training time is what is left
+of its share of the reference: nanoGPT's CPU recipe (4 layers x 128, context 64, batch 12, 2,000
+steps), timed in the same sitting where a checkout is named, else the 104 s of a quiet machine with
+two cores.
+"""
+
+import argparse
+import json
+import pickle
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+QUIET = 104.0  # seconds of nanoGPT's recipe
+OVERHEAD = 10.0  # seconds for imports, data, the last validation and the report
+SHARES = {"a third": (1 / 3, 1.88), "the whole": (1.0, 1.65)}
+RECIPES = {
+    "a third": {"n_layers": 3, "seq_len": 64, "batch_size": 12, "lr": 1.5e-2},
+    "the whole": {"n_layers": 4, "seq_len": 128, "batch_size": 8, "lr": 1.2e-2},
+}
+MODEL = {
+    "d_model": 128, "n_heads": 4, "norm": "rmsnorm", "bias": False, "activation": "relu",
+    "dropout": 0.0, "max_seq_len": 256,
+}  # fmt: skip
+
+
+def run_ours(data, name, seconds, seed):
+    """One run: wall-clock seconds of the process, validation loss, parameters."""
+    recipe = dict(RECIPES[name])
+    model = {**MODEL, "n_layers": recipe.pop("n_layers")}
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "miniformer.trainer", "--train_path", str(data / "train.txt"),
+                "--val_path", str(data / "val.txt"), "--tokenizer", "char", "--model_config",
+                json.dumps(model), "--max_time", f"{seconds - OVERHEAD:.1f}s", "--val_interval",
+                "1000000", "--logger", "none", "--work_dir", folder, "--seed", str(seed),
+                *(word for key, value in recipe.items() for word in (f"--{key}", str(value))),
+            ],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        took = time.perf_counter() - began
+    loss = float(re.findall(r"validation loss ([\d.]+)", done.stdout)[-1])
+    size = int(re.findall(r"model: ([\d,]+) parameters", done.stdout)[0].replace(",", ""))
+    steps = int(re.findall(r"step (\d+): validation", done.stdout)[-1])
+    return {"seconds": round(took, 1), "loss": loss, "steps": steps, "parameters": size}
+
+
+def run_nanogpt(checkout, data):
+    """Seconds and validation loss of its own script on the same text, cut in the same place."""
+    folder = checkout / "data" / "shakespeare_char"
+    texts = [(data / name).read_text(encoding="utf-8") for name in ("train.txt", "val.txt")]
+    letters = sorted(set("".join(texts)))
+    numbers = {letter: index for index, letter in enumerate(letters)}
+    for name, text in zip(("train.bin", "val.bin"), texts, strict=True):
+        np.array([numbers[letter] for letter in text], dtype=np.uint16).tofile(folder / name)
+    meta = {"vocab_size": len(letters), "itos": dict(enumerate(letters)), "stoi": numbers}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+    flags = (
+        "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 "
+        "--batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 "
+        "--lr_decay_iters=2000 --dropout=0.0"
+    )
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "train.py", "config/train_shakespeare_char.py", *flags.split()],
+        cwd=checkout, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    took = time.perf_counter() - began
+    loss = float(re.findall(r"val loss ([\d.]+)", done.stdout)[-1])
+    return {"seconds": round(took, 1), "loss": loss}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, help="folder with train.txt and val.txt")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT, prepared for writing")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--save", action="store_true", help="write results/time_to_loss.json")
+    given = parser.parse_args()
+    machine = f"{torch.get_num_threads()} threads, {platform.machine()}, no GPU"
+    result = {"machine": machine, "torch": torch.__version__.split("+")[0]}
+    reference = QUIET
+    if given.nanogpt is not None:
+        result["nanogpt"] = run_nanogpt(given.nanogpt, given.data)
+        reference = result["nanogpt"]["seconds"]
+    for name, (share, wanted) in SHARES.items():
+        runs = [run_ours(given.data, name, share * reference, s) for s in range(given.seeds)]
+        result[name] = {
+            "allowed_seconds": round(share * reference, 1),
+            "wanted_loss": wanted,
+            "mean_seconds": round(statistics.mean(run["seconds"] for run in runs), 1),
+            "mean_loss": round(statistics.mean(run["loss"] for run in runs), 4),
+            "runs": runs,
+        }
+        print(json.dumps({name: result[name]}), flush=True)
+    text = json.dumps(result, indent=2)
+    print(text)
+    if given.save:
+        (Path(__file__).parent / "results" / "time_to_loss.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
