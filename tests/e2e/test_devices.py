@@ -28,7 +28,7 @@ WORDS = VERSE.split()
 
 
 def write_data(folder):
-    # Documents end within windows, and 13 batches a pass are shared by two and by four.
+    # Documents end within windows, and 23 batches a pass are shared by two and by four.
     write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
     write_jsonl(folder / "val.jsonl", [VERSE, VERSE[:40], VERSE[7:]])
     labelled = [{"input": " ".join(WORDS[: 1 + i % 7]), "label": i % 2} for i in range(26)]
@@ -38,7 +38,7 @@ def write_data(folder):
 def config(folder, name, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
-        "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 7, "lr": 1e-2,
+        "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
         "max_steps": STEPS, "val_interval": 20, "checkpoint_interval": 15, "logger": "none",
         "optimizer": "adamw", "work_dir": str(folder / "runs"), "experiment_name": name, **changes,
     })  # fmt: skip
