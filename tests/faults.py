@@ -794,7 +794,7 @@ FAULTS = [
     Fault(
         "a rank without a batch counts another's again", "training/objective.py",
         "if repeated(batch):", "if False:",
-        "tests/e2e/test_devices.py -k 'losses_of_one and ddp'",
+        "tests/unit/test_training.py -k counts_nothing",
     ),
     Fault(
         "a batch is traced to its neighbours", "data/batches.py",

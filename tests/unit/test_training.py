@@ -378,3 +378,18 @@ def test_what_compiling_costs_and_saves_is_told():
     assert told(10.0, 0.05, 0.03, 1, 2000).endswith("it pays back after 500 steps of 2,000")
     assert told(10.0, 0.05, 0.03, 2, None).endswith("it pays back after 250 steps")
     assert "does not pay back here; leave out --compile" in told(10.0, 0.05, 0.06, 1, None)
+
+
+def test_a_batch_that_another_device_has_counts_nothing_but_is_gone_through():
+    from miniformer.tasks.language_modeling import LanguageModeling
+    from miniformer.training.objective import Objective
+
+    objective = Objective(tiny_model(), LanguageModeling())
+    (batch,) = batches([(2, 6)])
+    loss, count = objective({**batch, "about": {"repeated": True}})
+    assert (float(loss.detach()), float(count)) == (0.0, 0.0)
+    loss.backward()  # as the others do, who wait for its gradients
+    assert all(not p.grad.any() for p in objective.parameters() if p.grad is not None)
+    loss, count = objective({**batch, "about": {"repeated": False}})
+    assert float(loss.detach()) > 0
+    assert float(count) == 12
