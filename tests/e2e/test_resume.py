@@ -160,7 +160,9 @@ def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp
         child = os.fork()
         if child == 0:
             write()
-        time.sleep(0.05 + chance.random() * 0.05)
+        while not directory.exists():
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = miniformer.Transformer.from_pretrained(directory).embedding.weight
