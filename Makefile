@@ -58,7 +58,7 @@ faults: setup
 
 # The test command of the README, on both cores, with a floor under the coverage.
 coverage: setup weights
-	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=93
+	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=91
 
 # A published encoder (90 MB) for one test, which is skipped where it is missing.
 weights: setup

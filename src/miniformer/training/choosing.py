@@ -85,7 +85,7 @@ def _lr(run: Prepared, console: Console) -> Prepared:
         run.lr_search = find_lr(
             run.model,
             run.task,
-            _batches(run, config.batch_size),
+            _Passes(run, config.batch_size),
             partial(registry.get("optimizer", config.optimizer), **options),
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val,
@@ -95,6 +95,16 @@ def _lr(run: Prepared, console: Console) -> Prepared:
     lr = float(f"{run.lr_search.suggestion:.2g}")
     console.print(f"learning rate: {lr:g}, a tenth of the one with the lowest loss")
     return dataclasses.replace(run, config=dataclasses.replace(config, lr=lr, find_lr=False))
+
+
+class _Passes:
+    """Batches of the training data, as often as they are asked for."""
+
+    def __init__(self, run: Prepared, size: int) -> None:
+        self.run, self.size = run, size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self.run, self.size)
 
 
 def _batches(run: Prepared, size: int) -> Iterator[Batch]:
