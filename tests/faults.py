@@ -947,6 +947,36 @@ FAULTS = [
         "if limit is not None and taken > limit", "if limit is not None and taken < 0",
         "tests/unit/test_finding.py -k 'more_than_it_seemed'",
     ),
+    Fault(
+        "what was trained before begins with the rate of random weights", "training/preparation.py",
+        "begins_anew=config.init_from is None", "begins_anew=True",
+        "tests/e2e/test_beginning.py -k learns_on",
+    ),
+    Fault(
+        "a dropped token takes its neighbours' dimensions along", "model/stack.py",
+        "nn.Dropout1d(config.token_dropout)", "nn.Dropout(config.token_dropout)",
+        "tests/unit/test_parts.py -k token_dropout",
+    ),
+    Fault(
+        "smoothing takes nothing from the label", "model/cross_entropy.py",
+        "(1 - label_smoothing) * log_p", "log_p",
+        "tests/unit/test_cross_entropy.py -k whole_logits",
+    ),
+    Fault(
+        "the gradient knows of no smoothing", "model/cross_entropy.py",
+        "            z.sub_(label_smoothing / vocabulary)\n", "",
+        "tests/unit/test_cross_entropy.py -k whole_logits",
+    ),
+    Fault(
+        "validation smooths its labels, too", "tasks/task.py",
+        "if label_smoothing and model.training else {}", "if label_smoothing else {}",
+        "tests/unit/test_tasks.py -k smoothed",
+    ),
+    Fault(
+        "R-Drop draws one pass to itself", "tasks/classification.py",
+        "disagreement(first, second)", "disagreement(first, first)",
+        "tests/unit/test_tasks.py -k drawn_together",
+    ),
 ]  # fmt: skip
 
 

@@ -48,7 +48,8 @@ class TrainConfig(StrictConfig):
             gives.
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
             max_seq_len.
-        lr: learning rate at its highest.
+        lr: learning rate at its highest; null: 0.01 for muon, 0.001 for adamw, 0.002 for
+            schedulefree, and a tenth of it for a model of init_from.
         find_lr: try rates on the training data first, and train with the one that they suggest.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
@@ -118,7 +119,7 @@ class TrainConfig(StrictConfig):
     batch_size: int = option(16, low=1)
     batch_tokens: int | None = option(None, low=1)
     seq_len: int | None = option(None, low=1)
-    lr: float = option(1e-3, low=0.0)
+    lr: float | None = option(None, low=0.0)
     find_lr: bool = False
     weight_decay: float = option(0.1, low=0.0)
     layer_lr_decay: float = option(1.0, above=0.0, high=1.0)

@@ -13,13 +13,13 @@ from miniformer.model.cross_entropy import linear_cross_entropy
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def by_torch(features, weight, labels, *, bias=None, softcap=None):
+def by_torch(features, weight, labels, *, bias=None, softcap=None, label_smoothing=0.0):
     """The same from whole logits; what is narrow is made float32 after the matrix product."""
     logits = F.linear(features, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
 
 
 def example(n=7, v=11, d=5, *, dtype=torch.float64, seed=0, ignored=(2, 3)):
@@ -59,12 +59,13 @@ def assert_alike(sources, labels, *, bias=None, incoming=1.0, tolerance=TIGHT, *
     chunk=st.none() | st.integers(1, 15),
     share=st.sampled_from([0.0, 0.3, 1.0]),
     softcap=st.none() | st.floats(0.5, 40.0),
+    smoothing=st.sampled_from([0.0, 0.1, 0.9]),
     biased=st.booleans(),
     incoming=st.sampled_from([1.0, 0.0, -0.25, 3.0]),
     seed=st.integers(0, 99),
 )
 def test_loss_and_gradients_are_those_of_whole_logits(
-    n, v, d, chunk, share, softcap, biased, incoming, seed
+    n, v, d, chunk, share, softcap, smoothing, biased, incoming, seed
 ):
     ignored = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share
     features, weight, labels, bias = example(
@@ -72,7 +73,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     )
     assert_alike(
         (features, weight), labels, bias=bias if biased else None,
-        softcap=softcap, chunk=chunk, incoming=incoming,
+        softcap=softcap, label_smoothing=smoothing, chunk=chunk, incoming=incoming,
     )  # fmt: skip
 
 
@@ -275,7 +276,7 @@ def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
     features, weight, labels, bias = (x.detach() for x in example(dtype=torch.float32))
     torch.library.opcheck(
         cross_entropy._as_one_operation,
-        (features, weight, bias, labels, 5.0, 3, dtype, wanted),
+        (features, weight, bias, labels, 5.0, 0.1, 3, dtype, wanted),
         test_utils=("test_schema", "test_faketensor"),
     )
 

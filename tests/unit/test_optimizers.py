@@ -13,8 +13,9 @@ from torch import nn
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.muon import Muon, orthogonalize
-from miniformer.training.optimizers import adamw, muon, schedulefree
+from miniformer.training.optimizers import adamw, muon, own_lr, schedulefree
 from miniformer.training.parameter_groups import parameter_groups
 from tests.kit import tiny_model
 
@@ -212,3 +213,16 @@ def test_schedulefree_trains_at_one_point_and_is_good_at_another():
     assert not torch.equal(point, model.embedding.weight)
     optimizer.train()
     torch.testing.assert_close(point, model.embedding.weight.detach())
+
+
+def test_a_rate_that_is_not_said_is_the_optimisers_own():
+    assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 1e-2
+    assert MiniFormerLitModule(tiny_model(), optimizer="adamw").lr == 1e-3
+    assert own_lr("muon", begins_anew=False) == pytest.approx(1e-3)
+
+
+def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):
+    made = {"mine": lambda model, *, lr, weight_decay: None}
+    monkeypatch.setitem(registry._registered, "optimizer", made)
+    with pytest.raises(UserError, match="optimizer=mine has no learning rate of its own; set lr"):
+        own_lr("mine")

@@ -208,3 +208,19 @@ def test_a_sequence_of_no_tokens_has_no_vector():
     for pooling in ("mean", "first", "last"):
         with pytest.raises(ValueError, match="sequences of length 0 have no vector"):
             tiny_model(pooling=pooling).embed(torch.zeros(2, 0).long())
+
+
+def test_token_dropout_takes_whole_tokens_while_training_only():
+    """What the first layer sees of a token is its scaled embedding, or nothing."""
+    torch.manual_seed(0)
+    model = tiny_model(dropout=0.0, token_dropout=0.25, position="none")
+    seen = []
+    model.layers[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    ids = torch.randint(1, model.config.vocab_size, (150, model.config.max_seq_len))
+    model.eval()(ids)
+    model.train()(ids)
+    plain, dropped = seen
+    gone = (dropped == 0).all(-1)
+    torch.testing.assert_close(dropped[~gone], plain[~gone] / 0.75)
+    assert gone.float().mean().item() == pytest.approx(0.25, abs=0.04)
+    assert not (plain == 0).all(-1).any()

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer import registry
-from miniformer.config import ConfigError, GenerationConfig, UserError
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
 from miniformer.data.buckets import LengthBuckets
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.packing import IGNORED
 from miniformer.data.records import records_of
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
@@ -222,7 +223,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
         classes=[0, 1, 2], class_weights=[1.0, 0.5, 3.0], label_smoothing=0.3, input_kind="text"
     )
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
-    loss, count = task._loss(logits, labels)
+    loss, count = task._loss(logits, labels, task.label_smoothing)
     weights = np.array([1.0, 0.5, 3.0])
     shares = logits.log_softmax(-1).numpy()
     by_hand = 0.0
@@ -236,6 +237,55 @@ def test_weights_and_smoothing_are_those_of_the_formula():
     records = [{"input": "x", "label": name} for name in "aaab"]
     fitted = balanced.fit(records_of(records, balanced.schema))
     assert fitted.class_weights == pytest.approx([4 / 6, 4 / 2])
+
+
+@pytest.mark.parametrize("name", ["classification", "language_modeling", "seq2seq"])
+def test_labels_are_smoothed_in_training_only(name):
+    """What is spread evenly over V costs the mean of all log-probabilities."""
+    torch.manual_seed(0)
+    ids, labels = torch.randint(1, 9, (3, 5)), torch.randint(0, 9, (3, 5))
+    options = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 9, "dropout": 0.0}
+    if name == "seq2seq":
+        model = Seq2SeqTransformer(TransformerConfig(**options))
+        batch = {"source": ids, "target": ids, "labels": labels}
+        logits = model(ids, ids)
+    elif name == "language_modeling":
+        model = Transformer(TransformerConfig(**options, causal=True))
+        batch, logits = {"input_ids": ids, "labels": labels}, model(ids)
+    else:
+        model = Transformer(TransformerConfig(**options, output_dim=9))
+        batch = {"inputs": ids, "labels": labels[:, 0]}
+        labels, logits = batch["labels"], model.classify(ids)
+    log_p = logits.detach().log_softmax(-1)
+    plain = -log_p.gather(-1, labels[..., None]).sum()
+    even = -log_p.mean(-1).sum()
+    known = {"classes": list(range(9)), "input_kind": "text"} if name == "classification" else {}
+    task = registry.get("task", name)(label_smoothing=0.2, **known)
+    torch.testing.assert_close(task.loss(model.train(), batch)[0], 0.8 * plain + 0.2 * even)
+    torch.testing.assert_close(task.loss(model.eval(), batch)[0], plain)
+
+
+def test_two_passes_are_drawn_together():
+    """R-Drop by its formula, with what each of the two passes gives."""
+    task = Classification(classes=[0, 1, 2], input_kind="text", r_drop=0.7)
+    config = TransformerConfig(
+        d_model=16, n_heads=2, n_layers=1, vocab_size=9, dropout=0.5, output_dim=3
+    )
+    model, labels = Transformer(config).train(), torch.tensor([0, 1, 2, 1])
+    torch.nn.init.normal_(model.head.weight)  # answers that are far apart
+    batch = {"inputs": torch.randint(1, 9, (4, 5)), "labels": labels}
+    torch.manual_seed(1)
+    loss, count = task.loss(model, batch)
+    torch.manual_seed(1)
+    p, q = (model.classify(batch["inputs"]).detach().softmax(-1) for _ in range(2))
+    apart = [float((a * (a / b).log()).sum()) for a, b in ((p, q), (q, p))]
+    wrong = [-float(each[range(4), labels].log().sum()) for each in (p, q)]
+    assert float(loss.detach()) == pytest.approx(np.mean(wrong) + 0.7 * np.mean(apart), rel=1e-4)
+    assert np.mean(apart) > 0.05
+    assert int(count) == 4
+    model.eval()
+    plain = Classification(classes=[0, 1, 2], input_kind="text")
+    torch.testing.assert_close(task.loss(model, batch)[0], plain.loss(model, batch)[0])
 
 
 def test_a_batch_that_a_rank_only_fills_up_counts_nothing():

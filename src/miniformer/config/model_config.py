@@ -28,6 +28,8 @@ class TransformerConfig(StrictConfig):
             d_model rounded up to a multiple of 64.
         dropout: probability of zeroing an element of the embedding and of each sub-layer's output
             (Vaswani et al. 2017, section 5.4) while training.
+        token_dropout: probability of zeroing the whole embedding of a token, or a whole feature
+            vector, while training (Iyyer et al. 2015, section 3.1).
         activation: gelu, gelu_tanh, relu, silu, or gated (Shazeer 2020): swiglu, geglu, geglu_tanh,
             reglu.
         position: rotary (Su et al. 2021), learned, sinusoidal (Vaswani et al. 2017),
@@ -93,6 +95,7 @@ class TransformerConfig(StrictConfig):
     n_layers: int = option(4, low=1)
     d_ff: int | None = option(None, low=1)
     dropout: float = option(0.1, low=0.0, high=0.99)
+    token_dropout: float = option(0.0, low=0.0, high=0.99)
     activation: str = option("gelu", of="activation,gated_activation")
     position: str = option("rotary", of="position")
     rotary_pct: float = option(1.0, low=0.0, high=1.0)

@@ -31,6 +31,7 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     softcap: float | None = None,
+    label_smoothing: float = 0.0,
     chunk: int | None = None,
 ) -> Tensor:
     """Summed cross-entropy in nats of the logits `features @ weight.T + bias`.
@@ -45,6 +46,7 @@ def linear_cross_entropy(
         labels: int64 [N], from 0 to V - 1, or -100: nothing is predicted there.
         bias: [V]; None: none.
         softcap: logits z become softcap * tanh(z / softcap); None: they stay.
+        label_smoothing: share of each label that is spread over all V (Szegedy et al. 2016).
         chunk: positions whose logits are in memory at once, at most; None: about 32 MB of logits.
 
     Returns:
@@ -59,7 +61,8 @@ def linear_cross_entropy(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, not {chunk}")
     chunk = chunk or max(_MIN_ROWS, _CHUNK_BYTES // (4 * weight.shape[0]))
-    sources, options = (features, weight, bias), (softcap, chunk, product_dtype(features))
+    sources = (features, weight, bias)
+    options = (softcap, label_smoothing, chunk, product_dtype(features))
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in sources):
         loss: Tensor = _LinearCrossEntropy.apply(*sources, labels, *options)  # type: ignore[no-untyped-call]
         return loss
@@ -77,11 +80,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         softcap: float | None,
+        label_smoothing: float,
         chunk: int,
         dtype: torch.dtype,
     ) -> Tensor:
         wanted = list(ctx.needs_input_grad[:3])
-        loss, *gradients = _run(features, weight, bias, labels, softcap, chunk, dtype, wanted)
+        options = (softcap, label_smoothing, chunk, dtype)
+        loss, *gradients = _run(features, weight, bias, labels, *options, wanted)
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -104,6 +109,7 @@ def _loss_and_gradients(
     bias: Tensor | None,
     labels: Tensor,
     softcap: float | None,
+    label_smoothing: float,
     chunk: int,
     dtype: torch.dtype,
     wanted: list[bool],
@@ -148,11 +154,16 @@ def _loss_and_gradients(
             z.mul_(softcap)
         torch.log_softmax(z, -1, out=z)
         log_p = z.gather(1, targets[part])  # [n, 1]
-        losses[part] -= log_p
+        losses[part] -= (1 - label_smoothing) * log_p
+        if label_smoothing:
+            losses[part] -= label_smoothing * z.mean(-1, keepdim=True)
         if not any(wanted):
             continue
         # Now the gradient by the logits: p - 1 at the label, p elsewhere.
         z.exp_().scatter_(1, targets[part], log_p.expm1_())
+        if label_smoothing:
+            z.sub_(label_smoothing / vocabulary)
+            z.scatter_add_(1, targets[part], torch.full_like(log_p, label_smoothing))
         if slope is not None:
             z.mul_(slope)
         if by_bias is not None:
@@ -180,7 +191,7 @@ _as_one_operation = torch.library.custom_op(
     _loss_and_gradients,
     mutates_args=(),
     schema="(Tensor features, Tensor weight, Tensor? bias, Tensor labels, float? softcap, "
-    "int chunk, ScalarType dtype, bool[] wanted) -> Tensor[]",
+    "float label_smoothing, int chunk, ScalarType dtype, bool[] wanted) -> Tensor[]",
 )
 
 
@@ -191,6 +202,7 @@ def _shapes(
     bias: Tensor | None,
     labels: Tensor,
     softcap: float | None,
+    label_smoothing: float,
     chunk: int,
     dtype: torch.dtype,
     wanted: list[bool],

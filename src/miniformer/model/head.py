@@ -60,13 +60,16 @@ class Head(nn.Module):
             features = self.norm(features)
         return features if self.scale is None else features * self.scale
 
-    def cross_entropy(self, features: Tensor, embedding: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(
+        self, features: Tensor, embedding: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Summed cross-entropy in nats, logits never all in memory.
 
         Args:
             features: [N, D].
             embedding: the embedding's weight, [V, D].
             labels: int [N]; -100: nothing is predicted there.
+            label_smoothing: share of each label that is spread over all.
         """
         return linear_cross_entropy(
             self.transform(features),
@@ -74,6 +77,7 @@ class Head(nn.Module):
             labels,
             bias=self.bias,
             softcap=self.softcap,
+            label_smoothing=label_smoothing,
         )
 
 

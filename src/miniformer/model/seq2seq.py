@@ -125,9 +125,11 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         out: Tensor = self.head(features, self.embedding.weight)
         return out
 
-    def cross_entropy(self, features: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(
+        self, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """See `Transformer.cross_entropy`."""
-        return self.head.cross_entropy(features, self.embedding.weight, labels)
+        return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
 
     def generate(
         self,

@@ -1,6 +1,6 @@
 """A stack of layers with its positions: what encoder and decoder have in common.
 
-    x -> + position vectors -> norm, if any -> dropout -> layers -> final norm
+    x -> token dropout -> + position vectors -> norm, if any -> dropout -> layers -> final norm
                                                                   (but for post-norm)
 
 Letters: B batch, T length, S source length, D model width.
@@ -51,6 +51,7 @@ class Stack(nn.Module):
         self.config, self.causal = config, causal
         self.position = registry.get("position", config.position)(config, causal=causal)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.token_dropout = nn.Dropout1d(config.token_dropout)  # of whole vectors
         self.dropout = nn.Dropout(config.dropout)
         layer = DecoderLayer if cross else EncoderLayer
         self.layers = nn.ModuleList(layer(config, index) for index in range(n_layers))
@@ -76,6 +77,8 @@ class Stack(nn.Module):
             memory: the source that a decoder reads.
         """
         positions, contexts = self._contexts(x, attention_mask, segment_ids, cache)
+        if self.training and self.config.token_dropout:
+            x = self.token_dropout(x)
         vectors = self.position.vectors(positions)
         if vectors is not None:
             x = x + vectors.to(x.dtype)

@@ -110,14 +110,17 @@ class Transformer(PretrainedMixin, Stack):
         out: Tensor = self.head(features, self.embedding.weight)
         return out
 
-    def cross_entropy(self, features: Tensor, labels: Tensor) -> Tensor:
+    def cross_entropy(
+        self, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Summed cross-entropy of `logits(features)` in nats, without ever holding them all.
 
         Args:
             features: [N, D].
             labels: int [N]; -100: nothing is predicted there.
+            label_smoothing: share of each label that is spread over the vocabulary.
         """
-        return self.head.cross_entropy(features, self.embedding.weight, labels)
+        return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
 
     def embed(
         self,

@@ -33,7 +33,9 @@ class Classification(InputTask):
             of the training data, sorted.
         class_weights: balanced: each class weighs the same in all, however rare it is; or a weight
             for each class, in the order of `classes`; null: each record weighs the same.
-        label_smoothing: share of each label that is spread over all classes.
+        label_smoothing: share of each label that is spread over all classes, in training.
+        r_drop: weight of the divergence between two passes over each batch, which differ by their
+            dropout (R-Drop, Wu et al. 2021); 0: one pass.
         input_kind, input_dim: see `InputTask`.
     """
 
@@ -45,6 +47,7 @@ class Classification(InputTask):
     classes: list[Any] | None = None
     class_weights: str | list[float] | None = None
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
+    r_drop: float = option(0.0, low=0.0)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -137,17 +140,24 @@ class Classification(InputTask):
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed weighted cross-entropy in nats, and the sum of the weights."""
-        return self._loss(self.logits(model, batch), batch["labels"])
+        first = self.logits(model, batch)
+        smoothing = self.label_smoothing if model.training else 0.0
+        loss, count = self._loss(first, batch["labels"], smoothing)
+        if not self.r_drop or not model.training:
+            return loss, count
+        second = self.logits(model, batch)
+        loss = (loss + self._loss(second, batch["labels"], smoothing)[0]) / 2
+        return loss + self.r_drop * disagreement(first, second), count
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(
+        self, logits: Tensor, labels: Tensor, smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         logits = logits.float()  # [B, C]
         kept = labels >= 0
         weights = None
         if isinstance(self.class_weights, list):
             weights = logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(
-            logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        loss = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
         return loss, kept.sum() if weights is None else weights[labels[kept]].sum()
 
     def measure(self, model: Any, batch: Batch) -> Measured:
@@ -219,3 +229,13 @@ class Classification(InputTask):
         if self.classes is None:
             raise UserError("the classes are not known yet; give classes, or call fit(records)")
         return self.classes
+
+
+def disagreement(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of both Kullback-Leibler divergences between two distributions, in nats, summed.
+
+    Args:
+        first, second: logits, [..., C].
+    """
+    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum() / 2  # KL(p, q) + KL(q, p)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch
 from miniformer.data.fields import Schema
@@ -35,6 +35,7 @@ class LanguageModeling(Task):
     Args:
         prompt_begins_document: whether a prompt is the beginning of a document, as a record is;
             running text has no beginnings to speak of. Learnt from the training data.
+        label_smoothing: share of each label that is spread over the vocabulary, in training.
     """
 
     name: ClassVar[str] = "language_modeling"
@@ -43,6 +44,7 @@ class LanguageModeling(Task):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
 
     prompt_begins_document: bool = True
+    label_smoothing: float = option(0.0, low=0.0, high=0.99)
 
     @property
     def schema(self) -> Schema:
@@ -114,7 +116,7 @@ class LanguageModeling(Task):
                 already shifted, and where it is -100 nothing is predicted.
         """
         features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
-        return token_loss(model, features, batch["labels"])  # [B, T, D]
+        return token_loss(model, features, batch["labels"], self.label_smoothing)  # [B, T, D]
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         loss, count = self.loss(model, batch)

@@ -83,7 +83,7 @@ class PrefixLanguageModeling(LanguageModeling):
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
-        return seq2seq_loss(model, batch)
+        return seq2seq_loss(model, batch, self.label_smoothing)
 
     def answer(
         self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig

@@ -41,6 +41,7 @@ class Seq2Seq(Task):
         max_target_len: tokens of a target at most, its end included; null: seq_len. Longer texts
             are cut, and counted.
         start_id: the token that a decoder begins with; null: the tokenizer's boundary.
+        label_smoothing: share of each label that is spread over the vocabulary, in training.
         generated: examples of each validation, chosen by chance, to which targets are written, for
             exact match, BLEU and chrF.
     """
@@ -55,6 +56,7 @@ class Seq2Seq(Task):
     max_source_len: int | None = option(None, low=2)
     max_target_len: int | None = option(None, low=2)
     start_id: int | None = option(None, low=0)
+    label_smoothing: float = option(0.0, low=0.0, high=0.99)
     generated: int = option(500, low=0)
 
     @property
@@ -129,7 +131,7 @@ class Seq2Seq(Task):
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
-        return seq2seq_loss(model, batch)
+        return seq2seq_loss(model, batch, self.label_smoothing)
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         """Loss, and for the first examples what the model writes and what it should have."""
@@ -267,7 +269,7 @@ def collate_pairs(examples: list[Example], *, start_id: int, end_id: int | None 
     return batch
 
 
-def seq2seq_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+def seq2seq_loss(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats of a decoder's labels, and how many it sums over.
 
     Args:
@@ -275,7 +277,8 @@ def seq2seq_loss(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         batch: `source`, int [B, S], maybe its mask, `source_mask`, bool; `target` and `labels`, int
             [B, T]; where a label is -100 nothing is predicted. Padding of targets is on the right,
             where no real token sees it, so that they need no mask.
+        label_smoothing: see `token_loss`.
     """
     memory = model.encode(batch["source"], batch.get("source_mask"))
     features = model.features(batch["target"], memory)  # [B, T, D]
-    return token_loss(model, features, batch["labels"])
+    return token_loss(model, features, batch["labels"], label_smoothing)

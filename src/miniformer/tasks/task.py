@@ -230,16 +230,21 @@ def joined(measured: Sequence[Measured], name: str) -> Tensor:
     return torch.cat([each[name].detach().cpu() for each in measured])
 
 
-def token_loss(model: Any, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def token_loss(
+    model: Any, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats of labelled positions, and how many there are.
 
     Args:
         model: has a `cross_entropy`.
         features: [B, T, D].
         labels: int [B, T]; -100: nothing is predicted there.
+        label_smoothing: share of each label that is spread over the vocabulary; in training only,
+            so that figures stay what they are.
     """
     kept = labels != IGNORED
     if not bool(kept.all()):  # the head need not see what is not predicted
         features, labels = features[kept], labels[kept]  # [N, D], [N]
-    loss = model.cross_entropy(features.flatten(0, -2), labels.flatten())
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing and model.training else {}
+    loss = model.cross_entropy(features.flatten(0, -2), labels.flatten(), **smoothing)
     return loss, loss.new_tensor(labels.numel())

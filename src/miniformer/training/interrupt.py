@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any, Self
 
 import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class Interrupted(Exception):
@@ -20,7 +21,8 @@ class InterruptCallback(L.Callback):
 
     Of several devices all end after the same step, once one of them is asked to.
 
-    Use it as a context manager around `Trainer.fit` and as one of its callbacks.
+    Use it as a context manager around `Trainer.fit` and as one of its callbacks. The first signal
+    ends what is within without an error; every other error goes its way.
 
     Args:
         grace: seconds in which a second signal is the same wish: a launcher that is interrupted
@@ -40,8 +42,14 @@ class InterruptCallback(L.Callback):
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._restore()
+        if isinstance(error, SystemExit) and not isinstance(error, SIGTERMException):
+            raise KeyboardInterrupt from None  # Lightning's own answer to a second Ctrl-C
+        if isinstance(error, RuntimeError):  # worker processes that were sent the same signal
+            return self.signal is not None and "DataLoader worker" in str(error)
+        # Lightning has an answer of its own to SIGTERM, where it sees it first.
+        return isinstance(error, Interrupted | SIGTERMException)
 
     def on_train_batch_end(self, trainer: Any = None, module: Any = None, *args: Any) -> None:
         if trainer is None or trainer.world_size == 1:

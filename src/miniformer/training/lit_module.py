@@ -21,6 +21,7 @@ from miniformer.training import engines
 from miniformer.training.budget import Budget
 from miniformer.training.finite import FiniteCheck
 from miniformer.training.objective import Objective, repeated
+from miniformer.training.optimizers import own_lr
 
 WARMUP_SHARE = 0.05
 _NOTHING = 1e-12  # what a loss that sums over nothing is divided by
@@ -39,7 +40,7 @@ class MiniFormerLitModule(L.LightningModule):
         tokenizer: for figures of written text; None: they are left out.
         optimizer: an optimiser's registered name.
         optimizer_config: options of it.
-        lr: learning rate at its highest.
+        lr: learning rate at its highest; None: the optimiser's own.
         weight_decay: decoupled decay of weight matrices.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
         scheduler: a schedule's registered name.
@@ -59,7 +60,7 @@ class MiniFormerLitModule(L.LightningModule):
         tokenizer: Tokenizer | None = None,
         optimizer: str = "muon",
         optimizer_config: dict[str, Any] | None = None,
-        lr: float = 1e-3,
+        lr: float | None = None,
         weight_decay: float = 0.1,
         layer_lr_decay: float = 1.0,
         scheduler: str = "cosine",
@@ -76,6 +77,7 @@ class MiniFormerLitModule(L.LightningModule):
         self.objective = Objective(model.train(), task)
         self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
+        lr = own_lr(optimizer) if lr is None else lr
         self._optimizer_options = {"lr": lr, "weight_decay": weight_decay}
         self._optimizer_options |= optimizer_config or {}
         if layer_lr_decay != 1.0:

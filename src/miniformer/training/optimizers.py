@@ -1,15 +1,18 @@
 """Optimisers by name: (model, *, lr, weight_decay, layer_lr_decay, ...) -> torch optimiser.
 
-`layer_lr_decay` is given only where it is not 1, and what a user says in `optimizer_config`.
+`layer_lr_decay` is given only where it is not 1, and what a user says in `optimizer_config`. The
+default of `lr` is what a run has that says none.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
+from miniformer import registry
 from miniformer.config import UserError
 from miniformer.training.muon import Muon
 from miniformer.training.parameter_groups import parameter_groups
@@ -18,10 +21,26 @@ from miniformer.training.parameter_groups import parameter_groups
 _BETAS = (0.9, 0.95)
 
 
+def own_lr(name: str, *, begins_anew: bool = True) -> float:
+    """The learning rate of an optimiser where none is said.
+
+    Args:
+        name: its registered name.
+        begins_anew: whether weights are random; weights that were trained get a tenth of it.
+
+    Raises:
+        UserError: it has none of its own.
+    """
+    lr = inspect.signature(registry.get("optimizer", name)).parameters["lr"].default
+    if lr is inspect.Parameter.empty:
+        raise UserError(f"optimizer={name} has no learning rate of its own; set lr")
+    return float(lr) if begins_anew else float(lr) / 10
+
+
 def adamw(
     model: nn.Module,
     *,
-    lr: float,
+    lr: float = 1e-3,
     weight_decay: float,
     layer_lr_decay: float = 1.0,
     betas: tuple[float, float] = _BETAS,
@@ -36,7 +55,7 @@ def adamw(
 def muon(
     model: nn.Module,
     *,
-    lr: float,
+    lr: float = 1e-2,
     weight_decay: float,
     layer_lr_decay: float = 1.0,
     momentum: float = 0.95,
@@ -62,7 +81,7 @@ def muon(
 def schedulefree(
     model: nn.Module,
     *,
-    lr: float,
+    lr: float = 2e-3,
     weight_decay: float,
     layer_lr_decay: float = 1.0,
     betas: tuple[float, float] = _BETAS,

@@ -16,9 +16,8 @@ from miniformer.checkpoint.pipeline import MODELS
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.data.batches import Batches
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.records import Records, records_of
+from miniformer.data.records import records_of
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.data.tokenizer_training import SAMPLE_BYTES, TextSample
 from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.task import Task
@@ -27,7 +26,9 @@ from miniformer.training.beginning import begin_with, take_weights
 from miniformer.training.finding import LrSearch
 from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
+from miniformer.training.optimizers import own_lr
 from miniformer.training.progress import reading
+from miniformer.training.tokenizers import make_tokenizer, tokenizer_of
 
 
 @dataclasses.dataclass
@@ -79,6 +80,9 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     kind: str = config.model or registry.get("task", config.task).models[0]
     if resumed is None:
         config = begin_with(config, kind)
+    if config.lr is None:
+        lr = own_lr(config.optimizer, begins_anew=config.init_from is None)
+        config = dataclasses.replace(config, lr=lr)
     task = _task(config, kind)
     metric = _metric(config, task)
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
@@ -103,7 +107,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         if resumed is None:  # of several devices one trains it: not all kinds come out alike
             tokenizer, described = from_first(lambda: make_tokenizer(config, task, records))
         else:
-            tokenizer, described = _tokenizer_of(resumed)
+            tokenizer, described = tokenizer_of(resumed)
         if described is not None:
             console.print(f"tokenizer: {described}")
         model_config = TransformerConfig.from_dict(
@@ -164,16 +168,6 @@ def _metric(config: TrainConfig, task: Task) -> str:
     return metric
 
 
-def _tokenizer_of(run: Path) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer that a run began with, and a line about it."""
-    if not (run / "tokenizer.json").is_file():
-        return None, None
-    tokenizer = Tokenizer.from_path(run)
-    if (run / "source_tokenizer").is_dir():
-        tokenizer.source = Tokenizer.from_path(run / "source_tokenizer")
-    return tokenizer, f"{tokenizer.vocab_size:,} ids, of the run that goes on"
-
-
 def _about(data: MiniFormerDataModule) -> Iterator[str]:
     """Lines about the data: how much there is, and what of it does not fit."""
     for name, words in (("train", "training"), ("val", "validation"), ("test", "test")):
@@ -206,78 +200,6 @@ def check_machine(config: TrainConfig) -> None:
                 f'logger={name} needs the package {name}; pip install "miniformer[{name}]", '
                 "or use tensorboard, csv or none"
             )
-
-
-def make_tokenizer(
-    config: TrainConfig, task: Task, records: Records | None
-) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer that the config names, and a line about it; None: the task reads no text.
-
-    Args:
-        config: the run.
-        task: knows its training data.
-        records: the training data; None: it is streamed.
-
-    Raises:
-        UserError: a tokenizer is unknown, is not there, or cannot be trained on these records.
-    """
-    if config.source_tokenizer is not None and task.two_texts is None:
-        raise UserError(
-            f"source_tokenizer is for tasks with sources and targets, such as seq2seq; "
-            f"task={config.task} has none"
-        )
-    if not task.reads_text():
-        return None, None
-    if config.source_tokenizer is None:
-        texts = None if records is None else (t for each in records for t in task.texts(each))
-        return _make_one("tokenizer", config, "vocab_size", records, texts)
-    assert task.two_texts is not None
-    made = []
-    for option, size, field in (
-        ("source_tokenizer", "source_vocab_size", task.two_texts[0]),
-        ("tokenizer", "vocab_size", task.two_texts[1]),
-    ):
-        texts = None if records is None else (each[field] for each in records)
-        made.append(_make_one(option, config, size, records, texts))
-    (source, of_sources), (tokenizer, of_targets) = made
-    tokenizer.source = source
-    return tokenizer, f"of targets {of_targets}; of sources {of_sources}"
-
-
-def _make_one(
-    option: str,
-    config: TrainConfig,
-    size: str,
-    records: Records | None,
-    texts: Iterator[str] | None,
-) -> tuple[Tokenizer, str]:
-    """The tokenizer that an option names, and a line about it.
-
-    Args:
-        option: the name of a field of `config`.
-        config: the run.
-        size: the field of the model's config that says how many ids there are room for.
-        records: where `texts` come from.
-        texts: to train on; None: they are streamed.
-    """
-    name = getattr(config, option)
-    if name in registry.names("tokenizer"):
-        if texts is None and name != "byte":
-            raise UserError(
-                "streaming reads its text once, so that no tokenizer can be trained on it; set "
-                f"{option} to byte, or to a tokenizer.json"
-            )
-        sample = TextSample(texts or ())
-        tokenizer = Tokenizer.train(name, sample, config.model_config.get(size))
-        part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.cut else ""
-        on = "" if records is None else f", trained on {part}{records.name}"
-        return tokenizer, f"{name}, {tokenizer.vocab_size:,} ids{on}"
-    if not Path(name).exists() and not name.endswith(".json"):
-        known = registry.unknown(option, name, registry.names("tokenizer"))
-        raise UserError(f"{known}; or name a tokenizer.json, or a directory with one")
-    tokenizer = Tokenizer.from_path(name)
-    note = "" if tokenizer.note is None else f"; {tokenizer.note}"
-    return tokenizer, f"{tokenizer.vocab_size:,} ids, from {name}{note}"
 
 
 def device_type(config: TrainConfig) -> str:

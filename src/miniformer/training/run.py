@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+import torch
 from rich.console import Console
 
-from miniformer import registry
 from miniformer.checkpoint.pipeline import MODELS, read_companions
 from miniformer.config import UserError
 from miniformer.config.units import format_bytes
@@ -23,20 +19,12 @@ from miniformer.model.pretrained import read_config
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
-from miniformer.training.callbacks import (
-    Averaging,
-    KeepBest,
-    StopAtBudget,
-    ValidateInTime,
-    figures_of,
-)
+from miniformer.training.callbacks import figures_of
 from miniformer.training.choosing import fit_to_machine
 from miniformer.training.compiling import compile_layers
-from miniformer.training.engines import full_weights, set_weights, strategy_of
+from miniformer.training.engines import full_weights, set_weights
 from miniformer.training.finite import NotFiniteError
-from miniformer.training.interrupt import InterruptCallback, Interrupted
 from miniformer.training.launch import (
-    GRACE,
     console_of,
     from_first,
     is_launched,
@@ -48,12 +36,11 @@ from miniformer.training.launch import (
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.outputs import Outputs
-from miniformer.training.preparation import Prepared, device_type, new_folder, precision, prepare
-from miniformer.training.progress import ProgressCallback, make_console
-from miniformer.training.resuming import facts_of, settings_of
+from miniformer.training.parts import Parts, make_trainer, quiet_lightning
+from miniformer.training.preparation import Prepared, device_type, new_folder, prepare
+from miniformer.training.progress import make_console
+from miniformer.training.resuming import settings_of
 from miniformer.training.run_state import KeepState
-from miniformer.training.samples import WriteSamples
-from miniformer.training.watching import Watch
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -147,129 +134,105 @@ def _train(
         run.lr_search.draw(folder / "lr.png", unit=run.task.unit)
     if config.compile:
         console.print(compile_layers(run, config.max_steps))
-
-    interrupt = InterruptCallback(grace=GRACE if is_launched() else 0.0)
-    averaging = Averaging(run.model, ema_decay=config.ema_decay, last=config.average_checkpoints)
-    keep = KeepBest(
-        lambda figures: outputs.save_best(full_weights(run.model), figures, module.measured),
-        metric=f"val_{run.metric}",
-        larger=run.metric in run.task.larger_is_better,
-        patience=config.early_stopping_patience,
-    )
-    validate = ValidateInTime(
-        budget, interval=config.val_interval, times=5 if config.val_path else 0
-    )
-    watch = Watch(run, module, folder, kind=precision(config), writes=rank() == 0)
-    progress = ProgressCallback(
-        budget,
-        folder / "metrics.jsonl",
-        console,
-        flops_per_token=watch.flops_per_token,
-        peak=watch.peak,
-        watch=watch.figures,
-        writes=rank() == 0,
-    )
-    samples = WriteSamples(run, outputs, console)
-    states = KeepState(
-        folder,
-        budget,
-        remembering={
-            "best": keep, "validate": validate, "progress": progress, "averaging": averaging,
-            "watch": watch, "samples": samples,
-        },
-        averages=averaging.kept,
-        validate=validate,
-        interval=config.checkpoint_interval,
-        facts=facts_of(run.data),
-        start=state,
-    )  # fmt: skip
-    with _quiet_lightning():
-        trainer = L.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=strategy_of(config, device_type(config)),
-            precision={"float32": "32-true", "bf16": "bf16-mixed"}[precision(config)],  # type: ignore[arg-type]
-            deterministic=config.deterministic,
-            logger=registry.get("logger", config.logger)(folder),
-            # Averages come in first; the state is written when all others have had their say.
-            callbacks=[
-                StopAtBudget(budget), validate, watch, samples, progress, keep, averaging,
-                interrupt, states, *callbacks,
-            ],
-            max_epochs=-1,  # StopAtBudget ends the run
-            check_val_every_n_epoch=None,
-            val_check_interval=1,  # ValidateInTime decides
-            limit_val_batches=None if config.val_path else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-            use_distributed_sampler=False,  # batches share themselves among devices
-            inference_mode=False,  # in which averages could not be changed again
-            default_root_dir=folder,
-        )  # fmt: skip
-        try:
-            with interrupt, _until_stopped(interrupt):
-                trainer.fit(module, run.data)
-                if config.val_path and keep.validated_at != trainer.global_step:
-                    with averaging.in_use(module):
-                        trainer.validate(module, run.data, verbose=False)
-            module.finite.check(trainer.global_step, now=True)
-        except NotFiniteError as error:
-            raise UserError(_broken(error, run, states)) from None
-        done = trainer.global_step
-        with averaging.in_use(module):
-            weights = full_weights(run.model)
-        ended = {
-            "step": done,
-            "training_tokens": module.tokens,
-            "seconds": round(budget.seconds, 1),
-        }
-        outputs.draw_loss(progress.rows)
-        console.print(progress.summary(trainer, module))
-        losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
-        outputs.save("last", weights, {**losses, **ended}, outputs.loss)
-        if averaging.last is not None and interrupt.signal is None:
-            console.print(f"the mean of the weights at the last {len(averaging.last)} validations:")
-            set_weights(run.model, averaging.last.mean())
-            with interrupt, _until_stopped(interrupt):
-                trainer.validate(module, run.data, verbose=False)
-        tests: dict[str, float] = {}
-        if config.test_path and interrupt.signal is None:
-            if keep.best is not None:
-                best = from_first(
-                    lambda: MODELS[run.kind].from_pretrained(folder / "best").state_dict()
-                )
-                set_weights(run.model, best)
-            with interrupt, _until_stopped(interrupt):
-                trainer.test(module, run.data, verbose=False)
-                tests = figures_of(trainer, "test")
+    parts = Parts.of(run, module, outputs, budget, console, start=state)
+    with quiet_lightning():
+        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks])
+        last = _fit(trainer, module, run, parts)
+        outputs.draw_loss(parts.progress.rows)
+        console.print(parts.progress.summary(trainer, module))
+        outputs.save("last", _averaged_weights(module, run, parts), last, outputs.loss)
+        tests = _judge(trainer, module, run, parts, folder, console)
     finish(trainer.loggers)
 
     # Now that the run is over, the card of the model to use can tell the whole story.
-    which, figures = "last", {**losses, **ended, **tests}
-    if keep.best is not None:
-        times = {key: ended[key] for key in ("training_tokens", "seconds")}
-        which, figures = "best", {**keep.best, **tests, **times}
+    which, figures = "last", {**last, **tests}
+    if parts.keep.best is not None:
+        times = {key: last[key] for key in ("training_tokens", "seconds")}
+        which, figures = "best", {**parts.keep.best, **tests, **times}
     if tests and outputs.writes:
         outputs.describe("test", module.measured)
     outputs.complete(which, figures)
-    facts, notes = watch.facts(), []
-    if interrupt.signal is not None:
+    _tell(run, parts, outputs, console, figures, done=int(last["step"]))
+    return RunResult(folder, folder / which, run.task, figures, parts.interrupt.signal)
+
+
+def _fit(
+    trainer: L.Trainer, module: MiniFormerLitModule, run: Prepared, parts: Parts
+) -> dict[str, float]:
+    """Trains, and validates what came out; returns figures of it."""
+    try:
+        with parts.interrupt:
+            trainer.fit(module, run.data)
+            if run.config.val_path and parts.keep.validated_at != trainer.global_step:
+                with parts.averaging.in_use(module):
+                    trainer.validate(module, run.data, verbose=False)
+        module.finite.check(trainer.global_step, now=True)
+    except NotFiniteError as error:
+        raise UserError(_broken(error, run, parts.states)) from None
+    losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
+    return {
+        **losses,
+        "step": trainer.global_step,
+        "training_tokens": module.tokens,
+        "seconds": round(parts.budget.seconds, 1),
+    }
+
+
+def _averaged_weights(
+    module: MiniFormerLitModule, run: Prepared, parts: Parts
+) -> dict[str, torch.Tensor]:
+    with parts.averaging.in_use(module):
+        return full_weights(run.model)
+
+
+def _judge(
+    trainer: L.Trainer,
+    module: MiniFormerLitModule,
+    run: Prepared,
+    parts: Parts,
+    folder: Path,
+    console: Console,
+) -> dict[str, float]:
+    """Offers the mean of the last weights as the best; returns test figures of the best."""
+    last, tests = parts.averaging.last, {}
+    if last is not None and parts.interrupt.signal is None:
+        console.print(f"the mean of the weights at the last {len(last)} validations:")
+        set_weights(run.model, last.mean())
+        with parts.interrupt:
+            trainer.validate(module, run.data, verbose=False)
+    if run.config.test_path and parts.interrupt.signal is None:
+        if parts.keep.best is not None:
+            best = from_first(
+                lambda: MODELS[run.kind].from_pretrained(folder / "best").state_dict()
+            )
+            set_weights(run.model, best)
+        with parts.interrupt:
+            trainer.test(module, run.data, verbose=False)
+            tests = figures_of(trainer, "test")
+    return tests
+
+
+def _tell(
+    run: Prepared,
+    parts: Parts,
+    outputs: Outputs,
+    console: Console,
+    figures: dict[str, float],
+    done: int,
+) -> None:
+    """Writes the report and says how to go on."""
+    facts, notes = parts.watch.facts(), []
+    if parts.interrupt.signal is not None:
         notes.append(f"The run was stopped early, after step {done}.")
     if run.predicted_memory is not None:
-        used, predicted = watch.memory(), run.predicted_memory
+        used, predicted = parts.watch.memory(), run.predicted_memory
         facts["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
         console.print(f"memory: {facts['memory']}")
-    report = outputs.report(
-        progress.rows, watch.rows, samples.rows, figures, facts=facts, notes=notes
-    )
+    rows = (parts.progress.rows, parts.watch.rows, parts.samples.rows)
+    report = outputs.report(*rows, figures, facts=facts, notes=notes)
     console.print(f"report: {report}")
-    if interrupt.signal is not None and states.written is not None:
-        console.print(f"go on from step {done} with: --resume {folder}")
-    return RunResult(folder, folder / which, run.task, figures, interrupt.signal)
+    if parts.interrupt.signal is not None and parts.states.written is not None:
+        console.print(f"go on from step {done} with: --resume {outputs.folder}")
 
 
 def _module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
@@ -310,35 +273,3 @@ def _broken(error: NotFiniteError, run: Prepared, states: KeepState) -> str:
             "goes on from it"
         )
     return "; ".join(lines)
-
-
-@contextlib.contextmanager
-def _until_stopped(interrupt: InterruptCallback) -> Iterator[None]:
-    """Lets the first signal end training without an error; everything else goes its way."""
-    try:
-        yield
-    except Interrupted:
-        pass
-    except SystemExit as error:
-        # Lightning's own answer to SIGTERM, where it sees it first, and to a second Ctrl-C.
-        if not isinstance(error, SIGTERMException):
-            raise KeyboardInterrupt from None
-    except RuntimeError as error:
-        # Worker processes that were sent the same signal.
-        if interrupt.signal is None or "DataLoader worker" not in str(error):
-            raise
-
-
-@contextlib.contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keeps Lightning's hints, which are for authors of training code, from users of this one."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -236,7 +236,7 @@ def effective(config: TransformerConfig) -> Config:
         values["rotary_scaling"] = {**SCALINGS[scaling["type"]], **scaling}
     values["rotary_pct"] = config.rotary_dim
     values["rotary_base_local"] = config.rotary_base_local or config.rotary_base
-    no_effect = {"pre_norm", "dropout"}
+    no_effect = {"pre_norm", "dropout", "token_dropout"}
     if config.position != "rotary":
         no_effect |= {"rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"}
     if not any(values["sliding_window"]):

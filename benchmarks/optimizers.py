@@ -1,0 +1,102 @@
+"""How many steps Muon needs for the loss that AdamW ends with.
+
+    python benchmarks/optimizers.py --text DIR [--pairs DIR] [--seeds 3] [--jobs 2] [--save]
+
+DIR is a folder with train.txt and val.txt (a language model of characters), or with train.jsonl and
+val.jsonl of sources and targets (seq2seq). AdamW has all steps, Muon seven tenths of them; each has
+the best learning rate of its list, found with the first seed on the validation data, and the same
+cosine schedule over its own steps. Runs are counted in steps, so that a busy machine changes
+nothing: `--jobs` of them go at a time, with one thread each.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+SHARE = 0.7
+RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (5e-3, 1e-2, 2e-2)}
+SHAPE = {"d_model": 128, "n_heads": 4, "dropout": 0.0, "max_seq_len": 128}
+TEXT = {
+    "steps": 2000, "files": ("train.txt", "val.txt"), "model": {**SHAPE, "n_layers": 4},
+    "flags": {"tokenizer": "char", "seq_len": 64, "batch_size": 12},
+}  # fmt: skip
+PAIRS = {
+    "steps": 1000, "files": ("train.jsonl", "val.jsonl"),
+    "model": {**SHAPE, "n_layers": 2, "vocab_size": 4000, "dropout": 0.1},
+    "flags": {"task": "seq2seq", "tokenizer": "bpe", "seq_len": 64, "batch_size": 64},
+}  # fmt: skip
+
+
+def final_loss(data, kind, optimizer, steps, lr, seed):
+    """Validation loss at the end of a run."""
+    train, val = kind["files"]
+    flags = {
+        **kind["flags"], "train_path": data / train, "val_path": data / val, "lr": lr,
+        "optimizer": optimizer, "max_steps": steps, "seed": seed, "val_interval": 10**6,
+        "logger": "none", "model_config": json.dumps(kind["model"]),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "miniformer.trainer", "--work_dir", folder,
+                *(word for key, value in flags.items() for word in (f"--{key}", str(value))),
+            ],
+            capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
+        )  # fmt: skip
+    if done.returncode != 0:
+        raise SystemExit(f"{optimizer}, lr {lr}: {done.stderr[-2000:]}")
+    return float(re.findall(r"validation loss ([\d.]+)", done.stdout)[-1])
+
+
+def compare(data, kind, seeds, pool):
+    """Losses of both optimisers, each at its best rate."""
+    steps = {"adamw": kind["steps"], "muon": round(SHARE * kind["steps"])}
+
+    def start(name, lr, seed):
+        return pool.submit(final_loss, data, kind, name, steps[name], lr, seed)
+
+    first = {name: {lr: start(name, lr, 0) for lr in RATES[name]} for name in RATES}
+    tried = {name: {lr: run.result() for lr, run in runs.items()} for name, runs in first.items()}
+    best = {name: min(losses, key=losses.get) for name, losses in tried.items()}
+    others = {name: [start(name, best[name], s) for s in range(1, seeds)] for name in RATES}
+    result = {}
+    for name in RATES:
+        losses = [tried[name][best[name]], *(run.result() for run in others[name])]
+        result[name] = {
+            "steps": steps[name],
+            "lr": best[name],
+            "mean_loss": round(statistics.mean(losses), 4),
+            "losses": losses,
+            "tried": tried[name],
+        }
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, help="folder with train.txt and val.txt")
+    parser.add_argument("--pairs", type=Path, help="folder with train.jsonl and val.jsonl")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--save", action="store_true", help="write results/optimizers.json")
+    given = parser.parse_args()
+    result = {}
+    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
+        for data, kind in ((given.text, TEXT), (given.pairs, PAIRS)):
+            if data is not None:
+                result[data.name] = compare(data, kind, given.seeds, pool)
+                print(json.dumps({data.name: result[data.name]}, indent=2), flush=True)
+    if given.save:
+        path = Path(__file__).parent / "results" / "optimizers.json"
+        path.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What a recipe gives: its figure over seeds, on the test split, with time and size.
+
+    python benchmarks/quality.py RECIPE DATA [--seeds 3] [--defaults] [--save]
+
+RECIPE is the name of a file in recipes/; DATA is a folder with train, val and test files (.jsonl or
+.txt; without a test file the figure is of val). Each run is a process of its own. `--defaults`
+leaves the recipe's settings out: only paths and task are said. `--save` adds the result to
+results/quality.json and writes docs/recipes.md from it.
+
+    python benchmarks/quality.py --page    only writes the page
+"""
+
+import argparse
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from miniformer import TrainConfig
+from miniformer.model.pretrained import read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+PAGE = ROOT / "docs" / "recipes.md"
+
+
+# recipe: (figure, what there is to compare it with)
+FIGURES = {
+    "sst2": ("accuracy", "naive Bayes on words and pairs 0.796; CNN-rand with phrases 0.827"),
+    "agnews": (
+        "accuracy",
+        "naive Bayes on words and pairs 0.885; fastText with 9 x the rows 0.925",
+    ),
+    "sms_spam": ("mcc", "naive Bayes 0.935; linear SVM, another split 0.893"),
+    "sick_relatedness": ("pearson", "word overlap 0.589; LSTM with pretrained vectors 0.853"),
+    "bikeshare": ("rmse", "ridge regression 0.768; the last hour again 1.507"),
+    "japanese_vowels": ("accuracy", "nearest neighbour 0.924; published with the data 0.941"),
+    "scan": ("exact_match", "Lake and Baroni 2018: 0.998"),
+    "cmudict_g2p": ("exact_match", "Transformer on twice the words, stress dropped 0.779"),
+    "multi30k_ende": ("bleu", "Transformer-Tiny, lower-cased and tokenised 41.0"),
+    "wikitext2": ("word_perplexity", "LSTM 100.9; AWD-LSTM 65.6"),
+    "tinyshakespeare": ("loss", "nanoGPT 1.88 on a CPU, 1.47 on a GPU"),
+}
+
+
+HEAD = """\
+# Recipes
+
+"What figure should I get?", for data sets of the field's textbooks, trained from scratch on two
+CPU cores. A recipe is a YAML file; the paths are your own:
+
+    miniformer train --config recipes/sst2.yaml \\
+      --train_path train.jsonl --val_path val.jsonl --test_path test.jsonl
+
+Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
+deviation; settings were chosen on val. *Defaults*: no flags but paths and task. Minutes are of one
+whole run. This page is written by `python benchmarks/quality.py`, from
+[quality.json](../benchmarks/results/quality.json).
+
+| recipe | figure | recipe gives | defaults give | for comparison | minutes | million parameters |
+|---|---|---|---|---|---|---|
+"""
+
+
+def word_perplexity(bits_per_byte, path):
+    """Perplexity for each word and end of line, as WikiText is measured."""
+    text = path.read_text(encoding="utf-8")
+    words = len(text.split()) + text.count("\n")
+    return math.exp(bits_per_byte * math.log(2) * len(text.encode()) / words)
+
+
+def settings_of(recipe, data, *, seed, defaults):
+    """Settings of a run: the recipe's, or only its task, and the paths."""
+    settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
+    if defaults:
+        settings = {"task": settings["task"]}
+    for name in ("train", "val", "test"):
+        found = [path for end in ("jsonl", "txt") if (path := data / f"{name}.{end}").exists()]
+        settings |= {f"{name}_path": str(path) for path in found}
+    return {**settings, "seed": seed, "logger": "none", "experiment_name": "run"}
+
+
+def run(settings):
+    """Figures, wall-clock seconds and parameters of one run; in a process of its own."""
+    from miniformer.training.run import train
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
+        kind, config = read_config(result.model)
+        return result.figures, config.num_params(seq2seq=kind.startswith("Seq2Seq"))
+
+
+def measure(recipe, data, seeds, defaults):
+    """The entry of a recipe in results/quality.json."""
+    split = "test" if any(data.glob("test.*")) else "val"
+    metric = FIGURES[recipe][0]
+    runs = []
+    context = multiprocessing.get_context("spawn")
+    for seed in range(seeds):
+        settings = settings_of(recipe, data, seed=seed, defaults=defaults)
+        began = time.perf_counter()
+        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+            figures, parameters = pool.submit(run, settings).result()
+        seconds = time.perf_counter() - began
+        if metric == "word_perplexity":
+            for kind in ("val", split):
+                path = Path(settings[f"{kind}_path"])
+                bits = figures[f"{kind}_bits_per_byte"]
+                figures[f"{kind}_word_perplexity"] = word_perplexity(bits, path)
+        kept = {name: round(value, 4) for name, value in figures.items()}
+        runs.append({"seed": seed, "seconds": round(seconds, 1), **kept})
+        print(json.dumps(runs[-1]), flush=True)
+    found = [each[f"{split}_{metric}"] for each in runs]
+    return {
+        "recipe": recipe,
+        "defaults": defaults,
+        "split": split,
+        "metric": metric,
+        "mean": round(statistics.mean(found), 4),
+        "spread": round(statistics.stdev(found), 4) if seeds > 1 else None,
+        "minutes": round(statistics.mean(each["seconds"] for each in runs) / 60, 1),
+        "parameters": parameters,
+        "machine": f"{os.cpu_count()} threads, {platform.machine()}, no GPU",
+        "runs": runs,
+    }
+
+
+def page(entries):
+    """The page of docs: the last entry of each recipe, with and without its settings."""
+    last = {(each["recipe"], each["defaults"]): each for each in entries}
+    rows = []
+    for recipe, (metric, compared) in FIGURES.items():
+        tuned, plain = last.get((recipe, False)), last.get((recipe, True))
+        if tuned is None:
+            continue
+        cells = [
+            f"[{recipe}](../recipes/{recipe}.yaml)",
+            f"{metric.replace('_', ' ')}, {tuned['split']}",
+            figure(tuned),
+            figure(plain),
+            compared,
+            f"{tuned['minutes']:.1f}",
+            f"{tuned['parameters'] / 1e6:.2f}",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def figure(entry):
+    """Mean and spread, in words."""
+    if entry is None:
+        return "-"
+    spread = "" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
+    return f"{entry['mean']:.4g}{spread}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", nargs="?", choices=FIGURES)
+    parser.add_argument("data", nargs="?", type=Path, help="folder with train, val and test files")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--defaults", action="store_true", help="only paths and task are said")
+    parser.add_argument("--save", action="store_true", help="add to results/quality.json")
+    parser.add_argument("--page", action="store_true", help="only write docs/recipes.md")
+    given = parser.parse_args()
+    entries = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    if not given.page:
+        if given.data is None:
+            parser.error("name a recipe and a folder of data")
+        entries.append(measure(given.recipe, given.data, given.seeds, given.defaults))
+        print(json.dumps({name: entries[-1][name] for name in ("recipe", "mean", "spread")}))
+    if given.save:
+        RESULTS.write_text(json.dumps(entries, indent=2) + "\n")
+    if given.save or given.page:
+        PAGE.write_text(page(entries), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
