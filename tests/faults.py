@@ -977,6 +977,43 @@ FAULTS = [
         "disagreement(first, second)", "disagreement(first, first)",
         "tests/unit/test_tasks.py -k drawn_together",
     ),
+    Fault(
+        "a test writes to as few examples as a validation", "training/lit_module.py",
+        "self._measure(batch, test=True)", "self._measure(batch)",
+        "tests/e2e/test_tasks.py -k translate_and_says",
+    ),
+    Fault(
+        "every row's beams are those of the first row", "generation/beam.py",
+        "(origin + self._offsets).flatten()", "origin.flatten()",
+        "tests/unit/test_beam.py -k alone",
+    ),
+    Fault(
+        "a search stops at what could be scored at the next token", "generation/beam.py",
+        "self.running[:, 0] / max(divisors)", "self.running[:, 0] / divisors[0]",
+        "tests/unit/test_beam.py -k stopping_early",
+    ),
+    Fault(
+        "a search goes on though nothing better can come", "generation/beam.py",
+        "return bool((self.ended.scores[:, -1] >= reachable).all())", "return False",
+        "tests/unit/test_beam.py -k nothing_better",
+    ),
+    Fault(
+        "long hypotheses are divided by nothing", "generation/beam.py",
+        "length**self.options.length_penalty", "length**0",
+        "tests/unit/test_beam.py -k wide_enough",
+    ),
+    Fault(
+        "beams change places but their tokens do not", "generation/beam.py",
+        "self.tokens = grown.gather(1, chosen[..., None].expand_as(self.tokens))",
+        "self.tokens = grown[:, :beams]",
+        "tests/unit/test_beam.py -k wide_enough",
+    ),
+    Fault(
+        "validation searches as a test does", "tasks/seq2seq.py",
+        "self.generated - served, GenerationConfig())",
+        "self.generated - served, GenerationConfig(num_beams=self.num_beams))",
+        "tests/unit/test_tasks.py -k 'what_a_validation_writes'",
+    ),
 ]  # fmt: skip
 
 

@@ -25,7 +25,8 @@ PATHS_OF_THE_SPECIFICATION = [
     "miniformer.trainer:main",
 ]
 MODEL_FIELDS = {
-    "vocab_size": 10000, "d_model": 256, "n_heads": 8, "n_layers": 4, "d_ff": None, "dropout": 0.1, "token_dropout": 0.0,
+    "vocab_size": 10000, "d_model": 256, "n_heads": 8, "n_layers": 4, "d_ff": None, "dropout": 0.1,
+    "token_dropout": 0.0,
     "activation": "gelu", "position": "rotary", "rotary_pct": 1.0, "rotary_base": 10000.0,
     "rotary_base_local": None, "rotary_scaling": None, "relative_buckets": 32,
     "relative_max_distance": 128, "pre_norm": True, "norm_placement": None,

@@ -113,7 +113,7 @@ def test_an_unknown_key_of_the_model(train_with):
         ("bach_size: 3\n", "recipe.yaml: unknown field 'bach_size'; did you mean batch_size?"),
         ("lr: [1\n b: {", "recipe.yaml: not YAML: while parsing a flow sequence"),
         ("- 1\n", "recipe.yaml: expected flags and their values"),
-        ("lr: fast\n", "lr must be a number, not fast"),
+        ("lr: fast\n", "lr must be a number or null, not fast"),
         (None, "recipe.yaml: no such file"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_window_longer_than_the_model_accepts(train_with):
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        (["--lr", "fast"], "lr must be a number, not fast"),
+        (["--lr", "fast"], "lr must be a number or null, not fast"),
         (["--max_steps", "ten"], "max_steps must be an integer or null, not ten"),
         (["--deterministic", "maybe"], "deterministic must be true or false, not maybe"),
         (["--seed", "4294967296"], "seed must be at most 4294967295, not 4294967296"),

@@ -121,17 +121,21 @@ PHRASES = {
 }
 
 
-def test_seq2seq_learns_to_translate_and_says_how_well(train):
+def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     records = [{"source": source, "target": target} for source, target in PHRASES.items()]
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
-        model={"d_model": 64, "n_heads": 4},
+        "--test_path", str(write(tmp_path / "test.jsonl", records * 9)),
+        "--task_config", '{"generated": 20}', model={"d_model": 64, "n_heads": 4},
     )  # fmt: skip
     assert re.search(r"validation loss [\d.]+, bleu 100.0000, chrf 100.0000, exact match 1.0", out)
     m = miniformer.load(best)
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     assert m.generate("a cat") == "eine Katze"
-    assert "BLEU and chrF: greedy decoding of" in (best / "README.md").read_text()
+    card = (best / "README.md").read_text()
+    assert (
+        f"BLEU and chrF: greedy decoding of {9 * len(PHRASES)} examples" in card
+    )  # all of the test
 
 
 def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):

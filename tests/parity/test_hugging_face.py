@@ -161,6 +161,23 @@ def check_greedy(case):
         assert case.model.generate(rows, 6, temperature=0.0) == wanted
 
 
+def check_beams(case):
+    """The same best hypothesis of a search that stops when theirs must, too."""
+    eos = 9
+    options = {
+        "do_sample": False, "max_new_tokens": 7, "num_beams": 4, "early_stopping": "never",
+        "length_penalty": 0.7, "eos_token_id": eos, "pad_token_id": PAD,
+    }  # fmt: skip
+    for prompt in (ids(1, 7), ids(1, 4)):
+        wanted = case.theirs.generate(prompt, **options)[0].tolist()
+        given = {"num_beams": 4, "length_penalty": 0.7, "eos_id": eos}
+        if case.seq2seq:
+            found = [2, *case.model.generate(prompt.tolist(), 7, start_id=2, **given)[0]]
+        else:
+            found = case.model.generate(prompt.tolist(), 7, **given)[0]
+        assert found == (wanted[:-1] if wanted[-1] == eos else wanted)
+
+
 def check_export(case):
     """transformers loads what we write, and it is what it was."""
     with tempfile.TemporaryDirectory() as folder:
@@ -182,6 +199,7 @@ CHECKS = {
     "left-padded": check_left_padded,
     "5 steps": check_training,
     "greedy": check_greedy,
+    "beams": check_beams,
     "export": check_export,
 }
 
@@ -190,7 +208,7 @@ CHECKS = {
 @pytest.mark.parametrize("check", CHECKS)
 def test_family(name, number, check, made):
     case = made(name, number)
-    if check == "greedy" and not case.seq2seq and not case.causal:
+    if check in ("greedy", "beams") and not case.seq2seq and not case.causal:
         return
     torch.manual_seed(number)
     CHECKS[check](case)

@@ -434,7 +434,7 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
 
 
 def test_what_a_validation_writes_is_what_the_model_writes_alone():
-    task = Seq2Seq(generated=7)
+    task = Seq2Seq(generated=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
     measured = [task.measure(model, batch) for batch in batches]
@@ -453,6 +453,23 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
             for source in by_target[reference]
         ]  # fmt: skip
         assert row in possible
+
+
+def test_a_test_writes_to_all_examples_and_searches():
+    task = Seq2Seq(generated=1, num_beams=3)
+    model = model_for(task, "seq2seq")
+    batches = served(task, TARGETS)
+    measured = [task.measure_test(model, batch) for batch in batches]
+    assert sum(len(each["written"]) for each in measured) == len(TARGETS)
+    assert f"a search of 3 beams of {len(TARGETS)} examples" in task.describe(measured)
+    longest = int((batches[0]["labels"] != IGNORED).sum(1).max())
+    searched = model.generate(
+        batches[0]["source"], 2 * longest + 10, source_mask=batches[0].get("source_mask"),
+        start_id=B, num_beams=3, eos_id=B,
+    )  # fmt: skip
+    ids = [[x for x in row if x != B] for row in searched.tolist()]
+    assert [[x for x in row if x != B] for row in measured[0]["written"]] == ids
+    assert "written" not in Seq2Seq(generated=0).measure_test(model, batches[0])
 
 
 def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():

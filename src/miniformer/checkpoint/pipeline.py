@@ -240,7 +240,10 @@ class Pipeline:
         return self.tokenizer
 
     def _settings(self, options: dict[str, Any]) -> GenerationConfig:
-        settings = GenerationConfig.from_dict({**dataclasses.asdict(self.generation), **options})
+        own = dataclasses.asdict(self.generation)
+        if options.get("num_beams", 1) > 1:  # a search, whatever is sampled without one
+            own |= {"temperature": 0.0, "top_k": None, "top_p": None}
+        settings = GenerationConfig.from_dict({**own, **options})
         if settings.temperature == 0:
             for name in ("top_k", "top_p", "seed"):
                 if options.get(name) is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.generation.beam import Beams, beam_search
 from miniformer.generation.modes import evaluating
 from miniformer.generation.sampling import choose
 
@@ -115,13 +116,16 @@ def _decode(
     generator = None
     if options.seed is not None:
         generator = torch.Generator(device=device).manual_seed(options.seed)
+    mask = _to(mask, device)
     with evaluating(model):
+        memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
+        if options.num_beams > 1:
+            return _likeliest(beam_search(model, ids, mask, options, memory), options.eos_id)
         batch, length = ids.shape
         cache = model.new_cache(batch, length + options.max_new_tokens)
         if mask is not None:  # a row's text is as long as it is alone
-            cache.spans = mask.sum(1, keepdim=True).to(device) + options.max_new_tokens
-        memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
-        features = model.features(ids, *memory, _to(mask, device), cache=cache)  # [B, T, D]
+            cache.spans = mask.sum(1, keepdim=True) + options.max_new_tokens
+        features = model.features(ids, *memory, mask, cache=cache)  # [B, T, D]
         chosen: list[Tensor] = []
         ended = torch.zeros(batch, dtype=torch.bool, device=device)
         while True:
@@ -133,6 +137,16 @@ def _decode(
             if len(chosen) == options.max_new_tokens or bool(ended.all()):
                 return torch.stack(chosen, 1)
             features = model.features(token[:, None], *memory, cache=cache)  # [B, 1, D]
+
+
+def _likeliest(found: Beams, eos_id: int | None) -> Tensor:
+    """The best hypothesis of each row, int [B, new]; shorter ones are filled with `eos_id`."""
+    lengths = found.lengths[:, :1]  # [B, 1]
+    tokens = found.tokens[:, 0, : int(lengths.max())]
+    if eos_id is None:
+        return tokens
+    after = torch.arange(tokens.shape[1], device=tokens.device) >= lengths
+    return tokens.masked_fill(after, eos_id)
 
 
 def _pad_left(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

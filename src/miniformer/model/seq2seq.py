@@ -143,6 +143,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         top_p: float | None = None,
         eos_id: int | None = None,
         seed: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> Tensor | list[list[int]]:
         """Writes a target to each source, token by token, with a key-value cache.
 
@@ -150,7 +152,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             source: token ids, int [B, S], or a list of sources of any lengths.
             source_mask: bool [B, S], True = a real token; None: all are. Not for a list.
             start_id: the decoder's first input; it is not part of the target.
-            max_new_tokens, temperature, top_k, top_p, eos_id, seed: see `GenerationConfig`.
+            max_new_tokens, temperature, top_k, top_p, eos_id, seed, num_beams, length_penalty: see
+                `GenerationConfig`.
 
         Returns:
             Targets: for a tensor int [B, new], rows that ended early filled with `eos_id`; for a
@@ -167,6 +170,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             top_p=top_p,
             eos_id=eos_id,
             seed=seed,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
         )
         if isinstance(source, Tensor):
             return generate.generate_target(self, source, source_mask, start_id, options)

@@ -166,12 +166,15 @@ class Transformer(PretrainedMixin, Stack):
         top_p: float | None = None,
         eos_id: int | None = None,
         seed: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
     ) -> Tensor | list[list[int]]:
         """Continues prompts, token by token, with a key-value cache.
 
         Args:
             input_ids: prompts of one length, int [B, T], or a list of prompts of any lengths.
-            max_new_tokens, temperature, top_k, top_p, eos_id, seed: see `GenerationConfig`.
+            max_new_tokens, temperature, top_k, top_p, eos_id, seed, num_beams, length_penalty: see
+                `GenerationConfig`.
 
         Returns:
             Prompts and continuations: for a tensor int [B, T + new], rows that ended early filled
@@ -188,6 +191,8 @@ class Transformer(PretrainedMixin, Stack):
             top_p=top_p,
             eos_id=eos_id,
             seed=seed,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
         )
         if isinstance(input_ids, Tensor):
             return generate.generate(self, input_ids, options)

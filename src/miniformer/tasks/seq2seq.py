@@ -43,7 +43,9 @@ class Seq2Seq(Task):
         start_id: the token that a decoder begins with; null: the tokenizer's boundary.
         label_smoothing: share of each label that is spread over the vocabulary, in training.
         generated: examples of each validation, chosen by chance, to which targets are written, for
-            exact match, BLEU and chrF.
+            exact match, BLEU and chrF; a test writes to all. 0: none, in a test either.
+        num_beams, length_penalty: see `GenerationConfig`; of a test and of the trained model. To
+            save time validation is greedy.
     """
 
     name: ClassVar[str] = "seq2seq"
@@ -58,6 +60,8 @@ class Seq2Seq(Task):
     start_id: int | None = option(None, low=0)
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     generated: int = option(500, low=0)
+    num_beams: int = option(1, low=1)
+    length_penalty: float = 1.0
 
     @property
     def schema(self) -> Schema:
@@ -135,13 +139,23 @@ class Seq2Seq(Task):
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         """Loss, and for the first examples what the model writes and what it should have."""
-        measured = super().measure(model, batch)
         served = batch.get("about", {}).get("examples", 0)
-        wanted = min(len(batch["source"]), self.generated - served)
+        return self._measure(model, batch, self.generated - served, GenerationConfig())
+
+    def measure_test(self, model: Any, batch: Batch) -> Measured:
+        beams = GenerationConfig(num_beams=self.num_beams, length_penalty=self.length_penalty)
+        return self._measure(model, batch, len(batch["source"]) if self.generated else 0, beams)
+
+    def _measure(
+        self, model: Any, batch: Batch, wanted: int, decoding: GenerationConfig
+    ) -> Measured:
+        measured = super().measure(model, batch)
+        wanted = min(len(batch["source"]), wanted)
         if "references" not in batch or wanted <= 0:
             return measured
         longest = int((batch["labels"] != IGNORED).sum(1).max())
-        options = GenerationConfig(  # what runs on far beyond any target is cut
+        options = dataclasses.replace(  # what runs on far beyond any target is cut
+            decoding,
             max_new_tokens=min(2 * longest + 10, model.config.max_seq_len - 1),
             temperature=0.0,
             eos_id=batch["end_id"],
@@ -151,6 +165,8 @@ class Seq2Seq(Task):
         rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
         measured["written"] = generate_targets(model, rows, int(batch["target"][0, 0]), options)
         measured["references"] = batch["references"][:wanted]
+        beams = decoding.num_beams
+        measured["decoding"] = "greedy decoding" if beams == 1 else f"a search of {beams} beams"
         return measured
 
     def figures(
@@ -194,13 +210,16 @@ class Seq2Seq(Task):
         count = sum(len(each.get("references", [])) for each in measured)
         if not count:
             return ""
-        return f"Exact match, BLEU and chrF: greedy decoding of {count:,} examples, by sacrebleu."
+        how = {each["decoding"] for each in measured if "decoding" in each}
+        return f"Exact match, BLEU and chrF: {', '.join(how)} of {count:,} examples, by sacrebleu."
 
     def generation(self, config: TransformerConfig, tokenizer: Tokenizer) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=min(self.max_target_len or 256, config.max_seq_len - 1),
             temperature=0.0,
             eos_id=tokenizer.boundary_id,
+            num_beams=self.num_beams,
+            length_penalty=self.length_penalty,
         )
 
     def sample_prompts(self, records: Records) -> list[str]:

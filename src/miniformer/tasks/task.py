@@ -144,6 +144,10 @@ class Task(StrictConfig):
         loss, count = self.loss(model, batch)
         return {"loss": loss, "count": count}
 
+    def measure_test(self, model: Any, batch: Batch) -> Measured:
+        """The same of a batch of the test at the end of a run."""
+        return self.measure(model, batch)
+
     def figures(
         self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:

@@ -168,9 +168,9 @@ def divide_and_clip(module: Any, count: Tensor, limit: float) -> Tensor | None:
     return norm
 
 
-def measure(module: Any, batch: Batch) -> Measured:
-    """What the task says of a batch of validation."""
-    found: Measured = module.objective.measure(batch)
+def measure(module: Any, batch: Batch, *, test: bool = False) -> Measured:
+    """What the task says of a batch of validation, or of a test."""
+    found: Measured = module.objective.measure(batch, test=test)
     return found
 
 

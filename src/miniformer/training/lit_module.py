@@ -260,13 +260,13 @@ class MiniFormerLitModule(L.LightningModule):
         self.measured = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure(batch)
+        self._measure(batch, test=True)
 
     def on_test_epoch_end(self) -> None:
         self._tell("test")
 
-    def _measure(self, batch: Batch) -> None:
-        measured = engines.measure(self, batch)
+    def _measure(self, batch: Batch, *, test: bool = False) -> None:
+        measured = engines.measure(self, batch, test=test)
         if not repeated(batch):
             self.measured.append(measured)
 
