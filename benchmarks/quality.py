@@ -57,7 +57,7 @@ HEAD = """\
 "What figure should I get?", for data sets of the field's textbooks, trained from scratch on two
 CPU cores. A recipe is a YAML file; the paths are your own:
 
-    miniformer train --config recipes/sst2.yaml \\
+    miniformer train --config recipes/japanese_vowels.yaml \\
       --train_path train.jsonl --val_path val.jsonl --test_path test.jsonl
 
 Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
@@ -164,7 +164,8 @@ def figure(entry):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("recipe", nargs="?", choices=FIGURES)
+    known = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    parser.add_argument("recipe", nargs="?", choices=known)
     parser.add_argument("data", nargs="?", type=Path, help="folder with train, val and test files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--defaults", action="store_true", help="only paths and task are said")

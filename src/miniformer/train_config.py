@@ -48,7 +48,7 @@ class TrainConfig(StrictConfig):
             gives.
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
             max_seq_len.
-        lr: learning rate at its highest; null: 0.01 for muon, 0.001 for adamw, 0.002 for
+        lr: learning rate at its highest; null: 0.005 for muon, 0.001 for adamw, 0.002 for
             schedulefree, and a tenth of it for a model of init_from.
         find_lr: try rates on the training data first, and train with the one that they suggest.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.

@@ -216,9 +216,9 @@ def test_schedulefree_trains_at_one_point_and_is_good_at_another():
 
 
 def test_a_rate_that_is_not_said_is_the_optimisers_own():
-    assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 1e-2
+    assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 5e-3
     assert MiniFormerLitModule(tiny_model(), optimizer="adamw").lr == 1e-3
-    assert own_lr("muon", begins_anew=False) == pytest.approx(1e-3)
+    assert own_lr("muon", begins_anew=False) == pytest.approx(5e-4)
 
 
 def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):

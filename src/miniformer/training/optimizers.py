@@ -55,7 +55,7 @@ def adamw(
 def muon(
     model: nn.Module,
     *,
-    lr: float = 1e-2,
+    lr: float = 5e-3,
     weight_decay: float,
     layer_lr_decay: float = 1.0,
     momentum: float = 0.95,
