@@ -23,7 +23,7 @@ class Beams(NamedTuple):
 
     tokens: Tensor  # int [B, N, L], without what they were given
     lengths: Tensor  # int [B, N], the end of text included
-    scores: Tensor  # float32 [B, N], log-probability over `length_divisor`
+    scores: Tensor  # float32 [B, N], log-probability over length ** length_penalty
 
 
 class Search:
