@@ -3,7 +3,9 @@
 import re
 
 import pytest
+import yaml
 
+from miniformer.train_config import TrainConfig
 from miniformer.trainer import main
 from tests.kit import ROOT, VERSE, run_python, write_jsonl
 
@@ -102,3 +104,14 @@ def test_make_targets_named_in_the_documents_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"`make (\w+)`", (ROOT / document).read_text()):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document}: make {target}"
+
+
+def test_recipes_are_settings_and_their_page_shows_each():
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    recipes = list((ROOT / "recipes").glob("*.yaml"))
+    assert recipes
+    for path in recipes:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        paths = {"train_path": "train.jsonl", "val_path": "val.jsonl"}
+        TrainConfig.from_dict({**settings, **paths})
+        assert f"| [{path.stem}](../recipes/{path.name}) |" in page

@@ -157,6 +157,16 @@ def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
     assert capsys.readouterr().out == "The cat sat on\n"
 
 
+def test_a_search_leaves_out_what_the_directory_samples_with(run, capsys):
+    """Its temperature is 0.8, which goes with no search unless it is asked for."""
+    best = str(run[0] / "best")
+    search = ["--num_beams", "3", "--max_new_tokens", "8"]
+    assert cli.main(["generate", best, "The cat sat", *search]) == 0
+    assert capsys.readouterr().out == "The cat sat on the \n"
+    assert cli.main(["generate", best, "The cat sat", *search, "--temperature", "0.8"]) == 2
+    assert "set temperature=0, not 0.8, or num_beams=1" in capsys.readouterr().err
+
+
 def test_generate_command(run, capsys, monkeypatch):
     best = str(run[0] / "best")
     greedy = ["--temperature", "0", "--max_new_tokens", "8"]

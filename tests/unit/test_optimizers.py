@@ -222,7 +222,7 @@ def test_a_rate_that_is_not_said_is_the_optimisers_own():
 
 
 def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):
-    made = {"mine": lambda model, *, lr, weight_decay: None}
-    monkeypatch.setitem(registry._registered, "optimizer", made)
-    with pytest.raises(UserError, match="optimizer=mine has no learning rate of its own; set lr"):
-        own_lr("mine")
+    for make in (lambda model, *, lr, weight_decay: None, lambda model, **options: None):
+        monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
+        with pytest.raises(UserError, match="optimizer=mine has no learning rate of its own; set"):
+            own_lr("mine")

@@ -241,7 +241,8 @@ class Pipeline:
 
     def _settings(self, options: dict[str, Any]) -> GenerationConfig:
         own = dataclasses.asdict(self.generation)
-        if options.get("num_beams", 1) > 1:  # a search, whatever is sampled without one
+        beams = options.get("num_beams")
+        if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one
             own |= {"temperature": 0.0, "top_k": None, "top_p": None}
         settings = GenerationConfig.from_dict({**own, **options})
         if settings.temperature == 0:

@@ -45,7 +45,7 @@ class GenerationConfig(StrictConfig):
             if self.temperature not in (0.0, 1.0):
                 problems.append(
                     f"num_beams={self.num_beams} searches what is likeliest and samples nothing; "
-                    f"set temperature=0, not {self.temperature}"
+                    f"set temperature=0, not {self.temperature}, or num_beams=1"
                 )
             problems += [
                 f"num_beams={self.num_beams} samples nothing; leave {name} out"

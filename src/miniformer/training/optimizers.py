@@ -31,10 +31,11 @@ def own_lr(name: str, *, begins_anew: bool = True) -> float:
     Raises:
         UserError: it has none of its own.
     """
-    lr = inspect.signature(registry.get("optimizer", name)).parameters["lr"].default
-    if lr is inspect.Parameter.empty:
+    own = inspect.signature(registry.get("optimizer", name)).parameters.get("lr")
+    if own is None or own.default is own.empty:
         raise UserError(f"optimizer={name} has no learning rate of its own; set lr")
-    return float(lr) if begins_anew else float(lr) / 10
+    lr = float(own.default)
+    return lr if begins_anew else lr / 10
 
 
 def adamw(
