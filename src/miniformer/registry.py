@@ -63,6 +63,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "classification": "miniformer.tasks.classification:Classification",
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
+        "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",
         "encoding": "miniformer.tasks.encoding:Encoding",
     },
     "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimiser

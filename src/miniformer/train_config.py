@@ -29,9 +29,9 @@ class TrainConfig(StrictConfig):
             either packed as .gz or .zst; a pattern such as 'data/*.jsonl'; or a list of these.
         val_path: data to validate on, of the same kind; null: no validation.
         test_path: data to test the best model on at the end; null: no test.
-        task: what to learn, and from which records: language_modeling {"text"}, classification
-            {"input", "label"}, regression {"input", "value"}, seq2seq {"source", "target"}; an
-            input is a string, two strings, or a list of vectors.
+        task: what to learn, and from which records: language_modeling {"text"}, masked_lm
+            {"text"}, classification {"input", "label"}, regression {"input", "value"}, seq2seq
+            {"source", "target"}; an input is a string, two strings, or a list of vectors.
         task_config: options of the task, such as {"label_smoothing": 0.1}.
         model: encoder: the Transformer class (causal for language modelling); seq2seq: the
             Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
@@ -39,6 +39,9 @@ class TrainConfig(StrictConfig):
             such as causal, output_dim and vocab_size, can be left out.
         init_from: model directory that the run begins with, such as one from `miniformer import`:
             its shape, tokenizer and weights; null: weights are random.
+        warm_start: settings of a run before this one, in which the model learns to guess hidden
+            tokens of the training texts (task masked_lm), such as {"max_epochs": 40}; for
+            classification and regression of texts; null: there is none.
         tokenizer: bpe (byte-level), unigram, wordpiece, byte or char, trained on train_path; or the
             path of a tokenizer.json, of a Hugging Face directory or of a model directory.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
@@ -49,7 +52,7 @@ class TrainConfig(StrictConfig):
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
             max_seq_len.
         lr: learning rate at its highest; null: 0.005 for muon, 0.001 for adamw, 0.002 for
-            schedulefree, and a tenth of it for a model of init_from.
+            schedulefree, and a tenth of it after init_from or a warm start.
         find_lr: try rates on the training data first, and train with the one that they suggest.
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
@@ -114,6 +117,7 @@ class TrainConfig(StrictConfig):
     model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     init_from: str | None = None
+    warm_start: dict[str, Any] | None = None
     tokenizer: str = "bpe"
     source_tokenizer: str | None = None
     batch_size: int = option(16, low=1)
@@ -211,6 +215,16 @@ class TrainConfig(StrictConfig):
             problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
         if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
             problems.append("tokenizer has no effect with init_from, which has one; leave it out")
+        if self.warm_start is not None and self.init_from is not None:
+            problems.append(
+                "warm_start and init_from both say what to begin with; leave one of them out"
+            )
+        if self.warm_start is not None and self.find_lr:
+            problems.append("find_lr tries rates before the warm start; set lr, or leave one out")
+        if self.warm_start is not None and self.streaming:
+            problems.append(
+                "warm_start reads the data once more, and streaming only once; leave one out"
+            )
         if self.strategy is not None and self.world_size == 1:
             problems.append(
                 f"strategy={self.strategy} is for several devices; set devices or num_nodes, "

@@ -391,7 +391,7 @@ def test_generate_is_the_uncached_loop_for_prompts_of_any_lengths(row):
 
 @stacked
 def test_a_sequence_as_one_vector(row):
-    for pooling in ("mean", "first", "last"):
+    for pooling in ("mean", "max", "first", "last", "mean+max+first"):
         model = build(row, pooling=pooling)
         inputs = ids_of(model)
         types = inputs % model.config.token_types if model.config.token_types else None

@@ -18,6 +18,7 @@ from miniformer import TrainConfig, cli
 from miniformer.checkpoint.directory import save_directory
 from miniformer.config import GenerationConfig, UserError
 from miniformer.training.checkpoints import latest, read_about, read_tensors, write_checkpoint
+from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.resuming import going_on
 from miniformer.training.run import train
 from miniformer.training.verify import digest
@@ -237,6 +238,29 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
     assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_ctrl_c_while_a_step_is_learnt_loses_no_step(data, tmp_path, monkeypatch, accumulated):
+    """The step under way ends before the run does, and its weights are kept as those after it."""
+    plain = {"val_path": None, "val_interval": None, "average_checkpoints": None,
+             "accumulate_grad_batches": accumulated}  # fmt: skip
+    train(config(data, tmp_path, experiment_name="whole", **plain))
+    learn, seen = MiniFormerLitModule.training_step, []
+
+    def stop(module, *args):
+        seen.append(None)
+        if len(seen) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return learn(module, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MiniFormerLitModule, "training_step", stop)
+        stopped = train(config(data, tmp_path, **plain))
+    assert stopped.figures["step"] == read_about(latest(tmp_path / "run"))["step"]
+    assert len(seen) == stopped.figures["step"] * accumulated == 20
+    train(TrainConfig(resume=str(tmp_path / "run")))
+    assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
+
+
 def test_ctrl_c_in_a_validation_has_it_made_up_for(data, whole, tmp_path):
     class Stop(L.Callback):
         def on_validation_batch_start(self, trainer, *args):
@@ -306,3 +330,75 @@ def test_verify_resume_proves_it_and_finds_what_is_forgotten(data, capsys, monke
              "--model_config", json.dumps(MODEL), "--steps", "6", "--kills", "1"]  # fmt: skip
     assert cli.main(["verify-resume", *flags]) == 0
     assert "exact: 6 losses and all weights are the same bits; 1 kills" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    words = VERSE.split()
+    for name in ("train", "val"):
+        rows = [{"input": " ".join(words[i % 9 :][:6]), "label": i % 2} for i in range(24)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def warm_config(labelled, work_dir, **changes):
+    return config(labelled, work_dir, **{
+        "task": "classification", "accumulate_grad_batches": 1, "max_steps": 12, "seq_len": 32,
+        "warm_start": {"max_steps": 12, "checkpoint_interval": 3}, **changes,
+    })  # fmt: skip
+
+
+def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
+    class Look(L.Callback):
+        def on_train_start(self, trainer, module):
+            self.weights = {k: v.clone() for k, v in module.model.state_dict().items()}
+
+    look = Look()
+    result = train(warm_config(labelled, tmp_path), callbacks=[look])
+    warm = miniformer.load(tmp_path / "run" / "warm_start" / "best")
+    assert warm.task.name == "masked_lm"
+    assert warm.model.config.output_dim is None
+    for name, tensor in warm.model.state_dict().items():
+        assert torch.equal(look.weights[name], tensor), name
+    assert set(look.weights) - set(warm.model.state_dict()) == {"head.weight", "head.bias"}
+    assert result.folder == tmp_path / "run"
+    assert "val_accuracy" in result.figures
+    settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
+    assert settings.lr == 1e-2
+    assert (tmp_path / "run" / "warm_start" / "report.html").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("step", [2, 8])  # before the warm start's first state, and after it
+def test_a_warm_start_that_is_killed_goes_on(labelled, tmp_path, monkeypatch, number, step):
+    train(warm_config(labelled, tmp_path, experiment_name="whole"))
+    learn, seen = MiniFormerLitModule.training_step, []
+
+    def stop(module, *args):
+        seen.append(None)
+        if len(seen) == step:
+            os.kill(os.getpid(), number)
+        return learn(module, *args)
+
+    def work():
+        monkeypatch.setattr(MiniFormerLitModule, "training_step", stop)
+        stopped = train(warm_config(labelled, tmp_path))
+        assert stopped.interrupted == number
+        assert stopped.folder == tmp_path / "run"
+
+    assert in_child(work) == (-number if number == signal.SIGKILL else 0)
+    assert not (tmp_path / "run" / "last").exists()
+    done = train(TrainConfig(resume=str(tmp_path / "run")))
+    assert done.figures["step"] <= 12
+    for each in ("warm_start/last", "warm_start/best", "last", "best"):
+        assert weights(tmp_path / "run" / each) == weights(tmp_path / "whole" / each), each
+
+
+def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tmp_path):
+    for changes in ({}, {"model": "seq2seq"}):
+        with pytest.raises(UserError, match="warm_start is for classification and regression"):
+            train(config(data, tmp_path, warm_start={}, **changes))
+    with pytest.raises(UserError, match=r"warm_start: .*unknown field 'max_step' \(did you"):
+        train(warm_config(labelled, tmp_path, warm_start={"max_step": 3}))
+    assert not list(tmp_path.iterdir())

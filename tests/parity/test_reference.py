@@ -675,7 +675,7 @@ def test_logits_under_rotary_scaling(kind):
         close(actual, wanted, slice(None))
 
 
-@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "mean+max"])
 def test_pooled_outputs(pooling):
     case = dataclasses.replace(CASES["llama"], model="LlamaForSequenceClassification")
     case.config = case.config | {"num_labels": 3}
@@ -688,6 +688,13 @@ def test_pooled_outputs(pooling):
         x = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
         wanted = {
             "mean": [model.score(x[row, real[row]].mean(dim=0)) for row in range(2)],
+            "max": [model.score(x[row, real[row]].max(dim=0).values) for row in range(2)],
+            "mean+max": [
+                model.score(
+                    (x[row, real[row]].mean(dim=0) + x[row, real[row]].max(dim=0).values) / 2
+                )
+                for row in range(2)
+            ],
             "first": model.score(x[:, 0]),
             "last": own,
         }[pooling]

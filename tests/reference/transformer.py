@@ -31,13 +31,15 @@ def logits(weights, settings, inputs, segments, token_types=None):
 
 
 def pooled(weights, settings, inputs, segments, token_types=None):
-    """The head's outputs [outputs] on one vector for the row: its real tokens' mean, first or
-    last."""
+    """The head's outputs [outputs] on one vector for the row: its real tokens' mean, largest,
+    first or last, or the mean of several of these."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = features(weights, settings, inputs, segments, token_types)
     real = x[[t for t, segment in enumerate(segments) if segment != 0]]
-    ways = {"mean": real.mean(dim=0), "first": real[0], "last": real[-1]}
-    return head(weights, settings, ways[settings["pooling"]])
+    largest = torch.stack([column.max() for column in real.T])
+    ways = {"mean": real.mean(dim=0), "max": largest, "first": real[0], "last": real[-1]}
+    chosen = [ways[each] for each in settings["pooling"].split("+")]
+    return head(weights, settings, sum(chosen) / len(chosen))
 
 
 def seq2seq_logits(weights, settings, source, source_segments, target, target_segments):

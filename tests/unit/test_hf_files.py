@@ -214,7 +214,11 @@ def test_the_links_of_a_hubs_cache_lead_to_its_blobs(llama, tmp_path):
         ("config.json", "[]", "config.json: must hold an object, not a list"),
         ("tokenizer.json", "{}", "tokenizer.json: not a tokenizer.json"),
         ("generation_config.json", '{"max_new_tokens": -1}', "max_new_tokens must be at least 1"),
-        ("1_Pooling/config.json", '{"pooling_mode_max_tokens": true}', "max_tokens is not supp"),
+        (
+            "1_Pooling/config.json",
+            '{"pooling_mode_weightedmean_tokens": true}',
+            "mean_tokens is not supp",
+        ),
     ],
 )
 def test_files_beside_it(llama, name, text, words):

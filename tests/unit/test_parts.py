@@ -205,7 +205,7 @@ def test_layers_that_share_their_weights_are_not_saved(tmp_path):
 
 
 def test_a_sequence_of_no_tokens_has_no_vector():
-    for pooling in ("mean", "first", "last"):
+    for pooling in ("mean", "max", "first", "last", "mean+first"):
         with pytest.raises(ValueError, match="sequences of length 0 have no vector"):
             tiny_model(pooling=pooling).embed(torch.zeros(2, 0).long())
 

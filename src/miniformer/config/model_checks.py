@@ -11,6 +11,7 @@ from miniformer.config.strict import LARGEST, number_problems
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
+POOLINGS = ("mean", "max", "first", "last")
 # type of rotary scaling -> its settings, and what those left out are
 SCALINGS: dict[str, dict[str, float | None]] = {
     "linear": {"factor": None},
@@ -188,6 +189,12 @@ def _layers(config: TransformerConfig) -> list[str]:
         found.append(
             f"relative_max_distance={config.relative_max_distance} must be above {near}, half of "
             "relative_buckets, where near distances end"
+        )
+    parts = config.pooling.split("+")
+    if set(parts) - set(POOLINGS) or len(set(parts)) < len(parts):
+        found.append(
+            f"pooling must be one of {', '.join(POOLINGS)}, or several joined by +, not "
+            f"{config.pooling!r}"
         )
     pattern = config.window_pattern
     if pattern is not None and (not pattern or set(pattern) - set("LG")):

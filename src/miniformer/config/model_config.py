@@ -84,7 +84,8 @@ class TransformerConfig(StrictConfig):
         logit_scale: factor on what the vocabulary head reads (T5: d_model ** -0.5); null: 1.
         input_dim: null: inputs are token ids; else they are float vectors of this width.
         output_dim: null: logits over the vocabulary; else a head of this width at each position.
-        pooling: how a sequence becomes one vector: mean, first or last of its real positions.
+        pooling: how a sequence becomes one vector: mean, max, first or last of its real positions,
+            or the mean of several of these, such as mean+max.
         n_decoder_layers: layers of a Seq2SeqTransformer's decoder; null: n_layers.
     """
 
@@ -136,7 +137,7 @@ class TransformerConfig(StrictConfig):
     logit_scale: float | None = option(None, above=0.0)
     input_dim: int | None = option(None, low=1)
     output_dim: int | None = option(None, low=1)
-    pooling: str = option("mean", choices=("mean", "first", "last"))
+    pooling: str = "mean"
     n_decoder_layers: int | None = option(None, low=1)
 
     def cross_check(self) -> list[str]:

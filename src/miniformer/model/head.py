@@ -88,23 +88,35 @@ def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
         features: [B, T, D].
         attention_mask: bool [B, T], True = a real position; None: all are. A row without any gives
             zeros, or the vector of its first position.
-        how: mean, first or last of the real positions.
+        how: mean, max (of each element), first or last of the real positions; or the mean of
+            several of these, such as mean+max.
 
     Raises:
         ValueError: the sequences have no positions at all.
     """
     if not features.shape[1]:
         raise ValueError("sequences of length 0 have no vector; leave them out")
-    # A sum in half precision may overflow, and counts in it are rounded.
-    wide = torch.promote_types(features.dtype, torch.float32)
+    vectors = [_pool(features, attention_mask, each) for each in how.split("+")]
+    return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(0)
+
+
+def _pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
     if attention_mask is None:
         if how == "mean":
-            return features.mean(1, dtype=wide).to(features.dtype)
-        return features[:, 0 if how == "first" else -1]
+            return features.mean(1, dtype=_wide(features)).to(features.dtype)
+        return features.amax(1) if how == "max" else features[:, 0 if how == "first" else -1]
+    real = attention_mask[..., None]
     if how == "mean":
-        real = attention_mask[..., None]
-        total = (features * real).sum(1, dtype=wide)
+        total = (features * real).sum(1, dtype=_wide(features))
         return (total / real.sum(1).clamp_min(1)).to(features.dtype)
+    if how == "max":
+        highest = features.masked_fill(~real, -torch.inf).amax(1)
+        return highest.masked_fill(~attention_mask.any(1)[:, None], 0.0)
     order = attention_mask.int()
     column = order.argmax(1) if how == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
     return features[torch.arange(len(features), device=features.device), column]
+
+
+def _wide(features: Tensor) -> torch.dtype:
+    """For sums: one in half precision may overflow, and counts in it are rounded."""
+    return torch.promote_types(features.dtype, torch.float32)

@@ -36,7 +36,7 @@ class Classification(InputTask):
         label_smoothing: share of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        input_kind, input_dim: see `InputTask`.
+        input_kind, input_dim, bpe_dropout: see `InputTask`.
     """
 
     name: ClassVar[str] = "classification"

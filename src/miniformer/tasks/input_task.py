@@ -14,9 +14,10 @@ from torch import Tensor
 from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data import fields
 from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch, LengthBuckets, pad
+from miniformer.data.buckets import Batch, Collate, LengthBuckets, pad
 from miniformer.data.fields import Schema
 from miniformer.data.records import Record, Records
+from miniformer.data.subwords import Merges, with_bpe_dropout
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.task import Task
@@ -32,6 +33,8 @@ class InputTask(Task):
     Args:
         input_kind: what an input is: text, pair (two texts) or features (vectors); null: as in the
             training data.
+        bpe_dropout: chance of undoing each merge of a token, others with each pass of training
+            (see `miniformer.data.subwords`); needs a bpe tokenizer.
         input_dim: numbers in a feature vector; null: as in the training data.
     """
 
@@ -39,6 +42,7 @@ class InputTask(Task):
 
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
+    bpe_dropout: float = option(0.0, low=0.0, high=0.99)
 
     @property
     def schema(self) -> Schema:
@@ -57,8 +61,8 @@ class InputTask(Task):
             raise UserError("input_kind is not known yet; give it, or call fit(records)")
         return self.input_kind
 
-    def outputs(self) -> int:
-        """Outputs of the model."""
+    def outputs(self) -> int | None:
+        """Outputs of the model; None: one for each token of the vocabulary."""
         raise NotImplementedError
 
     def reads_text(self) -> bool:
@@ -85,6 +89,10 @@ class InputTask(Task):
                     f"model_config: {name} must be {'null' if wanted is None else wanted} for this "
                     f"data, not {getattr(config, name)}; leave it out"
                 )
+        if self.bpe_dropout and tokenizer is None:
+            raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
+        if self.bpe_dropout and tokenizer is not None:
+            Merges(tokenizer)  # refuses what is no bpe
         if self.kind() == "pair" and config.token_types is not None and config.token_types < 2:
             raise UserError("model_config: token_types must be 2 or null for pairs of texts, not 1")
         super().check(config, tokenizer)
@@ -99,7 +107,20 @@ class InputTask(Task):
         training: bool,
     ) -> Cutter:
         return LengthBuckets(
-            collate_inputs, length=("inputs",), batch_size=batch_size, batch_tokens=batch_tokens
+            self.varied(collate_inputs, tokenizer, seq_len),
+            length=("inputs",),
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+        )
+
+    def varied(self, collate: Collate, tokenizer: Tokenizer | None, seq_len: int) -> Collate:
+        """A `collate` with the task's `bpe_dropout`."""
+        if tokenizer is None or not self.bpe_dropout:
+            return collate
+        beside = ("token_types",) if self.kind() == "pair" else ()
+        merges = {"inputs": Merges(tokenizer)}
+        return with_bpe_dropout(
+            collate, self.bpe_dropout, merges=merges, beside=beside, limit=seq_len
         )
 
     def example(self) -> str:

@@ -28,7 +28,7 @@ from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import generate_targets
 from miniformer.tasks.language_modeling import LanguageModeling, refuse_set
-from miniformer.tasks.seq2seq import seq2seq_loss
+from miniformer.tasks.pairs import seq2seq_loss
 from miniformer.tasks.task import Task
 from miniformer.tasks.tokens import as_ids
 

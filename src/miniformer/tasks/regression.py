@@ -34,7 +34,7 @@ class Regression(InputTask):
     Args:
         mean: what is taken off a value before it is learnt; null: the training data's mean.
         spread: by what it is then divided; null: the training data's standard deviation.
-        input_kind, input_dim: see `InputTask`.
+        input_kind, input_dim, bpe_dropout: see `InputTask`.
     """
 
     name: ClassVar[str] = "regression"

@@ -19,14 +19,16 @@ from torch import Tensor
 from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
 from miniformer.data import fields
 from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch, LengthBuckets, pad
+from miniformer.data.buckets import Batch, LengthBuckets
 from miniformer.data.fields import Schema
 from miniformer.data.packing import IGNORED
 from miniformer.data.records import Record, Records
+from miniformer.data.subwords import Merges, with_bpe_dropout
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import generate_targets
-from miniformer.tasks.task import Measured, Task, token_loss
+from miniformer.tasks.pairs import collate_pairs, seq2seq_loss
+from miniformer.tasks.task import Measured, Task
 from miniformer.tasks.tokens import as_ids
 
 _AT_ONCE = 32  # sources written to at once by `predict`
@@ -42,6 +44,8 @@ class Seq2Seq(Task):
             are cut, and counted.
         start_id: the token that a decoder begins with; null: the tokenizer's boundary.
         label_smoothing: share of each label that is spread over the vocabulary, in training.
+        bpe_dropout: chance of undoing each merge of a token, in sources and targets, others with
+            each pass of training (see `miniformer.data.subwords`); needs bpe tokenizers.
         generated: examples of each validation, chosen by chance, to which targets are written, for
             exact match, BLEU and chrF; a test writes to all. 0: none, in a test either.
         num_beams, length_penalty: see `GenerationConfig`; of a test and of the trained model. To
@@ -59,6 +63,7 @@ class Seq2Seq(Task):
     max_target_len: int | None = option(None, low=2)
     start_id: int | None = option(None, low=0)
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
+    bpe_dropout: float = option(0.0, low=0.0, high=0.99)
     generated: int = option(500, low=0)
     num_beams: int = option(1, low=1)
     length_penalty: float = 1.0
@@ -106,6 +111,11 @@ class Seq2Seq(Task):
             for ids in tokenizer.encode_batch(texts)
         ]
 
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        super().check(config, tokenizer)
+        if self.bpe_dropout and tokenizer is not None:
+            Merges(tokenizer), Merges(tokenizer.of_sources)  # refuse what is no bpe
+
     def start(self, tokenizer: Tokenizer) -> int:
         """The decoder's first input."""
         return tokenizer.boundary_id if self.start_id is None else self.start_id
@@ -122,12 +132,16 @@ class Seq2Seq(Task):
         assert tokenizer is not None
         start_id, end_id = self.start(tokenizer), tokenizer.boundary_id
 
+        merges = {}
+        if self.bpe_dropout and training:
+            merges = {"source": Merges(tokenizer.of_sources), "labels": Merges(tokenizer)}
+
         def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
             ends = None if training else end_id
             return collate_pairs(examples, start_id=start_id, end_id=ends)
 
         return LengthBuckets(
-            collate,
+            with_bpe_dropout(collate, self.bpe_dropout, merges=merges, limit=seq_len),
             length=("source", "labels"),
             batch_size=batch_size,
             batch_tokens=batch_tokens,
@@ -265,39 +279,3 @@ class Seq2Seq(Task):
 
 def _has_sacrebleu() -> bool:
     return importlib.util.find_spec("sacrebleu") is not None
-
-
-def collate_pairs(examples: list[Example], *, start_id: int, end_id: int | None = None) -> Batch:
-    """A batch: `source`, `target`, `labels`, int64 [B, S or T], maybe `source_mask`.
-
-    With `end_id`, which ends a target, also that and the targets' texts, to write and compare.
-    """
-    source, mask = pad([example["source"] for example in examples])
-    labels = [example["labels"].astype(np.int64) for example in examples]
-    targets = [np.concatenate(([start_id], row[:-1])) for row in labels]
-    batch: Batch = {
-        "source": source,
-        "target": pad(targets)[0],
-        "labels": pad(labels, IGNORED)[0],
-    }
-    if mask is not None:
-        batch["source_mask"] = mask
-    if end_id is not None:
-        batch["end_id"] = end_id
-        batch["references"] = [example["reference"].tobytes().decode() for example in examples]
-    return batch
-
-
-def seq2seq_loss(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats of a decoder's labels, and how many it sums over.
-
-    Args:
-        model: a Seq2SeqTransformer.
-        batch: `source`, int [B, S], maybe its mask, `source_mask`, bool; `target` and `labels`, int
-            [B, T]; where a label is -100 nothing is predicted. Padding of targets is on the right,
-            where no real token sees it, so that they need no mask.
-        label_smoothing: see `token_loss`.
-    """
-    memory = model.encode(batch["source"], batch.get("source_mask"))
-    features = model.features(batch["target"], memory)  # [B, T, D]
-    return token_loss(model, features, batch["labels"], label_smoothing)

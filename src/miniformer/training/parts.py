@@ -109,12 +109,34 @@ class Parts:
     def callbacks(self) -> list[L.Callback]:
         """In the order in which they have their say.
 
-        The best model is kept while averages are in use; the state is written last.
+        The best model is kept while averages are in use; the state after a step is noted before
+        an interruption ends the run with it.
         """
         return [
             StopAtBudget(self.budget), self.validate, self.watch, self.samples, self.progress,
-            self.keep, self.averaging, self.interrupt, self.states,
+            self.keep, self.averaging, self.states, self.interrupt,
         ]  # fmt: skip
+
+
+def make_module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
+    """What Lightning trains."""
+    config = run.config
+    return MiniFormerLitModule(
+        run.model,
+        task=run.task,
+        tokenizer=run.tokenizer,
+        optimizer=config.optimizer,
+        optimizer_config=config.optimizer_config,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_lr_decay=config.layer_lr_decay,
+        scheduler=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        warmup_share=config.warmup_share,
+        gradient_clip_val=config.gradient_clip_val,
+        accumulate_grad_batches=config.accumulate_grad_batches,
+        budget=budget,
+    )
 
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:

@@ -81,7 +81,8 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     if resumed is None:
         config = begin_with(config, kind)
     if config.lr is None:
-        lr = own_lr(config.optimizer, begins_anew=config.init_from is None)
+        anew = config.init_from is None and config.warm_start is None
+        lr = own_lr(config.optimizer, begins_anew=anew)
         config = dataclasses.replace(config, lr=lr)
     task = _task(config, kind)
     metric = _metric(config, task)

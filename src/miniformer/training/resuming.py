@@ -14,9 +14,10 @@ from miniformer.training.checkpoints import latest
 SETTINGS = "train_config.json"
 # What weights, optimiser states and places in the data are of.
 _FIXED = (
-    "task", "task_config", "model", "model_config", "init_from", "tokenizer", "source_tokenizer",
-    "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed", "ema_decay",
-    "average_checkpoints", "memory", "find_batch_size", "find_lr", "work_dir", "experiment_name",
+    "task", "task_config", "model", "model_config", "init_from", "warm_start", "tokenizer",
+    "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed",
+    "ema_decay", "average_checkpoints", "memory", "find_batch_size", "find_lr", "work_dir",
+    "experiment_name",
 )  # fmt: skip
 
 
@@ -47,7 +48,9 @@ def going_on(run: Path, changes: dict[str, Any]) -> TrainConfig:
 
 
 def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
-    """A run's settings, and the state that it begins with; None: it begins anew.
+    """A run's settings, and the state that it begins with.
+
+    None: it begins anew, or its warm start has not come to its end.
 
     Raises:
         UserError: `resume` names no run, or one without a state.
@@ -60,7 +63,7 @@ def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
         changes.pop("resume")
         config = going_on(run, changes)
     state = latest(run)
-    if state is None:
+    if state is None and config.warm_start is None:
         raise UserError(
             f"resume: {run} has no state to go on from (checkpoints/step-...); begin a new run"
         )

@@ -18,6 +18,7 @@ from miniformer.config.units import format_bytes
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
+from miniformer.training.beginning import take_weights
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import figures_of
 from miniformer.training.choosing import fit_to_machine
@@ -36,11 +37,12 @@ from miniformer.training.launch import (
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.outputs import Outputs
-from miniformer.training.parts import Parts, make_trainer, quiet_lightning
+from miniformer.training.parts import Parts, make_module, make_trainer, quiet_lightning
 from miniformer.training.preparation import Prepared, device_type, new_folder, prepare
 from miniformer.training.progress import make_console
 from miniformer.training.resuming import settings_of
 from miniformer.training.run_state import KeepState
+from miniformer.training.warming import warm_settings, where_it_was_left
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -113,10 +115,23 @@ def _worker(settings: dict[str, Any], path: str) -> None:
 
 
 def _train(
-    config: TrainConfig, console: Console, callbacks: Sequence[L.Callback], state: Path | None
+    config: TrainConfig,
+    console: Console,
+    callbacks: Sequence[L.Callback],
+    state: Path | None,
+    whole: Path | None = None,
 ) -> RunResult:
+    """See `train`.
+
+    Args:
+        config: the run.
+        console: where to tell of it.
+        callbacks: more of Lightning's.
+        state: that it goes on from.
+        whole: the folder of the run that this one is the warm start of.
+    """
     L.seed_everything(config.seed, verbose=False)
-    resumed = None if state is None else Path(str(config.resume))
+    resumed = None if config.resume is None else Path(config.resume)
     run = prepare(config, console, resumed=resumed)
     if state is None:
         run = fit_to_machine(run, console)
@@ -124,7 +139,10 @@ def _train(
     budget = Budget(
         max_steps=config.max_steps, max_epochs=config.epochs, max_seconds=config.max_seconds
     )
-    module = _module(run, budget)
+    module = make_module(run, budget)
+    warm = None
+    if config.warm_start is not None and state is None:
+        warm = warm_settings(run)
     name = config.experiment_name or config.task
     folder = resumed or from_first(lambda: new_folder(Path(config.work_dir), name))
     console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
@@ -132,6 +150,10 @@ def _train(
     outputs.begin()
     if run.lr_search is not None and outputs.writes:
         run.lr_search.draw(folder / "lr.png", unit=run.task.unit)
+    if warm is not None:
+        begun = _warm_start(run, warm, folder, console)
+        if begun.interrupted is not None:
+            return dataclasses.replace(begun, folder=folder)
     if config.compile:
         console.print(compile_layers(run, config.max_steps))
     parts = Parts.of(run, module, outputs, budget, console, start=state)
@@ -152,8 +174,20 @@ def _train(
     if tests and outputs.writes:
         outputs.describe("test", module.measured)
     outputs.complete(which, figures)
-    _tell(run, parts, outputs, console, figures, done=int(last["step"]))
+    _tell(run, parts, outputs, console, figures, done=int(last["step"]), whole=whole)
     return RunResult(folder, folder / which, run.task, figures, parts.interrupt.signal)
+
+
+def _warm_start(run: Prepared, settings: TrainConfig, folder: Path, console: Console) -> RunResult:
+    """Trains the model on its texts first, or goes on with that; returns what it left."""
+    config, state = from_first(lambda: where_it_was_left(settings, folder))
+    console.print("warm start: hidden tokens of the texts")
+    result = _train(config, console, (), state, whole=folder)
+    if result.interrupted is None:
+        new = take_weights(run.model, result.model, run.kind)
+        console.print(f"warm start done; new: {', '.join(new)}")
+    L.seed_everything(run.config.seed, verbose=False)  # as after a resumption
+    return result
 
 
 def _fit(
@@ -219,6 +253,7 @@ def _tell(
     console: Console,
     figures: dict[str, float],
     done: int,
+    whole: Path | None,
 ) -> None:
     """Writes the report and says how to go on."""
     facts, notes = parts.watch.facts(), []
@@ -232,27 +267,7 @@ def _tell(
     report = outputs.report(*rows, figures, facts=facts, notes=notes)
     console.print(f"report: {report}")
     if parts.interrupt.signal is not None and parts.states.written is not None:
-        console.print(f"go on from step {done} with: --resume {outputs.folder}")
-
-
-def _module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
-    config = run.config
-    return MiniFormerLitModule(
-        run.model,
-        task=run.task,
-        tokenizer=run.tokenizer,
-        optimizer=config.optimizer,
-        optimizer_config=config.optimizer_config,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        layer_lr_decay=config.layer_lr_decay,
-        scheduler=config.scheduler,
-        warmup_steps=config.warmup_steps,
-        warmup_share=config.warmup_share,
-        gradient_clip_val=config.gradient_clip_val,
-        accumulate_grad_batches=config.accumulate_grad_batches,
-        budget=budget,
-    )
+        console.print(f"go on from step {done} with: --resume {whole or outputs.folder}")
 
 
 def _broken(error: NotFiniteError, run: Prepared, states: KeepState) -> str:

@@ -168,7 +168,7 @@ def _pooling(directory: Directory, bare: bool) -> Config:
     said = directory.json("1_Pooling/config.json") if bare else None
     if said is None:
         return {}
-    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
+    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last", "max_tokens": "max"}
     chosen = [name for name, value in said.items() if name.startswith("pooling_mode_") and value]
     found = [ways.get(name.removeprefix("pooling_mode_")) for name in chosen]
     if len(found) != 1 or found[0] is None:

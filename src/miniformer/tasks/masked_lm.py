@@ -1,0 +1,272 @@
+"""Masked language modelling: guess hidden tokens of a text from those on both sides (BERT).
+
+text      | B a b c d e
+inputs    | B a M c x e      M: the mask; x: any token
+labels    | . . b . d .      what is guessed; some of the guessed tokens stay as they are
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
+from miniformer.data.batches import Cutter
+from miniformer.data.buckets import Batch, LengthBuckets
+from miniformer.data.fields import Schema
+from miniformer.data.packing import IGNORED
+from miniformer.data.records import Record
+from miniformer.data.table import Example
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.input_task import InputTask, collate_inputs
+from miniformer.tasks.task import Measured, mean, token_loss
+from miniformer.tasks.tokens import as_ids, encode_inputs, input_check
+
+GAP = "[MASK]"  # what stands for a hidden token in a user's text
+_HIDDEN, _ANY = 0.8, 0.1  # shares of the guessed tokens; the rest stay (Devlin et al. 2019)
+_SHOWN = 5  # guesses at each gap
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(InputTask):
+    """The task of `{"text": ...}` records and plain text, or of other tasks' `{"input": ...}`.
+
+    Args:
+        field: what of a record is read: text, in pieces where it is longer than a window; or input,
+            a text or a pair of texts.
+        mask_share: share of the tokens that is guessed, others with each pass.
+        input_kind, input_dim, bpe_dropout: see `InputTask`.
+    """
+
+    name: ClassVar[str] = "masked_lm"
+    unit: ClassVar[str] = "nats/token"
+    larger_is_better: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
+
+    field: str = option("text", choices=("text", "input"))
+    mask_share: float = option(0.15, above=0.0, high=0.9)
+
+    @property
+    def schema(self) -> Schema:
+        kind = "text" if self.field == "text" else self.input_kind
+        return {self.field: input_check(kind, self.input_dim)}
+
+    def fit(self, records: Any) -> MaskedLM:
+        if self.field == "text":
+            return dataclasses.replace(self, input_kind="text")
+        fitted = super().fit(records)
+        if fitted.input_kind == "features":
+            raise UserError(f"{records.name}: task=masked_lm reads texts, and these are vectors")
+        return fitted
+
+    def texts(self, record: Record) -> Iterator[str]:
+        yield from super().texts({"input": record[self.field]})
+
+    def outputs(self) -> None:
+        return None
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        if config.causal:
+            raise UserError(
+                "model_config: causal must be false for masked_lm, which reads both sides; for a "
+                "causal model use task=language_modeling"
+            )
+        assert tokenizer is not None
+        mask_id(tokenizer)
+        super().check(config, tokenizer)
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`inputs` as classification has them (see `encode_inputs`), or pieces of a text."""
+        assert tokenizer is not None
+        if self.field == "input":
+            examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+        else:
+            examples = [
+                {"inputs": piece}
+                for record, ids in zip(
+                    records,
+                    tokenizer.encode_batch([record["text"] for record in records]),
+                    strict=True,
+                )
+                for piece in _pieces(ids, record, tokenizer, seq_len)
+            ]
+        special = _special(tokenizer)
+        return [each for each in examples if not np.isin(each["inputs"], special).all()]
+
+    def cutter(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Cutter:
+        assert tokenizer is not None
+        hide = partial(
+            collate_masked,
+            mask_share=self.mask_share,
+            mask=mask_id(tokenizer),
+            special=_special(tokenizer),
+            vocab_size=tokenizer.vocab_size,
+        )
+        return LengthBuckets(
+            self.varied(hide, tokenizer, seq_len),
+            length=("inputs",),
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+        )
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats of the tokens to guess, and how many there are."""
+        return token_loss(model, self._features(model, batch), batch["labels"])
+
+    def measure(self, model: Any, batch: Batch) -> Measured:
+        features = self._features(model, batch)
+        loss, count = token_loss(model, features, batch["labels"])
+        kept = batch["labels"] != IGNORED
+        right = (model.logits(features[kept]).argmax(-1) == batch["labels"][kept]).sum()
+        return {"loss": loss, "count": count, "right": right}
+
+    def figures(
+        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """Loss in nats a guessed token, its exponential, and the share guessed right."""
+        loss = mean(measured, "loss", "count")
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "accuracy": mean(measured, "right", "count"),
+        }
+
+    def example(self) -> str:
+        return f'print(m.predict(["... {GAP} ..."]))'
+
+    def command(self, directory: str) -> str:
+        return f'predict {directory} "your text with a {GAP}"'
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+    ) -> list[Any]:
+        """For each text its gaps filled, `text`, and the best guesses at each, `gaps`.
+
+        Each gap is guessed on its own: one token, given the others as gaps.
+        """
+        assert tokenizer is not None
+        device = next(model.parameters()).device
+        answers = []
+        for number, text in enumerate(inputs):
+            if not isinstance(text, str) or GAP not in text:
+                raise UserError(f"input {number} must be a text with a {GAP}, not {text!r}")
+            frame, ids = tokenizer.of_inputs, []
+            for part in tokenizer.encode_batch(text.split(GAP)):
+                ids += [mask_id(tokenizer), *part]
+            row = np.array([*frame.before, *ids[1:], *frame.after])
+            if len(row) > model.config.max_seq_len:
+                raise UserError(
+                    f"input {number} is {len(row)} tokens long; the model reads at most "
+                    f"{model.config.max_seq_len}; shorten it"
+                )
+            gaps = np.flatnonzero(row == mask_id(tokenizer))
+            features = model.features(torch.from_numpy(row)[None].to(device))
+            shares = model.logits(features[0, gaps]).float().softmax(-1).cpu()  # [gaps, V]
+            scores, best = shares.topk(min(_SHOWN, shares.shape[1]))
+            guesses = [
+                [{"token": tokenizer.decode([i]), "score": s} for i, s in zip(*each, strict=True)]
+                for each in zip(best.tolist(), scores.tolist(), strict=True)
+            ]
+            row[gaps] = best[:, 0].numpy()
+            filled = row[len(frame.before) : len(row) - len(frame.after)]
+            answers.append({"text": tokenizer.decode(filled.tolist()), "gaps": guesses})
+        return answers
+
+    def _features(self, model: Any, batch: Batch) -> Tensor:
+        types = batch.get("token_types") if model.config.token_types is not None else None
+        out: Tensor = model.features(
+            batch["inputs"], batch.get("attention_mask"), token_types=types
+        )
+        return out
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    """The token that hides another: the tokenizer's own, or the one for padding, else unused.
+
+    Raises:
+        UserError: it has neither.
+    """
+    names = ("[MASK]", "<mask>", "<|mask|>", "<|pad|>", "[PAD]", "<pad>")
+    for name in names:
+        found = tokenizer.backend.token_to_id(name)
+        if found is not None:
+            return int(found)
+    raise UserError(
+        f"the tokenizer has no token to hide others with: none of {', '.join(names)}; train one "
+        "with tokenizer=bpe, or add a token to its file"
+    )
+
+
+def collate_masked(
+    examples: list[Example],
+    random: np.random.Generator | None,
+    *,
+    mask_share: float,
+    mask: int,
+    special: np.ndarray,
+    vocab_size: int,
+) -> Batch:
+    """A batch of `collate_inputs` with tokens hidden, and `labels`, int64 [B, T].
+
+    Args:
+        examples: with `inputs`.
+        random: decides what is hidden; None: always the same.
+        mask_share: share of each row's tokens to guess, one at least.
+        mask: the token that hides.
+        special: tokens that are never guessed.
+        vocab_size: of the tokens that may stand in for one.
+    """
+    random = np.random.default_rng(0) if random is None else random
+    batch = collate_inputs(examples)
+    inputs = batch["inputs"].numpy()  # [B, T]
+    open_ = ~np.isin(inputs, special)
+    if "attention_mask" in batch:
+        open_ &= batch["attention_mask"].numpy()
+    wanted = np.maximum(1, np.rint(mask_share * open_.sum(1)))  # of each row
+    order = np.where(open_, random.random(inputs.shape), np.inf).argsort(1).argsort(1)
+    guessed = open_ & (order < wanted[:, None])
+    batch["labels"] = torch.from_numpy(np.where(guessed, inputs, IGNORED))
+    way = random.random(inputs.shape)
+    anything = random.integers(vocab_size, size=inputs.shape)
+    hidden = np.where(way < _HIDDEN, mask, np.where(way < _HIDDEN + _ANY, anything, inputs))
+    batch["inputs"] = torch.from_numpy(np.where(guessed, hidden, inputs))
+    return batch
+
+
+def _special(tokenizer: Tokenizer) -> np.ndarray:
+    """Tokens that are not of the text."""
+    frame = tokenizer.of_inputs
+    around = [*frame.before, *frame.between, *frame.after]
+    return np.unique([tokenizer.boundary_id, mask_id(tokenizer), *around])
+
+
+def _pieces(
+    ids: list[int], record: Record, tokenizer: Tokenizer, seq_len: int
+) -> Iterator[np.ndarray]:
+    """A text as windows of at most `seq_len` tokens, as equal as can be."""
+    frame = tokenizer.of_inputs
+    begin = [] if record.get("continues") else frame.before
+    whole = as_ids([*begin, *ids, *frame.after], tokenizer)
+    yield from np.array_split(whole, max(1, -(-len(whole) // seq_len)))

@@ -1,0 +1,80 @@
+"""A warm start: a model first learns to guess hidden tokens of its own texts, then its task.
+
+It is a run of its own (`task=masked_lm`) in the folder `warm_start` within the run's, and can be
+left and taken up again as any other; the run then begins with its weights, all but the head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from miniformer.config import ConfigError, UserError
+from miniformer.train_config import TrainConfig
+from miniformer.training.checkpoints import latest
+from miniformer.training.preparation import Prepared
+
+FOLDER = "warm_start"
+# What both have in common: the data, how it is laid out, and the machine.
+_SHARED = (
+    "train_path", "val_path", "batch_size", "batch_tokens", "seq_len", "activation_checkpointing",
+    "precision", "compile", "accelerator", "devices", "num_nodes", "strategy", "num_workers",
+    "seed", "deterministic", "logger",
+)  # fmt: skip
+# What the task's model has, and one that guesses tokens has not.
+_OF_OUTPUTS = ("output_dim", "output_bias")
+
+
+def warm_settings(run: Prepared) -> TrainConfig:
+    """The settings of the run that comes first, all but its folder and tokenizer.
+
+    Args:
+        run: what comes after it.
+
+    Raises:
+        UserError: the run's task reads no text as a whole, or `warm_start` holds a bad setting.
+    """
+    config, task = run.config, run.task
+    kind = getattr(task, "input_kind", None)
+    if kind not in ("text", "pair"):
+        found = "vectors" if kind == "features" else f"task={config.task}"
+        raise UserError(
+            f"warm_start is for classification and regression of texts, not for {found}; "
+            "leave it out"
+        )
+    given = dict(config.warm_start or {})
+    defaults = {field.name: field.default for field in dataclasses.fields(type(run.model_config))}
+    shape = {
+        name: value
+        for name, value in run.model_config.to_dict().items()
+        if value != defaults[name] and name not in _OF_OUTPUTS
+    }
+    settings = {
+        **{name: getattr(config, name) for name in _SHARED},
+        **given,
+        "task": "masked_lm",
+        "task_config": {"field": "input", **given.get("task_config", {})},
+        "model_config": {**shape, **given.get("model_config", {})},
+        "experiment_name": FOLDER,
+    }
+    try:
+        return TrainConfig.from_dict(settings)
+    except ConfigError as error:
+        raise UserError(f"warm_start: {error}") from None
+
+
+def where_it_was_left(config: TrainConfig, whole: Path) -> tuple[TrainConfig, Path | None]:
+    """A warm start as it has to go on, and its state; None: from its beginning.
+
+    Args:
+        config: its settings.
+        whole: the folder of the run that it is a part of, where its tokenizer is.
+    """
+    folder = whole / FOLDER
+    state = latest(folder)
+    if state is not None:
+        saved = TrainConfig.from_file(folder / "train_config.json")
+        return dataclasses.replace(saved, resume=str(folder)), state
+    shutil.rmtree(folder, ignore_errors=True)  # killed before there was anything to keep
+    return dataclasses.replace(config, work_dir=str(whole), tokenizer=str(whole)), None

@@ -1,0 +1,169 @@
+"""Masked language modelling: what is hidden, what is guessed, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.packing import IGNORED
+from miniformer.data.records import records_of
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.masked_lm import MaskedLM, collate_masked, mask_id
+from tests.kit import tiny_model
+
+BYTES = Tokenizer.train("byte", [])
+B, M = BYTES.boundary_id, mask_id(BYTES)
+SPECIAL = np.array([B, M])
+
+
+def hidden(rows, seed=0, share=0.15):
+    random = None if seed is None else np.random.default_rng(seed)
+    examples = [{"inputs": np.array(row)} for row in rows]
+    return collate_masked(
+        examples, random, mask_share=share, mask=M, special=SPECIAL, vocab_size=BYTES.vocab_size
+    )
+
+
+@given(
+    st.lists(st.lists(st.integers(2, 257), min_size=1, max_size=30), min_size=1, max_size=6),
+    st.none() | st.integers(0, 9),
+    st.sampled_from([0.1, 0.5, 0.9]),
+)
+def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
+    batch = hidden([[B, *text] for text in texts], seed, share)
+    for row, text in enumerate(texts):
+        labels, inputs = batch["labels"][row].tolist(), batch["inputs"][row].tolist()
+        guessed = [place for place, label in enumerate(labels) if label != IGNORED]
+        assert len(guessed) == max(1, round(share * len(text)))
+        assert 0 not in guessed  # the boundary
+        assert max(guessed) <= len(text)  # nor padding
+        whole = [B, *text]
+        assert all(labels[place] == whole[place] for place in guessed)
+        kept = [place for place in range(len(whole)) if place not in guessed]
+        assert all(inputs[place] == whole[place] for place in kept)
+
+
+def test_eight_of_ten_guessed_tokens_are_hidden_one_is_another_and_one_stays():
+    text = [B] + [7] * 4000
+    batch = hidden([text] * 5, share=0.5)
+    inputs = batch["inputs"][batch["labels"] != IGNORED]
+    assert len(inputs) == 10_000
+    assert (inputs == M).float().mean() == pytest.approx(0.8, abs=0.015)
+    assert (inputs == 7).float().mean() == pytest.approx(0.1, abs=0.015)
+    others = inputs[(inputs != M) & (inputs != 7)]
+    assert len(others.unique()) > 200  # any token of the vocabulary
+
+
+def test_a_validation_hides_the_same_and_each_pass_of_training_others():
+    records = [{"text": "abcdefghij" * 3}]
+    options = {"task": MaskedLM().fit(None), "tokenizer": BYTES, "batch_size": 4, "seq_len": 64}
+    data = MiniFormerDataModule(records, val_path=records, **options)
+    first, again = (next(iter(data.val_dataloader()))["inputs"] for _ in range(2))
+    assert torch.equal(first, again)
+    batches = data.train_dataloader()
+    one, two = (next(iter(batches))["inputs"] for _ in range(2))
+    assert not torch.equal(one, two)
+
+
+@given(st.lists(st.text("abc", max_size=40), min_size=1, max_size=4), st.integers(2, 20))
+def test_a_long_text_is_read_in_pieces_and_no_token_of_it_is_lost(texts, seq_len):
+    task = MaskedLM().fit(None)
+    examples = task.encode([{"text": text} for text in texts], BYTES, seq_len)
+    assert all(len(example["inputs"]) <= seq_len for example in examples)
+    ids = [i for example in examples for i in example["inputs"].tolist()]
+    assert BYTES.decode(ids) == "".join(texts)
+    assert not any((example["inputs"] == B).all() for example in examples)  # nothing to guess
+
+
+def test_inputs_are_laid_out_as_for_classification():
+    records = [{"input": ["ab", "cd"], "label": 1}]
+    task = MaskedLM(field="input").fit(records_of(records, MaskedLM(field="input").schema))
+    (example,) = task.encode(records, BYTES, 16)
+    assert BYTES.decode(example["inputs"].tolist()) == "abcd"
+    assert example["token_types"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert list(task.texts(records[0])) == ["ab", "cd"]
+    assert task.model_config({}, BYTES)["token_types"] == 2
+
+
+def trained(texts, steps=150):
+    """A model that has learnt to guess tokens of some texts."""
+    task = MaskedLM(mask_share=0.3).fit(None)
+    data = MiniFormerDataModule(
+        [{"text": text} for text in texts], task=task, tokenizer=BYTES, batch_size=16, seq_len=16
+    )
+    model = tiny_model(
+        vocab_size=BYTES.vocab_size, causal=False, max_seq_len=16, d_model=32
+    ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batches = data.train_dataloader()
+    done = 0
+    while done < steps:
+        for batch in batches:
+            loss, count = task.loss(model, batch)
+            optimizer.zero_grad()
+            (loss / count).backward()
+            optimizer.step()
+            done += 1
+    return task, model.eval()
+
+
+def test_gaps_are_filled_from_both_sides():
+    texts = ["a1x", "b2x", "a3y", "b4y"] * 8  # the middle follows from both ends, not from one
+    task, model = trained(texts)
+    answers = task.predict(model, BYTES, ["a[MASK]x", "b[MASK]x", "a[MASK]y", "[MASK]4y"], None)
+    assert [each["text"] for each in answers] == ["a1x", "b2x", "a3y", "b4y"]
+    assert [len(each["gaps"]) for each in answers] == [1] * 4
+    best = answers[0]["gaps"][0]
+    assert [best[0]["token"], len(best)] == ["1", 5]
+    assert best[0]["score"] > 0.5 > best[1]["score"]
+    both = task.predict(model, BYTES, ["[MASK]2[MASK]"], GenerationConfig())[0]
+    assert [len(both["text"]), both["text"][1]] == [3, "2"]  # what is not hidden stays
+    assert len(both["gaps"]) == 2
+
+
+def test_figures_count_what_is_guessed():
+    task = MaskedLM(mask_share=0.3).fit(None)
+    model = tiny_model(vocab_size=BYTES.vocab_size, causal=False)
+    batches = [hidden([[B, 5, 6, 7, 8], [B, 9]], seed) for seed in range(3)]
+    with torch.no_grad():
+        found = task.figures([task.measure(model, batch) for batch in batches], BYTES)
+    losses, right = [], []
+    for batch in batches:
+        logits = model(batch["inputs"], batch["attention_mask"]).detach().double()
+        for row, place in (batch["labels"] != IGNORED).nonzero().tolist():
+            label = int(batch["labels"][row, place])
+            losses.append(-float(logits[row, place].log_softmax(-1)[label]))
+            right.append(int(logits[row, place].argmax()) == label)
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert found["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_what_cannot_be_is_refused():
+    task = MaskedLM().fit(None)
+    config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, causal=True)
+    with pytest.raises(UserError, match="causal must be false for masked_lm"):
+        task.check(config, BYTES)
+    config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=3)
+    with pytest.raises(UserError, match="output_dim must be null for this data, not 3"):
+        task.check(config, BYTES)
+    of_inputs = MaskedLM(field="input")
+    vectors = records_of([{"input": [[1.0]]}], of_inputs.schema)
+    with pytest.raises(UserError, match="masked_lm reads texts, and these are vectors"):
+        of_inputs.fit(vectors)
+    model = tiny_model(vocab_size=258, causal=False, max_seq_len=8)
+    with pytest.raises(UserError, match=r"input 1 must be a text with a \[MASK\], not 'b'"):
+        task.predict(model, BYTES, ["[MASK]", "b"], None)
+    with pytest.raises(UserError, match="input 0 is 11 tokens long; the model reads at most 8"):
+        task.predict(model, BYTES, ["a[MASK]" + "b" * 8], None)
+
+
+def test_a_tokenizer_without_a_mask_is_refused():
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<eos>": 1, "?": 2}, "?"))
+    with pytest.raises(UserError, match="has no token to hide others with"):
+        mask_id(Tokenizer(backend))

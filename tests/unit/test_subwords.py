@@ -1,0 +1,133 @@
+"""BPE-dropout: merges undone by chance spell the same text."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniformer.config import UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.packing import IGNORED
+from miniformer.data.subwords import Merges
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.masked_lm import MaskedLM
+from miniformer.tasks.regression import Regression
+from miniformer.tasks.seq2seq import Seq2Seq
+from tests.kit import VERSE
+
+BPE = Tokenizer.train("bpe", [VERSE] * 3, 400)
+MERGES = Merges(BPE)
+LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
+
+
+@given(st.text(max_size=60), st.integers(0, 99), st.sampled_from([0.0, 0.1, 0.5, 0.99]))
+def test_undone_merges_spell_the_same_text(text, seed, share):
+    ids = np.array(BPE.encode(text), dtype=np.uint16)
+    found, places = MERGES.undone(ids, share, np.random.default_rng(seed))
+    assert BPE.decode(found.tolist()) == text
+    assert found.dtype == ids.dtype
+    assert len(found) == len(places)
+    for place, token in enumerate(ids.tolist()):  # each token by itself
+        assert BPE.decode(found[places == place].tolist()) == BPE.decode([token])
+    if share == 0:
+        assert found.tolist() == ids.tolist()
+
+
+def test_each_merge_is_undone_with_the_chance_that_was_asked():
+    ids = np.full(20_000, LONGEST)
+    _, places = MERGES.undone(ids, 0.25, np.random.default_rng(0))
+    counts = np.bincount(places)
+    assert (counts > 1).mean() == pytest.approx(0.25, abs=0.01)
+    # The pieces of an undone merge are undone with the same chance, by and by.
+    first, second = MERGES.first[LONGEST], MERGES.second[LONGEST]
+    merged = 2 - (MERGES.first[[first, second]] < 0).sum()
+    more = (counts[counts > 1] > 2).mean()
+    assert more == pytest.approx(1 - 0.75**merged, abs=0.02)
+
+
+def served(task, records, *, training, tokenizer=BPE, **options):
+    options = {"seq_len": 64, "batch_size": 8, **options}
+    data = MiniFormerDataModule(
+        records, val_path=records, task=task, tokenizer=tokenizer, **options
+    )
+    return list(data.train_dataloader() if training else data.val_dataloader())
+
+
+def rows(batch, name, mask):
+    kept = batch[name] != IGNORED if mask is None else batch.get(mask, batch[name] >= 0)
+    return [row[real].tolist() for row, real in zip(batch[name], kept, strict=True)]
+
+
+TEXTS = [{"input": line, "label": n % 2} for n, line in enumerate(VERSE.split(",")[:4])]
+
+
+def test_training_sees_other_splits_with_each_seed_and_validation_only_the_usual_one():
+    task = Classification(bpe_dropout=0.3)
+    usual = {line["input"]: BPE.encode(line["input"]) for line in TEXTS}
+    seen = []
+    for seed in (0, 0, 1):
+        (batch,) = served(task, TEXTS, training=True, seed=seed)
+        found = [row[1:] for row in rows(batch, "inputs", "attention_mask")]
+        assert sorted(map(BPE.decode, found)) == sorted(usual)
+        seen.append({BPE.decode(row): row for row in found})
+    assert seen[0] == seen[1] != seen[2]
+    assert seen[0] != usual
+    for batch in served(task, TEXTS, training=False):
+        for row in rows(batch, "inputs", "attention_mask"):
+            assert row[1:] == usual[BPE.decode(row)]
+
+
+def test_token_types_stay_with_their_tokens():
+    pairs = [{"input": ["when shall we three", "meet again"], "value": n} for n in range(3)]
+    task = Regression(bpe_dropout=0.5)
+    (batch,) = served(task, pairs, training=True)
+    for ids, types in zip(
+        rows(batch, "inputs", "attention_mask"),
+        rows(batch, "token_types", "attention_mask"),
+        strict=True,
+    ):
+        first = [i for i, kind in zip(ids, types, strict=True) if not kind]
+        second = [i for i, kind in zip(ids, types, strict=True) if kind]
+        assert [BPE.decode(first), BPE.decode(second)] == pairs[0]["input"]
+        assert len(ids) > len(BPE.encode("when shall we three") + BPE.encode("meet again")) + 2
+
+
+def test_sources_and_targets_are_undone_and_what_would_not_fit_stays_whole():
+    texts = {"source": VERSE[:40], "target": VERSE[40:90]}
+    task = Seq2Seq(bpe_dropout=0.9)
+    (batch,) = served(task, [texts] * 6, training=True)
+    usual = {name: [*BPE.encode(text), BPE.boundary_id] for name, text in texts.items()}
+    for name, mask, text in (("source", "source_mask", "source"), ("labels", None, "target")):
+        for row in rows(batch, name, mask):
+            assert BPE.decode(row) == texts[text]
+            assert row[-1] == BPE.boundary_id
+            assert len(row) > len(usual[text])
+    (batch,) = served(task, [texts] * 6, training=True, seq_len=len(usual["target"]))
+    assert rows(batch, "labels", None) == [usual["target"]] * 6
+
+
+def test_hidden_tokens_are_chosen_after_merges_are_undone():
+    task = MaskedLM(bpe_dropout=0.9).fit(None)
+    (batch,) = served(task, [{"text": VERSE[:60]}] * 4, training=True)
+    assert batch["labels"].shape == batch["inputs"].shape
+    assert batch["inputs"].shape[1] > len(BPE.encode(VERSE[:60])) + 1
+
+
+def test_it_needs_merges():
+    config = Classification(classes=[0, 1], input_kind="text", bpe_dropout=0.1)
+    for kind, words in (("unigram", "this one is Unigram"), ("byte", "without merges")):
+        tokenizer = Tokenizer.train(kind, [VERSE] * 3, 300)
+        with pytest.raises(UserError, match=rf"bpe_dropout undoes merges .*{words}"):
+            config.check(shape(output_dim=2, vocab_size=tokenizer.vocab_size), tokenizer)
+    with pytest.raises(UserError, match="Unigram"):
+        Seq2Seq(bpe_dropout=0.1).check(shape(), Tokenizer.train("unigram", [VERSE] * 3, 300))
+    vectors = Classification(classes=[0, 1], input_kind="features", input_dim=2, bpe_dropout=0.1)
+    with pytest.raises(UserError, match="bpe_dropout is for texts, and inputs are vectors"):
+        vectors.check(shape(output_dim=2, input_dim=2), None)
+
+
+def shape(**changes):
+    from miniformer.config import TransformerConfig
+
+    return TransformerConfig(**{"vocab_size": 400, "d_model": 16, "n_heads": 2, **changes})
