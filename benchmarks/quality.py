@@ -1,11 +1,12 @@
 """What a recipe gives: its figure over seeds, on the test split, with time and size.
 
-    python benchmarks/quality.py RECIPE DATA [--seeds 3] [--defaults] [--save]
+    python benchmarks/quality.py RECIPE DATA [--seeds 3] [--defaults | --change JSON] [--save]
 
 RECIPE is the name of a file in recipes/; DATA is a folder with train, val and test files (.jsonl or
 .txt; without a test file the figure is of val). Each run is a process of its own. `--defaults`
-leaves the recipe's settings out: only paths and task are said. `--save` adds the result to
-results/quality.json and writes docs/recipes.md from it.
+leaves the recipe's settings out: only paths and task are said. `--change JSON` changes some of
+them, such as {"task_config": {"r_drop": 0}}, to see on val what they are worth; nothing is tested.
+`--save` adds the result to results/quality.json and writes docs/recipes.md from it.
 
     python benchmarks/quality.py --page    only writes the page
 """
@@ -70,6 +71,16 @@ whole run. This page is written by `python benchmarks/quality.py`, from
 """
 
 
+WORTH = """
+## What a setting is worth
+
+The figure on val, of the recipe as it is and with one change (null takes a setting out).
+
+| recipe | figure, val | change | recipe | changed |
+|---|---|---|---|---|
+"""
+
+
 def word_perplexity(bits_per_byte, path):
     """Perplexity for each word and end of line, as WikiText is measured."""
     text = path.read_text(encoding="utf-8")
@@ -77,15 +88,25 @@ def word_perplexity(bits_per_byte, path):
     return math.exp(bits_per_byte * math.log(2) * len(text.encode()) / words)
 
 
-def settings_of(recipe, data, *, seed, defaults):
-    """Settings of a run: the recipe's, or only its task, and the paths."""
+def settings_of(recipe, data, *, seed, defaults, change):
+    """Settings of a run: the recipe's, changed, or only its task; and the paths."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
     if defaults:
         settings = {"task": settings["task"]}
-    for name in ("train", "val", "test"):
+    settings = merged(settings, change)
+    for name in ("train", "val") if change else ("train", "val", "test"):
         found = [path for end in ("jsonl", "txt") if (path := data / f"{name}.{end}").exists()]
         settings |= {f"{name}_path": str(path) for path in found}
     return {**settings, "seed": seed, "logger": "none", "experiment_name": "run"}
+
+
+def merged(settings, change):
+    """Settings with a change, whose objects are merged; null takes a setting out."""
+    out = dict(settings)
+    for name, value in change.items():
+        both = isinstance(value, dict) and isinstance(out.get(name), dict)
+        out[name] = merged(out[name], value) if both else value
+    return {name: value for name, value in out.items() if value is not None}
 
 
 def run(settings):
@@ -98,14 +119,15 @@ def run(settings):
         return result.figures, config.num_params(seq2seq=kind.startswith("Seq2Seq"))
 
 
-def measure(recipe, data, seeds, defaults):
+def measure(recipe, data, seeds, *, defaults=False, change=None):
     """The entry of a recipe in results/quality.json."""
-    split = "test" if any(data.glob("test.*")) else "val"
+    change = change or {}
+    split = "test" if any(data.glob("test.*")) and not change else "val"
     metric = FIGURES[recipe][0]
     runs = []
     context = multiprocessing.get_context("spawn")
     for seed in range(seeds):
-        settings = settings_of(recipe, data, seed=seed, defaults=defaults)
+        settings = settings_of(recipe, data, seed=seed, defaults=defaults, change=change)
         began = time.perf_counter()
         with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
             figures, parameters = pool.submit(run, settings).result()
@@ -122,6 +144,7 @@ def measure(recipe, data, seeds, defaults):
     return {
         "recipe": recipe,
         "defaults": defaults,
+        "change": change,
         "split": split,
         "metric": metric,
         "mean": round(statistics.mean(found), 4),
@@ -135,7 +158,7 @@ def measure(recipe, data, seeds, defaults):
 
 def page(entries):
     """The page of docs: the last entry of each recipe, with and without its settings."""
-    last = {(each["recipe"], each["defaults"]): each for each in entries}
+    last = {(each["recipe"], each["defaults"]): each for each in entries if not each["change"]}
     rows = []
     for recipe, (metric, compared) in FIGURES.items():
         tuned, plain = last.get((recipe, False)), last.get((recipe, True))
@@ -151,7 +174,31 @@ def page(entries):
             f"{tuned['parameters'] / 1e6:.2f}",
         ]
         rows.append(f"| {' | '.join(cells)} |")
-    return HEAD + "\n".join(rows) + "\n"
+    return HEAD + "\n".join(rows) + "\n" + worth(entries, last)
+
+
+def worth(entries, recipes):
+    """What single settings are worth: a table of the changes, beside the recipes unchanged."""
+    changed = {
+        (each["recipe"], json.dumps(each["change"])): each for each in entries if each["change"]
+    }
+    rows = []
+    for (recipe, change), entry in changed.items():
+        whole = recipes.get((recipe, False))
+        if whole is not None:
+            metric = FIGURES[recipe][0]
+            pair = [figure(on_val(each, metric)) for each in (whole, entry)]
+            rows.append(
+                f"| {recipe} | {metric.replace('_', ' ')} | `{change}` | {' | '.join(pair)} |"
+            )
+    return WORTH + "\n".join(rows) + "\n" if rows else ""
+
+
+def on_val(entry, metric):
+    """Mean and spread of an entry's figure on val."""
+    found = [run[f"val_{metric}"] for run in entry["runs"]]
+    spread = statistics.stdev(found) if len(found) > 1 else None
+    return {"mean": statistics.mean(found), "spread": spread}
 
 
 def figure(entry):
@@ -169,6 +216,9 @@ def main():
     parser.add_argument("data", nargs="?", type=Path, help="folder with train, val and test files")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--defaults", action="store_true", help="only paths and task are said")
+    parser.add_argument(
+        "--change", type=json.loads, metavar="JSON", help="of the recipe's settings"
+    )
     parser.add_argument("--save", action="store_true", help="add to results/quality.json")
     parser.add_argument("--page", action="store_true", help="only write docs/recipes.md")
     given = parser.parse_args()
@@ -176,7 +226,17 @@ def main():
     if not given.page:
         if given.data is None:
             parser.error("name a recipe and a folder of data")
-        entries.append(measure(given.recipe, given.data, given.seeds, given.defaults))
+        if given.defaults and given.change:
+            parser.error("--change is of the recipe's settings; leave --defaults out")
+        entries.append(
+            measure(
+                given.recipe,
+                given.data,
+                given.seeds,
+                defaults=given.defaults,
+                change=given.change,
+            )
+        )
         print(json.dumps({name: entries[-1][name] for name in ("recipe", "mean", "spread")}))
     if given.save:
         RESULTS.write_text(json.dumps(entries, indent=2) + "\n")

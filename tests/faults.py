@@ -447,7 +447,7 @@ FAULTS = [
         "tests/unit/test_tasks.py -k no_label",
     ),
     Fault(
-        "a decoder sees its own label", "tasks/seq2seq.py",
+        "a decoder sees its own label", "tasks/pairs.py",
         "np.concatenate(([start_id], row[:-1]))", "row",
         "tests/unit/test_tasks.py -k random_tokens",
     ),
@@ -457,7 +457,7 @@ FAULTS = [
         "tests/unit/test_tasks.py -k gradients",
     ),
     Fault(
-        "padding of sources is read", "tasks/seq2seq.py",
+        "padding of sources is read", "tasks/pairs.py",
         'batch["source_mask"] = mask', "pass",
         "tests/unit/test_tasks.py -k gradients",
     ),
@@ -949,7 +949,7 @@ FAULTS = [
     ),
     Fault(
         "what was trained before begins with the rate of random weights", "training/preparation.py",
-        "begins_anew=config.init_from is None", "begins_anew=True",
+        "begins_anew=anew", "begins_anew=True",
         "tests/e2e/test_beginning.py -k learns_on",
     ),
     Fault(
@@ -1013,6 +1013,77 @@ FAULTS = [
         "self.generated - served, GenerationConfig())",
         "self.generated - served, GenerationConfig(num_beams=self.num_beams))",
         "tests/unit/test_tasks.py -k 'what_a_validation_writes'",
+    ),
+    Fault(
+        "Ctrl-C ends a run before its last step is noted", "training/parts.py",
+        "self.keep, self.averaging, self.states, self.interrupt,",
+        "self.keep, self.averaging, self.interrupt, self.states,",
+        "tests/e2e/test_resume.py -k while_a_step_is_learnt",
+    ),
+    Fault(
+        "the vocabulary is made anew for each text", "data/tokenizer.py",
+        "@cached_property\n    def vocab_size", "@property\n    def vocab_size",
+        "tests/unit/test_tokenizer.py -k asked_once",
+    ),
+    Fault(
+        "a guessed token is always hidden", "tasks/masked_lm.py",
+        "np.where(way < _HIDDEN, mask, ", "np.where(way < 1, mask, ",
+        "tests/unit/test_masked_lm.py -k eight_of_ten",
+    ),
+    Fault(
+        "the boundary is guessed", "tasks/masked_lm.py",
+        "open_ = ~np.isin(inputs, special)", "open_ = inputs >= 0",
+        "tests/unit/test_masked_lm.py -k a_share_of_each_text",
+    ),
+    Fault(
+        "only the first piece of a long text is read", "tasks/masked_lm.py",
+        "yield from np.array_split(whole, max(1, -(-len(whole) // seq_len)))",
+        "yield whole[:seq_len]",
+        "tests/unit/test_masked_lm.py -k read_in_pieces",
+    ),
+    Fault(
+        "a run does not begin with its warm start", "training/run.py",
+        "new = take_weights(run.model, result.model, run.kind)", 'new = ["head"]',
+        "tests/e2e/test_resume.py -k begins_with_its_warm_start",
+    ),
+    Fault(
+        "a warm start begins anew each time", "training/warming.py",
+        "    if state is not None:\n", "    if state is not None and False:\n",
+        "tests/e2e/test_resume.py -k 'warm_start_that_is_killed'",
+    ),
+    Fault(
+        "after a warm start chance goes on where it was", "training/run.py",
+        "L.seed_everything(run.config.seed, verbose=False)  # as after", "pass  # as after",
+        "tests/e2e/test_resume.py -k 'warm_start_that_is_killed'",
+    ),
+    Fault(
+        "an undone merge leaves its token", "data/subwords.py",
+        "self.first[split], self.second[split]", "split, self.second[split]",
+        "tests/unit/test_subwords.py -k spell",
+    ),
+    Fault(
+        "merges within an undone merge stay", "data/subwords.py",
+        "places.repeat(counts), chosen.repeat(counts)",
+        "places.repeat(counts), np.zeros(counts.sum(), dtype=bool)",
+        "tests/unit/test_subwords.py -k chance_that_was_asked",
+    ),
+    Fault(
+        "merges are undone in validation", "data/subwords.py",
+        "    if random is None:\n        return collate(examples, random)\n",
+        "    random = random or np.random.default_rng(0)\n",
+        "tests/unit/test_subwords.py -k other_splits",
+    ),
+    Fault(
+        "token types do not move with their tokens", "data/subwords.py",
+        "example[other][places] for other in beside",
+        "np.resize(example[other], len(ids)) for other in beside",
+        "tests/unit/test_subwords.py -k token_types",
+    ),
+    Fault(
+        "the largest of a row is that of its padding, too", "model/head.py",
+        "highest = features.masked_fill(~real, -torch.inf).amax(1)",
+        "highest = (features * real).amax(1)",
+        BATTERY + " -k a_sequence_as_one_vector",
     ),
 ]  # fmt: skip
 

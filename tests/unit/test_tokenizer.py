@@ -250,6 +250,26 @@ def test_the_vocabulary_reaches_to_the_largest_id():
     assert Tokenizer(backend).vocab_size == 901
 
 
+def test_a_backend_is_asked_once_for_all_its_tokens():
+    """It makes a dict of them, which takes longer than to encode a text."""
+
+    class Counting:
+        def __init__(self, backend):
+            self.backend, self.asked = backend, 0
+
+        def __getattr__(self, name):
+            return getattr(self.backend, name)
+
+        def get_vocab(self):
+            self.asked += 1
+            return self.backend.get_vocab()
+
+    tokenizer = Tokenizer.train("byte", [])
+    tokenizer.backend = Counting(tokenizer.backend)
+    encode_inputs([{"input": "ab"}] * 100, "text", tokenizer, 16)
+    assert tokenizer.backend.asked == 1
+
+
 def test_the_command_learns_from_the_fields_that_it_is_told(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"source": "abc", "target": "xyz"}\n')

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,9 +157,10 @@ class Tokenizer:
         before = self._template.before if self._template else []
         return before[0] if len(before) == 1 else self.boundary_id
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id, special tokens included."""
+        # Kept: asked for with each text, and the backend makes a dict of all tokens to tell.
         return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str) -> list[int]:
