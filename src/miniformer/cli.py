@@ -85,8 +85,19 @@ def _generate(values: dict[str, Any]) -> int:
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
-    for prompt, text in zip(prompts, load(directory).generate(prompts, **options), strict=True):
-        print(prompt + text)
+    pipeline = load(directory)
+    settings = {**pipeline.generation.to_dict(), **options}
+    if len(prompts) == settings["num_beams"] == settings["num_return_sequences"] == 1:
+        pieces = pipeline.stream(prompts[0], **options)
+        first = next(pieces, "")  # mistakes are told before anything is printed
+        print(prompts[0] + first, end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    for prompt, texts in zip(prompts, pipeline.generate(prompts, **options), strict=True):
+        for text in [texts] if isinstance(texts, str) else texts:
+            print(prompt + text)
     return 0
 
 

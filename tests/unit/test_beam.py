@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig
 from miniformer.generation.beam import Search, beam_search
+from miniformer.generation.decoding import Begun
 from tests.kit import tiny_model
 
 END = 0
@@ -28,11 +29,14 @@ def sharp(**changes):
 def found_by(model, options, prompts=(PROMPT,)):
     """Of each prompt, its hypotheses without what ends them, and their scores."""
     with torch.inference_mode():
-        beams = beam_search(model, torch.tensor(prompts), None, options, [])
+        begun = Begun(
+            model, torch.tensor(prompts), None, options.max_new_tokens, copies=options.num_beams
+        )
+        beams = beam_search(begun, options)
     return [
         [
             (row[:length].tolist(), float(score))
-            for row, length, score in zip(*rows, strict=True)
+            for row, _, length, score in zip(*rows, strict=True)
             if score > -torch.inf
         ]
         for rows in zip(*beams, strict=True)
@@ -84,7 +88,8 @@ def test_stopping_early_changes_nothing(beams, penalty, seed):
         while search.step < 9 and not (stops and search.over()):
             row = torch.arange(2 * beams) // beams  # the second row has other logits
             steps += 1
-            _, token = search.advance(logits[search.step] + (row * token.long())[:, None] * 0.3)
+            step = logits[search.step] + (row * token.long())[:, None] * 0.3
+            _, token = search.advance(step.log_softmax(-1))
         return search.ended, steps
 
     (early, steps), (whole, all_steps) = run(True), run(False)
@@ -98,7 +103,7 @@ def test_a_search_ends_once_nothing_better_can_come():
     """An end that is almost certain: one step, not fifty."""
     options = GenerationConfig(max_new_tokens=50, num_beams=1, eos_id=END)
     search = Search(1, options, torch.device("cpu"))
-    search.advance(torch.tensor([[9.0, 0.0, 0.0]]))
+    search.advance(torch.tensor([[9.0, 0.0, 0.0]]).log_softmax(-1))
     assert search.over()
 
 
@@ -150,3 +155,65 @@ def log_p(model, source, start, target):
 def test_what_does_not_go_with_a_search_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         tiny_model().generate([[1]], 3, **options)
+
+
+def diverse(model, options):
+    """Groups of beams by plain lists: each ends where it may, what earlier groups took costs."""
+    groups, width = options.beam_groups, options.num_beams // options.beam_groups
+    running = [[([], 0.0)] for _ in range(groups)]
+    ended = [[] for _ in range(groups)]
+    for step in range(1, options.max_new_tokens + 1):
+        taken = [0] * model.config.vocab_size
+        for group in range(groups):
+            candidates = []
+            for ids, score in running[group]:
+                logits = model(torch.tensor([PROMPT + ids]))[0, -1].detach()
+                log_p = logits.double().log_softmax(-1).tolist()
+                candidates += [
+                    ([*ids, token], score + p - options.diversity_penalty * taken[token])
+                    for token, p in enumerate(log_p)
+                ]
+            candidates.sort(key=lambda each: -each[1])
+            running[group] = []
+            for place, (ids, score) in enumerate(candidates[: 2 * width]):
+                if ids[-1] == options.eos_id or step == options.max_new_tokens:
+                    if place < width:
+                        ended[group].append((ids, score / len(ids) ** options.length_penalty))
+                elif len(running[group]) < width:
+                    running[group].append((ids, score))
+            for ids, _ in candidates[:width]:
+                taken[ids[-1]] += 1
+    best = [sorted(each, key=lambda e: -e[1])[:width] for each in ended]
+    return sorted((each for group in best for each in group), key=lambda each: -each[1])
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize("eos", [END, None])
+def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
+    model = sharp()
+    options = GenerationConfig(
+        max_new_tokens=5, num_beams=6, beam_groups=3, diversity_penalty=penalty, eos_id=eos
+    )
+    (found,) = found_by(model, options)
+    wanted = diverse(model, options)
+    if eos is not None:  # a step may take fewer than all, and leave nothing to end
+        wanted = wanted[: len(found)]
+    assert [score for _, score in found] == pytest.approx([s for _, s in wanted], abs=1e-4)
+    if penalty:
+        assert [ids for ids, _ in found] == [ids for ids, _ in wanted]
+    firsts = {ids[0] for ids, _ in found}
+    assert len(firsts) >= (3 if penalty == 4 and eos is None else 1)
+
+
+def test_the_length_of_gnmt():
+    """((5 + length) / 6) ** penalty, Wu et al. 2016, equation 14."""
+    model = sharp()
+    options = {"max_new_tokens": 4, "num_beams": 4**4, "eos_id": END}
+    (sums,) = found_by(model, GenerationConfig(length_penalty=0.0, **options))
+    (found,) = found_by(model, GenerationConfig(length_penalty=0.6, length_norm="gnmt", **options))
+    wanted = {tuple(ids): score / ((5 + len(ids)) / 6) ** 0.6 for ids, score in sums}
+    for ids, score in found:
+        assert score == pytest.approx(wanted[tuple(ids)], abs=1e-4)
+    assert [score for _, score in found] == sorted(wanted.values(), reverse=True)[: len(found)] or (
+        sorted(wanted.values(), reverse=True) == pytest.approx([s for _, s in found], abs=1e-4)
+    )

@@ -58,7 +58,7 @@ def test_sampling_repeats_with_its_seed():
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1], []], {}, "source 1 is empty"),
         ([[99]], {}, "token id 99 is outside the model's vocabulary, 0 to 30"),
         ([[1]], {"start_id": 31}, "token id 31 is outside"),
         ([[1]], {"eos_id": 31}, "eos_id=31 is outside"),

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-import json
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from miniformer import registry
-from miniformer.checkpoint.directory import (
-    REMEMBERED,
-    SOURCE_TOKENIZER,
-    read_remembered,
-    refuse_full,
-    save_directory,
-)
-from miniformer.config import (
-    ConfigError,
-    GenerationConfig,
-    NoEffectWarning,
-    TransformerConfig,
-    UserError,
-)
+from miniformer.checkpoint.companions import MODELS, kind_of, read_companions
+from miniformer.checkpoint.directory import read_remembered, refuse_full, save_directory
+from miniformer.config import GenerationConfig, NoEffectWarning, UserError
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import Written
 from miniformer.model.hub import local, push
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
@@ -36,11 +25,7 @@ from miniformer.model.transformer import Transformer
 from miniformer.tasks.encoding import Encoding
 from miniformer.tasks.input_task import InputTask, batches_of
 from miniformer.tasks.task import Task
-
-MODELS: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
-    "encoder": Transformer,
-    "seq2seq": Seq2SeqTransformer,
-}
+from miniformer.tasks.writing import WritingTask
 
 
 def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
@@ -56,38 +41,10 @@ def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     directory = local(directory, revision)
     architecture, config = read_config(directory)
     tokenizer, task, generation = read_companions(directory, architecture, config)
-    model = MODELS[_kind(directory, architecture)].from_pretrained(directory)
+    model = MODELS[kind_of(directory, architecture)].from_pretrained(directory)
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
     pipeline.directory, pipeline.remembered = directory, read_remembered(directory)
     return pipeline
-
-
-def read_companions(
-    directory: Path, architecture: str, config: TransformerConfig
-) -> tuple[Tokenizer | None, Task, GenerationConfig]:
-    """What stands beside the weights in a model directory.
-
-    Raises:
-        UserError: a file is missing or broken, or they do not fit each other.
-    """
-    task = _read_task(directory / "task.json", _kind(directory, architecture))
-    tokenizer = None
-    # What was imported may have come without a tokenizer: it takes token ids only.
-    bare = (directory / REMEMBERED).exists() and not (directory / "tokenizer.json").exists()
-    if task.reads_text() and not bare:
-        tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", config)
-        if config.source_vocab_size is not None:
-            path = directory / SOURCE_TOKENIZER / "tokenizer.json"
-            tokenizer.source = _read_tokenizer(path, "source_vocab_size", config)
-    return tokenizer, task, GenerationConfig.from_file(directory / "generation_config.json")
-
-
-def _kind(directory: Path, architecture: str) -> str:
-    kinds = {model.__name__: kind for kind, model in MODELS.items()}
-    if architecture not in kinds:
-        known = " or a ".join(kinds)
-        raise UserError(f"{directory}/config.json: holds a {architecture}, not a {known}")
-    return kinds[architecture]
 
 
 class Pipeline:
@@ -117,30 +74,56 @@ class Pipeline:
     def generate(self, prompt: str, **options: Any) -> str: ...
     @overload
     def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
-    def generate(self, prompt: str | list[str], **options: Any) -> str | list[str]:
+    def generate(self, prompt: str | list[str], **options: Any) -> Any:
         """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
 
         Args:
             prompt: the text or texts to continue; an empty one begins a new document.
-            **options: fields of `GenerationConfig`, over the model directory's own.
+            **options: fields of `GenerationConfig`, over the model directory's own; and
+                `processors`, functions that change logits (`miniformer.generation.processors`).
 
         Returns:
-            What comes after the prompt: a string for a string, a list for a list.
+            What comes after the prompt: a string for a string, a list for a list; with
+            `num_return_sequences` above 1 a list in place of each string.
 
         Raises:
             ValueError: an option is unknown or out of its limits, a prompt leaves no room for
                 `max_new_tokens` within `max_seq_len`, or the model writes no text.
         """
-        settings = self._settings(options)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        for text in prompts:
-            _check_text(text, "prompt")
-        if self.tokenizer is None and not self.task.reads_text():
-            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
-        tokenizer = self._needed_tokenizer()
-        assert tokenizer is not None
-        texts = self.task.answer(self.model, tokenizer, prompts, settings)
+        how = {"processors": options.pop("processors", ())}
+        task, tokenizer, settings = self._writer(prompts, options)
+        found = task.write(self.model, tokenizer, prompts, settings, **how)
+        texts: list[Any] = [text for text, _ in found]
+        copies = settings.num_return_sequences
+        if copies > 1:
+            texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
         return texts[0] if isinstance(prompt, str) else texts
+
+    def write(self, prompts: Sequence[str], **options: Any) -> list[tuple[str, Written]]:
+        """The same with token ids, their log-probabilities and scores; see `generate`.
+
+        Returns:
+            A text and a `Written` each: `num_return_sequences` of the first prompt, and so on.
+        """
+        how = {"processors": options.pop("processors", ())}
+        task, tokenizer, settings = self._writer(prompts, options)
+        return task.write(self.model, tokenizer, prompts, settings, **how)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The answer to one prompt in pieces, as they are written; see `generate`.
+
+        A piece holds whole characters. Together they are what `generate` gives.
+        """
+        how = {"processors": options.pop("processors", ())}
+        task, tokenizer, settings = self._writer([prompt], options)
+        return task.stream(self.model, tokenizer, prompt, settings, **how)
+
+    async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
+        """The same for `async for`: the model runs in a thread, others go on meanwhile."""
+        pieces = self.stream(prompt, **options)
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
 
     def predict(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
         """Answers to inputs as they stand in records: texts, pairs of texts, or feature vectors.
@@ -230,6 +213,21 @@ class Pipeline:
             self.save(Path(folder) / "model")
             return push(Path(folder) / "model", name, private=private, message=message)
 
+    def _writer(
+        self, prompts: Sequence[str], options: dict[str, Any]
+    ) -> tuple[WritingTask, Tokenizer, GenerationConfig]:
+        """What answers prompts: the task, its tokenizer, and decoding settings."""
+        settings = self._settings(options, depth=4)
+        for text in prompts:
+            _check_text(text, "prompt")
+        if self.tokenizer is None and not self.task.reads_text():
+            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
+        if not isinstance(self.task, WritingTask):
+            raise UserError(f"a model for {self.task.name} writes no text; use predict")
+        tokenizer = self._needed_tokenizer()
+        assert tokenizer is not None
+        return self.task, tokenizer, settings
+
     def _needed_tokenizer(self) -> Tokenizer | None:
         """The tokenizer; None: the task reads no text."""
         if self.tokenizer is None and self.task.reads_text():
@@ -239,17 +237,17 @@ class Pipeline:
             )
         return self.tokenizer
 
-    def _settings(self, options: dict[str, Any]) -> GenerationConfig:
+    def _settings(self, options: dict[str, Any], depth: int = 3) -> GenerationConfig:
         own = dataclasses.asdict(self.generation)
         beams = options.get("num_beams")
         if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one
-            own |= {"temperature": 0.0, "top_k": None, "top_p": None}
+            own |= {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None}
         settings = GenerationConfig.from_dict({**own, **options})
         if settings.temperature == 0:
             for name in ("top_k", "top_p", "seed"):
                 if options.get(name) is not None:
                     message = f"{name}={options[name]} has no effect with temperature=0"
-                    warnings.warn(message, NoEffectWarning, stacklevel=3)
+                    warnings.warn(message, NoEffectWarning, stacklevel=depth)
         return settings
 
 
@@ -261,35 +259,3 @@ def _check_text(text: str, name: str) -> None:
             f"{name}: character {error.start} is {text[error.start]!a}, half of a surrogate "
             f"pair and no text by itself; is the {name.split()[0]} UTF-8?"
         ) from None
-
-
-def _read_tokenizer(path: Path, name: str, config: TransformerConfig) -> Tokenizer:
-    """The tokenizer at `path`, whose ids `config` gives room as `name`."""
-    tokenizer, room = Tokenizer.from_path(path), getattr(config, name)
-    if tokenizer.vocab_size > room:
-        raise UserError(
-            f"{path}: has {tokenizer.vocab_size} ids, more than the model's {name}={room}; they "
-            "belong to different models"
-        )
-    return tokenizer
-
-
-def _read_task(path: Path, kind: str) -> Task:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        name = settings.pop("task")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a model directory needs its task") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a task description: {error!r}") from None
-    if name not in registry.names("task"):
-        raise UserError(f"{path}: {registry.unknown('task', name, registry.names('task'))}")
-    try:
-        task: Task = registry.get("task", name).from_dict(settings)
-        task = task.for_model(kind)
-        task.reads_text()
-    except ConfigError as error:
-        raise UserError(f"{path}: not a task description: {error}") from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    return task

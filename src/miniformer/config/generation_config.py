@@ -11,28 +11,67 @@ from miniformer.config.strict import StrictConfig, option
 class GenerationConfig(StrictConfig):
     """Decoding settings; saved in the model directory as its defaults.
 
+    What is chosen goes through these in their order: penalties and bans, temperature, top_k, top_p,
+    min_p. That of Hugging Face and vLLM is the same.
+
     Args:
         max_new_tokens: tokens to add to each prompt at most.
+        min_new_tokens: tokens to add before one that ends the text may come.
         temperature: logits are divided by it before sampling; 0: always the likeliest token
             (greedy).
         top_k: sample among the k likeliest tokens only.
         top_p: sample among the fewest tokens that hold at least this probability (nucleus sampling,
             Holtzman et al. 2019).
+        min_p: sample among tokens at least this many times as likely as the likeliest one (Nguyen
+            et al. 2024).
+        repetition_penalty: logits of tokens that are in prompt or text are divided by it where they
+            are above 0, else multiplied with it (CTRL, Keskar et al. 2019); 1: none.
+        frequency_penalty: taken off a token's logit for each time that it has been written.
+        presence_penalty: taken off once it has been written at all.
+        no_repeat_ngram: no run of so many tokens comes twice, in prompt and text; null: it may.
+        bad_ids: runs of token ids that are never written, such as [[17], [4, 5]].
         eos_id: token at which a sequence ends; it is not part of the text.
+        stop_ids: more of these.
+        stop: texts before which an answer ends; they need a tokenizer, so they are for a
+            `Pipeline`.
         seed: makes sampling repeatable; null: a new draw each time.
+        num_return_sequences: continuations of each prompt; of a beam search its best ones.
         num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
-        length_penalty: beam search divides a log-probability by length ** length_penalty; above 0
+        length_penalty: beam search divides a log-probability by its length to this power; above 0
             it favours longer texts.
+        length_norm: what counts as the length: tokens, or gnmt: (5 + tokens) / 6 (Wu et al. 2016).
+        beam_groups: groups that num_beams is divided into, which are to differ (diverse beam
+            search, Vijayakumar et al. 2016).
+        diversity_penalty: taken off a token's log-probability for each beam of an earlier group
+            that has chosen it at the same step.
     """
 
     max_new_tokens: int = option(50, low=1)
+    min_new_tokens: int = option(0, low=0)
     temperature: float = option(1.0, low=0.0)
     top_k: int | None = option(None, low=1)
     top_p: float | None = option(None, low=0.0, high=1.0)
+    min_p: float | None = option(None, low=0.0, high=1.0)
+    repetition_penalty: float = option(1.0, above=0.0)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    no_repeat_ngram: int | None = option(None, low=1)
+    bad_ids: list[list[int]] | None = None
     eos_id: int | None = option(None, low=0)
+    stop_ids: list[int] | None = None
+    stop: list[str] | None = None
     seed: int | None = option(None, low=0, high=2**63 - 1)
+    num_return_sequences: int = option(1, low=1)
     num_beams: int = option(1, low=1)
     length_penalty: float = 1.0
+    length_norm: str = option("tokens", choices=("tokens", "gnmt"))
+    beam_groups: int = option(1, low=1)
+    diversity_penalty: float = option(0.0, low=0.0)
+
+    @property
+    def ends(self) -> list[int]:
+        """Tokens that end a text: eos_id and stop_ids."""
+        return [*([] if self.eos_id is None else [self.eos_id]), *(self.stop_ids or [])]
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
@@ -41,15 +80,51 @@ class GenerationConfig(StrictConfig):
             problems.append(
                 "top_p must be above 0, not 0; for the likeliest token use temperature=0"
             )
-        if self.num_beams > 1:
-            if self.temperature not in (0.0, 1.0):
-                problems.append(
-                    f"num_beams={self.num_beams} searches what is likeliest and samples nothing; "
-                    f"set temperature=0, not {self.temperature}, or num_beams=1"
-                )
-            problems += [
-                f"num_beams={self.num_beams} samples nothing; leave {name} out"
-                for name in ("top_k", "top_p")
-                if getattr(self, name) is not None
-            ]
+        if self.min_new_tokens > self.max_new_tokens:
+            problems.append(
+                f"min_new_tokens={self.min_new_tokens} is above "
+                f"max_new_tokens={self.max_new_tokens}; lower it"
+            )
+        if self.bad_ids is not None and not all(self.bad_ids):
+            problems.append("bad_ids must hold runs of one token or more, such as [[17], [4, 5]]")
+        if self.stop is not None and not all(self.stop):
+            problems.append("stop must hold texts of one character or more")
+        return problems + (self._of_a_search() if self.num_beams > 1 else self._of_none())
+
+    def _of_a_search(self) -> list[str]:
+        problems = []
+        if self.temperature not in (0.0, 1.0):
+            problems.append(
+                f"num_beams={self.num_beams} searches what is likeliest and samples nothing; "
+                f"set temperature=0, not {self.temperature}, or num_beams=1"
+            )
+        problems += [
+            f"num_beams={self.num_beams} samples nothing; leave {name} out"
+            for name in ("top_k", "top_p", "min_p", "seed")
+            if getattr(self, name) is not None
+        ]
+        if self.num_return_sequences > self.num_beams:
+            problems.append(
+                f"num_return_sequences={self.num_return_sequences} are more than "
+                f"num_beams={self.num_beams} find; raise num_beams"
+            )
+        if self.num_beams % self.beam_groups:
+            problems.append(
+                f"beam_groups={self.beam_groups} does not divide num_beams={self.num_beams}"
+            )
+        if self.diversity_penalty and self.beam_groups == 1:
+            problems.append("diversity_penalty is between groups; set beam_groups to 2 or more")
+        return problems
+
+    def _of_none(self) -> list[str]:
+        problems = [
+            f"{name} is of a beam search; set num_beams to 2 or more, or leave it out"
+            for name, usual in (("beam_groups", 1), ("diversity_penalty", 0.0))
+            if getattr(self, name) != usual
+        ]
+        if self.num_return_sequences > 1 and self.temperature == 0:
+            problems.append(
+                f"num_return_sequences={self.num_return_sequences} would all be the same with "
+                "temperature=0; raise it, or set num_beams"
+            )
         return problems

@@ -23,6 +23,9 @@ from miniformer.data.tokenizer_training import BOUNDARY, PAD
 # What others call the token that ends a text.
 _USUAL = (BOUNDARY, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
 
+# Decoders whose text only grows with more tokens; bytes of a character that is not whole aside.
+_STEADY = {"ByteLevel", "Fuse", "ByteFallback", "Replace", "Metaspace", "Strip"}
+
 
 class Frame(NamedTuple):
     """The tokens around a text, or around the first and second of a pair."""
@@ -162,6 +165,13 @@ class Tokenizer:
         """One more than the largest id, special tokens included."""
         # Kept: asked for with each text, and the backend makes a dict of all tokens to tell.
         return max(self.backend.get_vocab().values()) + 1
+
+    @cached_property
+    def rewrites(self) -> bool:
+        """Whether the text of a token may change with those after it, as before a comma."""
+        decoder = json.loads(self.backend.to_str())["decoder"] or {"type": "none"}
+        parts = decoder.get("decoders", [decoder])
+        return not {part["type"] for part in parts} <= _STEADY
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without boundary tokens."""

@@ -5,77 +5,101 @@ have ended. A row's search is over once no unended hypothesis can become one of 
 so that stopping early changes nothing: log-probabilities only fall, which bounds what a hypothesis
 can still score.
 
-Letters: B rows, N beams, L new tokens at most, V vocabulary.
+In diverse search (Vijayakumar et al. 2016) a row's beams are groups, each with a search of its own;
+what earlier groups have just chosen costs a later one a penalty.
+
+Letters: B rows, G groups, N beams of each, L new tokens at most, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
+from miniformer.generation.decoding import Begun, Until
+from miniformer.generation.processors import Processor, process, processors_of
 
 
 class Beams(NamedTuple):
     """Hypotheses of each row, the best first; where there are fewer, their score is -inf."""
 
     tokens: Tensor  # int [B, N, L], without what they were given
+    log_p: Tensor  # float32 [B, N, L], of each token
     lengths: Tensor  # int [B, N], the end of text included
-    scores: Tensor  # float32 [B, N], log-probability over length ** length_penalty
+    scores: Tensor  # float32 [B, N], log-probability by length
+
+    def rows(self, chosen: Tensor) -> Beams:
+        """Those at `chosen`, int [B, any], of each row."""
+        wide = chosen[..., None].expand(-1, -1, self.tokens.shape[-1])
+        return Beams(
+            self.tokens.gather(1, wide),
+            self.log_p.gather(1, wide),
+            self.lengths.gather(1, chosen),
+            self.scores.gather(1, chosen),
+        )
 
 
 class Search:
-    """The state of a beam search, without its model.
+    """The state of a search, without its model.
 
     Args:
         rows: number B of rows.
-        options: its width `num_beams`, `length_penalty`, `max_new_tokens` and `eos_id`.
+        options: its width `num_beams`, `length_penalty`, `max_new_tokens` and so on.
         device: where logits are.
+        until: whether a text of these tokens is complete, though no token says so.
     """
 
-    def __init__(self, rows: int, options: GenerationConfig, device: torch.device) -> None:
-        self.options = options
-        beams, longest = options.num_beams, options.max_new_tokens
+    def __init__(
+        self,
+        rows: int,
+        options: GenerationConfig,
+        device: torch.device,
+        until: Until | None = None,
+    ) -> None:
+        self.options, self.until = options, until
+        self.groups = options.beam_groups
+        self.beams, longest = options.num_beams // self.groups, options.max_new_tokens
         self.step = 0
-        self.tokens = torch.zeros(rows, beams, longest, dtype=torch.long, device=device)
-        self.running = torch.full((rows, beams), -torch.inf, device=device)
-        self.running[:, 0] = 0.0  # all beams are one at first
-        self.ended = Beams(
-            torch.zeros_like(self.tokens),
-            torch.zeros(rows, beams, dtype=torch.long, device=device),
-            torch.full((rows, beams), -torch.inf, device=device),
+        many = rows * self.groups
+        self.running = Beams(
+            torch.zeros(many, self.beams, longest, dtype=torch.long, device=device),
+            torch.zeros(many, self.beams, longest, device=device),
+            torch.zeros(many, self.beams, dtype=torch.long, device=device),
+            torch.full((many, self.beams), -torch.inf, device=device),  # sums, by no length
         )
-        self._offsets = torch.arange(rows, device=device)[:, None] * beams
+        self.running.scores[:, 0] = 0.0  # all beams are one at first
+        self.ended = Beams(*(x.clone() for x in self.running))
+        self.ended.scores.fill_(-torch.inf)
+        self._ends = torch.tensor(options.ends, device=device)
+        self._offsets = torch.arange(many, device=device)[:, None] * self.beams
 
-    def advance(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
         """Takes the next token of every hypothesis.
 
         Args:
-            logits: [B * N, V].
+            log_p: log-probabilities, [B * G * N, V].
 
         Returns:
-            For each row of the cache, int [B * N], the row that it goes on from, and its new token.
+            For each row of the cache, int [B * G * N], the row that it goes on from, and its new
+            token.
         """
-        rows, beams = self.running.shape
-        vocabulary = logits.shape[-1]
-        log_p = logits.float().log_softmax(-1).view(rows, beams, vocabulary)
-        totals = (self.running[..., None] + log_p).flatten(1)  # [B, N * V]
-        # As many may end as there are beams, and as many more must be there to go on.
-        top, index = totals.topk(min(2 * beams, totals.shape[1]))
-        origin, token = index // vocabulary, index % vocabulary
         self.step += 1
-        grown = self.tokens.gather(1, origin[..., None].expand(-1, -1, self.tokens.shape[-1]))
-        grown[..., self.step - 1] = token
-        ends = torch.full_like(token, self.step == self.options.max_new_tokens, dtype=torch.bool)
-        if self.options.eos_id is not None:
-            ends = ends | (token == self.options.eos_id)
-        best = torch.arange(token.shape[1], device=token.device) < beams
-        self._keep_ended(grown, top.masked_fill(~(ends & best), -torch.inf))
-        self.running, chosen = top.masked_fill(ends, -torch.inf).topk(beams)
-        self.tokens = grown.gather(1, chosen[..., None].expand_as(self.tokens))
-        origin, token = origin.gather(1, chosen), token.gather(1, chosen)
+        totals = self.running.scores[..., None] + log_p.view(*self.running.scores.shape, -1)
+        if self.groups == 1:
+            origin, token, _ = self._advance(slice(None), totals)
+        else:
+            taken = totals.new_zeros(len(totals) // self.groups, totals.shape[-1])  # [B, V]
+            origin = totals.new_zeros(totals.shape[:2], dtype=torch.long)
+            token = torch.zeros_like(origin)
+            for group in range(self.groups):
+                rows = slice(group, None, self.groups)
+                penalty = self.options.diversity_penalty * taken[:, None]
+                origin[rows], token[rows], best = self._advance(rows, totals[rows] - penalty)
+                taken.scatter_add_(1, best, torch.ones_like(best, dtype=taken.dtype))
         return (origin + self._offsets).flatten(), token.flatten()
 
     def over(self) -> bool:
@@ -85,55 +109,79 @@ class Search:
         # A score is a sum that only falls over a divisor that grows with length, or, for a
         # penalty below 0, falls: at best the sum stays and the divisor is the larger one.
         divisors = [self._divisor(n) for n in (self.step + 1, self.options.max_new_tokens)]
-        reachable = self.running[:, 0] / max(divisors)  # [B]
+        reachable = self.running.scores[:, 0] / max(divisors)  # [B * G]
         return bool((self.ended.scores[:, -1] >= reachable).all())
 
-    def _keep_ended(self, tokens: Tensor, totals: Tensor) -> None:
-        lengths = torch.full(totals.shape, self.step, device=totals.device)
-        both = Beams(
-            torch.cat((self.ended.tokens, tokens), 1),
-            torch.cat((self.ended.lengths, lengths), 1),
-            torch.cat((self.ended.scores, totals / self._divisor(self.step)), 1),
-        )
-        scores, kept = both.scores.topk(self.running.shape[1])
-        self.ended = Beams(
-            both.tokens.gather(1, kept[..., None].expand_as(self.ended.tokens)),
-            both.lengths.gather(1, kept),
-            scores,
-        )
+    def result(self) -> Beams:
+        """The best that have ended, of all groups of a row: [B, G * N]."""
+        shape = len(self.running.scores) // self.groups, self.options.num_beams
+        joined = Beams(*(x.reshape(*shape, *x.shape[2:]) for x in self.ended))
+        return joined.rows(joined.scores.sort(dim=1, descending=True, stable=True).indices)
+
+    def _advance(self, rows: slice, totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the searches `rows`; totals: [R, N, V].
+
+        Returns:
+            Origins and tokens, int [R, N] both, of what goes on; and the tokens of the N best,
+            whether they go on or end there.
+        """
+        running = Beams(*(x[rows] for x in self.running))
+        vocabulary = totals.shape[-1]
+        # As many may end as there are beams, and as many more must be there to go on.
+        top, index = totals.flatten(1).topk(min(2 * self.beams, totals[0].numel()))
+        origin, token = index // vocabulary, index % vocabulary
+        grown = running.rows(origin)
+        grown.tokens[..., self.step - 1] = token
+        grown.log_p[..., self.step - 1] = top - grown.scores
+        grown = grown._replace(scores=top, lengths=torch.full_like(token, self.step))
+        ends = torch.isin(token, self._ends) | (self.step == self.options.max_new_tokens)
+        if self.until is not None:
+            texts = grown.tokens[..., : self.step].flatten(0, 1).tolist()
+            ends |= torch.tensor([self.until(text) for text in texts]).view_as(ends).to(ends)
+        best = torch.arange(token.shape[1], device=token.device) < self.beams
+        self._keep_ended(rows, grown, top.masked_fill(~(ends & best), -torch.inf))
+        scores, chosen = top.masked_fill(ends, -torch.inf).topk(self.beams)
+        for kept, new in zip(self.running, grown.rows(chosen)._replace(scores=scores), strict=True):
+            kept[rows] = new
+        return origin.gather(1, chosen), token.gather(1, chosen), token[:, : self.beams]
+
+    def _keep_ended(self, rows: slice, grown: Beams, totals: Tensor) -> None:
+        new = grown._replace(scores=totals / self._divisor(self.step))
+        both = Beams(*(torch.cat((x[rows], y), 1) for x, y in zip(self.ended, new, strict=True)))
+        for kept, best in zip(
+            self.ended, both.rows(both.scores.topk(self.beams).indices), strict=True
+        ):
+            kept[rows] = best
 
     def _divisor(self, length: int) -> float:
-        """What a hypothesis of some tokens is divided by: `length ** length_penalty`."""
-        return float(length**self.options.length_penalty)
+        """What a hypothesis of some tokens is divided by."""
+        base = (5 + length) / 6 if self.options.length_norm == "gnmt" else length
+        return float(base**self.options.length_penalty)
 
 
 def beam_search(
-    model: Any, ids: Tensor, mask: Tensor | None, options: GenerationConfig, memory: list[Any]
+    begun: Begun,
+    options: GenerationConfig,
+    *,
+    processors: Sequence[Processor] = (),
+    until: Until | None = None,
 ) -> Beams:
-    """The best continuations of each row.
+    """The best continuations of each row, [B, num_beams].
 
     Args:
-        model: in eval mode; see `generate.Model`.
-        ids: what each row begins with, int [B, T].
-        mask: which of it is real, bool [B, T]; None: all.
+        begun: what each row begins with, `num_beams` times.
         options: see `Search`.
-        memory: the encoded source of a decoder, or nothing.
+        processors: the user's own; they change log-probabilities.
+        until: see `Search`.
     """
-    beams = options.num_beams
-    search = Search(len(ids), options, ids.device)
-    ids = ids.repeat_interleave(beams, 0)
-    mask = None if mask is None else mask.repeat_interleave(beams, 0)
-    memory = [
-        type(each)(*(None if x is None else x.repeat_interleave(beams, 0) for x in each))
-        for each in memory
-    ]
-    cache = model.new_cache(len(ids), ids.shape[1] + options.max_new_tokens)
-    if mask is not None:  # a row's text is as long as it is alone
-        cache.spans = mask.sum(1, keepdim=True) + options.max_new_tokens
-    features = model.features(ids, *memory, mask, cache=cache)  # [B * N, T, D]
+    prompts = len(begun.tokens) // options.num_beams
+    changes = processors_of(options, begun.length, processors)
+    search = Search(prompts, options, begun.tokens.device, until)
     while True:
-        origin, token = search.advance(model.logits(features[:, -1]))
+        log_p = begun.logits().float().log_softmax(-1)
+        log_p = process(changes, begun.written, log_p, search.step + 1, options.num_beams)
+        origin, token = search.advance(log_p)
         if search.over():
-            return search.ended
-        cache.reorder(origin)
-        features = model.features(token[:, None], *memory, cache=cache)  # [B * N, 1, D]
+            return search.result()
+        begun.exchange(origin)
+        begun.go_on(token)

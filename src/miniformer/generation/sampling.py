@@ -16,11 +16,12 @@ def choose(
 ) -> Tensor:
     """One token for each row.
 
-    Temperature first, then top-k, then top-p over what is left: the order of Hugging Face and vLLM.
+    Temperature first, then top-k, then top-p and min-p over what is left: the order of Hugging Face
+    and vLLM.
 
     Args:
         logits: [B, V].
-        options: temperature, top_k and top_p.
+        options: temperature, top_k, top_p and min_p.
         generator: source of randomness; None: torch's global one.
 
     Returns:
@@ -40,5 +41,8 @@ def choose(
     if options.top_p is not None:
         before = probabilities.cumsum(-1) - probabilities  # probability of all likelier tokens
         probabilities = probabilities.masked_fill(before >= options.top_p, 0.0)
+    if options.min_p is not None:
+        least = options.min_p * probabilities.amax(-1, keepdim=True)
+        probabilities = probabilities.masked_fill(probabilities < least, 0.0)
     chosen = torch.multinomial(probabilities, 1, generator=generator)  # [B, 1]
     return (chosen if ids is None else ids.gather(1, chosen))[:, 0]

@@ -141,8 +141,12 @@ class KVCache:
         """Stores a layer's new keys and values, [B, K, T, E]; returns all, [B, K, S, E]."""
         return self.layers[layer].append(self, keys, values)
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row `rows[b]` was, as beams do; rows: int [B].
+    def reorder(self, rows: Tensor, *, same_source: bool = False) -> None:
+        """Row b becomes what row `rows[b]` was, as beams do, in the memory that is there.
+
+        Args:
+            rows: int [B].
+            same_source: whether both are always of one source, which then can stay as it is.
 
         Raises:
             ValueError: there is not one for each row of the cache.
@@ -151,12 +155,19 @@ class KVCache:
             wanted = f"int [{self.batch_size}], one for each row of the cache"
             raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
-            layer.reorder(rows)
-        self.spans = self.spans[rows]
-        if self.positions is not None:
-            self.positions = self.positions[rows]
-        if self.cross is not None:
-            self.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
+            layer.reorder(rows, self.length)
+        self._exchange(rows, cross=not same_source)
+
+    def select(self, rows: Tensor) -> None:
+        """Goes on with these rows: fewer, as when some have ended, or some of them several times.
+
+        Args:
+            rows: int [any].
+        """
+        for layer in self.layers:
+            layer.select(rows, self.length)
+        self.batch_size = len(rows)
+        self._exchange(rows, cross=True)
 
     def trim(self, lengths: int | Tensor) -> None:
         """Forgets all but the first tokens of each row, as after a wrong guess.
@@ -234,6 +245,16 @@ class KVCache:
                 (state[f"cross.{index}.keys"], state[f"cross.{index}.values"])
                 for index in range(len(self.layers))
             ]
+
+    def _exchange(self, rows: Tensor, *, cross: bool) -> None:
+        """What `reorder` and `select` do beside the layers."""
+        self.spans = self.spans[rows]
+        if self.positions is not None:
+            self.positions = self.positions[rows]
+        if self.before is not None:
+            self.before = self.before[rows]
+        if cross and self.cross is not None:
+            self.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
 
     def _stop_at(self, columns: int) -> None:
         self.stop = columns

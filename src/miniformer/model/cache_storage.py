@@ -59,10 +59,18 @@ class Columns:
         """Whether what `append` returns ends with the new tokens, in their order."""
         return True
 
-    def reorder(self, rows: Tensor) -> None:
-        """Row b becomes what row `rows[b]` was."""
-        for tensor in self.tensors().values():
+    def reorder(self, rows: Tensor, length: int) -> None:
+        """Row b becomes what row `rows[b]` was; `length` columns are in use."""
+        for tensor in self.used(length).values():
             tensor.copy_(tensor[rows])
+
+    def select(self, rows: Tensor, length: int) -> None:
+        """The same in new memory, for another number of rows."""
+        for name, used in self.used(length).items():
+            whole = getattr(self, name)
+            chosen = whole.new_zeros(len(rows), *whole.shape[1:])
+            chosen[:, :, : used.shape[2]] = used[rows]
+            setattr(self, name, chosen)
 
 
 class Int8Columns(Columns):

@@ -13,11 +13,13 @@ Letters: B batch, S source length, T target length, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import generate
+from miniformer.generation.processors import Processor
 from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
 from miniformer.model.head import Head
@@ -138,44 +140,33 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         *,
         source_mask: Tensor | None = None,
         start_id: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        eos_id: int | None = None,
-        seed: int | None = None,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
+        prefix: Sequence[int] = (),
+        processors: Sequence[Processor] = (),
+        **options: Any,
     ) -> Tensor | list[list[int]]:
         """Writes a target to each source, token by token, with a key-value cache.
 
         Args:
             source: token ids, int [B, S], or a list of sources of any lengths.
             source_mask: bool [B, S], True = a real token; None: all are. Not for a list.
+            max_new_tokens: tokens of a target at most.
             start_id: the decoder's first input; it is not part of the target.
-            max_new_tokens, temperature, top_k, top_p, eos_id, seed, num_beams, length_penalty: see
-                `GenerationConfig`.
+            prefix: token ids that each target begins with; they are not in what is returned.
+            processors: functions that change logits; see `miniformer.generation.processors`.
+            **options: the other fields of `GenerationConfig`.
 
         Returns:
-            Targets: for a tensor int [B, new], rows that ended early filled with `eos_id`; for a
-            list, lists without padding and without `eos_id`.
+            Targets, `num_return_sequences` of the first source, then of the second, and so on: for
+            a tensor int [B * N, new], rows that ended early filled with `eos_id`; for a list, lists
+            without padding and without `eos_id`.
 
         Raises:
             ValueError: an option is out of its limits, a source is empty or holds an id outside the
                 vocabulary, or there is no room for `max_new_tokens` within `max_seq_len`.
         """
-        options = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            eos_id=eos_id,
-            seed=seed,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-        )
-        if isinstance(source, Tensor):
-            return generate.generate_target(self, source, source_mask, start_id, options)
-        return generate.generate_targets(self, source, start_id, options)
+        settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
+        start = [start_id, *prefix]
+        return generate.generate_target(self, source, source_mask, start, settings, processors)
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
         """An empty cache of the decoder; see `KVCache`."""

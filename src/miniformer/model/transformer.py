@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import generate
+from miniformer.generation.processors import Processor
 from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
 from miniformer.model.head import Head, pool
@@ -161,39 +162,25 @@ class Transformer(PretrainedMixin, Stack):
         input_ids: Tensor | Sequence[Sequence[int]],
         max_new_tokens: int = 50,
         *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        eos_id: int | None = None,
-        seed: int | None = None,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
+        processors: Sequence[Processor] = (),
+        **options: Any,
     ) -> Tensor | list[list[int]]:
         """Continues prompts, token by token, with a key-value cache.
 
         Args:
             input_ids: prompts of one length, int [B, T], or a list of prompts of any lengths.
-            max_new_tokens, temperature, top_k, top_p, eos_id, seed, num_beams, length_penalty: see
-                `GenerationConfig`.
+            max_new_tokens: tokens to add at most.
+            processors: functions that change logits; see `miniformer.generation.processors`.
+            **options: the other fields of `GenerationConfig`.
 
         Returns:
-            Prompts and continuations: for a tensor int [B, T + new], rows that ended early filled
-            with `eos_id`; for a list, lists without padding and without `eos_id`.
+            Prompts and continuations, `num_return_sequences` of the first, then of the second, and
+            so on: for a tensor int [B * N, T + new], rows that ended early filled with `eos_id`;
+            for a list, lists without padding and without `eos_id`.
 
         Raises:
             ValueError: an option is out of its limits, a prompt is empty, holds an id outside the
                 vocabulary, or leaves no room for `max_new_tokens` within `max_seq_len`.
         """
-        options = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            eos_id=eos_id,
-            seed=seed,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-        )
-        if isinstance(input_ids, Tensor):
-            return generate.generate(self, input_ids, options)
-        return generate.generate_ragged(self, input_ids, options)
+        settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
+        return generate.generate(self, input_ids, settings, processors)

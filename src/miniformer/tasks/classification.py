@@ -21,7 +21,6 @@ from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.input_task import InputTask, batches_of
 from miniformer.tasks.task import Measured, joined, mean
-from miniformer.tasks.tokens import encode_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Classification(InputTask):
         label_smoothing: share of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        input_kind, input_dim, bpe_dropout: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
     name: ClassVar[str] = "classification"
@@ -131,9 +130,9 @@ class Classification(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` of each record, see `encode_inputs`, and the number of its class, `labels`."""
+        """`inputs` of each record, see `encoded`, and the number of its class, `labels`."""
         numbers = {name: number for number, name in enumerate(self._known())}
-        examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+        examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             example["labels"] = numbers[record["label"]]
         return examples

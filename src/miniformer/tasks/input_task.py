@@ -36,6 +36,8 @@ class InputTask(Task):
         bpe_dropout: chance of undoing each merge of a token, others with each pass of training
             (see `miniformer.data.subwords`); needs a bpe tokenizer.
         input_dim: numbers in a feature vector; null: as in the training data.
+        mark_shared: say of each token of a pair whether the other text has it, too, by token types
+            2 and 3; what a model of little data can hardly find out by itself.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
@@ -43,6 +45,7 @@ class InputTask(Task):
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
+    mark_shared: bool = False
 
     @property
     def schema(self) -> Schema:
@@ -79,8 +82,18 @@ class InputTask(Task):
         if self.kind() == "features":
             config = {"input_dim": self.input_dim, **config}
         if self.kind() == "pair":
-            config = {"token_types": 2, **config}
+            config = {"token_types": self.types(), **config}
         return super().model_config(config, tokenizer)
+
+    def types(self) -> int:
+        """Token types of pairs."""
+        return 4 if self.mark_shared else 2
+
+    def encoded(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """What the model reads of each record; see `encode_inputs`."""
+        return encode_inputs(records, self.kind(), tokenizer, seq_len, mark_shared=self.mark_shared)
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         for name, wanted in (("output_dim", self.outputs()), ("input_dim", self.input_dim)):
@@ -93,8 +106,14 @@ class InputTask(Task):
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:
             Merges(tokenizer)  # refuses what is no bpe
-        if self.kind() == "pair" and config.token_types is not None and config.token_types < 2:
-            raise UserError("model_config: token_types must be 2 or null for pairs of texts, not 1")
+        types = config.token_types
+        if self.kind() == "pair" and types is not None and types < self.types():
+            raise UserError(
+                f"model_config: token_types must be {self.types()} or null for pairs of texts, "
+                f"not {types}"
+            )
+        if self.mark_shared and (self.kind() != "pair" or types is None):
+            raise UserError("task_config: mark_shared is for pairs of texts, by token types")
         super().check(config, tokenizer)
 
     def cutter(
@@ -174,7 +193,7 @@ def batches_of(
     records = check_inputs(inputs, task.kind(), task.input_dim)
     for first in range(0, len(records), _AT_ONCE):
         some = records[first : first + _AT_ONCE]
-        examples = encode_inputs(some, task.kind(), tokenizer, limit)
+        examples = task.encoded(some, tokenizer, limit)
         for number, example in enumerate(examples, first):
             if example["cut"]:
                 length = len(example["inputs"]) + example["cut"]

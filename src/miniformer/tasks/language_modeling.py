@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
+from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch
 from miniformer.data.fields import Schema
@@ -21,15 +21,16 @@ from miniformer.data.packing import PackedWindows
 from miniformer.data.records import TEXT_SCHEMA, Record, Records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import generate_ragged
+from miniformer.generation.generate import Start
 from miniformer.tasks.task import Measured, Task, mean, token_loss, total
 from miniformer.tasks.tokens import as_ids
+from miniformer.tasks.writing import WritingTask
 
 _SAMPLE_CHARACTERS = 24  # of a text, for the model to go on from
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModeling(Task):
+class LanguageModeling(WritingTask):
     """The task of `{"text": ...}` records and plain text.
 
     Args:
@@ -132,13 +133,8 @@ class LanguageModeling(Task):
             figures["bits_per_byte"] = total(measured, "loss") / math.log(2) / n_bytes
         return figures
 
-    def answer(
-        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
-    ) -> list[str]:
-        """What comes after each prompt."""
-        rows = self.encode_prompts(prompts, tokenizer)
-        continued = generate_ragged(model, rows, options)
-        return [tokenizer.decode(new[len(row) :]) for row, new in zip(rows, continued, strict=True)]
+    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+        return [Start(row) for row in self.encode_prompts(prompts, tokenizer)]
 
     def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of prompts; an empty one begins a document."""

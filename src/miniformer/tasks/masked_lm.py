@@ -27,7 +27,7 @@ from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.input_task import InputTask, collate_inputs
 from miniformer.tasks.task import Measured, mean, token_loss
-from miniformer.tasks.tokens import as_ids, encode_inputs, input_check
+from miniformer.tasks.tokens import as_ids, input_check
 
 GAP = "[MASK]"  # what stands for a hidden token in a user's text
 _HIDDEN, _ANY = 0.8, 0.1  # shares of the guessed tokens; the rest stay (Devlin et al. 2019)
@@ -42,7 +42,7 @@ class MaskedLM(InputTask):
         field: what of a record is read: text, in pieces where it is longer than a window; or input,
             a text or a pair of texts.
         mask_share: share of the tokens that is guessed, others with each pass.
-        input_kind, input_dim, bpe_dropout: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
     name: ClassVar[str] = "masked_lm"
@@ -85,10 +85,10 @@ class MaskedLM(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` as classification has them (see `encode_inputs`), or pieces of a text."""
+        """`inputs` as classification has them (see `encoded`), or pieces of a text."""
         assert tokenizer is not None
         if self.field == "input":
-            examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+            examples = self.encoded(records, tokenizer, seq_len)
         else:
             examples = [
                 {"inputs": piece}

@@ -19,14 +19,14 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.config import TransformerConfig, UserError
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch, LengthBuckets, pad
 from miniformer.data.packing import IGNORED
 from miniformer.data.records import Record
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import generate_targets
+from miniformer.generation.generate import Start
 from miniformer.tasks.language_modeling import LanguageModeling, refuse_set
 from miniformer.tasks.pairs import seq2seq_loss
 from miniformer.tasks.task import Task
@@ -85,12 +85,9 @@ class PrefixLanguageModeling(LanguageModeling):
         """See `seq2seq_loss`."""
         return seq2seq_loss(model, batch, self.label_smoothing)
 
-    def answer(
-        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
-    ) -> list[str]:
-        rows = self.encode_prompts(prompts, tokenizer)
-        new = generate_targets(model, rows, tokenizer.boundary_id, options)
-        return [tokenizer.decode(ids) for ids in new]
+    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+        begin = [tokenizer.boundary_id]
+        return [Start(begin, row) for row in self.encode_prompts(prompts, tokenizer)]
 
 
 def collate_prefixes(

@@ -24,7 +24,6 @@ from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.input_task import InputTask, batches_of
 from miniformer.tasks.task import Measured, joined
-from miniformer.tasks.tokens import encode_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Regression(InputTask):
     Args:
         mean: what is taken off a value before it is learnt; null: the training data's mean.
         spread: by what it is then divided; null: the training data's standard deviation.
-        input_kind, input_dim, bpe_dropout: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
     name: ClassVar[str] = "regression"
@@ -74,9 +73,9 @@ class Regression(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` of each record, see `encode_inputs`, and its standardised value, `labels`."""
+        """`inputs` of each record, see `encoded`, and its standardised value, `labels`."""
         mean, spread = self._known()
-        examples = encode_inputs(records, self.kind(), tokenizer, seq_len)
+        examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             example["labels"] = (record["value"] - mean) / spread
         return examples

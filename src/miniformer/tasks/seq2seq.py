@@ -26,16 +26,15 @@ from miniformer.data.records import Record, Records
 from miniformer.data.subwords import Merges, with_bpe_dropout
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import generate_targets
+from miniformer.generation.generate import Start, write
 from miniformer.tasks.pairs import collate_pairs, seq2seq_loss
-from miniformer.tasks.task import Measured, Task
+from miniformer.tasks.task import Measured
 from miniformer.tasks.tokens import as_ids
-
-_AT_ONCE = 32  # sources written to at once by `predict`
+from miniformer.tasks.writing import WritingTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq(Task):
+class Seq2Seq(WritingTask):
     """The task of `{"source": ..., "target": ...}` records.
 
     Args:
@@ -177,7 +176,9 @@ class Seq2Seq(Task):
         source, mask = batch["source"][:wanted], batch.get("source_mask")
         ends = [source.shape[1]] * wanted if mask is None else mask[:wanted].sum(1).tolist()
         rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
-        measured["written"] = generate_targets(model, rows, int(batch["target"][0, 0]), options)
+        begin = [int(batch["target"][0, 0])]
+        written = write(model, [Start(begin, row) for row in rows], options)
+        measured["written"] = [each.tokens for each in written]
         measured["references"] = batch["references"][:wanted]
         beams = decoding.num_beams
         measured["decoding"] = "greedy decoding" if beams == 1 else f"a search of {beams} beams"
@@ -239,28 +240,15 @@ class Seq2Seq(Task):
     def sample_prompts(self, records: Records) -> list[str]:
         return [record["source"] for record in islice(records, 1)]
 
-    def answer(
-        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
-    ) -> list[str]:
-        """The target of each source."""
-        sources = []
+    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+        begin = [self.start(tokenizer)]
         found = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
-        for number, (ids, cut) in enumerate(found):
+        for number, (_, cut) in enumerate(found):
             if cut:
                 raise UserError(
                     f"input {number} is {cut} tokens longer than the model reads; shorten it"
                 )
-            sources.append(ids)
-        # Sources of like length go together.
-        order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
-        written: dict[int, str] = {}
-        for first in range(0, len(order), _AT_ONCE):
-            some = order[first : first + _AT_ONCE]
-            new = generate_targets(
-                model, [sources[index] for index in some], self.start(tokenizer), options
-            )
-            written.update(zip(some, map(tokenizer.decode, new), strict=True))
-        return [written[index] for index in range(len(sources))]
+        return [Start(begin, ids) for ids, _ in found]
 
     def predict(
         self,
@@ -269,12 +257,13 @@ class Seq2Seq(Task):
         inputs: Sequence[Any],
         options: GenerationConfig,
     ) -> list[Any]:
-        """See `answer`."""
+        """The best target of each source; see `answer`."""
         assert tokenizer is not None
         for number, text in enumerate(inputs):
             if not isinstance(text, str):
                 raise UserError(f"input {number} must be a string, not {text!r}")
-        return self.answer(model, tokenizer, inputs, options)
+        one = dataclasses.replace(options, num_return_sequences=1)
+        return self.answer(model, tokenizer, inputs, one)
 
 
 def _has_sacrebleu() -> bool:

@@ -21,7 +21,12 @@ def as_ids(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def encode_inputs(
-    records: Sequence[Record], kind: str, tokenizer: Tokenizer | None, seq_len: int
+    records: Sequence[Record],
+    kind: str,
+    tokenizer: Tokenizer | None,
+    seq_len: int,
+    *,
+    mark_shared: bool = False,
 ) -> list[Example]:
     """What a model reads of each record's `input`, and the places cut off to keep to `seq_len`.
 
@@ -31,7 +36,9 @@ def encode_inputs(
     | pair     | boundary, first, boundary, second: int [T]    | 0 up to the second's  |
     | features | vectors: float32 [T, input_dim]               |                       |
 
-    Where a tokenizer has a template of its own, that takes the place of the boundaries.
+    Where a tokenizer has a template of its own, that takes the place of the boundaries. With
+    `mark_shared` tokens that both texts of a pair have are of type 2 in the first and 3 in the
+    second.
     """
     values = [record["input"] for record in records]
     if kind == "features":
@@ -61,6 +68,9 @@ def encode_inputs(
         types = np.full(len(row), frame.second_type, dtype=np.uint8)
         types[: len(frame.before) + a] = 0
         types[len(frame.before) + a :][: len(frame.between)] = frame.between_type
+        if mark_shared:
+            both = np.intersect1d(first[:a], second[:b])
+            types += 2 * np.isin(row, both).astype(np.uint8)
         cut = len(first) + len(second) - a - b
         examples.append({"inputs": as_ids(row, tokenizer), "token_types": types, "cut": cut})
     return examples

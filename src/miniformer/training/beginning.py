@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from miniformer.checkpoint.companions import MODELS
 from miniformer.checkpoint.directory import SOURCE_TOKENIZER, read_remembered
-from miniformer.checkpoint.pipeline import MODELS
 from miniformer.config import UserError
 from miniformer.model.pretrained import read_config
 from miniformer.train_config import TrainConfig

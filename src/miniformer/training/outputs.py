@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miniformer.checkpoint.companions import MODELS
 from miniformer.checkpoint.directory import read_remembered, save_directory
-from miniformer.checkpoint.pipeline import MODELS
 from miniformer.config import GenerationConfig
 from miniformer.model.pretrained import write_text
 from miniformer.tasks.task import Measured

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.checkpoint.pipeline import MODELS
+from miniformer.checkpoint.companions import MODELS
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.data.batches import Batches
 from miniformer.data.datamodule import MiniFormerDataModule

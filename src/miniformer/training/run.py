@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from miniformer.checkpoint.pipeline import MODELS, read_companions
+from miniformer.checkpoint.companions import MODELS, read_companions
 from miniformer.config import UserError
 from miniformer.config.units import format_bytes
 from miniformer.model.pretrained import read_config

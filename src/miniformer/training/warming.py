@@ -54,7 +54,11 @@ def warm_settings(run: Prepared) -> TrainConfig:
         **{name: getattr(config, name) for name in _SHARED},
         **given,
         "task": "masked_lm",
-        "task_config": {"field": "input", **given.get("task_config", {})},
+        "task_config": {
+            "field": "input",
+            "mark_shared": task.mark_shared,  # type: ignore[attr-defined]
+            **given.get("task_config", {}),
+        },
         "model_config": {**shape, **given.get("model_config", {})},
         "experiment_name": FOLDER,
     }

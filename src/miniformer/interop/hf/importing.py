@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from miniformer.checkpoint.companions import read_companions
 from miniformer.checkpoint.directory import REMEMBERED, refuse_full, replacing
-from miniformer.checkpoint.pipeline import Pipeline, read_companions
+from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import TransformerConfig
 from miniformer.interop.hf import texts
 from miniformer.interop.hf.configs import Config

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from miniformer.checkpoint.companions import read_companions
 from miniformer.checkpoint.directory import read_remembered, refuse_full, replacing
-from miniformer.checkpoint.pipeline import Pipeline, read_companions
+from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.interop.hf import texts

@@ -1,0 +1,84 @@
+"""What stands beside the weights in a model directory: tokenizer, task, decoding settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from miniformer import registry
+from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
+from miniformer.tasks.task import Task
+
+MODELS: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
+    "encoder": Transformer,
+    "seq2seq": Seq2SeqTransformer,
+}
+
+
+def read_companions(
+    directory: Path, architecture: str, config: TransformerConfig
+) -> tuple[Tokenizer | None, Task, GenerationConfig]:
+    """What stands beside the weights in a model directory.
+
+    Raises:
+        UserError: a file is missing or broken, or they do not fit each other.
+    """
+    task = _read_task(directory / "task.json", kind_of(directory, architecture))
+    tokenizer = None
+    # What was imported may have come without a tokenizer: it takes token ids only.
+    bare = (directory / REMEMBERED).exists() and not (directory / "tokenizer.json").exists()
+    if task.reads_text() and not bare:
+        tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", config)
+        if config.source_vocab_size is not None:
+            path = directory / SOURCE_TOKENIZER / "tokenizer.json"
+            tokenizer.source = _read_tokenizer(path, "source_vocab_size", config)
+    return tokenizer, task, GenerationConfig.from_file(directory / "generation_config.json")
+
+
+def kind_of(directory: Path, architecture: str) -> str:
+    """The kind of model that an architecture is: encoder or seq2seq.
+
+    Raises:
+        UserError: it is neither.
+    """
+    kinds = {model.__name__: kind for kind, model in MODELS.items()}
+    if architecture not in kinds:
+        known = " or a ".join(kinds)
+        raise UserError(f"{directory}/config.json: holds a {architecture}, not a {known}")
+    return kinds[architecture]
+
+
+def _read_tokenizer(path: Path, name: str, config: TransformerConfig) -> Tokenizer:
+    """The tokenizer at `path`, whose ids `config` gives room as `name`."""
+    tokenizer, room = Tokenizer.from_path(path), getattr(config, name)
+    if tokenizer.vocab_size > room:
+        raise UserError(
+            f"{path}: has {tokenizer.vocab_size} ids, more than the model's {name}={room}; they "
+            "belong to different models"
+        )
+    return tokenizer
+
+
+def _read_task(path: Path, kind: str) -> Task:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        name = settings.pop("task")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; a model directory needs its task") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a task description: {error!r}") from None
+    if name not in registry.names("task"):
+        raise UserError(f"{path}: {registry.unknown('task', name, registry.names('task'))}")
+    try:
+        task: Task = registry.get("task", name).from_dict(settings)
+        task = task.for_model(kind)
+        task.reads_text()
+    except ConfigError as error:
+        raise UserError(f"{path}: not a task description: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return task

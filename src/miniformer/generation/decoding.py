@@ -1,0 +1,163 @@
+"""Autoregressive decoding with a key-value cache: what all ways of choosing tokens share.
+
+Letters: B rows, R rows still written, T prompt length, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, TransformerConfig
+from miniformer.generation.processors import Processor, process, processors_of
+from miniformer.generation.sampling import choose
+
+Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
+_ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
+
+
+class Model(Protocol):
+    """What decoding needs of a model."""
+
+    config: TransformerConfig
+
+    def new_cache(self, batch_size: int, capacity: int) -> Any:
+        """A cache of keys and values; see `miniformer.model.cache`."""
+
+    def features(self, *inputs: Any, **options: Any) -> Tensor:
+        """What the head reads."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The head."""
+
+    def parameters(self) -> Any:
+        """As of any `nn.Module`."""
+
+    def modules(self) -> Any:
+        """As of any `nn.Module`."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any `nn.Module`."""
+
+
+class Begun:
+    """Prompts that a model has read, each of them `copies` times, ready to be gone on with.
+
+    Args:
+        model: in eval mode.
+        ids: prompts, int [B, T].
+        mask: which of it is real, bool [B, T]; None: all.
+        new: tokens that may come.
+        memory: the encoded sources of a decoder, or nothing.
+        copies: rows of each prompt, which is read once.
+
+    Attributes:
+        features: what the head reads next, [R, D].
+        tokens: prompts and what came after them, int [R, T + new]; -1: padding.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor | None,
+        new: int,
+        memory: Sequence[Any] = (),
+        copies: int = 1,
+    ) -> None:
+        self.model, self.memory = model, list(memory)
+        self.length = ids.shape[1]
+        self.cache = model.new_cache(len(ids), self.length + new)
+        if mask is not None:  # a row's text is as long as it is alone
+            self.cache.spans = mask.sum(1, keepdim=True) + new
+        self.features = model.features(ids, *memory, mask, cache=self.cache)[:, -1]  # [B, D]
+        self.tokens = ids.new_full((len(ids), self.length + new), -1)
+        self.tokens[:, : self.length] = ids if mask is None else ids.where(mask, -1)
+        if copies > 1:
+            self.keep(torch.arange(len(ids), device=ids.device).repeat_interleave(copies))
+
+    @property
+    def written(self) -> Tensor:
+        """All tokens so far, int [R, T + new so far]."""
+        return self.tokens[:, : self.length]
+
+    def logits(self) -> Tensor:
+        """Of the next token, [R, V]."""
+        found: Tensor = self.model.logits(self.features)
+        return found
+
+    def go_on(self, token: Tensor) -> None:
+        """Takes the next token of each row, int [R]."""
+        self.tokens[:, self.length] = token
+        self.length += 1
+        features = self.model.features(token[:, None], *self.memory, cache=self.cache)  # [R, 1, D]
+        self.features = features[:, 0]
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with these rows, int [any]: fewer than there were, or some of them again."""
+        self.cache.select(rows)
+        self.features, self.tokens = self.features[rows], self.tokens[rows]
+        self.memory = [
+            type(each)(*(None if x is None else x[rows] for x in each)) for each in self.memory
+        ]
+
+    def exchange(self, rows: Tensor) -> None:
+        """Each row goes on from what row `rows` of it, int [R], was; of the same source."""
+        self.cache.reorder(rows, same_source=True)
+        self.tokens = self.tokens[rows]
+
+
+class Step(NamedTuple):
+    """New tokens of the rows still written."""
+
+    rows: Tensor  # int [R], which they are
+    tokens: Tensor  # int [R]
+    log_p: Tensor  # float32 [R], log-probabilities that the model itself gives them
+    ended: Tensor  # bool [R], whether the row's text is complete now
+
+
+def decode(
+    begun: Begun,
+    options: GenerationConfig,
+    *,
+    generator: torch.Generator | None = None,
+    processors: Sequence[Processor] = (),
+    until: Until | None = None,
+) -> Iterator[Step]:
+    """Chooses a token for each row, again and again, until every text is complete.
+
+    Rows that have ended are taken out, so that the others do not wait for them.
+
+    Args:
+        begun: the prompts.
+        options: how tokens are chosen.
+        generator: source of randomness; None: torch's global one.
+        processors: the user's own; see `processors`.
+        until: ends a text that is complete though no token says so.
+    """
+    prompt, device = begun.length, begun.tokens.device
+    changes = processors_of(options, prompt, processors)
+    ends = torch.tensor(options.ends, device=device)
+    rows = torch.arange(len(begun.tokens), device=device)
+    over = torch.zeros_like(rows, dtype=torch.bool)  # of these, which have ended
+    for step in range(1, options.max_new_tokens + 1):
+        logits = begun.logits()  # [R, V]
+        token = choose(process(changes, begun.written, logits, step), options, generator)
+        log_p = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
+        ended = torch.isin(token, ends)
+        if until is not None:
+            texts = torch.cat((begun.written[:, prompt:], token[:, None]), 1).tolist()
+            ended |= torch.tensor([until(text) for text in texts], device=device)
+        alive = ~over
+        yield Step(rows[alive], token[alive], log_p[alive], ended[alive])
+        over = over | ended
+        if step == options.max_new_tokens or bool(over.all()):
+            return
+        begun.go_on(token)
+        if int(over.sum()) >= max(1, _ENDED * len(over)):
+            kept = (~over).nonzero()[:, 0]
+            begun.keep(kept)
+            rows, over = rows[kept], over[kept]

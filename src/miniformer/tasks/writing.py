@@ -1,0 +1,90 @@
+"""What tasks share whose models write text: answers whole, and piece by piece."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from miniformer.config import GenerationConfig
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import Start, Written, stream, write
+from miniformer.generation.pieces import Pieces, StopAt
+from miniformer.tasks.task import Task
+
+_AT_ONCE = 32  # texts that are written at once
+
+
+@dataclasses.dataclass(frozen=True)
+class WritingTask(Task):
+    """Base of the tasks whose models write text."""
+
+    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+        """What each answer begins with.
+
+        Raises:
+            UserError: a prompt is longer than the model reads.
+        """
+        raise NotImplementedError
+
+    def write(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        options: GenerationConfig,
+        **how: Any,
+    ) -> list[tuple[str, Written]]:
+        """Answers as text and as tokens: `num_return_sequences` of the first prompt, and so on.
+
+        Args:
+            model: the model.
+            tokenizer: its tokenizer.
+            prompts: texts.
+            options: how.
+            **how: more for `miniformer.generation.generate.write`.
+        """
+        starts = self.starts(model, tokenizer, prompts)
+        stop = StopAt(tokenizer.decode, options.stop or [])
+        if options.stop:
+            how["until"] = stop
+        settings = dataclasses.replace(options, stop=None)
+        # Those of like length go together.
+        order = sorted(range(len(starts)), key=lambda n: len(starts[n].source or starts[n].ids))
+        found: dict[int, list[Written]] = {}
+        for first in range(0, len(order), _AT_ONCE):
+            some = order[first : first + _AT_ONCE]
+            written = write(model, [starts[number] for number in some], settings, **how)
+            copies = options.num_return_sequences
+            for place, number in enumerate(some):
+                found[number] = written[place * copies : (place + 1) * copies]
+        return [
+            (stop.cut(tokenizer.decode(each.tokens)), each)
+            for number in range(len(starts))
+            for each in found[number]
+        ]
+
+    def answer(
+        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+    ) -> list[str]:
+        """The texts of `write`."""
+        return [text for text, _ in self.write(model, tokenizer, prompts, options)]
+
+    def stream(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompt: str,
+        options: GenerationConfig,
+        **how: Any,
+    ) -> Iterator[str]:
+        """An answer in pieces as they come; together they are what `answer` gives."""
+        (start,) = self.starts(model, tokenizer, [prompt])
+        if options.stop:
+            how["until"] = StopAt(tokenizer.decode, options.stop)
+        pieces = Pieces(tokenizer.decode, options.stop or [], rewrites=tokenizer.rewrites)
+        for token in stream(model, start, dataclasses.replace(options, stop=None), **how):
+            if piece := pieces.add(token):
+                yield piece
+        if piece := pieces.end():
+            yield piece

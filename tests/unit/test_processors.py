@@ -1,0 +1,263 @@
+"""Penalties and bans against plain loops, and against transformers' own."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.generation import logits_process as theirs
+
+from miniformer import Seq2SeqTransformer
+from miniformer.config import ConfigError, GenerationConfig, UserError
+from miniformer.generation.generate import Start, write
+from miniformer.generation.processors import process, processors_of
+from miniformer.generation.sampling import choose
+from tests.kit import tiny_model
+
+V = 7
+TEXTS = st.lists(st.integers(0, V - 1), min_size=1, max_size=9)
+
+
+def changed(options, texts, logits, prompt_length=0):
+    """Logits after the processors, of rows that are padded on the left."""
+    longest = max(map(len, texts))
+    rows = torch.tensor([[-1] * (longest - len(text)) + text for text in texts])
+    return process(processors_of(options, prompt_length, ()), rows, logits, 1)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from([0.5, 1.3]), st.integers(0, 99))
+def test_repetition_penalty(texts, penalty, seed):
+    logits = torch.randn(len(texts), V, generator=torch.Generator().manual_seed(seed))
+    found = changed(GenerationConfig(repetition_penalty=penalty), texts, logits)
+    for row, text in enumerate(texts):
+        other = theirs.RepetitionPenaltyLogitsProcessor(penalty)
+        wanted = other(torch.tensor([text]), logits[row : row + 1].clone())
+        torch.testing.assert_close(found[row : row + 1], wanted)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.floats(-1, 2), st.floats(-1, 2))
+def test_frequency_and_presence_penalties_count_what_was_written(texts, frequency, presence):
+    """logit - count * frequency - (count > 0) * presence, as OpenAI documents it."""
+    prompt = 3
+    options = GenerationConfig(frequency_penalty=frequency, presence_penalty=presence)
+    rows = [[1, 2, 3, *text] for text in texts]
+    rows = [row[: min(map(len, rows))] for row in rows]
+    found = changed(options, rows, torch.zeros(len(rows), V), prompt)
+    for row, text in enumerate(rows):
+        for token in range(V):
+            count = text[prompt:].count(token)
+            wanted = -count * frequency - (count > 0) * presence
+            assert float(found[row, token]) == pytest.approx(wanted, abs=1e-5)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 4))
+def test_no_run_comes_twice(texts, size):
+    logits = torch.zeros(len(texts), V)
+    options = GenerationConfig(no_repeat_ngram=size)
+    try:
+        found = changed(options, texts, logits)
+    except UserError:  # every token is forbidden in some row
+        assert size == 1
+        assert any(len(set(text)) == V for text in texts)
+        return
+    for row, text in enumerate(texts):
+        runs = {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
+        last = text[len(text) - size + 1 :] if len(text) >= size - 1 else None
+        forbidden = {t for t in range(V) if last is not None and (*last, t) in runs}
+        assert {t for t in range(V) if found[row, t] == -math.inf} == forbidden
+        ours = theirs.NoRepeatNGramLogitsProcessor(size)(torch.tensor([text]), logits[row][None])
+        torch.testing.assert_close(found[row][None], ours)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=3), st.lists(TEXTS, min_size=1, max_size=4))
+def test_bad_runs_are_never_completed(texts, bad):
+    logits = torch.zeros(len(texts), V)
+    bad = [run[:3] for run in bad]
+    forbidden = [
+        {run[-1] for run in bad if text[len(text) - len(run) + 1 :] == run[:-1]
+         and len(text) >= len(run) - 1}
+        for text in texts
+    ]  # fmt: skip
+    if any(len(each) == V for each in forbidden):
+        return
+    found = changed(GenerationConfig(bad_ids=bad), texts, logits)
+    for row, wanted in enumerate(forbidden):
+        assert {t for t in range(V) if found[row, t] == -math.inf} == wanted
+        single = theirs.NoBadWordsLogitsProcessor(bad)(
+            torch.tensor([texts[row]]), logits[row][None]
+        )
+        torch.testing.assert_close(found[row][None], single)
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
+def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
+    torch.manual_seed(0)
+    logits = torch.randn(1, V) * 2
+    kept = theirs.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
+    options = GenerationConfig(min_p=min_p)
+    drawn = choose(logits.expand(5000, -1), options, torch.Generator().manual_seed(0))
+    assert set(drawn.tolist()) == set(kept[0].nonzero()[:, 0].tolist())
+
+
+def test_no_end_before_the_shortest_length():
+    model = tiny_model()
+    end = model.generate([[1, 2]], 1, temperature=0)[0][2]
+    assert model.generate([[1, 2]], 9, temperature=0, eos_id=end) == [[1, 2]]
+    for least in (1, 4):
+        text = model.generate([[1, 2]], 9, temperature=0, eos_id=end, min_new_tokens=least)[0]
+        assert len(text) - 2 >= least
+        beams = model.generate([[1, 2]], 9, num_beams=3, eos_id=end, min_new_tokens=least)[0]
+        assert len(beams) - 2 >= least
+
+
+def test_several_tokens_may_end_a_text():
+    model = tiny_model()
+    free = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0)
+    ends = [free[0][4], free[1][3]]
+    for options in ({"eos_id": ends[0], "stop_ids": ends[1:]}, {"stop_ids": ends}):
+        found = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0, **options)
+        for before, after in zip(free, found, strict=True):
+            new = before[2:]
+            first = min((new.index(end) for end in ends if end in new), default=8)
+            assert after == before[: 2 + first]
+
+
+def test_a_processor_of_the_users_own_sees_all_tokens_and_has_the_last_word():
+    model, seen = tiny_model(), []
+
+    def only_even(tokens, logits):
+        seen.append(tokens.tolist())
+        return logits.masked_fill(torch.arange(logits.shape[1]) % 2 == 1, -math.inf)
+
+    prompts = [[1, 3, 5], [7]]
+    texts = model.generate(prompts, 4, temperature=0, processors=[only_even])
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert all(token % 2 == 0 for token in text[len(prompt) :])
+    assert seen[0] == [[1, 3, 5], [-1, -1, 7]]
+    assert [row[3:] for row in seen[-1]] == [text[-4:-1] for text in texts]
+    assert all(
+        t % 2 == 0 for t in model.generate([[7]], 4, num_beams=3, processors=[only_even])[0][1:]
+    )
+
+
+def test_penalties_change_what_is_written():
+    model = tiny_model()
+    plain = model.generate([[1, 2, 3]], 20, temperature=0)[0]
+    assert len(set(plain)) < 12  # a random model repeats itself
+    penalised = model.generate([[1, 2, 3]], 20, temperature=0, presence_penalty=9.0)[0]
+    assert len(set(penalised[3:])) == 20
+    runs = model.generate([[1, 2, 3]], 20, temperature=0, no_repeat_ngram=2)[0]
+    assert len({*itertools.pairwise(runs)}) == len(runs) - 1
+
+
+def test_what_is_written_comes_with_its_log_probabilities():
+    model = tiny_model()
+    starts = [Start([1, 2, 3]), Start([4])]
+    end = model.generate([[4]], 6, temperature=0)[0][3]
+    for options in ({"temperature": 0.0}, {"seed": 1}, {"seed": 1, "top_k": 2},
+                    {"num_beams": 3, "length_penalty": 0.0}):  # fmt: skip
+        for start, written in zip(
+            starts, write(model, starts, GenerationConfig(6, eos_id=end, **options)), strict=True
+        ):
+            ended = [end] if len(written.log_p) > len(written.tokens) else []
+            whole = [*start.ids, *written.tokens, *ended]
+            log_p = model(torch.tensor([whole]))[0].detach().log_softmax(-1)
+            new = torch.tensor(whole[len(start.ids) :])
+            wanted = log_p[len(start.ids) - 1 : -1].gather(1, new[:, None])[:, 0].tolist()
+            assert written.log_p == pytest.approx(wanted, abs=1e-4)
+            assert written.score == pytest.approx(sum(wanted), abs=1e-3)
+
+
+def test_several_continuations_of_each_prompt():
+    model = tiny_model()
+    texts = model.generate([[1, 2], [3]], 8, num_return_sequences=3, seed=0)
+    assert [text[:1] for text in texts] == [[1]] * 3 + [[3]] * 3
+    assert len(set(map(tuple, texts[:3]))) == 3
+    tensor = model.generate(torch.tensor([[1, 2]]), 8, num_return_sequences=2, seed=0)
+    assert tensor.shape == (2, 10)
+    best = model.generate([[1, 2]], 8, num_beams=4, num_return_sequences=4)
+    assert best[0] == model.generate([[1, 2]], 8, num_beams=4)[0]
+    assert len(set(map(tuple, best))) == 4
+
+
+def test_a_target_can_be_made_to_begin_with_tokens():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    free = model.generate([[3, 1, 4]], 6, start_id=2, temperature=0)[0]
+    rest = model.generate([[3, 1, 4]], 3, start_id=2, prefix=free[:3], temperature=0)[0]
+    assert rest == free[3:]
+    assert model.generate([[3, 1, 4]], 3, start_id=2, prefix=[9], temperature=0)[0] != free[:3]
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+def test_logits_that_are_no_numbers_stop_with_the_step(device):
+    model = tiny_model()
+    calls = []
+
+    class Broken(torch.nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.head = head
+
+        def forward(self, features, embedding):
+            calls.append(None)
+            out = self.head(features, embedding)
+            return out * math.nan if len(calls) == 3 else out
+
+    model.head = Broken(model.head)
+    for options in ({"temperature": 0}, {"num_beams": 2}):
+        calls.clear()
+        with pytest.raises(UserError, match="logits at new token 3 are not finite"):
+            model.generate([[1]], 9, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_new_tokens": 6}, "min_new_tokens=6 is above max_new_tokens=5; lower it"),
+        ({"min_p": 1.5}, "min_p must be at most 1.0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"bad_ids": [[]]}, r"bad_ids must hold runs of one token or more, such as \[\[17\]"),
+        ({"bad_ids": [[31]]}, "bad_ids=31 is outside the model's vocabulary, 0 to 30"),
+        ({"stop_ids": [40]}, "stop_ids=40 is outside the model's vocabulary, 0 to 30"),
+        ({"stop": ["\n"]}, "stop needs a tokenizer; use a Pipeline"),
+        ({"stop": [""]}, "stop must hold texts of one character or more"),
+        ({"num_return_sequences": 2, "temperature": 0}, "would all be the same with temperature=0"),
+        ({"num_return_sequences": 3, "num_beams": 2}, "are more than num_beams=2 find"),
+        ({"beam_groups": 2}, "beam_groups is of a beam search; set num_beams"),
+        ({"num_beams": 3, "beam_groups": 2}, "beam_groups=2 does not divide num_beams=3"),
+        ({"num_beams": 2, "diversity_penalty": 1.0}, "set beam_groups to 2 or more"),
+        ({"num_beams": 2, "seed": 1}, "num_beams=2 samples nothing; leave seed out"),
+        ({"temprature": 1}, r"unknown field 'temprature' \(did you mean 'temperature'\?\)"),
+        ({"bad_ids": [[t] for t in range(31)], "temperature": 0},
+         "no token is left to choose at new token 1: bans and processors forbid all"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, message):
+    with pytest.raises((ConfigError, UserError), match=message):
+        tiny_model().generate([[1]], 5, **options)
+
+
+def test_rows_that_have_ended_no_longer_cost_anything(monkeypatch):
+    """The batch shrinks, and what the others get stays the same."""
+    model = tiny_model()
+    prompts = [[1, 2], [3, 4, 9], [5, 6], [7]]
+    free = model.generate(prompts, 12, temperature=0)
+    end = next(
+        t for row, p in zip(free, prompts, strict=True) for t in row[len(p) :]
+        if 1 <= sum(t in other[len(q) :] for other, q in zip(free, prompts, strict=True)) < 4
+    )  # fmt: skip
+    sizes, features = [], model.features
+
+    def counted(inputs, *args, **options):
+        sizes.append(len(inputs))
+        return features(inputs, *args, **options)
+
+    monkeypatch.setattr(model, "features", counted)
+    found = model.generate(prompts, 12, temperature=0, eos_id=end)
+    for before, after, prompt in zip(free, found, prompts, strict=True):
+        new = before[len(prompt) :]
+        assert after == prompt + (new[: new.index(end)] if end in new else new)
+    assert sizes[0] == 4
+    assert min(sizes) < 4
