@@ -376,7 +376,7 @@ FAULTS = [
         f"{BATTERY} -k 'plain_reference and dynamic'",
     ),
     Fault(
-        "a prompt's rotation goes by the longest of its batch", "generation/generate.py",
+        "a prompt's rotation goes by the longest of its batch", "generation/decoding.py",
         "if mask is not None:  # a row's", "if False:  # a row's",
         f"{BATTERY} -k 'generate_is and dynamic'",
     ),
@@ -477,9 +477,8 @@ FAULTS = [
         "tests/unit/test_tasks.py -k never_saw",
     ),
     Fault(
-        "answers come in the order of lengths", "tasks/seq2seq.py",
-        "return [written[index] for index in range(len(sources))]",
-        "return [written[index] for index in order]",
+        "answers come in the order of lengths", "tasks/writing.py",
+        "for number in range(len(starts))", "for number in order",
         "tests/unit/test_tasks.py -k order_of_the_inputs",
     ),
     Fault(
@@ -528,8 +527,8 @@ FAULTS = [
         "tests/unit/test_training.py -k decay",
     ),
     Fault(
-        "eos is ignored", "generation/generate.py",
-        "ended = ended | (token == options.eos_id)", "pass",
+        "eos is ignored", "generation/decoding.py",
+        "ended = torch.isin(token, ends)", "ended = torch.zeros_like(token, dtype=torch.bool)",
         "tests/unit/test_sampling.py -k ended",
     ),
     Fault(
@@ -544,14 +543,13 @@ FAULTS = [
         "tests/unit/test_sampling.py -k definition",
     ),
     Fault(
-        "the seed is ignored", "generation/generate.py",
-        "options, generator)  # [B]", "options, None)  # [B]",
+        "the seed is ignored", "generation/decoding.py",
+        "logits, step), options, generator)", "logits, step), options, None)",
         "tests/unit/test_sampling.py -k repeatable",
     ),
     Fault(
         "prompts of unequal length are padded on the right without a mask", "generation/generate.py",
-        "continued = _decode(model, *_pad_left(rows), options).tolist()",
-        "continued = _decode(model, _pad_left(rows)[0], None, options).tolist()",
+        "return ids, None if bool(mask.all()) else mask", "return ids, None",
         f"{BATTERY} -k generate_is",
     ),
     Fault(
@@ -707,7 +705,7 @@ FAULTS = [
         f"{TEXTS} -k units",
     ),
     Fault(
-        "what theirs say of decoding is forgotten", "interop/hf/texts.py",
+        "what theirs say of decoding is forgotten", "interop/hf/decoding.py",
         'if isinstance(kept.get("generation_config"), dict):', "if False:",
         f"{TEXTS} -k decoding",
     ),
@@ -989,7 +987,7 @@ FAULTS = [
     ),
     Fault(
         "a search stops at what could be scored at the next token", "generation/beam.py",
-        "self.running[:, 0] / max(divisors)", "self.running[:, 0] / divisors[0]",
+        "self.running.scores[:, 0] / max(divisors)", "self.running.scores[:, 0] / divisors[0]",
         "tests/unit/test_beam.py -k stopping_early",
     ),
     Fault(
@@ -999,13 +997,12 @@ FAULTS = [
     ),
     Fault(
         "long hypotheses are divided by nothing", "generation/beam.py",
-        "length**self.options.length_penalty", "length**0",
+        "base**self.options.length_penalty", "base**0",
         "tests/unit/test_beam.py -k wide_enough",
     ),
     Fault(
         "beams change places but their tokens do not", "generation/beam.py",
-        "self.tokens = grown.gather(1, chosen[..., None].expand_as(self.tokens))",
-        "self.tokens = grown[:, :beams]",
+        "grown.rows(chosen)._replace(scores=scores)", "grown.rows(chosen * 0)._replace(scores=scores)",
         "tests/unit/test_beam.py -k wide_enough",
     ),
     Fault(
@@ -1084,6 +1081,85 @@ FAULTS = [
         "highest = features.masked_fill(~real, -torch.inf).amax(1)",
         "highest = (features * real).amax(1)",
         BATTERY + " -k a_sequence_as_one_vector",
+    ),
+    Fault(
+        "the repetition penalty makes unlikely tokens likelier", "generation/processors.py",
+        "torch.where(logits > 0, logits / penalty, logits * penalty)", "logits / penalty",
+        "tests/unit/test_processors.py -k repetition",
+    ),
+    Fault(
+        "penalties count the prompt", "generation/processors.py",
+        "written = counts(tokens[:, prompt_length:], logits)", "written = counts(tokens, logits)",
+        "tests/unit/test_processors.py -k frequency",
+    ),
+    Fault(
+        "padding is a token that may not come again", "generation/processors.py",
+        "(runs[..., :-1] == last[:, None]).all(-1) & (runs >= 0).all(-1)",
+        "(runs[..., :-1] == last[:, None]).all(-1)",
+        "tests/unit/test_processors.py -k no_run_comes_twice",
+    ),
+    Fault(
+        "a bad run is forbidden wherever its end is", "generation/processors.py",
+        "torch.where(same, end, -1)", "torch.full_like(tokens[:, 0], end)",
+        "tests/unit/test_processors.py -k bad_runs",
+    ),
+    Fault(
+        "logits that are no numbers are chosen from", "generation/processors.py",
+        "if not bool(logits.amax(-1).isfinite().all()):", "if False:",
+        "tests/unit/test_processors.py -k no_numbers",
+    ),
+    Fault(
+        "min-p is of the whole, not of the likeliest", "generation/sampling.py",
+        "options.min_p * probabilities.amax(-1, keepdim=True)", "options.min_p",
+        "tests/unit/test_processors.py -k min_p",
+    ),
+    Fault(
+        "rows that have ended go on", "generation/decoding.py",
+        "rows, over = rows[kept], over[kept]", "rows, over = rows[: len(kept)], over[kept]",
+        "tests/unit/test_processors.py -k no_longer_cost",
+    ),
+    Fault(
+        "log-probabilities are those of what was left to sample", "generation/decoding.py",
+        "log_p = logits.float().log_softmax(-1)",
+        "log_p = (logits.float() / max(options.temperature, 0.5)).log_softmax(-1)",
+        "tests/unit/test_processors.py -k log_probabilities",
+    ),
+    Fault(
+        "groups of beams do not see one another", "generation/beam.py",
+        "self._advance(rows, totals[rows] - penalty)", "self._advance(rows, totals[rows])",
+        "tests/unit/test_beam.py -k groups",
+    ),
+    Fault(
+        "half a character is given out", "generation/pieces.py",
+        'held = len(text) - len(text.rstrip("\\ufffd"))', "held = 0",
+        "tests/unit/test_streaming.py -k character",
+    ),
+    Fault(
+        "the beginning of a stop is given out", "generation/pieces.py",
+        "held = max(held, next((n for n in shared if text.endswith(stop[:n])), 0))", "pass",
+        "tests/unit/test_streaming.py -k held_back",
+    ),
+    Fault(
+        "what a decoder takes back is given out", "generation/pieces.py",
+        "if self.rewrites:", "if False:",
+        "tests/unit/test_streaming.py -k 'taken_back'",
+    ),
+    Fault(
+        "shared tokens are marked in the first text only", "tasks/tokens.py",
+        "types += 2 * np.isin(row, both).astype(np.uint8)",
+        "types += 2 * (np.isin(row, both) & (types == 0)).astype(np.uint8)",
+        "tests/unit/test_tasks.py -k shared",
+    ),
+    Fault(
+        "rows change places but their keys do not", "model/cache_storage.py",
+        "for tensor in self.used(length).values():", "for tensor in self.used(0).values():",
+        "tests/unit/test_cache.py -k change_places",
+    ),
+    Fault(
+        "rows that are taken out leave their keys to the others", "model/cache_storage.py",
+        "chosen[:, :, : used.shape[2]] = used[rows]",
+        "chosen[:, :, : used.shape[2]] = used[: len(rows)]",
+        "tests/unit/test_cache.py -k taken_out",
     ),
 ]  # fmt: skip
 

@@ -15,7 +15,8 @@ def blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_the_python_examples_of_the_readme_run_as_printed(tmp_path):
+@pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
+def test_the_python_examples_run_as_printed(tmp_path, document):
     """One after another in one process, as a reader would type them, beside a finished run."""
     train = write_jsonl(tmp_path / "train.jsonl", [VERSE])
     assert main([
@@ -23,7 +24,7 @@ def test_the_python_examples_of_the_readme_run_as_printed(tmp_path):
         "--model_config", '{"d_model": 16, "n_heads": 2, "n_layers": 1}', "--seq_len", "16",
         "--work_dir", str(tmp_path / "runs"),
     ]) == 0  # fmt: skip
-    examples = blocks("README.md", "python")
+    examples = blocks(document, "python")
     assert len(examples) >= 2
     code = "\n".join(examples).replace(
         "runs/demo/best", str(tmp_path / "runs/language_modeling/last")

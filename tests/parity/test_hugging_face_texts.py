@@ -255,17 +255,44 @@ def test_decoding_settings_come_and_go(tmp_path):
     theirs = random_model("LlamaForCausalLM", "llama")
     theirs.generation_config = transformers.GenerationConfig(
         do_sample=True, temperature=0.7, top_k=5, top_p=0.9, max_new_tokens=11, eos_token_id=[3, 4],
-        repetition_penalty=1.3,
+        repetition_penalty=1.3, typical_p=0.9,
     )  # fmt: skip
     theirs.save_pretrained(tmp_path / "theirs")
     ours = miniformer.from_hf(tmp_path / "theirs")
     found = ours.generation
     assert (found.temperature, found.top_k, found.top_p) == (0.7, 5, 0.9)
-    assert (found.max_new_tokens, found.eos_id) == (11, 3)
+    assert (found.max_new_tokens, found.eos_id, found.stop_ids) == (11, 3, [4])
+    assert found.repetition_penalty == 1.3
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
-    assert again.repetition_penalty == 1.3  # which we have no place for
+    assert again.typical_p == 0.9  # which we have no place for
     assert again.eos_token_id == [3, 4]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
+    """The same tokens as theirs with their settings; and with ours, written in their words."""
+    theirs = random_model("LlamaForCausalLM", "llama")
+    theirs.generation_config = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=11, min_new_tokens=4, eos_token_id=[3, 4], pad_token_id=0,
+        repetition_penalty=1.3, no_repeat_ngram_size=2, bad_words_ids=[[5], [6, 7]],
+        num_beams=beams, length_penalty=0.7 if beams > 1 else 1.0,
+        early_stopping="never" if beams > 1 else False,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = miniformer.from_hf(tmp_path / "theirs")
+    options = ours.generation.to_dict()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        prompt = torch.randint(5, 300, (1, 6))
+        wanted = theirs.generate(prompt)
+        found = ours.model.generate(prompt, **options)
+        length = min(found.shape[1], wanted.shape[1])  # theirs is filled with another token
+        assert found[0, :length].tolist() == wanted[0, :length].tolist()
+    ours.remembered = {}
+    miniformer.to_hf(ours, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.generate(prompt, pad_token_id=0), theirs.generate(prompt))
 
 
 def test_no_tokenizer_is_told_where_one_is_needed(tmp_path):

@@ -118,6 +118,25 @@ def test_rows_may_change_places_and_double(shape):
 
 
 @every_shape
+@pytest.mark.parametrize("rows", [[2], [1, 0], [0, 0, 1, 2, 2]])
+@torch.inference_mode()
+def test_rows_may_be_taken_out_and_come_several_times(shape, rows):
+    model = tiny_model(**SHAPES[shape])
+    ids, rows = tokens(model, 3, 5), torch.tensor(rows)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
+    cache = model.new_cache(3, 9)
+    model(ids, mask, cache=cache)
+    cache.select(rows)
+    assert cache.batch_size == len(rows)
+    new = tokens(model, len(rows), 2)
+    step = [model(new[:, n : n + 1], cache=cache)[:, -1] for n in range(2)]
+    whole, real = torch.cat((ids[rows], new), 1), torch.ones(len(rows), 2).bool()
+    wanted = model(whole, torch.cat((mask[rows], real), 1))
+    close(step[0], wanted[:, -2])
+    close(step[1], wanted[:, -1])
+
+
+@every_shape
 @torch.inference_mode()
 def test_what_is_trimmed_was_never_there(shape):
     """As in speculation: several tokens are guessed, each row keeps another number of them."""

@@ -108,6 +108,31 @@ def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
             assert len(kept) == len(whole) or len(kept) >= len(other) - 1
 
 
+@given(WORDS, WORDS, st.integers(6, 30))
+def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
+    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=True)
+    (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
+    (plain,) = Regression(mean=0.0, spread=1.0, input_kind="pair").encode(
+        [{"input": [first, second], "value": 1}], BYTES, seq_len
+    )
+    ids, types = example["inputs"].tolist(), plain["token_types"].tolist()
+    texts = [{i for i, t in zip(ids, types, strict=True) if t == n and i != B} for n in (0, 1)]
+    wanted = [t + 2 * (i in texts[0] & texts[1]) for i, t in zip(ids, types, strict=True)]
+    assert example["token_types"].tolist() == wanted
+    assert task.model_config({}, BYTES)["token_types"] == 4
+
+
+def test_marks_need_pairs_and_types():
+    config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=1)
+    task = Regression(mean=0.0, spread=1.0, input_kind="text", mark_shared=True)
+    with pytest.raises(UserError, match="mark_shared is for pairs of texts, by token types"):
+        task.check(config, BYTES)
+    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=True)
+    few = TransformerConfig(**{**config.to_dict(), "token_types": 2})
+    with pytest.raises(UserError, match="token_types must be 4 or null for pairs of texts, not 2"):
+        task.check(few, BYTES)
+
+
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.none() | st.integers(0, 5))
 def test_no_label_of_a_prefix_model_is_in_its_source(ids, seed):
     row = np.array(ids, dtype=np.uint16)

@@ -14,7 +14,7 @@ from miniformer.checkpoint.companions import read_companions
 from miniformer.checkpoint.directory import REMEMBERED, refuse_full, replacing
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import TransformerConfig
-from miniformer.interop.hf import texts
+from miniformer.interop.hf import decoding, texts
 from miniformer.interop.hf.configs import Config
 from miniformer.interop.hf.files import Outline, write_tensors
 from miniformer.interop.hf.reading import Checkpoint, understand
@@ -113,7 +113,7 @@ def _write_companions(checkpoint: Checkpoint, folder: Path) -> tuple[Config, lis
     write_config(folder, _architecture(checkpoint), config)
     note = texts.copy_tokenizer(checkpoint.directory, folder, config.vocab_size)
     _write_json(folder / "task.json", texts.task_of(checkpoint))
-    _write_json(folder / "generation_config.json", texts.decoding_of(checkpoint).to_dict())
+    _write_json(folder / "generation_config.json", decoding.decoding_of(checkpoint).to_dict())
     _write_json(folder / REMEMBERED, kept)
     return kept, [] if note is None else [note]
 

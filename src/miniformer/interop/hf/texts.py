@@ -1,4 +1,4 @@
-"""What stands beside the weights: the task, names of classes, special tokens, decoding settings."""
+"""What stands beside the weights: the task, names of classes, special tokens, tokenizers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from miniformer.checkpoint.directory import TOKENIZER_FILES
-from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.config import TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.data.tokenizer_training import PAD
 from miniformer.interop.hf.configs import Config
@@ -52,7 +52,7 @@ def task_of(checkpoint: Checkpoint) -> Config:
     """
     config, theirs, kind = checkpoint.config, checkpoint.theirs, _kind(checkpoint)
     if kind == "seq2seq":
-        start = _first(_said(checkpoint, "decoder_start_token_id"))
+        start = first(said(checkpoint, "decoder_start_token_id"))
         return {"task": "seq2seq", "start_id": start}
     if kind == "language_modeling":
         return {"task": kind, "prompt_begins_document": _has_template(checkpoint.directory)}
@@ -86,37 +86,6 @@ def _classes(theirs: Config, config: TransformerConfig) -> list[Any]:
     if not all(isinstance(name, str) for name in found) or len(set(found)) != width:
         raise UserError(f"id2label must name {width} labels by number, all different: {names!r}")
     return found
-
-
-def decoding_of(checkpoint: Checkpoint) -> GenerationConfig:
-    """Decoding settings, as far as ours have them.
-
-    Raises:
-        UserError: a value is none that decoding can have.
-    """
-    given = checkpoint.directory.json("generation_config.json") or {}
-    room = max(1, checkpoint.config.max_seq_len // 2)
-    wanted = given.get("max_new_tokens")
-    sampled = given.get("do_sample") is True
-    values: Config = {
-        "max_new_tokens": min(50, room) if wanted is None else wanted,
-        "temperature": (given.get("temperature") or 1.0) if sampled else 0.0,
-        "eos_id": _first(_said(checkpoint, "eos_token_id")),
-    }
-    if sampled:
-        values["top_k"] = given.get("top_k") or None
-        top_p = given.get("top_p")
-        values["top_p"] = None if top_p == 1 else top_p
-    try:
-        made = GenerationConfig.from_dict(values)
-    except UserError as error:
-        path = checkpoint.directory.path / "generation_config.json"
-        raise UserError(f"{path}: {error}") from None
-    end = made.eos_id
-    if end is not None and end >= checkpoint.config.vocab_size:
-        where = checkpoint.directory.path
-        raise UserError(f"{where}: eos_token_id={end} is outside the vocabulary")
-    return made
 
 
 def copy_tokenizer(directory: Directory, out: Path, vocab_size: int) -> str | None:
@@ -180,12 +149,12 @@ def _has_template(directory: Directory) -> bool:
     return bool(Tokenizer(backend).of_sequences.before)
 
 
-def _said(checkpoint: Checkpoint, name: str) -> Any:
+def said(checkpoint: Checkpoint, name: str) -> Any:
     given = checkpoint.directory.json("generation_config.json") or {}
     return given.get(name, checkpoint.theirs.get(name))
 
 
-def _first(value: Any) -> Any:
+def first(value: Any) -> Any:
     """A token id; of several the first."""
     value = value[0] if isinstance(value, list) and value else value
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
@@ -231,22 +200,6 @@ def labels(classes: list[Any] | None, width: int | None, kept: Config) -> Config
         "label2id": {name: index for index, name in enumerate(names)},
         **problem,
     }
-
-
-def decoding(options: GenerationConfig, ids: Config, kept: Config) -> Config:
-    """A `generation_config.json`: theirs again where it is remembered, else ours in their words."""
-    if isinstance(kept.get("generation_config"), dict):
-        return dict(kept["generation_config"])
-    sampled = options.temperature > 0
-    made: Config = {
-        **{name: value for name, value in ids.items() if value is not None},
-        "max_new_tokens": options.max_new_tokens,
-        "do_sample": sampled,
-    }
-    if sampled:
-        made |= {"temperature": options.temperature, "top_k": options.top_k or 0}
-        made["top_p"] = 1.0 if options.top_p is None else options.top_p
-    return made
 
 
 def write_tokenizer(

@@ -20,7 +20,7 @@ from miniformer.checkpoint.directory import read_remembered, refuse_full, replac
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.interop.hf import texts
+from miniformer.interop.hf import decoding, texts
 from miniformer.interop.hf.configs import Config, Family, effective, write_config
 from miniformer.interop.hf.families import ALL
 from miniformer.interop.hf.files import Directory, Outline, read_tensor, write_tensors
@@ -90,7 +90,7 @@ def to_hf(
         _write_json(folder / "config.json", theirs)
         _write_json(
             folder / "generation_config.json",
-            texts.decoding(source.generation, ids, source.kept),
+            decoding.decoding(source.generation, ids, source.kept),
         )
         task = str(source.task.get("task", ""))
         texts.write_tokenizer(source.tokenizer, source.directory, folder, source.config, task)
