@@ -56,6 +56,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "unigram": "miniformer.data.tokenizer_training:train_unigram",
         "wordpiece": "miniformer.data.tokenizer_training:train_wordpiece",
         "byte": "miniformer.data.tokenizer_training:train_byte",
+        "word": "miniformer.data.tokenizer_training:train_word",
         "char": "miniformer.data.tokenizer_training:train_char",
     },
     "task": {  # a subclass of Task

@@ -42,8 +42,9 @@ class TrainConfig(StrictConfig):
         warm_start: settings of a run before this one, in which the model learns to guess hidden
             tokens of the training texts (task masked_lm), such as {"max_epochs": 40}; for
             classification and regression of texts; null: there is none.
-        tokenizer: bpe (byte-level), unigram, wordpiece, byte or char, trained on train_path; or the
-            path of a tokenizer.json, of a Hugging Face directory or of a model directory.
+        tokenizer: bpe (byte-level), unigram, wordpiece, word (what is between spaces), byte or
+            char, trained on train_path; or the path of a tokenizer.json, of a Hugging Face
+            directory or of a model directory.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
             own, as large as source_vocab_size in model_config; null: one serves both.
         batch_size: windows in a batch; where batches are of like lengths, examples on average.

@@ -13,7 +13,7 @@ from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.tokens import encode_inputs
 from tests.kit import VERSE, run_python
 
-ALL = ("bpe", "unigram", "wordpiece", "char", "byte")
+ALL = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
 BYTE_LEVEL = {kind: Tokenizer.train(kind, [VERSE * 3], 300) for kind in ("bpe", "byte", "unigram")}
 
 
@@ -162,10 +162,10 @@ def test_training_again_gives_the_same_tokenizer(kind):
     assert first == again
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "word"])
 def test_a_vocabulary_is_no_larger_than_asked(kind):
     texts = [f"word{n} other{n * 7}" for n in range(500)]
-    assert 258 <= Tokenizer.train(kind, texts, 300).vocab_size <= 300
+    assert 250 <= Tokenizer.train(kind, texts, 300).vocab_size <= 300
 
 
 def test_wordpiece_gives_words_back():
@@ -178,6 +178,19 @@ def test_wordpiece_gives_words_back():
     tokens = [tokenizer.backend.id_to_token(i) for i in tokenizer.encode("catmat")]
     assert "".join(tokens).replace("##", "") == "catmat"
     assert all(token.startswith("##") for token in tokens[1:])
+
+
+def test_word_has_one_id_for_each_of_the_commonest_words():
+    tokenizer = Tokenizer.train("word", ["I_RUN  a\tb a", "a b <|pad|>"], 5)
+    ids = tokenizer.encode(" a b\nI_RUN  a <|pad|>")
+    unknown = tokenizer.backend.token_to_id("<|unknown|>")
+    assert len(ids) == 5
+    assert ids[0] == ids[3]
+    assert [ids[2], ids[4]] == [unknown, unknown]  # the vocabulary has room for two words
+    assert tokenizer.decode(ids) == "a b a"
+    whole = Tokenizer.train("word", ["I_RUN  a\tb a"])
+    assert whole.decode(whole.encode("a  I_RUN\n b")) == "a I_RUN b"
+    assert whole.vocab_size == 6
 
 
 def test_a_tokenizer_learns_from_the_beginning_of_what_is_large():

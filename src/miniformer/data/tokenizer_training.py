@@ -5,6 +5,7 @@
 | bpe       | a run of bytes, merged by frequency  | any                    | the same            |
 | unigram   | a run of bytes, chosen by likelihood | any                    | may differ a little |
 | wordpiece | a piece of a word, ## inside one     | words, but not spacing | the same            |
+| word      | what is between spaces               | words seen, one space  | the same            |
 | char      | a character                          | of characters seen     | the same            |
 | byte      | a byte                               | any                    | the same            |
 
@@ -117,6 +118,25 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
     backend.pre_tokenizer = split
     backend.decoder = decoders.WordPiece()
     backend.add_special_tokens([BOUNDARY, PAD, UNKNOWN])
+    return backend
+
+
+def train_word(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
+    """One id for each of the commonest words, as spaces divide them; others become unknown."""
+    vocab_size = vocab_size or 10_000
+    special = [BOUNDARY, PAD, UNKNOWN]
+    _need(vocab_size, 1 + len(special), "word", "one id for a word")
+    seen: Counter[str] = Counter()
+    split = pre_tokenizers.WhitespaceSplit()
+    for text in texts:
+        seen.update(word for word, _ in split.pre_tokenize_str(text))
+    known = sorted(seen.keys() - set(special), key=lambda word: (-seen[word], word))
+    tokens = [UNKNOWN, *known[: vocab_size - len(special)]]
+    backend = tokenizers.Tokenizer(
+        models.WordLevel(vocab={token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN)
+    )
+    backend.pre_tokenizer = split
+    backend.add_special_tokens(special)  # no words of the model, so that no text spells them
     return backend
 
 
