@@ -13,6 +13,7 @@ from miniformer.command import command_parser, run_command
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data_command import add_data_command, run_data
 from miniformer.hf_command import add_hf_commands, run_export, run_import
+from miniformer.score_command import add_score_command, run_score
 from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
 from miniformer.verify_command import add_verify_command, run_verify
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_subcommand(
         "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
     )
+    add_score_command(commands)
     add_verify_command(commands)
     add_tokenizer_command(commands)
     add_data_command(commands)
@@ -49,6 +51,7 @@ def _run(values: dict[str, Any]) -> int:
         "train": run_training,
         "generate": _generate,
         "predict": _predict,
+        "score": run_score,
         "verify-resume": run_verify,
         "tokenizer": run_tokenizer,
         "data": run_data,

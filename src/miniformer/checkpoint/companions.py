@@ -82,3 +82,18 @@ def _read_task(path: Path, kind: str) -> Task:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return task
+
+
+def check_text(text: str, name: str) -> None:
+    """Refuses what is no text.
+
+    Raises:
+        UserError: it holds half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{name}: character {error.start} is {text[error.start]!a}, half of a surrogate "
+            f"pair and no text by itself; is the {name.split()[0]} UTF-8?"
+        ) from None

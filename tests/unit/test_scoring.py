@@ -1,0 +1,147 @@
+"""Log-probabilities of given text, against whole passes over what each token may see."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer import Seq2SeqTransformer, cli
+from miniformer.checkpoint.directory import save_directory
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import GenerationConfig, UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import Start
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.scoring import score
+from miniformer.tasks.seq2seq import Seq2Seq
+from tests.kit import VERSE, tiny_model
+
+BYTES = Tokenizer.train("byte", [])
+LONGEST = 8
+
+
+def one_by_one(model, row, first, stride):
+    """Each token after all that a window of the definition holds before it."""
+    found, end = [], min(LONGEST, len(row) - 1)
+    if end < first:
+        end = min(first - 1 + stride, len(row) - 1)
+    for place in range(first, len(row)):
+        if place > end:
+            end = min(end + stride, len(row) - 1)
+        seen = row[max(0, end - LONGEST) : place]
+        log_p = model(torch.tensor([seen]))[0, -1].detach().log_softmax(-1)
+        found.append(float(log_p[row[place]]))
+    return found
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(0, 25)), min_size=1, max_size=4),
+    st.integers(1, LONGEST),
+)
+def test_every_token_is_scored_once_with_what_its_window_holds(lengths, stride):
+    model = tiny_model(max_seq_len=LONGEST)
+    random = torch.Generator().manual_seed(sum(map(sum, lengths)))
+    rows = [torch.randint(0, 31, (a + b,), generator=random).tolist() for a, b in lengths]
+    starts = [Start(row[:a]) for row, (a, _) in zip(rows, lengths, strict=True)]
+    texts = [row[a:] for row, (a, _) in zip(rows, lengths, strict=True)]
+    found = score(model, starts, texts, stride=stride)
+    for row, start, text, each in zip(rows, starts, texts, found, strict=True):
+        assert each.tokens == text
+        wanted = one_by_one(model, row, len(start.ids), stride)
+        assert each.log_p == pytest.approx(wanted, abs=1e-4)
+        assert each.total == pytest.approx(math.fsum(wanted), abs=1e-3)
+
+
+def test_targets_are_scored_by_their_sources():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    sources, targets = [[3, 1, 4], [1, 5, 9, 2]], [[6, 5], [3, 5, 8]]
+    starts = [Start([2], source) for source in sources]
+    for source, target, each in zip(sources, targets, score(model, starts, targets), strict=True):
+        log_p = model(torch.tensor([source]), torch.tensor([[2, *target[:-1]]]))[0].detach()
+        wanted = log_p.log_softmax(-1).gather(1, torch.tensor(target)[:, None])[:, 0]
+        assert each.log_p == pytest.approx(wanted.tolist(), abs=1e-4)
+    with pytest.raises(UserError, match="target 0 is 33 tokens long; the model writes at most 32"):
+        score(model, [Start([2], [3])], [[4] * 33])
+
+
+def language_model(**changes):
+    model = tiny_model(vocab_size=258, max_seq_len=64, **changes)
+    return Pipeline(model, BYTES, task=LanguageModeling(), generation=GenerationConfig())
+
+
+def test_what_comes_before_a_text_changes_how_likely_it_is():
+    m = language_model()
+    alone, after = m.score(["cat"]), m.score(["cat"], given=["the "])
+    ids = [BYTES.boundary_id, *BYTES.encode("the cat")]
+    log_p = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
+    wanted = [float(log_p[place - 1, ids[place]]) for place in range(5, 8)]
+    assert after[0].log_p == pytest.approx(wanted, abs=1e-4)
+    assert alone[0].log_p != pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(UserError, match="1 texts need as many given, not 2"):
+        m.score(["cat"], given=["a", "b"])
+
+
+def test_the_figures_of_a_file_are_those_of_a_validation():
+    """Where one window holds all documents, that is what a validation measures."""
+    m = language_model()
+    records = [{"text": "the cat sat"}, {"text": ""}, {"text": "on the mat\nall day"}]
+    found = m.perplexity(records)
+    data = MiniFormerDataModule(
+        records, val_path=records, task=m.task, tokenizer=BYTES, seq_len=64, batch_size=4
+    )
+    with torch.no_grad():
+        measured = [m.task.measure(m.model, batch) for batch in data.val_dataloader()]
+    wanted = m.task.figures(measured)
+    # A validation also predicts the end of the empty document.
+    assert found["tokens"] == 12 + 19 + 1
+    for name in ("loss", "perplexity", "bits_per_byte"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-4)
+    nats = found["loss"] * found["tokens"]
+    assert found["word_perplexity"] == pytest.approx(math.exp(nats / (3 + 5 + 1)), rel=1e-6)
+
+
+def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
+    m = language_model()
+    m.task = LanguageModeling(prompt_begins_document=False)
+    path = tmp_path / "text.txt"
+    path.write_text(VERSE * 3)
+    found = m.perplexity(str(path), stride=5)
+    row = [BYTES.boundary_id, *BYTES.encode(VERSE * 3)]
+    wanted = -score(m.model, [Start(row[:1])], [row[1:]], stride=5)[0].total
+    assert found["tokens"] == len(row) - 1
+    assert found["loss"] == pytest.approx(wanted / (len(row) - 1), rel=1e-6)
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    m = language_model()
+    save_directory(tmp_path / "model", model=m.model, tokenizer=BYTES, task=m.task.settings(),
+                   generation=m.generation, card="# x\n")  # fmt: skip
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat"}\n')
+    assert cli.main(["score", str(tmp_path / "model"), str(tmp_path / "a.jsonl")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == pytest.approx(m.perplexity([{"text": "the cat"}])["loss"], abs=1e-4)
+    for more, message in (
+        (["--stride", "0"], "stride must be between 1 and max_seq_len=64, not 0"),
+        (["--stride", "65"], "stride must be between 1 and max_seq_len=64, not 65"),
+    ):
+        arguments = ["score", str(tmp_path / "model"), str(tmp_path / "a.jsonl"), *more]
+        assert cli.main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_has_no_perplexity():
+    m = language_model()
+    with pytest.raises(UserError, match="every record's text is empty"):
+        m.perplexity([{"text": ""}])
+    m.task = Seq2Seq()
+    with pytest.raises(UserError, match="perplexity is of causal language models"):
+        m.perplexity([{"text": "a"}])
+    m.task = Classification(classes=[0, 1], input_kind="text")
+    with pytest.raises(UserError, match="writes no text"):
+        m.score(["a"])
