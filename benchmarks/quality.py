@@ -23,6 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
 import yaml
 
 from miniformer import TrainConfig
@@ -151,7 +152,7 @@ def measure(recipe, data, seeds, *, defaults=False, change=None):
         "spread": round(statistics.stdev(found), 4) if seeds > 1 else None,
         "minutes": round(statistics.mean(each["seconds"] for each in runs) / 60, 1),
         "parameters": parameters,
-        "machine": f"{os.cpu_count()} threads, {platform.machine()}, no GPU",
+        "machine": f"{torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}",
         "runs": runs,
     }
 
@@ -222,13 +223,13 @@ def main():
     parser.add_argument("--save", action="store_true", help="add to results/quality.json")
     parser.add_argument("--page", action="store_true", help="only write docs/recipes.md")
     given = parser.parse_args()
-    entries = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    measured = []
     if not given.page:
         if given.data is None:
             parser.error("name a recipe and a folder of data")
         if given.defaults and given.change:
             parser.error("--change is of the recipe's settings; leave --defaults out")
-        entries.append(
+        measured.append(
             measure(
                 given.recipe,
                 given.data,
@@ -237,7 +238,9 @@ def main():
                 change=given.change,
             )
         )
-        print(json.dumps({name: entries[-1][name] for name in ("recipe", "mean", "spread")}))
+        print(json.dumps({name: measured[-1][name] for name in ("recipe", "mean", "spread")}))
+    # Read only now: another run may have added to it.
+    entries = (json.loads(RESULTS.read_text()) if RESULTS.exists() else []) + measured
     if given.save:
         RESULTS.write_text(json.dumps(entries, indent=2) + "\n")
     if given.save or given.page:

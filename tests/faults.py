@@ -173,7 +173,7 @@ FAULTS = [
     ),
     Fault(
         "a decoder reads the padding of its source", "generation/generate.py",
-        "_to(x, device) for x in source", "_to(x, device) for x in source[:1]",
+        "moved(x, device) for x in source)", "moved(x, device) for x in source[:1])",
         "tests/unit/test_seq2seq_generation.py",
     ),
     Fault(
@@ -548,7 +548,7 @@ FAULTS = [
         "tests/unit/test_sampling.py -k repeatable",
     ),
     Fault(
-        "prompts of unequal length are padded on the right without a mask", "generation/generate.py",
+        "prompts of unequal length are padded on the right without a mask", "generation/prompts.py",
         "return ids, None if bool(mask.all()) else mask", "return ids, None",
         f"{BATTERY} -k generate_is",
     ),
@@ -1160,6 +1160,37 @@ FAULTS = [
         "chosen[:, :, : used.shape[2]] = used[rows]",
         "chosen[:, :, : used.shape[2]] = used[: len(rows)]",
         "tests/unit/test_cache.py -k taken_out",
+    ),
+    Fault(
+        "a guess is kept whatever the model thinks", "generation/speculation.py",
+        "if p >= q or float(", "if True or float(",
+        "tests/unit/test_speculation.py -k greedy",
+    ),
+    Fault(
+        "what is left is drawn as if nothing had been guessed", "generation/speculation.py",
+        "allowed = rest if bool(rest.sum() > 0) else allowed", "pass",
+        "tests/unit/test_speculation.py -k distribution",
+    ),
+    Fault(
+        "wrong guesses stay in the cache", "generation/speculation.py",
+        "begun.cache.trim(len(text) - 1)", "pass",
+        "tests/unit/test_speculation.py -k greedy",
+    ),
+    Fault(
+        "the last tokens are looked up and found at the end", "generation/speculation.py",
+        "runs = tokens.unfold(0, size, 1)[:-1]", "runs = tokens.unfold(0, size, 1)",
+        "tests/unit/test_speculation.py -k looked_up",
+    ),
+    Fault(
+        "a window scores what another has scored", "tasks/scoring.py",
+        "first, end = end + 1, min(end + stride, length - 1)",
+        "first, end = end, min(end + stride, length - 1)",
+        "tests/unit/test_scoring.py -k scored_once",
+    ),
+    Fault(
+        "a text is scored without what comes before it", "tasks/scoring.py",
+        "begin = max(0, end - longest)", "begin = max(0, first - 1)",
+        "tests/unit/test_scoring.py -k scored_once",
     ),
 ]  # fmt: skip
 

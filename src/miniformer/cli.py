@@ -76,19 +76,33 @@ def _generate_parser() -> Any:
         nargs="+",
         help="one or more prompts; '-' reads one from standard input",
     )
+    parser.add_argument(
+        "--draft",
+        type=str,
+        help="model directory of a smaller model that guesses tokens ahead, or lookup; tells "
+        "whether that was faster",
+    )
     parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
     parser.set_defaults(dict.fromkeys(_DECODING))
     return parser
 
 
 def _generate(values: dict[str, Any]) -> int:
-    directory, prompts = values.pop("directory"), values.pop("prompts")
+    directory, prompts, draft = (values.pop(name) for name in ("directory", "prompts", "draft"))
     options = {name: value for name, value in values.items() if value is not None}
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(directory)
+    if draft is not None:
+        from miniformer.checkpoint.verdict import speculated
+
+        answers, verdict = speculated(pipeline, draft, prompts, options)
+        for prompt, text in zip(prompts, answers, strict=True):
+            print(prompt + text)
+        print(verdict, file=sys.stderr)
+        return 0
     settings = {**pipeline.generation.to_dict(), **options}
     if len(prompts) == settings["num_beams"] == settings["num_return_sequences"] == 1:
         pieces = pipeline.stream(prompts[0], **options)

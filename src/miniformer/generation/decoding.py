@@ -24,7 +24,7 @@ class Model(Protocol):
 
     config: TransformerConfig
 
-    def new_cache(self, batch_size: int, capacity: int) -> Any:
+    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> Any:
         """A cache of keys and values; see `miniformer.model.cache`."""
 
     def features(self, *inputs: Any, **options: Any) -> Tensor:
@@ -53,6 +53,7 @@ class Begun:
         new: tokens that may come.
         memory: the encoded sources of a decoder, or nothing.
         copies: rows of each prompt, which is read once.
+        kind: of the cache; see `miniformer.model.cache`.
 
     Attributes:
         features: what the head reads next, [R, D].
@@ -67,10 +68,11 @@ class Begun:
         new: int,
         memory: Sequence[Any] = (),
         copies: int = 1,
+        kind: str = "window",
     ) -> None:
         self.model, self.memory = model, list(memory)
         self.length = ids.shape[1]
-        self.cache = model.new_cache(len(ids), self.length + new)
+        self.cache = model.new_cache(len(ids), self.length + new, kind)
         if mask is not None:  # a row's text is as long as it is alone
             self.cache.spans = mask.sum(1, keepdim=True) + new
         self.features = model.features(ids, *memory, mask, cache=self.cache)[:, -1]  # [B, D]

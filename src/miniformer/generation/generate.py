@@ -5,21 +5,21 @@ Letters: B prompts, N continuations of each, T prompt length.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.beam import beam_search
-from miniformer.generation.decoding import Begun, Model, Until, decode
+from miniformer.generation.decoding import Begun, Model, Step, Until, decode
 from miniformer.generation.modes import evaluating
 from miniformer.generation.processors import Processor
-
-_INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+from miniformer.generation.prompts import INTEGERS, as_ids, check, check_ids, moved, padded
+from miniformer.generation.speculation import Speculation, speculate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ def write(
     *,
     processors: Sequence[Processor] = (),
     until: Until | None = None,
+    speculation: Speculation | None = None,
 ) -> list[Written]:
     """Goes on from each start: `num_return_sequences` of the first, of the second, and so on.
 
@@ -67,16 +68,24 @@ def write(
         options: how.
         processors: the user's own; see `miniformer.generation.processors`.
         until: whether a text of these new tokens is complete, though no token says so.
+        speculation: how to guess tokens ahead; texts are then written one after another.
 
     Raises:
         UserError: see `Transformer.generate`.
     """
     if not starts:
         return []
-    ids, mask = _padded([each.ids for each in starts], "prompt")
+    if speculation is not None:
+        _refuse_several(options, "num_beams", "speculated")
+        return [
+            _speculated(model, start, options, number, speculation, processors, until)
+            for start in starts
+            for number in range(options.num_return_sequences)
+        ]
+    ids, mask = padded([each.ids for each in starts], "prompt")
     source = None
     if starts[0].source is not None:
-        source = _padded([each.source or [] for each in starts], "source")
+        source = padded([each.source or [] for each in starts], "source")
     return _write(model, ids, mask, source, options, processors, until)
 
 
@@ -88,11 +97,11 @@ def generate(
 ) -> Tensor | list[list[int]]:
     """See `Transformer.generate`."""
     if not isinstance(prompts, Tensor):
-        rows = [_ids(prompt) for prompt in prompts]
+        rows = [as_ids(prompt) for prompt in prompts]
         written = write(model, [Start(row) for row in rows], options, processors=processors)
         copies = options.num_return_sequences
         return [rows[n // copies] + each.tokens for n, each in enumerate(written)]
-    if prompts.dim() != 2 or prompts.dtype not in _INTEGERS:
+    if prompts.dim() != 2 or prompts.dtype not in INTEGERS:
         raise UserError(
             f"prompts must be [B, T] token ids, not {prompts.dtype} {list(prompts.shape)}"
         )
@@ -113,11 +122,11 @@ def generate_target(
 ) -> Tensor | list[list[int]]:
     """See `Seq2SeqTransformer.generate`."""
     if not isinstance(source, Tensor):
-        starts = [Start(start, _ids(row)) for row in source]
+        starts = [Start(start, as_ids(row)) for row in source]
         return [each.tokens for each in write(model, starts, options, processors=processors)]
     if not len(source):
         return source.new_empty(0, 0)
-    ids = torch.tensor([_ids(start)]).expand(len(source), -1)
+    ids = torch.tensor([as_ids(start)]).expand(len(source), -1)
     written = _write(model, ids, None, (source, source_mask), options, processors, None)
     return _filled(written, options).to(source.device)
 
@@ -130,6 +139,7 @@ def stream(
     *,
     processors: Sequence[Processor] = (),
     until: Until | None = None,
+    speculation: Speculation | None = None,
 ) -> Iterator[int]:
     """New tokens of one text as they come, without the one that ends it.
 
@@ -137,18 +147,81 @@ def stream(
         UserError: see `Transformer.generate`; or a search is asked for, which knows its answer at
             the end only.
     """
-    for name in ("num_beams", "num_return_sequences"):
-        if getattr(options, name) > 1:
-            raise UserError(f"{name}={getattr(options, name)} cannot be streamed; set {name}=1")
-    source = None if start.source is None else _padded([start.source], "source")
-    ids, mask = _padded([start.ids], "prompt")
-    with evaluating(model):
-        begun, generator = _begin(model, ids, mask, source, options)
-        steps = decode(begun, options, generator=generator, processors=processors, until=until)
-        for step in steps:
+    _refuse_several(options, "num_beams", "streamed")
+    _refuse_several(options, "num_return_sequences", "streamed")
+    with evaluating(model), drafting(speculation):
+        for step in _steps(model, start, options, 0, speculation, processors, until):
             token = int(step.tokens[0])
             if token not in options.ends:
                 yield token
+
+
+def _refuse_several(options: GenerationConfig, name: str, done: str) -> None:
+    if getattr(options, name) > 1:
+        raise UserError(f"{name}={getattr(options, name)} cannot be {done}; set {name}=1")
+
+
+def _steps(
+    model: Any,
+    start: Start,
+    options: GenerationConfig,
+    number: int,
+    speculation: Speculation | None,
+    processors: Sequence[Processor],
+    until: Until | None,
+) -> Iterator[Step]:
+    """The steps of one text, the `number`th of its prompt."""
+    options = dataclasses.replace(
+        options,
+        num_return_sequences=1,
+        seed=None if options.seed is None else options.seed + number,
+    )
+    source = None if start.source is None else padded([start.source], "source")
+    ids, mask = padded([start.ids], "prompt")
+    kind = "window" if speculation is None else "full"  # a ring forgets what is taken back
+    begun, generator = _begin(model, ids, mask, source, options, kind=kind)
+    if speculation is None:
+        yield from decode(begun, options, generator=generator, processors=processors, until=until)
+        return
+    read = None if source is None else source[0].to(begun.tokens.device)
+    draft = speculation.begin(options, model.config.vocab_size, read, generator)
+    yield from speculate(
+        begun,
+        draft,
+        options,
+        ahead=speculation.ahead,
+        tally=speculation.tally,
+        generator=generator,
+        processors=processors,
+        until=until,
+    )
+
+
+@torch.inference_mode()
+def _speculated(
+    model: Any,
+    start: Start,
+    options: GenerationConfig,
+    number: int,
+    speculation: Speculation,
+    processors: Sequence[Processor],
+    until: Until | None,
+) -> Written:
+    with evaluating(model), drafting(speculation):
+        steps = list(_steps(model, start, options, number, speculation, processors, until))
+    log_p = [float(step.log_p) for step in steps]
+    tokens = [int(step.tokens) for step in steps]
+    return Written(_until(tokens, options.ends), log_p, sum(log_p))
+
+
+@contextlib.contextmanager
+def drafting(speculation: Speculation | None) -> Iterator[None]:
+    """A draft in eval mode for a while, where there is one."""
+    if speculation is None or speculation.draft is None:
+        yield
+        return
+    with evaluating(speculation.draft):
+        yield
 
 
 @torch.inference_mode()
@@ -189,24 +262,27 @@ def _begin(
     mask: Tensor | None,
     source: tuple[Tensor, Tensor | None] | None,
     options: GenerationConfig,
+    *,
+    kind: str = "window",
 ) -> tuple[Begun, torch.Generator | None]:
     """Checks prompts and has the model read them."""
-    if source is not None and source[0].dtype in _INTEGERS:
-        _check_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
+    if source is not None and source[0].dtype in INTEGERS:
+        check_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
         source = (source[0].long(), source[1])  # what is no id at all, the model itself refuses
-    _check(model.config, ids, options)
+    check(model.config, ids, options)
     device = next(model.parameters()).device
-    memory = [] if source is None else [model.encode(*(_to(x, device) for x in source))]
+    memory = [] if source is None else [model.encode(*(moved(x, device) for x in source))]
     generator = None
     if options.seed is not None:
         generator = torch.Generator(device=device).manual_seed(options.seed)
     begun = Begun(
         model,
         ids.to(device, torch.long),  # narrower integers index no embedding
-        _to(mask, device),
+        moved(mask, device),
         options.max_new_tokens,
         memory,
         copies=options.num_beams if options.num_beams > 1 else options.num_return_sequences,
+        kind=kind,
     )
     return begun, generator
 
@@ -219,75 +295,6 @@ def _filled(written: list[Written], options: GenerationConfig) -> Tensor:
     for row, each in enumerate(written):
         out[row, : len(each.tokens)] = torch.tensor(each.tokens)
     return out
-
-
-def _padded(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor | None]:
-    """Rows of unequal length as int [B, T], and which of it is real, bool [B, T]; None: all.
-
-    Padding goes left, so that every row's next token stands in the same column.
-    """
-    lists = [_ids(row) for row in rows]
-    if not all(lists):
-        raise UserError(f"{name} {lists.index([])} is empty; a {name} needs at least one token")
-    longest = max(len(row) for row in lists)
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in lists])
-    lengths = torch.tensor([len(row) for row in lists])
-    mask = torch.arange(longest) >= longest - lengths[:, None]
-    return ids, None if bool(mask.all()) else mask
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)
-
-
-def _ids(prompt: Sequence[int]) -> list[int]:
-    try:
-        if not any(isinstance(token, bool) for token in prompt):
-            return [operator.index(token) for token in prompt]
-    except TypeError:
-        pass
-    raise UserError(f"prompts must be lists of token ids, such as [[1, 2], [3]]; found {prompt!r}")
-
-
-def _check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
-    for name in ("input_dim", "output_dim"):
-        if getattr(config, name) is not None:
-            raise UserError(
-                f"a model with {name}={getattr(config, name)} has no tokens to go on with; "
-                f"generate needs {name}=null"
-            )
-    if options.stop:
-        raise UserError("stop needs a tokenizer; use a Pipeline (miniformer.load), or stop_ids")
-    if ids.shape[1] == 0:
-        raise UserError("the prompt is empty; a prompt needs at least one token")
-    _check_ids(ids, config.vocab_size)
-    named = {
-        "eos_id": [] if options.eos_id is None else [options.eos_id],
-        "stop_ids": options.stop_ids or [],
-        "bad_ids": [token for run in options.bad_ids or [] for token in run],
-    }
-    for name, tokens in named.items():
-        for token in tokens:
-            if not 0 <= token < config.vocab_size:
-                raise UserError(
-                    f"{name}={token} is outside the model's vocabulary, "
-                    f"0 to {config.vocab_size - 1}"
-                )
-    room = config.max_seq_len - ids.shape[1]
-    if room < options.max_new_tokens:
-        raise UserError(
-            f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
-            f"max_seq_len={config.max_seq_len}; "
-            + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
-        )
-
-
-def _check_ids(ids: Tensor, vocab_size: int) -> None:
-    wrong = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(wrong):
-        raise UserError(
-            f"token id {int(wrong[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
-        )
 
 
 def _until(tokens: list[int], ends: list[int]) -> list[int]:

@@ -1,0 +1,203 @@
+"""Writing and scoring text with a loaded model; `Pipeline` inherits it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, overload
+
+from miniformer.checkpoint.companions import check_text
+from miniformer.config import GenerationConfig, NoEffectWarning, UserError
+from miniformer.data.files import Source
+from miniformer.data.records import RecordSequence, records_of
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import Written
+from miniformer.generation.processors import Processor
+from miniformer.generation.speculation import Speculation
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
+from miniformer.tasks.scoring import Scored, perplexity, score
+from miniformer.tasks.task import Task
+from miniformer.tasks.writing import WritingTask
+
+
+class WritingMixin:
+    """What a pipeline does with text."""
+
+    model: Transformer | Seq2SeqTransformer
+    tokenizer: Tokenizer | None
+    task: Task
+    generation: GenerationConfig
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
+
+        Args:
+            prompt: the text or texts to continue; an empty one begins a new document.
+            processors: functions that change logits; see `miniformer.generation.processors`.
+            draft: guesses tokens that the model then judges, several at once: a smaller model's
+                `Pipeline`, "lookup" for what stood in the text before, or a `Speculation`.
+            **options: fields of `GenerationConfig`, over the model directory's own.
+
+        Returns:
+            What comes after the prompt: a string for a string, a list for a list; with
+            `num_return_sequences` above 1 a list in place of each string.
+
+        Raises:
+            ValueError: an option is unknown or out of its limits, a prompt leaves no room for
+                `max_new_tokens` within `max_seq_len`, or the model writes no text.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        how = {"processors": processors, "speculation": _speculation(draft)}
+        task, tokenizer, settings = self._writer(prompts, options)
+        found = task.write(self.model, tokenizer, prompts, settings, **how)
+        texts: list[Any] = [text for text, _ in found]
+        copies = settings.num_return_sequences
+        if copies > 1:
+            texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def write(
+        self,
+        prompts: Sequence[str],
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        **options: Any,
+    ) -> list[tuple[str, Written]]:
+        """The same with token ids, their log-probabilities and scores; see `generate`.
+
+        Returns:
+            A text and a `Written` each: `num_return_sequences` of the first prompt, and so on.
+        """
+        how = {"processors": processors, "speculation": _speculation(draft)}
+        task, tokenizer, settings = self._writer(prompts, options)
+        return task.write(self.model, tokenizer, prompts, settings, **how)
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The answer to one prompt in pieces, as they are written; see `generate`.
+
+        A piece holds whole characters. Together they are what `generate` gives.
+        """
+        how = {"processors": processors, "speculation": _speculation(draft)}
+        task, tokenizer, settings = self._writer([prompt], options)
+        return task.stream(self.model, tokenizer, prompt, settings, **how)
+
+    async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
+        """The same for `async for`: the model runs in a thread, others go on meanwhile."""
+        pieces = self.stream(prompt, **options)
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+    def score(
+        self, texts: Sequence[str], given: Sequence[str] | None = None, *, stride: int | None = None
+    ) -> list[Scored]:
+        """How likely texts are, token by token; of seq2seq, as targets of sources.
+
+        Args:
+            texts: what is scored; the end of a text is not.
+            given: what comes before each, or its source; None: nothing does.
+            stride: for texts longer than the model reads; see `miniformer.tasks.scoring`.
+
+        Raises:
+            ValueError: there are not as many as texts, or the model writes none.
+        """
+        given = [""] * len(texts) if given is None else given
+        if len(given) != len(texts):
+            raise UserError(f"{len(texts)} texts need as many given, not {len(given)}")
+        task, tokenizer, _ = self._writer([*given, *texts], {})
+        starts = task.starts(self.model, tokenizer, given)
+        return score(self.model, starts, tokenizer.encode_batch(texts), stride=stride)
+
+    def perplexity(
+        self,
+        data: Source | RecordSequence,
+        *,
+        stride: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Loss, perplexity, bits per byte and perplexity per word of texts.
+
+        Args:
+            data: files as training takes them, or records in memory.
+            stride, progress: see `miniformer.tasks.scoring.score`.
+
+        Raises:
+            ValueError: it is no causal language model, or a record is wrong.
+        """
+        task, tokenizer, _ = self._writer([], {})
+        if task.name != "language_modeling" or not isinstance(self.model, Transformer):
+            raise UserError(
+                "perplexity is of causal language models; for other models see score and figures "
+                "of a test"
+            )
+        records = records_of(data, task.schema)
+        return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
+
+    def _writer(
+        self, prompts: Sequence[str], options: dict[str, Any]
+    ) -> tuple[WritingTask, Tokenizer, GenerationConfig]:
+        """What answers prompts: the task, its tokenizer, and decoding settings."""
+        settings = self._settings(options, depth=4)
+        for text in prompts:
+            check_text(text, "prompt")
+        if self.tokenizer is None and not self.task.reads_text():
+            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
+        if not isinstance(self.task, WritingTask):
+            raise UserError(f"a model for {self.task.name} writes no text; use predict")
+        tokenizer = self._needed_tokenizer()
+        assert tokenizer is not None
+        return self.task, tokenizer, settings
+
+    def _needed_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None: the task reads no text."""
+        if self.tokenizer is None and self.task.reads_text():
+            raise UserError(
+                "the model was imported without a tokenizer.json, so it takes token ids only: "
+                "use its `model`, or import it from a directory that has one"
+            )
+        return self.tokenizer
+
+    def _settings(self, options: dict[str, Any], depth: int = 3) -> GenerationConfig:
+        own = dataclasses.asdict(self.generation)
+        beams = options.get("num_beams")
+        if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one
+            own |= {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None}
+        settings = GenerationConfig.from_dict({**own, **options})
+        if settings.temperature == 0:
+            for name in ("top_k", "top_p", "seed"):
+                if options.get(name) is not None:
+                    message = f"{name}={options[name]} has no effect with temperature=0"
+                    warnings.warn(message, NoEffectWarning, stacklevel=depth)
+        return settings
+
+
+def _speculation(draft: Any) -> Speculation | None:
+    """What a user means by a draft."""
+    if draft is None or isinstance(draft, Speculation):
+        return draft
+    if hasattr(draft, "model"):
+        return Speculation(draft.model)
+    if draft == "lookup":
+        return Speculation()
+    raise UserError(f'draft must be a Pipeline, a Speculation or "lookup", not {draft!r}')

@@ -1,0 +1,172 @@
+"""Guesses change how fast text comes, and nothing else."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer import Seq2SeqTransformer, cli
+from miniformer.checkpoint.directory import save_directory
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import GenerationConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.generate import Start, stream, write
+from miniformer.generation.sampling import distribution
+from miniformer.generation.speculation import Lookup, Speculation
+from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import tiny_model
+
+SHAPES = {
+    "rotary": {},
+    "learned": {"position": "learned"},
+    "windows": {"sliding_window": 4, "window_pattern": "LG"},
+    "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 8}},
+}
+
+
+def near(model, amount=0.02):
+    """A draft that is often right."""
+    draft = type(model)(model.config).eval()
+    draft.load_state_dict(model.state_dict())
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    return draft
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.lists(st.integers(0, 30), min_size=1, max_size=10),
+    st.sampled_from(["near", "far", "lookup"]),
+    st.integers(1, 6),
+    st.sampled_from([{}, {"no_repeat_ngram": 2}, {"repetition_penalty": 1.5}, {"eos_id": 5}]),
+)
+def test_greedy_text_is_the_same(shape, prompt, kind, ahead, more):
+    model = tiny_model(**SHAPES[shape])
+    draft = {"near": near(model), "far": tiny_model(seed=9), "lookup": None}[kind]
+    options = GenerationConfig(max_new_tokens=20, temperature=0.0, **more)
+    speculation = Speculation(draft, ahead=ahead)
+    (plain,) = write(model, [Start(prompt)], options)
+    (found,) = write(model, [Start(prompt)], options, speculation=speculation)
+    assert found.tokens == plain.tokens
+    assert found.log_p == pytest.approx(plain.log_p, abs=1e-4)
+    tally = speculation.tally
+    assert tally.written == len(plain.log_p)
+    assert tally.kept <= tally.guessed
+    assert tally.passes + tally.kept == tally.written
+    if kind == "near" and not more and ahead > 1:
+        assert tally.passes < tally.written
+
+
+@pytest.mark.parametrize("kind", ["near", "far", "lookup"])
+@pytest.mark.parametrize("how", [{}, {"temperature": 0.7, "top_k": 3, "presence_penalty": 0.5}])
+def test_sampled_text_has_the_same_distribution(kind, how):
+    """Chi-square of two tokens together, against the model's own probabilities."""
+    shape = {"vocab_size": 4, "n_layers": 1, "d_model": 8, "n_heads": 2}
+    model = tiny_model(**shape)
+    drafts = {"near": near(model, 0.1), "far": tiny_model(seed=9, **shape), "lookup": None}
+    prompt, draws = [1, 2, 1], 500
+    options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **how)
+    speculation = Speculation(drafts[kind], ahead=2)
+    found = write(model, [Start(prompt)], options, speculation=speculation)
+    assert speculation.tally.guessed > draws / 2
+    wanted = torch.zeros(4, 4, 4)
+    for cell in itertools.product(range(4), repeat=3):  # by the chain rule, token by token
+        wanted[cell] = 1.0
+        for n in range(3):
+            logits = model(torch.tensor([[*prompt, *cell[:n]]]))[:, -1].detach()
+            if "presence_penalty" in how:
+                logits[0, [*set(cell[:n])]] -= 0.5
+            wanted[cell] *= distribution(logits, options)[0, cell[n]]
+    counts = torch.zeros(4, 4, 4)
+    for each in found:
+        counts[tuple(each.tokens)] += 1
+    assert float(counts[wanted == 0].sum()) == 0
+    order = wanted.flatten().argsort(descending=True)
+    expected, counts = draws * wanted.flatten()[order], counts.flatten()[order]
+    some = int((expected >= 5).sum())  # rare ones together, as the test needs
+    expected = torch.cat((expected[:some], expected[some:].sum()[None]))
+    counts = torch.cat((counts[:some], counts[some:].sum()[None]))
+    kept = expected > 0
+    chi2 = float(((counts - expected) ** 2 / expected)[kept].sum())
+    freedom = int(kept.sum()) - 1
+    assert chi2 < freedom + 4 * (2 * freedom) ** 0.5 + 4  # once in some thousands by chance
+
+
+def test_a_decoder_speculates_too():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    starts = [Start([2], [3, 1, 4]), Start([2], [9])]
+    options = GenerationConfig(max_new_tokens=15, temperature=0.0)
+    plain = write(model, starts, options)
+    for draft in (near(model), None):
+        found = write(model, starts, options, speculation=Speculation(draft))
+        assert [each.tokens for each in found] == [each.tokens for each in plain]
+
+
+def test_a_stream_may_be_speculated():
+    model = tiny_model()
+    options = GenerationConfig(max_new_tokens=12, temperature=0.0)
+    found = list(stream(model, Start([1, 2]), options, speculation=Speculation(near(model))))
+    assert found == write(model, [Start([1, 2])], options)[0].tokens
+
+
+@pytest.mark.parametrize(
+    ("tokens", "wanted"),
+    [
+        ([1, 2, 3, 4, 9, 2, 3, 4], [9, 2]),  # three tokens were there
+        ([7, 4, 5, 6, 4], [5, 6]),  # one was
+        ([4, 1, 4, 2, 4], [2, 4]),  # the last place counts
+        ([1, 2, 3], []),
+        ([1], []),
+    ],
+)
+def test_what_is_looked_up(tokens, wanted):
+    found, shares = Lookup().guess(torch.tensor(tokens), 2)
+    assert found.tolist() == wanted
+    assert shares is None
+
+
+def pipeline(**changes):
+    tokenizer = Tokenizer.train("byte", [])
+    model = tiny_model(vocab_size=258, max_seq_len=64, **changes)
+    generation = GenerationConfig(max_new_tokens=20)
+    return Pipeline(model, tokenizer, task=LanguageModeling(), generation=generation)
+
+
+def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
+    m, small = pipeline(), pipeline(seed=3)
+    plain = m.generate("ab", temperature=0.0)
+    for draft in (small, "lookup", Speculation(small.model, ahead=2)):
+        assert m.generate("ab", temperature=0.0, draft=draft) == plain
+        assert "".join(m.stream("ab", temperature=0.0, draft=draft)) == plain
+    for name, each in (("large", m), ("small", small)):
+        save_directory(tmp_path / name, model=each.model, tokenizer=each.tokenizer, card="# x\n",
+                       task=each.task.settings(), generation=each.generation)  # fmt: skip
+    for draft in ("lookup", str(tmp_path / "small")):
+        arguments = ["generate", str(tmp_path / "large"), "ab", "--temperature", "0"]
+        assert cli.main([*arguments, "--draft", draft]) == 0
+        told = capsys.readouterr()
+        assert told.out == f"ab{plain}\n"
+        assert re.search(r"tokens a pass; \d+ of \d+ guesses kept .* as fast as without", told.err)
+
+
+def test_what_cannot_be_speculated():
+    model = tiny_model()
+    options = GenerationConfig(max_new_tokens=5)
+    with pytest.raises(UserError, match="vocabulary of 7 tokens, the model one of 31"):
+        write(model, [Start([1])], options, speculation=Speculation(tiny_model(vocab_size=7)))
+    decoder = tiny_model(model=Seq2SeqTransformer, causal=False)
+    with pytest.raises(UserError, match="must both be causal, or both seq2seq"):
+        write(model, [Start([1])], options, speculation=Speculation(decoder))
+    beams = GenerationConfig(max_new_tokens=5, num_beams=2)
+    with pytest.raises(UserError, match="num_beams=2 cannot be speculated; set num_beams=1"):
+        write(model, [Start([1])], beams, speculation=Speculation())
+    with pytest.raises(UserError, match="ahead must be at least 1, not 0"):
+        Speculation(ahead=0)
+    with pytest.raises(UserError, match='must be a Pipeline, a Speculation or "lookup", not 3'):
+        pipeline().generate("a", draft=3)
