@@ -1188,9 +1188,30 @@ FAULTS = [
         "tests/unit/test_scoring.py -k scored_once",
     ),
     Fault(
-        "a text is scored without what comes before it", "tasks/scoring.py",
-        "begin = max(0, end - longest)", "begin = max(0, first - 1)",
+        "a token is scored by what comes after it", "tasks/scoring.py",
+        "firsts = [first - begin - 1 for", "firsts = [first - begin for",
         "tests/unit/test_scoring.py -k scored_once",
+    ),
+    Fault(
+        "an answer may end before it is whole", "generation/constraint.py",
+        "allowed[self.ends] = allowed[self.ends[0]]", "allowed[self.ends] = True",
+        "tests/unit/test_constraint.py -k regular_expression",
+    ),
+    Fault(
+        "rows keep to the form of their neighbours", "generation/constraint.py",
+        "found.get(text) or known.get(text) or self._after(text, known)",
+        "next(iter(found.values()), None) or known.get(text) or self._after(text, known)",
+        "tests/unit/test_constraint.py -k regular_expression",
+    ),
+    Fault(
+        "an answer that is not whole is given", "tasks/writing.py",
+        "if form is not None and not form.complete(tokens):", "if False:",
+        "tests/unit/test_constraint.py -k not_whole",
+    ),
+    Fault(
+        "a byte is taken for another", "data/tokenizer.py",
+        "*range(174, 256)]", "*range(175, 256)]",
+        "tests/unit/test_constraint.py -k 'regular_expression or guesses'",
     ),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from miniformer.config.strict import StrictConfig, option
 
@@ -34,6 +35,10 @@ class GenerationConfig(StrictConfig):
         stop_ids: more of these.
         stop: texts before which an answer ends; they need a tokenizer, so they are for a
             `Pipeline`.
+        regex: a regular expression that an answer matches as a whole; like choices and json_schema
+            it needs a tokenizer and the extra miniformer[constrain].
+        choices: texts of which an answer is one.
+        json_schema: a JSON schema that an answer keeps to.
         seed: makes sampling repeatable; null: a new draw each time.
         num_return_sequences: continuations of each prompt; of a beam search its best ones.
         num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
@@ -60,6 +65,9 @@ class GenerationConfig(StrictConfig):
     eos_id: int | None = option(None, low=0)
     stop_ids: list[int] | None = None
     stop: list[str] | None = None
+    regex: str | None = None
+    choices: list[str] | None = None
+    json_schema: dict[str, Any] | None = None
     seed: int | None = option(None, low=0, high=2**63 - 1)
     num_return_sequences: int = option(1, low=1)
     num_beams: int = option(1, low=1)
@@ -72,6 +80,12 @@ class GenerationConfig(StrictConfig):
     def ends(self) -> list[int]:
         """Tokens that end a text: eos_id and stop_ids."""
         return [*([] if self.eos_id is None else [self.eos_id]), *(self.stop_ids or [])]
+
+    @property
+    def form(self) -> str | None:
+        """The name of the field that says what form text has to keep to."""
+        names = ("regex", "choices", "json_schema")
+        return next((name for name in names if getattr(self, name) is not None), None)
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
@@ -89,6 +103,11 @@ class GenerationConfig(StrictConfig):
             problems.append("bad_ids must hold runs of one token or more, such as [[17], [4, 5]]")
         if self.stop is not None and not all(self.stop):
             problems.append("stop must hold texts of one character or more")
+        forms = [n for n in ("regex", "choices", "json_schema") if getattr(self, n) is not None]
+        if len(forms) > 1:
+            problems.append(f"{' and '.join(forms)} both say what form text has; leave one out")
+        if self.choices is not None and (not self.choices or not all(self.choices)):
+            problems.append("choices must hold texts of one character or more")
         return problems + (self._of_a_search() if self.num_beams > 1 else self._of_none())
 
     def _of_a_search(self) -> list[str]:

@@ -173,6 +173,31 @@ class Tokenizer:
         parts = decoder.get("decoders", [decoder])
         return not {part["type"] for part in parts} <= _STEADY
 
+    def pieces(self) -> tuple[list[bytes], list[int]]:
+        """The bytes that each token adds to a text, and the tokens that stand for none.
+
+        Raises:
+            UserError: what a token adds depends on its neighbours, as spaces between words do.
+        """
+        file = json.loads(self.backend.to_str())
+        kind = (file["decoder"] or {"type": "none"})["type"]
+        if kind not in ("ByteLevel", "Fuse"):
+            raise UserError(
+                "a form of text needs a tokenizer whose tokens are pieces of it: bpe, unigram, "
+                f"byte or char; this one puts words together ({kind})"
+            )
+        table = {character: byte for byte, character in _byte_characters().items()}
+        found, special = [b""] * self.vocab_size, []
+        added = {each["id"] for each in file["added_tokens"] if each["special"]}
+        for token, number in self.backend.get_vocab().items():
+            if number in added:
+                special.append(number)
+            elif kind == "ByteLevel":
+                found[number] = bytes(table[character] for character in token)
+            else:
+                found[number] = token.encode()
+        return found, sorted(special)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without boundary tokens."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
@@ -186,6 +211,14 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+
+def _byte_characters() -> dict[int, str]:
+    """The character that stands for each byte in byte-level tokens (GPT-2)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    shown = {byte: chr(byte) for byte in plain}
+    return shown | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
 def _template(backend: tokenizers.Tokenizer) -> Frame | None:

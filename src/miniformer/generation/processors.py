@@ -48,7 +48,9 @@ def processors_of(
     if options.min_new_tokens and options.ends:
         until = prompt_length + options.min_new_tokens
         found.append(partial(not_yet, ends=options.ends, until=until))
-    return [*found, *more]
+    # What has to know where the text begins says so.
+    begun = (each.begin(prompt_length) if hasattr(each, "begin") else each for each in more)
+    return [*found, *begun]
 
 
 def process(

@@ -61,6 +61,8 @@ def check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> 
             )
     if options.stop:
         raise UserError("stop needs a tokenizer; use a Pipeline (miniformer.load), or stop_ids")
+    if options.form:
+        raise UserError(f"{options.form} needs a tokenizer; use a Pipeline (miniformer.load)")
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
     check_ids(ids, config.vocab_size)

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from miniformer.config import GenerationConfig
+from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.generation.constraint import Constraint, Vocabulary
 from miniformer.generation.generate import Start, Written, stream, write
 from miniformer.generation.pieces import Pieces, StopAt
 from miniformer.tasks.task import Task
@@ -46,9 +47,7 @@ class WritingTask(Task):
         """
         starts = self.starts(model, tokenizer, prompts)
         stop = StopAt(tokenizer.decode, options.stop or [])
-        if options.stop:
-            how["until"] = stop
-        settings = dataclasses.replace(options, stop=None)
+        settings, how, form = _for_tokens(tokenizer, options, how)
         # Those of like length go together.
         order = sorted(range(len(starts)), key=lambda n: len(starts[n].source or starts[n].ids))
         found: dict[int, list[Written]] = {}
@@ -58,6 +57,8 @@ class WritingTask(Task):
             copies = options.num_return_sequences
             for place, number in enumerate(some):
                 found[number] = written[place * copies : (place + 1) * copies]
+        for each in (each for number in found for each in found[number]):
+            _check_form(form, each.tokens, options)
         return [
             (stop.cut(tokenizer.decode(each.tokens)), each)
             for number in range(len(starts))
@@ -80,11 +81,35 @@ class WritingTask(Task):
     ) -> Iterator[str]:
         """An answer in pieces as they come; together they are what `answer` gives."""
         (start,) = self.starts(model, tokenizer, [prompt])
-        if options.stop:
-            how["until"] = StopAt(tokenizer.decode, options.stop)
+        settings, how, form = _for_tokens(tokenizer, options, how)
         pieces = Pieces(tokenizer.decode, options.stop or [], rewrites=tokenizer.rewrites)
-        for token in stream(model, start, dataclasses.replace(options, stop=None), **how):
+        for token in stream(model, start, settings, **how):
             if piece := pieces.add(token):
                 yield piece
         if piece := pieces.end():
             yield piece
+        _check_form(form, pieces.tokens, options)
+
+
+def _for_tokens(
+    tokenizer: Tokenizer, options: GenerationConfig, how: dict[str, Any]
+) -> tuple[GenerationConfig, dict[str, Any], Constraint | None]:
+    """What options say of text, as what a model that writes tokens can do."""
+    if options.stop:
+        how = {**how, "until": StopAt(tokenizer.decode, options.stop)}
+    form = None
+    if options.form is not None:
+        if options.stop:
+            raise UserError(f"{options.form} says where an answer ends; leave stop out")
+        form = Constraint(options, Vocabulary(*tokenizer.pieces(), tokenizer.encode))
+        how = {**how, "processors": [*how.get("processors", ()), form]}
+    plain = dataclasses.replace(options, stop=None, regex=None, choices=None, json_schema=None)
+    return plain, how, form
+
+
+def _check_form(form: Constraint | None, tokens: list[int], options: GenerationConfig) -> None:
+    if form is not None and not form.complete(tokens):
+        raise UserError(
+            f"an answer was not whole after max_new_tokens={options.max_new_tokens}, as "
+            f"{form.name} has it; raise max_new_tokens"
+        )

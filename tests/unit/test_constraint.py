@@ -1,0 +1,138 @@
+"""Text that keeps to a form, held against Python's own `re` and `json`."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import ConfigError, GenerationConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.seq2seq import Seq2Seq
+from tests.kit import VERSE, tiny_model
+
+TOKENIZERS = {
+    "bpe": Tokenizer.train("bpe", [VERSE, '{"name": "cat", "age": 3}', "yes no maybe"] * 3, 330),
+    "byte": Tokenizer.train("byte", []),
+    "char": Tokenizer.train("char", [VERSE, "0123456789{}[]\":,-é"]),
+}  # fmt: skip
+REGEXES = ["(a|bc)+", "[0-9]{3}-[0-9]{4}", "the (cat|dog) s[aou]t\\.?", "é{2,3}", "a*", "yes"]
+
+
+def pipeline(kind="bpe", seed=0, task=None, **changes):
+    tokenizer = TOKENIZERS[kind]
+    model = tiny_model(seed, vocab_size=tokenizer.vocab_size + 3, max_seq_len=200, **changes)
+    generation = GenerationConfig(max_new_tokens=60, eos_id=tokenizer.boundary_id)
+    return Pipeline(model, tokenizer, task=task or LanguageModeling(), generation=generation)
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(sorted(TOKENIZERS)), st.sampled_from(REGEXES), st.integers(0, 20))
+def test_an_answer_matches_its_regular_expression(kind, regex, seed):
+    m = pipeline(kind, seed)
+    ending = {"frequency_penalty": 1.0}  # so that what may go on for ever does not
+    for options in ({"temperature": 0.0}, {"seed": seed, "num_return_sequences": 3}):
+        found = m.generate(["The", "Nobody knew"], regex=regex, **options, **ending)
+        for texts in found:
+            for text in [texts] if isinstance(texts, str) else texts:
+                assert re.fullmatch(regex, text), (regex, text)
+
+
+def test_every_choice_can_be_the_answer_and_nothing_else():
+    m, choices = pipeline(), ["yes", "no", "maybe", 'he said "no"', "yes, but"]
+    found = m.generate("The", choices=choices, num_return_sequences=200, seed=0)
+    assert set(found) == set(choices)
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "likes": {"type": "array", "items": {"enum": ["fish", "milk"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "byte"])
+def test_an_answer_keeps_to_a_json_schema(kind):
+    m = pipeline(kind)
+    for text in m.generate("The", json_schema=SCHEMA, num_return_sequences=20, seed=1,
+                           max_new_tokens=150):  # fmt: skip
+        found = json.loads(text)
+        assert set(found) == {"name", "age", "likes"}
+        assert len(found["name"]) <= 8
+        assert 0 <= found["age"] <= 150
+        assert isinstance(found["age"], int)
+        assert set(found["likes"]) <= {"fish", "milk"}
+
+
+def test_beams_streams_targets_and_guesses_keep_to_it():
+    m, regex = pipeline("byte"), "[0-9]{3}-[0-9]{4}"
+    for text in m.generate("The", regex=regex, num_beams=4, num_return_sequences=4):
+        assert re.fullmatch(regex, text)
+    greedy = m.generate("The", regex=regex, temperature=0.0)
+    assert "".join(m.stream("The", regex=regex, temperature=0.0)) == greedy
+    for draft in ("lookup", pipeline("byte", seed=4)):
+        assert m.generate("The", regex=regex, temperature=0.0, draft=draft) == greedy
+    translator = pipeline("byte", task=Seq2Seq(), model=Seq2SeqTransformer, causal=False)
+    assert re.fullmatch(regex, translator.generate("a source", regex=regex))
+
+
+def test_of_what_is_allowed_the_likeliest_is_written():
+    """Token by token: the best of those after which a choice can still come."""
+    m, choices = pipeline("byte"), ["cat", "cow", "dog"]
+    ids = m.task.encode_prompts(["The"], m.tokenizer)[0]
+    text = ""
+    while text not in choices:
+        starts = {c[len(text)] for c in choices if c.startswith(text)}
+        logits = m.model(torch.tensor([ids + m.tokenizer.encode(text)]))[0, -1].detach()
+        text += max(starts, key=lambda c: float(logits[m.tokenizer.encode(c)[0]]))
+    assert m.generate("The", choices=choices, temperature=0.0) == text
+
+
+def test_an_answer_that_is_not_whole_is_no_answer():
+    m = pipeline("byte")
+    message = "not whole after max_new_tokens=3, as regex has it; raise max_new_tokens"
+    with pytest.raises(UserError, match=message):
+        m.generate("The", regex="[0-9]{5}", max_new_tokens=3)
+    with pytest.raises(UserError, match=message):
+        list(m.stream("The", regex="[0-9]{5}", max_new_tokens=3))
+    assert m.generate("The", regex="[0-9]{3}", max_new_tokens=3).isdigit()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"regex": "(a"}, "regex: .*unclosed group"),
+        ({"json_schema": {"type": "nix"}}, "json_schema: .*nix"),
+        ({"choices": []}, "choices must hold texts of one character or more"),
+        ({"regex": "a", "choices": ["a"]}, "regex and choices both say what form text has"),
+        ({"regex": "a", "stop": ["b"]}, "regex says where an answer ends; leave stop out"),
+        ({"regex": "a", "eos_id": None}, "regex needs eos_id, the token that ends a text"),
+    ],
+)
+def test_what_is_no_form_is_refused(options, message):
+    with pytest.raises((UserError, ConfigError), match=message):
+        pipeline("byte").generate("The", **options)
+
+
+def test_forms_need_tokens_that_are_pieces_of_text_and_a_package(monkeypatch):
+    m = pipeline("byte")
+    m.tokenizer = Tokenizer.train("wordpiece", [VERSE], 200)
+    with pytest.raises(UserError, match=r"whose tokens are pieces of it.* \(WordPiece\)"):
+        m.generate("The", regex="a")
+    with pytest.raises(UserError, match="regex needs a tokenizer; use a Pipeline"):
+        m.model.generate([[1]], 3, regex="a")
+    m = pipeline("byte")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "miniformer\[constrain\]"'):
+        m.generate("The", regex="a")
