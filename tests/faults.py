@@ -1213,6 +1213,12 @@ FAULTS = [
         "*range(174, 256)]", "*range(175, 256)]",
         "tests/unit/test_constraint.py -k 'regular_expression or guesses'",
     ),
+    Fault(
+        "all rows forget when one has to", "generation/decoding.py",
+        "torch.where(full, self.length - half(self.longest), self.first)",
+        "torch.full_like(self.first, self.length - half(self.longest))",
+        "tests/unit/test_sampling.py -k oldest",
+    ),
 ]  # fmt: skip
 
 

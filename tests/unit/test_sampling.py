@@ -155,3 +155,47 @@ def test_every_part_is_in_its_own_mode_again_after_generating():
     modes = [module.training for module in model.modules()]
     model.generate([[1]], 2)
     assert [module.training for module in model.modules()] == modes
+
+
+def sliding(model, prompt, new):
+    """Greedy, by whole passes over what is left of a text that has grown too long."""
+    longest = model.config.max_seq_len
+    seen = prompt if len(prompt) <= longest else prompt[-(longest // 2) :]
+    text = []
+    for _ in range(new):
+        text.append(int(model(torch.tensor([seen]))[0, -1].argmax()))
+        seen = [*seen, text[-1]]
+        if len(seen) > longest:
+            seen = seen[-(longest // 2) :]
+    return text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"position": "learned"}, {"sliding_window": 3},
+     {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}}],
+)  # fmt: skip
+def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
+    model = tiny_model(max_seq_len=8, **changes)
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]]
+    if "rotary_scaling" in changes:  # what it goes by is how long a text comes to be
+        prompts = prompts[2:]
+        wanted = [model.generate([prompt], 21, temperature=0, slide=True)[0] for prompt in prompts]
+    else:
+        wanted = [prompt + sliding(model, prompt, 21) for prompt in prompts]
+    assert model.generate(prompts, 21, temperature=0, slide=True) == wanted
+    single = model.generate(torch.tensor([prompts[-1]]), 21, temperature=0, slide=True)
+    assert single[0].tolist() == wanted[-1]
+    end = wanted[-1][-3]
+    ended = model.generate(prompts, 21, temperature=0, slide=True, eos_id=end)
+    for prompt, text, whole in zip(prompts, ended, wanted, strict=True):
+        new = whole[len(prompt) :]
+        assert text == prompt + (new[: new.index(end)] if end in new else new)
+    beams = model.generate(prompts[-2:], 15, num_beams=3, slide=True)
+    assert beams == [model.generate([p], 15, num_beams=3, slide=True)[0] for p in prompts[-2:]]
+
+
+def test_sliding_is_asked_for():
+    model = tiny_model(max_seq_len=8)
+    with pytest.raises(UserError, match="or set slide=true to forget what is oldest"):
+        model.generate([[1] * 9], 1)

@@ -17,6 +17,8 @@ class GenerationConfig(StrictConfig):
 
     Args:
         max_new_tokens: tokens to add to each prompt at most.
+        slide: forget the beginning of what is longer than the model reads: of a prompt, and of a
+            text that has grown so long, the last half is read again and gone on from.
         min_new_tokens: tokens to add before one that ends the text may come.
         temperature: logits are divided by it before sampling; 0: always the likeliest token
             (greedy).
@@ -52,6 +54,7 @@ class GenerationConfig(StrictConfig):
     """
 
     max_new_tokens: int = option(50, low=1)
+    slide: bool = False
     min_new_tokens: int = option(0, low=0)
     temperature: float = option(1.0, low=0.0)
     top_k: int | None = option(None, low=1)

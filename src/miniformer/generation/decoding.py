@@ -54,10 +54,12 @@ class Begun:
         memory: the encoded sources of a decoder, or nothing.
         copies: rows of each prompt, which is read once.
         kind: of the cache; see `miniformer.model.cache`.
+        slide: where a row is as long as the model reads, go on from its last half.
 
     Attributes:
         features: what the head reads next, [R, D].
         tokens: prompts and what came after them, int [R, T + new]; -1: padding.
+        first: the column of the first token that is in the cache, int [R].
     """
 
     def __init__(
@@ -69,15 +71,17 @@ class Begun:
         memory: Sequence[Any] = (),
         copies: int = 1,
         kind: str = "window",
+        slide: bool = False,
     ) -> None:
         self.model, self.memory = model, list(memory)
-        self.length = ids.shape[1]
-        self.cache = model.new_cache(len(ids), self.length + new, kind)
-        if mask is not None:  # a row's text is as long as it is alone
-            self.cache.spans = mask.sum(1, keepdim=True) + new
-        self.features = model.features(ids, *memory, mask, cache=self.cache)[:, -1]  # [B, D]
+        self.length, self.kind, self.longest = ids.shape[1], kind, model.config.max_seq_len
+        self.slide, self.left = slide, new
         self.tokens = ids.new_full((len(ids), self.length + new), -1)
         self.tokens[:, : self.length] = ids if mask is None else ids.where(mask, -1)
+        self.first = (
+            (self.tokens < 0).cumprod(1).sum(1) if mask is not None else ids.new_zeros(len(ids))
+        )
+        self._read(ids, mask)
         if copies > 1:
             self.keep(torch.arange(len(ids), device=ids.device).repeat_interleave(copies))
 
@@ -94,7 +98,12 @@ class Begun:
     def go_on(self, token: Tensor) -> None:
         """Takes the next token of each row, int [R]."""
         self.tokens[:, self.length] = token
-        self.length += 1
+        self.length, self.left = self.length + 1, self.left - 1
+        full = self.length - self.first > self.longest
+        # Columns may run out before a row is full: those of longer rows that have been taken out.
+        if self.slide and (bool(full.any()) or self.cache.length == self.cache.capacity):
+            self._forget(full)
+            return
         features = self.model.features(token[:, None], *self.memory, cache=self.cache)  # [R, 1, D]
         self.features = features[:, 0]
 
@@ -102,6 +111,7 @@ class Begun:
         """Goes on with these rows, int [any]: fewer than there were, or some of them again."""
         self.cache.select(rows)
         self.features, self.tokens = self.features[rows], self.tokens[rows]
+        self.first = self.first[rows]
         self.memory = [
             type(each)(*(None if x is None else x[rows] for x in each)) for each in self.memory
         ]
@@ -109,7 +119,31 @@ class Begun:
     def exchange(self, rows: Tensor) -> None:
         """Each row goes on from what row `rows` of it, int [R], was; of the same source."""
         self.cache.reorder(rows, same_source=True)
-        self.tokens = self.tokens[rows]
+        self.tokens, self.first = self.tokens[rows], self.first[rows]
+
+    def _forget(self, full: Tensor) -> None:
+        """Reads the texts again, of those that are `full`, bool [R], only the last half."""
+        self.first = torch.where(full, self.length - half(self.longest), self.first)
+        columns = torch.arange(int(self.first.min()), self.length, device=full.device)
+        mask = columns >= self.first[:, None]
+        ids = self.tokens[:, columns[0] : self.length].where(mask, 0)
+        self._read(ids, None if bool(mask.all()) else mask)
+
+    def _read(self, ids: Tensor, mask: Tensor | None) -> None:
+        """Makes a cache and fills it with prompts."""
+        capacity = ids.shape[1] + self.left
+        if self.slide:
+            capacity = min(capacity, self.longest)
+        self.cache = self.model.new_cache(len(ids), capacity, self.kind)
+        if mask is not None:  # a row's text is as long as it is alone
+            self.cache.spans = (mask.sum(1, keepdim=True) + self.left).clamp_max(self.longest)
+        features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
+        self.features = features[:, -1]
+
+
+def half(longest: int) -> int:
+    """Tokens that are kept of a text that has become too long to be read."""
+    return max(1, longest // 2)
 
 
 class Step(NamedTuple):

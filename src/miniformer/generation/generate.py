@@ -15,7 +15,7 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.beam import beam_search
-from miniformer.generation.decoding import Begun, Model, Step, Until, decode
+from miniformer.generation.decoding import Begun, Model, Step, Until, decode, half
 from miniformer.generation.modes import evaluating
 from miniformer.generation.processors import Processor
 from miniformer.generation.prompts import INTEGERS, as_ids, check, check_ids, moved, padded
@@ -178,6 +178,8 @@ def _steps(
     )
     source = None if start.source is None else padded([start.source], "source")
     ids, mask = padded([start.ids], "prompt")
+    if options.slide and speculation is not None:
+        raise UserError("slide cannot be speculated; leave one of them out")
     kind = "window" if speculation is None else "full"  # a ring forgets what is taken back
     begun, generator = _begin(model, ids, mask, source, options, kind=kind)
     if speculation is None:
@@ -270,6 +272,9 @@ def _begin(
         check_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
         source = (source[0].long(), source[1])  # what is no id at all, the model itself refuses
     check(model.config, ids, options)
+    longest = model.config.max_seq_len
+    if options.slide and ids.shape[1] > longest:
+        ids, mask = _last_halves(ids, mask, longest)
     device = next(model.parameters()).device
     memory = [] if source is None else [model.encode(*(moved(x, device) for x in source))]
     generator = None
@@ -283,8 +288,18 @@ def _begin(
         memory,
         copies=options.num_beams if options.num_beams > 1 else options.num_return_sequences,
         kind=kind,
+        slide=options.slide,
     )
     return begun, generator
+
+
+def _last_halves(ids: Tensor, mask: Tensor | None, longest: int) -> tuple[Tensor, Tensor | None]:
+    """Prompts, of which those that are too long lose their beginning: [B, T], bool [B, T]."""
+    lengths = ids.new_full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
+    lengths = torch.where(lengths > longest, half(longest), lengths)
+    width = int(lengths.max())
+    mask = torch.arange(width, device=ids.device) >= width - lengths[:, None]
+    return ids[:, -width:], None if bool(mask.all()) else mask
 
 
 def _filled(written: list[Written], options: GenerationConfig) -> Tensor:

@@ -79,11 +79,14 @@ def check(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> 
                     f"0 to {config.vocab_size - 1}"
                 )
     room = config.max_seq_len - ids.shape[1]
+    if options.slide:
+        return
     if room < options.max_new_tokens:
         raise UserError(
             f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
             f"max_seq_len={config.max_seq_len}; "
             + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
+            + ", or set slide=true to forget what is oldest"
         )
 
 
