@@ -1219,6 +1219,46 @@ FAULTS = [
         "torch.full_like(self.first, self.length - half(self.longest))",
         "tests/unit/test_sampling.py -k oldest",
     ),
+    Fault(
+        "keys are turned by the angles of halves, queries are not", "model/native/kernels.cpp",
+        "turn(queries + h * E, cosine, sine, half);", "turn(queries + h * E, cosine, sine, 0);",
+        "tests/unit/test_native.py -k 'llama and even'",
+    ),
+    Fault(
+        "padding in the cache is read by the kernels", "model/native/kernels.cpp",
+        "return place >= 0 && (!a.window", "return (!a.window",
+        "tests/unit/test_native.py -k 'llama and ragged'",
+    ),
+    Fault(
+        "the sign of an int8 weight is lost", "model/native/kernels.cpp",
+        "_mm256_sign_epi8(x, w)", "x",
+        "tests/unit/test_native.py -k smaller_weights",
+    ),
+    Fault(
+        "an engine keeps weights that have changed", "model/native/engine.py",
+        "known[0] == now and why_not(model) is None", "True",
+        "tests/unit/test_native.py -k follow",
+    ),
+    Fault(
+        "an engine keeps its model", "model/native/engine.py",
+        "self._stack = weakref.ref(stack)", "self._stack = lambda: stack",
+        "tests/unit/test_native.py -k goes_with",
+    ),
+    Fault(
+        "hooks are passed over", "model/native/engine.py",
+        "if module._forward_hooks or module._forward_pre_hooks:", "if False:",
+        "tests/unit/test_native.py -k 'left_to_the_model'",
+    ),
+    Fault(
+        "other weights than were asked for, without a word", "model/native/engine.py",
+        'if weights != "float32":', "if False:",
+        "tests/unit/test_native.py -k 'left_to_the_model'",
+    ),
+    Fault(
+        "rows that were taken out are still read by the kernels", "generation/decoding.py",
+        "self.first, self.steps = self.first[rows], None", "self.first = self.first[rows]",
+        "tests/unit/test_native.py tests/unit/test_processors.py -k 'with_and_without or no_longer'",
+    ),
 ]  # fmt: skip
 
 

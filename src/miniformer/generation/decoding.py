@@ -16,6 +16,7 @@ from miniformer.generation.processors import Processor, process, processors_of
 from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
+ROWS = 8  # with more, products of whole matrices are faster than those of the kernels
 _ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
 
 
@@ -55,9 +56,10 @@ class Begun:
         copies: rows of each prompt, which is read once.
         kind: of the cache; see `miniformer.model.cache`.
         slide: where a row is as long as the model reads, go on from its last half.
+        weights: how weights are read after the prompt; see `GenerationConfig`.
 
     Attributes:
-        features: what the head reads next, [R, D].
+        logits: of the next token, [R, V].
         tokens: prompts and what came after them, int [R, T + new]; -1: padding.
         first: the column of the first token that is in the cache, int [R].
     """
@@ -72,10 +74,16 @@ class Begun:
         copies: int = 1,
         kind: str = "window",
         slide: bool = False,
+        weights: str = "float32",
     ) -> None:
         self.model, self.memory = model, list(memory)
         self.length, self.kind, self.longest = ids.shape[1], kind, model.config.max_seq_len
         self.slide, self.left = slide, new
+        engine = getattr(model, "engine", None)
+        self.engine = None if engine is None else engine(weights)
+        if self.engine is not None:
+            self.kind = "full"
+        self.steps: Any = None  # of the engine, from this cache on
         self.tokens = ids.new_full((len(ids), self.length + new), -1)
         self.tokens[:, : self.length] = ids if mask is None else ids.where(mask, -1)
         self.first = (
@@ -90,11 +98,6 @@ class Begun:
         """All tokens so far, int [R, T + new so far]."""
         return self.tokens[:, : self.length]
 
-    def logits(self) -> Tensor:
-        """Of the next token, [R, V]."""
-        found: Tensor = self.model.logits(self.features)
-        return found
-
     def go_on(self, token: Tensor) -> None:
         """Takes the next token of each row, int [R]."""
         self.tokens[:, self.length] = token
@@ -104,14 +107,20 @@ class Begun:
         if self.slide and (bool(full.any()) or self.cache.length == self.cache.capacity):
             self._forget(full)
             return
+        if self.engine is not None and len(token) <= ROWS:
+            if self.steps is None:
+                mask = self.memory[0].mask if self.memory else None
+                self.steps = self.engine.begin(self.cache, mask)
+            self.logits = self.steps(token)
+            return
         features = self.model.features(token[:, None], *self.memory, cache=self.cache)  # [R, 1, D]
-        self.features = features[:, 0]
+        self.logits = self.model.logits(features[:, 0])
 
     def keep(self, rows: Tensor) -> None:
         """Goes on with these rows, int [any]: fewer than there were, or some of them again."""
         self.cache.select(rows)
-        self.features, self.tokens = self.features[rows], self.tokens[rows]
-        self.first = self.first[rows]
+        self.logits, self.tokens = self.logits[rows], self.tokens[rows]
+        self.first, self.steps = self.first[rows], None
         self.memory = [
             type(each)(*(None if x is None else x[rows] for x in each)) for each in self.memory
         ]
@@ -138,7 +147,7 @@ class Begun:
         if mask is not None:  # a row's text is as long as it is alone
             self.cache.spans = (mask.sum(1, keepdim=True) + self.left).clamp_max(self.longest)
         features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
-        self.features = features[:, -1]
+        self.logits, self.steps = self.model.logits(features[:, -1]), None  # [R, V]
 
 
 def half(longest: int) -> int:
@@ -180,7 +189,7 @@ def decode(
     rows = torch.arange(len(begun.tokens), device=device)
     over = torch.zeros_like(rows, dtype=torch.bool)  # of these, which have ended
     for step in range(1, options.max_new_tokens + 1):
-        logits = begun.logits()  # [R, V]
+        logits = begun.logits  # [R, V]
         token = choose(process(changes, begun.written, logits, step), options, generator)
         log_p = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
         ended = torch.isin(token, ends)

@@ -289,6 +289,7 @@ def _begin(
         copies=options.num_beams if options.num_beams > 1 else options.num_return_sequences,
         kind=kind,
         slide=options.slide,
+        weights=options.weights,
     )
     return begun, generator
 

@@ -203,7 +203,7 @@ def speculate(
     row = torch.zeros(1, dtype=torch.long, device=device)
     text = begun.written[0]  # prompt and what came after it
     text = text[text >= 0]
-    logits = begun.logits()  # [1, V]: of the next token after the text
+    logits = begun.logits  # [1, V]: of the next token after the text
     guesses, shares = text[:0], None
     new: list[int] = []
     while True:

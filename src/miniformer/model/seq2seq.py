@@ -24,6 +24,7 @@ from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
+from miniformer.model.native.engine import Engine, engine_for
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Memory, Stack
 
@@ -132,6 +133,10 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     ) -> Tensor:
         """See `Transformer.cross_entropy`."""
         return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
+
+    def engine(self, weights: str = "float32") -> Engine | None:
+        """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
+        return engine_for(self, weights)
 
     def generate(
         self,

@@ -20,6 +20,7 @@ from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
 from miniformer.model.head import Head, pool
 from miniformer.model.initialization import initialize
+from miniformer.model.native.engine import Engine, engine_for
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
 
@@ -156,6 +157,10 @@ class Transformer(PretrainedMixin, Stack):
                 "TransformerConfig", ["causal must be true for cached decoding, not false"]
             )
         return super().new_cache(batch_size, capacity, kind)
+
+    def engine(self, weights: str = "float32") -> Engine | None:
+        """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
+        return engine_for(self, weights)
 
     def generate(
         self,

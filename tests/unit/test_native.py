@@ -1,0 +1,259 @@
+"""The kernels against the model itself, part by part, and what happens where there are none."""
+
+import copy
+import gc
+import math
+import warnings
+import weakref
+
+import pytest
+import torch
+
+from miniformer import Seq2SeqTransformer
+from miniformer.config import UserError
+from miniformer.model.native import build, engine
+from miniformer.model.native.engine import Engine, NoKernelsWarning, why_not
+from tests.kit import run_python, tiny_model
+
+SHAPES = {
+    "llama": {"norm": "rmsnorm", "activation": "swiglu", "bias": False},
+    "gpt2": {"position": "learned", "activation": "gelu_tanh", "head_bias": True},
+    "untied": {"tie_embeddings": False, "activation": "silu"},
+    "alibi": {"position": "alibi", "activation": "geglu"},
+    "relative": {"position": "relative", "activation": "reglu", "logit_scale": 0.5},
+    "sinusoidal": {"position": "sinusoidal", "activation": "geglu_tanh"},
+    "none": {"position": "none", "activation": "relu"},
+    "post": {"pre_norm": False, "embedding_norm": True, "embedding_scale": 3.0},
+    "both": {"norm_placement": "both", "norm": "zero_centered_rmsnorm", "final_softcap": 5.0,
+             "logit_softcap": 4.0},
+    "output": {"norm_placement": "output", "qk_norm": "projection", "norm": "rmsnorm"},
+    "heads": {"qk_norm": "head", "n_kv_heads": 2, "head_dim": 6},
+    "windows": {"sliding_window": 3, "window_pattern": "LG", "rotary_base_local": 100.0},
+    "parallel": {"parallel_residual": True, "rotary_pct": 0.5},
+    "sinks": {"attention_sinks": True, "n_kv_heads": 1, "attention_scale": 0.3},
+    "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
+}  # fmt: skip
+MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
+
+
+def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps=5):
+    """Logits of some steps, by the kernels and by the model."""
+    ids, rows = torch.randint(0, 31, (3, 5)), 3
+    caches = [model.new_cache(rows, 5 + steps, "full") for _ in range(2)]
+    found = []
+    with torch.inference_mode():
+        for cache in caches:
+            if mask is not None:
+                cache.spans = mask.sum(1, keepdim=True) + steps
+            model.features(ids, *memory, mask, cache=cache)
+        source = memory[0].mask if memory else None
+        kernels = Engine(model, weights, threads).begin(caches[0], source)
+        for _ in range(steps):
+            token = torch.randint(0, 31, (rows,))
+            features = model.features(token[:, None], *memory, cache=caches[1])[:, 0]
+            found.append((kernels(token), model.logits(features)))
+    return found
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["even", "ragged"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_is_that_of_the_model(shape, mask, threads):
+    model = tiny_model(**SHAPES[shape])
+    for ours, theirs in steps_of(model, mask=mask, threads=threads):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads", "output"])
+def test_a_decoders_step_too(shape):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
+    source = torch.randint(0, 31, (3, 6))
+    real = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [0] * 3 + [1] * 3]).bool()
+    for mask in (None, real):
+        memory = [model.encode(source, mask)]
+        for ours, theirs in steps_of(model, memory, mask=MASK):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+
+
+def rounded(model, weights):
+    """The model with the weights of products as the kernels keep them."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, torch.nn.Linear):
+            with torch.no_grad():
+                module.weight.copy_(as_kept(module.weight, weights))
+    return copied
+
+
+def as_kept(weight, weights):
+    if weights == "bf16":
+        return weight.bfloat16().float()
+    groups = weight.unflatten(1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True) / 127
+    return ((groups / scale).round() * scale).flatten(1)
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_smaller_weights_are_what_they_say(weights):
+    """bf16: the rounded weights exactly. int8: inputs are rounded too, by 1/254 of the largest."""
+    torch.manual_seed(0)
+    shape = {"d_model": 64, "n_heads": 4, "d_ff": 96, "tie_embeddings": False, "norm": "rmsnorm"}
+    model = tiny_model(**shape)
+    with torch.no_grad():
+        model.head.weight.copy_(as_kept(model.head.weight, weights))
+    near = rounded(model, weights)
+    torch.manual_seed(1)
+    exact = [theirs for _, theirs in steps_of(near, weights="float32")]
+    torch.manual_seed(1)
+    ours = [ours for ours, _ in steps_of(near, weights=weights)]
+    torch.manual_seed(1)
+    whole = [theirs for _, theirs in steps_of(model)]
+    spread = torch.stack(exact).std()
+    error = (torch.stack(ours) - torch.stack(exact)).abs().max() / spread
+    assert error < (1e-4 if weights == "bf16" else 0.12)
+    off = (torch.stack(ours) - torch.stack(whole)).pow(2).mean().sqrt() / spread
+    assert off < (0.02 if weights == "bf16" else 0.06)
+    assert off > 1e-4  # they are not the weights as they were
+
+
+def test_int8_products_are_those_of_integers():
+    """Against plain arithmetic: sums of integer products, scaled, for a single matrix."""
+    torch.manual_seed(0)
+    library = build.library()
+    x = torch.randn(96)
+    q, scales = torch.empty(96, dtype=torch.int8), torch.empty(3)
+    library.engine_quantise(x.data_ptr(), 96, q.data_ptr(), scales.data_ptr())
+    wanted = x.view(3, 32).abs().amax(1) / 127
+    torch.testing.assert_close(scales, wanted)
+    torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / wanted[:, None]).round())
+    assert q.abs().max() == 127
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 0}, {"num_beams": 3}])
+def test_texts_are_the_same_with_and_without(options, monkeypatch):
+    model = tiny_model(n_kv_heads=2)
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    end = model.generate([[4]], 6, temperature=0)[0][4]
+    more = {**options, "eos_id": end}
+    fast = model.generate(prompts, 20, **more)
+    monkeypatch.setattr(type(model), "engine", lambda self, weights: None)
+    assert model.generate(prompts, 20, **more) == fast
+
+
+def test_kernels_follow_the_weights():
+    model = tiny_model()
+    first = model.engine()
+    assert model.engine() is first
+    before = model.generate([[1, 2]], 8, temperature=0)
+    with torch.no_grad():
+        model.embedding.weight.mul_(-1)
+    assert model.engine() is not first
+    again = model.generate([[1, 2]], 8, temperature=0)
+    assert again != before
+    fresh = tiny_model()
+    fresh.load_state_dict(model.state_dict())
+    assert fresh.generate([[1, 2]], 8, temperature=0) == again
+
+
+def test_an_engine_goes_with_its_model():
+    model = tiny_model()
+    gone = weakref.ref(model.engine())
+    copy.deepcopy(model)  # what is kept for a model is no part of it
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def changed(name):
+    model = tiny_model(**({"output_dim": 2} if name == "outputs" else {}))
+    if name == "hook":
+        model.layers[0].register_forward_hook(lambda *args: None)
+    elif name == "method":
+        model.features = lambda *args, **options: None
+    elif name == "part":
+        model.layers[0].attention = type("Mine", (torch.nn.Module,), {})()
+    elif name == "half":
+        model = model.bfloat16()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("hook", "it has hooks"),
+        ("method", "its methods have been replaced"),
+        ("part", "Mine is none of our own parts"),
+        ("half", "its weights are not float32"),
+        ("outputs", "it does not go from tokens to tokens"),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_left_to_the_model(name, reason):
+    model = changed(name)
+    assert why_not(model) == reason
+    assert model.engine() is None
+    with pytest.raises(UserError, match=f"weights=int8 needs the decoding kernels: {reason}"):
+        model.engine("int8")
+    assert why_not(tiny_model()) is None
+
+
+def test_autocast_is_left_to_the_model():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert why_not(tiny_model()) == "autocast is on"
+
+
+@pytest.fixture
+def afresh(monkeypatch, tmp_path):
+    """As if nothing had been compiled yet."""
+    monkeypatch.setenv("MINIFORMER_CACHE", str(tmp_path / "cache"))
+    for cached in (build.library, engine._tell_once):
+        cached.cache_clear()
+    yield tmp_path
+    for cached in (build.library, engine._tell_once):
+        cached.cache_clear()
+
+
+def test_without_a_compiler_it_is_slower_and_says_so_once(afresh, monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(afresh))
+    model = tiny_model()
+    with pytest.warns(NoKernelsWarning, match="several times slower: there is no C\\+\\+ compiler"):
+        text = model.generate([[1, 2]], 8, temperature=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.generate([[1, 2]], 8, temperature=0) == text
+    with pytest.raises(UserError, match="needs the decoding kernels: there is no C"):
+        model.generate([[1, 2]], 8, weights="bf16")
+
+
+def test_a_compiler_that_fails_is_named(afresh, monkeypatch):
+    fake = afresh / "bad"
+    fake.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    with pytest.warns(NoKernelsWarning, match="bad cannot compile them: no such flag"):
+        tiny_model().generate([[1]], 2)
+
+
+def test_they_can_be_switched_off(afresh, monkeypatch):
+    monkeypatch.setenv("MINIFORMER_KERNELS", "off")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tiny_model().generate([[1]], 2)
+    assert not (afresh / "cache").exists()
+
+
+def test_they_are_compiled_once_and_kept(afresh):
+    code = "from miniformer.model.native.build import library; print(library()._name)"
+    first, again = (run_python("-c", code) for _ in range(2))
+    assert first.stdout == again.stdout
+    (kept,) = (afresh / "cache").iterdir()
+    assert first.stdout.strip() == str(kept)
+
+
+def test_long_texts_and_many_rows():
+    """Rows beyond what the kernels take, and rows that end at different times."""
+    model = tiny_model(max_seq_len=64)
+    prompts = [[n % 31, (3 * n) % 31] for n in range(12)]
+    free = model.generate(prompts, 40, temperature=0)
+    assert free == [model.generate([prompt], 40, temperature=0)[0] for prompt in prompts]
+    assert not any(math.isnan(float(x)) for x in model.generate(torch.tensor([[1]]), 3)[0])
