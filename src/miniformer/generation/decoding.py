@@ -102,7 +102,7 @@ class Begun:
         """Takes the next token of each row, int [R]."""
         self.tokens[:, self.length] = token
         self.length, self.left = self.length + 1, self.left - 1
-        full = self.length - self.first > self.longest
+        full = self.length - self.first > self.longest if self.slide else self.first
         # Columns may run out before a row is full: those of longer rows that have been taken out.
         if self.slide and (bool(full.any()) or self.cache.length == self.cache.capacity):
             self._forget(full)
@@ -156,12 +156,12 @@ def half(longest: int) -> int:
 
 
 class Step(NamedTuple):
-    """New tokens of the rows still written."""
+    """New tokens of the rows still written, R of each."""
 
-    rows: Tensor  # int [R], which they are
-    tokens: Tensor  # int [R]
-    log_p: Tensor  # float32 [R], log-probabilities that the model itself gives them
-    ended: Tensor  # bool [R], whether the row's text is complete now
+    rows: list[int]  # which they are
+    tokens: list[int]
+    log_p: list[float]  # that the model itself gives them; empty where nobody asks
+    ended: list[bool]  # whether the row's text is complete now
 
 
 def decode(
@@ -171,10 +171,12 @@ def decode(
     generator: torch.Generator | None = None,
     processors: Sequence[Processor] = (),
     until: Until | None = None,
+    scores: bool = True,
 ) -> Iterator[Step]:
     """Chooses a token for each row, again and again, until every text is complete.
 
-    Rows that have ended are taken out, so that the others do not wait for them.
+    Rows that have ended are taken out, so that the others do not wait for them. What is small is in
+    lists: for a few rows an operation on tensors takes longer than what it does.
 
     Args:
         begun: the prompts.
@@ -182,27 +184,42 @@ def decode(
         generator: source of randomness; None: torch's global one.
         processors: the user's own; see `processors`.
         until: ends a text that is complete though no token says so.
+        scores: whether log-probabilities are asked for.
     """
-    prompt, device = begun.length, begun.tokens.device
-    changes = processors_of(options, prompt, processors)
-    ends = torch.tensor(options.ends, device=device)
-    rows = torch.arange(len(begun.tokens), device=device)
-    over = torch.zeros_like(rows, dtype=torch.bool)  # of these, which have ended
+    changes = processors_of(options, begun.length, processors)
+    ends, rows = set(options.ends), list(range(len(begun.tokens)))
+    over = [False] * len(rows)  # of these, which have ended
+    texts: list[list[int]] = [[] for _ in rows]
     for step in range(1, options.max_new_tokens + 1):
         logits = begun.logits  # [R, V]
         token = choose(process(changes, begun.written, logits, step), options, generator)
-        log_p = logits.float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-        ended = torch.isin(token, ends)
+        tokens = token.tolist()
+        log_p = _log_p(logits, token) if scores else []
+        ended = [each in ends for each in tokens]
         if until is not None:
-            texts = torch.cat((begun.written[:, prompt:], token[:, None]), 1).tolist()
-            ended |= torch.tensor([until(text) for text in texts], device=device)
-        alive = ~over
-        yield Step(rows[alive], token[alive], log_p[alive], ended[alive])
-        over = over | ended
-        if step == options.max_new_tokens or bool(over.all()):
+            for text, new in zip(texts, tokens, strict=True):
+                text.append(new)
+            ended = [end or until(text) for end, text in zip(ended, texts, strict=True)]
+        if any(over):
+            alive = [place for place, done in enumerate(over) if not done]
+            some = ([each[place] for place in alive] if each else [] for each in
+                    (rows, tokens, log_p, ended))  # fmt: skip
+            yield Step(*some)  # type: ignore[arg-type]
+        else:
+            yield Step(rows, tokens, log_p, ended)
+        over = [one or other for one, other in zip(over, ended, strict=True)]
+        if step == options.max_new_tokens or all(over):
             return
         begun.go_on(token)
-        if int(over.sum()) >= max(1, _ENDED * len(over)):
-            kept = (~over).nonzero()[:, 0]
-            begun.keep(kept)
-            rows, over = rows[kept], over[kept]
+        if sum(over) >= max(1, _ENDED * len(over)):
+            kept = [place for place, done in enumerate(over) if not done]
+            begun.keep(torch.tensor(kept, device=token.device))
+            rows, texts = [rows[place] for place in kept], [texts[place] for place in kept]
+            over = [False] * len(rows)
+
+
+def _log_p(logits: Tensor, token: Tensor) -> list[float]:
+    """Log-probabilities of some tokens, int [R]; logits: [R, V]."""
+    logits = logits.float()
+    found: list[float] = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
+    return found

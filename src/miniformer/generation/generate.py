@@ -31,11 +31,22 @@ class Written:
         log_p: the log-probability of each, in nats, as the model itself gives it; where one ended
             the text, of that, too.
         score: their sum; of a beam search, that over the length as `length_penalty` says.
+        ended: whether a token has ended it.
     """
 
     tokens: list[int]
     log_p: list[float]
     score: float
+    ended: bool
+
+    @classmethod
+    def of(
+        cls, tokens: list[int], log_p: list[float], ends: list[int], score: float | None = None
+    ) -> Written:
+        """A text of all tokens that were written; score: None: the sum of log_p."""
+        place = next((place for place, token in enumerate(tokens) if token in ends), None)
+        text, total = tokens[:place], sum(log_p) if score is None else score
+        return cls(text, log_p, total, place is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +70,7 @@ def write(
     processors: Sequence[Processor] = (),
     until: Until | None = None,
     speculation: Speculation | None = None,
+    scores: bool = True,
 ) -> list[Written]:
     """Goes on from each start: `num_return_sequences` of the first, of the second, and so on.
 
@@ -69,6 +81,7 @@ def write(
         processors: the user's own; see `miniformer.generation.processors`.
         until: whether a text of these new tokens is complete, though no token says so.
         speculation: how to guess tokens ahead; texts are then written one after another.
+        scores: whether log-probabilities are asked for; of a search they are known anyway.
 
     Raises:
         UserError: see `Transformer.generate`.
@@ -86,7 +99,7 @@ def write(
     source = None
     if starts[0].source is not None:
         source = padded([each.source or [] for each in starts], "source")
-    return _write(model, ids, mask, source, options, processors, until)
+    return _write(model, ids, mask, source, options, processors, until, scores)
 
 
 def generate(
@@ -98,7 +111,8 @@ def generate(
     """See `Transformer.generate`."""
     if not isinstance(prompts, Tensor):
         rows = [as_ids(prompt) for prompt in prompts]
-        written = write(model, [Start(row) for row in rows], options, processors=processors)
+        starts = [Start(row) for row in rows]
+        written = write(model, starts, options, processors=processors, scores=False)
         copies = options.num_return_sequences
         return [rows[n // copies] + each.tokens for n, each in enumerate(written)]
     if prompts.dim() != 2 or prompts.dtype not in INTEGERS:
@@ -107,7 +121,7 @@ def generate(
         )
     if not len(prompts):
         return prompts
-    written = _write(model, prompts, None, None, options, processors, None)
+    written = _write(model, prompts, None, None, options, processors, None, False)
     new = _filled(written, options).to(prompts)
     return torch.cat((prompts.repeat_interleave(options.num_return_sequences, 0), new), 1)
 
@@ -123,11 +137,12 @@ def generate_target(
     """See `Seq2SeqTransformer.generate`."""
     if not isinstance(source, Tensor):
         starts = [Start(start, as_ids(row)) for row in source]
-        return [each.tokens for each in write(model, starts, options, processors=processors)]
+        written = write(model, starts, options, processors=processors, scores=False)
+        return [each.tokens for each in written]
     if not len(source):
         return source.new_empty(0, 0)
     ids = torch.tensor([as_ids(start)]).expand(len(source), -1)
-    written = _write(model, ids, None, (source, source_mask), options, processors, None)
+    written = _write(model, ids, None, (source, source_mask), options, processors, None, False)
     return _filled(written, options).to(source.device)
 
 
@@ -151,7 +166,7 @@ def stream(
     _refuse_several(options, "num_return_sequences", "streamed")
     with evaluating(model), drafting(speculation):
         for step in _steps(model, start, options, 0, speculation, processors, until):
-            token = int(step.tokens[0])
+            token = step.tokens[0]
             if token not in options.ends:
                 yield token
 
@@ -211,9 +226,9 @@ def _speculated(
 ) -> Written:
     with evaluating(model), drafting(speculation):
         steps = list(_steps(model, start, options, number, speculation, processors, until))
-    log_p = [float(step.log_p) for step in steps]
-    tokens = [int(step.tokens) for step in steps]
-    return Written(_until(tokens, options.ends), log_p, sum(log_p))
+    log_p = [each for step in steps for each in step.log_p]
+    tokens = [each for step in steps for each in step.tokens]
+    return Written.of(tokens, log_p, options.ends)
 
 
 @contextlib.contextmanager
@@ -235,6 +250,7 @@ def _write(
     options: GenerationConfig,
     processors: Sequence[Processor],
     until: Until | None,
+    scores: bool,
 ) -> list[Written]:
     """See `write`; rows are padded already."""
     with evaluating(model):
@@ -243,19 +259,25 @@ def _write(
             found = beam_search(begun, options, processors=processors, until=until)
             best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in found)
             return [
-                Written(_until(row[:length], options.ends), log_p[:length], score)
+                Written.of(row[:length], log_p[:length], options.ends, score)
                 for row, log_p, length, score in zip(*best, strict=True)
             ]
         tokens: list[list[int]] = [[] for _ in range(len(begun.tokens))]
         log_p: list[list[float]] = [[] for _ in tokens]
-        steps = decode(begun, options, generator=generator, processors=processors, until=until)
+        steps = decode(
+            begun,
+            options,
+            generator=generator,
+            processors=processors,
+            until=until,
+            scores=scores,
+        )
         for step in steps:
-            for row, token, p in zip(*(x.tolist() for x in step[:3]), strict=True):
-                tokens[row].append(token)
-                log_p[row].append(p)
-    return [
-        Written(_until(row, options.ends), p, sum(p)) for row, p in zip(tokens, log_p, strict=True)
-    ]
+            for place, row in enumerate(step.rows):
+                tokens[row].append(step.tokens[place])
+                if scores:
+                    log_p[row].append(step.log_p[place])
+    return [Written.of(row, p, options.ends) for row, p in zip(tokens, log_p, strict=True)]
 
 
 def _begin(
@@ -305,15 +327,9 @@ def _last_halves(ids: Tensor, mask: Tensor | None, longest: int) -> tuple[Tensor
 
 def _filled(written: list[Written], options: GenerationConfig) -> Tensor:
     """New tokens of each row, int [B * N, new]; shorter ones are filled with what ends a text."""
-    longest = max(len(each.log_p) for each in written)
+    longest = max(len(each.tokens) + each.ended for each in written)
     fill = options.ends[0] if options.ends else 0  # without an end all are as long
     out = torch.full((len(written), longest), fill)
     for row, each in enumerate(written):
         out[row, : len(each.tokens)] = torch.tensor(each.tokens)
     return out
-
-
-def _until(tokens: list[int], ends: list[int]) -> list[int]:
-    """Tokens up to the first of `ends`."""
-    place = next((place for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tokens[:place]

@@ -197,10 +197,7 @@ def speculate(
         ahead: tokens guessed at once, at most.
         tally: where to count.
     """
-    device, prompt = begun.tokens.device, begun.length
-    changes = processors_of(options, prompt, processors)
-    ends = torch.tensor(options.ends, device=device)
-    row = torch.zeros(1, dtype=torch.long, device=device)
+    changes = processors_of(options, begun.length, processors)
     text = begun.written[0]  # prompt and what came after it
     text = text[text >= 0]
     logits = begun.logits  # [1, V]: of the next token after the text
@@ -220,12 +217,10 @@ def speculate(
             tally.kept += kept
             tally.written += 1
             new.append(int(token))
-            ended = torch.isin(token, ends)
-            if until is not None:
-                ended |= until(new)
-            log_p = found.float().log_softmax(-1)[:, int(token)]
-            yield Step(row, token, log_p, ended)
-            if bool(ended) or step == options.max_new_tokens:
+            ended = new[-1] in options.ends or (until is not None and until(new))
+            log_p = float(found[0].float().log_softmax(-1)[token])
+            yield Step([0], [int(token)], [log_p], [ended])
+            if ended or step == options.max_new_tokens:
                 return
             if not kept:
                 break
