@@ -528,7 +528,7 @@ FAULTS = [
     ),
     Fault(
         "eos is ignored", "generation/decoding.py",
-        "ended = torch.isin(token, ends)", "ended = torch.zeros_like(token, dtype=torch.bool)",
+        "ended = [each in ends for each in tokens]", "ended = [False for each in tokens]",
         "tests/unit/test_sampling.py -k ended",
     ),
     Fault(
@@ -1115,13 +1115,12 @@ FAULTS = [
     ),
     Fault(
         "rows that have ended go on", "generation/decoding.py",
-        "rows, over = rows[kept], over[kept]", "rows, over = rows[: len(kept)], over[kept]",
+        "rows, texts = [rows[place] for place in kept],", "rows, texts = rows[: len(kept)],",
         "tests/unit/test_processors.py -k no_longer_cost",
     ),
     Fault(
         "log-probabilities are those of what was left to sample", "generation/decoding.py",
-        "log_p = logits.float().log_softmax(-1)",
-        "log_p = (logits.float() / max(options.temperature, 0.5)).log_softmax(-1)",
+        "    logits = logits.float()\n    found", "    logits = logits.float() * 1.1\n    found",
         "tests/unit/test_processors.py -k log_probabilities",
     ),
     Fault(
@@ -1233,6 +1232,12 @@ FAULTS = [
         "the sign of an int8 weight is lost", "model/native/kernels.cpp",
         "_mm256_sign_epi8(x, w)", "x",
         "tests/unit/test_native.py -k smaller_weights",
+    ),
+    Fault(
+        "of rows that go through a matrix together the last is lost", "model/native/kernels.cpp",
+        "sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[b].scales[g]), whole, sums[b]);",
+        "sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[0].scales[g]), whole, sums[b]);",
+        "tests/unit/test_native.py -k rows_together",
     ),
     Fault(
         "an engine keeps weights that have changed", "model/native/engine.py",

@@ -36,9 +36,9 @@ SHAPES = {
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
 
-def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps=5):
+def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps=5, rows=3):
     """Logits of some steps, by the kernels and by the model."""
-    ids, rows = torch.randint(0, 31, (3, 5)), 3
+    ids = torch.randint(0, 31, (rows, 5))
     caches = [model.new_cache(rows, 5 + steps, "full") for _ in range(2)]
     found = []
     with torch.inference_mode():
@@ -62,6 +62,24 @@ def test_a_step_is_that_of_the_model(shape, mask, threads):
     model = tiny_model(**SHAPES[shape])
     for ours, theirs in steps_of(model, mask=mask, threads=threads):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
+def test_rows_together_are_rows_alone(weights, rows):
+    """Several rows go through a matrix at once, in fours: each gets what it gets alone."""
+    model = tiny_model(d_model=64, d_ff=96, **SHAPES["llama"])
+    ids, token = torch.randint(0, 31, (rows, 5)), torch.randint(0, 31, (rows,))
+    kernels = Engine(model, weights)
+
+    def step(some):
+        cache = model.new_cache(len(some), 6, "full")
+        with torch.inference_mode():
+            model.features(ids[some], cache=cache)
+            return kernels.begin(cache)(token[some])
+
+    alone = torch.cat([step(torch.tensor([row])) for row in range(rows)])
+    torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads", "output"])

@@ -180,13 +180,78 @@ float dot(const int8_t* a, const float* a_scales, const Input& in, int n) {
     return sum;
 }
 
-inline float product(const Linear& w, int row, const Input& in) {
+// A row of a matrix by N inputs at once, so that its weights are loaded, and widened, once.
+#ifdef WIDE
+template <int N> void dots(const float* w, const Input* in, int n, float* out) {
+    __m256 sums[N][2];
+    for (int b = 0; b < N; b++) sums[b][0] = sums[b][1] = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m256 w0 = _mm256_loadu_ps(w + i), w1 = _mm256_loadu_ps(w + i + 8);
+        for (int b = 0; b < N; b++) {
+            sums[b][0] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(in[b].x + i), sums[b][0]);
+            sums[b][1] = _mm256_fmadd_ps(w1, _mm256_loadu_ps(in[b].x + i + 8), sums[b][1]);
+        }
+    }
+    for (int b = 0; b < N; b++) {
+        out[b] = total(_mm256_add_ps(sums[b][0], sums[b][1]));
+        for (int k = i; k < n; k++) out[b] += w[k] * in[b].x[k];
+    }
+}
+template <int N> void dots(const uint16_t* w, const Input* in, int n, float* out) {
+    __m256 sums[N][2];
+    for (int b = 0; b < N; b++) sums[b][0] = sums[b][1] = _mm256_setzero_ps();
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m256 w0 = wide(w + i), w1 = wide(w + i + 8);
+        for (int b = 0; b < N; b++) {
+            sums[b][0] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(in[b].x + i), sums[b][0]);
+            sums[b][1] = _mm256_fmadd_ps(w1, _mm256_loadu_ps(in[b].x + i + 8), sums[b][1]);
+        }
+    }
+    for (int b = 0; b < N; b++) {
+        out[b] = total(_mm256_add_ps(sums[b][0], sums[b][1]));
+        for (int k = i; k < n; k++) out[b] += dot(w + k, in[b].x + k, 1);
+    }
+}
+template <int N> void dots(const int8_t* w, const float* scales, const Input* in, int n, float* out) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256 sums[N];
+    for (int b = 0; b < N; b++) sums[b] = _mm256_setzero_ps();
+    for (int g = 0; g < n / GROUP; g++) {
+        const __m256i row = _mm256_loadu_si256((const __m256i*)(w + g * GROUP));
+        const __m256i size = _mm256_abs_epi8(row);
+        for (int b = 0; b < N; b++) {
+            const __m256i x = _mm256_loadu_si256((const __m256i*)(in[b].q + g * GROUP));
+            const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, row));
+            const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
+            sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[b].scales[g]), whole, sums[b]);
+        }
+    }
+    for (int b = 0; b < N; b++) out[b] = total(sums[b]);
+}
+#endif
+
+// A row of a matrix by all inputs, without the bias: out[B].
+void products(const Linear& w, int row, const Input* in, int count, float* out) {
     const int64_t n = w.columns;
-    float out;
-    if (w.kind == F32) out = dot((const float*)w.weight + row * n, in.x, n);
-    else if (w.kind == BF16) out = dot((const uint16_t*)w.weight + row * n, in.x, n);
-    else out = dot((const int8_t*)w.weight + row * n, w.scales + row * (n / GROUP), in, n);
-    return w.bias ? out + w.bias[row] : out;
+    const float* wide_row = (const float*)w.weight + row * n;
+    const uint16_t* half_row = (const uint16_t*)w.weight + row * n;
+    const int8_t* byte_row = (const int8_t*)w.weight + row * n;
+    const float* scales = w.scales ? w.scales + row * (n / GROUP) : nullptr;
+    int b = 0;
+#ifdef WIDE
+    for (; b + 4 <= count; b += 4) {
+        if (w.kind == F32) dots<4>(wide_row, in + b, n, out + b);
+        else if (w.kind == BF16) dots<4>(half_row, in + b, n, out + b);
+        else dots<4>(byte_row, scales, in + b, n, out + b);
+    }
+#endif
+    for (; b < count; b++) {
+        if (w.kind == F32) out[b] = dot(wide_row, in[b].x, n);
+        else if (w.kind == BF16) out[b] = dot(half_row, in[b].x, n);
+        else out[b] = dot(byte_row, scales, in[b], n);
+    }
 }
 
 // ---- small parts ----------------------------------------------------------------------------
@@ -302,12 +367,20 @@ Range share(int n, int t, int count, int unit = 1) {
 struct Local {
     std::vector<float> x, scales;
     std::vector<int8_t> q;
-    std::vector<float> scores;
+    std::vector<float> scores, out, gate;
+    std::vector<Input> inputs;
     void fit(int rows, int n, int columns) {
+        out.resize(rows);
+        gate.resize(rows);
+        inputs.resize(rows);
         if ((int)x.size() < rows * n) { x.resize(rows * n); q.resize(rows * n); scales.resize(rows * (n / GROUP + 1)); }
         if ((int)scores.size() < columns) scores.resize(columns);
     }
-    Input row(int b, int n) const { return {x.data() + b * n, q.data() + b * n, scales.data() + b * (n / GROUP)}; }
+    const Input* all(int rows, int n) {
+        for (int b = 0; b < rows; b++)
+            inputs[b] = {x.data() + b * n, q.data() + b * n, scales.data() + b * (n / GROUP)};
+        return inputs.data();
+    }
 };
 
 class Runner {
@@ -366,9 +439,14 @@ class Runner {
         }
     }
     template <class Take> void multiply(const Linear& w, Local& own, int t, Take&& take) {
-        const Range mine = share(w.rows, t, pool.count(), 2);
-        for (int row = mine.begin; row < mine.end; row++)
-            for (int b = 0; b < s.rows; b++) take(b, row, product(w, row, own.row(b, w.columns)));
+        const Range mine = share(w.rows, t, pool.count());
+        const Input* in = own.all(s.rows, w.columns);
+        float* out = own.out.data();
+        for (int row = mine.begin; row < mine.end; row++) {
+            products(w, row, in, s.rows, out);
+            const float bias = w.bias ? w.bias[row] : 0.0f;
+            for (int b = 0; b < s.rows; b++) take(b, row, out[b] + bias);
+        }
     }
     void layer(const Layer& l, int index, int t, Local& own) {
         attend(l.attention, l.attention_in, index, t, own);
@@ -380,12 +458,16 @@ class Runner {
         prepare(m.post ? Norm{} : l.feed_in, x, m.width, l.up, own);
         if (m.gated) {
             const Range mine = share(m.inner, t, pool.count());
-            for (int row = mine.begin; row < mine.end; row++)
-                for (int b = 0; b < s.rows; b++) {
-                    const Input in = own.row(b, m.width);
-                    const float gate = product(l.up, 2 * row, in);
-                    inner[b * m.inner + row] = activate(m.activation, gate) * product(l.up, 2 * row + 1, in);
-                }
+            const Input* in = own.all(s.rows, m.width);
+            float *gate = own.gate.data(), *up = own.out.data();
+            for (int row = mine.begin; row < mine.end; row++) {
+                products(l.up, 2 * row, in, s.rows, gate);
+                products(l.up, 2 * row + 1, in, s.rows, up);
+                const float of_gate = l.up.bias ? l.up.bias[2 * row] : 0.0f;
+                const float of_up = l.up.bias ? l.up.bias[2 * row + 1] : 0.0f;
+                for (int b = 0; b < s.rows; b++)
+                    inner[b * m.inner + row] = activate(m.activation, gate[b] + of_gate) * (up[b] + of_up);
+            }
         } else {
             multiply(l.up, own, t, [&](int b, int row, float v) { inner[b * m.inner + row] = activate(m.activation, v); });
         }
