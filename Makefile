@@ -9,7 +9,7 @@ TEST = $(BIN)/pytest tests/
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test check format lint types imports coverage faults weights \
-	bench-quality clean
+	bench-quality bench-generate clean
 
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check   everything CI does: format, lint, types, imports, seeded faults, tests, coverage"
 	@echo "make faults  seed plausible faults and see that the tests catch each one"
 	@echo "make bench-quality RECIPE=... DATA=...   measure a recipe over three seeds"
+	@echo "make bench-generate   tokens a second, beside others"
 	@echo "make format  rewrite the source in the house's format"
 
 setup: $(VENV)/ready
@@ -71,6 +72,10 @@ weights: setup
 bench-quality: setup
 	$(BIN)/python benchmarks/quality.py $(RECIPE) $(DATA) --save
 	$(BIN)/python benchmarks/quality.py $(RECIPE) $(DATA) --defaults --save
+
+bench-generate: setup
+	$(BIN)/python benchmarks/generation.py --shape 14m --save
+	$(BIN)/python benchmarks/generation.py --shape 110m --rounds 3 --save
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

@@ -31,6 +31,7 @@ SHAPES = {
     "windows": {"sliding_window": 3, "window_pattern": "LG", "rotary_base_local": 100.0},
     "parallel": {"parallel_residual": True, "rotary_pct": 0.5},
     "sinks": {"attention_sinks": True, "n_kv_heads": 1, "attention_scale": 0.3},
+    "types": {"token_types": 2, "embedding_scale": 2.0, "final_softcap": 9.0},
     "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
 }  # fmt: skip
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()

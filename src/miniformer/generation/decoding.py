@@ -16,7 +16,7 @@ from miniformer.generation.processors import Processor, process, processors_of
 from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
-ROWS = 8  # with more, products of whole matrices are faster than those of the kernels
+ROWS = 16  # with more, products of whole matrices are left to PyTorch
 _ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
 
 

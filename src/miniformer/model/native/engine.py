@@ -86,6 +86,10 @@ class Engine:
         layers = (c.Layer * len(stack.layers))()
         for made, layer in zip(layers, stack.layers, strict=True):
             self._layer(made, layer)
+        scale = 1.0 if config.embedding_scale is None else config.embedding_scale
+        vectors, kinds = model.embedding.weight, getattr(model, "type_embedding", None)
+        if kinds is not None:  # text that is written is of type 0
+            vectors, scale = vectors * scale + kinds.weight[0], 1.0
         self.model = c.Model(
             width=config.d_model,
             heads=config.n_heads,
@@ -100,10 +104,10 @@ class Engine:
             has_cross=hasattr(model, "decoder"),
             rotated=config.rotary_dim if config.position == "rotary" else 0,
             vocabulary=config.vocab_size,
-            embedding_scale=1.0 if config.embedding_scale is None else config.embedding_scale,
+            embedding_scale=scale,
             logit_scale=1.0 if config.logit_scale is None else config.logit_scale,
             logit_softcap=config.final_softcap or 0.0,
-            embedding=self._floats(model.embedding.weight),
+            embedding=self._floats(vectors),
             embedding_norm=self._norm(stack.embedding_norm),
             final_norm=self._norm(stack.final_norm),
             head=self._linear(
