@@ -1,8 +1,11 @@
 """The kernels against the model itself, part by part, and what happens where there are none."""
 
+import concurrent.futures
 import copy
 import gc
 import math
+import os
+import signal
 import warnings
 import weakref
 
@@ -181,6 +184,20 @@ def test_an_engine_goes_with_its_model():
     del model
     gc.collect()
     assert gone() is None
+
+
+def test_a_child_process_and_several_threads_get_the_same_text(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # so that there are threads to lose
+    model = tiny_model(max_seq_len=200)
+    wanted = model.generate([[1, 2]], 100, temperature=0)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: model.generate([[1, 2]], 100, temperature=0), range(8)))
+    assert found == [wanted] * 8
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if model.generate([[1, 2]], 100, temperature=0) == wanted else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def changed(name):

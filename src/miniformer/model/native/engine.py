@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -118,7 +119,7 @@ class Engine:
         )
         self._kept.append(layers)
         self.handle = self.library.engine_new(threads)
-        weakref.finalize(self, self.library.engine_free, self.handle)
+        weakref.finalize(self, _free, self.library, self.handle, os.getpid())
 
     @property
     def stack(self) -> Any:
@@ -301,7 +302,8 @@ def engine_for(model: Any, weights: str = "float32") -> Engine | None:
     Raises:
         UserError: other weights than float32 are asked for, and the kernels cannot be had.
     """
-    now = (weights, torch.get_num_threads(), *map(_state, model.parameters()))
+    # A process that was forked has none of its parent's threads.
+    now = (weights, torch.get_num_threads(), os.getpid(), *map(_state, model.parameters()))
     known = _ENGINES.get(model)
     if known is not None and known[0] == now and why_not(model) is None:
         return known[1]
@@ -314,6 +316,11 @@ def engine_for(model: Any, weights: str = "float32") -> Engine | None:
         return None
     _ENGINES[model] = (now, made)
     return made
+
+
+def _free(library: ctypes.CDLL, handle: int, process: int) -> None:
+    if os.getpid() == process:
+        library.engine_free(handle)
 
 
 def _state(parameter: Tensor) -> tuple[int, int]:

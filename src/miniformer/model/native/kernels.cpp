@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -599,6 +600,7 @@ class Runner {
 };
 
 struct Engine {
+    std::mutex one_at_a_time;  // several streams may share a model
     Pool pool;
     std::vector<Local> locals;
     explicit Engine(int threads) : pool(threads), locals(threads) {}
@@ -611,6 +613,7 @@ void* engine_new(int threads) { return new Engine(threads); }
 void engine_free(void* engine) { delete static_cast<Engine*>(engine); }
 void engine_step(void* engine, const Model* model, const Step* step) {
     Engine& e = *static_cast<Engine*>(engine);
+    const std::lock_guard<std::mutex> alone(e.one_at_a_time);
     Runner runner(*model, *step, e.pool, e.locals);
     e.pool.run(runner);
 }
