@@ -64,8 +64,8 @@ CPU cores. A recipe is a YAML file; the paths are your own:
 
 Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
 deviation; settings were chosen on val. *Defaults*: no flags but paths and task. Minutes are of one
-whole run. This page is written by `python benchmarks/quality.py`, from
-[quality.json](../benchmarks/results/quality.json).
+whole run, on one core or two. This page is written by `python benchmarks/quality.py`, from
+[quality.json](../benchmarks/results/quality.json), which says more.
 
 | recipe | figure | recipe gives | defaults give | for comparison | minutes | million parameters |
 |---|---|---|---|---|---|---|
