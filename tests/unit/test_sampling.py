@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.decoding import Begun
 from miniformer.generation.sampling import choose
 from tests.kit import tiny_model
 
@@ -74,9 +75,10 @@ def test_a_sequence_ends_at_eos_and_the_others_go_on():
         assert row == text + [eos] * (10 - len(text))
 
 
-def test_generation_stops_when_every_sequence_has_ended():
+def test_generation_stops_when_every_sequence_has_ended(monkeypatch):
     model = tiny_model()
     eos = model.generate([[1, 2]], 1, temperature=0)[0][2]
+    monkeypatch.setattr(Begun, "go_on", None)  # the first token ends it
     assert model.generate(torch.tensor([[1, 2]]), 9, temperature=0, eos_id=eos).tolist() == [
         [1, 2, eos]
     ]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
@@ -40,6 +41,17 @@ def test_pieces_are_the_text_up_to_the_stop_and_nothing_is_taken_back(kind, ids,
     whole = tokenizer.decode(ids)
     cuts = [whole.index(stop) for stop in stops if stop in whole]
     assert "".join(found) == whole[: min(cuts, default=None)]
+
+
+@given(st.text("ab ,", max_size=12))
+def test_what_a_decoder_may_take_back_is_held(text):
+    tokenizer = Tokenizer.train("byte", ["a"], None)
+    parts = [tokenizer.backend.decoder, decoders.Fuse(), decoders.Replace(" ,", ",")]
+    tokenizer.backend.decoder = decoders.Sequence(parts)
+    assert tokenizer.rewrites
+    pieces = Pieces(tokenizer.decode, rewrites=tokenizer.rewrites)
+    found = [pieces.add(token) for token in tokenizer.encode(text)]
+    assert "".join([*found, pieces.end()]) == text.replace(" ,", ",")
 
 
 def test_a_character_of_several_bytes_comes_whole():

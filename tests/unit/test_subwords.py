@@ -21,7 +21,11 @@ MERGES = Merges(BPE)
 LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
 
 
-@given(st.text(max_size=60), st.integers(0, 99), st.sampled_from([0.0, 0.1, 0.5, 0.99]))
+@given(
+    st.text(max_size=9) | st.lists(st.sampled_from(VERSE.split(" ")), max_size=9).map(" ".join),
+    st.integers(0, 99),
+    st.sampled_from([0.0, 0.1, 0.5, 0.99]),
+)
 def test_undone_merges_spell_the_same_text(text, seed, share):
     ids = np.array(BPE.encode(text), dtype=np.uint16)
     found, places = MERGES.undone(ids, share, np.random.default_rng(seed))

@@ -170,8 +170,9 @@ class Tokenizer:
     def rewrites(self) -> bool:
         """Whether the text of a token may change with those after it, as before a comma."""
         decoder = json.loads(self.backend.to_str())["decoder"] or {"type": "none"}
-        parts = decoder.get("decoders", [decoder])
-        return not {part["type"] for part in parts} <= _STEADY
+        parts = [part["type"] for part in decoder.get("decoders", [decoder])]
+        whole = parts[parts.index("Fuse") :] if "Fuse" in parts else []  # what sees all the text
+        return not _STEADY.issuperset(parts) or "Replace" in whole
 
     def pieces(self) -> tuple[list[bytes], list[int]]:
         """The bytes that each token adds to a text, and the tokens that stand for none.

@@ -106,7 +106,7 @@ def no_repeat(tokens: Tensor, logits: Tensor, *, size: int) -> Tensor:
         return logits
     runs = tokens.unfold(1, size, 1)  # [B, T - size + 1, size]
     last = tokens[:, tokens.shape[1] - size + 1 :]  # [B, size - 1]
-    same = (runs[..., :-1] == last[:, None]).all(-1) & (runs >= 0).all(-1)
+    same = (runs[..., :-1] == last[:, None]).all(-1)
     return _forbid(logits, runs[..., -1].masked_fill(~same, -1))
 
 
