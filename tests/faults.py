@@ -1225,14 +1225,30 @@ FAULTS = [
     ),
     Fault(
         "the sign of an int8 weight is lost", "model/native/kernels.cpp",
-        "_mm256_sign_epi8(x, w)", "x",
+        "_mm256_sign_epi8(x, row)", "x",
         "tests/unit/test_native.py -k smaller_weights",
     ),
     Fault(
-        "of rows that go through a matrix together the last is lost", "model/native/kernels.cpp",
-        "sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[b].scales[g]), whole, sums[b]);",
-        "sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[0].scales[g]), whole, sums[b]);",
+        "rows that go through a matrix together have one scale", "model/native/kernels.cpp",
+        "_mm256_set1_ps(scales[r * groups + g] * in[b].scales[g]);",
+        "_mm256_set1_ps(scales[r * groups + g] * in[0].scales[g]);",
         "tests/unit/test_native.py -k rows_together",
+    ),
+    Fault(
+        "of two rows of a matrix the second is the first", "model/native/kernels.cpp",
+        "std::memcpy(out + r * count + b, found + r * 4, 4 * sizeof(float));",
+        "std::memcpy(out + r * count + b, found, 4 * sizeof(float));",
+        "tests/unit/test_native.py -k rows_together",
+    ),
+    Fault(
+        "the end of a head is not weighed", "model/native/kernels.cpp",
+        "for (; i < width; i++) {", "for (; i + 8 < width; i++) {",
+        "tests/unit/test_native.py -k 'llama and even'",
+    ),
+    Fault(
+        "threads of PyTorch run beside those of the kernels", "model/native/threads.py",
+        "library.omp_set_num_threads(1)", "library.omp_set_num_threads(before)",
+        "tests/unit/test_native.py -k leaves_their_cores",
     ),
     Fault(
         "an engine keeps weights that have changed", "model/native/engine.py",

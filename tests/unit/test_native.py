@@ -14,6 +14,7 @@ import torch
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import UserError
+from miniformer.generation.decoding import ROWS, Begun
 from miniformer.model.native import build, engine
 from miniformer.model.native.engine import Engine, NoKernelsWarning, why_not
 from tests.kit import run_python, tiny_model
@@ -84,6 +85,34 @@ def test_rows_together_are_rows_alone(weights, rows):
 
     alone = torch.cat([step(torch.tensor([row])) for row in range(rows)])
     torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_done_between_steps_leaves_their_cores_alone():
+    model, ids = tiny_model(), torch.randint(0, 31, (2, 5))
+    torch.set_num_threads(2)
+    try:
+        begun = Begun(model, ids, None, 3)
+        with begun.undisturbed():
+            assert torch.get_num_threads() == 1
+            with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread that begins now
+                assert other.submit(torch.get_num_threads).result() == 2
+        assert torch.get_num_threads() == 2
+        many = Begun(model, torch.randint(0, 31, (ROWS + 1, 5)), None, 3)
+        with many.undisturbed():
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_rows_that_have_changed_need_new_steps():
+    model = tiny_model()
+    cache = model.new_cache(3, 9, "full")
+    with torch.inference_mode():
+        model.features(torch.randint(0, 31, (3, 5)), cache=cache)
+        steps = Engine(model).begin(cache)
+        cache.select(torch.tensor([0, 2]))
+        with pytest.raises(ValueError, match="steps begun with 3 rows are asked for 2"):
+            steps(torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads", "output"])

@@ -178,9 +178,10 @@ def beam_search(
     changes = processors_of(options, begun.length, processors)
     search = Search(prompts, options, begun.tokens.device, until)
     while True:
-        log_p = begun.logits.float().log_softmax(-1)
-        log_p = process(changes, begun.written, log_p, search.step + 1, options.num_beams)
-        origin, token = search.advance(log_p)
+        with begun.undisturbed():
+            log_p = begun.logits.float().log_softmax(-1)
+            log_p = process(changes, begun.written, log_p, search.step + 1, options.num_beams)
+            origin, token = search.advance(log_p)
         if search.over():
             return search.result()
         begun.exchange(origin)

@@ -5,6 +5,7 @@ Letters: B rows, R rows still written, T prompt length, D model width, V vocabul
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -97,6 +98,13 @@ class Begun:
     def written(self) -> Tensor:
         """All tokens so far, int [R, T + new so far]."""
         return self.tokens[:, : self.length]
+
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """For what is done between steps; see `Engine`."""
+        if self.engine is None or len(self.tokens) > ROWS:
+            return contextlib.nullcontext()
+        found: contextlib.AbstractContextManager[None] = self.engine.undisturbed()
+        return found
 
     def go_on(self, token: Tensor) -> None:
         """Takes the next token of each row, int [R]."""
@@ -192,9 +200,10 @@ def decode(
     texts: list[list[int]] = [[] for _ in rows]
     for step in range(1, options.max_new_tokens + 1):
         logits = begun.logits  # [R, V]
-        token = choose(process(changes, begun.written, logits, step), options, generator)
+        with begun.undisturbed():
+            token = choose(process(changes, begun.written, logits, step), options, generator)
+            log_p = _log_p(logits, token) if scores else []
         tokens = token.tolist()
-        log_p = _log_p(logits, token) if scores else []
         ended = [each in ends for each in tokens]
         if until is not None:
             for text, new in zip(texts, tokens, strict=True):

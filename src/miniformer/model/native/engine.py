@@ -5,6 +5,7 @@ Letters: B rows, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -21,6 +22,7 @@ from miniformer.config import UserError
 from miniformer.model.cache import KVCache
 from miniformer.model.native import structures as c
 from miniformer.model.native.build import NoKernels, library
+from miniformer.model.native.threads import one_thread
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
 
 WEIGHTS = ("float32", "bf16", "int8")
@@ -141,6 +143,10 @@ class Engine:
         """
         return Steps(self, cache, mask)
 
+    def undisturbed(self) -> contextlib.AbstractContextManager[None]:
+        """What is done between steps is done so that it leaves the cores to them."""
+        return one_thread()
+
     def _layer(self, made: Any, layer: Any) -> None:
         for ours, theirs in (
             ("attention_in", "attention_norm"), ("attention_out", "attention_out_norm"),
@@ -247,6 +253,8 @@ class Steps:
         cache, step, engine = self.cache, self.step, self.engine
         config, position = engine.config, engine.stack.position
         rows = cache.batch_size
+        if rows != step.rows:  # else memory would be read that is somebody else's
+            raise ValueError(f"steps begun with {step.rows} rows are asked for {rows}; begin anew")
         placed = cache.extend(None, 1)  # [B or 1, 1]
         positions, tokens = placed.expand(rows, 1).contiguous(), tokens.contiguous()
         step.columns = cache.stop

@@ -88,56 +88,26 @@ struct Step {
 
 // ---- products -------------------------------------------------------------------------------
 
+// A number, or eight of them, as floats.
+inline float one(const float* x) { return *x; }
+inline float one(const uint16_t* x) {
+    const uint32_t bits = (uint32_t)*x << 16;
+    float found;
+    std::memcpy(&found, &bits, 4);
+    return found;
+}
 #ifdef WIDE
+inline __m256 eight(const float* x) { return _mm256_loadu_ps(x); }
+inline __m256 eight(const uint16_t* x) {
+    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+}
 inline float total(__m256 x) {
     __m128 low = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     low = _mm_add_ps(low, _mm_movehl_ps(low, low));
     return _mm_cvtss_f32(_mm_add_ss(low, _mm_movehdup_ps(low)));
 }
-inline __m256 wide(const uint16_t* x) {
-    const __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
-}
 #endif
-
-float dot(const float* a, const float* b, int n) {
-    int i = 0;
-    float sum = 0;
-#ifdef WIDE
-    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-    for (; i + 32 <= n; i += 32) {
-        s0 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i), _mm256_loadu_ps(b + i), s0);
-        s1 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
-        s2 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
-        s3 = _mm256_fmadd_ps(_mm256_loadu_ps(a + i + 24), _mm256_loadu_ps(b + i + 24), s3);
-    }
-    sum = total(_mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3)));
-#endif
-    for (; i < n; i++) sum += a[i] * b[i];
-    return sum;
-}
-
-float dot(const uint16_t* a, const float* b, int n) {
-    int i = 0;
-    float sum = 0;
-#ifdef WIDE
-    __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
-    for (; i + 32 <= n; i += 32) {
-        s0 = _mm256_fmadd_ps(wide(a + i), _mm256_loadu_ps(b + i), s0);
-        s1 = _mm256_fmadd_ps(wide(a + i + 8), _mm256_loadu_ps(b + i + 8), s1);
-        s2 = _mm256_fmadd_ps(wide(a + i + 16), _mm256_loadu_ps(b + i + 16), s2);
-        s3 = _mm256_fmadd_ps(wide(a + i + 24), _mm256_loadu_ps(b + i + 24), s3);
-    }
-    sum = total(_mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3)));
-#endif
-    for (; i < n; i++) {
-        uint32_t bits = (uint32_t)a[i] << 16;
-        float x;
-        std::memcpy(&x, &bits, 4);
-        sum += x * b[i];
-    }
-    return sum;
-}
 
 // Inputs of a product: as they are, and for int8 weights in int8 with a scale for each GROUP.
 struct Input {
@@ -156,102 +126,122 @@ void quantise(const float* x, int n, int8_t* q, float* scales) {
     }
 }
 
-float dot(const int8_t* a, const float* a_scales, const Input& in, int n) {
-    float sum = 0;
-    int g = 0;
+// R rows of a matrix by N inputs: out[R, N]. Numbers are loaded once for the whole tile, and as many
+// sums are under way as hide the time that one takes.
+template <int R, int N, class W> void tile(const W* w, const Input* in, int n, float* out) {
+    int i = 0;
+    for (int k = 0; k < R * N; k++) out[k] = 0;
+#ifdef WIDE
+    constexpr int U = R * N >= 8 ? 1 : R * N >= 4 ? 2 : 4;
+    __m256 sums[U][R][N];
+    for (int u = 0; u < U; u++)
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < N; b++) sums[u][r][b] = _mm256_setzero_ps();
+    for (; i + 8 * U <= n; i += 8 * U)
+        for (int u = 0; u < U; u++) {
+            __m256 x[N];
+            for (int b = 0; b < N; b++) x[b] = _mm256_loadu_ps(in[b].x + i + 8 * u);
+            for (int r = 0; r < R; r++) {
+                if (N > 2) __builtin_prefetch(w + (int64_t)(R + r) * n + i + 8 * u);  // what comes next
+                const __m256 row = eight(w + (int64_t)r * n + i + 8 * u);
+                for (int b = 0; b < N; b++) sums[u][r][b] = _mm256_fmadd_ps(row, x[b], sums[u][r][b]);
+            }
+        }
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < N; b++) {
+            for (int u = 1; u < U; u++) sums[0][r][b] = _mm256_add_ps(sums[0][r][b], sums[u][r][b]);
+            out[r * N + b] = total(sums[0][r][b]);
+        }
+#endif
+    for (; i < n; i++)
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < N; b++) out[r * N + b] += one(w + (int64_t)r * n + i) * in[b].x[i];
+}
+
+// The same of int8 weights; scales: [R, n / GROUP].
+template <int R, int N>
+void tile(const int8_t* w, const float* scales, const Input* in, int n, float* out) {
     const int groups = n / GROUP;
+    int g = 0;
+    for (int k = 0; k < R * N; k++) out[k] = 0;
 #ifdef WIDE
     const __m256i ones = _mm256_set1_epi16(1);
-    __m256 s = _mm256_setzero_ps();
-    for (; g < groups; g++) {
-        const __m256i w = _mm256_loadu_si256((const __m256i*)(a + g * GROUP));
-        const __m256i x = _mm256_loadu_si256((const __m256i*)(in.q + g * GROUP));
-        // Bytes are multiplied unsigned by signed: |w| * (x with the sign of w).
-        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        const __m256 sums = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-        s = _mm256_fmadd_ps(_mm256_set1_ps(a_scales[g] * in.scales[g]), sums, s);
-    }
-    sum = total(s);
+    __m256 sums[R][N];
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < N; b++) sums[r][b] = _mm256_setzero_ps();
+    for (; g < groups; g++)
+        for (int r = 0; r < R; r++) {
+            const __m256i row = _mm256_loadu_si256((const __m256i*)(w + (int64_t)r * n + g * GROUP));
+            const __m256i size = _mm256_abs_epi8(row);
+            for (int b = 0; b < N; b++) {
+                const __m256i x = _mm256_loadu_si256((const __m256i*)(in[b].q + g * GROUP));
+                // Bytes are multiplied unsigned by signed: |w| * (x with the sign of w).
+                const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, row));
+                const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
+                const __m256 scale = _mm256_set1_ps(scales[r * groups + g] * in[b].scales[g]);
+                sums[r][b] = _mm256_fmadd_ps(scale, whole, sums[r][b]);
+            }
+        }
+    for (int r = 0; r < R; r++)
+        for (int b = 0; b < N; b++) out[r * N + b] = total(sums[r][b]);
 #endif
-    for (; g < groups; g++) {
-        int32_t part = 0;
-        for (int i = 0; i < GROUP; i++) part += (int32_t)a[g * GROUP + i] * in.q[g * GROUP + i];
-        sum += a_scales[g] * in.scales[g] * (float)part;
-    }
-    return sum;
+    for (; g < groups; g++)
+        for (int r = 0; r < R; r++)
+            for (int b = 0; b < N; b++) {
+                int32_t whole = 0;
+                for (int i = g * GROUP; i < (g + 1) * GROUP; i++) whole += (int32_t)w[(int64_t)r * n + i] * in[b].q[i];
+                out[r * N + b] += scales[r * groups + g] * in[b].scales[g] * (float)whole;
+            }
 }
 
-// A row of a matrix by N inputs at once, so that its weights are loaded, and widened, once.
-#ifdef WIDE
-template <int N> void dots(const float* w, const Input* in, int n, float* out) {
-    __m256 sums[N][2];
-    for (int b = 0; b < N; b++) sums[b][0] = sums[b][1] = _mm256_setzero_ps();
-    int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m256 w0 = _mm256_loadu_ps(w + i), w1 = _mm256_loadu_ps(w + i + 8);
-        for (int b = 0; b < N; b++) {
-            sums[b][0] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(in[b].x + i), sums[b][0]);
-            sums[b][1] = _mm256_fmadd_ps(w1, _mm256_loadu_ps(in[b].x + i + 8), sums[b][1]);
-        }
-    }
-    for (int b = 0; b < N; b++) {
-        out[b] = total(_mm256_add_ps(sums[b][0], sums[b][1]));
-        for (int k = i; k < n; k++) out[b] += w[k] * in[b].x[k];
-    }
+float dot(const float* a, const float* b, int n) {
+    const Input in{b, nullptr, nullptr};
+    float out;
+    tile<1, 1>(a, &in, n, &out);
+    return out;
 }
-template <int N> void dots(const uint16_t* w, const Input* in, int n, float* out) {
-    __m256 sums[N][2];
-    for (int b = 0; b < N; b++) sums[b][0] = sums[b][1] = _mm256_setzero_ps();
-    int i = 0;
-    for (; i + 16 <= n; i += 16) {
-        const __m256 w0 = wide(w + i), w1 = wide(w + i + 8);
-        for (int b = 0; b < N; b++) {
-            sums[b][0] = _mm256_fmadd_ps(w0, _mm256_loadu_ps(in[b].x + i), sums[b][0]);
-            sums[b][1] = _mm256_fmadd_ps(w1, _mm256_loadu_ps(in[b].x + i + 8), sums[b][1]);
-        }
-    }
-    for (int b = 0; b < N; b++) {
-        out[b] = total(_mm256_add_ps(sums[b][0], sums[b][1]));
-        for (int k = i; k < n; k++) out[b] += dot(w + k, in[b].x + k, 1);
-    }
-}
-template <int N> void dots(const int8_t* w, const float* scales, const Input* in, int n, float* out) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    __m256 sums[N];
-    for (int b = 0; b < N; b++) sums[b] = _mm256_setzero_ps();
-    for (int g = 0; g < n / GROUP; g++) {
-        const __m256i row = _mm256_loadu_si256((const __m256i*)(w + g * GROUP));
-        const __m256i size = _mm256_abs_epi8(row);
-        for (int b = 0; b < N; b++) {
-            const __m256i x = _mm256_loadu_si256((const __m256i*)(in[b].q + g * GROUP));
-            const __m256i pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, row));
-            const __m256 whole = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, ones));
-            sums[b] = _mm256_fmadd_ps(_mm256_set1_ps(scales[g] * in[b].scales[g]), whole, sums[b]);
-        }
-    }
-    for (int b = 0; b < N; b++) out[b] = total(sums[b]);
-}
-#endif
 
-// A row of a matrix by all inputs, without the bias: out[B].
-void products(const Linear& w, int row, const Input* in, int count, float* out) {
-    const int64_t n = w.columns;
-    const float* wide_row = (const float*)w.weight + row * n;
-    const uint16_t* half_row = (const uint16_t*)w.weight + row * n;
-    const int8_t* byte_row = (const int8_t*)w.weight + row * n;
-    const float* scales = w.scales ? w.scales + row * (n / GROUP) : nullptr;
+// R rows of a matrix by N inputs: out[R, N], without the bias.
+template <int R, int N> void product(const Linear& w, int row, const Input* in, float* out) {
+    const int64_t n = w.columns, begin = row * n;
+    if (w.kind == F32) tile<R, N>((const float*)w.weight + begin, in, n, out);
+    else if (w.kind == BF16) tile<R, N>((const uint16_t*)w.weight + begin, in, n, out);
+    else tile<R, N>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
+}
+
+// R rows by all inputs: out[R, count]. A few inputs go through one row at a time: memory is then what
+// takes the time, and it is read faster in one stream.
+template <int R> void products(const Linear& w, int row, const Input* in, int count, float* out) {
     int b = 0;
-#ifdef WIDE
     for (; b + 4 <= count; b += 4) {
-        if (w.kind == F32) dots<4>(wide_row, in + b, n, out + b);
-        else if (w.kind == BF16) dots<4>(half_row, in + b, n, out + b);
-        else dots<4>(byte_row, scales, in + b, n, out + b);
+        float found[R * 4];
+        product<R, 4>(w, row, in + b, found);
+        for (int r = 0; r < R; r++) std::memcpy(out + r * count + b, found + r * 4, 4 * sizeof(float));
+    }
+    for (; b + 2 <= count; b += 2)
+        for (int r = 0; r < R; r++) product<1, 2>(w, row + r, in + b, out + r * count + b);
+    if (b < count)
+        for (int r = 0; r < R; r++) product<1, 1>(w, row + r, in + b, out + r * count + b);
+}
+
+// The sum of vectors [n, width], each times its weight, into out[width].
+void weigh(const float* weights, const float* vectors, int n, int width, float* out) {
+    int i = 0;
+#ifdef WIDE
+    for (; i + 32 <= width; i += 32) {
+        __m256 sums[4];
+        for (int k = 0; k < 4; k++) sums[k] = _mm256_setzero_ps();
+        for (int c = 0; c < n; c++) {
+            const __m256 weight = _mm256_set1_ps(weights[c]);
+            const float* from = vectors + (int64_t)c * width + i;
+            for (int k = 0; k < 4; k++) sums[k] = _mm256_fmadd_ps(weight, _mm256_loadu_ps(from + 8 * k), sums[k]);
+        }
+        for (int k = 0; k < 4; k++) _mm256_storeu_ps(out + i + 8 * k, sums[k]);
     }
 #endif
-    for (; b < count; b++) {
-        if (w.kind == F32) out[b] = dot(wide_row, in[b].x, n);
-        else if (w.kind == BF16) out[b] = dot(half_row, in[b].x, n);
-        else out[b] = dot(byte_row, scales, in[b], n);
+    for (; i < width; i++) {
+        out[i] = 0;
+        for (int c = 0; c < n; c++) out[i] += weights[c] * vectors[(int64_t)c * width + i];
     }
 }
 
@@ -368,11 +358,10 @@ Range share(int n, int t, int count, int unit = 1) {
 struct Local {
     std::vector<float> x, scales;
     std::vector<int8_t> q;
-    std::vector<float> scores, out, gate;
+    std::vector<float> scores, out;
     std::vector<Input> inputs;
     void fit(int rows, int n, int columns) {
-        out.resize(rows);
-        gate.resize(rows);
+        out.resize(2 * rows);
         inputs.resize(rows);
         if ((int)x.size() < rows * n) { x.resize(rows * n); q.resize(rows * n); scales.resize(rows * (n / GROUP + 1)); }
         if ((int)scores.size() < columns) scores.resize(columns);
@@ -443,10 +432,19 @@ class Runner {
         const Range mine = share(w.rows, t, pool.count());
         const Input* in = own.all(s.rows, w.columns);
         float* out = own.out.data();
-        for (int row = mine.begin; row < mine.end; row++) {
-            products(w, row, in, s.rows, out);
+        const auto give = [&](int row, const float* of_row) {
             const float bias = w.bias ? w.bias[row] : 0.0f;
-            for (int b = 0; b < s.rows; b++) take(b, row, out[b] + bias);
+            for (int b = 0; b < s.rows; b++) take(b, row, of_row[b] + bias);
+        };
+        int row = mine.begin;
+        for (; row + 2 <= mine.end; row += 2) {
+            products<2>(w, row, in, s.rows, out);
+            give(row, out);
+            give(row + 1, out + s.rows);
+        }
+        if (row < mine.end) {
+            products<1>(w, row, in, s.rows, out);
+            give(row, out);
         }
     }
     void layer(const Layer& l, int index, int t, Local& own) {
@@ -460,10 +458,9 @@ class Runner {
         if (m.gated) {
             const Range mine = share(m.inner, t, pool.count());
             const Input* in = own.all(s.rows, m.width);
-            float *gate = own.gate.data(), *up = own.out.data();
+            float *gate = own.out.data(), *up = gate + s.rows;
             for (int row = mine.begin; row < mine.end; row++) {
-                products(l.up, 2 * row, in, s.rows, gate);
-                products(l.up, 2 * row + 1, in, s.rows, up);
+                products<2>(l.up, 2 * row, in, s.rows, gate);
                 const float of_gate = l.up.bias ? l.up.bias[2 * row] : 0.0f;
                 const float of_up = l.up.bias ? l.up.bias[2 * row + 1] : 0.0f;
                 for (int b = 0; b < s.rows; b++)
@@ -575,25 +572,22 @@ class Runner {
              Local& own, float* out, int head, Sees&& sees, const float* bias) {
         const int E = m.head_dim;
         float* scores = own.scores.data();
+        const Input in{query, nullptr, nullptr};
+        int c = 0;
+        for (; c + 4 <= columns; c += 4) tile<4, 1>(keys + (int64_t)c * E, &in, E, scores + c);
+        for (; c < columns; c++) tile<1, 1>(keys + (int64_t)c * E, &in, E, scores + c);
         float most = a.has_sinks ? a.sinks[head] : -INFINITY;
-        for (int c = 0; c < columns; c++) {
-            if (!sees(c)) { scores[c] = -INFINITY; continue; }
-            float score = dot(query, keys + (int64_t)c * E, E) * a.scale;
-            if (bias) score += bias[c];
+        for (c = 0; c < columns; c++) {
+            float score = scores[c] * a.scale + (bias ? bias[c] : 0.0f);
             if (a.softcap > 0) score = a.softcap * std::tanh(score / a.softcap);
-            scores[c] = score;
-            most = std::max(most, score);
+            scores[c] = sees(c) ? score : -INFINITY;
+            most = std::max(most, scores[c]);
         }
         std::memset(out, 0, E * sizeof(float));
         if (most == -INFINITY) return;
         float sum = a.has_sinks ? std::exp(a.sinks[head] - most) : 0.0f;
-        for (int c = 0; c < columns; c++) {
-            if (scores[c] == -INFINITY) continue;
-            const float weight = std::exp(scores[c] - most);
-            sum += weight;
-            const float* value = values + (int64_t)c * E;
-            for (int i = 0; i < E; i++) out[i] += weight * value[i];
-        }
+        for (c = 0; c < columns; c++) sum += scores[c] = scores[c] == -INFINITY ? 0.0f : std::exp(scores[c] - most);
+        weigh(scores, values, columns, E, out);
         const float back = 1.0f / sum;
         for (int i = 0; i < E; i++) out[i] *= back;
     }
