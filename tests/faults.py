@@ -1182,6 +1182,24 @@ FAULTS = [
         "tests/unit/test_scoring.py -k scored_once",
     ),
     Fault(
+        "the harness is told that any answer is greedy", "interop/lm_eval.py",
+        "all(each.first)",
+        "any(each.first) or True",
+        "tests/unit/test_lm_eval.py -k whether_it_is_greedy",
+    ),
+    Fault(
+        "the harness's spaces after a context are part of it", "interop/lm_eval.py",
+        'context.rstrip(" ")',
+        "context",
+        "tests/unit/test_lm_eval.py -k whether_it_is_greedy",
+    ),
+    Fault(
+        "the harness's stops are forgotten", "interop/lm_eval.py",
+        '[until] if isinstance(until, str)',
+        'None if isinstance(until, str)',
+        "tests/unit/test_lm_eval.py -k up_to_a_stop",
+    ),
+    Fault(
         "a token is scored by what comes after it", "tasks/scoring.py",
         "firsts = [first - begin - 1 for", "firsts = [first - begin for",
         "tests/unit/test_scoring.py -k scored_once",

@@ -37,10 +37,12 @@ class Scored:
     Args:
         tokens: its token ids.
         log_p: the log-probability of each, in nats, given those before it.
+        first: whether each is the likeliest of all there, that greedy decoding would choose.
     """
 
     tokens: list[int]
     log_p: list[float]
+    first: list[bool]
 
     @property
     def total(self) -> float:
@@ -80,25 +82,28 @@ def score(
                 f"target {number} is {len(row) - 1} tokens long; the model writes at most {longest}"
             )
         windows += [(number, *each) for each in _windows(len(row), len(start.ids), longest, stride)]
-    found: list[list[float]] = [[] for _ in rows]
+    found: list[list[tuple[float, bool]]] = [[] for _ in rows]
     windows.sort(key=lambda each: each[2] - each[1])
     done = 0
-    scored: dict[tuple[int, int], list[float]] = {}
+    scored: dict[tuple[int, int], list[tuple[float, bool]]] = {}
     with evaluating(model), torch.inference_mode():
         for some in _batches(windows):
             parts = [rows[number][begin : end + 1] for number, begin, end, _ in some]
             sources = [starts[number].source for number, *_ in some]
             firsts = [first - begin - 1 for _, begin, _, first in some]
-            for (number, begin, *_), log_p in zip(
-                some, _log_p(model, parts, sources, firsts), strict=True
+            for (number, begin, *_), each in zip(
+                some, _scored(model, parts, sources, firsts), strict=True
             ):
-                scored[number, begin] = log_p
+                scored[number, begin] = each
             done += len(some)
             if progress is not None:
                 progress(done, len(windows))
     for number, begin in sorted(scored):
         found[number] += scored[number, begin]
-    return [Scored([*text], log_p) for text, log_p in zip(texts, found, strict=True)]
+    return [
+        Scored([*text], [log_p for log_p, _ in each], [first for _, first in each])
+        for text, each in zip(texts, found, strict=True)
+    ]
 
 
 def perplexity(
@@ -182,13 +187,13 @@ def _batches(windows: list[tuple[int, int, int, int]]) -> Iterator[list[tuple[in
         yield some
 
 
-def _log_p(
+def _scored(
     model: Any,
     parts: list[list[int]],
     sources: list[Sequence[int] | None],
     firsts: list[int],
-) -> list[list[float]]:
-    """Log-probabilities of each part's tokens, from its input number `first` on."""
+) -> list[list[tuple[float, bool]]]:
+    """What `Scored` has of each part's tokens, from its input number `first` on."""
     device = next(model.parameters()).device
     ids, mask = pad([np.array(part[:-1]) for part in parts])
     memory = []
@@ -202,16 +207,18 @@ def _log_p(
             enumerate(zip(parts, firsts, strict=True))]  # fmt: skip
     labels = [part[first + 1 :] for part, first in zip(parts, firsts, strict=True)]
     found = _of_labels(model, torch.cat(kept), torch.tensor([i for row in labels for i in row]))
-    return [each.tolist() for each in torch.split(found, [len(row) for row in labels])]
+    return [[next(found) for _ in row] for row in labels]
 
 
-def _of_labels(model: Any, features: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each label, float32 [N] on the CPU; features: [N, D]."""
+def _of_labels(model: Any, features: Tensor, labels: Tensor) -> Iterator[tuple[float, bool]]:
+    """Each label's log-probability, and whether it is the likeliest; features: [N, D]."""
     at_once = max(1, _LOGITS // model.config.vocab_size)
-    found = []
     for some, wanted in zip(
         torch.split(features, at_once), torch.split(labels, at_once), strict=True
     ):
         log_p = model.logits(some).float().log_softmax(-1).cpu()
-        found.append(log_p.gather(1, wanted[:, None])[:, 0])
-    return torch.cat(found)
+        yield from zip(
+            log_p.gather(1, wanted[:, None])[:, 0].tolist(),
+            (log_p.argmax(-1) == wanted).tolist(),
+            strict=True,
+        )

@@ -1,0 +1,154 @@
+"""The adapter for lm-evaluation-harness: what it is asked for, and the harness itself where it is.
+
+Without the harness (extra lm-eval, half a gigabyte) the few names that the adapter takes from it
+stand in for it, so that what the adapter does is proven everywhere.
+"""
+
+import abc
+import importlib.util
+import json
+import sys
+import types
+
+import pytest
+import torch
+
+from miniformer.checkpoint.directory import save_directory
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import GenerationConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import tiny_model
+
+BYTES = Tokenizer.train("byte", [])
+PRESENT = importlib.util.find_spec("lm_eval") is not None
+
+
+@pytest.fixture
+def adapter(monkeypatch):
+    if not PRESENT:
+        names = ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry")
+        modules = {name: types.ModuleType(name) for name in names}
+        modules["lm_eval.api.model"].LM = abc.ABC
+        modules["lm_eval.api.registry"].register_model = lambda name: lambda made: made
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+    import miniformer.interop.lm_eval as adapter
+
+    yield adapter
+    if not PRESENT:
+        del sys.modules["miniformer.interop.lm_eval"]
+
+
+def language_model():
+    model = tiny_model(vocab_size=258, max_seq_len=64)
+    return Pipeline(model, BYTES, task=LanguageModeling(), generation=GenerationConfig())
+
+
+def requests(*arguments):
+    return [types.SimpleNamespace(args=each) for each in arguments]
+
+
+def log_p(m, before, text):
+    """The text's log-probability, and whether it is greedy; one whole pass."""
+    ids = [BYTES.boundary_id, *BYTES.encode(before + text)]
+    first = len(ids) - len(BYTES.encode(text))
+    found = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
+    places = range(first, len(ids))
+    greedy = all(int(found[place - 1].argmax()) == ids[place] for place in places)
+    return float(sum(found[place - 1, ids[place]] for place in places)), greedy
+
+
+def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
+    m = language_model()
+    nexts = {a: m.generate(a, max_new_tokens=1, temperature=0.0) for a in "abcdefghijklmnopqrst"}
+    letter, best = next((a, text) for a, text in nexts.items() if text.isascii() and text.strip())
+    asked = [("the cat", " sat"), ("", "on"), ("the ", "mat"), (letter, best)]
+    found = adapter.Evaluated(m).loglikelihood(requests(*asked), disable_tqdm=True)
+    # Spaces at the end of a context count as the continuation's, as harness and tokenizers have it.
+    for (before, text), (total, greedy) in zip(
+        [("the cat", " sat"), ("", "on"), ("the", " mat"), (letter, best)], found, strict=True
+    ):
+        wanted = log_p(m, before, text)
+        assert total == pytest.approx(wanted[0], abs=1e-3)
+        assert greedy == wanted[1]
+    assert [greedy for _, greedy in found] == [False, False, False, True]
+
+
+def test_texts_may_be_longer_than_the_model_reads(adapter):
+    m, text = language_model(), "on the mat " * 20
+    evaluated = adapter.Evaluated(m, stride=8)
+    [total] = evaluated.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
+    assert total == pytest.approx(m.score([text], stride=8)[0].total)
+    [(after, _)] = evaluated.loglikelihood(requests((text, "x")), disable_tqdm=True)
+    ids = torch.tensor([BYTES.encode(text + "x")])[:, -65:]  # as many as the model reads, and one
+    wanted = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])
+    assert after == pytest.approx(float(wanted.sum()), abs=1e-3)
+    [written] = evaluated.generate_until(requests((text, {"max_gen_toks": 5})), disable_tqdm=True)
+    assert written == m.generate(text, max_new_tokens=5, temperature=0.0, slide=True)
+
+
+def test_answers_up_to_a_stop(adapter):
+    m = language_model()
+    whole = m.generate("the", max_new_tokens=30, temperature=0.0)
+    asked = [
+        ("the", {"until": [whole[3], ""], "max_gen_toks": 30, "do_sample": False}),
+        ("the", {"until": whole[5:7], "max_gen_toks": 30}),
+        ("the", {"until": [], "max_gen_toks": 4, "temperature": 0.0}),
+        ("the", {"max_gen_toks": 30, "temperature": 0.7, "top_k": 3}),
+    ]
+    found = adapter.Evaluated(m, seed=5).generate_until(requests(*asked), disable_tqdm=True)
+    assert found[0] == whole[: whole.index(whole[3])]
+    assert found[1] == whole[: whole.index(whole[5:7])]
+    assert found[2] == m.generate("the", max_new_tokens=4, temperature=0.0)
+    assert found[3] == m.generate("the", max_new_tokens=30, temperature=0.7, top_k=3, seed=5)
+    assert found[3] != whole
+
+
+def test_mistakes(adapter, tmp_path):
+    with pytest.raises(UserError, match="'num_fewshot' is not known here"):
+        adapter.Evaluated(language_model()).generate_until(
+            requests(("a", {"num_fewshot": 3})), disable_tqdm=True
+        )
+    with pytest.raises(UserError, match="nowhere: no such model directory"):
+        adapter.Evaluated(str(tmp_path / "nowhere"))
+    m = Pipeline(
+        tiny_model(output_dim=2, causal=False), BYTES, generation=GenerationConfig(),
+        task=Classification(classes=[0, 1], input_kind="text"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="a model for classification writes no text"):
+        adapter.Evaluated(m)
+
+
+@pytest.mark.skipif(not PRESENT, reason="needs the extra lm-eval")
+@pytest.mark.filterwarnings("ignore")
+def test_the_harness_measures_a_model_directory(tmp_path, adapter):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    m = language_model()
+    save_directory(tmp_path / "model", model=m.model, tokenizer=BYTES, task=m.task.settings(),
+                   generation=m.generation, card="# x\n")  # fmt: skip
+    rows = [
+        {"q": "the cat", "a": [" sat", " ran"], "gold": 0},
+        {"q": "on", "a": [" a", " mat"], "gold": 1},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "choice.yaml").write_text(
+        "task: choice\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\n"
+        "doc_to_text: '{{q}}'\ndoc_to_choice: a\ndoc_to_target: gold\ntarget_delimiter: ''\n"
+        "metric_list: [{metric: acc}]\n"
+    )
+    found = lm_eval.simple_evaluate(
+        model="miniformer", model_args=f"pretrained={tmp_path / 'model'}", tasks=["choice"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )  # fmt: skip
+    right = [
+        max(range(2), key=lambda number: log_p(m, row["q"], row["a"][number])[0]) == row["gold"]
+        for row in rows
+    ]
+    assert found["results"]["choice"]["acc,none"] == sum(right) / 2
