@@ -11,10 +11,12 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import UserError
-from miniformer.generation.decoding import ROWS, Begun
+from miniformer.generation.decoding import Begun
 from miniformer.model.native import build, engine
 from miniformer.model.native.engine import Engine, NoKernelsWarning, why_not
 from tests.kit import run_python, tiny_model
@@ -36,8 +38,10 @@ SHAPES = {
     "parallel": {"parallel_residual": True, "rotary_pct": 0.5},
     "sinks": {"attention_sinks": True, "n_kv_heads": 1, "attention_scale": 0.3},
     "types": {"token_types": 2, "embedding_scale": 2.0, "final_softcap": 9.0},
+    "odd": {"head_dim": 5, "d_ff": 37, "n_kv_heads": 2, "position": "learned", "vocab_size": 41},
     "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
 }  # fmt: skip
+LIKELIEST = Engine(tiny_model(), threads=2)
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
 
@@ -69,11 +73,11 @@ def test_a_step_is_that_of_the_model(shape, mask, threads):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("rows", [1, 4, 7, 30])
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
 def test_rows_together_are_rows_alone(weights, rows):
-    """Several rows go through a matrix at once, in fours: each gets what it gets alone."""
-    model = tiny_model(d_model=64, d_ff=96, **SHAPES["llama"])
+    """As many rows go through a matrix at once as there are registers for; each as if alone."""
+    model = tiny_model(d_model=64, d_ff=96, vocab_size=700, **SHAPES["llama"])  # two blocks
     ids, token = torch.randint(0, 31, (rows, 5)), torch.randint(0, 31, (rows,))
     kernels = Engine(model, weights)
 
@@ -84,7 +88,75 @@ def test_rows_together_are_rows_alone(weights, rows):
             return kernels.begin(cache)(token[some])
 
     alone = torch.cat([step(torch.tensor([row])) for row in range(rows)])
-    torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=5e-5)
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_the_likeliest_tokens_are_those_of_a_whole_softmax(vocabulary, many, seed):
+    many = min(many, vocabulary)
+    logits = 9 * torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed))
+    logits[1, ::3] = -torch.inf
+    logits[1, 0] = 0.0
+    log_p, tokens = LIKELIEST.best(logits, many)
+    whole = logits.log_softmax(-1)
+    torch.testing.assert_close(log_p, whole.topk(many).values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.gather(1, tokens), log_p, rtol=1e-5, atol=1e-5)
+    assert all(len(set(row)) == many for row in tokens.tolist())
+
+
+@pytest.mark.parametrize("what", [torch.nan, torch.inf])
+def test_what_is_not_finite_does_not_get_lost(what):
+    """Neither in a search nor where inputs are rounded to int8."""
+    logits = torch.randn(2, 31)
+    logits[1, 7] = what
+    log_p, _ = LIKELIEST.best(logits, 4)
+    assert log_p[0].isfinite().all()
+    assert log_p[1, 0].isnan()
+    model = tiny_model(d_model=64, d_ff=96)
+    with torch.no_grad():
+        model.layers[0].attention.v_proj.bias[3] = what
+    for options in ({"num_beams": 2}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match="logits at new token 1 are not finite"):
+            model.generate([[1, 2]], 4, weights="int8", **options)
+    with torch.inference_mode():
+        cache = model.new_cache(1, 9, "full")
+        assert not Engine(model, "int8").begin(cache)(torch.tensor([3])).isfinite().any()
+
+
+def test_rows_exchange_places_without_moving_their_keys():
+    """As a cache that is reordered; and in the end it is one."""
+    model = tiny_model(n_kv_heads=2)
+    ids, random = torch.randint(0, 31, (2, 5)), torch.Generator().manual_seed(3)
+    caches = [model.new_cache(2, 12, "full") for _ in range(2)]
+    kernels = Engine(model)
+    with torch.inference_mode():
+        for cache in caches:
+            model.features(ids, cache=cache)
+            cache.select(torch.tensor([0, 0, 0, 1, 1, 1]))
+        ours, theirs = (kernels.begin(cache) for cache in caches)
+        for _ in range(5):
+            token = torch.randint(0, 31, (6,), generator=random)
+            torch.testing.assert_close(ours(token), theirs(token), rtol=1e-5, atol=1e-6)
+            rows = torch.randint(0, 3, (6,), generator=random) + torch.tensor([0, 0, 0, 3, 3, 3])
+            ours.exchange(rows)
+            caches[1].reorder(rows)
+        ours.settle()
+        for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
+            for name in ("keys", "values"):
+                kept = [getattr(layer, name)[:, :, : caches[0].length] for layer in (one, other)]
+                torch.testing.assert_close(*kept)
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 3, "seed": 1}])
+def test_sources_are_shared_by_all_that_is_written_to_them(options, monkeypatch):
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    sources = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
+    end = model.generate(sources, 9, temperature=0)[1][3]
+    more = {**options, "eos_id": end}
+    fast = model.generate(sources, 20, **more)
+    monkeypatch.setattr(type(model), "engine", lambda self, weights: None)
+    assert model.generate(sources, 20, **more) == fast
 
 
 def test_what_is_done_between_steps_leaves_their_cores_alone():
@@ -97,9 +169,6 @@ def test_what_is_done_between_steps_leaves_their_cores_alone():
             with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread that begins now
                 assert other.submit(torch.get_num_threads).result() == 2
         assert torch.get_num_threads() == 2
-        many = Begun(model, torch.randint(0, 31, (ROWS + 1, 5)), None, 3)
-        with many.undisturbed():
-            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig
 from miniformer.generation.decoding import Begun, Until
-from miniformer.generation.processors import Processor, process, processors_of
+from miniformer.generation.processors import Processor, check_finite, process, processors_of
 
 
 class Beams(NamedTuple):
@@ -77,11 +77,13 @@ class Search:
         self._ends = torch.tensor(options.ends, device=device)
         self._offsets = torch.arange(many, device=device)[:, None] * self.beams
 
-    def advance(self, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, log_p: Tensor, tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Takes the next token of every hypothesis.
 
         Args:
             log_p: log-probabilities, [B * G * N, V].
+            tokens: those that they are of, int [B * G * N, any], at least the 2 N likeliest, where
+                there is one group; None: all of the vocabulary.
 
         Returns:
             For each row of the cache, int [B * G * N], the row that it goes on from, and its new
@@ -90,7 +92,8 @@ class Search:
         self.step += 1
         totals = self.running.scores[..., None] + log_p.view(*self.running.scores.shape, -1)
         if self.groups == 1:
-            origin, token, _ = self._advance(slice(None), totals)
+            tokens = None if tokens is None else tokens.view(totals.shape)
+            origin, token, _ = self._advance(slice(None), totals, tokens)
         else:
             taken = totals.new_zeros(len(totals) // self.groups, totals.shape[-1])  # [B, V]
             origin = totals.new_zeros(totals.shape[:2], dtype=torch.long)
@@ -118,18 +121,21 @@ class Search:
         joined = Beams(*(x.reshape(*shape, *x.shape[2:]) for x in self.ended))
         return joined.rows(joined.scores.sort(dim=1, descending=True, stable=True).indices)
 
-    def _advance(self, rows: slice, totals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of the searches `rows`; totals: [R, N, V].
+    def _advance(
+        self, rows: slice, totals: Tensor, tokens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of the searches `rows`; totals and tokens: [R, N, V or some of them].
 
         Returns:
             Origins and tokens, int [R, N] both, of what goes on; and the tokens of the N best,
             whether they go on or end there.
         """
         running = Beams(*(x[rows] for x in self.running))
-        vocabulary = totals.shape[-1]
+        many = totals.shape[-1]
         # As many may end as there are beams, and as many more must be there to go on.
         top, index = totals.flatten(1).topk(min(2 * self.beams, totals[0].numel()))
-        origin, token = index // vocabulary, index % vocabulary
+        origin = index // many
+        token = index % many if tokens is None else tokens.flatten(1).gather(1, index)
         grown = running.rows(origin)
         grown.tokens[..., self.step - 1] = token
         grown.log_p[..., self.step - 1] = top - grown.scores
@@ -177,11 +183,17 @@ def beam_search(
     prompts = len(begun.tokens) // options.num_beams
     changes = processors_of(options, begun.length, processors)
     search = Search(prompts, options, begun.tokens.device, until)
+    enough = min(2 * options.num_beams, begun.logits.shape[1])
     while True:
         with begun.undisturbed():
-            log_p = begun.logits.float().log_softmax(-1)
-            log_p = process(changes, begun.written, log_p, search.step + 1, options.num_beams)
-            origin, token = search.advance(log_p)
+            if changes or search.groups > 1:
+                log_p = begun.logits.float().log_softmax(-1)
+                log_p = process(changes, begun.written, log_p, search.step + 1, options.num_beams)
+                origin, token = search.advance(log_p)
+            else:
+                log_p, tokens = begun.best(enough)
+                check_finite(log_p[:, 0], search.step + 1)
+                origin, token = search.advance(log_p, tokens)
         if search.over():
             return search.result()
         begun.exchange(origin)

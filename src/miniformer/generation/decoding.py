@@ -17,7 +17,6 @@ from miniformer.generation.processors import Processor, process, processors_of
 from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
-ROWS = 16  # with more, products of whole matrices are left to PyTorch
 _ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
 
 
@@ -80,6 +79,7 @@ class Begun:
         self.model, self.memory = model, list(memory)
         self.length, self.kind, self.longest = ids.shape[1], kind, model.config.max_seq_len
         self.slide, self.left = slide, new
+        self.copies = 1  # rows, one after the other, that share a source
         engine = getattr(model, "engine", None)
         self.engine = None if engine is None else engine(weights)
         if self.engine is not None:
@@ -92,7 +92,7 @@ class Begun:
         )
         self._read(ids, mask)
         if copies > 1:
-            self.keep(torch.arange(len(ids), device=ids.device).repeat_interleave(copies))
+            self.keep(torch.arange(len(ids), device=ids.device).repeat_interleave(copies), copies)
 
     @property
     def written(self) -> Tensor:
@@ -101,7 +101,7 @@ class Begun:
 
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
         """For what is done between steps; see `Engine`."""
-        if self.engine is None or len(self.tokens) > ROWS:
+        if self.engine is None:
             return contextlib.nullcontext()
         found: contextlib.AbstractContextManager[None] = self.engine.undisturbed()
         return found
@@ -115,28 +115,44 @@ class Begun:
         if self.slide and (bool(full.any()) or self.cache.length == self.cache.capacity):
             self._forget(full)
             return
-        if self.engine is not None and len(token) <= ROWS:
+        if self.engine is not None:
             if self.steps is None:
                 mask = self.memory[0].mask if self.memory else None
-                self.steps = self.engine.begin(self.cache, mask)
+                self.steps = self.engine.begin(self.cache, mask, self.copies)
             self.logits = self.steps(token)
             return
         features = self.model.features(token[:, None], *self.memory, cache=self.cache)  # [R, 1, D]
         self.logits = self.model.logits(features[:, 0])
 
-    def keep(self, rows: Tensor) -> None:
-        """Goes on with these rows, int [any]: fewer than there were, or some of them again."""
-        self.cache.select(rows)
+    def keep(self, rows: Tensor, copies: int = 1) -> None:
+        """Goes on with these rows, int [any]: fewer than there were, or `copies` of each."""
+        if self.steps is not None:
+            self.steps.settle()
+        sources = rows // self.copies
+        self.copies = copies if self.engine is not None else 1
+        sources = sources[:: self.copies]
+        self.cache.select(rows, sources)
         self.logits, self.tokens = self.logits[rows], self.tokens[rows]
         self.first, self.steps = self.first[rows], None
         self.memory = [
-            type(each)(*(None if x is None else x[rows] for x in each)) for each in self.memory
+            type(each)(*(None if x is None else x[sources] for x in each)) for each in self.memory
         ]
 
     def exchange(self, rows: Tensor) -> None:
-        """Each row goes on from what row `rows` of it, int [R], was; of the same source."""
-        self.cache.reorder(rows, same_source=True)
+        """Each row goes on from what row `rows`, int [R], was: another copy of the same prompt."""
+        if self.steps is None:
+            self.cache.reorder(rows, same_source=True)
+        else:
+            self.steps.exchange(rows)
         self.tokens, self.first = self.tokens[rows], self.first[rows]
+
+    def best(self, many: int) -> tuple[Tensor, Tensor]:
+        """The likeliest next tokens of each row: log-probabilities and tokens, [R, many] both."""
+        if self.engine is not None:
+            found: tuple[Tensor, Tensor] = self.engine.best(self.logits, many)
+            return found
+        likeliest, tokens = self.logits.float().log_softmax(-1).topk(many)
+        return likeliest, tokens
 
     def _forget(self, full: Tensor) -> None:
         """Reads the texts again, of those that are `full`, bool [R], only the last half."""

@@ -68,11 +68,7 @@ def process(
     Raises:
         UserError: a logit is not a number, or no token is left to choose.
     """
-    if not bool(logits.amax(-1).isfinite().all()):  # NaN is the largest of all
-        raise UserError(
-            f"the model's logits at new token {step} are not finite; were its weights trained in "
-            "too low a precision, or has its training failed?"
-        )
+    check_finite(logits.amax(-1), step)  # NaN is the largest of all
     if not processors:
         return logits
     logits = logits.float()
@@ -84,6 +80,15 @@ def process(
             "loosen no_repeat_ngram, bad_ids, min_new_tokens or your processors"
         )
     return logits
+
+
+def check_finite(largest: Tensor, step: int) -> None:
+    """Refuses logits of which the largest, or what is made of it, is not finite."""
+    if not bool(largest.isfinite().all()):
+        raise UserError(
+            f"the model's logits at new token {step} are not finite; were its weights trained in "
+            "too low a precision, or has its training failed?"
+        )
 
 
 def repetition(tokens: Tensor, logits: Tensor, *, penalty: float) -> Tensor:

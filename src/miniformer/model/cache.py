@@ -156,18 +156,19 @@ class KVCache:
             raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows, self.length)
-        self._exchange(rows, cross=not same_source)
+        self._exchange(rows, None if same_source else rows)
 
-    def select(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor, sources: Tensor | None = None) -> None:
         """Goes on with these rows: fewer, as when some have ended, or some of them several times.
 
         Args:
             rows: int [any].
+            sources: the same of a decoder's sources, where rows share them; None: as `rows`.
         """
         for layer in self.layers:
             layer.select(rows, self.length)
         self.batch_size = len(rows)
-        self._exchange(rows, cross=True)
+        self._exchange(rows, rows if sources is None else sources)
 
     def trim(self, lengths: int | Tensor) -> None:
         """Forgets all but the first tokens of each row, as after a wrong guess.
@@ -246,15 +247,15 @@ class KVCache:
                 for index in range(len(self.layers))
             ]
 
-    def _exchange(self, rows: Tensor, *, cross: bool) -> None:
-        """What `reorder` and `select` do beside the layers."""
+    def _exchange(self, rows: Tensor, sources: Tensor | None) -> None:
+        """What `reorder` and `select` do beside the layers; sources: None: they stay."""
         self.spans = self.spans[rows]
         if self.positions is not None:
             self.positions = self.positions[rows]
         if self.before is not None:
             self.before = self.before[rows]
-        if cross and self.cross is not None:
-            self.cross = [(keys[rows], values[rows]) for keys, values in self.cross]
+        if sources is not None and self.cross is not None:
+            self.cross = [(keys[sources], values[sources]) for keys, values in self.cross]
 
     def _stop_at(self, columns: int) -> None:
         self.stop = columns

@@ -16,6 +16,7 @@ from pathlib import Path
 from miniformer.model.native import structures
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
+_PARTS = sorted(_SOURCE.parent.glob("*.h"))
 # Sums may be taken in any order, and nothing reads errno; infinities and NaN stay what they are.
 _FLAGS = (
     "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
@@ -72,7 +73,12 @@ def _folder() -> Path:
 def _key(compiler: str) -> str:
     """Of everything that the library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    parts = (_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor().encode())
+    parts = (
+        *(each.read_bytes() for each in (_SOURCE, *_PARTS)),
+        version,
+        " ".join(_FLAGS).encode(),
+        _processor().encode(),
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

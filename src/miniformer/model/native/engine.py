@@ -1,6 +1,6 @@
-"""A model's weights as the kernels read them, and steps with them.
+"""A model's weights as the kernels read them.
 
-Letters: B rows, D model width, V vocabulary.
+Letters: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from miniformer.config import UserError
 from miniformer.model.cache import KVCache
 from miniformer.model.native import structures as c
 from miniformer.model.native.build import NoKernels, library
+from miniformer.model.native.panels import HALF, PANEL, in_turns, panels, up_to
+from miniformer.model.native.steps import Steps
 from miniformer.model.native.threads import one_thread
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
 
@@ -134,14 +136,35 @@ class Engine:
         read = sum(each.nbytes for each in self._kept if isinstance(each, Tensor))
         return int(read - self.config.vocab_size * self.config.d_model * 4)
 
-    def begin(self, cache: KVCache, mask: Tensor | None = None) -> Steps:
+    def begin(self, cache: KVCache, mask: Tensor | None = None, copies: int = 1) -> Steps:
         """Steps that go on from what is in a cache.
 
         Args:
             cache: of kind full, with the source's keys and values where the model is a decoder.
             mask: which of the source is real, bool [B, S]; None: all.
+            copies: rows, one after the other, that share one source of the cache.
         """
-        return Steps(self, cache, mask)
+        return Steps(self, cache, mask, copies)
+
+    def best(self, logits: Tensor, many: int) -> tuple[Tensor, Tensor]:
+        """The likeliest tokens of each row, the likeliest first.
+
+        Args:
+            logits: float32 [B, V].
+            many: of them, N.
+
+        Returns:
+            Log-probabilities, float32 [B, N], and tokens, int [B, N].
+        """
+        rows, vocabulary = logits.shape
+        logits = logits.contiguous()
+        log_p = torch.empty(rows, many)
+        tokens = torch.empty(rows, many, dtype=torch.long)
+        self.library.engine_best(
+            self.handle, logits.data_ptr(), rows, vocabulary, many, log_p.data_ptr(),
+            tokens.data_ptr(),
+        )  # fmt: skip
+        return log_p, tokens
 
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:
         """What is done between steps is done so that it leaves the cores to them."""
@@ -164,9 +187,8 @@ class Engine:
         parts = [feed.up_proj] if feed.gate_proj is None else [feed.gate_proj, feed.up_proj]
         bias = None
         if feed.up_proj.bias is not None:
-            bias = torch.stack([part.bias for part in parts], 1).flatten()
-        rows = torch.stack([part.weight for part in parts], 1).flatten(0, 1)
-        made.up = self._linear(rows, bias)  # gate and up in turns of rows
+            bias = in_turns([part.bias[:, None] for part in parts])[:, 0]
+        made.up = self._linear(in_turns([part.weight for part in parts]), bias)
         made.down = self._linear(feed.down_proj.weight, feed.down_proj.bias)
 
     def _attention(self, attention: Any, parts: Sequence[nn.Linear]) -> Any:
@@ -201,99 +223,34 @@ class Engine:
         return c.Norm(kind=1, width=gain.numel(), eps=norm.eps, weight=self._floats(gain))
 
     def _linear(self, weight: Tensor, bias: Tensor | None) -> Any:
-        weight = weight.detach().contiguous()
+        weight = weight.detach()
         rows, columns = weight.shape
         made = c.Linear(kind=0, rows=rows, columns=columns)
+        weight = up_to(weight, PANEL)
         if self.weights == "bf16":
-            made.kind, weight = 1, weight.bfloat16()
+            made.kind, weight = 1, panels(weight.bfloat16(), PANEL)
         elif self.weights == "int8" and columns % _GROUP == 0:  # else it stays as it is
-            small = torch.empty(rows, columns, dtype=torch.int8)
-            scales = torch.empty(rows, columns // _GROUP)
-            self.library.engine_quantise(
-                weight.data_ptr(), weight.numel(), small.data_ptr(), scales.data_ptr()
-            )
-            made.kind, weight = 2, small
-            made.scales = self._keep(scales)
+            small, scales = self._quantised(weight)
+            made.kind, weight = 2, panels(small.view(len(small), -1, 4), HALF)
+            made.scales = self._keep(panels(scales, HALF))
+        else:
+            weight = panels(weight, PANEL)
         made.weight = self._keep(weight)
-        made.bias = None if bias is None else self._floats(bias)
+        made.bias = None if bias is None else self._floats(up_to(bias.detach(), PANEL))
         return made
+
+    def _quantised(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A matrix in int8, and the scales of its groups."""
+        weight = weight.contiguous()
+        small = torch.empty(weight.shape, dtype=torch.int8)
+        scales = torch.empty(len(weight), weight.shape[1] // _GROUP)
+        self.library.engine_quantise(
+            weight.data_ptr(), weight.numel(), small.data_ptr(), scales.data_ptr()
+        )
+        return small, scales
 
     def _floats(self, tensor: Tensor) -> int:
         return self._keep(tensor.detach().float().contiguous())
-
-    def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
-
-
-class Steps:
-    """Steps from one cache on; see `Engine.begin`. With other rows than before new ones are due."""
-
-    def __init__(self, engine: Engine, cache: KVCache, mask: Tensor | None) -> None:
-        config = engine.config
-        self.engine, self.cache = engine, cache
-        self._kept: list[Any] = []
-        self.step = step = c.Step(rows=cache.batch_size, capacity=cache.capacity)
-        width = 3 * config.d_model + config.ff_width
-        width += 2 * (config.n_heads + config.kv_heads) * config.head_width
-        step.work = self._keep(torch.empty(cache.batch_size * width))
-        step.keys = self._pointers([layer.keys for layer in cache.layers])
-        step.values = self._pointers([layer.values for layer in cache.layers])
-        if config.position == "rotary":
-            self._tables()
-        if cache.cross is not None:
-            step.source_columns = cache.cross[0][0].shape[2]
-            step.source_keys = self._pointers([keys.contiguous() for keys, _ in cache.cross])
-            step.source_values = self._pointers([values.contiguous() for _, values in cache.cross])
-            if mask is not None:
-                step.source_mask = self._keep(mask.to(torch.uint8).contiguous())
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits after each row's next token: int [B] -> float32 [B, V]."""
-        cache, step, engine = self.cache, self.step, self.engine
-        config, position = engine.config, engine.stack.position
-        rows = cache.batch_size
-        if rows != step.rows:  # else memory would be read that is somebody else's
-            raise ValueError(f"steps begun with {step.rows} rows are asked for {rows}; begin anew")
-        placed = cache.extend(None, 1)  # [B or 1, 1]
-        positions, tokens = placed.expand(rows, 1).contiguous(), tokens.contiguous()
-        step.columns = cache.stop
-        step.tokens, step.positions = tokens.data_ptr(), positions.data_ptr()
-        step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
-        vectors = position.vectors(placed)
-        if vectors is not None:
-            vectors = vectors.expand(rows, 1, config.d_model).float().contiguous()
-            step.vectors = vectors.data_ptr()
-        if position.adds_bias:
-            columns = cache.layers[0].key_positions(cache)
-            bias = position.bias(placed, columns).float().contiguous()  # [B or 1, H, 1, S]
-            step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
-        logits = torch.empty(rows, config.vocab_size)
-        step.logits = logits.data_ptr()
-        engine.library.engine_step(
-            engine.handle, ctypes.addressof(engine.model), ctypes.addressof(step)
-        )
-        cache.end_pass()
-        return logits
-
-    def _tables(self) -> None:
-        """cos and sin of every position that may come, for layers without and with a window."""
-        cache, step = self.cache, self.step
-        places = torch.arange(cache.capacity)[None]
-        turn = self.engine.stack.position.rotation
-        tables = [turn(places, length=cache.spans, local=local) for local in (False, True)]
-        rows = max(len(table.cos) for table in tables)
-        cosines, sines = (
-            [getattr(table, name).float().expand(rows, -1, -1, -1).contiguous() for table in tables]
-            for name in ("cos", "sin")
-        )
-        step.table_length, step.tables_per_row = cache.capacity, rows > 1
-        step.cosines, step.sines = self._pointers(cosines), self._pointers(sines)
-
-    def _pointers(self, tensors: Sequence[Tensor]) -> int:
-        pointers = (ctypes.c_void_p * len(tensors))(*map(self._keep, tensors))
-        self._kept.append(pointers)
-        return ctypes.addressof(pointers)
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)

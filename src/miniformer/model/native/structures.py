@@ -14,7 +14,7 @@ def _fields(kind: type, names: str) -> Fields:
 
 
 class Linear(Structure):
-    """A matrix [rows, columns], maybe with a scale for each group of columns, and a bias."""
+    """A matrix [rows, columns] in panels, maybe with scales of groups of columns, and a bias."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "kind rows columns padding"),
@@ -73,9 +73,11 @@ class Step(Structure):
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "rows columns capacity source_columns"),
-        *_fields(c_int32, "tables_per_row bias_per_row table_length padding"),
+        *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
         *_fields(c_void_p, "tokens positions key_positions vectors cosines sines bias"),
-        *_fields(c_void_p, "keys values source_keys source_values source_mask logits work"),
+        *_fields(
+            c_void_p, "key_rows keys values source_keys source_values source_mask logits work"
+        ),
     ]
 
 
@@ -85,6 +87,9 @@ def declare(library: ctypes.CDLL) -> None:
     library.engine_new.argtypes = [ctypes.c_int]
     library.engine_free.argtypes = [c_void_p]
     library.engine_step.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.engine_best.argtypes = [
+        c_void_p, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p, c_void_p,
+    ]  # fmt: skip
     library.engine_quantise.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
     sizes = (c_int64 * 6)()
     library.engine_sizes(sizes)

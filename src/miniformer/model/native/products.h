@@ -1,0 +1,222 @@
+// A matrix by some vectors, which is nearly all that a model does.
+//
+// A matrix is kept in panels of PANEL rows. Within a panel numbers of one column lie side by side, so
+// that an input's number is multiplied with all of them at once, and sums need not be added up across.
+// With few inputs, what counts is that memory is read front to back; with more, that a panel is taken
+// from the cache for TILE inputs at a time, whose sums fill the processor's registers.
+
+#pragma once
+
+#include <vector>
+
+#include "functions.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, TILE = 12;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, TILE = 6;
+#else
+constexpr int LANES = 4, TILE = 5;
+#endif
+constexpr int PANEL = 16, HALF = 8;
+
+typedef float Lanes __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2 };
+
+struct Linear {
+    int32_t kind, rows, columns, padding;
+    const void* weight;   // of each panel: [columns, PANEL]; int8: [2, columns / 4, HALF, 4]
+    const float* scales;  // int8, of each panel: [2, columns / GROUP, HALF]
+    const float* bias;    // [rows, up to whole panels]; null: none
+    int panels() const { return (rows + PANEL - 1) / PANEL; }
+};
+
+// Inputs of a product: as they are, and for int8 weights in int8 with a scale for each GROUP.
+struct Input {
+    const float* x;
+    const int8_t* q;
+    const float* scales;
+};
+
+inline Lanes load(const float* from) {
+    Lanes found;
+    std::memcpy(&found, from, sizeof(found));
+    return found;
+}
+inline Lanes load(const uint16_t* from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof(halves));
+    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
+}
+inline void store(float* to, Lanes what) { std::memcpy(to, &what, sizeof(what)); }
+
+// A panel by N inputs of n numbers: out[N, PANEL].
+template <int N, class W> void panel(const W* w, const float* x, int n, float* out) {
+    constexpr int PARTS = PANEL / LANES, TURNS = N * PARTS < 8 ? 2 : 1;  // enough sums under way
+    Lanes sums[TURNS][N][PARTS] = {};
+    int i = 0;
+    for (; i + TURNS <= n; i += TURNS)
+        for (int u = 0; u < TURNS; u++) {
+            Lanes part[PARTS];
+            for (int p = 0; p < PARTS; p++) part[p] = load(w + (int64_t)(i + u) * PANEL + p * LANES);
+            for (int b = 0; b < N; b++)
+                for (int p = 0; p < PARTS; p++) sums[u][b][p] += part[p] * x[(int64_t)b * n + i + u];
+        }
+    for (; i < n; i++)
+        for (int b = 0; b < N; b++)
+            for (int p = 0; p < PARTS; p++) sums[0][b][p] += load(w + (int64_t)i * PANEL + p * LANES) * x[(int64_t)b * n + i];
+    for (int b = 0; b < N; b++)
+        for (int p = 0; p < PARTS; p++) {
+            for (int u = 1; u < TURNS; u++) sums[0][b][p] += sums[u][b][p];
+            store(out + b * PANEL + p * LANES, sums[0][b][p]);
+        }
+}
+
+#if defined(__AVX2__)
+// sums + the products of four bytes each; bytes are multiplied unsigned by signed.
+inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+    return _mm256_dpbusd_epi32(sums, sizes, x);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, x), _mm256_set1_epi16(1)));
+#endif
+}
+#endif
+
+// The same of int8: integers are added up within a group, and then scaled.
+template <int N> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    const int groups = n / GROUP;
+    for (int half = 0; half < PANEL / HALF; half++, w += HALF * n, scales += HALF * groups) {
+#if defined(__AVX2__)
+        __m256 sums[N];
+        for (int b = 0; b < N; b++) sums[b] = _mm256_setzero_ps();
+        for (int g = 0; g < groups; g++) {
+            __m256i whole[N];
+            for (int b = 0; b < N; b++) whole[b] = _mm256_setzero_si256();
+            for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4) {
+                const __m256i rows = _mm256_loadu_si256((const __m256i*)(w + i * HALF)), sizes = _mm256_abs_epi8(rows);
+                for (int b = 0; b < N; b++) {
+                    int32_t four;
+                    std::memcpy(&four, in.q + (int64_t)b * n + i, 4);
+                    // |w| * (x with the sign of w)
+                    whole[b] = add_products(whole[b], sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), rows));
+                }
+            }
+            const __m256 scale = _mm256_loadu_ps(scales + g * HALF);
+            for (int b = 0; b < N; b++)
+                sums[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[b]), _mm256_mul_ps(scale, _mm256_set1_ps(in.scales[b * groups + g])), sums[b]);
+        }
+        for (int b = 0; b < N; b++) _mm256_storeu_ps(out + b * PANEL + half * HALF, sums[b]);
+#else
+        for (int b = 0; b < N; b++) {
+            float sums[HALF] = {};
+            for (int g = 0; g < groups; g++) {
+                int32_t whole[HALF] = {};
+                for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4)
+                    for (int r = 0; r < HALF; r++)
+                        for (int k = 0; k < 4; k++) whole[r] += (int32_t)w[i * HALF + r * 4 + k] * in.q[(int64_t)b * n + i + k];
+                for (int r = 0; r < HALF; r++) sums[r] += (float)whole[r] * scales[g * HALF + r] * in.scales[b * groups + g];
+            }
+            std::memcpy(out + b * PANEL + half * HALF, sums, sizeof(sums));
+        }
+#endif
+    }
+}
+
+// Panel number p by `count` inputs, at most TILE, of which `in` is the first: out[count, PANEL].
+template <int N = TILE> void panel(const Linear& w, int p, const Input& in, int count, float* out) {
+    if constexpr (N > 1)
+        if (count < N) return panel<N - 1>(w, p, in, count, out);
+    const int64_t n = w.columns, begin = p * n * PANEL;
+    if (w.kind == F32) panel<N>((const float*)w.weight + begin, in.x, n, out);
+    else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, in.x, n, out);
+    else panel<N>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
+}
+
+// Panels `begin` to `end` by `count` inputs. take(input, row, numbers, how many) gets what comes out.
+template <class Take> void product(const Linear& w, int begin, int end, const Input& in, int count, Take&& take) {
+    const int64_t n = w.columns;
+    const int tiles = (count + TILE - 1) / TILE;
+    const int block = std::max<int64_t>(1, (1 << 15) / (n * PANEL));  // panels that stay in the cache
+    float out[TILE * PANEL];
+    thread_local std::vector<float> wide;  // bfloat16 that many tiles read is made float32 once
+    for (int from = begin; from < end; from += block) {
+        Linear now = w;
+        if (w.kind == BF16 && tiles > 2) {
+            wide.resize(block * n * PANEL);
+            const uint16_t* narrow = (const uint16_t*)w.weight + from * n * PANEL;
+            const int64_t all = (std::min(from + block, end) - from) * n * PANEL;
+            for (int64_t i = 0; i < all; i += LANES) store(wide.data() + i, load(narrow + i));
+            now.kind = F32;
+            now.weight = wide.data() - from * n * PANEL;
+        }
+        for (int tile = 0; tile < tiles; tile++) {
+            const int first = (int64_t)count * tile / tiles, many = (int64_t)count * (tile + 1) / tiles - first;
+            const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP)};
+            for (int p = from; p < std::min(from + block, end); p++) {
+                panel(now, p, some, many, out);
+                for (int b = 0; b < many; b++) {
+                    float* numbers = out + b * PANEL;
+                    if (w.bias) for (int i = 0; i < PANEL; i++) numbers[i] += w.bias[p * PANEL + i];
+                    take(first + b, p * PANEL, numbers, std::min(PANEL, w.rows - p * PANEL));
+                }
+            }
+        }
+    }
+}
+
+// The products of one vector with each of n others: out[c] = x * vectors[c], each of some width. Where
+// `rows` are given, vector c lies `rows[c]` strides further.
+void match(const float* x, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
+    const auto at = [&](int c) { return vectors + (rows ? rows[c] * stride : 0) + (int64_t)c * width; };
+    int c = 0;
+    for (; c + 4 <= n; c += 4) {
+        const float* four[4] = {at(c), at(c + 1), at(c + 2), at(c + 3)};
+        Lanes sums[4] = {};
+        int i = 0;
+        for (; i + LANES <= width; i += LANES)
+            for (int k = 0; k < 4; k++) sums[k] += load(x + i) * load(four[k] + i);
+        for (int k = 0; k < 4; k++) {
+            float found = 0;
+            for (int j = 0; j < LANES; j++) found += sums[k][j];
+            for (int j = i; j < width; j++) found += x[j] * four[k][j];
+            out[c + k] = found;
+        }
+    }
+    for (; c < n; c++) {
+        out[c] = 0;
+        for (int i = 0; i < width; i++) out[c] += x[i] * at(c)[i];
+    }
+}
+
+// The sum of such vectors, each times its weight.
+void weigh(const float* weights, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
+    const auto at = [&](int c) { return vectors + (rows ? rows[c] * stride : 0) + (int64_t)c * width; };
+    int i = 0;
+    for (; i + 4 * LANES <= width; i += 4 * LANES) {
+        Lanes sums[4] = {};
+        for (int c = 0; c < n; c++)
+            for (int k = 0; k < 4; k++) sums[k] += load(at(c) + i + k * LANES) * weights[c];
+        for (int k = 0; k < 4; k++) store(out + i + k * LANES, sums[k]);
+    }
+    for (; i + LANES <= width; i += LANES) {
+        Lanes sum = {};
+        for (int c = 0; c < n; c++) sum += load(at(c) + i) * weights[c];
+        store(out + i, sum);
+    }
+    for (; i < width; i++) {
+        out[i] = 0;
+        for (int c = 0; c < n; c++) out[i] += weights[c] * at(c)[i];
+    }
+}
+
+}  // namespace

@@ -1,0 +1,123 @@
+"""Decoding steps of the kernels with one cache.
+
+Letters: B rows, C capacity of the cache, T tokens in it, K key-value heads, E head width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from miniformer.model.cache import KVCache
+from miniformer.model.native import structures as c
+
+if TYPE_CHECKING:
+    from miniformer.model.native.engine import Engine
+
+
+class Steps:
+    """Steps from one cache on; see `Engine.begin`. With other rows than before new ones are due."""
+
+    def __init__(
+        self, engine: Engine, cache: KVCache, mask: Tensor | None, copies: int = 1
+    ) -> None:
+        config = engine.config
+        self.engine, self.cache = engine, cache
+        self._kept: list[Any] = []
+        self._key_rows: Tensor | None = None  # int32 [B, C]: which row has a column's key
+        self.step = step = c.Step(
+            rows=cache.batch_size, capacity=cache.capacity, rows_per_source=copies
+        )
+        width = 3 * config.d_model + config.ff_width
+        width += 2 * (config.n_heads + config.kv_heads) * config.head_width
+        step.work = self._keep(torch.empty(cache.batch_size * width))
+        step.keys = self._pointers([layer.keys for layer in cache.layers])
+        step.values = self._pointers([layer.values for layer in cache.layers])
+        if config.position == "rotary":
+            self._tables()
+        if cache.cross is not None:
+            step.source_columns = cache.cross[0][0].shape[2]
+            keys, values = zip(*cache.cross, strict=True)
+            step.source_keys = self._pointers([each.contiguous() for each in keys])
+            step.source_values = self._pointers([each.contiguous() for each in values])
+            if mask is not None:
+                step.source_mask = self._keep(mask.to(torch.uint8).contiguous())
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits after each row's next token: int [B] -> float32 [B, V]."""
+        cache, step, engine = self.cache, self.step, self.engine
+        config, position = engine.config, engine.stack.position
+        rows = cache.batch_size
+        if rows != step.rows:  # else memory would be read that is somebody else's
+            raise ValueError(f"steps begun with {step.rows} rows are asked for {rows}; begin anew")
+        placed = cache.extend(None, 1)  # [B or 1, 1]
+        positions, tokens = placed.expand(rows, 1).contiguous(), tokens.contiguous()
+        step.columns = cache.stop
+        step.tokens, step.positions = tokens.data_ptr(), positions.data_ptr()
+        step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
+        vectors = position.vectors(placed)
+        if vectors is not None:
+            vectors = vectors.expand(rows, 1, config.d_model).float().contiguous()
+            step.vectors = vectors.data_ptr()
+        if position.adds_bias:
+            columns = cache.layers[0].key_positions(cache)
+            bias = position.bias(placed, columns).float().contiguous()  # [B or 1, H, 1, S]
+            step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
+        logits = torch.empty(rows, config.vocab_size)
+        step.logits = logits.data_ptr()
+        engine.library.engine_step(
+            engine.handle, ctypes.addressof(engine.model), ctypes.addressof(step)
+        )
+        cache.end_pass()
+        return logits
+
+    def exchange(self, rows: Tensor) -> None:
+        """Each row goes on from what row `rows` of it, int [B], was, of the same prompt and source.
+
+        Keys and values stay where they are; only which row has them changes.
+        """
+        if self._key_rows is None:
+            own = torch.arange(self.step.rows, dtype=torch.int32)
+            self._key_rows = own[:, None].repeat(1, self.cache.capacity)
+            self.step.key_rows = self._key_rows.data_ptr()
+        columns = self._key_rows[:, : self.cache.length]
+        columns.copy_(columns[rows])
+
+    def settle(self) -> None:
+        """Gives each row its own keys and values, as anybody else expects them in a cache."""
+        if self._key_rows is None:
+            return
+        columns = torch.arange(self.cache.length)
+        for layer in self.cache.layers:
+            for kept in (layer.keys, layer.values):  # [B, K, C, E]
+                found = kept[self._key_rows[:, : len(columns)].long(), :, columns]  # [B, T, K, E]
+                kept[:, :, : len(columns)] = found.transpose(1, 2)
+        self._key_rows, self.step.key_rows = None, None
+
+    def _tables(self) -> None:
+        """cos and sin of every position that may come, for layers without and with a window."""
+        cache, step = self.cache, self.step
+        places = torch.arange(cache.capacity)[None]
+        turn = self.engine.stack.position.rotation
+        tables = [turn(places, length=cache.spans, local=local) for local in (False, True)]
+        rows = max(len(table.cos) for table in tables)
+        cosines, sines = (
+            [getattr(table, name).float().expand(rows, -1, -1, -1).contiguous() for table in tables]
+            for name in ("cos", "sin")
+        )
+        step.table_length, step.tables_per_row = cache.capacity, rows > 1
+        step.cosines, step.sines = self._pointers(cosines), self._pointers(sines)
+
+    def _pointers(self, tensors: Sequence[Tensor]) -> int:
+        pointers = (ctypes.c_void_p * len(tensors))(*map(self._keep, tensors))
+        self._kept.append(pointers)
+        return ctypes.addressof(pointers)
+
+    def _keep(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
