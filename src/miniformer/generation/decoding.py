@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, TransformerConfig
-from miniformer.generation.processors import Processor, process, processors_of
+from miniformer.generation.processors import Processor, check_finite, process, processors_of
 from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
@@ -211,14 +211,21 @@ def decode(
         scores: whether log-probabilities are asked for.
     """
     changes = processors_of(options, begun.length, processors)
+    # The kernels find the likeliest tokens while they add up all.
+    likeliest = begun.engine is not None and options.temperature == 0 and not changes
     ends, rows = set(options.ends), list(range(len(begun.tokens)))
     over = [False] * len(rows)  # of these, which have ended
     texts: list[list[int]] = [[] for _ in rows]
     for step in range(1, options.max_new_tokens + 1):
         logits = begun.logits  # [R, V]
         with begun.undisturbed():
-            token = choose(process(changes, begun.written, logits, step), options, generator)
-            log_p = _log_p(logits, token) if scores else []
+            if likeliest:
+                found, token = (each[:, 0] for each in begun.best(1))
+                check_finite(found, step)
+                log_p = found.tolist() if scores else []
+            else:
+                token = choose(process(changes, begun.written, logits, step), options, generator)
+                log_p = _log_p(logits, token) if scores else []
         tokens = token.tolist()
         ended = [each in ends for each in tokens]
         if until is not None:

@@ -57,17 +57,29 @@ inline Lanes load(const uint16_t* from) {
     std::memcpy(&halves, from, sizeof(halves));
     return (Lanes)(__builtin_convertvector(halves, Words) << 16);
 }
+// Has a compiler load once what it would rather read again from memory in each operation.
+inline void in_register(Lanes& x) {
+#if defined(__x86_64__)
+    asm("" : "+x"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+}
 inline void store(float* to, Lanes what) { std::memcpy(to, &what, sizeof(what)); }
 
-// A panel by N inputs of n numbers: out[N, PANEL].
-template <int N, class W> void panel(const W* w, const float* x, int n, float* out) {
+// A panel by N inputs of n numbers: out[N, PANEL]. Meanwhile `next` is brought nearer, another panel.
+template <int N, class W> void panel(const W* w, const W* next, const float* x, int n, float* out) {
     constexpr int PARTS = PANEL / LANES, TURNS = N * PARTS < 8 ? 2 : 1;  // enough sums under way
     Lanes sums[TURNS][N][PARTS] = {};
     int i = 0;
     for (; i + TURNS <= n; i += TURNS)
         for (int u = 0; u < TURNS; u++) {
             Lanes part[PARTS];
-            for (int p = 0; p < PARTS; p++) part[p] = load(w + (int64_t)(i + u) * PANEL + p * LANES);
+            if (N > 2) __builtin_prefetch(next + (int64_t)(i + u) * PANEL);
+            for (int p = 0; p < PARTS; p++) {
+                part[p] = load(w + (int64_t)(i + u) * PANEL + p * LANES);
+                in_register(part[p]);
+            }
             for (int b = 0; b < N; b++)
                 for (int p = 0; p < PARTS; p++) sums[u][b][p] += part[p] * x[(int64_t)b * n + i + u];
         }
@@ -133,12 +145,12 @@ template <int N> void panel(const int8_t* w, const float* scales, const Input& i
 }
 
 // Panel number p by `count` inputs, at most TILE, of which `in` is the first: out[count, PANEL].
-template <int N = TILE> void panel(const Linear& w, int p, const Input& in, int count, float* out) {
+template <int N = TILE> void panel(const Linear& w, int p, int next, const Input& in, int count, float* out) {
     if constexpr (N > 1)
-        if (count < N) return panel<N - 1>(w, p, in, count, out);
-    const int64_t n = w.columns, begin = p * n * PANEL;
-    if (w.kind == F32) panel<N>((const float*)w.weight + begin, in.x, n, out);
-    else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, in.x, n, out);
+        if (count < N) return panel<N - 1>(w, p, next, in, count, out);
+    const int64_t n = w.columns, begin = p * n * PANEL, ahead = next * n * PANEL;
+    if (w.kind == F32) panel<N>((const float*)w.weight + begin, (const float*)w.weight + ahead, in.x, n, out);
+    else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, (const uint16_t*)w.weight + ahead, in.x, n, out);
     else panel<N>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
 }
 
@@ -163,7 +175,9 @@ template <class Take> void product(const Linear& w, int begin, int end, const In
             const int first = (int64_t)count * tile / tiles, many = (int64_t)count * (tile + 1) / tiles - first;
             const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP)};
             for (int p = from; p < std::min(from + block, end); p++) {
-                panel(now, p, some, many, out);
+                // Each tile fetches its part of the next block, so that none waits for all of it.
+                const int next = (p - from) % tiles == tile && p + block < end && now.kind == w.kind ? p + block : p;
+                panel(now, p, next, some, many, out);
                 for (int b = 0; b < many; b++) {
                     float* numbers = out + b * PANEL;
                     if (w.bias) for (int i = 0; i < PANEL; i++) numbers[i] += w.bias[p * PANEL + i];
