@@ -1292,6 +1292,16 @@ FAULTS = [
         "tests/unit/test_native.py -k likeliest",
     ),
     Fault(
+        "a prompt's tokens see those that come after them", "model/native/kernels.cpp",
+        "columns = column_of(b) + 1;", "columns = s.columns;",
+        "tests/unit/test_native.py -k 'read_as_by and llama'",
+    ),
+    Fault(
+        "a prompt's logits are those of its first tokens", "model/native/kernels.cpp",
+        "x + s.wanted[b] * m.width, m.width", "x + b * m.width, m.width",
+        "tests/unit/test_native.py -k 'read_as_by and llama'",
+    ),
+    Fault(
         "a source is that of another row", "model/native/kernels.cpp",
         "source = b / s.rows_per_source", "source = b % s.rows_per_source",
         "tests/unit/test_native.py -k sources_are_shared",

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniformer import Seq2SeqTransformer
-from miniformer.config import UserError
+from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.decoding import Begun
+from miniformer.generation.generate import Start, write
 from miniformer.model.native import build, engine
 from miniformer.model.native.engine import Engine, NoKernelsWarning, why_not
 from tests.kit import run_python, tiny_model
@@ -41,6 +42,7 @@ SHAPES = {
     "odd": {"head_dim": 5, "d_ff": 37, "n_kv_heads": 2, "position": "learned", "vocab_size": 41},
     "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
 }  # fmt: skip
+GREEDY = GenerationConfig(max_new_tokens=1, temperature=0.0)
 LIKELIEST = Engine(tiny_model(), threads=2)
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
@@ -71,6 +73,44 @@ def test_a_step_is_that_of_the_model(shape, mask, threads):
     model = tiny_model(**SHAPES[shape])
     for ours, theirs in steps_of(model, mask=mask, threads=threads):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 256])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["even", "ragged"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prompts_are_read_as_by_the_model(shape, mask, at_once, monkeypatch):
+    """All tokens at once, or in pieces that begin anywhere in a row; and steps go on from there."""
+    monkeypatch.setattr("miniformer.model.native.steps._AT_ONCE", at_once)
+    model = tiny_model(**SHAPES[shape])
+    kernels, ids, token = (
+        Engine(model, threads=2),
+        torch.randint(0, 31, (3, 5)),
+        torch.tensor([3, 1, 2]),
+    )
+    assert kernels.reads == (shape not in ("alibi", "relative"))
+    if not kernels.reads:
+        return
+    caches = [model.new_cache(3, 7, "full") for _ in range(2)]
+    with torch.inference_mode():
+        for cache in caches:
+            if mask is not None:
+                cache.spans = mask.sum(1, keepdim=True) + 2
+        steps = kernels.begin(caches[0])
+        ours = [steps.read(ids, mask), steps(token)]
+        theirs = model.features(ids, mask, cache=caches[1])[:, -1]
+        theirs = [theirs, model.features(token[:, None], cache=caches[1])[:, 0]]
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, model.logits(other), rtol=1e-4, atol=3e-5)
+
+
+def test_a_prompt_of_more_tokens_than_are_read_at_once():
+    model = tiny_model(max_seq_len=700)
+    for length in (300, 600):  # the longer one is left to the model
+        prompt = torch.randint(0, 31, (1, length))
+        wanted = model(prompt)[0, -1].detach().log_softmax(-1)
+        (found,) = write(model, [Start(prompt[0].tolist())], GREEDY)
+        assert found.tokens == [int(wanted.argmax())]
+        assert found.log_p == pytest.approx([float(wanted.max())], abs=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 30])

@@ -17,6 +17,7 @@ from miniformer.generation.processors import Processor, check_finite, process, p
 from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
+_READ = 512  # columns of prompts; PyTorch's attention is faster where there are many
 _ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
 
 
@@ -170,6 +171,10 @@ class Begun:
         self.cache = self.model.new_cache(len(ids), capacity, self.kind)
         if mask is not None:  # a row's text is as long as it is alone
             self.cache.spans = (mask.sum(1, keepdim=True) + self.left).clamp_max(self.longest)
+        if self.engine is not None and self.engine.reads and ids.shape[1] <= _READ:
+            self.steps = self.engine.begin(self.cache)
+            self.logits = self.steps.read(ids, mask)
+            return
         features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
         self.logits, self.steps = self.model.logits(features[:, -1]), None  # [R, V]
 

@@ -136,6 +136,11 @@ class Engine:
         read = sum(each.nbytes for each in self._kept if isinstance(each, Tensor))
         return int(read - self.config.vocab_size * self.config.d_model * 4)
 
+    @property
+    def reads(self) -> bool:
+        """Whether it can read prompts, too, and need not leave them to the model."""
+        return not self.model.has_cross and not self.stack.position.adds_bias
+
     def begin(self, cache: KVCache, mask: Tensor | None = None, copies: int = 1) -> Steps:
         """Steps that go on from what is in a cache.
 

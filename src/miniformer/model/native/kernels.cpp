@@ -1,11 +1,12 @@
-// One decoding step of a Transformer on a CPU: for each row one new token, all layers in one call.
+// A step of a Transformer on a CPU: some tokens go through all layers in one call. In decoding that is
+// one new token of each row of the cache; when prompts are read, several.
 //
-// For a few rows, decoding reads every weight once for each token, so that time is the weights' bytes
+// For a few tokens, a step reads every weight once for each of them, so that time is the weights' bytes
 // over the memory's bandwidth, if nothing else is in the way. Threads therefore stay together for the
 // whole step and meet at a barrier where one needs what another has written.
 //
-// Letters: B rows, D model width, H query heads, K key-value heads, E head width, F inner width,
-// S columns of the cache in use, C its capacity, V vocabulary.
+// Letters: N tokens of the step, B rows of the cache, D model width, H query heads, K key-value heads,
+// E head width, F inner width, S columns of the cache in use, C its capacity, V vocabulary.
 
 #include <mutex>
 
@@ -47,12 +48,15 @@ struct Model {
 };
 
 struct Step {
-    int32_t rows, columns, capacity, source_columns;
-    int32_t tables_per_row, bias_per_row, table_length, rows_per_source;
-    const int64_t* tokens;         // [B]
-    const int64_t* positions;      // [B]
+    int32_t count, columns, capacity, source_columns;
+    int32_t tables_per_row, bias_per_row, table_length, rows_per_source, wanted_count, padding;  // wanted_count -1: of all
+    const int64_t* tokens;         // [N]
+    const int64_t* positions;      // [N]
+    const int64_t* rows;           // [N], ascending, a token's row of the cache; null: one of each row
+    const int64_t* places;         // [N], and its column; null: the last
+    const int64_t* wanted;         // [wanted_count], of which tokens logits are
     const int64_t* key_positions;  // [B, C], -1: padding; null: column = position
-    const float* vectors;          // [B, D], added to embeddings; null: nothing
+    const float* vectors;          // [N, D], added to embeddings; null: nothing
     const float* const* cosines;   // of each table: [B or 1, length, rotated / 2]
     const float* const* sines;
     const float* bias;             // [B or 1, H, S]; null: none
@@ -62,7 +66,7 @@ struct Step {
     const float* const* source_keys;    // of each layer: [sources, K, source_columns, E]
     const float* const* source_values;
     const uint8_t* source_mask;    // [sources, source_columns]; null: all are real
-    float* logits;                 // [B, V]
+    float* logits;                 // [N or as many as are wanted, V]
     float* work;
 };
 
@@ -91,7 +95,7 @@ void turn(float* x, const float* cosine, const float* sine, int half) {
     }
 }
 
-// Inputs of a product, of all rows.
+// Inputs of a product, of all tokens.
 struct Prepared {
     std::vector<float> x, scales;
     std::vector<int8_t> q;
@@ -109,23 +113,30 @@ struct Local {
 class Runner {
   public:
     Runner(const Model& model, const Step& step, Pool& pool, std::vector<Local>& locals)
-        : m(model), s(step), pool(pool), locals(locals), together(step.rows >= 2 * pool.count()) {
+        : m(model), s(step), pool(pool), locals(locals), together(step.count >= 2 * pool.count()) {
         float* at = s.work;
         const int q = m.heads * m.head_dim, kv = m.kv_heads * m.head_dim;
         x = take(at, m.width); mixed = take(at, q); inner = take(at, m.inner);
         qkv = take(at, q + 2 * kv); change = take(at, m.width); second = take(at, m.width);
         for (int t = 0; t < (together ? 1 : pool.count()); t++)
-            locals[t].inputs.fit(s.rows, std::max({m.width, m.inner, q}));
+            locals[t].inputs.fit(s.count, std::max({m.width, m.inner, q}));
     }
     void operator()(int t) {
         std::vector<float>& scores = locals[t].scores;
         const size_t columns = std::max(s.columns, s.source_columns);
         if (scores.size() < columns) scores.resize(columns);
-        each_row(t, [&](int b) { embed(b); });
+        each(s.count, t, [&](int b) { embed(b); });
         pool.meet();
         for (int index = 0; index < m.layers; index++) layer(m.layer[index], index, t);
-        const Input in = prepare(m.final_norm, x, m.head, t, m.logit_scale);
-        multiply(m.head, in, t, [&](int b, int row, const float* numbers, int count) {
+        const float* last = x;
+        const int count = s.wanted_count < 0 ? s.count : s.wanted_count;
+        if (s.wanted_count >= 0) {
+            each(s.wanted_count, t, [&](int64_t b) { std::copy_n(x + s.wanted[b] * m.width, m.width, change + b * m.width); });
+            pool.meet();
+            last = change;
+        }
+        const Input in = prepare(m.final_norm, last, m.head, t, count, m.logit_scale);
+        multiply(m.head, in, t, count, [&](int b, int row, const float* numbers, int count) {
             float* to = s.logits + (int64_t)b * m.vocabulary + row;
             if (m.logit_softcap > 0) for (int i = 0; i < count; i++) to[i] = m.logit_softcap * tanh_of(numbers[i] / m.logit_softcap);
             else std::copy_n(numbers, count, to);
@@ -142,11 +153,11 @@ class Runner {
 
     float* take(float*& at, int width) {
         float* begin = at;
-        at += (int64_t)s.rows * width;
+        at += (int64_t)s.count * width;
         return begin;
     }
-    template <class Work> void each_row(int t, Work&& work) {
-        const Range mine = share(s.rows, t, pool.count());
+    template <class Work> void each(int count, int t, Work&& work) {
+        const Range mine = share(count, t, pool.count());
         for (int b = mine.begin; b < mine.end; b++) work(b);
     }
     void embed(int b) {
@@ -156,8 +167,8 @@ class Runner {
         if (s.vectors) for (int i = 0; i < m.width; i++) to[i] += s.vectors[(int64_t)b * m.width + i];
         normalise(m.embedding_norm, to, to, m.width);
     }
-    // What a product reads, [B, columns]: normalised, and in int8 where its weights are.
-    Input prepare(const Norm& norm, const float* from, const Linear& w, int t, float scale = 1) {
+    // What a product reads, [count, columns]: normalised, and in int8 where its weights are.
+    Input prepare(const Norm& norm, const float* from, const Linear& w, int t, int count, float scale = 1) {
         const int n = w.columns;
         Prepared& to = locals[together ? 0 : t].inputs;
         const bool as_is = norm.kind == 0 && scale == 1;
@@ -169,16 +180,16 @@ class Runner {
         };
         if (as_is && w.kind != INT8) return {from, nullptr, nullptr};
         if (together) {
-            each_row(t, one);
+            each(count, t, one);
             pool.meet();
         } else {
-            for (int b = 0; b < s.rows; b++) one(b);
+            for (int b = 0; b < count; b++) one(b);
         }
         return {as_is ? from : to.x.data(), to.q.data(), to.scales.data()};
     }
-    template <class Take> void multiply(const Linear& w, const Input& in, int t, Take&& take) {
+    template <class Take> void multiply(const Linear& w, const Input& in, int t, int count, Take&& take) {
         const Range mine = share(w.panels(), t, pool.count());
-        product(w, mine.begin, mine.end, in, s.rows, take);
+        product(w, mine.begin, mine.end, in, count, take);
     }
     void layer(const Layer& l, int index, int t) {
         attend(l.attention, l.attention_in, index, t);
@@ -187,8 +198,8 @@ class Runner {
             cross(l.cross, l.cross_in, index, t);
             finish(l.cross.out, mixed, l.cross_in, l.cross_out, t, nullptr);
         }
-        const Input in = prepare(m.post ? Norm{} : l.feed_in, x, l.up, t);
-        multiply(l.up, in, t, [&](int b, int row, float* numbers, int count) {
+        const Input in = prepare(m.post ? Norm{} : l.feed_in, x, l.up, t, s.count);
+        multiply(l.up, in, t, s.count, [&](int b, int row, float* numbers, int count) {
             if (!m.gated) {
                 activate(m.activation, numbers, PANEL);
                 std::copy_n(numbers, count, inner + (int64_t)b * m.inner + row);
@@ -205,14 +216,14 @@ class Runner {
     void finish(const Linear& w, const float* from, const Norm& in, const Norm& out, int t, float* aside) {
         const bool simple = !m.post && out.kind == 0 && !aside;
         float* to = aside ? aside : change;
-        multiply(w, prepare(Norm{}, from, w, t), t, [&](int b, int row, const float* numbers, int count) {
+        multiply(w, prepare(Norm{}, from, w, t, s.count), t, s.count, [&](int b, int row, const float* numbers, int count) {
             const int64_t place = (int64_t)b * m.width + row;
             if (simple) for (int i = 0; i < count; i++) x[place + i] += numbers[i];
             else std::copy_n(numbers, count, to + place);
         });
         pool.meet();
         if (aside || (simple && !m.parallel)) return;
-        each_row(t, [&](int64_t b) {
+        each(s.count, t, [&](int64_t b) {
             float *row = x + b * m.width, *changed = change + b * m.width;
             if (!simple) {
                 normalise(out, changed, changed, m.width);
@@ -227,19 +238,19 @@ class Runner {
         const int E = m.head_dim, q = m.heads * E, kv = m.kv_heads * E, all = q + 2 * kv;
         project(a, m.post ? Norm{} : norm, all, t);
         if (!a.each_head && a.q_norm.kind) {
-            each_row(t, [&](int64_t b) {
+            each(s.count, t, [&](int64_t b) {
                 float* row = qkv + b * all;
                 normalise(a.q_norm, row, row, q);
                 normalise(a.k_norm, row + q, row + q, kv);
             });
             pool.meet();
         }
-        const int column = s.columns - 1, half = m.rotated / 2, per = m.heads / m.kv_heads;
+        const int half = m.rotated / 2, per = m.heads / m.kv_heads;
         const int64_t stride = (int64_t)m.kv_heads * s.capacity * E;  // from a row of the cache to the next
-        // A thread turns the queries and keys of its key-value heads, and attends with them.
-        const Range mine = share(s.rows * m.kv_heads, t, pool.count());
-        for (int at = mine.begin; at < mine.end; at++) {
-            const int64_t b = at / m.kv_heads, group = at % m.kv_heads;
+        // A thread turns the queries and keys of its key-value heads, and attends with them. Threads take
+        // turns: of a prompt, later tokens see more than earlier ones.
+        for (int at = t; at < s.count * m.kv_heads; at += pool.count()) {
+            const int64_t b = at / m.kv_heads, group = at % m.kv_heads, of = row_of(b), column = column_of(b);
             float* row = qkv + b * all;
             float *k = row + q + group * E, *v = k + kv, *queries = row + group * per * E;
             if (a.each_head) {
@@ -247,38 +258,50 @@ class Runner {
                 for (int h = 0; h < per; h++) normalise(a.q_norm, queries + h * E, queries + h * E, E);
             }
             if (a.rotation >= 0) {
-                const int64_t place = ((s.tables_per_row ? b * s.table_length : 0) + s.positions[b]) * half;
+                const int64_t place = ((s.tables_per_row ? of * s.table_length : 0) + s.positions[b]) * half;
                 const float *cosine = s.cosines[a.rotation] + place, *sine = s.sines[a.rotation] + place;
                 turn(k, cosine, sine, half);
                 for (int h = 0; h < per; h++) turn(queries + h * E, cosine, sine, half);
             }
-            const int64_t base = group * s.capacity * E;
-            float *keys = s.keys[index] + base, *values = s.values[index] + base;
-            std::copy_n(k, E, keys + b * stride + (int64_t)column * E);
-            std::copy_n(v, E, values + b * stride + (int64_t)column * E);
-            const int32_t* rows = s.key_rows ? s.key_rows + b * s.capacity : nullptr;
-            if (!rows) { keys += b * stride; values += b * stride; }
-            const int64_t* places = s.key_positions ? s.key_positions + b * s.capacity : nullptr;
-            for (int h = 0; h < per; h++) {
-                const int head = group * per + h;
-                mix(a, queries + h * E, keys, values, rows, stride, s.columns, locals[t].scores.data(), mixed + b * q + head * E, head,
-                    [&](int c) {
-                        const int64_t place = places ? places[c] : c;
-                        return place >= 0 && (!a.window || s.positions[b] - place < a.window);
-                    },
-                    s.bias ? s.bias + ((s.bias_per_row ? b * m.heads : 0) + head) * s.columns : nullptr);
-            }
+            const int64_t to = of * stride + (group * s.capacity + column) * E;
+            std::copy_n(k, E, s.keys[index] + to);
+            std::copy_n(v, E, s.values[index] + to);
+            if (!s.rows) look(a, index, b, group, t);
         }
         pool.meet();
+        if (!s.rows) return;
+        for (int at = t; at < s.count * m.kv_heads; at += pool.count()) look(a, index, at / m.kv_heads, at % m.kv_heads, t);
+        pool.meet();
+    }
+    int64_t row_of(int64_t b) const { return s.rows ? s.rows[b] : b; }
+    int64_t column_of(int64_t b) const { return s.places ? s.places[b] : s.columns - 1; }
+    // The queries of a token and a key-value head look at the cache's keys up to the token's own.
+    void look(const Attention& a, int index, int64_t b, int64_t group, int t) {
+        const int E = m.head_dim, q = m.heads * E, per = m.heads / m.kv_heads, columns = column_of(b) + 1;
+        const int64_t of = row_of(b), stride = (int64_t)m.kv_heads * s.capacity * E, base = group * s.capacity * E;
+        const float* queries = qkv + b * (q + 2 * m.kv_heads * E) + group * per * E;
+        const float *keys = s.keys[index] + base, *values = s.values[index] + base;
+        const int32_t* rows = s.key_rows ? s.key_rows + b * s.capacity : nullptr;
+        if (!rows) { keys += of * stride; values += of * stride; }
+        const int64_t* places = s.key_positions ? s.key_positions + of * s.capacity : nullptr;
+        for (int h = 0; h < per; h++) {
+            const int head = group * per + h;
+            mix(a, queries + h * E, keys, values, rows, stride, columns, locals[t].scores.data(), mixed + b * q + head * E, head,
+                [&](int c) {
+                    const int64_t place = places ? places[c] : c;
+                    return place >= 0 && (!a.window || s.positions[b] - place < a.window);
+                },
+                s.bias ? s.bias + ((s.bias_per_row ? b * m.heads : 0) + head) * s.columns : nullptr);
+        }
     }
     void cross(const Attention& a, const Norm& norm, int index, int t) {
         const int E = m.head_dim, q = m.heads * E;
         project(a, m.post ? Norm{} : norm, q, t);
         if (!a.each_head && a.q_norm.kind) {
-            each_row(t, [&](int64_t b) { normalise(a.q_norm, qkv + b * q, qkv + b * q, q); });
+            each(s.count, t, [&](int64_t b) { normalise(a.q_norm, qkv + b * q, qkv + b * q, q); });
             pool.meet();
         }
-        const Range mine = share(s.rows * m.heads, t, pool.count());
+        const Range mine = share(s.count * m.heads, t, pool.count());
         for (int at = mine.begin; at < mine.end; at++) {
             const int64_t b = at / m.heads, head = at % m.heads, group = head / (m.heads / m.kv_heads);
             float* query = qkv + b * q + head * E;
@@ -290,9 +313,9 @@ class Runner {
         }
         pool.meet();
     }
-    // Queries, or queries, keys and values of all rows, each `width` numbers.
+    // Queries, or queries, keys and values of all tokens, each `width` numbers.
     void project(const Attention& a, const Norm& norm, int width, int t) {
-        multiply(a.qkv, prepare(norm, x, a.qkv, t), t, [&](int b, int row, const float* numbers, int count) {
+        multiply(a.qkv, prepare(norm, x, a.qkv, t, s.count), t, s.count, [&](int b, int row, const float* numbers, int count) {
             std::copy_n(numbers, count, qkv + (int64_t)b * width + row);
         });
         pool.meet();

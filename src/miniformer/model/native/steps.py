@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from miniformer.model.native.engine import Engine
 
 
+_AT_ONCE = 256  # tokens of prompts that go through the layers together
+
+
 class Steps:
     """Steps from one cache on; see `Engine.begin`. With other rows than before new ones are due."""
 
@@ -31,11 +34,14 @@ class Steps:
         self._kept: list[Any] = []
         self._key_rows: Tensor | None = None  # int32 [B, C]: which row has a column's key
         self.step = step = c.Step(
-            rows=cache.batch_size, capacity=cache.capacity, rows_per_source=copies
+            count=cache.batch_size,
+            capacity=cache.capacity,
+            rows_per_source=copies,
+            wanted_count=-1,
         )
         width = 3 * config.d_model + config.ff_width
-        width += 2 * (config.n_heads + config.kv_heads) * config.head_width
-        step.work = self._keep(torch.empty(cache.batch_size * width))
+        self._width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
+        step.work = self._keep(torch.empty(cache.batch_size * self._width))
         step.keys = self._pointers([layer.keys for layer in cache.layers])
         step.values = self._pointers([layer.values for layer in cache.layers])
         if config.position == "rotary":
@@ -53,8 +59,8 @@ class Steps:
         cache, step, engine = self.cache, self.step, self.engine
         config, position = engine.config, engine.stack.position
         rows = cache.batch_size
-        if rows != step.rows:  # else memory would be read that is somebody else's
-            raise ValueError(f"steps begun with {step.rows} rows are asked for {rows}; begin anew")
+        if rows != step.count:  # else memory would be read that is somebody else's
+            raise ValueError(f"steps begun with {step.count} rows are asked for {rows}; begin anew")
         placed = cache.extend(None, 1)  # [B or 1, 1]
         positions, tokens = placed.expand(rows, 1).contiguous(), tokens.contiguous()
         step.columns = cache.stop
@@ -70,11 +76,49 @@ class Steps:
             step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
         logits = torch.empty(rows, config.vocab_size)
         step.logits = logits.data_ptr()
+        self._go(step)
+        cache.end_pass()
+        return logits
+
+    def read(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Reads prompts into a cache that is empty; logits after each, float32 [B, V].
+
+        Padding costs nothing.
+
+        Args:
+            ids: int [B, T].
+            mask: which of it is real, bool [B, T], the last column always; None: all.
+        """
+        cache, config, position = self.cache, self.engine.config, self.engine.stack.position
+        placed = cache.extend(mask, ids.shape[1]).expand(ids.shape)
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        rows, columns = real.nonzero(as_tuple=True)
+        tokens, positions = ids[real], placed[real]
+        vectors = position.vectors(placed)
+        logits = torch.empty(len(ids), config.vocab_size)
+        step, done = type(self.step).from_buffer_copy(self.step), 0
+        work = torch.empty(min(len(tokens), _AT_ONCE) * self._width)
+        step.work, step.columns = work.data_ptr(), cache.stop
+        step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
+        for some in torch.split(torch.arange(len(tokens)), _AT_ONCE):
+            last = (columns[some] == ids.shape[1] - 1).nonzero().flatten()
+            parts = [x[some].contiguous() for x in (tokens, positions, rows, columns)]
+            step.tokens, step.positions, step.rows, step.places = (x.data_ptr() for x in parts)
+            step.count, step.wanted_count, step.wanted = len(some), len(last), last.data_ptr()
+            if vectors is not None:
+                added = vectors.expand(*ids.shape, -1)[real][some].float().contiguous()
+                step.vectors = added.data_ptr()
+            step.logits = logits[done:].data_ptr()
+            self._go(step)
+            done += len(last)
+        cache.end_pass()
+        return logits
+
+    def _go(self, step: Any) -> None:
+        engine = self.engine
         engine.library.engine_step(
             engine.handle, ctypes.addressof(engine.model), ctypes.addressof(step)
         )
-        cache.end_pass()
-        return logits
 
     def exchange(self, rows: Tensor) -> None:
         """Each row goes on from what row `rows` of it, int [B], was, of the same prompt and source.
@@ -82,7 +126,7 @@ class Steps:
         Keys and values stay where they are; only which row has them changes.
         """
         if self._key_rows is None:
-            own = torch.arange(self.step.rows, dtype=torch.int32)
+            own = torch.arange(self.step.count, dtype=torch.int32)
             self._key_rows = own[:, None].repeat(1, self.cache.capacity)
             self.step.key_rows = self._key_rows.data_ptr()
         columns = self._key_rows[:, : self.cache.length]

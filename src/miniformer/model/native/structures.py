@@ -72,9 +72,12 @@ class Step(Structure):
     """What a step reads and writes."""
 
     _fields_: ClassVar[Fields] = [
-        *_fields(c_int32, "rows columns capacity source_columns"),
+        *_fields(c_int32, "count columns capacity source_columns"),
         *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
-        *_fields(c_void_p, "tokens positions key_positions vectors cosines sines bias"),
+        *_fields(c_int32, "wanted_count padding"),
+        *_fields(
+            c_void_p, "tokens positions rows places wanted key_positions vectors cosines sines bias"
+        ),
         *_fields(
             c_void_p, "key_rows keys values source_keys source_values source_mask logits work"
         ),
