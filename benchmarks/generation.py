@@ -4,8 +4,9 @@
 
 A Llama of random weights writes 128 tokens to a prompt of 32, greedily; then 16 prompts of unequal
 lengths; then the first token of a prompt of 512, beside a forward pass. In each round everybody has
-a turn, so that a busy minute hits all alike; figures are medians. What is not installed is left
-out: transformers, and llama_cpp with `--gguf FILE` of the same weights. Beside each figure stands
+a turn, which begins with a text that does not count (a model keeps one form of its weights ready),
+so that a busy minute hits all alike; figures are medians. What is not installed is left
+out: transformers; llama_cpp and gguf, which get the same weights. Beside each figure stands
 the share of the memory's bandwidth at which it reads the weights; that is measured in each round,
 too, by the sum of a large array.
 """
@@ -49,7 +50,7 @@ def bandwidth():
     return max(array.nbytes / seconds(array.sum) for _ in range(5))
 
 
-def hands(model, config, gguf):
+def hands(model, config):
     """Name -> a function that writes to prompts, the tokens it writes, and bytes of weights."""
     weights = config.num_params() - config.vocab_size * config.d_model * (not config.head_tied)
     found = {
@@ -75,18 +76,79 @@ def hands(model, config, gguf):
                 lambda prompts, each=each: by_transformers(each, prompts),
                 weights * BYTES[name],
             )
-    if gguf is not None and importlib.util.find_spec("llama_cpp") is not None:
+    if all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "gguf")):
         import llama_cpp
 
-        for path in gguf:
-            loaded = llama_cpp.Llama(
-                path, n_ctx=1024, verbose=False, n_threads=torch.get_num_threads()
-            )
-            found[f"llama.cpp, {Path(path).stem}"] = (
-                lambda prompts, loaded=loaded: by_llama_cpp(loaded, prompts),
-                Path(path).stat().st_size,
-            )
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in ("F32", "F16", "Q8_0"):
+                path = Path(folder) / f"{kind}.gguf"
+                write_gguf(model, config, path, kind)
+                loaded = llama_cpp.Llama(
+                    str(path), n_ctx=1024, verbose=False, use_mmap=False,
+                    n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
+                )  # fmt: skip
+                size = path.stat().st_size - config.vocab_size * config.d_model * 4 * (
+                    not config.head_tied
+                )
+                found[f"llama.cpp, {kind.lower()}"] = (
+                    lambda prompts, loaded=loaded: by_llama_cpp(loaded, prompts), size,
+                )  # fmt: skip
     return found
+
+
+def write_gguf(model, config, path, kind):
+    """The model as a file for llama.cpp, whose rotary positions turn neighbours."""
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_seq_len)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.n_layers)
+    writer.add_feed_forward_length(config.ff_width)
+    writer.add_head_count(config.n_heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_width)
+    writer.add_rope_freq_base(config.rotary_base)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("no_vocab")
+    quantised = gguf.GGMLQuantizationType[kind]
+
+    def add(name, weight):
+        array = weight.detach().float().numpy()
+        exact = array.ndim == 1 or kind == "F32"
+        to = gguf.GGMLQuantizationType.F32 if exact else quantised
+        writer.add_tensor(name, gguf.quants.quantize(array, to), raw_dtype=to)
+
+    def neighbours(weight):
+        return (
+            weight.view(-1, 2, config.head_width // 2, config.d_model)
+            .transpose(1, 2)
+            .reshape(weight.shape)
+        )
+
+    add("token_embd.weight", model.embedding.weight)
+    add("output_norm.weight", model.final_norm.weight)
+    if not config.head_tied:
+        add("output.weight", model.head.weight)
+    for number, layer in enumerate(model.layers):
+        attention, feed = layer.attention, layer.feed_forward
+        for name, weight in (
+            ("attn_norm", layer.attention_norm.weight),
+            ("attn_q", neighbours(attention.q_proj.weight)),
+            ("attn_k", neighbours(attention.k_proj.weight)),
+            ("attn_v", attention.v_proj.weight),
+            ("attn_output", attention.o_proj.weight),
+            ("ffn_norm", layer.feed_forward_norm.weight),
+            ("ffn_gate", feed.gate_proj.weight),
+            ("ffn_up", feed.up_proj.weight),
+            ("ffn_down", feed.down_proj.weight),
+        ):
+            add(f"blk.{number}.{name}.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def by_transformers(model, prompts):
@@ -112,17 +174,20 @@ def first_token(model):
     """Seconds to the first token of a long prompt, and of a forward pass over it."""
     prompt = torch.randint(0, 8000, (1, 512))
     with torch.inference_mode():
-        return (
-            seconds(lambda: model.generate(prompt, 1, temperature=0)),
-            seconds(lambda: model.logits(model.features(prompt)[:, -1])),
-        )
+        pairs = [
+            (
+                seconds(lambda: model.generate(prompt, 1, temperature=0)),
+                seconds(lambda: model.logits(model.features(prompt)[:, -1])),
+            )
+            for _ in range(6)
+        ]
+    return [statistics.median(each) for each in zip(*pairs[1:], strict=True)]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=sorted(SHAPES), default="14m")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gguf", nargs="*", help="the same weights for llama.cpp")
     parser.add_argument("--save", action="store_true", help="write results/generation.json")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -130,7 +195,7 @@ def main():
     model = Transformer(config).eval()
     single = [torch.randint(0, 8000, (32,)).tolist()]
     ragged = [torch.randint(0, 8000, (8 + 3 * n,)).tolist() for n in range(16)]
-    everybody = hands(model, config, given.gguf)
+    everybody = hands(model, config)
     for write, _ in everybody.values():  # what is compiled or allocated once
         write(single)
     rates = {(name, batch): [] for name in everybody for batch in (1, 16)}
@@ -139,6 +204,7 @@ def main():
         reads.append(bandwidth())
         firsts.append(first_token(model))
         for name, (write, _) in everybody.items():
+            write(single)
             for batch, prompts in ((1, single), (16, ragged)):
                 taken = seconds(partial(write, prompts))
                 rates[name, batch].append(len(prompts) * NEW / taken)
