@@ -40,6 +40,7 @@ SHAPES = {
     "sinks": {"attention_sinks": True, "n_kv_heads": 1, "attention_scale": 0.3},
     "types": {"token_types": 2, "embedding_scale": 2.0, "final_softcap": 9.0},
     "odd": {"head_dim": 5, "d_ff": 37, "n_kv_heads": 2, "position": "learned", "vocab_size": 41},
+    "many": {"vocab_size": 1100},  # rows of a matrix, more than stay in the cache
     "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
 }  # fmt: skip
 GREEDY = GenerationConfig(max_new_tokens=1, temperature=0.0)

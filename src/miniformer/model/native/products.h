@@ -7,8 +7,6 @@
 
 #pragma once
 
-#include <vector>
-
 #include "functions.h"
 
 #if defined(__AVX2__)
@@ -53,9 +51,16 @@ inline Lanes load(const float* from) {
     return found;
 }
 inline Lanes load(const uint16_t* from) {
+#if defined(__AVX512F__)
+    const Words words = (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+#elif defined(__AVX2__)
+    const Words words = (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from));
+#else
     Halves halves;
     std::memcpy(&halves, from, sizeof(halves));
-    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
+    const Words words = __builtin_convertvector(halves, Words);
+#endif
+    return (Lanes)(words << 16);
 }
 // Has a compiler load once what it would rather read again from memory in each operation.
 inline void in_register(Lanes& x) {
@@ -160,24 +165,14 @@ template <class Take> void product(const Linear& w, int begin, int end, const In
     const int tiles = (count + TILE - 1) / TILE;
     const int block = std::max<int64_t>(1, (1 << 15) / (n * PANEL));  // panels that stay in the cache
     float out[TILE * PANEL];
-    thread_local std::vector<float> wide;  // bfloat16 that many tiles read is made float32 once
-    for (int from = begin; from < end; from += block) {
-        Linear now = w;
-        if (w.kind == BF16 && tiles > 2) {
-            wide.resize(block * n * PANEL);
-            const uint16_t* narrow = (const uint16_t*)w.weight + from * n * PANEL;
-            const int64_t all = (std::min(from + block, end) - from) * n * PANEL;
-            for (int64_t i = 0; i < all; i += LANES) store(wide.data() + i, load(narrow + i));
-            now.kind = F32;
-            now.weight = wide.data() - from * n * PANEL;
-        }
+    for (int from = begin; from < end; from += block)
         for (int tile = 0; tile < tiles; tile++) {
             const int first = (int64_t)count * tile / tiles, many = (int64_t)count * (tile + 1) / tiles - first;
             const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP)};
             for (int p = from; p < std::min(from + block, end); p++) {
                 // Each tile fetches its part of the next block, so that none waits for all of it.
-                const int next = (p - from) % tiles == tile && p + block < end && now.kind == w.kind ? p + block : p;
-                panel(now, p, next, some, many, out);
+                const int next = (p - from) % tiles == tile && p + block < end ? p + block : p;
+                panel(w, p, next, some, many, out);
                 for (int b = 0; b < many; b++) {
                     float* numbers = out + b * PANEL;
                     if (w.bias) for (int i = 0; i < PANEL; i++) numbers[i] += w.bias[p * PANEL + i];
@@ -185,7 +180,6 @@ template <class Take> void product(const Linear& w, int begin, int end, const In
                 }
             }
         }
-    }
 }
 
 // The products of one vector with each of n others: out[c] = x * vectors[c], each of some width. Where
