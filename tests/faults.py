@@ -1183,8 +1183,8 @@ FAULTS = [
     ),
     Fault(
         "the harness is told that any answer is greedy", "interop/lm_eval.py",
-        "all(each.first)",
-        "any(each.first) or True",
+        "all(each.greedy)",
+        "any(each.greedy) or True",
         "tests/unit/test_lm_eval.py -k whether_it_is_greedy",
     ),
     Fault(

@@ -45,15 +45,24 @@ def run_command(
     Returns:
         The exit code: what `run` returns, 2 after a user's mistake, 130 after Ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
+    words = sys.argv[1:] if arguments is None else arguments
+
+    def parse_and_run() -> int:
         with _told_warnings():
             try:
-                values = parser.parse_args(arguments, defaults=defaults).as_dict()
+                values = parser.parse_args(words, defaults=defaults).as_dict()
             except jsonargparse.ArgumentError as error:
-                raise UserError(_plain(str(error), parser, arguments)) from None
+                raise UserError(_plain(str(error), parser, words)) from None
             values.pop("config", None)
             return run(values)
+
+    return exit_code(parse_and_run)
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What `run` returns; 2 after a user's mistake, which is told, and 130 after Ctrl-C."""
+    try:
+        return run()
     except UserError as error:
         print(f"miniformer: error: {error}", file=sys.stderr)
         return 2

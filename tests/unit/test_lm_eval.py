@@ -121,6 +121,17 @@ def test_mistakes(adapter, tmp_path):
         adapter.Evaluated(m)
 
 
+def test_a_mistake_is_one_message_of_its_command(adapter, monkeypatch, capsys):
+    def refuse():
+        raise UserError("nowhere: no such model directory")
+
+    harness = types.ModuleType("lm_eval.__main__")
+    harness.cli_evaluate = refuse
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", harness)
+    assert adapter.main() == 2
+    assert capsys.readouterr().err == "miniformer: error: nowhere: no such model directory\n"
+
+
 @pytest.mark.skipif(not PRESENT, reason="needs the extra lm-eval")
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_measures_a_model_directory(tmp_path, adapter):

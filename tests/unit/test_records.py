@@ -64,6 +64,7 @@ def test_a_text_file_is_one_record(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (b'{"text": "a\tb"}', "not JSON: Invalid control character at column 12; each line"),
         (b'{"text": "a"', "not JSON"),
         (b'{"txt": "a"}', "the record has no 'text' (it has 'txt'); add that field"),
         (b'{"text": 7}', "'text' must be a string, not an integer"),

@@ -48,7 +48,8 @@ def parse_line(raw: bytes, checks: Mapping[str, Check]) -> Record:
     except json.JSONDecodeError as error:
         cut_off = "" if raw.endswith(b"\n") else "; the file may be cut off"
         raise Flaw(
-            f"not JSON: {error.msg} at column {error.colno}; each line is one object{cut_off}"
+            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; "
+            f"each line is one object{cut_off}"
         ) from None
     except ValueError:  # Python refuses to convert so many digits
         raise Flaw("an integer has too many digits to be read; write it as a string") from None

@@ -18,6 +18,7 @@ import torch
 from rich.progress import track
 
 from miniformer.checkpoint.pipeline import Pipeline, load
+from miniformer.command import exit_code
 from miniformer.config import UserError
 from miniformer.model.transformer import Transformer
 
@@ -75,7 +76,7 @@ class Evaluated(LM):  # type: ignore[misc]
             context, text = request.args
             kept = context.rstrip(" ")
             asked.append((kept, context[len(kept) :] + text))
-        return [(each.total, all(each.first)) for each in self._score(asked, disable_tqdm)]
+        return [(each.total, all(each.greedy)) for each in self._score(asked, disable_tqdm)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -133,12 +134,7 @@ def main() -> int:
     """The harness's own command, which now knows the model; returns its exit code."""
     from lm_eval.__main__ import cli_evaluate
 
-    try:
-        cli_evaluate()
-    except UserError as error:
-        print(f"miniformer: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: cli_evaluate() or 0)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,12 @@ class Scored:
     Args:
         tokens: its token ids.
         log_p: the log-probability of each, in nats, given those before it.
-        first: whether each is the likeliest of all there, that greedy decoding would choose.
+        greedy: whether each is the likeliest of all there, that greedy decoding would choose.
     """
 
     tokens: list[int]
     log_p: list[float]
-    first: list[bool]
+    greedy: list[bool]
 
     @property
     def total(self) -> float:
@@ -101,7 +101,7 @@ def score(
     for number, begin in sorted(scored):
         found[number] += scored[number, begin]
     return [
-        Scored([*text], [log_p for log_p, _ in each], [first for _, first in each])
+        Scored([*text], [log_p for log_p, _ in each], [greedy for _, greedy in each])
         for text, each in zip(texts, found, strict=True)
     ]
 

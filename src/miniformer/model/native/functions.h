@@ -49,14 +49,14 @@ void activate(int kind, float* x, int n) {
     }
 }
 
-// Whether a number is infinite or none. Compilers that may reorder sums see through x - x.
-inline bool strange(float x) {
+// Whether a number is infinite or NaN. Compilers that may reorder sums see through x - x.
+inline bool not_finite(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, 4);
     return (bits & 0x7f800000) == 0x7f800000;
 }
 
-// Numbers in int8 with a scale for each GROUP of them; a group with a strange one becomes NaN.
+// Numbers in int8 with a scale for each GROUP of them; a group with one that is not finite becomes NaN.
 void quantise(const float* x, int64_t n, int8_t* q, float* scales) {
     for (int64_t g = 0; g < n / GROUP; g++, x += GROUP, q += GROUP) {
         float most[8] = {};
@@ -66,7 +66,7 @@ void quantise(const float* x, int64_t n, int8_t* q, float* scales) {
                 const float size = std::fabs(x[i + j]);
                 most[j] = size > most[j] ? size : most[j];
             }
-        for (int i = 0; i < GROUP; i++) any |= strange(x[i]);
+        for (int i = 0; i < GROUP; i++) any |= not_finite(x[i]);
         const float all = *std::max_element(most, most + 8), back = all > 0 && !any ? 127.0f / all : 0.0f;
         scales[g] = any ? NAN : all / 127.0f;
         for (int i = 0; i < GROUP; i++) q[i] = (int8_t)(int32_t)std::nearbyint(any ? 1.0f : x[i] * back);
