@@ -38,7 +38,7 @@ from miniformer.training.rows import append_row
 from miniformer.training.run_state import KeepState
 
 SKIPPED = 10  # steps at the start that do not count
-SIZES = {"1M": (128, 5, 400), "10M": (448, 4, 150)}  # width, layers, steps
+SIZES = {"1M": (128, 5, 400), "10M": (448, 4, 500)}  # width, layers, steps
 
 
 def loader_of(config, seq_len, batch_size):
