@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 SHARE = 0.7
-RATES = {"adamw": (1e-3, 2e-3, 4e-3), "muon": (5e-3, 1e-2, 2e-2)}
+RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)}
 SHAPE = {"d_model": 128, "n_heads": 4, "dropout": 0.0, "max_seq_len": 128}
 TEXT = {
     "steps": 2000, "files": ("train.txt", "val.txt"), "model": {**SHAPE, "n_layers": 4},

@@ -22,7 +22,7 @@ from miniformer.config import UserError
 from miniformer.model.cache import KVCache
 from miniformer.model.native import structures as c
 from miniformer.model.native.build import NoKernels, library
-from miniformer.model.native.panels import HALF, PANEL, in_turns, panels, up_to
+from miniformer.model.native.panels import PANEL, in_turns, panels, up_to
 from miniformer.model.native.steps import Steps
 from miniformer.model.native.threads import one_thread
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
@@ -236,8 +236,8 @@ class Engine:
             made.kind, weight = 1, panels(weight.bfloat16(), PANEL)
         elif self.weights == "int8" and columns % _GROUP == 0:  # else it stays as it is
             small, scales = self._quantised(weight)
-            made.kind, weight = 2, panels(small.view(len(small), -1, 4), HALF)
-            made.scales = self._keep(panels(scales, HALF))
+            made.kind, weight = 2, panels(small.view(len(small), -1, 4), PANEL)
+            made.scales = self._keep(panels(scales, PANEL))
         else:
             weight = panels(weight, PANEL)
         made.weight = self._keep(weight)

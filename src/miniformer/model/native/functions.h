@@ -56,8 +56,9 @@ inline bool not_finite(float x) {
     return (bits & 0x7f800000) == 0x7f800000;
 }
 
-// Numbers in int8 with a scale for each GROUP of them; a group with one that is not finite becomes NaN.
-void quantise(const float* x, int64_t n, int8_t* q, float* scales) {
+// Numbers in int8 with a scale for each GROUP of them; a group with one that is not finite becomes NaN. Where shifts
+// are wanted: -128 times the sum of each group.
+void quantise(const float* x, int64_t n, int8_t* q, float* scales, int32_t* shifts = nullptr) {
     for (int64_t g = 0; g < n / GROUP; g++, x += GROUP, q += GROUP) {
         float most[8] = {};
         int any = 0;
@@ -70,6 +71,9 @@ void quantise(const float* x, int64_t n, int8_t* q, float* scales) {
         const float all = *std::max_element(most, most + 8), back = all > 0 && !any ? 127.0f / all : 0.0f;
         scales[g] = any ? NAN : all / 127.0f;
         for (int i = 0; i < GROUP; i++) q[i] = (int8_t)(int32_t)std::nearbyint(any ? 1.0f : x[i] * back);
+        if (!shifts) continue;
+        shifts[g] = 0;
+        for (int i = 0; i < GROUP; i++) shifts[g] -= 128 * q[i];
     }
 }
 

@@ -99,8 +99,11 @@ void turn(float* x, const float* cosine, const float* sine, int half) {
 struct Prepared {
     std::vector<float> x, scales;
     std::vector<int8_t> q;
+    std::vector<int32_t> shifts;
     void fit(size_t rows, size_t n) {
-        if (x.size() < rows * n) { x.resize(rows * n); q.resize(rows * n); scales.resize(rows * (n / GROUP + 1)); }
+        if (x.size() >= rows * n) return;
+        x.resize(rows * n); q.resize(rows * n);
+        scales.resize(rows * (n / GROUP + 1)); shifts.resize(scales.size());
     }
 };
 
@@ -176,16 +179,18 @@ class Runner {
             float* row = to.x.data() + b * n;
             if (!as_is) normalise(norm, from + b * n, row, n);
             if (scale != 1) for (int i = 0; i < n; i++) row[i] *= scale;
-            if (w.kind == INT8) quantise(as_is ? from + b * n : row, n, to.q.data() + b * n, to.scales.data() + b * (n / GROUP));
+            if (w.kind != INT8) return;
+            const int64_t group = b * (n / GROUP);
+            quantise(as_is ? from + b * n : row, n, to.q.data() + b * n, to.scales.data() + group, to.shifts.data() + group);
         };
-        if (as_is && w.kind != INT8) return {from, nullptr, nullptr};
+        if (as_is && w.kind != INT8) return {from, nullptr, nullptr, nullptr};
         if (together) {
             each(count, t, one);
             pool.meet();
         } else {
             for (int b = 0; b < count; b++) one(b);
         }
-        return {as_is ? from : to.x.data(), to.q.data(), to.scales.data()};
+        return {as_is ? from : to.x.data(), to.q.data(), to.scales.data(), to.shifts.data()};
     }
     template <class Take> void multiply(const Linear& w, const Input& in, int t, int count, Take&& take) {
         const Range mine = share(w.panels(), t, pool.count());

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-PANEL, HALF = 16, 8  # rows whose numbers lie side by side; of int8, and of gate and up
+PANEL, HALF = 16, 8  # rows whose numbers lie side by side; rows of gate and of up in turns
 
 
 def up_to(rows: Tensor, multiple: int) -> Tensor:

@@ -22,7 +22,7 @@ constexpr int LANES = 8, TILE = 6;
 #else
 constexpr int LANES = 4, TILE = 5;
 #endif
-constexpr int PANEL = 16, HALF = 8;
+constexpr int PANEL = 16, HALF = PANEL / 2;
 
 typedef float Lanes __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
@@ -32,8 +32,8 @@ enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2 };
 
 struct Linear {
     int32_t kind, rows, columns, padding;
-    const void* weight;   // of each panel: [columns, PANEL]; int8: [2, columns / 4, HALF, 4]
-    const float* scales;  // int8, of each panel: [2, columns / GROUP, HALF]
+    const void* weight;   // of each panel: [columns, PANEL]; int8: [columns / 4, PANEL, 4]
+    const float* scales;  // int8, of each panel: [columns / GROUP, PANEL]
     const float* bias;    // [rows, up to whole panels]; null: none
     int panels() const { return (rows + PANEL - 1) / PANEL; }
 };
@@ -43,6 +43,7 @@ struct Input {
     const float* x;
     const int8_t* q;
     const float* scales;
+    const int32_t* shifts;  // -128 times the sum of a group
 };
 
 inline Lanes load(const float* from) {
@@ -74,7 +75,7 @@ inline void store(float* to, Lanes what) { std::memcpy(to, &what, sizeof(what));
 
 // A panel by N inputs of n numbers: out[N, PANEL]. Meanwhile `next` is brought nearer, another panel.
 template <int N, class W> void panel(const W* w, const W* next, const float* x, int n, float* out) {
-    constexpr int PARTS = PANEL / LANES, TURNS = N * PARTS < 8 ? 2 : 1;  // enough sums under way
+    constexpr int PARTS = PANEL / LANES, TURNS = N * PARTS < 3 ? 4 : N * PARTS < 8 ? 2 : 1;  // enough sums under way
     Lanes sums[TURNS][N][PARTS] = {};
     int i = 0;
     for (; i + TURNS <= n; i += TURNS)
@@ -98,11 +99,41 @@ template <int N, class W> void panel(const W* w, const W* next, const float* x, 
         }
 }
 
+#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
+// The same of int8: integers are added up within a group, and then scaled. Bytes are multiplied unsigned by signed,
+// so that weights are shifted up by 128, and sums down by as much.
+template <int N> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    const int groups = n / GROUP;
+    const __m512i top = _mm512_set1_epi8(-128);
+    __m512 sums[N];
+    for (int b = 0; b < N; b++) sums[b] = _mm512_setzero_ps();
+    for (int g = 0; g < groups; g++) {
+        __m512i whole[N];
+        for (int b = 0; b < N; b++) whole[b] = _mm512_set1_epi32(in.shifts[b * groups + g]);
+        const __m512i* rows = (const __m512i*)w + g * (GROUP / 4);
+        const int8_t* x = in.q + g * GROUP;
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP / 4; i++) {
+            const __m512i shifted = _mm512_xor_si512(_mm512_loadu_si512(rows + i), top);
+#pragma GCC unroll 16
+            for (int b = 0; b < N; b++) {
+                int32_t four;
+                std::memcpy(&four, x + (int64_t)b * n + i * 4, 4);
+                whole[b] = _mm512_dpbusd_epi32(whole[b], shifted, _mm512_set1_epi32(four));
+            }
+        }
+        const __m512 scale = _mm512_loadu_ps(scales + g * PANEL);
+        for (int b = 0; b < N; b++)
+            sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[b]), _mm512_mul_ps(scale, _mm512_set1_ps(in.scales[b * groups + g])), sums[b]);
+    }
+    for (int b = 0; b < N; b++) _mm512_storeu_ps(out + b * PANEL, sums[b]);
+}
+#else
 #if defined(__AVX2__)
 // sums + the products of four bytes each; bytes are multiplied unsigned by signed.
 inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-    return _mm256_dpbusd_epi32(sums, sizes, x);
+#if defined(__AVXVNNI__)
+    return _mm256_dpbusd_avx_epi32(sums, sizes, x);
 #else
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, x), _mm256_set1_epi16(1)));
 #endif
@@ -112,42 +143,43 @@ inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
 // The same of int8: integers are added up within a group, and then scaled.
 template <int N> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
     const int groups = n / GROUP;
-    for (int half = 0; half < PANEL / HALF; half++, w += HALF * n, scales += HALF * groups) {
 #if defined(__AVX2__)
-        __m256 sums[N];
-        for (int b = 0; b < N; b++) sums[b] = _mm256_setzero_ps();
-        for (int g = 0; g < groups; g++) {
-            __m256i whole[N];
-            for (int b = 0; b < N; b++) whole[b] = _mm256_setzero_si256();
-            for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4) {
-                const __m256i rows = _mm256_loadu_si256((const __m256i*)(w + i * HALF)), sizes = _mm256_abs_epi8(rows);
+    constexpr int PARTS = PANEL / 8;
+    __m256 sums[PARTS][N] = {};
+    for (int g = 0; g < groups; g++)
+        for (int p = 0; p < PARTS; p++) {
+            __m256i whole[N] = {};
+            const __m256i* rows = (const __m256i*)w + g * (GROUP / 4) * PARTS + p;
+            for (int i = 0; i < GROUP / 4; i++, rows += PARTS) {
+                const __m256i row = _mm256_loadu_si256(rows), sizes = _mm256_abs_epi8(row);
                 for (int b = 0; b < N; b++) {
                     int32_t four;
-                    std::memcpy(&four, in.q + (int64_t)b * n + i, 4);
+                    std::memcpy(&four, in.q + (int64_t)b * n + g * GROUP + i * 4, 4);
                     // |w| * (x with the sign of w)
-                    whole[b] = add_products(whole[b], sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), rows));
+                    whole[b] = add_products(whole[b], sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), row));
                 }
             }
-            const __m256 scale = _mm256_loadu_ps(scales + g * HALF);
+            const __m256 scale = _mm256_loadu_ps(scales + g * PANEL + p * 8);
             for (int b = 0; b < N; b++)
-                sums[b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[b]), _mm256_mul_ps(scale, _mm256_set1_ps(in.scales[b * groups + g])), sums[b]);
+                sums[p][b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[b]), _mm256_mul_ps(scale, _mm256_set1_ps(in.scales[b * groups + g])), sums[p][b]);
         }
-        for (int b = 0; b < N; b++) _mm256_storeu_ps(out + b * PANEL + half * HALF, sums[b]);
+    for (int b = 0; b < N; b++)
+        for (int p = 0; p < PARTS; p++) _mm256_storeu_ps(out + b * PANEL + p * 8, sums[p][b]);
 #else
-        for (int b = 0; b < N; b++) {
-            float sums[HALF] = {};
-            for (int g = 0; g < groups; g++) {
-                int32_t whole[HALF] = {};
-                for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4)
-                    for (int r = 0; r < HALF; r++)
-                        for (int k = 0; k < 4; k++) whole[r] += (int32_t)w[i * HALF + r * 4 + k] * in.q[(int64_t)b * n + i + k];
-                for (int r = 0; r < HALF; r++) sums[r] += (float)whole[r] * scales[g * HALF + r] * in.scales[b * groups + g];
-            }
-            std::memcpy(out + b * PANEL + half * HALF, sums, sizeof(sums));
+    for (int b = 0; b < N; b++) {
+        float sums[PANEL] = {};
+        for (int g = 0; g < groups; g++) {
+            int32_t whole[PANEL] = {};
+            for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4)
+                for (int r = 0; r < PANEL; r++)
+                    for (int k = 0; k < 4; k++) whole[r] += (int32_t)w[i * PANEL + r * 4 + k] * in.q[(int64_t)b * n + i + k];
+            for (int r = 0; r < PANEL; r++) sums[r] += (float)whole[r] * scales[g * PANEL + r] * in.scales[b * groups + g];
         }
-#endif
+        std::memcpy(out + b * PANEL, sums, sizeof(sums));
     }
+#endif
 }
+#endif
 
 // Panel number p by `count` inputs, at most TILE, of which `in` is the first: out[count, PANEL].
 template <int N = TILE> void panel(const Linear& w, int p, int next, const Input& in, int count, float* out) {
@@ -168,7 +200,7 @@ template <class Take> void product(const Linear& w, int begin, int end, const In
     for (int from = begin; from < end; from += block)
         for (int tile = 0; tile < tiles; tile++) {
             const int first = (int64_t)count * tile / tiles, many = (int64_t)count * (tile + 1) / tiles - first;
-            const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP)};
+            const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP), in.shifts + first * (n / GROUP)};
             for (int p = from; p < std::min(from + block, end); p++) {
                 // Each tile fetches its part of the next block, so that none waits for all of it.
                 const int next = (p - from) % tiles == tile && p + block < end ? p + block : p;
