@@ -34,7 +34,7 @@ SHAPES = {
 }
 COMMON = {"causal": True, "norm": "rmsnorm", "activation": "swiglu", "bias": False,
           "dropout": 0.0, "norm_eps": 1e-5, "max_seq_len": 1024}  # fmt: skip
-BYTES = {"float32": 4.0, "bf16": 2.0, "int8": 1.125}
+BYTES = {"float32": 4.0, "bf16": 2.0}
 NEW = 128
 
 
@@ -56,9 +56,9 @@ def hands(model, config):
     found = {
         f"miniformer, {kind}": (
             lambda prompts, kind=kind: model.generate(prompts, NEW, temperature=0, weights=kind),
-            weights * size,
+            model.engine(kind).nbytes,
         )
-        for kind, size in BYTES.items()
+        for kind in ("float32", "bf16", "int8", "int4")
     }
     if importlib.util.find_spec("transformers") is not None:
         import transformers

@@ -47,7 +47,7 @@ def main():
     ids = ids[: len(ids) // width * width].view(-1, width)[: given.rows]
     whole = None
     rows = []
-    for kind in ("float32", "bf16", "int8"):
+    for kind in ("float32", "bf16", "int8", "int4"):
         found = loss(model, ids, kind)
         whole = found if whole is None else whole
         rows.append({"weights": kind, "loss": round(found, 5), "more": round(found / whole - 1, 6)})

@@ -1242,14 +1242,24 @@ FAULTS = [
         "tests/unit/test_native.py -k 'llama and ragged'",
     ),
     Fault(
-        "the sign of an int8 weight is lost", "model/native/products.h",
-        "_mm256_sign_epi8(_mm256_set1_epi32(four), rows)", "_mm256_set1_epi32(four)",
+        "sums of unsigned weights are taken up, not down", "model/native/functions.h",
+        "shifts[g] -= 128 * q[i]", "shifts[g] += 128 * q[i]",
         "tests/unit/test_native.py -k smaller_weights",
     ),
     Fault(
         "rows that go through a matrix together have one scale", "model/native/products.h",
-        "_mm256_set1_ps(in.scales[b * groups + g])", "_mm256_set1_ps(in.scales[g])",
+        "in.scales + first * (n / GROUP)", "in.scales",
         "tests/unit/test_native.py -k rows_together",
+    ),
+    Fault(
+        "four bits have no -8", "model/native/panels.py",
+        "clamp(-8, 7)", "clamp(-7, 7)",
+        "tests/unit/test_native.py -k four_bits",
+    ),
+    Fault(
+        "the last of the scales that are tried is taken", "model/native/panels.py",
+        "torch.where(better, tried, best)", "tried",
+        "tests/unit/test_native.py -k four_bits",
     ),
     Fault(
         "of a matrix's columns an odd one is left out", "model/native/products.h",
@@ -1328,17 +1338,27 @@ FAULTS = [
         "tests/unit/test_native.py -k follow",
     ),
     Fault(
+        "more threads are taken for faster", "model/native/tuning.py",
+        "min(duel.many_took) <= min(duel.few_took)", "duel.many_took",
+        "tests/unit/test_native.py -k threads_are_as_many",
+    ),
+    Fault(
+        "a choice of threads is for ever", "model/native/tuning.py",
+        "duel.left -= 1", "pass",
+        "tests/unit/test_native.py -k threads_are_as_many",
+    ),
+    Fault(
         "an engine keeps its model", "model/native/engine.py",
         "self._stack = weakref.ref(stack)", "self._stack = lambda: stack",
         "tests/unit/test_native.py -k goes_with",
     ),
     Fault(
-        "text that is written is of no type", "model/native/engine.py",
+        "text that is written is of no type", "model/native/weights.py",
         "vectors, scale = vectors * scale + kinds.weight[0], 1.0", "pass",
         "tests/unit/test_native.py -k types",
     ),
     Fault(
-        "hooks are passed over", "model/native/engine.py",
+        "hooks are passed over", "model/native/weights.py",
         "if module._forward_hooks or module._forward_pre_hooks:", "if False:",
         "tests/unit/test_native.py -k 'left_to_the_model'",
     ),

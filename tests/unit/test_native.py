@@ -19,7 +19,10 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.decoding import Begun
 from miniformer.generation.generate import Start, write
 from miniformer.model.native import build, engine
-from miniformer.model.native.engine import Engine, NoKernelsWarning, why_not
+from miniformer.model.native.engine import Engine, NoKernelsWarning
+from miniformer.model.native.panels import in_four_bits
+from miniformer.model.native.tuning import Tuning
+from miniformer.model.native.weights import why_not
 from tests.kit import run_python, tiny_model
 
 SHAPES = {
@@ -115,7 +118,7 @@ def test_a_prompt_of_more_tokens_than_are_read_at_once():
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 30])
-@pytest.mark.parametrize("weights", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("weights", ["float32", "bf16", "int8", "int4"])
 def test_rows_together_are_rows_alone(weights, rows):
     """As many rows go through a matrix at once as there are registers for; each as if alone."""
     model = tiny_model(d_model=64, d_ff=96, vocab_size=700, **SHAPES["llama"])  # two blocks
@@ -200,6 +203,42 @@ def test_sources_are_shared_by_all_that_is_written_to_them(options, monkeypatch)
     assert model.generate(sources, 20, **more) == fast
 
 
+@given(st.integers(1, 64), st.integers(1, 64))
+@settings(max_examples=30, deadline=None)
+def test_threads_are_as_many_as_are_fastest(most, fastest):
+    """Of halves of what there may be; each third step is disturbed; then it is another machine."""
+    tuning = Tuning(most)
+    halves = [most]
+    while halves[-1] > 1:
+        halves.append(halves[-1] // 2)
+
+    def steps(count, best):
+        for step in range(count):
+            threads = tuning.threads(3)
+            assert threads in halves
+            yield threads
+            took = 1 + abs(math.log(threads / best))
+            tuning.took(3, threads, took * (9 if step % 3 == 0 else 1))
+
+    for best in (fastest, most + 1 - min(fastest, most)):
+        off = {threads: abs(math.log(threads / best)) for threads in halves}
+        found = list(steps(1150, best))[-40:]
+        assert {off[threads] for threads in found} == {min(off.values())}
+
+
+def test_a_number_of_threads_is_measured_while_texts_are_written():
+    model = tiny_model()
+    kernels = Engine(model, threads=2)
+    with torch.inference_mode():
+        steps = kernels.begin(model.new_cache(1, 30, "full"))
+        logits = [steps(torch.tensor([3])) for _ in range(20)]
+        alone = Engine(model, threads=1).begin(model.new_cache(1, 30, "full"))
+        for each in logits:  # whoever takes a part of a step: the same bits
+            torch.testing.assert_close(alone(torch.tensor([3])), each, rtol=0, atol=0)
+    assert set(kernels._pools) == {1, 2}
+    assert kernels.tuning._duels[1].chosen in (1, 2)
+
+
 def test_what_is_done_between_steps_leaves_their_cores_alone():
     model, ids = tiny_model(), torch.randint(0, 31, (2, 5))
     torch.set_num_threads(2)
@@ -240,7 +279,7 @@ def rounded(model, weights):
     """The model with the weights of products as the kernels keep them."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear) and module.weight is not copied.head.weight:
             with torch.no_grad():
                 module.weight.copy_(as_kept(module.weight, weights))
     return copied
@@ -250,18 +289,22 @@ def as_kept(weight, weights):
     if weights == "bf16":
         return weight.bfloat16().float()
     groups = weight.unflatten(1, (-1, 32))
+    if weights == "int4":
+        bytes_, scales = in_four_bits(weight, 32)
+        halves = torch.stack([bytes_ % 16, bytes_ // 16], 2).flatten(1).unflatten(1, (-1, 32))
+        return ((halves.float() - 8) * scales[..., None]).flatten(1)
     scale = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / scale).round() * scale).flatten(1)
 
 
-@pytest.mark.parametrize("weights", ["bf16", "int8"])
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_smaller_weights_are_what_they_say(weights):
-    """bf16: the rounded weights exactly. int8: inputs are rounded too, by 1/254 of the largest."""
+    """bf16: the rounded weights exactly. Else inputs are rounded too, by 1/254 of the largest."""
     torch.manual_seed(0)
     shape = {"d_model": 64, "n_heads": 4, "d_ff": 96, "tie_embeddings": False, "norm": "rmsnorm"}
     model = tiny_model(**shape)
     with torch.no_grad():
-        model.head.weight.copy_(as_kept(model.head.weight, weights))
+        model.head.weight.copy_(as_kept(model.head.weight, weights.replace("int4", "int8")))
     near = rounded(model, weights)
     torch.manual_seed(1)
     exact = [theirs for _, theirs in steps_of(near, weights="float32")]
@@ -273,7 +316,7 @@ def test_smaller_weights_are_what_they_say(weights):
     error = (torch.stack(ours) - torch.stack(exact)).abs().max() / spread
     assert error < (1e-4 if weights == "bf16" else 0.12)
     off = (torch.stack(ours) - torch.stack(whole)).pow(2).mean().sqrt() / spread
-    assert off < (0.02 if weights == "bf16" else 0.06)
+    assert off < {"bf16": 0.02, "int8": 0.06, "int4": 0.5}[weights]
     assert off > 1e-4  # they are not the weights as they were
 
 
@@ -288,6 +331,24 @@ def test_int8_products_are_those_of_integers():
     torch.testing.assert_close(scales, wanted)
     torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / wanted[:, None]).round())
     assert q.abs().max() == 127
+
+
+def test_four_bits_are_nearer_than_plain_rounding():
+    """Beside a scale that makes a group's largest magnitude 7; and where nothing is to round."""
+    torch.manual_seed(0)
+    weight = torch.randn(40, 96)
+    groups = weight.unflatten(1, (-1, 32))
+    plain = groups.abs().amax(-1, keepdim=True) / 7
+    plainly = (groups / plain).round() * plain
+    kept = as_kept(weight, "int4").view_as(groups)
+    errors = [(x - groups).square().sum(-1) for x in (kept, plainly)]
+    assert (errors[0] <= errors[1] + 1e-6).all()
+    assert errors[0].mean() < 0.8 * errors[1].mean()
+    exact = torch.arange(-8.0, 8).repeat(2)[None] * 0.25
+    torch.testing.assert_close(as_kept(exact, "int4"), exact)
+    assert (as_kept(torch.zeros(1, 32), "int4") == 0).all()
+    exact[0, 5] = torch.inf
+    assert as_kept(exact, "int4").isnan().all()
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 0}, {"num_beams": 3}])

@@ -42,7 +42,7 @@ class GenerationConfig(StrictConfig):
         choices: texts of which an answer is one.
         json_schema: a JSON schema that an answer keeps to.
         weights: how a model's weights are read while it writes on a CPU: float32 as they are, bf16,
-            or int8 with a scale for each 32; fewer bytes are read in less time.
+            or int8 or int4 with a scale for each 32; fewer bytes are read in less time.
         seed: makes sampling repeatable; null: a new draw each time.
         num_return_sequences: continuations of each prompt; of a beam search its best ones.
         num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
@@ -73,7 +73,7 @@ class GenerationConfig(StrictConfig):
     regex: str | None = None
     choices: list[str] | None = None
     json_schema: dict[str, Any] | None = None
-    weights: str = option("float32", choices=("float32", "bf16", "int8"))
+    weights: str = option("float32", choices=("float32", "bf16", "int8", "int4"))
     seed: int | None = option(None, low=0, high=2**63 - 1)
     num_return_sequences: int = option(1, low=1)
     num_beams: int = option(1, low=1)

@@ -2,6 +2,8 @@
 
 build.py         finds a compiler, compiles kernels.cpp, keeps the result
 structures.py    what Python and C++ tell each other, field for field
-engine.py        a model's weights as the kernels read them, and a step
+weights.py       a model's weights as the kernels read them, in panels.py's order
+engine.py        what takes the steps, with as many threads as tuning.py finds fastest
+steps.py         steps and prompts of one cache
 threads.py       PyTorch's own threads, kept out of the way
 """

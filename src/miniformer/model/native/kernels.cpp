@@ -179,11 +179,11 @@ class Runner {
             float* row = to.x.data() + b * n;
             if (!as_is) normalise(norm, from + b * n, row, n);
             if (scale != 1) for (int i = 0; i < n; i++) row[i] *= scale;
-            if (w.kind != INT8) return;
+            if (w.kind < INT8) return;
             const int64_t group = b * (n / GROUP);
             quantise(as_is ? from + b * n : row, n, to.q.data() + b * n, to.scales.data() + group, to.shifts.data() + group);
         };
-        if (as_is && w.kind != INT8) return {from, nullptr, nullptr, nullptr};
+        if (as_is && w.kind < INT8) return {from, nullptr, nullptr, nullptr};
         if (together) {
             each(count, t, one);
             pool.meet();

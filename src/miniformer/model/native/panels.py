@@ -27,3 +27,35 @@ def in_turns(parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
     eights = [up_to(part.detach(), HALF).view(-1, HALF, part.shape[1]) for part in parts]
     return torch.stack(eights, 1).flatten(0, 2)
+
+
+def in_four_bits(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Numbers as integers from -8 to 7, 8 up, two in a byte, and their scales.
+
+    Of the scales that make a group's largest magnitude -8, or a little more than that, each group
+    has the one that leaves the least squared error.
+
+    Args:
+        weight: float [rows, columns].
+        group: columns that share a scale; they are a multiple of it, and it of 8.
+
+    Returns:
+        uint8 [rows, columns / 8, 4]: below the first four of eight columns, above the others; and
+        float32 [rows, columns / group].
+    """
+    groups = weight.float().view(len(weight), -1, group)
+    most = groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
+    best = most / -8
+    least = torch.full_like(most, torch.inf)
+    for whole in (-8.0, -7.6, -7.2, -6.8, 7.0):
+        tried = most / whole
+        error = (groups - tried * _fours(groups, tried)).square().sum(-1, keepdim=True)
+        better = error < least
+        least, best = torch.where(better, error, least), torch.where(better, tried, best)
+    scales = torch.where(groups.isfinite().all(-1, keepdim=True), best, torch.nan)
+    fours = (_fours(groups, best) + 8).to(torch.uint8).view(len(weight), -1, 2, 4)
+    return fours[:, :, 0] | fours[:, :, 1] << 4, scales[..., 0]
+
+
+def _fours(groups: Tensor, scales: Tensor) -> Tensor:
+    return (groups / scales).nan_to_num().round().clamp(-8, 7)

@@ -28,17 +28,18 @@ typedef float Lanes __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
 typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
 
-enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2 };
+enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 
 struct Linear {
     int32_t kind, rows, columns, padding;
-    const void* weight;   // of each panel: [columns, PANEL]; int8: [columns / 4, PANEL, 4]
-    const float* scales;  // int8, of each panel: [columns / GROUP, PANEL]
+    const void* weight;   // of each panel: [columns, PANEL]; int8: [columns / 4, PANEL, 4]; int4: [columns / 8, PANEL, 4],
+                          // bytes of two numbers, each 8 up: below of the first four columns, above of the next
+    const float* scales;  // int8 and int4, of each panel: [columns / GROUP, PANEL]
     const float* bias;    // [rows, up to whole panels]; null: none
     int panels() const { return (rows + PANEL - 1) / PANEL; }
 };
 
-// Inputs of a product: as they are, and for int8 weights in int8 with a scale for each GROUP.
+// Inputs of a product: as they are, and for int8 and int4 weights in int8 with a scale for each GROUP.
 struct Input {
     const float* x;
     const int8_t* q;
@@ -99,27 +100,30 @@ template <int N, class W> void panel(const W* w, const W* next, const float* x, 
         }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512VL__)
-// The same of int8: integers are added up within a group, and then scaled. Bytes are multiplied unsigned by signed,
-// so that weights are shifted up by 128, and sums down by as much.
-template <int N> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+// The same of int8 or int4: integers are added up within a group, and then scaled. Bytes are multiplied unsigned by
+// signed: numbers are `up` by as much as makes them unsigned, or are taken without their sign, which inputs get.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4;  // numbers in a byte; four columns each
     const int groups = n / GROUP;
-    const __m512i top = _mm512_set1_epi8(-128);
+    const __m512i up = _mm512_set1_epi8(-128), low = _mm512_set1_epi8(15);
     __m512 sums[N];
     for (int b = 0; b < N; b++) sums[b] = _mm512_setzero_ps();
     for (int g = 0; g < groups; g++) {
         __m512i whole[N];
-        for (int b = 0; b < N; b++) whole[b] = _mm512_set1_epi32(in.shifts[b * groups + g]);
-        const __m512i* rows = (const __m512i*)w + g * (GROUP / 4);
+        for (int b = 0; b < N; b++) whole[b] = _mm512_set1_epi32(in.shifts[b * groups + g] / (BITS == 8 ? 1 : 16));
+        const __m512i* rows = (const __m512i*)w + g * (BLOCKS / IN_ONE);
         const int8_t* x = in.q + g * GROUP;
 #pragma GCC unroll 8
-        for (int i = 0; i < GROUP / 4; i++) {
-            const __m512i shifted = _mm512_xor_si512(_mm512_loadu_si512(rows + i), top);
+        for (int i = 0; i < BLOCKS; i++) {
+            __m512i row = _mm512_loadu_si512(rows + i / IN_ONE);
+            if (BITS == 8) row = _mm512_xor_si512(row, up);
+            else row = _mm512_and_si512(i % 2 ? _mm512_srli_epi16(row, 4) : row, low);
 #pragma GCC unroll 16
             for (int b = 0; b < N; b++) {
                 int32_t four;
                 std::memcpy(&four, x + (int64_t)b * n + i * 4, 4);
-                whole[b] = _mm512_dpbusd_epi32(whole[b], shifted, _mm512_set1_epi32(four));
+                whole[b] = _mm512_dpbusd_epi32(whole[b], row, _mm512_set1_epi32(four));
             }
         }
         const __m512 scale = _mm512_loadu_ps(scales + g * PANEL);
@@ -128,9 +132,8 @@ template <int N> void panel(const int8_t* w, const float* scales, const Input& i
     }
     for (int b = 0; b < N; b++) _mm512_storeu_ps(out + b * PANEL, sums[b]);
 }
-#else
-#if defined(__AVX2__)
-// sums + the products of four bytes each; bytes are multiplied unsigned by signed.
+#elif defined(__AVX2__)
+// sums + the products of four bytes each.
 inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
 #if defined(__AVXVNNI__)
     return _mm256_dpbusd_avx_epi32(sums, sizes, x);
@@ -138,25 +141,24 @@ inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
     return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, x), _mm256_set1_epi16(1)));
 #endif
 }
-#endif
-
-// The same of int8: integers are added up within a group, and then scaled.
-template <int N> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4, PARTS = PANEL / 8;
     const int groups = n / GROUP;
-#if defined(__AVX2__)
-    constexpr int PARTS = PANEL / 8;
+    const __m256i low = _mm256_set1_epi8(15);
     __m256 sums[PARTS][N] = {};
     for (int g = 0; g < groups; g++)
         for (int p = 0; p < PARTS; p++) {
-            __m256i whole[N] = {};
-            const __m256i* rows = (const __m256i*)w + g * (GROUP / 4) * PARTS + p;
-            for (int i = 0; i < GROUP / 4; i++, rows += PARTS) {
-                const __m256i row = _mm256_loadu_si256(rows), sizes = _mm256_abs_epi8(row);
+            __m256i whole[N];
+            for (int b = 0; b < N; b++) whole[b] = _mm256_set1_epi32(BITS == 8 ? 0 : in.shifts[b * groups + g] / 16);
+            const __m256i* rows = (const __m256i*)w + g * (BLOCKS / IN_ONE) * PARTS + p;
+            for (int i = 0; i < BLOCKS; i++) {
+                const __m256i row = _mm256_loadu_si256(rows + i / IN_ONE * PARTS);
+                const __m256i sizes = BITS == 8 ? _mm256_abs_epi8(row) : _mm256_and_si256(i % 2 ? _mm256_srli_epi16(row, 4) : row, low);
                 for (int b = 0; b < N; b++) {
                     int32_t four;
                     std::memcpy(&four, in.q + (int64_t)b * n + g * GROUP + i * 4, 4);
-                    // |w| * (x with the sign of w)
-                    whole[b] = add_products(whole[b], sizes, _mm256_sign_epi8(_mm256_set1_epi32(four), row));
+                    const __m256i x = _mm256_set1_epi32(four);
+                    whole[b] = add_products(whole[b], sizes, BITS == 8 ? _mm256_sign_epi8(x, row) : x);
                 }
             }
             const __m256 scale = _mm256_loadu_ps(scales + g * PANEL + p * 8);
@@ -165,19 +167,28 @@ template <int N> void panel(const int8_t* w, const float* scales, const Input& i
         }
     for (int b = 0; b < N; b++)
         for (int p = 0; p < PARTS; p++) _mm256_storeu_ps(out + b * PANEL + p * 8, sums[p][b]);
+}
 #else
+template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
+    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4;
+    const int groups = n / GROUP;
     for (int b = 0; b < N; b++) {
         float sums[PANEL] = {};
         for (int g = 0; g < groups; g++) {
             int32_t whole[PANEL] = {};
-            for (int i = g * GROUP; i < (g + 1) * GROUP; i += 4)
+            for (int i = 0; i < BLOCKS; i++) {
+                const int8_t* four = w + (g * BLOCKS + i) / IN_ONE * PANEL * 4;
+                const int8_t* x = in.q + (int64_t)b * n + g * GROUP + i * 4;
                 for (int r = 0; r < PANEL; r++)
-                    for (int k = 0; k < 4; k++) whole[r] += (int32_t)w[i * PANEL + r * 4 + k] * in.q[(int64_t)b * n + i + k];
+                    for (int k = 0; k < 4; k++) {
+                        const int byte = four[r * 4 + k], half = (byte >> (i % 2 * 4) & 15) - 8;
+                        whole[r] += (BITS == 8 ? byte : half) * x[k];
+                    }
+            }
             for (int r = 0; r < PANEL; r++) sums[r] += (float)whole[r] * scales[g * PANEL + r] * in.scales[b * groups + g];
         }
         std::memcpy(out + b * PANEL, sums, sizeof(sums));
     }
-#endif
 }
 #endif
 
@@ -188,7 +199,8 @@ template <int N = TILE> void panel(const Linear& w, int p, int next, const Input
     const int64_t n = w.columns, begin = p * n * PANEL, ahead = next * n * PANEL;
     if (w.kind == F32) panel<N>((const float*)w.weight + begin, (const float*)w.weight + ahead, in.x, n, out);
     else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, (const uint16_t*)w.weight + ahead, in.x, n, out);
-    else panel<N>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
+    else if (w.kind == INT8) panel<N, 8>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
+    else panel<N, 4>((const int8_t*)w.weight + begin / 2, w.scales + begin / GROUP, in, n, out);
 }
 
 // Panels `begin` to `end` by `count` inputs. take(input, row, numbers, how many) gets what comes out.

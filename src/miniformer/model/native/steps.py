@@ -76,7 +76,7 @@ class Steps:
             step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
         logits = torch.empty(rows, config.vocab_size)
         step.logits = logits.data_ptr()
-        self._go(step)
+        engine.run(step, rows)
         cache.end_pass()
         return logits
 
@@ -109,16 +109,10 @@ class Steps:
                 added = vectors.expand(*ids.shape, -1)[real][some].float().contiguous()
                 step.vectors = added.data_ptr()
             step.logits = logits[done:].data_ptr()
-            self._go(step)
+            self.engine.run(step)
             done += len(last)
         cache.end_pass()
         return logits
-
-    def _go(self, step: Any) -> None:
-        engine = self.engine
-        engine.library.engine_step(
-            engine.handle, ctypes.addressof(engine.model), ctypes.addressof(step)
-        )
 
     def exchange(self, rows: Tensor) -> None:
         """Each row goes on from what row `rows` of it, int [B], was, of the same prompt and source.
