@@ -18,6 +18,7 @@ from miniformer.generation.sampling import choose
 
 Until = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
 _READ = 512  # columns of prompts; PyTorch's attention is faster where there are many
+_WORTH_RECORDING = 16  # tokens to come: a recording takes as long as some steps
 _ENDED = 0.25  # share of the rows that must have ended before they are taken out of the batch
 
 
@@ -83,9 +84,11 @@ class Begun:
         self.copies = 1  # rows, one after the other, that share a source
         engine = getattr(model, "engine", None)
         self.engine = None if engine is None else engine(weights)
-        if self.engine is not None:
+        recorder = getattr(model, "recorder", None)
+        self.record = None if recorder is None or self.engine is not None else recorder()
+        if self.engine is not None or (self.record is not None and kind == "window"):
             self.kind = "full"
-        self.steps: Any = None  # of the engine, from this cache on
+        self.steps: Any = None  # of the engine or recorded, from this cache on
         self.tokens = ids.new_full((len(ids), self.length + new), -1)
         self.tokens[:, : self.length] = ids if mask is None else ids.where(mask, -1)
         self.first = (
@@ -116,10 +119,14 @@ class Begun:
         if self.slide and (bool(full.any()) or self.cache.length == self.cache.capacity):
             self._forget(full)
             return
-        if self.engine is not None:
+        if self.steps is None and self.engine is not None:
+            mask = self.memory[0].mask if self.memory else None
+            self.steps = self.engine.begin(self.cache, mask, self.copies)
+        elif self.steps is None and self.record and self.left >= _WORTH_RECORDING:
+            self.steps = self.record(self.cache, self.memory)
             if self.steps is None:
-                mask = self.memory[0].mask if self.memory else None
-                self.steps = self.engine.begin(self.cache, mask, self.copies)
+                self.record = None
+        if self.steps is not None:
             self.logits = self.steps(token)
             return
         features = self.model.features(token[:, None], *self.memory, cache=self.cache)  # [R, 1, D]

@@ -109,7 +109,7 @@ class KVCache:
         self.stop = self.length  # a pass that failed half-way leaves nothing
         self._need(self.stop + new)
         if attention_mask is not None and self.positions is None and not attention_mask.all():
-            self._make_positions()
+            self.make_positions()
         self.start, self.stop, self.under_way = self.stop, self.stop + new, True
         if self.positions is None:
             return torch.arange(self.start, self.stop, device=self.device)[None]
@@ -120,6 +120,24 @@ class KVCache:
         counts = self.before + real.cumsum(1) - 1
         self.positions[:, self.start : self.stop] = counts.masked_fill(~real, -1)
         return counts.clamp_min(0)
+
+    def take(self, new: int) -> None:
+        """Counts T = `new` columns that somebody else fills, positions and all.
+
+        Raises:
+            ValueError: the cache is full.
+        """
+        self.stop, self.under_way = self.length, False
+        self._need(self.stop + new)
+        self.start, self.stop = self.stop, self.stop + new
+
+    def make_positions(self) -> None:
+        """Notes the position of each column, even where all are real and it is their number."""
+        if self.positions is not None:
+            return
+        shape = (self.batch_size, self.capacity)
+        self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
+        self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
 
     def end_pass(self) -> None:
         """Says that every layer has its keys and values of the pass that `extend` began."""
@@ -156,6 +174,9 @@ class KVCache:
             raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows, self.length)
+        for kept in (self.spans, self.positions):
+            if kept is not None:
+                kept.copy_(kept[rows])
         self._exchange(rows, None if same_source else rows)
 
     def select(self, rows: Tensor, sources: Tensor | None = None) -> None:
@@ -167,7 +188,9 @@ class KVCache:
         """
         for layer in self.layers:
             layer.select(rows, self.length)
-        self.batch_size = len(rows)
+        self.batch_size, self.spans = len(rows), self.spans[rows]
+        if self.positions is not None:
+            self.positions = self.positions[rows]
         self._exchange(rows, rows if sources is None else sources)
 
     def trim(self, lengths: int | Tensor) -> None:
@@ -195,7 +218,7 @@ class KVCache:
             self._stop_at(min(lengths, self.stop))
             return
         if self.positions is None:
-            self._make_positions()
+            self.make_positions()
         assert self.positions is not None
         self.positions[self.positions >= kept] = -1
         used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
@@ -237,7 +260,7 @@ class KVCache:
         self.spans = state["spans"].to(self.device)
         self.positions = None
         if "positions" in state:
-            self._make_positions()
+            self.make_positions()
             assert self.positions is not None
             self.positions[:, :length] = state["positions"]
         self.cross = None
@@ -248,10 +271,7 @@ class KVCache:
             ]
 
     def _exchange(self, rows: Tensor, sources: Tensor | None) -> None:
-        """What `reorder` and `select` do beside the layers; sources: None: they stay."""
-        self.spans = self.spans[rows]
-        if self.positions is not None:
-            self.positions = self.positions[rows]
+        """What `reorder` and `select` do alike; sources: None: they stay."""
         if self.before is not None:
             self.before = self.before[rows]
         if sources is not None and self.cross is not None:
@@ -268,11 +288,6 @@ class KVCache:
             raise ValueError(
                 f"{tokens} {what} do not fit a cache of capacity {self.capacity}; make a larger one"
             )
-
-    def _make_positions(self) -> None:
-        shape = (self.batch_size, self.capacity)
-        self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
-        self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
 
 
 def _key(index: int, layer: Columns, name: str) -> str:

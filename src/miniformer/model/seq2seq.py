@@ -22,6 +22,7 @@ from miniformer.generation import generate
 from miniformer.generation.processors import Processor
 from miniformer.model.cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
+from miniformer.model.graphs import Recorder, recorder_for
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
 from miniformer.model.native.engine import Engine, engine_for
@@ -137,6 +138,10 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     def engine(self, weights: str = "float32") -> Engine | None:
         """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
         return engine_for(self, weights)
+
+    def recorder(self) -> Recorder | None:
+        """What records decoding steps on a GPU, where it can; see `graphs`."""
+        return recorder_for(self)
 
     def generate(
         self,

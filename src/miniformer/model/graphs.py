@@ -1,0 +1,173 @@
+"""Decoding steps as CUDA graphs: recorded once, then played back without Python or waits between.
+
+On a GPU a step of a small model takes less time than it takes to ask for its operations one by
+one. A recording always does the same with the same memory. So a step sees all columns of the cache,
+those to come too, which its mask hides; and what differs from step to step is in tensors.
+
+Letters: R rows, C capacity of the cache, T new tokens, K key-value heads, E head width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.model.attention import MultiHeadAttention
+from miniformer.model.cache import KVCache
+from miniformer.model.masks import Visibility
+from miniformer.model.native.weights import unknown_part
+
+Step = Callable[[], Tensor]
+
+
+class NoGraphsWarning(UserWarning):
+    """Decoding is slower than it could be on this GPU."""
+
+
+def why_not(model: Any) -> str | None:
+    """Why a model's steps cannot be recorded; None: they can."""
+    weight = next(model.parameters())
+    if weight.device.type != "cuda":
+        return f"its weights are on {weight.device.type}"
+    if torch.is_autocast_enabled("cuda"):
+        return "autocast is on"
+    return changing_part(model) or unknown_part(model)
+
+
+def changing_part(model: Any) -> str | None:
+    """What in a model does not do the same in each step, or waits for the CPU; None: nothing."""
+    config = model.config
+    if config.logit_softcap is not None:
+        return "flex_attention makes a mask anew for each step"
+    if config.position == "alibi" or (config.rotary_scaling or {}).get("type") == "longrope":
+        return "its positions are made of numbers on the CPU"
+    for module in model.modules():
+        if isinstance(module, MultiHeadAttention) and module.backend in ("flex", "varlen"):
+            return f"attention backend {module.backend} makes a mask anew for each step"
+    return None
+
+
+class RecordedSteps:
+    """Steps from one cache on. With other rows than before new ones are due.
+
+    Args:
+        model: in eval mode; no `why_not`.
+        cache: of kind full, filled with prompts.
+        memory: the encoded sources of a decoder, or nothing.
+    """
+
+    def __init__(self, model: Any, cache: KVCache, memory: Sequence[Any]) -> None:
+        self.cache = cache
+        cache.make_positions()
+        self.token = torch.zeros(cache.batch_size, 1, dtype=torch.long, device=cache.device)
+        self.column = torch.full((1,), cache.length, device=cache.device)
+        columns = _Columns(cache, self.column)
+
+        def step() -> Tensor:
+            features = model.features(self.token, *memory, cache=columns)  # [R, 1, D]
+            logits: Tensor = model.logits(features[:, 0])
+            return logits
+
+        self.play = record(step, cache.device)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        """Logits after each row's next token: int [R] -> [R, V]."""
+        self.cache.take(1)
+        self.token.copy_(token[:, None])
+        self.column.fill_(self.cache.start)
+        return self.play().clone()
+
+    def exchange(self, rows: Tensor) -> None:
+        """Each row goes on from what row `rows` of it, int [R], was, of the same source."""
+        self.cache.reorder(rows, same_source=True)
+
+    def settle(self) -> None:
+        """Each row has its own keys and values already."""
+
+
+class _Columns:
+    """A cache as a recorded step sees it: all columns, of which `column`, int [1], is new."""
+
+    length = 0  # there is room
+
+    def __init__(self, cache: KVCache, column: Tensor) -> None:
+        self.cache, self.column = cache, column
+        self.batch_size, self.spans, self.dtype = cache.batch_size, cache.spans, cache.dtype
+        self.cross = cache.cross
+
+    def extend(self, attention_mask: Tensor | None, new: int) -> Tensor:
+        """Positions of the new tokens, int [R, 1]; the same however often it is done."""
+        positions = self.cache.positions
+        assert positions is not None
+        positions.index_fill_(1, self.column, -1)
+        placed = (positions >= 0).sum(1, keepdim=True)
+        positions.index_copy_(1, self.column, placed)
+        return placed
+
+    def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
+        """See `KVCache.visibility`; columns to come have no position, and are not seen."""
+        assert self.cache.positions is not None
+        return Visibility(True, window, positions, self.cache.positions)
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new keys and values, [R, K, 1, E]; returns all, [R, K, C, E]."""
+        columns = self.cache.layers[layer]
+        for kept, new in ((columns.keys, keys), (columns.values, values)):
+            kept.index_copy_(2, self.column, new.to(kept.dtype))
+        return columns.keys, columns.values
+
+    def end_pass(self) -> None:
+        """Nothing is under way between steps."""
+
+
+def record(step: Step, device: torch.device) -> Step:
+    """A function that does what `step` does, with the same memory, as one operation of the GPU."""
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(2):  # what is chosen or made on first use is not for the recording
+                step()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = step()
+
+    def play() -> Tensor:
+        graph.replay()
+        return out
+
+    return play
+
+
+Recorder = Callable[[KVCache, Sequence[Any]], RecordedSteps | None]
+
+
+def recorder_for(model: Any) -> Recorder | None:
+    """What records a model's steps; None: they cannot be recorded.
+
+    Returns:
+        A function of a filled cache of kind full and the encoded sources, that gives the steps; or
+        None, with a warning, where the GPU or its memory does not allow a recording.
+    """
+    if why_not(model) is not None:
+        return None
+
+    def recorder(cache: KVCache, memory: Sequence[Any]) -> RecordedSteps | None:
+        try:
+            return RecordedSteps(model, cache, memory)
+        except RuntimeError as error:
+            first = str(error).partition("\n")[0]
+            warnings.warn(
+                f"decoding goes without a CUDA graph, slower: {first}",
+                NoGraphsWarning,
+                stacklevel=2,
+            )
+            return None
+
+    return recorder
