@@ -56,6 +56,16 @@ FAULTS = [
         f"{BATTERY} -k 'plain_reference and longrope'",
     ),
     Fault(
+        "a change counts from the first vector", "tasks/regression.py",
+        "given[-1][self.change_of]", "given[0][self.change_of]",
+        "tests/unit/test_tasks.py -k a_change",
+    ),
+    Fault(
+        "figures of changes are not those of values", "tasks/regression.py",
+        'batch["bases"].to(guesses) if self.change_of is not None else 0.0', "0.0",
+        "tests/unit/test_tasks.py -k a_change",
+    ),
+    Fault(
         "a document with an end of its own has two", "tasks/prefix_language_modeling.py",
         "if self.prompt_begins_document and not ended:", "if self.prompt_begins_document:",
         "tests/unit/test_tokenizer.py -k documents",

@@ -21,6 +21,7 @@ from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.input_task import collate_inputs
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
 from miniformer.tasks.regression import Regression
@@ -390,6 +391,44 @@ def test_options_that_make_no_sense(task, options, message):
 def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
     with pytest.raises(UserError, match=f"task={task} is learnt by model="):
         registry.get("task", task)().for_model(kind)
+
+
+def test_a_change_is_learnt_and_values_are_told():
+    """The figures and answers are those of values: of a model that guesses no change, the last."""
+    random = np.random.default_rng(0)
+    series = [random.normal(5, 2, (random.integers(2, 6), 3)).tolist() for _ in range(40)]
+    values = random.normal(5, 3, len(series))
+    records = [{"input": x, "value": float(y)} for x, y in zip(series, values, strict=True)]
+    task = Regression(change_of=1).fit(records_of(records, Regression().schema))
+    last = np.array([x[-1][1] for x in series])
+    assert task.mean == pytest.approx(np.mean(values - last))
+    assert task.spread == pytest.approx(np.std(values - last))
+    examples = task.encode(records, None, 64)
+    labels = np.array([example["labels"] for example in examples])
+    np.testing.assert_allclose(labels * task.spread + task.mean + last, values)
+    model = model_for(task)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.zero_()
+    answers = task.predict(model, None, series, GenerationConfig())
+    np.testing.assert_allclose(answers, last + task.mean, rtol=1e-5)
+    figures = task.figures([task.measure(model, collate_inputs(examples))])
+    wrong = values - last - task.mean
+    assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
+    assert figures["pearson"] == pytest.approx(np.corrcoef(values, last)[0, 1], abs=1e-4)
+    constant = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
+    with pytest.raises(UserError, match="every change is 1; there is nothing to learn"):
+        Regression(change_of=0).fit(records_of(constant, Regression().schema))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
+)
+def test_a_change_is_that_of_a_feature(given, message):
+    records = records_of([{"input": given, "value": 1.0}], Regression().schema)
+    with pytest.raises(UserError, match=f"change_of=2 is the number of a feature, and {message}"):
+        Regression(change_of=2).fit(records)
 
 
 @pytest.mark.parametrize(

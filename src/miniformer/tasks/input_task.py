@@ -164,7 +164,7 @@ class InputTask(Task):
 
 
 def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
-    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F]; `labels` [B] where examples have them.
+    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F]; `labels` and `bases` [B], if any.
 
     Where they are needed also `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
     """
@@ -174,8 +174,9 @@ def collate_inputs(examples: list[Example], random: np.random.Generator | None =
         batch["attention_mask"] = mask
     if "token_types" in examples[0]:
         batch["token_types"] = pad([example["token_types"] for example in examples])[0]
-    if "labels" in examples[0]:
-        batch["labels"] = torch.tensor([example["labels"] for example in examples])
+    for name in ("labels", "bases"):
+        if name in examples[0]:
+            batch[name] = torch.tensor([example[name] for example in examples])
     return batch
 
 

@@ -33,6 +33,9 @@ class Regression(InputTask):
     Args:
         mean: what is taken off a value before it is learnt; null: the training data's mean.
         spread: by what it is then divided; null: the training data's standard deviation.
+        change_of: of inputs that are vectors, the number of the feature, from 0, that the value is
+            the next of: what is learnt is its change since the last vector. So a model is not lost
+            where a series climbs higher than any it was trained on.
         input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
@@ -43,6 +46,7 @@ class Regression(InputTask):
 
     mean: float | None = None
     spread: float | None = option(None, above=0.0)
+    change_of: int | None = option(None, low=0)
 
     @property
     def schema(self) -> Schema:
@@ -55,12 +59,14 @@ class Regression(InputTask):
         count, mean, squares = 0, 0.0, 0.0
         for record in records:  # Welford 1962: exact where values lie far from 0
             count += 1
-            away = record["value"] - mean
+            value = record["value"] - fitted.base(record["input"])
+            away = value - mean
             mean += away / count
-            squares += away * (record["value"] - mean)
+            squares += away * (value - mean)
         spread = math.sqrt(squares / count)
         if self.spread is None and not spread > 1e-12 * abs(mean):
-            raise UserError(f"{records.name}: every value is {mean:g}; there is nothing to learn")
+            what = "value" if self.change_of is None else "change"
+            raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
         return dataclasses.replace(
             fitted,
             mean=mean if self.mean is None else self.mean,
@@ -70,14 +76,35 @@ class Regression(InputTask):
     def outputs(self) -> int:
         return 1
 
+    def base(self, given: Any) -> float:
+        """What is added to what is learnt of an input: the feature's last value, or nothing."""
+        if self.change_of is None:
+            return 0.0
+        if self.kind() != "features" or self.change_of >= (self.input_dim or 0):
+            raise UserError(
+                f"task_config: change_of={self.change_of} is the number of a feature, and inputs "
+                + (
+                    f"are vectors of {self.input_dim}; the first is 0"
+                    if self.kind() == "features"
+                    else "are texts here; leave it out"
+                )
+            )
+        return float(given[-1][self.change_of])
+
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` of each record, see `encoded`, and its standardised value, `labels`."""
+        """`inputs` of each record, see `encoded`, and its standardised value, `labels`.
+
+        Where a change is learnt, also `bases`, that from which it counts, in spreads.
+        """
         mean, spread = self._known()
         examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
-            example["labels"] = (record["value"] - mean) / spread
+            base = self.base(record["input"])
+            example["labels"] = (record["value"] - base - mean) / spread
+            if self.change_of is not None:
+                example["bases"] = base / spread
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -88,7 +115,8 @@ class Regression(InputTask):
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         guesses = self.logits(model, batch)[:, 0].float()
-        return {"guesses": guesses, "values": batch["labels"].to(guesses)}
+        base = batch["bases"].to(guesses) if self.change_of is not None else 0.0
+        return {"guesses": guesses + base, "values": batch["labels"].to(guesses) + base}
 
     def figures(
         self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
@@ -127,7 +155,11 @@ class Regression(InputTask):
         """The value of each input, in the units of the training data."""
         mean, spread = self._known()
         batches = batches_of(self, model, tokenizer, inputs)
-        return [mean + spread * guess for batch in batches for guess in batch[:, 0].tolist()]
+        guesses = [guess for batch in batches for guess in batch[:, 0].tolist()]
+        return [
+            self.base(given) + mean + spread * guess
+            for given, guess in zip(inputs, guesses, strict=True)
+        ]
 
     def _known(self) -> tuple[float, float]:
         if self.mean is None or self.spread is None:
