@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from miniformer import Seq2SeqTransformer
+from miniformer.config import UserError
 from miniformer.model import graphs
 from tests.kit import tiny_model
 from tests.unit.test_native import SHAPES
@@ -51,41 +52,35 @@ def recordings(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", RECORDED)
-def test_texts_are_those_of_steps_one_by_one(shape, recordings, monkeypatch):
+def test_texts_are_those_of_steps_one_by_one(shape, recordings):
     model = tiny_model(**SHAPES[shape])
-    found = [model.generate(PROMPTS, 24, temperature=0), model.generate(PROMPTS[:1], 24, seed=1)]
+    for options in ({"temperature": 0}, {"seed": 1}):
+        found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
+        assert found == model.generate(PROMPTS, 24, **options)
     assert len(recordings) == 2
-    monkeypatch.setattr(type(model), "recorder", lambda self: None)
-    assert found == [
-        model.generate(PROMPTS, 24, temperature=0),
-        model.generate(PROMPTS[:1], 24, seed=1),
-    ]
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads"])
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"seed": 2, "num_return_sequences": 2}])
-def test_searches_samples_and_sources_too(shape, options, recordings, monkeypatch):
+def test_searches_samples_and_sources_too(shape, options, recordings):
     """Beams exchange their places, and rows that have ended are taken out."""
     model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
     end = model.generate([[4]], 6, temperature=0)[0][3]
     options = {**options, "eos_id": end}
-    recordings.clear()
-    found = model.generate(PROMPTS, 30, **options)
+    found = model.generate(PROMPTS, 30, cuda_graph=True, **options)
     assert recordings
-    monkeypatch.setattr(Seq2SeqTransformer, "recorder", lambda self: None)
     assert found == model.generate(PROMPTS, 30, **options)
 
 
-def test_a_text_that_slides_is_recorded_again(recordings, monkeypatch):
+def test_a_text_that_slides_is_recorded_again(recordings):
     model = tiny_model(max_seq_len=40)
-    found = model.generate(PROMPTS, 90, temperature=0, slide=True)
+    found = model.generate(PROMPTS, 90, temperature=0, slide=True, cuda_graph=True)
     assert len(recordings) > 1
-    monkeypatch.setattr(type(model), "recorder", lambda self: None)
     assert found == model.generate(PROMPTS, 90, temperature=0, slide=True)
 
 
 def test_a_short_text_is_not_worth_a_recording(recordings):
-    tiny_model().generate(PROMPTS, 8, temperature=0)
+    tiny_model().generate(PROMPTS, 8, temperature=0, cuda_graph=True)
     assert not recordings
 
 
@@ -96,41 +91,32 @@ def test_a_short_text_is_not_worth_a_recording(recordings):
         ({"logit_softcap": 4.0}, "flex_attention makes a mask anew for each step"),
     ],
 )
-def test_what_cannot_be_recorded_goes_step_by_step(options, reason, recordings):
-    model = tiny_model(**options)
-    assert graphs.changing_part(model) == reason
-    model.generate(PROMPTS, 24, temperature=0)
-    assert not recordings
+def test_what_cannot_be_recorded_is_told(options, reason, recordings):
+    with pytest.raises(UserError, match=f"cuda_graph=true is not for this model: {reason}"):
+        tiny_model(**options).generate(PROMPTS, 24, cuda_graph=True)
 
 
-def test_a_backend_that_cannot_be_recorded():
+def test_neither_can_what_is_on_a_cpu_or_a_backend_that_makes_masks():
     model = tiny_model()
+    with pytest.raises(UserError, match="its weights are on cpu; leave it out"):
+        model.generate(PROMPTS, 24, cuda_graph=True)
     model.layers[1].attention.backend = "flex"
     assert "attention backend flex" in graphs.changing_part(model)
-    assert graphs.why_not(model) == "its weights are on cpu"
 
 
-def test_a_gpu_that_refuses_is_told_once_and_the_text_comes_all_the_same(recordings, monkeypatch):
-    model = tiny_model()
-    wanted = model.generate(PROMPTS, 24, temperature=0)
-
+def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
     def record(step, device):
         raise RuntimeError("CUDA error: operation not permitted\nCompile with ...")
 
     monkeypatch.setattr(graphs, "record", record)
-    with pytest.warns(graphs.NoGraphsWarning) as told:
-        assert model.generate(PROMPTS, 24, temperature=0) == wanted
-    (one,) = told
-    assert str(one.message).endswith("slower: CUDA error: operation not permitted")
+    with pytest.raises(UserError, match="the GPU refuses: CUDA error: operation not permitted; le"):
+        tiny_model().generate(PROMPTS, 24, temperature=0, cuda_graph=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", RECORDED)
-def test_on_a_gpu(shape, monkeypatch):
+def test_on_a_gpu(shape):
     model = tiny_model(**SHAPES[shape]).cuda()
-    found = [model.generate(PROMPTS, 24, temperature=0), model.generate(PROMPTS, 24, num_beams=3)]
-    monkeypatch.setattr(type(model), "recorder", lambda self: None)
-    assert found == [
-        model.generate(PROMPTS, 24, temperature=0),
-        model.generate(PROMPTS, 24, num_beams=3),
-    ]
+    for options in ({"temperature": 0}, {"num_beams": 3}):
+        found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
+        assert found == model.generate(PROMPTS, 24, **options)

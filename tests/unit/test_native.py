@@ -218,7 +218,7 @@ def test_threads_are_as_many_as_are_fastest(most, fastest):
             assert threads in halves
             yield threads
             took = 1 + abs(math.log(threads / best))
-            tuning.took(3, threads, took * (9 if step % 3 == 0 else 1))
+            tuning.took(3, took * (9 if step % 3 == 0 else 1))
 
     for best in (fastest, most + 1 - min(fastest, most)):
         off = {threads: abs(math.log(threads / best)) for threads in halves}

@@ -416,6 +416,12 @@ def test_a_change_is_learnt_and_values_are_told():
     wrong = values - last - task.mean
     assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
     assert figures["pearson"] == pytest.approx(np.corrcoef(values, last)[0, 1], abs=1e-4)
+    for example in examples:
+        example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
+    far = task.figures([task.measure(model, collate_inputs(examples))])
+    assert far["rmse"] == pytest.approx(figures["rmse"], rel=1e-6)
+    with pytest.raises(UserError, match="change_of needs its last vector: raise seq_len"):
+        task.encode(records, None, 2)
     constant = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
     with pytest.raises(UserError, match="every change is 1; there is nothing to learn"):
         Regression(change_of=0).fit(records_of(constant, Regression().schema))

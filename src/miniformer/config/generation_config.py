@@ -43,6 +43,8 @@ class GenerationConfig(StrictConfig):
         json_schema: a JSON schema that an answer keeps to.
         weights: how a model's weights are read while it writes on a CPU: float32 as they are, bf16,
             or int8 or int4 with a scale for each 32; fewer bytes are read in less time.
+        cuda_graph: on an NVIDIA GPU, record a step once and play it back, without Python between
+            its operations; of models of built-in parts. Each step reads the room of the whole text.
         seed: makes sampling repeatable; null: a new draw each time.
         num_return_sequences: continuations of each prompt; of a beam search its best ones.
         num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
@@ -74,6 +76,7 @@ class GenerationConfig(StrictConfig):
     choices: list[str] | None = None
     json_schema: dict[str, Any] | None = None
     weights: str = option("float32", choices=("float32", "bf16", "int8", "int4"))
+    cuda_graph: bool = False
     seed: int | None = option(None, low=0, high=2**63 - 1)
     num_return_sequences: int = option(1, low=1)
     num_beams: int = option(1, low=1)

@@ -36,6 +36,9 @@ class Model(Protocol):
     def logits(self, features: Tensor) -> Tensor:
         """The head."""
 
+    def recorder(self) -> Any:
+        """What records steps on a GPU; see `GenerationConfig.cuda_graph`."""
+
     def parameters(self) -> Any:
         """As of any `nn.Module`."""
 
@@ -59,6 +62,7 @@ class Begun:
         kind: of the cache; see `miniformer.model.cache`.
         slide: where a row is as long as the model reads, go on from its last half.
         weights: how weights are read after the prompt; see `GenerationConfig`.
+        graph: steps are those of a CUDA graph; see `GenerationConfig`.
 
     Attributes:
         logits: of the next token, [R, V].
@@ -77,6 +81,7 @@ class Begun:
         kind: str = "window",
         slide: bool = False,
         weights: str = "float32",
+        graph: bool = False,
     ) -> None:
         self.model, self.memory = model, list(memory)
         self.length, self.kind, self.longest = ids.shape[1], kind, model.config.max_seq_len
@@ -84,9 +89,8 @@ class Begun:
         self.copies = 1  # rows, one after the other, that share a source
         engine = getattr(model, "engine", None)
         self.engine = None if engine is None else engine(weights)
-        recorder = getattr(model, "recorder", None)
-        self.record = None if recorder is None or self.engine is not None else recorder()
-        if self.engine is not None or (self.record is not None and kind == "window"):
+        self.recorder = model.recorder() if graph else None
+        if self.engine is not None or self.recorder is not None:
             self.kind = "full"
         self.steps: Any = None  # of the engine or recorded, from this cache on
         self.tokens = ids.new_full((len(ids), self.length + new), -1)
@@ -122,10 +126,8 @@ class Begun:
         if self.steps is None and self.engine is not None:
             mask = self.memory[0].mask if self.memory else None
             self.steps = self.engine.begin(self.cache, mask, self.copies)
-        elif self.steps is None and self.record and self.left >= _WORTH_RECORDING:
-            self.steps = self.record(self.cache, self.memory)
-            if self.steps is None:
-                self.record = None
+        elif self.steps is None and self.recorder and self.left >= _WORTH_RECORDING:
+            self.steps = self.recorder(self.cache, self.memory)
         if self.steps is not None:
             self.logits = self.steps(token)
             return

@@ -312,6 +312,7 @@ def _begin(
         kind=kind,
         slide=options.slide,
         weights=options.weights,
+        graph=options.cuda_graph,
     )
     return begun, generator
 

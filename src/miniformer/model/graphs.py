@@ -10,23 +10,21 @@ V vocabulary.
 
 from __future__ import annotations
 
-import warnings
+import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from miniformer.config import UserError
 from miniformer.model.attention import MultiHeadAttention
 from miniformer.model.cache import KVCache
 from miniformer.model.masks import Visibility
 from miniformer.model.native.weights import unknown_part
 
 Step = Callable[[], Tensor]
-
-
-class NoGraphsWarning(UserWarning):
-    """Decoding is slower than it could be on this GPU."""
 
 
 def why_not(model: Any) -> str | None:
@@ -62,7 +60,7 @@ class RecordedSteps:
     """
 
     def __init__(self, model: Any, cache: KVCache, memory: Sequence[Any]) -> None:
-        self.cache = cache
+        self.cache, self.memory = cache, memory
         cache.make_positions()
         self.token = torch.zeros(cache.batch_size, 1, dtype=torch.long, device=cache.device)
         self.column = torch.full((1,), cache.length, device=cache.device)
@@ -125,17 +123,44 @@ class _Columns:
         """Nothing is under way between steps."""
 
 
+Recorder = Callable[[KVCache, Sequence[Any]], RecordedSteps]
+
+
+def recorder_for(model: Any) -> Recorder:
+    """A function of a filled cache of kind full and of the encoded sources, that gives the steps.
+
+    Raises:
+        UserError: they cannot be recorded; later also where the GPU refuses.
+    """
+    reason = why_not(model)
+    if reason is not None:
+        raise UserError(f"cuda_graph=true is not for this model: {reason}; leave it out")
+
+    def recorder(cache: KVCache, memory: Sequence[Any]) -> RecordedSteps:
+        try:
+            return RecordedSteps(model, cache, memory)
+        except RuntimeError as error:
+            first = str(error).partition("\n")[0]
+            raise UserError(f"cuda_graph=true: the GPU refuses: {first}; leave it out") from error
+
+    return recorder
+
+
+_ALONE = threading.Lock()  # a process records one graph at a time
+
+
 def record(step: Step, device: torch.device) -> Step:
     """A function that does what `step` does, with the same memory, as one operation of the GPU."""
-    with torch.cuda.device(device):
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with _ALONE, torch.cuda.device(device):
+        aside = _stream(torch.cuda.current_device())
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):  # what is chosen or made on first use is not for the recording
                 step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads may go on, as long as what they do is none of this stream's business.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             out = step()
 
     def play() -> Tensor:
@@ -145,29 +170,7 @@ def record(step: Step, device: torch.device) -> Step:
     return play
 
 
-Recorder = Callable[[KVCache, Sequence[Any]], RecordedSteps | None]
-
-
-def recorder_for(model: Any) -> Recorder | None:
-    """What records a model's steps; None: they cannot be recorded.
-
-    Returns:
-        A function of a filled cache of kind full and the encoded sources, that gives the steps; or
-        None, with a warning, where the GPU or its memory does not allow a recording.
-    """
-    if why_not(model) is not None:
-        return None
-
-    def recorder(cache: KVCache, memory: Sequence[Any]) -> RecordedSteps | None:
-        try:
-            return RecordedSteps(model, cache, memory)
-        except RuntimeError as error:
-            first = str(error).partition("\n")[0]
-            warnings.warn(
-                f"decoding goes without a CUDA graph, slower: {first}",
-                NoGraphsWarning,
-                stacklevel=2,
-            )
-            return None
-
-    return recorder
+@functools.cache
+def _stream(device: int) -> torch.cuda.Stream:
+    """The stream of a GPU on which its steps are recorded."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

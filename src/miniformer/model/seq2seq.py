@@ -139,8 +139,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
         return engine_for(self, weights)
 
-    def recorder(self) -> Recorder | None:
-        """What records decoding steps on a GPU, where it can; see `graphs`."""
+    def recorder(self) -> Recorder:
+        """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
         return recorder_for(self)
 
     def generate(

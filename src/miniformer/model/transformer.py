@@ -163,8 +163,8 @@ class Transformer(PretrainedMixin, Stack):
         """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
         return engine_for(self, weights)
 
-    def recorder(self) -> Recorder | None:
-        """What records decoding steps on a GPU, where it can; see `graphs`."""
+    def recorder(self) -> Recorder:
+        """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
         return recorder_for(self)
 
     def generate(

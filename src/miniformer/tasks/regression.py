@@ -102,6 +102,11 @@ class Regression(InputTask):
         examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             base = self.base(record["input"])
+            if self.change_of is not None and example["cut"]:
+                raise UserError(
+                    f"an input is {len(record['input'])} long, and {seq_len} are read of it; "
+                    "change_of needs its last vector: raise seq_len"
+                )
             example["labels"] = (record["value"] - base - mean) / spread
             if self.change_of is not None:
                 example["bases"] = base / spread
@@ -115,8 +120,10 @@ class Regression(InputTask):
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         guesses = self.logits(model, batch)[:, 0].float()
-        base = batch["bases"].to(guesses) if self.change_of is not None else 0.0
-        return {"guesses": guesses + base, "values": batch["labels"].to(guesses) + base}
+        found = {"guesses": guesses, "values": batch["labels"].to(guesses)}
+        if self.change_of is not None:
+            found["bases"] = batch["bases"].to(guesses)
+        return found
 
     def figures(
         self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
@@ -128,10 +135,13 @@ class Regression(InputTask):
         _, spread = self._known()
         guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
         loss = float(measures.mean_squared_error(guesses, values))
+        error = float(measures.mean_absolute_error(guesses, values))
+        # Differences first: beside large values they would be lost.
+        guesses, values = self._whole(measured, guesses, values)
         varies = len(values) > 1 and float(values.std()) > 0 and float(guesses.std()) > 0
         return {
             "loss": loss,
-            "mae": spread * float(measures.mean_absolute_error(guesses, values)),
+            "mae": spread * error,
             "rmse": spread * math.sqrt(loss),
             "pearson": float(measures.pearson_corrcoef(guesses, values)) if varies else 0.0,
             "spearman": float(measures.spearman_corrcoef(guesses, values)) if varies else 0.0,
@@ -142,6 +152,7 @@ class Regression(InputTask):
 
         mean, spread = self._known()
         guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
+        guesses, values = self._whole(measured, guesses, values)
         draw_guesses((values * spread + mean).numpy(), (guesses * spread + mean).numpy(), path)
         return True
 
@@ -160,6 +171,15 @@ class Regression(InputTask):
             self.base(given) + mean + spread * guess
             for given, guess in zip(inputs, guesses, strict=True)
         ]
+
+    def _whole(
+        self, measured: Sequence[Measured], guesses: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What is learnt, with what it is a change of."""
+        if self.change_of is None:
+            return guesses, values
+        bases = joined(measured, "bases").double()
+        return guesses + bases, values + bases
 
     def _known(self) -> tuple[float, float]:
         if self.mean is None or self.spread is None:

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import threading
 import time
 import warnings
 import weakref
@@ -56,6 +57,7 @@ class Engine:
         self._kept = Weights(model, weights)
         self.model, self.nbytes = self._kept.model, self._kept.nbytes
         self.tuning, self._pools = Tuning(threads), dict[int, int]()
+        self._alone = threading.Lock()  # several streams may share a model, and the cores
         self.handle = self._pool(threads)
 
     @property
@@ -85,12 +87,15 @@ class Engine:
             step: what there is to be read and written.
             rows: how many the step is of; None: it is a part of prompts.
         """
-        threads = self.tuning.most if rows is None else self.tuning.threads(rows)
-        self.handle = self._pool(threads)
-        began = time.perf_counter()
-        self.library.engine_step(self.handle, ctypes.addressof(self.model), ctypes.addressof(step))
-        if rows is not None:
-            self.tuning.took(rows, threads, time.perf_counter() - began)
+        with self._alone:
+            threads = self.tuning.most if rows is None else self.tuning.threads(rows)
+            self.handle = self._pool(threads)
+            began = time.perf_counter()
+            self.library.engine_step(
+                self.handle, ctypes.addressof(self.model), ctypes.addressof(step)
+            )
+            if rows is not None:
+                self.tuning.took(rows, time.perf_counter() - began)
 
     def _pool(self, threads: int) -> int:
         """So many threads, which sleep when there is nothing to do."""
@@ -113,10 +118,11 @@ class Engine:
         logits = logits.contiguous()
         log_p = torch.empty(rows, many)
         tokens = torch.empty(rows, many, dtype=torch.long)
-        self.library.engine_best(
-            self.handle, logits.data_ptr(), rows, vocabulary, many, log_p.data_ptr(),
-            tokens.data_ptr(),
-        )  # fmt: skip
+        with self._alone:
+            self.library.engine_best(
+                self.handle, logits.data_ptr(), rows, vocabulary, many, log_p.data_ptr(),
+                tokens.data_ptr(),
+            )  # fmt: skip
         return log_p, tokens
 
     def undisturbed(self) -> contextlib.AbstractContextManager[None]:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 
-_TRIES = 5  # steps of each of two numbers of threads, in turns
+_IN_A_ROW = 4  # steps with as many threads, of which the first does not count: others still wait
+_ROUNDS = 2
 _KEPT = 1000  # steps after which it is measured again, for a machine may have become busy
 
 
 @dataclasses.dataclass
 class _Duel:
-    """Two numbers of threads that are measured, and what came of it."""
+    """Two numbers of threads that are measured, and the least that a step took with each."""
 
     many: int
     few: int
-    many_took: list[float] = dataclasses.field(default_factory=list)
-    few_took: list[float] = dataclasses.field(default_factory=list)
+    least: dict[int, float] = dataclasses.field(default_factory=dict)
+    steps: int = 0
     chosen: int | None = None
-    left: int = _KEPT
+
+    def turn(self) -> int:
+        """Whose turn it is."""
+        return (self.many, self.few)[self.steps // _IN_A_ROW % 2]
 
 
 class Tuning:
@@ -38,28 +42,25 @@ class Tuning:
     def threads(self, rows: int) -> int:
         """Threads for the next step of so many rows."""
         duel = self._duel(rows)
-        if duel.chosen is not None:
-            return duel.chosen
-        return duel.many if len(duel.many_took) <= len(duel.few_took) else duel.few
+        return duel.turn() if duel.chosen is None else duel.chosen
 
-    def took(self, rows: int, threads: int, seconds: float) -> None:
+    def took(self, rows: int, seconds: float) -> None:
         """What that step took."""
-        duel = self._duel(rows)
+        duel, kind = self._duel(rows), rows.bit_length()
+        if duel.chosen is None and duel.steps % _IN_A_ROW:
+            # The least is what a step takes where nobody disturbs it.
+            duel.least[duel.turn()] = min(seconds, duel.least.get(duel.turn(), seconds))
+        duel.steps += 1
         if duel.chosen is not None:
-            duel.left -= 1
-            if duel.left == 0:
-                del self._duels[rows.bit_length()]
-            return
-        (duel.many_took if threads == duel.many else duel.few_took).append(seconds)
-        if min(len(duel.many_took), len(duel.few_took)) < _TRIES:
-            return
-        # The least is what a step takes where nobody disturbs it.
-        if min(duel.many_took) <= min(duel.few_took):
-            duel.chosen = duel.many
-        elif duel.few == 1:
-            duel.chosen = 1
-        else:
-            self._duels[rows.bit_length()] = _Duel(duel.few, duel.few // 2)
+            if duel.steps == _KEPT:
+                del self._duels[kind]
+        elif duel.steps == 2 * _IN_A_ROW * _ROUNDS:
+            if duel.least[duel.many] <= duel.least[duel.few]:
+                duel.chosen = duel.many
+            elif duel.few == 1:
+                duel.chosen = 1
+            else:
+                self._duels[kind] = _Duel(duel.few, duel.few // 2)
 
     def _duel(self, rows: int) -> _Duel:
         kind = rows.bit_length()

@@ -29,8 +29,6 @@ def why_not(model: Any) -> str | None:
         return "its weights are not float32"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    if model.config.activation not in _ACTIVATIONS:
-        return f"activation={model.config.activation} is none of our own parts"
     return unknown_part(model)
 
 
@@ -48,6 +46,8 @@ def unknown_part(model: Any) -> str | None:
     for part, name in (("norm", config.norm), ("position", config.position)):
         if name not in registry.built_in(part):
             return f"{part}={name} is none of our own parts"
+    if config.activation not in _ACTIVATIONS:
+        return f"activation={config.activation} is none of our own parts"
     if config.input_dim is not None or config.output_dim is not None or config.head != "linear":
         return "it does not go from tokens to tokens"
     return None
