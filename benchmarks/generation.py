@@ -26,6 +26,7 @@ import torch
 
 import miniformer
 from miniformer import Transformer, TransformerConfig
+from miniformer.model.native.memory import LargePages
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SHAPES = {
@@ -46,7 +47,7 @@ def seconds(work):
 
 def bandwidth():
     """Bytes a second that all cores read from memory."""
-    array = torch.ones(2**26)
+    array = LargePages().place(torch.ones(2**26))
     return max(array.nbytes / seconds(array.sum) for _ in range(5))
 
 

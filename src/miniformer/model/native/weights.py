@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.model.native import structures as c
 from miniformer.model.native.build import NoKernels, library
+from miniformer.model.native.memory import LargePages
 from miniformer.model.native.panels import PANEL, in_four_bits, in_turns, panels, up_to
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
 
@@ -71,6 +72,7 @@ class Weights:
         self.kept, self.config = kept, model.config
         config, stack = model.config, getattr(model, "decoder", model)
         self._kept: list[Any] = []  # alive as long as the kernels may read it
+        self._memory = LargePages()
         layers = (c.Layer * len(stack.layers))()
         for made, layer in zip(layers, stack.layers, strict=True):
             self._layer(made, layer)
@@ -199,8 +201,8 @@ class Weights:
         return small, scales
 
     def _floats(self, tensor: Tensor) -> int:
-        return self._keep(tensor.detach().float().contiguous())
+        return self._keep(tensor.detach().float())
 
     def _keep(self, tensor: Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
+        self._kept.append(self._memory.place(tensor))
+        return int(self._kept[-1].data_ptr())
