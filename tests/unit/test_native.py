@@ -18,7 +18,7 @@ from miniformer import Seq2SeqTransformer
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.decoding import Begun
 from miniformer.generation.generate import Start, write
-from miniformer.model.native import build, engine
+from miniformer.model.native import build, engine, memory
 from miniformer.model.native.engine import Engine, NoKernelsWarning
 from miniformer.model.native.panels import in_four_bits
 from miniformer.model.native.tuning import Tuning
@@ -224,6 +224,19 @@ def test_threads_are_as_many_as_are_fastest(most, fastest):
         off = {threads: abs(math.log(threads / best)) for threads in halves}
         found = list(steps(1150, best))[-40:]
         assert {off[threads] for threads in found} == {min(off.values())}
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_weights_lie_side_by_side_and_apart(sizes):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "_CHUNK", 256)  # of which a few fill one, and some are larger
+        pages = memory.LargePages()
+        given_ = [torch.randn(size, 2) if whole else torch.arange(size) for size, whole in sizes]
+        placed = [pages.place(each) for each in given_]
+    for before, after in zip(given_, placed, strict=True):
+        assert after.data_ptr() % 64 == 0
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def test_a_number_of_threads_is_measured_while_texts_are_written():
