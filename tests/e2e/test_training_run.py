@@ -105,7 +105,7 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
         tokenizer="char", model_config=json.loads(MODEL), seq_len=32, batch_size=8, lr=0.3,
         scheduler="none", warmup_steps=60, max_steps=60, val_interval=6, logger="none",
-        work_dir=str(tmp_path),
+        work_dir=str(tmp_path), precision="float32",
     )  # fmt: skip
     result = miniformer.train(config)
     folder = tmp_path / "language_modeling"
