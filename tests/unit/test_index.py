@@ -19,6 +19,7 @@ from miniformer.config import UserError
 from miniformer.data import files, index
 from miniformer.data.index import IndexedFile
 from miniformer.data.lines import RecordError
+from miniformer.data.unpacking import open_stream
 
 MARK = b"\xef\xbb\xbf"
 LINES = st.lists(
@@ -218,7 +219,7 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
     assert (str(path), size, size) in told
     assert told[-1] == (str(path), len(b"".join(content)), len(b"".join(content)))
     assert all(0 < done <= whole for _, done, whole in told)
-    with files.open_stream(path) as stream:
+    with open_stream(path) as stream:
         assert stream.read() == b"".join(content)
 
     monkeypatch.setattr(files, "write_beside", None)
@@ -243,7 +244,7 @@ def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
     with pytest.raises(UserError, match=rf"a\.jsonl\.{packing}: (the file is cut off|not a whole)"):
         IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-    with files.open_stream(path) as stream, pytest.raises(UserError, match=r"cut off|not a whole"):
+    with open_stream(path) as stream, pytest.raises(UserError, match=r"cut off|not a whole"):
         stream.read()
 
 
@@ -256,7 +257,7 @@ def test_gzip_may_be_filled_up_with_zeros(tmp_path):
 def test_a_little_that_unpacks_to_very_much_takes_little_memory(tmp_path, packing):
     path = write(tmp_path, PACKERS[packing](bytes(1 << 29)), f"a.txt.{packing}")
     tracemalloc.start()
-    with files.open_stream(path) as stream:
+    with open_stream(path) as stream:
         assert stream.read(10) == bytes(10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -270,7 +271,7 @@ def test_zstd_without_its_package(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r'pip install "miniformer\[zstd\]"'):
         IndexedFile(path, plain=False)
     with pytest.raises(UserError, match=r'pip install "miniformer\[zstd\]"'):
-        files.open_stream(path)
+        open_stream(path)
 
 
 @pytest.mark.parametrize("change", ["longer", "same size", "cut", "replaced", "gone"])

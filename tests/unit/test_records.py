@@ -23,8 +23,8 @@ from miniformer.data.records import (
     RecordError,
     SequenceRecords,
     records_of,
-    stream_records,
 )
+from miniformer.data.streaming import stream_records
 from tests.kit import write_jsonl
 
 

@@ -20,8 +20,8 @@ from miniformer.data.records import (
     Records,
     RecordSequence,
     records_of,
-    stream_records,
 )
+from miniformer.data.streaming import stream_records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 

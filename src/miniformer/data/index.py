@@ -20,6 +20,7 @@ from miniformer.config import UserError
 from miniformer.data import files
 from miniformer.data.files import Handle, Progress
 from miniformer.data.lines import RecordError
+from miniformer.data.unpacking import unpack
 
 MAX_LINE_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10
@@ -99,7 +100,7 @@ class IndexedFile:
     ) -> None:
         self.name, self.plain, self.cache_dir = name, plain, cache_dir
         _, packing = files.kind_of(name)
-        self.path = files.unpack(name, files.cache_folder(cache_dir), progress) if packing else name
+        self.path = unpack(name, files.cache_folder(cache_dir), progress) if packing else name
         self._handle: Handle | None = Handle(self.path, name)
         self.stamp = self._handle.stamp
         self._index: Index | None = None

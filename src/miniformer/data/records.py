@@ -1,4 +1,4 @@
-"""Reading data files, one checked record at a time, in any order or front to back.
+"""Reading data files, one checked record at a time, in any order.
 
 A `.jsonl` file holds one JSON object a line. A `.txt` file is running text: its records are pieces,
 {"text": piece}, and all but the first of a file hold "continues": True as well. Records are found
@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import copy
 import os
-import stat
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from operator import index as integer
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data import fields, files
-from miniformer.data import index as indexes
-from miniformer.data.fields import Check, Schema, checks_of
+from miniformer.data.fields import Schema, checks_of
 from miniformer.data.files import Progress, Source
-from miniformer.data.index import IndexedFile, next_cut, too_long
+from miniformer.data.index import IndexedFile
 from miniformer.data.lines import (
     Flaw,
     Record,
@@ -43,7 +40,6 @@ __all__ = [
     "SequenceRecords",
     "TEXT_SCHEMA",
     "records_of",
-    "stream_records",
 ]
 
 TEXT_SCHEMA: Schema = {"text": fields.text}
@@ -294,78 +290,6 @@ def records_of(
             "name files, or give a list of dicts"
         )
     return SequenceRecords(source, schema)  # type: ignore[arg-type]
-
-
-def stream_records(path: Source, schema: Schema = TEXT_SCHEMA) -> Iterator[tuple[str, Record]]:
-    """Records as they come, front to back, without an index and with nothing written to disk.
-
-    Args:
-        path: "-" for standard input, a pipe, or whatever `JSONLinesDataset` takes. What has no
-            suffix to tell is taken for JSON lines.
-        schema: the fields each record must have, and their checks.
-
-    Yields:
-        Where a record stands, as file:line, and the record.
-
-    Raises:
-        UserError: a file cannot be read.
-        RecordError: a line is not JSON or does not keep to the schema.
-    """
-    checks = checks_of(schema)
-    if path == "-":
-        yield from _stream_lines(sys.stdin.buffer, "standard input", checks)
-        return
-    paths = files.expand(path)
-    untold = len(paths) == 1 and not paths[0].suffix and _is_pipe(paths[0])
-    plain = not untold and files.are_plain_text(paths, list(schema))
-    for file in paths:
-        with files.open_stream(file) as stream:
-            read = _stream_pieces if plain else _stream_lines
-            yield from read(stream, str(file), checks)
-
-
-def _stream_lines(
-    stream: BinaryIO, name: str, checks: Mapping[str, Check]
-) -> Iterator[tuple[str, Record]]:
-    line = 0
-    while raw := stream.readline(indexes.MAX_LINE_BYTES + 1):
-        line += 1
-        if len(raw) > indexes.MAX_LINE_BYTES:
-            raise too_long(name, line, f"more than {indexes.MAX_LINE_BYTES:,}")
-        if line == 1:
-            raw = raw.removeprefix(files.BYTE_ORDER_MARK)
-        if raw.isspace() or not raw:
-            continue
-        try:
-            yield f"{name}:{line}", parse_line(raw, checks)
-        except Flaw as flaw:
-            raise RecordError(name, line + flaw.line, flaw.problem) from None
-
-
-def _stream_pieces(
-    stream: BinaryIO, name: str, checks: Mapping[str, Check]
-) -> Iterator[tuple[str, Record]]:
-    """The pieces that `index` would find, from a buffer that always holds a whole one."""
-    line, start, continues = 1, 0, False
-    needed = indexes.MAX_PIECE_BYTES + 1
-    buffer = stream.read(4 * needed).removeprefix(files.BYTE_ORDER_MARK)
-    while buffer:
-        if len(buffer) - start < needed:
-            buffer, start = buffer[start:] + stream.read(4 * needed), 0
-            if not buffer:
-                return
-        held = buffer
-        end = next_cut(lambda size, offset: held[offset : offset + size], start, len(held))  # noqa: B023
-        raw, start = buffer[start:end], end
-        try:
-            yield f"{name}:{line}", parse_piece(raw, checks, continues=continues)
-        except Flaw as flaw:
-            raise RecordError(name, line + flaw.line, flaw.problem) from None
-        line, continues = line + raw.count(b"\n"), True
-
-
-def _is_pipe(path: Path) -> bool:
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()
 
 
 def _are_paths(source: Any) -> bool:
