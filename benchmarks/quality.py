@@ -1,12 +1,14 @@
 """What a recipe gives: its figure over seeds, on the test split, with time and size.
 
-    python benchmarks/quality.py RECIPE DATA [--seeds 3] [--defaults | --change JSON] [--save]
+    python benchmarks/quality.py RECIPE DATA [--seeds 3] [--jobs 1] [--defaults | --change JSON]
+        [--save]
 
 RECIPE is the name of a file in recipes/; DATA is a folder with train, val and test files (.jsonl or
-.txt; without a test file the figure is of val). Each run is a process of its own. `--defaults`
-leaves the recipe's settings out: only paths and task are said. `--change JSON` changes some of
-them, such as {"task_config": {"r_drop": 0}}, to see on val what they are worth; nothing is tested.
-`--save` adds the result to results/quality.json and writes docs/recipes.md from it.
+.txt; without a test file the figure is of val). Each run is a process of its own; `--jobs 2` has
+two of them at once, with half of the cores each. `--defaults` leaves the recipe's settings out:
+only paths and task are said. `--change JSON` changes some of them, such as {"task_config":
+{"r_drop": 0}}, to see on val what they are worth; nothing is tested. `--save` adds the result to
+results/quality.json and writes docs/recipes.md from it.
 
     python benchmarks/quality.py --page    only writes the page
 """
@@ -111,36 +113,41 @@ def merged(settings, change):
 
 
 def run(settings):
-    """Figures, wall-clock seconds and parameters of one run; in a process of its own."""
+    """A run's seed, wall-clock seconds, figures and parameters; in a process of its own."""
     from miniformer.training.run import train
 
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
         kind, config = read_config(result.model)
-        return result.figures, config.num_params(seq2seq=kind.startswith("Seq2Seq"))
+    about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
+    parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
+    return {**about, **result.figures, "parameters": parameters}
 
 
-def measure(recipe, data, seeds, *, defaults=False, change=None):
+def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
     """The entry of a recipe in results/quality.json."""
     change = change or {}
     split = "test" if any(data.glob("test.*")) and not change else "val"
     metric = FIGURES[recipe][0]
-    runs = []
+    all_settings = [
+        settings_of(recipe, data, seed=seed, defaults=defaults, change=change)
+        for seed in range(seeds)
+    ]
+    threads = max(1, torch.get_num_threads() // jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes to come read it
     context = multiprocessing.get_context("spawn")
-    for seed in range(seeds):
-        settings = settings_of(recipe, data, seed=seed, defaults=defaults, change=change)
-        began = time.perf_counter()
-        with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-            figures, parameters = pool.submit(run, settings).result()
-        seconds = time.perf_counter() - began
-        if metric == "word_perplexity":
-            for kind in ("val", split):
-                path = Path(settings[f"{kind}_path"])
-                bits = figures[f"{kind}_bits_per_byte"]
-                figures[f"{kind}_word_perplexity"] = word_perplexity(bits, path)
-        kept = {name: round(value, 4) for name, value in figures.items()}
-        runs.append({"seed": seed, "seconds": round(seconds, 1), **kept})
-        print(json.dumps(runs[-1]), flush=True)
+    runs = []
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        for settings, figures in zip(all_settings, pool.map(run, all_settings), strict=True):
+            parameters = figures.pop("parameters")
+            if metric == "word_perplexity":
+                for kind in ("val", split):
+                    path = Path(settings[f"{kind}_path"])
+                    bits = figures[f"{kind}_bits_per_byte"]
+                    figures[f"{kind}_word_perplexity"] = word_perplexity(bits, path)
+            runs.append({name: round(value, 4) for name, value in figures.items()})
+            print(json.dumps(runs[-1]), flush=True)
     found = [each[f"{split}_{metric}"] for each in runs]
     return {
         "recipe": recipe,
@@ -152,7 +159,7 @@ def measure(recipe, data, seeds, *, defaults=False, change=None):
         "spread": round(statistics.stdev(found), 4) if seeds > 1 else None,
         "minutes": round(statistics.mean(each["seconds"] for each in runs) / 60, 1),
         "parameters": parameters,
-        "machine": f"{torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}",
+        "machine": f"{threads} of {os.cpu_count()} cores, {platform.machine()}",
         "runs": runs,
     }
 
@@ -216,6 +223,7 @@ def main():
     parser.add_argument("recipe", nargs="?", choices=known)
     parser.add_argument("data", nargs="?", type=Path, help="folder with train, val and test files")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--defaults", action="store_true", help="only paths and task are said")
     parser.add_argument(
         "--change", type=json.loads, metavar="JSON", help="of the recipe's settings"
@@ -234,6 +242,7 @@ def main():
                 given.recipe,
                 given.data,
                 given.seeds,
+                jobs=given.jobs,
                 defaults=given.defaults,
                 change=given.change,
             )

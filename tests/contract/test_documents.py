@@ -1,6 +1,8 @@
 """What the documents say is run: an example that no longer works fails here."""
 
+import json
 import re
+import runpy
 
 import pytest
 import yaml
@@ -116,3 +118,17 @@ def test_recipes_are_settings_and_their_page_shows_each():
         paths = {"train_path": "train.jsonl", "val_path": "val.jsonl"}
         TrainConfig.from_dict({**settings, **paths})
         assert f"| [{path.stem}](../recipes/{path.name}) |" in page
+
+
+def test_recipes_say_what_was_measured():
+    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
+    entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
+    assert quality["PAGE"].read_text(encoding="utf-8") == quality["page"](entries)
+    means = {
+        each["recipe"]: each["mean"] for each in entries if not (each["defaults"] or each["change"])
+    }
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        mean = means[path.stem]
+        written = [f"{mean:.1f}"] if mean > 10 else [f"{mean:.3f}", f"{mean:.2f}"]
+        head = path.read_text(encoding="utf-8").partition("task:")[0]
+        assert any(re.search(rf"(?<![\d.]){each}(?!\d)", head) for each in written), path.name
