@@ -1017,6 +1017,16 @@ FAULTS = [
         "tests/unit/test_beam.py -k wide_enough",
     ),
     Fault(
+        "a sample has a seed where beams leave nothing to chance", "training/samples.py",
+        "0 if default.num_beams == 1 else None", "0",
+        "tests/e2e/test_tasks.py -k translate_and_says",
+    ),
+    Fault(
+        "an error from another process is its message alone", "config/errors.py",
+        "    def __reduce__(", "    def reduced(",
+        "tests/unit/test_config.py -k another_process",
+    ),
+    Fault(
         "validation searches as a test does", "tasks/seq2seq.py",
         "self.generated - served, GenerationConfig())",
         "self.generated - served, GenerationConfig(num_beams=self.num_beams))",

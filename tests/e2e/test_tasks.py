@@ -126,16 +126,15 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
         "--test_path", str(write(tmp_path / "test.jsonl", records * 9)),
-        "--task_config", '{"generated": 20}', model={"d_model": 64, "n_heads": 4},
+        "--task_config", '{"generated": 20, "num_beams": 2}', model={"d_model": 64, "n_heads": 4},
     )  # fmt: skip
+    assert "writes: 'one two three four -> " in out
     assert re.search(r"validation loss [\d.]+, bleu 100.0000, chrf 100.0000, exact match 1.0", out)
     m = miniformer.load(best)
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     assert m.generate("a cat") == "eine Katze"
-    card = (best / "README.md").read_text()
-    assert (
-        f"BLEU and chrF: greedy decoding of {9 * len(PHRASES)} examples" in card
-    )  # all of the test
+    card = (best / "README.md").read_text()  # of all of the test
+    assert f"BLEU and chrF: a search of 2 beams of {9 * len(PHRASES)} examples" in card
 
 
 def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,12 @@ from miniformer.train_config import TrainConfig
 def test_unknown_keys_are_refused_with_the_nearest_known_one():
     with pytest.raises(ConfigError, match=r"unknown field 'n_head' \(did you mean 'n_heads'\?\)"):
         TransformerConfig.from_dict({"n_head": 4})
+
+
+def test_an_error_comes_whole_from_another_process():
+    error = ConfigError("TrainConfig", ["lr must be a number, not 'x'", "task is missing"])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
 
 
 def test_every_problem_is_told_at_once():

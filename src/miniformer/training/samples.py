@@ -79,7 +79,8 @@ class WriteSamples(L.Callback):
         if self.run.kind == "encoder" and tokenizer is not None:  # what it writes comes behind
             longest = max(len(tokenizer.encode(prompt)) for prompt in self.prompts)
             most = max(1, min(most, self.run.model_config.max_seq_len - longest - 1))
-        return dataclasses.replace(default, max_new_tokens=most, seed=0)
+        seed = 0 if default.num_beams == 1 else None  # beams leave nothing to chance
+        return dataclasses.replace(default, max_new_tokens=most, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": len(self.rows)}
