@@ -1017,6 +1017,16 @@ FAULTS = [
         "tests/unit/test_beam.py -k wide_enough",
     ),
     Fault(
+        "a size of model is chosen over a width that was given", "training/sizing.py",
+        "any(name in config.model_config for name in SHAPE)", "False",
+        "tests/unit/test_sizing.py -k heard",
+    ),
+    Fault(
+        "what is read of pairs is not counted", "training/sizing.py",
+        '"ids", "inputs", "source", "labels"', '"ids", "inputs", "labels"',
+        "tests/e2e/test_tasks.py -k translate_and_says",
+    ),
+    Fault(
         "a sample has a seed where beams leave nothing to chance", "training/samples.py",
         "0 if default.num_beams == 1 else None", "0",
         "tests/e2e/test_tasks.py -k translate_and_says",

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from miniformer.config import StrictConfig, option
+from miniformer.config.presets import SIZES
 from miniformer.config.units import parse_bytes
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -37,6 +38,9 @@ class TrainConfig(StrictConfig):
             Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
         model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
+        size: of the model, where model_config says nothing of it: tiny (2 layers, d_model 64),
+            small (2, 128), medium (3, 192) or base (4, 256), each with its dropout; null: by the
+            tokens of the training data.
         init_from: model directory that the run begins with, such as one from `miniformer import`:
             its shape, tokenizer and weights; null: weights are random.
         warm_start: settings of a run before this one, in which the model learns to guess hidden
@@ -117,6 +121,7 @@ class TrainConfig(StrictConfig):
     task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    size: str | None = option(None, choices=tuple(SIZES))
     init_from: str | None = None
     warm_start: dict[str, Any] | None = None
     tokenizer: str = "bpe"
@@ -216,6 +221,8 @@ class TrainConfig(StrictConfig):
             problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
         if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
             problems.append("tokenizer has no effect with init_from, which has one; leave it out")
+        if self.size is not None and self.init_from is not None:
+            problems.append("size has no effect with init_from, whose shape is taken; leave it out")
         if self.warm_start is not None and self.init_from is not None:
             problems.append(
                 "warm_start and init_from both say what to begin with; leave one of them out"

@@ -14,6 +14,7 @@ from rich.console import Console
 from miniformer import registry
 from miniformer.checkpoint.companions import MODELS
 from miniformer.config import ConfigError, TransformerConfig, UserError
+from miniformer.config.presets import SIZES
 from miniformer.data.batches import Batches
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.records import records_of
@@ -28,6 +29,7 @@ from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
 from miniformer.training.optimizers import own_lr
 from miniformer.training.progress import reading
+from miniformer.training.sizing import tokens_of, with_size
 from miniformer.training.tokenizers import make_tokenizer, tokenizer_of
 
 
@@ -89,7 +91,8 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
     check_machine(config)
     # Every mistake that can be seen without reading the data is told before it is read.
-    limit = TransformerConfig.from_dict(config.model_config).max_seq_len
+    given = {**SIZES.get(config.size or "", {}), **config.model_config}
+    limit = TransformerConfig.from_dict(given).max_seq_len
     seq_len = config.seq_len or limit
     if seq_len > limit:
         raise UserError(
@@ -111,10 +114,8 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             tokenizer, described = tokenizer_of(resumed)
         if described is not None:
             console.print(f"tokenizer: {described}")
-        model_config = TransformerConfig.from_dict(
-            task.model_config(config.model_config, tokenizer)
-        )
-        task.check(model_config, tokenizer)
+        unsized = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
+        task.check(unsized, tokenizer)
         data = MiniFormerDataModule(
             records or config.train_path,
             **others,
@@ -129,7 +130,9 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             progress=progress,
         )
         data.setup()
-    for line in (*_about(data), *notes):
+    config, sized = with_size(config, data)
+    model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
+    for line in (*_about(data), *notes, *filter(None, [sized])):
         console.print(line)
     model = MODELS[kind](model_config)
     origin = None if config.init_from is None else Path(config.init_from)
@@ -175,9 +178,7 @@ def _about(data: MiniFormerDataModule) -> Iterator[str]:
         pools = data.pools.get(name)
         if pools is None:
             continue
-        tokens = next(
-            filter(None, (data.count(name, each) for each in ("ids", "inputs", "labels"))), None
-        )
+        tokens = tokens_of(data, name)
         records = getattr(pools, "records", None)
         many = "a stream" if records is None else f"{len(records):,} records"
         yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")

@@ -14,7 +14,7 @@ from miniformer.training.checkpoints import latest
 SETTINGS = "train_config.json"
 # What weights, optimiser states and places in the data are of.
 _FIXED = (
-    "task", "task_config", "model", "model_config", "init_from", "warm_start", "tokenizer",
+    "task", "task_config", "model", "model_config", "size", "init_from", "warm_start", "tokenizer",
     "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed",
     "ema_decay", "average_checkpoints", "memory", "find_batch_size", "find_lr", "work_dir",
     "experiment_name",

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from miniformer.config import ConfigError, UserError
+from miniformer.config.presets import SHAPE
 from miniformer.train_config import TrainConfig
 from miniformer.training.checkpoints import latest
 from miniformer.training.preparation import Prepared
@@ -48,7 +49,7 @@ def warm_settings(run: Prepared) -> TrainConfig:
     shape = {
         name: value
         for name, value in run.model_config.to_dict().items()
-        if value != defaults[name] and name not in _OF_OUTPUTS
+        if (value != defaults[name] or name in SHAPE) and name not in _OF_OUTPUTS
     }
     settings = {
         **{name: getattr(config, name) for name in _SHARED},

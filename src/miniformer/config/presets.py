@@ -1,0 +1,25 @@
+"""Sizes of models, and which of them an amount of data is enough for. Nothing here imports torch.
+
+Small data is learnt better, and sooner, by a narrow model that drops much: docs/recipes.md has the
+figures. Beyond some millions of tokens it is the time one has that sets the size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"d_model": 64, "n_heads": 4, "n_layers": 2, "dropout": 0.3},
+    "small": {"d_model": 128, "n_heads": 4, "n_layers": 2, "dropout": 0.2},
+    "medium": {"d_model": 192, "n_heads": 6, "n_layers": 3, "dropout": 0.2},
+    "base": {"d_model": 256, "n_heads": 8, "n_layers": 4, "dropout": 0.1},
+}
+SHAPE = ("d_model", "n_heads", "n_layers")  # who says one of them has chosen a size
+_BELOW = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # tokens
+
+
+def size_for(tokens: int | None) -> str:
+    """The size of model for so many tokens, or vectors, to learn from; None: too many to count."""
+    if tokens is None:
+        return "base"
+    return next((size for size, limit in _BELOW.items() if tokens < limit), "base")
