@@ -14,7 +14,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": {"d_model": 192, "n_heads": 6, "n_layers": 3, "dropout": 0.2},
     "base": {"d_model": 256, "n_heads": 8, "n_layers": 4, "dropout": 0.1},
 }
-SHAPE = ("d_model", "n_heads", "n_layers")  # who says one of them has chosen a size
+# Who says one of these has chosen a size.
+SHAPE = ("d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads", "head_dim", "n_decoder_layers")
 _BELOW = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # tokens
 
 
