@@ -39,8 +39,8 @@ class TrainConfig(StrictConfig):
         model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
         size: of the model, where model_config says nothing of it: tiny (2 layers, d_model 64),
-            small (2, 128), medium (3, 192) or base (4, 256), each with its dropout; null: by the
-            tokens of the training data.
+            small (2, 128), medium (3, 192) or base (4, 256); null: by the tokens of the training
+            data.
         init_from: model directory that the run begins with, such as one from `miniformer import`:
             its shape, tokenizer and weights; null: weights are random.
         warm_start: settings of a run before this one, in which the model learns to guess hidden

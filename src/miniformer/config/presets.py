@@ -1,7 +1,7 @@
 """Sizes of models, and which of them an amount of data is enough for. Nothing here imports torch.
 
-Small data is learnt better, and sooner, by a narrow model that drops much: docs/recipes.md has the
-figures. Beyond some millions of tokens it is the time one has that sets the size.
+Small data is learnt as well, and sooner, by a narrow model: docs/recipes.md has the figures. Beyond
+some millions of tokens it is the time one has that sets the size.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"d_model": 64, "n_heads": 4, "n_layers": 2, "dropout": 0.3},
-    "small": {"d_model": 128, "n_heads": 4, "n_layers": 2, "dropout": 0.2},
-    "medium": {"d_model": 192, "n_heads": 6, "n_layers": 3, "dropout": 0.2},
-    "base": {"d_model": 256, "n_heads": 8, "n_layers": 4, "dropout": 0.1},
+    "tiny": {"d_model": 64, "n_heads": 4, "n_layers": 2},
+    "small": {"d_model": 128, "n_heads": 4, "n_layers": 2},
+    "medium": {"d_model": 192, "n_heads": 6, "n_layers": 3},
+    "base": {"d_model": 256, "n_heads": 8, "n_layers": 4},
 }
 # Who says one of these has chosen a size.
 SHAPE = ("d_model", "n_heads", "n_layers", "d_ff", "n_kv_heads", "head_dim", "n_decoder_layers")
