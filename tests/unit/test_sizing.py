@@ -52,6 +52,8 @@ def test_the_data_choose_a_size_and_the_run_says_so(run):
 
 def test_who_says_more_is_heard(run):
     assert run(1_000, "--size", "medium")[0] == SIZES["medium"]
+    model, _ = run(1_000, "--size", "medium", "--model_config", '{"n_kv_heads": 3}')
+    assert model == {**SIZES["medium"], "n_kv_heads": 3}, "of its own six heads"
     model, out = run(1_000, "--model_config", '{"dropout": 0.0}')
     assert model == {**SIZES["tiny"], "dropout": 0.0}, "what is no shape leaves the size open"
     model, out = run(1_000, "--model_config", '{"d_model": 48}')

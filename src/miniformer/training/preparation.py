@@ -114,8 +114,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             tokenizer, described = tokenizer_of(resumed)
         if described is not None:
             console.print(f"tokenizer: {described}")
-        unsized = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
-        task.check(unsized, tokenizer)
+        task.check(TransformerConfig.from_dict(task.model_config(given, tokenizer)), tokenizer)
         data = MiniFormerDataModule(
             records or config.train_path,
             **others,
