@@ -76,8 +76,11 @@ def _stream_pieces(
             buffer, start = buffer[start:] + stream.read(4 * needed), 0
             if not buffer:
                 return
-        held = buffer
-        end = next_cut(lambda size, offset: held[offset : offset + size], start, len(held))  # noqa: B023
+        end = next_cut(
+            lambda size, offset: buffer[offset : offset + size],  # noqa: B023 -- called at once
+            start,
+            len(buffer),
+        )
         raw, start = buffer[start:end], end
         try:
             yield f"{name}:{line}", parse_piece(raw, checks, continues=continues)
