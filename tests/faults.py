@@ -726,6 +726,23 @@ FAULTS = [
         f"{FILES} -k 'parts_that'",
     ),
     Fault(
+        "nobody asks for marks, and pairs have none", "tasks/input_task.py",
+        'return self.marks_pairs and self.kind() == "pair"',
+        "return False",
+        "tests/unit/test_tasks.py -k marked_where_nothing_is_said",
+    ),
+    Fault(
+        "a run marks pairs for a model that knows no marks", "training/beginning.py",
+        "if config.task in _OF_INPUTS and not _marks(described):",
+        "if False:",
+        "tests/e2e/test_beginning.py -k first_model_read_them",
+    ),
+    Fault(
+        "an export is silent about marks", "interop/hf/writing.py",
+        '{marks if pairs else ""}', "",
+        "tests/e2e/test_beginning.py -k tells_of_marks",
+    ),
+    Fault(
         "a run begins with chance after all", "training/beginning.py",
         "model.load_state_dict({**wanted, **kept})", "model.load_state_dict(wanted)",
         "tests/e2e/test_beginning.py -k classifier",

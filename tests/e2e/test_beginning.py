@@ -26,6 +26,11 @@ def theirs(folder, name, **fields):
     return folder
 
 
+def write_pairs(path):
+    records = [{"input": [f"a {i} c", f"b {i} d"], "label": i % 2} for i in range(8)]
+    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+
+
 def run(*words):
     return trainer.main([*map(str, words), "--logger", "none"])
 
@@ -65,6 +70,42 @@ def test_a_published_language_model_learns_on(tmp_path, capsys, monkeypatch):
     assert cli.main(["export", "runs/language_modeling/last", "home"]) == 0
     there = json.loads((tmp_path / "home" / "config.json").read_text())
     assert there["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
+    """Marked where it knows the marks of shared tokens, and not where it does not."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl")
+    model = json.dumps({"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32})
+    shared = ["--train_path", "pairs.jsonl", "--max_steps", 1]
+    anew = ["--tokenizer", "byte", "--model_config", model]
+    for task, more, types in (
+        ("masked_lm", ["--task_config", '{"field": "input"}'], 2),
+        ("classification", [], 4),
+    ):
+        assert run("--task", task, *more, *shared, *anew) == 0
+        first = f"runs/{task}/last"
+        words = ["--task", "classification", "--init_from", first, "--experiment_name", "next"]
+        assert run(*words, *shared) == 0
+        after = sorted(Path("runs").glob("next*"))[-1] / "last"
+        for folder in (first, after):
+            assert json.loads((Path(folder) / "config.json").read_text())["token_types"] == types
+        pipeline = miniformer.load(after)
+        assert pipeline.task.marks() == (types == 4)
+        assert len(pipeline.predict([["a 1", "b 1"]])) == 1
+
+
+def test_an_export_tells_of_marks_that_no_tokenizer_gives(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs.jsonl")
+    values = family("bert", **SIZES, vocab_size=258)
+    for name in ("token_types", "vocab_size", "head_bias"):  # as the data says
+        del values[name]
+    values |= {"pooling": "first", "head": "dense_tanh"}
+    words = ["--task", "classification", "--train_path", "pairs.jsonl", "--tokenizer", "byte"]
+    assert run(*words, "--max_steps", 1, "--model_config", json.dumps(values)) == 0
+    miniformer.to_hf("runs/classification/last", "home")
+    assert "at tokens that\nboth texts of a pair have" in Path("home/README.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.input_task import collate_inputs
 from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
@@ -92,7 +93,7 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
 
 @given(WORDS, WORDS, st.integers(4, 14))
 def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
-    task = Regression(mean=0.0, spread=1.0, input_kind="pair")
+    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     ids, types = example["inputs"].tolist(), example["token_types"].tolist()
     middle = types.index(1)
@@ -113,7 +114,7 @@ def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
 def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
     task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=True)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
-    (plain,) = Regression(mean=0.0, spread=1.0, input_kind="pair").encode(
+    (plain,) = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False).encode(
         [{"input": [first, second], "value": 1}], BYTES, seq_len
     )
     ids, types = example["inputs"].tolist(), plain["token_types"].tolist()
@@ -123,15 +124,27 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
     assert task.model_config({}, BYTES)["token_types"] == 4
 
 
+def test_a_pair_is_marked_where_nothing_is_said():
+    """But not for masked-LM, which would be told what is hidden."""
+    pair = {"input_kind": "pair"}
+    assert Regression(**pair).types() == Classification(**pair).types() == 4
+    assert MaskedLM(field="input", **pair).types() == 2
+    assert MaskedLM(field="input", mark_shared=True, **pair).types() == 4
+    assert Regression(mark_shared=False, **pair).types() == 2
+    assert not Regression(input_kind="text").marks()
+
+
 def test_marks_need_pairs_and_types():
     config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=1)
     task = Regression(mean=0.0, spread=1.0, input_kind="text", mark_shared=True)
-    with pytest.raises(UserError, match="mark_shared is for pairs of texts, by token types"):
+    with pytest.raises(UserError, match="mark_shared is for pairs of texts; leave it out"):
         task.check(config, BYTES)
-    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=True)
-    few = TransformerConfig(**{**config.to_dict(), "token_types": 2})
-    with pytest.raises(UserError, match="token_types must be 4 or null for pairs of texts, not 2"):
-        task.check(few, BYTES)
+    task = Regression(mean=0.0, spread=1.0, input_kind="pair")
+    for types, told in ((2, "2"), (None, "null")):
+        few = TransformerConfig(**{**config.to_dict(), "token_types": types})
+        wanted = f"token_types must be 4 for pairs of texts, not {told}; leave it out, or set mark"
+        with pytest.raises(UserError, match=wanted):
+            task.check(few, BYTES)
 
 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.none() | st.integers(0, 5))
@@ -446,8 +459,8 @@ def test_a_change_is_that_of_a_feature(given, message):
          "input_dim must be 4 for this data, not 3"),
         (Regression(mean=0.0, spread=1.0, input_kind="text"), {"vocab_size": 100},
          "vocab_size=100 is smaller than the tokenizer's 258 ids"),
-        (Regression(mean=0.0, spread=1.0, input_kind="pair"), {"token_types": 1},
-         "token_types must be 2 or null for pairs"),
+        (Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False), {"token_types": 1},
+         "token_types must be 2 or null for pairs of texts, not 1; leave it out$"),
         (Seq2Seq(), {"vocab_size": 100}, "vocab_size=100 is smaller"),
         (PrefixLanguageModeling(), {"output_dim": 3}, "output_dim must be null"),
     ],

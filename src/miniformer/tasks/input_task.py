@@ -37,15 +37,18 @@ class InputTask(Task):
             (see `miniformer.data.subwords`); needs a bpe tokenizer.
         input_dim: numbers in a feature vector; null: as in the training data.
         mark_shared: say of each token of a pair whether the other text has it, too, by token types
-            2 and 3; what a model of little data can hardly find out by itself.
+            2 and 3; what a model of little data can hardly find out by itself. Null: for pairs, but
+            not in masked-LM, where it would tell of what is hidden, nor after `init_from`, which
+            goes on as its model was trained.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
+    marks_pairs: ClassVar[bool] = True  # where nothing is said
 
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
-    mark_shared: bool = False
+    mark_shared: bool | None = None
 
     @property
     def schema(self) -> Schema:
@@ -87,13 +90,19 @@ class InputTask(Task):
 
     def types(self) -> int:
         """Token types of pairs."""
-        return 4 if self.mark_shared else 2
+        return 4 if self.marks() else 2
+
+    def marks(self) -> bool:
+        """Whether tokens that both texts of a pair have are marked."""
+        if self.mark_shared is None:
+            return self.marks_pairs and self.kind() == "pair"
+        return self.mark_shared
 
     def encoded(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """What the model reads of each record; see `encode_inputs`."""
-        return encode_inputs(records, self.kind(), tokenizer, seq_len, mark_shared=self.mark_shared)
+        return encode_inputs(records, self.kind(), tokenizer, seq_len, mark_shared=self.marks())
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         for name, wanted in (("output_dim", self.outputs()), ("input_dim", self.input_dim)):
@@ -106,14 +115,16 @@ class InputTask(Task):
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:
             Merges(tokenizer)  # refuses what is no bpe
-        types = config.token_types
-        if self.kind() == "pair" and types is not None and types < self.types():
+        if self.mark_shared and self.kind() != "pair":
+            raise UserError("task_config: mark_shared is for pairs of texts; leave it out")
+        types, marks = config.token_types, self.marks()
+        few = marks if types is None else types < self.types()
+        if self.kind() == "pair" and few:
             raise UserError(
-                f"model_config: token_types must be {self.types()} or null for pairs of texts, "
-                f"not {types}"
+                f"model_config: token_types must be {self.types()}{'' if marks else ' or null'} "
+                f"for pairs of texts, not {'null' if types is None else types}; leave it out"
+                + (", or set mark_shared=false in task_config" if marks else "")
             )
-        if self.mark_shared and (self.kind() != "pair" or types is None):
-            raise UserError("task_config: mark_shared is for pairs of texts, by token types")
         super().check(config, tokenizer)
 
     def cutter(

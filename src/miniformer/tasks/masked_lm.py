@@ -48,6 +48,7 @@ class MaskedLM(InputTask):
     name: ClassVar[str] = "masked_lm"
     unit: ClassVar[str] = "nats/token"
     larger_is_better: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    marks_pairs: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
 
     field: str = option("text", choices=("text", "input"))

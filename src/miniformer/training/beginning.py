@@ -16,6 +16,7 @@ from miniformer.train_config import TrainConfig
 # What a head to other outputs has no use for, and what the new task decides.
 _OF_VOCABULARY = ("head_bias", "final_softcap", "logit_scale")
 _OF_TASK = ("output_dim", "input_dim", "output_bias")
+_OF_INPUTS = ("classification", "regression", "masked_lm")
 
 
 def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
@@ -52,10 +53,11 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         changes["tokenizer"] = str(directory)
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
-    if config.task == "seq2seq":
-        start = _object(directory / "task.json").get("start_id")
-        if start is not None:
-            changes["task_config"] = {"start_id": start, **config.task_config}
+    described = _object(directory / "task.json")
+    if config.task == "seq2seq" and described.get("start_id") is not None:
+        changes["task_config"] = {"start_id": described["start_id"], **config.task_config}
+    if config.task in _OF_INPUTS and not _marks(described):
+        changes["task_config"] = {"mark_shared": False, **config.task_config}
     return dataclasses.replace(config, **changes)
 
 
@@ -84,6 +86,14 @@ def take_weights(model: Any, directory: Path, kind: str) -> list[str]:
     kept = {name: found[name] for name in wanted if name not in new}
     model.load_state_dict({**wanted, **kept})
     return new
+
+
+def _marks(described: dict[str, Any]) -> bool:
+    """Whether the model of a `task.json` knows the marks of tokens that a pair shares."""
+    said = described.get("mark_shared")
+    if said is None:  # as `InputTask.marks` has it
+        return described.get("input_kind") == "pair" and described.get("task") != "masked_lm"
+    return bool(said)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def warm_settings(run: Prepared) -> TrainConfig:
         "task": "masked_lm",
         "task_config": {
             "field": "input",
-            "mark_shared": task.mark_shared,  # type: ignore[attr-defined]
+            "mark_shared": task.marks(),  # type: ignore[attr-defined]
             **given.get("task_config", {}),
         },
         "model_config": {**shape, **given.get("model_config", {})},

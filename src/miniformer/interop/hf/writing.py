@@ -94,7 +94,7 @@ def to_hf(
         )
         task = str(source.task.get("task", ""))
         texts.write_tokenizer(source.tokenizer, source.directory, folder, source.config, task)
-        write_text(folder / "README.md", _card(name))
+        write_text(folder / "README.md", _card(name, source))
     return out
 
 
@@ -207,7 +207,12 @@ def _write_json(path: Path, values: Config) -> None:
     write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
-def _card(name: str) -> str:
+def _card(name: str, source: Source) -> str:
+    pairs = source.task.get("input_kind") == "pair" and source.config.token_types == 4
+    marks = """
+The model was trained with marks: `token_type_ids` are 2 and 3, instead of 0 and 1, at tokens that
+both texts of a pair have. A tokenizer does not give them.
+"""
     return f"""---
 library_name: transformers
 ---
@@ -221,4 +226,4 @@ from transformers import AutoTokenizer, {name}
 
 model = {name}.from_pretrained("path/to/this/directory")
 ```
-"""
+{marks if pairs else ""}"""
