@@ -57,13 +57,33 @@ FAULTS = [
     ),
     Fault(
         "a change counts from the first vector", "tasks/regression.py",
-        "given[-1][self.change_of]", "given[0][self.change_of]",
+        'self.feature("change_of", given)[-1]', 'self.feature("change_of", given)[0]',
         "tests/unit/test_tasks.py -k a_change",
     ),
     Fault(
         "figures of changes are not those of values", "tasks/regression.py",
-        "return guesses + bases, values + bases", "return guesses, values",
+        "spread * bases + self._scales", "0.0 * bases + self._scales",
         "tests/unit/test_tasks.py -k a_change",
+    ),
+    Fault(
+        "errors are told in units of each series", "tasks/regression.py",
+        "wrong = spread * wrong * self._scales(measured)", "wrong = spread * wrong",
+        "tests/unit/test_tasks.py -k how_much_it_moves",
+    ),
+    Fault(
+        "a model sees how widely a series swings", "tasks/regression.py",
+        '[:, self.scale_of] /= self.scale(record["input"])', "[:, self.scale_of] /= 1.0",
+        "tests/unit/test_tasks.py -k how_much_it_moves",
+    ),
+    Fault(
+        "answers are told in units of each series", "tasks/regression.py",
+        "self.base(given) + self.scale(given) * (mean", "self.base(given) + (mean",
+        "tests/unit/test_tasks.py -k how_much_it_moves",
+    ),
+    Fault(
+        "objects of features have no order", "data/fields.py",
+        "names = sorted(value[0])", "names = list(value[0])",
+        "tests/unit/test_tasks.py -k vectors_with_names",
     ),
     Fault(
         "a document with an end of its own has two", "tasks/prefix_language_modeling.py",

@@ -1,5 +1,6 @@
 """Classification, regression, seq2seq and prefix language modelling, each against plain code."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -440,14 +441,79 @@ def test_a_change_is_learnt_and_values_are_told():
         Regression(change_of=0).fit(records_of(constant, Regression().schema))
 
 
+def test_a_series_is_learnt_in_units_of_how_much_it_moves():
+    """The figures and answers are in the data's; twice the series is the same to a model."""
+    random = np.random.default_rng(0)
+    series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(40)]
+    values = random.normal(5, 3, len(series))
+    records = [
+        {"input": x.tolist(), "value": float(y)} for x, y in zip(series, values, strict=True)
+    ]
+    task = Regression(change_of=1, scale_of=1).fit(records_of(records, Regression().schema))
+    floor = 0.05 * np.concatenate(series)[:, 1].std()
+    assert task.scale_floor == pytest.approx(floor)
+    last = np.array([x[-1, 1] for x in series])
+    scales = np.array([x[:, 1].std() for x in series]) + floor
+    learnt = (values - last) / scales
+    assert (task.mean, task.spread) == pytest.approx((learnt.mean(), learnt.std()))
+    examples = task.encode(records, None, 64)
+    for example, x, scale in zip(examples, series, scales, strict=True):
+        np.testing.assert_allclose(example["inputs"][:, 1], x[:, 1] / scale, rtol=1e-5)
+        np.testing.assert_allclose(example["inputs"][:, [0, 2]], x[:, [0, 2]], rtol=1e-5)
+    labels = np.array([example["labels"] for example in examples])
+    np.testing.assert_allclose(last + scales * (task.mean + task.spread * labels), values)
+    model = model_for(task)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.zero_()
+    inputs = [record["input"] for record in records]
+    answers = task.predict(model, None, inputs, GenerationConfig())
+    np.testing.assert_allclose(answers, last + scales * task.mean, rtol=1e-5)
+    figures = task.figures([task.measure(model, collate_inputs(examples))])
+    assert figures["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
+    wrong = values - answers
+    assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
+    assert figures["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
+    assert figures["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
+    still = [{"input": [[0.5]], "value": n} for n in range(4)]
+    with pytest.raises(
+        UserError, match=r"feature 0 is 0\.5 everywhere; there is nothing for scale_"
+    ):
+        Regression(scale_of=0).fit(records_of(still, Regression().schema))
+    unscaled = dataclasses.replace(task, scale_floor=1e-12)
+    twice = [(x * [1, 2, 1]).tolist() for x in series]
+    model = model_for(task)  # whose head is not 0
+    once, both = (unscaled.predict(model, None, x, GenerationConfig()) for x in (inputs, twice))
+    np.testing.assert_allclose(both, 2 * np.array(once), rtol=1e-4)
+
+
+def test_vectors_with_names_are_a_series_too():
+    """A feature's number is its place among the names in alphabetical order."""
+    plain = [{"input": [[1.0, n], [2.0, 3.0 * n]], "value": n * n} for n in (1.0, 2.0, 4.0)]
+    named = [
+        {"input": [{"b": b, "a": a} for a, b in each["input"]], "value": each["value"]}
+        for each in plain
+    ]
+    one, other = (
+        Regression(change_of=1, scale_of=1).fit(records_of(records, Regression().schema))
+        for records in (plain, named)
+    )
+    assert one == other
+    for a, b in zip(one.encode(plain, None, 8), one.encode(named, None, 8), strict=True):
+        np.testing.assert_array_equal(a["inputs"], b["inputs"])
+        assert a["labels"] == b["labels"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
 def test_a_change_is_that_of_a_feature(given, message):
     records = records_of([{"input": given, "value": 1.0}], Regression().schema)
-    with pytest.raises(UserError, match=f"change_of=2 is the number of a feature, and {message}"):
-        Regression(change_of=2).fit(records)
+    for name in ("change_of", "scale_of"):
+        told = f"task_config: {name}=2 is the number of a feature, and {message}"
+        with pytest.raises(UserError, match=told):
+            Regression(**{name: 2}).fit(records)
 
 
 @pytest.mark.parametrize(

@@ -66,16 +66,17 @@ def input_kind(value: Any) -> Literal["text", "pair", "features"]:
     return "pair" if isinstance(value[0], str) else "features"
 
 
-def to_array(value: Sequence[Any]) -> np.ndarray:
-    """Feature vectors as float32 [T, input_dim]; those of objects in the order of their keys.
+def to_array(value: Sequence[Any], kind: type = np.float32) -> np.ndarray:
+    """Feature vectors as an array [T, input_dim]; those of objects in the order of their keys.
 
     Args:
         value: vectors or objects that `model_input` accepts.
+        kind: of the array's numbers.
     """
     if isinstance(value[0], dict):
         names = sorted(value[0])
         value = [[item[name] for name in names] for item in value]
-    return np.asarray(value, dtype=np.float32)
+    return np.asarray(value, dtype=kind)
 
 
 def checks_of(schema: Schema) -> dict[str, Check]:

@@ -175,9 +175,10 @@ class InputTask(Task):
 
 
 def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
-    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F]; `labels` and `bases` [B], if any.
+    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F].
 
-    Where they are needed also `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
+    Where there are any also `labels`, `bases` and `scales`, [B]; where they are needed
+    `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
     """
     inputs, mask = pad([example["inputs"] for example in examples])
     batch: Batch = {"inputs": inputs}
@@ -185,7 +186,7 @@ def collate_inputs(examples: list[Example], random: np.random.Generator | None =
         batch["attention_mask"] = mask
     if "token_types" in examples[0]:
         batch["token_types"] = pad([example["token_types"] for example in examples])[0]
-    for name in ("labels", "bases"):
+    for name in ("labels", "bases", "scales"):
         if name in examples[0]:
             batch[name] = torch.tensor([example[name] for example in examples])
     return batch

@@ -1,24 +1,26 @@
 """Regression: a number for each input, by the head on its one vector (`pooling`).
 
-The model learns values less their mean, in units of their spread; figures and answers are in the
-units of the data.
+The model learns values less their mean, in units of their spread; of a series it may learn what
+comes next as a change, in units of how much the series moves. Figures and answers are in the units
+of the data.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from torch import Tensor
 from torchmetrics.functional import regression as measures
 
 from miniformer.config import GenerationConfig, UserError, option
 from miniformer.data import fields
 from miniformer.data.buckets import Batch
-from miniformer.data.fields import Schema
+from miniformer.data.fields import Schema, to_array
 from miniformer.data.records import Record, Records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
@@ -36,6 +38,12 @@ class Regression(InputTask):
         change_of: of inputs that are vectors, the number of the feature, from 0, that the value is
             the next of: what is learnt is its change since the last vector. So a model is not lost
             where a series climbs higher than any it was trained on.
+        scale_of: of inputs that are vectors, the number of a feature: by how much it moves within
+            an input it is divided, and so is the value, or its change. A model then knows a series
+            that swings more widely than those it was trained on (reversible instance
+            normalisation, Kim et al. 2022).
+        scale_floor: what is added to how much the feature moves, so that a still one can be
+            divided by it; null: a twentieth of its standard deviation in the training data.
         input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
@@ -47,6 +55,8 @@ class Regression(InputTask):
     mean: float | None = None
     spread: float | None = option(None, above=0.0)
     change_of: int | None = option(None, low=0)
+    scale_of: int | None = option(None, low=0)
+    scale_floor: float | None = option(None, above=0.0)
 
     @property
     def schema(self) -> Schema:
@@ -54,16 +64,18 @@ class Regression(InputTask):
 
     def fit(self, records: Records) -> Self:
         fitted = super().fit(records)
+        if self.scale_of is not None and self.scale_floor is None:
+            numbers = (x for r in records for x in fitted.feature("scale_of", r["input"]).tolist())
+            mean, spread = _moments(numbers)
+            if not spread > 1e-12 * abs(mean):
+                raise UserError(
+                    f"{records.name}: feature {self.scale_of} is {mean:g} everywhere; there is "
+                    "nothing for scale_of to divide by"
+                )
+            fitted = dataclasses.replace(fitted, scale_floor=0.05 * spread)
         if self.mean is not None and self.spread is not None:
             return fitted
-        count, mean, squares = 0, 0.0, 0.0
-        for record in records:  # Welford 1962: exact where values lie far from 0
-            count += 1
-            value = record["value"] - fitted.base(record["input"])
-            away = value - mean
-            mean += away / count
-            squares += away * (value - mean)
-        spread = math.sqrt(squares / count)
+        mean, spread = _moments(fitted.learnt(record) for record in records)
         if self.spread is None and not spread > 1e-12 * abs(mean):
             what = "value" if self.change_of is None else "change"
             raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
@@ -78,38 +90,65 @@ class Regression(InputTask):
 
     def base(self, given: Any) -> float:
         """What is added to what is learnt of an input: the feature's last value, or nothing."""
-        if self.change_of is None:
-            return 0.0
-        if self.kind() != "features" or self.change_of >= (self.input_dim or 0):
+        return 0.0 if self.change_of is None else float(self.feature("change_of", given)[-1])
+
+    def scale(self, given: Any) -> float:
+        """By what is multiplied what is learnt of an input, in units of the data."""
+        if self.scale_of is None:
+            return 1.0
+        if self.scale_floor is None:
+            raise UserError("scale_floor is not known yet; give it, or call fit(records)")
+        return float(self.feature("scale_of", given).std()) + self.scale_floor
+
+    def learnt(self, record: Record) -> float:
+        """What the model learns of a record, not yet standardised."""
+        given = record["input"]
+        return float(record["value"] - self.base(given)) / self.scale(given)
+
+    def feature(self, name: str, given: Any) -> np.ndarray:
+        """The feature of an input that `change_of` or `scale_of` names, float64 [T]."""
+        number = getattr(self, name)
+        if self.kind() != "features" or number >= (self.input_dim or 0):
             raise UserError(
-                f"task_config: change_of={self.change_of} is the number of a feature, and inputs "
+                f"task_config: {name}={number} is the number of a feature, and inputs "
                 + (
                     f"are vectors of {self.input_dim}; the first is 0"
                     if self.kind() == "features"
                     else "are texts here; leave it out"
                 )
             )
-        return float(given[-1][self.change_of])
+        return to_array(given, np.float64)[:, number]
+
+    def encoded(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """What the model reads of each record; see `InputTask`. A feature is scaled, if one is."""
+        examples = super().encoded(records, tokenizer, seq_len)
+        if self.scale_of is not None:
+            for example, record in zip(examples, records, strict=True):
+                example["inputs"] = example["inputs"].copy()
+                example["inputs"][:, self.scale_of] /= self.scale(record["input"])
+        return examples
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """`inputs` of each record, see `encoded`, and its standardised value, `labels`.
 
-        Where a change is learnt, also `bases`, that from which it counts, in spreads.
+        Of a series also `bases`, that from which a change counts, in spreads, and `scales`.
         """
         mean, spread = self._known()
         examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
-            base = self.base(record["input"])
             if self.change_of is not None and example["cut"]:
                 raise UserError(
                     f"an input is {len(record['input'])} long, and {seq_len} are read of it; "
                     "change_of needs its last vector: raise seq_len"
                 )
-            example["labels"] = (record["value"] - base - mean) / spread
-            if self.change_of is not None:
-                example["bases"] = base / spread
+            example["labels"] = (self.learnt(record) - mean) / spread
+            if self._of_series():
+                example["bases"] = self.base(record["input"]) / spread
+                example["scales"] = self.scale(record["input"])
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -121,8 +160,8 @@ class Regression(InputTask):
     def measure(self, model: Any, batch: Batch) -> Measured:
         guesses = self.logits(model, batch)[:, 0].float()
         found = {"guesses": guesses, "values": batch["labels"].to(guesses)}
-        if self.change_of is not None:
-            found["bases"] = batch["bases"].to(guesses)
+        if self._of_series():
+            found |= {name: batch[name].to(guesses) for name in ("bases", "scales")}
         return found
 
     def figures(
@@ -134,15 +173,15 @@ class Regression(InputTask):
         """
         _, spread = self._known()
         guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
-        loss = float(measures.mean_squared_error(guesses, values))
-        error = float(measures.mean_absolute_error(guesses, values))
-        # Differences first: beside large values they would be lost.
-        guesses, values = self._whole(measured, guesses, values)
+        wrong = guesses - values  # before what is added to both: beside that it could be lost
+        loss = float(wrong.square().mean())
+        wrong = spread * wrong * self._scales(measured)
+        guesses, values = self._whole(measured, guesses), self._whole(measured, values)
         varies = len(values) > 1 and float(values.std()) > 0 and float(guesses.std()) > 0
         return {
             "loss": loss,
-            "mae": spread * error,
-            "rmse": spread * math.sqrt(loss),
+            "mae": float(wrong.abs().mean()),
+            "rmse": math.sqrt(float(wrong.square().mean())),
             "pearson": float(measures.pearson_corrcoef(guesses, values)) if varies else 0.0,
             "spearman": float(measures.spearman_corrcoef(guesses, values)) if varies else 0.0,
         }
@@ -150,10 +189,11 @@ class Regression(InputTask):
     def draw(self, measured: Sequence[Measured], path: Path) -> bool:
         from miniformer.tasks.pictures import draw_guesses
 
-        mean, spread = self._known()
-        guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
-        guesses, values = self._whole(measured, guesses, values)
-        draw_guesses((values * spread + mean).numpy(), (guesses * spread + mean).numpy(), path)
+        values, guesses = (
+            self._whole(measured, joined(measured, name).double()).numpy()
+            for name in ("values", "guesses")
+        )
+        draw_guesses(values, guesses, path)
         return True
 
     def predict(
@@ -168,20 +208,34 @@ class Regression(InputTask):
         batches = batches_of(self, model, tokenizer, inputs)
         guesses = [guess for batch in batches for guess in batch[:, 0].tolist()]
         return [
-            self.base(given) + mean + spread * guess
+            self.base(given) + self.scale(given) * (mean + spread * guess)
             for given, guess in zip(inputs, guesses, strict=True)
         ]
 
-    def _whole(
-        self, measured: Sequence[Measured], guesses: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What is learnt, with what it is a change of."""
-        if self.change_of is None:
-            return guesses, values
-        bases = joined(measured, "bases").double()
-        return guesses + bases, values + bases
+    def _whole(self, measured: Sequence[Measured], learnt: Tensor) -> Tensor:
+        """What is learnt, standardised, as values in the units of the data; float64 [N]."""
+        mean, spread = self._known()
+        bases = joined(measured, "bases").double() if self._of_series() else 0.0
+        return spread * bases + self._scales(measured) * (mean + spread * learnt)
+
+    def _scales(self, measured: Sequence[Measured]) -> Tensor | float:
+        return joined(measured, "scales").double() if self._of_series() else 1.0
+
+    def _of_series(self) -> bool:
+        return self.change_of is not None or self.scale_of is not None
 
     def _known(self) -> tuple[float, float]:
         if self.mean is None or self.spread is None:
             raise UserError("mean and spread are not known yet; give them, or call fit(records)")
         return self.mean, self.spread
+
+
+def _moments(numbers: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation (Welford 1962: exact where numbers lie far from 0)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for number in numbers:
+        count += 1
+        away = number - mean
+        mean += away / count
+        squares += away * (number - mean)
+    return mean, math.sqrt(squares / count)
