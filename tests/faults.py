@@ -57,28 +57,38 @@ FAULTS = [
     ),
     Fault(
         "a change counts from the first vector", "tasks/regression.py",
-        'self.feature("change_of", given)[-1]', 'self.feature("change_of", given)[0]',
-        "tests/unit/test_tasks.py -k a_change",
+        "return float(feature[-1]), float", "return float(feature[0]), float",
+        "tests/unit/test_tasks.py -k its_own_units",
     ),
     Fault(
-        "figures of changes are not those of values", "tasks/regression.py",
-        "spread * bases + self._scales", "0.0 * bases + self._scales",
-        "tests/unit/test_tasks.py -k a_change",
+        "figures of a series are not those of values", "tasks/regression.py",
+        "return bases + self._scales", "return 0.0 * bases + self._scales",
+        "tests/unit/test_tasks.py -k its_own_units",
     ),
     Fault(
         "errors are told in units of each series", "tasks/regression.py",
         "wrong = spread * wrong * self._scales(measured)", "wrong = spread * wrong",
-        "tests/unit/test_tasks.py -k how_much_it_moves",
+        "tests/unit/test_tasks.py -k its_own_units",
     ),
     Fault(
         "a model sees how widely a series swings", "tasks/regression.py",
-        '[:, self.scale_of] /= self.scale(record["input"])', "[:, self.scale_of] /= 1.0",
-        "tests/unit/test_tasks.py -k how_much_it_moves",
+        "[: len(inputs)] - base) / scale", "[: len(inputs)] - base)",
+        "tests/unit/test_tasks.py -k higher_or_wider",
     ),
     Fault(
         "answers are told in units of each series", "tasks/regression.py",
-        "self.base(given) + self.scale(given) * (mean", "self.base(given) + (mean",
-        "tests/unit/test_tasks.py -k how_much_it_moves",
+        "base + scale * (mean + spread * guess)", "base + (mean + spread * guess)",
+        "tests/unit/test_tasks.py -k its_own_units",
+    ),
+    Fault(
+        "any feature is a series", "tasks/regression.py",
+        "spreads[nearest] < 0.75 * spreads[-1] and lengths != {1}", "True",
+        "tests/unit/test_tasks.py -k is_found_out",
+    ),
+    Fault(
+        "nobody is told that values are taken for a series", "training/preparation.py",
+        "*task.findings(), ", "",
+        "tests/e2e/test_tasks.py -k never_was",
     ),
     Fault(
         "objects of features have no order", "data/fields.py",

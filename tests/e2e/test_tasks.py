@@ -113,6 +113,20 @@ def test_regression_of_vectors(train, capsys):
         m.generate("a")
 
 
+def test_a_series_is_found_and_foretold_where_it_never_was(train):
+    random = np.random.default_rng(0)
+    records = []
+    for _ in range(300):
+        step = random.normal()
+        walk = random.normal(0, 20) + step * np.arange(5)
+        records.append({"input": walk[:4, None].tolist(), "value": float(walk[4])})
+    best, out = train(records, "--task", "regression", steps=100)
+    assert "next_of: 0; values are learnt as what comes next of that feature" in out
+    m = miniformer.load(best)
+    answers = m.predict([[[1000.0], [1010.0], [1020.0], [1030.0]], [[3.0], [2.0], [1.0], [0.0]]])
+    assert answers == pytest.approx([1040, -1], abs=1), "far higher than any of the training"
+
+
 PHRASES = {
     "one two three four": "eins zwei drei vier",
     "the dog is here now": "der Hund ist jetzt hier",

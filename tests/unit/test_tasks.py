@@ -407,66 +407,43 @@ def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
         registry.get("task", task)().for_model(kind)
 
 
-def test_a_change_is_learnt_and_values_are_told():
-    """The figures and answers are those of values: of a model that guesses no change, the last."""
-    random = np.random.default_rng(0)
-    series = [random.normal(5, 2, (random.integers(2, 6), 3)).tolist() for _ in range(40)]
-    values = random.normal(5, 3, len(series))
-    records = [{"input": x, "value": float(y)} for x, y in zip(series, values, strict=True)]
-    task = Regression(change_of=1).fit(records_of(records, Regression().schema))
-    last = np.array([x[-1][1] for x in series])
-    assert task.mean == pytest.approx(np.mean(values - last))
-    assert task.spread == pytest.approx(np.std(values - last))
-    examples = task.encode(records, None, 64)
-    labels = np.array([example["labels"] for example in examples])
-    np.testing.assert_allclose(labels * task.spread + task.mean + last, values)
-    model = model_for(task)
-    with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.zero_()
-    answers = task.predict(model, None, series, GenerationConfig())
-    np.testing.assert_allclose(answers, last + task.mean, rtol=1e-5)
-    figures = task.figures([task.measure(model, collate_inputs(examples))])
-    wrong = values - last - task.mean
-    assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
-    assert figures["pearson"] == pytest.approx(np.corrcoef(values, last)[0, 1], abs=1e-4)
-    for example in examples:
-        example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
-    far = task.figures([task.measure(model, collate_inputs(examples))])
-    assert far["rmse"] == pytest.approx(figures["rmse"], rel=1e-6)
-    with pytest.raises(UserError, match="change_of needs its last vector: raise seq_len"):
-        task.encode(records, None, 2)
-    constant = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
-    with pytest.raises(UserError, match="every change is 1; there is nothing to learn"):
-        Regression(change_of=0).fit(records_of(constant, Regression().schema))
+def a_series(random, count=40):
+    """Inputs of three features, the middle one a walk, and the value that comes next of it."""
+    series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(count)]
+    for vectors in series:
+        vectors[:, 1] = 10 * random.normal() + np.cumsum(vectors[:, 1] - 5)
+    values = [float(vectors[-1, 1] + random.normal(0, 2)) for vectors in series]
+    return [{"input": x.tolist(), "value": y} for x, y in zip(series, values, strict=True)]
 
 
-def test_a_series_is_learnt_in_units_of_how_much_it_moves():
-    """The figures and answers are in the data's; twice the series is the same to a model."""
-    random = np.random.default_rng(0)
-    series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(40)]
-    values = random.normal(5, 3, len(series))
-    records = [
-        {"input": x.tolist(), "value": float(y)} for x, y in zip(series, values, strict=True)
-    ]
-    task = Regression(change_of=1, scale_of=1).fit(records_of(records, Regression().schema))
-    floor = 0.05 * np.concatenate(series)[:, 1].std()
-    assert task.scale_floor == pytest.approx(floor)
-    last = np.array([x[-1, 1] for x in series])
-    scales = np.array([x[:, 1].std() for x in series]) + floor
+def fitted(records, **settings):
+    return Regression(**settings).fit(records_of(records, Regression().schema))
+
+
+def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
+    """The figures and answers are those of values; higher or wider, it is the same to a model."""
+    records = a_series(np.random.default_rng(0))
+    task = fitted(records, next_of=1)
+    inputs = [record["input"] for record in records]
+    walks = [np.array(x)[:, 1] for x in inputs]
+    values = np.array([record["value"] for record in records])
+    assert task.still == pytest.approx(0.05 * np.mean([walk.std() for walk in walks]))
+    last = np.array([walk[-1] for walk in walks])
+    scales = np.array([walk.std() for walk in walks]) + task.still
     learnt = (values - last) / scales
     assert (task.mean, task.spread) == pytest.approx((learnt.mean(), learnt.std()))
     examples = task.encode(records, None, 64)
-    for example, x, scale in zip(examples, series, scales, strict=True):
-        np.testing.assert_allclose(example["inputs"][:, 1], x[:, 1] / scale, rtol=1e-5)
-        np.testing.assert_allclose(example["inputs"][:, [0, 2]], x[:, [0, 2]], rtol=1e-5)
+    for example, x, base, scale in zip(examples, inputs, last, scales, strict=True):
+        wanted = np.array(x)
+        wanted[:, 1] = (wanted[:, 1] - base) / scale
+        np.testing.assert_allclose(example["inputs"], wanted, rtol=1e-5)
     labels = np.array([example["labels"] for example in examples])
     np.testing.assert_allclose(last + scales * (task.mean + task.spread * labels), values)
     model = model_for(task)
+    assert model.config.pooling == "last"
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.zero_()
-    inputs = [record["input"] for record in records]
     answers = task.predict(model, None, inputs, GenerationConfig())
     np.testing.assert_allclose(answers, last + scales * task.mean, rtol=1e-5)
     figures = task.figures([task.measure(model, collate_inputs(examples))])
@@ -475,16 +452,41 @@ def test_a_series_is_learnt_in_units_of_how_much_it_moves():
     assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
     assert figures["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
     assert figures["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
-    still = [{"input": [[0.5]], "value": n} for n in range(4)]
-    with pytest.raises(
-        UserError, match=r"feature 0 is 0\.5 everywhere; there is nothing for scale_"
-    ):
-        Regression(scale_of=0).fit(records_of(still, Regression().schema))
-    unscaled = dataclasses.replace(task, scale_floor=1e-12)
-    twice = [(x * [1, 2, 1]).tolist() for x in series]
-    model = model_for(task)  # whose head is not 0
-    once, both = (unscaled.predict(model, None, x, GenerationConfig()) for x in (inputs, twice))
-    np.testing.assert_allclose(both, 2 * np.array(once), rtol=1e-4)
+    for example in examples:
+        example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
+    far = task.figures([task.measure(model, collate_inputs(examples))])
+    assert far["rmse"] == pytest.approx(figures["rmse"], rel=1e-6)
+
+
+@given(st.integers(0, 99), st.floats(-50, 50), st.floats(0.5, 4))
+def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
+    records = a_series(np.random.default_rng(seed), 8)
+    task = dataclasses.replace(fitted(records, next_of=1), still=1e-12)
+    torch.manual_seed(0)
+    model = model_for(task)
+    inputs = [np.array(record["input"]) for record in records]
+    moved = [x * [1, wider, 1] + [0, higher, 0] for x in inputs]
+    once, again = (
+        np.array(task.predict(model, None, [x.tolist() for x in each], GenerationConfig()))
+        for each in (inputs, moved)
+    )
+    np.testing.assert_allclose(again, once * wider + higher, rtol=1e-3, atol=1e-3 * wider)
+
+
+def test_that_values_are_the_next_of_a_feature_is_found_out():
+    records = a_series(np.random.default_rng(0))
+    task = fitted(records)
+    assert task.next_of == 1
+    assert "next_of: 1; values are learnt as what comes next" in "".join(task.findings())
+    assert fitted(records, next_of="none").next_of == "none"
+    assert fitted(records, mean=0.0, spread=9.0).next_of == "none"
+    values = np.random.default_rng(1).normal(0, 20, len(records))
+    others = [{**each, "value": float(y)} for each, y in zip(records, values, strict=True)]
+    alone = [{**each, "input": each["input"][-1:]} for each in records]
+    texts = [{"input": "abc"[: n % 3 + 1], "value": float(n)} for n in range(9)]
+    for none in (others, alone, texts):
+        task = fitted(none)
+        assert (task.next_of, task.is_series(), list(task.findings())) == ("none", False, [])
 
 
 def test_vectors_with_names_are_a_series_too():
@@ -494,26 +496,33 @@ def test_vectors_with_names_are_a_series_too():
         {"input": [{"b": b, "a": a} for a, b in each["input"]], "value": each["value"]}
         for each in plain
     ]
-    one, other = (
-        Regression(change_of=1, scale_of=1).fit(records_of(records, Regression().schema))
-        for records in (plain, named)
-    )
+    one, other = (fitted(records, next_of=1) for records in (plain, named))
     assert one == other
     for a, b in zip(one.encode(plain, None, 8), one.encode(named, None, 8), strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
         assert a["labels"] == b["labels"]
 
 
+def test_what_is_no_series_is_told():
+    records = a_series(np.random.default_rng(0))
+    with pytest.raises(UserError, match="next_of=1 needs its last vector: raise seq_len"):
+        fitted(records, next_of=1).encode(records, None, 2)
+    assert fitted([{"input": [[0.5]], "value": float(n)} for n in range(4)], next_of=0).still == 1
+    same = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
+    with pytest.raises(UserError, match=r"every change is .*; there is nothing to learn"):
+        fitted(same, next_of=0)
+    with pytest.raises(ConfigError, match="must be a feature's number, auto or none, not 'rides'"):
+        Regression(next_of="rides")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
-def test_a_change_is_that_of_a_feature(given, message):
-    records = records_of([{"input": given, "value": 1.0}], Regression().schema)
-    for name in ("change_of", "scale_of"):
-        told = f"task_config: {name}=2 is the number of a feature, and {message}"
-        with pytest.raises(UserError, match=told):
-            Regression(**{name: 2}).fit(records)
+def test_a_series_is_that_of_a_feature(given, message):
+    told = f"task_config: next_of=2 is the number of a feature, and {message}"
+    with pytest.raises(UserError, match=told):
+        fitted([{"input": given, "value": 1.0}], next_of=2)
 
 
 @pytest.mark.parametrize(

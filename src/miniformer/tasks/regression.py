@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,15 +35,16 @@ class Regression(InputTask):
     Args:
         mean: what is taken off a value before it is learnt; null: the training data's mean.
         spread: by what it is then divided; null: the training data's standard deviation.
-        change_of: of inputs that are vectors, the number of the feature, from 0, that the value is
-            the next of: what is learnt is its change since the last vector. So a model is not lost
-            where a series climbs higher than any it was trained on.
-        scale_of: of inputs that are vectors, the number of a feature: by how much it moves within
-            an input it is divided, and so is the value, or its change. A model then knows a series
-            that swings more widely than those it was trained on (reversible instance
-            normalisation, Kim et al. 2022).
-        scale_floor: what is added to how much the feature moves, so that a still one can be
-            divided by it; null: a twentieth of its standard deviation in the training data.
+        next_of: of inputs that are vectors, the number of the feature, from 0, that the value is
+            the next of. What is learnt then is its change since the last vector, in units of how
+            much the feature moves within the input, and the feature is read so, too (reversible
+            instance normalisation, Kim et al. 2022): a model is not lost where a series climbs
+            higher or swings more widely than any it was trained on. auto: the feature from whose
+            last number the training data's values are least far, if that leaves less than three
+            quarters of their spread; none: values stand for themselves, as where a mean is given.
+        still: what is added to how much the feature moves, so that one that stands still can be
+            divided by it; null: a twentieth of how much it moves in the inputs of the training
+            data, on average, or 1 where it never does.
         input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
     """
 
@@ -54,30 +55,32 @@ class Regression(InputTask):
 
     mean: float | None = None
     spread: float | None = option(None, above=0.0)
-    change_of: int | None = option(None, low=0)
-    scale_of: int | None = option(None, low=0)
-    scale_floor: float | None = option(None, above=0.0)
+    next_of: int | str = option("auto", low=0)
+    still: float | None = option(None, above=0.0)
 
     @property
     def schema(self) -> Schema:
         return {**super().schema, "value": fields.number}
 
+    def cross_check(self) -> list[str]:
+        if isinstance(self.next_of, int) or self.next_of in ("auto", "none"):
+            return []
+        return [f"next_of must be a feature's number, auto or none, not {self.next_of!r}"]
+
     def fit(self, records: Records) -> Self:
         fitted = super().fit(records)
-        if self.scale_of is not None and self.scale_floor is None:
-            numbers = (x for r in records for x in fitted.feature("scale_of", r["input"]).tolist())
-            mean, spread = _moments(numbers)
-            if not spread > 1e-12 * abs(mean):
-                raise UserError(
-                    f"{records.name}: feature {self.scale_of} is {mean:g} everywhere; there is "
-                    "nothing for scale_of to divide by"
-                )
-            fitted = dataclasses.replace(fitted, scale_floor=0.05 * spread)
+        if self.next_of == "auto":
+            known = self.mean is not None or self.spread is not None  # those of values, as they are
+            found = "none" if known else _followed(records, fitted.kind())
+            fitted = dataclasses.replace(fitted, next_of=found)
+        if fitted.is_series() and self.still is None:
+            typical, _ = _moments(fitted.feature(record["input"]).std() for record in records)
+            fitted = dataclasses.replace(fitted, still=0.05 * float(typical) or 1.0)
         if self.mean is not None and self.spread is not None:
             return fitted
-        mean, spread = _moments(fitted.learnt(record) for record in records)
+        mean, spread = map(float, _moments(fitted.learnt(record) for record in records))
         if self.spread is None and not spread > 1e-12 * abs(mean):
-            what = "value" if self.change_of is None else "change"
+            what = "change" if fitted.is_series() else "value"
             raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
         return dataclasses.replace(
             fitted,
@@ -88,46 +91,63 @@ class Regression(InputTask):
     def outputs(self) -> int:
         return 1
 
-    def base(self, given: Any) -> float:
-        """What is added to what is learnt of an input: the feature's last value, or nothing."""
-        return 0.0 if self.change_of is None else float(self.feature("change_of", given)[-1])
+    def findings(self) -> Iterator[str]:
+        if self.is_series():
+            yield (
+                f"next_of: {self.next_of}; values are learnt as what comes next of that feature "
+                '(--task_config \'{"next_of": "none"}\' if they are not)'
+            )
 
-    def scale(self, given: Any) -> float:
-        """By what is multiplied what is learnt of an input, in units of the data."""
-        if self.scale_of is None:
-            return 1.0
-        if self.scale_floor is None:
-            raise UserError("scale_floor is not known yet; give it, or call fit(records)")
-        return float(self.feature("scale_of", given).std()) + self.scale_floor
+    def is_series(self) -> bool:
+        """Whether a value is the next of a feature."""
+        return isinstance(self.next_of, int)
+
+    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+        """What comes next is read off the last vector."""
+        config = {"pooling": "last", **given} if self.is_series() else given
+        return super().model_config(config, tokenizer)
+
+    def units(self, given: Any) -> tuple[float, float]:
+        """From what and in which units the value of an input is learnt, in those of the data."""
+        if not self.is_series():
+            return 0.0, 1.0
+        if self.still is None:
+            raise UserError("still is not known yet; give it, or call fit(records)")
+        feature = self.feature(given)
+        return float(feature[-1]), float(feature.std()) + self.still
 
     def learnt(self, record: Record) -> float:
         """What the model learns of a record, not yet standardised."""
-        given = record["input"]
-        return float(record["value"] - self.base(given)) / self.scale(given)
+        base, scale = self.units(record["input"])
+        return (float(record["value"]) - base) / scale
 
-    def feature(self, name: str, given: Any) -> np.ndarray:
-        """The feature of an input that `change_of` or `scale_of` names, float64 [T]."""
-        number = getattr(self, name)
-        if self.kind() != "features" or number >= (self.input_dim or 0):
+    def feature(self, given: Any) -> np.ndarray:
+        """The feature of an input that the value is the next of, float64 [T]."""
+        assert isinstance(self.next_of, int)
+        if self.kind() != "features" or self.next_of >= (self.input_dim or 0):
             raise UserError(
-                f"task_config: {name}={number} is the number of a feature, and inputs "
+                f"task_config: next_of={self.next_of} is the number of a feature, and inputs "
                 + (
                     f"are vectors of {self.input_dim}; the first is 0"
                     if self.kind() == "features"
                     else "are texts here; leave it out"
                 )
             )
-        return to_array(given, np.float64)[:, number]
+        return to_array(given, np.float64)[:, self.next_of]
 
     def encoded(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """What the model reads of each record; see `InputTask`. A feature is scaled, if one is."""
+        """What the model reads of each record; see `InputTask`. Of a series in its own units."""
         examples = super().encoded(records, tokenizer, seq_len)
-        if self.scale_of is not None:
+        if self.is_series():
             for example, record in zip(examples, records, strict=True):
-                example["inputs"] = example["inputs"].copy()
-                example["inputs"][:, self.scale_of] /= self.scale(record["input"])
+                base, scale = self.units(record["input"])
+                inputs = example["inputs"].copy()
+                inputs[:, self.next_of] = (
+                    self.feature(record["input"])[: len(inputs)] - base
+                ) / scale
+                example["inputs"] = inputs
         return examples
 
     def encode(
@@ -135,20 +155,19 @@ class Regression(InputTask):
     ) -> list[Example]:
         """`inputs` of each record, see `encoded`, and its standardised value, `labels`.
 
-        Of a series also `bases`, that from which a change counts, in spreads, and `scales`.
+        Of a series also `bases`, that from which a change counts, and `scales`, its units.
         """
         mean, spread = self._known()
         examples = self.encoded(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
-            if self.change_of is not None and example["cut"]:
+            if self.is_series() and example["cut"]:
                 raise UserError(
                     f"an input is {len(record['input'])} long, and {seq_len} are read of it; "
-                    "change_of needs its last vector: raise seq_len"
+                    f"next_of={self.next_of} needs its last vector: raise seq_len"
                 )
             example["labels"] = (self.learnt(record) - mean) / spread
-            if self._of_series():
-                example["bases"] = self.base(record["input"]) / spread
-                example["scales"] = self.scale(record["input"])
+            if self.is_series():
+                example["bases"], example["scales"] = self.units(record["input"])
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -160,7 +179,7 @@ class Regression(InputTask):
     def measure(self, model: Any, batch: Batch) -> Measured:
         guesses = self.logits(model, batch)[:, 0].float()
         found = {"guesses": guesses, "values": batch["labels"].to(guesses)}
-        if self._of_series():
+        if self.is_series():
             found |= {name: batch[name].to(guesses) for name in ("bases", "scales")}
         return found
 
@@ -207,22 +226,20 @@ class Regression(InputTask):
         mean, spread = self._known()
         batches = batches_of(self, model, tokenizer, inputs)
         guesses = [guess for batch in batches for guess in batch[:, 0].tolist()]
+        units = [self.units(given) for given in inputs]
         return [
-            self.base(given) + self.scale(given) * (mean + spread * guess)
-            for given, guess in zip(inputs, guesses, strict=True)
+            base + scale * (mean + spread * guess)
+            for (base, scale), guess in zip(units, guesses, strict=True)
         ]
 
     def _whole(self, measured: Sequence[Measured], learnt: Tensor) -> Tensor:
         """What is learnt, standardised, as values in the units of the data; float64 [N]."""
         mean, spread = self._known()
-        bases = joined(measured, "bases").double() if self._of_series() else 0.0
-        return spread * bases + self._scales(measured) * (mean + spread * learnt)
+        bases = joined(measured, "bases").double() if self.is_series() else 0.0
+        return bases + self._scales(measured) * (mean + spread * learnt)
 
     def _scales(self, measured: Sequence[Measured]) -> Tensor | float:
-        return joined(measured, "scales").double() if self._of_series() else 1.0
-
-    def _of_series(self) -> bool:
-        return self.change_of is not None or self.scale_of is not None
+        return joined(measured, "scales").double() if self.is_series() else 1.0
 
     def _known(self) -> tuple[float, float]:
         if self.mean is None or self.spread is None:
@@ -230,7 +247,25 @@ class Regression(InputTask):
         return self.mean, self.spread
 
 
-def _moments(numbers: Iterable[float]) -> tuple[float, float]:
+def _followed(records: Records, kind: str) -> int | str:
+    """The number of the feature that values are the next of, or none; see `Regression`."""
+    lengths: set[int] = set()
+
+    def beside() -> Iterator[np.ndarray]:
+        for record in records:
+            vectors = to_array(record["input"], np.float64)
+            lengths.add(len(vectors))
+            yield record["value"] - np.append(vectors[-1], 0.0)
+
+    if kind != "features":
+        return "none"
+    _, spreads = _moments(beside())
+    nearest = int(np.argmin(spreads[:-1]))
+    is_next = spreads[nearest] < 0.75 * spreads[-1] and lengths != {1}
+    return nearest if is_next else "none"
+
+
+def _moments(numbers: Iterable[Any]) -> tuple[Any, Any]:
     """Mean and standard deviation (Welford 1962: exact where numbers lie far from 0)."""
     count, mean, squares = 0, 0.0, 0.0
     for number in numbers:
@@ -238,4 +273,4 @@ def _moments(numbers: Iterable[float]) -> tuple[float, float]:
         away = number - mean
         mean += away / count
         squares += away * (number - mean)
-    return mean, math.sqrt(squares / count)
+    return mean, np.sqrt(squares / count)

@@ -162,6 +162,10 @@ class Task(StrictConfig):
         """
         return iter(())
 
+    def findings(self) -> Iterator[str]:
+        """What was found out of the training data, of which a user may think otherwise."""
+        return iter(())
+
     def describe(self, measured: Sequence[Measured]) -> str:
         """More than figures can say, as Markdown for the model card; may be empty."""
         return ""

@@ -17,6 +17,8 @@ from miniformer.train_config import TrainConfig
 _OF_VOCABULARY = ("head_bias", "final_softcap", "logit_scale")
 _OF_TASK = ("output_dim", "input_dim", "output_bias")
 _OF_INPUTS = ("classification", "regression", "masked_lm")
+# What a task reads as its first model read it.
+_KEPT = {"seq2seq": ("start_id",), "regression": ("next_of", "still")}
 
 
 def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
@@ -53,11 +55,8 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         changes["tokenizer"] = str(directory)
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
-    described = _object(directory / "task.json")
-    if config.task == "seq2seq" and described.get("start_id") is not None:
-        changes["task_config"] = {"start_id": described["start_id"], **config.task_config}
-    if config.task in _OF_INPUTS and not _marks(described):
-        changes["task_config"] = {"mark_shared": False, **config.task_config}
+    kept = _kept(config.task, _object(directory / "task.json"))
+    changes["task_config"] = {**kept, **config.task_config}
     return dataclasses.replace(config, **changes)
 
 
@@ -86,6 +85,15 @@ def take_weights(model: Any, directory: Path, kind: str) -> list[str]:
     kept = {name: found[name] for name in wanted if name not in new}
     model.load_state_dict({**wanted, **kept})
     return new
+
+
+def _kept(task: str, described: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a task that follow from the `task.json` of the model that a run begins with."""
+    names = [name for name in _KEPT.get(task, ()) if described.get(name) is not None]
+    kept = {name: described[name] for name in names}
+    if task in _OF_INPUTS and not _marks(described):
+        kept["mark_shared"] = False
+    return kept
 
 
 def _marks(described: dict[str, Any]) -> bool:

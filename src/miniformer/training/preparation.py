@@ -131,7 +131,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         data.setup()
     config, sized = with_size(config, data)
     model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
-    for line in (*_about(data), *notes, *filter(None, [sized])):
+    for line in (*_about(data), *notes, *task.findings(), *filter(None, [sized])):
         console.print(line)
     model = MODELS[kind](model_config)
     origin = None if config.init_from is None else Path(config.init_from)
