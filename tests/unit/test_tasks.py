@@ -328,6 +328,28 @@ def test_two_passes_are_drawn_together():
     torch.testing.assert_close(task.loss(model, batch)[0], plain.loss(model, batch)[0])
 
 
+def test_two_passes_over_targets_are_drawn_together():
+    """R-Drop by its formula, token by token, padding left out."""
+    config = TransformerConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=9, dropout=0.5)
+    model = Seq2SeqTransformer(config).train()
+    torch.nn.init.normal_(model.embedding.weight)
+    ids, labels = torch.randint(1, 9, (2, 3, 5)), torch.randint(1, 9, (3, 5))
+    labels[1, 3:] = IGNORED
+    batch = {"source": ids[0], "target": ids[1], "labels": labels}
+    torch.manual_seed(1)
+    loss, count = Seq2Seq(r_drop=0.7).loss(model, batch)
+    torch.manual_seed(1)
+    kept = labels != IGNORED
+    p, q = (model(ids[0], ids[1]).detach()[kept].softmax(-1) for _ in range(2))
+    apart = [float((a * (a / b).log()).sum()) for a, b in ((p, q), (q, p))]
+    wrong = [-float(each[range(13), labels[kept]].log().sum()) for each in (p, q)]
+    assert float(loss.detach()) == pytest.approx(np.mean(wrong) + 0.7 * np.mean(apart), rel=1e-4)
+    assert np.mean(apart) > 0.05
+    assert int(count) == 13
+    model.eval()
+    torch.testing.assert_close(Seq2Seq(r_drop=0.7).loss(model, batch), Seq2Seq().loss(model, batch))
+
+
 def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
     task = Classification(classes=[0, 1], class_weights=[1.0, 2.0], input_kind="text")
     for each in (task, Classification(classes=[0, 1], input_kind="text")):

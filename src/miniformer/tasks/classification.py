@@ -20,7 +20,7 @@ from miniformer.data.records import Record, RecordError, Records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.input_task import InputTask, batches_of
-from miniformer.tasks.task import Measured, joined, mean
+from miniformer.tasks.task import Measured, disagreement, joined, mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,13 +228,3 @@ class Classification(InputTask):
         if self.classes is None:
             raise UserError("the classes are not known yet; give classes, or call fit(records)")
         return self.classes
-
-
-def disagreement(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of both Kullback-Leibler divergences between two distributions, in nats, summed.
-
-    Args:
-        first, second: logits, [..., C].
-    """
-    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
-    return ((p.exp() - q.exp()) * (p - q)).sum() / 2  # KL(p, q) + KL(q, p)

@@ -10,7 +10,7 @@ from torch import Tensor
 from miniformer.data.buckets import Batch, pad
 from miniformer.data.packing import IGNORED
 from miniformer.data.table import Example
-from miniformer.tasks.task import token_loss
+from miniformer.tasks.task import disagreement, token_loss
 
 
 def collate_pairs(examples: list[Example], *, start_id: int, end_id: int | None = None) -> Batch:
@@ -34,7 +34,9 @@ def collate_pairs(examples: list[Example], *, start_id: int, end_id: int | None 
     return batch
 
 
-def seq2seq_loss(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+def seq2seq_loss(
+    model: Any, batch: Batch, label_smoothing: float = 0.0, r_drop: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats of a decoder's labels, and how many it sums over.
 
     Args:
@@ -43,7 +45,20 @@ def seq2seq_loss(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tupl
             [B, T]; where a label is -100 nothing is predicted. Padding of targets is on the right,
             where no real token sees it, so that they need no mask.
         label_smoothing: see `token_loss`.
+        r_drop: weight of the divergence between two passes, in training; 0: one pass.
     """
+    labels, passes = batch["labels"], 2 if r_drop and model.training else 1
+    read = [_features(model, batch) for _ in range(passes)]  # [B, T, D] each
+    losses = [token_loss(model, features, labels, label_smoothing) for features in read]
+    loss, count = losses[0]
+    if passes == 2:
+        kept = labels != IGNORED
+        apart = disagreement(*(model.logits(features[kept]) for features in read))
+        loss = (loss + losses[1][0]) / 2 + r_drop * apart
+    return loss, count
+
+
+def _features(model: Any, batch: Batch) -> Tensor:
     memory = model.encode(batch["source"], batch.get("source_mask"))
-    features = model.features(batch["target"], memory)  # [B, T, D]
-    return token_loss(model, features, batch["labels"], label_smoothing)
+    features: Tensor = model.features(batch["target"], memory)
+    return features

@@ -43,6 +43,8 @@ class Seq2Seq(WritingTask):
             are cut, and counted.
         start_id: the token that a decoder begins with; null: the tokenizer's boundary.
         label_smoothing: share of each label that is spread over the vocabulary, in training.
+        r_drop: weight of the divergence between two passes over each batch, which differ by their
+            dropout (R-Drop, Wu et al. 2021); 0: one pass.
         bpe_dropout: chance of undoing each merge of a token, in sources and targets, others with
             each pass of training (see `miniformer.data.subwords`); needs bpe tokenizers.
         generated: examples of each validation, chosen by chance, to which targets are written, for
@@ -62,6 +64,7 @@ class Seq2Seq(WritingTask):
     max_target_len: int | None = option(None, low=2)
     start_id: int | None = option(None, low=0)
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
+    r_drop: float = option(0.0, low=0.0)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
     generated: int = option(500, low=0)
     num_beams: int = option(1, low=1)
@@ -148,7 +151,7 @@ class Seq2Seq(WritingTask):
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
-        return seq2seq_loss(model, batch, self.label_smoothing)
+        return seq2seq_loss(model, batch, self.label_smoothing, self.r_drop)
 
     def measure(self, model: Any, batch: Batch) -> Measured:
         """Loss, and for the first examples what the model writes and what it should have."""

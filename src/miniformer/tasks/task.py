@@ -256,3 +256,13 @@ def token_loss(
     smoothing = {"label_smoothing": label_smoothing} if label_smoothing and model.training else {}
     loss = model.cross_entropy(features.flatten(0, -2), labels.flatten(), **smoothing)
     return loss, loss.new_tensor(labels.numel())
+
+
+def disagreement(first: Tensor, second: Tensor) -> Tensor:
+    """Mean of both Kullback-Leibler divergences between two distributions, in nats, summed.
+
+    Args:
+        first, second: logits, [..., C].
+    """
+    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
+    return ((p.exp() - q.exp()) * (p - q)).sum() / 2  # KL(p, q) + KL(q, p)
