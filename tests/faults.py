@@ -72,7 +72,7 @@ FAULTS = [
     ),
     Fault(
         "a model sees how widely a series swings", "tasks/regression.py",
-        "[: len(inputs)] - base) / scale", "[: len(inputs)] - base)",
+        "= (feature - base) / scale", "= feature - base",
         "tests/unit/test_tasks.py -k higher_or_wider",
     ),
     Fault(
@@ -509,7 +509,7 @@ FAULTS = [
     ),
     Fault(
         "values are given as the model knows them", "tasks/regression.py",
-        "self.base(given) + mean + spread * guess", "self.base(given) + guess",
+        "base + scale * (mean + spread * guess)", "base + scale * guess",
         "tests/unit/test_tasks.py -k standardised",
     ),
     Fault(
@@ -763,7 +763,7 @@ FAULTS = [
     ),
     Fault(
         "a run marks pairs for a model that knows no marks", "training/beginning.py",
-        "if config.task in _OF_INPUTS and not _marks(described):",
+        "if task in _OF_INPUTS and not _marks(described):",
         "if False:",
         "tests/e2e/test_beginning.py -k first_model_read_them",
     ),

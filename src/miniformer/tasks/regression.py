@@ -144,9 +144,8 @@ class Regression(InputTask):
             for example, record in zip(examples, records, strict=True):
                 base, scale = self.units(record["input"])
                 inputs = example["inputs"].copy()
-                inputs[:, self.next_of] = (
-                    self.feature(record["input"])[: len(inputs)] - base
-                ) / scale
+                feature = self.feature(record["input"])[: len(inputs)]
+                inputs[:, self.next_of] = (feature - base) / scale
                 example["inputs"] = inputs
         return examples
 
