@@ -527,7 +527,7 @@ def test_vectors_with_names_are_a_series_too():
 
 def test_what_is_no_series_is_told():
     records = a_series(np.random.default_rng(0))
-    with pytest.raises(UserError, match="next_of=1 needs its last vector: raise seq_len"):
+    with pytest.raises(UserError, match="next_of=1 needs its last vector: raise seq_len, or set"):
         fitted(records, next_of=1).encode(records, None, 2)
     assert fitted([{"input": [[0.5]], "value": float(n)} for n in range(4)], next_of=0).still == 1
     same = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]

@@ -162,7 +162,8 @@ class Regression(InputTask):
             if self.is_series() and example["cut"]:
                 raise UserError(
                     f"an input is {len(record['input'])} long, and {seq_len} are read of it; "
-                    f"next_of={self.next_of} needs its last vector: raise seq_len"
+                    f"next_of={self.next_of} needs its last vector: raise seq_len, or set next_of "
+                    "in task_config to none"
                 )
             example["labels"] = (self.learnt(record) - mean) / spread
             if self.is_series():
