@@ -122,7 +122,7 @@ def run(settings):
         kind, config = read_config(result.model)
     about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
     parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
-    return {**about, **result.figures, "parameters": parameters}
+    return {**result.figures, **about, "parameters": parameters}  # whose seconds are those of all
 
 
 def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
