@@ -80,7 +80,7 @@ def test_classification_of_pairs(train, capsys, monkeypatch):
         for n, text in enumerate(some)
     ]
     best, _ = train(records, "--task", "classification", steps=20)
-    assert json.loads((best / "config.json").read_text())["token_types"] == 2
+    assert json.loads((best / "config.json").read_text())["token_types"] == 4
     wanted = miniformer.load(best).predict([("abc", "abc"), ["abc", "d"]])
     lines = '{"input": ["abc", "abc"], "label": 1}\n\n["abc", "d"]\n'
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
