@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from miniformer import TrainConfig
+from miniformer import TrainConfig, load
 from miniformer.model.pretrained import read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ FIGURES = {
     "cmudict_g2p": ("exact_match", "Transformer on twice the words, stress dropped 0.779"),
     "multi30k_ende": ("bleu", "Transformer-Tiny, lower-cased and tokenised 41.0"),
     "wikitext2": ("word_perplexity", "LSTM 100.9; AWD-LSTM 65.6"),
-    "tinyshakespeare": ("loss", "nanoGPT 1.88 on a CPU, 1.47 on a GPU"),
+    "tinyshakespeare": ("nats_per_byte", "nanoGPT 1.88 on a CPU, 1.47 on a GPU"),
 }
 
 
@@ -84,13 +84,6 @@ The figure on val, of the recipe as it is and with one change (null takes a sett
 """
 
 
-def word_perplexity(bits_per_byte, path):
-    """Perplexity for each word and end of line, as WikiText is measured."""
-    text = path.read_text(encoding="utf-8")
-    words = len(text.split()) + text.count("\n")
-    return math.exp(bits_per_byte * math.log(2) * len(text.encode()) / words)
-
-
 def settings_of(recipe, data, *, seed, defaults, change):
     """Settings of a run: the recipe's, changed, or only its task; and the paths."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
@@ -120,9 +113,25 @@ def run(settings):
     with tempfile.TemporaryDirectory() as folder:
         result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
         kind, config = read_config(result.model)
-    about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
+        about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
+        figures = result.figures | of_text(settings, result)
     parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
-    return {**result.figures, **about, "parameters": parameters}  # whose seconds are those of all
+    return {**figures, **about, "parameters": parameters}  # whose seconds are those of all
+
+
+def of_text(settings, result):
+    """Figures of a language model that mean the same whatever its tokens are.
+
+    nats_per_byte is what a validation measures; word_perplexity, what `miniformer score` does.
+    """
+    found = {}
+    if settings["task"] == "language_modeling":
+        for split in [name for name in ("val", "test") if f"{name}_path" in settings]:
+            nats = result.figures[f"{split}_bits_per_byte"] * math.log(2)
+            scored = load(result.model).perplexity(settings[f"{split}_path"])
+            found[f"{split}_nats_per_byte"] = nats
+            found[f"{split}_word_perplexity"] = scored["word_perplexity"]
+    return found
 
 
 def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
@@ -139,13 +148,8 @@ def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
     context = multiprocessing.get_context("spawn")
     runs = []
     with concurrent.futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        for settings, figures in zip(all_settings, pool.map(run, all_settings), strict=True):
+        for figures in pool.map(run, all_settings):
             parameters = figures.pop("parameters")
-            if metric == "word_perplexity":
-                for kind in ("val", split):
-                    path = Path(settings[f"{kind}_path"])
-                    bits = figures[f"{kind}_bits_per_byte"]
-                    figures[f"{kind}_word_perplexity"] = word_perplexity(bits, path)
             runs.append({name: round(value, 4) for name, value in figures.items()})
             print(json.dumps(runs[-1]), flush=True)
     found = [each[f"{split}_{metric}"] for each in runs]

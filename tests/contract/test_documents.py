@@ -1,6 +1,7 @@
 """What the documents say is run: an example that no longer works fails here."""
 
 import json
+import math
 import re
 import runpy
 
@@ -118,6 +119,23 @@ def test_recipes_are_settings_and_their_page_shows_each():
         paths = {"train_path": "train.jsonl", "val_path": "val.jsonl"}
         TrainConfig.from_dict({**settings, **paths})
         assert f"| [{path.stem}](../recipes/{path.name}) |" in page
+
+
+def test_figures_of_text_do_not_depend_on_its_tokens(tmp_path):
+    """Where one window holds all of val, a word's nats are those of its bytes together."""
+    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
+    text = "to be or not to be\nthat is the question"
+    path = tmp_path / "val.txt"
+    path.write_text(text)
+    model = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+    paths = {"train_path": str(path), "val_path": str(path)}
+    settings = {"task": "language_modeling", "tokenizer": "byte", "model_config": model, "seed": 0}
+    found = quality["run"]({**settings, **paths, "max_steps": 2, "logger": "none"})
+    nats = found["val_nats_per_byte"]
+    assert nats == pytest.approx(found["val_bits_per_byte"] * math.log(2))
+    per_word = nats * len(text) / (len(text.split()) + 1)
+    # A validation also predicts the end, the 40th token.
+    assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
 
 
 def test_recipes_say_what_was_measured():
