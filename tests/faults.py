@@ -620,6 +620,21 @@ FAULTS = [
         "tests/e2e/test_training_run.py -k lowest_validation",
     ),
     Fault(
+        "the best model is the one of the smallest accuracy", "training/callbacks.py",
+        "-1 if larger else 1", "1",
+        "tests/unit/test_training.py -k best_is_what_the_metric_says",
+    ),
+    Fault(
+        "patience ends a run that got better", "training/callbacks.py",
+        "            self.since_best = 0\n", "            pass\n",
+        "tests/unit/test_training.py -k best_is_what_the_metric_says",
+    ),
+    Fault(
+        "the mean of the last weights is never tried", "training/run.py",
+        "set_weights(run.model, last.mean())", "pass",
+        "tests/e2e/test_training_run.py -k mean_of_the_last_weights",
+    ),
+    Fault(
         "validations are counted in batches", "training/callbacks.py",
         "due = step // self.interval", "due = trainer.fit_loop.total_batch_idx // self.interval",
         "tests/unit/test_training.py -k counted_in",
@@ -1122,9 +1137,35 @@ FAULTS = [
         "tests/unit/test_masked_lm.py -k read_in_pieces",
     ),
     Fault(
+        "rare classes weigh as much as others", "tasks/classification.py",
+        "[whole / (len(classes) * counts[each]) for each in classes]", "[1.0] * len(classes)",
+        "tests/unit/test_tasks.py -k formula",
+    ),
+    Fault(
+        "classification is smoothed in validation, too", "tasks/classification.py",
+        "self.label_smoothing if model.training else 0.0", "self.label_smoothing",
+        "tests/unit/test_tasks.py -k smoothed",
+    ),
+    Fault(
+        "a little more data has the largest model", "config/presets.py",
+        "if tokens < limit), \"base\")", "if tokens < limit / 2), \"base\")",
+        "tests/unit/test_sizing.py -k larger_model",
+    ),
+    Fault(
         "a run does not begin with its warm start", "training/run.py",
         "new = take_weights(run.model, result.model, run.kind)", 'new = ["head"]',
         "tests/e2e/test_resume.py -k begins_with_its_warm_start",
+    ),
+    Fault(
+        "a warm start has the dropout of what follows", "training/warming.py",
+        '{**shape, **given["model_config"]}', "shape",
+        "tests/e2e/test_resume.py -k settings_of_its_own",
+    ),
+    Fault(
+        "a warm start may be of another shape", "training/warming.py",
+        'others = [name for name in given["model_config"] if name not in _OF_LEARNING]',
+        "others = []",
+        "tests/e2e/test_resume.py -k warm_start_that_is_wrong",
     ),
     Fault(
         "a warm start begins anew each time", "training/warming.py",

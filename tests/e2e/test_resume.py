@@ -405,6 +405,31 @@ def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tm
     for changes in ({}, {"model": "seq2seq"}):
         with pytest.raises(UserError, match="warm_start is for classification and regression"):
             train(config(data, tmp_path, warm_start={}, **changes))
-    with pytest.raises(UserError, match=r"warm_start: .*unknown field 'max_step' \(did you"):
-        train(warm_config(labelled, tmp_path, warm_start={"max_step": 3}))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_step": 3}, r".*unknown field 'max_step' \(did you"),
+        ({"task_config": None}, "task_config must be an object, not None"),
+        ({"model_config": 3}, "model_config must be an object, not 3"),
+        ({"model_config": {"dropout": 0.1, "d_model": 8}}, "model_config may hold .*, not d_model"),
+        ({"size": "tiny"}, "size is that of the run; leave it out"),
+        ({"tokenizer": "char"}, "tokenizer is that of the run"),
+        ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),
+    ],
+)
+def test_a_warm_start_that_is_wrong_is_refused_before_it_begins(labelled, tmp_path, given, message):
+    with pytest.raises(UserError, match=f"warm_start: {message}"):
+        train(warm_config(labelled, tmp_path, warm_start=given))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_warm_start_learns_with_settings_of_its_own(labelled, tmp_path):
+    given = {"max_steps": 1, "task_config": {"mask_share": 0.3}, "model_config": {"dropout": 0.4}}
+    train(warm_config(labelled, tmp_path, max_steps=1, warm_start=given))
+    warm = miniformer.load(tmp_path / "run" / "warm_start" / "best")
+    assert (warm.task.mask_share, warm.model.config.dropout) == (0.3, 0.4)
+    whole = miniformer.load(tmp_path / "run" / "best")
+    assert whole.model.config.dropout != 0.4

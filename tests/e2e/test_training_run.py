@@ -11,15 +11,17 @@ import sysconfig
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from rich.console import Console
 
 import miniformer
-from miniformer import cli, demo, trainer
+from miniformer import TrainConfig, cli, demo, trainer
 from miniformer.data.batches import Batches
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.progress import make_console
+from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 
 MODEL = '{"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}'
@@ -232,6 +234,33 @@ def test_early_stopping(files, tmp_path):
     assert trainer.main(flags(files, tmp_path, *more)) == 0
     rows = (tmp_path / "language_modeling" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 4
+
+
+def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_path):
+    class Seen(L.Callback):
+        def __init__(self):
+            self.weights, self.losses = [], []
+
+        def on_validation_end(self, trainer, module):
+            state = module.model.state_dict()
+            self.weights.append({name: each.clone() for name, each in state.items()})
+            self.losses.append(float(trainer.callback_metrics["val_loss"]))
+
+    seen = Seen()
+    arguments = {
+        "train_path": str(files / "train.jsonl"), "val_path": str(files / "val.jsonl"),
+        "model_config": json.loads(MODEL), "tokenizer": "byte", "logger": "none", "lr": 0.3,
+        "optimizer": "adamw", "scheduler": "none", "max_steps": 60, "val_interval": 4,
+        "seq_len": 16, "average_checkpoints": 3, "work_dir": str(tmp_path),
+    }  # fmt: skip
+    result = train(TrainConfig.from_dict(arguments), callbacks=[seen])
+    *losses, of_mean = seen.losses
+    assert of_mean < min(losses)  # at such a rate
+    assert result.figures["val_loss"] == pytest.approx(of_mean)
+    best = miniformer.load(result.model).model.state_dict()
+    for name, weight in best.items():
+        mean = torch.stack([each[name] for each in seen.weights[-4:-1]]).mean(0)
+        torch.testing.assert_close(weight, mean)
 
 
 def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):

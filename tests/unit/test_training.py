@@ -280,6 +280,25 @@ def test_a_validation_loss_that_is_not_finite_is_never_kept():
     assert not saved
 
 
+@pytest.mark.parametrize(
+    ("larger", "kept", "ends_at"), [(True, [1, 2, 4, 5], 7), (False, [1, 3], 5)]
+)
+def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(larger, kept, ends_at):
+    saved = []
+    keep = KeepBest(
+        lambda figures: saved.append(figures["step"]),
+        metric="val_accuracy", larger=larger, patience=2,
+    )  # fmt: skip
+    fake = types.SimpleNamespace(should_stop=False)
+    for step, accuracy in enumerate([0.5, 0.6, 0.4, 0.65, 0.7, 0.7, 0.1, 0.9], 1):
+        fake.global_step = step
+        fake.callback_metrics = {"val_loss": 9.0 - step, "val_accuracy": accuracy}
+        keep.on_validation_end(fake, None)
+        if fake.should_stop:
+            break
+    assert (saved, step) == (kept, ends_at)
+
+
 def test_the_run_of_weights_and_biases_is_finished():
     class Stub(L.pytorch.loggers.WandbLogger):
         def __init__(self):

@@ -12,7 +12,7 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.data.buckets import Batch
 from miniformer.data.records import Records
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.input_task import InputTask, batches_of, inputs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,7 @@ class Encoding(InputTask):
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """The model's vectors, [B, D]."""
-        types = batch.get("token_types") if model.config.token_types is not None else None
-        out: Tensor = model.embed(batch["inputs"], batch.get("attention_mask"), token_types=types)
+        out: Tensor = model.embed(**inputs_of(model, batch))
         return out
 
     def predict(

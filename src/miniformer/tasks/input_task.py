@@ -167,10 +167,7 @@ class InputTask(Task):
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """The model's answers, [B, outputs]."""
-        types = batch.get("token_types") if model.config.token_types is not None else None
-        out: Tensor = model.classify(
-            batch["inputs"], batch.get("attention_mask"), token_types=types
-        )
+        out: Tensor = model.classify(**inputs_of(model, batch))
         return out
 
 
@@ -190,6 +187,13 @@ def collate_inputs(examples: list[Example], random: np.random.Generator | None =
         if name in examples[0]:
             batch[name] = torch.tensor([example[name] for example in examples])
     return batch
+
+
+def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
+    """What a model reads of such a batch, by the names of `Transformer.features`' arguments."""
+    types = batch.get("token_types") if model.config.token_types is not None else None
+    mask = batch.get("attention_mask")
+    return {"inputs": batch["inputs"], "attention_mask": mask, "token_types": types}
 
 
 @torch.inference_mode()

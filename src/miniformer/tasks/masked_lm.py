@@ -25,7 +25,7 @@ from miniformer.data.packing import IGNORED
 from miniformer.data.records import Record
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, collate_inputs
+from miniformer.tasks.input_task import InputTask, collate_inputs, inputs_of
 from miniformer.tasks.task import Measured, mean, token_loss
 from miniformer.tasks.tokens import as_ids, input_check
 
@@ -196,10 +196,7 @@ class MaskedLM(InputTask):
         return answers
 
     def _features(self, model: Any, batch: Batch) -> Tensor:
-        types = batch.get("token_types") if model.config.token_types is not None else None
-        out: Tensor = model.features(
-            batch["inputs"], batch.get("attention_mask"), token_types=types
-        )
+        out: Tensor = model.features(**inputs_of(model, batch))
         return out
 
 

@@ -63,9 +63,12 @@ class Regression(InputTask):
         return {**super().schema, "value": fields.number}
 
     def cross_check(self) -> list[str]:
-        if isinstance(self.next_of, int) or self.next_of in ("auto", "none"):
-            return []
-        return [f"next_of must be a feature's number, auto or none, not {self.next_of!r}"]
+        problems = super().cross_check()
+        if not isinstance(self.next_of, int) and self.next_of not in ("auto", "none"):
+            problems.append(
+                f"next_of must be a feature's number, auto or none, not {self.next_of!r}"
+            )
+        return problems
 
     def fit(self, records: Records) -> Self:
         fitted = super().fit(records)

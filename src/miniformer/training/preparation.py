@@ -86,7 +86,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         anew = config.init_from is None and config.warm_start is None
         lr = own_lr(config.optimizer, begins_anew=anew)
         config = dataclasses.replace(config, lr=lr)
-    task = _task(config, kind)
+    task = task_of(config, kind)
     metric = _metric(config, task)
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
     check_machine(config)
@@ -154,7 +154,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     )
 
 
-def _task(config: TrainConfig, kind: str) -> Task:
+def task_of(config: TrainConfig, kind: str) -> Task:
     """The task as that kind of model learns it."""
     try:
         task: Task = registry.get("task", config.task).from_dict(config.task_config)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
-from miniformer.config import ConfigError, UserError
+from miniformer.config import UserError
 from miniformer.config.presets import SHAPE
 from miniformer.train_config import TrainConfig
 from miniformer.training.checkpoints import latest
-from miniformer.training.preparation import Prepared
+from miniformer.training.preparation import Prepared, task_of
 
 FOLDER = "warm_start"
 # What both have in common: the data, how it is laid out, and the machine.
@@ -25,6 +26,12 @@ _SHARED = (
 )  # fmt: skip
 # What the task's model has, and one that guesses tokens has not.
 _OF_OUTPUTS = ("output_dim", "output_bias")
+# What follows from the run; the model, too, is its own, and only learns with another dropout.
+_SETTLED = (
+    "task", "model", "size", "init_from", "warm_start", "tokenizer", "source_tokenizer", "work_dir",
+    "experiment_name", "resume",
+)  # fmt: skip
+_OF_LEARNING = ("dropout", "token_dropout")
 
 
 def warm_settings(run: Prepared) -> TrainConfig:
@@ -44,7 +51,7 @@ def warm_settings(run: Prepared) -> TrainConfig:
             f"warm_start is for classification and regression of texts, not for {found}; "
             "leave it out"
         )
-    given = dict(config.warm_start or {})
+    given = _given(config.warm_start or {})
     defaults = {field.name: field.default for field in dataclasses.fields(type(run.model_config))}
     shape = {
         name: value
@@ -58,15 +65,35 @@ def warm_settings(run: Prepared) -> TrainConfig:
         "task_config": {
             "field": "input",
             "mark_shared": task.marks(),  # type: ignore[attr-defined]
-            **given.get("task_config", {}),
+            **given["task_config"],
         },
-        "model_config": {**shape, **given.get("model_config", {})},
+        "model_config": {**shape, **given["model_config"]},
         "experiment_name": FOLDER,
     }
     try:
-        return TrainConfig.from_dict(settings)
-    except ConfigError as error:
+        warm = TrainConfig.from_dict(settings)
+        task_of(warm, "encoder")
+    except UserError as error:
         raise UserError(f"warm_start: {error}") from None
+    return warm
+
+
+def _given(warm_start: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a warm start, with a `task_config` and a `model_config`."""
+    settled = [name for name in _SETTLED if name in warm_start]
+    if settled:
+        raise UserError(f"warm_start: {settled[0]} is that of the run; leave it out")
+    given = {"task_config": {}, "model_config": {}, **warm_start}
+    for name in ("task_config", "model_config"):
+        if not isinstance(given[name], dict):
+            raise UserError(f"warm_start: {name} must be an object, not {given[name]!r}")
+    others = [name for name in given["model_config"] if name not in _OF_LEARNING]
+    if others:
+        raise UserError(
+            f"warm_start: model_config may hold {' and '.join(_OF_LEARNING)}, not {others[0]}; "
+            "the rest of the model is that of the run"
+        )
+    return given
 
 
 def where_it_was_left(config: TrainConfig, whole: Path) -> tuple[TrainConfig, Path | None]:
