@@ -1,14 +1,9 @@
 """What the documents say is run: an example that no longer works fails here."""
 
-import json
-import math
 import re
-import runpy
 
 import pytest
-import yaml
 
-from miniformer.train_config import TrainConfig
 from miniformer.trainer import main
 from tests.kit import ROOT, VERSE, run_python, write_jsonl
 
@@ -108,45 +103,3 @@ def test_make_targets_named_in_the_documents_exist():
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"`make (\w+)`", (ROOT / document).read_text()):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document}: make {target}"
-
-
-def test_recipes_are_settings_and_their_page_shows_each():
-    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    recipes = list((ROOT / "recipes").glob("*.yaml"))
-    assert recipes
-    for path in recipes:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        paths = {"train_path": "train.jsonl", "val_path": "val.jsonl"}
-        TrainConfig.from_dict({**settings, **paths})
-        assert f"| [{path.stem}](../recipes/{path.name}) |" in page
-
-
-def test_figures_of_text_do_not_depend_on_its_tokens(tmp_path):
-    """Where one window holds all of val, a word's nats are those of its bytes together."""
-    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
-    text = "to be or not to be\nthat is the question"
-    path = tmp_path / "val.txt"
-    path.write_text(text)
-    model = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
-    paths = {"train_path": str(path), "val_path": str(path)}
-    settings = {"task": "language_modeling", "tokenizer": "byte", "model_config": model, "seed": 0}
-    found = quality["run"]({**settings, **paths, "max_steps": 2, "logger": "none"})
-    nats = found["val_nats_per_byte"]
-    assert nats == pytest.approx(found["val_bits_per_byte"] * math.log(2))
-    per_word = nats * len(text) / (len(text.split()) + 1)
-    # A validation also predicts the end, the 40th token.
-    assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
-
-
-def test_recipes_say_what_was_measured():
-    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
-    entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
-    assert quality["PAGE"].read_text(encoding="utf-8") == quality["page"](entries)
-    means = {
-        each["recipe"]: each["mean"] for each in entries if not (each["defaults"] or each["change"])
-    }
-    for path in (ROOT / "recipes").glob("*.yaml"):
-        mean = means[path.stem]
-        written = [f"{mean:.1f}"] if mean > 10 else [f"{mean:.3f}", f"{mean:.2f}"]
-        head = path.read_text(encoding="utf-8").partition("task:")[0]
-        assert any(re.search(rf"(?<![\d.]){each}(?!\d)", head) for each in written), path.name

@@ -1,0 +1,147 @@
+"""docs/recipes.md: what recipes give, from results/quality.json and recipes.yaml.
+
+python benchmarks/quality_page.py
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
+PAGE = ROOT / "docs" / "recipes.md"
+
+HEAD = """\
+# Recipes
+
+"What figure should I get?", for data sets of the field's textbooks, trained from scratch on a CPU.
+A recipe is a YAML file of this repository; the paths are your own:
+
+    miniformer train --config recipes/japanese_vowels.yaml \\
+      --train_path train.jsonl --val_path val.jsonl --test_path test.jsonl
+
+A dot changes one setting of a recipe, as `--model_config.max_seq_len 512` does; a whole
+`--model_config '{...}'` would take the place of the recipe's.
+
+Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
+deviation; settings were chosen on val. *Defaults*: no flags but paths and task. Minutes are of one
+whole run. This page is written by `python benchmarks/quality.py`, from
+[quality.json](../benchmarks/results/quality.json), which says more, and
+[recipes.yaml](../benchmarks/recipes.yaml).
+
+| recipe | figure | recipe gives | defaults give | simple method | other | minutes | parameters |
+|---|---|---|---|---|---|---|---|
+"""
+SHORT = """
+## Short of a simple method
+
+"""
+DATA = """
+## The data
+
+"""
+WORTH = """
+## What a setting is worth
+
+The figure on val, of the recipe as it is and with one change (null takes a setting out).
+
+| recipe | figure, val | change | recipe | changed |
+|---|---|---|---|---|
+"""
+
+
+def facts():
+    """What there is to say of each data set beside what was measured."""
+    return yaml.safe_load((ROOT / "benchmarks" / "recipes.yaml").read_text(encoding="utf-8"))
+
+
+def page(entries):
+    """The page of docs: what each recipe gives, falls short of, is measured on, and is made of."""
+    about = facts()
+    rows, short, data = [], [], []
+    found = latest(entries)
+    for (recipe, defaults, gpu), entry in found.items():
+        if defaults:
+            continue
+        told, plain = about[recipe], found.get((recipe, True, gpu))
+        simple = [f"{name} {value:.3g}" for name, value in told.get("simple", {}).items()]
+        cells = [
+            f"[{recipe}](../recipes/{recipe}.yaml)",
+            f"{entry['metric'].replace('_', ' ')}, {entry['split']}",
+            figure(entry),
+            figure(plain),
+            *(simple or ["-"]),
+            told["compared"],
+            f"{entry['minutes']:.1f} on {gpu or cores(entry)}",
+            f"{entry['parameters'] / 1e6:.2f}M",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+        short += [f"- {recipe}: {told['short']}"] if "short" in told else []
+        data.append(f"- {recipe}: {told['data']}")
+    parts = [HEAD, rows, DATA, data, SHORT if short else "", short]
+    text = "".join(each if isinstance(each, str) else "\n".join(each) + "\n" for each in parts)
+    return text + worth(entries)
+
+
+def latest(entries):
+    """The last entry of each recipe, by whether it is of defaults, and by the GPU or none."""
+    found = {}
+    for recipe in facts():
+        for each in entries:
+            if each["recipe"] == recipe and not each["change"]:
+                gpu = None if " cores, " in each["machine"] else each["machine"]
+                found[recipe, each["defaults"], gpu] = each
+    return found
+
+
+def cores(entry):
+    """How many cores an entry's runs had."""
+    count = entry["machine"].partition(" of ")[0]
+    return "1 core" if count == "1" else f"{count} cores"
+
+
+def worth(entries):
+    """What single settings are worth: a table of the changes, beside the recipes unchanged."""
+    whole = {key[0]: each for key, each in latest(entries).items() if not key[1]}
+    changed = {
+        (each["recipe"], json.dumps(each["change"])): each for each in entries if each["change"]
+    }
+    rows = []
+    for (recipe, change), entry in changed.items():
+        unchanged = whole.get(recipe)
+        if unchanged is None or merged(unchanged["settings"], entry["change"]) != entry["settings"]:
+            continue  # of another recipe than the one there is
+        pair = [figure(on_val(each)) for each in (unchanged, entry)]
+        metric = entry["metric"].replace("_", " ")
+        rows.append(f"| {recipe} | {metric} | `{change}` | {' | '.join(pair)} |")
+    return WORTH + "\n".join(rows) + "\n" if rows else ""
+
+
+def on_val(entry):
+    """Mean and spread of an entry's figure on val."""
+    found = [run[f"val_{entry['metric']}"] for run in entry["runs"]]
+    spread = statistics.stdev(found) if len(found) > 1 else None
+    return {"mean": statistics.mean(found), "spread": spread}
+
+
+def figure(entry):
+    """Mean and spread, in words."""
+    if entry is None:
+        return "-"
+    spread = "" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
+    return f"{entry['mean']:.4g}{spread}"
+
+
+def merged(settings, change):
+    """Settings with a change, whose objects are merged; null takes a setting out."""
+    out = dict(settings)
+    for name, value in change.items():
+        both = isinstance(value, dict) and isinstance(out.get(name), dict)
+        out[name] = merged(out[name], value) if both else value
+    return {name: value for name, value in out.items() if value is not None}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")

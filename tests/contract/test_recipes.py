@@ -1,0 +1,108 @@
+"""Recipes run as they are written, and say what was measured."""
+
+import json
+import math
+import re
+import runpy
+
+import pytest
+import yaml
+
+from miniformer import TransformerConfig
+from miniformer.train_config import TrainConfig
+from miniformer.trainer import train_parser
+from miniformer.training.preparation import task_of
+from tests.kit import ROOT
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture
+def quality(monkeypatch):
+    """What benchmarks/quality.py and quality_page.py define."""
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    return {**runpy.run_path(folder / "quality.py"), **runpy.run_path(folder / "quality_page.py")}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_settings_of_tasks_models_and_warm_starts(path, quality):
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = TrainConfig.from_dict({**settings, "train_path": "train.jsonl", "val_path": "v.jsonl"})
+    task = task_of(config, "seq2seq" if config.task == "seq2seq" else "encoder")
+    assert (config.checkpoint_metric or "loss") in task.metrics
+    TransformerConfig.from_dict(config.model_config)
+    assert path.stem in quality["facts"]()
+
+
+def test_a_dot_changes_one_setting_of_a_recipe():
+    recipe = ROOT / "recipes" / "sst2.yaml"
+    settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    more = ["--config", str(recipe), "--train_path", "t.jsonl", "--model_config.max_seq_len", "512"]
+    found = train_parser().parse_args(more).as_dict()
+    assert found["model_config"] == {**settings["model_config"], "max_seq_len": 512}
+    assert found["max_epochs"] == settings["max_epochs"]
+
+
+def test_figures_of_text_do_not_depend_on_its_tokens(quality, tmp_path):
+    """Where one window holds all of val, a word's nats are those of its bytes together."""
+    text = "to be or not to be\nthat is the question"
+    path = tmp_path / "val.txt"
+    path.write_text(text)
+    model = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+    paths = {"train_path": str(path), "val_path": str(path)}
+    settings = {"task": "language_modeling", "tokenizer": "byte", "model_config": model, "seed": 0}
+    found = quality["run"]({**settings, **paths, "max_steps": 2, "logger": "none"})
+    nats = found["val_nats_per_byte"]
+    assert nats == pytest.approx(found["val_bits_per_byte"] * math.log(2))
+    per_word = nats * len(text) / (len(text.split()) + 1)
+    # A validation also predicts the end, the 40th token.
+    assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
+
+
+def test_what_is_tried_is_never_tested(quality, tmp_path):
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    asked = {"seed": 3, "defaults": False}
+    whole = quality["settings_of"]("sst2", tmp_path, **asked, change={})
+    assert whole["test_path"] == str(tmp_path / "test.jsonl")
+    change = {"model_config": {"dropout": 0.1}, "ema_decay": None}
+    tried = quality["settings_of"]("sst2", tmp_path, **asked, change=change)
+    assert tried.keys() == whole.keys() - {"test_path", "ema_decay"}
+    assert tried["model_config"] == {**whole["model_config"], "dropout": 0.1}
+    plain = quality["settings_of"]("sst2", tmp_path, seed=3, defaults=True, change={})
+    assert set(plain) - {"train_path", "val_path", "test_path"} == {
+        "task", "seed", "logger", "experiment_name",
+    }  # fmt: skip
+
+
+def test_the_page_of_recipes_is_what_was_measured(quality):
+    entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
+    assert quality["PAGE"].read_text(encoding="utf-8") == quality["page"](entries)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_gives(path, quality):
+    entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
+    entry = quality["latest"](entries)[path.stem, False, None]
+    assert entry["settings"] == yaml.safe_load(path.read_text(encoding="utf-8"))
+    head = path.read_text(encoding="utf-8").partition("task:")[0]
+    mean, millions = entry["mean"], entry["parameters"] / 1e6
+    written = [f"{mean:.1f}"] if mean > 10 else [f"{mean:.3f}", f"{mean:.2f}"]
+    assert any(re.search(rf"(?<![\d.]){each}(?!\d)", head) for each in written)
+    assert float(re.search(r"([\d.]+) million\s+(?:#\s+)?parameters", head)[1]) == pytest.approx(
+        millions, abs=0.05
+    )
+
+
+def test_recipes_and_defaults_beat_simple_methods_or_say_that_they_do_not(quality):
+    """Defaults are also within a tenth of the recipe."""
+    about = quality["facts"]()
+    entries = quality["latest"](json.loads(quality["RESULTS"].read_text(encoding="utf-8")))
+    for (recipe, defaults, gpu), entry in entries.items():
+        sign = -1 if entry["metric"] in ("rmse", "word_perplexity", "nats_per_byte") else 1
+        for value in about[recipe].get("simple", {}).values():
+            assert sign * entry["mean"] > sign * value or "short" in about[recipe], recipe
+        if defaults:
+            ratio = entry["mean"] / entries[recipe, False, gpu]["mean"]
+            assert ratio**sign > 0.9 or "short_of_recipe" in about[recipe], recipe
