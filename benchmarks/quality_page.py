@@ -34,8 +34,8 @@ whole run. This page is written by `python benchmarks/quality.py`, from
 | recipe | figure | recipe gives | defaults give | simple method | other | minutes | parameters |
 |---|---|---|---|---|---|---|---|
 """
-SHORT = """
-## Short of a simple method
+LIMITS = """
+## What limits them
 
 """
 DATA = """
@@ -58,9 +58,9 @@ def facts():
 
 
 def page(entries):
-    """The page of docs: what each recipe gives, falls short of, is measured on, and is made of."""
+    """The page of docs: what each recipe gives, on which data, and what limits it."""
     about = facts()
-    rows, short, data = [], [], []
+    rows, limits, data = [], [], []
     found = latest(entries)
     for (recipe, defaults, gpu), entry in found.items():
         if defaults:
@@ -78,9 +78,9 @@ def page(entries):
             f"{entry['parameters'] / 1e6:.2f}M",
         ]
         rows.append(f"| {' | '.join(cells)} |")
-        short += [f"- {recipe}: {told['short']}"] if "short" in told else []
+        limits += [f"- {recipe}: {told['limits']}"] if "limits" in told else []
         data.append(f"- {recipe}: {told['data']}")
-    parts = [HEAD, rows, DATA, data, SHORT if short else "", short]
+    parts = [HEAD, rows, DATA, data, LIMITS if limits else "", limits]
     text = "".join(each if isinstance(each, str) else "\n".join(each) + "\n" for each in parts)
     return text + worth(entries)
 

@@ -14,6 +14,7 @@ from miniformer.trainer import train_parser
 from miniformer.training.preparation import task_of
 from tests.kit import ROOT
 
+BELOW = {"sst2"}  # a simple method is better there
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
@@ -90,19 +91,19 @@ def test_a_recipe_says_what_it_gives(path, quality):
     mean, millions = entry["mean"], entry["parameters"] / 1e6
     written = [f"{mean:.1f}"] if mean > 10 else [f"{mean:.3f}", f"{mean:.2f}"]
     assert any(re.search(rf"(?<![\d.]){each}(?!\d)", head) for each in written)
-    assert float(re.search(r"([\d.]+) million\s+(?:#\s+)?parameters", head)[1]) == pytest.approx(
-        millions, abs=0.05
-    )
+    size = re.search(r"([\d.]+)(?:\s|#)+million(?:\s|#)+parameters", head)
+    assert float(size[1]) == pytest.approx(millions, abs=0.05)
 
 
-def test_recipes_and_defaults_beat_simple_methods_or_say_that_they_do_not(quality):
-    """Defaults are also within a tenth of the recipe."""
+def test_recipes_and_defaults_beat_simple_methods(quality):
+    """Defaults are also within a tenth of the recipe. Exceptions are named, and told of."""
     about = quality["facts"]()
     entries = quality["latest"](json.loads(quality["RESULTS"].read_text(encoding="utf-8")))
     for (recipe, defaults, gpu), entry in entries.items():
         sign = -1 if entry["metric"] in ("rmse", "word_perplexity", "nats_per_byte") else 1
         for value in about[recipe].get("simple", {}).values():
-            assert sign * entry["mean"] > sign * value or "short" in about[recipe], recipe
+            assert (sign * entry["mean"] > sign * value) == (recipe not in BELOW), recipe
         if defaults:
             ratio = entry["mean"] / entries[recipe, False, gpu]["mean"]
-            assert ratio**sign > 0.9 or "short_of_recipe" in about[recipe], recipe
+            assert ratio**sign > 0.9, recipe
+    assert all("limits" in about[recipe] for recipe in BELOW)
