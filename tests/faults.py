@@ -1162,6 +1162,11 @@ FAULTS = [
         "tests/e2e/test_resume.py -k settings_of_its_own",
     ),
     Fault(
+        "a warm start of pairs knows no marks", "training/warming.py",
+        '"mark_shared": task.marks(),', '"mark_shared": False,',
+        "tests/e2e/test_resume.py -k marks_mean",
+    ),
+    Fault(
         "a warm start may be of another shape", "training/warming.py",
         'others = [name for name in given["model_config"] if name not in _OF_LEARNING]',
         "others = []",

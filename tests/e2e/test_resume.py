@@ -426,6 +426,18 @@ def test_a_warm_start_that_is_wrong_is_refused_before_it_begins(labelled, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
+    for name in ("train", "val"):
+        rows = [json.loads(line) for line in (labelled / f"{name}.jsonl").read_text().splitlines()]
+        pairs = [{**row, "input": [row["input"], row["input"][:9]]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    train(warm_config(tmp_path, tmp_path, max_steps=1, warm_start={"max_steps": 1}))
+    warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("warm_start/best", "best"))
+    assert warm.task.marks()
+    assert whole.task.marks()
+    assert warm.model.config.token_types == whole.model.config.token_types == 4
+
+
 def test_a_warm_start_learns_with_settings_of_its_own(labelled, tmp_path):
     given = {"max_steps": 1, "task_config": {"mask_share": 0.3}, "model_config": {"dropout": 0.4}}
     train(warm_config(labelled, tmp_path, max_steps=1, warm_start=given))

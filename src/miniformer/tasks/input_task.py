@@ -38,8 +38,9 @@ class InputTask(Task):
         input_dim: numbers in a feature vector; null: as in the training data.
         mark_shared: say of each token of a pair whether the other text has it, too, by token types
             2 and 3; what a model of little data can hardly find out by itself. Null: for pairs, but
-            not in masked-LM, where it would tell of what is hidden, nor after `init_from`, which
-            goes on as its model was trained.
+            not in masked-LM, where it would tell of what is hidden (a warm start has it all the
+            same: its model is that of the run), nor after `init_from`, which goes on as its model
+            was trained.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
