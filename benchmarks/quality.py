@@ -142,9 +142,9 @@ def main():
     )
     parser.add_argument("--save", action="store_true", help="add to results/quality.json")
     given = parser.parse_args()
-    missing = {"train", "val"} - set(files_of(given.data))
+    missing = [name for name in ("train", "val") if name not in files_of(given.data)]
     if missing:
-        parser.error(f"{given.data} has no {missing.pop()}.jsonl or .txt")
+        parser.error(f"{given.data} has no {missing[0]}.jsonl or .txt")
     if given.defaults and given.change:
         parser.error("--change is of the recipe's settings; leave --defaults out")
     entry = measure(

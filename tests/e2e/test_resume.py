@@ -415,8 +415,8 @@ def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tm
         ({"task_config": None}, "task_config must be an object, not None"),
         ({"model_config": 3}, "model_config must be an object, not 3"),
         ({"model_config": {"dropout": 0.1, "d_model": 8}}, "model_config may hold .*, not d_model"),
-        ({"size": "tiny"}, "size is that of the run; leave it out"),
-        ({"tokenizer": "char"}, "tokenizer is that of the run"),
+        ({"size": "tiny"}, "size follows from the run; leave it out"),
+        ({"tokenizer": "char"}, "tokenizer follows from the run"),
         ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),
     ],
 )

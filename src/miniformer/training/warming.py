@@ -82,7 +82,7 @@ def _given(warm_start: dict[str, Any]) -> dict[str, Any]:
     """What is said of a warm start, with a `task_config` and a `model_config`."""
     settled = [name for name in _SETTLED if name in warm_start]
     if settled:
-        raise UserError(f"warm_start: {settled[0]} is that of the run; leave it out")
+        raise UserError(f"warm_start: {settled[0]} follows from the run; leave it out")
     given = {"task_config": {}, "model_config": {}, **warm_start}
     for name in ("task_config", "model_config"):
         if not isinstance(given[name], dict):
