@@ -14,7 +14,7 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
 	@echo "make test    run the tests"
-	@echo "make check   everything CI does: format, lint, types, imports, seeded faults, tests, coverage"
+	@echo "make check   everything CI does: format, lint, types, imports, tests, coverage, seeded faults"
 	@echo "make faults  seed plausible faults and see that the tests catch each one"
 	@echo "make bench-quality RECIPE=... DATA=...   measure a recipe over three seeds"
 	@echo "make bench-generate   tokens a second, beside others"
@@ -40,7 +40,9 @@ demo: setup
 test: setup
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST)
 
-check: lint types imports faults coverage
+# Faults come last: that all tests pass without them is known by then.
+check: lint types imports coverage
+	$(BIN)/python -m tests.faults --tests-passed
 
 format: setup
 	$(BIN)/ruff format .

@@ -13,6 +13,7 @@ results/quality.json and writes docs/recipes.md from it (`quality_page.py`).
 
 import argparse
 import concurrent.futures
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -67,7 +68,7 @@ def run(settings):
         result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
         kind, config = read_config(result.model)
         about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
-        figures = result.figures | of_text(settings, result)
+        figures = result.figures | of_text(settings, result) | of_beams(settings, result)
     parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
     return {**figures, **about, "parameters": parameters}  # whose seconds are those of all
 
@@ -84,6 +85,27 @@ def of_text(settings, result):
             scored = load(result.model).perplexity(settings[f"{split}_path"])
             found[f"{split}_nats_per_byte"] = nats
             found[f"{split}_word_perplexity"] = scored["word_perplexity"]
+    return found
+
+
+def of_beams(settings, result):
+    """What a search is worth where there is one: figures of all of val, greedy and with its beams.
+
+    The val figures of training are greedy, and of some examples only.
+    """
+    beams = settings.get("task_config", {}).get("num_beams", 1)
+    if beams == 1:
+        return {}
+    lines = Path(settings["val_path"]).read_text(encoding="utf-8").splitlines()
+    records, model, found = [json.loads(line) for line in lines], load(result.model), {}
+    wanted = [record["target"] for record in records]
+    for name, number in (("greedy", 1), ("beams", beams)):
+        written = model.predict([record["source"] for record in records], num_beams=number)
+        found[f"val_{name}_exact_match"] = statistics.mean(map(str.__eq__, written, wanted))
+        if importlib.util.find_spec("sacrebleu"):
+            import sacrebleu
+
+            found[f"val_{name}_bleu"] = sacrebleu.corpus_bleu(written, [wanted]).score
     return found
 
 

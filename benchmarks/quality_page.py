@@ -116,12 +116,21 @@ def worth(entries):
         pair = [figure(on_val(each)) for each in (unchanged, entry)]
         metric = entry["metric"].replace("_", " ")
         rows.append(f"| {recipe} | {metric} | `{change}` | {' | '.join(pair)} |")
+    for recipe, entry in whole.items():  # what needs no training of its own
+        pair = [on_val(entry, name) for name in ("beams_", "greedy_")]
+        if None not in pair:
+            metric, change = entry["metric"].replace("_", " "), {"task_config": {"num_beams": 1}}
+            said = " | ".join(map(figure, pair))
+            rows.append(f"| {recipe} | {metric} | `{json.dumps(change)}` | {said} |")
     return WORTH + "\n".join(rows) + "\n" if rows else ""
 
 
-def on_val(entry):
-    """Mean and spread of an entry's figure on val."""
-    found = [run[f"val_{entry['metric']}"] for run in entry["runs"]]
+def on_val(entry, how=""):
+    """Mean and spread of an entry's figure on val; None: it was not measured in that way."""
+    name = f"val_{how}{entry['metric']}"
+    found = [run[name] for run in entry["runs"] if name in run]
+    if not found:
+        return None
     spread = statistics.stdev(found) if len(found) > 1 else None
     return {"mean": statistics.mean(found), "spread": spread}
 

@@ -211,13 +211,16 @@ def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
     covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
     length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
     name = options["task"]
-    if name == "language_modeling":
+    told, flags = "", ""
+    if name == "language_modeling":  # whose batches follow from the text by themselves
         length = min(max(length, 128), 256)
-    mean = sum(float(lengths.mean()) for lengths in split.lengths.values()) + 1
-    fits = max(1, min(256, _BATCH_TOKENS // int(length if name == "language_modeling" else mean)))
-    size = 2 ** (fits.bit_length() - 1)
+    else:
+        mean = sum(float(lengths.mean()) for lengths in split.lengths.values()) + 1
+        fits = max(1, min(256, _BATCH_TOKENS // int(mean)))
+        size = 2 ** (fits.bit_length() - 1)
+        told, flags = f", batch_size {size}", f" --batch_size {size}"
     about = " (words, counted as 1.5 tokens each)" if unit == "words" else ""
-    yield f"suggestion: max_seq_len {length}, batch_size {size}{about}"
+    yield f"suggestion: max_seq_len {length}{told}{about}"
     paths = "".join(
         f" --{each} {shlex.quote(options[each])}" for each in ("val_path", "test_path")
         if options[each]
@@ -225,5 +228,5 @@ def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
     first = shlex.quote(options["files"][0])
     yield (
         f"train it: {python()} -m miniformer.trainer --task {name} --train_path {first}{paths} "
-        f"--model_config '{{\"max_seq_len\": {length}}}' --batch_size {size}"
+        f"--model_config '{{\"max_seq_len\": {length}}}'{flags}"
     )

@@ -51,7 +51,8 @@ class TrainConfig(StrictConfig):
             directory or of a model directory.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
             own, as large as source_vocab_size in model_config; null: one serves both.
-        batch_size: windows in a batch; where batches are of like lengths, examples on average.
+        batch_size: windows in a batch; where batches are of like lengths, examples on average;
+            null: 16, or for language modelling by the tokens of the training data.
         batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
             gives.
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
@@ -126,7 +127,7 @@ class TrainConfig(StrictConfig):
     warm_start: dict[str, Any] | None = None
     tokenizer: str = "bpe"
     source_tokenizer: str | None = None
-    batch_size: int = option(16, low=1)
+    batch_size: int | None = option(None, low=1)
     batch_tokens: int | None = option(None, low=1)
     seq_len: int | None = option(None, low=1)
     lr: float | None = option(None, low=0.0)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import runpy
+import types
 
 import pytest
 import yaml
@@ -59,6 +60,32 @@ def test_figures_of_text_do_not_depend_on_its_tokens(quality, tmp_path):
     per_word = nats * len(text) / (len(text.split()) + 1)
     # A validation also predicts the end, the 40th token.
     assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
+
+
+def test_what_a_search_is_worth_is_told_of_all_of_val(quality, tmp_path, monkeypatch):
+    path = tmp_path / "val.jsonl"
+    path.write_text(
+        "".join(json.dumps({"source": f"{n}", "target": f"{n}"}) + "\n" for n in "abcd")
+    )
+
+    class Model:
+        def predict(self, inputs, num_beams):
+            return inputs if num_beams == 5 else [*inputs[:3], "x"]
+
+    of_beams = quality["of_beams"]
+    monkeypatch.setitem(of_beams.__globals__, "load", lambda path: Model())
+    settings = {"val_path": str(path), "task_config": {"num_beams": 5}}
+    found = of_beams(settings, types.SimpleNamespace(model=None))
+    assert (found["val_greedy_exact_match"], found["val_beams_exact_match"]) == (0.75, 1.0)
+    assert of_beams({**settings, "task_config": {}}, None) == {}
+    entry = {
+        "recipe": "scan", "defaults": False, "change": {}, "machine": "1 of 2 cores, x",
+        "metric": "exact_match", "settings": {}, "runs": [found, {"val_exact_match": 0.5}],
+    }  # fmt: skip
+    row = '| scan | exact match | `{"task_config": {"num_beams": 1}}` | 1 | 0.75 |'
+    assert quality["worth"]([entry]).splitlines()[-1] == row
+    del entry["runs"][0]
+    assert quality["worth"]([entry]) == ""
 
 
 def test_what_is_tried_is_never_tested(quality, tmp_path):

@@ -1,11 +1,16 @@
-"""A model's size where nobody gave one: by what there is to learn from."""
+"""Sizes of models, batches and vocabularies where nobody gave one: by what there is to learn."""
 
+import io
 import json
+import random
 
 import pytest
+from rich.console import Console
 
-from miniformer import trainer
+from miniformer import TrainConfig, trainer
 from miniformer.config.presets import SIZES, size_for
+from miniformer.training.preparation import prepare
+from miniformer.training.sizing import batch_for, vocabulary_for
 from tests.kit import write_jsonl
 
 
@@ -69,3 +74,68 @@ def test_a_size_that_cannot_be_is_refused(run):
     assert "size has no effect with init_from" in run(
         100, "--size", "tiny", "--init_from", "x", code=2
     )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "devices", "size"),
+    [
+        (400_000, 400, 1, 2),  # 2,048 tokens at least
+        (10_000_000, 10_000, 1, 10),  # a thousandth of all
+        (10_000_000, 10_000, 2, 5),
+        (100_000_000, 100_000, 1, 16),  # 16,384 tokens at most
+        (100_000_000, 100_000, 64, 1),
+        (4_000_000, 1_000, 1, 1),  # one window is more already
+        (70_000, 10_000, 1, 16),  # no more rows than other tasks have
+        (900, 1, 1, 1),  # there is no other
+    ],
+)
+def test_little_text_is_learnt_in_small_batches(tokens, rows, devices, size):
+    assert batch_for(tokens, rows, devices) == size
+
+
+def test_a_vocabulary_grows_with_the_root_of_its_text():
+    sizes = {1_000_000: 1_000, 4_000_000: 2_000, 100_000_000: 10_000}
+    assert {each: vocabulary_for(each) for each in sizes} == sizes
+    assert vocabulary_for(0) == vocabulary_for(200_000) == 512
+    assert vocabulary_for(10**9) == 10_000
+
+
+def prepared(folder, task="language_modeling", **settings):
+    """A run on 900,000 letters of words that chance made up; and what it says."""
+    letters = random.Random(0).choices("abcdefghijkl     ", k=900_000)
+    texts = ["".join(letters[begin : begin + 3_000]) for begin in range(0, len(letters), 3_000)]
+    records = [{"text": text, "input": text, "label": n % 2} for n, text in enumerate(texts)]
+    path = folder / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    console = Console(width=200, file=io.StringIO())
+    run = prepare(TrainConfig(train_path=str(path), task=task, **settings), console)
+    return run, console.file.getvalue()
+
+
+def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
+    run, said = prepared(tmp_path)
+    assert run.tokenizer.vocab_size == pytest.approx(949, abs=3)
+    assert "tokenizer: bpe, 949 ids" in said
+    assert "batches: 2 x 1,0" in said
+    assert run.config.batch_size == run.data.batch_size == 2
+    assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 2
+    run, _ = prepared(tmp_path, model="seq2seq", seq_len=512)
+    assert run.config.batch_size == 4, "of shorter pieces, more"
+
+
+def test_what_is_given_of_them_is_taken(tmp_path):
+    run, said = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
+    assert (run.config.batch_size, run.tokenizer.vocab_size) == (3, 300)
+    assert "batches" not in said
+    run, said = prepared(tmp_path, batch_tokens=3_072)
+    assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 3
+    assert "batches" not in said
+    run, said = prepared(tmp_path, tokenizer="byte")
+    assert run.tokenizer.vocab_size == 258
+
+
+def test_other_tasks_take_sixteen_and_all_their_words(tmp_path):
+    run, said = prepared(tmp_path, task="classification")
+    assert run.config.batch_size == run.data.batch_size == 16
+    assert run.tokenizer.vocab_size == 10_000
+    assert "batches" not in said

@@ -197,6 +197,8 @@ def test_a_tokenizer_learns_from_the_beginning_of_what_is_large():
     sample = TextSample(iter(["abc"] * 10), most=7)
     assert list(sample) == ["abc"] * 3
     assert sample.cut
+    again = TextSample(["abc"] * 10, most=7)
+    assert list(again) == list(again) == ["abc"] * 3
     whole = TextSample(["abc"] * 2, most=7)
     assert list(whole) == ["abc"] * 2
     assert not whole.cut

@@ -37,6 +37,10 @@ class LengthBuckets:
         self.collate, self.length = collate, length
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
 
+    def rows(self, pool: Table) -> int:
+        """Number of examples in the pool."""
+        return len(pool)
+
     def cut(self, pool: Table, random: np.random.Generator | None) -> list[np.ndarray]:
         """Each batch's examples, by index, in random order; None: in one that never changes."""
         lengths = np.stack([pool.lengths(name) for name in self.length], 1)  # [n, arrays]

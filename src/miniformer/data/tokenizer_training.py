@@ -33,7 +33,7 @@ class TextSample:
     """The beginning of some texts, about `SAMPLE_BYTES` of it; `cut` says whether that is all.
 
     Args:
-        texts: all of it.
+        texts: all of it; read anew each time that the sample is.
         most: characters at most.
     """
 
@@ -41,6 +41,7 @@ class TextSample:
         self.texts, self.most, self.size, self.cut = texts, most, 0, False
 
     def __iter__(self) -> Iterator[str]:
+        self.size, self.cut = 0, False
         for text in self.texts:
             if self.size >= self.most:
                 self.cut = True

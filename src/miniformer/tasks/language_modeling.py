@@ -43,6 +43,7 @@ class LanguageModeling(WritingTask):
     models: ClassVar[tuple[str, ...]] = ("encoder", "seq2seq")
     unit: ClassVar[str] = "nats/token"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
+    learns_each_token: ClassVar[bool] = True
 
     prompt_begins_document: bool = True
     label_smoothing: float = option(0.0, low=0.0, high=0.99)

@@ -59,7 +59,7 @@ def _memory(run: Prepared, console: Console) -> Prepared:
         run.model,
         run.task,
         partial(_batches, run),
-        batch_size=config.batch_size,
+        batch_size=run.data.batch_size,
         limit=limit,
         optimizer_bytes_per_param=_OPTIMIZER_BYTES.get(config.optimizer, 12.0)
         + (4.0 if config.ema_decay is not None else 0.0),
@@ -85,7 +85,7 @@ def _lr(run: Prepared, console: Console) -> Prepared:
         run.lr_search = find_lr(
             run.model,
             run.task,
-            _Passes(run, config.batch_size),
+            _Passes(run, run.data.batch_size),
             partial(registry.get("optimizer", config.optimizer), **options),
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val,
@@ -127,7 +127,7 @@ def _batches(run: Prepared, size: int) -> Iterator[Batch]:
 def _tokens(run: Prepared, size: int) -> int | None:
     """The run's limit of tokens in a batch, for batches of another size."""
     limit = run.config.batch_tokens
-    return None if limit is None else max(1, limit * size // run.config.batch_size)
+    return None if limit is None else max(1, limit * size // run.data.batch_size)
 
 
 def _with_batches_of(run: Prepared, size: int, **changes: Any) -> Prepared:

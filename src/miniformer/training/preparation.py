@@ -29,7 +29,7 @@ from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
 from miniformer.training.optimizers import own_lr
 from miniformer.training.progress import reading
-from miniformer.training.sizing import tokens_of, with_size
+from miniformer.training.sizing import BATCH, tokens_of, with_batches, with_size
 from miniformer.training.tokenizers import make_tokenizer, tokenizer_of
 
 
@@ -120,7 +120,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             **others,
             tokenizer=tokenizer,
             task=task,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or BATCH,
             batch_tokens=config.batch_tokens,
             seq_len=seq_len,
             num_workers=config.num_workers,
@@ -129,9 +129,10 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             progress=progress,
         )
         data.setup()
+    config, batched = with_batches(config, data)
     config, sized = with_size(config, data)
     model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
-    for line in (*_about(data), *notes, *task.findings(), *filter(None, [sized])):
+    for line in (*_about(data), *notes, *task.findings(), *filter(None, [batched, sized])):
         console.print(line)
     model = MODELS[kind](model_config)
     origin = None if config.init_from is None else Path(config.init_from)

@@ -1,12 +1,19 @@
-"""How large a model is that nobody gave a size: as its data is enough for."""
+"""What is as large as the data is enough for, where nobody said: batches, a vocabulary, a model."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from miniformer.config.presets import SHAPE, SIZES, size_for
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
+
+BATCH = 16  # windows or examples
+# Tokens of a language model's batch: a thousandth of its text, but within these. Steps cost by
+# their tokens alone, and a short text has too few of them for large batches: see ADR 0019.
+_LEAST_TOKENS, _MOST_TOKENS = 2_048, 16_384
+_LEAST_IDS, _MOST_IDS = 512, 10_000
 
 
 def tokens_of(data: MiniFormerDataModule, name: str) -> int | None:
@@ -15,6 +22,45 @@ def tokens_of(data: MiniFormerDataModule, name: str) -> int | None:
     texts = [count for count in counts[:2] if count is not None]
     pairs = [count for count in counts[2:] if count is not None]
     return sum(texts or pairs) or None
+
+
+def batch_for(tokens: int, rows: int, devices: int = 1) -> int:
+    """Rows of a language model's batch, on each device.
+
+    Args:
+        tokens: to learn from.
+        rows: windows or pieces that they are in.
+        devices: that share a step.
+    """
+    wanted = min(max(tokens / 1_000, _LEAST_TOKENS), _MOST_TOKENS)
+    return max(1, min(BATCH, rows, round(wanted * rows / tokens)) // devices)
+
+
+def vocabulary_for(characters: int) -> int:
+    """Ids of a language model's subwords, for so much text.
+
+    A text's different words grow with the root of its length (Heaps 1978), and so do its subwords.
+    """
+    return min(max(round(math.sqrt(characters)), _LEAST_IDS), _MOST_IDS)
+
+
+def with_batches(config: TrainConfig, data: MiniFormerDataModule) -> tuple[TrainConfig, str | None]:
+    """The run's settings with a batch size filled in, and a line about it where data chose it.
+
+    Args:
+        config: the run.
+        data: set up; it, too, has that size from now on.
+    """
+    if config.batch_size is not None:
+        return config, None
+    size, line = BATCH, None
+    tokens, rows = tokens_of(data, "train"), data.rows("train")
+    if data.task.learns_each_token and config.batch_tokens is None and tokens and rows:
+        size = batch_for(tokens, rows, config.world_size)
+        each = "" if config.world_size == 1 else " on each device"
+        line = f"batches: {size} x {tokens / rows:,.0f} tokens{each}"
+    data.batch_size = size
+    return dataclasses.replace(config, batch_size=size), line
 
 
 def with_size(config: TrainConfig, data: MiniFormerDataModule) -> tuple[TrainConfig, str | None]:

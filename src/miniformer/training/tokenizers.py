@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from miniformer import registry
 from miniformer.config import UserError
-from miniformer.data.records import Records
+from miniformer.data.records import Record, Records
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.data.tokenizer_training import SAMPLE_BYTES, TextSample
 from miniformer.tasks.task import Task
 from miniformer.train_config import TrainConfig
+from miniformer.training.sizing import vocabulary_for
+
+# Subwords down to single bytes: fewer ids only make for shorter pieces.
+_OF_BYTES = ("bpe", "unigram")
 
 
 def make_tokenizer(
@@ -35,27 +40,42 @@ def make_tokenizer(
     if not task.reads_text():
         return None, None
     if config.source_tokenizer is None:
-        texts = None if records is None else (t for each in records for t in task.texts(each))
-        return _make("tokenizer", config, "vocab_size", records, texts)
+        texts = None if records is None else _Texts(records, task.texts)
+        return _make("tokenizer", config, "vocab_size", task, texts)
     assert task.two_texts is not None
     made = []
     for option, size, field in (
         ("source_tokenizer", "source_vocab_size", task.two_texts[0]),
         ("tokenizer", "vocab_size", task.two_texts[1]),
     ):
-        texts = None if records is None else (each[field] for each in records)
-        made.append(_make(option, config, size, records, texts))
+        texts = None if records is None else _Texts(records, partial(_of_field, field))
+        made.append(_make(option, config, size, task, texts))
     (source, of_sources), (tokenizer, of_targets) = made
     tokenizer.source = source
     return tokenizer, f"of targets {of_targets}; of sources {of_sources}"
 
 
+class _Texts:
+    """The texts of records, as often as they are asked for.
+
+    Args:
+        records: all of them.
+        of_record: the texts of one.
+    """
+
+    def __init__(self, records: Records, of_record: Callable[[Record], Iterable[str]]) -> None:
+        self.records, self.of_record = records, of_record
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for each in self.records for text in self.of_record(each))
+
+
+def _of_field(field: str, record: Record) -> list[str]:
+    return [record[field]]
+
+
 def _make(
-    option: str,
-    config: TrainConfig,
-    size: str,
-    records: Records | None,
-    texts: Iterator[str] | None,
+    option: str, config: TrainConfig, size: str, task: Task, texts: _Texts | None
 ) -> tuple[Tokenizer, str]:
     """The tokenizer that an option names, and a line about it.
 
@@ -63,7 +83,7 @@ def _make(
         option: the name of a field of `config`.
         config: the run.
         size: the field of the model's config that says how many ids there are room for.
-        records: where `texts` come from.
+        task: knows its training data.
         texts: to train on; None: they are streamed.
     """
     name = getattr(config, option)
@@ -73,10 +93,12 @@ def _make(
                 "streaming reads its text once, so that no tokenizer can be trained on it; set "
                 f"{option} to byte, or to a tokenizer.json"
             )
-        sample = TextSample(texts or ())
-        tokenizer = Tokenizer.train(name, sample, config.model_config.get(size))
+        ids, sample = config.model_config.get(size), TextSample(texts or ())
+        if ids is None and task.learns_each_token and name in _OF_BYTES:
+            ids = vocabulary_for(sum(map(len, sample)))
+        tokenizer = Tokenizer.train(name, sample, ids)
         part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.cut else ""
-        on = "" if records is None else f", trained on {part}{records.name}"
+        on = "" if texts is None else f", trained on {part}{texts.records.name}"
         return tokenizer, f"{name}, {tokenizer.vocab_size:,} ids{on}"
     if not Path(name).exists() and not name.endswith(".json"):
         known = registry.unknown(option, name, registry.names("tokenizer"))
