@@ -26,8 +26,8 @@ A dot changes one setting of a recipe, as `--model_config.max_seq_len 512` does;
 `--model_config '{...}'` would take the place of the recipe's.
 
 Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
-deviation; settings were chosen on val. *Defaults*: no flags but paths and task. Minutes are of one
-whole run. This page is written by `python benchmarks/quality.py`, from
+deviation; settings were chosen on val. *Defaults*: no flags but paths and task, and the minutes
+that they take. Minutes are of one whole run. This page is written by `python benchmarks/quality.py`, from
 [quality.json](../benchmarks/results/quality.json), which says more, and
 [recipes.yaml](../benchmarks/recipes.yaml).
 
@@ -71,7 +71,7 @@ def page(entries):
             f"[{recipe}](../recipes/{recipe}.yaml)",
             f"{entry['metric'].replace('_', ' ')}, {entry['split']}",
             figure(entry),
-            figure(plain),
+            "-" if plain is None else f"{figure(plain)}, {plain['minutes']:.1f} min",
             *(simple or ["-"]),
             told["compared"],
             f"{entry['minutes']:.1f} on {gpu or cores(entry)}",
@@ -137,8 +137,6 @@ def on_val(entry, how=""):
 
 def figure(entry):
     """Mean and spread, in words."""
-    if entry is None:
-        return "-"
     spread = "" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
     return f"{entry['mean']:.4g}{spread}"
 
