@@ -98,9 +98,10 @@ def of_beams(settings, result):
         return {}
     lines = Path(settings["val_path"]).read_text(encoding="utf-8").splitlines()
     records, model, found = [json.loads(line) for line in lines], load(result.model), {}
-    wanted = [record["target"] for record in records]
+    wanted = [record["target"].strip() for record in records]
     for name, number in (("greedy", 1), ("beams", beams)):
         written = model.predict([record["source"] for record in records], num_beams=number)
+        written = [text.strip() for text in written]
         found[f"val_{name}_exact_match"] = statistics.mean(map(str.__eq__, written, wanted))
         if importlib.util.find_spec("sacrebleu"):
             import sacrebleu

@@ -5,8 +5,8 @@
 A fault replaces a piece of the source in a copy of the package; its tests are then run against that
 copy and must fail. A fault that no test notices, or that fits the source no more, ends this with
 exit code 1. Words choose the faults whose names hold one of them. At the end the tests that caught
-one run without it, for a test that fails anyway has caught nothing; `--tests-passed` says that all
-tests have just passed.
+one run without it, for a test that fails anyway has caught nothing; `--tests-passed` leaves this
+out, where all tests have just passed.
 """
 
 import concurrent.futures
@@ -1100,8 +1100,8 @@ FAULTS = [
     ),
     Fault(
         "each of several devices takes the whole batch", "training/sizing.py",
-        "round(wanted * rows / tokens)) // devices)", "round(wanted * rows / tokens)))",
-        "tests/unit/test_sizing.py -k small_batches",
+        "batch_for(tokens, row, config.world_size)", "batch_for(tokens, row)",
+        "tests/unit/test_sizing.py -k chooses_batches",
     ),
     Fault(
         "the batches that data chose are told and not trained with", "training/sizing.py",
@@ -1117,6 +1117,26 @@ FAULTS = [
         "a vocabulary that was given is forgotten", "training/tokenizers.py",
         "if ids is None and", "if",
         "tests/unit/test_sizing.py -k given_of_them",
+    ),
+    Fault(
+        "a text too large to be read for its tokenizer has a small one", "training/tokenizers.py",
+        "ids = None if sample.cut else found", "ids = found",
+        "tests/unit/test_sizing.py -k tells_nothing",
+    ),
+    Fault(
+        "a batch is told before another is found", "training/sizing.py",
+        "if config.find_batch_size:", "if False:",
+        "tests/unit/test_sizing.py -k given_of_them",
+    ),
+    Fault(
+        "windows count as the documents in them", "data/packing.py",
+        "        return self.seq_len\n", "        return pool.lengths(\"ids\").mean()\n",
+        "tests/unit/test_sizing.py -k chooses_batches",
+    ),
+    Fault(
+        "a language model's batches are advised on, too", "data_command.py",
+        'if name == "language_modeling":  #', "if False:  #",
+        "tests/unit/test_data_check.py -k left_to_the_run",
     ),
     Fault(
         "a sample of text that is read again ends at once", "data/tokenizer_training.py",

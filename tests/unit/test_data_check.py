@@ -107,6 +107,14 @@ def test_a_sound_classification_file(tmp_path, capsys):
     assert f"--val_path {val}" in command
 
 
+def test_batches_of_a_language_model_are_left_to_the_run(tmp_path, capsys):
+    train = write(tmp_path / "train.jsonl", [{"text": VERSE}] * 40)
+    assert check(train) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^suggestion: max_seq_len \d+ \(words", out, re.MULTILINE)
+    assert "batch_size" not in out
+
+
 def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"input": "a", "label": n} for n in range(2)])
     val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)

@@ -70,7 +70,7 @@ def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, 
     tokens = pool.columns["ids"]
     cuts = cutter.cut(pool, np.random.default_rng(seed))
     starts = np.concatenate(cuts)
-    assert len(starts) == cutter.rows(pool) == max(1, len(tokens) // seq_len)
+    assert len(starts) == cutter.windows(pool) == max(1, len(tokens) // seq_len)
     sizes = [len(cut) for cut in cuts]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1, "no small batch is left over at the end"

@@ -3,12 +3,14 @@
 import io
 import json
 import random
+from functools import partialmethod
 
 import pytest
 from rich.console import Console
 
 from miniformer import TrainConfig, trainer
 from miniformer.config.presets import SIZES, size_for
+from miniformer.data.tokenizer_training import TextSample
 from miniformer.training.preparation import prepare
 from miniformer.training.sizing import batch_for, vocabulary_for
 from tests.kit import write_jsonl
@@ -77,20 +79,19 @@ def test_a_size_that_cannot_be_is_refused(run):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "rows", "devices", "size"),
+    ("tokens", "row", "devices", "size"),
     [
-        (400_000, 400, 1, 2),  # 2,048 tokens at least
-        (10_000_000, 10_000, 1, 10),  # a thousandth of all
-        (10_000_000, 10_000, 2, 5),
-        (100_000_000, 100_000, 1, 16),  # 16,384 tokens at most
-        (100_000_000, 100_000, 64, 1),
-        (4_000_000, 1_000, 1, 1),  # one window is more already
-        (70_000, 10_000, 1, 16),  # no more rows than other tasks have
-        (900, 1, 1, 1),  # there is no other
+        (400_000, 1_024, 1, 2),  # 2,048 tokens at least
+        (10_000_000, 1_000, 1, 10),  # a thousandth of all
+        (10_000_000, 1_000, 2, 5),
+        (100_000_000, 2_048, 1, 8),  # 16,384 tokens at most
+        (100_000_000, 2_048, 64, 1),
+        (4_000_000, 8_192, 1, 1),  # one window is more already
+        (70_000, 7.5, 1, 16),  # no more rows than other tasks have
     ],
 )
-def test_little_text_is_learnt_in_small_batches(tokens, rows, devices, size):
-    assert batch_for(tokens, rows, devices) == size
+def test_little_text_is_learnt_in_small_batches(tokens, row, devices, size):
+    assert batch_for(tokens, row, devices) == size
 
 
 def test_a_vocabulary_grows_with_the_root_of_its_text():
@@ -100,27 +101,35 @@ def test_a_vocabulary_grows_with_the_root_of_its_text():
     assert vocabulary_for(10**9) == 10_000
 
 
-def prepared(folder, task="language_modeling", **settings):
-    """A run on 900,000 letters of words that chance made up; and what it says."""
+def data(folder):
+    """A file of 900,000 letters, in words that chance made up."""
     letters = random.Random(0).choices("abcdefghijkl     ", k=900_000)
     texts = ["".join(letters[begin : begin + 3_000]) for begin in range(0, len(letters), 3_000)]
     records = [{"text": text, "input": text, "label": n % 2} for n, text in enumerate(texts)]
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def prepared(folder, task="language_modeling", **settings):
+    """A run on them; and what it says."""
     console = Console(width=200, file=io.StringIO())
-    run = prepare(TrainConfig(train_path=str(path), task=task, **settings), console)
+    run = prepare(TrainConfig(train_path=str(data(folder)), task=task, **settings), console)
     return run, console.file.getvalue()
 
 
 def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
     run, said = prepared(tmp_path)
-    assert run.tokenizer.vocab_size == pytest.approx(949, abs=3)
+    assert run.tokenizer.vocab_size == 949  # the root of 900,000
     assert "tokenizer: bpe, 949 ids" in said
-    assert "batches: 2 x 1,0" in said
+    assert "batches: 2 x 1,024 tokens\n" in said
     assert run.config.batch_size == run.data.batch_size == 2
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 2
     run, _ = prepared(tmp_path, model="seq2seq", seq_len=512)
     assert run.config.batch_size == 4, "of shorter pieces, more"
+    run, said = prepared(tmp_path, devices=2, seq_len=512)
+    assert run.config.batch_size == 2, "four are shared"
+    assert "batches: 2 x 512 tokens on each device\n" in said
 
 
 def test_what_is_given_of_them_is_taken(tmp_path):
@@ -132,6 +141,36 @@ def test_what_is_given_of_them_is_taken(tmp_path):
     assert "batches" not in said
     run, said = prepared(tmp_path, tokenizer="byte")
     assert run.tokenizer.vocab_size == 258
+    run, said = prepared(tmp_path, find_batch_size=True)
+    assert "batches" not in said, "another size is still to be found"
+
+
+def test_text_that_is_not_kept_in_memory_has_usual_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 1_000)
+    run, said = prepared(tmp_path)
+    assert run.config.batch_size == run.data.batch_size == 16
+    assert "batches" not in said
+
+
+def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
+    """More is there than the tokenizer learns from: it has the ids of a large text."""
+    monkeypatch.setattr(TextSample, "__init__", partialmethod(TextSample.__init__, most=500_000))
+    run, said = prepared(tmp_path)
+    assert run.tokenizer.vocab_size == 10_000
+    assert "trained on the first" in said
+
+
+def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
+    train = data(tmp_path)
+    arguments = ["--work_dir", str(tmp_path), "--experiment_name", "run", "--logger", "none"]
+    more = ["--seq_len", "512", "--size", "tiny", "--max_steps"]
+    assert trainer.main(["--train_path", str(train), *arguments, *more, "1"]) == 0
+    settings = json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert settings["batch_size"] == 4
+    assert trainer.main(["--resume", str(tmp_path / "run"), "--max_steps", "2"]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["tokens"] for row in rows] == [4 * 512, 2 * 4 * 512]
 
 
 def test_other_tasks_take_sixteen_and_all_their_words(tmp_path):

@@ -37,14 +37,14 @@ class LengthBuckets:
         self.collate, self.length = collate, length
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
 
-    def rows(self, pool: Table) -> int:
-        """Number of examples in the pool."""
-        return len(pool)
+    def row_tokens(self, pool: Table) -> float:
+        """Tokens of an example, of all its arrays, on average."""
+        return max(1.0, float(self._lengths(pool).sum(1).mean()))
 
     def cut(self, pool: Table, random: np.random.Generator | None) -> list[np.ndarray]:
         """Each batch's examples, by index, in random order; None: in one that never changes."""
-        lengths = np.stack([pool.lengths(name) for name in self.length], 1)  # [n, arrays]
-        tokens = self.batch_tokens or self.batch_size * max(1.0, float(lengths.sum(1).mean()))
+        lengths = self._lengths(pool)
+        tokens = self.batch_tokens or self.batch_size * self.row_tokens(pool)
         order = self._order(lengths, random)
         batches, begin, longest = [], 0, [0] * lengths.shape[1]
         for end, found in enumerate(lengths[order].tolist()):
@@ -56,6 +56,10 @@ class LengthBuckets:
         # Mixed in any case: the first batches of a validation stand for all of them.
         (np.random.default_rng(0) if random is None else random).shuffle(batches)
         return batches
+
+    def _lengths(self, pool: Table) -> np.ndarray:
+        """The lengths of each example's arrays, [n, arrays]."""
+        return np.stack([pool.lengths(name) for name in self.length], 1)
 
     def _order(self, lengths: np.ndarray, random: np.random.Generator | None) -> np.ndarray:
         """Examples by one length, those alike by the next; chance decides the rest.

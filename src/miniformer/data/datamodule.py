@@ -150,11 +150,14 @@ class MiniFormerDataModule(L.LightningDataModule):
         values = kept.columns[column]
         return len(values) if column in kept.offsets else int(values.sum())
 
-    def rows(self, name: str) -> int | None:
-        """Windows of train, val or test, or its examples; None: they are not all in memory."""
+    def row_tokens(self, name: str) -> float | None:
+        """Tokens of a window of train, val or test, or of an example on average.
+
+        None: they are not all in memory.
+        """
         self.setup()
         kept = getattr(self.pools.get(name), "kept", None)
-        return None if kept is None else self._batches(name).cutter.rows(kept)
+        return None if kept is None else self._batches(name).cutter.row_tokens(kept)
 
     def cut(self, name: str) -> str | None:
         """A line about what of train, val or test is longer than it may be; None: nothing known."""

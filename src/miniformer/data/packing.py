@@ -37,8 +37,12 @@ class PackedWindows:
         self.seq_len, self.batch_size = seq_len, batch_size
         self.boundary_id, self.endless = boundary_id, endless
 
-    def rows(self, pool: Table) -> int:
-        """Number of windows that cover the pool's row of tokens once."""
+    def row_tokens(self, pool: Table) -> float:
+        """Tokens of a window."""
+        return self.seq_len
+
+    def windows(self, pool: Table) -> int:
+        """Number of windows that cover the pool's row once."""
         full, rest = divmod(len(pool.columns["ids"]), self.seq_len)
         return max(1, full) if self.endless else full + (rest > 0)
 
@@ -47,7 +51,7 @@ class PackedWindows:
 
         With `random`, from a random offset and in random order.
         """
-        starts = np.arange(self.rows(pool)) * self.seq_len
+        starts = np.arange(self.windows(pool)) * self.seq_len
         if random is not None:
             offset = random.integers(len(pool.columns["ids"]))
             starts = random.permutation(starts) + offset

@@ -29,7 +29,7 @@ from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
 from miniformer.training.optimizers import own_lr
 from miniformer.training.progress import reading
-from miniformer.training.sizing import BATCH, tokens_of, with_batches, with_size
+from miniformer.training.sizing import USUAL_BATCH, tokens_of, with_batches, with_size
 from miniformer.training.tokenizers import make_tokenizer, tokenizer_of
 
 
@@ -120,7 +120,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
             **others,
             tokenizer=tokenizer,
             task=task,
-            batch_size=config.batch_size or BATCH,
+            batch_size=config.batch_size or USUAL_BATCH,
             batch_tokens=config.batch_tokens,
             seq_len=seq_len,
             num_workers=config.num_workers,

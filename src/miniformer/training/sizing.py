@@ -9,9 +9,9 @@ from miniformer.config.presets import SHAPE, SIZES, size_for
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
 
-BATCH = 16  # windows or examples
-# Tokens of a language model's batch: a thousandth of its text, but within these. Steps cost by
-# their tokens alone, and a short text has too few of them for large batches: see ADR 0019.
+USUAL_BATCH = 16  # windows or examples
+# Tokens of a language model's batch: a thousandth of its text, but within these. A short text has
+# too few tokens for large batches, and on a CPU small ones cost little more: see ADR 0019.
 _LEAST_TOKENS, _MOST_TOKENS = 2_048, 16_384
 _LEAST_IDS, _MOST_IDS = 512, 10_000
 
@@ -24,24 +24,24 @@ def tokens_of(data: MiniFormerDataModule, name: str) -> int | None:
     return sum(texts or pairs) or None
 
 
-def batch_for(tokens: int, rows: int, devices: int = 1) -> int:
-    """Rows of a language model's batch, on each device.
+def batch_for(tokens: int, row_tokens: float, devices: int = 1) -> int:
+    """Windows, or pieces of text, of a language model's batch on each device.
 
     Args:
         tokens: to learn from.
-        rows: windows or pieces that they are in.
-        devices: that share a step.
+        row_tokens: of a window, or of a piece on average.
+        devices: that share a batch.
     """
     wanted = min(max(tokens / 1_000, _LEAST_TOKENS), _MOST_TOKENS)
-    return max(1, min(BATCH, rows, round(wanted * rows / tokens)) // devices)
+    return max(1, min(USUAL_BATCH, round(wanted / row_tokens)) // devices)
 
 
-def vocabulary_for(characters: int) -> int:
+def vocabulary_for(n_bytes: int) -> int:
     """Ids of a language model's subwords, for so much text.
 
     A text's different words grow with the root of its length (Heaps 1978), and so do its subwords.
     """
-    return min(max(round(math.sqrt(characters)), _LEAST_IDS), _MOST_IDS)
+    return min(max(round(math.sqrt(n_bytes)), _LEAST_IDS), _MOST_IDS)
 
 
 def with_batches(config: TrainConfig, data: MiniFormerDataModule) -> tuple[TrainConfig, str | None]:
@@ -53,12 +53,16 @@ def with_batches(config: TrainConfig, data: MiniFormerDataModule) -> tuple[Train
     """
     if config.batch_size is not None:
         return config, None
-    size, line = BATCH, None
-    tokens, rows = tokens_of(data, "train"), data.rows("train")
-    if data.task.learns_each_token and config.batch_tokens is None and tokens and rows:
-        size = batch_for(tokens, rows, config.world_size)
+    size, line = USUAL_BATCH, None
+    tokens = tokens_of(data, "train")
+    if data.task.learns_each_token and config.batch_tokens is None and tokens is not None:
+        row = data.row_tokens("train")
+        assert row is not None  # as the tokens, those of all rows
+        size = batch_for(tokens, row, config.world_size)
         each = "" if config.world_size == 1 else " on each device"
-        line = f"batches: {size} x {tokens / rows:,.0f} tokens{each}"
+        line = f"batches: {size} x {row:,.0f} tokens{each}"
+    if config.find_batch_size:
+        line = None  # another is to come
     data.batch_size = size
     return dataclasses.replace(config, batch_size=size), line
 

@@ -95,7 +95,8 @@ def _make(
             )
         ids, sample = config.model_config.get(size), TextSample(texts or ())
         if ids is None and task.learns_each_token and name in _OF_BYTES:
-            ids = vocabulary_for(sum(map(len, sample)))
+            found = vocabulary_for(sum(len(text.encode()) for text in sample))
+            ids = None if sample.cut else found
         tokenizer = Tokenizer.train(name, sample, ids)
         part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.cut else ""
         on = "" if texts is None else f", trained on {part}{texts.records.name}"
