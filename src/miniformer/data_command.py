@@ -211,10 +211,10 @@ def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
     covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
     length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
     name = options["task"]
-    told, flags = "", ""
-    if name == "language_modeling":  # whose batches follow from the text by themselves
+    if name == "language_modeling":
         length = min(max(length, 128), 256)
-    else:
+    told, flags = "", ""
+    if not registry.get("task", name).learns_each_token:  # else they follow from the text
         mean = sum(float(lengths.mean()) for lengths in split.lengths.values()) + 1
         fits = max(1, min(256, _BATCH_TOKENS // int(mean)))
         size = 2 ** (fits.bit_length() - 1)

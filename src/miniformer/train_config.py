@@ -48,12 +48,15 @@ class TrainConfig(StrictConfig):
             classification and regression of texts; null: there is none.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (what is between spaces), byte or
             char, trained on train_path; or the path of a tokenizer.json, of a Hugging Face
-            directory or of a model directory. Its ids are vocab_size in model_config; null: 10,000,
-            or fewer in language modelling of little text by bpe or unigram.
+            directory or of a model directory; null: bpe, or char where texts are single words (in
+            seq2seq, sources and targets each for themselves). Its ids are vocab_size in
+            model_config; null: 10,000, or fewer in language modelling of little text by bpe or
+            unigram.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
             own, as large as source_vocab_size in model_config; null: one serves both.
         batch_size: windows in a batch; where batches are of like lengths, examples on average;
-            null: 16, or fewer in language modelling of little text, shared by the devices.
+            null: 16; in language modelling and seq2seq by the tokens there are, 2,048 or more,
+            shared by the devices.
         batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
             gives.
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's
@@ -126,7 +129,7 @@ class TrainConfig(StrictConfig):
     size: str | None = option(None, choices=tuple(SIZES))
     init_from: str | None = None
     warm_start: dict[str, Any] | None = None
-    tokenizer: str = "bpe"
+    tokenizer: str | None = None
     source_tokenizer: str | None = None
     batch_size: int | None = option(None, low=1)
     batch_tokens: int | None = option(None, low=1)
@@ -221,7 +224,7 @@ class TrainConfig(StrictConfig):
             problems.append("optimizer=schedulefree needs no schedule; set scheduler=none")
         if self.optimizer == "schedulefree" and self.ema_decay is not None:
             problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
-        if self.init_from is not None and self.tokenizer not in ("bpe", self.init_from):
+        if self.init_from is not None and self.tokenizer not in (None, self.init_from):
             problems.append("tokenizer has no effect with init_from, which has one; leave it out")
         if self.size is not None and self.init_from is not None:
             problems.append("size has no effect with init_from, whose shape is taken; leave it out")

@@ -107,12 +107,15 @@ def test_a_sound_classification_file(tmp_path, capsys):
     assert f"--val_path {val}" in command
 
 
-def test_batches_of_a_language_model_are_left_to_the_run(tmp_path, capsys):
+def test_batches_of_text_that_is_written_are_left_to_the_run(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"text": VERSE}] * 40)
     assert check(train) == 0
     out = capsys.readouterr().out
     assert re.search(r"^suggestion: max_seq_len \d+ \(words", out, re.MULTILINE)
     assert "batch_size" not in out
+    train = write(tmp_path / "pairs.jsonl", [{"source": VERSE, "target": VERSE}] * 40)
+    assert check(train, "--task", "seq2seq") == 0
+    assert "batch_size" not in capsys.readouterr().out
 
 
 def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):

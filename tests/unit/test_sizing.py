@@ -87,7 +87,9 @@ def test_a_size_that_cannot_be_is_refused(run):
         (100_000_000, 2_048, 1, 8),  # 16,384 tokens at most
         (100_000_000, 2_048, 64, 1),
         (4_000_000, 8_192, 1, 1),  # one window is more already
-        (70_000, 7.5, 1, 16),  # no more rows than other tasks have
+        (600_000, 13.0, 1, 158),  # 2,048 tokens, of short examples
+        (130_000, 13.0, 1, 100),  # a hundred batches of all
+        (6_500, 13.0, 1, 16),  # but no fewer examples than in other tasks
     ],
 )
 def test_little_text_is_learnt_in_small_batches(tokens, row, devices, size):

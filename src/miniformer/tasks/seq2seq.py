@@ -59,6 +59,7 @@ class Seq2Seq(WritingTask):
     larger_is_better: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
     two_texts: ClassVar[tuple[str, str] | None] = ("source", "target")
+    learns_each_token: ClassVar[bool] = True
 
     max_source_len: int | None = option(None, low=2)
     max_target_len: int | None = option(None, low=2)

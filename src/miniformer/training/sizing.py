@@ -10,9 +10,10 @@ from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
 
 USUAL_BATCH = 16  # windows or examples
-# Tokens of a language model's batch: a thousandth of its text, but within these. A short text has
-# too few tokens for large batches, and on a CPU small ones cost little more: see ADR 0019.
+# Tokens of a batch where each is learnt from: a thousandth of all, but within these. Little text
+# has too few tokens for large batches, and on a CPU small ones cost little more: see ADR 0019.
 _LEAST_TOKENS, _MOST_TOKENS = 2_048, 16_384
+_BATCHES = 100  # of a pass at least, where examples are short and few
 _LEAST_IDS, _MOST_IDS = 512, 10_000
 
 
@@ -25,15 +26,16 @@ def tokens_of(data: MiniFormerDataModule, name: str) -> int | None:
 
 
 def batch_for(tokens: int, row_tokens: float, devices: int = 1) -> int:
-    """Windows, or pieces of text, of a language model's batch on each device.
+    """Windows or examples of a batch, on each device, where each token is learnt from.
 
     Args:
         tokens: to learn from.
-        row_tokens: of a window, or of a piece on average.
+        row_tokens: of a window, or of an example on average.
         devices: that share a batch.
     """
     wanted = min(max(tokens / 1_000, _LEAST_TOKENS), _MOST_TOKENS)
-    return max(1, min(USUAL_BATCH, round(wanted / row_tokens)) // devices)
+    most = max(USUAL_BATCH, round(tokens / row_tokens / _BATCHES))
+    return max(1, min(most, round(wanted / row_tokens)) // devices)
 
 
 def vocabulary_for(n_bytes: int) -> int:

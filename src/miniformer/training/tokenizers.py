@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from miniformer import registry
@@ -17,6 +18,7 @@ from miniformer.training.sizing import vocabulary_for
 
 # Subwords down to single bytes: fewer ids only make for shorter pieces.
 _OF_BYTES = ("bpe", "unigram")
+_LOOKED_AT, _LONGEST_WORD = 1_000, 32  # texts, characters
 
 
 def make_tokenizer(
@@ -39,20 +41,37 @@ def make_tokenizer(
         )
     if not task.reads_text():
         return None, None
-    if config.source_tokenizer is None:
+    sides = [
+        None if records is None else _Texts(records, partial(_of_field, field))
+        for field in task.two_texts or ()
+    ]
+    open_to_choice = config.tokenizer is None and config.source_tokenizer is None
+    if config.source_tokenizer is None and not (open_to_choice and _differ(sides)):
         texts = None if records is None else _Texts(records, task.texts)
         return _make("tokenizer", config, "vocab_size", task, texts)
-    assert task.two_texts is not None
-    made = []
-    for option, size, field in (
-        ("source_tokenizer", "source_vocab_size", task.two_texts[0]),
-        ("tokenizer", "vocab_size", task.two_texts[1]),
-    ):
-        texts = None if records is None else _Texts(records, partial(_of_field, field))
-        made.append(_make(option, config, size, task, texts))
-    (source, of_sources), (tokenizer, of_targets) = made
+    of_sources, of_targets = sides
+    source, line = _make("source_tokenizer", config, "source_vocab_size", task, of_sources)
+    tokenizer, other = _make("tokenizer", config, "vocab_size", task, of_targets)
     tokenizer.source = source
-    return tokenizer, f"of targets {of_targets}; of sources {of_sources}"
+    return tokenizer, f"of targets {other}; of sources {line}"
+
+
+def kind_for(texts: Iterable[str] | None) -> str:
+    """The kind of tokenizer where none is named: char for texts that are single words, else bpe.
+
+    Of a name, or a word to be pronounced, the letters are what there is to read.
+
+    Args:
+        texts: to be read; None: they are streamed.
+    """
+    some = list(islice((text for text in texts or () if text.strip()), _LOOKED_AT))
+    words = sum(len(text.split()) == 1 and len(text) <= _LONGEST_WORD for text in some)
+    return "char" if words > 0.9 * len(some) else "bpe"
+
+
+def _differ(sides: list[_Texts | None]) -> bool:
+    """Whether sources are words and targets are not, or the other way round."""
+    return len({kind_for(texts) for texts in sides}) > 1
 
 
 class _Texts:
@@ -86,7 +105,7 @@ def _make(
         task: knows its training data.
         texts: to train on; None: they are streamed.
     """
-    name = getattr(config, option)
+    name = getattr(config, option) or kind_for(texts)
     if name in registry.names("tokenizer"):
         if texts is None and name != "byte":
             raise UserError(
@@ -94,7 +113,8 @@ def _make(
                 f"{option} to byte, or to a tokenizer.json"
             )
         ids, sample = config.model_config.get(size), TextSample(texts or ())
-        if ids is None and task.learns_each_token and name in _OF_BYTES:
+        whole = task.learns_each_token and task.two_texts is None  # running text, not pairs
+        if ids is None and whole and name in _OF_BYTES:
             found = vocabulary_for(sum(len(text.encode()) for text in sample))
             ids = None if sample.cut else found
         tokenizer = Tokenizer.train(name, sample, ids)
