@@ -1134,6 +1134,11 @@ FAULTS = [
         "tests/unit/test_choosing_tokenizers.py -k their_sounds",
     ),
     Fault(
+        "records of a task of one's own have sources and targets", "training/tokenizers.py",
+        "fields if all(field in task.schema for field in fields) else ()", "fields",
+        "tests/unit/test_choosing_tokenizers.py -k own_fields",
+    ),
+    Fault(
         "the tokenizer that is named is not taken", "training/tokenizers.py",
         "getattr(config, option) or kind_for(texts)", "kind_for(texts)",
         "tests/unit/test_choosing_tokenizers.py -k named",

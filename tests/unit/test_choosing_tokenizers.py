@@ -1,12 +1,16 @@
 """The tokenizer of a run that names none: letters of single words, else subwords."""
 
+import dataclasses
 import io
 import json
 
 import pytest
 from rich.console import Console
 
-from miniformer import TrainConfig
+from miniformer import TrainConfig, registry
+from miniformer.config import UserError
+from miniformer.data import fields
+from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.preparation import prepare
 from miniformer.training.tokenizers import kind_for
 from tests.kit import VERSE
@@ -72,6 +76,32 @@ def test_a_tokenizer_that_is_named_is_taken(tmp_path):
     tokenizer, said = prepared(tmp_path, records, "seq2seq", source_tokenizer="byte")
     assert said.startswith("tokenizer: of targets bpe, ")
     assert "of sources byte, 258 ids" in said
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversal(Seq2Seq):
+    """A task whose sources and targets are made of another field."""
+
+    name = "reversal"
+
+    @property
+    def schema(self):
+        return {"text": fields.text}
+
+    def texts(self, record):
+        yield record["text"]
+
+    def encode(self, records, tokenizer, seq_len):
+        pairs = [{"source": r["text"], "target": r["text"][::-1]} for r in records]
+        return super().encode(pairs, tokenizer, seq_len)
+
+
+def test_a_task_of_its_own_fields_has_one_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._registered, "task", {"reversal": Reversal})
+    records = [{"text": word} for word in WORDS]
+    assert prepared(tmp_path, records, "reversal")[1].startswith("tokenizer: char, ")
+    with pytest.raises(UserError, match="source_tokenizer is for tasks with sources and targets"):
+        prepared(tmp_path, records, "reversal", source_tokenizer="byte")
 
 
 def test_names_are_classified_by_their_letters(tmp_path):

@@ -34,7 +34,10 @@ def make_tokenizer(
     Raises:
         UserError: a tokenizer is unknown, is not there, or cannot be trained on these records.
     """
-    if config.source_tokenizer is not None and task.two_texts is None:
+    # A task may make sources and targets of other fields; then it has texts, and no sides.
+    fields = task.two_texts or ()
+    fields = fields if all(field in task.schema for field in fields) else ()
+    if config.source_tokenizer is not None and not fields:
         raise UserError(
             f"source_tokenizer is for tasks with sources and targets, such as seq2seq; "
             f"task={config.task} has none"
@@ -42,8 +45,7 @@ def make_tokenizer(
     if not task.reads_text():
         return None, None
     sides = [
-        None if records is None else _Texts(records, partial(_of_field, field))
-        for field in task.two_texts or ()
+        None if records is None else _Texts(records, partial(_of_field, field)) for field in fields
     ]
     open_to_choice = config.tokenizer is None and config.source_tokenizer is None
     if config.source_tokenizer is None and not (open_to_choice and _differ(sides)):
