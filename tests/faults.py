@@ -1105,7 +1105,7 @@ FAULTS = [
     ),
     Fault(
         "the batches that data chose are told and not trained with", "training/sizing.py",
-        "    data.batch_size = size\n", "",
+        "data.batch_size, data.batch_tokens = size, most", "data.batch_tokens = most",
         "tests/unit/test_sizing.py -k chooses_batches",
     ),
     Fault(
@@ -1119,19 +1119,39 @@ FAULTS = [
         "tests/unit/test_sizing.py -k given_of_them",
     ),
     Fault(
-        "words are read in pieces", "training/tokenizers.py",
-        'return "char" if words > 0.9 * len(some) else "bpe"', 'return "bpe"',
-        "tests/unit/test_choosing_tokenizers.py -k single_words",
+        "a few phrases make words of none", "training/tokenizers.py",
+        "return words > 0.9 * some", "return words == some",
+        "tests/unit/test_choosing_tokenizers.py -k first_texts",
     ),
     Fault(
         "a language without spaces has long words", "training/tokenizers.py",
-        " and len(text) <= _LONGEST_WORD", "",
-        "tests/unit/test_choosing_tokenizers.py -k single_words",
+        "len(text) <= _LONGEST_WORD and ", "",
+        "tests/unit/test_choosing_tokenizers.py -k first_texts",
     ),
     Fault(
         "words share a tokenizer with their sounds", "training/tokenizers.py",
-        "return len({kind_for(texts) for texts in sides}) > 1", "return False",
+        "return single_words(sources) and not single_words(targets)", "return False",
         "tests/unit/test_choosing_tokenizers.py -k their_sounds",
+    ),
+    Fault(
+        "words are taken apart whatever is said of tokenizers", "training/tokenizers.py",
+        "fields and _open(config, task) and", "fields and",
+        "tests/unit/test_choosing_tokenizers.py -k is_said",
+    ),
+    Fault(
+        "a tokenizer learns from texts that the task does not read", "training/tokenizers.py",
+        "islice(task.texts(record), number, number + 1)", 'iter([list(record.values())[number]])',
+        "tests/unit/test_choosing_tokenizers.py -k own_texts",
+    ),
+    Fault(
+        "a pair of texts has few subwords", "training/tokenizers.py",
+        " and task.two_texts is None  #", "  #",
+        "tests/unit/test_choosing_tokenizers.py -k pairs_keep",
+    ),
+    Fault(
+        "much data has the small batches of none", "training/sizing.py",
+        "most = _MOST_TOKENS // config.world_size", "most = None",
+        "tests/unit/test_sizing.py -k not_kept",
     ),
     Fault(
         "records of a task of one's own have sources and targets", "training/tokenizers.py",
@@ -1140,12 +1160,12 @@ FAULTS = [
     ),
     Fault(
         "the tokenizer that is named is not taken", "training/tokenizers.py",
-        "getattr(config, option) or kind_for(texts)", "kind_for(texts)",
-        "tests/unit/test_choosing_tokenizers.py -k named",
+        'name = config.tokenizer or "bpe"', 'name = "bpe"',
+        "tests/unit/test_choosing_tokenizers.py -k is_said",
     ),
     Fault(
         "examples that are short and few fill a batch or two", "training/sizing.py",
-        "min(most, round(wanted / row_tokens))", "round(wanted / row_tokens)",
+        "min(_MOST_ROWS, most, round(wanted / row_tokens))", "round(wanted / row_tokens)",
         "tests/unit/test_sizing.py -k small_batches",
     ),
     Fault(

@@ -210,6 +210,8 @@ def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
     # A pair or a prompt has a boundary or two beside its text.
     covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
     length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
+    if unit == "words":
+        length = max(length, 48)  # a single word may be read letter by letter
     name = options["task"]
     if name == "language_modeling":
         length = min(max(length, 128), 256)

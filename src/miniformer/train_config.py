@@ -48,15 +48,14 @@ class TrainConfig(StrictConfig):
             classification and regression of texts; null: there is none.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (what is between spaces), byte or
             char, trained on train_path; or the path of a tokenizer.json, of a Hugging Face
-            directory or of a model directory; null: bpe, or char where texts are single words (in
-            seq2seq, sources and targets each for themselves). Its ids are vocab_size in
-            model_config; null: 10,000, or fewer in language modelling of little text by bpe or
-            unigram.
+            directory or of a model directory; null: bpe. Its ids are vocab_size in model_config;
+            null: 10,000, or fewer in language modelling of little text by bpe or unigram.
         source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
-            own, as large as source_vocab_size in model_config; null: one serves both.
+            own, as large as source_vocab_size in model_config; null: one serves both, unless no
+            tokenizer is named and sources are single words, which are read letter by letter.
         batch_size: windows in a batch; where batches are of like lengths, examples on average;
-            null: 16; in language modelling and seq2seq by the tokens there are, 2,048 or more,
-            shared by the devices.
+            null: 16; in language modelling and seq2seq as many as hold a thousandth of the tokens,
+            2,048 at least where there are as many, shared by the devices.
         batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
             gives.
         seq_len: tokens in a window, or of an input and of a target at most; null: the model's

@@ -1,8 +1,9 @@
-"""The tokenizer of a run that names none: letters of single words, else subwords."""
+"""Tokenizers that nobody named: words that something is written to are read by their letters."""
 
 import dataclasses
 import io
 import json
+import random
 
 import pytest
 from rich.console import Console
@@ -12,31 +13,32 @@ from miniformer.config import UserError
 from miniformer.data import fields
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.preparation import prepare
-from miniformer.training.tokenizers import kind_for
+from miniformer.training.tokenizers import single_words
 from tests.kit import VERSE
 
 WORDS = sorted(set(VERSE.split()))
+SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
 
 
 @pytest.mark.parametrize(
-    ("texts", "kind"),
+    ("texts", "found"),
     [
-        (["anna", "bob", " Zoë\n"], "char"),
-        (["anna"] * 19 + ["anna maria"], "char"),
-        (["anna"] * 9 + ["anna maria"], "bpe"),
-        (["東京は日本の首都であり、世界で最も人口の多い都市のひとつでもあるのです。"], "bpe"),
-        (["", " ", "anna"], "char"),
-        (["", " "], "bpe"),
-        ([], "bpe"),
-        (None, "bpe"),
-        (["anna"] * 1_000 + ["to be or not to be"] * 9_000, "char"),  # only the first are read
+        (["anna", "bob", " Zoë\n"], True),
+        (["anna"] * 19 + ["anna maria"], True),
+        (["anna"] * 9 + ["anna maria"], False),
+        (["x" * 32], True),
+        (["x" * 33], False),  # as languages without spaces have sentences
+        (["", " ", "anna"], True),
+        (["", " "], False),
+        ([], False),
+        (["anna"] * 1_000 + ["to be or not to be"] * 9_000, True),
     ],
 )
-def test_single_words_are_read_letter_by_letter(texts, kind):
-    assert kind_for(texts) == kind
+def test_the_first_texts_tell_whether_they_are_single_words(texts, found):
+    assert single_words(texts) is found
 
 
-def prepared(folder, records, task, **settings):
+def prepared(folder, records, task="seq2seq", **settings):
     """A run on records; and what it says of its tokenizer."""
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -47,8 +49,7 @@ def prepared(folder, records, task, **settings):
 
 
 def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
-    records = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
-    tokenizer, said = prepared(tmp_path, records, "seq2seq")
+    tokenizer, said = prepared(tmp_path, SOUNDS)
     letters = set("".join(WORDS))
     assert tokenizer.source.vocab_size == len(letters) + 3
     assert len(tokenizer.source.encode(WORDS[0])) == len(WORDS[0])
@@ -57,25 +58,30 @@ def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
     assert f"; of sources char, {len(letters) + 3} ids" in said
 
 
-def test_one_tokenizer_serves_two_sides_that_are_alike(tmp_path):
-    words = [{"source": word, "target": word[::-1]} for word in WORDS]
-    tokenizer, said = prepared(tmp_path, words, "seq2seq")
-    assert tokenizer.source is None
-    assert said.startswith("tokenizer: char, ")
-    texts = [{"source": f"{word} a", "target": f"a {word}"} for word in WORDS]
-    tokenizer, said = prepared(tmp_path, texts, "seq2seq")
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda word: {"source": word, "target": word[::-1]},  # both words
+        lambda word: {"source": f"{word} a", "target": f"a {word}"},  # neither
+        lambda word: {"source": f"{word} a", "target": word},  # targets only
+    ],
+)
+def test_others_share_one(tmp_path, record):
+    tokenizer, said = prepared(tmp_path, [record(word) for word in WORDS])
     assert tokenizer.source is None
     assert said.startswith("tokenizer: bpe, ")
 
 
-def test_a_tokenizer_that_is_named_is_taken(tmp_path):
-    records = [{"source": word, "target": " ".join(word)} for word in WORDS]
-    tokenizer, said = prepared(tmp_path, records, "seq2seq", tokenizer="bpe")
-    assert tokenizer.source is None
-    assert said.startswith("tokenizer: bpe, ")
-    tokenizer, said = prepared(tmp_path, records, "seq2seq", source_tokenizer="byte")
+def test_what_is_said_of_tokenizers_is_heard(tmp_path):
+    for name in ("bpe", "char"):
+        tokenizer, said = prepared(tmp_path, SOUNDS, tokenizer=name)
+        assert tokenizer.source is None
+        assert said.startswith(f"tokenizer: {name}, ")
+    tokenizer, said = prepared(tmp_path, SOUNDS, source_tokenizer="byte")
     assert said.startswith("tokenizer: of targets bpe, ")
     assert "of sources byte, 258 ids" in said
+    tokenizer, said = prepared(tmp_path, SOUNDS, task_config={"bpe_dropout": 0.1})
+    assert tokenizer.source is None, "letters have no merges to be undone"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +102,33 @@ class Reversal(Seq2Seq):
         return super().encode(pairs, tokenizer, seq_len)
 
 
+@dataclasses.dataclass(frozen=True)
+class Shout(Seq2Seq):
+    """A task that reads its sources in capitals."""
+
+    name = "shout"
+
+    def texts(self, record):
+        yield record["source"].upper()
+        yield record["target"]
+
+
 def test_a_task_of_its_own_fields_has_one_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setitem(registry._registered, "task", {"reversal": Reversal})
     records = [{"text": word} for word in WORDS]
-    assert prepared(tmp_path, records, "reversal")[1].startswith("tokenizer: char, ")
+    assert prepared(tmp_path, records, "reversal")[1].startswith("tokenizer: bpe, ")
     with pytest.raises(UserError, match="source_tokenizer is for tasks with sources and targets"):
         prepared(tmp_path, records, "reversal", source_tokenizer="byte")
 
 
-def test_names_are_classified_by_their_letters(tmp_path):
-    records = [{"input": word, "label": len(word) % 2} for word in WORDS]
-    assert prepared(tmp_path, records, "classification")[1].startswith("tokenizer: char, ")
-    records = [{"input": f"a {word}", "label": len(word) % 2} for word in WORDS]
-    assert prepared(tmp_path, records, "classification")[1].startswith("tokenizer: bpe, ")
+def test_a_tokenizer_learns_from_the_tasks_own_texts(tmp_path, monkeypatch):
+    monkeypatch.setitem(registry._registered, "task", {"shout": Shout})
+    tokenizer, _ = prepared(tmp_path, SOUNDS, "shout")
+    assert tokenizer.source.decode(tokenizer.source.encode("TO")) == "TO"
+
+
+def test_pairs_keep_their_many_subwords(tmp_path):
+    chance = random.Random(0)
+    texts = ["".join(chance.choices("abcdefghijkl  ", k=200)) for _ in range(200)]
+    tokenizer, _ = prepared(tmp_path, [{"source": text, "target": text} for text in texts])
+    assert tokenizer.vocab_size > 1_000, "of 80,000 letters, whose root is 283"

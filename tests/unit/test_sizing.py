@@ -88,6 +88,7 @@ def test_a_size_that_cannot_be_is_refused(run):
         (100_000_000, 2_048, 64, 1),
         (4_000_000, 8_192, 1, 1),  # one window is more already
         (600_000, 13.0, 1, 158),  # 2,048 tokens, of short examples
+        (100_000_000, 13.0, 1, 256),  # rows at most
         (130_000, 13.0, 1, 100),  # a hundred batches of all
         (6_500, 13.0, 1, 16),  # but no fewer examples than in other tasks
     ],
@@ -107,7 +108,10 @@ def data(folder):
     """A file of 900,000 letters, in words that chance made up."""
     letters = random.Random(0).choices("abcdefghijkl     ", k=900_000)
     texts = ["".join(letters[begin : begin + 3_000]) for begin in range(0, len(letters), 3_000)]
-    records = [{"text": text, "input": text, "label": n % 2} for n, text in enumerate(texts)]
+    records = [
+        {"text": text, "input": text, "label": n % 2, "source": text, "target": text}
+        for n, text in enumerate(texts)
+    ]
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -131,6 +135,9 @@ def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
     assert run.config.batch_size == 4, "of shorter pieces, more"
     run, said = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_size == 2, "four are shared"
+    run, pairs = prepared(tmp_path, "seq2seq", model_config={"max_seq_len": 32})
+    assert run.config.batch_size == 16, "three hundred examples are few"
+    assert "batches: 16 x 64 tokens" in pairs, "of sources and targets"
     assert "batches: 2 x 512 tokens on each device\n" in said
 
 
@@ -147,11 +154,12 @@ def test_what_is_given_of_them_is_taken(tmp_path):
     assert "batches" not in said, "another size is still to be found"
 
 
-def test_text_that_is_not_kept_in_memory_has_usual_batches(tmp_path, monkeypatch):
+def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 1_000)
-    run, said = prepared(tmp_path)
-    assert run.config.batch_size == run.data.batch_size == 16
-    assert "batches" not in said
+    run, said = prepared(tmp_path, devices=2, seq_len=512)
+    assert run.config.batch_tokens == run.data.batch_tokens == 8_192
+    assert "batches: up to 8,192 tokens on each device\n" in said
+    assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 16
 
 
 def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):

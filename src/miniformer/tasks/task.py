@@ -43,7 +43,7 @@ class Task(StrictConfig):
     unit: ClassVar[str] = "nats"  # of its loss
     larger_is_better: ClassVar[frozenset[str]] = frozenset()  # figures; the others are losses
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # its figures, the most telling first
-    learns_each_token: ClassVar[bool] = False  # so that a batch is as large as its tokens are many
+    learns_each_token: ClassVar[bool] = False  # of texts: a batch is so many tokens, not examples
     # Fields of a record whose texts may have a tokenizer each: the source and its target.
     two_texts: ClassVar[tuple[str, str] | None] = None
 

@@ -52,7 +52,7 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         fields |= read_remembered(directory).get("classifier", {})
     changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
     if (directory / "tokenizer.json").exists():
-        changes["tokenizer"] = str(directory)
+        changes["tokenizer"] = config.init_from
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
     kept = _kept(config.task, _object(directory / "task.json"))

@@ -13,7 +13,8 @@ USUAL_BATCH = 16  # windows or examples
 # Tokens of a batch where each is learnt from: a thousandth of all, but within these. Little text
 # has too few tokens for large batches, and on a CPU small ones cost little more: see ADR 0019.
 _LEAST_TOKENS, _MOST_TOKENS = 2_048, 16_384
-_BATCHES = 100  # of a pass at least, where examples are short and few
+_MOST_ROWS = 256  # of a batch, for what is done example by example
+_BATCHES = 100  # of a pass, where examples are short and few
 _LEAST_IDS, _MOST_IDS = 512, 10_000
 
 
@@ -35,7 +36,7 @@ def batch_for(tokens: int, row_tokens: float, devices: int = 1) -> int:
     """
     wanted = min(max(tokens / 1_000, _LEAST_TOKENS), _MOST_TOKENS)
     most = max(USUAL_BATCH, round(tokens / row_tokens / _BATCHES))
-    return max(1, min(most, round(wanted / row_tokens)) // devices)
+    return max(1, min(_MOST_ROWS, most, round(wanted / row_tokens)) // devices)
 
 
 def vocabulary_for(n_bytes: int) -> int:
@@ -55,18 +56,20 @@ def with_batches(config: TrainConfig, data: MiniFormerDataModule) -> tuple[Train
     """
     if config.batch_size is not None:
         return config, None
-    size, line = USUAL_BATCH, None
-    tokens = tokens_of(data, "train")
-    if data.task.learns_each_token and config.batch_tokens is None and tokens is not None:
-        row = data.row_tokens("train")
-        assert row is not None  # as the tokens, those of all rows
-        size = batch_for(tokens, row, config.world_size)
+    size, most, line = USUAL_BATCH, config.batch_tokens, None
+    if data.task.learns_each_token and most is None:
+        tokens, row = tokens_of(data, "train"), data.row_tokens("train")
         each = "" if config.world_size == 1 else " on each device"
-        line = f"batches: {size} x {row:,.0f} tokens{each}"
+        if tokens is None or row is None:  # more than is kept in memory, and counted
+            most = _MOST_TOKENS // config.world_size
+            line = f"batches: up to {most:,} tokens{each}"
+        else:
+            size = batch_for(tokens, row, config.world_size)
+            line = f"batches: {size} x {row:,.0f} tokens{each}"
     if config.find_batch_size:
         line = None  # another is to come
-    data.batch_size = size
-    return dataclasses.replace(config, batch_size=size), line
+    data.batch_size, data.batch_tokens = size, most
+    return dataclasses.replace(config, batch_size=size, batch_tokens=most), line
 
 
 def with_size(config: TrainConfig, data: MiniFormerDataModule) -> tuple[TrainConfig, str | None]:

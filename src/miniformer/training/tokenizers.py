@@ -45,35 +45,47 @@ def make_tokenizer(
     if not task.reads_text():
         return None, None
     sides = [
-        None if records is None else _Texts(records, partial(_of_field, field)) for field in fields
+        None if records is None else _Texts(records, partial(_nth_text, task, number))
+        for number in range(len(fields))
     ]
-    open_to_choice = config.tokenizer is None and config.source_tokenizer is None
-    if config.source_tokenizer is None and not (open_to_choice and _differ(sides)):
+    of_source = config.source_tokenizer
+    if of_source is None and fields and _open(config, task) and _words_for_texts(*sides):
+        of_source = "char"
+    name = config.tokenizer or "bpe"
+    if of_source is None:
         texts = None if records is None else _Texts(records, task.texts)
-        return _make("tokenizer", config, "vocab_size", task, texts)
-    of_sources, of_targets = sides
-    source, line = _make("source_tokenizer", config, "source_vocab_size", task, of_sources)
-    tokenizer, other = _make("tokenizer", config, "vocab_size", task, of_targets)
+        return _make("tokenizer", name, "vocab_size", config, task, texts)
+    sources, targets = sides
+    source, line = _make("source_tokenizer", of_source, "source_vocab_size", config, task, sources)
+    tokenizer, other = _make("tokenizer", name, "vocab_size", config, task, targets)
     tokenizer.source = source
     return tokenizer, f"of targets {other}; of sources {line}"
 
 
-def kind_for(texts: Iterable[str] | None) -> str:
-    """The kind of tokenizer where none is named: char for texts that are single words, else bpe.
-
-    Of a name, or a word to be pronounced, the letters are what there is to read.
-
-    Args:
-        texts: to be read; None: they are streamed.
-    """
-    some = list(islice((text for text in texts or () if text.strip()), _LOOKED_AT))
-    words = sum(len(text.split()) == 1 and len(text) <= _LONGEST_WORD for text in some)
-    return "char" if words > 0.9 * len(some) else "bpe"
+def single_words(texts: Iterable[str]) -> bool:
+    """Whether most of the first texts are a word each, as names are."""
+    some = words = 0
+    for text in islice(filter(str.strip, texts), _LOOKED_AT):
+        some += 1
+        words += len(text) <= _LONGEST_WORD and len(text.split()) == 1
+    return words > 0.9 * some
 
 
-def _differ(sides: list[_Texts | None]) -> bool:
-    """Whether sources are words and targets are not, or the other way round."""
-    return len({kind_for(texts) for texts in sides}) > 1
+def _open(config: TrainConfig, task: Task) -> bool:
+    """Whether nothing that is said of tokenizers speaks against one of letters for the sources."""
+    return (
+        config.tokenizer is None
+        and config.init_from is None
+        and "source_vocab_size" not in config.model_config
+        and not getattr(task, "bpe_dropout", 0)
+    )
+
+
+def _words_for_texts(sources: _Texts | None, targets: _Texts | None) -> bool:
+    """Whether sources are single words, and targets are not: words and how they sound."""
+    if sources is None or targets is None:  # streamed
+        return False
+    return single_words(sources) and not single_words(targets)
 
 
 class _Texts:
@@ -91,23 +103,24 @@ class _Texts:
         return (text for each in self.records for text in self.of_record(each))
 
 
-def _of_field(field: str, record: Record) -> list[str]:
-    return [record[field]]
+def _nth_text(task: Task, number: int, record: Record) -> Iterable[str]:
+    """One of a record's texts, as its task has them: the source or the target."""
+    return islice(task.texts(record), number, number + 1)
 
 
 def _make(
-    option: str, config: TrainConfig, size: str, task: Task, texts: _Texts | None
+    option: str, name: str, size: str, config: TrainConfig, task: Task, texts: _Texts | None
 ) -> tuple[Tokenizer, str]:
-    """The tokenizer that an option names, and a line about it.
+    """A tokenizer, and a line about it.
 
     Args:
-        option: the name of a field of `config`.
-        config: the run.
+        option: the setting that names it.
+        name: its kind, or where it is.
         size: the field of the model's config that says how many ids there are room for.
+        config: the run.
         task: knows its training data.
         texts: to train on; None: they are streamed.
     """
-    name = getattr(config, option) or kind_for(texts)
     if name in registry.names("tokenizer"):
         if texts is None and name != "byte":
             raise UserError(
