@@ -293,6 +293,26 @@ def test_a_pipe_is_trained_on_as_it_comes(tmp_path):
     assert miniformer.load(tmp_path / "runs" / "language_modeling" / "last").generate("a")
 
 
+def streamed(monkeypatch, tmp_path, lines):
+    """Trains on lines of standard input; returns the exit code."""
+    given = io.TextIOWrapper(io.BytesIO("".join(lines).encode()))
+    monkeypatch.setattr(sys, "stdin", given)
+    return trainer.main([
+        "--train_path", "-", "--streaming", "true", "--model_config", json.dumps(SMALL),
+        "--tokenizer", "byte", "--max_steps", "1000", "--logger", "none", "--batch_size", "4",
+        "--work_dir", str(tmp_path),
+    ])  # fmt: skip
+
+
+def test_a_stream_that_ends_early_ends_the_run(monkeypatch, tmp_path, capsys):
+    assert streamed(monkeypatch, tmp_path, [json.dumps({"text": VERSE}) + "\n"] * 40) == 0
+    (steps,) = re.findall(r"the stream ended after (\d+) steps", capsys.readouterr().out)
+    assert 1 <= int(steps) < 1000
+    assert miniformer.load(tmp_path / "language_modeling" / "last").generate("a")
+    assert streamed(monkeypatch, tmp_path, []) == 2
+    assert "the stream ended before there was a batch" in capsys.readouterr().err
+
+
 def test_several_files_and_patterns(train, tmp_path):
     for number in range(3):
         write(tmp_path / f"part{number}.jsonl", [{"text": VERSE}] * 5)

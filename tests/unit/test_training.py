@@ -248,7 +248,7 @@ def test_validations_are_counted_in_optimiser_steps(interval, steps, wanted):
 
     one = trainer(
         max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=1, num_sanity_val_steps=0,
-        callbacks=[StopAtBudget(budget), ValidateInTime(budget, interval=interval), Note()],
+        callbacks=[StopAtBudget(budget, print), ValidateInTime(budget, interval=interval), Note()],
     )  # fmt: skip
     made = batches([(2, 6)] * 5)
     one.fit(module, DataLoader(made, batch_size=None), DataLoader(made[:1], batch_size=None))

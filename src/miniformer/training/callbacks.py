@@ -11,23 +11,45 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from miniformer.config import UserError
 from miniformer.training.averaging import Ema, LastWeights
 from miniformer.training.budget import Budget
 from miniformer.training.finite import NotFiniteError
 
 
 class StopAtBudget(L.Callback):
-    """Ends training once the budget is spent."""
+    """Ends training once the budget is spent, or a stream.
 
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
+    Args:
+        budget: the limits of the run.
+        say: tells of a stream that ended before.
+
+    Raises:
+        UserError: a stream ended before the first step.
+    """
+
+    def __init__(self, budget: Budget, say: Callable[[str], Any]) -> None:
+        self.budget, self.say = budget, say
+        self._empty = True  # the pass over the data so far
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.budget.start()
 
+    def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._empty = True
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._empty = False
         if self.budget.progress(trainer.global_step) >= 1.0:
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        if not self._empty:
+            return
+        if not trainer.global_step:
+            raise UserError("train_path: the stream ended before there was a batch for a step")
+        self.say(f"the stream ended after {trainer.global_step:,} steps")
+        trainer.should_stop = True
 
 
 class ValidateInTime(L.Callback):

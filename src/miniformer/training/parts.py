@@ -34,6 +34,7 @@ from miniformer.training.watching import Watch
 class Parts:
     """What ends a run, judges, watches, averages, keeps and tells."""
 
+    stop: StopAtBudget
     budget: Budget
     validate: ValidateInTime
     watch: Watch
@@ -103,7 +104,10 @@ class Parts:
             start=start,
         )  # fmt: skip
         interrupt = InterruptCallback(grace=GRACE if is_launched() else 0.0)
-        return cls(budget, validate, watch, samples, progress, keep, averaging, interrupt, states)
+        stop = StopAtBudget(budget, console.print)
+        return cls(
+            stop, budget, validate, watch, samples, progress, keep, averaging, interrupt, states
+        )
 
     @property
     def callbacks(self) -> list[L.Callback]:
@@ -113,7 +117,7 @@ class Parts:
         an interruption ends the run with it.
         """
         return [
-            StopAtBudget(self.budget), self.validate, self.watch, self.samples, self.progress,
+            self.stop, self.validate, self.watch, self.samples, self.progress,
             self.keep, self.averaging, self.states, self.interrupt,
         ]  # fmt: skip
 

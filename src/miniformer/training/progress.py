@@ -58,6 +58,7 @@ class ProgressCallback(L.Callback):
         self._validating = 0.0  # seconds spent in validation, which is no training time
         self._val_started = 0.0
         self._began: _Moment | None = None  # after the first step of this process
+        self._ended: _Moment | None = None
         self._since = self._point = _Moment()  # the last refresh, the last figures recorded
         self._speed: dict[str, float] = {}
         self._written = -1.0
@@ -137,6 +138,7 @@ class ProgressCallback(L.Callback):
         self.console.print(f"step {trainer.global_step}: validation {told(figures)}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        self._ended = self._now(trainer, module)  # a validation to come is no training
         if self._bar:
             self._show(trainer, module, self.budget.progress(trainer.global_step))
             self._bar.stop()
@@ -162,7 +164,7 @@ class ProgressCallback(L.Callback):
 
     def summary(self, trainer: L.Trainer, module: Any) -> str:
         """A line about this run: tokens, padding, and how long it waited for data."""
-        now, began = self._now(trainer, module), self._began or _Moment()
+        now, began = self._ended or self._now(trainer, module), self._began or _Moment()
         waited = (now.waited - began.waited) / max(1e-9, now.seconds - began.seconds)
         return (
             f"trained on {module.tokens:,} tokens in {now.seconds:,.0f} s; padding "
