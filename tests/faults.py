@@ -1120,7 +1120,7 @@ FAULTS = [
     ),
     Fault(
         "a stream that has ended is waited for", "training/callbacks.py",
-        "        if not self._empty:\n            return\n", "        return\n",
+        "        if self._empty < 2:  # one", "        if True:  # one",
         "tests/e2e/test_tasks.py -k ends_early --timeout 60",
     ),
     Fault(

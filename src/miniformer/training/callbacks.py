@@ -30,21 +30,21 @@ class StopAtBudget(L.Callback):
 
     def __init__(self, budget: Budget, say: Callable[[str], Any]) -> None:
         self.budget, self.say = budget, say
-        self._empty = True  # the pass over the data so far
+        self._empty = 0  # passes over the data without a batch, one after another
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.budget.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._empty = True
+        self._empty += 1
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self._empty = False
+        self._empty = 0
         if self.budget.progress(trainer.global_step) >= 1.0:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        if not self._empty:
+        if self._empty < 2:  # one may be what was left of a pass that a run goes on with
             return
         if not trainer.global_step:
             raise UserError("train_path: the stream ended before there was a batch for a step")
