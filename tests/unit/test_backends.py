@@ -177,16 +177,18 @@ def test_matmul_refuses_a_second_derivative():
         torch.autograd.grad(out.sum(), q, create_graph=True)
 
 
-def fake_varlen(q, k, v, starts, key_starts, longest, key_longest, **options):
+def fake_varlen(
+    q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size, enable_gqa=False
+):
     """What torch's kernel is documented to do, in loops over the segments."""
     assert torch.equal(starts, key_starts)
     assert starts.dtype == torch.int32
     lengths = (starts[1:] - starts[:-1]).tolist()
     assert longest == key_longest == max(lengths)
-    left, right = options["window_size"]
-    scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+    left, right = window_size
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[1] // k.shape[1]
-    assert options["enable_gqa"] == (group > 1)
+    assert enable_gqa == (group > 1)
     parts = []
     for start, length in zip(starts.tolist(), lengths, strict=False):
         part = slice(start, start + length)
@@ -203,11 +205,19 @@ def fake_varlen(q, k, v, starts, key_starts, longest, key_longest, **options):
     return torch.cat(parts)
 
 
+def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size):
+    """The same in torch 2.11, where query heads share no keys."""
+    return fake_varlen(
+        q, k, v, starts, key_starts, longest, key_longest, scale=scale, window_size=window_size
+    )
+
+
+@pytest.mark.parametrize("kernel", [fake_varlen, older_varlen])
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window):
+def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window, kernel):
     """With the kernel written out, which itself needs a GPU."""
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)

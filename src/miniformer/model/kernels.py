@@ -6,6 +6,7 @@ Letters: B batch, T query length, S key length, H query heads, K key-value heads
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -131,6 +132,10 @@ def varlen(
         return plain(q, k, v, make_mask(seen), scores)
     dtype = product_dtype(q)
     batch, heads, length, width = q.shape
+    group = heads // k.shape[1]
+    shared: dict[str, Any] = {"enable_gqa": True} if group > 1 else {}
+    if shared and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
+        shared, (k, v) = {}, (x.repeat_interleave(group, 1) for x in (k, v))
 
     def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E]
         return x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order].to(dtype)
@@ -147,7 +152,7 @@ def varlen(
         tokens.longest,
         scale=scores.scale,
         window_size=window,
-        enable_gqa=heads != k.shape[1],
+        **shared,
     )
     assert isinstance(out, Tensor)
     rows = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.order, out)

@@ -35,7 +35,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _measure(device: torch.device, dtype: torch.dtype) -> float:
-    best, start = 0.0, time.perf_counter()
+    best = 0.0
+    first = torch.ones(_SIZES[0], _SIZES[0], device=device, dtype=dtype)
+    torch.mm(first, first)  # a GPU's library takes up to seconds to begin
+    _synchronize(device)
+    start = time.perf_counter()
     generator = torch.Generator(device).manual_seed(0)  # zeros would be faster than real data
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for size in _SIZES:
