@@ -35,6 +35,7 @@ REFUSED = """\
 | `matmul` with a soft-cap, sinks or a position bias | attention backend 'matmul': it has no softcap of the scores |
 | `varlen` without a GPU | attention backend 'varlen': FlashAttention needs a CUDA device |
 | `varlen` in float32 | attention backend 'varlen': FlashAttention needs float16 or bfloat16 |
+| `varlen` with heads of more than 256 numbers, on GPUs `flex` of less than 16 | ...: FlashAttention has heads of 256 numbers at most |
 | `varlen` with a soft-cap, sinks or a position bias | ...: FlashAttention has no softcap of the scores |
 | `varlen` in cached decoding | ...: it is wired for full passes of self-attention |
 | `sdpa` with a soft-cap | attention backend 'sdpa': torch's fused attention has no soft-cap |

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 SEGMENTS = [[0, 1, 1, 1, 2, 2], [1, 2, 1, 2, 2, 0]]  # padding, packing, interleaving
 CALL = Call(
     device="cpu", dtype=torch.float32, grad=True, ragged=False, cached=False, cross=False,
-    keys=64, softcap=False, sinks=False, bias=False,
+    keys=64, width=32, softcap=False, sinks=False, bias=False,
 )  # fmt: skip
 HALF = {"device": "cuda", "dtype": torch.bfloat16}
 
@@ -42,6 +42,8 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
         ({**HALF, "ragged": True, "dtype": torch.float32}, "sdpa"),
         ({**HALF, "softcap": True}, "flex"),
         ({**HALF, "softcap": True, "cross": True}, "plain"),
+        ({**HALF, "softcap": True, "width": 8}, "plain"),
+        ({**HALF, "ragged": True, "width": 257}, "sdpa"),
         ({"device": "mps", "softcap": True}, "plain"),
     ],
     ids=str,
@@ -57,6 +59,8 @@ def test_the_backend_that_is_chosen(changes, wanted):
         ("flex", {}, "flex_attention has no backward pass on a CPU"),
         ("flex", {"grad": False, "cross": True}, "wired for self-attention only"),
         ("flex", {"device": "mps"}, "flex_attention does not run on mps"),
+        ("flex", {**HALF, "width": 15}, "needs heads of 16 numbers on a GPU, not 15"),
+        ("varlen", {**HALF, "width": 264}, "heads of 256 numbers at most, not 264"),
         ("varlen", {}, "FlashAttention needs a CUDA device"),
         ("varlen", {"device": "cuda"}, "needs float16 or bfloat16, not torch.float32"),
         ("varlen", {**HALF, "cached": True}, "wired for full passes of self-attention"),
@@ -78,7 +82,7 @@ def test_a_torch_without_a_backend_is_told(monkeypatch):
 
 def by_loops(q, k, v, allowed, scores):
     """One pair at a time; allowed: [B][T][S]."""
-    scale = E**-0.5 if scores.scale is None else scores.scale
+    scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
     out = torch.zeros_like(q)
     for b in range(B):
         for h in range(H):
@@ -123,9 +127,9 @@ def seen_by(causal, window=None, segments=SEGMENTS):
     return seen, allowed
 
 
-def drawn(grad=False):
-    q = torch.randn(B, H, T, E, dtype=torch.float64)
-    k, v = torch.randn(2, B, K, T, E, dtype=torch.float64)
+def drawn(grad=False, width=E):
+    q = torch.randn(B, H, T, width, dtype=torch.float64)
+    k, v = torch.randn(2, B, K, T, width, dtype=torch.float64)
     return [x.requires_grad_(grad) for x in (q, k.clone(), v.clone())]
 
 
@@ -185,6 +189,7 @@ def fake_varlen(
     assert starts.dtype == torch.int32
     lengths = (starts[1:] - starts[:-1]).tolist()
     assert longest == key_longest == max(lengths)
+    assert q.shape[-1] % 8 == 0  # as the kernel wants it
     left, right = window_size
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[1] // k.shape[1]
@@ -236,6 +241,25 @@ def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window, kernel):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
+    """FlashAttention has multiples of 8 only."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
+    seen, allowed = seen_by(True)
+    inputs, scores = drawn(grad=True, width=6), Scores(scale)
+    mask = backends.prepare("varlen", seen, scores, rows=B, dtype=torch.float64)
+    out, wanted = (
+        backends.attend("varlen", *inputs, mask, scores),
+        by_loops(*inputs, allowed, scores),
+    )
+    torch.testing.assert_close(out, wanted)
+    for one, other in zip(
+        torch.autograd.grad(out.sum(), inputs), torch.autograd.grad(wanted.sum(), inputs),
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(one, other)
+
+
 def test_varlen_tells_rows_apart_whatever_their_segments_are_called(monkeypatch):
     """On a GPU nobody looks for numbers below 0, so they must do no harm."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
@@ -260,6 +284,27 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
     reach = window or T
     allowed = [[[t - reach < s <= t for s in range(T)] for t in range(T)]] * B
     torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("backend", ["sdpa", "flex", "varlen"])
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("width", [8, 6, 64])
+def test_on_a_gpu(backend, causal, window, width):
+    call = CALL._replace(**HALF, ragged=True, width=width)
+    if backends.why_not(backend, call):
+        pytest.skip(backends.why_not(backend, call))
+    seen, allowed = seen_by(causal, window)
+    inputs = [x.detach().bfloat16().double().requires_grad_() for x in drawn(width=width)]
+    there = [x.detach().bfloat16().cuda().requires_grad_() for x in inputs]
+    seen = type(seen)(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in seen))
+    mask = backends.prepare(backend, seen, Scores(0.7), rows=B, dtype=torch.bfloat16)
+    out = backends.attend(backend, *there, mask, Scores(0.7))
+    wanted, grad = by_loops(*inputs, allowed, Scores(0.7)), torch.randn(B, H, T, width).double()
+    found = [out, *torch.autograd.grad(out, there, grad.bfloat16().cuda())]
+    for one, other in zip(found, [wanted, *torch.autograd.grad(wanted, inputs, grad)], strict=True):
+        torch.testing.assert_close(one.cpu().double(), other, rtol=0.03, atol=0.03)
 
 
 def test_the_model_says_which_backend_each_layer_uses_and_why():

@@ -40,6 +40,7 @@ class Call(NamedTuple):
     cached: bool
     cross: bool
     keys: int  # S
+    width: int  # E
     softcap: bool
     sinks: bool
     bias: bool
@@ -71,11 +72,15 @@ def why_not(backend: str, call: Call) -> str | None:
             return "flex_attention has no backward pass on a CPU"
         if call.cross:
             return "it is wired for self-attention only"
+        if call.device == "cuda" and call.width < 16:
+            return f"flex_attention needs heads of 16 numbers on a GPU, not {call.width}"
     if backend == "varlen":
         if call.device != "cuda":
             return "FlashAttention needs a CUDA device"
         if call.dtype not in (torch.float16, torch.bfloat16):
             return f"FlashAttention needs float16 or bfloat16, not {call.dtype}"
+        if call.width > 256:
+            return f"FlashAttention has heads of 256 numbers at most, not {call.width}"
         if call.cached or call.cross:
             return "it is wired for full passes of self-attention"
         for name in ("softcap", "sinks", "bias"):

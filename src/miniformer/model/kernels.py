@@ -137,8 +137,9 @@ def varlen(
     if shared and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
         shared, (k, v) = {}, (x.repeat_interleave(group, 1) for x in (k, v))
 
-    def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E]
-        return x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order].to(dtype)
+    def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E, rounded up to eights]
+        x = x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.order].to(dtype)
+        return F.pad(x, (0, -width % 8))  # numbers of 0 add nothing
 
     side = -1 if seen.window is None else seen.window // 2
     window = (-1 if seen.window is None else seen.window - 1, 0) if seen.causal else (side, side)
@@ -150,12 +151,13 @@ def varlen(
         tokens.starts,
         tokens.longest,
         tokens.longest,
-        scale=scores.scale,
+        scale=width**-0.5 if scores.scale is None else scores.scale,
         window_size=window,
         **shared,
     )
     assert isinstance(out, Tensor)
-    rows = out.new_zeros(batch * length, heads, width).index_copy(0, tokens.order, out)
+    rows = out.new_zeros(batch * length, heads, width)
+    rows = rows.index_copy(0, tokens.order, out[..., :width])
     return rows.view(batch, length, heads, width).transpose(1, 2)
 
 
