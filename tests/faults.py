@@ -641,12 +641,22 @@ FAULTS = [
     ),
     Fault(
         "validation leaves its best model for a later one", "training/callbacks.py",
-        "if self.best is not None and not now < self.sign * self.best[self.metric]:", "if False:",
+        "if self.best is not None and not self._rank(figures) < self._rank(self.best):", "if False:",
         "tests/e2e/test_training_run.py -k lowest_validation",
     ),
     Fault(
         "the best model is the one of the smallest accuracy", "training/callbacks.py",
         "-1 if larger else 1", "1",
+        "tests/unit/test_training.py -k best_is_what_the_metric_says",
+    ),
+    Fault(
+        "classifiers are told apart by their loss", "training/preparation.py",
+        "config.checkpoint_metric or task.metrics[0]", 'config.checkpoint_metric or "loss"',
+        "tests/unit/test_training.py -k tells_the_best_model",
+    ),
+    Fault(
+        "of models that are as good the first is kept", "training/callbacks.py",
+        'self.sign * figures[self.metric], figures["val_loss"]', 'self.sign * figures[self.metric], 0.0',
         "tests/unit/test_training.py -k best_is_what_the_metric_says",
     ),
     Fault(

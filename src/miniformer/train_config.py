@@ -112,8 +112,8 @@ class TrainConfig(StrictConfig):
         sample_prompt: what to continue at each validation, to be read; null: the beginning of a
             text of val_path.
         logger: tensorboard, csv, wandb and mlflow (each needs the extra of its name), none.
-        checkpoint_metric: validation figure that tells the best model, such as accuracy; null:
-            loss.
+        checkpoint_metric: validation figure that tells the best model, such as mcc, and of two that
+            are as good the loss; null: accuracy in classification, else the loss.
         early_stopping_patience: validations without a better checkpoint_metric before the run
             stops; null: never.
     """

@@ -1,4 +1,6 @@
 import contextlib
+import io
+import json
 import math
 import signal
 import time
@@ -7,9 +9,10 @@ import types
 import lightning as L
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.data import DataLoader
 
-from miniformer import registry
+from miniformer import TrainConfig, registry
 from miniformer.config import UserError
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime
@@ -17,6 +20,7 @@ from miniformer.training.interrupt import InterruptCallback, Interrupted
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.optimizers import adamw
+from miniformer.training.preparation import prepare
 from tests.kit import tiny_model
 
 pytestmark = [  # hints of Lightning's about the small loaders made here
@@ -281,7 +285,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_kept():
 
 
 @pytest.mark.parametrize(
-    ("larger", "kept", "ends_at"), [(True, [1, 2, 4, 5], 7), (False, [1, 3], 5)]
+    ("larger", "kept", "ends_at"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
 )
 def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(larger, kept, ends_at):
     saved = []
@@ -290,13 +294,36 @@ def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(larger, kept
         metric="val_accuracy", larger=larger, patience=2,
     )  # fmt: skip
     fake = types.SimpleNamespace(should_stop=False)
-    for step, accuracy in enumerate([0.5, 0.6, 0.4, 0.65, 0.7, 0.7, 0.1, 0.9], 1):
+    losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 4.0, 2.0, 4.0]  # of two that are as good, the lesser
+    accuracies = [0.5, 0.6, 0.4, 0.65, 0.7, 0.7, 0.7, 0.1, 0.1]
+    for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), 1):
         fake.global_step = step
-        fake.callback_metrics = {"val_loss": 9.0 - step, "val_accuracy": accuracy}
+        fake.callback_metrics = {"val_loss": loss, "val_accuracy": accuracy}
         keep.on_validation_end(fake, None)
         if fake.should_stop:
             break
     assert (saved, step) == (kept, ends_at)
+
+
+RECORDS = {
+    "classification": ("accuracy", {"input": "a", "label": "b"}),
+    "regression": ("rmse", {"input": "a", "value": 1}),
+    "language_modeling": ("loss", {"text": "a"}),
+    "masked_lm": ("loss", {"text": "a"}),
+    "seq2seq": ("loss", {"source": "a", "target": "b"}),
+}
+
+
+@pytest.mark.parametrize("task", RECORDS)
+def test_where_nothing_is_said_the_task_says_what_tells_the_best_model(task, tmp_path):
+    metric, record = RECORDS[task]
+    other = {"classification": {"label": "c"}, "regression": {"value": 2}}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(record) + "\n" + json.dumps({**record, **other.get(task, {})}) + "\n")
+    settings = {"train_path": str(path), "val_path": str(path), "task": task}
+    console = Console(file=io.StringIO())
+    assert prepare(TrainConfig(**settings), console).metric == metric
+    assert prepare(TrainConfig(**settings, checkpoint_metric="loss"), console).metric == "loss"
 
 
 def test_the_run_of_weights_and_biases_is_finished():

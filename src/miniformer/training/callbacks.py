@@ -109,6 +109,9 @@ def figures_of(trainer: L.Trainer, kind: str = "val") -> dict[str, float]:
 class KeepBest(L.Callback):
     """Calls `save` whenever a validation figure is the best so far, and may end the run.
 
+    Of models that are as good, such as classifiers with as many right answers, the one of the least
+    loss is the best.
+
     Args:
         save: given the validation figures, writes the model.
         metric: the figure.
@@ -144,12 +147,14 @@ class KeepBest(L.Callback):
 
     def offer(self, figures: dict[str, float]) -> bool:
         """Saves the model if its figures are the best so far; returns whether they are."""
-        now = self.sign * figures[self.metric]
-        if self.best is not None and not now < self.sign * self.best[self.metric]:
+        if self.best is not None and not self._rank(figures) < self._rank(self.best):
             return False
         self.best = figures
         self.save(figures)
         return True
+
+    def _rank(self, figures: dict[str, float]) -> tuple[float, float]:
+        return self.sign * figures[self.metric], figures["val_loss"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "since_best": self.since_best, "at": self.validated_at}

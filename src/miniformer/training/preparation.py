@@ -166,7 +166,7 @@ def task_of(config: TrainConfig, kind: str) -> Task:
 
 def _metric(config: TrainConfig, task: Task) -> str:
     """The figure that tells the best model, without the `val_` before it."""
-    metric = (config.checkpoint_metric or "loss").removeprefix("val_")
+    metric = (config.checkpoint_metric or task.metrics[0]).removeprefix("val_")
     if metric not in task.metrics:
         raise UserError(registry.unknown("checkpoint_metric", metric, list(task.metrics)))
     return metric
