@@ -319,7 +319,9 @@ def test_where_nothing_is_said_the_task_says_what_tells_the_best_model(task, tmp
     metric, record = RECORDS[task]
     other = {"classification": {"label": "c"}, "regression": {"value": 2}}
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps(record) + "\n" + json.dumps({**record, **other.get(task, {})}) + "\n")
+    path.write_text(
+        json.dumps(record) + "\n" + json.dumps({**record, **other.get(task, {})}) + "\n"
+    )
     settings = {"train_path": str(path), "val_path": str(path), "task": task}
     console = Console(file=io.StringIO())
     assert prepare(TrainConfig(**settings), console).metric == metric
