@@ -226,7 +226,7 @@ class Stack(nn.Module):
             cached=cached,
             cross=cross,
             keys=keys,
-            width=getattr(attention, "head_dim", 64),  # of a part of the user's own nobody knows
+            width=getattr(attention, "head_dim", 64),  # a user's own part may not say: as most
             softcap=getattr(attention, "softcap", None) is not None,
             sinks=getattr(attention, "sinks", None) is not None,
             bias=self.position.adds_bias and not cross,

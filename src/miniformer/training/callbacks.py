@@ -154,6 +154,7 @@ class KeepBest(L.Callback):
         return True
 
     def _rank(self, figures: dict[str, float]) -> tuple[float, float]:
+        """What is least in the best model."""
         return self.sign * figures[self.metric], figures["val_loss"]
 
     def state_dict(self) -> dict[str, Any]:
