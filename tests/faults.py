@@ -823,6 +823,11 @@ FAULTS = [
         "tests/e2e/test_beginning.py -k tells_of_marks",
     ),
     Fault(
+        "a model without a tokenizer gets one of other ids", "training/beginning.py",
+        "elif config.tokenizer is None and shape.input_dim is None:", "elif False:",
+        "tests/e2e/test_beginning.py -k without_a_tokenizer",
+    ),
+    Fault(
         "a run begins with chance after all", "training/beginning.py",
         "model.load_state_dict({**wanted, **kept})", "model.load_state_dict(wanted)",
         "tests/e2e/test_beginning.py -k classifier",

@@ -42,7 +42,7 @@ class TrainConfig(StrictConfig):
             small (2, 128), medium (3, 192) or base (4, 256); null: by the tokens of the training
             data.
         init_from: model directory that the run begins with, such as one from `miniformer import`:
-            its shape, tokenizer and weights; null: weights are random.
+            its shape, weights and tokenizer, if it has one; null: weights are random.
         warm_start: settings of a run before this one, in which the model learns to guess hidden
             tokens of the training texts (task masked_lm), such as {"max_epochs": 40}; for
             classification and regression of texts; null: there is none.
@@ -223,8 +223,6 @@ class TrainConfig(StrictConfig):
             problems.append("optimizer=schedulefree needs no schedule; set scheduler=none")
         if self.optimizer == "schedulefree" and self.ema_decay is not None:
             problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
-        if self.init_from is not None and self.tokenizer not in (None, self.init_from):
-            problems.append("tokenizer has no effect with init_from, which has one; leave it out")
         if self.size is not None and self.init_from is not None:
             problems.append("size has no effect with init_from, whose shape is taken; leave it out")
         if self.warm_start is not None and self.init_from is not None:

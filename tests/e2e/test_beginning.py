@@ -108,6 +108,20 @@ def test_an_export_tells_of_marks_that_no_tokenizer_gives(tmp_path, monkeypatch)
     assert "at tokens that\nboth texts of a pair have" in Path("home/README.md").read_text()
 
 
+def test_a_model_without_a_tokenizer_learns_with_the_one_that_is_said(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (theirs(tmp_path / "llama", "llama") / "tokenizer.json").rename("tokenizer.json")
+    miniformer.import_hf("llama", "ours")
+    write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
+    words = ["--train_path", "train.jsonl", "--max_steps", 1, "--init_from", "ours"]
+    assert run(*words) == 2
+    assert "ours has no tokenizer.json; name the tokenizer" in capsys.readouterr().err
+    assert run(*words, "--tokenizer", "tokenizer.json") == 0
+    assert miniformer.load("runs/language_modeling/last").tokenizer.encode("ab") == [66, 67]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

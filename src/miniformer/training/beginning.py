@@ -29,7 +29,8 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         kind: the kind of model that learns the task: encoder or seq2seq.
 
     Raises:
-        UserError: the directory is none, or holds another kind of model.
+        UserError: the directory is none, or holds another kind of model; or it is not clear which
+            tokens its ids stand for.
     """
     if config.init_from is None:
         return config
@@ -52,7 +53,16 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         fields |= read_remembered(directory).get("classifier", {})
     changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
     if (directory / "tokenizer.json").exists():
+        if config.tokenizer not in (None, config.init_from):
+            raise UserError(
+                f"tokenizer has no effect with init_from: {directory} has one; leave it out"
+            )
         changes["tokenizer"] = config.init_from
+    elif config.tokenizer is None and shape.input_dim is None:
+        raise UserError(
+            f"init_from: {directory} has no tokenizer.json; name the tokenizer that its model "
+            "learned with by tokenizer (one trained anew would have other ids)"
+        )
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
     kept = _kept(config.task, _object(directory / "task.json"))
