@@ -123,6 +123,7 @@ def worth(entries):
             metric, change = entry["metric"].replace("_", " "), {"task_config": {"num_beams": 1}}
             said = " | ".join(map(figure, pair))
             rows.append(f"| {recipe} | {metric} | `{json.dumps(change)}` | {said} |")
+    rows.sort(key=lambda row: list(facts()).index(row.split()[1]))
     return WORTH + "\n".join(rows) + "\n" if rows else ""
 
 
