@@ -6,11 +6,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers would otherwise f
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # The same examples each time, and no deadline: this must not depend on how busy the machine is.
 settings.register_profile("steady", derandomize=True, deadline=None)
 settings.load_profile("steady")
+# For seeded faults: that something fails is enough; its smallest example can take minutes.
+settings.register_profile(
+    "unshrunk", settings.get_profile("steady"), phases=[Phase.explicit, Phase.generate]
+)
 
 
 @pytest.fixture(autouse=True)

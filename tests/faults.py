@@ -1161,7 +1161,7 @@ FAULTS = [
     Fault(
         "a stream that has ended is waited for", "training/callbacks.py",
         "        if self._empty < 2:  # one", "        if True:  # one",
-        "tests/e2e/test_tasks.py -k ends_early --timeout 60",
+        "tests/e2e/test_tasks.py -k ends_early --timeout 20",
     ),
     Fault(
         "a few phrases make words of none", "training/tokenizers.py",
@@ -1710,6 +1710,7 @@ def run(tests, package):
             "no:cacheprovider",
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
+            "--hypothesis-profile=unshrunk",
         ]
         code = pytest.main([*options, *tests], [failures])
         sys.stdout.flush()
