@@ -117,7 +117,7 @@ def test_a_model_without_a_tokenizer_learns_with_the_one_that_is_said(
     write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
     words = ["--train_path", "train.jsonl", "--max_steps", 1, "--init_from", "ours"]
     assert run(*words) == 2
-    assert "ours has no tokenizer.json; name the tokenizer" in capsys.readouterr().err
+    assert "ours has no tokenizer.json; set tokenizer to that" in capsys.readouterr().err
     assert run(*words, "--tokenizer", "tokenizer.json") == 0
     assert miniformer.load("runs/language_modeling/last").tokenizer.encode("ab") == [66, 67]
 

@@ -60,8 +60,8 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         changes["tokenizer"] = config.init_from
     elif config.tokenizer is None and shape.input_dim is None:
         raise UserError(
-            f"init_from: {directory} has no tokenizer.json; name the tokenizer that its model "
-            "learned with by tokenizer (one trained anew would have other ids)"
+            f"init_from: {directory} has no tokenizer.json; set tokenizer to that which its model "
+            "learned with (one trained anew would have other ids)"
         )
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
