@@ -11,6 +11,7 @@ out, where all tests have just passed.
 
 import concurrent.futures
 import dataclasses
+import gc
 import multiprocessing
 import os
 import shlex
@@ -25,6 +26,7 @@ PUBLISHED = "tests/parity/test_hugging_face.py"
 TEXTS = "tests/parity/test_hugging_face_texts.py"
 FILES = "tests/unit/test_hf_files.py"
 PROCESSES = multiprocessing.get_context("forkserver")
+IMPORTED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]
 PASSED = "--tests-passed"
 
 
@@ -1751,6 +1753,7 @@ def alone(function, *given):
 
 def send(pipe, function, *given):
     """Gives a function's result to the other end of a pipe."""
+    gc.freeze()  # what was imported before is not looked through at every test's end
     pipe.send(function(*given))
 
 
@@ -1768,7 +1771,7 @@ def main():
     chosen = [f for f in FAULTS if not words or any(word in f.name for word in words)]
     os.environ["OMP_NUM_THREADS"] = "1"
     # Each process is fresh, with what takes seconds to import imported already.
-    PROCESSES.set_forkserver_preload(["pytest", "lightning", "transformers"])
+    PROCESSES.set_forkserver_preload(IMPORTED)
     with (
         tempfile.TemporaryDirectory() as folder,
         concurrent.futures.ThreadPoolExecutor(2) as threads,
