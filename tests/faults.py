@@ -1702,7 +1702,7 @@ def run(tests, package):
     sys.path[:0] = [str(package), str(ROOT)]
     os.environ["PYTHONPATH"] = str(package)  # of the programs that tests start
     failures = Failures()
-    printed = Path(f"{package}.txt")
+    printed = printed_of(package)
     with printed.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -1713,10 +1713,16 @@ def run(tests, package):
             "-W",
             "ignore::pytest.PytestAssertRewriteWarning",
             "--hypothesis-profile=unshrunk",
+            f"--basetemp={package}.tmp",  # two at a time would tidy up each other's
         ]
         code = pytest.main([*options, *tests], [failures])
         sys.stdout.flush()
     return int(code), failures.names, printed.read_text(errors="replace")[-2000:]
+
+
+def printed_of(package):
+    """The file of what is printed by tests against the package in a folder."""
+    return Path(f"{package}.txt")
 
 
 def check(fault, place):
@@ -1762,7 +1768,9 @@ def judge(fault, place):
     try:
         return alone(check, fault, place)
     except RuntimeError as error:
-        return None, str(error)
+        printed = printed_of(place)
+        end = printed.read_text(errors="replace")[-800:] if printed.exists() else ""
+        return None, f"{error}\n{end}"
 
 
 def main():
