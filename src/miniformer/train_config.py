@@ -113,7 +113,8 @@ class TrainConfig(StrictConfig):
             text of val_path.
         logger: tensorboard, csv, wandb and mlflow (each needs the extra of its name), none.
         checkpoint_metric: validation figure that tells the best model, such as mcc, and of two that
-            are as good the loss; null: accuracy in classification, else the loss.
+            are as good the loss; null: accuracy in classification, RMSE in regression, else
+            the loss.
         early_stopping_patience: validations without a better checkpoint_metric before the run
             stops; null: never.
     """
