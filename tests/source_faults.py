@@ -1,6 +1,6 @@
 """Seeded faults: plausible wrong code, each of which a test must catch.
 
-    python -m tests.faults [WORD...] [--tests-passed]
+    python -m tests.source_faults [WORD...] [--tests-passed]
 
 A fault replaces a piece of the source in a copy of the package; its tests are then run against that
 copy and must fail. A fault that no test notices, or that fits the source no more, ends this with

@@ -1,0 +1,134 @@
+"""Runs the tests that catch each fault, with the fault installed: `python -m tests.faults`.
+
+Names choose faults; without names all are run. A fault that no test catches, or that does not fit
+the code, makes the exit code 1. At the end the tests run without a fault, since a test that fails
+anyway catches nothing; `--tests-passed` leaves this out.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults import ROOT, Fault, load
+from tests.faults.selection import catching_tests
+
+_PROCESSES = multiprocessing.get_context("forkserver")
+# Slow imports that every test process needs. Nothing of the package itself: the fault comes first.
+_PRELOADED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]
+_OPTIONS = [
+    "-q",
+    "-p",
+    "no:cacheprovider",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+    "--hypothesis-profile=unshrunk",
+    "--timeout=120",
+    "-m",
+    "catches",  # marked tests only, slow ones too
+]
+
+
+def main() -> int:
+    """Checks faults, two at a time; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", help="faults; all if none is named")
+    parser.add_argument("--tests-passed", action="store_true", help="skip the run without a fault")
+    arguments = parser.parse_args()
+    faults = load()
+    unknown = [name for name in arguments.names if name not in faults]
+    if unknown:
+        parser.error(f"no fault has the name {', '.join(unknown)}")
+    tests = catching_tests()
+    chosen = [faults[name] for name in arguments.names or faults]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _PROCESSES.set_forkserver_preload(_PRELOADED)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        concurrent.futures.ThreadPoolExecutor(2) as threads,
+    ):
+        logs = [Path(folder) / str(number) for number in range(len(chosen))]
+        needed = [tests.get(fault.name, []) for fault in chosen]
+        missed = 0
+        for fault, problem in zip(chosen, threads.map(_problem, chosen, needed, logs), strict=True):
+            missed += problem is not None
+            print(
+                f"{'MISSED' if problem else 'caught':<8}{fault.name}: {fault.description}",
+                flush=True,
+            )
+            if problem:
+                print(f"        {problem}", flush=True)
+        print(f"{len(chosen) - missed} of {len(chosen)} faults are caught")
+        if not missed and not arguments.tests_passed:
+            every = sorted({test for several in needed for test in several})
+            code, _, _, printed = _in_own_process(None, every, Path(folder) / "without")
+            if code != 0:
+                print(f"tests fail without a fault as well:\n{printed}")
+                return 1
+            print("the tests pass without a fault")
+    return int(missed > 0 or not chosen)
+
+
+def _problem(fault: Fault, tests: list[str], log: Path) -> str | None:
+    """The reason why a fault is not caught; None if it is."""
+    if not tests:
+        return "no test is marked with catches()"
+    try:
+        code, failed, broken, printed = _in_own_process(fault.name, ["-x", *tests], log)
+    except RuntimeError as error:
+        return f"{error}\n{_end(log)}"
+    if broken:
+        return broken[0]
+    if code == 1 and failed:
+        return None
+    return f"not caught by {' '.join(tests)} (pytest's exit code {code})\n{printed}"
+
+
+def _in_own_process(
+    fault: str | None, tests: list[str], log: Path
+) -> tuple[int, list[str], list[str], str]:
+    """Exit code, failed tests, reasons why the fault is broken, and the end of the output."""
+    receiver, sender = _PROCESSES.Pipe(duplex=False)
+    process = _PROCESSES.Process(target=_run, args=(sender, fault, tests, log))
+    process.start()
+    sender.close()
+    try:
+        code, failed, broken = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"the test process died (exit code {process.exitcode})") from None
+    finally:
+        process.join()
+    return code, failed, broken, _end(log)
+
+
+def _run(sender, fault: str | None, tests: list[str], log: Path) -> None:
+    """Runs pytest in this process and sends the result."""
+    gc.freeze()  # spares every test a look through what was preloaded
+    import pytest
+
+    from tests.faults.plugin import Outcomes
+
+    os.chdir(ROOT)
+    # The package of this tree, in child processes too.
+    paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    outcomes = Outcomes()
+    with log.open("w") as out, contextlib.suppress(OSError):
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    options = [*_OPTIONS, "-p", "tests.faults.plugin", f"--basetemp={log}.tmp"]
+    options += ["--fault", fault] if fault else []
+    code = pytest.main([*options, *tests], [outcomes])
+    sys.stdout.flush()
+    sender.send((int(code), outcomes.failed, outcomes.broken))
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-800:] if log.exists() else ""

@@ -1,0 +1,52 @@
+"""Finds the tests that say they catch a fault, without importing them."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+from tests.faults import ROOT
+
+
+def catching_tests(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
+    """Pytest arguments by the name of a fault.
+
+    An argument is `file::test`, or the file where a parameter of a test has the mark.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in sorted(folder.rglob("test_*.py")):
+        source = path.read_text(encoding="utf-8")
+        if "catches(" in source:
+            file = path.relative_to(folder.parent).as_posix()
+            _visit(ast.parse(source), file, file, found)
+    return {name: sorted(tests) for name, tests in found.items()}
+
+
+def _visit(node: ast.AST, file: str, prefix: str, found: dict[str, set[str]]) -> None:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            test = f"{prefix}::{child.name}"
+            for decorator in child.decorator_list:
+                for name in _names(decorator):
+                    found[name].add(test)
+            for inner in child.body:
+                _visit(ast.Module([inner], []), file, test, found)
+        else:
+            for name in _names(child):
+                found[name].add(file)
+
+
+def _names(node: ast.AST) -> list[str]:
+    """The names in every `catches(...)` call under a node."""
+    calls = [
+        call
+        for call in ast.walk(node)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "catches"
+    ]
+    return [
+        argument.value
+        for call in calls
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
+    ]
