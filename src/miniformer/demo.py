@@ -22,11 +22,11 @@ from rich.console import Console
 from miniformer.checkpoint.pipeline import load
 from miniformer.command import python
 from miniformer.config import UserError
-from miniformer.model.pretrained import write_text
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import tell
 from miniformer.training.progress import make_console
 from miniformer.training.run import train
+from miniformer.utils.atomic import write_text
 
 _HELD_OUT = 20  # one module in so many is held out
 # Not everywhere, not written by hand, or tests.

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
-from miniformer.data import files, index
+from miniformer.data import files, index, unpacking
 from miniformer.data.index import IndexedFile
 from miniformer.data.lines import RecordError
 from miniformer.data.unpacking import open_stream
+from miniformer.utils.atomic import PendingFile
 
 MARK = b"\xef\xbb\xbf"
 LINES = st.lists(
@@ -174,7 +175,7 @@ def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "write_beside", full)
+    monkeypatch.setattr(PendingFile, "__init__", full)
     file = IndexedFile(write(tmp_path, b"a\nb\n"), plain=False, cache_dir=tmp_path / "cache")
     assert list(file.read([1])) == [b"b\n"]
     packed = write(tmp_path, gzip.compress(b"a\n"), "a.jsonl.gz")
@@ -222,7 +223,7 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
     with open_stream(path) as stream:
         assert stream.read() == b"".join(content)
 
-    monkeypatch.setattr(files, "write_beside", None)
+    monkeypatch.setattr(unpacking, "PendingFile", None)
     assert len(IndexedFile(path, plain=False)) == len(content), "unpacked once"
     with contextlib.suppress(TypeError):  # and again when the packed file has changed
         write(tmp_path, PACKERS[packing](b"new\n"), path.name)

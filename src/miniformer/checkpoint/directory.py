@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from safetensors import SafetensorError
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.hub import before_replacement
-from miniformer.model.pretrained import PretrainedMixin, write_text
+from miniformer.model.pretrained import PretrainedMixin
+from miniformer.utils.atomic import atomic_directory, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
 REMEMBERED = "huggingface.json"
@@ -67,12 +66,12 @@ def save_directory(
         )
         write_text(beside / "README.md", card)
         for picture in pictures:
-            shutil.copy(picture, beside / picture.name)
+            shutil.copyfile(picture, beside / picture.name)
         if remembered:
             write_text(beside / REMEMBERED, json.dumps(remembered, indent=2) + "\n")
             for name in TOKENIZER_FILES:  # theirs say more than ours
                 if origin is not None and (origin / name).is_file():
-                    shutil.copy(origin / name, beside / name)
+                    shutil.copyfile(origin / name, beside / name)
 
 
 def read_remembered(directory: Path) -> dict[str, Any]:
@@ -112,28 +111,9 @@ def replacing(directory: Path) -> Iterator[Path]:
     Raises:
         UserError: it cannot be written: there is no permission or no room.
     """
-    told, directory = directory, directory.absolute()
-    beside = directory.with_name(directory.name + ".part")
-    before = before_replacement(directory)
     try:
-        if before.exists() and not directory.exists():  # a kill came between the two renames
-            os.replace(before, directory)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        yield beside
-        if directory.is_dir() and not any(directory.iterdir()):  # maybe where the user is
-            for each in beside.iterdir():
-                os.replace(each, directory / each.name)
-            beside.rmdir()
-            return
-        shutil.rmtree(before, ignore_errors=True)
-        if directory.exists():
-            os.replace(directory, before)
-        os.replace(beside, directory)
-        shutil.rmtree(before, ignore_errors=True)
-    except BaseException as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            why = getattr(error, "strerror", None) or error
-            raise UserError(f"{told}: cannot be written: {why}") from None
-        raise
+        with atomic_directory(directory) as tmp_path:
+            yield tmp_path
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"{directory}: cannot be written: {why}") from None

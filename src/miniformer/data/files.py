@@ -10,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from miniformer.config import UserError
 
@@ -208,21 +208,3 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
             "remove it, or name another as cache_dir"
         )
     return folder
-
-
-def write_beside(folder: Path, write: Callable[[BinaryIO], str]) -> Path:
-    """Writes a file under a name of its own, then renames it: it is there whole or not at all.
-
-    Args:
-        folder: where.
-        write: fills the file and returns its final name.
-    """
-    descriptor, beside = tempfile.mkstemp(dir=folder, prefix=".", suffix=".part")
-    try:
-        with open(descriptor, "wb") as file:
-            name = write(file)
-        os.replace(beside, folder / name)
-    except BaseException:
-        Path(beside).unlink()
-        raise
-    return folder / name

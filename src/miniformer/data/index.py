@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from miniformer.data import files
 from miniformer.data.files import Handle, Progress
 from miniformer.data.lines import RecordError
 from miniformer.data.unpacking import unpack
+from miniformer.utils.atomic import atomic_path
 
 MAX_LINE_BYTES = 64 << 20
 PIECE_BYTES = 64 << 10
@@ -295,16 +296,13 @@ def _kept(index: Index, path: Path, key: bytes, handle: Handle) -> Index:
     header = [*np.frombuffer(key, dtype=np.int64), len(index), index.blanks.shape[1], checksum, 0]
     parts.insert(0, np.array(header, dtype=np.int64))
 
-    def write(file: BinaryIO) -> str:
-        shape = (sum(map(len, parts)),)
-        described = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, described)
-        for part in parts:
-            file.write(part.data)
-        return path.name
-
+    shape = (sum(map(len, parts)),)
+    described = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": shape}
     try:
-        files.write_beside(path.parent, write)
+        with atomic_path(path) as tmp_path, tmp_path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, described)
+            for part in parts:
+                file.write(part.data)
     except OSError:  # no room, or a cache that others fill: the index in memory does as well
         return index
     return _load(path, key, handle) or index

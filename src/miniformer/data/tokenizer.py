@@ -8,7 +8,6 @@ spell a special token, but never becomes one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ import tokenizers
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data.tokenizer_training import BOUNDARY, PAD
+from miniformer.utils.atomic import write_text
 
 # What others call the token that ends a text.
 _USUAL = (BOUNDARY, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
@@ -128,12 +128,9 @@ class Tokenizer:
         }
         if self.backend.token_to_id(PAD) is not None:
             config["pad_token"] = PAD
-        beside = path.with_name("tokenizer_config.json.part")
-        beside.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, path.with_name("tokenizer_config.json"))
-        beside = path.with_name(f"{path.name}.part")
-        self.backend.save(str(beside))
-        os.replace(beside, path)
+        text = json.dumps(config, indent=2) + "\n"
+        write_text(path.with_name("tokenizer_config.json"), text)
+        write_text(path, self.backend.to_str(pretty=True))
 
     @property
     def of_sources(self) -> Tokenizer:

@@ -7,10 +7,9 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from miniformer.config import UserError
-from miniformer.data import files
 from miniformer.data.files import (
     PACKINGS,
     Handle,
@@ -19,6 +18,7 @@ from miniformer.data.files import (
     kind_of,
     open_file,
 )
+from miniformer.utils.atomic import PendingFile
 
 _BLOCK = 1 << 20
 
@@ -57,18 +57,18 @@ def unpack(path: Path, folder: Path, progress: Progress | None = None) -> Path:
         if kept.name == f"{key}-{kept.stat().st_size}{kind}":
             return kept
 
-    def write(file: BinaryIO) -> str:
-        size = 0
-        with _Unpacked(open_file(path), path) as packed:
-            while block := packed.read(_BLOCK):
-                size += file.write(block)
-                if progress:
-                    progress(str(path), packed.done, handle.stamp.size)
-        handle.check()
-        return f"{key}-{size}{kind}"
-
     try:
-        return files.write_beside(folder, write)
+        with PendingFile(folder) as pending:
+            size = 0
+            with _Unpacked(open_file(path), path) as packed, pending.path.open("wb") as file:
+                while block := packed.read(_BLOCK):
+                    size += file.write(block)
+                    if progress:
+                        progress(str(path), packed.done, handle.stamp.size)
+            handle.check()
+            unpacked = folder / f"{key}-{size}{kind}"
+            pending.commit(unpacked)
+            return unpacked
     except OSError as error:
         raise UserError(
             f"{path}: cannot unpack it into {folder}: {error.strerror}; make room, or name "

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.config import UserError
+from miniformer.utils.atomic import backup_of
 
 # A model's own files: no pickles, no code.
 _PATTERNS = ["*.json", "*.safetensors", "format_version", "README.md", "*.txt", "*.model", "*.png"]
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def before_replacement(directory: Path) -> Path:
-    """Where a model directory stands for the moment in which a new one takes its place."""
-    return directory.with_name(directory.name + ".old")
-
-
 def _there(directory: Path) -> Path:
     """The directory; or the one that stood there, where a kill came while it was replaced."""
-    before = before_replacement(directory)
+    before = backup_of(directory)
     return before if not directory.exists() and before.is_dir() else directory
 
 

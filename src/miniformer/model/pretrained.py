@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Self
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.model.hub import local, push
+from miniformer.utils.atomic import atomic_path, write_text
 
 FORMAT_VERSION = "1"
 
@@ -38,9 +38,8 @@ class PretrainedMixin:
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         refuse_shared(weights)
         directory.mkdir(parents=True, exist_ok=True)
-        beside = directory / "model.safetensors.part"
-        save_file(weights, beside, metadata={"format": "pt"})
-        os.replace(beside, directory / "model.safetensors")
+        with atomic_path(directory / "model.safetensors") as path:
+            save_file(weights, path, metadata={"format": "pt"})
         write_config(directory, type(self).__name__, self.config)
 
     def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
@@ -173,10 +172,3 @@ def write_config(directory: Path, architecture: str, config: TransformerConfig) 
     described = {"architecture": architecture, **config.to_dict()}
     write_text(directory / "config.json", json.dumps(described, indent=2) + "\n")
     write_text(directory / "format_version", FORMAT_VERSION + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and renames it, so that `path` is never half written."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from miniformer.utils.atomic import atomic_path
+
 _MOST_NUMBERS = 20  # classes up to which each cell has its number
 
 
@@ -48,6 +50,5 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    beside = path.with_name(path.stem + ".part.png")
-    figure.savefig(beside)
-    beside.replace(path)
+    with atomic_path(path) as tmp_path:
+        figure.savefig(tmp_path, format="png")

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.utils.atomic import atomic_path, fsync
 
 CHECKPOINTS = "checkpoints"
 _STATE = "state.json"
@@ -49,12 +50,14 @@ def write_checkpoint(
         if _several():
             _write_shares(tensors, beside)
         else:
-            save_file({name: each.contiguous() for name, each in tensors.items()},
-                      beside / _ONE_FILE)  # fmt: skip
+            with atomic_path(beside / _ONE_FILE) as path:
+                save_file({name: each.contiguous() for name, each in tensors.items()}, path)
         if first:
             (beside / _STATE).write_text(json.dumps(about), encoding="utf-8")
-            _flush(beside)
+            for path in (*beside.iterdir(), beside):  # on the disk before it gets its name
+                fsync(path)
             os.replace(beside, folder)
+            fsync(folder.parent)  # and its name before older ones go: power may fail, too
             for other in folder.parent.iterdir():
                 if other != folder:
                     _remove(other)
@@ -144,16 +147,6 @@ def _free(folder: Path, step: int) -> Path:
     """A name that no state has yet, so that none has to go before the new one is whole."""
     names = (folder / f"step-{step:08d}-{number}" for number in range(10))
     return next(name for name in names if not name.exists())
-
-
-def _flush(folder: Path) -> None:
-    """Has a folder's files on the disk before it gets its name: power may fail, too."""
-    for path in (*folder.iterdir(), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
+from miniformer.utils.atomic import write_text
 
 T = TypeVar("T")
 GRACE = 2.0  # seconds in which several signals are one wish: the launcher passes on its own
@@ -91,9 +92,7 @@ def member(path: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Around a worker: gives what tells its outcome, and tells of a user's mistake."""
 
     def tell(outcome: dict[str, Any]) -> None:
-        beside = Path(f"{path}.{os.getpid()}")
-        beside.write_text(json.dumps(outcome), encoding="utf-8")
-        os.replace(beside, path)
+        write_text(Path(path), json.dumps(outcome))
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:

@@ -13,6 +13,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from miniformer.utils.atomic import write_text
+
 _MLFLOW = "mlflow_run_id"
 
 
@@ -45,7 +47,7 @@ def mlflow(folder: Path) -> MLFlowLogger:
         run_id=known,
     )
     if known is None and logger.run_id:
-        kept.write_text(logger.run_id + "\n", encoding="utf-8")
+        write_text(kept, logger.run_id + "\n")
     return logger
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from miniformer.checkpoint.companions import MODELS
 from miniformer.checkpoint.directory import read_remembered, save_directory
 from miniformer.config import GenerationConfig
-from miniformer.model.pretrained import write_text
 from miniformer.tasks.task import Measured
 from miniformer.training.card import model_card
 from miniformer.training.plot import plot_loss
 from miniformer.training.preparation import Prepared
 from miniformer.training.report.page import Report, write_report
+from miniformer.utils.atomic import write_bytes, write_text
 
 
 class Outputs:
@@ -107,7 +107,7 @@ class Outputs:
         shown = self.folder / name
         write_text(shown / "README.md", self._card(figures, self.more, pictures))
         for picture in pictures:
-            (shown / picture.name).write_bytes(picture.read_bytes())
+            write_bytes(shown / picture.name, picture.read_bytes())
 
     def _card(self, figures: dict[str, float], more: str, pictures: Any) -> str:
         run = self.run

@@ -8,6 +8,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from miniformer.utils.atomic import atomic_path
+
 
 def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
     """Draws training and validation loss over steps into a PNG file.
@@ -64,6 +66,5 @@ def _blank() -> tuple[Figure, Any]:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    beside = path.with_name(path.stem + ".part.png")
-    figure.savefig(beside)
-    beside.replace(path)
+    with atomic_path(path) as tmp_path:
+        figure.savefig(tmp_path, format="png")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniformer.model.pretrained import write_text
+from miniformer.utils.atomic import write_text
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

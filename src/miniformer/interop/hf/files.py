@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.utils.atomic import atomic_path
 
 _ROW_BYTES = 32 * 2**20
 _TEXT_BYTES = 64 * 2**20  # a tokenizer may be some megabytes, a config is some kilobytes
@@ -236,12 +236,10 @@ def write_tensors(path: Path, outlines: list[Outline], tensors: Iterator[Tensor]
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
+    with atomic_path(path) as tmp_path, tmp_path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, kind, shape), tensor in zip(outlines, tensors, strict=True):
             assert tensor.dtype == kind, name
             assert tensor.shape == shape, name
             flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
             file.write(flat.numpy().data)
-    os.replace(beside, path)

@@ -19,7 +19,8 @@ from miniformer.interop.hf.configs import Config
 from miniformer.interop.hf.files import Outline, write_tensors
 from miniformer.interop.hf.reading import Checkpoint, understand
 from miniformer.model.hub import local
-from miniformer.model.pretrained import write_config, write_text
+from miniformer.model.pretrained import write_config
+from miniformer.utils.atomic import write_text
 
 
 class Imported(NamedTuple):

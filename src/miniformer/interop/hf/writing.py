@@ -26,8 +26,9 @@ from miniformer.interop.hf.families import ALL
 from miniformer.interop.hf.files import Directory, Outline, read_tensor, write_tensors
 from miniformer.interop.hf.reading import Model
 from miniformer.interop.hf.weights import Piece, pieces
-from miniformer.model.pretrained import read_config, write_text
+from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.utils.atomic import write_text
 
 
 @dataclasses.dataclass

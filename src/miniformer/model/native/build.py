@@ -10,10 +10,10 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from miniformer.model.native import structures
+from miniformer.utils.atomic import atomic_path
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _PARTS = sorted(_SOURCE.parent.glob("*.h"))
@@ -95,8 +95,7 @@ def _processor() -> str:
 def _compile(compiler: str, path: Path) -> None:
     if sys.stderr.isatty():
         print("compiling the decoding kernels, once: some seconds", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with atomic_path(path) as made:  # complete, whoever else compiles at the same time
         done = subprocess.run(
             [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)],
             capture_output=True,
@@ -106,4 +105,3 @@ def _compile(compiler: str, path: Path) -> None:
         if done.returncode:
             told = done.stderr.strip().splitlines()[:1] or ["no reason given"]
             raise NoKernels(f"{compiler} cannot compile them: {told[0]}")
-        os.replace(made, path)  # whole, whoever else compiles at the same time

@@ -10,7 +10,6 @@ import base64
 import dataclasses
 import json
 import math
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from miniformer.training.report.chart_parts import percent, text, told
 from miniformer.training.report.charts import SHADES
 from miniformer.training.report.curves import curves, points_of, words_of
+from miniformer.utils.atomic import write_text
 
 _SAMPLES = 60  # texts shown, at most
 _LETTERS = 1500  # of a text shown, at most
@@ -100,9 +100,7 @@ def write_report(path: Path, report: Report) -> None:
 </main></body>
 </html>
 """
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(page, encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, page)
 
 
 def _section(title: str, body: str) -> str:

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of models: atomic files, output streams. Imports no torch."""
