@@ -176,7 +176,7 @@ def main():
 
 def _texts(source):
     if isinstance(source, str):
-        source = map(json.loads, Path(source).read_text().splitlines())
+        source = map(json.loads, Path(source).read_text(encoding="utf-8").splitlines())
     for record in source:
         yield from (value for value in record.values() if isinstance(value, str))
 

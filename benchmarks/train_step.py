@@ -221,7 +221,9 @@ def peak_on_cpu(name, vocab, dtype, options):
     contestant.step(batch)  # makes the optimiser's state, and what libraries allocate but once
     contestant.optimizer.zero_grad()
     ctypes.CDLL(None).malloc_trim(0)  # what is free is given back, or it would be used unseen
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is in use
+    Path("/proc/self/clear_refs").write_text(
+        "5", encoding="utf-8"
+    )  # the high-water mark falls to what is in use
     before = high_water_mark()
     contestant.step(batch)
     return high_water_mark() - before
@@ -229,7 +231,7 @@ def peak_on_cpu(name, vocab, dtype, options):
 
 def high_water_mark():
     """Bytes. Not getrusage's ru_maxrss: a child inherits that of its parent."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
 

@@ -16,6 +16,7 @@ from miniformer.hf_command import add_hf_commands, run_export, run_import
 from miniformer.score_command import add_score_command, run_score
 from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
 from miniformer.trainer import run_training, train_parser
+from miniformer.utils.streams import read_standard_input
 from miniformer.verify_command import add_verify_command, run_verify
 
 _DECODING = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
@@ -153,7 +154,7 @@ def _predict(values: dict[str, Any]) -> int:
 def _json_lines(text: str) -> list[Any]:
     """Inputs, or records that have one."""
     inputs = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             value = _json(line, f"standard input:{number}")
             if isinstance(value, dict):
@@ -176,7 +177,7 @@ def _json(text: str, where: str) -> Any:
 
 def _standard_input() -> str:
     try:
-        return sys.stdin.read()
+        return read_standard_input()
     except UnicodeDecodeError as error:
         raise UserError(f"standard input: {error}; give the prompt as UTF-8") from None
 

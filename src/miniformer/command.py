@@ -17,6 +17,7 @@ from typing import Any
 import jsonargparse
 
 from miniformer.config import NoEffectWarning, UserError
+from miniformer.utils.streams import printable_output
 
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
@@ -61,14 +62,15 @@ def run_command(
 
 def exit_code(run: Callable[[], int]) -> int:
     """What `run` returns; 2 after a user's mistake, which is told, and 130 after Ctrl-C."""
-    try:
-        return run()
-    except UserError as error:
-        print(f"miniformer: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nminiformer: stopped; nothing more was written", file=sys.stderr)
-        return 130
+    with printable_output():
+        try:
+            return run()
+        except UserError as error:
+            print(f"miniformer: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\nminiformer: stopped; nothing more was written", file=sys.stderr)
+            return 130
 
 
 def _google_style() -> Any:

@@ -56,6 +56,10 @@ def run_data(values: dict[str, Any]) -> int:
     task = registry.get("task", options["task"])()
     count, unit = _counter(options["tokenizer"])
     console = make_console()
+
+    def show(line: str) -> None:
+        console.print(line.replace("█", "#") if console.options.ascii_only else line)
+
     sources = [("train", options["files"])]
     sources += [(name, options[f"{name}_path"]) for name in ("val", "test")]
     with reading(console) as progress:
@@ -69,26 +73,26 @@ def run_data(values: dict[str, Any]) -> int:
         ]  # fmt: skip
     for split in splits:
         for line in _describe(split, unit):
-            console.print(line)
+            show(line)
     for index, one in enumerate(splits):
         for other in splits[index:]:
             number, shown = duplicates(one, other)
             within = f"within {one.name}" if one is other else f"of {other.name} in {one.name}"
-            console.print(f"duplicates {within}: {number:,}")
+            show(f"duplicates {within}: {number:,}")
             for line in shown:
-                console.print(f"  {line}")
+                show(f"  {line}")
     unseen = _unseen(splits)
     for line in unseen:
-        console.print(line)
+        show(line)
     wrong = sum(split.broken for split in splits) + len(unseen)
     for split in splits:
         if split.broken:
-            console.print(f"faults of {split.name}: {split.broken:,}")
+            show(f"faults of {split.name}: {split.broken:,}")
             for fault in split.faults:
-                console.print(f"  {fault}")
+                show(f"  {fault}")
     for line in _suggest(splits[0], unit, options):
-        console.print(line)
-    console.print("nothing is wrong" if not wrong else f"{wrong:,} faults; mend them, then train")
+        show(line)
+    show("nothing is wrong" if not wrong else f"{wrong:,} faults; mend them, then train")
     return 1 if wrong else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,11 @@ def draw_confusion(counts: np.ndarray, classes: list[str], path: Path) -> None:
             color = "white" if shares[row, column] > 0.6 else "black"
             number = f"{counts[row, column]:,}"
             axes.text(column, row, number, ha="center", va="center", color=color, fontsize=8)
-        names = [name if len(name) <= 18 else name[:17] + "…" for name in classes]
+        names = [plain(name if len(name) <= 18 else name[:17] + "…") for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=45, ha="right")
         axes.set_yticks(range(len(classes)), names)
     axes.set(xlabel="taken for", ylabel="class")
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def draw_guesses(values: np.ndarray, guesses: np.ndarray, path: Path) -> None:
@@ -40,7 +41,7 @@ def draw_guesses(values: np.ndarray, guesses: np.ndarray, path: Path) -> None:
     axes.plot(ends, ends, color="0.5", linewidth=1)
     axes.set(xlabel="value", ylabel="predicted")
     axes.grid(alpha=0.25)
-    _save(figure, path)
+    save_picture(figure, path)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -49,6 +50,13 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as tmp_path:
+def save_picture(figure: Figure, path: Path) -> None:
+    """Writes a PNG file. Characters that the font lacks are boxes in it, without a warning."""
+    with atomic_path(path) as tmp_path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(tmp_path, format="png")
+
+
+def plain(text: str) -> str:
+    """A text for a figure in which dollar signs begin no formula."""
+    return text.replace("$", r"\$")

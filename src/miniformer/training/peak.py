@@ -63,7 +63,7 @@ def forget_most(device: torch.device) -> bool:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
     try:
-        _RESET.write_text("5")
+        _RESET.write_text("5", encoding="ascii")
     except OSError:
         return False
     return True
@@ -97,8 +97,8 @@ def available(device: torch.device) -> int | None:
     left = [_field(Path("/proc/meminfo"), "MemAvailable")]
     with contextlib.suppress(OSError, ValueError):  # a container's own limit
         group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        left.append(limit - int((group / "memory.current").read_text()))
+        limit = int((group / "memory.max").read_text(encoding="ascii"))
+        left.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
     return min((each for each in left if each is not None), default=None)
 
 
@@ -109,7 +109,7 @@ def _status(name: str) -> int | None:
 def _field(path: Path, name: str) -> int | None:
     """A line `name: 123 kB` of a file of the kernel's, in bytes."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next(

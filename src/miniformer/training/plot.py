@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from miniformer.utils.atomic import atomic_path
+from miniformer.tasks.pictures import plain, save_picture
 
 
 def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
@@ -29,11 +29,11 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="optimiser step", ylabel=f"loss ({unit})", title=title)
+    axes.set(xlabel="optimiser step", ylabel=f"loss ({unit})", title=plain(title))
     axes.grid(alpha=0.25)
     if axes.lines:
         axes.legend(frameon=False)
-    _write(figure, path)
+    save_picture(figure, path)
 
 
 def plot_lr_search(
@@ -56,15 +56,10 @@ def plot_lr_search(
     axes.set_title("learning-rate range test")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    _write(figure, path)
+    save_picture(figure, path)
 
 
 def _blank() -> tuple[Figure, Any]:
     figure = Figure(figsize=(7, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
-
-
-def _write(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as tmp_path:
-        figure.savefig(tmp_path, format="png")

@@ -43,6 +43,7 @@ from miniformer.training.progress import make_console
 from miniformer.training.resuming import settings_of
 from miniformer.training.run_state import KeepState
 from miniformer.training.warming import warm_settings, where_it_was_left
+from miniformer.utils.streams import printable_output
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -81,6 +82,14 @@ def train(
             loss is no longer finite, and what was saved before stays.
     """
     console = console or make_console()
+    with printable_output(console.file):
+        return _train_on_devices(config, console, callbacks)
+
+
+def _train_on_devices(
+    config: TrainConfig, console: Console, callbacks: Sequence[L.Callback]
+) -> RunResult:
+    """Trains in this process, or in one for each device; see `train`."""
     config, state = settings_of(config)
     if config.world_size > 1 and not is_launched():
         if callbacks:

@@ -169,6 +169,8 @@ def _run(config: TrainConfig, place: Path, *, stop: int, kill: int | None = None
         input=json.dumps(order),
         capture_output=True,
         text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     if done.returncode != (0 if kill is None else -signal.SIGKILL):

@@ -100,6 +100,8 @@ def _compile(compiler: str, path: Path) -> None:
             [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)],
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
         )
         if done.returncode:

@@ -1,0 +1,78 @@
+"""Output streams that cannot encode a character, and input that is not in the locale's encoding."""
+
+import io
+import sys
+
+import pytest
+
+from miniformer.command import exit_code
+from miniformer.utils.streams import printable_output, read_standard_input
+
+TEXT = "caf\u00e9 \u65e5\u672c \U0001f44d \udc80"
+
+
+def _stream(encoding, errors="strict"):
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="")
+
+
+def _written(stream):
+    stream.flush()
+    return stream.buffer.getvalue()
+
+
+@pytest.mark.catches("output_stays_strict")
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("utf-8", b"caf\xc3\xa9 \xe6\x97\xa5\xe6\x9c\xac \xf0\x9f\x91\x8d \\udc80"),
+        ("latin-1", b"caf\xe9 \\u65e5\\u672c \\U0001f44d \\udc80"),
+        ("cp1252", b"caf\xe9 \\u65e5\\u672c \\U0001f44d \\udc80"),
+        ("ascii", b"caf\\xe9 \\u65e5\\u672c \\U0001f44d \\udc80"),
+    ],
+)
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_printable_output_escapes_what_encoding_lacks(encoding, written, errors, monkeypatch):
+    streams = {name: _stream(encoding, errors) for name in ("stdout", "stderr", "more")}
+    monkeypatch.setattr(sys, "stdout", streams["stdout"])
+    monkeypatch.setattr(sys, "stderr", streams["stderr"])
+    with printable_output(streams["more"], sys.stdout):
+        for stream in streams.values():
+            stream.write(TEXT)
+    assert {name: _written(each) for name, each in streams.items()} == dict.fromkeys(
+        streams, written
+    )
+    assert [each.errors for each in streams.values()] == [errors] * 3
+
+
+def test_printable_output_keeps_what_user_has_chosen(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", _stream("ascii", "replace"))
+    with printable_output(io.StringIO()):
+        print(TEXT, end="")
+        with printable_output():
+            print(TEXT, end="")
+    assert _written(sys.stdout) == 2 * b"caf? ?? ? ?"
+
+
+@pytest.mark.catches("output_stays_strict")
+def test_exit_code_prints_any_text_and_error(monkeypatch):
+    from miniformer.config import UserError
+
+    monkeypatch.setattr(sys, "stdout", _stream("latin-1"))
+    monkeypatch.setattr(sys, "stderr", _stream("latin-1"))
+
+    def run():
+        print("\u65e5")
+        raise UserError("\u672c: no such file")
+
+    assert exit_code(run) == 2
+    assert _written(sys.stdout) == b"\\u65e5\n"
+    assert _written(sys.stderr) == b"miniformer: error: \\u672c: no such file\n"
+
+
+def test_standard_input_is_utf8_whatever_the_locale(monkeypatch):
+    given = io.TextIOWrapper(io.BytesIO("\u65e5\u672c".encode()), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdin", given)
+    assert read_standard_input() == "\u65e5\u672c"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9"), encoding="latin-1"))
+    with pytest.raises(UnicodeDecodeError):
+        read_standard_input()
