@@ -1,0 +1,40 @@
+"""Seeded faults of miniformer.utils."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.utils.atomic:PendingFile.commit")
+def commit_keeps_private_mode(original):
+    """The permissions that a library gave a file stay."""
+
+    def commit(self, path, *, durable=False):
+        self._mode = self.path.stat().st_mode & 0o777
+        original(self, path, durable=durable)
+
+    return commit
+
+
+@fault("miniformer.utils.atomic:atomic_path")
+def atomic_path_writes_in_place(original):
+    """The file is written at its final path."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def atomic_path(path, *, durable=False):
+        yield path
+
+    return atomic_path
+
+
+@fault("miniformer.utils.atomic:PendingFile.__exit__")
+def failed_write_leaves_temporary_file(original):
+    """A temporary file stays after an error."""
+    return lambda self, *error: None
+
+
+@fault("miniformer.utils.streams:printable_output")
+def output_stays_strict(original):
+    """Output streams raise UnicodeEncodeError where they did before."""
+    import contextlib
+
+    return lambda *more: contextlib.nullcontext()
