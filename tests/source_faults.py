@@ -1404,21 +1404,6 @@ FAULTS = [
         "tests/unit/test_beam.py -k groups",
     ),
     Fault(
-        "half a character is given out", "generation/pieces.py",
-        'held = len(text) - len(text.rstrip("\\ufffd"))', "held = 0",
-        "tests/unit/test_streaming.py -k character",
-    ),
-    Fault(
-        "the beginning of a stop is given out", "generation/pieces.py",
-        "held = max(held, next((n for n in shared if text.endswith(stop[:n])), 0))", "pass",
-        "tests/unit/test_streaming.py -k held_back",
-    ),
-    Fault(
-        "what a decoder takes back is given out", "generation/pieces.py",
-        "if self.rewrites:", "if False:",
-        "tests/unit/test_streaming.py -k take_back",
-    ),
-    Fault(
         "shared tokens are marked in the first text only", "tasks/tokens.py",
         "types += 2 * np.isin(row, both).astype(np.uint8)",
         "types += 2 * (np.isin(row, both) & (types == 0)).astype(np.uint8)",

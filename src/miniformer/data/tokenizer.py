@@ -171,6 +171,32 @@ class Tokenizer:
         whole = parts[parts.index("Fuse") :] if "Fuse" in parts else []  # what sees all the text
         return not _STEADY.issuperset(parts) or "Replace" in whole
 
+    @cached_property
+    def _byte_ids(self) -> frozenset[int]:
+        """Tokens that are single bytes, such as <0xE9>, of which a run is decoded as a whole."""
+        if "ByteFallback" not in json.dumps(json.loads(self.backend.to_str())["decoder"]):
+            return frozenset()
+        names = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(number for number in names if number is not None)
+
+    def settled(self, ids: Sequence[int], text: str) -> int:
+        """Number of characters at the beginning of a text that more tokens do not change.
+
+        Args:
+            ids: token ids.
+            text: what they decode to.
+        """
+        length = len(text.rstrip("\ufffd"))  # bytes of a character that is not complete
+        if self._byte_ids:  # one bad byte makes each byte of its run U+FFFD
+            before = len(ids)
+            while before and ids[before - 1] in self._byte_ids:
+                before -= 1
+            if before < len(ids):
+                length = min(length, len(self.decode(ids[:before])))
+        if self.rewrites:
+            length = min(length, max(0, text.rfind(" ")))
+        return length
+
     def pieces(self) -> tuple[list[bytes], list[int]]:
         """The bytes that each token adds to a text, and the tokens that stand for none.
 

@@ -82,7 +82,7 @@ class WritingTask(Task):
         """An answer in pieces as they come; together they are what `answer` gives."""
         (start,) = self.starts(model, tokenizer, [prompt])
         settings, how, form = _for_tokens(tokenizer, options, how)
-        pieces = Pieces(tokenizer.decode, options.stop or [], rewrites=tokenizer.rewrites)
+        pieces = Pieces(tokenizer.decode, options.stop or [], tokenizer.settled)
         for token in stream(model, start, settings, **how):
             if piece := pieces.add(token):
                 yield piece
