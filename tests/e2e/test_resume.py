@@ -170,6 +170,7 @@ def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp
         assert (found == found[0, 0]).all()
 
 
+@pytest.mark.catches("replaced_model_is_lost")
 def test_a_model_that_was_being_replaced_is_found(tmp_path):
     tiny_model().save_pretrained(tmp_path / "best.old")
     (tmp_path / "best.part").mkdir()

@@ -1,6 +1,308 @@
-"""Seeded faults of miniformer.data."""
+"""Faults in `miniformer.data`."""
 
 from tests.faults import fault
+
+# Packing, padding and order.
+
+
+@fault("miniformer.data.packing:PackedWindows.make")
+def labels_are_the_inputs(original):
+    """Each token predicts itself."""
+
+    def make(self, pool, starts, random=None):
+        batch = original(self, pool, starts, random)
+        kept = batch["labels"] != -100
+        batch["labels"][kept] = batch["input_ids"][kept]
+        return batch
+
+    return make
+
+
+@fault("miniformer.data.packing:PackedWindows.make")
+def documents_of_a_window_are_one(original):
+    """Windows do not say where documents meet."""
+
+    def make(self, pool, starts, random=None):
+        batch = original(self, pool, starts, random)
+        if "segment_ids" in batch:
+            batch["segment_ids"] = (batch["segment_ids"] != 0).long()
+        return batch
+
+    return make
+
+
+@fault("miniformer.data.packing:PackedWindows.windows")
+def validation_leaves_out_the_last_window(original):
+    """A last window that is not full is not validated."""
+    return lambda self, pool: max(1, len(pool.columns["ids"]) // self.seq_len)
+
+
+@fault("miniformer.data.buckets:LengthBuckets.cut")
+def budget_of_a_batch_ignores_padding(original):
+    """Batches are cut by the tokens in them, without padding."""
+
+    def cut(self, pool, random):
+        import numpy as np
+
+        lengths = self._lengths(pool)
+        tokens = self.batch_tokens or self.batch_size * self.row_tokens(pool)
+        order = self._order(lengths, random)
+        number = lengths[order].sum(1).cumsum() // max(tokens, 1)
+        return np.split(order, np.flatnonzero(np.diff(number)) + 1)
+
+    return cut
+
+
+@fault("miniformer.data.buckets:pad")
+def padding_has_no_mask(original):
+    """Rows of unequal length are filled, and the mask does not say where."""
+    return lambda rows, fill=0: (original(rows, fill)[0], None)
+
+
+@fault("miniformer.data.batches:Batches._random")
+def every_epoch_has_the_same_order(original):
+    """The epoch does not decide the order."""
+    return lambda self, *place: original(self, 0, *place[1:])
+
+
+@fault("miniformer.data.batches:Batches.load_state_dict")
+def resumed_pass_begins_with_its_first_batch(original):
+    """A pass that is resumed begins with the pool's first batch."""
+    return lambda self, state: original(self, {**state, "batch": 0})
+
+
+@fault("miniformer.data.batches:Batches._served")
+def all_ranks_get_the_same_batches(original):
+    """Every rank is given the batch of the first."""
+
+    def served(self, turn):
+        rank, self.rank = self.rank, 0
+        try:
+            return original(self, turn)
+        finally:
+            self.rank = rank
+
+    return served
+
+
+@fault("miniformer.data.batches:count_tokens")
+def padding_counts_as_tokens(original):
+    """Positions of padding count as tokens."""
+    return lambda batch: (original(batch)[1],) * 2
+
+
+@fault("miniformer.data.pools:RecordPools._order")
+def large_files_are_read_in_order(original):
+    """Data that is not kept in memory has the file's order in each epoch."""
+    return lambda self, random: original(self, None)
+
+
+@fault("miniformer.data.pools:RecordPools.__getitem__")
+def bad_record_of_a_worker_is_dropped(original):
+    """A pool with a bad record is an empty one."""
+
+    def getitem(self, part):
+        from miniformer.data.table import Table
+
+        table = original(self, part)
+        return table if isinstance(table, Table) else Table({}, {})
+
+    return getitem
+
+
+@fault("miniformer.data.datamodule:MiniFormerDataModule.cut")
+def cut_examples_are_not_reported(original):
+    """Nobody is told what is longer than it may be."""
+    return lambda self, name: None
+
+
+@fault("miniformer.data.table:Table.join")
+def joined_examples_lose_their_borders(original):
+    """Examples of several tables are shifted by one place."""
+
+    def join(cls, tables):
+        found = original(cls, tables)
+        for offsets in found.offsets.values():
+            offsets[1:-1] = (offsets[1:-1] + 1).clip(max=offsets[-1])
+        return found
+
+    return join
+
+
+# Files and records.
+
+
+@fault("miniformer.data.index:Index.line")
+def line_numbers_skip_blank_lines(original):
+    """The number of a line does not count the blank lines before it."""
+    return lambda self, row: row + 1
+
+
+@fault("miniformer.data.index:next_cut")
+def text_is_cut_within_lines(original):
+    """Pieces of running text are of one size, wherever lines end."""
+
+    def next_cut(read, start, size):
+        from miniformer.data.index import PIECE_BYTES
+
+        return min(start + PIECE_BYTES, size)
+
+    return next_cut
+
+
+@fault("miniformer.data.lines:_names")
+def repeated_names_are_not_noticed(original):
+    """Of a name that is there twice the last value is taken."""
+    return lambda text: list(dict.fromkeys(original(text)))
+
+
+@fault("miniformer.data.lines:RecordError.__reduce__")
+def error_of_a_worker_loses_its_line(original):
+    """A RecordError of another process names line 0."""
+    return lambda self: (type(self), (self.path, 0, self.problem))
+
+
+@fault("miniformer.data.records:JSONLinesDataset.read")
+def records_come_in_the_order_of_the_file(original):
+    """Records are returned in ascending order, whatever order was asked for."""
+    return lambda self, indices: original(self, sorted(int(index) for index in indices))
+
+
+@fault("miniformer.data.streaming:_stream_lines")
+def stream_keeps_the_byte_order_mark(original):
+    """A byte order mark is read as part of the first line."""
+
+    def stream_lines(stream, name, checks):
+        from miniformer.data import files
+
+        mark, files.BYTE_ORDER_MARK = files.BYTE_ORDER_MARK, b""
+        try:
+            yield from original(stream, name, checks)
+        finally:
+            files.BYTE_ORDER_MARK = mark
+
+    return stream_lines
+
+
+@fault("miniformer.data.unpacking:_Unpacked._advance")
+def cut_off_file_passes_for_whole(original):
+    """A packed file that ends too early is not an error."""
+
+    def advance(self):
+        from miniformer.config import UserError
+
+        try:
+            return original(self)
+        except UserError as error:
+            if "cut off" in str(error):
+                return False
+            raise
+
+    return advance
+
+
+@fault("miniformer.data.files:Handle.check")
+def changed_file_is_read_on(original):
+    """A file that changes while it is in use is not noticed."""
+    return lambda self: None
+
+
+@fault("miniformer.data.fields:to_array")
+def keys_of_objects_have_no_order(original):
+    """Features of objects come in the order in which a record names them."""
+
+    def to_array(value, kind=None):
+        import numpy as np
+
+        kind = np.float32 if kind is None else kind
+        if isinstance(value[0], dict):
+            value = [list(item.values()) for item in value]
+        return original(value, kind)
+
+    return to_array
+
+
+@fault("miniformer.data.check:duplicates")
+def duplicates_within_a_split_are_missed(original):
+    """Only inputs that are in both splits count as duplicates."""
+    return lambda one, other: (0, []) if one is other else original(one, other)
+
+
+@fault("miniformer.data.check:_each")
+def check_ends_at_the_first_fault(original):
+    """Records after a faulty one are not looked at."""
+
+    def each(records, rows):
+        for row, found in original(records, rows):
+            yield row, found
+            if not isinstance(found, dict):
+                return
+
+    return each
+
+
+# Tokenizers.
+
+
+@fault("miniformer.data.tokenizer:Tokenizer.decode")
+def decoded_text_is_stripped(original):
+    """Spaces around a decoded text are lost."""
+    return lambda self, ids: original(self, ids).strip()
+
+
+@fault("miniformer.data.tokenizer:_declared")
+def declared_end_of_text_is_not_read(original):
+    """The token that a tokenizer_config.json says ends a text is not looked for."""
+    return lambda path, backend: None
+
+
+@fault("miniformer.data.tokenizer:_template")
+def template_of_a_tokenizer_is_ignored(original):
+    """What a tokenizer's file puts around texts is left out."""
+    return lambda backend: None
+
+
+@fault("miniformer.data.tokenizer:_byte_characters")
+def one_byte_is_taken_for_another(original):
+    """Two bytes of byte-level tokens change places."""
+
+    def byte_characters():
+        shown = original()
+        return {**shown, 173: shown[174], 174: shown[173], 97: shown[98], 98: shown[97]}
+
+    return byte_characters
+
+
+@fault("miniformer.data.tokenizer_training:TextSample.__iter__")
+def tokenizer_learns_from_all_of_a_large_text(original):
+    """A sample of a large text is all of it."""
+    return lambda self: iter(self.texts)
+
+
+@fault("miniformer.data.subwords:Merges.undone")
+def undone_merge_loses_a_token(original):
+    """Of a merge that is undone only the first token stays."""
+
+    def undone(self, ids, share, random):
+        import numpy as np
+
+        found, places = original(self, ids, share, random)
+        _, first = np.unique(places, return_index=True)
+        return found[first], places[first]
+
+    return undone
+
+
+@fault("miniformer.data.subwords:_collate")
+def bpe_dropout_stays_on_in_validation(original):
+    """Merges are undone in validation as well."""
+
+    def collate(examples, random, **options):
+        import numpy as np
+
+        return original(examples, random or np.random.default_rng(0), **options)
+
+    return collate
 
 
 @fault("miniformer.data.tokenizer:Tokenizer.settled")

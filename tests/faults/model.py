@@ -2,6 +2,117 @@
 
 from tests.faults import fault
 
+# Masks and positions.
+
+
+@fault("miniformer.model.masks:make_mask")
+def causal_mask_shows_the_next_token(original):
+    """A causal mask lets each query see the token after its own."""
+
+    def make_mask(seen, *, explicit=False):
+        import torch
+
+        mask = original(seen, explicit=True)
+        if not seen.causal or mask.allowed is None:
+            return mask
+        return mask._replace(allowed=mask.allowed | torch.roll(mask.allowed, 1, -1))
+
+    return make_mask
+
+
+@fault("miniformer.model.masks:make_mask")
+def window_sees_one_token_more(original):
+    """A sliding window reaches one token too far."""
+
+    def make_mask(seen, *, explicit=False):
+        if seen.window is not None:
+            seen = seen._replace(window=seen.window + (1 if seen.causal else 2))
+        return original(seen, explicit=explicit)
+
+    return make_mask
+
+
+@fault("miniformer.model.masks:make_visibility")
+def padding_is_attended_to(original):
+    """The attention mask hides no key."""
+
+    def make_visibility(*args, attention_mask=None, **kwargs):
+        seen = original(*args, attention_mask=attention_mask, **kwargs)
+        if attention_mask is None or kwargs.get("segment_ids") is not None:
+            return seen
+        import torch
+
+        return seen._replace(
+            query_segments=torch.ones_like(seen.query_segments),
+            key_segments=torch.ones_like(seen.key_segments),
+        )
+
+    return make_visibility
+
+
+@fault("miniformer.model.masks:make_visibility")
+def packed_documents_see_each_other(original):
+    """Segments of a row are one segment."""
+
+    def make_visibility(*args, segment_ids=None, **kwargs):
+        seen = original(*args, segment_ids=segment_ids, **kwargs)
+        if segment_ids is None:
+            return seen
+        real = (seen.query_segments != 0).long()
+        return seen._replace(query_segments=real, key_segments=real)
+
+    return make_visibility
+
+
+@fault("miniformer.model.masks:make_positions")
+def positions_do_not_restart_with_a_document(original):
+    """Positions of a packed row count on from document to document."""
+
+    def make_positions(*args, segment_ids=None, **kwargs):
+        return original(*args, **kwargs)
+
+    return make_positions
+
+
+@fault("miniformer.model.masks:make_positions")
+def padding_takes_a_position(original):
+    """Positions are columns, padding or not."""
+
+    def make_positions(*args, attention_mask=None, **kwargs):
+        return original(*args, **kwargs)
+
+    return make_positions
+
+
+@fault("miniformer.model.masks:make_lengths")
+def dynamic_scaling_counts_padding(original):
+    """The length of a sequence is that of its row."""
+
+    def make_lengths(length, **kwargs):
+        return original(length, device=kwargs["device"])
+
+    return make_lengths
+
+
+@fault("miniformer.model.masks:make_cross_mask")
+def padding_of_a_source_is_attended_to(original):
+    """A decoder sees all of its source."""
+    return lambda source_mask: original(None)
+
+
+@fault("miniformer.model.rotary_scaling:scaled_frequencies")
+def longrope_stays_short(original):
+    """LongRoPE's factors are those of a short text, however long it is."""
+
+    def scaled_frequencies(scaling, *, base, dim, length):
+        import torch
+
+        if scaling is not None and scaling["type"] == "longrope":
+            length = torch.ones_like(length)
+        return original(scaling, base=base, dim=dim, length=length)
+
+    return scaled_frequencies
+
 
 @fault("miniformer.model.position:rotate")
 def rotary_pairs_neighbors(original):
@@ -17,3 +128,633 @@ def rotary_pairs_neighbors(original):
         return torch.cat((*halves, x[..., dim:]), -1)
 
     return rotate
+
+
+@fault("miniformer.model.position:_Rotate.backward")
+def rotation_turns_its_gradient_forward(original):
+    """The gradient of a rotation is rotated the same way again."""
+
+    def backward(ctx, grad):
+        from miniformer.model.position import _turn
+
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin), None, None
+
+    return backward
+
+
+@fault("miniformer.model.position:RotaryPosition.rotation")
+def local_layers_rotate_with_the_global_base(original):
+    """Layers with a window rotate as those without."""
+
+    def rotation(self, positions, *, length, local=False):
+        return original(self, positions, length=length)
+
+    return rotation
+
+
+@fault("miniformer.model.position:alibi_slopes")
+def alibi_slopes_start_at_one(original):
+    """ALiBi's slopes begin with 1 instead of the ratio of the series."""
+    return lambda n_heads: [1.0, *original(n_heads)[:-1]]
+
+
+@fault("miniformer.model.position:RelativePosition._bucket")
+def relative_buckets_ignore_direction(original):
+    """T5's buckets do not tell before from after."""
+    return lambda self, ahead: original(self, -ahead.abs())
+
+
+# Attention.
+
+
+@fault("miniformer.model.kernels:_zero")
+def row_that_sees_nothing_gives_a_mean(original):
+    """A query without keys gets the mean of all values instead of zeros."""
+    return lambda out, mask: out
+
+
+@fault("miniformer.model.kernels:plain")
+def shared_heads_are_interleaved(original):
+    """Query heads share key-value heads in turns instead of in groups."""
+
+    def plain(q, k, v, mask, scores):
+        group = q.shape[1] // k.shape[1]
+        return original(q, k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1), mask, scores)
+
+    return plain
+
+
+@fault("miniformer.model.kernels:plain")
+def position_bias_comes_after_the_softcap(original):
+    """The bias of positions is not soft-capped with the scores."""
+
+    def plain(q, k, v, mask, scores):
+        import torch
+
+        if scores.softcap is None or scores.bias is None:
+            return original(q, k, v, mask, scores)
+        scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+        keys = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        products = q @ keys.transpose(-1, -2) * scale
+        capped = scores.softcap * torch.tanh(products / scores.softcap) + scores.bias
+        bias = capped - products
+        return original(q, k, v, mask, scores._replace(softcap=None, bias=bias))
+
+    return plain
+
+
+@fault("miniformer.model.kernels:pack")
+def varlen_joins_rows(original):
+    """Packed rows flow into each other where the next begins with the same segment."""
+
+    def pack(seen, rows):
+        packed, seen = original(seen, rows)
+        starts = packed.starts[[0, -1]]
+        return packed._replace(starts=starts, longest=int(starts.diff().max())), seen
+
+    return pack
+
+
+@fault("miniformer.model.matmul_attention:_MatmulAttention.backward")
+def attention_keeps_no_gradient_of_its_softmax(original):
+    """Gradients of scores are those of shares: the sum over a row is not taken away."""
+
+    def backward(ctx, grad):
+        import torch
+
+        kept = torch._softmax_backward_data
+        torch._softmax_backward_data = lambda d_shares, shares, dim, dtype: d_shares * shares
+        try:
+            return original(ctx, grad)
+        finally:
+            torch._softmax_backward_data = kept
+
+    return backward
+
+
+@fault("miniformer.model.backends:why_not")
+def gpu_is_asked_for_wide_heads(original):
+    """FlashAttention is chosen for heads that it does not have."""
+    return lambda backend, call: original(backend, call._replace(width=min(call.width, 64)))
+
+
+@fault("miniformer.model.attention:MultiHeadAttention.attend")
+def sinks_are_dropped(original):
+    """Attention sinks are parameters that nothing reads."""
+
+    def attend(self, *args, **kwargs):
+        sinks, self.sinks = self.sinks, None
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self.sinks = sinks
+
+    return attend
+
+
+# Layers and heads.
+
+
+@fault("miniformer.model.layers:EncoderLayer.change")
+def output_norm_is_left_out(original):
+    """A branch's output is not normalized."""
+
+    def change(self, x, name, sublayer):
+        placement = self.placement
+        self.placement = {"both": "pre", "output": "post"}.get(placement, placement)
+        try:
+            return original(self, x, name, sublayer)
+        finally:
+            self.placement = placement
+
+    return change
+
+
+@fault("miniformer.model.layers:EncoderLayer.forward")
+def parallel_feed_forward_reads_attention(original):
+    """A parallel layer runs its branches one after the other."""
+
+    def forward(self, x, context, *, cache=None, layer=0):
+        parallel, self.parallel = self.parallel, False
+        try:
+            return original(self, x, context, cache=cache, layer=layer)
+        finally:
+            self.parallel = parallel
+
+    return forward
+
+
+@fault("miniformer.model.feed_forward:FeedForward.forward")
+def gate_and_value_are_swapped(original):
+    """The activation is that of the value, not of the gate."""
+
+    def forward(self, x):
+        gate, up = self.gate_proj, self.up_proj
+        if gate is None:
+            return original(self, x)
+        return self.down_proj(gate(x) * self.activation(up(x)))
+
+    return forward
+
+
+@fault("miniformer.model.norm:RMSNorm.forward")
+def rms_norm_subtracts_the_mean(original):
+    """RMSNorm normalizes the distance from the mean."""
+    return lambda self, x: original(self, x - x.mean(-1, keepdim=True))
+
+
+@fault("miniformer.model.norm:_FastRMSNorm.backward")
+def rms_norm_has_the_gradient_of_layer_norm(original):
+    """The gradient by the inputs has no component along them."""
+
+    def backward(ctx, grad):
+        dx, dw, _ = original(ctx, grad)
+        return dx if dx is None else dx - dx.mean(-1, keepdim=True), dw, None
+
+    return backward
+
+
+@fault("miniformer.model.head:pool")
+def mean_of_a_sequence_counts_padding(original):
+    """The mean of a sequence is divided by the length of its row."""
+
+    def pool(features, attention_mask, how):
+        if attention_mask is not None and "mean" in how:
+            features, attention_mask = features * attention_mask[..., None], None
+        return original(features, attention_mask, how)
+
+    return pool
+
+
+@fault("miniformer.model.head:Head.transform")
+def logit_scale_is_dropped(original):
+    """Features reach the head unscaled."""
+
+    def transform(self, features):
+        scale, self.scale = self.scale, None
+        try:
+            return original(self, features)
+        finally:
+            self.scale = scale
+
+    return transform
+
+
+@fault("miniformer.model.head:Head.forward")
+def tied_head_is_a_copy(original):
+    """A tied head keeps the weights that the embedding had at first."""
+
+    def forward(self, features, embedding):
+        if not hasattr(self, "_copy"):
+            object.__setattr__(self, "_copy", embedding.detach().clone())
+        return original(self, features, self._copy)
+
+    return forward
+
+
+@fault("miniformer.model.cross_entropy:linear_cross_entropy")
+def smoothing_does_not_reach_the_gradient(original):
+    """The loss is smoothed, its gradient is that of plain cross-entropy."""
+
+    def linear_cross_entropy(*args, label_smoothing=0.0, **kwargs):
+        plain = original(*args, **kwargs)
+        smooth = original(*args, label_smoothing=label_smoothing, **kwargs)
+        return plain + (smooth - plain).detach()
+
+    return linear_cross_entropy
+
+
+@fault("miniformer.model.cross_entropy:linear_cross_entropy")
+def ignored_labels_are_predicted(original):
+    """A label of -100 counts as label 0."""
+
+    def linear_cross_entropy(features, weight, labels, **kwargs):
+        return original(features, weight, labels.clamp_min(0), **kwargs)
+
+    return linear_cross_entropy
+
+
+@fault("miniformer.model.checkpointing:checkpointed")
+def recomputed_layers_draw_other_dropout(original):
+    """A layer that is computed again draws its dropout anew."""
+
+    def checkpointed(how, layer, *args, **kwargs):
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return checkpointed
+
+
+@fault("miniformer.model.initialization:initialize")
+def writers_to_the_residual_stream_start_large(original):
+    """Depth is not taken into account by the initial weights."""
+
+    def initialize(model):
+        import torch
+
+        original(model)
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "head.weight")):
+                torch.nn.init.normal_(parameter, std=1.0)
+
+    return initialize
+
+
+@fault("miniformer.model.precision:product_dtype")
+def autocast_reaches_float64(original):
+    """Products of float64 are cast by autocast, too."""
+
+    def product_dtype(x):
+        import torch
+
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return x.dtype
+
+    return product_dtype
+
+
+@fault("miniformer.model.stack:Stack._wants_gradients")
+def frozen_inputs_mean_no_gradients(original):
+    """Whether gradients are wanted is asked of the inputs alone."""
+
+    def wants_gradients(self, *inputs):
+        import torch
+
+        return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+
+    return wants_gradients
+
+
+@fault("miniformer.model.embedding:check_inputs")
+def max_seq_len_counts_columns(original):
+    """Padding within the cache counts as text."""
+
+    def check_inputs(inputs, config, *, name="inputs", cache=None):
+        return original(inputs, config, name=name, cache=cache and _Columns(cache))
+
+    return check_inputs
+
+
+class _Columns:
+    """A cache whose rows all have as many tokens as columns."""
+
+    def __init__(self, cache):
+        self.length = cache.length
+        self.lengths = cache.lengths * 0 + cache.length
+
+
+@fault("miniformer.model.embedding:check_segments")
+def any_number_names_a_segment(original):
+    """Segment ids below 0 are taken."""
+
+    def check_segments(segment_ids, inputs, cache):
+        import torch
+
+        if segment_ids is not None and segment_ids.dtype == torch.long:
+            segment_ids = segment_ids.abs()
+        return original(segment_ids, inputs, cache)
+
+    return check_segments
+
+
+@fault("miniformer.model.transformer:Transformer.embed")
+def vectors_of_sequences_ignore_token_types(original):
+    """Pooled vectors are those of token type 0."""
+
+    def embed(self, inputs, attention_mask=None, *, token_types=None):
+        return original(self, inputs, attention_mask)
+
+    return embed
+
+
+@fault("miniformer.model.seq2seq:Seq2SeqTransformer._embed")
+def targets_are_embedded_as_sources(original):
+    """A vocabulary of sources is that of targets, too."""
+
+    def embed(self, ids, embedding):
+        own = getattr(self, "source_embedding", None)
+        if own is not None and embedding is self.embedding and int(ids.max()) < len(own.weight):
+            embedding = own
+        return original(self, ids, embedding)
+
+    return embed
+
+
+# The cache.
+
+
+@fault("miniformer.model.cache:KVCache.extend")
+def positions_restart_in_the_cache(original):
+    """New tokens begin at position 0 again."""
+
+    def extend(self, attention_mask, new):
+        positions = original(self, attention_mask, new)
+        return positions - positions.amin(1, keepdim=True)
+
+    return extend
+
+
+@fault("miniformer.model.cache:KVCache.length")
+def failed_pass_stays_in_the_cache(original):
+    """Columns of a pass that did not end count as text."""
+    return property(lambda self: self.stop)
+
+
+@fault("miniformer.model.cache:KVCache.trim")
+def trimmed_tokens_stay_visible(original):
+    """A cache whose rows are trimmed to different lengths keeps all."""
+
+    def trim(self, lengths):
+        if not isinstance(lengths, int):
+            self.make_positions()
+        kept = None if self.positions is None else self.positions.clone()
+        original(self, lengths)
+        if kept is not None:
+            self.positions.copy_(kept)
+
+    return trim
+
+
+@fault("miniformer.model.cache:KVCache._stop_at")
+def emptied_cache_keeps_its_source(original):
+    """A cache trimmed to nothing reads its old source."""
+
+    def stop_at(self, columns):
+        self.stop = columns
+
+    return stop_at
+
+
+@fault("miniformer.model.cache:KVCache._exchange")
+def beams_keep_their_source(original):
+    """Rows that change places keep the source of the row before."""
+    return lambda self, rows, sources: original(self, rows, None)
+
+
+@fault("miniformer.model.cache:KVCache.reorder")
+def spans_stay_where_they_were(original):
+    """Rows that change places keep each other's length."""
+
+    def reorder(self, rows, *, same_source=False):
+        spans = self.spans.clone()
+        original(self, rows, same_source=same_source)
+        self.spans.copy_(spans)
+
+    return reorder
+
+
+@fault("miniformer.model.cache:_key")
+def state_of_columns_passes_for_a_ring(original):
+    """The state of a cache does not say how it lies in memory."""
+    return lambda index, layer, name: f"{index}.{name}"
+
+
+@fault("miniformer.model.cache_storage:Ring._write")
+def ring_forgets_within_the_window(original):
+    """A first pass that is longer than the window leaves out its oldest token."""
+
+    def write(self, cache, keys, values):
+        original(self, cache, keys, values)
+        if keys.shape[2] >= self.window > 1:
+            oldest = (cache.stop + 1) % self.window
+            self.keys[:, :, oldest] = 0
+
+    return write
+
+
+@fault("miniformer.model.cache_storage:Int8Columns.append")
+def int8_cache_keeps_four_bits(original):
+    """Cached values are rounded to 15 steps instead of 255."""
+
+    def append(self, cache, keys, values):
+        def coarse(x):
+            scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 7
+            return (x / scale).round() * scale
+
+        return original(self, cache, coarse(keys), coarse(values))
+
+    return append
+
+
+@fault("miniformer.model.cache_storage:Columns.reorder")
+def keys_stay_where_they_were(original):
+    """Rows that change places leave their keys and values behind."""
+    return lambda self, rows, length: None
+
+
+@fault("miniformer.model.cache_storage:Columns.select")
+def remaining_rows_take_keys_of_the_first(original):
+    """Rows that are taken out leave their keys to the others."""
+
+    def select(self, rows, length):
+        import torch
+
+        original(self, torch.arange(len(rows)) % len(self.keys), length)
+
+    return select
+
+
+# Files.
+
+
+@fault("miniformer.model.pretrained:PretrainedMixin.from_pretrained")
+def loaded_model_is_float32(original):
+    """A model is loaded in float32, whichever type its file has."""
+
+    def from_pretrained(cls, directory, *, revision=None):
+        return original(cls, directory, revision=revision).float()
+
+    return from_pretrained
+
+
+@fault("miniformer.model.pretrained:refuse_shared")
+def shared_tensors_are_saved_apart(original):
+    """Layers that share their weights are written twice."""
+    return lambda weights: None
+
+
+@fault("miniformer.model.hub:_there")
+def replaced_model_is_lost(original):
+    """A directory that was being replaced at a kill is not looked for."""
+    return lambda directory: directory
+
+
+# Memory.
+
+
+@fault("miniformer.model.allocations:Births.living")
+def freed_tensors_still_count(original):
+    """Tensors that are gone count as living."""
+    return lambda self: self._sum
+
+
+# Decoding steps recorded and in C++.
+
+
+@fault("miniformer.model.graphs:_Columns.extend")
+def recorded_step_counts_its_own_column(original):
+    """A recorded step counts the token that it wrote when it was recorded."""
+
+    def extend(self, attention_mask, new):
+        positions = self.cache.positions
+        placed = (positions >= 0).sum(1, keepdim=True)
+        positions.index_copy_(1, self.column, placed)
+        return placed
+
+    return extend
+
+
+@fault("miniformer.model.native.panels:_fours")
+def four_bits_have_no_minus_eight(original):
+    """int4 weights are clamped to -7."""
+    return lambda groups, scales: original(groups, scales).clamp_min(-7)
+
+
+@fault("miniformer.model.native.panels:up_to")
+def last_panel_repeats_a_row(original):
+    """Rows that fill the last panel are not zeros."""
+
+    def up_to(rows, multiple):
+        import torch
+
+        more = -len(rows) % multiple
+        return torch.cat([rows[:1].expand(more, *rows.shape[1:]), rows]) if more else rows
+
+    return up_to
+
+
+@fault("miniformer.model.native.memory:LargePages.place")
+def weights_overlap_in_memory(original):
+    """Every tensor of a chunk begins at the chunk's beginning."""
+
+    def place(self, tensor):
+        self._used = 0
+        return original(self, tensor)
+
+    return place
+
+
+@fault("miniformer.model.native.structures:declare")
+def library_of_other_structures_is_taken(original):
+    """Sizes of structures in C++ and Python are not compared."""
+
+    def declare(library):
+        import contextlib
+
+        with contextlib.suppress(AssertionError):
+            original(library)
+
+    return declare
+
+
+@fault("miniformer.model.native.weights:Weights._attention")
+def kernels_see_the_whole_text(original):
+    """Layers with a window are given to the kernels without one."""
+
+    def attention(self, attention, parts):
+        made = original(self, attention, parts)
+        made.window = 0
+        return made
+
+    return attention
+
+
+@fault("miniformer.model.native.weights:unknown_part")
+def hooks_are_passed_over(original):
+    """A model with hooks is given to the kernels, which call none."""
+
+    def unknown_part(model):
+        reason = original(model)
+        return None if reason == "it has hooks" else reason
+
+    return unknown_part
+
+
+@fault("miniformer.model.native.steps:Steps.settle")
+def rows_settle_without_their_keys(original):
+    """Rows that changed places do not get their keys and values in the end."""
+
+    def settle(self):
+        self._key_rows, self.step.key_rows = None, None
+
+    return settle
+
+
+@fault("miniformer.model.native.steps:Steps.read")
+def kernels_read_padding(original):
+    """Padding of prompts is a token to the kernels."""
+    return lambda self, ids, mask: original(self, ids, None)
+
+
+@fault("miniformer.model.native.engine:_state")
+def engine_keeps_weights_that_have_changed(original):
+    """A change of a weight in place is not noticed."""
+    return lambda parameter: (parameter.data_ptr(), 0)
+
+
+@fault("miniformer.model.native.threads:one_thread")
+def torch_threads_run_beside_the_kernels(original):
+    """PyTorch keeps its threads while a text is written."""
+
+    def one_thread():
+        import contextlib
+
+        return contextlib.nullcontext()
+
+    return one_thread
+
+
+@fault("miniformer.model.native.tuning:Tuning.took")
+def more_threads_pass_for_faster(original):
+    """Times of steps are not compared."""
+    return lambda self, rows, seconds: original(self, rows, 1.0)
+
+
+@fault("miniformer.model.native.build:_key")
+def kernels_of_another_processor_are_taken(original):
+    """A library is kept under a name that says nothing of its compiler and processor."""
+    return lambda compiler: "any"

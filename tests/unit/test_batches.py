@@ -35,6 +35,7 @@ def collate(examples, random=None):
     return {"inputs": inputs, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
 
 
+@pytest.mark.catches("budget_of_a_batch_ignores_padding")
 @given(LENGTHS, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(0, 9))
 def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens, seed):
     buckets = LengthBuckets(collate, length=("ids",), batch_size=size, batch_tokens=tokens)
@@ -78,6 +79,7 @@ def test_pairs_of_like_lengths_are_together_on_both_sides():
     assert real / places > 0.95
 
 
+@pytest.mark.catches("padding_has_no_mask")
 @given(LENGTHS)
 def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
     rows = [np.arange(1, length + 1) for length in lengths]
@@ -89,6 +91,7 @@ def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
     assert (mask is None) == (min(lengths) == max(lengths))
 
 
+@pytest.mark.catches("joined_examples_lose_their_borders")
 @given(LENGTHS.filter(len), st.data())
 def test_a_table_gives_back_its_examples(lengths, data):
     cut = data.draw(st.integers(0, len(lengths)))
@@ -127,6 +130,7 @@ def labels(served):
     return [batch["labels"].tolist() for batch in served]
 
 
+@pytest.mark.catches("padding_counts_as_tokens")
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
     loader = batches(keep=keep)
@@ -149,6 +153,7 @@ def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
             assert batch["about"]["padding"] == batch["inputs"].numel() - real
 
 
+@pytest.mark.catches("every_epoch_has_the_same_order")
 @pytest.mark.parametrize("keep", [True, False])
 def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
     loader, again = batches(keep=keep), batches(keep=keep)
@@ -163,6 +168,22 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
     assert labels(fixed) == labels(fixed), "validation never changes"
 
 
+@pytest.mark.catches("large_files_are_read_in_order")
+def test_a_pool_of_data_that_is_not_kept_holds_other_records_each_epoch():
+    pools = RecordPools(records_of(RECORDS), encode, size=10, keep=False)
+    first, second = (
+        [
+            sorted(pool.columns["labels"].tolist())
+            for pool in pools.epoch(np.random.default_rng(seed))
+        ]
+        for seed in range(2)
+    )
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(57))
+    assert [len(pool) for pool in first] == [10, 10, 10, 10, 10, 7]
+    assert not any(pool in first for pool in second)
+
+
+@pytest.mark.catches("resumed_pass_begins_with_its_first_batch")
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
     whole = batches(keep=keep)
@@ -190,6 +211,7 @@ def test_worker_processes_change_nothing(workers):
     assert labels(batches(keep=False, workers=workers)) == labels(batches(keep=False))
 
 
+@pytest.mark.catches("all_ranks_get_the_same_batches")
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
@@ -235,6 +257,7 @@ def test_a_stream_is_served_in_pools_as_it_comes():
     assert labels(resumed) == labels(served[5:])
 
 
+@pytest.mark.catches("bad_record_of_a_worker_is_dropped")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, workers):
     path = tmp_path / "bad.jsonl"
@@ -280,6 +303,7 @@ def test_a_data_module_takes_records_in_memory_and_learns_the_classes_of_them():
     assert sorted(lengths) == list(range(20))
 
 
+@pytest.mark.catches("cut_examples_are_not_reported")
 def test_what_is_cut_is_counted_and_told():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"source": "ab", "target": "c" * n} for n in (3, 7, 8, 20)]

@@ -46,6 +46,7 @@ def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
     close(torch.cat(steps, 1), model(ids))
 
 
+@pytest.mark.catches("spans_stay_where_they_were")
 @torch.inference_mode()
 def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
     dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 3}
@@ -73,6 +74,7 @@ def test_dynamic_scaling_of_a_prompt_does_not_depend_on_its_company(new):
     assert model.generate(prompts, new, temperature=0) == alone
 
 
+@pytest.mark.catches("positions_restart_in_the_cache", "ring_forgets_within_the_window")
 @every_shape
 @torch.inference_mode()
 def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
@@ -104,6 +106,7 @@ def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
         close(torch.cat(steps, 1)[mask], wanted[mask])
 
 
+@pytest.mark.catches("keys_stay_where_they_were")
 @every_shape
 @torch.inference_mode()
 def test_rows_may_change_places_and_double(shape):
@@ -117,6 +120,7 @@ def test_rows_may_change_places_and_double(shape):
     close(model(new, cache=cache)[:, -1], model(torch.cat((ids[rows], new), 1))[:, -1])
 
 
+@pytest.mark.catches("remaining_rows_take_keys_of_the_first")
 @every_shape
 @pytest.mark.parametrize("rows", [[2], [1, 0], [0, 0, 1, 2, 2]])
 @torch.inference_mode()
@@ -136,6 +140,7 @@ def test_rows_may_be_taken_out_and_come_several_times(shape, rows):
     close(step[1], wanted[:, -1])
 
 
+@pytest.mark.catches("trimmed_tokens_stay_visible")
 @every_shape
 @torch.inference_mode()
 def test_what_is_trimmed_was_never_there(shape):
@@ -219,6 +224,7 @@ def test_an_unknown_kind_is_refused():
         tiny_model().new_cache(1, 4, "int4")
 
 
+@pytest.mark.catches("int8_cache_keeps_four_bits")
 @torch.inference_mode()
 def test_int8_rounds_by_at_most_half_a_step():
     cache = KVCache(
@@ -233,6 +239,7 @@ def test_int8_rounds_by_at_most_half_a_step():
     assert cache.nbytes == 2 * 2 * 3 * 5 * (4 + 4)
 
 
+@pytest.mark.catches("beams_keep_their_source")
 @torch.inference_mode()
 def test_the_source_is_projected_once_and_follows_its_rows():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
@@ -295,6 +302,7 @@ def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, 
         assert cache.lengths.tolist() == [len(row) for row in rows]
 
 
+@pytest.mark.catches("failed_pass_stays_in_the_cache")
 def test_a_pass_that_fails_leaves_the_cache_as_it_was():
     model = tiny_model()
     ids = torch.randint(0, 31, (1, 6))
@@ -310,6 +318,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was():
     torch.testing.assert_close(model(ids[:, 3:], cache=cache), wanted[:, 3:])
 
 
+@pytest.mark.catches("state_of_columns_passes_for_a_ring")
 def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
     model = tiny_model(sliding_window=4)
     small, large = model.new_cache(1, 3), model.new_cache(1, 8)
@@ -379,6 +388,7 @@ def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
     assert cache.lengths.shape == (0,)
 
 
+@pytest.mark.catches("max_seq_len_counts_columns")
 @pytest.mark.parametrize("shape", ["rotary", "learned"])
 @torch.inference_mode()
 def test_max_seq_len_is_of_tokens_not_of_columns(shape):
@@ -401,6 +411,7 @@ def test_max_seq_len_is_of_tokens_not_of_columns(shape):
         cache.extend(None, 1)
 
 
+@pytest.mark.catches("emptied_cache_keeps_its_source")
 @pytest.mark.parametrize("none", [0, torch.tensor([0, 0])], ids=["number", "rows"])
 @torch.inference_mode()
 def test_a_cache_trimmed_to_nothing_can_take_another_source(none):

@@ -12,11 +12,13 @@ from miniformer.model import cache
 from miniformer.train_config import TrainConfig
 
 
+@pytest.mark.catches("unknown_keys_are_dropped")
 def test_unknown_keys_are_refused_with_the_nearest_known_one():
     with pytest.raises(ConfigError, match=r"unknown field 'n_head' \(did you mean 'n_heads'\?\)"):
         TransformerConfig.from_dict({"n_head": 4})
 
 
+@pytest.mark.catches("error_of_another_process_loses_its_problems")
 def test_an_error_comes_whole_from_another_process():
     error = ConfigError("TrainConfig", ["lr must be a number, not 'x'", "task is missing"])
     again = pickle.loads(pickle.dumps(error))
@@ -40,6 +42,7 @@ def test_every_problem_is_told_at_once():
     assert all(problem in str(caught.value) for problem in caught.value.problems)
 
 
+@pytest.mark.catches("heads_need_not_divide_the_width")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -163,6 +166,7 @@ def test_a_broken_file_is_named(tmp_path, content, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.catches("infinite_settings_pass")
 @pytest.mark.parametrize(
     "name",
     ["attention_scale", "embedding_scale", "logit_scale", "logit_softcap", "final_softcap",

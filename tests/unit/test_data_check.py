@@ -33,6 +33,7 @@ def looked(tmp, name, texts):
     )
 
 
+@pytest.mark.catches("duplicates_within_a_split_are_missed")
 @given(
     st.lists(st.sampled_from("abcdefgh"), min_size=1),
     st.lists(st.sampled_from("efghij"), min_size=1),
@@ -58,6 +59,7 @@ def test_spacing_and_spelling_make_no_difference(tmp_path):
     assert duplicates(one, other)[0] == 1
 
 
+@pytest.mark.catches("check_ends_at_the_first_fault")
 def test_all_faults_are_counted_and_the_first_shown(tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"input": "a b c", "label": 0}).encode()

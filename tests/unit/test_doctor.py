@@ -69,6 +69,7 @@ def test_attention_without_a_mask_leaks_everywhere():
     assert kinds(with_part("attention", SeesAll, causal=False)) == {"padding", "packing"}
 
 
+@pytest.mark.catches("detector_changes_nothing")
 def test_a_look_at_the_next_token_is_found_where_it_happens():
     model = with_part("feed_forward", MixesOverTime)
     leaks = [leak for leak in miniformer.find_leaks(model) if leak.kind == "future"]
@@ -140,6 +141,7 @@ class ForgetsTarget(Seq2SeqTransformer):
         return super().features(target, memory, target_mask, **options)
 
 
+@pytest.mark.catches("rows_of_a_layout_are_alike")
 @pytest.mark.parametrize(
     ("broken", "causal", "wanted"),
     [
@@ -155,6 +157,7 @@ def test_what_only_some_inputs_show_is_found(broken, causal, wanted):
     assert kinds(tiny_model(model=broken, causal=causal)) == wanted
 
 
+@pytest.mark.catches("detector_changes_one_row_only")
 def test_each_row_is_changed_in_turn():
     found = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
     leaks = [leak for leak in found if leak.kind == "batch"]
@@ -196,6 +199,7 @@ def test_logits_that_are_minus_infinity_are_equal():
     assert miniformer.find_leaks(model) == []
 
 
+@pytest.mark.catches("large_output_hides_leaks")
 def test_a_huge_logit_hides_no_leak():
     model = with_part("feed_forward", MixesOverTime)
     added = torch.zeros(31)
@@ -268,6 +272,7 @@ def test_the_command_on_a_family(name, capsys):
     assert "no leak found" in capsys.readouterr().out
 
 
+@pytest.mark.catches("leaking_model_exits_with_0")
 def test_a_leak_ends_the_command_with_1(tmp_path, capsys, monkeypatch):
     tiny_model().save_pretrained(tmp_path)
     monkeypatch.setattr(FeedForward, "forward", lambda self, x: x.roll(-1, dims=1))

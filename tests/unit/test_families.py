@@ -35,6 +35,7 @@ def call(model, length=LENGTH):
     return model(ids, ids) if isinstance(model, Seq2SeqTransformer) else model(ids)
 
 
+@pytest.mark.catches("tied_head_counts_twice")
 @every_family
 def test_parameters(name):
     model = build(name)
@@ -62,6 +63,7 @@ def test_operations(name):
     assert counter.get_total_flops() == wanted
 
 
+@pytest.mark.catches("int8_cache_is_counted_without_scales")
 @pytest.mark.parametrize(
     "name", [n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES]
 )
@@ -95,6 +97,7 @@ def test_an_unknown_family_is_refused_with_the_nearest():
         family("gemma")
 
 
+@pytest.mark.catches("family_ignores_its_width")
 def test_what_follows_from_the_sizes():
     assert family("gemma", d_model=64)["embedding_scale"] == 8.0
     assert family("t5", d_model=64)["logit_scale"] == 0.125

@@ -68,6 +68,7 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
     assert file.index.blanks.shape[1] + len(wanted) >= content.removeprefix(MARK).count(b"\n")
 
 
+@pytest.mark.catches("text_is_cut_within_lines")
 @given(
     st.text(st.sampled_from("ab\nÄ€😀\r"), min_size=1),
     st.booleans(),
@@ -231,6 +232,7 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
         pytest.fail("an old copy was used")
 
 
+@pytest.mark.catches("cut_off_file_passes_for_whole")
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("damage", ["cut", "cut after the first frame", "spoilt", "not packed"])
 def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
@@ -275,6 +277,7 @@ def test_zstd_without_its_package(tmp_path, monkeypatch):
         open_stream(path)
 
 
+@pytest.mark.catches("changed_file_is_read_on")
 @pytest.mark.parametrize("change", ["longer", "same size", "cut", "replaced", "gone"])
 def test_a_file_that_changes_is_noticed(tmp_path, change):
     path = write(tmp_path, b"aa\nbb\n")

@@ -39,6 +39,7 @@ def near(query, key, window, causal):
     return query - key < window if causal else abs(query - key) <= window // 2
 
 
+@pytest.mark.catches("causal_mask_shows_the_next_token", "window_sees_one_token_more")
 @given(st.booleans(), st.integers(1, 8), WINDOWS, st.booleans())
 def test_without_padding_a_mask_goes_by_column(causal, length, window, explicit):
     seen = make_visibility(2, length, causal=causal, window=window, device=CPU)
@@ -53,6 +54,7 @@ def test_without_padding_a_mask_goes_by_column(causal, length, window, explicit)
         assert mask == AttentionMask(), "nothing is hidden, so there is nothing to write out"
 
 
+@pytest.mark.catches("packed_documents_see_each_other")
 @given(st.booleans(), ROWS, WINDOWS)
 def test_segments_and_padding_and_windows_together(causal, row, window):
     segments, real = zip(*row, strict=True)
@@ -76,6 +78,7 @@ def test_segments_and_padding_and_windows_together(causal, row, window):
             assert found[t] == wanted[t]
 
 
+@pytest.mark.catches("padding_is_attended_to")
 @given(st.booleans(), st.lists(st.booleans(), min_size=1, max_size=8))
 def test_padding_is_seen_by_nobody(causal, real):
     seen = make_visibility(
@@ -117,6 +120,7 @@ def test_a_source_is_seen_where_it_is_real(real):
     assert make_cross_mask(None) == AttentionMask()
 
 
+@pytest.mark.catches("padding_takes_a_position")
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
 def test_positions_count_real_tokens(real):
     positions = make_positions(1, len(real), attention_mask=torch.tensor([real]), device=CPU)
@@ -126,6 +130,7 @@ def test_positions_count_real_tokens(real):
         assert 0 <= positions[0, t] < len(real)
 
 
+@pytest.mark.catches("positions_do_not_restart_with_a_document")
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_positions_restart_with_each_segment(lengths):
     segments = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
@@ -162,6 +167,7 @@ def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
     assert make_lengths(len(row), device=CPU).tolist() == [[len(row)]]
 
 
+@pytest.mark.catches("any_number_names_a_segment")
 @pytest.mark.parametrize(
     ("segment_ids", "message"),
     [

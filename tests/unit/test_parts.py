@@ -10,7 +10,13 @@ from miniformer.model.attention import Context
 from miniformer.model.cache import KVCache
 from miniformer.model.head import pool
 from miniformer.model.masks import AttentionMask
-from miniformer.model.position import RelativePosition, RotaryPosition, alibi_slopes, rotate
+from miniformer.model.position import (
+    RelativePosition,
+    RotaryPosition,
+    Rotation,
+    alibi_slopes,
+    rotate,
+)
 from miniformer.model.transformer import Transformer
 from tests.kit import tiny_config, tiny_model
 
@@ -46,6 +52,13 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
 
     torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(score(3, 1), score(3, 2))
+
+
+@pytest.mark.catches("rotation_turns_its_gradient_forward")
+def test_rotation_has_the_gradient_of_finite_differences():
+    x = torch.randn(1, 2, 3, 6, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(1, 1, 3, 2, dtype=torch.float64)
+    torch.autograd.gradcheck(lambda x: rotate(x, Rotation(angle.cos(), angle.sin())), x)
 
 
 def test_rotation_at_position_zero_changes_nothing():
@@ -96,6 +109,7 @@ def test_buckets_of_t5(causal, buckets, farthest):
     assert part._bucket(torch.tensor(ahead)).tolist() == [by_hand(one) for one in ahead]
 
 
+@pytest.mark.catches("mean_of_a_sequence_counts_padding")
 @pytest.mark.parametrize("how", ["mean", "first", "last"])
 def test_one_vector_of_a_sequence(how):
     x = torch.randn(3, 4, 2)
@@ -157,6 +171,7 @@ def test_a_full_cache_says_so():
         cache.extend(None, 2)
 
 
+@pytest.mark.catches("writers_to_the_residual_stream_start_large")
 def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
     torch.manual_seed(0)
     model = Transformer(tiny_config(d_model=128, n_layers=12, vocab_size=500)).eval()
@@ -178,6 +193,7 @@ def test_a_mean_in_half_precision_neither_overflows_nor_miscounts(dtype, value, 
     assert torch.equal(got, x[:, 0])
 
 
+@pytest.mark.catches("loaded_model_is_float32")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_loaded_model_has_the_type_of_the_saved_one(tmp_path, dtype):
     model = tiny_model().to(dtype)
@@ -196,6 +212,7 @@ def test_a_file_of_several_types_is_read_as_float32(tmp_path):
     assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
 
 
+@pytest.mark.catches("shared_tensors_are_saved_apart")
 def test_layers_that_share_their_weights_are_not_saved(tmp_path):
     model = tiny_model()
     model.layers[1] = model.layers[0]

@@ -27,6 +27,7 @@ def changed(options, texts, logits, prompt_length=0):
     return process(processors_of(options, prompt_length, ()), rows, logits, 1)
 
 
+@pytest.mark.catches("repetition_penalty_rewards_unlikely_tokens")
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from([0.5, 1.3]), st.integers(0, 99))
 def test_repetition_penalty(texts, penalty, seed):
     logits = torch.randn(len(texts), V, generator=torch.Generator().manual_seed(seed))
@@ -37,6 +38,7 @@ def test_repetition_penalty(texts, penalty, seed):
         torch.testing.assert_close(found[row : row + 1], wanted)
 
 
+@pytest.mark.catches("penalties_count_the_prompt")
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.floats(-1, 2), st.floats(-1, 2))
 def test_frequency_and_presence_penalties_count_what_was_written(texts, frequency, presence):
     """logit - count * frequency - (count > 0) * presence, as OpenAI documents it."""
@@ -91,6 +93,7 @@ def test_bad_runs_are_never_completed(texts, bad):
         torch.testing.assert_close(found[row][None], single)
 
 
+@pytest.mark.catches("min_p_is_of_the_whole")
 @pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
 def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
     torch.manual_seed(0)
@@ -112,6 +115,7 @@ def test_no_end_before_the_shortest_length():
         assert len(beams) - 2 >= least
 
 
+@pytest.mark.catches("stop_ids_end_nothing")
 def test_several_tokens_may_end_a_text():
     model = tiny_model()
     free = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0)
@@ -152,6 +156,7 @@ def test_penalties_change_what_is_written():
     assert len({*itertools.pairwise(runs)}) == len(runs) - 1
 
 
+@pytest.mark.catches("log_probabilities_are_not_normalized")
 def test_what_is_written_comes_with_its_log_probabilities():
     model = tiny_model()
     starts = [Start([1, 2, 3]), Start([4])]
@@ -190,6 +195,7 @@ def test_a_target_can_be_made_to_begin_with_tokens():
     assert model.generate([[3, 1, 4]], 3, start_id=2, prefix=[9], temperature=0)[0] != free[:3]
 
 
+@pytest.mark.catches("logits_that_are_nan_are_sampled")
 @pytest.mark.parametrize("device", ["cpu"])
 def test_logits_that_are_no_numbers_stop_with_the_step(device):
     model = tiny_model()
@@ -239,6 +245,7 @@ def test_wrong_options_are_refused(options, message):
         tiny_model().generate([[1]], 5, **options)
 
 
+@pytest.mark.catches("remaining_rows_continue_other_texts")
 def test_rows_that_have_ended_no_longer_cost_anything(monkeypatch):
     """The batch shrinks, and what the others get stays the same."""
     model = tiny_model()

@@ -61,6 +61,11 @@ def test_a_text_file_is_one_record(tmp_path):
     assert list(data) == [{"text": "one\n\ntwo\n"}] == [data[0]]
 
 
+@pytest.mark.catches(
+    "repeated_names_are_not_noticed",
+    "line_numbers_skip_blank_lines",
+    "error_of_a_worker_loses_its_line",
+)
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -175,6 +180,7 @@ def texts_of(found):
     return [record["text"] for record in found]
 
 
+@pytest.mark.catches("records_come_in_the_order_of_the_file")
 @pytest.mark.parametrize("most_open", [1, 64])
 def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
     monkeypatch.setattr(records, "_MOST_OPEN", most_open)
@@ -287,6 +293,7 @@ def test_a_file_without_permission(tmp_path):
         JSONLinesDataset(path)
 
 
+@pytest.mark.catches("stream_keeps_the_byte_order_mark")
 def test_standard_input_is_streamed(monkeypatch):
     given = b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n{"text": 1}'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))

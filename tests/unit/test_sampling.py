@@ -31,6 +31,7 @@ def by_definition(logits, options):
     return [nucleus.get(token, 0.0) / sum(nucleus.values()) for token in range(len(scores))]
 
 
+@pytest.mark.catches("top_p_is_dropped")
 @settings(max_examples=40)
 @given(
     st.lists(st.floats(-3, 3), min_size=2, max_size=8, unique_by=lambda x: round(x, 2)),
@@ -51,6 +52,7 @@ def test_temperature_zero_is_the_likeliest_token():
     assert choose(logits, GenerationConfig(temperature=0)).tolist() == [1, 0]
 
 
+@pytest.mark.catches("seed_is_ignored")
 def test_a_seed_makes_sampling_repeatable():
     model = tiny_model()
     first = model.generate([[1, 2, 3]], 20, seed=1)
@@ -59,6 +61,7 @@ def test_a_seed_makes_sampling_repeatable():
     assert model.generate([[1, 2, 3]], 20) != model.generate([[1, 2, 3]], 20)
 
 
+@pytest.mark.catches("end_of_text_is_part_of_it")
 def test_a_sequence_ends_at_eos_and_the_others_go_on():
     model = tiny_model()
     prompts = [[1, 2], [3, 4], [5, 6]]
@@ -151,6 +154,7 @@ def test_prompts_of_any_integer_type_are_the_same(kind):
     assert torch.equal(model.generate(prompt.to(kind), 4, temperature=0), wanted)
 
 
+@pytest.mark.catches("model_is_left_in_eval_mode")
 def test_every_part_is_in_its_own_mode_again_after_generating():
     model = tiny_model().train()
     model.layers[0].eval()
@@ -172,6 +176,7 @@ def sliding(model, prompt, new):
     return text
 
 
+@pytest.mark.catches("all_rows_slide_when_one_is_full")
 @pytest.mark.parametrize(
     "changes",
     [{}, {"position": "learned"}, {"sliding_window": 3},

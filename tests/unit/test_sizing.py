@@ -16,6 +16,7 @@ from miniformer.training.sizing import batch_for, vocabulary_for
 from tests.kit import write_jsonl
 
 
+@pytest.mark.catches("little_data_gets_a_large_model")
 @pytest.mark.parametrize(
     ("tokens", "size"),
     [

@@ -15,7 +15,7 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import Start, stream, write
 from miniformer.generation.sampling import distribution
-from miniformer.generation.speculation import Lookup, Speculation
+from miniformer.generation.speculation import Lookup, Speculation, _judge
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
@@ -38,6 +38,7 @@ def near(model, amount=0.02):
     return draft
 
 
+@pytest.mark.catches("every_draft_token_is_accepted")
 @settings(max_examples=25)
 @given(
     st.sampled_from(sorted(SHAPES)),
@@ -61,6 +62,19 @@ def test_greedy_text_is_the_same(shape, prompt, kind, ahead, more):
     assert tally.passes + tally.kept == tally.written
     if kind == "near" and not more and ahead > 1:
         assert tally.passes < tally.written
+
+
+@pytest.mark.catches("rejected_draft_leaves_the_distribution_whole")
+def test_a_judged_token_is_drawn_from_the_distribution_of_the_model():
+    """Whatever the draft drew its token from: within five deviations of a binomial."""
+    allowed, drawn_from = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.2, 0.6]])
+    generator, draws = torch.Generator().manual_seed(0), 4000
+    counts = torch.zeros(3)
+    for _ in range(draws):
+        guess = torch.multinomial(drawn_from, 1, generator=generator)[0]
+        counts[_judge(allowed, guess, drawn_from, generator)[0]] += 1
+    deviation = (draws * allowed[0] * (1 - allowed[0])).sqrt()
+    assert ((counts - draws * allowed[0]).abs() < 5 * deviation).all()
 
 
 @pytest.mark.parametrize("kind", ["near", "far", "lookup"])

@@ -1,0 +1,130 @@
+"""Faults in `miniformer.config`, the registry and the settings of training."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.registry:unknown")
+def unknown_name_gets_no_suggestion(original):
+    """The message on an unknown name does not give the nearest one."""
+    return lambda what, value, known: f"unknown {what} {value!r}"
+
+
+@fault("miniformer.config.strict:StrictConfig.from_dict")
+def unknown_keys_are_dropped(original):
+    """Keys that no field has are left out without a word."""
+
+    def from_dict(cls, values):
+        import dataclasses
+
+        known = {field.name for field in dataclasses.fields(cls)}
+        if hasattr(values, "items"):
+            values = {key: value for key, value in values.items() if key in known}
+        return original(cls, values)
+
+    return from_dict
+
+
+@fault("miniformer.config.strict:number_problems")
+def infinite_settings_pass(original):
+    """Numbers without an upper limit may be infinite or NaN."""
+
+    def number_problems(name, value, *, low=None, above=None, high=None):
+        if not abs(value) < float("inf"):
+            return []
+        return original(name, value, low=low, above=above, high=high)
+
+    return number_problems
+
+
+@fault("miniformer.config.errors:ConfigError.__reduce__")
+def error_of_another_process_loses_its_problems(original):
+    """A ConfigError cannot be made again in another process."""
+    return lambda self: (type(self), (str(self),))
+
+
+@fault("miniformer.config.units:parse_bytes")
+def gigabytes_are_powers_of_1024(original):
+    """GB are read as GiB."""
+
+    def parse_bytes(text):
+        import re
+
+        return original(re.sub("([kmgt])b", r"\1ib", text.lower()))
+
+    return parse_bytes
+
+
+@fault("miniformer.config.presets:size_for")
+def little_data_gets_a_large_model(original):
+    """Sizes begin at half of the tokens that they are for."""
+    return lambda tokens: original(None if tokens is None else 2 * tokens)
+
+
+@fault("miniformer.config.families:family")
+def family_ignores_its_width(original):
+    """What follows from the width of a family's models is left out."""
+
+    def family(name, **sizes):
+        from miniformer.config.families import FAMILIES
+
+        original(name, **sizes)
+        return {**FAMILIES[name], **sizes}
+
+    return family
+
+
+@fault("miniformer.config.generation_config:GenerationConfig.ends")
+def stop_ids_end_nothing(original):
+    """Only eos_id ends a text."""
+    return property(lambda self: [] if self.eos_id is None else [self.eos_id])
+
+
+@fault("miniformer.config.model_checks:_heads")
+def heads_need_not_divide_the_width(original):
+    """Heads that do not divide the width are not refused."""
+    return lambda config: []
+
+
+@fault("miniformer.config.model_config:TransformerConfig.window_of")
+def every_layer_has_the_window(original):
+    """A pattern of layers with and without a window is ignored."""
+    return lambda self, layer: self.sliding_window
+
+
+@fault("miniformer.config.sizes:num_params")
+def tied_head_counts_twice(original):
+    """A tied weight is counted as embedding and as head."""
+
+    def num_params(config, *, seq2seq=False):
+        tied = config.d_model * config.vocab_size * config.head_tied
+        return original(config, seq2seq=seq2seq) + tied
+
+    return num_params
+
+
+@fault("miniformer.config.sizes:flops_per_token")
+def operations_ignore_the_window(original):
+    """Attention counts all keys, whatever the window hides."""
+
+    def flops_per_token(config, seq_len, *, seq2seq=False):
+        import dataclasses
+
+        if config.sliding_window is not None:
+            config = dataclasses.replace(config, sliding_window=10**6)
+        return original(config, seq_len, seq2seq=seq2seq)
+
+    return flops_per_token
+
+
+@fault("miniformer.config.sizes:cache_bytes")
+def int8_cache_is_counted_without_scales(original):
+    """An int8 cache is one byte for each value."""
+
+    def cache_bytes(config, batch_size, seq_len, bytes_per_value, *, kind="full", source_len=None):
+        if kind == "int8":
+            kind, bytes_per_value = "full", 1
+        return original(
+            config, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len
+        )
+
+    return cache_bytes
