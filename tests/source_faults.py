@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BATTERY = "tests/battery/test_battery.py"
+BATTERY = "tests/battery"
 PUBLISHED = "tests/parity/test_hugging_face.py"
 TEXTS = "tests/parity/test_hugging_face_texts.py"
 FILES = "tests/unit/test_hf_files.py"

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-from tests.battery.variants import NOT_SEQ2SEQ, OPTIONS, VARIANTS, name
+from tests.battery.variants import EACH_VALUE, NOT_SEQ2SEQ, OPTIONS, VARIANTS, name
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "matrix.md"
@@ -22,7 +22,6 @@ COLUMNS = {  # heading -> beginning of a test's name
     "batch = singles": "test_a_batch_gives",
     "no leak": "test_no_later_token",
     "bfloat16": "test_bfloat16",
-    "autocast": "test_gradients_under_autocast",
     "checkpointed": "test_checkpointed_layers",
     "saved": "test_saving",
     "sizes": "test_size_is",
@@ -89,7 +88,7 @@ def document(counts):
     return f"""\
 # What is proven
 
-Every test of the battery (`tests/battery`) runs on {len(VARIANTS)} variants of the models. They are chosen so
+The battery (`tests/battery`) runs on {len(VARIANTS)} variants of the models. They are chosen so
 that any two values of two options meet in at least one of them; the full product of the options
 has billions. A number counts the variants with that value that passed; `-` marks what
 does not concern them (an encoder has no cache). This page is written by
@@ -103,9 +102,13 @@ does not concern them (an encoder has no cache). This page is written by
   `full`, `window` and, within its tolerance, `int8`, give what one full pass gives; through `auto`, `plain` and
   `matmul` where it can (`flex` in `tests/unit/test_cache.py`).
 - **batch = singles**: a padded row gives what it gives alone. **no leak**: no later token moves an
-  earlier logit. **bfloat16** logits, and gradients under **autocast**, stay near float32. **checkpointed** layers give the same gradients, bit
-  for bit, and keep less. **saved** models load as they were. **sizes** computed from the config are those
-  of the model.
+  earlier logit. **sizes** computed from the config are those of the model.
+- What does not depend on how options meet runs on {len(EACH_VALUE)} of the variants, which hold each value and each kind
+  of layer in each architecture. **bfloat16**, whole models and autocast: logits and gradients are as near to
+  float32 as rounding errors by chance leave them. **checkpointed** layers give the same gradients, bit
+  for bit, and keep less. **saved** models load as they were.
+- Rotary scaling at real widths (heads of 64, 2,048 positions and more) and windows, caches and limits at their
+  boundaries are in `test_real_widths.py` and `test_boundaries.py`.
 
 {table(counts)}
 

@@ -1,7 +1,9 @@
 """The model configurations that every test of the battery runs on.
 
 Together they hold each pair of values of any two options at least once (`test_variants.py` checks
-it), which is where options break each other; the full product has billions.
+it), which is where options break each other; the full product has billions. `EACH_VALUE` is a few
+of them that hold each value, and each kind of layer in each architecture, for what does not depend
+on how other options meet.
 """
 
 import itertools
@@ -148,6 +150,20 @@ def pairwise():
     return rows
 
 
+def held(row):
+    """What the few variants hold: values, and the kinds of layer of each architecture."""
+    return {*row.items(), (row["architecture"], row["layer"])}
+
+
+def few(rows):
+    """Few of the rows, which together hold what all of them do."""
+    left, chosen = set().union(*map(held, rows)), []
+    while left:
+        chosen.append(max(rows, key=lambda row: len(left & held(row))))
+        left -= held(chosen[-1])
+    return chosen
+
+
 def fields(row):
     """A row as changes to the tiny config."""
     changes = {}
@@ -163,3 +179,4 @@ def name(row):
 
 
 VARIANTS = pairwise()
+EACH_VALUE = few(VARIANTS)

@@ -260,3 +260,14 @@ def stop_window_is_too_short(original):
         return self._within(self.decode(tokens[-4 * self.longest - 4 :]))
 
     return call
+
+
+@fault("miniformer.generation.decoding:Begun.__init__")
+def sliding_text_is_cut_one_token_early(original):
+    """A text that slides is cut when it is as long as the model reads."""
+
+    def init(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.longest -= self.slide
+
+    return init

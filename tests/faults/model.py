@@ -758,3 +758,52 @@ def more_threads_pass_for_faster(original):
 def kernels_of_another_processor_are_taken(original):
     """A library is kept under a name that says nothing of its compiler and processor."""
     return lambda compiler: "any"
+
+
+@fault("miniformer.model.rotary_scaling:_yarn")
+def yarn_has_no_ramp(original):
+    """YaRN divides every pair past the fast ones by the whole factor, without a ramp."""
+
+    def yarn(frequencies, given, *, base, dim):
+        import torch
+
+        found = original(frequencies, given, base=base, dim=dim)
+        return torch.where(found == frequencies, frequencies, frequencies / given["factor"])
+
+    return yarn
+
+
+@fault("miniformer.model.cache_storage:Ring.__init__")
+def ring_is_one_token_short(original):
+    """A ring keeps one token fewer than its window."""
+
+    def init(self, shape, device, dtype, window):
+        original(self, shape, device, dtype, max(1, window - 1))
+
+    return init
+
+
+@fault("miniformer.model.matmul_attention:_scaled_bmm")
+def bfloat16_attention_rounds_its_scale(original):
+    """In bfloat16 the scale of scores is rounded to a power of two, which loses no bits of them."""
+
+    def scaled_bmm(one, two, scale, added=None):
+        import math
+
+        import torch
+
+        if one.dtype == torch.bfloat16:
+            scale = 2.0 ** round(math.log2(scale))
+        return original(one, two, scale, added)
+
+    return scaled_bmm
+
+
+@fault("miniformer.model.native.panels:_fours")
+def four_bits_are_cut_off(original):
+    """Weights of four bits are cut off to the next step toward zero, not rounded."""
+
+    def fours(groups, scales):
+        return (groups / scales).nan_to_num().trunc().clamp(-8, 7)
+
+    return fours

@@ -1,0 +1,128 @@
+"""Decoding with a cache gives what a pass without one gives, for every variant that decodes."""
+
+import random
+
+import pytest
+import torch
+
+from miniformer.config import ConfigError
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.stack import set_attention_backend
+from tests.battery.models import (
+    LAYOUTS,
+    LENGTH,
+    SOURCE,
+    SOURCES,
+    build,
+    call,
+    close,
+    each_with,
+    ids_of,
+    of,
+    takes_matmul,
+)
+from tests.battery.variants import VARIANTS, fields, name
+from tests.kit import tiny_model
+
+
+def cached(model, inputs, real, chunks, kind, padded):
+    """Logits of a model that is given its tokens in chunks, and the cache."""
+    cache, parts = model.new_cache(2, LENGTH, kind), []
+    cache.spans = real.sum(1, keepdim=True)
+    memory = None
+    if isinstance(model, Seq2SeqTransformer):
+        memory = model.encode(inputs[:, :SOURCE], SOURCES.bool())
+    for ids, mask in zip(inputs.split(chunks, 1), real.split(chunks, 1), strict=True):
+        mask = mask if padded else None
+        if memory is not None:
+            parts.append(model.logits(model.features(ids, memory, mask, cache=cache)))
+        else:
+            types = ids % model.config.token_types if model.config.token_types else None
+            parts.append(model(ids, mask, token_types=types, cache=cache))
+    return torch.cat(parts, 1), cache
+
+
+# Scores that are not for `matmul` make no case here: test_reference_gradients.py sees them refused.
+@pytest.mark.parametrize(
+    ("row", "kind", "backend"),
+    each_with(
+        [row for row in VARIANTS if row["architecture"] != "encoder"],
+        ("window", "auto"), ("full", "auto"), ("int8", "auto"),
+        ("window", "plain"), ("full", "plain"), ("window", "matmul"), ("full", "matmul"),
+        when=lambda row, kind, backend: backend != "matmul" or takes_matmul(row),
+    ),
+)  # fmt: skip
+def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
+    model = build(row)
+    inputs = ids_of(model)
+    for layout in ("no padding", "left padding", "right padding"):
+        segments = torch.tensor(LAYOUTS[layout])
+        with torch.no_grad():
+            set_attention_backend(model, "auto")
+            whole = call(model, inputs, segments)
+            set_attention_backend(model, backend)
+            every = [[1] * 9, [9], [4, 1, 4], [1, 5, 3]]
+            for chunks in every if backend == "auto" else every[2:]:
+                parts, cache = cached(
+                    model, inputs, segments != 0, chunks, kind, layout != "no padding"
+                )
+                if kind == "int8":
+                    error = (parts - whole)[segments != 0].norm() / whole[segments != 0].norm()
+                    assert error < 0.05
+                else:
+                    close(parts, whole, segments != 0)
+        source_len = SOURCE if row["architecture"] == "seq2seq" else None
+        assert cache.nbytes == model.config.cache_bytes(2, LENGTH, kind=kind, source_len=source_len)
+
+
+@of("causal")
+@pytest.mark.parametrize("kind", ["window", "full"])
+def test_padding_inside_the_cache_takes_no_position(row, kind):
+    """A right-padded prompt, then more tokens: the padding stays in the cache and must not be
+    seen."""
+    model = build(row)
+    inputs = ids_of(model)
+    alone = model(inputs[:1, [0, 1, 2, 5, 6]])
+    cache = model.new_cache(2, 7, kind)
+    cache.spans = torch.tensor([[5], [7]])
+    prompt_mask = torch.tensor([[True, True, True, False, False], [True] * 5])
+    model(inputs[:, :5], attention_mask=prompt_mask, cache=cache)
+    continued = model(inputs[:, 5:7], cache=cache)
+    torch.testing.assert_close(continued[0], alone[0, 3:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_is_not_causal_has_no_cache():
+    with pytest.raises(ConfigError, match="causal must be true for cached decoding"):
+        tiny_model(causal=False).new_cache(1, 4)
+
+
+def greedy_by_hand(model, prompt, steps):
+    ids, room = list(prompt), len(prompt) + steps
+    dynamic = (model.config.rotary_scaling or {}).get("type") in ("dynamic", "longrope")
+    for _ in range(steps):
+        text = ids
+        if dynamic:  # which goes by the length of the whole text, from its first token on
+            text = ids + [0] * (room - len(ids))
+        ids.append(int(model(torch.tensor([text]))[0, len(ids) - 1].argmax()))
+    return ids
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row
+        for row in VARIANTS
+        if row["architecture"] == "causal" and "output_dim" not in fields(row)
+    ],
+    ids=name,
+)
+def test_generate_is_the_uncached_loop_for_prompts_of_any_lengths(row):
+    model = build(row)
+    draw = random.Random(0)
+    prompts = [[draw.randrange(31) for _ in range(length)] for length in (1, 7, 3)]
+    together = model.generate(prompts, 6, temperature=0)
+    assert together == [greedy_by_hand(model, prompt, 6) for prompt in prompts]
+    square = torch.tensor([prompts[1], prompts[1][::-1]])
+    assert model.generate(square, 6, temperature=0).tolist() == [
+        greedy_by_hand(model, prompt, 6) for prompt in square.tolist()
+    ]

@@ -1,0 +1,81 @@
+"""Every variant of both models against the plain reference.
+
+`matrix.py` says which combinations are left out, and what a user is told there.
+"""
+
+import pytest
+import torch
+
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.stack import set_attention_backend
+from tests.battery.models import (
+    LAYOUTS,
+    LENGTH,
+    build,
+    call,
+    close,
+    every_variant,
+    expected,
+    ids_of,
+    layouts_of,
+    of,
+    takes_matmul,
+)
+from tests.kit import filled, tiny_model
+from tests.reference import transformer as reference
+
+
+@every_variant
+def test_logits_are_those_of_the_plain_reference(row):
+    model = build(row)
+    inputs = ids_of(model)
+    for layout in layouts_of(row):
+        segments = torch.tensor(LAYOUTS[layout])
+        with torch.no_grad():
+            wanted = expected(model, inputs, LAYOUTS[layout])
+            for backend in ("auto", "plain", "flex", "matmul"):
+                if backend == "flex" and row["architecture"] == "seq2seq":
+                    continue  # refused: see test_backends.py
+                if backend == "matmul" and not takes_matmul(row):
+                    continue
+                set_attention_backend(model, backend)
+                close(call(model, inputs, segments), wanted, segments != 0)
+                if layout != "packed":
+                    close(call(model, inputs, segments, as_mask=True), wanted, segments != 0)
+    if not isinstance(model, Seq2SeqTransformer) and model.type_embedding is None:
+        set_attention_backend(model, "auto")
+        plain = LAYOUTS["no padding"]
+        close(model(inputs), expected(model, inputs, plain), torch.tensor(plain) != 0)
+
+
+@of("encoder", "causal")
+def test_a_sequence_as_one_vector(row):
+    for pooling in ("mean", "max", "first", "last", "mean+max+first"):
+        model = build(row, pooling=pooling)
+        inputs = ids_of(model)
+        types = inputs % model.config.token_types if model.config.token_types else None
+        for layout in ("no padding", "left padding", "right padding"):
+            segments, settings = torch.tensor(LAYOUTS[layout]), filled(model.config)
+            with torch.no_grad():
+                out = model.classify(inputs, segments != 0, token_types=types)
+                wanted = [
+                    reference.pooled(
+                        model.state_dict(), settings, inputs[b], LAYOUTS[layout][b],
+                        None if types is None else types[b],
+                    )
+                    for b in range(2)
+                ]  # fmt: skip
+            torch.testing.assert_close(out.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("output_dim", [None, 3])
+def test_features_in_place_of_tokens(causal, output_dim):
+    model = tiny_model(causal=causal, input_dim=7, output_dim=output_dim)
+    inputs = torch.randn(2, LENGTH, 7)
+    segments = LAYOUTS["packed"]
+    real = torch.tensor(segments) != 0
+    out = model(inputs, segment_ids=torch.tensor(segments))
+    assert out.shape == (2, LENGTH, output_dim or model.config.vocab_size)
+    close(out, expected(model, inputs, segments), real)
+    assert model.config.num_params() == sum(p.numel() for p in model.parameters())

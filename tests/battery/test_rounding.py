@@ -1,0 +1,106 @@
+"""Models in bfloat16, within what rounding does to them.
+
+How far rounding moves a model's outputs depends on its weights and on how errors go on from layer
+to layer; no share of the outputs fits all. So the bound is measured: the model in float32 is run
+several times, with every result of its arithmetic moved by chance as far as bfloat16 may move it
+(Monte Carlo arithmetic: Parker 1997). A pass in bfloat16 must stay within the largest of these
+differences, times a factor for chance.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from miniformer.model.stack import set_attention_backend
+from tests.battery.models import LAYOUTS, build, call, each_value, ids_of
+
+UNIT = 2.0**-8  # bfloat16 has 8 bits of significand: the relative error of one rounding is below it
+RUNS, CHANCE = (
+    6,
+    2.0,
+)  # passes with errors by chance; a real pass may be less lucky than all of them
+PRODUCTS = {F.linear, torch.matmul, torch.Tensor.matmul}
+ROUNDED = {
+    F.layer_norm, F.gelu, F.silu, torch.softmax, torch.Tensor.softmax, torch.tanh, torch.Tensor.add,
+    torch.Tensor.mul, torch.Tensor.div,
+}  # fmt: skip
+
+
+class Rounding(TorchFunctionMode):
+    """Moves what depends on weights as bfloat16 may move it; angles and masks stay as they are.
+
+    Where a CPU adds products up in bfloat16, too, the error of a sum of K grows with the root of
+    K, and is relative to the magnitudes that are added rather than to their sum.
+    """
+
+    def __init__(self):
+        super().__init__()
+        products = torch.full((5, 16), 2.0**-9, dtype=torch.bfloat16)
+        products[:, 0] = 1.0  # to which 2 ** -9 cannot be added in bfloat16
+        self.sums_are_rounded = bool((F.linear(products, torch.ones_like(products)) == 1).any())
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if not (isinstance(out, torch.Tensor) and out.is_floating_point() and out.requires_grad):
+            return out
+        if func in PRODUCTS and self.sums_are_rounded:
+            x, y = args[0].detach(), args[1].detach()
+            y = y.mT if func is F.linear else y
+            magnitude = (x.square() @ y.square()).sqrt() * x.shape[-1] ** 0.5
+        elif func in PRODUCTS | ROUNDED:
+            magnitude = out.detach().abs()
+        else:
+            return out
+        return out + UNIT * magnitude * (2 * torch.rand_like(out) - 1)
+
+
+def off(one, other):
+    """How far one tensor is from another, as a share of that."""
+    return float((one - other).detach().float().norm() / other.detach().norm())
+
+
+def gradients(model, out, real):
+    loss = out.float()[real].square().mean()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([each.float().flatten() for each in found])
+
+
+def rounded_by_chance(model, inputs, segments):
+    """Largest distances of logits and of gradients that errors by chance have caused."""
+    real, far = segments != 0, []
+    exact = call(model, inputs, segments)
+    wanted = gradients(model, exact, real)
+    set_attention_backend(model, "plain")  # whose arithmetic can be seen
+    by_chance = Rounding()
+    for _ in range(RUNS):
+        with by_chance:
+            out = call(model, inputs, segments)
+        far.append((off(out[real], exact[real]), off(gradients(model, out, real), wanted)))
+    set_attention_backend(model, "auto")
+    return [max(each) for each in zip(*far, strict=True)], exact[real], wanted
+
+
+@pytest.mark.catches("bfloat16_attention_rounds_its_scale")
+@each_value
+def test_bfloat16_moves_logits_and_gradients_no_further_than_rounding_does(row):
+    model = build(row).bfloat16().float()  # weights are rounded alike
+    inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
+    real = segments != 0
+    (most, most_of_gradients), exact, wanted = rounded_by_chance(model, inputs, segments)
+    assert CHANCE * most < 0.5, "a bound that other weights would pass, too"
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = call(model, inputs, segments)
+    of_mixed = off(gradients(model, mixed, real), wanted)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = {"autocast": mixed, "autocast without gradients": call(model, inputs, segments)}
+    model.bfloat16()
+    whole = call(model, inputs, segments)
+    of_whole = off(gradients(model, whole, real), wanted)
+    with torch.no_grad():  # which decides the backend
+        found |= {"bfloat16": whole, "bfloat16 without gradients": call(model, inputs, segments)}
+    assert whole.dtype == found["bfloat16 without gradients"].dtype == torch.bfloat16
+    for name, logits in found.items():
+        assert off(logits[real], exact) < CHANCE * most, name
+    assert of_mixed < CHANCE * most_of_gradients
+    assert of_whole < CHANCE * most_of_gradients
