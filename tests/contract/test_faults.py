@@ -19,7 +19,8 @@ def test_every_fault_has_a_test_and_every_mark_a_fault():
 def test_target_of_fault_exists(name):
     owner = import_module(FAULTS[name].module)
     for attribute in FAULTS[name].target.partition(":")[2].split("."):
-        owner = getattr(owner, attribute)
+        owner = getattr(owner, attribute, None)
+    assert owner is not None
 
 
 def test_selection_gives_the_test_of_a_decorator_and_the_file_of_a_parameter(tmp_path):

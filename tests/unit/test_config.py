@@ -118,14 +118,16 @@ def test_times(text, seconds):
 
 
 def test_the_configs_of_the_specification_are_valid():
-    TransformerConfig(
+    model = TransformerConfig(
         vocab_size=30522, d_model=512, n_heads=8, n_layers=6, d_ff=2048, dropout=0.1,
         activation="swiglu", rotary_pct=0.5, pre_norm=True, max_seq_len=1024,
     )  # fmt: skip
-    TrainConfig(
+    run = TrainConfig(
         train_path="train.jsonl", val_path="val.jsonl", batch_size=32, lr=3e-4, max_epochs=20,
         scheduler="onecycle", work_dir="./runs", logger="wandb",
     )  # fmt: skip
+    assert (model.head_width, model.rotary_dim, model.ff_width) == (64, 32, 2048)
+    assert (run.batch_size, run.lr, run.max_epochs) == (32, 3e-4, 20)
 
 
 @given(
