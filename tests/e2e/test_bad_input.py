@@ -90,6 +90,7 @@ def test_heads_that_do_not_divide_the_width(train_with):
     assert "d_model=30 is not divisible by n_heads=4; use d_model=32" in message
 
 
+@pytest.mark.catches("unknown_flag_gets_no_suggestion")
 @pytest.mark.parametrize(
     ("flag", "wanted"),
     [
@@ -167,6 +168,7 @@ def test_a_work_dir_that_is_a_file(tmp_path, capsys):
     assert "work_dir: cannot make" in mistake(capsys, trainer.main, arguments)
 
 
+@pytest.mark.catches("user_errors_exit_with_0")
 def test_a_subcommand_that_does_not_exist(capsys):
     assert "tran" in mistake(capsys, cli.main, ["tran"])
     assert "command" in mistake(capsys, cli.main, [])
@@ -263,6 +265,7 @@ def test_a_broken_model_directory(directory, capsys, name, content, wanted):
     assert wanted in mistake(capsys, cli.main, ["generate", str(directory), "a"])
 
 
+@pytest.mark.catches("tokenizer_of_another_model_is_taken")
 def test_a_tokenizer_of_another_model(directory, capsys):
     tiny_model(vocab_size=100).save_pretrained(directory)
     message = mistake(capsys, cli.main, ["generate", str(directory), "a"])

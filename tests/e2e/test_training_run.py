@@ -430,6 +430,7 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
     assert not train & val
 
 
+@pytest.mark.catches("demo_overwrites_other_files")
 def test_the_demo_leaves_other_files_alone(tmp_path, capsys):
     texts = {"train.jsonl": "a\n", "val.jsonl": "b\n"}
     (tmp_path / "demo-data").mkdir()

@@ -21,7 +21,7 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -155,19 +155,30 @@ def replace(module: Any, fault: Fault) -> None:
 
 def _check_parameters(fault: Fault, original: Any, replacement: Any) -> None:
     """Raises BrokenFault where a call that fits the original would not fit the replacement."""
-    given = inspect.signature(replacement).parameters.values()
-    kinds = {parameter.kind for parameter in given}
-    any_positional = inspect.Parameter.VAR_POSITIONAL in kinds
-    any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
-    names = {parameter.name for parameter in given}
-    for parameter in inspect.signature(original, follow_wrapped=False).parameters.values():
-        keyword_only = parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        taken = any_keyword and (keyword_only or any_positional)
-        variadic = parameter.kind in (
-            inspect.Parameter.VAR_POSITIONAL,
-            inspect.Parameter.VAR_KEYWORD,
-        )
-        if not variadic and parameter.name not in names and not taken:
+    signature = inspect.signature(replacement)
+    for args, kwargs in _calls(inspect.signature(original)):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
             raise BrokenFault(
-                f"{fault.name}: the replacement does not take {parameter.name!r} of {fault.target}"
+                f"{fault.name}: the replacement cannot be called as {fault.target} can: {error}"
+            ) from None
+
+
+def _calls(signature: inspect.Signature) -> Iterator[tuple[list[None], dict[str, None]]]:
+    """Arguments that fit a signature: all of them or the required ones, by position or by name."""
+    kinds = inspect.Parameter
+    named = [
+        p
+        for p in signature.parameters.values()
+        if p.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+    ]
+    for given in (named, [p for p in named if p.default is kinds.empty]):
+        for by_name in (False, True):
+            by_position = (
+                (kinds.POSITIONAL_ONLY,)
+                if by_name
+                else (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
             )
+            args = [None for p in given if p.kind in by_position]
+            yield args, {p.name: None for p in given if p.kind not in by_position}

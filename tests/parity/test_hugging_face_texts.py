@@ -42,7 +42,13 @@ def ids(*shape):
     return torch.randint(4, 250, shape)
 
 
-@pytest.mark.parametrize(("name", "family"), CLASSES)
+OF_BERT = pytest.mark.catches("bert_classifies_by_the_mean", "classes_are_numbered_anew")
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [pytest.param(*each, marks=OF_BERT if each[1] == "bert" else ()) for each in CLASSES],
+)
 def test_classes(name, family, tmp_path):
     theirs = random_model(name, family, id2label=LABELS, label2id={v: k for k, v in LABELS.items()})
     theirs.save_pretrained(tmp_path / "theirs")
@@ -83,6 +89,7 @@ def test_a_backbone_alone(name, family, tmp_path):
         assert torch.equal(again(input_ids=source).last_hidden_state, wanted)
 
 
+@pytest.mark.catches("regression_is_exported_in_standard_units")
 def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
     theirs = random_model("BertForSequenceClassification", "bert", num_labels=1)
     theirs.save_pretrained(tmp_path / "theirs")
@@ -251,6 +258,7 @@ def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
     assert pipeline.generate(TEXTS[0], max_new_tokens=8, temperature=0.0) == wanted
 
 
+@pytest.mark.catches("end_of_text_is_not_read")
 def test_decoding_settings_come_and_go(tmp_path):
     theirs = random_model("LlamaForCausalLM", "llama")
     theirs.generation_config = transformers.GenerationConfig(

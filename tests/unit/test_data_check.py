@@ -120,6 +120,7 @@ def test_batches_of_text_that_is_written_are_left_to_the_run(tmp_path, capsys):
     assert "batch_size" not in capsys.readouterr().out
 
 
+@pytest.mark.catches("labels_that_training_lacks_are_not_reported")
 def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"input": "a", "label": n} for n in range(2)])
     val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)

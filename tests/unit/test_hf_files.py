@@ -119,6 +119,7 @@ def test_a_tensor_is_named(llama, change, words):
     assert words in refusal(llama)
 
 
+@pytest.mark.catches("untied_head_is_taken_for_tied")
 def test_a_head_that_is_said_to_be_tied_and_is_not_stays_untied(llama):
     config_with(llama, tie_word_embeddings=True)
     assert miniformer.from_hf(llama).model.config.tie_embeddings is False
@@ -187,6 +188,7 @@ def test_a_wrong_index(llama):
     assert "is in another file, too" in refusal(llama)
 
 
+@pytest.mark.catches("link_leads_out_of_the_directory")
 def test_a_link_must_not_lead_out(llama, tmp_path):
     secret = tmp_path / "secret.json"
     shutil.copy(llama / "config.json", secret)
@@ -244,6 +246,7 @@ def test_what_is_no_directory_of_theirs(tmp_path):
     assert "is a model directory of ours already" in refusal(tmp_path / "ours")
 
 
+@pytest.mark.catches("export_overwrites_a_full_directory")
 def test_nothing_is_written_over(llama, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -276,6 +279,7 @@ def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["llama"]
 
 
+@pytest.mark.catches("any_model_fits_the_first_family")
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -316,10 +320,13 @@ def test_the_type_of_weights_is_kept(tmp_path):
     )
 
 
+@pytest.mark.catches("import_ignores_max_seq_len", "imported_model_has_an_empty_card")
 def test_the_commands(llama, tmp_path, capsys):
     assert cli.main(["import", str(llama), str(tmp_path / "ours"), "--max_seq_len", "20"]) == 0
     assert "LlamaForCausalLM: 2 layers of width 16" in capsys.readouterr().out
     assert miniformer.load(tmp_path / "ours").model.config.max_seq_len == 20
+    card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
+    assert "files of a LlamaForCausalLM" in card
     assert cli.main(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
     one, other = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
     assert one.keys() == other.keys()

@@ -60,6 +60,7 @@ def log_p(m, before, text):
     return float(sum(found[place - 1, ids[place]] for place in places)), greedy
 
 
+@pytest.mark.catches("every_token_is_the_greedy_one", "every_continuation_is_greedy")
 def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
     m = language_model()
     nexts = {a: m.generate(a, max_new_tokens=1, temperature=0.0) for a in "abcdefghijklmnopqrst"}

@@ -27,6 +27,7 @@ def hidden(rows, seed=0, share=0.15):
     )
 
 
+@pytest.mark.catches("special_tokens_are_guessed")
 @given(
     st.lists(st.lists(st.integers(2, 257), min_size=1, max_size=30), min_size=1, max_size=6),
     st.none() | st.integers(0, 9),
@@ -68,6 +69,7 @@ def test_a_validation_hides_the_same_and_each_pass_of_training_others():
     assert not torch.equal(one, two)
 
 
+@pytest.mark.catches("only_the_start_of_a_long_text_is_read")
 @given(st.lists(st.text("abc", max_size=40), min_size=1, max_size=4), st.integers(2, 20))
 def test_a_long_text_is_read_in_pieces_and_no_token_of_it_is_lost(texts, seq_len):
     task = MaskedLM().fit(None)

@@ -39,6 +39,7 @@ def one_by_one(model, row, first, stride):
     return found
 
 
+@pytest.mark.catches("window_scores_a_token_again")
 @settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(1, 12), st.integers(0, 25)), min_size=1, max_size=4),
@@ -118,6 +119,7 @@ def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
     assert found["loss"] == pytest.approx(wanted / (len(row) - 1), rel=1e-6)
 
 
+@pytest.mark.catches("score_ignores_its_stride")
 def test_from_the_command_line(tmp_path, capsys):
     m = language_model()
     save_directory(tmp_path / "model", model=m.model, tokenizer=BYTES, task=m.task.settings(),
@@ -126,6 +128,13 @@ def test_from_the_command_line(tmp_path, capsys):
     assert cli.main(["score", str(tmp_path / "model"), str(tmp_path / "a.jsonl")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["loss"] == pytest.approx(m.perplexity([{"text": "the cat"}])["loss"], abs=1e-4)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"text": VERSE * 3}) + "\n")
+    long = ["score", str(tmp_path / "model"), str(tmp_path / "long.jsonl"), "--stride", "40"]
+    assert cli.main(long) == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = m.perplexity([{"text": VERSE * 3}], stride=40)["loss"]
+    assert wanted != pytest.approx(m.perplexity([{"text": VERSE * 3}], stride=1)["loss"], abs=1e-3)
+    assert found["loss"] == pytest.approx(wanted, abs=1e-4)
     for more, message in (
         (["--stride", "0"], "stride must be between 1 and max_seq_len=64, not 0"),
         (["--stride", "65"], "stride must be between 1 and max_seq_len=64, not 65"),

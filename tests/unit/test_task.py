@@ -29,6 +29,7 @@ def test_loss_is_the_sum_over_labelled_tokens():
     torch.testing.assert_close(total, by_hand)
 
 
+@pytest.mark.catches("loss_counts_unlabelled_positions")
 def test_a_label_that_is_ignored_counts_nothing_without_segments_too():
     model = tiny_model()
     ids = torch.randint(0, 31, (2, 6))
@@ -58,6 +59,7 @@ def test_no_label_can_be_read_off_the_inputs():
     assert math.log(8) - 0.02 < total / count < math.log(8) + 0.2
 
 
+@pytest.mark.catches("mean_is_over_batches")
 def test_figures():
     measured = [{"loss": 15.0, "count": 7, "bytes": 30}, {"loss": 5.0, "count": 3, "bytes": 10.0}]
     assert LanguageModeling().figures(measured) == pytest.approx(

@@ -25,6 +25,7 @@ from miniformer.tasks.classification import Classification
 from miniformer.tasks.input_task import collate_inputs
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
+from miniformer.tasks.pairs import collate_pairs
 from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
@@ -65,6 +66,7 @@ FITTED = {
 }
 
 
+@pytest.mark.catches("padding_of_inputs_is_read")
 @pytest.mark.parametrize("name", FITTED)
 def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time(name):
     """Buckets, padding and masks change nothing: sums over batches are sums over records."""
@@ -92,6 +94,7 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.catches("second_text_of_a_pair_is_cut_first")
 @given(WORDS, WORDS, st.integers(4, 14))
 def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
     task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False)
@@ -148,6 +151,19 @@ def test_marks_need_pairs_and_types():
             task.check(few, BYTES)
 
 
+@pytest.mark.catches("decoder_sees_its_label")
+def test_a_decoder_reads_the_labels_before_its_own():
+    rows = [[3, 1, 4], [1], [5, 9]]
+    examples = [{"source": np.array([7]), "labels": np.array(row)} for row in rows]
+    batch = collate_pairs(examples, start_id=2)
+    assert [row.tolist() for row in batch["labels"]] == [
+        [3, 1, 4], [1, IGNORED, IGNORED], [5, 9, IGNORED],
+    ]  # fmt: skip
+    for row, target in zip(rows, batch["target"].tolist(), strict=True):
+        assert target[: len(row)] == [2, *row[:-1]]
+
+
+@pytest.mark.catches("encoder_sees_the_first_label")
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.none() | st.integers(0, 5))
 def test_no_label_of_a_prefix_model_is_in_its_source(ids, seed):
     row = np.array(ids, dtype=np.uint16)
@@ -239,6 +255,7 @@ def test_a_correlation_with_what_does_not_vary_is_0():
     assert figures["pearson"] == figures["spearman"] == 0.0
 
 
+@pytest.mark.catches("predictions_are_standardized")
 def test_values_are_standardised_inside_and_back_outside():
     records = [{"input": "a" * n, "value": 1000.0 + 50 * n} for n in range(10)]
     task = Regression().fit(records_of(records, Regression().schema))
@@ -258,6 +275,7 @@ def test_values_are_standardised_inside_and_back_outside():
         )
 
 
+@pytest.mark.catches("weighted_loss_is_divided_by_records")
 def test_weights_and_smoothing_are_those_of_the_formula():
     task = Classification(
         classes=[0, 1, 2], class_weights=[1.0, 0.5, 3.0], label_smoothing=0.3, input_kind="text"
@@ -279,6 +297,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
     assert fitted.class_weights == pytest.approx([4 / 6, 4 / 2])
 
 
+@pytest.mark.catches("validation_is_smoothed")
 @pytest.mark.parametrize("name", ["classification", "language_modeling", "seq2seq"])
 def test_labels_are_smoothed_in_training_only(name):
     """What is spread evenly over V costs the mean of all log-probabilities."""
@@ -305,6 +324,7 @@ def test_labels_are_smoothed_in_training_only(name):
     torch.testing.assert_close(task.loss(model.eval(), batch)[0], plain)
 
 
+@pytest.mark.catches("r_drop_compares_a_pass_with_itself")
 def test_two_passes_are_drawn_together():
     """R-Drop by its formula, with what each of the two passes gives."""
     task = Classification(classes=[0, 1, 2], input_kind="text", r_drop=0.7)
@@ -384,6 +404,7 @@ def test_data_that_cannot_be_classified(records, message):
         data.setup()
 
 
+@pytest.mark.catches("label_that_training_never_saw_passes")
 def test_a_label_that_training_never_saw_is_named_with_its_line(tmp_path):
     val = tmp_path / "val.jsonl"
     val.write_text('{"input": "a", "label": "odd"}\n{"input": "b", "label": "prime"}\n')
@@ -614,6 +635,7 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
         list(task.notes("bleu"))
 
 
+@pytest.mark.catches("validation_searches_like_a_test")
 def test_what_a_validation_writes_is_what_the_model_writes_alone():
     task = Seq2Seq(generated=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
@@ -653,6 +675,7 @@ def test_a_test_writes_to_all_examples_and_searches():
     assert "written" not in Seq2Seq(generated=0).measure_test(model, batches[0])
 
 
+@pytest.mark.catches("answers_come_in_another_order")
 def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
     task = Classification(classes=["x", "y", "z"], input_kind="text")
     model = model_for(task)
@@ -690,6 +713,7 @@ def test_inputs_that_cannot_be_answered(task, given, message):
         task.predict(model_for(task, kind), BYTES, given, GenerationConfig(max_new_tokens=3))
 
 
+@pytest.mark.catches("picture_of_values_is_not_written")
 @pytest.mark.parametrize("name", ["text", "features"])
 def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
     task, records, _ = FITTED[name]
@@ -752,6 +776,7 @@ def test_length_buckets_serve_every_task_but_packed_ones():
         assert isinstance(cutter, LengthBuckets) == (name != "causal")
 
 
+@pytest.mark.catches("sources_take_the_tokenizer_of_targets")
 def test_sources_and_targets_are_encoded_by_a_tokenizer_each():
     targets = Tokenizer.train("char", ["xyz"])
     targets.source = Tokenizer.train("char", ["abcdef"])

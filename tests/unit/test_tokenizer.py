@@ -211,6 +211,7 @@ def tokenizer_command(*arguments):
     return cli.main(["tokenizer", "train", *map(str, arguments)])
 
 
+@pytest.mark.catches("tokenizer_learns_from_the_first_field_only")
 def test_the_command_trains_on_every_text_of_every_record(tmp_path, capsys):
     records = [
         {"text": "aa"},
@@ -327,6 +328,7 @@ def test_what_a_template_puts_around_texts():
     assert plain.of_sequences[:3] == ([], [], boundary)
 
 
+@pytest.mark.catches("documents_have_no_boundary")
 def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
     tokenizer = templated("<s> $A", "<s> $A <s> $B:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))

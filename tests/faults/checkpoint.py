@@ -1,0 +1,62 @@
+"""Faults in `miniformer.checkpoint`."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.checkpoint.directory:refuse_full")
+def export_overwrites_a_full_directory(original):
+    """Files are written into a directory that holds something."""
+    return lambda directory: None
+
+
+@fault("miniformer.checkpoint.companions:_read_tokenizer")
+def tokenizer_of_another_model_is_taken(original):
+    """A tokenizer may have more ids than its model."""
+
+    def read_tokenizer(path, name, config):
+        from miniformer.data.tokenizer import Tokenizer
+
+        return Tokenizer.from_path(path)
+
+    return read_tokenizer
+
+
+@fault("miniformer.checkpoint.pipeline:Pipeline.save")
+def saved_pipeline_samples_by_default(original):
+    """A model directory is written with default decoding settings."""
+
+    def save(self, directory):
+        kept, self.generation = self.generation, type(self.generation)()
+        try:
+            original(self, directory)
+        finally:
+            self.generation = kept
+
+    return save
+
+
+@fault("miniformer.checkpoint.verdict:speculated")
+def speculation_answers_with_every_second_text(original):
+    """Answers are given for the last of the prompts only."""
+
+    def speculated(pipeline, draft, prompts, options):
+        texts, verdict = original(pipeline, draft, prompts, options)
+        return [texts[-1]] * len(texts), verdict
+
+    return speculated
+
+
+@fault("miniformer.checkpoint.writing:WritingMixin._settings")
+def settings_of_the_directory_are_ignored(original):
+    """Text is written with default settings where nothing is given."""
+
+    def settings(self, options, depth=3):
+        from miniformer.config import GenerationConfig
+
+        kept, self.generation = self.generation, GenerationConfig()
+        try:
+            return original(self, options, depth)
+        finally:
+            self.generation = kept
+
+    return settings

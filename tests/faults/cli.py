@@ -1,0 +1,86 @@
+"""Faults in the commands: `miniformer.cli`, `command` and the other modules beside them."""
+
+from tests.faults import fault
+
+
+@fault("miniformer.command:exit_code")
+def user_errors_exit_with_0(original):
+    """A user's mistake is printed, and the exit code is that of success."""
+    return lambda run: original(run) * 0
+
+
+@fault("miniformer.command:_nearest")
+def unknown_flag_gets_no_suggestion(original):
+    """The nearest flag is not named."""
+    return lambda name, known: original(name, [])
+
+
+@fault("miniformer.cli:_json_lines")
+def lines_of_standard_input_are_not_numbered(original):
+    """Messages on standard input name line 0."""
+
+    def json_lines(text):
+        from miniformer.config import UserError
+
+        try:
+            return original(text)
+        except UserError as error:
+            import re
+
+            raise UserError(re.sub(r"input:\d+", "input:0", str(error))) from None
+
+    return json_lines
+
+
+@fault("miniformer.data_command:_unseen")
+def labels_that_training_lacks_are_not_reported(original):
+    """Labels of val that train has not are no fault."""
+    return lambda splits: []
+
+
+@fault("miniformer.demo:_write_data")
+def demo_overwrites_other_files(original):
+    """The demo writes its data over whatever is there."""
+
+    def write_data(texts, work_dir, console):
+        folder = work_dir / "demo-data"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return folder
+
+    return write_data
+
+
+@fault("miniformer.score_command:run_score")
+def score_ignores_its_stride(original):
+    """`score` goes by its own stride."""
+    return lambda values: original({**values, "stride": 1})
+
+
+@fault("miniformer.tokenizer_command:_texts")
+def tokenizer_learns_from_the_first_field_only(original):
+    """`tokenizer train` reads one field of each record."""
+
+    def texts(records, fields, progress):
+        return original(records, fields[:1], progress)
+
+    return texts
+
+
+@fault("miniformer.trainer:tell")
+def interrupted_run_exits_with_0(original):
+    """A run that a signal ended exits as if it were complete."""
+    return lambda result, console: original(result, console) * 0
+
+
+@fault("miniformer.verify_command:run_verify")
+def verify_resume_exits_with_0(original):
+    """`verify-resume` exits with 0 where the runs differ."""
+    return lambda values: original(values) * 0
+
+
+@fault("miniformer.hf_command:run_import")
+def import_ignores_max_seq_len(original):
+    """`import --max_seq_len` does nothing."""
+    return lambda values: original({**values, "max_seq_len": None})

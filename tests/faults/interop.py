@@ -1,0 +1,187 @@
+"""Faults in `miniformer.interop`."""
+
+from tests.faults import fault
+
+# Weights.
+
+
+@fault("miniformer.interop.hf.weights:by_head")
+def heads_of_gpt_neox_are_taken_for_one(original):
+    """Query, key and value of GPT-NeoX are not interleaved by head."""
+    return lambda heads: original(1)
+
+
+@fault("miniformer.interop.hf.weights:after_rows")
+def positions_begin_with_those_of_padding(original):
+    """The first rows of RoBERTa's positions are kept, and the last ones lost."""
+
+    def after_rows(rows):
+        return original(rows)._replace(split=lambda theirs, _: [theirs[:-rows]])
+
+    return after_rows
+
+
+@fault("miniformer.interop.hf.families.llama:PHI3")
+def gate_of_phi3_is_its_up(original):
+    """Phi-3's gate and up projection change places."""
+    import dataclasses
+
+    def swapped(rule):
+        return dataclasses.replace(rule, ours=rule.ours[::-1]) if len(rule.ours) == 2 else rule
+
+    return dataclasses.replace(original, rules=tuple(map(swapped, original.rules)))
+
+
+@fault("miniformer.interop.hf.families.gpt:GPT2")
+def square_weights_of_gpt2_stay_transposed(original):
+    """GPT-2's output projections are read as they are stored."""
+    import dataclasses
+
+    from miniformer.interop.hf.weights import SAME
+
+    def plain(rule):
+        output = rule.theirs.endswith("attn.c_proj")
+        return dataclasses.replace(rule, layout=SAME) if output else rule
+
+    return dataclasses.replace(original, rules=tuple(map(plain, original.rules)))
+
+
+@fault("miniformer.interop.hf.families.encoders:BERT")
+def bert_classifies_by_the_mean(original):
+    """BERT's classes are told from the mean of all tokens, not from the first."""
+    import dataclasses
+
+    name = "BertForSequenceClassification"
+    kind = original.kinds[name]
+    kind = dataclasses.replace(kind, fields={**kind.fields, "pooling": "mean"})
+    return dataclasses.replace(original, kinds={**original.kinds, name: kind})
+
+
+@fault("miniformer.interop.hf.families.seq2seq:T5")
+def logits_of_t5_are_not_scaled(original):
+    """T5's logits are never scaled."""
+    import dataclasses
+
+    def unscaled(config, fields):
+        fields["logit_scale"] = None
+
+    return dataclasses.replace(original, read=(*original.read, unscaled))
+
+
+@fault("miniformer.interop.hf.families:family_of")
+def gated_t5_passes_for_plain(original):
+    """T5 v1.1 is read as T5."""
+
+    def family_of(config):
+        if config.get("model_type") == "t5":
+            return original({**config, "feed_forward_proj": "relu"})
+        return original(config)
+
+    return family_of
+
+
+@fault("miniformer.interop.hf.families.tables:GATED")
+def gated_gelu_is_exact(original):
+    """GeGLU's tanh approximation is read as the exact function."""
+    return {**original, "gelu_pytorch_tanh": "geglu"}
+
+
+@fault("miniformer.interop.hf.attention:read_rotation")
+def rotation_has_the_usual_base(original):
+    """The base of a rotation is the family's default."""
+
+    def read_rotation(*, base=10000.0, share=1.0, keys=("rope_theta",)):
+        read = original(base=base, share=share, keys=keys)
+
+        def with_base(config, fields):
+            read(config, fields)
+            fields["rotary_base"] = base
+
+        return with_base
+
+    return read_rotation
+
+
+@fault("miniformer.interop.hf.attention:read_windows")
+def windows_are_in_the_other_layers(original):
+    """Layers with and without a window change places."""
+
+    def read_windows(kind):
+        read = original(kind)
+
+        def swapped(config, fields):
+            read(config, fields)
+            if fields["window_pattern"]:
+                fields["window_pattern"] = fields["window_pattern"].translate(
+                    str.maketrans("LG", "GL")
+                )
+
+        return swapped
+
+    return read_windows
+
+
+# What a user is told, and what is refused.
+
+
+@fault("miniformer.interop.hf.reading:_equal")
+def untied_head_is_taken_for_tied(original):
+    """A copy of a tensor is not compared with it."""
+    return lambda one, other: True
+
+
+@fault("miniformer.interop.hf.configs:write_config")
+def any_model_fits_the_first_family(original):
+    """Parts that a family does not have do not stand in its way."""
+    return lambda family, name, config: (original(family, name, config)[0], [])
+
+
+@fault("miniformer.interop.hf.files:Directory.file")
+def link_leads_out_of_the_directory(original):
+    """A link in a directory may lead anywhere."""
+
+    def file(self, name):
+        path = self.path / name
+        return path if path.exists() else original(self, name)
+
+    return file
+
+
+@fault("miniformer.interop.hf.texts:_classes")
+def classes_are_numbered_anew(original):
+    """Names of classes are not read."""
+    return lambda theirs, config: list(range(config.output_dim))
+
+
+@fault("miniformer.interop.hf.decoding:decoding_of")
+def end_of_text_is_not_read(original):
+    """What ends a text by a model's own files is left out."""
+
+    def decoding_of(checkpoint):
+        import dataclasses
+
+        return dataclasses.replace(original(checkpoint), eos_id=None, stop_ids=None)
+
+    return decoding_of
+
+
+@fault("miniformer.interop.hf.writing:_in_units")
+def regression_is_exported_in_standard_units(original):
+    """An exported regression gives standardized values."""
+    return lambda source, name: source.read(name)
+
+
+@fault("miniformer.interop.hf.importing:_card")
+def imported_model_has_an_empty_card(original):
+    """The card of an imported model says nothing."""
+    return lambda checkpoint: ""
+
+
+@fault("miniformer.interop.lm_eval:Evaluated.loglikelihood")
+def every_continuation_is_greedy(original):
+    """The harness is told that any continuation is the greedy one."""
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        return [(total, True) for total, _ in original(self, requests, disable_tqdm)]
+
+    return loglikelihood

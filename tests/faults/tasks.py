@@ -1,0 +1,239 @@
+"""Faults in `miniformer.tasks`."""
+
+from tests.faults import fault
+
+# Losses: a sum and what it sums over.
+
+
+@fault("miniformer.tasks.task:token_loss")
+def loss_counts_unlabelled_positions(original):
+    """The count of a loss holds positions that are not predicted."""
+
+    def token_loss(model, features, labels, label_smoothing=0.0):
+        loss, count = original(model, features, labels, label_smoothing)
+        return loss, count * 0 + labels.numel()
+
+    return token_loss
+
+
+@fault("miniformer.tasks.task:token_loss")
+def validation_is_smoothed(original):
+    """Label smoothing stays on in validation."""
+
+    def token_loss(model, features, labels, label_smoothing=0.0):
+        kept = labels != -100
+        loss = model.cross_entropy(features[kept], labels[kept], label_smoothing=label_smoothing)
+        return loss, kept.sum().to(loss)
+
+    return token_loss
+
+
+@fault("miniformer.tasks.task:mean")
+def mean_is_over_batches(original):
+    """A mean over batches weighs a small batch like a large one."""
+
+    def mean(measured, name, count):
+        shares = [float(each[name]) / max(float(each[count]), 1e-12) for each in measured]
+        return sum(shares) / len(shares)
+
+    return mean
+
+
+@fault("miniformer.tasks.task:disagreement")
+def r_drop_compares_a_pass_with_itself(original):
+    """The divergence of two passes is always 0."""
+    return lambda first, second: original(first, first)
+
+
+@fault("miniformer.tasks.classification:Classification._loss")
+def weighted_loss_is_divided_by_records(original):
+    """The count of a weighted loss is the number of records."""
+
+    def loss(self, logits, labels, smoothing=0.0):
+        found, _ = original(self, logits, labels, smoothing)
+        return found, (labels >= 0).sum()
+
+    return loss
+
+
+@fault("miniformer.tasks.classification:Classification._check_label")
+def label_that_training_never_saw_passes(original):
+    """A label of validation may be any."""
+
+    def check_label(self, value):
+        import dataclasses
+
+        return original(dataclasses.replace(self, classes=None, class_weights=None), value)
+
+    return check_label
+
+
+# Layout: what a model reads and what it predicts.
+
+
+@fault("miniformer.tasks.pairs:collate_pairs")
+def decoder_sees_its_label(original):
+    """A decoder's input is its label, not the token before."""
+
+    def collate_pairs(examples, *, start_id, end_id=None):
+        batch = original(examples, start_id=start_id, end_id=end_id)
+        batch["target"] = batch["labels"].clamp_min(0)
+        return batch
+
+    return collate_pairs
+
+
+@fault("miniformer.tasks.prefix_language_modeling:collate_prefixes")
+def encoder_sees_the_first_label(original):
+    """The source of a prefix model ends with the first label."""
+
+    def collate_prefixes(examples, random, *, boundary_id):
+        batch = original(examples, random, boundary_id=boundary_id)
+        lengths = (batch["source"] != 0).sum(1) if "source_mask" not in batch else None
+        last = batch["source"].shape[1] - 1
+        rows = range(len(batch["source"]))
+        for row in rows:
+            end = last if lengths is not None else int(batch["source_mask"][row].sum()) - 1
+            batch["source"][row, end] = batch["labels"][row, 0]
+        return batch
+
+    return collate_prefixes
+
+
+@fault("miniformer.tasks.language_modeling:LanguageModeling.encode")
+def documents_have_no_boundary(original):
+    """No token stands before a document."""
+
+    def encode(self, records, tokenizer, seq_len):
+        return original(self, [{**record, "continues": True} for record in records], tokenizer,
+                        seq_len)  # fmt: skip
+
+    return encode
+
+
+@fault("miniformer.tasks.masked_lm:collate_masked")
+def special_tokens_are_guessed(original):
+    """Boundaries are hidden and guessed like words."""
+
+    def collate_masked(examples, random, *, special, **options):
+        return original(examples, random, special=special[:0], **options)
+
+    return collate_masked
+
+
+@fault("miniformer.tasks.masked_lm:_pieces")
+def only_the_start_of_a_long_text_is_read(original):
+    """Of a text longer than the model reads the rest is dropped."""
+
+    def pieces(ids, record, tokenizer, seq_len):
+        yield next(iter(original(ids, record, tokenizer, seq_len)))
+
+    return pieces
+
+
+@fault("miniformer.tasks.tokens:_fitting")
+def second_text_of_a_pair_is_cut_first(original):
+    """A pair that is too long loses its second text, however short that is."""
+
+    def fitting(first, second, room):
+        first = min(first, room)
+        return first, min(second, room - first)
+
+    return fitting
+
+
+@fault("miniformer.tasks.input_task:collate_inputs")
+def padding_of_inputs_is_read(original):
+    """Batches of inputs have no mask."""
+
+    def collate_inputs(examples, random=None):
+        batch = original(examples, random)
+        batch.pop("attention_mask", None)
+        return batch
+
+    return collate_inputs
+
+
+@fault("miniformer.tasks.seq2seq:Seq2Seq.encode_sources")
+def sources_take_the_tokenizer_of_targets(original):
+    """Sources with a tokenizer of their own are encoded by that of targets."""
+
+    def encode_sources(self, texts, tokenizer, seq_len):
+        source, tokenizer.source = tokenizer.source, None
+        try:
+            return original(self, texts, tokenizer, seq_len)
+        finally:
+            tokenizer.source = source
+
+    return encode_sources
+
+
+# Answers and metrics.
+
+
+@fault("miniformer.tasks.seq2seq:Seq2Seq.measure")
+def validation_searches_like_a_test(original):
+    """A validation decodes with beams."""
+    return lambda self, model, batch: self.measure_test(model, batch)
+
+
+@fault("miniformer.tasks.regression:Regression.predict")
+def predictions_are_standardized(original):
+    """Values are given as the model learned them, not in the units of the data."""
+
+    def predict(self, model, tokenizer, inputs, options):
+        return [
+            (value - self.mean) / self.spread
+            for value in original(self, model, tokenizer, inputs, options)
+        ]
+
+    return predict
+
+
+@fault("miniformer.tasks.encoding:Encoding.logits")
+def vectors_are_those_of_the_first_token(original):
+    """An encoder's vector of a text is its first position, whatever its pooling."""
+
+    def logits(self, model, batch):
+        from miniformer.tasks.input_task import inputs_of
+
+        return model.features(**inputs_of(model, batch))[:, 0]
+
+    return logits
+
+
+@fault("miniformer.tasks.writing:WritingTask.write")
+def answers_come_in_another_order(original):
+    """Answers are those of the prompts from the last to the first."""
+
+    def write(self, model, tokenizer, prompts, options, **how):
+        return original(self, model, tokenizer, list(prompts)[::-1], options, **how)
+
+    return write
+
+
+@fault("miniformer.tasks.scoring:_windows")
+def window_scores_a_token_again(original):
+    """Windows overlap in what they score."""
+
+    def windows(length, first, longest, stride):
+        for number, (begin, end, place) in enumerate(original(length, first, longest, stride)):
+            yield begin, end, place - (number > 0)
+
+    return windows
+
+
+@fault("miniformer.tasks.scoring:_of_labels")
+def every_token_is_the_greedy_one(original):
+    """Any answer counts as what the model would write."""
+
+    def of_labels(model, features, labels):
+        return ((log_p, True) for log_p, _ in original(model, features, labels))
+
+    return of_labels
+
+
+@fault("miniformer.tasks.pictures:draw_guesses")
+def picture_of_values_is_not_written(original):
+    """Nothing is drawn."""
+    return lambda values, guesses, path: None

@@ -1,0 +1,55 @@
+"""A loaded model directory: its settings, and writing it again."""
+
+import pytest
+import torch
+
+import miniformer
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import GenerationConfig
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.encoding import Encoding
+from miniformer.tasks.language_modeling import LanguageModeling
+from tests.kit import tiny_model
+
+
+@pytest.fixture
+def pipeline():
+    generation = GenerationConfig(max_new_tokens=3, temperature=0.0, no_repeat_ngram=2)
+    return Pipeline(
+        tiny_model(vocab_size=258, max_seq_len=64),
+        Tokenizer.train("byte", []),
+        task=LanguageModeling(prompt_begins_document=False),
+        generation=generation,
+    )
+
+
+@pytest.mark.catches("settings_of_the_directory_are_ignored")
+def test_settings_that_are_not_given_are_those_of_the_directory(pipeline):
+    ids = pipeline.tokenizer.encode("ab")
+    wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram=2)[0][len(ids) :]
+    ((_, written),) = pipeline.write(["ab"])
+    assert written.tokens == wanted
+    ((_, written),) = pipeline.write(["ab"], max_new_tokens=1)
+    assert written.tokens == wanted[:1]
+
+
+@pytest.mark.catches("saved_pipeline_samples_by_default")
+def test_a_pipeline_that_is_saved_is_loaded_as_it_was(pipeline, tmp_path):
+    pipeline.save(tmp_path / "model")
+    again = miniformer.load(tmp_path / "model")
+    assert again.generation == pipeline.generation
+    assert again.task == pipeline.task
+    assert again.model.config == pipeline.model.config
+    assert again.generate("ab") == pipeline.generate("ab")
+
+
+@pytest.mark.catches("vectors_are_those_of_the_first_token")
+def test_vectors_of_texts_are_what_the_pooling_makes_of_the_features():
+    tokenizer = Tokenizer.train("byte", [])
+    model = tiny_model(vocab_size=258, max_seq_len=64, causal=False, pooling="mean")
+    task, texts = Encoding(input_kind="text"), ["ab", "abcdef"]
+    found = Pipeline(model, tokenizer, task=task, generation=GenerationConfig()).embed(texts)
+    for vector, text in zip(found, texts, strict=True):
+        ids = [tokenizer.boundary_id, *tokenizer.encode(text)]
+        wanted = model.features(torch.tensor([ids]))[0].mean(0)
+        torch.testing.assert_close(vector, wanted, rtol=1e-4, atol=1e-5)
