@@ -128,3 +128,34 @@ def int8_cache_is_counted_without_scales(original):
         )
 
     return cache_bytes
+
+
+@fault("miniformer.config.sizes:num_params")
+def a_tied_weight_is_counted_twice(original):
+    """The head counts, whether it is the embedding or not."""
+
+    def num_params(config, *, seq2seq=False):
+        tied = config.d_model * config.vocab_size if config.head_tied else 0
+        return original(config, seq2seq=seq2seq) + tied
+
+    return num_params
+
+
+@fault("miniformer.config.sizes:forward_flops")
+def the_head_reads_every_token(original):
+    """FLOPs of the head are counted for each token, predicted or not."""
+    return lambda config, *, head_tokens=None, **work: original(config, **work)
+
+
+@fault("miniformer.config.sizes:forward_flops")
+def cross_attention_keys_are_those_of_targets(original):
+    """Sources of cross-attention are as many as its targets."""
+
+    def forward_flops(config, *, tokens, target_tokens=0.0, **work):
+        extra = 0
+        if target_tokens:
+            kv = 2 * config.d_model * config.kv_heads * config.head_width
+            extra = 2 * config.decoder_layers * (target_tokens - tokens) * kv
+        return original(config, tokens=tokens, target_tokens=target_tokens, **work) + extra
+
+    return forward_flops

@@ -237,3 +237,13 @@ def every_token_is_the_greedy_one(original):
 def picture_of_values_is_not_written(original):
     """Nothing is drawn."""
     return lambda values, guesses, path: None
+
+
+@fault("miniformer.tasks.task:mean")
+def validation_loss_is_the_mean_of_batches(original):
+    """Batches weigh the same, however many labels they have."""
+
+    def mean(measured, name, count):
+        return sum(float(each[name]) / float(each[count]) for each in measured) / len(measured)
+
+    return mean

@@ -1,4 +1,4 @@
-import time
+import math
 
 import pytest
 import torch
@@ -14,18 +14,31 @@ def _nothing_measured_yet(monkeypatch):
     monkeypatch.setattr(machine, "_peaks", {})
 
 
-def test_the_peak_is_that_of_products_of_this_machine():
-    before, start = torch.get_rng_state(), time.perf_counter()
-    peak = peak_flops(CPU, torch.float32)
-    assert time.perf_counter() - start < 2.0  # about 0.15 s, where nothing else runs
+@pytest.mark.catches("a_product_is_half_the_operations")
+def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
+    """On a machine of 2 GFLOP/s in products of 256 x 256, and of half that in all others."""
+    now, before = [50.0], torch.get_rng_state()
+
+    def mm(a, b):
+        assert a.shape == b.shape
+        assert a.std() > 0.1, "of zeros some machines are faster"
+        size = len(a)
+        now[0] += (size * size * (2 * size - 1) + size * size) / (2e9 if size == 256 else 1e9)
+        return a
+
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "mm", lambda a, b: None if a.eq(1).all() else mm(a, b))
+    assert peak_flops(CPU, torch.float32) == pytest.approx(2e9, rel=1e-6)
+    # Four each of 128, 256 and 512, at 4.2, 16.8 and 268 ms; the last do not go into 0.15 s.
+    assert now[0] - 50.0 == pytest.approx(4 * 0.0041943 + 4 * 0.0167772, rel=1e-4)
     assert torch.equal(torch.get_rng_state(), before)
-    a = torch.ones(512, 512)
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - start)
-    assert peak == pytest.approx(2 * 512**3 / min(seconds), rel=0.9)
+
+
+def test_the_peak_of_this_machine_is_a_number():
+    """Products, clock and generator as they are: of how fast nothing is said."""
+    before = torch.get_rng_state()
+    assert math.isfinite(peak_flops(CPU, torch.float32))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):

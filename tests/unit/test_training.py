@@ -3,12 +3,12 @@ import io
 import json
 import math
 import signal
-import time
 import types
 
 import lightning as L
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -22,6 +22,7 @@ from miniformer.training.loggers import finish
 from miniformer.training.optimizers import adamw
 from miniformer.training.preparation import prepare
 from tests.kit import tiny_model
+from tests.kit.clock import Clock
 
 pytestmark = [  # hints of Lightning's about the small loaders made here
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -50,14 +51,49 @@ def test_schedules_at_known_points():
     assert at["onecycle"](0.65) == pytest.approx(0.5)
 
 
-def test_a_budget_ends_with_whichever_limit_comes_first():
+def test_a_budget_ends_with_whichever_limit_comes_first(monkeypatch):
     assert Budget(max_steps=10).progress(5) == 0.5
     assert Budget(max_steps=10).progress(20) == 1.0
     assert Budget().progress(5) == 0.0
-    budget = Budget(max_steps=1000, max_seconds=0.01)
+    clock = Clock().install(monkeypatch)
+    budget = Budget(max_steps=1000, max_seconds=8.0)
     budget.start()
-    time.sleep(0.02)
+    clock.now += 2.0
+    assert budget.progress(1) == 0.25
+    assert budget.progress(500) == 0.5
+    clock.now += 7.0
     assert budget.progress(1) == 1.0
+
+
+@pytest.mark.catches("time_left_is_time_gone")
+def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
+    clock = Clock().install(monkeypatch)
+    budget = Budget(max_steps=10)
+    budget.start(seconds=30.0)  # of a run that goes on
+    assert budget.seconds_left(0.0) == 0.0
+    clock.now += 10.0
+    assert budget.seconds_left(budget.progress(4)) == pytest.approx(60.0)
+    assert budget.seconds_left(budget.progress(10)) == 0.0
+
+
+@pytest.mark.catches("validation_counts_as_training")
+def test_validations_are_no_training_and_a_resumed_clock_remembers_them(monkeypatch):
+    clock = Clock().install(monkeypatch)
+    budget = Budget(max_steps=10)
+    budget.start()
+    clock.now += 5.0
+    budget.validation_begins()
+    clock.now += 3.0
+    assert (budget.own_seconds, budget.validation_seconds, budget.training_seconds) == (8, 3, 5)
+    state = budget.state()
+    clock.now += 1.0
+    budget.validation_ends()
+    clock.now += 2.0
+    assert (budget.own_seconds, budget.validation_seconds, budget.training_seconds) == (11, 4, 7)
+    resumed = Budget(max_steps=10)
+    resumed.start(**state)
+    clock.now += 2.0
+    assert (resumed.own_seconds, resumed.training_seconds) == (10, 7)
 
 
 def test_only_the_matrices_of_linear_layers_decay():
@@ -136,6 +172,45 @@ def test_a_step_is_the_one_of_a_plain_loop():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.catches("short_gradients_are_lengthened", "gradients_are_clipped_to_twice_the_limit")
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999, 1.0, 1.001, 2.0, 1e6])
+def test_clipping_is_that_of_torch(share):
+    """By SGD, whose steps are as long as the gradients are; the limit is a share of the norm."""
+    (made,) = batches([(3, 5)])
+    model = tiny_model()
+
+    def gradients():
+        model.zero_grad()
+        logits = model(made["input_ids"], segment_ids=made["segment_ids"])
+        F.cross_entropy(logits.flatten(0, 1), made["labels"].flatten()).backward()
+
+    gradients()
+    norm = float(torch.nn.utils.get_total_norm(p.grad for p in model.parameters()))
+    limit = share * norm
+    module = MiniFormerLitModule(
+        tiny_model(), lr=0.5, scheduler="none", warmup_steps=0, gradient_clip_val=limit
+    )
+    module._make_optimizer = lambda trained, lr, weight_decay: torch.optim.SGD(
+        trained.parameters(), lr
+    )
+    trainer(max_steps=1).fit(module, DataLoader([made], batch_size=None))
+    gradients()
+    if limit:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    torch.optim.SGD(model.parameters(), 0.5).step()
+    moved = math.sqrt(
+        sum(
+            float((new - old).detach().double().square().sum())
+            for new, old in zip(module.model.parameters(), before, strict=True)
+        )
+    )
+    assert moved == pytest.approx(0.5 * min(norm, limit or norm), rel=1e-5)
+    assert float(module.gradient_norm) == pytest.approx(norm, rel=1e-5)
+    for one, other in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_the_last_batches_of_an_epoch_are_not_lost():
     made = batches([(2, 6), (2, 6), (2, 6)])
     assert fit(made, accumulate_grad_batches=2).trainer.global_step == 2
@@ -187,14 +262,21 @@ def test_in_a_trainer_of_the_users_the_rate_falls_over_its_own_steps(options, ac
         assert rates.seen == pytest.approx([1 - step / steps for step in range(steps)])
 
 
-def test_in_a_trainer_with_a_time_limit_the_rate_falls_with_the_clock():
+def test_in_a_trainer_with_a_time_limit_the_rate_falls_with_the_clock(monkeypatch):
+    """Each batch takes an eighth of the time that there is."""
+    clock = Clock().install(monkeypatch)
+    monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", clock)
+
+    class Tick(L.Callback):
+        def on_train_batch_start(self, *args):
+            clock.now += 0.125
+
     module = MiniFormerLitModule(tiny_model(), lr=1.0, scheduler="linear", warmup_steps=0)
     rates = Rates()
     loader = DataLoader(batches([(2, 6)] * 5), batch_size=None)
-    limited = trainer(callbacks=[rates], max_epochs=-1, max_time={"seconds": 1})
+    limited = trainer(callbacks=[Tick(), rates], max_epochs=-1, max_time={"seconds": 1})
     limited.fit(module, loader)
-    assert rates.seen == sorted(rates.seen, reverse=True)
-    assert rates.seen[-1] < 0.5 < rates.seen[0]
+    assert rates.seen == [1 - 0.125 * step for step in range(1, 9)]
 
 
 class Endless(torch.utils.data.IterableDataset):

@@ -97,7 +97,7 @@ def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
     return count + (_norm(config) if config.head == "masked_lm" else 0)
 
 
-def _keys_seen(config: TransformerConfig, layer: int, seq_len: int, *, causal: bool) -> float:
+def _keys_seen(config: TransformerConfig, layer: int, seq_len: float, *, causal: bool) -> float:
     """Keys that a query sees, on average over the sequence."""
     window = config.window_of(layer)
     if causal:
@@ -109,16 +109,53 @@ def _keys_seen(config: TransformerConfig, layer: int, seq_len: int, *, causal: b
     return 1 + 2 * side - side * (side + 1) / seq_len
 
 
-def _stack_flops(
-    config: TransformerConfig, layers: int, seq_len: int, *, causal: bool, cross: bool = False
+def _products(*matrices: Matrix) -> int:
+    """Multiply-adds of linear maps for each token."""
+    return sum(inputs * outputs for inputs, outputs, _ in matrices)
+
+
+def _stack_products(
+    config: TransformerConfig, layers: int, length: float, *, causal: bool
 ) -> float:
-    """Multiply-adds of a stack for each token."""
-    matrices = sum(i * o for i, o, _ in [*_attention(config), *_feed_forward(config)])
-    keys = sum(_keys_seen(config, layer, seq_len, causal=causal) for layer in range(layers))
-    if cross:
-        matrices += sum(i * o for i, o, _ in _attention(config))
-        keys += layers * seq_len
+    """Multiply-adds of a stack for each token, cross-attention left out."""
+    matrices = _products(*_attention(config), *_feed_forward(config))
+    keys = sum(_keys_seen(config, layer, length, causal=causal) for layer in range(layers))
     return layers * matrices + 2 * keys * config.n_heads * config.head_width
+
+
+def forward_flops(
+    config: TransformerConfig,
+    *,
+    tokens: float,
+    length: float,
+    head_tokens: float | None = None,
+    target_tokens: float = 0.0,
+    target_length: float = 0.0,
+) -> float:
+    """FLOPs of the matrix products of a forward pass, two operations a multiply-add.
+
+    Attention counts every query-key pair that the mask lets through in rows without padding.
+
+    Args:
+        config: the model.
+        tokens: that its layers read; of a model with a decoder those of the encoder.
+        length: tokens in a row of them.
+        head_tokens: positions that the head reads; None: every token, or every target token.
+        target_tokens: that the decoder reads; 0: there is no decoder.
+        target_length: tokens in a row of them.
+    """
+    count = tokens * _stack_products(config, config.n_layers, length, causal=config.causal)
+    count += tokens * (config.input_dim or 0) * config.d_model
+    if target_tokens:
+        layers = config.decoder_layers
+        count += target_tokens * _stack_products(config, layers, target_length, causal=True)
+        # Cross-attention: queries and outputs of targets, keys and values of sources.
+        q, k, v, o = _attention(config)
+        pairs = 2 * length * config.n_heads * config.head_width
+        count += layers * (target_tokens * (_products(q, o) + pairs) + tokens * _products(k, v))
+    if head_tokens is None:
+        head_tokens = target_tokens or tokens
+    return 2 * (count + head_tokens * _products(*_head_matrices(config)))
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = False) -> int:
@@ -127,12 +164,8 @@ def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = 
     Attention counts every query-key pair that the mask lets through.
     """
     _refuse(config, _below_one(seq_len=seq_len))
-    count = _stack_flops(config, config.n_layers, seq_len, causal=config.causal)
-    if seq2seq:
-        count += _stack_flops(config, config.decoder_layers, seq_len, causal=True, cross=True)
-    count += (config.input_dim or 0) * config.d_model
-    count += sum(i * o for i, o, _ in _head_matrices(config))
-    return round(2 * count)
+    target = {"target_tokens": 1.0, "target_length": seq_len} if seq2seq else {}
+    return round(forward_flops(config, tokens=1.0, length=seq_len, **target))
 
 
 def cache_bytes(

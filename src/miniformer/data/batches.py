@@ -29,7 +29,9 @@ class Batches:
 
     A batch is a dict of tensors, and `about`: the passes over the data done with it (`epochs`), the
     examples served before it in this pass (`examples`), its `tokens`, its `padding` (positions that
-    hold no token), the `place` of it and the `state` after it, and whether it is `repeated`.
+    hold no token), how many of its tokens are `targets` of a decoder, the positions that its labels
+    are `predicted` at (None: not known), the `place` of it and the `state` after it, and whether it
+    is `repeated`.
 
     The order follows from `seed` and epoch alone: worker processes do not change it, and each rank
     takes its share of it.
@@ -125,7 +127,13 @@ class Batches:
         state, repeated = last["state"], self.rank >= len(turn)
         self._place = (state["epoch"], state["pool"], state["batch"])
         real, places = (0, 0) if repeated else count_tokens(batch)
-        told = {"tokens": real, "padding": places - real, "repeated": repeated}
+        told = {
+            "tokens": real,
+            "padding": places - real,
+            "targets": 0 if repeated else _targets(batch),
+            "predicted": 0 if repeated else _predicted(batch),
+            "repeated": repeated,
+        }
         return {**batch, "about": {**about, **told, "state": state, "epochs": last["epochs"]}}
 
     def _all(self, epoch: int, first: int, skipped: int) -> Iterator[tuple[Batch, dict[str, Any]]]:
@@ -184,3 +192,16 @@ def count_tokens(batch: Batch) -> tuple[int, int]:
         else:
             real += int((batch[mask] != 0).sum()) if mask in batch else shape.numel()
     return real, places
+
+
+def _targets(batch: Batch) -> int:
+    """Tokens of a batch that a decoder reads."""
+    return int((batch["labels"] != IGNORED).sum()) if "target" in batch else 0
+
+
+def _predicted(batch: Batch) -> int | None:
+    """Positions that the labels of a batch are predicted at: one a row, or those not ignored."""
+    labels = batch.get("labels")
+    if labels is None:
+        return None
+    return len(labels) if labels.dim() == 1 else int((labels != IGNORED).sum())

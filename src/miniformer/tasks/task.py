@@ -136,6 +136,11 @@ class Task(StrictConfig):
         """How examples become batches: packed windows, or buckets of like length."""
         raise NotImplementedError
 
+    @property
+    def passes(self) -> int:
+        """Forward passes over each training batch: two with R-Drop."""
+        return 2 if getattr(self, "r_drop", 0.0) else 1
+
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss, and what it sums over (its number or weight): the loss is their quotient."""
         raise NotImplementedError

@@ -25,11 +25,32 @@ class Budget:
         self.epochs = 0.0  # passes done by the optimiser steps so far; whoever steps keeps it
         self.agreed: float | None = None  # the clock that all devices go by
         self._started: float | None = None
+        self._validated = 0.0
+        self._validating: float | None = None  # since this moment
 
-    def start(self, *, epochs: float = 0.0, seconds: float = 0.0) -> None:
-        """Starts the clock, and the count of epochs; a resumed run has some of both behind it."""
+    def start(
+        self, *, epochs: float = 0.0, seconds: float = 0.0, validation_seconds: float = 0.0
+    ) -> None:
+        """Starts the clock, and the count of epochs; a resumed run has some of each behind it."""
         self._started, self.epochs = time.monotonic() - seconds, epochs
+        self._validated, self._validating = validation_seconds, None
         self.agreed = None if self.agreed is None else seconds
+
+    def state(self) -> dict[str, float]:
+        """Arguments of `start` with which a resumed run goes on."""
+        return {
+            "epochs": self.epochs,
+            "seconds": self.own_seconds,
+            "validation_seconds": self.validation_seconds,
+        }
+
+    def validation_begins(self) -> None:
+        """Counts what follows as validation, until `validation_ends`."""
+        self._validating = time.monotonic()
+
+    def validation_ends(self) -> None:
+        """Counts what follows as training again."""
+        self._validated, self._validating = self.validation_seconds, None
 
     @property
     def seconds(self) -> float:
@@ -40,6 +61,17 @@ class Budget:
     def own_seconds(self) -> float:
         """Since `start`, on this device's own clock."""
         return 0.0 if self._started is None else time.monotonic() - self._started
+
+    @property
+    def validation_seconds(self) -> float:
+        """Of `own_seconds`, those spent in validations, one under way among them."""
+        since = self._validating
+        return self._validated + (0.0 if since is None else time.monotonic() - since)
+
+    @property
+    def training_seconds(self) -> float:
+        """Of `own_seconds`, those spent in training."""
+        return self.own_seconds - self.validation_seconds
 
     def progress(self, steps: int, epochs: float | None = None) -> float:
         """Share of the run done, in [0, 1]; 0 where there is no limit.
@@ -53,3 +85,11 @@ class Budget:
         by_epochs = epochs / self.max_epochs if self.max_epochs else 0.0
         by_time = self.seconds / self.max_seconds if self.max_seconds else 0.0
         return min(1.0, max(by_steps, by_epochs, by_time))
+
+    def seconds_left(self, progress: float) -> float:
+        """Seconds to the end of the run, if it goes on as fast as so far; 0 before its first step.
+
+        Args:
+            progress: share of the run done.
+        """
+        return self.seconds * (1 - progress) / progress if progress else 0.0

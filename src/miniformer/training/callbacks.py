@@ -198,6 +198,10 @@ class Averaging(L.Callback):
         finally:
             self._leave(module)
 
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        if self.ema is not None:
+            self.ema.tensors()  # the average begins with the first weights
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.ema is not None and trainer.global_step > self._step:
             self.ema.update()

@@ -207,11 +207,14 @@ class MiniFormerLitModule(L.LightningModule):
         return factor
 
     def _log(self) -> None:
-        # Lightning's own step counts batches, so loggers are told the optimiser step here.
         self.log("train_loss", self.train_loss, logger=False, prog_bar=True)  # type: ignore[arg-type]
         figures = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
         if self.gradient_norm is not None:
             figures["grad_norm"] = float(self.gradient_norm)
+        self._log_to_loggers(figures)
+
+    def _log_to_loggers(self, figures: dict[str, float]) -> None:
+        # At the optimiser step: Lightning's own step counts batches.
         for logger in self.loggers:
             logger.log_metrics(figures, step=self.trainer.global_step)
 
@@ -274,4 +277,7 @@ class MiniFormerLitModule(L.LightningModule):
         self.measured = engines.gathered(self, self.measured)
         if self.measured:
             figures = self.task.figures(self.measured, self.tokenizer)
-            self.log_dict({f"{kind}_{name}": value for name, value in figures.items()})
+            figures = {f"{kind}_{name}": value for name, value in figures.items()}
+            self.log_dict(figures, logger=False)
+            if not self.trainer.sanity_checking:
+                self._log_to_loggers(figures)

@@ -23,7 +23,7 @@ from miniformer.training.launch import GRACE, is_launched
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.outputs import Outputs
 from miniformer.training.preparation import Prepared, device_type, precision
-from miniformer.training.progress import ProgressCallback
+from miniformer.training.progress import ProgressCallback, TimeValidation
 from miniformer.training.resuming import facts_of
 from miniformer.training.run_state import KeepState
 from miniformer.training.samples import WriteSamples
@@ -44,6 +44,7 @@ class Parts:
     averaging: Averaging
     interrupt: InterruptCallback
     states: KeepState
+    timing: TimeValidation
 
     @classmethod
     def of(
@@ -84,7 +85,7 @@ class Parts:
             budget,
             folder / "metrics.jsonl",
             console,
-            flops_per_token=watch.flops_per_token,
+            flops=watch.flops,
             peak=watch.peak,
             watch=watch.figures,
             writes=outputs.writes,
@@ -106,12 +107,13 @@ class Parts:
         interrupt = InterruptCallback(grace=GRACE if is_launched() else 0.0)
         stop = StopAtBudget(budget, console.print)
         return cls(
-            stop, budget, validate, watch, samples, progress, keep, averaging, interrupt, states
-        )
+            stop, budget, validate, watch, samples, progress, keep, averaging, interrupt, states,
+            TimeValidation(budget),
+        )  # fmt: skip
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        """In the order in which they have their say.
+        """In the order in which they have their say; `timing` comes behind them and a user's own.
 
         The best model is kept while averages are in use; the state after a step is noted before
         an interruption ends the run with it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from miniformer.data.buckets import Batch
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import figures_of
 from miniformer.training.rows import append_row, read_rows
@@ -27,6 +27,26 @@ def make_console() -> Console:
     return Console(soft_wrap=True, highlight=False, markup=False)
 
 
+class TimeValidation(L.Callback):
+    """Counts the seconds of a validation, and of what follows it, as no training.
+
+    It comes after all other callbacks, whose `on_validation_end` belongs to that: the best model
+    and the run's state are saved there.
+
+    Args:
+        budget: has the clock.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.budget.validation_begins()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.budget.validation_ends()
+
+
 class ProgressCallback(L.Callback):
     """Shows and records loss, speed, share of the machine's peak, and time left.
 
@@ -34,7 +54,7 @@ class ProgressCallback(L.Callback):
         budget: the run's limits.
         path: file for the figures, one JSON object a line.
         console: where to show them.
-        flops_per_token: training FLOPs of a token in rows of a length; None: not known.
+        flops: training FLOPs of a batch; None: not known.
         peak: FLOP/s that the devices can do together; None: not measured.
         watch: more figures of a training step, such as memory.
         writes: whether this device writes the file.
@@ -46,17 +66,16 @@ class ProgressCallback(L.Callback):
         path: Path,
         console: Console,
         *,
-        flops_per_token: Callable[[int], float] | None = None,
+        flops: Callable[[Batch], float] | None = None,
         peak: float | None = None,
         watch: Callable[[], dict[str, float]] | None = None,
         writes: bool = True,
     ) -> None:
         self.budget, self.path, self.console = budget, path, console
-        self.flops_per_token, self.peak, self.watch = flops_per_token, peak, watch
+        self.flops, self.peak, self.watch = flops, peak, watch
         self.rows: list[dict[str, float]] = []
         self.writes = writes
-        self._validating = 0.0  # seconds spent in validation, which is no training time
-        self._val_started = 0.0
+        self._own = [0, 0.0]  # of this device: tokens, FLOPs
         self._began: _Moment | None = None  # after the first step of this process
         self._ended: _Moment | None = None
         self._since = self._point = _Moment()  # the last refresh, the last figures recorded
@@ -84,6 +103,9 @@ class ProgressCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
+        if self.flops is not None and "about" in batch:
+            self._own[0] += batch["about"]["tokens"]
+            self._own[1] += self.flops(batch)
         if trainer.global_step == self._step:  # in the middle of a step
             return
         self._step = trainer.global_step
@@ -92,46 +114,43 @@ class ProgressCallback(L.Callback):
         progress = self.budget.progress(self._step)
         if progress - self._written >= 1 / _POINTS or progress == 1.0:
             self._written = progress
-            self._record(trainer, module, **self._training_figures(trainer, module, batch))
+            self._record(trainer, module, **self._training_figures(trainer, module))
         now = self._now(trainer, module)
         wait = _BAR_SECONDS if self._bar else _LINE_SECONDS
         if now.seconds - self._since.seconds >= wait:
-            self._speed = self._speed_since(self._since, now, batch)
+            self._speed = self._speed_since(self._since, now)
             self._since = now
             self._show(trainer, module, progress)
 
-    def _training_figures(self, trainer: L.Trainer, module: Any, batch: Any) -> dict[str, float]:
+    def _training_figures(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
         figures = {"train_loss": float(module.train_loss), "lr": module.current_lr}
         if module.gradient_norm is not None:
             figures["grad_norm"] = float(module.gradient_norm)
         now = self._now(trainer, module)
-        figures |= self._speed_since(self._point, now, batch)
+        figures |= self._speed_since(self._point, now)
         self._point = now
         return figures | (self.watch() if self.watch is not None else {})
 
     def _now(self, trainer: L.Trainer, module: Any) -> _Moment:
         waited = getattr(trainer.train_dataloader, "seconds", 0.0)
-        return _Moment(self.budget.own_seconds - self._validating, module.tokens, waited)
+        return _Moment(self.budget.training_seconds, module.tokens, waited, *self._own)
 
-    def _speed_since(self, before: _Moment, now: _Moment, batch: Any) -> dict[str, float]:
+    def _speed_since(self, before: _Moment, now: _Moment) -> dict[str, float]:
         """Tokens/s, share of the peak, and share of the time spent waiting for data."""
-        seconds = now.seconds - before.seconds
-        if seconds <= 0:
+        spent = _Moment(*(b - a for a, b in zip(before, now, strict=True)))
+        if spent.seconds <= 0:
             return {}
-        rate = (now.tokens - before.tokens) / seconds
+        rate = spent.tokens / spent.seconds  # of all devices
         speed = {
             "tokens_per_second": round(rate, 1),
-            "waiting": round((now.waited - before.waited) / seconds, 4),
+            "waiting": round(spent.waited / spent.seconds, 4),
         }
-        if self.peak and self.flops_per_token is not None:
-            speed["mfu"] = round(rate * self.flops_per_token(_row_length(batch)) / self.peak, 4)
+        if self.peak and self.flops is not None and spent.own_tokens:
+            per_token = spent.own_flops / spent.own_tokens
+            speed["mfu"] = round(rate * per_token / self.peak, 4)
         return speed
 
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._val_started = time.monotonic()
-
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        self._validating += time.monotonic() - self._val_started
         figures = figures_of(trainer)
         self._record(trainer, module, **figures)
         self._val_text = f"  val {figures['val_loss']:.3f}"
@@ -152,14 +171,12 @@ class ProgressCallback(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "rows": len(self.rows),
-            "validating": self._validating,
             "written": self._written,
             "step": self._step,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._written, self._step = state["written"], state["step"]
-        self._validating = state["validating"]
         self.rows = read_rows(self.path, state["rows"], writes=self.writes)
 
     def summary(self, trainer: L.Trainer, module: Any) -> str:
@@ -194,8 +211,8 @@ class ProgressCallback(L.Callback):
             figures += f" ({self._speed['mfu']:.0%} of peak)"
         if padding := _padding_share(module):
             figures += f"  padding {padding:.0%}"
-        left = self.budget.seconds * (1 - progress) / progress if progress else 0.0
-        ahead = f"{int(left) // 60}:{int(left) % 60:02d} left"
+        left = int(self.budget.seconds_left(progress))
+        ahead = f"{left // 60}:{left % 60:02d} left"
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=progress, figures=figures, left=ahead)
         else:
@@ -203,22 +220,18 @@ class ProgressCallback(L.Callback):
 
 
 class _Moment(NamedTuple):
-    """Training seconds, tokens, and seconds spent waiting for data, up to now."""
+    """Training seconds, tokens, seconds spent waiting for data, and this device's work, so far."""
 
     seconds: float = 0.0
-    tokens: int = 0
+    tokens: float = 0
     waited: float = 0.0
+    own_tokens: float = 0
+    own_flops: float = 0.0
 
 
 def _padding_share(module: Any) -> float:
     """Share of the places in batches that held no token."""
     return float(module.padding / max(1, module.tokens + module.padding))
-
-
-def _row_length(batch: Any) -> int:
-    """The length of a batch's rows."""
-    names = ("input_ids", "inputs", "source")
-    return next((batch[name].shape[1] for name in names if name in batch), 1)
 
 
 def told(figures: dict[str, float]) -> str:

@@ -167,7 +167,7 @@ def _train(
         console.print(compile_layers(run, config.max_steps))
     parts = Parts.of(run, module, outputs, budget, console, start=state)
     with quiet_lightning():
-        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks])
+        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks, parts.timing])
         last = _fit(trainer, module, run, parts)
         outputs.draw_loss(parts.progress.rows)
         console.print(parts.progress.summary(trainer, module))
@@ -224,8 +224,9 @@ def _fit(
 def _averaged_weights(
     module: MiniFormerLitModule, run: Prepared, parts: Parts
 ) -> dict[str, torch.Tensor]:
+    """Copies of them: the model gets its own weights back."""
     with parts.averaging.in_use(module):
-        return full_weights(run.model)
+        return {name: each.clone() for name, each in full_weights(run.model).items()}
 
 
 def _judge(

@@ -117,7 +117,6 @@ class KeepState(L.Callback):
             "step": step,
             "data": batch.get("about", {}).get("state"),
             "random": random_state(),
-            "budget": {"epochs": self.budget.epochs, "seconds": self.budget.seconds},
             "tokens": [module.tokens, module.padding],
         }
         if self.validate.pending:
@@ -151,6 +150,7 @@ class KeepState(L.Callback):
         module.finite.check(self._noted["step"], now=True)
         about = {
             **self._noted,
+            "budget": self.budget.state(),
             "random": _of_all_ranks(_as_json(self._noted["random"])),
             "callbacks": {name: each.state_dict() for name, each in self.remembering.items()},
             "averages": {name: each.about() for name, each in self.averages.items()},
@@ -188,7 +188,7 @@ class KeepState(L.Callback):
         # Lightning counts the steps of hand-made optimisation here; `global_step` reads it.
         steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         steps.ready = steps.completed = about["step"]
-        self._noted = {name: about[name] for name in ("step", "data", "budget", "tokens")}
+        self._noted = {name: about[name] for name in ("step", "data", "tokens")}
         states = about["random"]
         if trainer.world_size == len(states):
             _set_random_state(states[trainer.global_rank])

@@ -10,6 +10,8 @@ import lightning as L
 import torch
 
 import miniformer
+from miniformer.config.sizes import forward_flops
+from miniformer.data.buckets import Batch
 from miniformer.training.gradients import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.machine import peak_flops
@@ -44,12 +46,22 @@ class Watch(L.Callback):
         self._norms = GradientNorms(run.model)
         self._written = -1.0
 
-    def flops_per_token(self, length: int) -> float:
-        """FLOPs that training takes for a token in rows of a length: forward, and twice back."""
-        config, seq2seq = self.run.model_config, self.run.kind == "seq2seq"
-        count = config.flops_per_token(min(length, config.max_seq_len), seq2seq=seq2seq)
-        # Of an encoder with a decoder that is for a token of each, and both are counted as tokens.
-        return 3.0 * count / (2 if seq2seq else 1)
+    def flops(self, batch: Batch) -> float:
+        """FLOPs that training takes for a batch: of each forward pass, and twice that back.
+
+        Matrix products of real tokens only; the attention of packed rows counts as that of whole
+        ones.
+        """
+        about, rows = batch["about"], row_lengths(batch)
+        count = forward_flops(
+            self.run.model_config,
+            tokens=about["tokens"] - about["targets"],
+            length=rows[0],
+            head_tokens=about["predicted"],
+            target_tokens=about["targets"],
+            target_length=rows[-1],
+        )
+        return 3.0 * self.run.task.passes * count
 
     def figures(self) -> dict[str, float]:
         """Memory at its highest so far, in MB."""
@@ -97,3 +109,9 @@ class Watch(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._written = state["written"]
         self.rows = read_rows(self.path, state["rows"], writes=self.writes)
+
+
+def row_lengths(batch: Batch) -> list[int]:
+    """The length of a batch's rows, and with a decoder that of its targets' rows."""
+    names = ("input_ids", "inputs", "source", "target")
+    return [batch[name].shape[1] for name in names if name in batch] or [1]

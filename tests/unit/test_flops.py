@@ -1,0 +1,138 @@
+"""FLOPs of training batches against torch's own counter, on real models, forward and backward."""
+
+import io
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch.utils.flop_counter import FlopCounterMode
+
+from miniformer import TrainConfig
+from miniformer.model.stack import set_attention_backend
+from miniformer.training.preparation import prepare
+from miniformer.training.watching import Watch
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
+WORDS = "abcdefgh ijklmnop qrstuvwx "
+
+
+def text(length, start=0):
+    return (WORDS * 4)[start : start + length]
+
+
+def records(task):
+    if task == "classification":
+        return [{"input": text(12, i), "label": i % 2} for i in range(8)]
+    if task == "features":
+        return [{"input": [[0.5, i, 1.0]] * 11, "label": i % 2} for i in range(8)]
+    if task == "regression":
+        return [{"input": text(12, i), "value": i / 3} for i in range(8)]
+    if task == "seq2seq":
+        return [{"source": text(19, i), "target": text(6, i)} for i in range(8)]
+    return [{"text": text(24, i)} for i in range(8)]
+
+
+def prepared(tmp_path, monkeypatch, task, **settings):
+    """A run of examples that are all of one length, so that no batch is padded; and a batch."""
+    monkeypatch.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: 1e9)
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records(task)))
+    name = {"features": "classification", "prefix": "language_modeling"}.get(task, task)
+    model = {**MODEL, **settings.pop("model_config", {})}
+    config = TrainConfig(
+        train_path=str(path), task=name, tokenizer="byte", model_config=model, batch_size=4,
+        precision="float32", **settings,
+    )  # fmt: skip
+    run = prepare(config, Console(file=io.StringIO()))
+    batch = next(iter(run.data.train_dataloader()))
+    assert batch["about"]["padding"] == 0
+    watch = Watch(run, None, tmp_path, kind="float32", writes=False)
+    return run, batch, watch
+
+
+def counted(run, batch):
+    """Operations of matrix products in a forward and a backward pass, by torch's counter."""
+    model = run.model.train()
+    set_attention_backend(model, "plain")
+
+    def cross_entropy(features, labels):  # of the fused one the counter misses a product
+        return F.cross_entropy(model.logits(features), labels, reduction="sum")
+
+    model.cross_entropy = cross_entropy
+    with FlopCounterMode(display=False) as counter:
+        run.task.loss(model, batch)[0].backward()
+    return counter.get_total_flops()
+
+
+def masked_products(rows, length, width=16):
+    """What the counter has of query-key pairs that a causal mask hides, in a layer."""
+    hidden = sum(key > query for query in range(length) for key in range(length))
+    multiply_adds = 2 * rows * hidden * width  # scores, and the mean of values
+    return 3 * 2 * multiply_adds  # forward, and twice back
+
+
+@pytest.mark.parametrize(
+    ("task", "settings"),
+    [
+        ("classification", {}),
+        ("classification", {"task_config": {"r_drop": 1.0}}),
+        ("classification", {"model_config": {"head": "dense_tanh"}}),
+        ("regression", {"model_config": {"n_kv_heads": 1, "activation": "swiglu"}}),
+        ("masked_lm", {}),
+    ],
+    ids=str,
+)
+@pytest.mark.catches("the_head_reads_every_token", "training_is_a_forward_pass")
+def test_training_flops_of_an_encoder_are_those_that_torch_counts(
+    tmp_path, monkeypatch, task, settings
+):
+    run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
+    assert watch.flops(batch) == counted(run, batch)
+
+
+def test_training_flops_of_feature_inputs_are_those_that_torch_counts(tmp_path, monkeypatch):
+    """Nobody asks for the gradient of features, so the product that gives it is not made."""
+    run, batch, watch = prepared(tmp_path, monkeypatch, "features")
+    assert batch["inputs"].shape == (4, 11, 3)
+    assert watch.flops(batch) == counted(run, batch) + 2 * (4 * 11) * 3 * 16
+
+
+def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path, monkeypatch):
+    run, batch, watch = prepared(tmp_path, monkeypatch, "language_modeling", seq_len=16)
+    rows, length = batch["input_ids"].shape
+    assert (rows, length) == (4, 16)
+    unseen = 2 * masked_products(rows, length)
+    assert watch.flops(batch) == counted(run, batch) - unseen
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "prefix"])
+@pytest.mark.catches(
+    "cross_attention_keys_are_those_of_targets", "target_flops_are_those_of_sources"
+)
+def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monkeypatch, task):
+    """Each stack has its own number of tokens: targets here are shorter than sources, or longer."""
+    settings = {"model_config": {"n_decoder_layers": 3}, "model": "seq2seq"}
+    run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
+    source, target = batch["source"].shape, batch["target"].shape
+    assert source[1] != target[1]
+    assert batch["about"]["tokens"] == source.numel() + target.numel()
+    unseen = 3 * masked_products(*target)
+    assert watch.flops(batch) == counted(run, batch) - unseen
+
+
+@pytest.mark.catches("tokens_count_padding")
+def test_training_flops_of_a_padded_batch_are_those_of_its_real_tokens(tmp_path, monkeypatch):
+    """A batch with rows that are all padding is the batch without them."""
+    run, batch, watch = prepared(tmp_path, monkeypatch, "masked_lm")
+    rows, length = batch["inputs"].shape
+    padded = {
+        "inputs": F.pad(batch["inputs"], (0, 0, 0, 3)),
+        "labels": F.pad(batch["labels"], (0, 0, 0, 3), value=-100),
+        "attention_mask": torch.arange(rows + 3)[:, None].expand(rows + 3, length) < rows,
+    }
+    about = {"epochs": 0, "state": {"epoch": 0, "pool": 0, "batch": 0}}
+    served = run.data.train_dataloader()._served([(padded, about)])
+    assert served["about"]["padding"] == 3 * length
+    assert watch.flops(served) == watch.flops(batch)
