@@ -392,7 +392,7 @@ def test_the_card_has_the_numbers_of_the_run(run):
     assert f"| step | {STEPS} |" in last
 
 
-@pytest.mark.catches("hours_are_minutes", "the_report_has_the_largest_speed")
+@pytest.mark.catches("hours_are_minutes", "the_report_has_the_last_speed")
 def test_the_report_has_the_numbers_of_the_run(run):
     folder, witness, _, _ = run
     page = (folder / "report.html").read_text()
