@@ -35,6 +35,7 @@ def run(*words):
     return trainer.main([*map(str, words), "--logger", "none"])
 
 
+@pytest.mark.catches("run_begins_with_random_weights")
 def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     theirs(tmp_path / "bert", "bert")

@@ -253,3 +253,489 @@ def the_mean_leaves_out_the_last_validation(original):
 def schedule_free_validates_the_weights_in_training(original):
     """The optimizer is never told to hold its averages."""
     return lambda self, training: original(self, True)
+
+
+# Before a run.
+
+
+@fault("miniformer.train_config:TrainConfig._without_effect")
+def settings_without_effect_pass(original):
+    """A setting that another one makes useless is not refused."""
+    return lambda self: []
+
+
+@fault("miniformer.training.preparation:_metric")
+def best_model_is_that_of_the_loss(original):
+    """Whatever the task, its loss tells the best model."""
+    return lambda config, task: original(config, task) if config.checkpoint_metric else "loss"
+
+
+@fault("miniformer.training.preparation:new_folder")
+def run_overwrites_the_one_before(original):
+    """A second run of a name has the folder of the first."""
+
+    def new_folder(work_dir, name):
+        folder = work_dir / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    return new_folder
+
+
+@fault("miniformer.training.beginning:take_weights")
+def run_begins_with_random_weights(original):
+    """The weights of `init_from` are read and not taken."""
+
+    def take_weights(model, directory, kind):
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+        new = original(model, directory, kind)
+        model.load_state_dict(weights)
+        return new
+
+    return take_weights
+
+
+@fault("miniformer.training.warming:_given")
+def warm_start_may_have_another_shape(original):
+    """A warm start takes any setting of its model."""
+
+    def given(warm_start):
+        model = warm_start.get("model_config", {})
+        found = original({**warm_start, "model_config": {}} if isinstance(model, dict) else
+                         warm_start)  # fmt: skip
+        return {**found, "model_config": model}
+
+    return given
+
+
+@fault("miniformer.training.sizing:batch_for")
+def each_device_takes_the_whole_batch(original):
+    """Several devices do not share a batch."""
+    return lambda tokens, row_tokens, devices=1: original(tokens, row_tokens)
+
+
+@fault("miniformer.training.sizing:with_size")
+def given_width_is_overwritten(original):
+    """A size is chosen by the data, whatever width was given."""
+
+    def with_size(config, data):
+        import dataclasses
+
+        from miniformer.config.presets import SIZES
+
+        config, line = original(config, data)
+        if config.init_from is None and config.size is None:
+            model = {**config.model_config, **SIZES["tiny"]}
+            config = dataclasses.replace(config, model_config=model)
+        return config, line
+
+    return with_size
+
+
+@fault("miniformer.training.tokenizers:single_words")
+def few_phrases_make_words_of_none(original):
+    """Texts are single words only where all of them are."""
+
+    def single_words(texts):
+        texts = [text for text in texts if text.strip()]
+        return original(texts) and all(len(text.split()) == 1 for text in texts)
+
+    return single_words
+
+
+@fault("miniformer.training.tokenizers:_open")
+def named_tokenizer_is_not_heard(original):
+    """Words are read letter by letter, whatever is said of tokenizers."""
+    return lambda config, task: True
+
+
+@fault("miniformer.training.machine:fast_bf16")
+def bfloat16_is_taken_wherever_it_exists(original):
+    """bfloat16 is chosen for CPUs on which it is slower."""
+
+    def fast_bf16(device_type):
+        from miniformer.training.machine import _cpu_has_bf16
+
+        return _cpu_has_bf16() if device_type == "cpu" else original(device_type)
+
+    return fast_bf16
+
+
+# Trials.
+
+
+@fault("miniformer.training.trial:left_as_found")
+def trial_moves_the_random_state(original):
+    """Trying a model out draws from the run's random numbers."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def left_as_found(model):
+        import torch
+
+        with original(model):
+            yield
+        torch.rand(1)
+
+    return left_as_found
+
+
+@fault("miniformer.training.finding:_suggested")
+def rate_of_the_lowest_loss_is_suggested(original):
+    """The learning rate of the lowest loss is suggested, where training is about to diverge."""
+    return lambda rates, losses: rates[losses.index(min(losses))]
+
+
+@fault("miniformer.training.finding:_expected")
+def next_batch_is_expected_to_take_no_more(original):
+    """The memory of the next batch size is taken for that of the last."""
+    return lambda memory: memory[-1] if memory else 0
+
+
+@fault("miniformer.training.choosing:_tokens")
+def limit_of_tokens_stays_for_other_batches(original):
+    """A micro-batch may have as many tokens as the whole batch."""
+    return lambda run, size: run.config.batch_tokens
+
+
+@fault("miniformer.training.compiling:told")
+def compilation_pays_back_in_batches(original):
+    """What compiling saves is counted by batch and told by step."""
+
+    def told(cost, before, after, accumulate, max_steps):
+        return original(cost, before, after, 1, max_steps)
+
+    return told
+
+
+@fault("miniformer.training.memory:plan_memory")
+def state_of_the_optimizer_takes_no_memory(original):
+    """A plan of memory leaves out the optimizer's state."""
+
+    def plan_memory(model, task, batches_for, *, optimizer_bytes_per_param, **options):
+        return original(model, task, batches_for, optimizer_bytes_per_param=0.0, **options)
+
+    return plan_memory
+
+
+@fault("miniformer.training.memory:_micro_batch")
+def micro_batches_make_up_less_than_the_batch(original):
+    """Micro-batches are as large as fits, whatever the batch is."""
+    return lambda most, batch_size: most
+
+
+@fault("miniformer.training.peak:peak_bytes")
+def peak_is_what_is_left_at_the_end(original):
+    """The most memory of a step is what it still has at its end."""
+
+    def peak_bytes(step):
+        from miniformer.model.allocations import Births
+
+        with Births() as births:
+            kept = step()  # noqa: F841 (lives until the end)
+        return births.living()
+
+    return peak_bytes
+
+
+# Steps.
+
+
+@fault("miniformer.training.lit_module:MiniFormerLitModule.training_step")
+def loss_is_averaged_over_each_batch(original):
+    """Accumulated batches weigh the same, however many tokens they have."""
+
+    def training_step(self, batch, batch_idx):
+        forward = self.objective.forward
+
+        def mean(batch):
+            loss, count = forward(batch)
+            return loss / count, count / count
+
+        self.objective.forward = mean
+        try:
+            original(self, batch, batch_idx)
+        finally:
+            del self.objective.forward
+
+    return training_step
+
+
+@fault("miniformer.training.objective:repeated")
+def batch_of_another_rank_counts_again(original):
+    """A batch that only keeps ranks in step is learned from."""
+    return lambda batch: False
+
+
+@fault("miniformer.training.parameter_groups:parameter_groups")
+def norms_and_embeddings_decay(original):
+    """All weights decay."""
+
+    def parameter_groups(model, *, weight_decay, layer_lr_decay=1.0):
+        groups = original(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay)
+        return [{**group, "weight_decay": weight_decay} for group in groups]
+
+    return parameter_groups
+
+
+@fault("miniformer.training.parameter_groups:_below_top")
+def all_layers_learn_at_one_rate(original):
+    """layer_lr_decay does nothing."""
+    return lambda name, depths: 0
+
+
+@fault("miniformer.training.optimizers:muon")
+def muon_takes_embeddings(original):
+    """Every matrix is trained by Muon, embeddings too."""
+
+    def muon(model, *, lr=5e-3, weight_decay, **options):
+        optimizer = original(model, lr=lr, weight_decay=weight_decay, **options)
+        for group in optimizer.param_groups:
+            if all(parameter.dim() == 2 for parameter in group["params"]):
+                group["kind"] = "muon"
+        return optimizer
+
+    return muon
+
+
+@fault("miniformer.training.muon:orthogonalize")
+def muon_only_scales(original):
+    """Updates are scaled to length 1 and not made orthogonal."""
+
+    def orthogonalize(matrices, steps=3):
+        return matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+
+    return orthogonalize
+
+
+@fault("miniformer.training.schedules:cosine")
+def cosine_ends_at_a_half(original):
+    """The cosine schedule falls to half of the rate."""
+    return lambda progress: (1 + original(progress)) / 2
+
+
+@fault("miniformer.training.finite:FiniteCheck.check")
+def infinite_loss_is_learned(original):
+    """A loss that is NaN or infinite does not end the run."""
+    return lambda self, step, *, now=False: None
+
+
+@fault("miniformer.training.run:_broken")
+def records_of_an_infinite_loss_are_not_named(original):
+    """The message on an infinite loss does not say which records it comes from."""
+    return lambda error, run, states: str(error)
+
+
+@fault("miniformer.training.gradients:_place")
+def layers_1_and_11_are_one(original):
+    """Gradient norms go by the first digit of a layer."""
+
+    def place(name, stacks):
+        import re
+
+        return re.sub(r"(?<=\.\d)\d+$", "", original(name, stacks))
+
+    return place
+
+
+# Validations, and the best model.
+
+
+@fault("miniformer.training.callbacks:KeepBest._rank")
+def best_model_has_the_smallest_accuracy(original):
+    """A metric of which more is better is ranked like a loss."""
+    return lambda self, figures: (figures[self.metric], figures["val_loss"])
+
+
+@fault("miniformer.training.callbacks:KeepBest.load_state_dict")
+def resumed_run_forgets_its_patience(original):
+    """A resumed run counts validations without a better one anew."""
+
+    def load_state_dict(self, state):
+        original(self, {**state, "since_best": 0})
+
+    return load_state_dict
+
+
+@fault("miniformer.training.callbacks:ValidateInTime.on_train_batch_end")
+def validation_comes_within_a_step(original):
+    """A validation may come between the batches of a step."""
+
+    def on_train_batch_end(self, trainer, *args):
+        self._step = -1
+        original(self, trainer, *args)
+
+    return on_train_batch_end
+
+
+@fault("miniformer.training.parts:Parts.callbacks")
+def interruption_comes_before_the_state(original):
+    """Ctrl-C ends a run before its last step is noted."""
+
+    def callbacks(self):
+        found = original.fget(self)
+        return [*found[:-2], found[-1], found[-2]]
+
+    return property(callbacks)
+
+
+@fault("miniformer.training.samples:WriteSamples._options")
+def samples_have_no_seed(original):
+    """Samples differ for the same weights."""
+
+    def options(self):
+        import dataclasses
+
+        return dataclasses.replace(original(self), seed=None)
+
+    return options
+
+
+@fault("miniformer.training.interrupt:InterruptCallback._restore")
+def signal_handlers_stay(original):
+    """A signal's handler stays after training."""
+    return lambda self: None
+
+
+# Files of a run.
+
+
+@fault("miniformer.training.checkpoints:write_checkpoint")
+def older_state_goes_before_the_new_one_is_whole(original):
+    """The last state is removed before the next one is written."""
+
+    def write_checkpoint(run, step, tensors, about):
+        import shutil
+
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        return original(run, step, tensors, about)
+
+    return write_checkpoint
+
+
+@fault("miniformer.training.run_state:_set_random_state")
+def resumed_run_has_other_numpy_numbers(original):
+    """A resumed run does not restore NumPy's random state."""
+
+    def set_random_state(state):
+        import numpy as np
+
+        kept = np.random.get_state()
+        original(state)
+        np.random.set_state(kept)
+
+    return set_random_state
+
+
+@fault("miniformer.training.resuming:going_on")
+def settings_of_a_resumed_run_may_change(original):
+    """What weights depend on is left out of the changes without a word."""
+
+    def going_on(run, changes):
+        from miniformer.training.resuming import _FIXED
+
+        return original(run, {k: v for k, v in changes.items() if k not in _FIXED})
+
+    return going_on
+
+
+@fault("miniformer.training.rows:read_rows")
+def rows_of_steps_done_again_stay(original):
+    """Metrics of steps after the state stay in the file of a resumed run."""
+    return lambda path, count, *, writes: original(path, count, writes=False)
+
+
+@fault("miniformer.training.verify:digest")
+def digest_ignores_the_weights(original):
+    """Two models with the same names of weights have the same hash."""
+    return lambda weights: original({name: tensor * 0 for name, tensor in weights.items()})
+
+
+@fault("miniformer.training.launch:member")
+def mistake_of_a_worker_is_lost(original):
+    """A user's mistake that a worker finds does not reach the launching process."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def member(path):
+        from pathlib import Path
+
+        try:
+            with original(path) as tell:
+                yield tell
+        except SystemExit:
+            Path(path).unlink(missing_ok=True)
+            raise
+
+    return member
+
+
+@fault("miniformer.training.loggers:csv")
+def csv_of_a_resumed_run_overwrites_the_first(original):
+    """A resumed run writes its CSV file over that of the run before."""
+
+    def csv(folder):
+        from lightning.pytorch.loggers import CSVLogger
+
+        return CSVLogger(folder, name="", version="csv")
+
+    return csv
+
+
+@fault("miniformer.training.outputs:Outputs.complete")
+def card_of_the_model_stays_unfinished(original):
+    """The card of the best model has no test metrics and no loss curve."""
+    return lambda self, name, figures: None
+
+
+@fault("miniformer.training.plot:plot_lr_search")
+def range_test_is_not_drawn(original):
+    """The picture of a learning-rate range test is not written."""
+    return lambda rates, losses, suggestion, path, *, unit: None
+
+
+# The report.
+
+
+@fault("miniformer.training.report.chart_parts:text")
+def text_of_others_is_markup(original):
+    """Texts are written into the report as they are."""
+    return lambda value: str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+@fault("miniformer.training.report.charts:path")
+def charts_stand_on_their_heads(original):
+    """Curves are drawn with small values on top."""
+
+    def path(points, across, up):
+        return original([(x, up.low + up.high - y) for x, y in points], across, up)
+
+    return path
+
+
+@fault("miniformer.training.report.charts:thinned")
+def long_curve_loses_its_spikes(original):
+    """Of many points each n-th is drawn."""
+    return lambda points: points[:: max(1, len(points) // 600)]
+
+
+@fault("miniformer.training.report.curves:points_of")
+def curves_go_by_row(original):
+    """Curves count rows instead of steps."""
+
+    def points_of(rows, key):
+        return [(float(number), y) for number, (_, y) in enumerate(original(rows, key))]
+
+    return points_of
+
+
+@fault("miniformer.training.report.page:write_report")
+def report_may_load_things(original):
+    """The page allows what is loaded from elsewhere."""
+
+    def write_report(path, report):
+        original(path, report)
+        page = path.read_text(encoding="utf-8")
+        path.write_text(page.replace("default-src 'none'; ", ""), encoding="utf-8")
+
+    return write_report

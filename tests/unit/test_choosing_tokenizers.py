@@ -20,6 +20,7 @@ WORDS = sorted(set(VERSE.split()))
 SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
 
 
+@pytest.mark.catches("few_phrases_make_words_of_none")
 @pytest.mark.parametrize(
     ("texts", "found"),
     [
@@ -72,6 +73,7 @@ def test_others_share_one(tmp_path, record):
     assert said.startswith("tokenizer: bpe, ")
 
 
+@pytest.mark.catches("named_tokenizer_is_not_heard")
 def test_what_is_said_of_tokenizers_is_heard(tmp_path):
     for name in ("bpe", "char"):
         tokenizer, said = prepared(tmp_path, SOUNDS, tokenizer=name)

@@ -90,6 +90,7 @@ def test_decoding_settings_out_of_their_limits_are_refused(values, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.catches("settings_without_effect_pass")
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -57,6 +57,7 @@ def exponential(low, high, steps):
     return [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
 
 
+@pytest.mark.catches("rate_of_the_lowest_loss_is_suggested")
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
     found = find_lr(
@@ -138,6 +139,7 @@ def fails(*done):
     raise KeyError
 
 
+@pytest.mark.catches("trial_moves_the_random_state")
 @pytest.mark.parametrize(
     "search",
     [
@@ -183,6 +185,7 @@ def test_dropout_is_on_while_rates_are_tried():
     assert not model.training
 
 
+@pytest.mark.catches("range_test_is_not_drawn")
 def test_the_search_is_drawn(tmp_path):
     found = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, steps=4)
     found.draw(tmp_path / "lr.png")
@@ -235,6 +238,7 @@ def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
     assert found.stopped == f"{last} is hardly faster than {last // 2}"
 
 
+@pytest.mark.catches("next_batch_is_expected_to_take_no_more")
 def test_memory_ends_it_before_it_runs_out(monkeypatch):
     tried = []
     machine = Machine(

@@ -13,6 +13,7 @@ from miniformer.training.run import train
 from tests.kit import VERSE
 
 
+@pytest.mark.catches("infinite_loss_is_learned")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_step_and_the_batch_are_told(value):
     check = FiniteCheck()
@@ -30,6 +31,7 @@ def test_the_step_and_the_batch_are_told(value):
         check.check(step)
 
 
+@pytest.mark.catches("records_of_an_infinite_loss_are_not_named")
 def test_records_and_the_last_good_state_are_told(tmp_path, monkeypatch):
     """One record in sixteen breaks the loss; its line is named, and the state before is whole."""
     from miniformer.tasks.classification import Classification

@@ -26,6 +26,7 @@ def norm_of(model, *prefixes):
     return math.sqrt(total)
 
 
+@pytest.mark.catches("layers_1_and_11_are_one")
 def test_each_layer_has_its_norm():
     model = with_gradients(
         tiny_model(n_layers=12, tie_embeddings=False, position="learned", token_types=2)

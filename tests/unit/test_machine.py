@@ -100,6 +100,7 @@ def test_autocast_changes_nothing(monkeypatch):
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.catches("bfloat16_is_taken_wherever_it_exists")
 @pytest.mark.parametrize(
     ("avx", "amx", "speedup", "fast"),
     [

@@ -27,6 +27,7 @@ def with_gradients(model, seed=0):
     return model
 
 
+@pytest.mark.catches("muon_only_scales")
 @given(st.integers(2, 24), st.integers(2, 96), st.sampled_from([3, 4, 5]), st.integers(0, 99))
 def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, columns, steps, seed):
     """Singular vectors stay; values go where each step's polynomial takes them."""
@@ -83,6 +84,7 @@ def test_an_update_of_muon_is_as_large_as_one_of_adamw():
     assert float(ours.detach().square().mean().sqrt()) == pytest.approx(0.2, rel=0.1)
 
 
+@pytest.mark.catches("muon_takes_embeddings")
 def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw():
     model = with_gradients(tiny_model(tie_embeddings=False))
     theirs = copy.deepcopy(model)
@@ -145,6 +147,7 @@ def scales(model, **options):
     return {name: of[id(parameter)] for name, parameter in model.named_parameters()}
 
 
+@pytest.mark.catches("all_layers_learn_at_one_rate")
 def test_each_layer_learns_slower_than_the_one_above():
     found = scales(tiny_model(n_layers=3, tie_embeddings=False), layer_lr_decay=0.5)
     assert found["head.weight"] == found["final_norm.weight"] == 1.0

@@ -69,6 +69,7 @@ def headlines(page):
     return [name.partition(" from step")[0] for name in names]
 
 
+@pytest.mark.catches("curves_go_by_row")
 def test_a_whole_page(tmp_path):
     picture = tmp_path / "answers.png"
     picture.write_bytes(b"\x89PNG, whatever it holds")
@@ -103,6 +104,7 @@ def test_a_whole_page(tmp_path):
     assert images == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
 
 
+@pytest.mark.catches("report_may_load_things")
 def test_nothing_is_loaded_and_nothing_runs(tmp_path):
     page = page_of(tmp_path, rows=training_rows(40), title=HOSTILE, notes=[HOSTILE])
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -116,6 +118,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path):
     assert not {name for name in names if name.startswith("on")} | (names & {"href", "src"})
 
 
+@pytest.mark.catches("text_of_others_is_markup")
 def test_text_of_others_stays_text(tmp_path):
     page = page_of(
         tmp_path,
@@ -184,6 +187,7 @@ def curve_of(chart, look="s1"):
     return [[tuple(map(float, p.split())) for p in part.split("L")] for part in parts]
 
 
+@pytest.mark.catches("charts_stand_on_their_heads")
 def test_points_stand_where_they_belong():
     # The y axis begins with 0 and ends 5 % of the spread above the highest point: 0 .. 4 + 0.2.
     points = [(0, 0.0), (5, 2.0), (10, 4.0)]
@@ -243,6 +247,7 @@ def test_what_is_not_finite_is_a_gap_and_what_stands_alone_a_dot():
     assert line_chart("c", both[1:]) == ""
 
 
+@pytest.mark.catches("long_curve_loses_its_spikes")
 def test_thinning_keeps_ends_and_extremes():
     points = [(i, math.sin(i / 50) + (i == 4321) * 9 - (i == 777) * 9) for i in range(10_000)]
     kept = thinned(points)

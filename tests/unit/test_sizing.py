@@ -79,6 +79,7 @@ def test_a_size_that_cannot_be_is_refused(run):
     )
 
 
+@pytest.mark.catches("each_device_takes_the_whole_batch")
 @pytest.mark.parametrize(
     ("tokens", "row", "devices", "size"),
     [

@@ -40,6 +40,7 @@ def test_a_schedule_stays_within_0_and_1(name):
     assert values[-1] == pytest.approx(1.0 if name == "none" else 0.0)
 
 
+@pytest.mark.catches("cosine_ends_at_a_half")
 def test_schedules_at_known_points():
     at = {name: registry.get("scheduler", name) for name in SCHEDULES}
     assert at["cosine"](0.5) == pytest.approx(0.5)
@@ -96,6 +97,7 @@ def test_validations_are_no_training_and_a_resumed_clock_remembers_them(monkeypa
     assert (resumed.own_seconds, resumed.training_seconds) == (10, 7)
 
 
+@pytest.mark.catches("norms_and_embeddings_decay")
 def test_only_the_matrices_of_linear_layers_decay():
     model = tiny_model(tie_embeddings=False)
     groups = adamw(model, lr=1.0, weight_decay=0.5).param_groups
@@ -145,6 +147,7 @@ def fit(made, **options):
     return module
 
 
+@pytest.mark.catches("loss_is_averaged_over_each_batch")
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_accumulating_batches_is_one_large_batch(clip):
     made = batches([(2, 6), (3, 1), (1, 2), (4, 5)])
@@ -366,6 +369,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_kept():
     assert not saved
 
 
+@pytest.mark.catches("best_model_has_the_smallest_accuracy")
 @pytest.mark.parametrize(
     ("larger", "kept", "ends_at"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
 )
@@ -396,6 +400,7 @@ RECORDS = {
 }
 
 
+@pytest.mark.catches("best_model_is_that_of_the_loss")
 @pytest.mark.parametrize("task", RECORDS)
 def test_where_nothing_is_said_the_task_says_what_tells_the_best_model(task, tmp_path):
     metric, record = RECORDS[task]
@@ -445,6 +450,7 @@ def _default_signals():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.catches("signal_handlers_stay")
 @pytest.mark.usefixtures("_default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_handlers_come_back_whatever_happens(number):
@@ -459,6 +465,7 @@ def test_signal_handlers_come_back_whatever_happens(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.catches("validation_comes_within_a_step")
 def test_no_validation_comes_in_the_middle_of_a_step():
     """By the clock one may be due there; gradients of the step would be lost in it."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
@@ -502,6 +509,7 @@ def test_a_share_of_the_run_to_warm_up_in():
     assert [module._factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
 
 
+@pytest.mark.catches("compilation_pays_back_in_batches")
 def test_what_compiling_costs_and_saves_is_told():
     from miniformer.training.compiling import told
 
@@ -510,6 +518,7 @@ def test_what_compiling_costs_and_saves_is_told():
     assert "does not pay back here; leave out --compile" in told(10.0, 0.05, 0.06, 1, None)
 
 
+@pytest.mark.catches("batch_of_another_rank_counts_again")
 def test_a_batch_that_another_device_has_counts_nothing_but_is_gone_through():
     from miniformer.tasks.language_modeling import LanguageModeling
     from miniformer.training.objective import Objective

@@ -1,0 +1,187 @@
+"""What a run keeps in its folder, and what another process makes of it."""
+
+import json
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from miniformer.config import GenerationConfig, UserError
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.train_config import TrainConfig
+from miniformer.training import checkpoints, choosing, warming
+from miniformer.training.callbacks import KeepBest
+from miniformer.training.launch import member
+from miniformer.training.loggers import csv
+from miniformer.training.outputs import Outputs
+from miniformer.training.preparation import new_folder
+from miniformer.training.resuming import SETTINGS, going_on
+from miniformer.training.rows import append_row, read_rows
+from miniformer.training.run_state import _as_json, _set_random_state, random_state
+from miniformer.training.samples import WriteSamples
+from miniformer.training.sizing import with_size
+from miniformer.training.verify import digest
+from tests.kit import tiny_config
+
+
+@pytest.mark.catches("older_state_goes_before_the_new_one_is_whole")
+def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    first = checkpoints.write_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {"step": 3})
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device; the one before, .*is whole"):
+        checkpoints.write_checkpoint(tmp_path, 4, {"w": torch.zeros(2)}, {"step": 4})
+    assert checkpoints.latest(tmp_path) == first
+    weights = {"w": torch.empty(2)}
+    checkpoints.read_tensors(first, weights)
+    assert weights["w"].tolist() == [1.0, 1.0]
+    assert checkpoints.read_about(first) == {"step": 3}
+
+
+@pytest.mark.catches("resumed_run_has_other_numpy_numbers")
+def test_a_random_state_comes_back_from_its_file():
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    kept = json.loads(json.dumps(_as_json(random_state())))
+    wanted = draw()
+    assert draw() != wanted
+    _set_random_state(kept)
+    assert draw() == wanted
+
+
+@pytest.mark.catches("settings_of_a_resumed_run_may_change")
+def test_what_weights_depend_on_cannot_change_when_a_run_is_resumed(tmp_path):
+    config = TrainConfig(train_path="a.jsonl", seed=3, max_steps=5)
+    (tmp_path / SETTINGS).write_text(json.dumps(config.to_dict()))
+    assert going_on(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
+    with pytest.raises(UserError, match=r"resume: seed is 3 in .*, not 4; leave it out"):
+        going_on(tmp_path, {"max_steps": 9, "seed": 4})
+
+
+@pytest.mark.catches("rows_of_steps_done_again_stay")
+def test_rows_after_the_state_of_a_resumed_run_are_removed(tmp_path):
+    path, rows = tmp_path / "metrics.jsonl", [{"step": step} for step in range(5)]
+    for row in rows:
+        append_row(path, row)
+    assert read_rows(path, 3, writes=False) == rows[:3]
+    assert read_rows(path, 9, writes=True) == rows
+    assert read_rows(path, 3, writes=True) == rows[:3]
+    assert read_rows(path, 9, writes=True) == rows[:3]
+
+
+@pytest.mark.catches("run_overwrites_the_one_before")
+def test_each_run_has_a_folder_of_its_own(tmp_path):
+    folders = [new_folder(tmp_path / "runs", "name") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["name", "name-2", "name-3"]
+    assert all(folder.is_dir() for folder in folders)
+
+
+@pytest.mark.catches("digest_ignores_the_weights")
+def test_a_digest_is_of_every_bit_and_name():
+    weights = {"a": torch.arange(3.0), "b": torch.zeros(2)}
+    one_bit = torch.tensor([0.0, 1.0, torch.tensor(2.0).nextafter(torch.tensor(3.0))])
+    others = [
+        {**weights, "a": one_bit},
+        {**weights, "b": -weights["b"]},
+        {"a": weights["a"], "c": weights["b"]},
+    ]
+    found = [digest(each) for each in (weights, *others)]
+    assert len(set(found)) == 4
+    assert digest(dict(reversed(weights.items()))) == found[0]
+
+
+@pytest.mark.catches("mistake_of_a_worker_is_lost")
+def test_a_mistake_in_a_worker_is_its_outcome(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    path = tmp_path / "outcome.json"
+    with pytest.raises(SystemExit), member(str(path)):
+        raise UserError("seq_len is too long")
+    assert json.loads(path.read_text()) == {"error": "seq_len is too long"}
+
+
+@pytest.mark.catches("samples_have_no_seed")
+@pytest.mark.parametrize(("beams", "seed"), [(1, 0), (3, None)])
+def test_samples_repeat_with_their_seed(beams, seed):
+    generation = GenerationConfig(max_new_tokens=100, temperature=0.0, num_beams=beams)
+    writer = types.SimpleNamespace(
+        outputs=types.SimpleNamespace(generation=generation),
+        run=types.SimpleNamespace(tokenizer=None, kind="seq2seq"),
+    )
+    found = WriteSamples._options(writer)
+    assert (found.seed, found.num_beams, found.max_new_tokens) == (seed, beams, 64)
+
+
+@pytest.mark.catches("limit_of_tokens_stays_for_other_batches")
+def test_a_limit_of_tokens_shrinks_with_the_batch():
+    run = types.SimpleNamespace(
+        config=types.SimpleNamespace(batch_tokens=4096), data=types.SimpleNamespace(batch_size=16)
+    )
+    assert [choosing._tokens(run, size) for size in (16, 4, 1)] == [4096, 1024, 256]
+    run.config.batch_tokens = None
+    assert choosing._tokens(run, 4) is None
+
+
+@pytest.mark.catches("card_of_the_model_stays_unfinished")
+def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
+    run = types.SimpleNamespace(
+        tokenizer=None, described="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
+        model_config=tiny_config(), config=TrainConfig(train_path="a.jsonl", seed=3),
+    )  # fmt: skip
+    outputs = Outputs(tmp_path, run)
+    (tmp_path / "best").mkdir()
+    outputs.loss.write_bytes(b"a picture")
+    outputs.complete("best", {"val_loss": 1.5, "test_loss": 2.25, "step": 40.0})
+    card = (tmp_path / "best" / "README.md").read_text(encoding="utf-8")
+    for line in ("| validation loss | 1.5 |", "| test loss | 2.25 |", "| step | 40 |"):
+        assert line in card
+    assert "Tokenizer: bpe, 300 ids." in card
+    assert (tmp_path / "best" / "loss.png").read_bytes() == b"a picture"
+
+
+@pytest.mark.catches("warm_start_may_have_another_shape")
+def test_a_warm_start_has_the_shape_of_its_run():
+    found = warming._given({"model_config": {"dropout": 0.3}, "max_steps": 5})
+    assert found == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
+    with pytest.raises(UserError, match=r"warm_start: model_config may hold .*, not d_model"):
+        warming._given({"model_config": {"d_model": 32}})
+
+
+@pytest.mark.catches("given_width_is_overwritten")
+def test_a_shape_that_is_given_is_not_completed():
+    config = TrainConfig(train_path="a.jsonl", model_config={"d_model": 48})
+    found, line = with_size(config, types.SimpleNamespace(count=lambda name, column: 1000))
+    assert (found.model_config, line) == ({"d_model": 48}, None)
+
+
+@pytest.mark.catches("csv_of_a_resumed_run_overwrites_the_first")
+def test_a_resumed_run_has_a_csv_file_of_its_own(tmp_path):
+    for name in ("csv", "csv-2", "csv-3"):
+        logger = csv(tmp_path)
+        assert logger.log_dir == str(tmp_path / name)
+        (tmp_path / name).mkdir()
+
+
+@pytest.mark.catches("resumed_run_forgets_its_patience")
+def test_patience_goes_on_in_a_resumed_run():
+    saved = []
+
+    def validated(callback, losses):
+        trainer = types.SimpleNamespace(global_step=0, should_stop=False)
+        for loss in losses:
+            trainer.global_step += 1
+            trainer.callback_metrics = {"val_loss": loss}
+            callback.on_validation_end(trainer, None)
+        return trainer.should_stop
+
+    before = KeepBest(saved.append, patience=3)
+    assert not validated(before, [2.0, 3.0, 3.0])
+    after = KeepBest(saved.append, patience=3)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert validated(after, [2.5])
+    assert [figures["val_loss"] for figures in saved] == [2.0]
