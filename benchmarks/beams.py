@@ -3,15 +3,14 @@
     python benchmarks/beams.py [--rounds 5] [--save]
 
 A BART of random weights (3 + 3 layers x 256, vocabulary 8,000) writes 32 tokens to each of 32
-sources of unequal lengths, with five beams. In each round everybody has a turn, so that a busy
-minute hits all alike; figures are medians. Hugging Face's transformers and CTranslate2 (which
-converts the same weights) have one where they are installed.
+sources of unequal lengths, with five beams. In each round everybody has a turn, in another order
+each round, so that a busy minute hits all alike; figures are medians. Hugging Face's transformers
+and CTranslate2 (which converts the same weights) have one where they are installed.
 """
 
 import argparse
 import importlib.util
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 
 import miniformer
+from environment import environment
 from miniformer import Seq2SeqTransformer, TransformerConfig
 from miniformer.config.families import family
 
@@ -108,7 +108,10 @@ def main():
     for write in everybody.values():  # what is compiled or allocated once
         write()
     for number in range(given.rounds):
-        for name, write in everybody.items():
+        names = list(everybody)
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            write = everybody[name]
             write()  # a model keeps one form of its weights ready, so that the first does not count
             began = time.perf_counter()
             write()
@@ -119,8 +122,12 @@ def main():
     for name, rate in found.items():
         print(f"{name:24} {rate:8.0f}")
     if given.save:
-        machine = f"{torch.get_num_threads()} cores, {platform.machine()}"
-        RESULTS.write_text(json.dumps({"machine": machine, "rates": found}, indent=2) + "\n")
+        result = {
+            "environment": environment("transformers", "ctranslate2"),
+            "rounds": given.rounds,
+            "rates": found,
+        }
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

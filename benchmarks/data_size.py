@@ -4,14 +4,15 @@
 
 Both are generated, with records of the same kind; each is trained on in a process of its own, for
 the same number of steps, by the command that users run. `peak_mb` is the most memory that the
-process ever held (its resident set). How fast a file is indexed is measured beside it.
+process ever held (its resident set). How fast a file is indexed is measured beside it. What grows
+with the file is its index, some bytes for each record: `bytes_a_record` is the difference of the
+peaks over that of the records.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import re
 import subprocess
@@ -19,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from environment import environment
 
 TRAIN = """
 import json, resource, sys
@@ -98,10 +101,17 @@ def main():
             print(json.dumps(row), flush=True)
             path.unlink()
     more = rows[1]["peak_mb"] - rows[0]["peak_mb"]
-    print(f"the large file takes {more} MB more")
+    records = rows[1]["records"] - rows[0]["records"]
+    each = round(more * 1e6 / records, 1) if records else None
+    print(f"the large file takes {more} MB more, {each} bytes a record")
     if options.save:
-        machine = f"{platform.machine()}, Python {platform.python_version()}"
-        result = {"machine": machine, "steps": options.steps, "more_mb": more, "rows": rows}
+        result = {
+            "environment": environment(),
+            "steps": options.steps,
+            "more_mb": more,
+            "bytes_a_record": each,
+            "rows": rows,
+        }
         path = Path(__file__).parent / "results" / "data_size.json"
         path.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -4,18 +4,18 @@
 
 A Llama of random weights writes 128 tokens to a prompt of 32, greedily; then 16 prompts of unequal
 lengths; then the first token of a prompt of 512, beside a forward pass. In each round everybody has
-a turn, which begins with a text that does not count (a model keeps one form of its weights ready),
-so that a busy minute hits all alike; figures are medians. What is not installed is left
-out: transformers; llama_cpp and gguf, which get the same weights. Beside each figure stands
-the share of the memory's bandwidth at which it reads the weights; that is measured in each round,
-too, by the sum of a large array.
+a turn, in another order each round, which begins with a text that does not count (a model keeps one
+form of its weights ready), so that a busy minute hits all alike; figures are medians. llama.cpp,
+through its Python package, writes to the 16 prompts one after the other, the others at once. What
+is not installed is left out: transformers; llama_cpp and gguf, which get the same weights. Beside
+each figure stands the share of the memory's bandwidth at which it reads the weights; that is
+measured in each round, too, by the sum of a large array.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 import miniformer
+from environment import environment
 from miniformer import Transformer, TransformerConfig
 from miniformer.model.native.memory import LargePages
 
@@ -81,7 +82,7 @@ def hands(model, config):
         import llama_cpp
 
         with tempfile.TemporaryDirectory() as folder:
-            for kind in ("F32", "F16", "Q8_0"):
+            for kind in ("F32", "F16", "Q8_0", "Q4_0"):
                 path = Path(folder) / f"{kind}.gguf"
                 write_gguf(model, config, path, kind)
                 loaded = llama_cpp.Llama(
@@ -204,7 +205,10 @@ def main():
     for number in range(given.rounds):
         reads.append(bandwidth())
         firsts.append(first_token(model))
-        for name, (write, _) in everybody.items():
+        names = list(everybody)
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            write, _ = everybody[name]
             write(single)
             for batch, prompts in ((1, single), (16, ragged)):
                 taken = seconds(partial(write, prompts))
@@ -227,7 +231,8 @@ def main():
         with contextlib.suppress(FileNotFoundError):
             kept = json.loads(RESULTS.read_text())
         kept[given.shape] = {
-            "machine": f"{torch.get_num_threads()} cores, {platform.machine()}",
+            "environment": environment("transformers", "llama-cpp-python", "gguf"),
+            "rounds": given.rounds,
             "bandwidth": round(read / 1e9, 1), "first_token": round(ratio, 3), "rows": rows,
         }  # fmt: skip
         RESULTS.write_text(json.dumps(kept, indent=2) + "\n")

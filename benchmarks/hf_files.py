@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from environment import environment
 from miniformer.config import TransformerConfig
 from miniformer.config.families import family
 from miniformer.interop.hf.files import Outline, write_tensors
@@ -135,8 +135,7 @@ def main():
             shutil.rmtree(folder / "theirs")
             shutil.rmtree(folder / "ours")
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
+        "environment": environment(),
         "rounds": options.rounds,
         "results": rows,
     }

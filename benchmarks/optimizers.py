@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from environment import environment
+
 SHARE = 0.7
 RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2)}
 SHAPE = {"d_model": 128, "n_heads": 4, "dropout": 0.0, "max_seq_len": 128}
@@ -85,6 +87,7 @@ def main():
     parser.add_argument("--pairs", type=Path, help="folder with train.jsonl and val.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--steps", type=int, help="of AdamW, instead of those of each task")
     parser.add_argument("--save", action="store_true", help="add to results/optimizers.json")
     given = parser.parse_args()
     path = Path(__file__).parent / "results" / "optimizers.json"
@@ -92,7 +95,11 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
         for data, kind in ((given.text, TEXT), (given.pairs, PAIRS)):
             if data is not None:
-                result[data.name] = compare(data, kind, given.seeds, pool)
+                steps = given.steps or kind["steps"]
+                result[data.name] = {
+                    "environment": environment(threads=1),
+                    **compare(data, {**kind, "steps": steps}, given.seeds, pool),
+                }
                 print(json.dumps({data.name: result[data.name]}, indent=2), flush=True)
     if given.save:
         path.write_text(json.dumps(result, indent=2) + "\n")

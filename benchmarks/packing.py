@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from environment import environment
 from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig
 from miniformer.data.buckets import LengthBuckets
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -162,9 +162,8 @@ def main():
         rows.append(compare("texts", Classification(), texts, tokenizer=word, **some))
         uniform = made_up("uniform")
         rows.append(compare("uniform", Classification(), uniform, tokenizer=byte, **some))
-    threads = torch.get_num_threads()
     result = {
-        "machine": f"{platform.machine()}, {threads} threads, torch {torch.__version__}",
+        "environment": environment(),
         "pairs": "made up" if not options.pairs else Path(options.pairs).parent.name,
         "texts": "made up" if not options.texts else Path(options.texts).parent.name,
         "rows": rows,

@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from environment import environment
 from miniformer import TrainConfig, load
 from miniformer.model.pretrained import read_config
 from quality_page import PAGE, RESULTS, ROOT, facts, merged, page
@@ -141,6 +142,7 @@ def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
         "minutes": round(statistics.mean(each["seconds"] for each in runs) / 60, 1),
         "parameters": parameters,
         "machine": machine(threads),
+        "environment": environment("sacrebleu", threads=threads),
         "runs": runs,
     }
 

@@ -26,8 +26,9 @@ A dot changes one setting of a recipe, as `--model_config.max_seq_len 512` does;
 `--model_config '{...}'` would take the place of the recipe's.
 
 Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
-deviation; settings were chosen on val. *Defaults*: no flags but paths and task, and the minutes
-that they take. Minutes are of one whole run. This page is written by
+deviation; "one run" marks a figure of a single seed. Settings were chosen on val. *Defaults*: no
+flags but paths and task, and the minutes that they take. Minutes are of one whole run. This page is
+written by
 `python benchmarks/quality.py`, from [quality.json](../benchmarks/results/quality.json), which says
 more, and [recipes.yaml](../benchmarks/recipes.yaml).
 
@@ -144,7 +145,7 @@ def minutes(entry):
 
 def figure(entry):
     """Mean and spread, in words."""
-    spread = "" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
+    spread = " (one run)" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
     return f"{entry['mean']:.4g}{spread}"
 
 

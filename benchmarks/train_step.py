@@ -22,11 +22,9 @@ import argparse
 import contextlib
 import ctypes
 import functools
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
-import platform
 import statistics
 import sys
 import time
@@ -34,6 +32,7 @@ from pathlib import Path
 
 import torch
 
+from environment import environment
 from miniformer import Transformer, TransformerConfig
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.optimizers import adamw
@@ -302,12 +301,6 @@ def beside_others(name, contestants, medians):
     return ratios
 
 
-def machine(device):
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, no GPU"
-
-
 def arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -354,9 +347,10 @@ def arguments():
 def main():
     options = arguments()
     result = {
-        "machine": machine(options.device),
-        "torch": torch.__version__.split("+")[0],
-        "transformers": importlib.metadata.version("transformers"),
+        "environment": environment(
+            "transformers", checkouts={"nanogpt": options.nanogpt, "litgpt": options.litgpt}
+        ),
+        "device": options.device,
         "compiled": options.compile,
         "size": {
             name: getattr(options, name)

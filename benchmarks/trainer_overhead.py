@@ -1,73 +1,57 @@
-"""What the trainer costs: the same optimiser step through Lightning and in a bare loop.
+"""What the trainer costs: the same optimizer step through `miniformer train` and in a bare loop.
 
-    python benchmarks/trainer_overhead.py [--save]
+    python benchmarks/trainer_overhead.py [--steps 400] [--sizes 1M 10M] [--save]
+
+A run of the trainer as users have it, by `train(TrainConfig(...))`, with all that it switches on by
+itself: Muon, progress, metrics.jsonl, gradient norms, TensorBoard, signal handling, the state of
+the run, and with `--validations` of them, after each the state written, the best model kept and a
+sample text decoded. The bare loop does the same steps on the same batches with the same optimizer,
+clipping included, and nothing else.
 
 The two take turns in one process, a step each, so that a slow moment of the machine meets both: the
-bare loop runs within the trainer's own, while its clock stands. The figure is the median over turns
-of (step through the trainer) / (step in the loop), with everything on that `miniformer train`
-switches on: progress, metrics.jsonl, gradient norms, TensorBoard, signal handling, the state of the
-run (noted at each step; none is written in so short a time).
+bare loop runs within the trainer's own, while its clock stands.
+
+- `ratio`: median over turns of (step through the trainer) / (step in the loop).
+- `ratio_of_all`: time from the first step to the last through the trainer over the time of the
+  bare steps. Of the validations it has all but their passes over the data, which are
+  `validation_seconds`.
 """
 
 import argparse
+import copy
 import json
-import platform
+import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
+from rich.console import Console
 
-from miniformer import MiniFormerLitModule, Transformer, TransformerConfig
-from miniformer.data.batches import Batches
-from miniformer.data.packing import PackedWindows
-from miniformer.data.table import Table
+from environment import environment
+from miniformer import TrainConfig, registry
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training.budget import Budget
-from miniformer.training.callbacks import StopAtBudget, ValidateInTime
-from miniformer.training.gradients import GradientNorms
-from miniformer.training.interrupt import InterruptCallback
-from miniformer.training.loggers import tensorboard
-from miniformer.training.optimizers import adamw
-from miniformer.training.parts import quiet_lightning
-from miniformer.training.progress import ProgressCallback, make_console
-from miniformer.training.rows import append_row
-from miniformer.training.run_state import KeepState
+from miniformer.training.run import train
 
 SKIPPED = 10  # steps at the start that do not count
-SIZES = {"1M": (128, 5, 400), "10M": (448, 4, 500)}  # width, layers, steps
+SIZES = {"tiny": (64, 1), "1M": (128, 5), "10M": (448, 4)}  # width, layers
+RESULTS = Path(__file__).parent / "results" / "trainer_overhead.json"
 
 
-def loader_of(config, seq_len, batch_size):
-    tokens = np.random.default_rng(0).integers(1, config.vocab_size, 1_000_000).astype(np.uint16)
-    pool = Table.of([{"ids": tokens, "bytes": len(tokens)}])
-    cutter = PackedWindows(seq_len=seq_len, batch_size=batch_size, boundary_id=0, endless=True)
-    return Batches(Kept(pool), cutter, seed=0)
-
-
-class Kept:
-    """One pool, in memory."""
-
-    count = 1
-
-    def __init__(self, pool):
-        self.kept = pool
-
-    def epoch(self, random, first=0):
-        return iter([self.kept][first:])
-
-
-def bare_loop(model, loader):
+def bare_loop(model, data, optimizer):
     """A function that does a step and returns its seconds."""
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.1)
-    task, batches = LanguageModeling(), iter(loader)
+    task, batches = LanguageModeling(), iter(data.train_dataloader())
 
     def step():
+        nonlocal batches
+        batch = next(batches, None)
+        if batch is None:
+            batches = iter(data.train_dataloader())
+            batch = next(batches)
         started = time.perf_counter()
-        total, count = task.loss(model, next(batches))
+        total, count = task.loss(model, batch)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -80,96 +64,97 @@ def bare_loop(model, loader):
 class TakeTurns(L.Callback):
     """Times from the end of one step to the end of the next: nothing in between can hide."""
 
-    def __init__(self, other):
-        self.other, self.began, self.turns = other, None, []
+    def __init__(self, optimizer):
+        self.optimizer, self.began, self.turns = optimizer, None, []
+        self.validation_began, self.validated = 0.0, 0.0
+
+    def on_train_start(self, trainer, module):
+        model = copy.deepcopy(module.model)
+        make = registry.get("optimizer", self.optimizer)
+        self.bare = bare_loop(model, trainer.datamodule, make(model, lr=1e-3, weight_decay=0.1))
 
     def on_train_batch_end(self, *args):
         ended = time.perf_counter()
         if self.began is not None:
-            self.turns.append((ended - self.began, self.other()))
-        self.began = time.perf_counter()
+            self.turns.append((ended - self.began, self.bare(), self.validated))
+        self.began, self.validated = time.perf_counter(), 0.0
+
+    def on_validation_epoch_start(self, *args):
+        self.validation_began = time.perf_counter()
+
+    def on_validation_epoch_end(self, *args):
+        self.validated += time.perf_counter() - self.validation_began
 
 
-class Gradients(L.Callback):
-    """Norms of all layers at each 20th step, as `Watch` measures them in a run of 2,000."""
-
-    def __init__(self, path, model):
-        self.path, self.norms = path, GradientNorms(model)
-
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        if trainer.global_step % 20 == 0:
-            append_row(self.path, self.norms.measure())
+def write_text(path, letters, seed):
+    draw = random.Random(seed)
+    path.write_text("".join(draw.choices("abcdefghijklmnopqrstuvwxyz .,\n", k=letters)))
 
 
-def through_trainer(model, loader, steps, clock):
-    """Trains with the callbacks of a run, and with the clock last."""
-    budget = Budget(max_steps=steps)
-    module = MiniFormerLitModule(model, budget=budget, optimizer="adamw")
-    with tempfile.TemporaryDirectory() as folder, quiet_lightning():
-        progress = ProgressCallback(budget, Path(folder) / "metrics.jsonl", make_console())
-        watch = Gradients(Path(folder) / "gradients.jsonl", model)
-        states = KeepState(
-            Path(folder),
-            budget,
-            remembering={},
-            averages={},
-            validate=ValidateInTime(budget, times=0),
-        )
-        trainer = L.Trainer(
-            accelerator="cpu", devices=1, max_epochs=-1, logger=tensorboard(Path(folder)),
-            callbacks=[StopAtBudget(budget), watch, progress, InterruptCallback(), states, clock],
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            limit_val_batches=0, log_every_n_steps=10,
+def measure(width, layers, *, steps, validations, optimizer, seq_len=64, batch_size=12):
+    """A run; what it took beside the bare loop."""
+    clock = TakeTurns(optimizer)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_text(folder / "train.txt", 300_000, 0)
+        write_text(folder / "val.txt", 20_000, 1)
+        every = max(1, (SKIPPED + steps) // validations) if validations else None
+        result = train(
+            TrainConfig(
+                train_path=str(folder / "train.txt"),
+                val_path=str(folder / "val.txt") if validations else None,
+                tokenizer="char", seq_len=seq_len, batch_size=batch_size,
+                max_steps=SKIPPED + steps, val_interval=every, optimizer=optimizer,
+                precision="float32", work_dir=name, experiment_name="run",
+                model_config={
+                    "d_model": width, "n_heads": max(1, width // 32), "n_layers": layers,
+                    "max_seq_len": seq_len, "dropout": 0.0,
+                },
+            ),
+            console=Console(quiet=True),
+            callbacks=[clock],
         )  # fmt: skip
-        trainer.fit(module, loader)
-
-
-def measure(width, layers, steps, seq_len=64, batch_size=12):
-    config = TransformerConfig(
-        vocab_size=68, d_model=width, n_heads=width // 32, n_layers=layers, max_seq_len=seq_len,
-        dropout=0.0, causal=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    loader = loader_of(config, seq_len, batch_size)
-    clock = TakeTurns(bare_loop(Transformer(config), loader))
-    through_trainer(Transformer(config), loader, SKIPPED + steps, clock)
-    pairs = clock.turns[SKIPPED:]
-    ratios = sorted(ours / bare for ours, bare in pairs)
-    step = statistics.median(bare for _, bare in pairs)
-    flops = 3 * config.flops_per_token(seq_len) * seq_len * batch_size
+        turns = clock.turns[SKIPPED:]
+        config = json.loads((result.model / "config.json").read_text())
+        samples = result.folder / "samples.jsonl"
+        written = len(samples.read_text().splitlines()) if samples.exists() else 0
+    ratios = [ours / bare for ours, bare, _ in turns]
+    ours, bare, validating = (sum(each) for each in zip(*turns, strict=True))
     return {
-        "parameters": config.num_params(),
-        "steps": len(pairs),
-        "bare_step_ms": round(1e3 * step, 2),
+        "width": config["d_model"],
+        "layers": config["n_layers"],
+        "optimizer": optimizer,
+        "steps": len(turns),
+        "bare_step_ms": round(1e3 * statistics.median(bare for _, bare, _ in turns), 2),
         "ratio": round(statistics.median(ratios), 4),
         "ratio_quartiles": [round(each, 4) for each in statistics.quantiles(ratios)[::2]],
-        "gflops": round(flops / step / 1e9),
+        "ratio_of_all": round((ours - validating) / bare, 4),
+        "validations_between_steps": sum(seconds > 0 for *_, seconds in turns),
+        "validation_seconds": round(validating, 2),
+        "samples": written,
     }
 
 
-def gemm_peak():
-    """GFLOP/s of the best of 20 large float32 products on this machine."""
-    a, b, best = torch.randn(1536, 1536), torch.randn(1536, 1536), 1e9
-    for _ in range(20):
-        started = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - started)
-    return round(2 * 1536**3 / best / 1e9)
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["1M", "10M"])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--validations", type=int, default=4)
+    parser.add_argument("--optimizers", nargs="+", default=["muon", "adamw"])
+    parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
+    given = parser.parse_args()
+    result = {"environment": environment()}
+    for size in given.sizes:
+        for optimizer in given.optimizers:
+            result[f"{size}, {optimizer}"] = measure(
+                *SIZES[size], steps=given.steps, validations=given.validations, optimizer=optimizer
+            )
+            print(json.dumps({f"{size}, {optimizer}": result[f"{size}, {optimizer}"]}), flush=True)
+    if given.save:
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--save", action="store_true", help="write benchmarks/results/trainer_overhead.json"
-    )
-    save = parser.parse_args().save
-    result = {
-        "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, no GPU",
-        "torch": torch.__version__.split("+")[0],
-        "gemm_peak_gflops": gemm_peak(),
-        **{name: measure(*size) for name, size in SIZES.items()},
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if save:
-        (Path(__file__).parent / "results" / "trainer_overhead.json").write_text(text + "\n")
+    main()

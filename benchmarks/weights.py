@@ -8,12 +8,12 @@ on. Pieces of the text go through the decoding kernels token by token, as when t
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
 import torch
 
 import miniformer
+from environment import environment
 from miniformer.data.records import records_of
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"
@@ -54,7 +54,7 @@ def main():
         print(f"{kind:8} {found:.5f} nats a token, {found / whole - 1:+.3%}")
     if given.save:
         kept = {
-            "machine": platform.machine(),
+            "environment": environment(),
             "parameters": model.config.num_params(),
             "tokens": ids.numel(),
             "rows": rows,

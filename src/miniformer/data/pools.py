@@ -1,8 +1,8 @@
 """Pools: a file's examples, some at a time.
 
 A pool is what is read, encoded, shuffled and cut into batches together. Small data is one pool,
-encoded once and kept; large data is many, read as they are needed, so that memory does not grow
-with the file and training begins at once.
+encoded once and kept; large data is many, read as they are needed, so that memory grows with the
+file by its index only, some bytes a record, and training begins at once.
 """
 
 from __future__ import annotations

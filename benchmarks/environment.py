@@ -1,0 +1,71 @@
+"""What a result was measured on and with; every script here stores it beside its numbers."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8",
+                "asimd", "bf16", "i8mm")  # fmt: skip
+
+
+def environment(*packages, checkouts=None, threads=None):
+    """The machine and the versions of Python, torch and other packages that take part.
+
+    Args:
+        packages: names of distributions; those that are not installed are left out.
+        checkouts: name -> folder of what is not installed but checked out; None: left out. Their
+            versions are commits.
+        threads: of each run, where they are not torch's.
+
+    Returns:
+        What JSON holds: cpu, instructions, cores, threads, gpu (null: none), system, python,
+        packages.
+    """
+    cpu, flags = _processor()
+    versions = {}
+    for package in ("torch", "lightning", *packages):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    for name, folder in (checkouts or {}).items():
+        if folder is not None:
+            versions[name] = _commit(folder)
+    return {
+        "cpu": cpu,
+        "instructions": [each for each in INSTRUCTIONS if each in flags],
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": versions,
+    }
+
+
+def _commit(folder):
+    """The commit of a checkout; null: it is none of git's."""
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor():
+    """Name and flags of the processor, as far as the system tells."""
+    found = {}
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            found.setdefault(key.strip(), value.strip())
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return name, (found.get("flags") or found.get("Features", "")).split()
