@@ -402,11 +402,6 @@ FAULTS = [
         "tests/unit/test_cache.py -k projected_once",
     ),
     Fault(
-        "the source is projected again at each step", "model/stack.py",
-        "            cache.cross = projected\n", "",
-        "tests/unit/test_cache.py -k projected_once",
-    ),
-    Fault(
         "dynamic scaling goes by the length so far", "model/stack.py",
         "lengths = cache.spans ", "lengths = positions.amax(1, keepdim=True) + 1 ",
         "tests/unit/test_cache.py -k dynamic",

@@ -1,5 +1,7 @@
 """Several devices are one: the same losses, weights and states, whatever the strategy.
 
+`test_device_matrix.py` does the same for each task.
+
 Two and four processes on the CPU stand for devices. Each launch makes several runs, since starting
 processes takes longer than any of them.
 """
@@ -31,8 +33,6 @@ def write_data(folder):
     # Documents end within windows, and 23 batches a pass are shared by two and by four.
     write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
     write_jsonl(folder / "val.jsonl", [VERSE, VERSE[:40], VERSE[7:]])
-    labelled = [{"input": " ".join(WORDS[: 1 + i % 7]), "label": i % 2} for i in range(26)]
-    (folder / "labels.jsonl").write_text("".join(json.dumps(each) + "\n" for each in labelled))
 
 
 def config(folder, name, **changes):
@@ -63,32 +63,19 @@ def assert_same(folder, one, other, tolerance=1e-5):
         assert together[key] == pytest.approx(value, abs=tolerance, rel=tolerance), key
 
 
-CLASSIFIER = {"task": "classification", "batch_size": 4}
 # What one process does with several batches a step, and several processes with fewer.
 PAIRS = {
     "ddp": {},
     "fsdp2": {},
     "muon": {"optimizer": "muon"},
-    "classes": CLASSIFIER,
-    "accumulated": {},
     "averaged": {"ema_decay": 0.9, "average_checkpoints": 2},
 }
 TOGETHER = {
     "ddp": {"strategy": "ddp"},
     "fsdp2": {"strategy": "fsdp2"},
     "muon": {"strategy": "fsdp2"},
-    "classes": {"strategy": "ddp"},
-    "accumulated": {"strategy": "fsdp2", "accumulate_grad_batches": 2},
     "averaged": {"strategy": "fsdp2"},
 }
-
-
-def made(folder, name):
-    changes = dict(PAIRS[name])
-    if "task" in changes:
-        paths = str(folder / "labels.jsonl")
-        changes |= {"train_path": paths, "val_path": paths, "test_path": paths}
-    return changes
 
 
 def worker(settings, path):
@@ -99,7 +86,7 @@ def worker(settings, path):
 
         folder = Path(folder).parent
         for name, changes in TOGETHER.items():
-            train(config(folder, f"{name}-2", devices=2, **made(folder, name), **changes))
+            train(config(folder, f"{name}-2", devices=2, **PAIRS[name], **changes))
         train(TrainConfig(resume=str(folder / "runs" / "from-1")))
         tell({"done": True})
 
@@ -115,8 +102,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
     write_data(folder)
     for name in PAIRS:
-        accumulate = 2 * TOGETHER[name].get("accumulate_grad_batches", 1)
-        train(config(folder, f"{name}-1", accumulate_grad_batches=accumulate, **made(folder, name)))
+        train(config(folder, f"{name}-1", accumulate_grad_batches=2, **PAIRS[name]))
     # A run of one device that was stopped after a state of step 45, to go on with two.
     runs = folder / "runs"
     shutil.copytree(runs / "fsdp2-1", runs / "from-1")

@@ -529,6 +529,29 @@ def emptied_cache_keeps_its_source(original):
     return stop_at
 
 
+@fault("miniformer.model.cache:KVCache.source")
+def source_is_projected_in_every_pass(original):
+    """The cache keeps no keys and values of the source."""
+
+    def source(self, layer, project):
+        self.cross = None if layer == 0 else self.cross
+        return original(self, layer, project)
+
+    return source
+
+
+@fault("miniformer.model.stack:Stack._sources")
+def source_is_projected_outside_of_layers(original):
+    """Keys and values of the source are computed before the layers are called."""
+
+    def _sources(self, x, memory):
+        for layer in self.layers:
+            layer.cross_attention.keys_values(memory.features)
+        return original(self, x, memory)
+
+    return _sources
+
+
 @fault("miniformer.model.cache:KVCache._exchange")
 def beams_keep_their_source(original):
     """Rows that change places keep the source of the row before."""

@@ -239,7 +239,7 @@ def test_int8_rounds_by_at_most_half_a_step():
     assert cache.nbytes == 2 * 2 * 3 * 5 * (4 + 4)
 
 
-@pytest.mark.catches("beams_keep_their_source")
+@pytest.mark.catches("beams_keep_their_source", "source_is_projected_in_every_pass")
 @torch.inference_mode()
 def test_the_source_is_projected_once_and_follows_its_rows():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
@@ -447,3 +447,16 @@ def test_a_source_under_autocast_takes_what_the_config_says(backend):
     cache = model.bfloat16().new_cache(2, 5)
     model.features(target, model.encode(source), cache=cache)
     assert cache.nbytes == model.config.cache_bytes(2, 5, 2, source_len=6)
+
+
+@torch.inference_mode()
+def test_cache_takes_another_source_after_a_first_pass_that_failed():
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    target, cache = tokens(model, 2, 4), model.new_cache(2, 8)
+    failing = model.decoder.layers[1].register_forward_hook(lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.features(target, model.encode(tokens(model, 2, 5)), cache=cache)
+    failing.remove()
+    source = tokens(model, 2, 6)
+    out = model.features(target, model.encode(source), cache=cache)
+    close(model.logits(out), model(source, target))

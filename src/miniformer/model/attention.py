@@ -117,7 +117,28 @@ class CrossAttention(MultiHeadAttention):
         super().__init__(config, cross=True)
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, context: Context, *, memory: tuple[Tensor, Tensor]
+        self,
+        x: Tensor,
+        context: Context,
+        *,
+        memory: Tensor,
+        cache: KVCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; memory: `keys_values` of the encoded source."""
-        return self.attend(self.queries(x), *memory, context)
+        """Lets each target position read from the source.
+
+        Args:
+            x: [B, T, D].
+            context: mask of the source.
+            memory: the encoded source, [B, S, D].
+            cache: keeps the keys and values of the source from the first pass on.
+            layer: this layer's index in the cache.
+
+        Returns:
+            [B, T, D].
+        """
+        if cache is None:
+            source = self.keys_values(memory)
+        else:
+            source = cache.source(layer, lambda: self.keys_values(memory))
+        return self.attend(self.queries(x), *source, context)

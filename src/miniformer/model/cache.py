@@ -11,7 +11,7 @@ Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ class KVCache:
         Raises:
             ValueError: the cache is full.
         """
-        self.stop = self.length  # a pass that failed half-way leaves nothing
+        self._stop_at(self.length)  # a pass that failed half-way leaves nothing
         self._need(self.stop + new)
         if attention_mask is not None and self.positions is None and not attention_mask.all():
             self.make_positions()
@@ -158,6 +158,23 @@ class KVCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores a layer's new keys and values, [B, K, T, E]; returns all, [B, K, S, E]."""
         return self.layers[layer].append(self, keys, values)
+
+    def source(
+        self, layer: int, project: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """A decoder layer's keys and values of the source, two of [B, K, S, E].
+
+        Args:
+            layer: the layer that asks; the layers ask in order.
+            project: makes them; called in the first pass only.
+        """
+        if self.cross is None:
+            self.cross = []
+        if layer == len(self.cross):
+            keys, values = project()
+            # Of the cache's type, whatever autocast makes of products.
+            self.cross.append((keys.to(self.dtype), values.to(self.dtype)))
+        return self.cross[layer]
 
     def reorder(self, rows: Tensor, *, same_source: bool = False) -> None:
         """Row b becomes what row `rows[b]` was, as beams do, in the memory that is there.

@@ -95,8 +95,8 @@ class _Columns:
 
     def __init__(self, cache: KVCache, column: Tensor) -> None:
         self.cache, self.column = cache, column
-        self.batch_size, self.spans, self.dtype = cache.batch_size, cache.spans, cache.dtype
-        self.cross = cache.cross
+        self.batch_size, self.spans = cache.batch_size, cache.spans
+        self.source = cache.source
 
     def extend(self, attention_mask: Tensor | None, new: int) -> Tensor:
         """Positions of the new tokens, int [R, 1]; the same however often it is done."""

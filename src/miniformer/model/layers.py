@@ -96,14 +96,15 @@ class DecoderLayer(EncoderLayer):
         cache: KVCache | None = None,
         layer: int = 0,
         source: Context,
-        memory: tuple[Tensor, Tensor],
+        memory: Tensor,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D].
 
         Args:
             x, context, cache, layer: see `MultiHeadAttention.forward`.
             source: mask of the source.
-            memory: the source's keys and values, from `cross_attention.keys_values`.
+            memory: the encoded source, [B, S, D]; the layer itself makes keys and values of it, so
+                that a layer whose weights are sharded is called as a whole.
         """
 
         def attention(y: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class DecoderLayer(EncoderLayer):
             return out
 
         def cross_attention(y: Tensor) -> Tensor:
-            out: Tensor = self.cross_attention(y, source, memory=memory)
+            out: Tensor = self.cross_attention(y, source, memory=memory, cache=cache, layer=layer)
             return out
 
         x = self.branch(x, "attention", attention)

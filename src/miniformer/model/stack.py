@@ -85,11 +85,11 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x)
-        source = None if memory is None else self._sources(x, memory, cache)
+        sources = [] if memory is None else self._sources(x, memory)
         for index, layer in enumerate(self.layers):
             extra: dict[str, Any] = {}
-            if source is not None:
-                extra["source"], extra["memory"] = source[index]
+            if memory is not None:
+                extra["source"], extra["memory"] = sources[index], memory.features
             if self.checkpointing != "none" and self.training and cache is None:
                 x = checkpointed(self.checkpointing, layer, x, contexts[index], **extra)
             else:
@@ -232,10 +232,8 @@ class Stack(nn.Module):
             bias=self.position.adds_bias and not cross,
         )
 
-    def _sources(
-        self, x: Tensor, memory: Memory, cache: KVCache | None
-    ) -> list[tuple[Context, tuple[Tensor, Tensor]]]:
-        """For each layer, the source's mask and its keys and values, projected once a cache."""
+    def _sources(self, x: Tensor, memory: Memory) -> list[Context]:
+        """For each layer, the mask of the source."""
         mask = make_cross_mask(memory.mask)
         grad = self._wants_gradients(x, memory.features)
         contexts = []
@@ -244,16 +242,10 @@ class Stack(nn.Module):
             keys, ragged = memory.features.shape[1], memory.mask is not None
             call = self._call(x, attention, keys=keys, ragged=ragged, cached=False, grad=grad)
             backend, _ = backends.choose(attention.backend, call)
-            prepared = backends.prepare_mask(backend, mask, product_dtype(x))
-            contexts.append(Context(backend, prepared))
-        if cache is not None and cache.cross is not None:
-            return list(zip(contexts, cache.cross, strict=True))
-        projected = [attention.keys_values(memory.features) for attention in attentions]
-        if cache is not None:
-            # Of the cache's type, whatever autocast makes of products.
-            projected = [(k.to(cache.dtype), v.to(cache.dtype)) for k, v in projected]
-            cache.cross = projected
-        return list(zip(contexts, projected, strict=True))
+            contexts.append(
+                Context(backend, backends.prepare_mask(backend, mask, product_dtype(x)))
+            )
+        return contexts
 
 
 def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:

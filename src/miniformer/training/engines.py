@@ -170,8 +170,32 @@ def divide_and_clip(module: Any, count: Tensor, limit: float) -> Tensor | None:
 
 def measure(module: Any, batch: Batch, *, test: bool = False) -> Measured:
     """What the task says of a batch of validation, or of a test."""
-    found: Measured = module.objective.measure(batch, test=test)
+    with _gathered(module.objective):
+        found: Measured = module.objective.measure(batch, test=test)
     return found
+
+
+@contextlib.contextmanager
+def _gathered(objective: nn.Module) -> Iterator[None]:
+    """Sharded weights are whole on every device, so that no pass waits for one of another device.
+
+    Each rank writes its own texts, which takes as many passes as these are long.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in objective.modules() if isinstance(module, FSDPModule)]
+    layers = [part for part in parts if part is not objective]  # the root stays whole by itself
+    try:
+        for part in parts:
+            part.unshard()
+        for part in layers:
+            part.set_reshard_after_forward(False, recurse=False)
+        yield
+    finally:
+        for part in layers:
+            part.set_reshard_after_forward(True, recurse=False)
+        for part in parts:
+            part.reshard()
 
 
 def gathered(module: Any, measured: list[Measured]) -> list[Measured]:

@@ -1,0 +1,160 @@
+"""Two devices are one, for each task and model, strategy and way to save memory; in float32.
+
+Two processes on the CPU stand for devices. All runs of a strategy are made by one pair of them,
+since starting processes takes longer than a run. Dropout is on: a callback seeds it with the place
+of each batch in the data, so that it is the same whichever process trains on that batch.
+"""
+
+import itertools
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+import miniformer
+from miniformer import TrainConfig
+from miniformer.training.launch import launch, member, rank
+from miniformer.training.run import train
+from tests.kit import VERSE, write_jsonl
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 48, "dropout": 0.1}
+MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
+WORDS = VERSE.split()
+STRATEGIES = ("ddp", "fsdp2")
+TASKS = {
+    "language_modeling": {"task": "language_modeling", "train_path": "texts"},
+    "prefix": {"task": "language_modeling", "model": "seq2seq", "train_path": "texts"},
+    "masked_lm": {"task": "masked_lm", "train_path": "texts"},
+    "classification": {"task": "classification", "train_path": "labels"},
+    "regression": {"task": "regression", "train_path": "values"},
+    "seq2seq": {"task": "seq2seq", "train_path": "pairs"},
+}
+TESTED = ("classification", "seq2seq")  # on test data, too: a seq2seq model writes there
+# Batches in a step of each device, and what the pass keeps for the backward pass.
+WAYS = [(1, "selective"), (2, "none"), (2, "full")]
+
+
+def write_data(folder):
+    # 24 or 26 records in batches of 4: an epoch ends within a run, and its last turn is not full.
+    write_jsonl(folder / "texts.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
+    inputs = [" ".join(WORDS[i % 9 :][: 1 + i % 7]) for i in range(26)]
+    rows = {
+        "labels": [{"input": text, "label": i % 2} for i, text in enumerate(inputs)],
+        "values": [{"input": text, "value": float(i % 7)} for i, text in enumerate(inputs)],
+        "pairs": [{"source": text, "target": text[: 5 + i]} for i, text in enumerate(inputs)],
+    }
+    for name, each in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in each)
+        (folder / f"{name}.jsonl").write_text(lines)
+
+
+def config(folder, name, task, accumulated, **changes):
+    settings = dict(TASKS[task])
+    path = str(folder / f"{settings['train_path']}.jsonl")
+    settings |= {"train_path": path, "val_path": path}
+    if task in TESTED:
+        settings["test_path"] = path
+    if accumulated == 2:
+        settings["ema_decay"] = 0.9
+        if task in ("classification", "seq2seq"):
+            settings["task_config"] = {"r_drop": 1.0, "label_smoothing": 0.1}
+    return TrainConfig(**{
+        "tokenizer": "bpe", "model_config": {**MODEL, "vocab_size": 300}, "seq_len": 24,
+        "batch_size": 4, "lr": 1e-3, "max_steps": 5, "val_interval": 5, "logger": "none",
+        "optimizer": "adamw", "precision": "float32", "work_dir": str(folder / "runs"),
+        "experiment_name": name, **settings, **changes,
+    })  # fmt: skip
+
+
+class SeedByPlace(L.Callback):
+    """Seeds dropout with the place of the batch in the data."""
+
+    def on_train_batch_start(self, trainer, module, batch, index):
+        place = batch["about"]["place"]
+        torch.manual_seed(1000 * place["epoch"] + place["batch"])
+
+
+def run(settings):
+    """Trains, and keeps the figures beside the models."""
+    result = train(settings, callbacks=[SeedByPlace()])
+    if rank() == 0:
+        (result.folder / "figures.json").write_text(json.dumps(result.figures))
+
+
+def no_picture(figure, path, **options):
+    """In place of `Figure.savefig`: pictures take as long as all the rest, and are not compared."""
+    path.write_bytes(b"")
+
+
+def worker(settings, path):
+    """All runs of a strategy."""
+    with member(path) as tell:
+        torch.set_num_threads(1)
+        Figure.savefig = no_picture
+        given = TrainConfig.from_dict(settings)
+        folder = Path(given.work_dir).parent
+        for task, (accumulated, kept) in itertools.product(TASKS, WAYS):
+            name = f"{task}-{accumulated}-{kept}-{given.strategy}"
+            run(config(folder, name, task, accumulated, devices=2, strategy=given.strategy,
+                       accumulate_grad_batches=accumulated,
+                       activation_checkpointing=kept))  # fmt: skip
+        tell({"done": True})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The runs of one process, with twice the batches in a step."""
+    folder = tmp_path_factory.mktemp("matrix")
+    write_data(folder)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", no_picture)
+        for task, accumulated in itertools.product(TASKS, (1, 2)):
+            name, batches = f"{task}-{accumulated}", 2 * accumulated
+            run(config(folder, name, task, accumulated, accumulate_grad_batches=batches))
+    return folder
+
+
+@pytest.fixture(scope="module", params=STRATEGIES)
+def strategy(alone, request):
+    launch(config(alone, "launch", "prefix", 1, devices=2, strategy=request.param), worker)
+    return request.param
+
+
+def figures(folder):
+    """Everything that is measured, by step and name."""
+    unsteady = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb", "step")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows.append({"step": "end", **json.loads((folder / "figures.json").read_text())})
+    return {
+        (row["step"], name): value
+        for row in rows
+        for name, value in row.items()
+        if name not in unsteady
+    }
+
+
+@pytest.mark.catches(
+    "loss_is_divided_on_each_rank",
+    "ranks_measure_with_sharded_weights",
+    "source_is_projected_outside_of_layers",
+)
+@pytest.mark.parametrize(("accumulated", "kept"), WAYS)
+@pytest.mark.parametrize("task", TASKS)
+def test_two_devices_are_one(alone, strategy, task, accumulated, kept):
+    one = alone / "runs" / f"{task}-{accumulated}"
+    two = alone / "runs" / f"{task}-{accumulated}-{kept}-{strategy}"
+    wanted, found = figures(one), figures(two)
+    assert found.keys() == wanted.keys()
+    for step in range(1, 6):
+        assert (step, "train_loss") in wanted
+    for key, value in wanted.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+    for name in ("best", "last"):
+        weights = [miniformer.load(folder / name).model.state_dict() for folder in (one, two)]
+        for key, tensor in weights[0].items():
+            torch.testing.assert_close(
+                weights[1][key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}"
+            )
