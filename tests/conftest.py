@@ -8,13 +8,28 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-# The same examples each time, and no deadline: this must not depend on how busy the machine is.
-settings.register_profile("steady", derandomize=True, deadline=None)
+from tests.kit.seeds import VARIABLE, chosen_seed
+
+SEED = chosen_seed()
+# The same examples each time, or those of a seed; and no deadline: this must not depend on how busy
+# the machine is.
+settings.register_profile("steady", derandomize=SEED is None, deadline=None, database=None)
 settings.load_profile("steady")
 # For seeded faults: that something fails is enough; its smallest example can take minutes.
 settings.register_profile(
     "unshrunk", settings.get_profile("steady"), phases=[Phase.explicit, Phase.generate]
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Hands the seed to hypothesis before its own plugin reads it."""
+    if SEED is not None and config.getoption("--hypothesis-seed") is None:
+        config.option.hypothesis_seed = str(SEED)
+
+
+def pytest_report_header():
+    return [] if SEED is None else f"examples of {VARIABLE}={SEED}"
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Files from strangers, broken in every way that chance finds.
 
-    python -m tests.fuzz --inputs 20000
+    python -m tests.fuzz --inputs 20000 [--seed random]
 
 Each input is a small directory of Hugging Face's with one file changed: bytes flipped or cut, a
 header that lies, values of a config that no model has. It must be imported or refused with one
@@ -23,6 +23,7 @@ import torch
 
 import miniformer
 from miniformer.config import UserError
+from tests.kit.seeds import chosen_seed
 
 SECONDS, GIGABYTE = 5.0, 2**30
 HOSTILE = [
@@ -184,8 +185,11 @@ def run(count, seed=0, told=lambda *_: None):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=chosen_seed, default=chosen_seed() or 0, help="a number, or random"
+    )
     options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
     torch.set_num_threads(1)
     began = time.monotonic()
 
