@@ -830,3 +830,16 @@ def four_bits_are_cut_off(original):
         return (groups / scales).nan_to_num().trunc().clamp(-8, 7)
 
     return fours
+
+
+@fault("miniformer.model.graphs:RecordedSteps.__call__")
+def recorded_logits_share_memory(original):
+    """Logits of a recorded step are the memory that the next step writes to."""
+
+    def call(self, token):
+        self.cache.take(1)
+        self.token.copy_(token[:, None])
+        self.column.fill_(self.cache.start)
+        return self.play()
+
+    return call

@@ -218,6 +218,40 @@ def fake_varlen(
     return torch.cat(parts)
 
 
+@pytest.fixture
+def torchs_varlen():
+    """torch's own `varlen_attn`, checks and all, above its kernel written out for CPUs."""
+    from torch.nn.attention import varlen
+
+    def kernel(
+        q, k, v, starts, key_starts, longest, key_longest, causal, scale, window, gqa, *more
+    ):
+        assert causal == (window == [-1, 0])
+        assert more == (None,) * len(more)
+        out = fake_varlen(
+            q, k, v, starts, key_starts, longest, key_longest, scale=scale,
+            window_size=tuple(window), enable_gqa=gqa,
+        )  # fmt: skip
+        return out, q.new_zeros(q.shape[1], len(q)), q.new_zeros(2)
+
+    library = torch.library.Library("torch_attn", "IMPL")
+    library.impl("_varlen_attn", kernel, "CPU")
+    yield varlen.varlen_attn
+    library._destroy()
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+@pytest.mark.parametrize("causal", [True, False])
+def test_varlen_calls_torchs_function_as_it_wants_to_be_called(torchs_varlen, causal, window):
+    """Forward, in the installed torch; its kernel itself runs in `test_on_a_gpu` only."""
+    seen, allowed = seen_by(causal, window)
+    inputs = drawn()
+    with torch.no_grad():
+        mask = backends.prepare("varlen", seen, Scores(0.7), rows=B, dtype=torch.float64)
+        out = backends.attend("varlen", *inputs, mask, Scores(0.7))
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores(0.7)))
+
+
 def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size):
     """The same in torch 2.11, where query heads share no keys."""
     return fake_varlen(
@@ -229,8 +263,10 @@ def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, wi
 @pytest.mark.parametrize("kernel", [fake_varlen, older_varlen])
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_lays_out_the_real_tokens(monkeypatch, causal, window, kernel):
-    """With the kernel written out, which itself needs a GPU."""
+def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
+    monkeypatch, causal, window, kernel
+):
+    """Gradients, too. Only `test_on_a_gpu` shows what torch's kernel makes of this layout."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)

@@ -1,13 +1,18 @@
 """Recorded decoding steps: what a recording may hold, and that texts are the same.
 
-Where there is no GPU, a recording is the list of operations that a step did, done again with the
-same tensors, as a CUDA graph does them; whatever would make a GPU wait for the CPU is refused.
+Without a GPU a `Tape` stands in for torch's CUDA graphs: it keeps the operations of a recording,
+and plays them with the same tensors into the same memory, as a CUDA graph does; whatever would make
+a GPU wait for the CPU is refused. Two things are replaced, and only `test_on_a_gpu` shows that they
+are so there: that the operations can be recorded by CUDA, and that `why_not` finds a GPU.
 """
+
+import contextlib
+import types
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import UserError
@@ -17,37 +22,64 @@ from tests.unit.test_native import SHAPES
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 RECORDED = [name for name in SHAPES if name not in ("alibi", "both")]
+STEPS = 23  # of 24 new tokens: the first follows from the prompt
+WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero")  # read into Python, or made of its numbers
 
 
-class NoWaiting(TorchDispatchMode):
-    """Refuses what reads a tensor into Python, and tensors made of Python's numbers."""
+class Tape:
+    """What stands in for `torch.cuda.CUDAGraph`."""
+
+    def __init__(self):
+        self.operations, self.played = [], 0
+
+    def replay(self):
+        self.played += 1
+        for op, args, options, kept in self.operations:
+            for new, old in zip(tree_leaves(op(*args, **options)), kept, strict=True):
+                if isinstance(new, torch.Tensor) and new.data_ptr() != old.data_ptr():
+                    old.copy_(new)
+
+
+class OnTape(TorchDispatchMode):
+    """Keeps operations on a tape, and refuses those that a CUDA graph could not hold."""
+
+    def __init__(self, tape):
+        super().__init__()
+        self.tape = tape
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         name = op.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "lift_fresh", "nonzero"), name
-        return op(*args, **(kwargs or {}))
+        assert name not in WAITS, name
+        out = op(*args, **(kwargs or {}))
+        self.tape.operations.append((op, args, kwargs or {}, tree_leaves(out)))
+        return out
 
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """Steps are recorded though there is no GPU; counts the recordings."""
+    """The graphs that are made, though there is no GPU; each knows how often it was played."""
     made = []
+    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {
+        "CUDAGraph": type("Noted", (Tape,), {"__init__": lambda self: noted(self)}),
+        "graph": lambda tape, **options: OnTape(tape),
+        "device": contextlib.nullcontext,
+        "stream": contextlib.nullcontext,
+        "current_device": lambda: 0,
+        "current_stream": lambda: stream,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(graphs, "_stream", lambda device: stream)
 
-    def record(step, device):
-        for _ in range(2):
-            step()
-        with NoWaiting():
-            step()
-        play = make_fx(step)()
-        made.append(play)
-        return play
+    def noted(tape):
+        Tape.__init__(tape)
+        made.append(tape)
 
     for kind in (type(tiny_model()), Seq2SeqTransformer):
         monkeypatch.setattr(kind, "engine", lambda self, weights: None)
     monkeypatch.setattr(
         graphs, "why_not", lambda model: graphs.changing_part(model) or graphs.unknown_part(model)
     )
-    monkeypatch.setattr(graphs, "record", record)
     return made
 
 
@@ -55,10 +87,23 @@ def recordings(monkeypatch):
 @pytest.mark.parametrize("shape", RECORDED)
 def test_texts_are_those_of_steps_one_by_one(shape, recordings):
     model = tiny_model(**SHAPES[shape])
-    for options in ({"temperature": 0}, {"seed": 1}):
+    for options in ({"temperature": 0}, {"seed": 1}, {"num_beams": 3}):
         found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
         assert found == model.generate(PROMPTS, 24, **options)
-    assert len(recordings) == 2
+    assert [tape.played for tape in recordings] == [STEPS] * 3
+
+
+@pytest.mark.catches("recorded_logits_share_memory")
+def test_logits_of_a_step_stay_when_the_next_is_played(recordings):
+    """Against passes over the whole text; a recording writes to the same memory each time."""
+    model, ids = tiny_model(), torch.randint(0, 31, (2, 9))
+    with torch.inference_mode():
+        whole, cache = model(ids), model.new_cache(2, 9, "full")
+        model.features(ids[:, :5], cache=cache)
+        steps = graphs.RecordedSteps(model, cache, [])
+        found = torch.stack([steps(token) for token in ids[:, 5:].T], 1)
+    torch.testing.assert_close(found, whole[:, 5:], rtol=1e-4, atol=1e-4)
+    assert [tape.played for tape in recordings] == [4]
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads"])
@@ -106,18 +151,34 @@ def test_neither_can_what_is_on_a_cpu_or_a_backend_that_makes_masks():
 
 
 def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
-    def record(step, device):
+    def refuse(graph, **options):
         raise RuntimeError("CUDA error: operation not permitted\nCompile with ...")
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
     with pytest.raises(UserError, match="the GPU refuses: CUDA error: operation not permitted; le"):
         tiny_model().generate(PROMPTS, 24, temperature=0, cuda_graph=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", RECORDED)
-def test_on_a_gpu(shape):
+def test_on_a_gpu(shape, monkeypatch):
+    """Graphs are recorded and played there, not only asked for."""
+    graphs_made = []
+
+    class Noted(torch.cuda.CUDAGraph):
+        played = 0
+
+        def replay(self):
+            super().replay()
+            self.played += 1
+            if self not in graphs_made:
+                graphs_made.append(self)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Noted)
     model = tiny_model(**SHAPES[shape]).cuda()
     for options in ({"temperature": 0}, {"num_beams": 3}):
         found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
+        assert sum(graph.played for graph in graphs_made) == STEPS
+        graphs_made.clear()
         assert found == model.generate(PROMPTS, 24, **options)
+        assert graphs_made == []
