@@ -10,7 +10,7 @@ from typing import Any
 
 from miniformer import __version__
 from miniformer.command import command_parser, run_command
-from miniformer.config import GenerationConfig, UserError
+from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.data_command import add_data_command, run_data
 from miniformer.hf_command import add_hf_commands, run_export, run_import
 from miniformer.score_command import add_score_command, run_score
@@ -83,6 +83,12 @@ def _generate_parser() -> Any:
         help="model directory of a smaller model that guesses tokens ahead, or lookup; tells "
         "whether that was faster",
     )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut prompts that are too long: sources at their end, texts to continue at their "
+        "beginning",
+    )
     parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
     parser.set_defaults(dict.fromkeys(_DECODING))
     return parser
@@ -90,12 +96,14 @@ def _generate_parser() -> Any:
 
 def _generate(values: dict[str, Any]) -> int:
     directory, prompts, draft = (values.pop(name) for name in ("directory", "prompts", "draft"))
+    truncate = values.pop("truncate")
     options = {name: value for name, value in values.items() if value is not None}
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(directory)
+    options["truncate"] = truncate
     if draft is not None:
         from miniformer.checkpoint.verdict import speculated
 
@@ -131,6 +139,12 @@ def _predict_parser() -> Any:
         help='texts; pairs of texts and vectors as JSON, such as \'["first", "second"]\'; '
         "'-' reads records or inputs as JSON lines from standard input",
     )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="cut inputs that are longer than the model reads, as training does; without it they "
+        "are reported, their answer is null, and the exit code is 2",
+    )
     return parser
 
 
@@ -140,38 +154,62 @@ def _predict(values: dict[str, Any]) -> int:
 
     pipeline = load(values["directory"])
     text = getattr(pipeline.task, "input_kind", "text") == "text"
-    inputs: list[Any] = []
+    inputs: list[tuple[str, Any]] = []  # the name of each in messages, and itself
     for word in given:
         if word == "-":
             inputs += _json_lines(_standard_input())
         else:
-            inputs.append(word if text else _json(word, f"input {word!r}"))
-    for answer in pipeline.predict(inputs):
-        print(json.dumps(answer, ensure_ascii=False))
-    return 0
+            name = f"input {word[:40]!r}"
+            inputs.append((name, word if text else _json(word, name)))
+    answers, problems = _answers(pipeline, inputs, truncate=values["truncate"])
+    for problem in problems:
+        print(f"miniformer: error: {problem}", file=sys.stderr)
+    for number in range(len(inputs)) if answers else ():
+        print(json.dumps(answers.get(number), ensure_ascii=False))
+    return 2 if problems else 0
 
 
-def _json_lines(text: str) -> list[Any]:
-    """Inputs, or records that have one."""
+def _answers(
+    pipeline: Any, inputs: list[tuple[str, Any]], *, truncate: bool
+) -> tuple[dict[int, Any], list[str]]:
+    """The answers to inputs by number, and messages about those that cannot be answered."""
+    left = list(range(len(inputs)))
+    problems: list[str] = []
+    while left:
+        try:
+            found = pipeline.predict([inputs[number][1] for number in left], truncate=truncate)
+            return dict(zip(left, found, strict=True)), problems
+        except InputError as error:
+            problems += [error.named(place, inputs[left[place]][0]) for place in error.problems]
+            left = [each for place, each in enumerate(left) if place not in error.problems]
+    return {}, problems
+
+
+def _json_lines(text: str) -> list[tuple[str, Any]]:
+    """Inputs, or those of records that have one, each with its line."""
     inputs = []
-    for number, line in enumerate(text.split("\n"), 1):
+    # Only line feeds end a line: U+2028 and others may be in a string.
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
-            value = _json(line, f"standard input:{number}")
+            where = f"standard input:{number}"
+            value = _json(line, where)
             if isinstance(value, dict):
                 found = [value[name] for name in ("input", "source") if name in value]
                 if not found:
-                    raise UserError(
-                        f"standard input:{number}: the record has no 'input' and no 'source'"
-                    )
+                    raise UserError(f"{where}: the record has no 'input' and no 'source'")
                 value = found[0]
-            inputs.append(value)
+            inputs.append((f"{where}:", value))
     return inputs
 
 
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except json.JSONDecodeError as error:
+        from miniformer.data.lines import json_problem
+
+        raise UserError(f"{where}: {json_problem(error)}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON: {error}") from None
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
 from miniformer.command import command_parser, python
-from miniformer.config import UserError
+from miniformer.config import ConfigError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from miniformer.data.check import Split
 
 _BAR, _ROWS = 40, 12  # width of the longest bar; bars of a histogram
-_BATCH_TOKENS = 4096  # in a batch that is suggested
+_BATCH_TOKENS = 4096  # in a batch that is suggested, at most
+_USUAL_BATCH = 16  # examples, where nobody says otherwise
 
 
 def add_data_command(commands: Any) -> None:
@@ -25,11 +26,14 @@ def add_data_command(commands: Any) -> None:
     parser = command_parser("Look at data files.")
     commands.add_subcommand("data", parser, help="look over data files before training")
     check = command_parser(
-        "Read data files once and tell counts, lengths, labels, duplicates and faults. The exit "
-        "code is 0 where nothing is wrong, 1 where a record is."
+        "Print counts, lengths, labels, duplicates and faults of data files. A file without "
+        "faults is one that training takes. The exit code is 0 without faults, else 1."
     )
     check.add_argument("files", type=str, nargs="+", help="training files or patterns")
     check.add_argument("--task", type=str, default="language_modeling", help=", ".join(_tasks()))
+    check.add_argument(
+        "--task_config", type=dict, default={}, help="settings of the task, as train takes them"
+    )
     check.add_argument("--val_path", type=str | None, default=None, help="validation data")
     check.add_argument("--test_path", type=str | None, default=None, help="test data")
     check.add_argument(
@@ -50,10 +54,13 @@ def run_data(values: dict[str, Any]) -> int:
         raise UserError(registry.unknown("task", options["task"], _tasks()))
     if options["faults"] < 0:
         raise UserError(f"faults must be at least 0, not {options['faults']}")
-    from miniformer.data.check import duplicates, look_over
+    from miniformer.data.check import alike_labels, duplicates, hold_to_training, look_over
     from miniformer.training.progress import make_console, reading
 
-    task = registry.get("task", options["task"])()
+    try:
+        task = registry.get("task", options["task"]).from_dict(options["task_config"])
+    except ConfigError as error:
+        raise UserError(f"task_config: {error}") from None
     count, unit = _counter(options["tokenizer"])
     console = make_console()
 
@@ -81,10 +88,10 @@ def run_data(values: dict[str, Any]) -> int:
             show(f"duplicates {within}: {number:,}")
             for line in shown:
                 show(f"  {line}")
-    unseen = _unseen(splits)
-    for line in unseen:
-        show(line)
-    wrong = sum(split.broken for split in splits) + len(unseen)
+    for line in alike_labels(splits):
+        show(f"warning: {line}; spell them alike")
+    hold_to_training(task, splits, most_faults=options["faults"])
+    wrong = sum(split.broken for split in splits)
     for split in splits:
         if split.broken:
             show(f"faults of {split.name}: {split.broken:,}")
@@ -196,16 +203,6 @@ def _bar(name: str, number: int, most: int, whole: int) -> str:
     return f"  {name:>16} {bar:<{_BAR}} {number:,} ({number / max(1, whole):.1%})"
 
 
-def _unseen(splits: list[Split]) -> list[str]:
-    """Labels that training never sees."""
-    return [
-        f"fault: {split.name} has {number:,} records of class {label!r}, which train has not"
-        for split in splits[1:]
-        for label, number in split.labels.items()
-        if label not in splits[0].labels
-    ]
-
-
 def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
     import numpy as np
 
@@ -221,10 +218,12 @@ def _suggest(split: Split, unit: str, options: dict[str, Any]) -> Iterator[str]:
         length = min(max(length, 128), 256)
     told, flags = "", ""
     if not registry.get("task", name).learns_each_token:  # else they follow from the text
-        mean = sum(float(lengths.mean()) for lengths in split.lengths.values()) + 1
-        fits = max(1, min(256, _BATCH_TOKENS // int(mean)))
+        mean = sum(float(lengths.mean()) for lengths in split.lengths.values())
+        mean = min(mean * (1.5 if unit == "words" else 1.0) + 1, length)
+        fits = max(1, _BATCH_TOKENS // int(mean))
         size = 2 ** (fits.bit_length() - 1)
-        told, flags = f", batch_size {size}", f" --batch_size {size}"
+        if size < _USUAL_BATCH:
+            told, flags = f", batch_size {size}", f" --batch_size {size}"
     about = " (words, counted as 1.5 tokens each)" if unit == "words" else ""
     yield f"suggestion: max_seq_len {length}{told}{about}"
     paths = "".join(

@@ -51,7 +51,11 @@ def train_with(tmp_path, capsys):
             "bad.jsonl:2: the record has no 'text' (it has 'txt')",
         ),
         ("", "bad.jsonl: the file is empty; it needs at least one record"),
-        ('{"text": ""}\n', "bad.jsonl: every record's text is empty"),
+        pytest.param(
+            '{"text": ""}\n{"text": " "}\n',
+            "bad.jsonl: every record's text is empty",
+            marks=pytest.mark.catches("training_takes_empty_files"),
+        ),
         (
             '{"text": "a\\ud83d"}\n',
             "bad.jsonl:1: character 1 of 'text' is '\\ud83d', half of a surrogate pair",

@@ -65,6 +65,7 @@ def test_model_directory_of_format_1_predicts_the_same(run):
     ]
 
 
+@pytest.mark.catches("features_of_earlier_directories_are_standardized")
 def test_run_of_format_1_resumes_with_the_same_losses(run):
     expected = json.loads((run / "expected.json").read_text())
     assert trainer.main(["--resume", f"runs/{run.name}"]) == 0

@@ -60,3 +60,30 @@ def settings_of_the_directory_are_ignored(original):
             self.generation = kept
 
     return settings
+
+
+@fault("miniformer.checkpoint.pipeline:batches_of")
+def embed_reads_features_as_they_stand(original):
+    """`embed` reads inputs without what the task knows of them."""
+
+    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
+        from miniformer.tasks.encoding import Encoding
+
+        bare = Encoding(input_kind=task.kind(), input_dim=model.config.input_dim)
+        return original(bare, model, tokenizer, inputs, truncate=truncate, output=output)
+
+    return batches_of
+
+
+@fault("miniformer.checkpoint.companions:read_task")
+def features_of_earlier_directories_are_standardized(original):
+    """A model whose task.json says nothing of standardization is fine-tuned with it."""
+
+    def read_task(path, kind):
+        import dataclasses
+
+        found = original(path, kind)
+        known = hasattr(found, "standardize")
+        return dataclasses.replace(found, standardize=True) if known else found
+
+    return read_task

@@ -32,12 +32,6 @@ def lines_of_standard_input_are_not_numbered(original):
     return json_lines
 
 
-@fault("miniformer.data_command:_unseen")
-def labels_that_training_lacks_are_not_reported(original):
-    """Labels of val that train has not are no fault."""
-    return lambda splits: []
-
-
 @fault("miniformer.demo:_write_data")
 def demo_overwrites_other_files(original):
     """The demo writes its data over whatever is there."""
@@ -84,3 +78,30 @@ def verify_resume_exits_with_0(original):
 def import_ignores_max_seq_len(original):
     """`import --max_seq_len` does nothing."""
     return lambda values: original({**values, "max_seq_len": None})
+
+
+@fault("miniformer.cli:_answers")
+def one_bad_input_stops_the_others(original):
+    """An input that cannot be answered leaves all others without an answer."""
+
+    def _answers(pipeline, inputs, *, truncate):
+        found, problems = original(pipeline, inputs, truncate=truncate)
+        return ({} if problems else found), problems
+
+    return _answers
+
+
+@fault("miniformer.cli:_json_lines")
+def lines_of_inputs_end_at_any_separator(original):
+    """Inputs are split at U+2028 and the like, which JSON allows within a string."""
+
+    def _json_lines(text):
+        return original("\n".join(text.splitlines()))
+
+    return _json_lines
+
+
+@fault("miniformer.data_command:_BATCH_TOKENS")
+def data_check_suggests_large_batches(original):
+    """`data check` suggests batches of sixteen times the tokens."""
+    return 16 * original

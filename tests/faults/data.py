@@ -336,3 +336,67 @@ def tokens_count_padding(original):
         return original(batch)[1], original(batch)[1]
 
     return count_tokens
+
+
+@fault("miniformer.data.check:hold_to_training")
+def data_check_knows_records_only(original):
+    """`data check` does not know the rules of whole files."""
+
+    def hold_to_training(task, splits, *, most_faults=10):
+        pass
+
+    return hold_to_training
+
+
+@fault("miniformer.data.rules:refuse_empty")
+def training_takes_empty_files(original):
+    """A file whose records are all empty is trained on."""
+
+    def refuse_empty(task, records):
+        pass
+
+    return refuse_empty
+
+
+@fault("miniformer.data.rules:alike")
+def labels_alike_are_not_found(original):
+    """Labels are compared by their spaces, but not by how Unicode spells them."""
+
+    def alike(labels):
+        groups = {}
+        for label in labels:
+            groups.setdefault(str(label).strip(), []).append(label)
+        return [group for group in groups.values() if len(group) > 1]
+
+    return alike
+
+
+@fault("miniformer.data.lines:_decode")
+def marks_within_files_are_kept(original):
+    """A byte-order mark within a file of joined files makes a line no JSON."""
+
+    def _decode(raw):
+        text = original(raw)
+        return "\ufeff" + text if text.startswith("\ufeff") else text
+
+    return _decode
+
+
+@fault("miniformer.data.lines:parse_line")
+def carriage_returns_are_bad_json(original):
+    """A file whose lines end in carriage returns alone is reported as JSON with extra data."""
+
+    def parse_line(raw, checks):
+        return original(raw.replace(b"\r", b" "), checks)
+
+    return parse_line
+
+
+@fault("miniformer.data.check:hold_to_training")
+def labels_that_training_lacks_are_not_reported(original):
+    """Validation data is not held to what training data says of all records."""
+
+    def hold_to_training(task, splits, *, most_faults=10):
+        original(task, splits[:1], most_faults=most_faults)
+
+    return hold_to_training

@@ -142,7 +142,7 @@ def second_text_of_a_pair_is_cut_first(original):
     return fitting
 
 
-@fault("miniformer.tasks.input_task:collate_inputs")
+@fault("miniformer.tasks.inputs:collate_inputs")
 def padding_of_inputs_is_read(original):
     """Batches of inputs have no mask."""
 
@@ -181,7 +181,7 @@ def validation_searches_like_a_test(original):
 def predictions_are_standardized(original):
     """Values are given as the model learned them, not in the units of the data."""
 
-    def predict(self, model, tokenizer, inputs, options):
+    def predict(self, model, tokenizer, inputs, options, *, truncate=False):
         return [
             (value - self.mean) / self.spread
             for value in original(self, model, tokenizer, inputs, options)
@@ -190,16 +190,16 @@ def predictions_are_standardized(original):
     return predict
 
 
-@fault("miniformer.tasks.encoding:Encoding.logits")
+@fault("miniformer.tasks.encoding:embeddings")
 def vectors_are_those_of_the_first_token(original):
     """An encoder's vector of a text is its first position, whatever its pooling."""
 
-    def logits(self, model, batch):
-        from miniformer.tasks.input_task import inputs_of
+    def embeddings(model, batch):
+        from miniformer.tasks.inputs import inputs_of
 
         return model.features(**inputs_of(model, batch))[:, 0]
 
-    return logits
+    return embeddings
 
 
 @fault("miniformer.tasks.writing:WritingTask.write")
@@ -247,3 +247,88 @@ def validation_loss_is_the_mean_of_batches(original):
         return sum(float(each[name]) / float(each[count]) for each in measured) / len(measured)
 
     return mean
+
+
+@fault("miniformer.tasks.series:next_feature")
+def series_ignores_level(original):
+    """A series target is adopted by the spread of its distance from the value alone."""
+
+    def next_feature(records):
+        import numpy as np
+
+        away = np.array([r["value"] - np.array(r["input"])[-1] for r in records])
+        values = np.array([r["value"] for r in records])
+        nearest = int(np.argmin(away.std(0)))
+        return nearest if away.std(0)[nearest] < 0.75 * values.std() else None
+
+    return next_feature
+
+
+@fault("miniformer.tasks.series:next_feature")
+def series_judged_on_its_own_records(original):
+    """A series target is judged on the records that it was chosen by."""
+
+    def next_feature(records):
+        some = list(records)
+        some[4::5] = some[3:-1:5]
+        return original(type(records)(some, records.schema))
+
+    return next_feature
+
+
+@fault("miniformer.tasks.standardize:standardized")
+def features_in_float32(original):
+    """Features are rounded to float32 before their mean is taken off."""
+
+    def standardized(vectors, means, stds):
+        import numpy as np
+
+        return original(vectors.astype(np.float32), means, stds)
+
+    return standardized
+
+
+@fault("miniformer.tasks.standardize:standardized")
+def features_as_they_stand(original):
+    """Features are not standardized."""
+
+    def standardized(vectors, means, stds):
+        import numpy as np
+
+        return vectors.astype(np.float32)
+
+    return standardized
+
+
+@fault("miniformer.tasks.inputs:batches_of")
+def long_inputs_are_cut_in_any_case(original):
+    """Inputs that are too long are cut whether that is asked for or not."""
+
+    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
+        return original(task, model, tokenizer, inputs, truncate=True, output=output)
+
+    return batches_of
+
+
+@fault("miniformer.tasks.inputs:batches_of")
+def truncate_keeps_the_end_of_inputs(original):
+    """Inputs that are too long lose their beginning, not their end as in training."""
+
+    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
+        limit = model.config.max_seq_len
+        cut = [x[-limit + 1 :] if truncate and len(x) > limit else x for x in inputs]
+        return original(task, model, tokenizer, cut, truncate=truncate, output=output)
+
+    return batches_of
+
+
+@fault("miniformer.tasks.language_modeling:LanguageModeling.starts")
+def truncate_keeps_the_beginning_of_prompts(original):
+    """A prompt that is too long loses the end that should be continued."""
+
+    def starts(self, model, tokenizer, prompts, *, truncate=False, new_tokens=0):
+        room = model.config.max_seq_len - new_tokens
+        found = original(self, model, tokenizer, prompts)
+        return [type(each)(each.ids[:room]) for each in found] if truncate else found
+
+    return starts

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from miniformer import cli
 from miniformer.data import fields
 from miniformer.data.check import duplicates, look_over
+from miniformer.data.records import records_of
+from miniformer.tasks.classification import Classification
 from tests.kit import VERSE
 
 
@@ -102,7 +104,7 @@ def test_a_sound_classification_file(tmp_path, capsys):
     assert 'unbalanced: consider --task_config \'{"class_weights": "balanced"}\'' in out
     assert "duplicates of val in train: 5" in out
     assert "nothing is wrong" in out
-    (length,) = re.findall(r"max_seq_len (\d+),", out)
+    (length,) = re.findall(r"max_seq_len (\d+) \(", out)
     assert int(length) >= 1.5 * np.percentile(lengths, 99)
     command = re.findall(r"^train it: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
@@ -125,7 +127,9 @@ def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"input": "a", "label": n} for n in range(2)])
     val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)
     assert check(train, "--task", "classification", "--val_path", val) == 1
-    assert "fault: val has 2 records of class 7, which train has not" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "faults of val: 2" in out
+    assert f"{val}:2: 'label' is 7, which is none of the classes trained on: 0, 1" in out
 
 
 def test_values_pairs_vectors_and_targets(tmp_path, capsys):
@@ -134,7 +138,7 @@ def test_values_pairs_vectors_and_targets(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "values: 0 to 10, mean 5, standard deviation 3.16228" in out
     assert "longest 3" in out
-    vectors = [{"input": [[0.5, 1.0]] * n, "value": 0.0} for n in (1, 4)]
+    vectors = [{"input": [[0.5, 1.0]] * n, "value": float(n)} for n in (1, 4)]
     assert check(write(tmp_path / "b.jsonl", vectors), "--task", "regression") == 0
     assert "longest 4" in capsys.readouterr().out
     targets = [{"source": "ab", "target": "abc"}] * 3
@@ -171,3 +175,39 @@ def test_mistakes(tmp_path, capsys, more, message):
     path = write(tmp_path / "a.jsonl", [{"text": "a"}])
     assert check(path, *more) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "size"), [(3, None), (150, None), (400, 4), (5000, 1)])
+@pytest.mark.catches("data_check_suggests_large_batches")
+def test_suggest_batch_size_only_where_inputs_are_long(tmp_path, capsys, words, size):
+    """4,096 tokens in a batch at most, 1.5 to a word, in a power of two; runs take 16."""
+    records = [{"input": "w " * words, "label": n % 2} for n in range(30)]
+    assert check(write(tmp_path / "a.jsonl", records), "--task", "classification") == 0
+    found = re.findall(r"--batch_size (\d+)", capsys.readouterr().out)
+    assert found == ([] if size is None else [str(size)])
+
+
+LABELS = ["good", "bad", "good ", "caf\u00e9", " cafe\u0301", "ok", "o k"]
+
+
+@pytest.mark.catches("labels_alike_are_not_found")
+def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [{"input": "x", "label": label} for label in LABELS])
+    assert check(path, "--task", "classification") == 0
+    out = capsys.readouterr().out
+    said = "warning: labels that differ only by spaces or Unicode normalization: "
+    assert f"{said}'good' ({path}:1), 'good ' ({path}:3); spell them alike" in out
+    assert f"{said}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); spell them alike" in out
+    assert out.count("warning: ") == 2
+    task = Classification().fit(records_of(str(path), Classification().schema))
+    found = [line for line in task.findings() if "differ only by spaces" in line]
+    assert len(found) == 2
+
+
+def test_task_config_is_that_of_training(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [{"input": "x", "label": "a"}])
+    config = ["--task_config", '{"classes": ["a", "b"]}']
+    assert check(path, "--task", "classification") == 1
+    assert check(path, "--task", "classification", *config) == 0
+    assert check(path, "--task", "classification", "--task_config", '{"clases": 3}') == 2
+    assert "task_config: Classification: unknown field 'clases'" in capsys.readouterr().err

@@ -22,7 +22,7 @@ from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.input_task import collate_inputs
+from miniformer.tasks.inputs import collate_inputs
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.pairs import collate_pairs
@@ -476,10 +476,11 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
     learnt = (values - last) / scales
     assert (task.mean, task.spread) == pytest.approx((learnt.mean(), learnt.std()))
     examples = task.encode(records, None, 64)
+    whole = np.concatenate(inputs)
     for example, x, base, scale in zip(examples, inputs, last, scales, strict=True):
-        wanted = np.array(x)
-        wanted[:, 1] = (wanted[:, 1] - base) / scale
-        np.testing.assert_allclose(example["inputs"], wanted, rtol=1e-5)
+        wanted = (np.array(x) - whole.mean(0)) / whole.std(0)
+        wanted[:, 1] = (np.array(x)[:, 1] - base) / scale
+        np.testing.assert_allclose(example["inputs"], wanted, rtol=1e-5, atol=1e-6)
     labels = np.array([example["labels"] for example in examples])
     np.testing.assert_allclose(last + scales * (task.mean + task.spread * labels), values)
     model = model_for(task)

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from miniformer import registry
 from miniformer.checkpoint.directory import REMEMBERED, SOURCE_TOKENIZER
-from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+from miniformer.config import (
+    ConfigError,
+    GenerationConfig,
+    InputError,
+    TransformerConfig,
+    UserError,
+)
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
@@ -27,7 +35,7 @@ def read_companions(
     Raises:
         UserError: a file is missing or broken, or they do not fit each other.
     """
-    task = _read_task(directory / "task.json", kind_of(directory, architecture))
+    task = read_task(directory / "task.json", kind_of(directory, architecture))
     tokenizer = None
     # What was imported may have come without a tokenizer: it takes token ids only.
     bare = (directory / REMEMBERED).exists() and not (directory / "tokenizer.json").exists()
@@ -63,7 +71,12 @@ def _read_tokenizer(path: Path, name: str, config: TransformerConfig) -> Tokeniz
     return tokenizer
 
 
-def _read_task(path: Path, kind: str) -> Task:
+def read_task(path: Path, kind: str) -> Task:
+    """The task that a `task.json` describes, as a kind of model learns it.
+
+    Raises:
+        UserError: the file is missing, or describes no task.
+    """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         name = settings.pop("task")
@@ -73,8 +86,12 @@ def _read_task(path: Path, kind: str) -> Task:
         raise UserError(f"{path}: not a task description: {error!r}") from None
     if name not in registry.names("task"):
         raise UserError(f"{path}: {registry.unknown('task', name, registry.names('task'))}")
+    made_by = registry.get("task", name)
+    # Earlier versions read features as they stand, and have no setting that says so.
+    if settings.get("input_kind") == "features" and "standardize" in made_by.__dataclass_fields__:
+        settings.setdefault("standardize", False)
     try:
-        task: Task = registry.get("task", name).from_dict(settings)
+        task: Task = made_by.from_dict(settings)
         task = task.for_model(kind)
         task.reads_text()
     except ConfigError as error:
@@ -82,6 +99,24 @@ def _read_task(path: Path, kind: str) -> Task:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return task
+
+
+def check_texts(inputs: Sequence[Any]) -> None:
+    """Refuses inputs with what is no text, all in one error.
+
+    Raises:
+        InputError: a text holds half of a surrogate pair.
+    """
+    problems: dict[int, str] = {}
+    for number, given in enumerate(inputs):
+        for text in given if isinstance(given, list | tuple) else [given]:
+            try:
+                if isinstance(text, str):
+                    check_text(text, f"input {number}")
+            except UserError as error:
+                problems[number] = str(error).removeprefix(f"input {number}")
+    if problems:
+        raise InputError(problems)
 
 
 def check_text(text: str, name: str) -> None:

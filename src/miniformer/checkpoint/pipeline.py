@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.checkpoint.companions import MODELS, check_text, kind_of, read_companions
+from miniformer.checkpoint.companions import MODELS, check_texts, kind_of, read_companions
 from miniformer.checkpoint.directory import read_remembered, refuse_full, save_directory
 from miniformer.checkpoint.writing import WritingMixin
 from miniformer.config import GenerationConfig, UserError
@@ -19,8 +19,9 @@ from miniformer.model.hub import local, push
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
-from miniformer.tasks.encoding import Encoding
-from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.encoding import Encoding, embeddings
+from miniformer.tasks.input_task import InputTask
+from miniformer.tasks.inputs import batches_of
 from miniformer.tasks.task import Task
 
 
@@ -66,11 +67,14 @@ class Pipeline(WritingMixin):
         self.directory: Path | None = None
         self.remembered: dict[str, Any] = {}
 
-    def predict(self, inputs: Sequence[Any], **options: Any) -> list[Any]:
+    def predict(
+        self, inputs: Sequence[Any], *, truncate: bool = False, **options: Any
+    ) -> list[Any]:
         """Answers to inputs as they stand in records: texts, pairs of texts, or feature vectors.
 
         Args:
             inputs: what records have as `input`, or as `source`.
+            truncate: cut inputs that are longer than the model reads, as training does.
             **options: fields of `GenerationConfig`, for seq2seq.
 
         Returns:
@@ -78,22 +82,22 @@ class Pipeline(WritingMixin):
             seq2seq a string each.
 
         Raises:
-            ValueError: an input is not what the model was trained on, or longer than it reads.
+            InputError: inputs are not what the model was trained on, or longer than it reads; its
+                `problems` has the number of each.
         """
         if isinstance(inputs, str):
             raise UserError("predict takes a list of inputs; write [input] for a single one")
         settings = self._settings(options)
-        for number, given in enumerate(inputs):
-            for text in given if isinstance(given, list | tuple) else [given]:
-                if isinstance(text, str):
-                    check_text(text, f"input {number}")
-        return self.task.predict(self.model, self._needed_tokenizer(), inputs, settings)
+        check_texts(inputs)
+        how = {"truncate": True} if truncate else {}
+        return self.task.predict(self.model, self._needed_tokenizer(), inputs, settings, **how)
 
-    def embed(self, inputs: Sequence[Any]) -> Tensor:
+    def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
 
         Args:
             inputs: what records have as `input`: texts, pairs of texts, or feature vectors.
+            truncate: cut inputs that are longer than the model reads, as training does.
 
         Raises:
             ValueError: an input is none, or longer than the model reads, or it is a seq2seq model.
@@ -102,14 +106,17 @@ class Pipeline(WritingMixin):
             raise UserError("embed takes a list of inputs; write [input] for a single one")
         if not isinstance(self.model, Transformer):
             raise UserError("a seq2seq model has no one vector for a text; use an encoder")
-        kind = self.task.kind() if isinstance(self.task, InputTask) else "text"
-        width = self.model.config.input_dim
+        check_texts(inputs)
+        # Inputs are read as the task reads them: standardized, as a series, with shared tokens.
+        task = self.task if isinstance(self.task, InputTask) else Encoding(input_kind="text")
         found = list(
             batches_of(
-                Encoding(input_kind=kind, input_dim=width),
+                task,
                 self.model,
                 self._needed_tokenizer(),
                 inputs,
+                truncate=truncate,
+                output=embeddings,
             )
         )
         return torch.cat(found) if found else torch.empty(0, self.model.config.d_model)

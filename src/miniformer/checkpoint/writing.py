@@ -41,6 +41,7 @@ class WritingMixin:
         *,
         processors: Sequence[Processor] = (),
         draft: Any = None,
+        truncate: bool = False,
         **options: Any,
     ) -> Any:
         """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
@@ -50,6 +51,8 @@ class WritingMixin:
             processors: functions that change logits; see `miniformer.generation.processors`.
             draft: guesses tokens that the model then judges, several at once: a smaller model's
                 `Pipeline`, "lookup" for what stood in the text before, or a `Speculation`.
+            truncate: cut prompts that are too long: the end of a source, as training does, or the
+                beginning of a text to be continued, so that `max_new_tokens` fit.
             **options: fields of `GenerationConfig`, over the model directory's own.
 
         Returns:
@@ -61,9 +64,9 @@ class WritingMixin:
                 `max_new_tokens` within `max_seq_len`, or the model writes no text.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        how = {"processors": processors, "speculation": _speculation(draft)}
+        how: dict[str, Any] = {"processors": processors, "speculation": _speculation(draft)}
         task, tokenizer, settings = self._writer(prompts, options)
-        found = task.write(self.model, tokenizer, prompts, settings, **how)
+        found = task.write(self.model, tokenizer, prompts, settings, **_truncating(truncate), **how)
         texts: list[Any] = [text for text, _ in found]
         copies = settings.num_return_sequences
         if copies > 1:
@@ -76,6 +79,7 @@ class WritingMixin:
         *,
         processors: Sequence[Processor] = (),
         draft: Any = None,
+        truncate: bool = False,
         **options: Any,
     ) -> list[tuple[str, Written]]:
         """The same with token ids, their log-probabilities and scores; see `generate`.
@@ -83,9 +87,9 @@ class WritingMixin:
         Returns:
             A text and a `Written` each: `num_return_sequences` of the first prompt, and so on.
         """
-        how = {"processors": processors, "speculation": _speculation(draft)}
+        how: dict[str, Any] = {"processors": processors, "speculation": _speculation(draft)}
         task, tokenizer, settings = self._writer(prompts, options)
-        return task.write(self.model, tokenizer, prompts, settings, **how)
+        return task.write(self.model, tokenizer, prompts, settings, **_truncating(truncate), **how)
 
     def stream(
         self,
@@ -93,15 +97,16 @@ class WritingMixin:
         *,
         processors: Sequence[Processor] = (),
         draft: Any = None,
+        truncate: bool = False,
         **options: Any,
     ) -> Iterator[str]:
         """The answer to one prompt in pieces, as they are written; see `generate`.
 
         A piece holds whole characters. Together they are what `generate` gives.
         """
-        how = {"processors": processors, "speculation": _speculation(draft)}
+        how: dict[str, Any] = {"processors": processors, "speculation": _speculation(draft)}
         task, tokenizer, settings = self._writer([prompt], options)
-        return task.stream(self.model, tokenizer, prompt, settings, **how)
+        return task.stream(self.model, tokenizer, prompt, settings, **_truncating(truncate), **how)
 
     async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
         """The same for `async for`: the model runs in a thread, others go on meanwhile."""
@@ -110,7 +115,12 @@ class WritingMixin:
             yield piece
 
     def score(
-        self, texts: Sequence[str], given: Sequence[str] | None = None, *, stride: int | None = None
+        self,
+        texts: Sequence[str],
+        given: Sequence[str] | None = None,
+        *,
+        stride: int | None = None,
+        truncate: bool = False,
     ) -> list[Scored]:
         """How likely texts are, token by token; of seq2seq, as targets of sources.
 
@@ -118,6 +128,7 @@ class WritingMixin:
             texts: what is scored; the end of a text is not.
             given: what comes before each, or its source; None: nothing does.
             stride: for texts longer than the model reads; see `miniformer.tasks.scoring`.
+            truncate: cut sources that are too long, as training does.
 
         Raises:
             ValueError: there are not as many as texts, or the model writes none.
@@ -126,7 +137,9 @@ class WritingMixin:
         if len(given) != len(texts):
             raise UserError(f"{len(texts)} texts need as many given, not {len(given)}")
         task, tokenizer, _ = self._writer([*given, *texts], {})
-        starts = task.starts(self.model, tokenizer, given)
+        if truncate and not isinstance(self.model, Seq2SeqTransformer):
+            raise UserError("truncate is for sources; texts of any length are scored in windows")
+        starts = task.starts(self.model, tokenizer, given, **_truncating(truncate))
         return score(self.model, starts, tokenizer.encode_batch(texts), stride=stride)
 
     def perplexity(
@@ -190,6 +203,11 @@ class WritingMixin:
                     message = f"{name}={options[name]} has no effect with temperature=0"
                     warnings.warn(message, NoEffectWarning, stacklevel=depth)
         return settings
+
+
+def _truncating(truncate: bool) -> dict[str, bool]:
+    """An argument that tasks written before it was added are only given where it is asked for."""
+    return {"truncate": True} if truncate else {}
 
 
 def _speculation(draft: Any) -> Speculation | None:

@@ -1,6 +1,6 @@
 """What a model is, as data. Nothing here imports torch."""
 
-from miniformer.config.errors import ConfigError, NoEffectWarning, UserError
+from miniformer.config.errors import ConfigError, InputError, NoEffectWarning, UserError
 from miniformer.config.generation_config import GenerationConfig
 from miniformer.config.model_config import TransformerConfig
 from miniformer.config.strict import StrictConfig, option
@@ -8,6 +8,7 @@ from miniformer.config.strict import StrictConfig, option
 __all__ = [
     "ConfigError",
     "GenerationConfig",
+    "InputError",
     "NoEffectWarning",
     "StrictConfig",
     "TransformerConfig",

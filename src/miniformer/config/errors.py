@@ -11,6 +11,28 @@ class NoEffectWarning(UserWarning):
     """A setting that was given does nothing beside another."""
 
 
+class InputError(UserError):
+    """Inputs that a model cannot answer; `problems` has what is wrong by the number of the input.
+
+    Args:
+        problems: by number, from 0: a phrase that follows the input's name, or a colon and more.
+    """
+
+    def __init__(self, problems: dict[int, str]) -> None:
+        self.problems = problems
+        first, *others = (self.named(number, f"input {number}") for number in problems)
+        more = f" (and {len(others)} more inputs have problems)" if others else ""
+        super().__init__(first + more)
+
+    def named(self, number: int, name: str) -> str:
+        """The problem of an input under another name, such as a line of a file."""
+        problem = self.problems[number]
+        return name + ("" if problem.startswith(":") else " ") + problem
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[dict[int, str]]]:
+        return type(self), (self.problems,)
+
+
 class ConfigError(UserError):
     """One or more settings are wrong; every one of them is in the message and in `problems`."""
 

@@ -1,7 +1,8 @@
 """A data file looked over before it is trained on: counts, lengths, labels, duplicates, faults.
 
-Records are read once, front to back, and none is kept: of each, its length, its label and 8 bytes
-that tell its input from others are.
+Records are read front to back, and none is kept: of each, its length, its label and 8 bytes that
+tell its input from others are. The rules of whole files are those of training (see `rules`); each
+record is then held to what the training data says that all must be.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import hashlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from miniformer.config import UserError
+from miniformer.data import rules
 from miniformer.data.fields import Schema
 from miniformer.data.files import Source
-from miniformer.data.records import JSONLinesDataset, Record
+from miniformer.data.records import JSONLinesDataset, Record, RecordError
+from miniformer.data.selection import SomeRecords
 
 _AT_ONCE = 256  # records measured at once, so that a tokenizer can work in parallel
 _SHOWN = 3  # pairs of duplicates that are named
@@ -34,6 +37,7 @@ class Split:
         records: all of them.
         lengths: of each good record, for each of its texts, int [n]: name -> lengths.
         labels: how often each label occurs.
+        first: the record at which each label is first.
         values: those of regression.
         keys: int64 [n], equal where inputs are.
         rows: the record's index of each key.
@@ -45,11 +49,22 @@ class Split:
     records: JSONLinesDataset
     lengths: dict[str, np.ndarray]
     labels: Counter[Any]
+    first: dict[Any, int]
     values: np.ndarray
     keys: np.ndarray
     rows: np.ndarray
     faults: list[str]
     broken: int
+
+    def good(self) -> SomeRecords:
+        """The records that keep to the schema."""
+        return SomeRecords(self.records, self.rows)
+
+    def add(self, fault: str, most: int) -> None:
+        """Counts a fault, and remembers it among the first `most`."""
+        self.broken += 1
+        if len(self.faults) < most:
+            self.faults.append(fault)
 
 
 def look_over(
@@ -77,6 +92,7 @@ def look_over(
     records = JSONLinesDataset(source, schema, progress=progress)
     lengths: dict[str, list[np.ndarray]] = {}
     labels: Counter[Any] = Counter()
+    first_of: dict[Any, int] = {}
     values: list[float] = []
     keys: list[int] = []
     rows: list[int] = []
@@ -95,6 +111,7 @@ def look_over(
             keys.append(_key(found))
             if "label" in found:
                 labels[found["label"]] += 1
+                first_of.setdefault(found["label"], row)
             if "value" in found:
                 values.append(float(found["value"]))
         for text, found_lengths in measure(good).items() if good else ():
@@ -106,12 +123,59 @@ def look_over(
         records,
         {text: np.concatenate(parts) for text, parts in lengths.items()},
         labels,
+        first_of,
         np.array(values),
         np.array(keys, dtype=np.int64),
         np.array(rows, dtype=np.int64),
         faults,
         broken,
     )
+
+
+def hold_to_training(task: Any, splits: Sequence[Split], *, most_faults: int = 10) -> None:
+    """Adds faults that only whole files show: those for which training would refuse them.
+
+    Args:
+        task: as the user configured it.
+        splits: the training data, then others.
+        most_faults: faults that are remembered of each.
+    """
+    train = splits[0]
+    if not len(train.rows):
+        return  # each record is a fault already
+    try:
+        task = rules.fitted(task, train.good())
+    except UserError as error:
+        # Where records have faults, those without them need not have all that the file has.
+        if isinstance(error, RecordError) or not train.broken:
+            train.add(str(error), most_faults)
+        return
+    for split in splits:
+        good = split.good().with_schema(task.schema)
+        before = split.broken
+        for first in range(0, len(good), _AT_ONCE):
+            rows = good.rows[first : first + _AT_ONCE]
+            for _, found in _each(good.records, rows.tolist()):
+                if isinstance(found, UserError):
+                    split.add(str(found), most_faults)
+        if split is not train and split.broken == before and len(good):
+            try:
+                rules.refuse_empty(task, good)
+            except UserError as error:
+                split.add(str(error), most_faults)
+
+
+def alike_labels(splits: Sequence[Split]) -> list[str]:
+    """Lines about labels that differ only by spaces or Unicode normalization."""
+    places: dict[Any, str] = {}
+    for split in splits:
+        for label, row in split.first.items():
+            places.setdefault(label, split.records.where(row))
+    return [
+        "labels that differ only by spaces or Unicode normalization: "
+        + ", ".join(f"{label!a} ({places[label]})" for label in group)
+        for group in rules.alike(places)
+    ]
 
 
 def duplicates(one: Split, other: Split) -> tuple[int, list[str]]:
@@ -133,7 +197,9 @@ def duplicates(one: Split, other: Split) -> tuple[int, list[str]]:
     return len(places), shown
 
 
-def _each(records: JSONLinesDataset, rows: range) -> Iterator[tuple[int, Record | UserError]]:
+def _each(
+    records: JSONLinesDataset, rows: Sequence[int]
+) -> Iterator[tuple[int, Record | UserError]]:
     """Records, or what is wrong with them; most are read together."""
     try:
         yield from zip(rows, records.read(rows), strict=True)

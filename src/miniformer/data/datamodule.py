@@ -11,6 +11,7 @@ import lightning as L
 
 from miniformer import registry
 from miniformer.config import UserError
+from miniformer.data import rules
 from miniformer.data.batches import Batches, Cutter
 from miniformer.data.fields import Schema
 from miniformer.data.files import Source
@@ -34,6 +35,7 @@ class TaskOfData(Protocol):
     @property
     def schema(self) -> Schema: ...
     def fit(self, records: Records) -> Self: ...
+    def is_empty(self, record: Record) -> bool: ...
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]: ...
@@ -117,11 +119,13 @@ class MiniFormerDataModule(L.LightningDataModule):
             pools["train"] = self._stream()
         else:
             records = records_of(self.train_path, self.task.schema)
-            self.task = self.task.fit(records)
+            self.task = rules.fitted(self.task, records)
             pools["train"] = self._pools("train", records, self.num_workers)
         for name, source in (("val", self.val_path), ("test", self.test_path)):
             if source is not None:
-                pools[name] = self._pools(name, records_of(source, self.task.schema))
+                records = records_of(source, self.task.schema)
+                rules.refuse_empty(self.task, records)
+                pools[name] = self._pools(name, records)
         self.pools = pools
 
     def train_dataloader(self) -> Batches:

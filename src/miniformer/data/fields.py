@@ -16,6 +16,8 @@ import numpy as np
 Check = Callable[[Any], str | None]
 Schema = Mapping[str, Check | type]
 
+_LARGEST = float(np.finfo(np.float32).max)
+_TOO_LARGE = "float32 ends at 3.4e+38, so scale it down"
 _KINDS = {
     str: "a string", int: "an integer", float: "a number", bool: "true or false",
     list: "a list", dict: "an object", type(None): "null",
@@ -37,8 +39,10 @@ def label(value: Any) -> str | None:
 
 
 def number(value: Any) -> str | None:
-    """A finite number."""
-    return None if _is_finite(value) else f"must be a finite number, not {_found(value)}"
+    """A finite number that float32 can hold."""
+    if not _is_finite(value):
+        return f"must be a finite number, not {_found(value)}"
+    return f"is {float(value):g}; {_TOO_LARGE}" if abs(value) > _LARGEST else None
 
 
 def model_input(value: Any) -> str | None:
@@ -148,8 +152,8 @@ def _not_finite(numbers: Iterable[tuple[object, Any]]) -> str | None:
     for place, found in numbers:
         if not _is_finite(found):
             return f"holds {_found(found)} at {place}; each must be a finite number"
-        if abs(found) > float(np.finfo(np.float32).max):
-            return f"holds {float(found):g} at {place}; float32 ends at 3.4e+38, so scale it down"
+        if abs(found) > _LARGEST:
+            return f"holds {float(found):g} at {place}; {_TOO_LARGE}"
     return None
 
 

@@ -42,15 +42,12 @@ def parse_line(raw: bytes, checks: Mapping[str, Check]) -> Record:
     Raises:
         Flaw: it is not UTF-8 or not a JSON object, or a field is missing or wrong.
     """
-    text = _decode(raw)
+    text = _decode(raw).removeprefix("\ufeff")  # of a file that was put behind another
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         cut_off = "" if raw.endswith(b"\n") else "; the file may be cut off"
-        raise Flaw(
-            f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}; "
-            f"each line is one object{cut_off}"
-        ) from None
+        raise Flaw(json_problem(error, f"; each line is one object{cut_off}")) from None
     except ValueError:  # Python refuses to convert so many digits
         raise Flaw("an integer has too many digits to be read; write it as a string") from None
     except RecursionError:
@@ -63,6 +60,17 @@ def parse_line(raw: bytes, checks: Mapping[str, Check]) -> Record:
             raise Flaw(f"{name!r} is there twice; keep one")
     # UTF-8 holds no halves of surrogate pairs, so only an escape can bring one in.
     return check_record(record, checks, surrogates=b"\\ud" in raw or b"\\uD" in raw)
+
+
+def json_problem(error: json.JSONDecodeError, hint: str = "") -> str:
+    """A phrase that says what is wrong with a line that is not JSON, and where."""
+    between = error.doc[len(error.doc[: error.pos].rstrip()) : error.pos]
+    if error.msg == "Extra data" and "\r" in between:
+        return (
+            "lines end in carriage returns alone, as in files of old Macs; convert them: "
+            "tr '\\r' '\\n' < FILE > NEW_FILE"
+        )
+    return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
 
 
 def parse_piece(raw: bytes, checks: Mapping[str, Check], *, continues: bool) -> Record:

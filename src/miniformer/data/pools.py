@@ -127,8 +127,8 @@ class RecordPools:
         count = len(self.records)
         told = None if progress is None else lambda done: progress(done, count)
         whole = _table(iter(self.records), self.encode, told, numbers=range(count))
-        if not len(whole) or not whole.columns.get("bytes", np.ones(1)).any():
-            raise UserError(f"{self.records.name}: every record's text is empty")
+        if not len(whole):
+            raise UserError(f"{self.records.name}: no record has a token that could be learned")
         return whole
 
 

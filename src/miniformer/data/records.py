@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from operator import index as integer
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from miniformer.data.lines import (
     parse_line,
     parse_piece,
 )
+
+if TYPE_CHECKING:
+    from miniformer.data.selection import SomeRecords
 
 __all__ = [
     "JSONLinesDataset",
@@ -256,7 +259,7 @@ class SequenceRecords:
                 raise UserError(f"record {row}: {flaw.problem}") from None
 
 
-Records = JSONLinesDataset | SequenceRecords
+Records = Union[JSONLinesDataset, SequenceRecords, "SomeRecords"]
 
 
 def records_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,9 +17,11 @@ from miniformer.data import fields
 from miniformer.data.buckets import Batch
 from miniformer.data.fields import Schema
 from miniformer.data.records import Record, RecordError, Records
+from miniformer.data.rules import alike
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.input_task import InputTask
+from miniformer.tasks.inputs import batches_of
 from miniformer.tasks.task import Measured, disagreement, joined, mean
 
 
@@ -35,7 +37,8 @@ class Classification(InputTask):
         label_smoothing: share of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+            see `InputTask`.
     """
 
     name: ClassVar[str] = "classification"
@@ -123,6 +126,14 @@ class Classification(InputTask):
             whole = sum(counts.values())
             weights = [whole / (len(classes) * counts[each]) for each in classes]
         return dataclasses.replace(fitted, classes=classes, class_weights=weights)
+
+    def findings(self) -> Iterator[str]:
+        yield from super().findings()
+        for group in alike(self.classes or ()):
+            yield (
+                f"warning: classes {' and '.join(map(ascii, group))} differ only by spaces or "
+                "Unicode normalization; spell them alike (miniformer data check names the lines)"
+            )
 
     def outputs(self) -> int:
         return len(self._known())
@@ -213,11 +224,13 @@ class Classification(InputTask):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """For each input its `label`, the probability of it as `score`, and all as `scores`."""
         classes = self._known()
         answers = []
-        for logits in batches_of(self, model, tokenizer, inputs):
+        for logits in batches_of(self, model, tokenizer, inputs, truncate=truncate):
             shares = logits.float().softmax(-1)
             for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
                 scores = dict(zip(classes, row, strict=True))

@@ -12,7 +12,8 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.data.buckets import Batch
 from miniformer.data.records import Records
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, batches_of, inputs_of
+from miniformer.tasks.input_task import InputTask
+from miniformer.tasks.inputs import batches_of, inputs_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Encoding(InputTask):
     """Nothing is learnt for it, so there are no records of it.
 
     Args:
-        input_kind, input_dim: see `InputTask`.
+        input_kind, input_dim, standardize, feature_means, feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "encoding"
@@ -33,8 +34,7 @@ class Encoding(InputTask):
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """The model's vectors, [B, D]."""
-        out: Tensor = model.embed(**inputs_of(model, batch))
-        return out
+        return embeddings(model, batch)
 
     def predict(
         self,
@@ -42,6 +42,15 @@ class Encoding(InputTask):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """The vector of each input, as a list of numbers."""
-        return [row for some in batches_of(self, model, tokenizer, inputs) for row in some.tolist()]
+        batches = batches_of(self, model, tokenizer, inputs, truncate=truncate)
+        return [row for some in batches for row in some.tolist()]
+
+
+def embeddings(model: Any, batch: Batch) -> Tensor:
+    """The model's vectors of a batch of `collate_inputs`, [B, D]."""
+    out: Tensor = model.embed(**inputs_of(model, batch))
+    return out

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Self
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data import fields
 from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch, Collate, LengthBuckets, pad
+from miniformer.data.buckets import Batch, Collate, LengthBuckets
 from miniformer.data.fields import Schema
 from miniformer.data.records import Record, Records
 from miniformer.data.subwords import Merges, with_bpe_dropout
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.inputs import collate_inputs, inputs_of
+from miniformer.tasks.standardize import feature_statistics
 from miniformer.tasks.task import Task
-from miniformer.tasks.tokens import check_inputs, encode_inputs, input_check
-
-_AT_ONCE = 32  # inputs predicted at once
+from miniformer.tasks.tokens import encode_inputs, input_check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,10 @@ class InputTask(Task):
             not in masked-LM, where it would tell of what is hidden (a warm start has it all the
             same: its model is that of the run), nor after `init_from`, which goes on as its model
             was trained.
+        standardize: of inputs that are vectors, whether each feature is read less its mean, in
+            units of its standard deviation; false: as it stands.
+        feature_means, feature_stds: those of each feature, in the units of the data; null: those
+            of the training data, over all vectors. A constant feature has the deviation 1.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
@@ -50,17 +53,56 @@ class InputTask(Task):
     input_dim: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
     mark_shared: bool | None = None
+    standardize: bool = True
+    feature_means: list[float] | None = None
+    feature_stds: list[float] | None = None
+
+    def cross_check(self) -> list[str]:
+        means, stds = self.feature_means, self.feature_stds
+        if means is None and stds is None:
+            return []
+        if means is None or stds is None:
+            return ["feature_means and feature_stds need each other; give both or none"]
+        if not self.standardize:
+            return ["feature_means and feature_stds have no effect with standardize=false"]
+        problems = []
+        if len(means) != len(stds) or self.input_dim not in (None, len(means)):
+            of = f", and input_dim is {self.input_dim}" if self.input_dim is not None else ""
+            problems.append(
+                f"feature_means has {len(means)} numbers and feature_stds {len(stds)}{of}; each "
+                "needs one for each feature"
+            )
+        if not all(map(math.isfinite, [*means, *stds])) or not all(std > 0 for std in stds):
+            problems.append("feature_means must be finite, and feature_stds finite and above 0")
+        return problems
 
     @property
     def schema(self) -> Schema:
         return {"input": input_check(self.input_kind, self.input_dim)}
 
     def fit(self, records: Records) -> Self:
-        """Learns of the first record what an input is."""
+        """Learns of the first record what an input is, and of all of them how features are scaled.
+
+        Raises:
+            RecordError: an input is of another kind or width than the first, or than was given.
+        """
         first = next(islice(iter(records), 1))["input"]
         kind = fields.input_kind(first)
         width = len(first[0]) if kind == "features" else None
-        return dataclasses.replace(self, input_kind=kind, input_dim=width)
+        fitted = dataclasses.replace(
+            self, input_kind=self.input_kind or kind, input_dim=self.input_dim or width
+        )
+        if kind == "features" and self.standardize and self.feature_means is None:
+            means, stds = feature_statistics(records.with_schema(fitted.schema))
+            fitted = dataclasses.replace(fitted, feature_means=means, feature_stds=stds)
+        return fitted
+
+    def findings(self) -> Iterator[str]:
+        if self.kind() == "features" and self.standardize and self.feature_means is None:
+            yield (
+                "warning: features are read as they stand, since nothing is known of a stream "
+                "before it ends; give feature_means and feature_stds in task_config"
+            )
 
     def kind(self) -> str:
         """What an input is: text, pair or features."""
@@ -103,7 +145,21 @@ class InputTask(Task):
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """What the model reads of each record; see `encode_inputs`."""
-        return encode_inputs(records, self.kind(), tokenizer, seq_len, mark_shared=self.marks())
+        scales = None
+        if self.feature_means is not None and self.feature_stds is not None:
+            scales = (self.feature_means, self.feature_stds)
+        return encode_inputs(
+            records,
+            self.kind(),
+            tokenizer,
+            seq_len,
+            mark_shared=self.marks(),
+            feature_scales=scales,
+        )
+
+    def reads_beginning(self) -> bool:
+        """Whether an input that is too long may be cut at its end."""
+        return True
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         for name, wanted in (("output_dim", self.outputs()), ("input_dim", self.input_dim)):
@@ -112,6 +168,11 @@ class InputTask(Task):
                     f"model_config: {name} must be {'null' if wanted is None else wanted} for this "
                     f"data, not {getattr(config, name)}; leave it out"
                 )
+        if self.kind() != "features" and (self.feature_means is not None or not self.standardize):
+            raise UserError(
+                "task_config: standardize, feature_means and feature_stds are for vectors, and "
+                "inputs are texts here; leave them out"
+            )
         if self.bpe_dropout and tokenizer is None:
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:
@@ -170,53 +231,3 @@ class InputTask(Task):
         """The model's answers, [B, outputs]."""
         out: Tensor = model.classify(**inputs_of(model, batch))
         return out
-
-
-def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
-    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F].
-
-    Where there are any also `labels`, `bases` and `scales`, [B]; where they are needed
-    `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
-    """
-    inputs, mask = pad([example["inputs"] for example in examples])
-    batch: Batch = {"inputs": inputs}
-    if mask is not None:
-        batch["attention_mask"] = mask
-    if "token_types" in examples[0]:
-        batch["token_types"] = pad([example["token_types"] for example in examples])[0]
-    for name in ("labels", "bases", "scales"):
-        if name in examples[0]:
-            batch[name] = torch.tensor([example[name] for example in examples])
-    return batch
-
-
-def inputs_of(model: Any, batch: Batch) -> dict[str, Any]:
-    """What a model reads of such a batch, by the names of `Transformer.features`' arguments."""
-    types = batch.get("token_types") if model.config.token_types is not None else None
-    mask = batch.get("attention_mask")
-    return {"inputs": batch["inputs"], "attention_mask": mask, "token_types": types}
-
-
-@torch.inference_mode()
-def batches_of(
-    task: InputTask, model: Any, tokenizer: Tokenizer | None, inputs: Sequence[Any]
-) -> Iterator[Tensor]:
-    """The model's answers to a user's inputs, some at a time, [some, outputs] each.
-
-    Raises:
-        UserError: an input is not what the model was trained on, or longer than it reads.
-    """
-    device = next(model.parameters()).device
-    limit = model.config.max_seq_len
-    records = check_inputs(inputs, task.kind(), task.input_dim)
-    for first in range(0, len(records), _AT_ONCE):
-        some = records[first : first + _AT_ONCE]
-        examples = task.encoded(some, tokenizer, limit)
-        for number, example in enumerate(examples, first):
-            if example["cut"]:
-                length = len(example["inputs"]) + example["cut"]
-                raise UserError(
-                    f"input {number} is {length} long; the model reads at most {limit}; shorten it"
-                )
-        batch = {name: value.to(device) for name, value in collate_inputs(examples).items()}
-        yield task.logits(model, batch).cpu()

@@ -61,6 +61,9 @@ class LanguageModeling(WritingTask):
     def fit(self, records: Records) -> Self:
         return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
 
+    def is_empty(self, record: Record) -> bool:
+        return not record["text"].strip()
+
     def texts(self, record: Record) -> Iterator[str]:
         yield record["text"]
 
@@ -134,8 +137,20 @@ class LanguageModeling(WritingTask):
             figures["bits_per_byte"] = total(measured, "loss") / math.log(2) / n_bytes
         return figures
 
-    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
-        return [Start(row) for row in self.encode_prompts(prompts, tokenizer)]
+    def starts(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        new_tokens: int = 0,
+    ) -> list[Start]:
+        rows = self.encode_prompts(prompts, tokenizer)
+        room = model.config.max_seq_len - new_tokens
+        if truncate and room > 0:
+            rows = [row[-room:] for row in rows]
+        return [Start(row) for row in rows]
 
     def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of prompts; an empty one begins a document."""

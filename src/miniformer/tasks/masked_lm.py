@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
+from miniformer.config import (
+    GenerationConfig,
+    InputError,
+    TransformerConfig,
+    UserError,
+    option,
+)
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch, LengthBuckets
 from miniformer.data.fields import Schema
@@ -25,7 +31,8 @@ from miniformer.data.packing import IGNORED
 from miniformer.data.records import Record
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, collate_inputs, inputs_of
+from miniformer.tasks.input_task import InputTask
+from miniformer.tasks.inputs import collate_inputs, inputs_of
 from miniformer.tasks.task import Measured, mean, token_loss
 from miniformer.tasks.tokens import as_ids, input_check
 
@@ -42,7 +49,8 @@ class MaskedLM(InputTask):
         field: what of a record is read: text, in pieces where it is longer than a window; or input,
             a text or a pair of texts.
         mask_share: share of the tokens that is guessed, others with each pass.
-        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+            see `InputTask`.
     """
 
     name: ClassVar[str] = "masked_lm"
@@ -66,6 +74,9 @@ class MaskedLM(InputTask):
         if fitted.input_kind == "features":
             raise UserError(f"{records.name}: task=masked_lm reads texts, and these are vectors")
         return fitted
+
+    def is_empty(self, record: Record) -> bool:
+        return not any(text.strip() for text in self.texts(record))
 
     def texts(self, record: Record) -> Iterator[str]:
         yield from super().texts({"input": record[self.field]})
@@ -162,6 +173,8 @@ class MaskedLM(InputTask):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """For each text its gaps filled, `text`, and the best guesses at each, `gaps`.
 
@@ -169,19 +182,8 @@ class MaskedLM(InputTask):
         """
         assert tokenizer is not None
         device = next(model.parameters()).device
-        answers = []
-        for number, text in enumerate(inputs):
-            if not isinstance(text, str) or GAP not in text:
-                raise UserError(f"input {number} must be a text with a {GAP}, not {text!r}")
-            frame, ids = tokenizer.of_inputs, []
-            for part in tokenizer.encode_batch(text.split(GAP)):
-                ids += [mask_id(tokenizer), *part]
-            row = np.array([*frame.before, *ids[1:], *frame.after])
-            if len(row) > model.config.max_seq_len:
-                raise UserError(
-                    f"input {number} is {len(row)} tokens long; the model reads at most "
-                    f"{model.config.max_seq_len}; shorten it"
-                )
+        frame, answers = tokenizer.of_inputs, []
+        for row in self._rows(inputs, tokenizer, model.config.max_seq_len, truncate=truncate):
             gaps = np.flatnonzero(row == mask_id(tokenizer))
             features = model.features(torch.from_numpy(row)[None].to(device))
             shares = model.logits(features[0, gaps]).float().softmax(-1).cpu()  # [gaps, V]
@@ -194,6 +196,33 @@ class MaskedLM(InputTask):
             filled = row[len(frame.before) : len(row) - len(frame.after)]
             answers.append({"text": tokenizer.decode(filled.tolist()), "gaps": guesses})
         return answers
+
+    def _rows(
+        self, inputs: Sequence[Any], tokenizer: Tokenizer, longest: int, *, truncate: bool
+    ) -> list[np.ndarray]:
+        """Token ids of texts with gaps, int [T] each."""
+        frame, gap = tokenizer.of_inputs, mask_id(tokenizer)
+        room = max(0, longest - len(frame.before) - len(frame.after))
+        rows, problems = [], {}
+        for number, text in enumerate(inputs):
+            if not isinstance(text, str) or GAP not in text:
+                problems[number] = f"must be a text with a {GAP}, not {text!r}"
+                continue
+            ids: list[int] = []
+            for part in tokenizer.encode_batch(text.split(GAP)):
+                ids += [gap, *part]
+            kept = ids[1:][:room] if truncate else ids[1:]
+            if len(kept) > room:
+                problems[number] = (
+                    f"is {len(kept) + longest - room} tokens long; the model reads at most "
+                    f"{longest}; shorten it, or truncate it"
+                )
+            elif gap not in kept:
+                problems[number] = f"has no {GAP} within the {longest} tokens that the model reads"
+            rows.append(np.array([*frame.before, *kept, *frame.after]))
+        if problems:
+            raise InputError(problems)
+        return rows
 
     def _features(self, model: Any, batch: Batch) -> Tensor:
         out: Tensor = model.features(**inputs_of(model, batch))

@@ -85,9 +85,20 @@ class PrefixLanguageModeling(LanguageModeling):
         """See `seq2seq_loss`."""
         return seq2seq_loss(model, batch, self.label_smoothing)
 
-    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+    def starts(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        new_tokens: int = 0,
+    ) -> list[Start]:
         begin = [tokenizer.boundary_id]
-        return [Start(begin, row) for row in self.encode_prompts(prompts, tokenizer)]
+        rows = self.encode_prompts(prompts, tokenizer)
+        if truncate:
+            rows = [row[-model.config.max_seq_len :] for row in rows]
+        return [Start(begin, row) for row in rows]
 
 
 def collate_prefixes(

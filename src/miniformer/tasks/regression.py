@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -24,7 +24,10 @@ from miniformer.data.fields import Schema, to_array
 from miniformer.data.records import Record, Records
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask, batches_of
+from miniformer.tasks.input_task import InputTask
+from miniformer.tasks.inputs import batches_of
+from miniformer.tasks.series import STILL_SHARE, next_feature
+from miniformer.tasks.standardize import is_constant, moments
 from miniformer.tasks.task import Measured, joined
 
 
@@ -39,13 +42,14 @@ class Regression(InputTask):
             the next of. What is learnt then is its change since the last vector, in units of how
             much the feature moves within the input, and the feature is read so, too (reversible
             instance normalisation, Kim et al. 2022): a model is not lost where a series climbs
-            higher or swings more widely than any it was trained on. auto: the feature from whose
-            last number the training data's values are least far, if that leaves less than three
-            quarters of their spread; none: values stand for themselves, as where a mean is given.
+            higher or swings more widely than any it was trained on. auto: the feature whose last
+            number is nearest to the values, if held-out training records confirm it (see
+            `miniformer.tasks.series`); none: values stand for themselves, as where a mean is given.
         still: what is added to how much the feature moves, so that one that stands still can be
             divided by it; null: a twentieth of how much it moves in the inputs of the training
             data, on average, or 1 where it never does.
-        input_kind, input_dim, bpe_dropout, mark_shared: see `InputTask`.
+        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+            see `InputTask`.
     """
 
     name: ClassVar[str] = "regression"
@@ -74,15 +78,15 @@ class Regression(InputTask):
         fitted = super().fit(records)
         if self.next_of == "auto":
             known = self.mean is not None or self.spread is not None  # those of values, as they are
-            found = "none" if known else _followed(records, fitted.kind())
-            fitted = dataclasses.replace(fitted, next_of=found)
+            found = None if known else next_feature(records)
+            fitted = dataclasses.replace(fitted, next_of="none" if found is None else found)
         if fitted.is_series() and self.still is None:
-            typical, _ = _moments(fitted.feature(record["input"]).std() for record in records)
-            fitted = dataclasses.replace(fitted, still=0.05 * float(typical) or 1.0)
+            typical, _ = moments(fitted.feature(record["input"]).std() for record in records)
+            fitted = dataclasses.replace(fitted, still=STILL_SHARE * float(typical) or 1.0)
         if self.mean is not None and self.spread is not None:
             return fitted
-        mean, spread = map(float, _moments(fitted.learnt(record) for record in records))
-        if self.spread is None and not spread > 1e-12 * abs(mean):
+        mean, spread = map(float, moments(fitted.learnt(record) for record in records))
+        if self.spread is None and is_constant(mean, spread):
             what = "change" if fitted.is_series() else "value"
             raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
         return dataclasses.replace(
@@ -95,6 +99,7 @@ class Regression(InputTask):
         return 1
 
     def findings(self) -> Iterator[str]:
+        yield from super().findings()
         if self.is_series():
             yield (
                 f"next_of: {self.next_of}; values are learnt as what comes next of that feature "
@@ -109,6 +114,9 @@ class Regression(InputTask):
         """What comes next is read off the last vector."""
         config = {"pooling": "last", **given} if self.is_series() else given
         return super().model_config(config, tokenizer)
+
+    def reads_beginning(self) -> bool:
+        return not self.is_series()
 
     def units(self, given: Any) -> tuple[float, float]:
         """From what and in which units the value of an input is learnt, in those of the data."""
@@ -224,10 +232,12 @@ class Regression(InputTask):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """The value of each input, in the units of the training data."""
         mean, spread = self._known()
-        batches = batches_of(self, model, tokenizer, inputs)
+        batches = batches_of(self, model, tokenizer, inputs, truncate=truncate)
         guesses = [guess for batch in batches for guess in batch[:, 0].tolist()]
         units = [self.units(given) for given in inputs]
         return [
@@ -248,32 +258,3 @@ class Regression(InputTask):
         if self.mean is None or self.spread is None:
             raise UserError("mean and spread are not known yet; give them, or call fit(records)")
         return self.mean, self.spread
-
-
-def _followed(records: Records, kind: str) -> int | str:
-    """The number of the feature that values are the next of, or none; see `Regression`."""
-    lengths: set[int] = set()
-
-    def beside() -> Iterator[np.ndarray]:
-        for record in records:
-            vectors = to_array(record["input"], np.float64)
-            lengths.add(len(vectors))
-            yield record["value"] - np.append(vectors[-1], 0.0)
-
-    if kind != "features":
-        return "none"
-    _, spreads = _moments(beside())
-    nearest = int(np.argmin(spreads[:-1]))
-    is_next = spreads[nearest] < 0.75 * spreads[-1] and lengths != {1}
-    return nearest if is_next else "none"
-
-
-def _moments(numbers: Iterable[Any]) -> tuple[Any, Any]:
-    """Mean and standard deviation (Welford 1962: exact where numbers lie far from 0)."""
-    count, mean, squares = 0, 0.0, 0.0
-    for number in numbers:
-        count += 1
-        away = number - mean
-        mean += away / count
-        squares += away * (number - mean)
-    return mean, np.sqrt(squares / count)

@@ -16,7 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, TransformerConfig, UserError, option
+from miniformer.config import (
+    GenerationConfig,
+    InputError,
+    TransformerConfig,
+    UserError,
+    option,
+)
 from miniformer.data import fields
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch, LengthBuckets
@@ -244,14 +250,25 @@ class Seq2Seq(WritingTask):
     def sample_prompts(self, records: Records) -> list[str]:
         return [record["source"] for record in islice(records, 1)]
 
-    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+    def starts(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        new_tokens: int = 0,
+    ) -> list[Start]:
         begin = [self.start(tokenizer)]
         found = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
-        for number, (_, cut) in enumerate(found):
-            if cut:
-                raise UserError(
-                    f"input {number} is {cut} tokens longer than the model reads; shorten it"
-                )
+        if not truncate:
+            problems = {
+                number: f"is {cut} tokens longer than the model reads; shorten it, or truncate it"
+                for number, (_, cut) in enumerate(found)
+                if cut
+            }
+            if problems:
+                raise InputError(problems)
         return [Start(begin, ids) for ids, _ in found]
 
     def predict(
@@ -260,14 +277,20 @@ class Seq2Seq(WritingTask):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """The best target of each source; see `answer`."""
         assert tokenizer is not None
-        for number, text in enumerate(inputs):
-            if not isinstance(text, str):
-                raise UserError(f"input {number} must be a string, not {text!r}")
+        problems = {
+            number: f"must be a string, not {text!r}"
+            for number, text in enumerate(inputs)
+            if not isinstance(text, str)
+        }
+        if problems:
+            raise InputError(problems)
         one = dataclasses.replace(options, num_return_sequences=1)
-        return self.answer(model, tokenizer, inputs, one)
+        return self.answer(model, tokenizer, inputs, one, truncate=truncate)
 
 
 def _has_sacrebleu() -> bool:

@@ -71,6 +71,10 @@ class Task(StrictConfig):
         """
         return self
 
+    def is_empty(self, record: Record) -> bool:
+        """Whether a record has nothing that a loss could be of; all of a file must not."""
+        return False
+
     def texts(self, record: Record) -> Iterator[str]:
         """The text of a record, for a tokenizer to learn from; nothing where there is none."""
         raise NotImplementedError
@@ -201,7 +205,13 @@ class Task(StrictConfig):
         return f'predict {directory} "your input"'
 
     def answer(
-        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[str]:
         """Text written to each prompt.
 
@@ -216,11 +226,20 @@ class Task(StrictConfig):
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[Any]:
         """Answers to inputs as they stand in records, in plain types.
 
+        Args:
+            model, tokenizer: the model directory's own.
+            inputs: as in records.
+            options: how text is decoded.
+            truncate: cut inputs that are longer than the model reads, as training does.
+
         Raises:
-            UserError: an input is none, or the task gives no answers.
+            InputError: inputs are none, or too long.
+            UserError: the task gives no answers.
         """
         raise UserError(f"a model for {self.name} predicts nothing but text; use generate")
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from miniformer.config import UserError
+from miniformer.config import InputError
 from miniformer.data import fields
 from miniformer.data.fields import to_array
 from miniformer.data.records import Record
 from miniformer.data.table import Example
 from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.standardize import standardized
 
 
 def as_ids(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
@@ -27,6 +28,7 @@ def encode_inputs(
     seq_len: int,
     *,
     mark_shared: bool = False,
+    feature_scales: tuple[list[float], list[float]] | None = None,
 ) -> list[Example]:
     """What a model reads of each record's `input`, and the places cut off to keep to `seq_len`.
 
@@ -38,11 +40,17 @@ def encode_inputs(
 
     Where a tokenizer has a template of its own, that takes the place of the boundaries. With
     `mark_shared` tokens that both texts of a pair have are of type 2 in the first and 3 in the
-    second.
+    second. With `feature_scales`, the means and standard deviations of the features, vectors are
+    standardized.
     """
     values = [record["input"] for record in records]
     if kind == "features":
-        arrays = [to_array(value) for value in values]
+        if feature_scales is None:
+            arrays = [to_array(value) for value in values]
+        else:
+            arrays = [
+                standardized(to_array(value, np.float64), *feature_scales) for value in values
+            ]
         return [
             {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
         ]
@@ -80,16 +88,14 @@ def check_inputs(inputs: Sequence[Any], kind: str, width: int | None) -> list[Re
     """A user's inputs as records.
 
     Raises:
-        UserError: one is not what the model was trained on.
+        InputError: some are not what the model was trained on.
     """
     check = input_check(kind, width)
-    records = []
-    for number, value in enumerate(inputs):
-        value = list(value) if isinstance(value, tuple) else value
-        problem = check(value)
-        if problem is not None:
-            raise UserError(f"input {number} {problem}")
-        records.append({"input": value})
+    records = [{"input": list(each) if isinstance(each, tuple) else each} for each in inputs]
+    found = ((number, check(record["input"])) for number, record in enumerate(records))
+    problems = {number: problem for number, problem in found if problem is not None}
+    if problems:
+        raise InputError(problems)
     return records
 
 

@@ -20,11 +20,26 @@ _AT_ONCE = 32  # texts that are written at once
 class WritingTask(Task):
     """Base of the tasks whose models write text."""
 
-    def starts(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str]) -> list[Start]:
+    def starts(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        new_tokens: int = 0,
+    ) -> list[Start]:
         """What each answer begins with.
 
+        Args:
+            model, tokenizer: the model directory's own.
+            prompts: texts.
+            truncate: cut prompts that are too long: of a source the end, as training does; of a
+                text to be continued the beginning.
+            new_tokens: room that a text to be continued must leave.
+
         Raises:
-            UserError: a prompt is longer than the model reads.
+            InputError: prompts are longer than the model reads.
         """
         raise NotImplementedError
 
@@ -34,6 +49,8 @@ class WritingTask(Task):
         tokenizer: Tokenizer,
         prompts: Sequence[str],
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
         **how: Any,
     ) -> list[tuple[str, Written]]:
         """Answers as text and as tokens: `num_return_sequences` of the first prompt, and so on.
@@ -43,9 +60,12 @@ class WritingTask(Task):
             tokenizer: its tokenizer.
             prompts: texts.
             options: how.
+            truncate: see `starts`.
             **how: more for `miniformer.generation.generate.write`.
         """
-        starts = self.starts(model, tokenizer, prompts)
+        starts = self.starts(
+            model, tokenizer, prompts, truncate=truncate, new_tokens=options.max_new_tokens
+        )
         stop = StopAt(tokenizer.decode, options.stop or [])
         settings, how, form = _for_tokens(tokenizer, options, how)
         # Those of like length go together.
@@ -66,10 +86,17 @@ class WritingTask(Task):
         ]
 
     def answer(
-        self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], options: GenerationConfig
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        options: GenerationConfig,
+        *,
+        truncate: bool = False,
     ) -> list[str]:
         """The texts of `write`."""
-        return [text for text, _ in self.write(model, tokenizer, prompts, options)]
+        found = self.write(model, tokenizer, prompts, options, truncate=truncate)
+        return [text for text, _ in found]
 
     def stream(
         self,
@@ -77,10 +104,14 @@ class WritingTask(Task):
         tokenizer: Tokenizer,
         prompt: str,
         options: GenerationConfig,
+        *,
+        truncate: bool = False,
         **how: Any,
     ) -> Iterator[str]:
         """An answer in pieces as they come; together they are what `answer` gives."""
-        (start,) = self.starts(model, tokenizer, [prompt])
+        (start,) = self.starts(
+            model, tokenizer, [prompt], truncate=truncate, new_tokens=options.max_new_tokens
+        )
         settings, how, form = _for_tokens(tokenizer, options, how)
         pieces = Pieces(tokenizer.decode, options.stop or [], tokenizer.settled)
         for token in stream(model, start, settings, **how):

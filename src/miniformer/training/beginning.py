@@ -19,6 +19,7 @@ _OF_TASK = ("output_dim", "input_dim", "output_bias")
 _OF_INPUTS = ("classification", "regression", "masked_lm")
 # What a task reads as its first model read it.
 _KEPT = {"seq2seq": ("start_id",), "regression": ("next_of", "still")}
+_SCALES = ("standardize", "feature_means", "feature_stds")
 
 
 def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
@@ -66,6 +67,8 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
     if (directory / SOURCE_TOKENIZER).exists():
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
     kept = _kept(config.task, _object(directory / "task.json"))
+    if any(name in config.task_config for name in _SCALES):  # the user's own, all of them
+        kept = {name: value for name, value in kept.items() if name not in _SCALES}
     changes["task_config"] = {**kept, **config.task_config}
     return dataclasses.replace(config, **changes)
 
@@ -103,7 +106,17 @@ def _kept(task: str, described: dict[str, Any]) -> dict[str, Any]:
     kept = {name: described[name] for name in names}
     if task in _OF_INPUTS and not _marks(described):
         kept["mark_shared"] = False
+    if task in _OF_INPUTS and described.get("input_kind") == "features":
+        kept |= _scales(described)
     return kept
+
+
+def _scales(described: dict[str, Any]) -> dict[str, Any]:
+    """Settings by which vectors are scaled as those of the model of a `task.json` are."""
+    means, stds = (described.get(name) for name in ("feature_means", "feature_stds"))
+    if means is None or stds is None:
+        return {"standardize": False}
+    return {"feature_means": means, "feature_stds": stds}
 
 
 def _marks(described: dict[str, Any]) -> bool:

@@ -41,10 +41,12 @@ class Outputs:
             self.generation = run.task.generation(run.model_config, run.tokenizer)
 
     def begin(self) -> None:
-        """Writes the settings, and the tokenizer, with which the run can be taken up again."""
+        """Writes what the run is taken up again with: its settings, its task, its tokenizer."""
         if self.writes:
             settings = json.dumps({**self.run.config.to_dict(), "resume": None}, indent=2) + "\n"
             write_text(self.folder / "train_config.json", settings)
+            task = json.dumps(self.run.task.settings(), indent=2) + "\n"
+            write_text(self.folder / "task.json", task)
             if self.run.tokenizer is not None:
                 self.run.tokenizer.save(self.folder / "tokenizer.json")
                 if self.run.tokenizer.source is not None:

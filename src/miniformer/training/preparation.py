@@ -12,12 +12,13 @@ import torch
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.checkpoint.companions import MODELS
+from miniformer.checkpoint.companions import MODELS, read_task
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.config.presets import SIZES
 from miniformer.data.batches import Batches
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.records import records_of
+from miniformer.data.rules import fitted
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.model.checkpointing import kept_bytes
 from miniformer.model.stack import set_activation_checkpointing
@@ -86,7 +87,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         anew = config.init_from is None and config.warm_start is None
         lr = own_lr(config.optimizer, begins_anew=anew)
         config = dataclasses.replace(config, lr=lr)
-    task = task_of(config, kind)
+    task = task_of(config, kind) if resumed is None else task_of_run(resumed, config, kind)
     metric = _metric(config, task)
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
     check_machine(config)
@@ -103,7 +104,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         records = None
         if not config.streaming:
             records = records_of(config.train_path, task.schema, progress=progress)
-            task = task.fit(records)
+            task = fitted(task, records)
         others = {
             name: path and records_of(path, task.schema, progress=progress)
             for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
@@ -162,6 +163,17 @@ def task_of(config: TrainConfig, kind: str) -> Task:
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
     return task.for_model(kind)
+
+
+def task_of_run(run: Path, config: TrainConfig, kind: str) -> Task:
+    """The task of a run that goes on, with what it knew of its training data.
+
+    A run that an earlier version began has no task.json of its own; its best model has one.
+    """
+    for folder in (run, run / "best", run / "last"):
+        if (folder / "task.json").is_file():
+            return read_task(folder / "task.json", kind)
+    return task_of(config, kind)
 
 
 def _metric(config: TrainConfig, task: Task) -> str:

@@ -1,0 +1,200 @@
+"""Standardized features against numpy: in training, prediction, embedding, and after loading."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import miniformer
+from miniformer.checkpoint.companions import MODELS
+from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.config import ConfigError, GenerationConfig, UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.records import records_of
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.regression import Regression
+from miniformer.train_config import TrainConfig
+from miniformer.training.beginning import begin_with
+from tests.kit import tiny_model
+
+CENTERS, SPREADS = np.array([1.7e9, -3.0, 5e-4, 7.0]), np.array([250.0, 40.0, 1e-5, 0.0])
+
+
+def records(count=50, seed=0):
+    """Vectors of which one feature is a time in Unix seconds and one constant."""
+    random = np.random.default_rng(seed)
+    inputs = [
+        CENTERS + SPREADS * random.normal(size=(random.integers(1, 5), 4)) for _ in range(count)
+    ]
+    return [
+        {"input": x.tolist(), "value": float(x[0, 1]), "label": int(x[0, 1] > -3)} for x in inputs
+    ]
+
+
+def by_hand(some, over):
+    """Inputs less the means over all vectors, in units of their deviations, float32."""
+    whole = np.concatenate([np.array(record["input"]) for record in over])
+    stds = whole.std(0)
+    stds[3] = 1.0
+    return [
+        ((np.array(record["input"]) - whole.mean(0)) / stds).astype(np.float32) for record in some
+    ]
+
+
+TASKS = [Classification(), Regression(next_of="none")]
+
+
+def fitted(task, some):
+    return task.fit(records_of(some, task.schema))
+
+
+def model_for(task):
+    return tiny_model(causal=False, **task.model_config({}, None))
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.catches("features_in_float32", "features_as_they_stand")
+def test_features_are_standardized_by_statistics_of_the_training_data(task):
+    train, val = records(), records(20, seed=1)
+    data = MiniFormerDataModule(train, val_path=val, task=task, tokenizer=None, batch_size=4)
+    data.setup()
+    whole = np.concatenate([np.array(record["input"]) for record in train])
+    np.testing.assert_allclose(data.task.feature_means, whole.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.task.feature_stds[:3], whole.std(0)[:3], rtol=1e-6)
+    assert data.task.feature_stds[3] == 1.0
+    for name, some in (("train", train), ("val", val)):  # both by the statistics of train
+        kept = data.pools[name].kept
+        for number, wanted in enumerate(by_hand(some, train)):
+            np.testing.assert_allclose(kept[number]["inputs"], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.catches("embed_reads_features_as_they_stand")
+def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
+    train = records()
+    task = fitted(task, train)
+    model = model_for(task)
+    Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
+    m = miniformer.load(tmp_path / "model")
+    assert m.task == task
+    some = records(5, seed=2)
+    inputs = [record["input"] for record in some]
+    rows = [torch.from_numpy(row)[None] for row in by_hand(some, train)]
+    with torch.no_grad():
+        outputs = torch.cat([model.classify(row) for row in rows])
+        vectors = torch.cat([model.embed(row) for row in rows])
+    torch.testing.assert_close(m.embed(inputs), vectors, rtol=1e-3, atol=1e-4)
+    answers = m.predict(inputs)
+    if task.name == "regression":
+        wanted = task.mean + task.spread * outputs[:, 0].double().numpy()
+        np.testing.assert_allclose(answers, wanted, rtol=1e-3, atol=1e-3)
+    else:
+        shares = [list(answer["scores"].values()) for answer in answers]
+        np.testing.assert_allclose(shares, outputs.softmax(-1).numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_embed_of_a_series_reads_it_in_its_own_units():
+    random = np.random.default_rng(0)
+    some = [{"input": random.normal(100, 9, (4, 2)).tolist(), "value": float(n)} for n in range(20)]
+    task = fitted(Regression(next_of=1), some)
+    model = model_for(task)
+    m = Pipeline(model, None, task=task, generation=GenerationConfig())
+    rows = torch.from_numpy(np.stack([e["inputs"] for e in task.encode(some, None, 9)]))
+    with torch.no_grad():
+        wanted = model.embed(rows)
+    torch.testing.assert_close(m.embed([record["input"] for record in some]), wanted)
+
+
+def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
+    """Those that earlier versions wrote."""
+    task = dataclasses.replace(
+        fitted(Classification(), records()), feature_means=None, feature_stds=None
+    )
+    model = model_for(task)
+    Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
+    path = tmp_path / "model" / "task.json"
+    described = json.loads(path.read_text())
+    for name in ("standardize", "feature_means", "feature_stds"):
+        del described[name]
+    path.write_text(json.dumps(described))
+    m = miniformer.load(tmp_path / "model")
+    inputs = [[[0.5, -1.0, 2.0, 0.25]], [[1.0, 0.0, -1.0, 3.0], [0.0, 0.5, 0.5, 1.0]]]
+    with torch.no_grad():
+        wanted = [model.classify(torch.tensor([x])).softmax(-1)[0].tolist() for x in inputs]
+    shares = [list(answer["scores"].values()) for answer in m.predict(inputs)]
+    np.testing.assert_allclose(shares, wanted, rtol=1e-5)
+
+
+def test_statistics_that_are_given_are_kept_and_none_are_made_without_standardize():
+    given = Classification(feature_means=[0.0, 1, 2, 3], feature_stds=[1.0, 2, 3, 4])
+    task = fitted(given, records())
+    assert (task.feature_means, task.feature_stds) == ([0.0, 1, 2, 3], [1.0, 2, 3, 4])
+    (example,) = task.encode([{"input": [[2.0, 3, 5, 7]], "label": 0}], None, 8)
+    np.testing.assert_array_equal(example["inputs"], np.array([[2, 1, 1, 1]], dtype=np.float32))
+    task = fitted(Classification(standardize=False), records())
+    assert (task.feature_means, task.feature_stds) == (None, None)
+    (example,) = task.encode([{"input": [[2.0, 3, 5, 7]], "label": 0}], None, 8)
+    np.testing.assert_array_equal(example["inputs"], np.array([[2, 3, 5, 7]], dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"feature_means": [1.0]}, "feature_means and feature_stds need each other"),
+        ({"feature_means": [1.0], "feature_stds": [1.0, 2.0]}, "has 1 numbers and feature_stds 2"),
+        ({"feature_means": [1.0], "feature_stds": [1.0], "input_dim": 2}, "input_dim is 2"),
+        ({"feature_means": [1.0], "feature_stds": [0.0]}, "finite and above 0"),
+        ({"feature_means": [1.0], "feature_stds": [1.0], "standardize": False}, "have no effect"),
+    ],
+)
+def test_statistics_that_make_no_sense(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Classification(**settings)
+
+
+def test_standardize_is_for_vectors():
+    texts = [{"input": "a", "label": 0}, {"input": "b", "label": 1}]
+    task = fitted(Classification(standardize=False), texts)
+    config = tiny_model(causal=False, output_dim=2).config
+    with pytest.raises(UserError, match="standardize, feature_means and feature_stds are for"):
+        task.check(config, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, "kept"),
+        ({"feature_means": [0.0], "feature_stds": [2.0]}, {"feature_means": [0.0],
+          "feature_stds": [2.0]}),
+        ({"standardize": False}, {"standardize": False}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("old", [False, True])
+def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, changes, wanted, old):
+    some = [{"input": [[float(n)]], "label": n % 2} for n in range(9)]
+    task = fitted(Classification(standardize=not old), some)
+    model = MODELS["encoder"](model_for(task).config)
+    Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
+    config = TrainConfig(
+        train_path="x.jsonl", task="classification", init_from=str(tmp_path / "model"),
+        task_config=changes,
+    )  # fmt: skip
+    if wanted == "kept":
+        own = {"feature_means": task.feature_means, "feature_stds": task.feature_stds}
+        wanted = {"standardize": False} if old else own
+    found = begin_with(config, "encoder").task_config
+    names = ("standardize", "feature_means", "feature_stds")
+    assert {name: found[name] for name in names if name in found} == wanted
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1e39"])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_features_that_are_not_finite_are_named_with_their_line(tmp_path, number, task):
+    path = tmp_path / "train.jsonl"
+    good = '{"input": [[1.0], [%s]], "value": %d, "label": %d}\n'
+    path.write_text(good % ("1.0", 0, 0) + good % (number, 1, 1))
+    data = MiniFormerDataModule(path, task=task, tokenizer=None)
+    with pytest.raises(UserError, match=r"train.jsonl:2: 'input' vector 2 holds .* at 1; "):
+        data.setup()
