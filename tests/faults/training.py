@@ -739,3 +739,14 @@ def report_may_load_things(original):
         path.write_text(page.replace("default-src 'none'; ", ""), encoding="utf-8")
 
     return write_report
+
+
+@fault("miniformer.training.loggers:mlflow")
+def mlflow_begins_a_new_run(original):
+    """MLflow begins a new run where one that is resumed has a run already."""
+
+    def mlflow(folder):
+        (folder / "mlflow_run_id").unlink(missing_ok=True)
+        return original(folder)
+
+    return mlflow

@@ -415,7 +415,7 @@ def test_where_nothing_is_said_the_task_says_what_tells_the_best_model(task, tmp
     assert prepare(TrainConfig(**settings, checkpoint_metric="loss"), console).metric == "loss"
 
 
-def test_the_run_of_weights_and_biases_is_finished():
+def test_finish_ends_the_runs_of_wandb_loggers_and_of_no_others():
     class Stub(L.pytorch.loggers.WandbLogger):
         def __init__(self):
             self.finished = 0
