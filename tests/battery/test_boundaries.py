@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from miniformer.config import UserError
+from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.processors import bad, no_repeat, not_yet
+from miniformer.generation.sampling import distribution
 from miniformer.model.cache import KVCache
 from miniformer.model.cache_storage import Columns, Ring
 from tests.battery.models import close, expected
@@ -215,6 +216,24 @@ def test_end_is_forbidden_until_as_many_tokens_are_there_as_asked_for(new, refus
     """A prompt of 3 tokens and at least 2 new ones: the third may be the end."""
     logits = not_yet(torch.zeros(1, 3 + new).long(), torch.zeros(1, 9), ends=[5], until=3 + 2)
     assert bool(logits[0, 5].isinf()) is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"top_k": 1}, 1), ({"top_k": 3}, 3), ({"top_k": 4}, 4), ({"top_k": 5}, 4),
+        ({"top_p": 0.49}, 1), ({"top_p": 0.51}, 2), ({"top_p": 0.74}, 2), ({"top_p": 0.76}, 3),
+        ({"top_p": 1.0}, 4), ({"min_p": 0.51}, 1), ({"min_p": 0.49}, 2), ({"min_p": 0.26}, 2),
+        ({"min_p": 0.24}, 4), ({"top_k": 2, "top_p": 0.66}, 1), ({"top_k": 2, "top_p": 0.67}, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_limits_of_sampling_keep_no_token_more_and_none_fewer(options, kept):
+    """Of probabilities 1/2, 1/4, 1/8 and 1/8; top_p is of what top_k has left."""
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    found = distribution(logits, GenerationConfig(**options))
+    assert int((found > 0).sum()) == kept
+    assert found.sum() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("distance", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 100])

@@ -125,9 +125,10 @@ def test_a_text_that_slides_is_recorded_again(recordings):
     assert found == model.generate(PROMPTS, 90, temperature=0, slide=True)
 
 
-def test_a_short_text_is_not_worth_a_recording(recordings):
-    tiny_model().generate(PROMPTS, 8, temperature=0, cuda_graph=True)
-    assert not recordings
+@pytest.mark.parametrize(("new", "made"), [(8, 0), (16, 0), (17, 1)])
+def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, made, recordings):
+    tiny_model().generate(PROMPTS, new, temperature=0, cuda_graph=True)
+    assert len(recordings) == made
 
 
 @pytest.mark.parametrize(
