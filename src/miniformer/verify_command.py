@@ -18,7 +18,8 @@ def add_verify_command(commands: Any) -> None:
     parser = train_parser()
     parser.description = (
         "Kill the first steps of a run at batches chosen by chance, resume them, and compare every "
-        "loss and weight with those of a run left alone. Its flags are those of train."
+        "loss, and weights and state at the end, with those of a run left alone. Its flags are "
+        "those of train."
     )
     parser.add_argument("--steps", type=int, default=20, help="optimiser steps to compare")
     parser.add_argument("--kills", type=int, default=3, help="how often the run is killed")
@@ -42,10 +43,12 @@ def run_verify(values: dict[str, Any]) -> int:
         verdict = verify_resume(config, Path(folder), seed=config.seed, **own)
     if verdict.exact:
         print(
-            f"exact: {verdict.steps} losses and all weights are the same bits; "
-            f"{len(verdict.kills)} kills, resumed from steps {verdict.states}"
+            f"exact: {verdict.steps} losses, all weights and the rest of the state are the same "
+            f"bits; {len(verdict.kills)} kills, resumed from steps {verdict.states}"
         )
         return 0
-    where = "the weights at the end" if verdict.different is None else f"step {verdict.different}"
-    print(f"NOT exact: the resumed run differs from the undisturbed one at {where}")
+    where = [] if verdict.different is None else [f"in the loss of step {verdict.different}"]
+    if verdict.parts:
+        where.append(f"at the end in: {', '.join(verdict.parts)}")
+    print(f"NOT exact: the resumed run differs from the undisturbed one {'; '.join(where)}")
     return 1

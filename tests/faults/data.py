@@ -400,3 +400,15 @@ def labels_that_training_lacks_are_not_reported(original):
         original(task, splits[:1], most_faults=most_faults)
 
     return hold_to_training
+
+
+@fault("miniformer.data.batches:Batches.load_state_dict")
+def a_pass_begins_with_its_first_pool(original):
+    """A pass that is taken up again begins with the first pool."""
+    return lambda self, state: original(self, {**state, "pool": 0})
+
+
+@fault("miniformer.data.pools:StreamPools.epoch")
+def a_resumed_stream_leaves_out_a_pool(original):
+    """A stream that is taken up again leaves out the pool that was begun."""
+    return lambda self, random, first=0: original(self, random, first + (first > 0))

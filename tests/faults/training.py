@@ -750,3 +750,31 @@ def mlflow_begins_a_new_run(original):
         return original(folder)
 
     return mlflow
+
+
+@fault("miniformer.training.verify:_losses")
+def verify_compares_no_losses(original):
+    """`verify-resume` compares the state at the end only."""
+    return lambda notes: {**original(notes), "losses": {}}
+
+
+@fault("miniformer.training.verify:_losses")
+def verify_compares_no_states(original):
+    """`verify-resume` compares losses only."""
+    return lambda notes: {**original(notes), "state": {}}
+
+
+@fault("miniformer.training.verify:_losses")
+def verify_keeps_the_last_loss_of_a_step(original):
+    """Of a step that is done again the first loss is not compared."""
+
+    def losses(notes):
+        import json
+
+        found = original(notes)
+        for step, loss in map(json.loads, notes.read_text().splitlines()):
+            if step != "state":
+                found["losses"][step] = {loss}
+        return found
+
+    return losses

@@ -14,7 +14,9 @@ from miniformer.trainer import tell
 @pytest.mark.catches("verify_resume_exits_with_0")
 @pytest.mark.parametrize("exact", [True, False])
 def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypatch, capsys):
-    verdict = types.SimpleNamespace(exact=exact, steps=5, kills=[2], states=[1], different=3)
+    verdict = types.SimpleNamespace(
+        exact=exact, steps=5, kills=[2], states=[1], different=3, parts=["model"]
+    )
     monkeypatch.setattr(
         "miniformer.training.verify.verify_resume", lambda config, folder, **options: verdict
     )

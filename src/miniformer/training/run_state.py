@@ -148,6 +148,20 @@ class KeepState(L.Callback):
         if not self._noted or self._noted["data"] is None:
             return
         module.finite.check(self._noted["step"], now=True)
+        tensors, about = self.state_of(trainer, module)
+        if (about["step"], str(about["callbacks"])) == self._last:
+            return
+        began = time.monotonic()
+        self.written = write_checkpoint(self.run, about["step"], tensors, about)
+        self._last = (about["step"], str(about["callbacks"]))
+        took = time.monotonic() - began
+        self._due = self.budget.seconds + max(_SECONDS, took / _SHARE)
+
+    def state_of(self, trainer: L.Trainer, module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state after the last optimiser step: tensors by name, and the rest as JSON.
+
+        Names of tensors begin with `model.`, `optimizer.` or `averages.`.
+        """
         about = {
             **self._noted,
             "budget": self.budget.state(),
@@ -158,17 +172,11 @@ class KeepState(L.Callback):
             "version": miniformer.__version__,
             "torch": torch.__version__,
         }
-        if (about["step"], str(about["callbacks"])) == self._last:
-            return
         tensors, about["optimizer"] = _optimizer_state(module.model, trainer.optimizers[0])
         tensors |= _named("model", module.model.state_dict())
         for name, each in self.averages.items():
             tensors |= _named(f"averages.{name}", each.tensors())
-        began = time.monotonic()
-        self.written = write_checkpoint(self.run, about["step"], tensors, about)
-        self._last = (about["step"], str(about["callbacks"]))
-        took = time.monotonic() - began
-        self._due = self.budget.seconds + max(_SECONDS, took / _SHARE)
+        return tensors, about
 
     def _restore(self, trainer: L.Trainer, module: Any, folder: Path) -> None:
         about = read_about(folder)

@@ -2,7 +2,8 @@
 
 The run is made twice, in child processes: once undisturbed, once with a SIGKILL at batches chosen
 by chance and a resumption after each. Every loss must be the same number to the last bit, and so
-must the weights at the end.
+must all that the next step depends on be at the end: weights, the optimizer's state, averages,
+random numbers, the place in the data, and what callbacks remember.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
+from miniformer.training.run_state import KeepState
 
 _NAME = "run"  # of its folder
 
@@ -37,20 +40,21 @@ class Verdict:
         steps: optimiser steps compared.
         kills: batches after whose begin a process was killed, counted from where it began.
         states: steps of the states from which the run went on.
-        different: the first step with another loss; None: none has.
-        weights: whether the weights at the end are the same.
+        different: the first step with another loss, or that one of the runs has not taken; None:
+            there is none.
+        parts: of the state at the end those that differ, such as model, optimizer or random.
     """
 
     steps: int
     kills: list[int]
     states: list[int]
     different: int | None
-    weights: bool
+    parts: list[str]
 
     @property
     def exact(self) -> bool:
         """Whether everything was the same."""
-        return self.different is None and self.weights
+        return self.different is None and not self.parts
 
 
 def verify_resume(
@@ -106,16 +110,17 @@ def verify_resume(
         states.append(_state_of(place))
     tell(f"to the end from step {states[-1]}")
     again = _losses(_run(_going_on(place, config), place, stop=steps))
-    compared = [step for step in whole["losses"] if step in again["losses"]]
+    every = sorted({*whole["losses"], *again["losses"]})
     different = next(
-        (step for step in compared if whole["losses"][step] != again["losses"][step]), None
+        (step for step in every if whole["losses"].get(step) != again["losses"].get(step)), None
     )
-    same = whole["weights"] == again["weights"]
-    return Verdict(len(compared), killed, states[1:], different, same)
+    names = {**whole["state"], **again["state"]}
+    parts = [name for name in names if whole["state"].get(name) != again["state"].get(name)]
+    return Verdict(len(every), killed, states[1:], different, parts)
 
 
 class _Probe(L.Callback):
-    """Notes every loss, and ends the process where it is told to."""
+    """Notes every loss and the state at the end, and ends the process where it is told to."""
 
     def __init__(self, path: Path, stop: int, kill: int | None) -> None:
         self.path, self.stop, self.kill = path, stop, kill
@@ -143,10 +148,36 @@ class _Probe(L.Callback):
         self.end(trainer, module)
 
     def end(self, trainer: L.Trainer, module: Any) -> None:
-        """Notes the weights, and ends the process at once."""
+        """Notes the state, and ends the process at once."""
+        (states,) = (each for each in trainer.callbacks if isinstance(each, KeepState))  # type: ignore[attr-defined]
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(["weights", digest(module.model.state_dict())]) + "\n")
+            file.write(json.dumps(["state", digests(*states.state_of(trainer, module))]) + "\n")
         os._exit(0)
+
+
+def digests(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of each part of a state (see `KeepState.state_of`), the time it took left out."""
+    parts = {name: digest(some) for name, some in _by_part(tensors).items()}
+    plain = {
+        "values of the optimizer": about["optimizer"],
+        "averages": about["averages"],
+        "data": about["data"],
+        "random numbers": about["random"],
+        "epochs": about["budget"]["epochs"],
+        "counted tokens": about["tokens"],
+        **{f"callback {name}": each for name, each in about["callbacks"].items()},
+    }
+    for name, value in plain.items():
+        text = json.dumps(value, sort_keys=True, default=repr)
+        parts[name] = hashlib.sha256((parts.get(name, "") + text).encode()).hexdigest()
+    return parts
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parts.setdefault(name.partition(".")[0], {})[name] = tensor
+    return parts
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -154,7 +185,8 @@ def digest(weights: Mapping[str, Tensor]) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        found.update(flat.view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -164,6 +196,15 @@ def _run(config: TrainConfig, place: Path, *, stop: int, kill: int | None = None
     notes = place / "losses.jsonl"
     config = dataclasses.replace(config, work_dir=str(place))
     order = {"config": config.to_dict(), "notes": str(notes), "stop": stop, "kill": kill}
+    code, errors = _in_child(order)
+    if code != (0 if kill is None else -signal.SIGKILL):
+        told = errors.strip().splitlines()[-1:] or ["it ended without a word"]
+        raise UserError(f"the run to verify failed: {told[0].removeprefix('error: ')}")
+    return notes
+
+
+def _in_child(order: dict[str, Any]) -> tuple[int, str]:
+    """Has a new process do what `obey` does; returns its exit code and its errors."""
     done = subprocess.run(
         [sys.executable, "-m", "miniformer.training.verify"],
         input=json.dumps(order),
@@ -173,17 +214,17 @@ def _run(config: TrainConfig, place: Path, *, stop: int, kill: int | None = None
         errors="replace",
         check=False,
     )
-    if done.returncode != (0 if kill is None else -signal.SIGKILL):
-        told = done.stderr.strip().splitlines()[-1:] or ["it ended without a word"]
-        raise UserError(f"the run to verify failed: {told[0].removeprefix('error: ')}")
-    return notes
+    return done.returncode, done.stderr
 
 
 def _losses(notes: Path) -> dict[str, Any]:
-    """Losses by step, those of the last time that it was done, and the hash of the weights."""
+    """The different losses of each step, however often it was done, and the state at the end."""
     rows = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
-    losses = {step: loss for step, loss in rows if step != "weights"}
-    return {"losses": losses, "weights": [row[1] for row in rows if row[0] == "weights"][-1]}
+    losses: dict[int, set[str]] = {}
+    for step, loss in rows:
+        if step != "state":
+            losses.setdefault(step, set()).add(loss)
+    return {"losses": losses, "state": [row[1] for row in rows if row[0] == "state"][-1]}
 
 
 def _state_of(place: Path) -> int:
@@ -204,11 +245,10 @@ def _going_on(place: Path, config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _child() -> int:
-    """What the child process does."""
+def obey(order: dict[str, Any]) -> int:
+    """What a child process does: a run, up to a step or its kill; returns its exit code."""
     from miniformer.training.run import train
 
-    order = json.load(sys.stdin)
     probe = _Probe(Path(order["notes"]), order["stop"], order["kill"])
     try:
         train(TrainConfig.from_dict(order["config"]), callbacks=[probe])
@@ -219,4 +259,4 @@ def _child() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_child())
+    sys.exit(obey(json.load(sys.stdin)))

@@ -1,0 +1,141 @@
+"""Runs of every kind go on after a kill with the same bits: weights, states, rows of metrics.
+
+A kill is an exception in a batch here, after which nothing more is written: what is on the disk is
+what a kill leaves. `test_resume` kills processes for real.
+"""
+
+import contextlib
+import json
+import random
+
+import lightning as L
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from miniformer import TrainConfig
+from miniformer.data import pools
+from miniformer.training.checkpoints import latest, read_about
+from miniformer.training.resuming import going_on
+from miniformer.training.run import train
+from miniformer.training.verify import digests
+from tests.kit import VERSE
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout": 0.2}
+TIMES = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
+STEPS, KILLS = 15, 3
+WORDS = VERSE.split()
+LARGE = {"KEPT_BYTES": 1, "_POOL_BYTES": 400}  # pools of a few records
+
+
+def records(task):
+    for i in range(30):
+        text = " ".join(WORDS[i % 9 :][: 3 + i % 7])
+        if task == "seq2seq":
+            yield {"source": text, "target": " ".join(WORDS[i % 5 :][: 1 + i % 4])}
+        elif task == "classification":
+            yield {"input": text, "label": i % 2}
+        else:
+            yield {"text": text}
+
+
+KINDS = {
+    "muon": {"accumulate_grad_batches": 2, "ema_decay": 0.9},
+    "large": {"limits": LARGE},
+    "workers": {"limits": LARGE, "num_workers": 2},
+    "stream": {"limits": {}, "streaming": True, "val_interval": 5},
+    "buckets": {"task": "seq2seq", "task_config": {"generated": 2}, "batch_tokens": 120},
+    "large buckets": {"limits": LARGE, "task": "seq2seq", "num_workers": 1, "batch_tokens": 120,
+                      "task_config": {"bpe_dropout": 0.2, "r_drop": 1.0, "generated": 0},
+                      "tokenizer": "bpe"},
+    "masked": {"task": "masked_lm", "limits": LARGE, "optimizer": "adamw"},
+    "classes": {"task": "classification", "task_config": {"r_drop": 1.0}},
+    "prefixes": {"model": "seq2seq", "scheduler": "wsd"},
+    "bf16": {"precision": "bf16", "limits": LARGE},
+    "schedule-free": {"optimizer": "schedulefree", "scheduler": "none"},
+    "two threads": {"threads": 2, "model_config": {**MODEL, "d_model": 64, "d_ff": 256}},
+    "epochs": {"max_steps": None, "max_epochs": 2, "val_interval": 4},
+}  # fmt: skip
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stop(L.Callback):
+    """Ends training in a batch, with nothing more written."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def on_train_batch_start(self, *args):
+        self.batch -= 1
+        if not self.batch:
+            raise Stopped
+
+
+def settings(folder, name, **changes):
+    task = changes.get("task", "language_modeling")
+    for part, count in (("train", 30), ("val", 5)):
+        lines = [json.dumps(each) for each in records(task)][:count]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    return TrainConfig(**{
+        "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
+        "tokenizer": "byte", "model_config": MODEL, "batch_size": 4, "lr": 1e-2,
+        "max_steps": STEPS, "val_interval": 6, "checkpoint_interval": 2, "logger": "none",
+        "precision": "float32", "work_dir": str(folder), "experiment_name": name, **changes,
+    })  # fmt: skip
+
+
+def left_by(run):
+    """All that a run leaves but times: its last state, its models, its rows."""
+    state = latest(run)
+    left = {"state": digests(load_file(state / "state.safetensors"), read_about(state))}
+    for name in ("best", "last"):
+        tensors = load_file(run / name / "model.safetensors")
+        left[name] = {key: each.tolist() for key, each in tensors.items()}
+    for name in ("metrics", "gradients", "samples"):
+        path = run / f"{name}.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        left[name] = [
+            {key: value for key, value in json.loads(line).items() if key not in TIMES}
+            for line in lines
+        ]
+    return left
+
+
+@pytest.mark.catches(
+    "a_resumed_run_counts_tokens_anew", "a_pass_begins_with_its_first_pool",
+    "a_resumed_stream_leaves_out_a_pool",
+)  # fmt: skip
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_of_a_kind_goes_on_with_the_same_bits(tmp_path, monkeypatch, kind):
+    changes = dict(KINDS[kind])
+    for name, value in changes.pop("limits", {}).items():
+        monkeypatch.setattr(pools, name, value)
+    if "streaming" in changes:  # eight records are shuffled at a time
+        monkeypatch.setitem(pools.StreamPools.__init__.__kwdefaults__, "size", 8)
+    torch.set_num_threads(changes.pop("threads", 1))
+    chance = random.Random(f"resume {kind}")
+    accumulated = changes.get("accumulate_grad_batches", 1)
+
+    train(settings(tmp_path, "whole", **changes))
+    begun, places, begun_in = settings(tmp_path, "killed", **changes), [], []
+    for _ in range(KILLS):
+        batch = chance.randint(3 * accumulated, 7 * accumulated)  # behind the next state
+        with contextlib.suppress(Stopped):
+            train(begun, callbacks=[Stop(batch)])
+        state = read_about(latest(tmp_path / "killed"))
+        places.append(state["step"])
+        begun_in.append(state["data"]["pool"])
+        begun = going_on(tmp_path / "killed", {})
+    assert places == sorted({*places}), "each time it went on from a later state"
+    train(begun)
+    whole, killed = left_by(tmp_path / "whole"), left_by(tmp_path / "killed")
+    assert killed.keys() == whole.keys()
+    for part, left in whole.items():
+        assert killed[part] == left, part
+    if begun.max_steps is not None:
+        assert whole["metrics"][-1]["step"] == STEPS
+    if "limits" in KINDS[kind]:
+        assert max(begun_in) > 0, "a state was within the data, behind the first pool"
