@@ -139,6 +139,7 @@ def forgets_its_tokens(monkeypatch):
 
 
 AVERAGES = "at the end in: averages, callback best"
+LATER = {"kills": 2}  # it goes on from states with little time left to become alike
 LOSSES = r"in the loss of step \d+; at the end in: .*"
 
 
@@ -154,8 +155,10 @@ LOSSES = r"in the loss of step \d+; at the end in: .*"
         (forgets_the_schedule, LOSSES + "model.*", {"scheduler": "linear"}),
         (forgets_how_often_it_averaged, AVERAGES, {"ema_decay": 0.9}),
         (forgets_the_averages, AVERAGES, {"ema_decay": 0.9}),
-        (forgets_the_best, "at the end in: callback best", {"early_stopping_patience": 99}),
-        (forgets_when_it_validated, r"at the end in: callback best, .*", {"val_interval": 7}),
+        (forgets_the_best, "at the end in: callback best",
+         {**LATER, "early_stopping_patience": 99}),
+        (forgets_when_it_validated, r"at the end in: callback best, .*",
+         {**LATER, "val_interval": 7}),
         (forgets_its_tokens, "at the end in: counted tokens", {}),
     ],
 )  # fmt: skip
