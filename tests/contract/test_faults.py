@@ -1,6 +1,8 @@
 """Seeded faults and the tests that catch them belong together."""
 
 import ast
+import re
+import shutil
 
 import pytest
 
@@ -118,3 +120,150 @@ subprocess.run([sys.executable, "-c", sys.argv[1]], check=True)
 def test_installed_fault_reaches_importers_and_child_processes():
     done = run_python("-c", INSTALL, SHOW, cwd=ROOT)
     assert done.stdout.split() == ["miniformer.model.position"] * 2, done.stderr
+
+
+TOY = """
+def double(x):
+    return 2 * x
+
+
+def half(x):
+    return x / 2
+
+
+def square(x):
+    return x * x
+"""
+TOY_FAULTS = """
+from tests.faults import fault
+
+
+@fault("toy.numbers:double")
+def doubles_too_much(original):
+    return lambda x: 3 * x
+
+
+@fault("toy.numbers:half")
+def halves_nothing(original):
+    return lambda x: x
+
+
+@fault("toy.numbers:square")
+def squares_raise(original):
+    def square(x):
+        return x.missing
+
+    return square
+
+
+@fault("toy.numbers:square")
+def squares_take_two(original):
+    return lambda x, y: x * y
+
+
+@fault("toy.numbers:double")
+def nobody_looks(original):
+    return lambda x: x
+"""
+TOY_TESTS = """
+import pytest
+from toy.numbers import double, half, square
+
+
+@pytest.mark.catches("doubles_too_much")
+def test_double():
+    assert double(2) == 4
+
+
+@pytest.mark.catches("halves_nothing")
+def test_half():
+    assert half(2) <= 2
+
+
+@pytest.mark.catches("squares_raise", "squares_take_two")
+def test_square():
+    assert square(3) == 9
+"""
+# What takes seconds to import is not needed here.
+RUN = (
+    "import sys; from tests.faults import runner; "
+    "runner._PRELOADED[:] = ['pytest', 'hypothesis']; sys.exit(runner.main())"
+)
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A tree of its own with the mechanism, faults and tests; gives what runs some faults."""
+    kept = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=kept)
+    for path in (tmp_path / "tests" / "faults").glob("*.py"):
+        if path.stem not in ("__init__", "__main__", "plugin", "runner", "selection"):
+            path.unlink()
+    files = {
+        "src/toy/__init__.py": "",
+        "src/toy/numbers.py": TOY,
+        "tests/__init__.py": "",
+        "tests/faults/toy.py": TOY_FAULTS,
+        "tests/test_toy.py": TOY_TESTS,
+        "tests/conftest.py": "from hypothesis import settings\n"
+        "settings.register_profile('unshrunk')\n",
+    }
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return lambda *names: run_python("-c", RUN, *names, cwd=tmp_path)
+
+
+def test_runner_tells_caught_from_missed_and_broken_faults(toy):
+    done = toy()
+    assert done.returncode == 1, done.stderr
+    outcomes = re.findall(r"^(caught|MISSED|BROKEN)  (\w+)", done.stdout, re.MULTILINE)
+    assert {name: outcome for outcome, name in outcomes} == {
+        "doubles_too_much": "caught",
+        "halves_nothing": "MISSED",
+        "squares_raise": "BROKEN",
+        "squares_take_two": "BROKEN",
+        "nobody_looks": "MISSED",
+    }
+    for reason in (
+        "not caught by tests/test_toy.py::test_half (pytest's exit code 0)",
+        "the code of the fault raises AttributeError: 'int' object has no attribute 'missing'",
+        "squares_take_two: the replacement cannot be called as toy.numbers:square can",
+        "no test is marked with catches()",
+        "1 of 5 faults are caught",
+    ):
+        assert reason in done.stdout
+
+
+def test_runner_runs_the_tests_without_a_fault_at_the_end(toy):
+    done = toy("doubles_too_much")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the tests pass without a fault")
+    done = toy("doubles_too_much", "--tests-passed")
+    assert done.stdout.splitlines()[-1] == "1 of 1 faults are caught"
+    assert "no fault has the name unknown" in toy("unknown").stderr
+
+
+EXEMPT = {
+    "miniformer.checkpoint": "a docstring only",
+    "miniformer.config": "gives names of its modules",
+    "miniformer.data": "a docstring only",
+    "miniformer.doctor": "a docstring only",
+    "miniformer.generation": "a docstring only",
+    "miniformer.interop": "a docstring only",
+    "miniformer.interop.hf": "a docstring only",
+    "miniformer.model": "a docstring only",
+    "miniformer.model.native": "a docstring only",
+    "miniformer.tasks": "a docstring only",
+    "miniformer.training": "a docstring only",
+    "miniformer.training.report": "a docstring only",
+    "miniformer.utils": "a docstring only",
+}
+
+
+def test_every_module_that_promises_something_has_a_fault():
+    modules = {
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCE.rglob("*.py")
+    }
+    assert modules - {fault.module for fault in FAULTS.values()} == set(EXEMPT)

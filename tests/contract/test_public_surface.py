@@ -66,6 +66,7 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+@pytest.mark.catches("misspelled_public_name_is_none")
 def test_public_names():
     assert set(miniformer.__all__) == PUBLIC == set(dir(miniformer))
     for name in PUBLIC:

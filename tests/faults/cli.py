@@ -32,6 +32,12 @@ def lines_of_standard_input_are_not_numbered(original):
     return json_lines
 
 
+@fault("miniformer.data_command:_unseen")
+def labels_that_training_lacks_are_not_reported(original):
+    """Labels of val that train has not are no fault."""
+    return lambda splits: []
+
+
 @fault("miniformer.demo:_write_data")
 def demo_overwrites_other_files(original):
     """The demo writes its data over whatever is there."""
@@ -78,6 +84,19 @@ def verify_resume_exits_with_0(original):
 def import_ignores_max_seq_len(original):
     """`import --max_seq_len` does nothing."""
     return lambda values: original({**values, "max_seq_len": None})
+
+
+@fault("miniformer:__getattr__")
+def misspelled_public_name_is_none(original):
+    """A name that the package does not have is None."""
+
+    def getattr_(name):
+        try:
+            return original(name)
+        except AttributeError:
+            return None
+
+    return getattr_
 
 
 @fault("miniformer.cli:_answers")

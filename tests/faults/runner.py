@@ -1,8 +1,8 @@
 """Runs the tests that catch each fault, with the fault installed: `python -m tests.faults`.
 
-Names choose faults; without names all are run. A fault that no test catches, or that does not fit
-the code, makes the exit code 1. At the end the tests run without a fault, since a test that fails
-anyway catches nothing; `--tests-passed` leaves this out.
+Names choose faults; without names all are run. A fault that no test catches (MISSED), or that does
+not fit the code (BROKEN), makes the exit code 1. At the end the tests run without a fault, since a
+test that fails anyway catches nothing; `--tests-passed` leaves this out.
 """
 
 import argparse
@@ -55,14 +55,12 @@ def main() -> int:
         logs = [Path(folder) / str(number) for number in range(len(chosen))]
         needed = [tests.get(fault.name, []) for fault in chosen]
         missed = 0
-        for fault, problem in zip(chosen, threads.map(_problem, chosen, needed, logs), strict=True):
-            missed += problem is not None
-            print(
-                f"{'MISSED' if problem else 'caught':<8}{fault.name}: {fault.description}",
-                flush=True,
-            )
-            if problem:
-                print(f"        {problem}", flush=True)
+        results = threads.map(_checked, chosen, needed, logs)
+        for fault, (outcome, reason) in zip(chosen, results, strict=True):
+            missed += outcome != "caught"
+            print(f"{outcome:<8}{fault.name}: {fault.description}", flush=True)
+            if reason:
+                print(f"        {reason}", flush=True)
         print(f"{len(chosen) - missed} of {len(chosen)} faults are caught")
         if not missed and not arguments.tests_passed:
             every = sorted({test for several in needed for test in several})
@@ -74,19 +72,19 @@ def main() -> int:
     return int(missed > 0 or not chosen)
 
 
-def _problem(fault: Fault, tests: list[str], log: Path) -> str | None:
-    """The reason why a fault is not caught; None if it is."""
+def _checked(fault: Fault, tests: list[str], log: Path) -> tuple[str, str]:
+    """The outcome, caught, MISSED or BROKEN, and the reason where it is not caught."""
     if not tests:
-        return "no test is marked with catches()"
+        return "MISSED", "no test is marked with catches()"
     try:
         code, failed, broken, printed = _in_own_process(fault.name, ["-x", *tests], log)
     except RuntimeError as error:
-        return f"{error}\n{_end(log)}"
+        return "MISSED", f"{error}\n{_end(log)}"
     if broken:
-        return broken[0]
+        return "BROKEN", broken[0]
     if code == 1 and failed:
-        return None
-    return f"not caught by {' '.join(tests)} (pytest's exit code {code})\n{printed}"
+        return "caught", ""
+    return "MISSED", f"not caught by {' '.join(tests)} (pytest's exit code {code})\n{printed}"
 
 
 def _in_own_process(
