@@ -43,7 +43,6 @@ test: setup
 # Faults come last: that all tests pass without them is known by then.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed
-	$(BIN)/python -m tests.source_faults --tests-passed
 
 format: setup
 	$(BIN)/ruff format .
@@ -61,7 +60,6 @@ imports: setup
 
 faults: setup
 	$(BIN)/python -m tests.faults
-	$(BIN)/python -m tests.source_faults
 
 # The test command of the README, on both cores, with a floor under the coverage.
 coverage: setup weights
