@@ -35,6 +35,8 @@ def defined(statement):
     """Names that a statement defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return {statement.name}
+    if isinstance(statement, ast.Import | ast.ImportFrom):  # replaced for this module alone
+        return {name.asname or name.name for name in statement.names}
     targets = getattr(statement, "targets", [getattr(statement, "target", None)])
     return {
         name.id

@@ -32,12 +32,6 @@ def lines_of_standard_input_are_not_numbered(original):
     return json_lines
 
 
-@fault("miniformer.data_command:_unseen")
-def labels_that_training_lacks_are_not_reported(original):
-    """Labels of val that train has not are no fault."""
-    return lambda splits: []
-
-
 @fault("miniformer.demo:_write_data")
 def demo_overwrites_other_files(original):
     """The demo writes its data over whatever is there."""

@@ -412,3 +412,9 @@ def a_pass_begins_with_its_first_pool(original):
 def a_resumed_stream_leaves_out_a_pool(original):
     """A stream that is taken up again leaves out the pool that was begun."""
     return lambda self, random, first=0: original(self, random, first + (first > 0))
+
+
+@fault("miniformer.data.selection:SomeRecords.where")
+def line_of_a_selected_record_is_its_number(original):
+    """A record among the good ones is named by the line of another."""
+    return lambda self, index: self.records.where(index)

@@ -332,3 +332,9 @@ def truncate_keeps_the_beginning_of_prompts(original):
         return [type(each)(each.ids[:room]) for each in found] if truncate else found
 
     return starts
+
+
+@fault("miniformer.tasks.input_task:InputTask.marks")
+def pairs_are_marked_only_where_it_is_said(original):
+    """Tokens that both texts of a pair have are not marked by default."""
+    return lambda self: bool(self.mark_shared)

@@ -24,6 +24,7 @@ from miniformer.data.records import (
     SequenceRecords,
     records_of,
 )
+from miniformer.data.selection import SomeRecords
 from miniformer.data.streaming import stream_records
 from tests.kit import write_jsonl
 
@@ -377,6 +378,15 @@ def test_records_in_memory_that_are_wrong(source, message):
     with pytest.raises(UserError) as caught:
         list(records_of(source))
     assert message in str(caught.value)
+
+
+@pytest.mark.catches("line_of_a_selected_record_is_its_number")
+def test_some_records_are_named_by_their_lines(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", ["a", "bb", "ccc", "dddd"])
+    some = SomeRecords(JSONLinesDataset(path), np.array([1, 3]))
+    assert [record["text"] for record in some] == ["bb", "dddd"]
+    assert (some[-1]["text"], len(some), some.where(1)) == ("dddd", 2, f"{path}:4")
+    assert some.n_bytes == len(b'{"text": "bb"}\n{"text": "dddd"}\n')
 
 
 def test_files_are_records_too(tmp_path):

@@ -128,6 +128,7 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
     assert task.model_config({}, BYTES)["token_types"] == 4
 
 
+@pytest.mark.catches("pairs_are_marked_only_where_it_is_said")
 def test_a_pair_is_marked_where_nothing_is_said():
     """But not for masked-LM, which would be told what is hidden."""
     pair = {"input_kind": "pair"}
