@@ -320,11 +320,23 @@ def test_data_that_has_changed_is_refused(data, tmp_path):
         train(going_on(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
 
 
-def test_a_finished_run_can_be_made_longer(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "run")
-    done = train(TrainConfig(resume=str(tmp_path / "run"), max_steps=48))
-    assert without_time(tmp_path / "run" / "metrics.jsonl")[-2]["step"] == 48
-    assert done.figures["training_tokens"] > 0
+@pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
+def test_a_finished_run_can_be_made_longer(data, tmp_path):
+    """Its rows and validations go on as they would have been, where the rate is always the same."""
+    short = {"max_steps": 10, "scheduler": "none", "val_interval": None}
+    train(config(data, tmp_path, **short))
+    *before, mean = without_time(tmp_path / "run" / "metrics.jsonl")
+    assert mean["step"] == before[-1]["step"] == 10  # the mean of then is none of the whole run
+    done = train(TrainConfig(resume=str(tmp_path / "run"), max_steps=20))
+    train(config(data, tmp_path, experiment_name="whole", **{**short, "max_steps": 20}))
+    longer, whole = (without_time(tmp_path / n / "metrics.jsonl") for n in ("run", "whole"))
+    assert longer[: len(before)] == before
+    rows = longer[len(before) :]
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(11, 21))
+    assert [row["step"] for row in rows if "val_loss" in row] == [12, 16, 20, 20]  # and the mean
+    losses = {row["step"]: row["train_loss"] for row in whole if "train_loss" in row}
+    assert {row["step"]: row["train_loss"] for row in longer if "train_loss" in row} == losses
+    assert done.figures["training_tokens"] == whole[-1]["tokens"]
 
 
 @pytest.fixture(scope="module")

@@ -778,3 +778,9 @@ def verify_keeps_the_last_loss_of_a_step(original):
         return found
 
     return losses
+
+
+@fault("miniformer.training.rows:is_due")
+def a_longer_run_has_no_rows_until_its_end(original):
+    """A finished run that is made longer waits until it is as far as it was."""
+    return lambda progress, last, points: progress - last >= 1 / points

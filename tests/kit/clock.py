@@ -3,6 +3,7 @@
 import miniformer.data.batches
 import miniformer.training.budget
 import miniformer.training.run_state
+from miniformer.training.lit_module import MiniFormerLitModule
 
 
 class Clock:
@@ -30,3 +31,14 @@ class Clock:
         for module in modules:
             monkeypatch.setattr(module, "time", self)
         return self
+
+    def install_per_batch(self, monkeypatch, seconds):
+        """Has a run go by this clock, of which each training batch takes so many seconds."""
+        learn = MiniFormerLitModule.training_step
+
+        def training_step(module, *args):
+            self.now += seconds
+            return learn(module, *args)
+
+        monkeypatch.setattr(MiniFormerLitModule, "training_step", training_step)
+        return self.install(monkeypatch)

@@ -25,15 +25,18 @@ def steps_of(folder):
     return {int(line.split(",")[column]) for line in lines[1:]}
 
 
+@pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
 def test_csv_has_the_figures_of_the_run_and_of_its_resumption(tmp_path):
     folder = run(tmp_path, "csv").folder
-    assert {10, 20} <= steps_of(folder / "csv")
+    assert steps_of(folder / "csv") == set(range(1, 21))
     train(TrainConfig(resume=str(folder), max_steps=30))
-    assert max(steps_of(folder / "csv")) == 20
-    assert 30 in steps_of(folder / "csv-2")
+    assert steps_of(folder / "csv") == set(range(1, 21))
+    assert steps_of(folder / "csv-2") == set(range(21, 31))
     header = (folder / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"train_loss", "lr", "grad_norm", "tokens_per_second", "memory_mb"} <= set(header)
-    assert "grad_norm/layers.0" in header
+    assert set(header) == {
+        "step", "train_loss", "lr", "grad_norm", "tokens_per_second", "waiting", "mfu",
+        "memory_mb", "grad_norm/embedding", "grad_norm/layers.0", "grad_norm/final_norm",
+    }  # fmt: skip
 
 
 def test_tensorboard_has_the_figures(tmp_path):
@@ -43,9 +46,8 @@ def test_tensorboard_has_the_figures(tmp_path):
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     losses = {event.step: event.value for event in events.Scalars("train_loss")}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    written = {row["step"]: row["train_loss"] for row in rows}
-    assert losses == pytest.approx({step: written[step] for step in losses})
-    assert 20 in losses
+    written = {row["step"]: row["train_loss"] for row in rows if row["step"] in (10, 20)}
+    assert losses == pytest.approx(written)
 
 
 class Noted:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from miniformer.data.buckets import Batch
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import figures_of
-from miniformer.training.rows import append_row, read_rows
+from miniformer.training.rows import append_row, is_due, read_rows
 
 _BAR_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_SECONDS = 15.0  # between two plain lines, where there is no terminal
@@ -112,7 +112,7 @@ class ProgressCallback(L.Callback):
         if self._began is None:
             self._began = self._since = self._point = self._now(trainer, module)
         progress = self.budget.progress(self._step)
-        if progress - self._written >= 1 / _POINTS or progress == 1.0:
+        if is_due(progress, self._written, _POINTS) or progress == 1.0:
             self._written = progress
             self._record(trainer, module, **self._training_figures(trainer, module))
         now = self._now(trainer, module)

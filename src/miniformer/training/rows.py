@@ -23,3 +23,14 @@ def read_rows(path: Path, count: int, *, writes: bool) -> list[dict[str, Any]]:
     if writes and len(lines) > count:
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return rows
+
+
+def is_due(progress: float, last: float, points: int) -> bool:
+    """Whether a line is due, of about `points` over a run.
+
+    Args:
+        progress: share of the run done.
+        last: that at the last line; more than `progress` where a run has been made longer.
+        points: see above.
+    """
+    return progress - last >= 1 / points or progress < last

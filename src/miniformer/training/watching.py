@@ -17,7 +17,7 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.machine import peak_flops
 from miniformer.training.peak import most_resident
 from miniformer.training.preparation import Prepared, device_type
-from miniformer.training.rows import append_row, read_rows
+from miniformer.training.rows import append_row, is_due, read_rows
 
 _POINTS = 100  # measurements of the gradients of all layers over a run, about
 
@@ -87,7 +87,7 @@ class Watch(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
         progress = module.progress
-        if progress - self._written < 1 / _POINTS:
+        if not is_due(progress, self._written, _POINTS):
             return
         self._written = progress
         norms = self._norms.measure()
