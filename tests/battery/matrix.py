@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.battery.variants import EACH_VALUE, NOT_SEQ2SEQ, OPTIONS, VARIANTS, name
+from tests.battery.variants import EACH_VALUE, FOR_FLEX, NOT_SEQ2SEQ, OPTIONS, VARIANTS, name
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "matrix.md"
@@ -94,7 +94,8 @@ does not concern them (an encoder has no cache). This page is written by
 
 - **logits**, **gradients**: equal to the plain reference (`tests/reference`, loops in float64), without
   padding, with padding on the left or right, and packed; through the backends `auto` (`sdpa`), `plain`,
-  `matmul` where it can, and, for logits, `flex`. `varlen` is held against loops with its GPU kernel written
+  `matmul` where it can; logits also through `flex`, on {len(FOR_FLEX)} of the variants, which hold each position, each
+  way to share heads and each pair of a window and scores. `varlen` is held against loops with its GPU kernel written
   out (`tests/unit/test_backends.py`).
 - **cached**: tokens one by one and in chunks of several sizes, with and without padding, for the caches
   `full`, `window` and, within its tolerance, `int8`, give what one full pass gives; through `auto`, `plain` and

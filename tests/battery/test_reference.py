@@ -21,6 +21,7 @@ from tests.battery.models import (
     of,
     takes_matmul,
 )
+from tests.battery.variants import FOR_FLEX, name
 from tests.kit import filled, tiny_model
 from tests.reference import transformer as reference
 
@@ -33,11 +34,7 @@ def test_logits_are_those_of_the_plain_reference(row):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
             wanted = expected(model, inputs, LAYOUTS[layout])
-            for backend in ("auto", "plain", "flex", "matmul"):
-                if backend == "flex" and row["architecture"] == "seq2seq":
-                    continue  # refused: see test_backends.py
-                if backend == "matmul" and not takes_matmul(row):
-                    continue
+            for backend in ("auto", "plain", "matmul") if takes_matmul(row) else ("auto", "plain"):
                 set_attention_backend(model, backend)
                 close(call(model, inputs, segments), wanted, segments != 0)
                 if layout != "packed":
@@ -48,24 +45,49 @@ def test_logits_are_those_of_the_plain_reference(row):
         close(model(inputs), expected(model, inputs, plain), torch.tensor(plain) != 0)
 
 
+@pytest.mark.parametrize("row", FOR_FLEX, ids=name)
+def test_flex_logits_are_those_of_the_plain_reference(row):
+    model = build(row)
+    set_attention_backend(model, "flex")
+    inputs = ids_of(model)
+    for layout, rows in LAYOUTS.items():
+        segments = torch.tensor(rows)
+        with torch.no_grad():
+            wanted = expected(model, inputs, rows)
+            close(call(model, inputs, segments), wanted, segments != 0)
+            if layout == "left padding":
+                close(call(model, inputs, segments, as_mask=True), wanted, segments != 0)
+
+
 @of("encoder", "causal")
 def test_a_sequence_as_one_vector(row):
-    for pooling in ("mean", "max", "first", "last", "mean+max+first"):
-        model = build(row, pooling=pooling)
-        inputs = ids_of(model)
-        types = inputs % model.config.token_types if model.config.token_types else None
-        for layout in ("no padding", "left padding", "right padding"):
-            segments, settings = torch.tensor(LAYOUTS[layout]), filled(model.config)
+    models = {
+        pooling: build(row, pooling=pooling)
+        for pooling in ("mean", "max", "first", "last", "mean+max+first")
+    }
+    model = models["mean"]
+    inputs = ids_of(model)
+    types = inputs % model.config.token_types if model.config.token_types else None
+    for layout in ("no padding", "left padding", "right padding"):
+        segments, mask = LAYOUTS[layout], torch.tensor(LAYOUTS[layout]) != 0
+        weights = {key: weight.double() for key, weight in model.state_dict().items()}
+        features = [
+            reference.features(
+                weights, filled(model.config), inputs[b], segments[b],
+                None if types is None else types[b],
+            )
+            for b in range(2)
+        ]  # fmt: skip
+        for pooling, each in models.items():
+            wanted = [
+                reference.pool(weights, filled(each.config), features[b], segments[b])
+                for b in range(2)
+            ]
             with torch.no_grad():
-                out = model.classify(inputs, segments != 0, token_types=types)
-                wanted = [
-                    reference.pooled(
-                        model.state_dict(), settings, inputs[b], LAYOUTS[layout][b],
-                        None if types is None else types[b],
-                    )
-                    for b in range(2)
-                ]  # fmt: skip
-            torch.testing.assert_close(out.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
+                out = each.classify(inputs, mask, token_types=types)
+            torch.testing.assert_close(
+                out.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4, msg=pooling
+            )
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -155,7 +155,13 @@ def held(row):
     return {*row.items(), (row["architecture"], row["layer"])}
 
 
-def few(rows):
+def masked(row):
+    """What flex_attention has to do with: the scores and who sees whom, and where they meet."""
+    own = {item for item in row.items() if item[0] in ("architecture", "heads", "position")}
+    return {*own, tuple(row[option] for option in ("architecture", "window", "scores"))}
+
+
+def few(rows, held=held):
     """Few of the rows, which together hold what all of them do."""
     left, chosen = set().union(*map(held, rows)), []
     while left:
@@ -180,3 +186,5 @@ def name(row):
 
 VARIANTS = pairwise()
 EACH_VALUE = few(VARIANTS)
+# flex_attention is slow where it is not compiled, and has no cross-attention.
+FOR_FLEX = few([row for row in VARIANTS if row["architecture"] != "seq2seq"], masked)

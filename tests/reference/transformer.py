@@ -35,6 +35,11 @@ def pooled(weights, settings, inputs, segments, token_types=None):
     first or last, or the mean of several of these."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = features(weights, settings, inputs, segments, token_types)
+    return pool(weights, settings, x, segments)
+
+
+def pool(weights, settings, x, segments):
+    """The head's outputs on one vector made of features [T, D], of weights in float64."""
     real = x[[t for t, segment in enumerate(segments) if segment != 0]]
     largest = torch.stack([column.max() for column in real.T])
     ways = {"mean": real.mean(dim=0), "max": largest, "first": real[0], "last": real[-1]}
