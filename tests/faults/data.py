@@ -169,17 +169,12 @@ def records_come_in_the_order_of_the_file(original):
 
 
 @fault("miniformer.data.streaming:_stream_lines")
-def stream_keeps_the_byte_order_mark(original):
-    """A byte order mark is read as part of the first line."""
+def stream_numbers_records_instead_of_lines(original):
+    """Blank lines of a stream do not count in the place of a record."""
 
     def stream_lines(stream, name, checks):
-        from miniformer.data import files
-
-        mark, files.BYTE_ORDER_MARK = files.BYTE_ORDER_MARK, b""
-        try:
-            yield from original(stream, name, checks)
-        finally:
-            files.BYTE_ORDER_MARK = mark
+        for number, (_, record) in enumerate(original(stream, name, checks), 1):
+            yield f"{name}:{number}", record
 
     return stream_lines
 

@@ -294,7 +294,7 @@ def test_a_file_without_permission(tmp_path):
         JSONLinesDataset(path)
 
 
-@pytest.mark.catches("stream_keeps_the_byte_order_mark")
+@pytest.mark.catches("stream_numbers_records_instead_of_lines")
 def test_standard_input_is_streamed(monkeypatch):
     given = b'\xef\xbb\xbf{"text": "a"}\n\n{"text": "b"}\n{"text": 1}'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
