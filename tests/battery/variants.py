@@ -55,8 +55,8 @@ OPTIONS = {
     "bias": {
         "bias": {},
         "nobias": {"bias": False},
-        "qkvbias": {"bias": False, "qkv_bias": True},
-        "nonormbias": {"norm_bias": False},
+        "innerbias": {"bias": False, "qkv_bias": True, "feed_forward_bias": True},
+        "attnbias": {"bias": False, "attention_bias": True, "norm_bias": True},
     },
     "qknorm": {"noqk": {}, "qkhead": {"qk_norm": "head"}, "qkproj": {"qk_norm": "projection"}},
     "window": {
@@ -84,7 +84,7 @@ OPTIONS = {
         "outputdim": {"output_dim": 5},
         "pooler": {"output_dim": 5, "head": "dense_tanh"},
         "relu": {"output_dim": 5, "head": "dense_relu", "output_bias": False},
-        "mlm": {"head": "masked_lm", "head_bias": True},
+        "mlm": {"head": "masked_lm", "head_bias": True, "head_activation": "silu"},
         "capped": {"final_softcap": 3.0, "logit_scale": 0.25},
         "biased": {"tie_embeddings": False, "head_bias": True},
     },

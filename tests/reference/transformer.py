@@ -20,7 +20,7 @@ ACTIVATIONS = {
     "tanh": torch.tanh,
 }
 GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "reglu": "relu"}
-HEADS = {"masked_lm": "gelu", "dense_tanh": "tanh", "dense_relu": "relu"}
+HEADS = {"dense_tanh": "tanh", "dense_relu": "relu"}
 
 
 def logits(weights, settings, inputs, segments, token_types=None):
@@ -82,7 +82,8 @@ def embed(weights, settings, inputs, token_types, name="embedding"):
 def head(weights, settings, x):
     """Outputs or logits of features [..., D]; scale and cap are for vocabularies."""
     if settings["head"] != "linear":
-        x = ACTIVATIONS[HEADS[settings["head"]]](linear(weights, "head.dense", x))
+        name = HEADS.get(settings["head"]) or settings.get("head_activation") or "gelu"
+        x = ACTIVATIONS[name](linear(weights, "head.dense", x))
     if settings["head"] == "masked_lm":
         x = normalize(weights, settings, "head.norm", x)
     if settings["output_dim"] is not None:

@@ -55,6 +55,7 @@ _NEEDS = [
     (("relative_buckets", "relative_max_distance"), "position", "relative"),
     (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
     (("embedding_scale",), "input_dim", None),
+    (("head_activation",), "head", "masked_lm"),
 ]
 
 

@@ -56,8 +56,10 @@ class TransformerConfig(StrictConfig):
             grouped-query.
         head_dim: width of one head; null: d_model / n_heads.
         bias: whether linear layers and layernorm have a bias.
-        qkv_bias: whether the maps to queries, keys and values do; null: as bias (Qwen 2: only they
-            do).
+        attention_bias: whether the four linear layers of attention do; null: as bias.
+        qkv_bias: whether the maps to queries, keys and values do; null: as attention_bias (Qwen 2:
+            only they do).
+        feed_forward_bias: whether the linear layers of the feed-forward do; null: as bias.
         norm_bias: whether layernorm does; null: as bias.
         qk_norm: normalises queries and keys: head (each head, Qwen 3), projection (all heads at
             once, OLMo 2); null: neither.
@@ -77,8 +79,9 @@ class TransformerConfig(StrictConfig):
         embedding_scale: factor on token embeddings; null: 1.
         token_types: number of token types, whose embedding is added (BERT); null: none.
         tie_embeddings: the vocabulary head shares the token embedding's weight, where both exist.
-        head: linear; or with a dense layer before it, and then gelu and a norm (masked_lm, BERT),
-            tanh (dense_tanh, BERT's pooler) or relu (dense_relu, DistilBERT's).
+        head: linear; or with a dense layer before it, and then an activation and a norm (masked_lm,
+            BERT), tanh (dense_tanh, BERT's pooler) or relu (dense_relu, DistilBERT's).
+        head_activation: the activation of a masked_lm head; null: gelu.
         head_bias: whether the vocabulary head has a bias.
         output_bias: whether the head to `output_dim` outputs has one; null: as bias.
         logit_scale: factor on what the vocabulary head reads (T5: d_model ** -0.5); null: 1.
@@ -115,7 +118,9 @@ class TransformerConfig(StrictConfig):
     n_kv_heads: int | None = option(None, low=1)
     head_dim: int | None = option(None, low=1)
     bias: bool = True
+    attention_bias: bool | None = None
     qkv_bias: bool | None = None
+    feed_forward_bias: bool | None = None
     norm_bias: bool | None = None
     qk_norm: str | None = option(None, choices=("head", "projection"))
     sliding_window: int | None = option(None, low=1)
@@ -132,6 +137,7 @@ class TransformerConfig(StrictConfig):
     token_types: int | None = option(None, low=1)
     tie_embeddings: bool = True
     head: str = option("linear", choices=HEADS)
+    head_activation: str | None = option(None, of="activation")
     head_bias: bool = False
     output_bias: bool | None = None
     logit_scale: float | None = option(None, above=0.0)
@@ -177,9 +183,19 @@ class TransformerConfig(StrictConfig):
         return self.norm_placement or ("pre" if self.pre_norm else "post")
 
     @property
+    def has_attention_bias(self) -> bool:
+        """Whether attention's map to the residual stream has a bias."""
+        return self.bias if self.attention_bias is None else self.attention_bias
+
+    @property
     def has_qkv_bias(self) -> bool:
         """Whether the maps to queries, keys and values have a bias."""
-        return self.bias if self.qkv_bias is None else self.qkv_bias
+        return self.has_attention_bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_feed_forward_bias(self) -> bool:
+        """Whether the linear layers of the feed-forward have a bias."""
+        return self.bias if self.feed_forward_bias is None else self.feed_forward_bias
 
     @property
     def has_norm_bias(self) -> bool:

@@ -40,12 +40,14 @@ def _attention(config: TransformerConfig) -> list[Matrix]:
     """The linear maps of one attention."""
     width, heads = config.d_model, config.n_heads * config.head_width
     kv, bias = config.kv_heads * config.head_width, config.has_qkv_bias
-    return [(width, heads, bias), (width, kv, bias), (width, kv, bias), (heads, width, config.bias)]
+    out = (heads, width, config.has_attention_bias)
+    return [(width, heads, bias), (width, kv, bias), (width, kv, bias), out]
 
 
 def _feed_forward(config: TransformerConfig) -> list[Matrix]:
-    up = [(config.d_model, config.ff_width, config.bias)] * (2 if config.gated else 1)
-    return [*up, (config.ff_width, config.d_model, config.bias)]
+    bias = config.has_feed_forward_bias
+    up = [(config.d_model, config.ff_width, bias)] * (2 if config.gated else 1)
+    return [*up, (config.ff_width, config.d_model, bias)]
 
 
 def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:

@@ -52,7 +52,7 @@ class MultiHeadAttention(nn.Module):
         self.q_proj = nn.Linear(config.d_model, width, bias=config.has_qkv_bias)
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
-        self.o_proj = nn.Linear(width, config.d_model, bias=config.bias)
+        self.o_proj = nn.Linear(width, config.d_model, bias=config.has_attention_bias)
         self.each_head = config.qk_norm == "head"
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:

@@ -33,11 +33,10 @@ class FeedForward(nn.Module):
         super().__init__()
         kind = "gated_activation" if config.gated else "activation"
         self.activation: Callable[[Tensor], Tensor] = registry.get(kind, config.activation)
-        self.gate_proj = (
-            nn.Linear(config.d_model, config.ff_width, bias=config.bias) if config.gated else None
-        )
-        self.up_proj = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
-        self.down_proj = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+        width, inner, bias = config.d_model, config.ff_width, config.has_feed_forward_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.gated else None
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(product_dtype(x))  # once, where autocast would do it for each map

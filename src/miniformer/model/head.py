@@ -11,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miniformer import registry
 from miniformer.config import TransformerConfig
 from miniformer.model.cross_entropy import linear_cross_entropy
 from miniformer.model.norm import make_norm
 
-# head -> what follows its dense layer
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "masked_lm": F.gelu,
-    "dense_tanh": torch.tanh,
-    "dense_relu": F.relu,
-}
+
+def _activation(config: TransformerConfig) -> Callable[[Tensor], Tensor] | None:
+    """The function that follows the head's dense layer; None: it has none."""
+    fixed: dict[str, Callable[[Tensor], Tensor]] = {"dense_tanh": torch.tanh, "dense_relu": F.relu}
+    if config.head == "masked_lm":
+        fixed["masked_lm"] = registry.get("activation", config.head_activation or "gelu")
+    return fixed.get(config.head)
 
 
 class Head(nn.Module):
@@ -37,7 +39,7 @@ class Head(nn.Module):
         width = config.output_dim or config.vocab_size
         self.scale, self.softcap = config.logit_scale, config.final_softcap
         self.dense = self.norm = None
-        self.activation = _ACTIVATIONS.get(config.head)
+        self.activation = _activation(config)
         if self.activation is not None:
             self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         if config.head == "masked_lm":

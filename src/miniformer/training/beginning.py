@@ -52,6 +52,9 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
         fields.pop(name, None)
     if has_outputs:  # the head that its family has for classes, so that it can go back there
         fields |= read_remembered(directory).get("classifier", {})
+    head = config.model_config.get("head", fields.get("head"))
+    if head != "masked_lm":
+        fields.pop("head_activation", None)
     changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
     if (directory / "tokenizer.json").exists():
         if config.tokenizer not in (None, config.init_from):
