@@ -47,8 +47,14 @@ def refusal(path, **options):
         ({"hidden_size": ...}, "config.json: hidden_size is missing"),
         ({"hidden_size": -16}, "d_model must be at least 1, not -16"),
         ({"hidden_size": "16"}, "d_model must be an integer, not '16'"),
-        ({"hidden_size": 32}, "but the files hold"),
-        ({"vocab_size": 10**15}, "but the files hold"),
+        (
+            {"hidden_size": 32},
+            "llama: tensor 'model.layers.0.self_attn.q_proj.weight' is [16, 16], but the config "
+            "makes it [16, 32]",
+        ),
+        ({"vocab_size": 10**15}, f"is [40, 16], but the config makes it [{10**15}, 16]"),
+        ({"vocab_size": 10**20}, "weights, more than any file holds"),
+        ({"num_hidden_layers": 10_000}, "llama: the files have no tensor 'model.layers.2."),
         ({"num_hidden_layers": 10**15}, "layers is not supported, only of 10000 at most"),
         ({"num_hidden_layers": 10**15, "layer_types": None}, "only of 10000 at most"),
         ({"num_attention_heads": 0}, "n_heads must be at least 1, not 0"),
@@ -63,7 +69,12 @@ def refusal(path, **options):
         ({"model_type": "mamba"}, "model_type='mamba' is none of bart, bert"),
         ({"architectures": ["LlamaForTokenClassification"]}, "is none of LlamaForCausalLM"),
         ({"architectures": "x"}, "architectures must be a list of one name"),
-        ({"attention_bias": True}, "attention_bias and mlp_bias must both be true"),
+        (
+            {"attention_bias": True},
+            "llama: the files have no tensor 'model.layers.0.self_attn.q_proj.bias', "
+            "'model.layers.0.self_attn.k_proj.bias', 'model.layers.0.self_attn.v_proj.bias', "
+            "'model.layers.0.self_attn.o_proj.bias' and 4 more, which the config asks for",
+        ),
         ({"auto_map": {"AutoModel": "evil.Evil"}}, "which is never run here"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
         ({"eos_token_id": 4000}, "eos_token_id=4000 is outside the vocabulary"),
@@ -98,7 +109,10 @@ def weights_with(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: w.pop("model.norm.weight"), "makes a model of"),
+        (
+            lambda w: w.pop("model.norm.weight"),
+            "llama: the files have no tensor 'model.norm.weight', which the config asks for",
+        ),
         (
             lambda w: w.update({"zzz": w.pop("model.norm.weight")}),
             "no tensor 'model.norm.weight'",
@@ -115,6 +129,7 @@ def weights_with(path, change):
     ],
     ids=["missing", "renamed", "extra", "shape", "type"],
 )
+@pytest.mark.catches("missing_tensors_unnamed")
 def test_a_tensor_is_named(llama, change, words):
     weights_with(llama, change)
     assert words in refusal(llama)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,14 @@ from miniformer.utils.atomic import atomic_directory, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
 REMEMBERED = "huggingface.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+# Files that transformers reads a tokenizer from; a model uses those of its class.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "vocab.txt", "vocab.json", "merges.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "target_vocab.json"),
+    *("source.spm", "target.spm"),
+)
+CHAT_TEMPLATES = "additional_chat_templates"  # a folder of more templates, by name
 
 
 def save_directory(
@@ -69,9 +77,17 @@ def save_directory(
             shutil.copyfile(picture, beside / picture.name)
         if remembered:
             write_text(beside / REMEMBERED, json.dumps(remembered, indent=2) + "\n")
-            for name in TOKENIZER_FILES:  # theirs say more than ours
-                if origin is not None and (origin / name).is_file():
+            if origin is not None:  # theirs say more than ours
+                for name in tokenizer_files(origin):
+                    (beside / name).parent.mkdir(exist_ok=True)
                     shutil.copyfile(origin / name, beside / name)
+
+
+def tokenizer_files(directory: Path) -> list[str]:
+    """Names of the files in a directory that transformers reads a tokenizer from."""
+    templates = sorted(path.name for path in (directory / CHAT_TEMPLATES).glob("*.jinja"))
+    names = [*TOKENIZER_FILES, *(f"{CHAT_TEMPLATES}/{name}" for name in templates)]
+    return [name for name in names if os.path.lexists(directory / name)]
 
 
 def read_remembered(directory: Path) -> dict[str, Any]:

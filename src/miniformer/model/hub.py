@@ -10,7 +10,10 @@ from miniformer.config import UserError
 from miniformer.utils.atomic import backup_of
 
 # A model's own files: no pickles, no code.
-_PATTERNS = ["*.json", "*.safetensors", "format_version", "README.md", "*.txt", "*.model", "*.png"]
+_PATTERNS = [
+    *("*.json", "*.safetensors", "format_version", "README.md", "*.png"),
+    *("*.txt", "*.model", "*.spm", "*.jinja"),  # of tokenizers, at any depth
+]
 _NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 

@@ -47,12 +47,17 @@ _NO_SCALING = {
 
 
 def read_rotation(
-    *, base: float, share: float = 1.0, keys: tuple[str, ...] = ("rope_theta",)
+    *,
+    base: float = 10000.0,
+    partial: bool = True,
+    share: float = 1.0,
+    keys: tuple[str, ...] = ("rope_theta",),
 ) -> Reader:
     """Reads one rotation for all layers.
 
     Args:
         base: where a file says none.
+        partial: whether a part of a head may be left as it is.
         share: the part of a head that is rotated, where a file says none.
         keys: older keys of the base.
     """
@@ -64,6 +69,8 @@ def read_rotation(
         old = config.get("partial_rotary_factor", config.get("rotary_pct", share))
         share_of_head = given.get("partial_rotary_factor", old)
         width = fields.get("head_dim") or fields["d_model"] // fields["n_heads"]
+        if share_of_head != 1 and not partial:
+            raise UserError(f"partial_rotary_factor={share_of_head} is not supported, only 1.0")
         if int(width * share_of_head) % 2:
             raise UserError(f"partial_rotary_factor={share_of_head} turns an odd part of {width}")
         fields["rotary_pct"] = share_of_head
@@ -106,8 +113,13 @@ def write_rotation(config: TransformerConfig, theirs: Config) -> None:
     _write_old_scaling(theirs["rope_parameters"], theirs)
 
 
-def write_two_rotations(keys: tuple[str, str]) -> Writer:
-    """Writes the rotation of full layers and that of layers with a window."""
+def write_two_rotations(keys: tuple[str, str], *, old: bool = True) -> Writer:
+    """Writes the rotation of full layers and that of layers with a window.
+
+    Args:
+        keys: older keys of both bases.
+        old: whether an older `rope_scaling` is that of full layers only (Gemma 3).
+    """
 
     def write(config: TransformerConfig, theirs: Config) -> None:
         local = config.rotary_base_local or config.rotary_base
@@ -116,23 +128,26 @@ def write_two_rotations(keys: tuple[str, str]) -> Writer:
             _FULL: _written(config, theirs, config.rotary_base),
             _SLIDING: {"rope_type": "default", "rope_theta": local},
         }
-        _write_old_scaling(theirs["rope_parameters"][_FULL], theirs)
+        if old:
+            _write_old_scaling(theirs["rope_parameters"][_FULL], theirs)
 
     return write
 
 
-def read_windows(kind: str) -> Reader:
+def read_windows(kind: str, default: int | None = None) -> Reader:
     """Reads which layers have a sliding window.
 
     Args:
         kind: what a file without `layer_types` means: all (Mistral), late (Qwen: those from
             `max_window_layers` on), period (every n-th layer sees everything, the last of its
             group: Gemma), first (the first of its group: ModernBERT).
+        default: the window where a file says none.
     """
+    name = "local_attention" if kind == "first" else "sliding_window"
 
     def read(config: Config, fields: Config) -> None:
         layers = fields["n_layers"]
-        window = config.get("local_attention" if kind == "first" else "sliding_window")
+        window = config.get(name, default)
         if kind == "late" and not config.get("use_sliding_window", False):
             window = None
         types = config.get("layer_types")
@@ -166,8 +181,8 @@ def write_windows(kind: str) -> Writer:
             theirs["max_window_layers"] = windows.index(window) if window else config.n_layers
         if kind == "first":
             theirs["local_attention"] = window or 128
-        else:
-            theirs["sliding_window"] = window
+        else:  # Gemma's must be there even if no layer has it
+            theirs["sliding_window"] = window or (4096 if kind == "period" else None)
         if kind != "all":
             theirs["layer_types"] = [_FULL if each is None else _SLIDING for each in windows]
 

@@ -26,14 +26,16 @@ class Key:
     Args:
         theirs: the key.
         ours: the field.
-        default: what it is where a file leaves it out; REQUIRED: none may.
+        default: what it is where a file leaves it out, as in transformers; REQUIRED: none may.
         words: their value -> ours; None: they are the same.
+        null: whether it may be null.
     """
 
     theirs: str
     ours: str
     default: Any = REQUIRED
     words: Mapping[Any, Any] | None = None
+    null: bool = False
 
     def read(self, config: Config) -> Any:
         """Our value.
@@ -44,6 +46,8 @@ class Key:
         value = config.get(self.theirs, self.default)
         if value is REQUIRED:
             raise UserError(f"{self.theirs} is missing")
+        if value is None and not self.null:
+            raise UserError(f"{self.theirs} must not be null")
         if self.words is None:
             return value
         if not isinstance(value, str | bool | int | None) or value not in self.words:
@@ -92,6 +96,7 @@ class Family:
         fixed: keys that we have no choice for, with the value that they must have; a file that
             leaves one out has that value.
         written: keys that have no meaning here, and what is written for them.
+        ids: its keys of special tokens, and the ids where a file leaves them out.
         read, write: what keys alone cannot say.
         adapt: changes rules to what a config says.
         copies: name of a tensor -> those of which the first that there is it is a copy of, if a
@@ -109,6 +114,7 @@ class Family:
     prefix: str = "model."
     fixed: Config = dataclasses.field(default_factory=dict)
     written: Config = dataclasses.field(default_factory=dict)
+    ids: Config = dataclasses.field(default_factory=dict)
     read: tuple[Reader, ...] = ()
     write: tuple[Writer, ...] = ()
     adapt: Callable[[TransformerConfig, Rule], Rule] | None = None
@@ -192,9 +198,9 @@ def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[
     plain = config.to_dict() | {name: value for name, value in values.items() if value is not None}
     for key in family.keys:
         theirs[key.theirs] = key.write(plain[key.ours])
-        if theirs[key.theirs] is None and plain[key.ours] is not None:
+        if theirs[key.theirs] is None and not (key.null and plain[key.ours] is None):
             blocked.append(key.ours)
-            theirs[key.theirs] = next(iter(key.words or [None]))
+            theirs[key.theirs] = next(iter(key.words or [key.default]))
     if family.kinds[name].classifies and config.output_dim is not None:
         theirs["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.output_dim)}
     theirs |= family.fixed | family.written
@@ -221,7 +227,9 @@ def effective(config: TransformerConfig) -> Config:
         "n_kv_heads": config.kv_heads,
         "head_dim": config.head_width,
         "norm_placement": config.placement,
+        "attention_bias": config.has_attention_bias,
         "qkv_bias": config.has_qkv_bias,
+        "feed_forward_bias": config.has_feed_forward_bias,
         "norm_bias": config.has_norm_bias if config.norm == "layernorm" else None,
         "attention_scale": _rounded(config.attention_scale or config.head_width**-0.5),
         "embedding_scale": _rounded(config.embedding_scale or 1.0),
@@ -229,6 +237,9 @@ def effective(config: TransformerConfig) -> Config:
         "window_pattern": None,
         "sliding_window": [config.window_of(layer) for layer in range(config.n_layers)],
         "n_decoder_layers": config.decoder_layers,
+        "head_activation": (config.head_activation or "gelu")
+        if config.head == "masked_lm"
+        else None,
         "output_bias": config.has_head_bias if config.output_dim is not None else None,
     }
     if config.rotary_scaling is not None:
@@ -245,6 +256,8 @@ def effective(config: TransformerConfig) -> Config:
         no_effect |= {"relative_buckets", "relative_max_distance"}
     if config.position != "learned":
         no_effect.add("max_seq_len")
+    if config.head == "linear" and config.input_dim is None:
+        no_effect.add("bias")  # what is left of it has a field of its own
     no_effect |= {"pooling"} if config.output_dim is None else {"tie_embeddings", "head_bias"}
     return {name: None if name in no_effect else value for name, value in values.items()}
 

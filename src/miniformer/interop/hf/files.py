@@ -94,11 +94,11 @@ class Directory:
             raise UserError(f"{path}: not a file")
         return path
 
-    def text(self, name: str) -> str | None:
-        """A file's text; None: there is none.
+    def data(self, name: str) -> bytes | None:
+        """A small file's bytes; None: there is none.
 
         Raises:
-            UserError: it is too large, cannot be read, or is no UTF-8.
+            UserError: it is too large, or cannot be read.
         """
         path = self.file(name)
         if path is None:
@@ -108,9 +108,21 @@ class Directory:
             if size > _TEXT_BYTES:
                 limit = _TEXT_BYTES // 2**20
                 raise UserError(f"{path}: {size:,} bytes; such a file has at most {limit} MB")
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            return path.read_bytes()
+        except OSError as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
+
+    def text(self, name: str) -> str | None:
+        """A file's text; None: there is none.
+
+        Raises:
+            UserError: it is too large, cannot be read, or is no UTF-8.
+        """
+        data = self.data(name)
+        try:
+            return None if data is None else data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path / name}: cannot be read: {error}") from None
 
     def json(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file; None: there is no such file.

@@ -24,6 +24,8 @@ from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
 Model = Transformer | Seq2SeqTransformer
+_MOST_WEIGHTS = 2**60  # their bytes are still a 64-bit integer
+_SHOWN = 4  # missing tensors that a message names
 
 
 @dataclasses.dataclass
@@ -100,9 +102,9 @@ def understand(
     fields |= _pooling(directory, family.kinds[name].bare)
     with _told_of(where):
         config = to_config({**fields, **(settings or {})})
-        _refuse_larger(config, family, entries)
+        _refuse_impossible(config, family)
     with _told_of(directory.path):
-        plan = _plan(family, name, config)
+        plan = _plan(family, name, config, len(entries))
         chosen, left_out = _match(family, plan, entries)
     return Checkpoint(directory, theirs, family, name, config, plan, chosen, left_out)
 
@@ -122,7 +124,18 @@ def skeleton(config: TransformerConfig, *, seq2seq: bool) -> Any:
         return Seq2SeqTransformer(config) if seq2seq else Transformer(config)
 
 
-def _plan(family: Family, name: str, config: TransformerConfig) -> list[Piece]:
+def _plan(family: Family, name: str, config: TransformerConfig, entries: int) -> list[Piece]:
+    """The tensors that a config wants.
+
+    A config may claim any number of layers: where it has more than the files have tensors, those of
+    so many layers that one must be missing.
+    """
+    layers: dict[str, Any] = {
+        field: entries + 1
+        for field in ("n_layers", "n_decoder_layers")
+        if (getattr(config, field) or 0) > entries
+    }
+    config = dataclasses.replace(config, **layers)
     model = skeleton(config, seq2seq=family.seq2seq)
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
     return pieces(family.table(name, config), shapes)
@@ -183,12 +196,11 @@ def _equal(one: Entry, other: Entry) -> bool:
     return one.shape == other.shape and torch.equal(read_tensor(one), read_tensor(other))
 
 
-def _refuse_larger(config: TransformerConfig, family: Family, entries: dict[str, Entry]) -> None:
-    """Refuses a config that wants more than there is, before anything is made after it."""
+def _refuse_impossible(config: TransformerConfig, family: Family) -> None:
+    """Refuses sizes that torch cannot even count."""
     wanted = config.num_params(seq2seq=family.seq2seq)
-    there = sum(entry.shape.numel() for entry in entries.values())
-    if wanted > there:
-        raise UserError(f"makes a model of {wanted:,} weights, but the files hold {there:,}")
+    if wanted > _MOST_WEIGHTS:
+        raise UserError(f"makes a model of {wanted:,} weights, more than any file holds")
 
 
 def _match(
@@ -199,12 +211,15 @@ def _match(
     Raises:
         UserError: a tensor is missing, of another shape, or of no use that we know.
     """
+    missing = [piece.theirs for piece in plan if piece.theirs not in entries]
+    if missing:
+        shown = ", ".join(map(repr, missing[:_SHOWN]))
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise UserError(f"the files have no tensor {shown}{more}, which the config asks for")
     left = dict(entries)
     chosen = []
     for piece in plan:
-        entry = left.pop(piece.theirs, None)
-        if entry is None:
-            raise UserError(f"the files have no tensor {piece.theirs!r}")
+        entry = left.pop(piece.theirs)
         if entry.shape != piece.shape():
             raise UserError(
                 f"tensor {entry.name!r} is {list(entry.shape)}, but the config makes it "

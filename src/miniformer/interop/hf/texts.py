@@ -9,11 +9,11 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from miniformer.checkpoint.directory import TOKENIZER_FILES
+from miniformer.checkpoint.directory import tokenizer_files
 from miniformer.config import TransformerConfig, UserError
 from miniformer.data.tokenizer import Tokenizer
 from miniformer.data.tokenizer_training import PAD
-from miniformer.interop.hf.configs import Config
+from miniformer.interop.hf.configs import Config, Family
 from miniformer.interop.hf.files import Directory
 from miniformer.interop.hf.reading import Checkpoint
 
@@ -26,22 +26,38 @@ _SPECIAL = tuple(
         *("decoder_start", "forced_bos", "forced_eos"),
     )
 )
+_START = 0  # as `Seq2SeqTransformer.generate` begins
 _LABELS = ("id2label", "label2id", "problem_type")
 
 
 def remembered(checkpoint: Checkpoint) -> Config:
     """What their files say that ours have no place for, to be written again: plain data only."""
-    kept = {name: checkpoint.theirs.get(name) for name in (*_SPECIAL, *_LABELS)}
+    labels = {name: checkpoint.theirs.get(name) for name in _LABELS}
     heads = [kind.fields for kind in checkpoint.family.kinds.values() if kind.classifies]
     classifier = dict(heads[0]) if heads else {}
     classifier.pop("output_dim", None)
     return {
         "model_type": checkpoint.family.model_type,
         "architecture": checkpoint.name,
-        "config": {name: value for name, value in kept.items() if value is not None},
+        "config": {
+            **ids_of(checkpoint),
+            **{name: value for name, value in labels.items() if value is not None},
+        },
         "classifier": classifier,  # our fields of the family's head for classes
         "generation_config": checkpoint.directory.json("generation_config.json"),
     }
+
+
+def ids_of(checkpoint: Checkpoint) -> Config:
+    """Special tokens as a `config.json` has them, those that it leaves out included."""
+    usual = _within(checkpoint.family.ids, checkpoint.config.vocab_size)
+    given = checkpoint.theirs
+    return {**usual, **{name: given[name] for name in _SPECIAL if name in given}}
+
+
+def _within(ids: Config, vocab_size: int) -> Config:
+    """A family's usual ids: null where a vocabulary has no such id."""
+    return {k: v if v is not None and v < vocab_size else None for k, v in ids.items()}
 
 
 def task_of(checkpoint: Checkpoint) -> Config:
@@ -89,21 +105,17 @@ def _classes(theirs: Config, config: TransformerConfig) -> list[Any]:
 
 
 def copy_tokenizer(directory: Directory, out: Path, vocab_size: int) -> str | None:
-    """Copies a tokenizer as it is; returns a note for the user where there is none.
+    """Copies a tokenizer's files as they are; returns a note for the user where there is none.
 
     Raises:
         UserError: it is broken, or has more ids than the model.
     """
+    _copy_files(directory, out)
     told = None
-    if directory.file("tokenizer.json") is None:
+    if not (out / "tokenizer.json").exists():
         told = _converted(directory, out)
         if not (out / "tokenizer.json").exists():
             return told
-    else:
-        for name in TOKENIZER_FILES:
-            text = directory.text(name)
-            if text is not None:
-                (out / name).write_text(text, encoding="utf-8")
     tokenizer = Tokenizer.from_path(out / "tokenizer.json")
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
@@ -111,6 +123,15 @@ def copy_tokenizer(directory: Directory, out: Path, vocab_size: int) -> str | No
             f"model's {vocab_size}; they belong to different models"
         )
     return told or tokenizer.note
+
+
+def _copy_files(directory: Directory, out: Path) -> None:
+    """Copies every file that transformers reads a tokenizer from, byte by byte."""
+    for name in tokenizer_files(directory.path):
+        data = directory.data(name)
+        assert data is not None, name
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(data)
 
 
 def _converted(directory: Directory, out: Path) -> str:
@@ -132,7 +153,6 @@ def _converted(directory: Directory, out: Path) -> str:
         made.save_pretrained(out)
     except Exception as error:  # whatever their readers raise
         return f"{none}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
-    (out / "chat_template.jinja").unlink(missing_ok=True)
     return f"tokenizer.json was written by transformers, from {older[0]}"
 
 
@@ -150,7 +170,10 @@ def _has_template(directory: Directory) -> bool:
 
 
 def said(checkpoint: Checkpoint, name: str) -> Any:
-    given = checkpoint.directory.json("generation_config.json") or {}
+    """A token id of decoding: that of `generation_config.json`, else that of `config.json`."""
+    given = checkpoint.directory.json("generation_config.json")
+    if given is None:  # transformers makes one of the config, with what its class has by default
+        return ids_of(checkpoint).get(name)
     return given.get(name, checkpoint.theirs.get(name))
 
 
@@ -165,21 +188,46 @@ def first(value: Any) -> Any:
 # ---- out ----
 
 
-def special_ids(kept: Config, tokenizer: Tokenizer | None, *, seq2seq: bool, start: Any) -> Config:
-    """The special tokens that a `config.json` names."""
-    ids = {name: value for name, value in kept.get("config", {}).items() if name in _SPECIAL}
-    if tokenizer is not None and not ids:
-        pad = tokenizer.backend.token_to_id(PAD)
-        end = tokenizer.boundary_id
-        ids = {
-            "bos_token_id": tokenizer.begin_id,
-            "eos_token_id": end,
+def special_ids(
+    family: Family, kept: Config, tokenizer: Tokenizer | None, *, vocab_size: int, start: Any
+) -> Config:
+    """Every special token of a family's `config.json`, null where there is none.
+
+    All are said: what a file leaves out is an id of the family's own vocabulary to transformers.
+
+    Args:
+        family: the family.
+        kept: what was remembered of an import; empty: the model was made here.
+        tokenizer: ours; None: the model takes ids only.
+        vocab_size: the model's.
+        start: the id that a decoder begins with, if the task says one.
+
+    Raises:
+        UserError: the family's padding is another token than the tokenizer's.
+    """
+    ids: Config = dict.fromkeys(family.ids)
+    if kept:
+        same = kept.get("model_type") == family.model_type
+        ids |= _within(family.ids, vocab_size) if same else {}
+        ids |= {name: value for name, value in kept.get("config", {}).items() if name in _SPECIAL}
+    elif tokenizer is not None:
+        pad, end = tokenizer.backend.token_to_id(PAD), tokenizer.boundary_id
+        ours = {
+            **dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.begin_id),
+            **dict.fromkeys(("eos_token_id", "sep_token_id"), end),
             "pad_token_id": end if pad is None else pad,
+            "decoder_start_token_id": end if start is None else start,
         }
-        if seq2seq:
-            ids |= {"decoder_start_token_id": end if start is None else start}
-            ids |= {"forced_bos_token_id": None, "forced_eos_token_id": None}
-    return ids
+        ids |= {name: value for name, value in ours.items() if name in ids}
+        fixed = family.fixed.get("pad_token_id", ids["pad_token_id"])
+        if ids["pad_token_id"] != fixed:
+            raise UserError(
+                f"{family.model_type} pads with token {fixed}, and counts positions without it, "
+                f"but the tokenizer pads with {ids['pad_token_id']}; train with another position"
+            )
+    elif family.seq2seq:
+        ids["decoder_start_token_id"] = _START
+    return ids | {name: value for name, value in family.fixed.items() if name in ids}
 
 
 def labels(classes: list[Any] | None, width: int | None, kept: Config) -> Config:
@@ -219,10 +267,7 @@ def write_tokenizer(
         task: the task's name: what is put around a text depends on it.
     """
     if source is not None:
-        for name in TOKENIZER_FILES:
-            text = Directory(source).text(name)
-            if text is not None:
-                (out / name).write_text(text, encoding="utf-8")
+        _copy_files(Directory(source), out)
         return
     if tokenizer is None:
         return

@@ -70,13 +70,17 @@ def to_hf(
     wanted = family or source.kept.get("model_type")
     chosen, name, theirs = choose(source.config, seq2seq=source.seq2seq, wanted=wanted)
     ids = texts.special_ids(
-        source.kept, source.tokenizer, seq2seq=source.seq2seq, start=source.task.get("start_id")
+        chosen,
+        source.kept,
+        source.tokenizer,
+        vocab_size=source.config.vocab_size,
+        start=source.task.get("start_id"),
     )
     kinds = {str(outline.kind).removeprefix("torch.") for outline in source.outlines.values()}
     kind = kinds.pop() if len(kinds) == 1 else "float32"
     theirs = {
         **theirs,
-        **{key: value for key, value in ids.items() if key not in chosen.fixed},
+        **ids,
         **texts.labels(source.task.get("classes"), source.config.output_dim, source.kept),
         "dtype": kind,
         "torch_dtype": kind,  # what it was called before transformers 5
@@ -85,6 +89,8 @@ def to_hf(
         chosen.table(name, source.config),
         {key: outline.shape for key, outline in source.outlines.items()},
     )
+    if not source.config.tie_embeddings:
+        plan += _copies(chosen, plan)
     prefix = chosen.prefix if chosen.kinds[name].bare else ""
     with replacing(out) as folder:
         _write_weights(folder, source, plan, prefix)
@@ -176,6 +182,17 @@ def _of_directory(path: Path) -> Source:
         kept=kept,
         directory=path if kept else None,
     )
+
+
+def _copies(family: Family, plan: list[Piece]) -> list[Piece]:
+    """Tables that stacks share with the embedding, which transformers ties only with the head."""
+    known = {piece.theirs: piece for piece in plan}
+    return [
+        dataclasses.replace(known[original], theirs=name)
+        for name, originals in family.copies.items()
+        for original in originals[:1]
+        if name not in known and original in known and name.endswith("embed_tokens.weight")
+    ]
 
 
 def _write_weights(folder: Path, source: Source, plan: list[Piece], prefix: str) -> None:

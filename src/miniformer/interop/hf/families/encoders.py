@@ -13,7 +13,7 @@ from miniformer.interop.hf.attention import (
     write_windows,
 )
 from miniformer.interop.hf.configs import Config, Family, Key, Kind
-from miniformer.interop.hf.families.tables import GATED, PLAIN, in_layers, no_head_dim
+from miniformer.interop.hf.families.tables import GATED, PLAIN, in_layers, no_head_dim, token_ids
 from miniformer.interop.hf.weights import (
     STACKED,
     Rule,
@@ -59,10 +59,10 @@ def _bert_rules(prefix: str, position: Any) -> tuple[Rule, ...]:
     )
 
 
-def _plain_gelu(config: Config, fields: Config) -> None:
-    """The masked-LM head's activation is the layers', and ours is gelu."""
-    if fields["head"] == "masked_lm" and fields["activation"] != "gelu":
-        raise UserError(f"a masked-LM head with {fields['activation']} is not supported, only gelu")
+def _same_activation(config: Config, fields: Config) -> None:
+    """The masked-LM head has the activation of the layers."""
+    if fields["head"] == "masked_lm":
+        fields["head_activation"] = fields["activation"]
 
 
 def _untied_bias(config: TransformerConfig, rule: Rule) -> Rule:
@@ -97,13 +97,14 @@ BERT = Family(
         "BertModel": Kind(_BARE, bare=True),
     },
     rules=_bert_rules("bert.", "bert.embeddings.position_embeddings"),
-    read=(no_head_dim, _plain_gelu),
+    read=(no_head_dim, _same_activation),
     fixed={
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
     },
     written={"attention_probs_dropout_prob": 0.0},
+    ids=token_ids(pad=0),
     copies={
         "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
         "cls.predictions.decoder.bias": ("cls.predictions.bias",),
@@ -153,6 +154,7 @@ def _roberta(model_type: str, name: str) -> Family:
         read=(no_head_dim, _roberta_positions),
         write=(_write_roberta_positions,),
         fixed={**BERT.fixed, "pad_token_id": 1},
+        ids=token_ids(bos=0, eos=2, pad=1),
         copies={
             "lm_head.decoder.weight": (f"{prefix}embeddings.word_embeddings.weight",),
             "lm_head.decoder.bias": ("lm_head.bias",),
@@ -217,16 +219,20 @@ DISTILBERT = Family(
             ),
         }
     ),
-    read=(no_head_dim, _plain_gelu),
+    read=(no_head_dim, _same_activation),
     written={"attention_dropout": 0.0},
+    ids=token_ids(pad=0),
     copies={"vocab_projector.weight": ("distilbert.embeddings.word_embeddings.weight",)},
     buffers=("embeddings.position_ids",),
 )
 
+_CLASSIFIER_ACTIVATION = Key("classifier_activation", "head_activation", "gelu", PLAIN)
 _MODERNBERT_BASES = ("global_rope_theta", "local_rope_theta")
 
 
-def _modernbert_classes(config: Config, fields: Config) -> None:
+def _modernbert_head(config: Config, fields: Config) -> None:
+    if fields["head"] == "masked_lm":
+        fields["head_activation"] = _CLASSIFIER_ACTIVATION.read(config)
     if "output_dim" in fields:
         ways = {"cls": "first", "mean": "mean"}
         given = config.get("classifier_pooling", "cls")
@@ -235,7 +241,9 @@ def _modernbert_classes(config: Config, fields: Config) -> None:
         fields["pooling"] = ways[given]
 
 
-def _write_modernbert_classes(config: TransformerConfig, theirs: Config) -> None:
+def _write_modernbert_head(config: TransformerConfig, theirs: Config) -> None:
+    activation = config.head_activation or "gelu"
+    theirs["classifier_activation"] = _CLASSIFIER_ACTIVATION.write(activation) or "gelu"
     theirs["classifier_pooling"] = "mean" if config.pooling == "mean" else "cls"
 
 
@@ -254,6 +262,10 @@ MODERNBERT = Family(
         Key("mlp_dropout", "dropout", 0.0),
         Key("tie_word_embeddings", "tie_embeddings", True),
         Key("decoder_bias", "head_bias", True),
+        Key("attention_bias", "attention_bias", False),
+        Key("mlp_bias", "feed_forward_bias", False),
+        Key("norm_bias", "norm_bias", False),
+        Key("classifier_bias", "bias", False),
     ),
     kinds={
         "ModernBertForMaskedLM": Kind(
@@ -289,23 +301,17 @@ MODERNBERT = Family(
     ),
     read=(
         no_head_dim,
-        read_windows("first"),
+        read_windows("first", 128),
         read_two_rotations(base=160000.0, local=10000.0, keys=_MODERNBERT_BASES),
-        _modernbert_classes,
+        _modernbert_head,
     ),
     write=(
         write_windows("first"),
-        write_two_rotations(_MODERNBERT_BASES),
-        _write_modernbert_classes,
+        write_two_rotations(_MODERNBERT_BASES, old=False),
+        _write_modernbert_head,
     ),
-    fixed={
-        "attention_bias": False,
-        "mlp_bias": False,
-        "norm_bias": False,
-        "classifier_bias": False,
-        "classifier_activation": "gelu",
-    },
     written={"attention_dropout": 0.0, "embedding_dropout": 0.0},
+    ids=token_ids(bos=50281, eos=50282, pad=50283, cls=50281, sep=50282),
     copies={"decoder.weight": ("model.embeddings.tok_embeddings.weight",)},
     buffers=("rotary_emb.inv_freq",),
 )

@@ -10,7 +10,13 @@ from miniformer.interop.hf.attention import (
     write_rotation,
 )
 from miniformer.interop.hf.configs import Family, Key, Kind
-from miniformer.interop.hf.families.tables import LAST_TOKEN, PLAIN, in_layers, no_head_dim
+from miniformer.interop.hf.families.tables import (
+    LAST_TOKEN,
+    PLAIN,
+    in_layers,
+    no_head_dim,
+    token_ids,
+)
 from miniformer.interop.hf.weights import (
     STACKED_TRANSPOSED,
     TRANSPOSED,
@@ -28,7 +34,7 @@ GPT2 = Family(
         Key("n_embd", "d_model"),
         Key("n_layer", "n_layers"),
         Key("n_head", "n_heads"),
-        Key("n_inner", "d_ff", None),
+        Key("n_inner", "d_ff", None, null=True),
         Key("n_positions", "max_seq_len", 1024),
         Key("layer_norm_epsilon", "norm_eps", 1e-5),
         Key("activation_function", "activation", "gelu_new", PLAIN),
@@ -69,6 +75,7 @@ GPT2 = Family(
         "add_cross_attention": False,
     },
     written={"attn_pdrop": 0.0},
+    ids=token_ids(bos=50256, eos=50256),
     copies={"lm_head.weight": ("transformer.wte.weight",)},
     buffers=(".attn.bias", ".attn.masked_bias"),
 )
@@ -95,6 +102,7 @@ GPT_NEOX = Family(
         Key("hidden_act", "activation", "gelu", PLAIN),
         Key("hidden_dropout", "dropout", 0.0),
         Key("use_parallel_residual", "parallel_residual", True),
+        Key("attention_bias", "attention_bias", True),
         Key("tie_word_embeddings", "tie_embeddings", False),
     ),
     kinds={
@@ -125,7 +133,7 @@ GPT_NEOX = Family(
     ),
     read=(
         no_head_dim,
-        read_rotation(base=10000.0, share=0.25, keys=("rope_theta", "rotary_emb_base")),
+        read_rotation(share=0.25, keys=("rope_theta", "rotary_emb_base")),
     ),
     write=(
         write_rotation,
@@ -134,8 +142,8 @@ GPT_NEOX = Family(
         ),
     ),
     adapt=_heads,
-    fixed={"attention_bias": True},
     written={"attention_dropout": 0.0},
+    ids=token_ids(bos=0, eos=2),
     copies={
         "embed_out.weight": ("gpt_neox.embed_in.weight",),
     },

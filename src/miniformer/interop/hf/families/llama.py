@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from miniformer.config import TransformerConfig, UserError
+from miniformer.config import TransformerConfig
 from miniformer.interop.hf.attention import (
     read_rotation,
     read_two_rotations,
@@ -15,7 +15,7 @@ from miniformer.interop.hf.attention import (
     write_windows,
 )
 from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader, Writer
-from miniformer.interop.hf.families.tables import GATED, LAST_TOKEN, in_layers
+from miniformer.interop.hf.families.tables import GATED, LAST_TOKEN, in_layers, token_ids
 from miniformer.interop.hf.weights import (
     STACKED,
     rules,
@@ -48,20 +48,31 @@ def _decoder_kinds(name: str, inner: str | None = None) -> dict[str, Kind]:
     }
 
 
-def _llama_keys(*, eps: float, gelu: str = "hidden_act", tied: bool = False) -> tuple[Key, ...]:
+def _llama_keys(
+    *,
+    eps: float,
+    longest: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    gelu: str = "hidden_act",
+    tied: bool = False,
+) -> tuple[Key, ...]:
     return (
         Key("vocab_size", "vocab_size"),
         Key("hidden_size", "d_model"),
         Key("num_hidden_layers", "n_layers"),
         Key("num_attention_heads", "n_heads"),
-        Key("num_key_value_heads", "n_kv_heads", None),
-        Key("head_dim", "head_dim", None),
+        Key("num_key_value_heads", "n_kv_heads", kv_heads, null=True),
+        Key("head_dim", "head_dim", head_dim, null=True),
         Key("intermediate_size", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", 2048),
+        Key("max_position_embeddings", "max_seq_len", longest),
         Key("rms_norm_eps", "norm_eps", eps),
         Key(gelu, "activation", "gelu_pytorch_tanh" if tied else "silu", GATED),
         Key("tie_word_embeddings", "tie_embeddings", tied),
     )
+
+
+_ATTENTION_BIAS = Key("attention_bias", "attention_bias", False)
 
 
 def _no_dropout(config: Config, fields: Config) -> None:
@@ -76,7 +87,7 @@ def _llama_like(
     layer: dict[Any, Any] | None = None,
     read: tuple[Reader, ...] = (),
     write: tuple[Writer, ...] = (),
-    base: float = 10000.0,
+    partial: bool = False,
     **more: Any,
 ) -> Family:
     table = {**_LLAMA_AROUND, **in_layers(layer or _LLAMA_LAYER, "layers.{}.", "model.layers.{}.")}
@@ -86,7 +97,7 @@ def _llama_like(
         keys=keys,
         kinds=_decoder_kinds(name),
         rules=rules(table),
-        read=(_no_dropout, *read, read_rotation(base=base)),
+        read=(_no_dropout, *read, read_rotation(partial=partial)),
         write=(*write, write_rotation),
         written={"attention_dropout": 0.0},
         copies=_LLAMA_COPIES,
@@ -95,59 +106,57 @@ def _llama_like(
     )
 
 
-def _same_biases(config: Config, fields: Config) -> None:
-    """Llama's two switches for biases must agree, as ours is one."""
-    if bool(fields["bias"]) != bool(fields["qkv_bias"]):
-        raise UserError("attention_bias and mlp_bias must both be true or both be false")
-
-
 LLAMA = _llama_like(
     "llama",
     "Llama",
+    ids=token_ids(bos=1, eos=2),
     keys=(
-        *_llama_keys(eps=1e-6),
-        Key("attention_bias", "qkv_bias", False),
-        Key("mlp_bias", "bias", False),
+        *_llama_keys(eps=1e-6, longest=2048),
+        _ATTENTION_BIAS,
+        Key("mlp_bias", "feed_forward_bias", False),
     ),
-    read=(_same_biases,),
 )
 MISTRAL = _llama_like(
     "mistral",
     "Mistral",
-    keys=_llama_keys(eps=1e-6),
-    read=(read_windows("all"),),
+    ids=token_ids(bos=1, eos=2),
+    keys=_llama_keys(eps=1e-6, longest=131072, kv_heads=8),
+    read=(read_windows("all", 4096),),
     write=(write_windows("all"),),
 )
 QWEN2 = _llama_like(
     "qwen2",
     "Qwen2",
-    keys=_llama_keys(eps=1e-6),
+    ids=token_ids(),
+    keys=_llama_keys(eps=1e-6, longest=32768, kv_heads=32),
     read=(read_windows("late"),),
     write=(write_windows("late"),),
 )
 QWEN3 = _llama_like(
     "qwen3",
     "Qwen3",
-    keys=_llama_keys(eps=1e-6),
+    ids=token_ids(),
+    keys=(*_llama_keys(eps=1e-6, longest=32768, kv_heads=32, head_dim=128), _ATTENTION_BIAS),
     read=(read_windows("late"),),
     write=(write_windows("late"),),
-    fixed={"attention_bias": False},
 )
 OLMO2 = _llama_like(
     "olmo2",
     "Olmo2",
-    keys=_llama_keys(eps=1e-5),
+    ids=token_ids(eos=50279, pad=1),
+    keys=(*_llama_keys(eps=1e-5, longest=2048), _ATTENTION_BIAS),
     layer={
         **_LLAMA_LAYER,
         "attention_out_norm": "post_attention_layernorm",
         "feed_forward_out_norm": "post_feedforward_layernorm",
     },
-    fixed={"attention_bias": False},
 )
 PHI3 = _llama_like(
     "phi3",
     "Phi3",
-    keys=(*_llama_keys(eps=1e-5), Key("resid_pdrop", "dropout", 0.0)),
+    partial=True,
+    ids=token_ids(bos=1, eos=32000, pad=32000),
+    keys=(*_llama_keys(eps=1e-5, longest=4096), Key("resid_pdrop", "dropout", 0.0)),
     layer={
         **{k: v for k, v in _LLAMA_LAYER.items() if "_proj" not in k},
         ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
@@ -165,8 +174,10 @@ PHI3 = _llama_like(
 
 def _gemma_scale(config: Config, fields: Config) -> None:
     fields["embedding_scale"] = fields["d_model"] ** 0.5
-    if "query_pre_attn_scalar" in config:
-        fields["attention_scale"] = config["query_pre_attn_scalar"] ** -0.5
+
+
+def _query_scale(config: Config, fields: Config) -> None:
+    fields["attention_scale"] = config.get("query_pre_attn_scalar", 256) ** -0.5
 
 
 def _write_gemma_scale(config: TransformerConfig, theirs: Config) -> None:
@@ -176,24 +187,46 @@ def _write_gemma_scale(config: TransformerConfig, theirs: Config) -> None:
     theirs["query_pre_attn_scalar"] = round(number) if whole else number
 
 
-_GEMMA_CAPS = (
-    Key("attn_logit_softcapping", "logit_softcap", None),
-    Key("final_logit_softcapping", "final_softcap", None),
-)
-_GEMMA_FIXED = {"attention_bias": False, "use_bidirectional_attention": False}
+def _sandwich_keys(longest: int, *, cap: float | None) -> tuple[Key, ...]:
+    """Keys of Gemma 2 and 3."""
+    usual = _llama_keys(
+        eps=1e-6,
+        longest=longest,
+        kv_heads=4,
+        head_dim=256,
+        gelu="hidden_activation",
+        tied=True,
+    )
+    return (
+        *usual,
+        _ATTENTION_BIAS,
+        Key("final_logit_softcapping", "final_softcap", cap, null=True),
+    )
+
+
+_GEMMA_IDS = token_ids(bos=2, eos=1, pad=0)
+_GEMMA_FIXED = {"use_bidirectional_attention": False}
 GEMMA = _llama_like(
     "gemma",
     "Gemma",
-    keys=_llama_keys(eps=1e-6, tied=True),
+    ids=_GEMMA_IDS,
+    keys=(
+        *_llama_keys(eps=1e-6, longest=8192, kv_heads=16, head_dim=256, tied=True),
+        _ATTENTION_BIAS,
+    ),
     read=(_gemma_scale,),
     fixed=_GEMMA_FIXED,
 )
 GEMMA2 = _llama_like(
     "gemma2",
     "Gemma2",
-    keys=(*_llama_keys(eps=1e-6, gelu="hidden_activation", tied=True), *_GEMMA_CAPS),
+    ids=_GEMMA_IDS,
+    keys=(
+        *_sandwich_keys(8192, cap=30.0),
+        Key("attn_logit_softcapping", "logit_softcap", 50.0, null=True),
+    ),
     layer=_SANDWICH_LAYER,
-    read=(_gemma_scale, read_windows("period")),
+    read=(_gemma_scale, _query_scale, read_windows("period", 4096)),
     write=(_write_gemma_scale, write_windows("period")),
     fixed=_GEMMA_FIXED,
 )
@@ -202,11 +235,14 @@ GEMMA3 = dataclasses.replace(
     GEMMA2,
     preset="gemma3",
     model_type="gemma3_text",
+    keys=_sandwich_keys(131072, cap=None),
+    fixed={**_GEMMA_FIXED, "attn_logit_softcapping": None},  # transformers reads it nowhere
     kinds=_decoder_kinds("Gemma3", "Gemma3Text"),
     read=(
         _no_dropout,
         _gemma_scale,
-        read_windows("period"),
+        _query_scale,
+        read_windows("period", 4096),
         read_two_rotations(base=1e6, local=1e4, keys=_GEMMA_BASES),
     ),
     write=(_write_gemma_scale, write_windows("period"), write_two_rotations(_GEMMA_BASES)),

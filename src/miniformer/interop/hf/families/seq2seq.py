@@ -7,7 +7,7 @@ from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader
-from miniformer.interop.hf.families.tables import PLAIN, in_layers, no_head_dim
+from miniformer.interop.hf.families.tables import PLAIN, in_layers, no_head_dim, target_ids
 from miniformer.interop.hf.weights import (
     ONE_ROW,
     Rule,
@@ -84,7 +84,7 @@ def _t5(preset: str, *, gated: bool) -> Family:
             Key("d_kv", "head_dim"),
             Key("d_ff", "d_ff"),
             Key("num_layers", "n_layers"),
-            Key("num_decoder_layers", "n_decoder_layers", None),
+            Key("num_decoder_layers", "n_decoder_layers", None, null=True),
             Key("num_heads", "n_heads"),
             Key("relative_attention_num_buckets", "relative_buckets", 32),
             Key("relative_attention_max_distance", "relative_max_distance", 128),
@@ -99,6 +99,7 @@ def _t5(preset: str, *, gated: bool) -> Family:
         read=(_t5_scale,),
         write=(_write_t5_scale,),
         written={"is_encoder_decoder": True},
+        ids=target_ids(eos=1, pad=0),
         copies={
             "encoder.embed_tokens.weight": ("shared.weight",),
             "decoder.embed_tokens.weight": ("shared.weight",),
@@ -144,9 +145,9 @@ def _bart_keys(activation: str, positions: int) -> tuple[Key, ...]:
 def _bart_stacks(scaled: bool) -> Reader:
     def read(config: Config, fields: Config) -> None:
         """Both stacks must be of one width; embeddings may be scaled."""
-        for name in ("attention_heads", "ffn_dim"):
-            one, other = (config.get(f"{stack}_{name}") for stack in ("encoder", "decoder"))
-            if other is not None and one != other:
+        for name, default in (("attention_heads", 16), ("ffn_dim", 4096)):
+            one, other = config[f"encoder_{name}"], config.get(f"decoder_{name}", default)
+            if one != other:
                 raise UserError(f"encoder_{name}={one!r} and decoder_{name}={other!r} must be same")
         scale = config.get("scale_embedding", scaled)
         fields["embedding_scale"] = fields["d_model"] ** 0.5 if scale else None
@@ -199,6 +200,7 @@ BART = Family(
     fixed={**_BART_FIXED, "static_position_embeddings": False, "normalize_embedding": True},
     free=("head_bias",),
     written=_BART_WRITTEN,
+    ids=target_ids(bos=0, eos=2, pad=1, decoder_start=2, forced_eos=2),
     copies=_BART_COPIES,
 )
 
@@ -238,6 +240,7 @@ MARIAN = Family(
     write=(_write_bart_stacks, _write_marian_vocabularies),
     fixed={**_BART_FIXED, "static_position_embeddings": True, "normalize_embedding": False},
     written=_BART_WRITTEN,
+    ids=target_ids(eos=0, pad=58100, decoder_start=58100, forced_eos=0),
     adapt=_marian_names,
     copies={
         **_BART_COPIES,
@@ -261,6 +264,7 @@ M2M_100 = Family(
     read=(no_head_dim, _bart_stacks(True)),
     write=(_write_bart_stacks,),
     fixed={"pad_token_id": 1},
+    ids=target_ids(bos=0, eos=2, pad=1, decoder_start=2),
     written=_BART_WRITTEN,
     copies=_BART_COPIES,
     buffers=("embed_positions.weights",),

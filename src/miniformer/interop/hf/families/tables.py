@@ -26,6 +26,19 @@ GATED = {
 }
 
 
+def token_ids(
+    *, bos: int | None = None, eos: int | None = None, pad: int | None = None, **more: int | None
+) -> Config:
+    """A family's keys of special tokens, with the ids where a file leaves them out."""
+    ids = {"bos": bos, "eos": eos, "pad": pad, **more}
+    return {f"{name}_token_id": value for name, value in ids.items()}
+
+
+def target_ids(**ids: int | None) -> Config:
+    """The same of a family with an encoder and a decoder."""
+    return token_ids(**{"decoder_start": None, "forced_bos": None, "forced_eos": None, **ids})
+
+
 # How decoders make classes: a map of the last token, without a bias.
 LAST_TOKEN: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
 
