@@ -1,0 +1,245 @@
+"""`generation_config.json` of imported models: each setting is applied, or a warning names it."""
+
+import json
+import warnings
+
+import pytest
+import torch
+
+import miniformer
+from miniformer.config import NoEffectWarning, UserError
+from tests.parity.test_hugging_face_texts import random_model
+
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("default")
+SAMPLING, SEARCH = {"do_sample": True}, {"num_beams": 2, "early_stopping": "never"}
+# setting -> a value that asks for something, what else the file says, and what becomes of it:
+# fields of ours, or "reported"
+SETTINGS = {
+    "max_new_tokens": (7, {}, {"max_new_tokens": 7}),
+    "min_new_tokens": (2, {}, {"min_new_tokens": 2}),
+    "do_sample": (True, {"top_k": 0}, {"temperature": 1.0}),
+    "num_beams": (2, {"early_stopping": "never"}, {"num_beams": 2}),
+    "temperature": (0.5, SAMPLING, {"temperature": 0.5}),
+    "top_k": (9, SAMPLING, {"top_k": 9}),
+    "top_p": (0.8, SAMPLING, {"top_p": 0.8}),
+    "min_p": (0.1, SAMPLING, {"min_p": 0.1}),
+    "repetition_penalty": (1.3, {}, {"repetition_penalty": 1.3}),
+    "length_penalty": (0.5, SEARCH, {"length_penalty": 0.5}),
+    "no_repeat_ngram_size": (2, {}, {"no_repeat_ngram": 2}),
+    "bad_words_ids": ([[7], [8, 9]], {}, {"bad_ids": [[7], [8, 9]]}),
+    "suppress_tokens": ([7, 9], {"bad_words_ids": [[8]]}, {"bad_ids": [[8], [7], [9]]}),
+    "num_return_sequences": (2, SAMPLING, {"num_return_sequences": 2}),
+    "stop_strings": (["."], {}, {"stop": ["."]}),
+    "eos_token_id": ([7, 8], {}, {"eos_id": 7, "stop_ids": [8]}),
+    **{
+        name: (value, {}, "reported")
+        for name, value in {
+            "max_length": 9, "min_length": 9, "max_time": 2.0, "begin_suppress_tokens": [7],
+            "forced_bos_token_id": 7, "encoder_repetition_penalty": 1.2, "penalty_alpha": 0.5,
+            "encoder_no_repeat_ngram_size": 2, "dola_layers": "low", "guidance_scale": 1.5,
+            "exponential_decay_length_penalty": [2, 1.1], "sequence_bias": [[[7], -2.0]],
+            "token_healing": True, "watermarking_config": {"bias": 2.0}, "constraints": [1],
+            "force_words_ids": [[7]], "num_beam_groups": 2, "diversity_penalty": 0.5,
+            "remove_invalid_values": True, "made_up": 3,
+        }.items()
+    },
+    **{
+        name: (value, SAMPLING, "reported")
+        for name, value in {
+            "typical_p": 0.9, "top_h": 0.3, "epsilon_cutoff": 0.01, "eta_cutoff": 0.01,
+        }.items()
+    },
+    "early_stopping": (True, {"num_beams": 2}, "reported"),
+    "renormalize_logits": (True, SEARCH, "reported"),
+    "forced_eos_token_id": (3, {**SEARCH, "max_new_tokens": 7}, "reported"),
+}  # fmt: skip
+# setting -> why the text is the same with it
+SAME_TEXT = {
+    **dict.fromkeys(
+        ("output_attentions", "output_hidden_states", "output_scores", "output_logits",
+         "return_dict_in_generate"), "what is returned beside the text"),
+    **dict.fromkeys(
+        ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config",
+         "disable_compile", "continuous_batching_config", "low_memory", "prefill_chunk_size"),
+        "how it is computed"),
+    **dict.fromkeys(
+        ("use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
+         "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind",
+         "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
+         "prompt_lookup_num_tokens", "max_matching_ngram_size"), "speculative decoding"),
+    **dict.fromkeys(("pad_token_id", "bos_token_id"), "of inputs"),
+    "decoder_start_token_id": "of a decoder with an encoder; see below",
+    **dict.fromkeys(("transformers_version", "_from_model_config"), "of the file"),
+}  # fmt: skip
+
+
+def test_every_setting_of_theirs_is_known():
+    known = transformers.GenerationConfig().to_dict().keys()
+    assert SETTINGS.keys() | SAME_TEXT.keys() == known | {"made_up"}
+    assert not SETTINGS.keys() & SAME_TEXT.keys()
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("decoder")
+    random_model("LlamaForCausalLM", "llama").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_stacks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stacks")
+    random_model("BartForConditionalGeneration", "bart").save_pretrained(folder)
+    return folder
+
+
+def read(folder, **settings):
+    """The pipeline of a directory whose file says so, and the settings that were reported."""
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipeline = miniformer.from_hf(folder)
+    messages = [str(each.message) for each in caught if each.category is NoEffectWarning]
+    assert len(messages) <= 1
+    return pipeline, messages[0].split("generation_config.json: ")[1] if messages else ""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.catches("decoding_settings_unreported")
+def test_a_setting_is_applied_or_reported(name, decoder):
+    value, more, becomes = SETTINGS[name]
+    plain, nothing = read(decoder, **more)
+    found, reported = read(decoder, **more, **{name: value})
+    given, wanted = found.generation.to_dict(), plain.generation.to_dict()
+    if name == "early_stopping":
+        assert nothing.startswith("early_stopping=False: not applied")
+    else:
+        assert nothing == ""
+    if becomes == "reported":
+        assert reported.startswith(f"{name}={value!r}: not applied")
+        assert given == wanted
+    else:
+        assert reported == ""
+        assert given == wanted | becomes != wanted
+
+
+@pytest.mark.parametrize("name", SAME_TEXT)
+def test_a_setting_that_leaves_the_text_as_it_is_is_not_reported(name, decoder):
+    plain, _ = read(decoder)
+    found, reported = read(decoder, **{name: 1})
+    assert (found.generation, reported) == (plain.generation, "")
+
+
+@pytest.mark.catches("sampling_among_all_tokens")
+def test_sampling_is_among_as_many_tokens_as_theirs(decoder):
+    assert read(decoder, do_sample=True)[0].generation.top_k == 50
+    assert read(decoder, do_sample=True, top_k=0)[0].generation.top_k is None
+    assert read(decoder)[0].generation.top_k is None
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"suppress_tokens": [251, 59, 149]},
+        {"suppress_tokens": [3]},
+        {"min_length": 8},
+        {"min_length": 8, "min_new_tokens": 3},
+        {"max_length": 5},
+        {"max_length": 5, "max_new_tokens": 9},
+        {"max_length": 9, "forced_eos_token_id": 3},
+        {"num_beams": 3, "early_stopping": "never", "min_length": 6, "suppress_tokens": [7, 9]},
+    ],
+    ids=str,
+)
+@pytest.mark.catches("suppressed_tokens_written", "min_length_ignored")
+def test_settings_of_a_target_give_the_text_that_theirs_gives(settings, two_stacks):
+    """Lengths count the token that a decoder begins with."""
+    theirs = transformers.BartForConditionalGeneration.from_pretrained(
+        two_stacks, attn_implementation="eager"
+    )
+    start = theirs.config.decoder_start_token_id
+    with torch.no_grad():  # texts end after a few tokens, so that limits of length matter
+        theirs.final_logits_bias[0, 3] = 1.4
+    theirs.save_pretrained(two_stacks)
+    settings = {
+        "max_length": 14,
+        "repetition_penalty": 1.5,
+        "eos_token_id": 3,
+        "decoder_start_token_id": start,
+        **settings,
+    }
+    ours, reported = read(two_stacks, **settings)
+    assert reported == ""
+    assert ours.task.start_id == start
+    theirs.generation_config = transformers.GenerationConfig(**settings, pad_token_id=0)
+    lengths = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        source = torch.randint(4, 300, (1, 6))
+        wanted = theirs.generate(source)[0, 1:].tolist()
+        wanted = wanted[: wanted.index(3)] if 3 in wanted else wanted
+        options = {**ours.generation.to_dict(), "start_id": start}
+        assert ours.model.generate(source.tolist(), **options) == [wanted]
+        lengths.add(len(wanted))
+    assert lengths != {0}
+
+
+def test_settings_of_an_older_config_are_read(two_stacks):
+    """Without a file for decoding, transformers reads `config.json` and the class's defaults."""
+    (two_stacks / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((two_stacks / "config.json").read_text())
+    config |= {"no_repeat_ngram_size": 3, "num_beams": 2, "early_stopping": True, "max_length": 20}
+    config |= {"forced_bos_token_id": 4}
+    for name in ("decoder_start_token_id", "eos_token_id", "forced_eos_token_id"):
+        config.pop(name)
+    (two_stacks / "config.json").write_text(json.dumps(config))
+    with pytest.warns(NoEffectWarning) as caught:
+        ours = miniformer.from_hf(two_stacks)
+    told = str(caught[0].message).split("generation_config.json: ")[1]
+    assert told.startswith(
+        "early_stopping=True, forced_bos_token_id=4, forced_eos_token_id=2: not applied"
+    )
+    assert (ours.generation.no_repeat_ngram, ours.generation.num_beams) == (3, 2)
+    assert (ours.generation.max_new_tokens, ours.generation.eos_id) == (19, 2)
+    assert ours.task.start_id == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"suppress_tokens": 7}, "suppress_tokens must be a list, not 7"),
+        ({"suppress_tokens": ["a"]}, "a token id must be an integer from 0 on, not 'a'"),
+        ({"bad_words_ids": "a"}, "bad_words_ids must be a list, not 'a'"),
+        ({"min_length": "a"}, "min_length must be an integer, not 'a'"),
+        ({"max_length": True}, "max_length must be an integer, not True"),
+    ],
+)
+def test_a_wrong_setting_is_refused(settings, words, decoder):
+    with pytest.raises(UserError) as caught:
+        read(decoder, **settings)
+    assert str(caught.value) == f"{decoder / 'generation_config.json'}: {words}"
+
+
+def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
+    from miniformer.cli import main
+
+    (decoder / "generation_config.json").write_text('{"typical_p": 0.9, "do_sample": true}')
+    assert main(["import", str(decoder), str(tmp_path / "ours")]) == 0
+    told = capsys.readouterr().err
+    assert "miniformer: warning: " in told
+    assert "generation_config.json: typical_p=0.9: not applied when text is written here" in told
+
+
+def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp_path):
+    (decoder / "generation_config.json").unlink(missing_ok=True)
+    ours = miniformer.from_hf(decoder)
+    ours.remembered = {}
+    settings = {"frequency_penalty": 0.5, "stop": ["."], "num_beams": 2, "length_norm": "gnmt"}
+    ours.generation = miniformer.GenerationConfig(temperature=0.0, **settings)
+    with pytest.warns(NoEffectWarning, match=r"frequency_penalty=0.5, length_norm='gnmt': trans"):
+        miniformer.to_hf(ours, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (written["stop_strings"], written["num_beams"]) == (["."], 2)
+    assert written["early_stopping"] == "never"
