@@ -1,4 +1,4 @@
-"""Faults in `miniformer.interop`."""
+"""Faults in `miniformer.interop`, and in what keeps an imported model's files."""
 
 from tests.faults import fault
 
@@ -90,8 +90,8 @@ def gated_gelu_is_exact(original):
 def rotation_has_the_usual_base(original):
     """The base of a rotation is the family's default."""
 
-    def read_rotation(*, base=10000.0, share=1.0, keys=("rope_theta",)):
-        read = original(base=base, share=share, keys=keys)
+    def read_rotation(*, base=10000.0, partial=True, share=1.0, keys=("rope_theta",)):
+        read = original(base=base, partial=partial, share=share, keys=keys)
 
         def with_base(config, fields):
             read(config, fields)
@@ -106,8 +106,8 @@ def rotation_has_the_usual_base(original):
 def windows_are_in_the_other_layers(original):
     """Layers with and without a window change places."""
 
-    def read_windows(kind):
-        read = original(kind)
+    def read_windows(kind, default=None):
+        read = original(kind, default)
 
         def swapped(config, fields):
             read(config, fields)
@@ -185,3 +185,175 @@ def every_continuation_is_greedy(original):
         return [(total, True) for total, _ in original(self, requests, disable_tqdm)]
 
     return loglikelihood
+
+
+# What is kept, left out and applied.
+
+
+@fault("miniformer.checkpoint.directory:tokenizer_files")
+def chat_templates_dropped(original):
+    """Chat templates do not belong to a tokenizer's files."""
+
+    def tokenizer_files(directory):
+        return [name for name in original(directory) if not name.endswith(".jinja")]
+
+    return tokenizer_files
+
+
+@fault("miniformer.checkpoint.directory:TOKENIZER_FILES")
+def tokenizer_files_dropped(original):
+    """Only the three newest files of a tokenizer are kept."""
+    return original[:3]
+
+
+@fault("miniformer.interop.hf.texts:special_ids")
+def special_ids_left_out(original):
+    """A config leaves out special tokens that a model does not have."""
+
+    def special_ids(family, kept, tokenizer, *, vocab_size, start):
+        ids = original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
+        return {name: value for name, value in ids.items() if value is not None}
+
+    return special_ids
+
+
+@fault("miniformer.interop.hf.texts:special_ids")
+def decoder_start_left_out(original):
+    """A bare model with an encoder and a decoder says no token that a decoder begins with."""
+
+    def special_ids(family, kept, tokenizer, *, vocab_size, start):
+        ids = original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
+        if not kept and tokenizer is None:
+            ids.pop("decoder_start_token_id", None)
+        return ids
+
+    return special_ids
+
+
+@fault("miniformer.interop.hf.configs:write_config")
+def null_type_vocabulary(original):
+    """A model without token types is written as a BERT of `type_vocab_size` null."""
+
+    def write_config(family, name, config):
+        theirs, blocked = original(family, name, config)
+        if config.token_types is None and "type_vocab_size" in theirs:
+            theirs["type_vocab_size"] = None
+            blocked = [each for each in blocked if each != "token_types" and " " not in each]
+        return theirs, blocked
+
+    return write_config
+
+
+@fault("miniformer.interop.hf.configs:read_fields")
+def attention_bias_read_from_mlp_bias(original):
+    """Attention has a bias where the feed-forward has one."""
+
+    def read_fields(family, config):
+        name, fields = original(family, config)
+        if "mlp_bias" in config:
+            fields["attention_bias"] = config["mlp_bias"]
+        return name, fields
+
+    return read_fields
+
+
+@fault("miniformer.interop.hf.configs:read_fields")
+def head_activation_is_gelu(original):
+    """The masked-LM head has gelu, whatever the config says."""
+
+    def read_fields(family, config):
+        name, fields = original(family, config)
+        fields.pop("head_activation", None)
+        return name, fields
+
+    return read_fields
+
+
+@fault("miniformer.interop.hf.reading:understand")
+def missing_tensors_unnamed(original):
+    """A missing tensor is refused without its name."""
+
+    def understand(path, *, settings=None, custom_code="refuse"):
+        from miniformer.config import UserError
+
+        try:
+            return original(path, settings=settings, custom_code=custom_code)
+        except UserError as error:
+            if "have no tensor" not in str(error):
+                raise
+            raise UserError(f"{path}: the files hold too few weights for the config") from None
+
+    return understand
+
+
+@fault("miniformer.interop.hf.attention:read_windows")
+def default_window_forgotten(original):
+    """A config that leaves its sliding window out has none, whatever its class has."""
+
+    def read_windows(kind, default=None):
+        return original(kind)
+
+    return read_windows
+
+
+@fault("miniformer.interop.hf.attention:read_rotation")
+def partial_rotation_of_any_family(original):
+    """Every family may rotate a part of a head only."""
+
+    def read_rotation(**options):
+        return original(**{**options, "partial": True})
+
+    return read_rotation
+
+
+def _decoding(original, change):
+    """`decoding_of` with its result changed."""
+
+    def decoding_of(checkpoint):
+        return change(original(checkpoint))
+
+    return decoding_of
+
+
+@fault("miniformer.interop.hf.decoding:decoding_of")
+def suppressed_tokens_written(original):
+    """Tokens that an imported config suppresses are written."""
+    import dataclasses
+
+    def change(made):
+        runs = [run for run in made.bad_ids or [] if len(run) > 1]
+        return dataclasses.replace(made, bad_ids=runs or None)
+
+    return _decoding(original, change)
+
+
+@fault("miniformer.interop.hf.decoding:decoding_of")
+def min_length_ignored(original):
+    """A target may end at once, whatever `min_length` says."""
+    import dataclasses
+
+    return _decoding(original, lambda made: dataclasses.replace(made, min_new_tokens=0))
+
+
+@fault("miniformer.interop.hf.decoding:decoding_of")
+def sampling_among_all_tokens(original):
+    """Sampling without `top_k` is among all tokens, not among the 50 of transformers."""
+    import dataclasses
+
+    def change(made):
+        return dataclasses.replace(made, top_k=None if made.top_k == 50 else made.top_k)
+
+    return _decoding(original, change)
+
+
+@fault("miniformer.interop.hf.decoding:decoding_of")
+def decoding_settings_unreported(original):
+    """Decoding settings that are not applied are not reported."""
+    import warnings
+
+    def decoding_of(checkpoint):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return original(checkpoint)
+
+    return decoding_of

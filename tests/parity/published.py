@@ -1,10 +1,15 @@
-"""Tiny models of Hugging Face's, drawn at random: every family, with what its configs vary."""
+"""Tiny models of Hugging Face's, drawn at random: every family, with what its configs vary.
+
+`NOT_DRAWN` says of every other field of a family's config class why it is not drawn.
+"""
 
 import random
 
 V = 300
 IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
-PAD, LENGTH = 1, 12
+LENGTH = 12
+GATES = ["silu", "gelu", "gelu_pytorch_tanh", "relu"]
+PLAIN = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
 
 def draw(name, number):
@@ -18,6 +23,22 @@ def sizes(dice, *, even):
     heads = dice.choice([2, 3, 4])
     each = dice.choice([4, 6, 10] if even else [3, 5, 7, 8])
     return {"heads": heads, "each": each, "d": heads * each, "inner": dice.choice([17, 20, 33])}
+
+
+def chance(dice, share=0.5):
+    return dice.random() < share
+
+
+def vocabulary(dice):
+    """The number of tokens, and the ids of special ones."""
+    return {
+        "vocab_size": dice.choice([V, V + 9]), "pad_token_id": dice.choice([0, 1]),
+        "bos_token_id": dice.choice([2, 4]), "eos_token_id": dice.choice([3, 5]),
+    }  # fmt: skip
+
+
+def lengths(dice):
+    return {"max_position_embeddings": dice.choice([32, 40])}
 
 
 def rotation(dice, base=10000.0, **more):
@@ -36,23 +57,45 @@ def rotation(dice, base=10000.0, **more):
     return {"rope_type": kind, "rope_theta": dice.choice([base, 500.0]), **extra, **more}
 
 
-def decoder(dice, *, own_head=True):
+def two_rotations(dice, base, local):
+    """That of layers that see everything, maybe scaled, and that of layers with a window."""
+    far = dice.choice([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}])
+    return {
+        "full_attention": {**far, "rope_theta": dice.choice([base, 1000.0])},
+        "sliding_attention": {"rope_type": "default", "rope_theta": dice.choice([local, 100.0])},
+    }
+
+
+def decoder(dice, *, own_head=True, act="hidden_act", biased=False):
     size = sizes(dice, even=True)
     config = {
-        **IDS, "vocab_size": V, "hidden_size": size["d"], "intermediate_size": size["inner"],
-        "num_hidden_layers": 3, "num_attention_heads": size["heads"],
+        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
+        "num_attention_heads": size["heads"],
         "num_key_value_heads": dice.choice([k for k in (1, 2, 3, 4) if size["heads"] % k == 0]),
-        "max_position_embeddings": 32, "rms_norm_eps": dice.choice([1e-6, 1e-2]),
-        "tie_word_embeddings": dice.random() < 0.5, "rope_parameters": rotation(dice),
+        "rms_norm_eps": dice.choice([1e-6, 1e-2]), "tie_word_embeddings": chance(dice),
+        "rope_parameters": rotation(dice), act: dice.choice(GATES),
     }  # fmt: skip
     if own_head:  # a head's width of its own
         config["head_dim"] = dice.choice([4, 6, 10])
+    if biased:
+        config["attention_bias"] = chance(dice)
     return config
 
 
 def llama(dice):
-    biased = dice.random() < 0.3
-    return "LlamaForCausalLM", decoder(dice) | {"attention_bias": biased, "mlp_bias": biased}
+    return "LlamaForCausalLM", decoder(dice, biased=True) | {"mlp_bias": chance(dice)}
+
+
+def llama_yarn(dice):
+    """Heads of a real width, whose rotation is stretched from a real length."""
+    return "LlamaForCausalLM", decoder(dice) | {
+        "head_dim": 64, "max_position_embeddings": 16384,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
+            "original_max_position_embeddings": 4096,
+        },
+    }  # fmt: skip
 
 
 def mistral(dice):
@@ -61,46 +104,53 @@ def mistral(dice):
 
 def qwen(kind):
     def of(dice):
-        more = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
-        plain = dice.random() < 0.5
-        return f"{kind}ForCausalLM", decoder(dice, own_head=kind == "Qwen3") | (
-            {} if plain else more
-        )
+        own = kind == "Qwen3"
+        config = decoder(dice, own_head=own, biased=own)
+        layers = config["num_hidden_layers"]
+        config |= {
+            "use_sliding_window": chance(dice, 0.7), "sliding_window": dice.choice([3, 4]),
+            "max_window_layers": dice.choice([0, 1]),
+        }  # fmt: skip
+        if config["use_sliding_window"] and chance(dice):
+            config["layer_types"] = layer_types(dice, layers)
+        return f"{kind}ForCausalLM", config
 
     return of
 
 
 def gemma(dice):
-    return "GemmaForCausalLM", decoder(dice) | {"tie_word_embeddings": True}
+    return "GemmaForCausalLM", decoder(dice, biased=True)
 
 
-def layer_types(dice):
+def layer_types(dice, layers):
     kinds = ["sliding_attention", "full_attention"]
-    return dice.choice([[kinds[0], kinds[1], kinds[0]], [kinds[0], kinds[0], kinds[1]]])
+    some = dice.choice([[0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    return [kinds[each] for each in some[:layers]]
 
 
-def gemma2(dice):
-    return "Gemma2ForCausalLM", decoder(dice) | {
-        "tie_word_embeddings": True, "sliding_window": 4, "layer_types": layer_types(dice),
+def sandwiched(dice):
+    """What Gemma 2 and 3 vary."""
+    config = decoder(dice, act="hidden_activation", biased=True)
+    return config | {
+        "sliding_window": dice.choice([3, 4]),
+        "layer_types": layer_types(dice, config["num_hidden_layers"]),
         "query_pre_attn_scalar": dice.choice([5, 16]),
-        "attn_logit_softcapping": dice.choice([None, 1.5]),
         "final_logit_softcapping": dice.choice([None, 3.0]),
     }  # fmt: skip
 
 
+def gemma2(dice):
+    cap = {"attn_logit_softcapping": dice.choice([None, 1.5])}
+    return "Gemma2ForCausalLM", sandwiched(dice) | cap
+
+
 def gemma3(dice):
-    plain = {"rope_type": "default", "rope_theta": 100.0}
-    far = dice.choice([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}])
-    return "Gemma3ForCausalLM", decoder(dice) | {
-        "tie_word_embeddings": True, "sliding_window": 4, "layer_types": layer_types(dice),
-        "query_pre_attn_scalar": dice.choice([5, 16]),
-        "rope_parameters": {"full_attention": {**far, "rope_theta": 1e6},
-                            "sliding_attention": plain},
-    }  # fmt: skip
+    rotations = two_rotations(dice, 1e6, 1e4)
+    return "Gemma3ForCausalLM", sandwiched(dice) | {"rope_parameters": rotations}
 
 
 def olmo2(dice):
-    return "Olmo2ForCausalLM", decoder(dice, own_head=False)
+    return "Olmo2ForCausalLM", decoder(dice, own_head=False, biased=True)
 
 
 def phi3(dice):
@@ -108,9 +158,10 @@ def phi3(dice):
     each = config["hidden_size"] // config["num_attention_heads"]
     share = dice.choice([1.0, 0.4]) if each == 10 else 1.0
     config["rope_parameters"] = {
-        "rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": share,
+        "rope_type": "default", "rope_theta": dice.choice([500.0, 1e4]),
+        "partial_rotary_factor": share,
     }  # fmt: skip
-    if dice.random() < 0.6:  # every text of the tests is long, or none
+    if chance(dice, 0.6):  # every text of the tests is long, or none
         pairs = int(each * share) // 2
         config["original_max_position_embeddings"] = dice.choice([3, 30])
         config["rope_parameters"] |= {
@@ -126,11 +177,11 @@ def phi3(dice):
 def gpt2(dice):
     size = sizes(dice, even=False)
     return "GPT2LMHeadModel", {
-        **IDS, "vocab_size": V, "n_embd": size["d"], "n_head": size["heads"], "n_layer": 2,
-        "n_inner": dice.choice([None, size["inner"]]), "n_positions": 32, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "layer_norm_epsilon": dice.choice([1e-5, 1e-2]),
-        "activation_function": dice.choice(["gelu_new", "relu", "gelu"]),
-        "tie_word_embeddings": dice.random() < 0.7,
+        **vocabulary(dice), "n_embd": size["d"], "n_head": size["heads"],
+        "n_layer": dice.choice([2, 3]), "n_inner": dice.choice([None, size["inner"]]),
+        "n_positions": dice.choice([32, 40]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0, "layer_norm_epsilon": dice.choice([1e-5, 1e-2]),
+        "activation_function": dice.choice(PLAIN), "tie_word_embeddings": chance(dice, 0.7),
     }  # fmt: skip
 
 
@@ -138,24 +189,26 @@ def gpt_neox(dice):
     size = sizes(dice, even=True)
     share = {4: 0.5, 6: 1.0, 10: 0.8}[size["each"]]
     return "GPTNeoXForCausalLM", {
-        **IDS, "vocab_size": V, "hidden_size": size["d"], "intermediate_size": size["inner"],
-        "num_hidden_layers": 2, "num_attention_heads": size["heads"],
-        "max_position_embeddings": 32, "use_parallel_residual": dice.random() < 0.5,
+        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
+        "num_attention_heads": size["heads"], "use_parallel_residual": chance(dice),
         "rope_parameters": rotation(dice, partial_rotary_factor=share)
         if size["each"] * share >= 4
         else {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": share},
-        "tie_word_embeddings": dice.random() < 0.3,
+        "tie_word_embeddings": chance(dice, 0.3), "hidden_act": dice.choice(PLAIN),
+        "attention_bias": chance(dice), "layer_norm_eps": dice.choice([1e-5, 1e-2]),
+        "hidden_dropout": 0.0, "attention_dropout": 0.0,
     }  # fmt: skip
 
 
 def bert_config(dice):
     size = sizes(dice, even=False)
     return {
-        **IDS, "vocab_size": V, "hidden_size": size["d"], "intermediate_size": size["inner"],
-        "num_hidden_layers": 2, "num_attention_heads": size["heads"],
-        "max_position_embeddings": 32, "hidden_dropout_prob": 0.0,
+        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
+        "num_attention_heads": size["heads"], "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0, "layer_norm_eps": dice.choice([1e-12, 1e-2]),
-        "tie_word_embeddings": dice.random() < 0.7,
+        "tie_word_embeddings": chance(dice, 0.7), "hidden_act": dice.choice(PLAIN),
     }  # fmt: skip
 
 
@@ -164,50 +217,65 @@ def bert(dice):
 
 
 def roberta(dice):
-    return "RobertaForMaskedLM", bert_config(dice) | {"type_vocab_size": 1}
+    # Positions are counted from the padding token on, which ours has to be 1.
+    more = {"type_vocab_size": dice.choice([1, 2]), "pad_token_id": 1}
+    return "RobertaForMaskedLM", bert_config(dice) | more
 
 
 def distilbert(dice):
     size = sizes(dice, even=False)
     return "DistilBertForMaskedLM", {
-        **IDS, "vocab_size": V, "dim": size["d"], "hidden_dim": size["inner"], "n_layers": 2,
-        "n_heads": size["heads"], "max_position_embeddings": 32, "dropout": 0.0,
-        "attention_dropout": 0.0, "tie_word_embeddings": dice.random() < 0.7,
+        **vocabulary(dice), **lengths(dice), "dim": size["d"], "hidden_dim": size["inner"],
+        "n_layers": dice.choice([2, 3]), "n_heads": size["heads"], "dropout": 0.0,
+        "attention_dropout": 0.0, "tie_word_embeddings": chance(dice, 0.7),
+        "activation": dice.choice(["gelu", "relu"]),
     }  # fmt: skip
 
 
 def modernbert(dice):
     size = sizes(dice, even=True)
-    return "ModernBertForMaskedLM", {
-        **IDS, "cls_token_id": 2, "sep_token_id": 3, "vocab_size": V, "hidden_size": size["d"],
-        "intermediate_size": size["inner"], "num_hidden_layers": 4,
-        "num_attention_heads": size["heads"], "max_position_embeddings": 32,
-        "local_attention": dice.choice([4, 6]), "norm_eps": dice.choice([1e-5, 1e-2]),
-        "tie_word_embeddings": dice.random() < 0.7,
+    layers = dice.choice([3, 4])
+    config = {
+        **vocabulary(dice), **lengths(dice), "cls_token_id": dice.choice([2, 4]),
+        "sep_token_id": dice.choice([3, 5]), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": layers,
+        "num_attention_heads": size["heads"], "local_attention": dice.choice([4, 6]),
+        "norm_eps": dice.choice([1e-5, 1e-2]), "tie_word_embeddings": chance(dice, 0.7),
+        "rope_parameters": two_rotations(dice, 160000.0, 10000.0),
+        "hidden_activation": dice.choice(GATES), "classifier_activation": dice.choice(PLAIN),
+        "classifier_pooling": dice.choice(["cls", "mean"]),
     }  # fmt: skip
+    names = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
+    config |= {name: chance(dice) for name in names}
+    if chance(dice):
+        config["layer_types"] = [layer_types(dice, 1)[0] for _ in range(layers)]
+    return "ModernBertForMaskedLM", config
 
 
 def t5_config(dice):
     size = sizes(dice, even=False)
+    layers = dice.choice([2, 3])
     return {
-        **IDS, "vocab_size": V, "d_model": size["d"], "d_kv": dice.choice([4, 5, 8]),
-        "d_ff": size["inner"], "num_heads": size["heads"], "num_layers": 2,
+        **vocabulary(dice), "d_model": size["d"], "d_kv": dice.choice([4, 5, 8]),
+        "d_ff": size["inner"], "num_heads": size["heads"], "num_layers": layers,
         # Theirs cannot generate where the decoder is deeper than the encoder.
-        "num_decoder_layers": dice.choice([1, 2]), "dropout_rate": 0.0,
-        "decoder_start_token_id": 2, "relative_attention_num_buckets": 8,
+        "num_decoder_layers": dice.choice([1, layers]), "dropout_rate": 0.0,
+        "decoder_start_token_id": dice.choice([2, 6]),
+        "layer_norm_epsilon": dice.choice([1e-6, 1e-2]),
+        "relative_attention_num_buckets": dice.choice([8, 10]),
         "relative_attention_max_distance": dice.choice([9, 20]),
     }  # fmt: skip
 
 
 def t5(dice):
-    return "T5ForConditionalGeneration", t5_config(dice)
+    kind = dice.choice(["relu", "gelu", "gelu_new", "silu"])
+    return "T5ForConditionalGeneration", t5_config(dice) | {"feed_forward_proj": kind}
 
 
 def t5_v1_1(dice):
-    kind = dice.choice(["gated-gelu", "gated-silu"])
-    tied = dice.random() < 0.3
+    kind = dice.choice(["gated-gelu", "gated-silu", "gated-relu"])
     return "T5ForConditionalGeneration", t5_config(dice) | {
-        "feed_forward_proj": kind, "tie_word_embeddings": tied,
+        "feed_forward_proj": kind, "tie_word_embeddings": chance(dice, 0.3),
     }  # fmt: skip
 
 
@@ -216,14 +284,14 @@ def bart_config(dice):
     d = size["d"] + size["d"] % 2  # sines want an even width
     heads = 2 if d % size["heads"] else size["heads"]
     return {
-        **IDS, "vocab_size": V, "d_model": d, "encoder_layers": 2,
+        **vocabulary(dice), **lengths(dice), "d_model": d, "encoder_layers": dice.choice([1, 2]),
         "decoder_layers": dice.choice([2, 3]), "encoder_attention_heads": heads,
         "decoder_attention_heads": heads, "encoder_ffn_dim": size["inner"],
-        "decoder_ffn_dim": size["inner"], "max_position_embeddings": 32, "dropout": 0.0,
+        "decoder_ffn_dim": size["inner"], "dropout": 0.0,
         "attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0,
-        "decoder_layerdrop": 0.0, "decoder_start_token_id": 2, "forced_eos_token_id": None,
-        "forced_bos_token_id": None, "scale_embedding": dice.random() < 0.5,
-        "activation_function": dice.choice(["gelu", "relu", "swish"]),
+        "decoder_layerdrop": 0.0, "decoder_start_token_id": dice.choice([2, 6]),
+        "forced_eos_token_id": None, "forced_bos_token_id": None, "scale_embedding": chance(dice),
+        "activation_function": dice.choice(PLAIN), "tie_word_embeddings": chance(dice, 0.7),
     }  # fmt: skip
 
 
@@ -232,13 +300,15 @@ def bart(dice):
 
 
 def marian(dice):
-    shared = dice.random() < 0.6
-    two = {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": V - 7}
-    return "MarianMTModel", bart_config(dice) | ({} if shared else two)
+    config = bart_config(dice) | {"share_encoder_decoder_embeddings": chance(dice, 0.6)}
+    if not config["share_encoder_decoder_embeddings"]:
+        config["decoder_vocab_size"] = config["vocab_size"] - 7
+    return "MarianMTModel", config
 
 
 def m2m_100(dice):
-    return "M2M100ForConditionalGeneration", bart_config(dice)
+    # Positions are counted from the padding token on, which ours has to be 1.
+    return "M2M100ForConditionalGeneration", bart_config(dice) | {"pad_token_id": 1}
 
 
 FAMILIES = {
@@ -263,3 +333,76 @@ FAMILIES = {
     "marian": marian,
     "m2m_100": m2m_100,
 }
+
+_STARTING = "of weights before training"
+_TRAINING = (
+    "of training: attention and layers have no dropout of their own here, it is written as 0"
+)
+_CLASSIFIER = "of training: a head for classes has no dropout of its own here"
+_SPEED = "how theirs is computed, not what"
+_DECODERS = {"initializer_range": _STARTING, "use_cache": _SPEED, "attention_dropout": _TRAINING}
+_BOTH_WAYS = "refused: ours is causal here"
+_ENCODERS = {
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), _TRAINING),
+    "initializer_range": _STARTING, "use_cache": _SPEED, "classifier_dropout": _CLASSIFIER,
+    **dict.fromkeys(("is_decoder", "add_cross_attention"), "refused: ours is an encoder here"),
+}  # fmt: skip
+_M2M = {
+    "init_std": _STARTING, "use_cache": _SPEED,
+    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), _TRAINING),
+    **dict.fromkeys(("encoder_layerdrop", "decoder_layerdrop"), _TRAINING),
+}  # fmt: skip
+_STACKS = {**_M2M, "is_decoder": "of a stack of theirs alone"}
+_FORCED = {"forced_eos_token_id": "of decoding; in tests/parity/test_decoding_settings.py"}
+_T5 = {
+    "initializer_factor": _STARTING, "use_cache": _SPEED, "dropout_rate": _TRAINING,
+    "classifier_dropout": _CLASSIFIER, "is_decoder": "of a stack of theirs alone",
+}  # fmt: skip
+# family -> field of its config class -> why it is not drawn, or drawn with one value only
+NOT_DRAWN = {
+    "gpt2": {
+        "initializer_range": _STARTING, "use_cache": _SPEED,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), _TRAINING),
+        **dict.fromkeys(
+            ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+             "summary_first_dropout"), "of GPT2DoubleHeadsModel, which is refused"),
+        **dict.fromkeys(
+            ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "add_cross_attention"),
+            "refused: no published file has another value"),
+        "reorder_and_upcast_attn": _SPEED,
+    },
+    "gpt_neox": {
+        **_DECODERS, "hidden_dropout": _TRAINING, "classifier_dropout": _CLASSIFIER,
+        "is_decoder": "nothing reads it",
+    },
+    "llama": {**_DECODERS, "pretraining_tp": "nothing reads it"},
+    "mistral": _DECODERS,
+    "qwen2": _DECODERS,
+    "qwen3": _DECODERS,
+    "gemma": {**_DECODERS, "use_bidirectional_attention": _BOTH_WAYS},
+    "gemma2": {**_DECODERS, "use_bidirectional_attention": _BOTH_WAYS},
+    "gemma3": {
+        **_DECODERS, "use_bidirectional_attention": _BOTH_WAYS,
+        "attn_logit_softcapping": "refused: nothing of theirs reads it",
+    },
+    "olmo2": _DECODERS,
+    "phi3": {**_DECODERS, **dict.fromkeys(("resid_pdrop", "embd_pdrop"), _TRAINING)},
+    "bert": _ENCODERS,
+    "roberta": {**_ENCODERS, "pad_token_id": "refused: positions are counted from it on"},
+    "distilbert": {
+        "initializer_range": _STARTING, "sinusoidal_pos_embds": _STARTING,
+        **dict.fromkeys(("dropout", "attention_dropout", "qa_dropout"), _TRAINING),
+        "seq_classif_dropout": _CLASSIFIER,
+    },
+    "modernbert": {
+        **dict.fromkeys(("initializer_range", "initializer_cutoff_factor"), _STARTING),
+        **dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), _TRAINING),
+        "classifier_dropout": _CLASSIFIER, "deterministic_flash_attn": _SPEED,
+        **dict.fromkeys(("sparse_prediction", "sparse_pred_ignore_index"), _SPEED),
+    },
+    "t5": _T5,
+    "t5_v1_1": _T5,
+    "bart": {**_STACKS, **_FORCED, "classifier_dropout": _CLASSIFIER},
+    "marian": {**_STACKS, **_FORCED},
+    "m2m_100": {**_M2M, "pad_token_id": "refused: positions are counted from it on"},
+}  # fmt: skip
