@@ -843,3 +843,13 @@ def recorded_logits_share_memory(original):
         return self.play()
 
     return call
+
+
+@fault("miniformer.model.native.build:_flags")
+def kernels_are_always_native(original):
+    """The kernels are compiled for this processor, whichever is named."""
+
+    def flags():
+        return (*(flag for flag in original() if "-march" not in flag), "-march=native")
+
+    return flags

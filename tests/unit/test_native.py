@@ -51,6 +51,7 @@ GREEDY = GenerationConfig(max_new_tokens=1, temperature=0.0)
 LIKELIEST = Engine(tiny_model(), threads=2)
 CATCHES = {"windows": pytest.mark.catches("kernels_see_the_whole_text")}
 EVERY_SHAPE = [pytest.param(name, marks=CATCHES.get(name, ())) for name in SHAPES]
+COMPILED = build.library()._name
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
 
@@ -569,6 +570,30 @@ def test_a_library_with_structures_of_other_sizes_is_refused():
 
     with pytest.raises(AssertionError, match="structures of"):
         structures.declare(Library())
+
+
+@pytest.mark.catches("kernels_are_always_native")
+def test_kernels_are_compiled_for_the_architecture_that_is_named(afresh, monkeypatch):
+    fake = afresh / "noting"  # notes how it is called; its output is the library of before
+    fake.write_text(
+        f'#!/bin/sh\necho "$@" >> {afresh}/calls\nfor last; do :; done\ncp {COMPILED} "$last"\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    monkeypatch.delenv("MINIFORMER_KERNELS_ARCH", raising=False)
+    native = build.library()
+    build.library.cache_clear()
+    monkeypatch.setenv("MINIFORMER_KERNELS_ARCH", "haswell")
+    assert build.library()._name != native._name
+    calls = (afresh / "calls").read_text().splitlines()
+    found = [[word for word in call.split() if word.startswith("-march")] for call in calls]
+    assert [words for words in found if words] == [["-march=native"], ["-march=haswell"]]
+
+
+def test_an_unknown_architecture_is_the_compilers_message(afresh, monkeypatch):
+    monkeypatch.setenv("MINIFORMER_KERNELS_ARCH", "pentagon")
+    with pytest.raises(build.NoKernels, match=r"cannot compile them: .*pentagon"):
+        build.library()
 
 
 def test_long_texts_and_many_rows():

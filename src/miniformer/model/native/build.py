@@ -19,8 +19,8 @@ _SOURCE = Path(__file__).with_name("kernels.cpp")
 _PARTS = sorted(_SOURCE.parent.glob("*.h"))
 # Sums may be taken in any order, and nothing reads errno; infinities and NaN stay what they are.
 _FLAGS = (
-    "-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math",
-    "-fassociative-math", "-fno-signed-zeros", "-shared", "-fPIC", "-pthread",
+    "-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
+    "-fno-signed-zeros", "-shared", "-fPIC", "-pthread",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ def library() -> ctypes.CDLL:
 
     They are kept in `~/.cache/miniformer`, or in the folder that MINIFORMER_CACHE names, for this
     source, compiler and processor. MINIFORMER_KERNELS=off does without them.
+    MINIFORMER_KERNELS_ARCH is the compiler's `-march`, such as haswell or x86-64; the default is
+    native, which is all that this processor can do.
 
     Raises:
         NoKernels: they are switched off, there is no compiler, or it fails.
@@ -70,13 +72,17 @@ def _folder() -> Path:
     return folder
 
 
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, f"-march={os.environ.get('MINIFORMER_KERNELS_ARCH') or 'native'}")
+
+
 def _key(compiler: str) -> str:
     """Of everything that the library depends on."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     parts = (
         *(each.read_bytes() for each in (_SOURCE, *_PARTS)),
         version,
-        " ".join(_FLAGS).encode(),
+        " ".join(_flags()).encode(),
         _processor().encode(),
     )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -97,7 +103,7 @@ def _compile(compiler: str, path: Path) -> None:
         print("compiling the decoding kernels, once: some seconds", file=sys.stderr)
     with atomic_path(path) as made:  # complete, whoever else compiles at the same time
         done = subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)],
+            [compiler, *_flags(), str(_SOURCE), "-o", str(made)],
             capture_output=True,
             text=True,
             encoding="utf-8",
