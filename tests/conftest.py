@@ -9,6 +9,7 @@ import torch
 from hypothesis import Phase, settings
 
 from tests.kit.seeds import VARIABLE, chosen_seed
+from tests.skips import Skips
 
 SEED = chosen_seed()
 # The same examples each time, or those of a seed; and no deadline: this must not depend on how busy
@@ -23,7 +24,8 @@ settings.register_profile(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """Hands the seed to hypothesis before its own plugin reads it."""
+    """Hands the seed to hypothesis before its own plugin reads it; collects skips."""
+    config.pluginmanager.register(Skips(config), "miniformer-skips")
     if SEED is not None and config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(SEED)
 
