@@ -8,7 +8,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 TEST = $(BIN)/pytest tests/
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test check format lint types imports coverage faults weights \
+.PHONY: help setup demo test check format lint types imports coverage faults slow weights \
 	bench-quality bench-generate clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   everything CI does: format, lint, types, imports, tests, coverage, seeded faults"
 	@echo "make faults  seed plausible faults and see that the tests catch each one"
+	@echo "make slow    checks before a release, about two hours: loggers and lm-eval for real, mutations, ..."
 	@echo "make bench-quality RECIPE=... DATA=...   measure a recipe over three seeds"
 	@echo "make bench-generate   tokens a second, beside others"
 	@echo "make format  rewrite the source in the house's format"
@@ -61,6 +62,10 @@ imports: setup
 faults: setup
 	$(BIN)/python -m tests.faults
 
+# What takes too long for every change; PARTS chooses (python -m tests.slow --list).
+slow: setup
+	$(BIN)/python -m tests.slow $(PARTS) --record
+
 # The test command of the README, on both cores, with a floor under the coverage.
 coverage: setup weights
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=91
@@ -80,4 +85,4 @@ bench-generate: setup
 	$(BIN)/python benchmarks/generation.py --shape 110m --rounds 3 --save
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist
+	rm -rf $(VENV) .venv-slow .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage dist

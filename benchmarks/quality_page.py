@@ -1,10 +1,13 @@
 """docs/recipes.md: what recipes give, from results/quality.json and recipes.yaml.
 
-python benchmarks/quality_page.py
+    python benchmarks/quality_page.py [--check]
+
+`--check` writes nothing; its exit code is 1 where the page is not that of the results.
 """
 
 import json
 import statistics
+import sys
 from pathlib import Path
 
 import yaml
@@ -158,5 +161,13 @@ def merged(settings, change):
     return {name: value for name, value in out.items() if value is not None}
 
 
+def main():
+    text = page(json.loads(RESULTS.read_text(encoding="utf-8")))
+    if sys.argv[1:] == ["--check"]:
+        return int(PAGE.read_text(encoding="utf-8") != text)
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(json.loads(RESULTS.read_text(encoding="utf-8"))), encoding="utf-8")
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""One quick round of every script in benchmarks/: `python -m tests.slow.benchmarks [SCRIPT...]`.
+
+It shows that the scripts run; the numbers of so short a round mean nothing and nothing is saved.
+"""
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.slow import ROOT
+
+LIMIT_S = 900
+TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+# Arguments of each script; {data} is a folder of made-up text, {model} a tiny model of it.
+SCRIPTS = {
+    "beams.py": ["--rounds", "1"],
+    "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
+    "environment.py": [],
+    "generation.py": ["--rounds", "1"],
+    "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
+    "norms.py": ["--rounds", "1"],
+    "optimizers.py": ["--text", "{data}", "--steps", "4", "--seeds", "1"],
+    "packing.py": ["--batch_sizes", "8", "--rounds", "1", "--seconds", "0.2"],
+    "quality.py": [
+        "tinyshakespeare", "{data}", "--seeds", "1", "--change",
+        json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
+    ],
+    "quality_page.py": ["--check"],
+    "time_to_loss.py": ["{data}", "--reference", "51", "--seeds", "1"],
+    "train_step.py": [
+        "--layers", "1", "--width", "64", "--seq-len", "32", "--batch-size", "2",
+        "--vocab", "65", "--rounds", "1", "--memory",
+    ],
+    "trainer_overhead.py": ["--steps", "20", "--sizes", "tiny", "--validations", "1"],
+    "weights.py": ["{model}", "{data}/val.txt", "--rows", "2", "--tokens", "32"],
+}  # fmt: skip
+# Others that a script measures where they are there; without them it measures the rest.
+PEERS = {
+    "beams.py": ("transformers", "ctranslate2"),
+    "generation.py": ("transformers", "llama_cpp", "gguf"),
+    "train_step.py": ("transformers",),
+}
+CHECKOUTS = {"train_step.py": ("nanoGPT", "LitGPT"), "time_to_loss.py": ("nanoGPT",)}
+
+
+def main(names: list[str]) -> int:
+    """Runs the scripts; returns the exit code."""
+    there = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    failed = []
+    for name in sorted(there ^ SCRIPTS.keys()):
+        print(f"{name}: {'has no arguments in SCRIPTS' if name in there else 'is not there'}")
+        failed.append(name)
+    with tempfile.TemporaryDirectory() as folder:
+        values = {"data": f"{folder}/data", "model": f"{folder}/runs/tiny/last"}
+        make(Path(folder), values)
+        for name in names or sorted(SCRIPTS):
+            for peer in PEERS.get(name, ()):
+                if importlib.util.find_spec(peer) is None:
+                    print(f"{name}: without {peer}, which is not installed")
+            for peer in CHECKOUTS.get(name, ()):
+                print(f"{name}: without {peer}, of which a checkout is needed")
+            began = time.monotonic()
+            arguments = [
+                each.replace("{data}", values["data"]).replace("{model}", values["model"])
+                for each in SCRIPTS[name]
+            ]
+            problem = run([f"benchmarks/{name}", *arguments])
+            print(f"{name}: {problem or 'ran'} ({time.monotonic() - began:.0f} s)", flush=True)
+            if problem:
+                failed.append(name)
+    print(f"benchmarks: {'failed: ' + ', '.join(failed) if failed else 'all scripts run'}")
+    return int(bool(failed))
+
+
+def make(folder: Path, values: dict[str, str]) -> None:
+    """Writes made-up text and trains a tiny model of it."""
+    data = Path(values["data"])
+    data.mkdir()
+    dice = random.Random(0)
+    words = ["".join(dice.choices("abcdefghij", k=dice.randint(1, 8))) for _ in range(300)]
+    for split, lines in (("train", 3000), ("val", 300)):
+        text = "\n".join(" ".join(dice.choices(words, k=8)) for _ in range(lines))
+        (data / f"{split}.txt").write_text(text + "\n", encoding="utf-8")
+    problem = run([
+        "-m", "miniformer.trainer", "--train_path", f"{data}/train.txt", "--tokenizer", "char",
+        "--model_config", json.dumps(TINY), "--max_steps", "3", "--logger", "none",
+        "--work_dir", f"{folder}/runs", "--experiment_name", "tiny",
+    ])  # fmt: skip
+    if problem:
+        raise RuntimeError(problem)
+
+
+def run(arguments: list[str]) -> str | None:
+    """Runs Python; the end of its error output if it fails."""
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=os.environ, capture_output=True,
+            text=True, timeout=LIMIT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"FAILED: no end within {LIMIT_S} s"
+    if done.returncode:
+        return f"FAILED with exit code {done.returncode}\n{done.stderr[-1500:]}"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

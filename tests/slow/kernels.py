@@ -1,0 +1,68 @@
+"""The decoding kernels built for other processors than this one: `python -m tests.slow.kernels`.
+
+The sources have paths for AVX-512, for AVX2 and for neither. Here those are compiled and tested
+that `-march=native` leaves out. What this processor cannot run is left out, with a message.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.slow import ROOT
+
+# Architectures, and what /proc/cpuinfo must list for each.
+ARCHITECTURES = {"haswell": {"avx2", "fma", "bmi2", "movbe"}, "x86-64": set()}
+# Instructions that none of its code may have; their registers or names in a disassembly.
+FORBIDDEN = {"haswell": ("%zmm",), "x86-64": ("%zmm", "%ymm")}
+
+
+def main() -> int:
+    """Tests each build; returns the exit code."""
+    if platform.machine() != "x86_64":
+        print(f"kernels: skipped on {platform.machine()}; these are builds for x86-64")
+        return 0
+    failed = []
+    for architecture, needed in ARCHITECTURES.items():
+        missing = sorted(needed - abilities())
+        if missing:
+            print(f"{architecture}: skipped, this processor has no {', '.join(missing)}")
+            continue
+        print(f"{architecture}:", flush=True)
+        with tempfile.TemporaryDirectory() as cache:
+            environment = {
+                **os.environ, "MINIFORMER_KERNELS_ARCH": architecture, "MINIFORMER_CACHE": cache,
+            }  # fmt: skip
+            code = subprocess.run(
+                [sys.executable, "-m", "pytest", "tests/unit/test_native.py"],
+                cwd=ROOT, env=environment, check=False,
+            ).returncode  # fmt: skip
+            (library,) = Path(cache).glob("*.so")
+            found = [word for word in FORBIDDEN[architecture] if word in disassembly(library)]
+        if found:
+            print(f"{architecture}: the build has {', '.join(found)}: it is of another processor")
+        if code or found:
+            failed.append(architecture)
+    print(f"kernels: {'failed for ' + ', '.join(failed) if failed else 'all builds pass'}")
+    return int(bool(failed))
+
+
+def abilities() -> set[str]:
+    """What this processor can do."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def disassembly(library: Path) -> str:
+    """The instructions of a library."""
+    return subprocess.run(
+        ["objdump", "-d", "--no-show-raw-insn", library], capture_output=True, text=True, check=True
+    ).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The tests that run against a mutant, by its module.
+
+Each module has stages, which run one after the other until one fails. The first stage is what is
+written for the module; the next is what uses it.
+"""
+
+from fnmatch import fnmatch
+
+UNIT, E2E = "tests/unit/test_{}.py", "tests/e2e/test_{}.py"
+REFERENCE, TEXTS = ["tests/parity/test_reference.py"], ["tests/parity/test_hugging_face_texts.py"]
+BATTERY = [f"tests/battery/test_{name}.py" for name in ("reference", "whole_models", "decoding")]
+RUNS = [E2E.format(name) for name in ("training_run", "numbers", "resume")]
+TASKS, HUB = [E2E.format("tasks")], [E2E.format("hub")]
+
+
+def _unit(*names: str) -> list[str]:
+    return [UNIT.format(name) for name in names]
+
+
+# Patterns below src/miniformer, the first that fits; and their stages.
+TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
+    ("model/allocations.py", (_unit("memory", "cross_entropy"), BATTERY)),
+    ("model/backends.py", (_unit("backends", "masks"), BATTERY)),
+    ("model/cache*.py", (_unit("cache"), BATTERY, _unit("beam", "speculation"))),
+    ("model/checkpointing.py", (_unit("checkpointing", "memory"), BATTERY)),
+    ("model/cross_entropy.py", (_unit("cross_entropy", "tasks"),)),
+    ("model/graphs.py", (_unit("graphs"),)),
+    ("model/hub.py", (HUB, _unit("finding"))),
+    ("model/kernels.py", (_unit("backends"), BATTERY)),
+    ("model/masks.py", (_unit("masks", "backends"), BATTERY)),
+    ("model/native/*", (_unit("native"), _unit("beam"))),
+    ("model/norm.py", (_unit("norm"), REFERENCE, BATTERY)),
+    ("model/pretrained.py", (_unit("families", "hf_files", "config"), HUB, REFERENCE)),
+    ("model/seq2seq.py",
+     (_unit("seq2seq_generation", "beam", "cache", "backends"), REFERENCE, BATTERY)),
+    ("model/*", (_unit("parts", "masks", "cache", "families", "registry"), REFERENCE, BATTERY)),
+    ("generation/beam.py", (_unit("beam", "seq2seq_generation"), TEXTS)),
+    ("generation/constraint.py", (_unit("constraint"),)),
+    ("generation/pieces.py", (_unit("streaming", "subwords"),)),
+    ("generation/processors.py", (_unit("processors", "beam"), TEXTS)),
+    ("generation/sampling.py", (_unit("sampling", "speculation", "processors"),)),
+    ("generation/speculation.py", (_unit("speculation", "sampling"),)),
+    ("generation/*", (_unit("sampling", "processors", "streaming", "seq2seq_generation", "beam"),
+                      _unit("speculation", "constraint", "scoring", "cache"))),
+    ("tasks/masked_lm.py", (_unit("masked_lm", "tasks", "subwords"), TASKS)),
+    ("tasks/scoring.py", (_unit("scoring", "lm_eval"),)),
+    ("tasks/tokens.py", (_unit("tasks", "tokenizer", "subwords", "packing"), TASKS)),
+    ("tasks/*", (_unit("tasks", "task", "subwords", "streaming"), TASKS)),
+    ("training/averaging.py", (_unit("averaging"), [E2E.format("averages")], RUNS)),
+    ("training/beginning.py", ([E2E.format("beginning")], HUB)),
+    ("training/card.py", (_unit("report"), RUNS)),
+    ("training/checkpoints.py", ([E2E.format("resume")], RUNS)),
+    ("training/choosing.py", ([E2E.format("choosing")], TASKS)),
+    ("training/compiling.py", (_unit("compile", "training"),)),
+    ("training/engines.py", ([E2E.format("devices")], _unit("training"))),
+    ("training/finding.py", (_unit("finding"),)),
+    ("training/finite.py", (_unit("finite"),)),
+    ("training/gradients.py", (_unit("gradients", "training"), RUNS)),
+    ("training/launch.py", ([E2E.format("devices")], RUNS)),
+    ("training/loggers.py", (_unit("loggers", "training"), RUNS)),
+    ("training/machine.py", (_unit("machine"),)),
+    ("training/memory.py", (_unit("memory"), RUNS)),
+    ("training/muon.py", (_unit("optimizers"),)),
+    ("training/optimizers.py", (_unit("optimizers", "training"),)),
+    ("training/parameter_groups.py", (_unit("optimizers", "training"),)),
+    ("training/peak.py", (_unit("memory"),)),
+    ("training/preparation.py", (_unit("sizing", "choosing_tokenizers", "training"), TASKS, RUNS)),
+    ("training/report/*", (_unit("report"), RUNS)),
+    ("training/plot.py", (_unit("report"), RUNS)),
+    ("training/resuming.py", ([E2E.format("resume")],)),
+    ("training/run_state.py", ([E2E.format("resume")],)),
+    ("training/sizing.py", (_unit("sizing"),)),
+    ("training/tokenizers.py", (_unit("choosing_tokenizers"), TASKS)),
+    ("training/verify.py", ([E2E.format("resume")],)),
+    ("training/warming.py", ([E2E.format("beginning")], _unit("training"))),
+    ("training/*", (_unit("training", "optimizers"), RUNS, TASKS)),
+)  # fmt: skip
+
+
+def stages(module: str) -> tuple[list[str], ...]:
+    """Pytest's arguments, stage by stage, for a module's path below src/miniformer."""
+    return next(stages for pattern, stages in TABLE if fnmatch(module, pattern))

@@ -1,0 +1,87 @@
+"""The parts of the slow ring."""
+
+import dataclasses
+
+_PACKAGE = "src/miniformer/**/*"
+_TESTS = "tests/**/*.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A check of the slow ring.
+
+    Attributes:
+        name: its name on the command line.
+        command: arguments of Python, run from the root of the repository.
+        covers: patterns of the files whose change asks for another run.
+        minutes: an estimate of its time on two cores.
+        requirements: packages beside those of `.venv`; the part then has its own environment.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    covers: tuple[str, ...]
+    minutes: float
+    requirements: tuple[str, ...] = ()
+
+
+_PYTEST = ("-m", "pytest", "-m", "")
+
+PARTS = (
+    Part(
+        "loggers",
+        (*_PYTEST, "tests/slow/check_loggers.py"),
+        ("src/miniformer/training/loggers.py", "tests/slow/check_loggers.py"),
+        3,
+        ("wandb", "mlflow"),
+    ),
+    Part(
+        "lm_eval",
+        (*_PYTEST, "tests/slow/check_lm_eval.py"),
+        (
+            "src/miniformer/interop/lm_eval.py",
+            "src/miniformer/tasks/scoring.py",
+            "tests/slow/check_lm_eval.py",
+        ),
+        3,
+        ("lm-eval",),
+    ),
+    Part(
+        "kernels",
+        ("-m", "tests.slow.kernels"),
+        (
+            "src/miniformer/model/native/*",
+            "tests/unit/test_native.py",
+            "tests/slow/kernels.py",
+        ),
+        6,
+    ),
+    Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
+    Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
+    Part(
+        "mutations",
+        ("-m", "tests.slow.mutations"),
+        (
+            "src/miniformer/model/**/*.py",
+            "src/miniformer/generation/**/*.py",
+            "src/miniformer/tasks/**/*.py",
+            "src/miniformer/training/**/*.py",
+            "tests/**/test_*.py",
+            "tests/slow/mutations/*",
+        ),
+        55,
+        ("cosmic-ray",),
+    ),
+    Part(
+        "benchmarks",
+        ("-m", "tests.slow.benchmarks"),
+        (_PACKAGE, "benchmarks/*.py", "recipes/*.yaml", "tests/slow/benchmarks.py"),
+        12,
+    ),
+    Part(
+        "recipe",
+        (*_PYTEST, "tests/slow/check_recipe.py"),
+        (_PACKAGE, "tests/slow/check_recipe.py"),
+        3,
+    ),
+)  # fmt: skip
