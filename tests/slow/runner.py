@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for part in parts:
             state = "as recorded" if passed.get(part.name) == digest(part) else "changed"
-            print(f"{part.name:<12}{part.minutes:>3} min  {state:<13}{' '.join(part.command)}")
+            print(f"{part.name:<12}{part.minutes:>3} min  {state:<13}{shlex.join(part.command)}")
         return 0
     failed, left = [], options.minutes
     for part in parts:
