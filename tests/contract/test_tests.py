@@ -1,0 +1,110 @@
+"""The tests themselves: none can pass without having compared anything."""
+
+import ast
+
+import pytest
+
+from tests.kit import ROOT
+
+FILES = sorted((ROOT / "tests").rglob("*.py"))
+CALLS = {"raises", "warns", "fail", "gradcheck", "opcheck"}  # and what begins with `assert`
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def own(function):
+    """A function's nodes in the order of its lines, without those of functions inside."""
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, FUNCTIONS | ast.Lambda | ast.ClassDef):
+            yield node
+            yield from own(node)
+
+
+def called(node):
+    """The last part of the name that a call is of, or nothing."""
+    if not isinstance(node, ast.Call):
+        return ""
+    return getattr(node.func, "attr", None) or getattr(node.func, "id", "")
+
+
+def compares(node, helpers):
+    name = called(node)
+    return isinstance(node, ast.Assert) or name in helpers or name.startswith("assert")
+
+
+@pytest.fixture(scope="module")
+def functions():
+    """(file, function) of all tests and of what they share."""
+    return [
+        (path, node)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, FUNCTIONS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def helpers(functions):
+    """Names of functions that compare something, themselves or through others."""
+    found, before = set(CALLS), -1
+    while len(found) > before:
+        before = len(found)
+        found |= {
+            function.name
+            for _, function in functions
+            if any(compares(node, found) for node in own(function))
+        }
+    return {name for name in found if not name.startswith("test_")}
+
+
+def all_tests(functions):
+    return [(path, each) for path, each in functions if each.name.startswith("test_")]
+
+
+def described(path, function):
+    return f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
+
+
+def test_each_test_compares_something(functions, helpers):
+    idle = [
+        described(path, test)
+        for path, test in all_tests(functions)
+        if not any(compares(node, helpers) for node in own(test))
+    ]
+    assert idle == []
+
+
+def test_no_test_returns_before_it_has_compared_something(functions, helpers):
+    """What does not concern a case is no case: leave it out where the cases are made."""
+    early = []
+    for path, test in all_tests(functions):
+        nodes = list(own(test))
+        first = min((each.lineno for each in nodes if compares(each, helpers)), default=10**9)
+        if any(isinstance(each, ast.Return) and each.lineno < first for each in nodes):
+            early.append(described(path, test))
+    assert early == []
+
+
+@pytest.mark.parametrize(
+    ("body", "idle", "early"),
+    [
+        ("assert x", False, False),
+        ("f(x)", True, False),
+        ("check(x)", False, False),
+        ("if x:\n  return\n assert x", False, True),
+        ("assert x\n if x:\n  return\n assert y", False, False),
+        ("def inner():\n  assert x\n f(inner)", True, False),
+        ("with pytest.raises(E):\n  f(x)", False, False),
+    ],
+)
+def test_these_rules_tell_tests_apart(body, idle, early, helpers):
+    (test,) = ast.parse(f"def test_x(x):\n {body}\n").body
+    pair, known = [(ROOT / "x.py", test)], helpers | {"check"}
+    for rule, broken in (
+        (test_each_test_compares_something, idle),
+        (test_no_test_returns_before_it_has_compared_something, early),
+    ):
+        if broken:
+            with pytest.raises(AssertionError):
+                rule(pair, known)
+        else:
+            rule(pair, known)
