@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniformer import trainer
+from miniformer.config.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
 
 MODEL = '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}'
@@ -35,6 +36,26 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
     assert f"learning rate: {settings['lr']:g}" in out
     assert " predicted" in out.rpartition("memory: ")[2]
     assert (tmp_path / "runs" / "run" / "lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.catches("predicted_memory_leaves_out_the_optimizer")
+def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
+    """1 GB is there, steps grow by 2 GB and a fifth for holes, Muon keeps 8 bytes a parameter."""
+    monkeypatch.setattr("miniformer.training.memory.growth", lambda step, device: 2 * 10**9)
+    monkeypatch.setattr("miniformer.training.memory.resident", lambda device: 10**9)
+    monkeypatch.setattr("miniformer.training.watching.most_resident", lambda device: 3_210_000_000)
+    large = '{"d_model": 256, "n_heads": 4, "n_layers": 1, "max_seq_len": 16, "d_ff": 9000}'
+    assert run(tmp_path, "--memory", "50GB", "--model_config", large)[0] == 0
+    folder, out = tmp_path / "runs" / "run", capsys.readouterr().out
+    weights = load_file(folder / "last" / "model.safetensors")
+    count = sum(weight.numel() for weight in weights.values())
+    (planned,) = re.findall(r"memory 50 GB: .*; (.*) predicted at most", out)
+    (used, predicted) = re.findall(r"memory: (.*) at most, (.*) predicted$", out, re.M)[0]
+    assert used == "3.21 GB"
+    assert planned == predicted
+    total = 10**9 + 8 * count + 16 * 2**20 + 2.4 * 10**9
+    assert parse_bytes(predicted) == pytest.approx(total, abs=1e6)
+    assert f"{used} at most, {predicted} predicted" in (folder / "report.html").read_text()
 
 
 def test_too_little_memory_is_told(tmp_path, capsys):

@@ -784,3 +784,27 @@ def verify_keeps_the_last_loss_of_a_step(original):
 def a_longer_run_has_no_rows_until_its_end(original):
     """A finished run that is made longer waits until it is as far as it was."""
     return lambda progress, last, points: progress - last >= 1 / points
+
+
+@fault("miniformer.training.progress:ProgressCallback._speed_since")
+def the_work_of_one_device_is_that_of_all(original):
+    """Of several devices the FLOPs of one are divided by the peak of all."""
+
+    def speed_since(self, before, now):
+        speed = original(self, before, now)
+        if "mfu" in speed:
+            work = now.own_flops - before.own_flops
+            speed["mfu"] = round(work / (now.seconds - before.seconds) / self.peak, 4)
+        return speed
+
+    return speed_since
+
+
+@fault("miniformer.training.choosing:plan_memory")
+def predicted_memory_leaves_out_the_optimizer(original):
+    """The state of the optimizer is left out of the memory that a run needs."""
+
+    def plan_memory(*args, optimizer_bytes_per_param, **options):
+        return original(*args, optimizer_bytes_per_param=0.0, **options)
+
+    return plan_memory

@@ -21,6 +21,7 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.optimizers import adamw
 from miniformer.training.preparation import prepare
+from miniformer.training.progress import ProgressCallback
 from tests.kit import tiny_model
 from tests.kit.clock import Clock
 
@@ -75,6 +76,29 @@ def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
     clock.now += 10.0
     assert budget.seconds_left(budget.progress(4)) == pytest.approx(60.0)
     assert budget.seconds_left(budget.progress(10)) == 0.0
+
+
+@pytest.mark.catches("the_work_of_one_device_is_that_of_all")
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devices):
+    """Each device does 4,000 FLOPs for each of 500 tokens in 10 s: 20 % of 1 MFLOP/s."""
+    seen = ProgressCallback(
+        Budget(max_steps=9), tmp_path / "metrics.jsonl", Console(file=io.StringIO()),
+        flops=lambda batch: 4000.0 * batch["about"]["tokens"], peak=devices * 1e6, writes=False,
+    )  # fmt: skip
+    module = types.SimpleNamespace(tokens=7, padding=0)
+    fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(seconds=1.0))
+    seen.budget.start()
+    seen._step = fake.global_step = 1  # in the middle of a step: work is counted all the same
+    before = seen._now(fake, module)._replace(seconds=100.0)
+    for tokens in (300, 200):
+        seen.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
+    module.tokens += devices * 500
+    fake.train_dataloader.seconds += 2.5
+    after = seen._now(fake, module)._replace(seconds=110.0)
+    assert seen._speed_since(before, after) == {
+        "tokens_per_second": 50.0 * devices, "waiting": 0.25, "mfu": 0.2,
+    }  # fmt: skip
 
 
 @pytest.mark.catches("validation_counts_as_training")
