@@ -271,3 +271,15 @@ def sliding_text_is_cut_one_token_early(original):
         self.longest -= self.slide
 
     return init
+
+
+@fault("miniformer.generation.modes:evaluating")
+def dropout_stays_on_in_generation(original):
+    """A model in train mode generates in train mode."""
+    import contextlib
+
+    @contextlib.contextmanager
+    def evaluating(model):
+        yield
+
+    return evaluating
