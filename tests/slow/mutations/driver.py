@@ -25,7 +25,7 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PRELOADED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]
 _OPTIONS = [
     "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning",
-    "--hypothesis-profile=unshrunk", "--timeout=120",
+    "--hypothesis-profile=unshrunk",
 ]  # fmt: skip
 # A loop that has no end may hold a process where no signal reaches it.
 _LIMIT_S = 1200.0
@@ -57,12 +57,18 @@ def main(arguments: list[str] | None = None) -> int:
     _PROCESSES.set_forkserver_preload(_PRELOADED)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as threads:
         verdicts = list(threads.map(test, mutants))
-        killers = sorted({each.killer for each in verdicts if each.killer and "::" in each.killer})
+        killers = sorted(
+            {each.killer for each in verdicts if each.killer and _is_test(each.killer)}
+        )
         passing = not killers or _run_tests(PACKAGE.parent, killers, repeat=True) is None
     if not passing:
         print("a test that killed a mutant fails on the package as it is as well")
     results = [(_entry(each.mutant), each.killer is not None) for each in verdicts]
     return max(judge(results, write=options.write), int(not passing))
+
+
+def _is_test(killer: str) -> bool:
+    return "::" in killer and not killer.endswith(" (timeout)")
 
 
 def modules() -> list[Path]:
@@ -137,6 +143,8 @@ def _run(sender, source: Path, tests: list[str], folder: Path) -> None:
         def pytest_runtest_logreport(self, report):
             if report.failed and not self.failed:
                 self.failed = report.nodeid
+                if "Failed: Timeout" in str(report.longrepr):
+                    self.failed += " (timeout)"  # a loop without an end, or a busy machine
 
     if "miniformer" in sys.modules:
         raise RuntimeError("the package is imported before the mutant")
