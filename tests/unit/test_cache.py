@@ -264,6 +264,22 @@ def test_the_source_is_projected_once_and_follows_its_rows():
     close(model.logits(model.features(new, turned, cache=cache))[:, -1], again[:, -1])
 
 
+@pytest.mark.catches("source_is_projected_outside_of_layers")
+def test_the_source_is_projected_within_each_layer():
+    """Where weights are sharded, a layer has them while it is called only."""
+    model = tiny_model(model=Seq2SeqTransformer, causal=False)
+    called, seen = [], []
+    for layer in model.decoder.layers:
+        layer.register_forward_pre_hook(lambda layer, args: called.append(layer))
+        layer.register_forward_hook(lambda layer, args, out: called.remove(layer))
+        for part in (layer.cross_attention.k_proj, layer.cross_attention.v_proj):
+            part.register_forward_pre_hook(
+                lambda part, args, layer=layer: seen.append(layer in called)
+            )
+    model(tokens(model, 2, 6), tokens(model, 2, 5))
+    assert seen == [True] * 2 * len(model.decoder.layers)
+
+
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1,
