@@ -338,3 +338,33 @@ def truncate_keeps_the_beginning_of_prompts(original):
 def pairs_are_marked_only_where_it_is_said(original):
     """Tokens that both texts of a pair have are not marked by default."""
     return lambda self: bool(self.mark_shared)
+
+
+@fault("miniformer.tasks.text_metrics:text_metrics")
+def bleu_exchanges_references(original):
+    """What a model wrote and what it should have written are exchanged."""
+
+    def text_metrics(written, references):
+        return original(references, written)
+
+    return text_metrics
+
+
+@fault("miniformer.tasks.text_metrics:round_trip")
+def references_stay_as_they_are(original):
+    """Written text is compared with targets that the tokenizer cannot write."""
+
+    def round_trip(tokenizer, texts):
+        return list(texts)
+
+    return round_trip
+
+
+@fault("miniformer.tasks.text_metrics:round_trip")
+def unknown_words_match(original):
+    """A target with unknown words counts as written where they are left out."""
+
+    def round_trip(tokenizer, texts):
+        return [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)]
+
+    return round_trip

@@ -222,6 +222,14 @@ class Tokenizer:
                 found[number] = token.encode()
         return found, sorted(special)
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token that stands for what the vocabulary does not have; None: there is none."""
+        model = json.loads(self.backend.to_str())["model"]
+        token = model.get("unk_token")
+        found: int | None = model.get("unk_id")
+        return found if token is None else self.backend.token_to_id(token)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without boundary tokens."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)

@@ -8,7 +8,6 @@ labels    | d e B
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar
@@ -35,8 +34,11 @@ from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.generate import Start, write
 from miniformer.tasks.pairs import collate_pairs, seq2seq_loss
 from miniformer.tasks.task import Measured
+from miniformer.tasks.text_metrics import has_sacrebleu, lossy_targets, round_trip, text_metrics
 from miniformer.tasks.tokens import as_ids
 from miniformer.tasks.writing import WritingTask
+
+_LOOKED_AT = 1_000  # records whose targets are decoded before training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,36 +201,30 @@ class Seq2Seq(WritingTask):
     ) -> dict[str, float]:
         """Loss, and over what was written exact match (a share), BLEU and chrF (0 to 100).
 
-        BLEU and chrF are sacrebleu's, with its default settings (13a tokens, cased).
+        BLEU and chrF are sacrebleu's, with its default settings (13a tokens, cased). References
+        are targets as the tokenizer gives them back, since a model can write no others; those with
+        unknown tokens stay as they are.
         """
         figures = super().figures(measured)
         references = [text for each in measured for text in each.get("references", [])]
         if not references or tokenizer is None:
             return figures
-        written = [
-            tokenizer.decode(ids).strip() for each in measured for ids in each.get("written", [])
-        ]
-        references = [text.strip() for text in references]
-        same = sum(map(str.__eq__, written, references))
-        figures["exact_match"] = same / len(references)
-        if not _has_sacrebleu():
-            return figures
-        import sacrebleu
-
-        return {
-            **figures,
-            "bleu": sacrebleu.corpus_bleu(written, [references]).score,
-            "chrf": sacrebleu.corpus_chrf(written, [references]).score,
-        }
+        written = [tokenizer.decode(ids) for each in measured for ids in each.get("written", [])]
+        return {**figures, **text_metrics(written, round_trip(tokenizer, references))}
 
     def notes(self, metric: str) -> Iterator[str]:
-        if self.generated and not _has_sacrebleu():
+        if self.generated and not has_sacrebleu():
             if metric in ("bleu", "chrf"):
                 raise UserError(
                     f"checkpoint_metric={metric} needs the package sacrebleu; "
                     'pip install "miniformer[eval]"'
                 )
             yield 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
+
+    def tokenizer_findings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
+        some = list(islice(records, _LOOKED_AT))
+        examples = self.encode(some, tokenizer, 2)  # for their references, which are whole
+        yield from lossy_targets([_text(example) for example in examples], tokenizer)
 
     def describe(self, measured: Sequence[Measured]) -> str:
         """On how many examples the figures of written text stand."""
@@ -248,7 +244,11 @@ class Seq2Seq(WritingTask):
         )
 
     def sample_prompts(self, records: Records) -> list[str]:
-        return [record["source"] for record in islice(records, 1)]
+        """The first source; of a task of other fields, its first text."""
+        some = list(islice(records, 1))
+        if "source" in self.schema:
+            return [record["source"] for record in some]
+        return [text for record in some for text in islice(self.texts(record), 1)]
 
     def starts(
         self,
@@ -293,5 +293,7 @@ class Seq2Seq(WritingTask):
         return self.answer(model, tokenizer, inputs, one, truncate=truncate)
 
 
-def _has_sacrebleu() -> bool:
-    return importlib.util.find_spec("sacrebleu") is not None
+def _text(example: Example) -> str:
+    """The target of an example, whole."""
+    text: str = example["reference"].tobytes().decode()
+    return text

@@ -176,6 +176,10 @@ class Task(StrictConfig):
         """What was found out of the training data, of which a user may think otherwise."""
         return iter(())
 
+    def tokenizer_findings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
+        """What a user should know of how a tokenizer treats the texts of records."""
+        return iter(())
+
     def describe(self, measured: Sequence[Measured]) -> str:
         """More than figures can say, as Markdown for the model card; may be empty."""
         return ""

@@ -133,7 +133,11 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     config, batched = with_batches(config, data)
     config, sized = with_size(config, data)
     model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
-    for line in (*_about(data), *notes, *task.findings(), *filter(None, [batched, sized])):
+    found = list(task.findings())
+    shown = others["val_path"] or records
+    if tokenizer is not None and shown is not None:
+        found += task.tokenizer_findings(tokenizer, shown)
+    for line in (*_about(data), *notes, *found, *filter(None, [batched, sized])):
         console.print(line)
     model = MODELS[kind](model_config)
     origin = None if config.init_from is None else Path(config.init_from)

@@ -1,0 +1,114 @@
+"""Exact match, BLEU and chrF, with tokenizers that do and do not give texts back."""
+
+import math
+from collections import Counter
+
+import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from miniformer.data.records import records_of
+from miniformer.data.tokenizer import Tokenizer
+from miniformer.tasks.seq2seq import Seq2Seq
+from miniformer.tasks.text_metrics import lossy_targets, round_trip, text_metrics
+
+WRITTEN = ["the cat sat on the mat and slept there all day", "a dog barks", "it rains again today"]
+WANTED = ["the cat sat on the mat", "a dog barks at night", "it rains again"]
+
+
+def bleu_by_hand(hypotheses, references):
+    """Corpus BLEU of texts whose tokens are words (Papineni et al. 2002)."""
+    found, counted, lengths = [0] * 4, [0] * 4, [0, 0]
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        h, r = hypothesis.split(), reference.split()
+        lengths = [lengths[0] + len(h), lengths[1] + len(r)]
+        for n in range(1, 5):
+            grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (h, r)]
+            found[n - 1] += sum((grams[0] & grams[1]).values())
+            counted[n - 1] += sum(grams[0].values())
+    precision = sum(math.log(a / b) for a, b in zip(found, counted, strict=True)) / 4
+    brevity = min(0.0, 1 - lengths[1] / lengths[0])
+    return 100 * math.exp(precision + brevity)
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+@pytest.mark.catches("bleu_exchanges_references")
+def test_text_metrics_of_unequal_lengths_are_those_of_sacrebleu(exchanged):
+    """Longer and shorter than what was wanted: the one is not the other way around."""
+    written, wanted = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
+    found = text_metrics(written, wanted)
+    assert found["bleu"] == pytest.approx(bleu_by_hand(written, wanted), rel=1e-9)
+    assert found["bleu"] == sacrebleu.BLEU().corpus_score(written, [wanted]).score
+    assert found["chrf"] == sacrebleu.CHRF().corpus_score(written, [wanted]).score
+    assert found["exact_match"] == 0.0
+    other = text_metrics(wanted, written)
+    assert abs(found["bleu"] - other["bleu"]) > 1
+    assert abs(found["chrf"] - other["chrf"]) > 1
+
+
+def test_exact_match_does_not_count_spaces_around_a_text():
+    assert text_metrics([" a b", "c ", "d  e"], ["a b\n", "c", "d e"])["exact_match"] == 2 / 3
+
+
+def lower():
+    """A tokenizer of words that does not know cases, as many of BERT's do not."""
+    backend = Backend(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, ",": 3}, unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return Tokenizer(backend)
+
+
+SENTENCES = ["a , b . don ' t !", "A b,  b", "b"]
+TOKENIZERS = {
+    **{kind: Tokenizer.train(kind, SENTENCES) for kind in ("wordpiece", "word", "char", "bpe")},
+    "lower": lower(),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.catches("references_stay_as_they_are")
+def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
+    """What is written is exactly the tokens of the targets; all of them are known."""
+    tokenizer, targets = TOKENIZERS[kind], SENTENCES if kind != "lower" else ["a , B", "A b,  b"]
+    measured = [
+        {"loss": 1.0, "count": 1.0, "written": tokenizer.encode_batch(targets),
+         "references": targets}
+    ]  # fmt: skip
+    metrics = Seq2Seq().figures(measured, tokenizer)
+    assert metrics["exact_match"] == 1.0
+    assert metrics["chrf"] == pytest.approx(100.0)
+    records = records_of([{"source": "", "target": x} for x in targets], Seq2Seq().schema)
+    said = list(Seq2Seq().tokenizer_findings(tokenizer, records))
+    changed = [x for x in targets if tokenizer.decode(tokenizer.encode(x)) != x]
+    assert len(said) == bool(changed)
+    if changed:
+        first = min(changed, key=len)
+        decoded = tokenizer.decode(tokenizer.encode(first))
+        counts = f"changes {len(changed)} of {len(targets)} targets, such as "
+        assert f"warning: the tokenizer {counts}{first!r} to {decoded!r}; " in said[0]
+
+
+@pytest.mark.catches("unknown_words_match")
+def test_a_target_with_unknown_words_is_never_matched():
+    tokenizer = TOKENIZERS["lower"]
+    assert round_trip(tokenizer, ["A dog, b", "A b"]) == ["A dog, b", "a b"]
+    written = tokenizer.encode_batch(["a dog, b", "a b"])
+    measured = [{"loss": 1.0, "count": 1.0, "written": written, "references": ["A dog, b", "A b"]}]
+    assert Seq2Seq().figures(measured, tokenizer)["exact_match"] == 0.5
+
+
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_tokenizers_of_bytes_give_back_any_text(texts):
+    for kind in ("byte", "bpe"):
+        tokenizer = TOKENIZERS["bpe"] if kind == "bpe" else Tokenizer.train("byte", [])
+        assert round_trip(tokenizer, texts) == texts
+        assert list(lossy_targets(texts, tokenizer)) == []
+
+
+def test_lossy_targets_are_shown_in_part():
+    (said,) = lossy_targets(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
+    assert f"'{('b ' * 30)[:60]}...' to '" in said
