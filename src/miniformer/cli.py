@@ -157,7 +157,7 @@ def _predict(values: dict[str, Any]) -> int:
     inputs: list[tuple[str, Any]] = []  # the name of each in messages, and itself
     for word in given:
         if word == "-":
-            inputs += _json_lines(_standard_input())
+            inputs += _json_lines(_standard_input(), list(pipeline.task.schema))
         else:
             name = f"input {word[:40]!r}"
             inputs.append((name, word if text else _json(word, name)))
@@ -185,8 +185,14 @@ def _answers(
     return {}, problems
 
 
-def _json_lines(text: str) -> list[tuple[str, Any]]:
-    """Inputs, or those of records that have one, each with its line."""
+def _json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
+    """Inputs, or those of records that have one, each with its line.
+
+    Args:
+        text: JSON lines.
+        fields: those of the task's records; the first that a record has is its input.
+    """
+    names = ["input", "source", *fields]
     inputs = []
     # Only line feeds end a line: U+2028 and others may be in a string.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
@@ -194,9 +200,10 @@ def _json_lines(text: str) -> list[tuple[str, Any]]:
             where = f"standard input:{number}"
             value = _json(line, where)
             if isinstance(value, dict):
-                found = [value[name] for name in ("input", "source") if name in value]
+                found = [value[name] for name in names if name in value]
                 if not found:
-                    raise UserError(f"{where}: the record has no 'input' and no 'source'")
+                    needed = " and no ".join(map(repr, dict.fromkeys(names)))
+                    raise UserError(f"{where}: the record has no {needed}")
                 value = found[0]
             inputs.append((f"{where}:", value))
     return inputs

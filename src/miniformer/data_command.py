@@ -61,7 +61,7 @@ def run_data(values: dict[str, Any]) -> int:
         task = registry.get("task", options["task"]).from_dict(options["task_config"])
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
-    count, unit = _counter(options["tokenizer"])
+    count, unit = _counter(options["tokenizer"], list(task.schema))
     console = make_console()
 
     def show(line: str) -> None:
@@ -107,8 +107,8 @@ def _tasks() -> list[str]:
     return registry.names("task")
 
 
-def _counter(tokenizer: str | None) -> tuple[Any, str]:
-    """What measures records, and in which unit."""
+def _counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]:
+    """A function that gives the lengths of records' fields, and their unit."""
     if tokenizer is None:
 
         def length(texts: list[str]) -> list[int]:
@@ -132,10 +132,10 @@ def _counter(tokenizer: str | None) -> tuple[Any, str]:
 
     def count(records: list[Any]) -> dict[str, list[int]]:
         found = {}
-        for name in ("text", "input", "source", "target"):
-            if name not in records[0]:
+        for name in fields:
+            values = [record[name] for record in records if isinstance(record[name], str | list)]
+            if not values or name == "label":
                 continue
-            values = [record[name] for record in records]
             texts = [
                 value if isinstance(value, str) else " ".join(value)
                 for value in values

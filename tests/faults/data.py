@@ -413,3 +413,26 @@ def a_resumed_stream_leaves_out_a_pool(original):
 def line_of_a_selected_record_is_its_number(original):
     """A record among the good ones is named by the line of another."""
     return lambda self, index: self.records.where(index)
+
+
+@fault("miniformer.data.batches:token_tensors")
+def declared_tokens_are_not_counted(original):
+    """Tokens are counted in tensors of usual names only."""
+
+    def token_tensors(batch, declared=None):
+        usual = ("input_ids", "inputs", "source", "target")
+        return {name: mask for name, mask in original(batch, declared).items() if name in usual}
+
+    return token_tensors
+
+
+@fault("miniformer.data.batches:Batches._random")
+def batches_of_a_chunk_draw_the_same(original):
+    """The number of a batch within its chunk does not decide its chance."""
+    return lambda self, *place: original(self, *place[:2], *[0] * len(place[2:]))
+
+
+@fault("miniformer.data.batches:Batches._random")
+def chunks_draw_the_same(original):
+    """The number of a chunk does not decide its chance."""
+    return lambda self, *place: original(self, place[0], *[0] * len(place[1:2]), *place[2:])

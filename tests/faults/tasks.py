@@ -368,3 +368,13 @@ def unknown_words_match(original):
         return [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)]
 
     return round_trip
+
+
+@fault("miniformer.tasks.seq2seq:Seq2Seq.sample_prompts")
+def samples_need_sources(original):
+    """Samples are of the field `source`, whatever fields the records of a task have."""
+
+    def sample_prompts(self, records):
+        return [next(iter(records))["source"]]
+
+    return sample_prompts

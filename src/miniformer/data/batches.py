@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
@@ -13,6 +13,14 @@ from miniformer.data.buckets import Batch
 from miniformer.data.packing import IGNORED
 from miniformer.data.pools import Pools
 from miniformer.data.table import Table
+
+# Tensors of tokens as most tasks call them, and their masks.
+_USUAL = {
+    "input_ids": "segment_ids",
+    "inputs": "attention_mask",
+    "source": "source_mask",
+    "target": "labels",
+}
 
 
 class Cutter(Protocol):
@@ -43,6 +51,7 @@ class Batches:
         rank, world_size: of this process; ranks take turns, and get equally many batches. Where the
             last turn is not full, ranks without a batch get the last one again, marked `repeated`:
             whoever trains or measures must not count it.
+        tensors: those of a batch that hold tokens, see `token_tensors`.
     """
 
     def __init__(
@@ -53,7 +62,9 @@ class Batches:
         seed: int | None,
         rank: int = 0,
         world_size: int = 1,
+        tensors: Mapping[str, str] | None = None,
     ) -> None:
+        self.tensors = tensors
         self.pools, self.cutter, self.seed = pools, cutter, seed
         self.rank, self.world_size = rank, world_size
         self._next = (0, 0, 0)  # epoch, pool and batch at which the next pass begins
@@ -126,7 +137,7 @@ class Batches:
         last = turn[-1][1]
         state, repeated = last["state"], self.rank >= len(turn)
         self._place = (state["epoch"], state["pool"], state["batch"])
-        real, places = (0, 0) if repeated else count_tokens(batch)
+        real, places = (0, 0) if repeated else count_tokens(batch, self.tensors)
         told = {
             "tokens": real,
             "padding": places - real,
@@ -174,17 +185,25 @@ def _state(place: tuple[int, int, int]) -> dict[str, int]:
     return dict(zip(("epoch", "pool", "batch"), place, strict=True))
 
 
-def count_tokens(batch: Batch) -> tuple[int, int]:
-    """Real tokens of a batch, and positions in all, padding included."""
+def token_tensors(batch: Batch, declared: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The tensors of a batch that hold tokens, each with the name of its mask.
+
+    Args:
+        batch: maybe of a task that says nothing of it: then those with usual names are taken, else
+            the first tensor of two dimensions or more.
+        declared: `Task.token_tensors`.
+    """
+    names = {name: mask for name, mask in (declared or _USUAL).items() if name in batch}
+    if names or declared:
+        return names
+    wide = (name for name, value in batch.items() if getattr(value, "ndim", 0) >= 2)
+    return dict.fromkeys(islice(wide, 1), "")
+
+
+def count_tokens(batch: Batch, declared: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Real tokens of a batch, and positions in all, padding included; see `token_tensors`."""
     real = places = 0
-    for name, mask in (
-        ("input_ids", "segment_ids"),
-        ("inputs", "attention_mask"),
-        ("source", "source_mask"),
-        ("target", "labels"),
-    ):
-        if name not in batch:
-            continue
+    for name, mask in token_tensors(batch, declared).items():
         shape = batch[name].shape[:2]
         places += shape.numel()
         if mask == "labels":
@@ -196,7 +215,7 @@ def count_tokens(batch: Batch) -> tuple[int, int]:
 
 def _targets(batch: Batch) -> int:
     """Tokens of a batch that a decoder reads."""
-    return int((batch["labels"] != IGNORED).sum()) if "target" in batch else 0
+    return int((batch["labels"] != IGNORED).sum()) if {"target", "labels"} <= batch.keys() else 0
 
 
 def _predicted(batch: Batch) -> int | None:

@@ -108,11 +108,11 @@ def look_over(
                 continue
             good.append(found)
             rows.append(row)
-            keys.append(_key(found))
-            if "label" in found:
+            keys.append(_key(found, schema))
+            if "label" in schema:
                 labels[found["label"]] += 1
                 first_of.setdefault(found["label"], row)
-            if "value" in found:
+            if "value" in schema:
                 values.append(float(found["value"]))
         for text, found_lengths in measure(good).items() if good else ():
             lengths.setdefault(text, []).append(np.array(found_lengths, dtype=np.int32))
@@ -213,9 +213,9 @@ def _each(
             yield row, error
 
 
-def _key(record: Record) -> int:
-    """A number for a record's input; a hash of 64 bits, the same in every process."""
-    value = next(record[name] for name in ("text", "input", "source") if name in record)
+def _key(record: Record, schema: Schema) -> int:
+    """A number for a record's first field; a hash of 64 bits, the same in every process."""
+    value = record[next(iter(schema))]
     spelled = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     spelled = " ".join(unicodedata.normalize("NFC", spelled).split())
     digest = hashlib.blake2b(spelled.encode("utf-8", "surrogatepass"), digest_size=8).digest()

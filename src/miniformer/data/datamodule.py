@@ -154,6 +154,19 @@ class MiniFormerDataModule(L.LightningDataModule):
         values = kept.columns[column]
         return len(values) if column in kept.offsets else int(values.sum())
 
+    def tokens(self, name: str) -> int | None:
+        """Tokens, or vectors, of the examples of train, val or test; see `Task.token_arrays`.
+
+        None: they are not all in memory.
+        """
+        self.setup()
+        kept = getattr(self.pools.get(name), "kept", None)
+        if kept is None:
+            return None
+        names = getattr(self.task, "token_arrays", ()) or list(kept.offsets)[:1]
+        counts = [self.count(name, column) for column in names]
+        return sum(filter(None, counts)) if counts else len(kept)
+
     def row_tokens(self, name: str) -> float | None:
         """Tokens of a window of train, val or test, or of an example on average.
 
@@ -194,6 +207,7 @@ class MiniFormerDataModule(L.LightningDataModule):
             seed=self.seed if training else None,
             rank=0 if attached is None else attached.global_rank,
             world_size=1 if attached is None else attached.world_size,
+            tensors=getattr(self.task, "token_tensors", None),
         )
 
     def _pools(self, name: str, records: Records, num_workers: int = 0) -> RecordPools:

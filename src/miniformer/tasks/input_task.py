@@ -48,6 +48,8 @@ class InputTask(Task):
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
     marks_pairs: ClassVar[bool] = True  # where nothing is said
+    token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
+    token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
 
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)

@@ -18,24 +18,27 @@ from miniformer.tasks.tokens import check_inputs
 if TYPE_CHECKING:
     from miniformer.tasks.input_task import InputTask
 
+_NOT_FOR_MODELS = ("inputs", "cut", "record")  # of an example
 _AT_ONCE = 32  # inputs predicted at once
 
 
 def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
     """A batch: `inputs`, int64 [B, T] or float32 [B, T, F].
 
-    Where there are any also `labels`, `bases` and `scales`, [B]; where they are needed
-    `attention_mask`, bool [B, T], and `token_types`, int64 [B, T].
+    Also what else the examples have: numbers as [B], such as `labels`, and arrays filled with 0 on
+    the right, such as `token_types`, int64 [B, T]. Where it is needed there is `attention_mask`,
+    bool [B, T].
     """
     inputs, mask = pad([example["inputs"] for example in examples])
     batch: Batch = {"inputs": inputs}
     if mask is not None:
         batch["attention_mask"] = mask
-    if "token_types" in examples[0]:
-        batch["token_types"] = pad([example["token_types"] for example in examples])[0]
-    for name in ("labels", "bases", "scales"):
-        if name in examples[0]:
-            batch[name] = torch.tensor([example[name] for example in examples])
+    for name, first in examples[0].items():
+        if name in _NOT_FOR_MODELS:
+            continue
+        values = [example[name] for example in examples]
+        is_array = isinstance(first, np.ndarray) and first.ndim > 0
+        batch[name] = pad(values)[0] if is_array else torch.tensor(values)
     return batch
 
 

@@ -44,6 +44,8 @@ class LanguageModeling(WritingTask):
     unit: ClassVar[str] = "nats/token"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
     learns_each_token: ClassVar[bool] = True
+    token_arrays: ClassVar[tuple[str, ...]] = ("ids",)
+    token_tensors: ClassVar[dict[str, str]] = {"input_ids": "segment_ids"}
 
     prompt_begins_document: bool = True
     label_smoothing: float = option(0.0, low=0.0, high=0.99)

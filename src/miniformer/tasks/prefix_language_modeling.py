@@ -38,6 +38,7 @@ class PrefixLanguageModeling(LanguageModeling):
     """Language modelling with a Seq2SeqTransformer; see `LanguageModeling`."""
 
     models: ClassVar[tuple[str, ...]] = LanguageModeling.models
+    token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
 
     def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
         return Task.model_config(self, given, tokenizer)

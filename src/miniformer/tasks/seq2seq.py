@@ -68,6 +68,8 @@ class Seq2Seq(WritingTask):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
     two_texts: ClassVar[tuple[str, str] | None] = ("source", "target")
     learns_each_token: ClassVar[bool] = True
+    token_arrays: ClassVar[tuple[str, ...]] = ("source", "labels")
+    token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
 
     max_source_len: int | None = option(None, low=2)
     max_target_len: int | None = option(None, low=2)

@@ -44,6 +44,12 @@ class Task(StrictConfig):
     larger_is_better: ClassVar[frozenset[str]] = frozenset()  # figures; the others are losses
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # its figures, the most telling first
     learns_each_token: ClassVar[bool] = False  # of texts: a batch is so many tokens, not examples
+    # Arrays of an example that have an entry for each token that a model reads or predicts, and the
+    # tensors [B, T, ...] of a batch that have one, each with its mask: the name of a tensor [B, T]
+    # that is 0 where there is padding ("labels": -100). Sizes, tokens/s and padding follow from
+    # them; of a task that does not say so, from the first array.
+    token_arrays: ClassVar[tuple[str, ...]] = ()
+    token_tensors: ClassVar[dict[str, str]] = {}
     # Fields of a record whose texts may have a tokenizer each: the source and its target.
     two_texts: ClassVar[tuple[str, str] | None] = None
 

@@ -20,10 +20,7 @@ _LEAST_IDS, _MOST_IDS = 512, 10_000
 
 def tokens_of(data: MiniFormerDataModule, name: str) -> int | None:
     """Tokens, or vectors, of train, val or test; None: they are not all in memory."""
-    counts = [data.count(name, column) for column in ("ids", "inputs", "source", "labels")]
-    texts = [count for count in counts[:2] if count is not None]
-    pairs = [count for count in counts[2:] if count is not None]
-    return sum(texts or pairs) or None
+    return data.tokens(name) or None
 
 
 def batch_for(tokens: int, row_tokens: float, devices: int = 1) -> int:

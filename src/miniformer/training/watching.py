@@ -11,6 +11,7 @@ import torch
 
 import miniformer
 from miniformer.config.sizes import forward_flops
+from miniformer.data.batches import token_tensors
 from miniformer.data.buckets import Batch
 from miniformer.training.gradients import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
@@ -52,7 +53,7 @@ class Watch(L.Callback):
         Matrix products of real tokens only; the attention of packed rows counts as that of whole
         ones.
         """
-        about, rows = batch["about"], row_lengths(batch)
+        about, rows = batch["about"], row_lengths(batch, self.run.task.token_tensors)
         count = forward_flops(
             self.run.model_config,
             tokens=about["tokens"] - about["targets"],
@@ -111,7 +112,11 @@ class Watch(L.Callback):
         self.rows = read_rows(self.path, state["rows"], writes=self.writes)
 
 
-def row_lengths(batch: Batch) -> list[int]:
-    """The length of a batch's rows, and with a decoder that of its targets' rows."""
-    names = ("input_ids", "inputs", "source", "target")
-    return [batch[name].shape[1] for name in names if name in batch] or [1]
+def row_lengths(batch: Batch, declared: dict[str, str] | None = None) -> list[int]:
+    """The length of a batch's rows, and with a decoder that of its targets' rows.
+
+    Args:
+        batch: any task's.
+        declared: `Task.token_tensors`.
+    """
+    return [batch[name].shape[1] for name in token_tensors(batch, declared)] or [1]
