@@ -378,3 +378,15 @@ def samples_need_sources(original):
         return [next(iter(records))["source"]]
 
     return sample_prompts
+
+
+@fault("miniformer.tasks.language_modeling:LanguageModeling.fit")
+def fit_overwrites_what_was_given(original):
+    """The training data decides what a user has said otherwise."""
+
+    def fit(self, records):
+        import dataclasses
+
+        return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
+
+    return fit

@@ -156,10 +156,8 @@ def test_statistics_that_make_no_sense(settings, message):
 
 def test_standardize_is_for_vectors():
     texts = [{"input": "a", "label": 0}, {"input": "b", "label": 1}]
-    task = fitted(Classification(standardize=False), texts)
-    config = tiny_model(causal=False, output_dim=2).config
-    with pytest.raises(UserError, match="standardize, feature_means and feature_stds are for"):
-        task.check(config, None)
+    with pytest.raises(UserError, match="standardize is for vectors, and inputs are texts"):
+        fitted(Classification(standardize=False), texts)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,14 @@ class InputTask(Task):
 
     def cross_check(self) -> list[str]:
         means, stds = self.feature_means, self.feature_stds
+        if self.input_kind in ("text", "pair"):
+            given = [
+                name
+                for name in ("input_dim", "feature_means", "feature_stds", "standardize")
+                if getattr(self, name) not in (None, True)
+            ]
+            if given:
+                return [f"{given[0]} is for vectors, and inputs are texts; leave it out"]
         if means is None and stds is None:
             return []
         if means is None or stds is None:
@@ -170,11 +178,6 @@ class InputTask(Task):
                     f"model_config: {name} must be {'null' if wanted is None else wanted} for this "
                     f"data, not {getattr(config, name)}; leave it out"
                 )
-        if self.kind() != "features" and (self.feature_means is not None or not self.standardize):
-            raise UserError(
-                "task_config: standardize, feature_means and feature_stds are for vectors, and "
-                "inputs are texts here; leave them out"
-            )
         if self.bpe_dropout and tokenizer is None:
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:

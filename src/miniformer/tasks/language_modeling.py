@@ -35,7 +35,7 @@ class LanguageModeling(WritingTask):
 
     Args:
         prompt_begins_document: whether a prompt is the beginning of a document, as a record is;
-            running text has no beginnings to speak of. Learnt from the training data.
+            running text has no beginnings to speak of. Null: as in the training data.
         label_smoothing: share of each label that is spread over the vocabulary, in training.
     """
 
@@ -47,7 +47,7 @@ class LanguageModeling(WritingTask):
     token_arrays: ClassVar[tuple[str, ...]] = ("ids",)
     token_tensors: ClassVar[dict[str, str]] = {"input_ids": "segment_ids"}
 
-    prompt_begins_document: bool = True
+    prompt_begins_document: bool | None = None
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
 
     @property
@@ -61,7 +61,13 @@ class LanguageModeling(WritingTask):
         return chosen(**self.to_dict()) if kind in self.models else super().for_model(kind)
 
     def fit(self, records: Records) -> Self:
+        if self.prompt_begins_document is not None:
+            return self
         return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
+
+    def begins_documents(self) -> bool:
+        """Whether a prompt is the beginning of a document; so it is where nothing is known."""
+        return self.prompt_begins_document is not False
 
     def is_empty(self, record: Record) -> bool:
         return not record["text"].strip()
@@ -88,7 +94,7 @@ class LanguageModeling(WritingTask):
         assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
         begin, end = [tokenizer.begin_id], [tokenizer.boundary_id]
-        end = [] if begin == end or not self.prompt_begins_document else end
+        end = [] if begin == end or not self.begins_documents() else end
         return [
             {
                 "ids": as_ids(ids if record.get("continues") else begin + ids + end, tokenizer),
@@ -158,7 +164,7 @@ class LanguageModeling(WritingTask):
         """Token ids of prompts; an empty one begins a document."""
         rows = tokenizer.encode_batch(prompts)
         begin = [tokenizer.begin_id]
-        return [begin + ids if self.prompt_begins_document or not ids else ids for ids in rows]
+        return [begin + ids if self.begins_documents() or not ids else ids for ids in rows]
 
     def sample_prompts(self, records: Records) -> list[str]:
         text = next((r["text"] for r in records if r["text"].strip()), "")

@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from miniformer.config import (
     UserError,
     option,
 )
+from miniformer.data import fields
 from miniformer.data.batches import Cutter
 from miniformer.data.buckets import Batch, LengthBuckets
 from miniformer.data.fields import Schema
@@ -62,6 +64,16 @@ class MaskedLM(InputTask):
     field: str = option("text", choices=("text", "input"))
     mask_share: float = option(0.15, above=0.0, high=0.9)
 
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.field == "text" and self.input_kind not in (None, "text"):
+            problems.append(
+                f"input_kind={self.input_kind} has no effect with field=text; set field=input"
+            )
+        if self.input_kind == "features" or self.input_dim is not None or not self.standardize:
+            problems.append("masked_lm reads texts; input_dim and standardize are for vectors")
+        return problems
+
     @property
     def schema(self) -> Schema:
         kind = "text" if self.field == "text" else self.input_kind
@@ -70,10 +82,10 @@ class MaskedLM(InputTask):
     def fit(self, records: Any) -> MaskedLM:
         if self.field == "text":
             return dataclasses.replace(self, input_kind="text")
-        fitted = super().fit(records)
-        if fitted.input_kind == "features":
+        first = next(islice(iter(records), 1))["input"]
+        if fields.input_kind(first) == "features":
             raise UserError(f"{records.name}: task=masked_lm reads texts, and these are vectors")
-        return fitted
+        return super().fit(records)
 
     def is_empty(self, record: Record) -> bool:
         return not any(text.strip() for text in self.texts(record))

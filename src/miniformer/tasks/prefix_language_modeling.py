@@ -58,7 +58,7 @@ class PrefixLanguageModeling(LanguageModeling):
         for example in super().encode(records, tokenizer, seq_len):
             ids = example["ids"]
             ended = tokenizer.begin_id != tokenizer.boundary_id  # by a token of its own
-            if self.prompt_begins_document and not ended:  # a record is whole: its end is known
+            if self.begins_documents() and not ended:  # a record is whole: its end is known
                 ids = np.append(ids, as_ids([tokenizer.boundary_id], tokenizer))
             per_token = example["bytes"] / len(ids)
             examples += [

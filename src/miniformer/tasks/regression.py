@@ -100,6 +100,8 @@ class Regression(InputTask):
 
     def findings(self) -> Iterator[str]:
         yield from super().findings()
+        if self.still is not None and not self.is_series():
+            yield "warning: still has no effect: values are not learned as the next of a feature"
         if self.is_series():
             yield (
                 f"next_of: {self.next_of}; values are learnt as what comes next of that feature "

@@ -136,7 +136,7 @@ def perplexity(
             documents[-1] += example["ids"].tolist()
         else:
             documents.append(example["ids"].tolist())
-    if task.prompt_begins_document and tokenizer.begin_id == tokenizer.boundary_id:
+    if task.begins_documents() and tokenizer.begin_id == tokenizer.boundary_id:
         documents = [[*ids, tokenizer.boundary_id] for ids in documents]
     documents = [ids for ids in documents if len(ids) > 1]
     if not documents or not n_bytes:

@@ -1,0 +1,112 @@
+"""Every option of every task survives `fit`, or a user is told that it does nothing."""
+
+import dataclasses
+
+import pytest
+
+from miniformer import registry
+from miniformer.config import TransformerConfig, UserError
+from miniformer.data.records import records_of
+from miniformer.data.tokenizer import Tokenizer
+
+TEXTS = [{"input": "ab " * n, "label": n % 2, "value": float(n)} for n in range(1, 13)]
+PAIRS = [{**record, "input": [record["input"], "b"]} for record in TEXTS]
+VECTORS = [{**record, "input": [[1.0, 2.0], [float(n), 3.0]]} for n, record in enumerate(TEXTS)]
+DOCUMENTS = [{"text": "ab cd"}, {"text": "ef"}]
+TARGETS = [{"source": "ab", "target": "cd"}, {"source": "e", "target": "f"}]
+DATA = {
+    "classification": [TEXTS, PAIRS, VECTORS],
+    "regression": [TEXTS, PAIRS, VECTORS],
+    "masked_lm": [DOCUMENTS, TEXTS, PAIRS],
+    "language_modeling": [DOCUMENTS],
+    "seq2seq": [TARGETS],
+}
+# A value of each option that is not its default.
+GIVEN = {
+    "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1],
+    "mark_shared": [True, False], "standardize": [False],
+    "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
+    "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
+    "label_smoothing": [0.1], "r_drop": [0.5], "mean": [0.5], "spread": [2.0],
+    "next_of": [0, 1, "none"], "still": [0.25], "field": ["input"], "mask_share": [0.3],
+    "prompt_begins_document": [False, True], "max_source_len": [9], "max_target_len": [9],
+    "start_id": [3], "generated": [7], "num_beams": [2], "length_penalty": [0.5],
+}  # fmt: skip
+# What goes with a value that cannot be given alone.
+WITH = {
+    "feature_means": {"feature_stds": [2.0, 3.0]}, "feature_stds": {"feature_means": [1.0, 2.0]},
+    "class_weights": {"classes": [0, 1]},
+}  # fmt: skip
+TOKENIZER = Tokenizer.train("bpe", ["ab cd ef " * 9] * 3, 300)
+
+
+def test_every_option_of_every_task_is_tried():
+    found = {
+        field.name
+        for name in registry.names("task")
+        for field in dataclasses.fields(registry.get("task", name))
+    }
+    assert found == set(GIVEN)
+    assert set(registry.names("task")) - {"encoding"} == set(DATA)
+
+
+def cases():
+    for task, data in DATA.items():
+        for field in dataclasses.fields(registry.get("task", task)):
+            for value in GIVEN[field.name]:
+                for records in data:
+                    yield task, field.name, value, records
+
+
+def told(task):
+    """What a user reads before training, or the message that ends it."""
+    config = TransformerConfig.from_dict(task.model_config({}, TOKENIZER))
+    task.check(config, TOKENIZER if task.reads_text() else None)
+    return list(task.findings())
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "records"),
+    [
+        pytest.param(*case, id=f"{case[0]}-{case[1]}-{case[2]}-{number}")
+        for number, case in enumerate(cases())
+    ],
+)
+@pytest.mark.catches("fit_overwrites_what_was_given")
+def test_options_survive_fit_or_are_refused_or_announced(name, option, value, records):
+    problem = None
+    try:
+        given = registry.get("task", name).from_dict({option: value, **WITH.get(option, {})})
+        task = given.fit(records_of(records, given.schema))
+        said = told(task)
+    except UserError as error:
+        problem = str(error)
+    if problem is not None:  # by the option's own name, or since records have no such field
+        assert option in problem or "input" in problem or "label" in problem
+        return
+    if (option, value) == ("class_weights", "balanced"):
+        assert isinstance(task.class_weights, list)  # what the data says of it
+        return
+    kept = getattr(task, option) == value
+    warned = any(line.startswith("warning: ") and option in line for line in said)
+    assert kept or warned, (getattr(task, option), said)
+    for each, default in WITH.get(option, {}).items():
+        assert getattr(task, each) == default
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_fit_of_a_fitted_task_changes_nothing(name):
+    for records in DATA[name]:
+        for settings in ({}, {"field": "input"}) if name == "masked_lm" else ({},):
+            first = registry.get("task", name)(**settings)
+            try:
+                task = first.fit(records_of(records, first.schema))
+            except UserError:
+                continue
+            assert task.fit(records_of(records, task.schema)) == task
+
+
+def test_still_without_a_series_is_announced():
+    task = registry.get("task", "regression")(still=0.5, next_of="none")
+    task = task.fit(records_of(VECTORS, task.schema))
+    assert any("still has no effect" in line for line in task.findings())
