@@ -357,3 +357,15 @@ def decoding_settings_unreported(original):
             return original(checkpoint)
 
     return decoding_of
+
+
+@fault("miniformer.interop.hf.texts:special_ids")
+def padding_of_the_tokenizer_passed_over(original):
+    """A family's fixed padding is written, whatever token the tokenizer pads with."""
+
+    def special_ids(family, kept, tokenizer, *, vocab_size, start):
+        if "pad_token_id" in family.fixed:
+            tokenizer = None
+        return original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
+
+    return special_ids

@@ -14,8 +14,9 @@ import miniformer
 from miniformer.config import NoEffectWarning, UserError
 from miniformer.config.families import family as presets
 from miniformer.interop.hf.families import ALL
+from miniformer.tasks.seq2seq import Seq2Seq
 from tests.parity import published
-from tests.parity.test_hugging_face import copied, share_tables
+from tests.parity.test_hugging_face import MANY_DRAWS, SEED, copied, share_tables
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default")
@@ -27,8 +28,8 @@ BARE = [(name, each.preset) for each in ALL for name, kind in each.kinds.items()
 LABELS = {0: "bad", 1: "fine", 2: "odd"}
 
 
-def random_model(kind, family, **more):
-    _, settings = published.draw(family, 1)
+def random_model(kind, family, number=1, **more):
+    _, settings = published.draw(family, number)
     kind = getattr(transformers, kind)
     torch.manual_seed(0)
     model = kind(kind.config_class(**settings | more, attn_implementation="eager")).eval()
@@ -51,7 +52,20 @@ OF_BERT = pytest.mark.catches("bert_classifies_by_the_mean", "classes_are_number
     [pytest.param(*each, marks=OF_BERT if each[1] == "bert" else ()) for each in CLASSES],
 )
 def test_classes(name, family, tmp_path):
-    theirs = random_model(name, family, id2label=LABELS, label2id={v: k for k, v in LABELS.items()})
+    check_classes(name, family, 1, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", MANY_DRAWS)
+@pytest.mark.parametrize(("name", "family"), CLASSES)
+def test_classes_of_a_new_draw(name, family, number, tmp_path):
+    print(f"MINIFORMER_TEST_SEED={SEED} repeats this draw")
+    check_classes(name, family, f"{SEED} {number}", tmp_path)
+
+
+def check_classes(name, family, number, tmp_path):
+    labels = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
+    theirs = random_model(name, family, number, **labels)
     theirs.save_pretrained(tmp_path / "theirs")
     miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     pipeline = miniformer.load(tmp_path / "ours")
@@ -73,6 +87,16 @@ def test_classes(name, family, tmp_path):
     with torch.no_grad():
         found = again(input_ids=source, attention_mask=real.long()).logits
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    # A module alone, of which nothing is remembered: no padding, so each text by itself.
+    bare = miniformer.to_hf(pipeline.model, tmp_path / "bare", family=theirs.config.model_type)
+    again = type(theirs).from_pretrained(bare, attn_implementation="eager")
+    assert again.config.id2label == {index: f"LABEL_{index}" for index in range(3)}
+    with torch.no_grad():
+        for row, kept in zip(source, real, strict=True):
+            text = row[kept][None]
+            torch.testing.assert_close(
+                again(input_ids=text).logits, theirs(input_ids=text).logits, rtol=0, atol=1e-6
+            )
 
 
 @pytest.mark.parametrize(("name", "family"), BARE)
@@ -315,6 +339,22 @@ def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(again.generate(prompt, pad_token_id=0), theirs.generate(prompt))
+
+
+@pytest.mark.catches("padding_of_the_tokenizer_passed_over")
+def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
+    """M2M-100's positions do not count token 1: as a word it would be passed over."""
+    tokenizer = miniformer.Tokenizer.train("word", ["a fine film"], 20)
+    pad = tokenizer.backend.token_to_id("<|pad|>")
+    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": tokenizer.vocab_size}
+    config = miniformer.TransformerConfig(**presets("m2m_100", **sizes))
+    pipeline = miniformer.Pipeline(
+        miniformer.Seq2SeqTransformer(config), tokenizer, task=Seq2Seq(),
+        generation=miniformer.GenerationConfig(),
+    )  # fmt: skip
+    message = f"m2m_100 pads with token 1, and counts positions without it, .* pads with {pad}"
+    with pytest.raises(UserError, match=message):
+        miniformer.to_hf(pipeline, tmp_path / "out")
 
 
 def test_no_tokenizer_is_told_where_one_is_needed(tmp_path):
