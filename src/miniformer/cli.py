@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from miniformer import __version__
-from miniformer.command import command_parser, run_command
+from miniformer.command import command_parser, program, run_command
 from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.data_command import add_data_command, run_data
 from miniformer.hf_command import add_hf_commands, run_export, run_import
@@ -99,6 +101,8 @@ def _generate(values: dict[str, Any]) -> int:
     truncate = values.pop("truncate")
     options = {name: value for name, value in values.items() if value is not None}
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
+    for prompt in prompts:
+        _refuse_file(prompt, "prompt", f"{program()} generate {shlex.quote(directory)} -")
     prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
@@ -150,6 +154,9 @@ def _predict_parser() -> Any:
 
 def _predict(values: dict[str, Any]) -> int:
     given = values["inputs"]
+    for word in given:
+        command = f"{program()} predict {shlex.quote(values['directory'])} -"
+        _refuse_file(word, "input", command, ", a record or a JSON value a line")
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(values["directory"])
@@ -183,6 +190,23 @@ def _answers(
             problems += [error.named(place, inputs[left[place]][0]) for place in error.problems]
             left = [each for place, each in enumerate(left) if place not in error.problems]
     return {}, problems
+
+
+def _refuse_file(word: str, kind: str, command: str, more: str = "") -> None:
+    """Refuses the name of an existing file where a text is expected.
+
+    Raises:
+        UserError: it is one, and looks like one: it has a suffix or a folder.
+    """
+    try:
+        is_file = ("/" in word or Path(word).suffix != "") and Path(word).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a null character: a text
+        return
+    if is_file:
+        raise UserError(
+            f"{kind} {word!r} is the name of a file, and would be taken as the text itself; "
+            f"to read the file: {command} < {shlex.quote(word)}{more}"
+        )
 
 
 def _json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:

@@ -18,6 +18,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from miniformer.utils.names import name_problem
+
 _BUILTIN: dict[str, dict[str, str]] = {
     "activation": {  # elementwise function of a tensor
         "gelu": "miniformer.model.feed_forward:gelu",
@@ -121,9 +123,12 @@ def register(kind: str, name: str, part: Any) -> None:
     """Makes `part` available as `name` in this process; a package uses an entry point instead.
 
     Raises:
-        ValueError: the kind does not exist, or the name is taken.
+        ValueError: the kind does not exist, or the name is taken, or cannot name a folder (the name
+            of a task does).
     """
     _check(kind)
+    if (problem := name_problem(name)) is not None:
+        raise ValueError(f"{kind} {name!r} cannot be registered: {problem}; choose another name")
     for taken in filter(None, (kind, _SISTERS.get(kind))):
         if name in names(taken):
             raise ValueError(f"{taken} {name!r} exists already; choose another name")

@@ -10,6 +10,7 @@ from typing import Any
 from miniformer.config import StrictConfig, option
 from miniformer.config.presets import SIZES
 from miniformer.config.units import parse_bytes
+from miniformer.utils.names import name_problem
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _OF_VALIDATION = {
@@ -19,6 +20,10 @@ _OF_VALIDATION = {
     "average_checkpoints": "the data on which the mean is tried",
     "sample_prompt": "at whose validations it is continued",
 }
+_PATHS = (
+    "train_path", "val_path", "test_path", "init_from", "tokenizer", "source_tokenizer", "work_dir",
+    "resume",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +193,7 @@ class TrainConfig(StrictConfig):
         problems = []
         if not self.train_path and self.resume is None:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
+        problems += self._names()
         problems += self._without_effect()
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
@@ -205,6 +211,21 @@ class TrainConfig(StrictConfig):
             problems.append(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
+            )
+        return problems
+
+    def _names(self) -> list[str]:
+        """Paths that are empty, and a run's name that would leave work_dir."""
+        problems = [
+            f"{name} is empty; leave it out or name one"
+            for name in _PATHS
+            if name != "train_path" and not getattr(self, name) and getattr(self, name) is not None
+        ]
+        name = self.experiment_name
+        if name is not None and (reason := name_problem(name)) is not None:
+            problems.append(
+                f"experiment_name must be the name of one folder within work_dir, not {name!r}: "
+                f"{reason}"
             )
         return problems
 

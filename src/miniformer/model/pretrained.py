@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
-from miniformer.model.hub import local, push
+from miniformer.model.hub import local, nearest_model, push
 from miniformer.utils.atomic import atomic_path, write_text
 
 FORMAT_VERSION = "1"
@@ -133,7 +133,10 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         UserError: the directory is missing, of another format version, or its config is wrong.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory}: no such model directory")
+        problem = (
+            "a file, not a model directory" if directory.exists() else "no such model directory"
+        )
+        raise UserError(f"{directory}: {problem}{nearest_model(directory)}")
     path = directory / "config.json"
     try:
         version = (directory / "format_version").read_text(encoding="utf-8").strip()
@@ -147,7 +150,9 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
                 f"{directory}: is a Hugging Face model; bring it here with `miniformer import`, "
                 "or use miniformer.from_hf"
             ) from None
-        raise UserError(f"{directory}: not a model directory: {missing} is missing") from None
+        raise UserError(
+            f"{directory}: not a model directory: {missing} is missing{nearest_model(directory)}"
+        ) from None
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:

@@ -257,7 +257,7 @@ def new_folder(work_dir: Path, name: str) -> Path:
     while True:
         folder = work_dir / (name if number == 1 else f"{name}-{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             number += 1

@@ -32,7 +32,9 @@ def going_on(run: Path, changes: dict[str, Any]) -> TrainConfig:
         UserError: the folder is no run's, or it would become another run.
     """
     if not (run / SETTINGS).is_file():
-        raise UserError(f"resume: {run} is no run's folder: it has no {SETTINGS}")
+        parent = run.absolute().parent
+        hint = f"; did you mean {run.parent}?" if (parent / SETTINGS).is_file() else ""
+        raise UserError(f"resume: {run} is no run's folder: it has no {SETTINGS}{hint}")
     saved = TrainConfig.from_file(run / SETTINGS)
     fixed = [
         f"{name} is {getattr(saved, name)!r} in {run}, not {value!r}; leave it out, "
