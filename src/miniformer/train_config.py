@@ -7,23 +7,11 @@ import dataclasses
 import re
 from typing import Any
 
-from miniformer.config import StrictConfig, option
+from miniformer.config import StrictConfig, option, train_checks
 from miniformer.config.presets import SIZES
 from miniformer.config.units import parse_bytes
-from miniformer.utils.names import name_problem
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_OF_VALIDATION = {
-    "early_stopping_patience": "the data on which the loss is watched",
-    "val_interval": "the data to validate on",
-    "checkpoint_metric": "the data on which it is measured",
-    "average_checkpoints": "the data on which the mean is tried",
-    "sample_prompt": "at whose validations it is continued",
-}
-_PATHS = (
-    "train_path", "val_path", "test_path", "init_from", "tokenizer", "source_tokenizer", "work_dir",
-    "resume",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,8 +181,8 @@ class TrainConfig(StrictConfig):
         problems = []
         if not self.train_path and self.resume is None:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
-        problems += self._names()
-        problems += self._without_effect()
+        problems += train_checks.name_problems(self)
+        problems += train_checks.settings_without_effect(self)
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
                 "streaming needs max_steps or max_time: nobody knows how long the stream is"
@@ -212,64 +200,6 @@ class TrainConfig(StrictConfig):
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
             )
-        return problems
-
-    def _names(self) -> list[str]:
-        """Paths that are empty, and a run's name that would leave work_dir."""
-        problems = [
-            f"{name} is empty; leave it out or name one"
-            for name in _PATHS
-            if name != "train_path" and not getattr(self, name) and getattr(self, name) is not None
-        ]
-        name = self.experiment_name
-        if name is not None and (reason := name_problem(name)) is not None:
-            problems.append(
-                f"experiment_name must be the name of one folder within work_dir, not {name!r}: "
-                f"{reason}"
-            )
-        return problems
-
-    def _without_effect(self) -> list[str]:
-        """Settings that would be ignored because of others."""
-        problems = [
-            f"{name} needs val_path, {why}"
-            for name, why in _OF_VALIDATION.items()
-            if getattr(self, name) is not None and self.val_path is None and self.resume is None
-        ]
-        problems += [
-            f"{name} has no effect with scheduler=onecycle, which warms up itself; leave it out"
-            for name in ("warmup_steps", "warmup_share")
-            if self.scheduler == "onecycle" and getattr(self, name) is not None
-        ]
-        if self.optimizer == "schedulefree" and self.scheduler != "none":
-            problems.append("optimizer=schedulefree needs no schedule; set scheduler=none")
-        if self.optimizer == "schedulefree" and self.ema_decay is not None:
-            problems.append("ema_decay has no use with schedulefree, which averages; leave it out")
-        if self.size is not None and self.init_from is not None:
-            problems.append("size has no effect with init_from, whose shape is taken; leave it out")
-        if self.warm_start is not None and self.init_from is not None:
-            problems.append(
-                "warm_start and init_from both say what to begin with; leave one of them out"
-            )
-        if self.warm_start is not None and self.find_lr:
-            problems.append("find_lr tries rates before the warm start; set lr, or leave one out")
-        if self.warm_start is not None and self.streaming:
-            problems.append(
-                "warm_start reads the data once more, and streaming only once; leave one out"
-            )
-        if self.strategy is not None and self.world_size == 1:
-            problems.append(
-                f"strategy={self.strategy} is for several devices; set devices or num_nodes, "
-                "or leave it out"
-            )
-        if self.memory is not None and self.find_batch_size:
-            problems.append("memory and find_batch_size both choose the batch; leave one out")
-        if self.world_size > 1:
-            problems += [
-                f"{name} is for one device; leave it out, or set devices=1"
-                for name in ("memory", "find_batch_size", "find_lr", "streaming")
-                if getattr(self, name)
-            ]
         return problems
 
     @property

@@ -68,6 +68,10 @@ def begin_with(config: TrainConfig, kind: str) -> TrainConfig:
             "learned with (one trained anew would have other ids)"
         )
     if (directory / SOURCE_TOKENIZER).exists():
+        if config.source_tokenizer not in (None, str(directory / SOURCE_TOKENIZER)):
+            raise UserError(
+                f"source_tokenizer has no effect with init_from: {directory} has one; leave it out"
+            )
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
     kept = _kept(config.task, _object(directory / "task.json"))
     if any(name in config.task_config for name in _SCALES):  # the user's own, all of them

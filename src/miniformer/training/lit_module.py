@@ -132,9 +132,12 @@ class MiniFormerLitModule(L.LightningModule):
         engines.shard(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = self._make_optimizer(
-            self.model, **self._optimizer_options
-        )
+        try:
+            optimizer: torch.optim.Optimizer = self._make_optimizer(
+                self.model, **self._optimizer_options
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer_config: {error}") from error
         return optimizer
 
     def on_fit_start(self) -> None:

@@ -7,6 +7,7 @@ default of `lr` is what a run has that says none.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,6 +37,23 @@ def own_lr(name: str, *, begins_anew: bool = True) -> float:
         raise UserError(f"optimizer={name} has no learning rate of its own; set lr")
     lr = float(own.default)
     return lr if begins_anew else lr / 10
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Refuses options that an optimizer does not take.
+
+    Raises:
+        UserError: it names the nearest one.
+    """
+    parameters = inspect.signature(registry.get("optimizer", name)).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return
+    known = [each.name for each in parameters][1:]  # the first is the model
+    for option in options:
+        if option not in known:
+            raise UserError(
+                registry.unknown(f"option of optimizer={name} in optimizer_config", option, known)
+            )
 
 
 def adamw(

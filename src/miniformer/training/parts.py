@@ -14,6 +14,7 @@ import lightning as L
 from rich.console import Console
 
 from miniformer import registry
+from miniformer.config.train_checks import VALIDATIONS
 from miniformer.train_config import TrainConfig
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import Averaging, KeepBest, StopAtBudget, ValidateInTime
@@ -78,7 +79,7 @@ class Parts:
             patience=config.early_stopping_patience,
         )
         validate = ValidateInTime(
-            budget, interval=config.val_interval, times=5 if config.val_path else 0
+            budget, interval=config.val_interval, times=VALIDATIONS if config.val_path else 0
         )
         watch = Watch(run, module, folder, kind=precision(config), writes=outputs.writes)
         progress = ProgressCallback(

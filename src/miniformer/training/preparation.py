@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from miniformer import registry
 from miniformer.checkpoint.companions import MODELS, read_task
-from miniformer.config import ConfigError, TransformerConfig, UserError
+from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
 from miniformer.config.presets import SIZES
 from miniformer.data.batches import Batches
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -28,7 +29,7 @@ from miniformer.training.beginning import begin_with, take_weights
 from miniformer.training.finding import LrSearch
 from miniformer.training.launch import from_first
 from miniformer.training.machine import fast_bf16
-from miniformer.training.optimizers import own_lr
+from miniformer.training.optimizers import check_options, own_lr
 from miniformer.training.progress import reading
 from miniformer.training.sizing import USUAL_BATCH, tokens_of, with_batches, with_size
 from miniformer.training.tokenizers import make_tokenizer, tokenizer_of
@@ -91,6 +92,7 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
     metric = _metric(config, task)
     notes = list(task.notes(metric)) if config.val_path or config.test_path else []
     check_machine(config)
+    check_options(config.optimizer, config.optimizer_config)
     # Every mistake that can be seen without reading the data is told before it is read.
     given = {**SIZES.get(config.size or "", {}), **config.model_config}
     limit = TransformerConfig.from_dict(given).max_seq_len
@@ -105,6 +107,10 @@ def prepare(config: TrainConfig, console: Console, *, resumed: Path | None = Non
         if not config.streaming:
             records = records_of(config.train_path, task.schema, progress=progress)
             task = fitted(task, records)
+        if config.sample_prompt is not None and not (task.reads_text() and _writes_text(task)):
+            raise UserError(
+                f"sample_prompt has no effect: task={config.task} writes no text; leave it out"
+            )
         others = {
             name: path and records_of(path, task.schema, progress=progress)
             for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
@@ -180,6 +186,10 @@ def task_of_run(run: Path, config: TrainConfig, kind: str) -> Task:
     return task_of(config, kind)
 
 
+def _writes_text(task: Task) -> bool:
+    return type(task).answer is not Task.answer
+
+
 def _metric(config: TrainConfig, task: Task) -> str:
     """The figure that tells the best model, without the `val_` before it."""
     metric = (config.checkpoint_metric or task.metrics[0]).removeprefix("val_")
@@ -200,6 +210,13 @@ def _about(data: MiniFormerDataModule) -> Iterator[str]:
         yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")
         if cut := data.cut(name):
             yield cut
+    if data.num_workers and getattr(data.pools["train"], "kept", None) is not None:
+        warnings.warn(
+            f"num_workers={data.num_workers} has no effect: the training data is small and kept in "
+            "memory",
+            NoEffectWarning,
+            stacklevel=2,
+        )
     if data.val_path is None:
         yield "no val_path: losses shown are those of the training data"
 
@@ -245,21 +262,3 @@ def checkpoint(model: Any, how: str, task: Task, batches: Batches) -> str:
             kept.append(kept_bytes(lambda: task.loss(model, batch)[0]))
     before, after = (f"{size / 1e6:,.1f} MB" for size in kept)
     return f"kept for the backward pass of a batch: {after}, {before} without checkpointing"
-
-
-def new_folder(work_dir: Path, name: str) -> Path:
-    """Makes `work_dir/name`, or the first free `name-2`, `name-3`...: no run overwrites another."""
-    try:
-        work_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"work_dir: cannot make {work_dir}: {error.strerror}") from None
-    number = 1
-    while True:
-        folder = work_dir / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise UserError(f"work_dir: cannot make {folder}: {error.strerror}") from None

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from miniformer.config import UserError
+from miniformer.config import ConfigError, UserError
+from miniformer.config.train_checks import replaced_settings
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
 from miniformer.training.checkpoints import latest
@@ -58,6 +59,8 @@ def settings_of(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
         UserError: `resume` names no run, or one without a state.
     """
     if config.resume is None:
+        if problems := replaced_settings(config):
+            raise ConfigError("TrainConfig", problems)
         return config, None
     run = Path(config.resume)
     if not config.train_path:  # else they are whole already

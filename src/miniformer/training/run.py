@@ -34,13 +34,15 @@ from miniformer.training.launch import (
     member,
     rank,
 )
+from miniformer.training.limits import steps_at_most, warn_of_limits
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.outputs import Outputs
 from miniformer.training.parts import Parts, make_module, make_trainer, quiet_lightning
-from miniformer.training.preparation import Prepared, device_type, new_folder, prepare
+from miniformer.training.preparation import Prepared, device_type, prepare
 from miniformer.training.progress import make_console
 from miniformer.training.resuming import settings_of
+from miniformer.training.run_folder import new_folder, unused_folders_removed
 from miniformer.training.run_state import KeepState
 from miniformer.training.warming import warm_settings, where_it_was_left
 from miniformer.utils.streams import printable_output
@@ -102,7 +104,8 @@ def _train_on_devices(
         )
     join(config, device_type(config))
     try:
-        return _train(config, console_of(console), callbacks, state)
+        with unused_folders_removed() as created:
+            return _train(config, console_of(console), callbacks, state, created=created)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -129,6 +132,7 @@ def _train(
     callbacks: Sequence[L.Callback],
     state: Path | None,
     whole: Path | None = None,
+    created: list[Path] | None = None,
 ) -> RunResult:
     """See `train`.
 
@@ -138,6 +142,7 @@ def _train(
         callbacks: more of Lightning's.
         state: that it goes on from.
         whole: the folder of the run that this one is the warm start of.
+        created: folder that this run makes is added here.
     """
     L.seed_everything(config.seed, verbose=False)
     resumed = None if config.resume is None else Path(config.resume)
@@ -148,12 +153,14 @@ def _train(
     budget = Budget(
         max_steps=config.max_steps, max_epochs=config.epochs, max_seconds=config.max_seconds
     )
+    steps = steps_at_most(config, run.data)
+    warn_of_limits(config, steps)
     module = make_module(run, budget)
     warm = None
     if config.warm_start is not None and state is None:
         warm = warm_settings(run)
     name = config.experiment_name or config.task
-    folder = resumed or from_first(lambda: new_folder(Path(config.work_dir), name))
+    folder = resumed or from_first(lambda: new_folder(Path(config.work_dir), name, created))
     console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
     outputs = Outputs(folder, run, writes=rank() == 0)
     outputs.begin()
@@ -169,6 +176,8 @@ def _train(
     with quiet_lightning():
         trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks, parts.timing])
         last = _fit(trainer, module, run, parts)
+        if steps is None and parts.interrupt.signal is None:
+            warn_of_limits(config, int(last["step"]))
         outputs.draw_loss(parts.progress.rows)
         console.print(parts.progress.summary(trainer, module))
         outputs.save("last", _averaged_weights(module, run, parts), last, outputs.loss)

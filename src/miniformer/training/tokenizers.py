@@ -43,6 +43,11 @@ def make_tokenizer(
             f"task={config.task} has none"
         )
     if not task.reads_text():
+        if config.tokenizer is not None:
+            raise UserError(
+                f"tokenizer has no effect: task={config.task} reads no text here, but vectors; "
+                "leave it out"
+            )
         return None, None
     sides = [
         None if records is None else _Texts(records, partial(_nth_text, task, number))

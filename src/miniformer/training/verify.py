@@ -86,7 +86,8 @@ def verify_resume(
     config = dataclasses.replace(
         config,
         max_time=None,
-        max_steps=config.max_steps or (None if config.max_epochs else 10 * steps),
+        max_steps=config.max_steps
+        or (None if config.max_epochs else max(10 * steps, config.warmup_steps or 0)),
         test_path=None,
         find_lr=False,
         find_batch_size=False,
