@@ -118,3 +118,9 @@ def lines_of_inputs_end_at_any_separator(original):
 def data_check_suggests_large_batches(original):
     """`data check` suggests batches of sixteen times the tokens."""
     return 16 * original
+
+
+@fault("miniformer.cli:_refuse_file")
+def file_name_is_taken_as_text(original):
+    """The name of a file is taken as the text itself."""
+    return lambda word, kind, command, more="": None

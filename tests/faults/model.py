@@ -853,3 +853,27 @@ def kernels_are_always_native(original):
         return (*(flag for flag in original() if "-march" not in flag), "-march=native")
 
     return flags
+
+
+@fault("miniformer.model.hub:_is_path")
+def mistyped_path_is_sent_to_hub(original):
+    """A mistyped path of the form of a hub's name is looked for there."""
+
+    def is_path(source):
+        from pathlib import Path
+
+        return source.count("/") != 1 or Path(source).exists()
+
+    return is_path
+
+
+@fault("miniformer.model.hub:nearest_model")
+def no_hint_of_nearest_model(original):
+    """The message on a wrong directory names no other."""
+    return lambda path: ""
+
+
+@fault("miniformer.model.hub:_there")
+def model_that_was_being_replaced_is_lost(original):
+    """A kill between two renames leaves a run without a best model."""
+    return lambda directory: directory

@@ -270,11 +270,11 @@ def best_model_is_that_of_the_loss(original):
     return lambda config, task: original(config, task) if config.checkpoint_metric else "loss"
 
 
-@fault("miniformer.training.preparation:new_folder")
+@fault("miniformer.training.run_folder:new_folder")
 def run_overwrites_the_one_before(original):
     """A second run of a name has the folder of the first."""
 
-    def new_folder(work_dir, name):
+    def new_folder(work_dir, name, created=None):
         folder = work_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -808,3 +808,31 @@ def predicted_memory_leaves_out_the_optimizer(original):
         return original(*args, optimizer_bytes_per_param=0.0, **options)
 
     return plan_memory
+
+
+@fault("miniformer.training.run_folder:_is_used")
+def failed_start_leaves_folder(original):
+    """The folder of a run that fails before its first step stays."""
+    return lambda folder: True
+
+
+@fault("miniformer.training.callbacks:StopAtBudget.on_train_epoch_start")
+def resumed_run_exceeds_its_limit(original):
+    """A run that is resumed at its limit takes one more step."""
+
+    def on_train_epoch_start(self, trainer, module):
+        self._empty += 1
+
+    return on_train_epoch_start
+
+
+@fault("miniformer.training.limits:limits_without_effect")
+def limits_beyond_the_end_pass_in_training(original):
+    """A run does not warn of limits that it does not come to."""
+    return lambda run, steps: []
+
+
+@fault("miniformer.training.resuming:replaced_settings")
+def replaced_settings_pass(original):
+    """Settings that a run replaces by what it finds out are taken without a word."""
+    return lambda run: []

@@ -38,3 +38,9 @@ def output_stays_strict(original):
     import contextlib
 
     return lambda *more: contextlib.nullcontext()
+
+
+@fault("miniformer.utils.names:name_problem")
+def names_may_leave_folder(original):
+    """A name may be a path that leads out of its folder."""
+    return lambda name: None if name else "it is empty"

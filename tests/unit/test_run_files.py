@@ -16,9 +16,9 @@ from miniformer.training.callbacks import KeepBest
 from miniformer.training.launch import member
 from miniformer.training.loggers import csv
 from miniformer.training.outputs import Outputs
-from miniformer.training.preparation import new_folder
 from miniformer.training.resuming import SETTINGS, going_on
 from miniformer.training.rows import append_row, read_rows
+from miniformer.training.run_folder import new_folder
 from miniformer.training.run_state import _as_json, _set_random_state, random_state
 from miniformer.training.samples import WriteSamples
 from miniformer.training.sizing import with_size

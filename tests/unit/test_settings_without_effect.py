@@ -214,7 +214,10 @@ FROM_FILES = {
         {"optimizer_config": {"momentun": 0.9}},
         "unknown option of optimizer=muon in optimizer_config 'momentun' (did you mean 'momentum'",
     ),
-    "value of an option": ({"optimizer": "adamw", "optimizer_config": {"betas": [2, 2]}}, "optimizer_config: "),
+    "value of an option": (
+        {"optimizer": "adamw", "optimizer_config": {"betas": [2, 2]}},
+        "optimizer_config: Invalid beta parameter",
+    ),
     "sample": (
         {"task": "classification", "sample_prompt": "a", "val_path": "c.jsonl",
          "train_path": "c.jsonl"},
@@ -250,7 +253,6 @@ WARNED = {
         {"max_steps": None, "max_time": "0.001s", "warmup_steps": 50},
         "than the run of 1 steps",
     ),
-    "workers": ({"num_workers": 1, "max_steps": 1}, "num_workers=1 has no effect"),
     "patience": (
         {**VAL, "early_stopping_patience": 4},
         "early_stopping_patience=4 cannot end a run",
@@ -258,9 +260,14 @@ WARNED = {
 }
 
 
-@pytest.mark.catches("limits_beyond_the_end_pass")
+@pytest.mark.catches("limits_beyond_the_end_pass_in_training")
 @pytest.mark.parametrize("case", WARNED)
 def test_run_warns_of_limits_beyond_its_end(files, case):
     changes, message = WARNED[case]
     (told,) = outcome(changes)[-1]
     assert message in told
+
+
+def test_run_warns_of_workers_without_work(files):
+    (told,) = outcome({"num_workers": 1, "max_steps": 1})[-1]
+    assert "num_workers=1 has no effect: the training data is small" in told

@@ -37,6 +37,9 @@ class StopAtBudget(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self._empty += 1
+        # A run may be resumed where it has already reached a limit: it takes no step more.
+        if trainer.global_step and self.budget.progress(trainer.global_step) >= 1.0:
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self._empty = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from rich.console import Console
 
 from miniformer.checkpoint.companions import MODELS, read_companions
+from miniformer.command import python
 from miniformer.config import UserError
 from miniformer.config.units import format_bytes
 from miniformer.model.pretrained import read_config
@@ -278,6 +280,8 @@ def _tell(
     facts, notes = parts.watch.facts(), []
     if parts.interrupt.signal is not None:
         notes.append(f"The run was stopped early, after step {done}.")
+        if run.config.test_path:
+            notes.append("The test data was not evaluated.")
     if run.predicted_memory is not None:
         used, predicted = parts.watch.memory(), run.predicted_memory
         facts["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
@@ -287,6 +291,12 @@ def _tell(
     console.print(f"report: {report}")
     if parts.interrupt.signal is not None and parts.states.written is not None:
         console.print(f"go on from step {done} with: --resume {whole or outputs.folder}")
+        if run.config.test_path:
+            folder = shlex.quote(str(outputs.folder))
+            console.print(
+                "test_path was not evaluated, for the run was stopped; to test its model as it is: "
+                f"{python()} -m miniformer.trainer --resume {folder} --max_steps {done}"
+            )
 
 
 def _broken(error: NotFiniteError, run: Prepared, states: KeepState) -> str:

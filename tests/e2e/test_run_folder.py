@@ -1,0 +1,98 @@
+"""A run's folder: within work_dir, gone after a start that failed; and a stopped run's test."""
+
+import io
+import os
+import re
+import signal
+
+import lightning as L
+import pytest
+from rich.console import Console
+
+import miniformer
+from miniformer import trainer
+from miniformer.train_config import TrainConfig
+from miniformer.training.run import train
+from tests.kit import VERSE, write_jsonl
+
+
+def settings(tmp_path, **changes):
+    data = str(write_jsonl(tmp_path / "a.jsonl", [VERSE] * 4))
+    model = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
+    fields = {
+        "train_path": data, "tokenizer": "byte", "model_config": model, "max_steps": 3,
+        "batch_size": 2, "logger": "none", "work_dir": str(tmp_path / "runs"),
+        "experiment_name": "run", "precision": "float32",
+    }  # fmt: skip
+    return TrainConfig(**{**fields, **changes})
+
+
+class Fails(L.Callback):
+    """Raises an error after so many steps."""
+
+    def __init__(self, error, after=0):
+        self.error, self.after = error, after
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.after:
+            raise self.error
+
+
+@pytest.mark.catches("failed_start_leaves_folder")
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_failed_start_leaves_no_folder(tmp_path, error):
+    for _ in range(2):
+        with pytest.raises(type(error)):
+            train(settings(tmp_path), callbacks=[Fails(error)])
+        assert list((tmp_path / "runs").iterdir()) == []
+    assert train(settings(tmp_path)).folder == tmp_path / "runs" / "run"
+    assert train(settings(tmp_path)).folder == tmp_path / "runs" / "run-2"
+
+
+def test_failure_after_a_step_keeps_the_folder(tmp_path):
+    with pytest.raises(RuntimeError, match="later"):
+        train(settings(tmp_path), callbacks=[Fails(RuntimeError("later"), after=1)])
+    assert (tmp_path / "runs" / "run" / "metrics.jsonl").stat().st_size
+
+
+def test_failed_resume_keeps_the_folder(tmp_path):
+    folder = train(settings(tmp_path)).folder
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(RuntimeError, match="broken"):
+        train(
+            TrainConfig(resume=str(folder), max_steps=5),
+            callbacks=[Fails(RuntimeError("broken"), after=3)],
+        )
+    assert (folder / "last" / "model.safetensors").exists()
+
+
+class Interrupts(L.Callback):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.after:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.catches("resumed_run_exceeds_its_limit")
+def test_stopped_run_names_the_command_that_tests_its_model(tmp_path, capsys):
+    data = str(tmp_path / "a.jsonl")
+    shown = io.StringIO()
+    config = settings(tmp_path, max_steps=20, val_path=data, test_path=data, val_interval=2)
+    stopped = train(config, console=Console(file=shown, soft_wrap=True), callbacks=[Interrupts(4)])
+    assert stopped.interrupted == signal.SIGINT
+    assert "test_loss" not in stopped.figures
+    (arguments,) = re.findall(
+        r"test_path was not evaluated.*-m miniformer.trainer (.*)", shown.getvalue()
+    )
+    capsys.readouterr()
+    assert trainer.main(arguments.split()) == 0
+    (loss,) = re.findall(r"^test loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
+    expected = miniformer.load(stopped.folder / "best").perplexity(data)["loss"]
+    assert float(loss) == pytest.approx(expected, abs=0.02)  # windows are cut in another way
+    lines = (stopped.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [line for line in lines if "train_loss" in line]
+    assert len(steps) == int(arguments.split()[-1]), "no step was added"
