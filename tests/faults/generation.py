@@ -35,7 +35,55 @@ def min_p_is_of_the_whole(original):
 @fault("miniformer.generation.sampling:choose")
 def seed_is_ignored(original):
     """Tokens are drawn from the global generator."""
-    return lambda logits, options, generator=None: original(logits, options)
+    return lambda logits, options, uniform=None: original(logits, options)
+
+
+@fault("miniformer.generation.sampling:uniforms")
+def rows_share_one_generator(original):
+    """All rows draw from one generator, so that a row's text depends on the others."""
+
+    def uniforms(options, rows, device):
+        import torch
+
+        if options.temperature == 0:
+            return None
+        generator = torch.Generator().manual_seed(options.seed or 0)
+        shape = options.max_new_tokens, len(rows)
+        return torch.rand(shape, generator=generator, dtype=torch.float64).T.to(device)
+
+    return uniforms
+
+
+@fault("miniformer.generation.sampling:uniforms")
+def rows_are_sampled_alike(original):
+    """Each row has the same random numbers."""
+    return lambda options, rows, device: original(options, [(0, 0)] * len(rows), device)
+
+
+@fault("miniformer.generation.sampling:row_generator")
+def speculated_rows_are_sampled_alike(original):
+    """Each speculated text has the same random numbers."""
+    return lambda options, row, device: original(options, (0, 0), device)
+
+
+@fault("miniformer.generation.sampling:choose")
+def sampling_is_one_token_off(original):
+    """A number on the boundary between two tokens, such as 0, chooses the one before."""
+
+    def choose(logits, options, uniform=None):
+        import torch
+
+        from miniformer.generation.sampling import shares
+
+        if options.temperature == 0 or uniform is None:
+            return original(logits, options, uniform)
+        probabilities, ids = shares(logits, options)
+        cumulated = probabilities.double().cumsum(-1)
+        place = (uniform.double()[:, None] * cumulated[:, -1:]).contiguous()
+        chosen = torch.searchsorted(cumulated, place)
+        return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
+
+    return choose
 
 
 @fault("miniformer.generation.processors:repetition")

@@ -3,9 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
+from miniformer.data.tokenizer import Tokenizer
 from miniformer.generation.decoding import Begun
-from miniformer.generation.sampling import choose
+from miniformer.generation.generate import Start, write
+from miniformer.generation.sampling import choose, distribution
+from miniformer.generation.speculation import Speculation
+from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
 
@@ -13,7 +18,7 @@ def shares(logits, options, draws=4000):
     """How often each token is drawn."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits)[None].expand(draws, -1)
-    tokens = choose(rows, options, generator)
+    tokens = choose(rows, options, torch.rand(draws, generator=generator, dtype=torch.float64))
     return torch.bincount(tokens, minlength=len(logits)) / draws
 
 
@@ -45,6 +50,97 @@ def test_tokens_are_drawn_as_often_as_the_definition_says(logits, temperature, t
     drawn = shares(logits, options)
     assert torch.all(drawn[wanted == 0] == 0), "a token was drawn that was filtered out"
     torch.testing.assert_close(drawn, wanted, atol=0.05, rtol=0)
+
+
+LAST = 1 - 2**-53  # the largest number below 1
+SHARES = [0.25, 0.0, 0.5, 0.25]
+
+
+@pytest.mark.catches("sampling_is_one_token_off")
+@pytest.mark.parametrize(
+    ("number", "token"),
+    [(0.0, 0), (0.2499, 0), (0.25, 2), (0.5, 2), (0.7499, 2), (0.75, 3), (LAST, 3)],
+)
+def test_token_is_where_the_number_falls(number, token):
+    """Shares are powers of two, so that sums are exact; a token of no share is never chosen."""
+    logits = torch.tensor([SHARES]).log()
+    uniform = torch.tensor([number], dtype=torch.float64)
+    assert choose(logits, GenerationConfig(), uniform).tolist() == [token]
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 2}, {"min_p": 0.5}, {}])
+@pytest.mark.parametrize("size", [4, 1000])
+def test_the_largest_number_chooses_a_token_that_is_allowed(options, size):
+    """Rounding of the sum must not lead to a token behind the last one that may be chosen."""
+    options = GenerationConfig(**options)
+    logits = torch.linspace(5, -5, size).repeat(3, 1)
+    logits[:, -1] = -torch.inf
+    numbers = torch.tensor([LAST, 1.0, 0.0], dtype=torch.float64)
+    for token, shown in zip(
+        choose(logits, options, numbers).tolist(), distribution(logits, options), strict=True
+    ):
+        assert shown[token] > 0
+
+
+PROMPTS = [[1, 2, 3], [1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3], [2], [30] * 7, [1, 2, 3]]
+
+
+@pytest.mark.catches("rows_share_one_generator", "rows_are_sampled_alike")
+@pytest.mark.parametrize("kernels", ["on", "off"])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.9}, {"eos_id": 5, "min_p": 0.01},
+                {"slide": True}],
+)  # fmt: skip
+def test_a_row_depends_on_its_number_and_the_seed_only(monkeypatch, kernels, options):
+    """Whatever the batch: its size, the other rows, and when these end."""
+    monkeypatch.setenv("MINIFORMER_KERNELS", kernels)
+    model = tiny_model()
+    options = {"max_new_tokens": 12, "seed": 3, **options}
+    whole = model.generate(PROMPTS, **options)
+    for size in (1, 2, 5):
+        assert model.generate(PROMPTS[:size], **options) == whole[:size]
+    others = [[9] if number != 4 else prompt for number, prompt in enumerate(PROMPTS)]
+    assert model.generate(others, **options)[4] == whole[4]
+    same = [whole[number] for number, prompt in enumerate(PROMPTS) if prompt == [1, 2, 3]]
+    assert len(set(map(tuple, same))) == len(same) == 4, "the same prompt, other samples"
+    assert model.generate(torch.tensor([[1, 2, 3]] * 2), **options)[:, :15].tolist() == [
+        row + [options.get("eos_id", 0)] * (max(map(len, whole[:2])) - len(row))
+        for row in whole[:2]
+    ]
+
+
+@pytest.mark.catches("rows_are_sampled_alike")
+def test_samples_of_a_prompt_depend_on_its_number_and_theirs():
+    model = tiny_model()
+    three = model.generate(PROMPTS, 8, seed=1, num_return_sequences=3)
+    assert model.generate(PROMPTS[:2], 8, seed=1, num_return_sequences=3) == three[:6]
+    assert model.generate(PROMPTS, 8, seed=1) == three[::3]
+    assert len(set(map(tuple, three[:3]))) == 3
+
+
+@pytest.mark.catches("speculated_rows_are_sampled_alike")
+def test_speculated_rows_depend_on_their_number_and_the_seed_only():
+    model, options = tiny_model(), GenerationConfig(max_new_tokens=8, seed=1)
+    how = {"speculation": Speculation(tiny_model(seed=9))}
+    starts = [Start(prompt) for prompt in PROMPTS]
+    found = [each.tokens for each in write(model, starts, options, **how)]
+    assert [each.tokens for each in write(model, starts[:2], options, **how)] == found[:2]
+    assert found[0] != found[1]
+
+
+@pytest.mark.catches("rows_are_sampled_alike")
+def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
+    """A pipeline sorts prompts by length and writes some at a time."""
+    tokenizer = Tokenizer.train("byte", [])
+    model = tiny_model(vocab_size=tokenizer.vocab_size)
+    pipeline = Pipeline(model, tokenizer, task=LanguageModeling(), generation=GenerationConfig())
+    prompts, how = ["abc", "a", "a", "abcde", "a"], {"max_new_tokens": 6, "seed": 5}
+    texts = pipeline.generate(prompts, **how)
+    monkeypatch.setattr("miniformer.tasks.writing._AT_ONCE", 2)
+    assert pipeline.generate(prompts, **how) == texts
+    assert pipeline.generate(prompts[:3], **how) == texts[:3]
+    assert pipeline.generate("abc", **how) == texts[0] == "".join(pipeline.stream("abc", **how))
+    assert len({texts[1], texts[2], texts[4]}) == 3
 
 
 def test_temperature_zero_is_the_likeliest_token():

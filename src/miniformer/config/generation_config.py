@@ -45,7 +45,8 @@ class GenerationConfig(StrictConfig):
             or int8 or int4 with a scale for each 32; fewer bytes are read in less time.
         cuda_graph: on an NVIDIA GPU, record a step once and play it back, without Python between
             its operations; of models of built-in parts. Each step reads the room of the whole text.
-        seed: makes sampling repeatable; null: a new draw each time.
+        seed: makes sampling repeatable: a text depends on it, on the prompt, and on the number of
+            the prompt and of its continuation, but on no other prompt; null: a new draw each time.
         num_return_sequences: continuations of each prompt; of a beam search its best ones.
         num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
         length_penalty: beam search divides a log-probability by its length to this power; above 0

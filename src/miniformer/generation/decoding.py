@@ -206,7 +206,7 @@ def decode(
     begun: Begun,
     options: GenerationConfig,
     *,
-    generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
     processors: Sequence[Processor] = (),
     until: Until | None = None,
     scores: bool = True,
@@ -219,7 +219,7 @@ def decode(
     Args:
         begun: the prompts.
         options: how tokens are chosen.
-        generator: source of randomness; None: torch's global one.
+        uniform: random numbers of each row and step, see `uniforms`; None: nothing is sampled.
         processors: the user's own; see `processors`.
         until: ends a text that is complete though no token says so.
         scores: whether log-probabilities are asked for.
@@ -238,7 +238,9 @@ def decode(
                 check_finite(found, step)
                 log_p = found.tolist() if scores else []
             else:
-                token = choose(process(changes, begun.written, logits, step), options, generator)
+                allowed = process(changes, begun.written, logits, step)
+                drawn = None if uniform is None else uniform[:, step - 1]
+                token = choose(allowed, options, drawn)
                 log_p = _log_p(logits, token) if scores else []
         tokens = token.tolist()
         ended = [each in ends for each in tokens]
@@ -260,6 +262,7 @@ def decode(
         if sum(over) >= max(1, _ENDED * len(over)):
             kept = [place for place, done in enumerate(over) if not done]
             begun.keep(torch.tensor(kept, device=token.device))
+            uniform = None if uniform is None else uniform[kept]
             rows, texts = [rows[place] for place in kept], [texts[place] for place in kept]
             over = [False] * len(rows)
 

@@ -19,6 +19,7 @@ from miniformer.generation.decoding import Begun, Model, Step, Until, decode, ha
 from miniformer.generation.modes import evaluating
 from miniformer.generation.processors import Processor
 from miniformer.generation.prompts import INTEGERS, as_ids, check, check_ids, moved, padded
+from miniformer.generation.sampling import row_generator, uniforms
 from miniformer.generation.speculation import Speculation, speculate
 
 
@@ -71,6 +72,7 @@ def write(
     until: Until | None = None,
     speculation: Speculation | None = None,
     scores: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> list[Written]:
     """Goes on from each start: `num_return_sequences` of the first, of the second, and so on.
 
@@ -82,24 +84,27 @@ def write(
         until: whether a text of these new tokens is complete, though no token says so.
         speculation: how to guess tokens ahead; texts are then written one after another.
         scores: whether log-probabilities are asked for; of a search they are known anyway.
+        numbers: of each start among all that a user gave: by it and the seed its text is sampled;
+            None: from 0.
 
     Raises:
         UserError: see `Transformer.generate`.
     """
     if not starts:
         return []
+    numbers = range(len(starts)) if numbers is None else numbers
     if speculation is not None:
         _refuse_several(options, "num_beams", "speculated")
         return [
-            _speculated(model, start, options, number, speculation, processors, until)
-            for start in starts
-            for number in range(options.num_return_sequences)
+            _speculated(model, start, options, (number, copy), speculation, processors, until)
+            for number, start in zip(numbers, starts, strict=True)
+            for copy in range(options.num_return_sequences)
         ]
     ids, mask = padded([each.ids for each in starts], "prompt")
     source = None
     if starts[0].source is not None:
         source = padded([each.source or [] for each in starts], "source")
-    return _write(model, ids, mask, source, options, processors, until, scores)
+    return _write(model, ids, mask, source, options, processors, until, scores, numbers)
 
 
 def generate(
@@ -165,7 +170,7 @@ def stream(
     _refuse_several(options, "num_beams", "streamed")
     _refuse_several(options, "num_return_sequences", "streamed")
     with evaluating(model), drafting(speculation):
-        for step in _steps(model, start, options, 0, speculation, processors, until):
+        for step in _steps(model, start, options, (0, 0), speculation, processors, until):
             token = step.tokens[0]
             if token not in options.ends:
                 yield token
@@ -180,27 +185,26 @@ def _steps(
     model: Any,
     start: Start,
     options: GenerationConfig,
-    number: int,
+    row: tuple[int, int],
     speculation: Speculation | None,
     processors: Sequence[Processor],
     until: Until | None,
 ) -> Iterator[Step]:
-    """The steps of one text, the `number`th of its prompt."""
-    options = dataclasses.replace(
-        options,
-        num_return_sequences=1,
-        seed=None if options.seed is None else options.seed + number,
-    )
+    """The steps of one text; `row`: see `uniforms`."""
+    options = dataclasses.replace(options, num_return_sequences=1)
     source = None if start.source is None else padded([start.source], "source")
     ids, mask = padded([start.ids], "prompt")
     if options.slide and speculation is not None:
         raise UserError("slide cannot be speculated; leave one of them out")
     kind = "window" if speculation is None else "full"  # a ring forgets what is taken back
-    begun, generator = _begin(model, ids, mask, source, options, kind=kind)
+    begun = _begin(model, ids, mask, source, options, kind=kind)
+    device = begun.tokens.device
     if speculation is None:
-        yield from decode(begun, options, generator=generator, processors=processors, until=until)
+        drawn = uniforms(options, [row], device)
+        yield from decode(begun, options, uniform=drawn, processors=processors, until=until)
         return
-    read = None if source is None else source[0].to(begun.tokens.device)
+    generator = row_generator(options, row, device)
+    read = None if source is None else source[0].to(device)
     draft = speculation.begin(options, model.config.vocab_size, read, generator)
     yield from speculate(
         begun,
@@ -219,13 +223,13 @@ def _speculated(
     model: Any,
     start: Start,
     options: GenerationConfig,
-    number: int,
+    row: tuple[int, int],
     speculation: Speculation,
     processors: Sequence[Processor],
     until: Until | None,
 ) -> Written:
     with evaluating(model), drafting(speculation):
-        steps = list(_steps(model, start, options, number, speculation, processors, until))
+        steps = list(_steps(model, start, options, row, speculation, processors, until))
     log_p = [each for step in steps for each in step.log_p]
     tokens = [each for step in steps for each in step.tokens]
     return Written.of(tokens, log_p, options.ends)
@@ -251,10 +255,11 @@ def _write(
     processors: Sequence[Processor],
     until: Until | None,
     scores: bool,
+    numbers: Sequence[int] | None = None,
 ) -> list[Written]:
     """See `write`; rows are padded already."""
     with evaluating(model):
-        begun, generator = _begin(model, ids, mask, source, options)
+        begun = _begin(model, ids, mask, source, options)
         if options.num_beams > 1:
             found = beam_search(begun, options, processors=processors, until=until)
             best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in found)
@@ -262,12 +267,14 @@ def _write(
                 Written.of(row[:length], log_p[:length], options.ends, score)
                 for row, log_p, length, score in zip(*best, strict=True)
             ]
-        tokens: list[list[int]] = [[] for _ in range(len(begun.tokens))]
+        copies = range(options.num_return_sequences)
+        rows = [(n, copy) for n in (numbers or range(len(ids))) for copy in copies]
+        tokens: list[list[int]] = [[] for _ in rows]
         log_p: list[list[float]] = [[] for _ in tokens]
         steps = decode(
             begun,
             options,
-            generator=generator,
+            uniform=uniforms(options, rows, begun.tokens.device),
             processors=processors,
             until=until,
             scores=scores,
@@ -288,7 +295,7 @@ def _begin(
     options: GenerationConfig,
     *,
     kind: str = "window",
-) -> tuple[Begun, torch.Generator | None]:
+) -> Begun:
     """Checks prompts and has the model read them."""
     if source is not None and source[0].dtype in INTEGERS:
         check_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
@@ -299,10 +306,7 @@ def _begin(
         ids, mask = _last_halves(ids, mask, longest)
     device = next(model.parameters()).device
     memory = [] if source is None else [model.encode(*(moved(x, device) for x in source))]
-    generator = None
-    if options.seed is not None:
-        generator = torch.Generator(device=device).manual_seed(options.seed)
-    begun = Begun(
+    return Begun(
         model,
         ids.to(device, torch.long),  # narrower integers index no embedding
         moved(mask, device),
@@ -314,7 +318,6 @@ def _begin(
         weights=options.weights,
         graph=options.cuda_graph,
     )
-    return begun, generator
 
 
 def _last_halves(ids: Tensor, mask: Tensor | None, longest: int) -> tuple[Tensor, Tensor | None]:

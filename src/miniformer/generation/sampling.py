@@ -5,21 +5,25 @@ Letters: B batch, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
 
 
-def choose(
-    logits: Tensor, options: GenerationConfig, generator: torch.Generator | None = None
-) -> Tensor:
+def choose(logits: Tensor, options: GenerationConfig, uniform: Tensor | None = None) -> Tensor:
     """One token for each row.
+
+    A row's token is where its own uniform number falls among the cumulated probabilities, so it
+    depends on no other row.
 
     Args:
         logits: [B, V].
         options: see `shares`.
-        generator: source of randomness; None: torch's global one.
+        uniform: numbers in [0, 1), [B]; None: drawn from torch's global generator.
 
     Returns:
         int [B].
@@ -27,8 +31,51 @@ def choose(
     if options.temperature == 0:
         return logits.argmax(-1)
     probabilities, ids = shares(logits, options)
-    chosen = torch.multinomial(probabilities, 1, generator=generator)  # [B, 1]
+    # Double precision: in single, the smallest of many probabilities would be lost in their sum.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    if uniform is None:
+        uniform = torch.rand(len(logits), dtype=torch.float64)
+    cumulated = probabilities.cumsum(-1, dtype=wide)  # [B, K]
+    total = cumulated[:, -1:]
+    place = torch.minimum(
+        uniform.to(total)[:, None] * total, torch.nextafter(total, torch.zeros_like(total))
+    )
+    chosen = torch.searchsorted(cumulated, place, right=True)  # [B, 1]
     return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
+
+
+def uniforms(
+    options: GenerationConfig, rows: Sequence[tuple[int, int]], device: torch.device
+) -> Tensor | None:
+    """Random numbers of each row and step, which depend on the seed and on that row only.
+
+    Args:
+        options: `seed` and `max_new_tokens`.
+        rows: of each row the number of its prompt, and that of its continuation of the prompt.
+        device: where logits are.
+
+    Returns:
+        [B, max_new_tokens], in [0, 1); None: nothing is sampled.
+    """
+    if options.temperature == 0:
+        return None
+    if options.seed is None:
+        drawn = torch.rand(len(rows), options.max_new_tokens, dtype=torch.float64)
+    else:
+        steps = options.max_new_tokens
+        own = [np.random.default_rng([options.seed, *row]).random(steps) for row in rows]
+        drawn = torch.from_numpy(np.stack(own))
+    return drawn.to(device, torch.float32 if device.type == "mps" else torch.float64)
+
+
+def row_generator(
+    options: GenerationConfig, row: tuple[int, int], device: torch.device
+) -> torch.Generator | None:
+    """The same as `uniforms` for one row, as a generator; None: torch's global one."""
+    if options.seed is None:
+        return None
+    (seed,) = np.random.SeedSequence([options.seed, *row]).generate_state(1, np.uint64).tolist()
+    return torch.Generator(device).manual_seed(seed % 2**63)
 
 
 def distribution(logits: Tensor, options: GenerationConfig) -> Tensor:

@@ -73,7 +73,9 @@ class WritingTask(Task):
         found: dict[int, list[Written]] = {}
         for first in range(0, len(order), _AT_ONCE):
             some = order[first : first + _AT_ONCE]
-            written = write(model, [starts[number] for number in some], settings, **how)
+            written = write(
+                model, [starts[number] for number in some], settings, numbers=some, **how
+            )
             copies = options.num_return_sequences
             for place, number in enumerate(some):
                 found[number] = written[place * copies : (place + 1) * copies]
