@@ -871,9 +871,3 @@ def mistyped_path_is_sent_to_hub(original):
 def no_hint_of_nearest_model(original):
     """The message on a wrong directory names no other."""
     return lambda path: ""
-
-
-@fault("miniformer.model.hub:_there")
-def model_that_was_being_replaced_is_lost(original):
-    """A kill between two renames leaves a run without a best model."""
-    return lambda directory: directory
