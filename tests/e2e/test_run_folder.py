@@ -67,14 +67,14 @@ def test_failed_resume_keeps_the_folder(tmp_path):
 
 
 class Interrupts(L.Callback):
-    """Ctrl-C after so many steps."""
+    """A request to stop after so many steps; unlike SIGINT it also reaches background jobs."""
 
     def __init__(self, after):
         self.after = after
 
     def on_train_batch_end(self, trainer, *args):
         if trainer.global_step == self.after:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.catches("resumed_run_exceeds_its_limit")
@@ -83,7 +83,7 @@ def test_stopped_run_names_the_command_that_tests_its_model(tmp_path, capsys):
     shown = io.StringIO()
     config = settings(tmp_path, max_steps=20, val_path=data, test_path=data, val_interval=2)
     stopped = train(config, console=Console(file=shown, soft_wrap=True), callbacks=[Interrupts(4)])
-    assert stopped.interrupted == signal.SIGINT
+    assert stopped.interrupted == signal.SIGTERM
     assert "test_loss" not in stopped.figures
     (arguments,) = re.findall(
         r"test_path was not evaluated.*-m miniformer.trainer (.*)", shown.getvalue()

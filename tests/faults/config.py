@@ -161,12 +161,6 @@ def cross_attention_keys_are_those_of_targets(original):
     return forward_flops
 
 
-@fault("miniformer.config.train_checks:settings_without_effect")
-def settings_without_effect_pass(original):
-    """Settings of a run that others make void are taken without a word."""
-    return lambda run: []
-
-
 @fault("miniformer.config.train_checks:limits_without_effect")
 def limits_beyond_the_end_pass(original):
     """Limits that lie beyond the end of a run are taken without a word."""

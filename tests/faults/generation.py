@@ -331,3 +331,33 @@ def dropout_stays_on_in_generation(original):
         yield
 
     return evaluating
+
+
+@fault("miniformer.generation.processors:not_yet")
+def text_may_end_one_token_early(original):
+    """A text may end one token before its shortest length."""
+    return lambda tokens, logits, *, ends, until: original(
+        tokens, logits, ends=ends, until=until - 1
+    )
+
+
+@fault("miniformer.generation.processors:not_yet")
+def text_may_end_one_token_late(original):
+    """A text of its shortest length may not end."""
+    return lambda tokens, logits, *, ends, until: original(
+        tokens, logits, ends=ends, until=until + 1
+    )
+
+
+@fault("miniformer.generation.generate:check")
+def one_token_more_than_there_is_room_for(original):
+    """A text may be one token longer than the model reads."""
+
+    def check(config, ids, options):
+        import dataclasses
+
+        return original(
+            dataclasses.replace(config, max_seq_len=config.max_seq_len + 1), ids, options
+        )
+
+    return check

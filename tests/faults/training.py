@@ -258,10 +258,10 @@ def schedule_free_validates_the_weights_in_training(original):
 # Before a run.
 
 
-@fault("miniformer.train_config:TrainConfig._without_effect")
+@fault("miniformer.config.train_checks:settings_without_effect")
 def settings_without_effect_pass(original):
-    """A setting that another one makes useless is not refused."""
-    return lambda self: []
+    """Settings of a run that others make void are taken without a word."""
+    return lambda run: []
 
 
 @fault("miniformer.training.preparation:_metric")

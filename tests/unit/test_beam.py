@@ -199,13 +199,11 @@ def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
     )
     (found,) = found_by(model, options)
     wanted = diverse(model, options)
-    if eos is not None:  # a step may take fewer than all, and leave nothing to end
-        wanted = wanted[: len(found)]
     assert [score for _, score in found] == pytest.approx([s for _, s in wanted], abs=1e-4)
     if penalty:
         assert [ids for ids, _ in found] == [ids for ids, _ in wanted]
-    firsts = {ids[0] for ids, _ in found}
-    assert len(firsts) >= (3 if penalty == 4 and eos is None else 1)
+    if penalty == 4 and eos is None:  # it outweighs every difference of the model
+        assert len({ids[0] for ids, _ in found}) == 3
 
 
 def test_the_length_of_gnmt():
@@ -215,8 +213,7 @@ def test_the_length_of_gnmt():
     (sums,) = found_by(model, GenerationConfig(length_penalty=0.0, **options))
     (found,) = found_by(model, GenerationConfig(length_penalty=0.6, length_norm="gnmt", **options))
     wanted = {tuple(ids): score / ((5 + len(ids)) / 6) ** 0.6 for ids, score in sums}
-    for ids, score in found:
-        assert score == pytest.approx(wanted[tuple(ids)], abs=1e-4)
-    assert [score for _, score in found] == sorted(wanted.values(), reverse=True)[: len(found)] or (
-        sorted(wanted.values(), reverse=True) == pytest.approx([s for _, s in found], abs=1e-4)
+    assert {tuple(ids): score for ids, score in found} == pytest.approx(wanted, abs=1e-4)
+    assert [score for _, score in found] == pytest.approx(
+        sorted(wanted.values(), reverse=True), abs=1e-4
     )

@@ -99,19 +99,66 @@ def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
     logits = torch.randn(1, V) * 2
     kept = theirs.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
     options = GenerationConfig(min_p=min_p)
-    drawn = choose(logits.expand(5000, -1), options, torch.Generator().manual_seed(0))
+    numbers = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = choose(logits.expand(5000, -1), options, numbers)
     assert set(drawn.tolist()) == set(kept[0].nonzero()[:, 0].tolist())
 
 
-def test_no_end_before_the_shortest_length():
-    model = tiny_model()
-    end = model.generate([[1, 2]], 1, temperature=0)[0][2]
-    assert model.generate([[1, 2]], 9, temperature=0, eos_id=end) == [[1, 2]]
-    for least in (1, 4):
-        text = model.generate([[1, 2]], 9, temperature=0, eos_id=end, min_new_tokens=least)[0]
-        assert len(text) - 2 >= least
-        beams = model.generate([[1, 2]], 9, num_beams=3, eos_id=end, min_new_tokens=least)[0]
-        assert len(beams) - 2 >= least
+def greedy(model, prompt, longest, end, least):
+    """By whole passes; what ends a text is not chosen before its shortest length."""
+    text = []
+    while len(text) < longest:
+        logits = model(torch.tensor([prompt + text]))[0, -1].detach()
+        if len(text) < least:
+            logits[end] = -math.inf
+        token = int(logits.argmax())
+        if token == end:
+            break
+        text.append(token)
+    return text
+
+
+def searched(model, prompt, longest, end, least, beams):
+    """The best text of a plain beam search without a shortcut, by whole passes."""
+    running, ended = [([], 0.0)], []
+    while running:
+        grown = []
+        for text, score in running:
+            logits = model(torch.tensor([prompt + text]))[0, -1].detach().double()
+            log_p = logits.log_softmax(-1)
+            if len(text) < least:
+                log_p[end] = -math.inf
+            grown += [([*text, token], score + p) for token, p in enumerate(log_p.tolist())]
+        grown = sorted(grown, key=lambda each: -each[1])[: 2 * beams]
+        running = []
+        for rank, (text, score) in enumerate(grown):
+            if text[-1] == end or len(text) == longest:
+                if rank < beams and score > -math.inf:
+                    ended.append((score / len(text), text))
+            elif len(running) < beams:
+                running.append((text, score))
+    text = max(ended)[1]
+    return text[:-1] if text[-1] == end else text
+
+
+@pytest.mark.catches("text_may_end_one_token_early", "text_may_end_one_token_late")
+@pytest.mark.parametrize("least", [0, 1, 2, 4, 9])
+@pytest.mark.parametrize("longest", [1, 4, 9])
+def test_text_ends_no_sooner_than_its_shortest_length(least, longest):
+    if least > longest:
+        with pytest.raises(UserError, match=f"min_new_tokens={least} is above max_new_tokens"):
+            tiny_model().generate([[1, 2]], longest, min_new_tokens=least)
+        return
+    # Models of which the likeliest token at once, and later, is that which ends a text.
+    for seed, prompt in ((0, [1, 2]), (1, [3]), (2, [4, 5, 6])):
+        model = tiny_model(seed=seed)
+        free = greedy(model, prompt, 9, None, 0)
+        for end in {free[0], free[1], free[4]}:
+            how = {"eos_id": end, "min_new_tokens": least}
+            (text,) = model.generate([prompt], longest, temperature=0, **how)
+            assert text == prompt + greedy(model, prompt, longest, end, least)
+            (text,) = model.generate([prompt], longest, num_beams=3, **how)
+            assert text == prompt + searched(model, prompt, longest, end, least, 3)
 
 
 @pytest.mark.catches("stop_ids_end_nothing")

@@ -196,6 +196,26 @@ def test_dropout_is_off_in_generation_and_the_mode_comes_back(hooks):
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.catches("one_token_more_than_there_is_room_for")
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"num_beams": 2}, {"seed": 0}])
+@pytest.mark.parametrize(("length", "new"), [(1, 1), (1, 7), (7, 1), (5, 3)])
+def test_texts_reach_the_limit_exactly(length, new, options):
+    """Prompts of one token, one new token, and all of them as long as the model reads."""
+    model = tiny_model(max_seq_len=8)
+    prompts = [[1 + n for n in range(length)], [2] * length]
+    for some in (prompts, prompts[:1], torch.tensor(prompts)):
+        rows = model.generate(some, new, **options)
+        assert [len(row) for row in rows] == [length + new] * len(some)
+    if options == {"temperature": 0}:
+        expected = list(prompts[0])
+        for _ in range(new):
+            expected.append(int(model(torch.tensor([expected]))[0, -1].argmax()))
+        assert model.generate(prompts, new, **options)[0] == expected
+    room = 8 - length
+    with pytest.raises(UserError, match=f"ask for at most {room} new tokens, or set slide=true"):
+        model.generate(prompts, room + 1, **options)
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
