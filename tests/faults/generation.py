@@ -349,7 +349,7 @@ def text_may_end_one_token_late(original):
     )
 
 
-@fault("miniformer.generation.generate:check")
+@fault("miniformer.generation.prompts:check")
 def one_token_more_than_there_is_room_for(original):
     """A text may be one token longer than the model reads."""
 

@@ -826,13 +826,13 @@ def resumed_run_exceeds_its_limit(original):
     return on_train_epoch_start
 
 
-@fault("miniformer.training.limits:limits_without_effect")
+@fault("miniformer.training.limits:warn_of_limits")
 def limits_beyond_the_end_pass_in_training(original):
     """A run does not warn of limits that it does not come to."""
-    return lambda run, steps: []
+    return lambda config, steps: None
 
 
-@fault("miniformer.training.resuming:replaced_settings")
+@fault("miniformer.config.train_checks:replaced_settings")
 def replaced_settings_pass(original):
     """Settings that a run replaces by what it finds out are taken without a word."""
     return lambda run: []
