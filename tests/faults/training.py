@@ -258,6 +258,12 @@ def schedule_free_validates_the_weights_in_training(original):
 # Before a run.
 
 
+@fault("miniformer.train_config:TrainConfig.cross_check")
+def problems_between_settings_pass(original):
+    """Settings are checked one by one, and not against each other."""
+    return lambda self: []
+
+
 @fault("miniformer.config.train_checks:settings_without_effect")
 def settings_without_effect_pass(original):
     """Settings of a run that others make void are taken without a word."""

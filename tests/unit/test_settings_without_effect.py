@@ -39,7 +39,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.catches("settings_without_effect_pass")
+@pytest.mark.catches("settings_without_effect_pass", "problems_between_settings_pass")
 @pytest.mark.parametrize("case", REFUSED)
 def test_setting_without_effect_is_refused(case):
     changes, message = REFUSED[case]
