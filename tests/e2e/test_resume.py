@@ -448,7 +448,8 @@ def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
         rows = [json.loads(line) for line in (labelled / f"{name}.jsonl").read_text().splitlines()]
         pairs = [{**row, "input": [row["input"], row["input"][:9]]} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    train(warm_config(tmp_path, tmp_path, max_steps=1, warm_start={"max_steps": 1}))
+    short = {"max_steps": 1, "average_checkpoints": None}
+    train(warm_config(tmp_path, tmp_path, **short, warm_start={"max_steps": 1}))
     warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("warm_start/best", "best"))
     assert warm.task.marks()
     assert whole.task.marks()
@@ -457,7 +458,8 @@ def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
 
 def test_a_warm_start_learns_with_settings_of_its_own(labelled, tmp_path):
     given = {"max_steps": 1, "task_config": {"mask_share": 0.3}, "model_config": {"dropout": 0.4}}
-    train(warm_config(labelled, tmp_path, max_steps=1, warm_start=given))
+    short = {"max_steps": 1, "average_checkpoints": None}
+    train(warm_config(labelled, tmp_path, **short, warm_start=given))
     warm = miniformer.load(tmp_path / "run" / "warm_start" / "best")
     assert (warm.task.mask_share, warm.model.config.dropout) == (0.3, 0.4)
     whole = miniformer.load(tmp_path / "run" / "best")
