@@ -28,7 +28,7 @@ _OPTIONS = [
     "-W",
     "ignore::pytest.PytestAssertRewriteWarning",
     "--hypothesis-profile=unshrunk",
-    "--timeout=120",
+    "--timeout=300",
     "-m",
     "catches",  # marked tests only, slow ones too
 ]
