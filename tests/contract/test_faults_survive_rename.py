@@ -24,8 +24,8 @@ def parsed():
 
 
 def unambiguous(names):
-    """Names that mean one function wherever they stand: no method, parameter or variable."""
-    defined, others = Counter(), set()
+    """Names that mean one function wherever they stand: no module, method, parameter, variable."""
+    defined, others = Counter(), {path.stem for path in (ROOT / "src").rglob("*.py")}
     for tree in parsed():
         inner = {id(node) for node in tree.body}
         for node in ast.walk(tree):
