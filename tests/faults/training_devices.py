@@ -20,3 +20,52 @@ def ranks_measure_with_sharded_weights(original):
     import contextlib
 
     return lambda objective: contextlib.nullcontext()
+
+
+# States of callbacks, and restarts.
+
+
+@fault("miniformer.training.callback_states:StatesOfOthers.load")
+def callback_states_are_not_restored(original):
+    """A user's callbacks begin anew in a resumed run."""
+    return lambda self, trainer, saved, folder: None
+
+
+@fault("miniformer.training.callback_states:StatesOfOthers._named")
+def second_callback_has_the_first_state(original):
+    """Of two callbacks with one key only one is known."""
+
+    def named(self, trainer):
+        return {key: each for key, each in original(self, trainer).items() if "#" not in key}
+
+    return named
+
+
+@fault("miniformer.training.run_state:KeepState.save")
+def callback_state_is_taken_in_the_middle_of_a_step(original):
+    """States of callbacks are those of when they are written, not of the last step."""
+
+    def save(self, trainer, module):
+        if self._noted:
+            self._noted["callback_states"] = self.states.take(trainer)
+        original(self, trainer, module)
+
+    return save
+
+
+@fault("miniformer.training.callbacks:KeepBest.on_train_start")
+def early_stopped_run_learns_on(original):
+    """A run that stopped early learns until the next validation when it is resumed."""
+    return lambda self, trainer, module: None
+
+
+@fault("miniformer.training.launch:meet")
+def attempts_share_a_store(original):
+    """A restarted process may read what a dead one has written."""
+    return lambda store, rank, world_size: store
+
+
+@fault("miniformer.training.restart_folder:RunFolder.begun")
+def restart_begins_a_new_folder(original):
+    """A restarted group does not look for the folder of its run."""
+    return lambda self: None

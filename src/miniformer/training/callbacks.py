@@ -136,6 +136,9 @@ class KeepBest(L.Callback):
         self.since_best = 0  # validations
         self.validated_at = -1  # optimiser step of the last complete validation
 
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._stop_if_patience_is_over(trainer)  # a run that goes on may have stopped before
+
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.validated_at = trainer.global_step
         figures = figures_of(trainer)
@@ -145,6 +148,9 @@ class KeepBest(L.Callback):
             self.since_best = 0
         else:
             self.since_best += 1
+        self._stop_if_patience_is_over(trainer)
+
+    def _stop_if_patience_is_over(self, trainer: L.Trainer) -> None:
         if self.patience is not None and self.since_best >= self.patience:
             trainer.should_stop = True
 

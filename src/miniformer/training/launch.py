@@ -21,6 +21,7 @@ from rich.console import Console
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
+from miniformer.training.restarts import agent_store, meet
 from miniformer.utils.atomic import write_text
 
 T = TypeVar("T")
@@ -32,12 +33,13 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(config: TrainConfig, worker: Callable[[dict[str, Any], str], None]) -> dict[str, Any]:
+def launch(config: TrainConfig, worker: Callable[..., None], *more: Any) -> dict[str, Any]:
     """Runs a worker on each device of this machine; returns what the first wrote as its outcome.
 
     Args:
         config: the run.
         worker: an importable function of the run's settings and the file for its outcome.
+        *more: arguments of the worker behind these, which `pickle` must be able to copy.
 
     Raises:
         UserError: a worker did; or the run is to use other machines, whose processes only
@@ -71,7 +73,7 @@ def launch(config: TrainConfig, worker: Callable[[dict[str, Any], str], None]) -
         path = Path(folder.name) / "outcome.json"
         failed: BaseException | None = None
         try:
-            elastic_launch(launcher, worker)(config.to_dict(), str(path))
+            elastic_launch(launcher, worker)(config.to_dict(), str(path), *more)
         except ChildFailedError as error:
             failed = error
         except Exception as error:
@@ -121,7 +123,13 @@ def join(config: TrainConfig, device_type: str) -> None:
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    backend, store = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo", agent_store()
+    if store is None:
+        dist.init_process_group(backend)
+    else:
+        number = int(os.environ["RANK"])
+        own = meet(store, number, there)
+        dist.init_process_group(backend, store=own, rank=number, world_size=there)
     atexit.register(_leave)
 
 

@@ -26,7 +26,7 @@ from miniformer.training.outputs import Outputs
 from miniformer.training.preparation import Prepared, device_type, precision
 from miniformer.training.progress import ProgressCallback, TimeValidation
 from miniformer.training.resuming import facts_of
-from miniformer.training.run_state import KeepState
+from miniformer.training.run_state import KeepState, RestoreState
 from miniformer.training.samples import WriteSamples
 from miniformer.training.watching import Watch
 
@@ -45,6 +45,7 @@ class Parts:
     averaging: Averaging
     interrupt: InterruptCallback
     states: KeepState
+    restore: RestoreState
     timing: TimeValidation
 
     @classmethod
@@ -109,20 +110,28 @@ class Parts:
         stop = StopAtBudget(budget, console.print)
         return cls(
             stop, budget, validate, watch, samples, progress, keep, averaging, interrupt, states,
-            TimeValidation(budget),
+            RestoreState(states), TimeValidation(budget),
         )  # fmt: skip
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        """In the order in which they have their say; `timing` comes behind them and a user's own.
+        """In the order in which they have their say; a user's own and `closing` come behind them.
 
-        The best model is kept while averages are in use; the state after a step is noted before
-        an interruption ends the run with it.
+        What a run goes on from is restored before the others begin. The best model is kept while
+        averages are in use.
         """
         return [
-            self.stop, self.validate, self.watch, self.samples, self.progress,
-            self.keep, self.averaging, self.states, self.interrupt,
+            self.stop, self.restore, self.validate, self.watch, self.samples, self.progress,
+            self.keep, self.averaging,
         ]  # fmt: skip
+
+    @property
+    def closing(self) -> list[L.Callback]:
+        """Those that come behind a user's own callbacks, whose states belong to the run.
+
+        The state after a step is noted before an interruption ends the run with it.
+        """
+        return [self.states, self.interrupt, self.timing]
 
 
 def make_module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
@@ -148,7 +157,9 @@ def make_module(run: Prepared, budget: Budget) -> MiniFormerLitModule:
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
     """Lightning's Trainer, of which the callbacks decide when to validate and when to end."""
-    return L.Trainer(
+    # Lightning refuses several callbacks of one key, since its own checkpoints know them by it.
+    distinct = {callback.state_key: callback for callback in reversed(callbacks)}
+    trainer = L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
@@ -156,7 +167,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
         precision={"float32": "32-true", "bf16": "bf16-mixed"}[precision(config)],  # type: ignore[arg-type]
         deterministic=config.deterministic,
         logger=registry.get("logger", config.logger)(folder),
-        callbacks=list(callbacks),
+        callbacks=[each for each in callbacks if distinct[each.state_key] is each],
         max_epochs=-1,  # StopAtBudget ends the run
         check_val_every_n_epoch=None,
         val_check_interval=1,  # ValidateInTime decides
@@ -170,6 +181,8 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
         inference_mode=False,  # in which averages could not be changed again
         default_root_dir=folder,
     )
+    trainer.callbacks = list(callbacks)  # type: ignore[attr-defined]
+    return trainer
 
 
 @contextlib.contextmanager

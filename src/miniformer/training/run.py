@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import pickle
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from miniformer.training.choosing import fit_to_machine
 from miniformer.training.compiling import compile_layers
 from miniformer.training.engines import full_weights, set_weights
 from miniformer.training.finite import NotFiniteError
+from miniformer.training.given import Given, built, packed
 from miniformer.training.launch import (
     console_of,
     from_first,
@@ -43,7 +45,8 @@ from miniformer.training.outputs import Outputs
 from miniformer.training.parts import Parts, make_module, make_trainer, quiet_lightning
 from miniformer.training.preparation import Prepared, device_type, prepare
 from miniformer.training.progress import make_console
-from miniformer.training.resuming import settings_of
+from miniformer.training.restart_folder import RunFolder
+from miniformer.training.resuming import going_on, settings_of
 from miniformer.training.run_folder import new_folder, unused_folders_removed
 from miniformer.training.run_state import KeepState
 from miniformer.training.warming import warm_settings, where_it_was_left
@@ -72,14 +75,16 @@ class RunResult:
 
 
 def train(
-    config: TrainConfig, *, console: Console | None = None, callbacks: Sequence[L.Callback] = ()
+    config: TrainConfig, *, console: Console | None = None, callbacks: Sequence[Given] = ()
 ) -> RunResult:
     """Trains a model and writes it to `<work_dir>/<experiment_name>/best` and `last`.
 
     Args:
         config: the run.
         console: where to tell of its progress; None: standard output.
-        callbacks: more of Lightning's; they are called after those of the run itself.
+        callbacks: more of Lightning's, or functions that make one; they are called after those of
+            the run itself. Their `state_dict` is part of the run's state. On several devices each
+            process has its own, made there by the function or copied with `pickle`.
 
     Raises:
         UserError: a setting, a path or a record is wrong, and nothing has been written; or the
@@ -91,23 +96,27 @@ def train(
 
 
 def _train_on_devices(
-    config: TrainConfig, console: Console, callbacks: Sequence[L.Callback]
+    config: TrainConfig, console: Console, callbacks: Sequence[Given]
 ) -> RunResult:
     """Trains in this process, or in one for each device; see `train`."""
     config, state = settings_of(config)
     if config.world_size > 1 and not is_launched():
-        if callbacks:
-            raise UserError("callbacks need devices=1, or a script of your own under torchrun")
-        outcome = launch(config, _worker)
+        outcome = launch(config, _worker, packed(callbacks))
         model = Path(outcome["model"])
         task = read_companions(model, *read_config(model))[1]
         return RunResult(
             Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
         )
     join(config, device_type(config))
+    kept = RunFolder(config.experiment_name or config.task)
+    begun = from_first(kept.begun)
+    if begun is not None and config.resume is None:  # torchrun has started the processes again
+        config, state = settings_of(going_on(begun, {}))
     try:
         with unused_folders_removed() as created:
-            return _train(config, console_of(console), callbacks, state, created=created)
+            return _train(
+                config, console_of(console), built(callbacks), state, created=created, kept=kept
+            )
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -118,10 +127,10 @@ def _train_on_devices(
         ) from None
 
 
-def _worker(settings: dict[str, Any], path: str) -> None:
+def _worker(settings: dict[str, Any], path: str, callbacks: bytes) -> None:
     """One of the processes of a run on several devices."""
     with member(path) as tell:
-        result = train(TrainConfig.from_dict(settings))
+        result = train(TrainConfig.from_dict(settings), callbacks=pickle.loads(callbacks))
         if rank() == 0:
             figures, interrupted = result.figures, result.interrupted
             told = {"folder": str(result.folder), "model": str(result.model)}
@@ -135,6 +144,7 @@ def _train(
     state: Path | None,
     whole: Path | None = None,
     created: list[Path] | None = None,
+    kept: RunFolder | None = None,
 ) -> RunResult:
     """See `train`.
 
@@ -145,6 +155,7 @@ def _train(
         state: that it goes on from.
         whole: the folder of the run that this one is the warm start of.
         created: folder that this run makes is added here.
+        kept: is told of the folder.
     """
     L.seed_everything(config.seed, verbose=False)
     resumed = None if config.resume is None else Path(config.resume)
@@ -162,7 +173,12 @@ def _train(
     if config.warm_start is not None and state is None:
         warm = warm_settings(run)
     name = config.experiment_name or config.task
-    folder = resumed or from_first(lambda: new_folder(Path(config.work_dir), name, created))
+
+    def begin() -> Path:
+        made = new_folder(Path(config.work_dir), name, created)
+        return made if kept is None else kept.keep(made)
+
+    folder = resumed or from_first(begin)
     console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
     outputs = Outputs(folder, run, writes=rank() == 0)
     outputs.begin()
@@ -176,7 +192,7 @@ def _train(
         console.print(compile_layers(run, config.max_steps))
     parts = Parts.of(run, module, outputs, budget, console, start=state)
     with quiet_lightning():
-        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks, parts.timing])
+        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks, *parts.closing])
         last = _fit(trainer, module, run, parts)
         if steps is None and parts.interrupt.signal is None:
             warn_of_limits(config, int(last["step"]))

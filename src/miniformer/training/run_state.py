@@ -19,6 +19,7 @@ from torch import Tensor
 import miniformer
 from miniformer.config import UserError
 from miniformer.training.budget import Budget
+from miniformer.training.callback_states import CallbackStates, StatesOfOthers
 from miniformer.training.callbacks import ValidateInTime
 from miniformer.training.checkpoints import (
     describe,
@@ -57,7 +58,8 @@ class KeepState(L.Callback):
     Args:
         run: the run's folder.
         budget: the run's limits.
-        remembering: callbacks whose state belongs to the run, by name.
+        remembering: callbacks of the run itself that have a state, by name; those of others are
+            kept, too, see `StatesOfOthers`.
         averages: averages of weights, by name.
         validate: says whether a validation follows now; the state is then written after it.
         interval: optimiser steps between two states; None: with each validation, and in between
@@ -81,6 +83,7 @@ class KeepState(L.Callback):
         self.run, self.budget, self.start = run, budget, start
         self.remembering, self.averages, self.validate = remembering, averages, validate
         self.interval, self.facts = interval, facts or {}
+        self.states = StatesOfOthers(remembering.values())
         self.written: Path | None = None
         self._last: tuple[Any, ...] | None = None  # what was written last
         self._noted: dict[str, Any] = {}
@@ -96,10 +99,18 @@ class KeepState(L.Callback):
                     f"{about.get('facts')}, it is {self.facts}; begin a new run"
                 )
             trainer.datamodule.load_state_dict(about["data"])  # type: ignore[attr-defined]
+            self.states.load(trainer, about.get("callback_states", []), self.start)
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+    def restore(self, trainer: L.Trainer, module: Any) -> None:
+        """Brings everything back but chance; see `RestoreState`."""
         if self.start is not None:
             self._restore(trainer, module, self.start)
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.states.check(trainer)
+        if self.start is not None:
+            # Only now: other callbacks may draw random numbers as they begin.
+            self._restore_chance(trainer, self.start)
             if self.validate.pending:
                 self.validate.run_now(trainer)
         else:
@@ -112,13 +123,7 @@ class KeepState(L.Callback):
         step = trainer.global_step
         if step == self._step:  # in the middle of one
             return
-        self._step = step
-        self._noted = {
-            "step": step,
-            "data": batch.get("about", {}).get("state"),
-            "random": random_state(),
-            "tokens": [module.tokens, module.padding],
-        }
+        self.note(trainer, module, batch)
         if self.validate.pending:
             return
         if self.interval is not None:
@@ -128,8 +133,21 @@ class KeepState(L.Callback):
         if due:
             self.save(trainer, module)
 
+    def note(self, trainer: L.Trainer, module: Any, batch: dict[str, Any]) -> None:
+        """Notes all that will have changed by the time the state after this step is written."""
+        self._step = step = trainer.global_step
+        self._noted = {
+            "step": step,
+            "data": batch.get("about", {}).get("state"),
+            "random": random_state(),
+            "tokens": [module.tokens, module.padding],
+            "callback_states": self.states.take(trainer),
+        }
+
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
+            if self._noted:
+                self._noted["callback_states"] = self.states.take(trainer)
             self.save(trainer, module)
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
@@ -149,21 +167,24 @@ class KeepState(L.Callback):
             return
         module.finite.check(self._noted["step"], now=True)
         tensors, about = self.state_of(trainer, module)
-        if (about["step"], str(about["callbacks"])) == self._last:
+        now = (about["step"], str(about["callbacks"]), str(about["callback_states"]))
+        if now == self._last:
             return
         began = time.monotonic()
         self.written = write_checkpoint(self.run, about["step"], tensors, about)
-        self._last = (about["step"], str(about["callbacks"]))
+        self._last = now
         took = time.monotonic() - began
         self._due = self.budget.seconds + max(_SECONDS, took / _SHARE)
 
     def state_of(self, trainer: L.Trainer, module: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state after the last optimiser step: tensors by name, and the rest as JSON.
 
-        Names of tensors begin with `model.`, `optimizer.` or `averages.`.
+        Names of tensors begin with `model.`, `optimizer.`, `averages.` or `callbacks.`.
         """
+        taken: CallbackStates = self._noted["callback_states"]
         about = {
             **self._noted,
+            "callback_states": _of_all_ranks(taken.values),
             "budget": self.budget.state(),
             "random": _of_all_ranks(_as_json(self._noted["random"])),
             "callbacks": {name: each.state_dict() for name, each in self.remembering.items()},
@@ -176,6 +197,7 @@ class KeepState(L.Callback):
         tensors |= _named("model", module.model.state_dict())
         for name, each in self.averages.items():
             tensors |= _named(f"averages.{name}", each.tensors())
+        tensors |= taken.tensors
         return tensors, about
 
     def _restore(self, trainer: L.Trainer, module: Any, folder: Path) -> None:
@@ -197,13 +219,31 @@ class KeepState(L.Callback):
         steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
         steps.ready = steps.completed = about["step"]
         self._noted = {name: about[name] for name in ("step", "data", "tokens")}
+        self._noted["callback_states"] = self.states.take(trainer)
+        self.written = folder
+
+    def _restore_chance(self, trainer: L.Trainer, folder: Path) -> None:
+        about = read_about(folder)
         states = about["random"]
         if trainer.world_size == len(states):
             _set_random_state(states[trainer.global_rank])
         else:  # on other devices than before nothing can be the same, bit for bit
             _seed_rank(trainer, about["step"])
         self._noted["random"] = random_state()
-        self.written = folder
+
+
+class RestoreState(L.Callback):
+    """Brings back a run's state before other callbacks begin, which `KeepState` is behind.
+
+    Args:
+        states: knows the state.
+    """
+
+    def __init__(self, states: KeepState) -> None:
+        self.states = states
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.states.restore(trainer, module)
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -135,7 +135,9 @@ class _Probe(L.Callback):
         if self.batches == self.kill:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step == self.step:
             return
@@ -143,6 +145,7 @@ class _Probe(L.Callback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
         if step >= self.stop:
+            _states_of(trainer).note(trainer, module, batch)  # which comes behind a user's callback
             self.end(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
@@ -150,10 +153,15 @@ class _Probe(L.Callback):
 
     def end(self, trainer: L.Trainer, module: Any) -> None:
         """Notes the state, and ends the process at once."""
-        (states,) = (each for each in trainer.callbacks if isinstance(each, KeepState))  # type: ignore[attr-defined]
+        states = _states_of(trainer)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(["state", digests(*states.state_of(trainer, module))]) + "\n")
         os._exit(0)
+
+
+def _states_of(trainer: L.Trainer) -> KeepState:
+    (states,) = (each for each in trainer.callbacks if isinstance(each, KeepState))  # type: ignore[attr-defined]
+    return states
 
 
 def digests(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
@@ -167,6 +175,7 @@ def digests(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str
         "epochs": about["budget"]["epochs"],
         "counted tokens": about["tokens"],
         **{f"callback {name}": each for name, each in about["callbacks"].items()},
+        "callbacks": about["callback_states"],
     }
     for name, value in plain.items():
         text = json.dumps(value, sort_keys=True, default=repr)

@@ -1,0 +1,133 @@
+"""Groups of processes that torchrun starts again after one was killed go on where they were."""
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+import miniformer
+from miniformer import TrainConfig
+from miniformer.training.restarts import meet
+from miniformer.training.run import train
+from tests.kit import ROOT, VERSE, environment, write_jsonl
+
+MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.2}
+WORDS = VERSE.split()
+STEPS = 30
+SCRIPT = """
+import json, os, signal, sys
+import lightning as L
+from miniformer import TrainConfig
+from miniformer.training.run import train
+
+config, kills = json.loads(sys.argv[1])
+
+class Kill(L.Callback):
+    def on_train_batch_start(self, trainer, *args):
+        attempt = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+        if attempt < len(kills) and kills[attempt] == [trainer.global_step, trainer.global_rank]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(TrainConfig.from_dict(config), callbacks=[Kill])
+"""
+
+
+def config(folder, work_dir, **changes):
+    return TrainConfig(**{
+        "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
+        "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
+        "max_steps": STEPS, "val_interval": 8, "checkpoint_interval": 3, "logger": "none",
+        "precision": "float32", "ema_decay": 0.9, "devices": 2, "strategy": "fsdp2",
+        "work_dir": str(folder / work_dir), "experiment_name": "run", **changes,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Data, and a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("restarts")
+    write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
+    write_jsonl(folder / "val.jsonl", [VERSE])
+    (folder / "script.py").write_text(SCRIPT)
+    train(config(folder, "whole"))
+    return folder
+
+
+def torchrun(folder, work_dir, kills, *flags):
+    order = json.dumps([config(folder, work_dir).to_dict(), kills])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+         f"--max_restarts={len(kills)}", *flags, str(folder / "script.py"), order],
+        capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=1500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def assert_same_as_undisturbed(folder, work_dir):
+    assert [each.name for each in (folder / work_dir).iterdir()] == ["run"]
+    for name in ("best", "last"):
+        wanted = miniformer.load(folder / "whole" / "run" / name).model.state_dict()
+        found = miniformer.load(folder / work_dir / "run" / name).model.state_dict()
+        for key, tensor in wanted.items():
+            assert torch.equal(found[key], tensor), f"{name}: {key}"
+
+
+@pytest.mark.catches("attempts_share_a_store", "restart_begins_a_new_folder")
+def test_group_goes_on_in_its_folder_after_a_kill(folder):
+    told = torchrun(folder, "once", [[14, 1]], "--standalone")
+    assert_same_as_undisturbed(folder, "once")
+    assert "going on from" in told
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("rendezvous", ["c10d", "static"])
+def test_five_random_kills_under_torchrun_change_nothing(folder, rendezvous):
+    """The first comes before there is a state, the others anywhere after where the run goes on."""
+    chance, kills, step = random.Random(rendezvous), [[1, 1]], 0
+    for _ in range(4):
+        step = min(step + chance.randint(3, 8), STEPS - 1)
+        kills.append([step, chance.randrange(2)])
+    flags = ["--standalone"]
+    if rendezvous == "static":
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            flags = [f"--master_port={free.getsockname()[1]}"]
+    torchrun(folder, rendezvous, kills, *flags)
+    assert_same_as_undisturbed(folder, rendezvous)
+
+
+def test_processes_of_an_attempt_meet_whatever_earlier_ones_left():
+    server = TCPStore("localhost", 0, is_master=True)
+
+    def client():
+        return TCPStore("localhost", server.port, is_master=False)
+
+    def attempt(ranks, found, late=()):
+        def work(rank):
+            if rank in late:
+                time.sleep(0.3)
+            store = meet(client(), rank, 3, wait=0.1)
+            store.set(f"here/{rank}", "")
+            store.wait([f"here/{other}" for other in ranks])
+            found.append(rank)
+
+        threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in ranks]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    for late in ((), (0,), (1,)):
+        found = []
+        for thread in attempt(range(3), found, late):
+            thread.join(timeout=30)
+        assert sorted(found) == [0, 1, 2]
+        server.set("attempt", "0" * 32)  # of a first process that died before it answered
