@@ -59,10 +59,10 @@ def early_stopped_run_learns_on(original):
     return lambda self, trainer, module: None
 
 
-@fault("miniformer.training.launch:meet")
+@fault("miniformer.training.restarts:meet")
 def attempts_share_a_store(original):
     """A restarted process may read what a dead one has written."""
-    return lambda store, rank, world_size: store
+    return lambda store, rank, world_size, wait=1.0: store
 
 
 @fault("miniformer.training.restart_folder:RunFolder.begun")
