@@ -55,10 +55,10 @@ def rows(folder, name):
     return found
 
 
-def assert_same(folder, one, other, tolerance=1e-5):
+def assert_same(folder, one, other, steps=STEPS, tolerance=1e-5):
     alone, together = rows(folder, one), rows(folder, other)
     assert alone.keys() == together.keys()
-    assert {step for step, name in alone if name == "train_loss"} == set(range(1, STEPS + 1))
+    assert {step for step, name in alone if name == "train_loss"} == set(range(1, steps + 1))
     for key, value in alone.items():
         assert together[key] == pytest.approx(value, abs=tolerance, rel=tolerance), key
 
@@ -141,9 +141,9 @@ def test_a_state_goes_on_with_any_number_of_devices(folder):
                    {"devices": 1, "accumulate_grad_batches": 2, "max_steps": 60}))  # fmt: skip
     four = going_on(runs / "from-2-to-4", {"devices": 4, "max_steps": 60})
     launch(four, worker_of_four)
-    assert_same(folder, "alone", "from-1")
-    assert_same(folder, "alone", "from-2-to-1")
-    assert_same(folder, "alone-4", "from-2-to-4")
+    assert_same(folder, "alone", "from-1", steps=60)
+    assert_same(folder, "alone", "from-2-to-1", steps=60)
+    assert_same(folder, "alone-4", "from-2-to-4", steps=60)
 
 
 def test_a_mistake_in_a_worker_is_told_as_one(folder):
