@@ -838,6 +838,18 @@ def limits_beyond_the_end_pass_in_training(original):
     return lambda config, steps: None
 
 
+@fault("miniformer.config.train_checks:_of_beginning")
+def found_settings_are_refused_beside_the_wish(original):
+    """A run is refused once it has found out what its settings ask for."""
+
+    def of_beginning(run):
+        from miniformer.config.train_checks import replaced_settings
+
+        return [*original(run), *replaced_settings(run)]
+
+    return of_beginning
+
+
 @fault("miniformer.config.train_checks:replaced_settings")
 def replaced_settings_pass(original):
     """Settings that a run replaces by what it finds out are taken without a word."""

@@ -42,8 +42,8 @@ def prepared(tmp_path, monkeypatch, task, **settings):
     name = {"features": "classification", "prefix": "language_modeling"}.get(task, task)
     model = {**MODEL, **settings.pop("model_config", {})}
     config = TrainConfig(
-        train_path=str(path), task=name, tokenizer="byte", model_config=model, batch_size=4,
-        precision="float32", **settings,
+        train_path=str(path), task=name, tokenizer=None if task == "features" else "byte",
+        model_config=model, batch_size=4, precision="float32", **settings,
     )  # fmt: skip
     run = prepare(config, Console(file=io.StringIO()))
     batch = next(iter(run.data.train_dataloader()))

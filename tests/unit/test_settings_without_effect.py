@@ -24,10 +24,6 @@ REFUSED = {
     "warm-up": ({"warmup_steps": 7, "max_steps": 6}, "warmup_steps=7 is longer than the run of"),
     "rate": ({"optimizer_config": {"lr": 1.0}}, "optimizer_config: lr is a setting of its own"),
     "decay": ({"optimizer_config": {"weight_decay": 1.0}}, "weight_decay is a setting of its own"),
-    "size": (
-        {"size": "tiny", "model_config": {**SMALL, "n_heads": 4}},
-        "size=tiny has no effect: model_config has all of it",
-    ),
     "workers of a stream": (
         {"streaming": True, "max_steps": 1, "num_workers": 1},
         "num_workers has no effect with streaming",
@@ -206,6 +202,10 @@ def test_setting_has_effect_or_is_refused_or_warns(files, field):
 
 FROM_FILES = {
     "find_lr": ({"find_lr": True, "lr": 0.1}, "find_lr would replace lr=0.1"),
+    "size": (
+        {"size": "tiny", "model_config": {**SMALL, "n_heads": 4}},
+        "size=tiny has no effect: model_config has all of it",
+    ),
     "batch": ({"find_batch_size": True}, "find_batch_size would replace batch_size=2"),
     "memory": (
         {"memory": "8GB", "activation_checkpointing": "full"},

@@ -172,6 +172,7 @@ def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
     assert "trained on the first" in said
 
 
+@pytest.mark.catches("found_settings_are_refused_beside_the_wish")
 def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
     train = data(tmp_path)
     arguments = ["--work_dir", str(tmp_path), "--experiment_name", "run", "--logger", "none"]

@@ -76,8 +76,6 @@ def _of_beginning(run: Any) -> list[str]:
     problems = []
     if run.size is not None and run.init_from is not None:
         problems.append("size has no effect with init_from, whose shape is taken; leave it out")
-    if run.size is not None and SIZES[run.size].keys() <= run.model_config.keys() & set(SHAPE):
-        problems.append(f"size={run.size} has no effect: model_config has all of it; leave it out")
     if run.warm_start is not None and run.init_from is not None:
         problems.append(
             "warm_start and init_from both say what to begin with; leave one of them out"
@@ -136,6 +134,8 @@ def replaced_settings(run: Any) -> list[str]:
             "memory would replace activation_checkpointing="
             f"{run.activation_checkpointing}; leave one of them out"
         )
+    if run.size is not None and SIZES[run.size].keys() <= run.model_config.keys() & set(SHAPE):
+        problems.append(f"size={run.size} has no effect: model_config has all of it; leave it out")
     return problems
 
 
