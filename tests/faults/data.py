@@ -53,6 +53,21 @@ def budget_of_a_batch_ignores_padding(original):
     return cut
 
 
+@fault("miniformer.data.buckets:LengthBuckets.cut")
+def batch_that_is_just_full_is_cut_short(original):
+    """A batch may not be as long as its limit, only shorter."""
+
+    def cut(self, pool, random):
+        limit = self.batch_tokens
+        self.batch_tokens = (limit or self.batch_size * self.row_tokens(pool)) - 1
+        try:
+            return original(self, pool, random)
+        finally:
+            self.batch_tokens = limit
+
+    return cut
+
+
 @fault("miniformer.data.buckets:pad")
 def padding_has_no_mask(original):
     """Rows of unequal length are filled, and the mask does not say where."""
@@ -177,6 +192,24 @@ def stream_numbers_records_instead_of_lines(original):
             yield f"{name}:{number}", record
 
     return stream_lines
+
+
+@fault("miniformer.data.streaming:_stream_pieces")
+def stream_names_the_line_that_a_piece_begins_with(original):
+    """An error in streamed running text names the first line of its piece."""
+
+    def stream_pieces(stream, name, checks):
+        from miniformer.data.lines import RecordError
+
+        line = 1
+        try:
+            for place, record in original(stream, name, checks):
+                yield place, record
+                line += record["text"].count("\n")
+        except RecordError as error:
+            raise RecordError(error.path, line, error.problem) from None
+
+    return stream_pieces
 
 
 @fault("miniformer.data.unpacking:_Unpacked._advance")

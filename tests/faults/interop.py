@@ -286,6 +286,29 @@ def missing_tensors_unnamed(original):
     return understand
 
 
+@fault("miniformer.interop.hf.attention:_usual")
+def windows_of_older_files_are_a_layer_off(original):
+    """A file without `layer_types` has its windows one layer later than its class means."""
+
+    def usual(kind, config, layers):
+        letters = original(kind, config, layers)
+        return letters if kind == "all" else letters[-1] + letters[:-1]
+
+    return usual
+
+
+@fault("miniformer.interop.hf.attention:_usual")
+def first_layer_with_a_window_is_the_one_after(original):
+    """`max_window_layers` of Qwen counts one layer too many without a window."""
+
+    def usual(kind, config, layers):
+        if kind == "late":
+            config = {**config, "max_window_layers": config.get("max_window_layers", 28) + 1}
+        return original(kind, config, layers)
+
+    return usual
+
+
 @fault("miniformer.interop.hf.attention:read_windows")
 def default_window_forgotten(original):
     """A config that leaves its sliding window out has none, whatever its class has."""

@@ -52,6 +52,14 @@ def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
 
 
+@pytest.mark.catches("batch_that_is_just_full_is_cut_short")
+@pytest.mark.parametrize("tokens", [None, 12])
+def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
+    buckets = LengthBuckets(collate, length=("ids",), batch_size=4, batch_tokens=tokens)
+    cuts = buckets.cut(table([3] * 10), np.random.default_rng(0))
+    assert sorted(map(len, cuts)) == [2, 4, 4]
+
+
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=60),
     st.none() | st.integers(0, 9),

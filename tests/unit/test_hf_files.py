@@ -15,6 +15,8 @@ from miniformer import cli
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.families import family
 from miniformer.interop.hf import importing
+from miniformer.interop.hf.configs import read_fields, to_config
+from miniformer.interop.hf.families import family_of
 from tests import fuzz
 from tests.kit.seeds import chosen_seed
 
@@ -85,6 +87,40 @@ def test_a_config_is_refused(llama, values, words):
     (llama / "generation_config.json").unlink()
     config_with(llama, **values)
     assert words in refusal(llama)
+
+
+@pytest.mark.catches(
+    "windows_of_older_files_are_a_layer_off", "first_layer_with_a_window_is_the_one_after"
+)
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+        ("Qwen2", {"use_sliding_window": True, "sliding_window": 4}),
+        ("Qwen2", {"sliding_window": 4, "max_window_layers": 3}),
+        ("Qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 3}),
+        ("Gemma2", {}),
+        ("Gemma3Text", {}),
+        ("Gemma3Text", {"sliding_window_pattern": 4}),
+        ("ModernBert", {}),
+        ("ModernBert", {"global_attn_every_n_layers": 4}),
+    ],
+    ids=str,
+)
+def test_windows_of_file_without_layer_types_are_those_of_its_class(kind, given):
+    """Older files leave it to the class which layers have a window."""
+    transformers = pytest.importorskip("transformers")
+    layers = 30
+    usual = getattr(transformers, f"{kind}Config")(num_hidden_layers=layers, **given)
+    assert len(usual.layer_types) == layers
+    older = {key: value for key, value in usual.to_dict().items() if key != "layer_types"} | given
+    _, fields = read_fields(family_of(older), older)
+    config = to_config(fields)
+    assert [
+        "full_attention" if config.window_of(layer) is None else "sliding_attention"
+        for layer in range(layers)
+    ] == usual.layer_types
 
 
 def test_code_is_ignored_if_a_user_says_so(llama):

@@ -96,11 +96,13 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
     assert str(streamed.value) == str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
 
 
+@pytest.mark.catches("stream_names_the_line_that_a_piece_begins_with")
 def test_bad_bytes_in_a_text_file_are_named_by_line(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\ngood\nb\xffd\n")
-    with pytest.raises(RecordError, match=":3: not UTF-8: byte 0xff"):
-        list(JSONLinesDataset(path))
+    for read in (lambda: list(JSONLinesDataset(path)), lambda: list(stream_records(path))):
+        with pytest.raises(RecordError, match=r"a\.txt:3: not UTF-8: byte 0xff"):
+            read()
 
 
 @pytest.mark.parametrize(
