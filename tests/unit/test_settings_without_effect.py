@@ -45,9 +45,11 @@ def test_setting_without_effect_is_refused(case):
 
 def test_warmup_as_long_as_run_is_taken():
     """The last step has the full factor of the warm-up."""
-    TrainConfig(train_path="a.txt", warmup_steps=6, max_steps=6)
-    TrainConfig(train_path="a.txt", warmup_steps=0, max_steps=1)
-    TrainConfig(train_path="a.txt", warmup_steps=1000, max_epochs=1)
+    taken = [
+        TrainConfig(train_path="a.txt", warmup_steps=steps, **limit)
+        for steps, limit in [(6, {"max_steps": 6}), (0, {"max_steps": 1}), (9, {"max_epochs": 1})]
+    ]
+    assert [config.warmup_steps for config in taken] == [6, 0, 9]
 
 
 LIMITS = {
