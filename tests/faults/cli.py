@@ -19,11 +19,11 @@ def unknown_flag_gets_no_suggestion(original):
 def lines_of_standard_input_are_not_numbered(original):
     """Messages on standard input name line 0."""
 
-    def json_lines(text):
+    def json_lines(text, fields):
         from miniformer.config import UserError
 
         try:
-            return original(text)
+            return original(text, fields)
         except UserError as error:
             import re
 
@@ -108,8 +108,8 @@ def one_bad_input_stops_the_others(original):
 def lines_of_inputs_end_at_any_separator(original):
     """Inputs are split at U+2028 and the like, which JSON allows within a string."""
 
-    def _json_lines(text):
-        return original("\n".join(text.splitlines()))
+    def _json_lines(text, fields):
+        return original("\n".join(text.splitlines()), fields)
 
     return _json_lines
 

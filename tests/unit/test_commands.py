@@ -40,10 +40,13 @@ def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"input": "a"}\n\n{"txt": "b"}\n', "standard input:3: the record has no 'input'"),
+        (
+            '{"input": "a"}\n\n{"txt": "b"}\n',
+            "standard input:3: the record has no 'input' and no 'source' and no 'text'",
+        ),
         ('"a"\nb\n', "standard input:2: not JSON"),
     ],
 )
 def test_a_mistake_on_standard_input_is_named_by_its_line(text, message):
     with pytest.raises(UserError, match=message):
-        cli._json_lines(text)
+        cli._json_lines(text, ["text"])
