@@ -186,6 +186,7 @@ def test_run_that_stopped_early_takes_no_step_when_it_is_resumed(folder):
     assert again.figures["training_tokens"] == first.figures["training_tokens"]
 
 
+@pytest.mark.catches("what_is_no_callback_is_left_out")
 def test_what_is_no_callback_is_refused(folder):
     with pytest.raises(UserError, match=r"is no lightning\.Callback"):
         train(config(folder, "none"), callbacks=[dict])

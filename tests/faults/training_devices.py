@@ -69,3 +69,15 @@ def attempts_share_a_store(original):
 def restart_begins_a_new_folder(original):
     """A restarted group does not look for the folder of its run."""
     return lambda self: None
+
+
+@fault("miniformer.training.given:built")
+def what_is_no_callback_is_left_out(original):
+    """Of what a user gives as callbacks, all that is not one is left out without a message."""
+
+    def built(given):
+        import lightning
+
+        return original([each for each in given if isinstance(each, lightning.Callback)])
+
+    return built
