@@ -41,9 +41,11 @@ demo: setup
 test: setup
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST)
 
-# Faults come last: that all tests pass without them is known by then.
+# Faults come after the tests: that all tests pass without them is known by then. Short parts of the slow ring run when
+# their files have changed since they were recorded.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed
+	$(BIN)/python -m tests.slow loggers lm_eval kernels --changed
 
 format: setup
 	$(BIN)/ruff format .
