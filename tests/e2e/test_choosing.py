@@ -66,7 +66,7 @@ def test_too_little_memory_is_told(tmp_path, capsys):
 
 
 def test_a_batch_size(tmp_path, capsys):
-    code, settings = run(tmp_path, "--find_batch_size", "true")
+    code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
     assert code == 0
     assert f"{settings['batch_size']}  " in capsys.readouterr().out
     assert not settings["find_batch_size"]

@@ -113,6 +113,7 @@ def _run(sender, fault: str | None, tests: list[str], log: Path) -> None:
     from tests.faults.plugin import Outcomes
 
     os.chdir(ROOT)
+    os.environ.pop("PYTEST_ADDOPTS", None)  # options of an outer run, such as its workers
     # The package of this tree, in child processes too.
     paths = [str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
