@@ -66,16 +66,18 @@ RUNS = [
 ]
 
 
-def refused(task, task_config, model, train, val):
+def refused(task, task_config, model, train, val, tokenizer="byte"):
     """What training says of files before its first step; None: it takes them."""
     config = TrainConfig(
         task=task, task_config=task_config, model=model, train_path=str(train),
-        val_path=None if val is None else str(val), tokenizer="byte", model_config=SHAPE,
+        val_path=None if val is None else str(val), tokenizer=tokenizer, model_config=SHAPE,
         batch_size=2, max_steps=1,
     )  # fmt: skip
     try:
         prepare(config, make_console())
     except UserError as error:
+        if "tokenizer has no effect" in str(error):  # the inputs are vectors
+            return refused(task, task_config, model, train, val, tokenizer=None)
         return str(error)
     return None
 

@@ -463,8 +463,10 @@ def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, r
     monkeypatch.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: PEAK)
     seen, console = Places(), Console(file=io.StringIO(), width=300)
     long = {} if task in ("seq2seq", "classification", "regression") else {"seq_len": WINDOW}
+    vectors = isinstance(records[0].get("input", "-")[0], list)
+    tokenizer = None if vectors else "byte"
     config = TrainConfig(
-        train_path=str(tmp_path / "train.jsonl"), task=task, tokenizer="byte", batch_size=3,
+        train_path=str(tmp_path / "train.jsonl"), task=task, tokenizer=tokenizer, batch_size=3,
         model_config={**MODEL, "n_layers": 1}, max_epochs=2, logger="none", work_dir=str(tmp_path),
         precision="float32", **long,
     )  # fmt: skip
