@@ -232,7 +232,7 @@ def speeds(witness):
 
 @pytest.mark.catches(
     "mfu_is_three_times_too_large",
-    "tokens_count_padding",
+    "padding_counts_as_tokens",
     "padding_is_a_share_of_tokens",
     "validation_counts_as_training",
     "waiting_for_data_is_not_counted",
@@ -431,7 +431,7 @@ def packed_tokens():
     return whole // WINDOW * WINDOW  # whole windows; the rest comes in another pass
 
 
-@pytest.mark.catches("tokens_count_padding")
+@pytest.mark.catches("padding_counts_as_tokens")
 @pytest.mark.parametrize(
     ("task", "records", "tokens"),
     [

@@ -32,11 +32,13 @@ def train(tmp_path, capsys):
     def run(records, *more, val=None, model=None, path=None, steps=150):
         file = path or write(tmp_path / "train.jsonl", records)
         held_out = write(tmp_path / "val.jsonl", val or records[:20])
+        vectors = not isinstance(records[0].get("input", "-")[0], str)
+        tokenizer = [] if vectors else ["--tokenizer", "byte"]
         arguments = [
             "--train_path", str(file), "--val_path", str(held_out),
-            "--model_config", json.dumps({**SMALL, **(model or {})}), "--tokenizer", "byte",
+            "--model_config", json.dumps({**SMALL, **(model or {})}),
             "--lr", "5e-3", "--max_steps", str(steps), "--work_dir", str(tmp_path / "runs"),
-            "--logger", "none", "--experiment_name", "run", *more,
+            "--logger", "none", "--experiment_name", "run", *tokenizer, *more,
         ]  # fmt: skip
         assert trainer.main(arguments) == 0
         return tmp_path / "runs" / "run" / "best", capsys.readouterr().out

@@ -103,7 +103,7 @@ def all_ranks_get_the_same_batches(original):
 @fault("miniformer.data.batches:count_tokens")
 def padding_counts_as_tokens(original):
     """Positions of padding count as tokens."""
-    return lambda batch: (original(batch)[1],) * 2
+    return lambda batch, declared=None: (original(batch, declared)[1],) * 2
 
 
 @fault("miniformer.data.pools:RecordPools._order")
@@ -354,16 +354,6 @@ def rewritten_text_is_given(original):
         return original(self, ids, text)
 
     return settled
-
-
-@fault("miniformer.data.batches:count_tokens")
-def tokens_count_padding(original):
-    """Every position of a batch is a token."""
-
-    def count_tokens(batch):
-        return original(batch)[1], original(batch)[1]
-
-    return count_tokens
 
 
 @fault("miniformer.data.check:hold_to_training")

@@ -122,7 +122,7 @@ def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monk
     assert watch.flops(batch) == counted(run, batch) - unseen
 
 
-@pytest.mark.catches("tokens_count_padding")
+@pytest.mark.catches("padding_counts_as_tokens")
 def test_training_flops_of_a_padded_batch_are_those_of_its_real_tokens(tmp_path, monkeypatch):
     """A batch with rows that are all padding is the batch without them."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "masked_lm")
