@@ -117,7 +117,7 @@ def killed(settings, callbacks):
 
 
 @pytest.mark.catches("callback_states_are_not_restored", "second_callback_has_the_first_state")
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_callback_state_survives_a_kill(folder, devices):
     whole, stopped = folder / f"whole-{devices}", folder / f"killed-{devices}"
     train(config(folder, whole.name, devices=devices), callbacks=witnesses(whole))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from miniformer import trainer
 from miniformer.config.units import parse_bytes
+from miniformer.training.finding import find_batch_size
 from tests.kit import VERSE, write_jsonl
 
 MODEL = '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}'
@@ -65,7 +67,9 @@ def test_too_little_memory_is_told(tmp_path, capsys):
     assert "memory=10 MB is too little" in capsys.readouterr().err
 
 
-def test_a_batch_size(tmp_path, capsys):
+def test_a_batch_size(tmp_path, capsys, monkeypatch):
+    quick = partial(find_batch_size, seconds=0.05)
+    monkeypatch.setattr("miniformer.training.choosing.find_batch_size", quick)
     code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
     assert code == 0
     assert f"{settings['batch_size']}  " in capsys.readouterr().out

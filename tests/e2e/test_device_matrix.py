@@ -34,6 +34,12 @@ TASKS = {
 TESTED = ("classification", "seq2seq")  # on test data, too: a seq2seq model writes there
 # Batches in a step of each device, and what the pass keeps for the backward pass.
 WAYS = [(1, "selective"), (2, "none"), (2, "full")]
+# Each task with one of them in `make test`; the others are slow.
+QUICK = {(task, *WAYS[number % len(WAYS)]) for number, task in enumerate(TASKS)}
+CATCHES = {
+    ("classification", 2, "none"): pytest.mark.catches("loss_is_divided_on_each_rank"),
+    ("seq2seq", 2, "full"): pytest.mark.catches("ranks_measure_with_sharded_weights"),
+}
 
 
 def write_data(folder):
@@ -88,14 +94,24 @@ def no_picture(figure, path, **options):
     path.write_bytes(b"")
 
 
-def worker(settings, path, tasks):
+def cases():
+    """Parameters of the test: tasks and ways to save memory."""
+    for task, (accumulated, kept) in itertools.product(TASKS, WAYS):
+        case = (task, accumulated, kept)
+        marks = [pytest.mark.slow] if case not in QUICK else []
+        if case in CATCHES:
+            marks.append(CATCHES[case])
+        yield pytest.param(*case, marks=marks)
+
+
+def worker(settings, path, cases):
     """All runs of a strategy."""
     with member(path) as tell:
         torch.set_num_threads(1)
         Figure.savefig = no_picture
         given = TrainConfig.from_dict(settings)
         folder = Path(given.work_dir).parent
-        for task, (accumulated, kept) in itertools.product(tasks, WAYS):
+        for task, accumulated, kept in cases:
             name = f"{task}-{accumulated}-{kept}-{given.strategy}"
             run(config(folder, name, task, accumulated, devices=2, strategy=given.strategy,
                        accumulate_grad_batches=accumulated,
@@ -104,31 +120,32 @@ def worker(settings, path, tasks):
 
 
 @pytest.fixture(scope="module")
-def tasks(request):
-    """Those of the tests that are to be run."""
-    chosen = {
-        item.callspec.params["task"]
+def selected(request):
+    """The cases of the tests that are to be run."""
+    names = ("task", "accumulated", "kept")
+    found = {
+        tuple(item.callspec.params[name] for name in names)
         for item in request.session.items
         if item.module.__name__ == __name__
     }
-    return sorted(chosen)
+    return sorted(found)
 
 
 @pytest.fixture(scope="module")
-def alone(tasks, tmp_path_factory):
+def alone(selected, tmp_path_factory):
     """The runs of one process, with twice the batches in a step."""
     folder = tmp_path_factory.mktemp("matrix")
     write_data(folder)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Figure, "savefig", no_picture)
-        for task, accumulated in itertools.product(tasks, (1, 2)):
+        for task, accumulated in sorted({case[:2] for case in selected}):
             name, batches = f"{task}-{accumulated}", 2 * accumulated
             run(config(folder, name, task, accumulated, accumulate_grad_batches=batches))
     return folder
 
 
 @pytest.fixture(scope="module")
-def together(alone, tasks):
+def together(alone, selected):
     """Makes the runs of a strategy when a test first asks for them."""
     ended = {}
 
@@ -136,7 +153,7 @@ def together(alone, tasks):
         if strategy not in ended:
             settings = config(alone, "launch", "prefix", 1, devices=2, strategy=strategy)
             ended[strategy] = "failed"
-            launch(settings, worker, tasks)
+            launch(settings, worker, selected)
             ended[strategy] = "made"
         assert ended[strategy] == "made"
 
@@ -156,18 +173,7 @@ def figures(folder):
     }
 
 
-@pytest.mark.parametrize(("accumulated", "kept"), WAYS)
-@pytest.mark.parametrize(
-    "task",
-    [
-        "language_modeling",
-        "prefix",
-        "masked_lm",
-        pytest.param("classification", marks=pytest.mark.catches("loss_is_divided_on_each_rank")),
-        "regression",
-        pytest.param("seq2seq", marks=pytest.mark.catches("ranks_measure_with_sharded_weights")),
-    ],
-)
+@pytest.mark.parametrize(("task", "accumulated", "kept"), list(cases()))
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"], scope="module")
 def test_two_devices_are_one(alone, together, strategy, task, accumulated, kept):
     together(strategy)

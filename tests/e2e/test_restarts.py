@@ -80,6 +80,7 @@ def assert_same_as_undisturbed(folder, work_dir):
             assert torch.equal(found[key], tensor), f"{name}: {key}"
 
 
+@pytest.mark.slow
 @pytest.mark.catches("restart_begins_a_new_folder")
 def test_group_goes_on_in_its_folder_after_a_kill(folder):
     told = torchrun(folder, "once", [[14, 1]], "--standalone")

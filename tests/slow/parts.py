@@ -56,6 +56,38 @@ PARTS = (
         ),
         6,
     ),
+    Part(
+        "devices",
+        (
+            "-m", "pytest", "-m", "slow", "tests/e2e/test_device_matrix.py",
+            "tests/e2e/test_restarts.py", "tests/e2e/test_callback_states.py",
+        ),
+        (
+            "src/miniformer/training/engines.py",
+            "src/miniformer/training/launch.py",
+            "src/miniformer/training/lit_module.py",
+            "src/miniformer/training/restart*.py",
+            "src/miniformer/training/run_state.py",
+            "src/miniformer/training/callback_states.py",
+            "src/miniformer/training/averaging.py",
+            "tests/e2e/test_device_matrix.py",
+            "tests/e2e/test_restarts.py",
+            "tests/e2e/test_callback_states.py",
+        ),
+        5,
+    ),
+    Part(
+        "compile",
+        ("-m", "pytest", "-m", "slow", "tests/unit/test_compile.py"),
+        ("src/miniformer/model/*.py", "tests/unit/test_compile.py"),
+        2,
+    ),
+    Part(
+        "seeds",
+        ("-m", "pytest", "-m", "slow", "tests/contract/test_seeds.py"),
+        ("tests/conftest.py", "tests/kit/seeds.py", "tests/contract/test_seeds.py"),
+        1,
+    ),
     Part("explore", ("-m", "tests.slow.explore"), (_PACKAGE, _TESTS), 15),
     Part("faults", ("-m", "tests.faults"), (_PACKAGE, _TESTS), 5),
     Part(

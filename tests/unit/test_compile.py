@@ -17,6 +17,12 @@ SIZES = {
     "max_seq_len": 32, "dropout": 0.0,
 }  # fmt: skip
 pytestmark = pytest.mark.filterwarnings("default")  # the compiler's own
+# Those with all kinds of parts between them; the other families are slow.
+QUICK = ("gpt2", "llama", "gemma3", "bert", "t5")
+
+
+def families(names):
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def build(name, **more):
@@ -51,7 +57,7 @@ def ids(rows, length):
     return torch.randint(0, 31, (rows, length))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", families(FAMILIES))
 def test_a_family_trains_as_one_graph_for_any_length(name):
     model = build(name).train()
 
@@ -73,7 +79,8 @@ def test_a_family_trains_as_one_graph_for_any_length(name):
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES]
+    "name",
+    families(n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES),
 )
 @torch.inference_mode()
 def test_a_family_decodes_as_one_graph_at_any_length(name):
