@@ -110,3 +110,53 @@ def test_still_without_a_series_is_announced():
     task = registry.get("task", "regression")(still=0.5, next_of="none")
     task = task.fit(records_of(VECTORS, task.schema))
     assert any("still has no effect" in line for line in task.findings())
+
+
+# The least and the most that each number may be, and a value just beyond each.
+LIMITS = {
+    "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
+    "label_smoothing": [(0.0, -0.001), (0.99, 0.991)], "r_drop": [(0.0, -0.001)],
+    "mask_share": [(0.001, 0.0), (0.9, 0.901)], "max_source_len": [(2, 1)],
+    "max_target_len": [(2, 1)], "start_id": [(0, -1)], "generated": [(0, -1)],
+    "num_beams": [(1, 0)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(set(DATA) - {"language_modeling"}))
+def test_options_have_the_limits_they_are_said_to_have(name):
+    kind = registry.get("task", name)
+    options = {field.name for field in dataclasses.fields(kind)} & set(LIMITS)
+    if name == "masked_lm":
+        options -= {"input_dim"}  # it reads no vectors
+    for option in options:
+        for allowed, beyond in LIMITS[option]:
+            assert getattr(kind.from_dict({option: allowed}), option) == allowed
+            with pytest.raises(UserError, match=f"{option} must be .*, not {beyond}"):
+                kind.from_dict({option: beyond})
+
+
+@pytest.mark.catches("short_models_have_no_room_for_a_text")
+@pytest.mark.parametrize(
+    ("name", "records", "least"),
+    [
+        ("classification", TEXTS, 2), ("classification", PAIRS, 4), ("regression", PAIRS, 4),
+        ("masked_lm", PAIRS, 4), ("classification", VECTORS, 1), ("seq2seq", TARGETS, 2),
+    ],
+)  # fmt: skip
+def test_a_model_must_have_room_for_a_token_of_each_text(name, records, least):
+    options = {"field": "input"} if name == "masked_lm" else {}
+    task = registry.get("task", name).from_dict(options)
+    task = task.fit(records_of(records, task.schema))
+    tokenizer = TOKENIZER if task.reads_text() else None
+
+    def config(length):
+        return TransformerConfig.from_dict(
+            {**task.model_config({}, TOKENIZER), "max_seq_len": length}
+        )
+
+    task.check(config(least), tokenizer)
+    for example in task.encode(records, tokenizer, least):
+        assert all(len(example[array]) <= least for array in task.token_arrays)
+    if least > 1:
+        with pytest.raises(UserError, match=f"max_seq_len must be at least {least} for .*, not"):
+            task.check(config(least - 1), tokenizer)

@@ -22,7 +22,7 @@ from miniformer.data.tokenizer import Tokenizer
 from miniformer.tasks.inputs import collate_inputs, inputs_of
 from miniformer.tasks.standardize import feature_statistics
 from miniformer.tasks.task import Task
-from miniformer.tasks.tokens import encode_inputs, input_check
+from miniformer.tasks.tokens import check_max_seq_len, encode_inputs, input_check, marks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +184,16 @@ class InputTask(Task):
             Merges(tokenizer)  # refuses what is no bpe
         if self.mark_shared and self.kind() != "pair":
             raise UserError("task_config: mark_shared is for pairs of texts; leave it out")
-        types, marks = config.token_types, self.marks()
-        few = marks if types is None else types < self.types()
+        if tokenizer is not None and self.reads_text():
+            texts, inputs = (2, "pairs") if self.kind() == "pair" else (1, "texts")
+            check_max_seq_len(config, marks(self.kind(), tokenizer) + texts, inputs)
+        types, marked = config.token_types, self.marks()
+        few = marked if types is None else types < self.types()
         if self.kind() == "pair" and few:
             raise UserError(
-                f"model_config: token_types must be {self.types()}{'' if marks else ' or null'} "
+                f"model_config: token_types must be {self.types()}{'' if marked else ' or null'} "
                 f"for pairs of texts, not {'null' if types is None else types}; leave it out"
-                + (", or set mark_shared=false in task_config" if marks else "")
+                + (", or set mark_shared=false in task_config" if marked else "")
             )
         super().check(config, tokenizer)
 

@@ -35,7 +35,7 @@ from miniformer.generation.generate import Start, write
 from miniformer.tasks.pairs import collate_pairs, seq2seq_loss
 from miniformer.tasks.task import Measured
 from miniformer.tasks.text_metrics import has_sacrebleu, lossy_targets, round_trip, text_metrics
-from miniformer.tasks.tokens import as_ids
+from miniformer.tasks.tokens import as_ids, check_max_seq_len
 from miniformer.tasks.writing import WritingTask
 
 _LOOKED_AT = 1_000  # records whose targets are decoded before training
@@ -126,6 +126,11 @@ class Seq2Seq(WritingTask):
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         super().check(config, tokenizer)
+        if tokenizer is not None:
+            frame = tokenizer.of_sources.of_sequences
+            # A target has a token to begin with, and one to learn.
+            least = max(2, len(frame.before) + len(frame.after) + 1)
+            check_max_seq_len(config, least, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
             Merges(tokenizer), Merges(tokenizer.of_sources)  # refuse what is no bpe
 

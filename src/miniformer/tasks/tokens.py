@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from miniformer.config import InputError
+from miniformer.config import InputError, TransformerConfig, UserError
 from miniformer.data import fields
 from miniformer.data.fields import to_array
 from miniformer.data.records import Record
@@ -55,10 +55,8 @@ def encode_inputs(
             {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
         ]
     assert tokenizer is not None
-    frame = tokenizer.of_inputs
-    around = len(frame.before) + len(frame.after)
+    frame, room = tokenizer.of_inputs, max(0, seq_len - marks(kind, tokenizer))
     if kind == "text":
-        room = max(0, seq_len - around)
         return [
             {
                 "inputs": as_ids([*frame.before, *ids[:room], *frame.after], tokenizer),
@@ -70,7 +68,6 @@ def encode_inputs(
     firsts = tokenizer.encode_batch([value[0] for value in values])
     seconds = tokenizer.encode_batch([value[1] for value in values])
     for first, second in zip(firsts, seconds, strict=True):
-        room = max(0, seq_len - around - len(frame.between))
         a, b = _fitting(len(first), len(second), room)
         row = [*frame.before, *first[:a], *frame.between, *second[:b], *frame.after]
         types = np.full(len(row), frame.second_type, dtype=np.uint8)
@@ -82,6 +79,31 @@ def encode_inputs(
         cut = len(first) + len(second) - a - b
         examples.append({"inputs": as_ids(row, tokenizer), "token_types": types, "cut": cut})
     return examples
+
+
+def marks(kind: str, tokenizer: Tokenizer) -> int:
+    """Number of tokens of an input, text or pair, that are not of its texts."""
+    frame = tokenizer.of_inputs
+    between = len(frame.between) if kind == "pair" else 0
+    return len(frame.before) + between + len(frame.after)
+
+
+def check_max_seq_len(config: TransformerConfig, least: int, inputs: str) -> None:
+    """Refuses a model that is too short for a token of each text.
+
+    Args:
+        config: of the model.
+        least: tokens of the shortest input that is not empty.
+        inputs: their name in the message.
+
+    Raises:
+        UserError: `max_seq_len` is less than that.
+    """
+    if config.max_seq_len < least:
+        raise UserError(
+            f"model_config: max_seq_len must be at least {least} for {inputs} with the marks of "
+            f"this tokenizer, not {config.max_seq_len}"
+        )
 
 
 def check_inputs(inputs: Sequence[Any], kind: str, width: int | None) -> list[Record]:
