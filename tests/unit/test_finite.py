@@ -31,6 +31,28 @@ def test_the_step_and_the_batch_are_told(value):
         check.check(step)
 
 
+class OnGpu(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("now", [False, True])
+def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
+    """The host does not wait for the device at each step; the first bad step is told later on."""
+    check = FiniteCheck()
+    for step in range(1, 26):
+        for micro in range(2):
+            loss = torch.tensor(math.nan if step in (3, 4) else 1.0)
+            check.note(loss.as_subclass(OnGpu), {"batch": 10 * step + micro})
+        if step == 25 or (now and step == 7):
+            with pytest.raises(NotFiniteError, match="the training loss is nan at step 3") as error:
+                check.check(step, now=now)
+            assert error.value.places == [{"batch": 30}, {"batch": 31}]
+            break
+        check.check(step)
+
+
 @pytest.mark.catches("records_of_an_infinite_loss_are_not_named")
 def test_records_and_the_last_good_state_are_told(tmp_path, monkeypatch):
     """One record in sixteen breaks the loss; its line is named, and the state before is whole."""

@@ -1,9 +1,12 @@
 import math
+import platform
+import types
 
 import pytest
 import torch
 
-from miniformer.training import machine
+import miniformer
+from miniformer.training import machine, watching
 from miniformer.training.machine import fast_bf16, peak_flops
 
 CPU = torch.device("cpu")
@@ -150,3 +153,22 @@ def test_bfloat16_elsewhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert not fast_bf16("cuda")
     assert not fast_bf16("mps")
+
+
+@pytest.mark.parametrize(
+    ("devices", "more", "peak"), [(1, "", "1,250"), (3, ", 3 processes", "3,750")]
+)
+def test_the_report_names_the_machine_and_its_peak(monkeypatch, tmp_path, devices, more, peak):
+    monkeypatch.setattr(platform, "processor", lambda: "abacus")
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(watching, "peak_flops", lambda device, dtype: 1.25e12)
+    config = types.SimpleNamespace(accelerator="cpu", world_size=devices)
+    run = types.SimpleNamespace(config=config, model=torch.nn.Linear(2, 2))
+    watch = watching.Watch(run, None, tmp_path, kind="bf16", writes=False)
+    assert watch.facts() == {
+        "device": f"cpu (abacus), 7 threads{more}",
+        "measured peak": f"{peak} GFLOP/s in bf16",
+        "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
+        "Python 3.99.1",
+    }

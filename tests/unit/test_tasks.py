@@ -715,6 +715,24 @@ def test_inputs_that_cannot_be_answered(task, given, message):
         task.predict(model_for(task, kind), BYTES, given, GenerationConfig(max_new_tokens=3))
 
 
+@pytest.mark.parametrize("count", [20, 21])
+def test_confusions_of_at_most_twenty_classes_are_told(count):
+    task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
+    labels, guesses = torch.arange(count), torch.arange(count).roll(1)
+    told = task.describe([{"labels": labels, "guesses": guesses}]).splitlines()
+    if count > 20:
+        assert told == []
+        return
+    names = [f"c{i}" for i in range(count)]
+    assert told[0] == f"| class | taken for {' | '.join(names)} |"
+    assert set(told[1]) == set("|-")
+    assert told[1].count("|") == count + 2
+    for i, name in enumerate(names):  # each class is taken for the one before it
+        row = ["1" if j == (i - 1) % count else "0" for j in range(count)]
+        assert told[2 + i] == f"| {name} | {' | '.join(row)} |"
+    assert len(told) == 2 + count
+
+
 @pytest.mark.catches("picture_of_values_is_not_written")
 @pytest.mark.parametrize("name", ["text", "features"])
 def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
