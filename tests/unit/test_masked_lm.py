@@ -130,6 +130,10 @@ def test_figures_count_what_is_guessed():
     task = MaskedLM(mask_share=0.3).fit(None)
     model = tiny_model(vocab_size=BYTES.vocab_size, causal=False)
     batches = [hidden([[B, 5, 6, 7, 8], [B, 9]], seed) for seed in range(3)]
+    for batch in batches:  # the model guesses the second text right, and the first one wrong
+        best = model(batch["inputs"], batch["attention_mask"]).argmax(-1)
+        batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, best)
+        batch["labels"][0, batch["labels"][0] != IGNORED] ^= 1
     with torch.no_grad():
         found = task.figures([task.measure(model, batch) for batch in batches], BYTES)
     losses, right = [], []
@@ -142,6 +146,7 @@ def test_figures_count_what_is_guessed():
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
     assert found["accuracy"] == pytest.approx(np.mean(right))
+    assert np.mean(right) == 0.5
 
 
 def test_what_cannot_be_is_refused():

@@ -715,6 +715,19 @@ def test_inputs_that_cannot_be_answered(task, given, message):
         task.predict(model_for(task, kind), BYTES, given, GenerationConfig(max_new_tokens=3))
 
 
+def test_samples_go_on_from_the_first_text():
+    assert Seq2Seq().sample_prompts([{"source": f"s{i}", "target": "t"} for i in range(3)]) == [
+        "s0"
+    ]
+    for text, prompt in (
+        ("one two three fourteen fifteen", "one two three fourteen"),  # whole words of 24
+        ("o" * 30, "o" * 24),
+        ("ab", "ab"),
+    ):
+        records = [{"text": " "}, {"text": text}, {"text": "later"}]
+        assert LanguageModeling().sample_prompts(records) == [prompt]
+
+
 @pytest.mark.parametrize("count", [20, 21])
 def test_confusions_of_at_most_twenty_classes_are_told(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")

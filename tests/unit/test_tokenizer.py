@@ -341,6 +341,7 @@ def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
     assert prefix[0]["ids"].tolist() == whole
     running = LanguageModeling(prompt_begins_document=False)
     assert running.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole[:-1]
+    assert running.encode_prompts(["ab", ""], tokenizer) == [tokenizer.encode("ab"), [begin]]
 
 
 @pytest.mark.parametrize("room", [5, 6, 30])
