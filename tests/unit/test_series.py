@@ -69,6 +69,19 @@ def test_next_feature_is_judged_on_records_that_it_was_not_chosen_by():
     assert chosen(inputs, [float(vectors[-1, 0]) for vectors in inputs]) == 0
 
 
+@pytest.mark.parametrize("level", [0.0, 50.0])
+@pytest.mark.parametrize(("share", "wanted"), [(0.7, None), (0.98, 0)])
+def test_next_feature_that_the_plain_target_follows_better_is_not_adopted(level, share, wanted):
+    """Values that fall back to their mean are near the feature; a linear map of it has no error.
+
+    A series target leaves an error of 1 - share of the feature's spread, and 5 % are allowed.
+    """
+    random = np.random.default_rng(1)
+    inputs = [level + random.normal(0, 10, (4, 1)) for _ in range(100)]
+    values = [level + share * (float(vectors[-1, 0]) - level) for vectors in inputs]
+    assert chosen(inputs, values) == wanted
+
+
 def test_next_feature_needs_ten_records_of_several_vectors():
     walks = [np.arange(n, n + 4.0)[:, None] for n in range(0, 90, 10)]
     assert chosen(walks, [float(walk[-1, 0]) + 1 for walk in walks]) is None
