@@ -388,6 +388,17 @@ def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
     assert all("matmul" in line for line in lines)
 
 
+@pytest.mark.parametrize("cached", [False, True])
+def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
+    model, calls = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1), []
+    original = backends.choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        model.backend_report(cached=cached)
+    of_encoder, of_decoder, across = (call.cached for call in calls)
+    assert (of_encoder, of_decoder, across) == (False, cached, cached)
+
+
 @pytest.mark.catches("frozen_inputs_mean_no_gradients")
 @pytest.mark.parametrize("trained", ["all", "layers", "none"])
 def test_gradients_are_wanted_where_any_weight_has_them(trained):

@@ -114,9 +114,23 @@ def _ineffective(source: str) -> list[tuple[Position, Position]]:
 def _differs(source: str, changed: str) -> bool:
     """False for what is no Python, or the same Python written in another way."""
     try:
-        return ast.dump(ast.parse(source)) != ast.dump(ast.parse(changed))
+        return _meaning(source) != _meaning(changed)
     except SyntaxError:
         return False
+
+
+def _meaning(source: str) -> str:
+    """What a source does, whether arguments are given by position or by name.
+
+    The `*` of `f(x, *, y)` is an operator to cosmic-ray, which makes it `f(x, /, y)`.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
+            node.defaults = [*node.defaults, *filter(None, node.kw_defaults)]
+            node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+    return ast.dump(tree)
 
 
 def _difference(source: str, changed: str) -> tuple[str, str]:

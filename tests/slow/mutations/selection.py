@@ -33,6 +33,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("model/pretrained.py", (_unit("families", "hf_files", "config"), HUB, REFERENCE)),
     ("model/seq2seq.py",
      (_unit("seq2seq_generation", "beam", "cache", "backends"), REFERENCE, BATTERY)),
+    ("model/stack.py", (_unit("parts", "backends", "masks", "cache"), REFERENCE, BATTERY)),
     ("model/*", (_unit("parts", "masks", "cache", "families", "registry"), REFERENCE, BATTERY)),
     ("generation/beam.py", (_unit("beam", "seq2seq_generation"), TEXTS)),
     ("generation/constraint.py", (_unit("constraint"),)),
