@@ -13,7 +13,7 @@ from miniformer.config import UserError
 from miniformer.data import fields
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.preparation import prepare
-from miniformer.training.tokenizers import single_words
+from miniformer.training.tokenizers import make_tokenizer, single_words
 from tests.kit import VERSE
 
 WORDS = sorted(set(VERSE.split()))
@@ -86,6 +86,12 @@ def test_what_is_said_of_tokenizers_is_heard(tmp_path):
     assert tokenizer.source is None, "letters have no merges to be undone"
     with pytest.raises(UserError, match="source_vocab_size=50 is for sources with a tokenizer"):
         prepared(tmp_path, SOUNDS, model_config={"source_vocab_size": 50})
+
+
+def test_a_stream_has_no_texts_that_tell():
+    config = TrainConfig(train_path="a.jsonl", task="seq2seq", streaming=True, max_steps=9)
+    with pytest.raises(UserError, match="on it; set tokenizer to byte"):
+        make_tokenizer(config, Seq2Seq(), None)
 
 
 @dataclasses.dataclass(frozen=True)

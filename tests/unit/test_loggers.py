@@ -2,6 +2,7 @@
 
 import json
 
+import lightning as L
 import pytest
 
 from miniformer import TrainConfig
@@ -48,6 +49,11 @@ def test_tensorboard_has_the_figures(tmp_path):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     written = {row["step"]: row["train_loss"] for row in rows if row["step"] in (10, 20)}
     assert losses == pytest.approx(written)
+
+
+def test_no_logger_is_none_of_lightnings_either(tmp_path):
+    trainer = L.Trainer(logger=loggers.none(tmp_path), default_root_dir=tmp_path, accelerator="cpu")
+    assert trainer.loggers == []
 
 
 class Noted:

@@ -15,7 +15,7 @@ from miniformer.config import UserError
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.muon import Muon, orthogonalize
-from miniformer.training.optimizers import adamw, muon, own_lr, schedulefree
+from miniformer.training.optimizers import adamw, check_options, muon, own_lr, schedulefree
 from miniformer.training.parameter_groups import parameter_groups
 from tests.kit import tiny_model
 
@@ -222,6 +222,14 @@ def test_a_rate_that_is_not_said_is_the_optimisers_own():
     assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 5e-3
     assert MiniFormerLitModule(tiny_model(), optimizer="adamw").lr == 1e-3
     assert own_lr("muon", begins_anew=False) == pytest.approx(5e-4)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_options_that_an_optimiser_does_not_take_are_refused(name):
+    check_options(name, ["betas", "eps"])
+    for option in ("model", "nesterov"):  # the model is no option
+        with pytest.raises(UserError, match=f"unknown option of optimizer={name}.* '{option}'"):
+            check_options(name, ["betas", option])
 
 
 def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):

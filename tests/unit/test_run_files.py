@@ -1,5 +1,6 @@
 """What a run keeps in its folder, and what another process makes of it."""
 
+import itertools
 import json
 import random
 import types
@@ -11,19 +12,63 @@ import torch
 from miniformer.config import GenerationConfig, UserError
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.train_config import TrainConfig
-from miniformer.training import checkpoints, choosing, warming
+from miniformer.training import checkpoints, choosing, restart_folder, warming
 from miniformer.training.callbacks import KeepBest
 from miniformer.training.launch import member
 from miniformer.training.loggers import csv
 from miniformer.training.outputs import Outputs
 from miniformer.training.resuming import SETTINGS, going_on
-from miniformer.training.rows import append_row, read_rows
+from miniformer.training.rows import append_row, is_due, read_rows
 from miniformer.training.run_folder import new_folder
 from miniformer.training.run_state import _as_json, _set_random_state, random_state
 from miniformer.training.samples import WriteSamples
 from miniformer.training.sizing import with_size
 from miniformer.training.verify import digest
 from tests.kit import tiny_config
+
+
+def test_lines_come_as_often_as_points_fit_into_a_run():
+    assert is_due(0.0, -1.0, 8)  # the first
+    assert not is_due(0.5, 0.4375, 8)
+    assert is_due(0.5, 0.375, 8)
+    assert is_due(0.5, 0.25, 8)
+    assert is_due(0.25, 0.5, 8)  # of a run that has been made longer
+    written, last = [], -1.0
+    for step in range(1, 65):
+        if is_due(step / 64, last, 8):
+            written.append(step)
+            last = step / 64
+    assert written == [1, 9, 17, 25, 33, 41, 49, 57]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_attempts_go_on_in_the_folder_of_the_first_if_it_has_a_state(
+    tmp_path, monkeypatch, trained
+):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(restart_folder, "agent_store", lambda: store)
+
+    def attempt():
+        """The runs of a script that makes two of one name."""
+        monkeypatch.setattr(restart_folder, "_RUNS", itertools.count())
+        return [restart_folder.RunFolder("run") for _ in range(2)]
+
+    folders = [tmp_path / "run", tmp_path / "run-2"]
+    for run, folder in zip(attempt(), folders, strict=True):
+        assert run.begun() is None
+        folder.mkdir()
+        assert run.keep(folder) == folder
+    if trained:
+        checkpoints.write_checkpoint(folders[1], 3, {"w": torch.ones(2)}, {"step": 3})
+    first, second = attempt()
+    assert first.begun() is None
+    assert second.begun() == (folders[1] if trained else None)
+    assert [folder.exists() for folder in folders] == [False, trained]
+    monkeypatch.setattr(restart_folder, "agent_store", lambda: None)  # not under torchrun
+    (alone, _) = attempt()
+    folders[0].mkdir()
+    assert alone.keep(folders[0]) == folders[0]
+    assert alone.begun() is None
 
 
 @pytest.mark.catches("older_state_goes_before_the_new_one_is_whole")
@@ -77,7 +122,7 @@ def test_rows_after_the_state_of_a_resumed_run_are_removed(tmp_path):
 
 @pytest.mark.catches("run_overwrites_the_one_before")
 def test_each_run_has_a_folder_of_its_own(tmp_path):
-    folders = [new_folder(tmp_path / "runs", "name") for _ in range(3)]
+    folders = [new_folder(tmp_path / "a" / "runs", "name") for _ in range(3)]
     assert [folder.name for folder in folders] == ["name", "name-2", "name-3"]
     assert all(folder.is_dir() for folder in folders)
 

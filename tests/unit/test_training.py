@@ -17,6 +17,7 @@ from miniformer.config import UserError
 from miniformer.training.budget import Budget
 from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime
 from miniformer.training.interrupt import InterruptCallback, Interrupted
+from miniformer.training.limits import steps_at_most
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.loggers import finish
 from miniformer.training.optimizers import adamw
@@ -65,6 +66,41 @@ def test_a_budget_ends_with_whichever_limit_comes_first(monkeypatch):
     assert budget.progress(500) == 0.5
     clock.now += 7.0
     assert budget.progress(1) == 1.0
+
+
+def test_a_budget_starts_with_nothing_spent(monkeypatch):
+    Clock().install(monkeypatch)
+    budget = Budget(max_epochs=2)
+    budget.start()
+    assert budget.state() == {"epochs": 0.0, "seconds": 0.0, "validation_seconds": 0.0}
+    assert budget.progress(9, epochs=1.0) == 0.5
+    budget.epochs = 1.5
+    assert budget.progress(9) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("batches", "max_steps", "epochs", "devices", "accumulated", "wanted"),
+    [
+        (7, None, 3, 1, 1, 21),
+        (7, None, 3, 1, 2, 12),  # 4 steps in a pass, the last of one batch
+        (7, None, 3, 2, 1, 12),  # 4 batches on a device
+        (7, None, 3, 2, 3, 6),
+        (7, 5, 3, 1, 1, 5),
+        (7, 50, 3, 1, 1, 21),
+        (7, 50, None, 1, 1, 50),
+        (None, 50, 3, 1, 1, 50),
+        (None, None, 3, 1, 1, None),
+    ],
+)
+def test_a_run_has_at_most_the_steps_of_its_first_limit(
+    batches, max_steps, epochs, devices, accumulated, wanted
+):
+    loader = iter(()) if batches is None else range(batches)  # of a stream no length is known
+    data = types.SimpleNamespace(train_dataloader=lambda: loader)
+    config = types.SimpleNamespace(
+        max_steps=max_steps, epochs=epochs, world_size=devices, accumulate_grad_batches=accumulated
+    )
+    assert steps_at_most(config, data) == wanted
 
 
 @pytest.mark.catches("time_left_is_time_gone")

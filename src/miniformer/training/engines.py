@@ -168,7 +168,7 @@ def divide_and_clip(module: Any, count: Tensor, limit: float) -> Tensor | None:
     return norm
 
 
-def measure(module: Any, batch: Batch, *, test: bool = False) -> Measured:
+def measure(module: Any, batch: Batch, *, test: bool) -> Measured:
     """What the task says of a batch of validation, or of a test."""
     with _gathered(module.objective):
         found: Measured = module.objective.measure(batch, test=test)

@@ -35,7 +35,7 @@ class Objective(nn.Module):
             return loss * 0.0, count * 0
         return loss, count
 
-    def measure(self, batch: Batch, *, test: bool = False) -> Measured:
+    def measure(self, batch: Batch, *, test: bool) -> Measured:
         """What `Task.figures` needs to know of a batch, of validation or of a test."""
         measure = self.task.measure_test if test else self.task.measure
         return measure(self.model, batch)
