@@ -854,3 +854,9 @@ def found_settings_are_refused_beside_the_wish(original):
 def replaced_settings_pass(original):
     """Settings that a run replaces by what it finds out are taken without a word."""
     return lambda run: []
+
+
+@fault("miniformer.training.card:_round")
+def card_needs_finite_figures(original):
+    """A figure of a user's task that is NaN or infinite is left empty in the card."""
+    return lambda value: original(value) if abs(value) < float("inf") else ""

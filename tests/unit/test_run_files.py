@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import os
 import random
 import types
 
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 from miniformer.config import GenerationConfig, UserError
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.train_config import TrainConfig
-from miniformer.training import checkpoints, choosing, restart_folder, warming
+from miniformer.training import card, checkpoints, choosing, restart_folder, warming
 from miniformer.training.callbacks import KeepBest
 from miniformer.training.launch import member
 from miniformer.training.loggers import csv
@@ -24,7 +28,7 @@ from miniformer.training.run_state import _as_json, _set_random_state, random_st
 from miniformer.training.samples import WriteSamples
 from miniformer.training.sizing import with_size
 from miniformer.training.verify import digest
-from tests.kit import tiny_config
+from tests.kit import tiny_config, tiny_model
 
 
 def test_lines_come_as_often_as_points_fit_into_a_run():
@@ -148,6 +152,54 @@ def test_a_mistake_in_a_worker_is_its_outcome(tmp_path, monkeypatch):
     with pytest.raises(SystemExit), member(str(path)):
         raise UserError("seq_len is too long")
     assert json.loads(path.read_text()) == {"error": "seq_len is too long"}
+
+
+@pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, 4), (8, None, 8), (2, 4, 1)])
+def test_workers_share_the_cores_of_their_machine(tmp_path, monkeypatch, cores, workers, threads):
+    set_to = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if workers is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(workers))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    with member(str(tmp_path / "outcome.json")):
+        pass
+    assert set_to == [threads]
+
+
+@pytest.mark.catches("card_needs_finite_figures")
+@pytest.mark.parametrize("kind", ["encoder", "seq2seq"])
+@pytest.mark.parametrize("tokenizer", ["bpe, 300 ids", None])
+def test_the_card_tells_of_the_model_and_its_tokenizer(kind, tokenizer):
+    other = {"causal": False, "n_decoder_layers": 3} if kind == "seq2seq" else {}
+    config = tiny_config(n_layers=2, **other)
+    text = card.model_card(
+        config, TrainConfig(train_path="a.txt"),
+        {"val_loss": 1.23456, "step": 3.0, "val_odds": math.nan, "val_ratio": math.inf},
+        kind=kind, task=LanguageModeling(), tokenizer=tokenizer, pictures=["lr.png"],
+    )  # fmt: skip
+    lines = text.splitlines()
+    assert [line for line in lines if line.startswith("Tokenizer")] == (
+        ["Tokenizer: bpe, 300 ids."] if tokenizer else []
+    )
+    model = tiny_model(
+        model=Seq2SeqTransformer if kind == "seq2seq" else Transformer, **config.to_dict()
+    )
+    size = sum(parameter.numel() for parameter in model.parameters())
+    what = "An encoder-decoder" if kind == "seq2seq" else "A causal"
+    layers = "2 + 3" if kind == "seq2seq" else "2"
+    assert any(
+        line.startswith(
+            f"{what} Transformer for language modeling, {size:,} parameters: {layers} layers x "
+        )
+        for line in lines
+    )
+    assert [line for line in lines if line.startswith("| ")][1:] == [
+        "| validation loss | 1.235 |", "| step | 3 |",
+        "| validation odds | nan |", "| validation ratio | inf |",
+    ]  # fmt: skip
+    assert "![lr](lr.png)" in lines
 
 
 @pytest.mark.catches("samples_have_no_seed")

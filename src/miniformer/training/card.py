@@ -92,4 +92,4 @@ def _name(figure: str) -> str:
 
 
 def _round(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
