@@ -21,7 +21,7 @@ import torch
 import miniformer
 from environment import environment
 from miniformer import Seq2SeqTransformer, TransformerConfig
-from miniformer.config.families import family
+from miniformer.config.architectures import architecture_config
 
 RESULTS = Path(__file__).parent / "results" / "beams.json"
 VOCABULARY, NEW, BEAMS, ROWS = 8000, 32, 5, 32
@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="write results/beams.json")
     given = parser.parse_args()
     torch.manual_seed(0)
-    config = TransformerConfig(**family(
+    config = TransformerConfig(**architecture_config(
         "bart", vocab_size=VOCABULARY, d_model=256, n_heads=8, n_layers=3, d_ff=1024,
         max_seq_len=128, dropout=0.0,
     ))  # fmt: skip

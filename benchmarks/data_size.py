@@ -32,7 +32,7 @@ sys.exit(code)
 """
 INDEX = """
 import sys, time
-from miniformer.data.records import JSONLinesDataset
+from miniformer.data.reading.records import JSONLinesDataset
 path, cache = sys.argv[1:]
 began = time.perf_counter()
 records = JSONLinesDataset(path, cache_dir=cache)

@@ -27,7 +27,7 @@ import torch
 import miniformer
 from environment import environment
 from miniformer import Transformer, TransformerConfig
-from miniformer.model.native.memory import LargePages
+from miniformer.runtime.native.huge_pages import HugePageArena
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SHAPES = {
@@ -48,13 +48,13 @@ def seconds(work):
 
 def bandwidth():
     """Bytes a second that all cores read from memory."""
-    array = LargePages().place(torch.ones(2**26))
+    array = HugePageArena().copy_tensor(torch.ones(2**26))
     return max(array.nbytes / seconds(array.sum) for _ in range(5))
 
 
 def hands(model, config):
     """Name -> a function that writes to prompts, the tokens it writes, and bytes of weights."""
-    weights = config.num_params() - config.vocab_size * config.d_model * (not config.head_tied)
+    weights = config.num_params() - config.vocab_size * config.d_model * (not config.is_head_tied)
     found = {
         f"miniformer, {kind}": (
             lambda prompts, kind=kind: model.generate(prompts, NEW, temperature=0, weights=kind),
@@ -90,7 +90,7 @@ def hands(model, config):
                     n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
                 )  # fmt: skip
                 size = path.stat().st_size - config.vocab_size * config.d_model * 4 * (
-                    not config.head_tied
+                    not config.is_head_tied
                 )
                 found[f"llama.cpp, {kind.lower()}"] = (
                     lambda prompts, loaded=loaded: by_llama_cpp(loaded, prompts), size,
@@ -131,7 +131,7 @@ def write_gguf(model, config, path, kind):
 
     add("token_embd.weight", model.embedding.weight)
     add("output_norm.weight", model.final_norm.weight)
-    if not config.head_tied:
+    if not config.is_head_tied:
         add("output.weight", model.head.weight)
     for number, layer in enumerate(model.layers):
         attention, feed = layer.attention, layer.feed_forward

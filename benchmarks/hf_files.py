@@ -25,11 +25,11 @@ import torch
 
 from environment import environment
 from miniformer.config import TransformerConfig
-from miniformer.config.families import family
-from miniformer.interop.hf.files import Outline, write_tensors
-from miniformer.interop.hf.reading import skeleton
-from miniformer.interop.hf.weights import pieces
-from miniformer.interop.hf.writing import choose
+from miniformer.config.architectures import architecture_config
+from miniformer.interop.hf.export import select_family
+from miniformer.interop.hf.files import TensorSpec, write_tensors
+from miniformer.interop.hf.load import meta_model
+from miniformer.interop.hf.weights import map_tensors
 
 PART = """
 import sys, time
@@ -51,16 +51,16 @@ print(time.perf_counter() - began, held(), before)
 
 def make(path, config, kind):
     """Writes a checkpoint of random numbers, tensor by tensor; returns its bytes."""
-    chosen, name, theirs = choose(config, seq2seq=False)
+    chosen, name, theirs = select_family(config, seq2seq=False)
     weights = {
-        key: each.shape for key, each in skeleton(config, seq2seq=False).state_dict().items()
+        key: each.shape for key, each in meta_model(config, seq2seq=False).state_dict().items()
     }
-    plan = pieces(chosen.table(name, config), weights)
+    plan = map_tensors(chosen.weight_rules(name, config), weights)
     path.mkdir()
     (path / "config.json").write_text(json.dumps(theirs))
     write_tensors(
         path / "model.safetensors",
-        [Outline(piece.theirs, kind, piece.shape()) for piece in plan],
+        [TensorSpec(piece.hf_name, kind, piece.shape()) for piece in plan],
         (torch.randn(piece.shape(), dtype=kind) for piece in plan),
     )
     return (path / "model.safetensors").stat().st_size
@@ -96,7 +96,7 @@ def main():
     parser.add_argument("--save", action="store_true", help="write results/hf_files.json")
     options = parser.parse_args()
     config = TransformerConfig(
-        **family("llama", vocab_size=64000, d_model=options.d_model, n_heads=16, n_kv_heads=4,
+        **architecture_config("llama", vocab_size=64000, d_model=options.d_model, n_heads=16, n_kv_heads=4,
                  n_layers=options.n_layers, d_ff=3 * options.d_model, tie_embeddings=True)
     )  # fmt: skip
     rows = {}

@@ -23,19 +23,19 @@ import torch
 
 from environment import environment
 from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig
-from miniformer.data.buckets import LengthBuckets
+from miniformer.data.batching.length_bucketing import LengthBucketBatcher
+from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.seq2seq import Seq2Seq
 
 
-class RandomBatches(LengthBuckets):
+class RandomBatches(LengthBucketBatcher):
     """What most loaders do: records in random order, `batch_size` at a time, padded."""
 
-    def cut(self, pool, random):
-        order = np.arange(len(pool)) if random is None else random.permutation(len(pool))
+    def plan_batches(self, chunk, rng):
+        order = np.arange(len(chunk)) if rng is None else rng.permutation(len(chunk))
         return np.split(order, range(self.batch_size, len(order), self.batch_size))
 
 
@@ -46,7 +46,7 @@ class PaddedSeq2Seq(Seq2Seq):
         memory = model.encode(batch["source"], batch.get("source_mask"))
         features = model.features(batch["target"], memory)
         loss = model.cross_entropy(features.flatten(0, 1), batch["labels"].flatten())
-        return loss, (batch["labels"] != IGNORED).sum()
+        return loss, (batch["labels"] != IGNORE_INDEX).sum()
 
 
 def made_up(kind, count=3000):
@@ -104,11 +104,11 @@ def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
         model = kind(config).train()
         loader = data.train_dataloader()
         if contestant == "padded":
-            bucketed = loader.cutter
-            if not isinstance(bucketed, LengthBuckets):
+            bucketed = loader.batcher
+            if not isinstance(bucketed, LengthBucketBatcher):
                 raise ValueError("packed tasks have a comparison of their own")
-            loader.cutter = RandomBatches(
-                bucketed.collate, length=bucketed.length, batch_size=batch_size
+            loader.batcher = RandomBatches(
+                bucketed.collate_fn, length_columns=bucketed.length_columns, batch_size=batch_size
             )
         contestants[contestant] = (model, loader, torch.optim.AdamW(model.parameters()))
     rates = {contestant: [] for contestant in contestants}
@@ -124,7 +124,7 @@ def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
     ratios = [a / b for a, b in zip(rates["miniformer"], rates["padded"], strict=True)]
     row = {
         "data": name,
-        "records": len(data.pools["train"].records),
+        "records": len(data.chunks["train"].records),
         "batch_size": batch_size,
         "useful_tokens_ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],

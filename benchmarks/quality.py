@@ -69,7 +69,7 @@ def run(settings):
         result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
         kind, config = read_config(result.model)
         about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
-        figures = result.figures | of_text(settings, result) | of_beams(settings, result)
+        figures = result.metrics | of_text(settings, result) | of_beams(settings, result)
     parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
     return {**figures, **about, "parameters": parameters}  # whose seconds are those of all
 
@@ -82,7 +82,7 @@ def of_text(settings, result):
     found = {}
     if settings["task"] == "language_modeling":
         for split in [name for name in ("val", "test") if f"{name}_path" in settings]:
-            nats = result.figures[f"{split}_bits_per_byte"] * math.log(2)
+            nats = result.metrics[f"{split}_bits_per_byte"] * math.log(2)
             scored = load(result.model).perplexity(settings[f"{split}_path"])
             found[f"{split}_nats_per_byte"] = nats
             found[f"{split}_word_perplexity"] = scored["word_perplexity"]

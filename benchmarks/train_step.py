@@ -35,7 +35,7 @@ import torch
 from environment import environment
 from miniformer import Transformer, TransformerConfig
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training.optimizers import adamw
+from miniformer.training.optim.optimizers import adamw
 
 WARM_UP = 2  # steps of each contestant that do not count
 SHAPES = {

@@ -14,7 +14,7 @@ import torch
 
 import miniformer
 from environment import environment
-from miniformer.data.records import records_of
+from miniformer.data.reading.records import as_records
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"
 
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results" / "weights.json"
 def loss(model, ids, weights):
     """Nats a token of rows, int [B, T], each token given those before it in its row."""
     cache = model.new_cache(len(ids), ids.shape[1], "full")
-    steps = model.engine(weights).begin(cache)
+    steps = model.engine(weights).make_runner(cache)
     total = 0.0
     with torch.inference_mode():
         for column in range(ids.shape[1] - 1):
@@ -41,7 +41,7 @@ def main():
     given = parser.parse_args()
     pipeline = miniformer.load(given.model)
     model, tokenizer = pipeline.model.eval(), pipeline.tokenizer
-    text = "\n".join(each["text"] for each in records_of(given.file, pipeline.task.schema))
+    text = "\n".join(each["text"] for each in as_records(given.file, pipeline.task.schema))
     ids = torch.tensor(tokenizer.encode(text))
     width = min(given.tokens, model.config.max_seq_len)
     ids = ids[: len(ids) // width * width].view(-1, width)[: given.rows]

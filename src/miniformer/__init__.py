@@ -27,15 +27,15 @@ _PUBLIC = {
     "assert_no_leaks": "miniformer.doctor.leaks",
     "set_attention_backend": "miniformer.model.stack",
     "set_activation_checkpointing": "miniformer.model.stack",
-    "KVCache": "miniformer.model.cache",
-    "JSONLinesDataset": "miniformer.data.records",
-    "Tokenizer": "miniformer.data.tokenizer",
+    "KVCache": "miniformer.model.cache.kv_cache",
+    "JSONLinesDataset": "miniformer.data.reading.records",
+    "Tokenizer": "miniformer.data.tokenizers.tokenizer",
     "MiniFormerDataModule": "miniformer.data.datamodule",
     "Pipeline": "miniformer.checkpoint.pipeline",
     "load": "miniformer.checkpoint.pipeline",
-    "from_hf": "miniformer.interop.hf.importing",
-    "import_hf": "miniformer.interop.hf.importing",
-    "to_hf": "miniformer.interop.hf.writing",
+    "from_hf": "miniformer.interop.hf.api",
+    "import_hf": "miniformer.interop.hf.api",
+    "to_hf": "miniformer.interop.hf.export",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "TrainConfig": "miniformer.train_config",
     "train": "miniformer.training.run",
@@ -50,13 +50,13 @@ if TYPE_CHECKING:
     from miniformer.checkpoint.pipeline import Pipeline, load
     from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
     from miniformer.data.datamodule import MiniFormerDataModule
-    from miniformer.data.records import JSONLinesDataset
-    from miniformer.data.tokenizer import Tokenizer
+    from miniformer.data.reading.records import JSONLinesDataset
+    from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.doctor.leaks import assert_no_leaks, find_leaks
-    from miniformer.interop.hf.importing import from_hf, import_hf
-    from miniformer.interop.hf.writing import to_hf
+    from miniformer.interop.hf.api import from_hf, import_hf
+    from miniformer.interop.hf.export import to_hf
     from miniformer.model.attention import CrossAttention, MultiHeadAttention
-    from miniformer.model.cache import KVCache
+    from miniformer.model.cache.kv_cache import KVCache
     from miniformer.model.feed_forward import FeedForward
     from miniformer.model.layers import DecoderLayer, EncoderLayer
     from miniformer.model.seq2seq import Seq2SeqTransformer

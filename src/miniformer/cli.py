@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from miniformer import __version__
-from miniformer.command import command_parser, program, run_command
+from miniformer.commands.data import add_data_command, run_data
+from miniformer.commands.hf import add_hf_commands, run_export, run_import
+from miniformer.commands.score import add_score_command, run_score
+from miniformer.commands.tokenizer import add_tokenizer_command, run_tokenizer
+from miniformer.commands.verify_resume import add_verify_command, run_verify
 from miniformer.config import GenerationConfig, InputError, UserError
-from miniformer.data_command import add_data_command, run_data
-from miniformer.hf_command import add_hf_commands, run_export, run_import
-from miniformer.score_command import add_score_command, run_score
-from miniformer.tokenizer_command import add_tokenizer_command, run_tokenizer
+from miniformer.config.command_line import command_parser, miniformer_command, run_command
 from miniformer.trainer import run_training, train_parser
-from miniformer.utils.streams import read_standard_input
-from miniformer.verify_command import add_verify_command, run_verify
+from miniformer.utils.streams import read_stdin
 
-_DECODING = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
+_GENERATION_FIELDS = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     parser = command_parser("Miniformer: a Transformer from a JSON-lines file to a model in use.")
     parser.add_argument("--version", action="version", version=f"miniformer {__version__}")
@@ -44,23 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
-    words = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if argv is None else argv
     # A run that goes on must know which of its settings were said anew.
-    return run_command(parser, words, _run, defaults=words[:1] != ["train"])
+    return run_command(parser, words, _dispatch, defaults=words[:1] != ["train"])
 
 
-def _run(values: dict[str, Any]) -> int:
+def _dispatch(values: dict[str, Any]) -> int:
     run: dict[str, Callable[[dict[str, Any]], int]] = {
         "train": run_training,
-        "generate": _generate,
-        "predict": _predict,
+        "generate": _run_generate,
+        "predict": _run_predict,
         "score": run_score,
         "verify-resume": run_verify,
         "tokenizer": run_tokenizer,
         "data": run_data,
         "import": run_import,
         "export": run_export,
-        "demo": _demo,
+        "demo": _run_demo,
     }
     chosen = values[values["command"]]
     chosen.pop("config", None)
@@ -92,26 +92,28 @@ def _generate_parser() -> Any:
         "beginning",
     )
     parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
-    parser.set_defaults(dict.fromkeys(_DECODING))
+    parser.set_defaults(dict.fromkeys(_GENERATION_FIELDS))
     return parser
 
 
-def _generate(values: dict[str, Any]) -> int:
+def _run_generate(values: dict[str, Any]) -> int:
     directory, prompts, draft = (values.pop(name) for name in ("directory", "prompts", "draft"))
     truncate = values.pop("truncate")
     options = {name: value for name, value in values.items() if value is not None}
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
     for prompt in prompts:
-        _refuse_file(prompt, "prompt", f"{program()} generate {shlex.quote(directory)} -")
-    prompts = [_standard_input() if prompt == "-" else prompt for prompt in prompts]
+        _reject_file_name(
+            prompt, "prompt", f"{miniformer_command()} generate {shlex.quote(directory)} -"
+        )
+    prompts = [_read_stdin() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(directory)
     options["truncate"] = truncate
     if draft is not None:
-        from miniformer.checkpoint.verdict import speculated
+        from miniformer.checkpoint.speculation_check import benchmark_speculation
 
-        answers, verdict = speculated(pipeline, draft, prompts, options)
+        answers, verdict = benchmark_speculation(pipeline, draft, prompts, options)
         for prompt, text in zip(prompts, answers, strict=True):
             print(prompt + text)
         print(verdict, file=sys.stderr)
@@ -152,11 +154,11 @@ def _predict_parser() -> Any:
     return parser
 
 
-def _predict(values: dict[str, Any]) -> int:
+def _run_predict(values: dict[str, Any]) -> int:
     given = values["inputs"]
     for word in given:
-        command = f"{program()} predict {shlex.quote(values['directory'])} -"
-        _refuse_file(word, "input", command, ", a record or a JSON value a line")
+        command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} -"
+        _reject_file_name(word, "input", command, ", a record or a JSON value a line")
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(values["directory"])
@@ -164,11 +166,11 @@ def _predict(values: dict[str, Any]) -> int:
     inputs: list[tuple[str, Any]] = []  # the name of each in messages, and itself
     for word in given:
         if word == "-":
-            inputs += _json_lines(_standard_input(), list(pipeline.task.schema))
+            inputs += _parse_json_lines(_read_stdin(), list(pipeline.task.schema))
         else:
             name = f"input {word[:40]!r}"
-            inputs.append((name, word if text else _json(word, name)))
-    answers, problems = _answers(pipeline, inputs, truncate=values["truncate"])
+            inputs.append((name, word if text else _parse_json(word, name)))
+    answers, problems = _predict_valid(pipeline, inputs, truncate=values["truncate"])
     for problem in problems:
         print(f"miniformer: error: {problem}", file=sys.stderr)
     for number in range(len(inputs)) if answers else ():
@@ -176,7 +178,7 @@ def _predict(values: dict[str, Any]) -> int:
     return 2 if problems else 0
 
 
-def _answers(
+def _predict_valid(
     pipeline: Any, inputs: list[tuple[str, Any]], *, truncate: bool
 ) -> tuple[dict[int, Any], list[str]]:
     """The answers to inputs by number, and messages about those that cannot be answered."""
@@ -187,29 +189,31 @@ def _answers(
             found = pipeline.predict([inputs[number][1] for number in left], truncate=truncate)
             return dict(zip(left, found, strict=True)), problems
         except InputError as error:
-            problems += [error.named(place, inputs[left[place]][0]) for place in error.problems]
+            problems += [
+                error.message_for(place, inputs[left[place]][0]) for place in error.problems
+            ]
             left = [each for place, each in enumerate(left) if place not in error.problems]
     return {}, problems
 
 
-def _refuse_file(word: str, kind: str, command: str, more: str = "") -> None:
+def _reject_file_name(text: str, argument: str, command: str, hint: str = "") -> None:
     """Refuses the name of an existing file where a text is expected.
 
     Raises:
         UserError: it is one, and looks like one: it has a suffix or a folder.
     """
     try:
-        is_file = ("/" in word or Path(word).suffix != "") and Path(word).is_file()
+        is_file = ("/" in text or Path(text).suffix != "") and Path(text).is_file()
     except (OSError, ValueError):  # too long for a path, or with a null character: a text
         return
     if is_file:
         raise UserError(
-            f"{kind} {word!r} is the name of a file, and would be taken as the text itself; "
-            f"to read the file: {command} < {shlex.quote(word)}{more}"
+            f"{argument} {text!r} is the name of a file, and would be taken as the text itself; "
+            f"to read the file: {command} < {shlex.quote(text)}{hint}"
         )
 
 
-def _json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
+def _parse_json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
     """Inputs, or those of records that have one, each with its line.
 
     Args:
@@ -222,7 +226,7 @@ def _json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
             where = f"standard input:{number}"
-            value = _json(line, where)
+            value = _parse_json(line, where)
             if isinstance(value, dict):
                 found = [value[name] for name in names if name in value]
                 if not found:
@@ -233,20 +237,20 @@ def _json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
     return inputs
 
 
-def _json(text: str, where: str) -> Any:
+def _parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        from miniformer.data.lines import json_problem
+        from miniformer.data.reading.parsing import describe_json_error
 
-        raise UserError(f"{where}: {json_problem(error)}") from None
+        raise UserError(f"{location}: {describe_json_error(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON: {error}") from None
+        raise UserError(f"{location}: not JSON: {error}") from None
 
 
-def _standard_input() -> str:
+def _read_stdin() -> str:
     try:
-        return read_standard_input()
+        return read_stdin()
     except UnicodeDecodeError as error:
         raise UserError(f"standard input: {error}; give the prompt as UTF-8") from None
 
@@ -260,10 +264,10 @@ def _demo_parser() -> Any:
     return parser
 
 
-def _demo(values: dict[str, Any]) -> int:
+def _run_demo(values: dict[str, Any]) -> int:
     if not 0.01 <= values["minutes"] <= 10_000:
         raise UserError(f"minutes must be from 0.01 to 10000, not {values['minutes']}")
-    from miniformer.demo import run_demo
+    from miniformer.commands.demo import run_demo
 
     return run_demo(**values)
 

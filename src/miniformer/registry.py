@@ -53,13 +53,17 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "feed_forward": {  # (config) -> module
         "standard": "miniformer.model.feed_forward:FeedForward",
     },
+    "runtime": {  # (model, ...) -> a way to take decoding steps
+        "native": "miniformer.runtime.native.engine:get_engine",
+        "cuda_graphs": "miniformer.runtime.cuda_graphs:get_capture_fn",
+    },
     "tokenizer": {  # (texts, vocab_size) -> tokenizers.Tokenizer
-        "bpe": "miniformer.data.tokenizer_training:train_bpe",
-        "unigram": "miniformer.data.tokenizer_training:train_unigram",
-        "wordpiece": "miniformer.data.tokenizer_training:train_wordpiece",
-        "byte": "miniformer.data.tokenizer_training:train_byte",
-        "word": "miniformer.data.tokenizer_training:train_word",
-        "char": "miniformer.data.tokenizer_training:train_char",
+        "bpe": "miniformer.data.tokenizers.training:train_bpe",
+        "unigram": "miniformer.data.tokenizers.training:train_unigram",
+        "wordpiece": "miniformer.data.tokenizers.training:train_wordpiece",
+        "byte": "miniformer.data.tokenizers.training:train_byte",
+        "word": "miniformer.data.tokenizers.training:train_word",
+        "char": "miniformer.data.tokenizers.training:train_char",
     },
     "task": {  # a subclass of Task
         "language_modeling": "miniformer.tasks.language_modeling:LanguageModeling",
@@ -67,30 +71,30 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",
-        "encoding": "miniformer.tasks.encoding:Encoding",
+        "encoding": "miniformer.tasks.embedding:EmbeddingTask",
     },
     "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimiser
-        "muon": "miniformer.training.optimizers:muon",
-        "adamw": "miniformer.training.optimizers:adamw",
-        "schedulefree": "miniformer.training.optimizers:schedulefree",
+        "muon": "miniformer.training.optim.optimizers:muon",
+        "adamw": "miniformer.training.optim.optimizers:adamw",
+        "schedulefree": "miniformer.training.optim.optimizers:schedulefree",
     },
     "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate
-        "cosine": "miniformer.training.schedules:cosine",
-        "onecycle": "miniformer.training.schedules:onecycle",
-        "linear": "miniformer.training.schedules:linear",
-        "wsd": "miniformer.training.schedules:wsd",
-        "none": "miniformer.training.schedules:none",
+        "cosine": "miniformer.training.optim.schedules:cosine",
+        "onecycle": "miniformer.training.optim.schedules:onecycle",
+        "linear": "miniformer.training.optim.schedules:linear",
+        "wsd": "miniformer.training.optim.schedules:wsd",
+        "none": "miniformer.training.optim.schedules:none",
     },
     "logger": {  # (run folder) -> Lightning logger
-        "tensorboard": "miniformer.training.loggers:tensorboard",
-        "csv": "miniformer.training.loggers:csv",
-        "wandb": "miniformer.training.loggers:wandb",
-        "mlflow": "miniformer.training.loggers:mlflow",
-        "none": "miniformer.training.loggers:none",
+        "tensorboard": "miniformer.training.report.loggers:tensorboard",
+        "csv": "miniformer.training.report.loggers:csv",
+        "wandb": "miniformer.training.report.loggers:wandb",
+        "mlflow": "miniformer.training.report.loggers:mlflow",
+        "none": "miniformer.training.report.loggers:none",
     },
 }
 # A field of a config may take names of two kinds: no name can then be of both.
-_SISTERS = {"activation": "gated_activation", "gated_activation": "activation"}
+_SHARED_NAMESPACES = {"activation": "gated_activation", "gated_activation": "activation"}
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILTIN}
 
 
@@ -105,17 +109,17 @@ def names(kind: str) -> list[str]:
     Raises:
         ValueError: the kind does not exist.
     """
-    _check(kind)
-    return [*_BUILTIN[kind], *_registered[kind], *_plugins(kind)]
+    _check_kind(kind)
+    return [*_BUILTIN[kind], *_registered[kind], *_entry_points(kind)]
 
 
-def built_in(kind: str) -> list[str]:
+def builtin_names(kind: str) -> list[str]:
     """The names of `kind` that come with Miniformer.
 
     Raises:
         ValueError: the kind does not exist.
     """
-    _check(kind)
+    _check_kind(kind)
     return list(_BUILTIN[kind])
 
 
@@ -126,10 +130,10 @@ def register(kind: str, name: str, part: Any) -> None:
         ValueError: the kind does not exist, or the name is taken, or cannot name a folder (the name
             of a task does).
     """
-    _check(kind)
+    _check_kind(kind)
     if (problem := name_problem(name)) is not None:
         raise ValueError(f"{kind} {name!r} cannot be registered: {problem}; choose another name")
-    for taken in filter(None, (kind, _SISTERS.get(kind))):
+    for taken in filter(None, (kind, _SHARED_NAMESPACES.get(kind))):
         if name in names(taken):
             raise ValueError(f"{taken} {name!r} exists already; choose another name")
     _registered[kind][name] = part
@@ -141,29 +145,29 @@ def get(kind: str, name: str) -> Any:
     Raises:
         ValueError: the kind does not exist, or no part of it has that name.
     """
-    _check(kind)
+    _check_kind(kind)
     if name in _registered[kind]:
         return _registered[kind][name]
     if name in _BUILTIN[kind]:
         module, _, attribute = _BUILTIN[kind][name].partition(":")
         return getattr(importlib.import_module(module), attribute)
-    if name in _plugins(kind):
-        return _plugins(kind)[name].load()
-    raise ValueError(unknown(kind, name, names(kind)))
+    if name in _entry_points(kind):
+        return _entry_points(kind)[name].load()
+    raise ValueError(unknown_name_message(kind, name, names(kind)))
 
 
-def unknown(what: str, value: object, known: list[str]) -> str:
+def unknown_name_message(label: str, value: object, known: list[str]) -> str:
     """One wording for every unknown name: what was given, the nearest known, and all known."""
     near = difflib.get_close_matches(str(value), known, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"unknown {what} {value!r}{hint}; known: {', '.join(known)}"
+    return f"unknown {label} {value!r}{hint}; known: {', '.join(known)}"
 
 
-def _check(kind: str) -> None:
+def _check_kind(kind: str) -> None:
     if kind not in _BUILTIN:
         raise ValueError(f"no kind of part is called {kind!r}; kinds: {', '.join(_BUILTIN)}")
 
 
 @cache
-def _plugins(kind: str) -> dict[str, EntryPoint]:
+def _entry_points(kind: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"miniformer.{kind}")}

@@ -8,10 +8,10 @@ import re
 from typing import Any
 
 from miniformer.config import StrictConfig, option, train_checks
-from miniformer.config.presets import SIZES
-from miniformer.config.units import parse_bytes
+from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.utils.units import parse_bytes
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,11 +115,11 @@ class TrainConfig(StrictConfig):
     train_path: list[str] | str = ""
     val_path: list[str] | str | None = None
     test_path: list[str] | str | None = None
-    task: str = option("language_modeling", of="task")
+    task: str = option("language_modeling", kind="task")
     task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: str | None = option(None, choices=("encoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    size: str | None = option(None, choices=tuple(SIZES))
+    size: str | None = option(None, choices=tuple(SIZE_PRESETS))
     init_from: str | None = None
     warm_start: dict[str, Any] | None = None
     tokenizer: str | None = None
@@ -131,14 +131,14 @@ class TrainConfig(StrictConfig):
     find_lr: bool = False
     weight_decay: float = option(0.1, low=0.0)
     layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
-    scheduler: str = option("cosine", of="scheduler")
+    scheduler: str = option("cosine", kind="scheduler")
     warmup_steps: int | None = option(None, low=0)
     warmup_share: float | None = option(None, low=0.0, high=1.0)
     max_epochs: int | None = option(None, low=1)
     max_steps: int | None = option(None, low=1)
     max_time: str | None = None
     val_interval: int | None = option(None, low=1)
-    optimizer: str = option("muon", of="optimizer")
+    optimizer: str = option("muon", kind="optimizer")
     optimizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     gradient_clip_val: float = option(1.0, low=0.0)
     accumulate_grad_batches: int = option(1, low=1)
@@ -162,11 +162,11 @@ class TrainConfig(StrictConfig):
     resume: str | None = None
     checkpoint_interval: int | None = option(None, low=1)
     sample_prompt: str | None = None
-    logger: str = option("tensorboard", of="logger")
+    logger: str = option("tensorboard", kind="logger")
     checkpoint_metric: str | None = None
     early_stopping_patience: int | None = option(None, low=1)
 
-    def changed(self) -> dict[str, Any]:
+    def non_default_fields(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
         changed = {}
         for field in dataclasses.fields(self):
@@ -181,8 +181,8 @@ class TrainConfig(StrictConfig):
         problems = []
         if not self.train_path and self.resume is None:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
-        problems += train_checks.name_problems(self)
-        problems += train_checks.settings_without_effect(self)
+        problems += train_checks.path_problems(self)
+        problems += train_checks.unused_setting_problems(self)
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
                 "streaming needs max_steps or max_time: nobody knows how long the stream is"
@@ -213,10 +213,10 @@ class TrainConfig(StrictConfig):
         parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", self.max_time or "")
         if not parts or "".join(number + unit for number, unit in parts) != self.max_time:
             return None
-        return sum(float(number) * _UNITS[unit] for number, unit in parts) or None
+        return sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts) or None
 
     @property
-    def epochs(self) -> int | None:
+    def effective_max_epochs(self) -> int | None:
         """Passes over the training text at most; None: another limit ends the run."""
         if self.max_epochs is None and self.max_steps is None and self.max_time is None:
             return 10

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniformer.command import command_parser, program, run_command
+from miniformer.config.command_line import command_parser, miniformer_command, run_command
 from miniformer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -32,23 +32,25 @@ def train_parser() -> Any:
 def run_training(values: dict[str, Any]) -> int:
     """Trains as the flags that were given say; returns the exit code."""
     config = TrainConfig.from_dict(values)
-    from miniformer.training.progress import make_console  # only now: it takes seconds to import
+    from miniformer.training.callbacks.progress import (
+        make_console,  # only now: it takes seconds to import
+    )
     from miniformer.training.run import train
 
     console = make_console()
     if config.resume is not None:
-        from miniformer.training.resuming import going_on
+        from miniformer.training.resume.config import resume_config
 
         values.pop("resume")
-        config = going_on(Path(config.resume), values)
-    return tell(train(config, console=console), console)
+        config = resume_config(Path(config.resume), values)
+    return report_result(train(config, console=console), console)
 
 
-def tell(result: RunResult, console: Console) -> int:
+def report_result(result: RunResult, console: Console) -> int:
     """Says where the model is and what comes next; returns the exit code."""
-    from miniformer.training.progress import told
+    from miniformer.training.callbacks.progress import format_metrics
 
-    figures = result.figures
+    figures = result.metrics
     if result.interrupted is not None:
         console.print("training was stopped early; what it had learnt is kept")
     for kind, words in (("val", "validation"), ("test", "test")):
@@ -59,16 +61,16 @@ def tell(result: RunResult, console: Console) -> int:
         }
         if found:
             at = f", at step {figures['step']:.0f}" if kind == "val" else ""
-            console.print(f"{words} {told(found)}{at}")
+            console.print(f"{words} {format_metrics(found)}{at}")
     console.print(f"model: {result.model}")
     directory = shlex.quote(str(result.model))
-    console.print(f"use it: {program()} {result.task.command(directory)}")
+    console.print(f"use it: {miniformer_command()} {result.task.usage_command(directory)}")
     return 0 if result.interrupted is None else 128 + result.interrupted
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the training command; returns its exit code."""
-    return run_command(train_parser(), arguments, run_training, defaults=False)
+    return run_command(train_parser(), argv, run_training, defaults=False)
 
 
 if __name__ == "__main__":

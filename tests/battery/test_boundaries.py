@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.processors import bad, no_repeat, not_yet
-from miniformer.generation.sampling import distribution
-from miniformer.model.cache import KVCache
-from miniformer.model.cache_storage import Columns, Ring
+from miniformer.generation.logits_processors import bad_words, min_new_tokens, no_repeat_ngram
+from miniformer.generation.sampling import sampling_distribution
+from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.storage import Columns, Ring
 from tests.battery.models import close, expected
 from tests.kit import tiny_model
 from tests.reference import transformer as reference
@@ -197,7 +197,9 @@ def test_row_that_ends_with_its_first_token_leaves_the_others_as_they_are(ended)
     ],
 )  # fmt: skip
 def test_repeated_ngrams_are_forbidden_from_the_first_that_is_complete(text, size, forbidden):
-    logits = no_repeat(torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), size=size)
+    logits = no_repeat_ngram(
+        torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), ngram_size=size
+    )
     assert logits.isinf()[0].nonzero().flatten().tolist() == forbidden
 
 
@@ -207,14 +209,18 @@ def test_repeated_ngrams_are_forbidden_from_the_first_that_is_complete(text, siz
      ([1, 2], [1, 2, 3], [3]), ([2], [1, 2, 3], [])],
 )  # fmt: skip
 def test_run_of_banned_tokens_is_forbidden_at_its_last_token(text, run, forbidden):
-    logits = bad(torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), runs=[run])
+    logits = bad_words(
+        torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), bad_words_ids=[run]
+    )
     assert logits.isinf()[0].nonzero().flatten().tolist() == forbidden
 
 
 @pytest.mark.parametrize(("new", "refused"), [(0, True), (1, True), (2, False)])
 def test_end_is_forbidden_until_as_many_tokens_are_there_as_asked_for(new, refused):
     """A prompt of 3 tokens and at least 2 new ones: the third may be the end."""
-    logits = not_yet(torch.zeros(1, 3 + new).long(), torch.zeros(1, 9), ends=[5], until=3 + 2)
+    logits = min_new_tokens(
+        torch.zeros(1, 3 + new).long(), torch.zeros(1, 9), eos_token_ids=[5], min_length=3 + 2
+    )
     assert bool(logits[0, 5].isinf()) is refused
 
 
@@ -231,7 +237,7 @@ def test_end_is_forbidden_until_as_many_tokens_are_there_as_asked_for(new, refus
 def test_limits_of_sampling_keep_no_token_more_and_none_fewer(options, kept):
     """Of probabilities 1/2, 1/4, 1/8 and 1/8; top_p is of what top_k has left."""
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    found = distribution(logits, GenerationConfig(**options))
+    found = sampling_distribution(logits, GenerationConfig(**options))
     assert int((found > 0).sum()) == kept
     assert found.sum() == pytest.approx(1.0)
 

@@ -28,7 +28,7 @@ from tests.kit import tiny_model
 def cached(model, inputs, real, chunks, kind, padded):
     """Logits of a model that is given its tokens in chunks, and the cache."""
     cache, parts = model.new_cache(2, LENGTH, kind), []
-    cache.spans = real.sum(1, keepdim=True)
+    cache.final_lengths = real.sum(1, keepdim=True)
     memory = None
     if isinstance(model, Seq2SeqTransformer):
         memory = model.encode(inputs[:, :SOURCE], SOURCES.bool())
@@ -84,7 +84,7 @@ def test_padding_inside_the_cache_takes_no_position(row, kind):
     inputs = ids_of(model)
     alone = model(inputs[:1, [0, 1, 2, 5, 6]])
     cache = model.new_cache(2, 7, kind)
-    cache.spans = torch.tensor([[5], [7]])
+    cache.final_lengths = torch.tensor([[5], [7]])
     prompt_mask = torch.tensor([[True, True, True, False, False], [True] * 5])
     model(inputs[:, :5], attention_mask=prompt_mask, cache=cache)
     continued = model(inputs[:, 5:7], cache=cache)

@@ -91,7 +91,7 @@ def test_logits_and_cached_steps_are_those_of_the_reference(scaling):
         wanted = expected(model, inputs, segments)
         close(call(model, inputs, torch.tensor(segments)), wanted, real)
         cache = model.new_cache(2, 24)
-        cache.spans = real.sum(1, keepdim=True)
+        cache.final_lengths = real.sum(1, keepdim=True)
         steps = [
             model(ids, mask, cache=cache)
             for ids, mask in zip(

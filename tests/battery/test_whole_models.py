@@ -9,7 +9,7 @@ import copy
 import pytest
 import torch
 
-from miniformer.model.checkpointing import kept_bytes
+from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.model.transformer import Transformer
 from tests.battery.models import LAYOUTS, build, call, each_value, ids_of
@@ -25,7 +25,7 @@ def test_checkpointed_layers_give_the_same_gradients_and_keep_less(row, how):
     gradients, kept = [], []
     for each in ("none", how):
         set_activation_checkpointing(model, each)
-        kept.append(kept_bytes(lambda: call(model, inputs, segments)))
+        kept.append(saved_activation_bytes(lambda: call(model, inputs, segments)))
         model.zero_grad()
         call(model, inputs, segments).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

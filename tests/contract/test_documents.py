@@ -35,7 +35,7 @@ def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
     import torch
 
     import miniformer
-    from miniformer.config.families import family
+    from miniformer.config.architectures import architecture_config
 
     sizes = {
         "vocab_size": 40,
@@ -46,7 +46,9 @@ def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
         "dropout": 0.0,
     }
     torch.manual_seed(0)
-    model = miniformer.Transformer(miniformer.TransformerConfig(**family("llama", **sizes)))
+    model = miniformer.Transformer(
+        miniformer.TransformerConfig(**architecture_config("llama", **sizes))
+    )
     miniformer.to_hf(model, tmp_path / "path/to/checkpoint")
     example = blocks("docs/huggingface.md", "python")[0]
     done = run_python("-c", example, cwd=tmp_path)

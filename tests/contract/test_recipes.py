@@ -12,7 +12,7 @@ import yaml
 from miniformer import TransformerConfig
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import train_parser
-from miniformer.training.preparation import task_of
+from miniformer.training.setup.prepare import build_task
 from tests.kit import ROOT
 
 NOT_BETTER = {"sst2"}  # than a simple method
@@ -31,7 +31,7 @@ def quality(monkeypatch):
 def test_recipes_are_settings_of_tasks_models_and_warm_starts(path, quality):
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = TrainConfig.from_dict({**settings, "train_path": "train.jsonl", "val_path": "v.jsonl"})
-    task = task_of(config, "seq2seq" if config.task == "seq2seq" else "encoder")
+    task = build_task(config, "seq2seq" if config.task == "seq2seq" else "encoder")
     assert (config.checkpoint_metric or "loss") in task.metrics
     TransformerConfig.from_dict(config.model_config)
     assert path.stem in quality["facts"]()

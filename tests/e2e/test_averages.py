@@ -34,7 +34,7 @@ def settings(folder, **changes):
 def loss_of(model):
     """Mean loss of the validation texts, in windows of 16 tokens; no text sees another."""
     tokenizer = miniformer.Tokenizer.train("byte", [])
-    end = tokenizer.boundary_id
+    end = tokenizer.eos_id
     row = [i for text in VAL for i in (end, *tokenizer.encode(text))] + [end]
     total = begin = 0
     for place in range(1, len(row)):
@@ -141,7 +141,7 @@ def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
     assert [step for step, _ in found] == [4, 8, 12, STEPS]
     assert [loss for _, loss in found] == pytest.approx(losses, rel=1e-5)
     best = min(range(4), key=losses.__getitem__)
-    assert result.figures["val_loss"] == pytest.approx(losses[best], rel=1e-5)
+    assert result.metrics["val_loss"] == pytest.approx(losses[best], rel=1e-5)
     assert_same(saved(tmp_path, "best"), sums.seen[best]["average"])
     assert_same(saved(tmp_path, "last"), sums.average)
     apart = [float((sums.raw[n] - sums.average[n]).abs().max()) for n in sums.raw]
@@ -196,5 +196,5 @@ def test_schedule_free_weights_are_its_averages(tmp_path):
     assert_same(saved(tmp_path, "last"), parts.x, rtol=1e-4, atol=1e-5)
     found = validations(tmp_path)
     best = min(range(4), key=lambda i: found[i][1])
-    assert result.figures["step"] == found[best][0]
+    assert result.metrics["step"] == found[best][0]
     assert_same(saved(tmp_path, "best"), parts.seen[best][1], rtol=1e-4, atol=1e-5)

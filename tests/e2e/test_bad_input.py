@@ -220,7 +220,7 @@ def directory(tmp_path):
         tokenizer=miniformer.Tokenizer.train("byte", []),
         task=LanguageModeling(prompt_begins_document=False).settings(),
         generation=GenerationConfig(eos_id=0),
-        card="",
+        model_card="",
     )
     return tmp_path / "model"
 

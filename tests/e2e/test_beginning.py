@@ -9,7 +9,7 @@ import torch
 import miniformer
 from miniformer import cli, trainer
 from miniformer.config import TransformerConfig
-from miniformer.config.families import family
+from miniformer.config.architectures import architecture_config
 from tests.kit import VERSE, write_jsonl
 
 SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24, "max_seq_len": 64}
@@ -19,7 +19,7 @@ def theirs(folder, name, **fields):
     """A directory as others write it, tokenizer included."""
     torch.manual_seed(7)  # another than a run's
     tokenizer = miniformer.Tokenizer.train("byte", [VERSE])
-    values = family(name, **SIZES, vocab_size=tokenizer.vocab_size, **fields)
+    values = architecture_config(name, **SIZES, vocab_size=tokenizer.vocab_size, **fields)
     model = miniformer.Transformer(TransformerConfig(**values))
     miniformer.to_hf(model, folder)
     tokenizer.save(folder / "tokenizer.json")
@@ -92,14 +92,14 @@ def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
         for folder in (first, after):
             assert json.loads((Path(folder) / "config.json").read_text())["token_types"] == types
         pipeline = miniformer.load(after)
-        assert pipeline.task.marks() == (types == 4)
+        assert pipeline.task.should_mark_shared() == (types == 4)
         assert len(pipeline.predict([["a 1", "b 1"]])) == 1
 
 
 def test_an_export_tells_of_marks_that_no_tokenizer_gives(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
-    values = family("bert", **SIZES, vocab_size=258)
+    values = architecture_config("bert", **SIZES, vocab_size=258)
     for name in ("token_types", "vocab_size", "head_bias"):  # as the data says
         del values[name]
     values |= {"pooling": "first", "head": "dense_tanh"}

@@ -12,7 +12,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from miniformer import TrainConfig
 from miniformer.config import UserError
-from miniformer.training.checkpoints import latest, read_about
+from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 from miniformer.training.run import train
 from tests.kit import VERSE, write_jsonl
 
@@ -145,7 +145,7 @@ def test_interrupted_run_keeps_callback_states_of_its_last_step(folder):
     count = Count()
     count.stop = 9  # the first of the two batches of step 5
     train(config(folder, "stopped"), callbacks=[count])
-    about = read_about(latest(folder / "runs" / "stopped"))
+    about = read_checkpoint_metadata(latest_checkpoint(folder / "runs" / "stopped"))
     assert about["step"] == 4
     (states,) = about["callback_states"]
     assert list(states.values()) == [{"batches": 8}]
@@ -179,11 +179,11 @@ def test_callback_whose_state_is_missing_begins_anew_with_a_warning(folder):
 def test_run_that_stopped_early_takes_no_step_when_it_is_resumed(folder):
     name = "stopped_early"
     first = train(config(folder, name, lr=0.0, early_stopping_patience=1, max_steps=20))
-    assert first.figures["step"] == 4
+    assert first.metrics["step"] == 4
     lines = (folder / "runs" / name / "metrics.jsonl").read_text()
     again = train(TrainConfig(resume=str(folder / "runs" / name)))
     assert (folder / "runs" / name / "metrics.jsonl").read_text() == lines
-    assert again.figures["training_tokens"] == first.figures["training_tokens"]
+    assert again.metrics["training_tokens"] == first.metrics["training_tokens"]
 
 
 @pytest.mark.catches("what_is_no_callback_is_left_out")

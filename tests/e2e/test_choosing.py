@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from miniformer import trainer
-from miniformer.config.units import parse_bytes
-from miniformer.training.finding import find_batch_size
+from miniformer.training.tuning.lr_finder import find_batch_size
+from miniformer.utils.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
 
 MODEL = '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}'
@@ -43,9 +43,13 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
 @pytest.mark.catches("predicted_memory_leaves_out_the_optimizer")
 def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
     """1 GB is there, steps grow by 2 GB and a fifth for holes, Muon keeps 8 bytes a parameter."""
-    monkeypatch.setattr("miniformer.training.memory.growth", lambda step, device: 2 * 10**9)
-    monkeypatch.setattr("miniformer.training.memory.resident", lambda device: 10**9)
-    monkeypatch.setattr("miniformer.training.watching.most_resident", lambda device: 3_210_000_000)
+    monkeypatch.setattr(
+        "miniformer.training.tuning.memory_planner.growth", lambda step, device: 2 * 10**9
+    )
+    monkeypatch.setattr("miniformer.training.tuning.memory_planner.resident", lambda device: 10**9)
+    monkeypatch.setattr(
+        "miniformer.training.callbacks.monitor.most_resident", lambda device: 3_210_000_000
+    )
     large = '{"d_model": 256, "n_heads": 4, "n_layers": 1, "max_seq_len": 16, "d_ff": 9000}'
     assert run(tmp_path, "--memory", "50GB", "--model_config", large)[0] == 0
     folder, out = tmp_path / "runs" / "run", capsys.readouterr().out
@@ -68,8 +72,8 @@ def test_too_little_memory_is_told(tmp_path, capsys):
 
 
 def test_a_batch_size(tmp_path, capsys, monkeypatch):
-    quick = partial(find_batch_size, seconds=0.05)
-    monkeypatch.setattr("miniformer.training.choosing.find_batch_size", quick)
+    quick = partial(find_batch_size, min_seconds=0.05)
+    monkeypatch.setattr("miniformer.training.tuning.auto_tune.find_batch_size", quick)
     code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
     assert code == 0
     assert f"{settings['batch_size']}  " in capsys.readouterr().out

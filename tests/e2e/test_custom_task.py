@@ -19,10 +19,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from miniformer.data import fields
-from miniformer.data.buckets import LengthBuckets, pad
+from miniformer.data.reading import schema
+from miniformer.data.batching.length_bucketing import LengthBuckets, pad
 from miniformer.tasks.seq2seq import Seq2Seq
-from miniformer.tasks.task import Task
+from miniformer.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reversal(Seq2Seq):
 
     @property
     def schema(self):
-        return {"text": fields.text}
+        return {"text": schema.text}
 
     def texts(self, record):
         yield record["text"]
@@ -49,7 +49,7 @@ class Shouting(Task):
 
     @property
     def schema(self):
-        return {"letters": fields.text}
+        return {"letters": schema.text}
 
     def texts(self, record):
         yield record["letters"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from miniformer import cli
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
-from miniformer.training.preparation import prepare
-from miniformer.training.progress import make_console
+from miniformer.training.callbacks.progress import make_console
+from miniformer.training.setup.prepare import prepare
 
 SHAPE = {"d_model": 8, "n_heads": 1, "n_layers": 1, "max_seq_len": 32}
 # Values of a field: pools of those that may stand together in a file, and what spoils one.

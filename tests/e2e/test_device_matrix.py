@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import miniformer
 from miniformer import TrainConfig
-from miniformer.training.launch import launch, member, rank
+from miniformer.training.distributed.launcher import launch, rank, worker_context
 from miniformer.training.run import train
 from tests.kit import VERSE, write_jsonl
 
@@ -86,7 +86,7 @@ def run(settings):
     """Trains, and keeps the figures beside the models."""
     result = train(settings, callbacks=[SeedByPlace()])
     if rank() == 0:
-        (result.folder / "figures.json").write_text(json.dumps(result.figures))
+        (result.folder / "figures.json").write_text(json.dumps(result.metrics))
 
 
 def no_picture(figure, path, **options):
@@ -106,7 +106,7 @@ def cases():
 
 def worker(settings, path, cases):
     """All runs of a strategy."""
-    with member(path) as tell:
+    with worker_context(path) as tell:
         torch.set_num_threads(1)
         Figure.savefig = no_picture
         given = TrainConfig.from_dict(settings)

@@ -19,7 +19,7 @@ import pytest
 import miniformer
 from miniformer import TrainConfig
 from miniformer.config import UserError
-from miniformer.training.launch import launch, member
+from miniformer.training.distributed.launcher import launch, worker_context
 from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, write_jsonl
 
@@ -80,7 +80,7 @@ TOGETHER = {
 
 def worker(settings, path):
     """All runs of two devices, in one launch."""
-    with member(path) as tell:
+    with worker_context(path) as tell:
         folder = dataclasses.replace(TrainConfig.from_dict(settings)).work_dir
         from pathlib import Path
 
@@ -92,7 +92,7 @@ def worker(settings, path):
 
 
 def worker_of_four(settings, path):
-    with member(path) as tell:
+    with worker_context(path) as tell:
         train(TrainConfig.from_dict(settings))
         tell({"done": True})
 
@@ -135,11 +135,11 @@ def test_a_state_goes_on_with_any_number_of_devices(folder):
     shutil.copytree(runs / "fsdp2-1", runs / "alone-4")
     train(TrainConfig(resume=str(runs / "alone"), max_steps=60))
     train(TrainConfig(resume=str(runs / "alone-4"), max_steps=60, accumulate_grad_batches=4))
-    from miniformer.training.resuming import going_on
+    from miniformer.training.resume.config import resume_config
 
-    train(going_on(runs / "from-2-to-1",
+    train(resume_config(runs / "from-2-to-1",
                    {"devices": 1, "accumulate_grad_batches": 2, "max_steps": 60}))  # fmt: skip
-    four = going_on(runs / "from-2-to-4", {"devices": 4, "max_steps": 60})
+    four = resume_config(runs / "from-2-to-4", {"devices": 4, "max_steps": 60})
     launch(four, worker_of_four)
     assert_same(folder, "alone", "from-1", steps=60)
     assert_same(folder, "alone", "from-2-to-1", steps=60)
@@ -159,7 +159,7 @@ def test_two_machines_are_two_launches_of_torchrun(folder):
         port = free.getsockname()[1]
     run = config(folder, "nodes", num_nodes=2, max_steps=50)
     flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-             for name, value in run.changed().items()]  # fmt: skip
+             for name, value in run.non_default_fields().items()]  # fmt: skip
     nodes = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1",

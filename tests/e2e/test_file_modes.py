@@ -6,8 +6,8 @@ import pytest
 
 import miniformer
 from miniformer import trainer
-from miniformer.interop.hf.importing import import_hf
-from miniformer.interop.hf.writing import to_hf
+from miniformer.interop.hf.api import import_hf
+from miniformer.interop.hf.export import to_hf
 from tests.kit import write_jsonl
 
 MODEL = (

@@ -103,7 +103,7 @@ def hub():
 
 SCRIPT = """
 import torch, miniformer
-from miniformer.config.families import family
+from miniformer.config.architectures import family
 
 sizes = dict(vocab_size=300, d_model=16, n_heads=2, n_layers=2, d_ff=24, max_seq_len=32)
 model = miniformer.Transformer(miniformer.TransformerConfig(**family("llama", **sizes))).eval()

@@ -19,9 +19,9 @@ from rich.console import Console
 
 import miniformer
 from miniformer import TrainConfig, trainer
-from miniformer.data.buckets import LengthBuckets
-from miniformer.training import peak
+from miniformer.data.batching.length_bucketing import LengthBucketBatcher
 from miniformer.training.run import train
+from miniformer.training.tuning import memory_tracker
 from tests.kit import VERSE
 from tests.kit.clock import Clock
 
@@ -149,7 +149,7 @@ def encoded(text):
     return torch.tensor([[*ids, END]])
 
 
-END = miniformer.Tokenizer.train("byte", []).boundary_id
+END = miniformer.Tokenizer.train("byte", []).eos_id
 
 
 def real_tokens(batch):
@@ -196,19 +196,21 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         clock = Clock().install(patched)
         witness = Witness(clock)
-        make = LengthBuckets.make
+        make = LengthBucketBatcher.collate
 
         def made(self, *args):
             clock.now += MAKING
             witness.made += args[-1] is not None  # chance is for training only
             return make(self, *args)
 
-        patched.setattr(LengthBuckets, "make", made)
-        patched.setattr(peak, "_STATUS", folder / "status")
-        patched.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: PEAK)
+        patched.setattr(LengthBucketBatcher, "collate", made)
+        patched.setattr(memory_tracker, "_PROC_STATUS", folder / "status")
+        patched.setattr(
+            "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
+        )
         console = Console(file=io.StringIO(), width=300)
         result = train(TrainConfig(**settings(folder)), console=console, callbacks=[witness])
-        trainer.tell(result, console)
+        trainer.report_result(result, console)
     return folder / "runs" / "seq2seq", witness, console.file.getvalue(), result
 
 
@@ -363,7 +365,7 @@ def test_closing_lines_have_the_numbers_of_the_whole_run(run):
     assert f"\nvalidation loss {best['loss']:.4f}, at step {best['step']}\n" in out
     for seen in witness.validations:
         assert f"\nstep {seen['step']}: validation loss {seen['loss']:.4f}\n" in out
-    assert result.figures == {
+    assert result.metrics == {
         "val_loss": pytest.approx(best["loss"], rel=1e-5), "step": best["step"],
         "training_tokens": last["tokens"], "seconds": round(witness.validations[-1]["now"], 1)
         + SAVING,
@@ -460,7 +462,9 @@ def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, r
                 self.places += math.prod(batch[name].shape[:2]) if name in batch else 0
 
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
-    monkeypatch.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: PEAK)
+    monkeypatch.setattr(
+        "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
+    )
     seen, console = Places(), Console(file=io.StringIO(), width=300)
     long = {} if task in ("seq2seq", "classification", "regression") else {"seq_len": WINDOW}
     vectors = isinstance(records[0].get("input", "-")[0], list)
@@ -471,7 +475,7 @@ def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, r
         precision="float32", **long,
     )  # fmt: skip
     result = train(config, console=console, callbacks=[seen])
-    assert result.figures["training_tokens"] == 2 * tokens
+    assert result.metrics["training_tokens"] == 2 * tokens
     rows = rows_of(result.folder)
     assert rows[-1]["tokens"] == 2 * tokens
     assert rows[-1]["padding"] == round(1 - 2 * tokens / seen.places, 4)
@@ -497,7 +501,9 @@ class Stopped(Exception):
 @pytest.mark.catches("a_resumed_clock_forgets_validations", "a_resumed_run_counts_tokens_anew")
 def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
     """Its clock stands still while nothing runs, and the steps done again are counted once."""
-    monkeypatch.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: PEAK)
+    monkeypatch.setattr(
+        "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
+    )
     monkeypatch.setattr("tests.e2e.test_numbers.MAKING", 0.0)
     write(tmp_path)
     found = {}
@@ -527,7 +533,7 @@ def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
         rows = rows_of(result.folder)
         for row in rows:
             row.pop("memory_mb", None)
-        found[name] = rows, result.figures, re.findall("trained on .*", console.file.getvalue())
+        found[name] = rows, result.metrics, re.findall("trained on .*", console.file.getvalue())
     whole, stopped = found["whole"], found["stopped"]
     again = [row for row in stopped[0] if "train_loss" in row and "mfu" not in row]
     assert [row["step"] for row in again] == [1, 9]  # the first step of each process

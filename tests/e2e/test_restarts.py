@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 import miniformer
 from miniformer import TrainConfig
-from miniformer.training.restarts import meet
+from miniformer.training.distributed.restarts import rendezvous
 from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, write_jsonl
 
@@ -117,7 +117,7 @@ def test_processes_of_an_attempt_meet_whatever_earlier_ones_left():
         def work(rank):
             if rank in late:
                 time.sleep(0.3)
-            store = meet(client(), rank, 3, wait=0.1)
+            store = rendezvous(client(), rank, 3, poll_seconds=0.1)
             left.append(store.check([f"here/{rank}"]))  # by an earlier attempt
             store.set(f"here/{rank}", "")
             store.wait([f"here/{other}" for other in ranks])

@@ -17,11 +17,16 @@ import miniformer
 from miniformer import TrainConfig, cli
 from miniformer.checkpoint.directory import save_directory
 from miniformer.config import GenerationConfig, UserError
-from miniformer.training.checkpoints import latest, read_about, read_tensors, write_checkpoint
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.resuming import going_on
+from miniformer.training.resume.config import resume_config
+from miniformer.training.resume.storage import (
+    latest_checkpoint,
+    load_checkpoint_tensors,
+    read_checkpoint_metadata,
+    write_checkpoint,
+)
+from miniformer.training.resume.verify import weights_digest
 from miniformer.training.run import train
-from miniformer.training.verify import digest
 from tests.kit import VERSE, tiny_model, write_jsonl
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.2}
@@ -73,7 +78,7 @@ def in_child(work):
 
 
 def weights(directory):
-    return digest(miniformer.load(directory).model.state_dict())
+    return weights_digest(miniformer.load(directory).model.state_dict())
 
 
 def without_time(path):
@@ -96,8 +101,8 @@ def whole(data, tmp_path_factory):
 def test_twenty_kills_in_one_run_change_nothing(data, whole, tmp_path):
     chance, run, kills = random.Random(0), tmp_path / "run", 0
     for _ in range(20):
-        begun = config(data, tmp_path) if latest(run) is None else going_on(run, {})
-        if latest(run) is None and run.exists():
+        begun = config(data, tmp_path) if latest_checkpoint(run) is None else resume_config(run, {})
+        if latest_checkpoint(run) is None and run.exists():
             begun = config(data, tmp_path, experiment_name="run")
             for path in sorted(run.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
@@ -109,7 +114,7 @@ def test_twenty_kills_in_one_run_change_nothing(data, whole, tmp_path):
         assert code == -signal.SIGKILL
         kills += 1
     if kills == 20:
-        assert in_child(lambda: train(going_on(run, {}))) == 0
+        assert in_child(lambda: train(resume_config(run, {}))) == 0
     assert kills == 20
     for name in ("best", "last"):
         assert weights(run / name) == weights(whole / name)
@@ -122,7 +127,11 @@ def test_twenty_kills_while_states_are_written_leave_one_that_can_be_read(tmp_pa
     chance = random.Random(1)
 
     def write():
-        step = 0 if (found := latest(tmp_path)) is None else read_about(found)["step"]
+        step = (
+            0
+            if (found := latest_checkpoint(tmp_path)) is None
+            else read_checkpoint_metadata(found)["step"]
+        )
         while True:
             step += 1
             tensors = {str(i): torch.full((200, 200), float(step)) for i in range(8)}
@@ -132,15 +141,15 @@ def test_twenty_kills_while_states_are_written_leave_one_that_can_be_read(tmp_pa
         child = os.fork()
         if child == 0:
             write()
-        while latest(tmp_path) is None:
+        while latest_checkpoint(tmp_path) is None:
             time.sleep(0.001)
         time.sleep(chance.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = latest(tmp_path)
+        found = latest_checkpoint(tmp_path)
         into = {str(i): torch.zeros(200, 200) for i in range(8)}
-        read_tensors(found, into)
-        step = read_about(found)["step"]
+        load_checkpoint_tensors(found, into)
+        step = read_checkpoint_metadata(found)["step"]
         assert all((each == step).all() for each in into.values()), number
 
 
@@ -154,7 +163,7 @@ def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp
                 model.embedding.weight.fill_(step)
             save_directory(
                 directory, model=model, tokenizer=None, task={"task": "encoding"},
-                generation=GenerationConfig(), card="",
+                generation=GenerationConfig(), model_card="",
             )  # fmt: skip
 
     for _ in range(20):
@@ -194,7 +203,7 @@ def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, ca
     run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
                  val_path=None, val_interval=None, max_steps=400)  # fmt: skip
     flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
-             for name, value in run.changed().items()]  # fmt: skip
+             for name, value in run.non_default_fields().items()]  # fmt: skip
     filler = small_disk / "filler"
 
     class Fill(L.Callback):
@@ -210,8 +219,8 @@ def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, ca
 
     with pytest.raises(UserError, match="No space left"):
         train(run, callbacks=[Fill()])
-    state = latest(small_disk / "run")
-    assert read_about(state)["step"] == 3
+    state = latest_checkpoint(small_disk / "run")
+    assert read_checkpoint_metadata(state)["step"] == 3
     # From the command line it is one message; with room again the run goes on.
     assert cli.main(["train", *flags]) == 2
     assert "No space left" in capsys.readouterr().err
@@ -233,9 +242,13 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
     stop = Stop()
     stopped = train(config(data, tmp_path, **plain), callbacks=[stop])
     assert stopped.interrupted == signal.SIGTERM
-    assert read_about(latest(tmp_path / "run"))["step"] == stop.step == stopped.figures["step"]
+    assert (
+        read_checkpoint_metadata(latest_checkpoint(tmp_path / "run"))["step"]
+        == stop.step
+        == stopped.metrics["step"]
+    )
     done = train(TrainConfig(resume=str(tmp_path / "run")))
-    assert done.figures["step"] == 40
+    assert done.metrics["step"] == 40
     assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
 
 
@@ -257,8 +270,11 @@ def test_ctrl_c_while_a_step_is_learnt_loses_no_step(data, tmp_path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(MiniFormerLitModule, "training_step", stop)
         stopped = train(config(data, tmp_path, **plain))
-    assert stopped.figures["step"] == read_about(latest(tmp_path / "run"))["step"]
-    assert len(seen) == stopped.figures["step"] * accumulated == 20
+    assert (
+        stopped.metrics["step"]
+        == read_checkpoint_metadata(latest_checkpoint(tmp_path / "run"))["step"]
+    )
+    assert len(seen) == stopped.metrics["step"] * accumulated == 20
     train(TrainConfig(resume=str(tmp_path / "run")))
     assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
 
@@ -297,7 +313,7 @@ def test_early_stopping_remembers(data, tmp_path):
 )
 def test_a_run_cannot_go_on_as_another(whole, change, wanted):
     with pytest.raises(UserError, match=wanted):
-        going_on(whole, change)
+        resume_config(whole, change)
 
 
 def test_what_is_no_run_is_told(tmp_path, whole, capsys):
@@ -307,7 +323,7 @@ def test_what_is_no_run_is_told(tmp_path, whole, capsys):
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
     assert "has no state to go on from" in capsys.readouterr().err
     shutil.copytree(whole, tmp_path / "run")
-    (latest(tmp_path / "run") / "state.json").write_text("{")
+    (latest_checkpoint(tmp_path / "run") / "state.json").write_text("{")
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert "state.json: not a readable state of a run" in capsys.readouterr().err
 
@@ -317,7 +333,7 @@ def test_data_that_has_changed_is_refused(data, tmp_path):
                  average_checkpoints=None))  # fmt: skip
     other = write_jsonl(tmp_path / "other.jsonl", [VERSE])
     with pytest.raises(UserError, match=r"the data of .* has changed since"):
-        train(going_on(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
+        train(resume_config(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
 
 
 @pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
@@ -336,7 +352,7 @@ def test_a_finished_run_can_be_made_longer(data, tmp_path):
     assert [row["step"] for row in rows if "val_loss" in row] == [12, 16, 20, 20]  # and the mean
     losses = {row["step"]: row["train_loss"] for row in whole if "train_loss" in row}
     assert {row["step"]: row["train_loss"] for row in longer if "train_loss" in row} == losses
-    assert done.figures["training_tokens"] == whole[-1]["tokens"]
+    assert done.metrics["training_tokens"] == whole[-1]["tokens"]
 
 
 @pytest.fixture(scope="module")
@@ -370,7 +386,7 @@ def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
         assert torch.equal(look.weights[name], tensor), name
     assert set(look.weights) - set(warm.model.state_dict()) == {"head.weight", "head.bias"}
     assert result.folder == tmp_path / "run"
-    assert "val_accuracy" in result.figures
+    assert "val_accuracy" in result.metrics
     settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
     assert settings.lr == 1e-2
     assert (tmp_path / "run" / "warm_start" / "report.html").exists()
@@ -404,11 +420,11 @@ def test_a_warm_start_that_is_killed_goes_on(
 
     assert in_child(work) == (-number if number == signal.SIGKILL else 0)
     assert (tmp_path / "run" / "last").exists() == (step == 14 and number == signal.SIGTERM)
-    kept = latest(tmp_path / "run" / "warm_start") is not None
+    kept = latest_checkpoint(tmp_path / "run" / "warm_start") is not None
     assert kept == (step > 2 or number == signal.SIGTERM)
     done = train(TrainConfig(resume=str(tmp_path / "run")))
-    figures = whole_with_warm_start.figures
-    assert {**done.figures, "seconds": 0} == {**figures, "seconds": 0}
+    figures = whole_with_warm_start.metrics
+    assert {**done.metrics, "seconds": 0} == {**figures, "seconds": 0}
     went_on = f"going on from {tmp_path / 'run' / 'warm_start' / 'checkpoints'}"
     again = kept and not (step == 14 and number == signal.SIGTERM)  # then its own states are used
     assert (went_on in capsys.readouterr().out.replace("\n", "")) == again
@@ -451,8 +467,8 @@ def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
     short = {"max_steps": 1, "average_checkpoints": None}
     train(warm_config(tmp_path, tmp_path, **short, warm_start={"max_steps": 1}))
     warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("warm_start/best", "best"))
-    assert warm.task.marks()
-    assert whole.task.marks()
+    assert warm.task.should_mark_shared()
+    assert whole.task.should_mark_shared()
     assert warm.model.config.token_types == whole.model.config.token_types == 4
 
 

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from miniformer import TrainConfig
-from miniformer.data import pools
-from miniformer.training.checkpoints import latest, read_about
-from miniformer.training.resuming import going_on
+from miniformer.data.batching import chunks
+from miniformer.training.resume.config import resume_config
+from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
+from miniformer.training.resume.verify import state_digests
 from miniformer.training.run import train
-from miniformer.training.verify import digests
 from tests.kit import VERSE
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout": 0.2}
@@ -89,8 +89,12 @@ def settings(folder, name, **changes):
 
 def left_by(run):
     """All that a run leaves but times: its last state, its models, its rows."""
-    state = latest(run)
-    left = {"state": digests(load_file(state / "state.safetensors"), read_about(state))}
+    state = latest_checkpoint(run)
+    left = {
+        "state": state_digests(
+            load_file(state / "state.safetensors"), read_checkpoint_metadata(state)
+        )
+    }
     for name in ("best", "last"):
         tensors = load_file(run / name / "model.safetensors")
         left[name] = {key: each.tolist() for key, each in tensors.items()}
@@ -112,9 +116,9 @@ def left_by(run):
 def test_a_killed_run_of_a_kind_goes_on_with_the_same_bits(tmp_path, monkeypatch, kind):
     changes = dict(KINDS[kind])
     for name, value in changes.pop("limits", {}).items():
-        monkeypatch.setattr(pools, name, value)
+        monkeypatch.setattr(chunks, name, value)
     if "streaming" in changes:  # eight records are shuffled at a time
-        monkeypatch.setitem(pools.StreamPools.__init__.__kwdefaults__, "size", 8)
+        monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "size", 8)
     torch.set_num_threads(changes.pop("threads", 1))
     chance = random.Random(f"resume {kind}")
     accumulated = changes.get("accumulate_grad_batches", 1)
@@ -125,10 +129,10 @@ def test_a_killed_run_of_a_kind_goes_on_with_the_same_bits(tmp_path, monkeypatch
         batch = chance.randint(3 * accumulated, 7 * accumulated)  # behind the next state
         with contextlib.suppress(Stopped):
             train(begun, callbacks=[Stop(batch)])
-        state = read_about(latest(tmp_path / "killed"))
+        state = read_checkpoint_metadata(latest_checkpoint(tmp_path / "killed"))
         places.append(state["step"])
         begun_in.append(state["data"]["pool"])
-        begun = going_on(tmp_path / "killed", {})
+        begun = resume_config(tmp_path / "killed", {})
     assert places == sorted({*places}), "each time it went on from a later state"
     train(begun)
     whole, killed = left_by(tmp_path / "whole"), left_by(tmp_path / "killed")

@@ -84,7 +84,7 @@ def test_stopped_run_names_the_command_that_tests_its_model(tmp_path, capsys):
     config = settings(tmp_path, max_steps=20, val_path=data, test_path=data, val_interval=2)
     stopped = train(config, console=Console(file=shown, soft_wrap=True), callbacks=[Interrupts(4)])
     assert stopped.interrupted == signal.SIGTERM
-    assert "test_loss" not in stopped.figures
+    assert "test_loss" not in stopped.metrics
     (arguments,) = re.findall(
         r"test_path was not evaluated.*-m miniformer.trainer (.*)", shown.getvalue()
     )

@@ -14,7 +14,7 @@ import pytest
 import miniformer
 from miniformer import cli, trainer
 from miniformer.config import UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from tests.kit import VERSE, environment, run_python, write_jsonl
 
 SMALL = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}
@@ -165,8 +165,10 @@ def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
     m = miniformer.load(best)
     letters = set("".join(PHRASES.values()))
     assert m.model.config.vocab_size == m.tokenizer.vocab_size <= len(letters) + 3
-    assert m.model.config.source_vocab_size == m.tokenizer.source.vocab_size
-    assert m.tokenizer.source.encode("the dog") == m.tokenizer.source.encode("the  dog")
+    assert m.model.config.source_vocab_size == m.tokenizer.separate_source_tokenizer.vocab_size
+    assert m.tokenizer.separate_source_tokenizer.encode(
+        "the dog"
+    ) == m.tokenizer.separate_source_tokenizer.encode("the  dog")
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     # The tokenizers of one model serve another.
     again, _ = train(
@@ -217,7 +219,7 @@ EXTERNAL = '''
 import dataclasses
 from typing import ClassVar
 
-from miniformer.data import fields
+from miniformer.data.reading import schema
 from miniformer.tasks.classification import Classification
 
 
@@ -229,7 +231,7 @@ class Parity(Classification):
 
     @property
     def schema(self):
-        return {"input": fields.text}
+        return {"input": schema.text}
 
     def fit(self, records):
         return dataclasses.replace(self, classes=["even", "odd"], input_kind="text")
@@ -326,8 +328,8 @@ def test_several_files_and_patterns(train, tmp_path):
 
 
 def test_a_file_too_large_to_keep_trains_too(train, monkeypatch):
-    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 100)
-    monkeypatch.setattr("miniformer.data.pools._POOL_BYTES", 500)
+    monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("miniformer.data.batching.chunks._CHUNK_BYTES", 500)
     best, out = train([{"text": VERSE}] * 30, "--max_epochs", "3", steps=1000)
     assert "training data: 30 records\n" in out
     rows = (best.parent / "metrics.jsonl").read_text().splitlines()

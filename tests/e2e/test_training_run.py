@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 
 import miniformer
-from miniformer import TrainConfig, cli, demo, trainer
-from miniformer.data.batches import Batches
+from miniformer import TrainConfig, cli, trainer
+from miniformer.commands import demo
+from miniformer.data.batching.loader import BatchLoader
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training.progress import make_console
+from miniformer.training.callbacks.progress import make_console
 from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 from tests.kit.clock import Clock
@@ -115,7 +116,7 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
     best_step = min(losses, key=losses.get)
-    assert result.figures["step"] == best_step < 60
+    assert result.metrics["step"] == best_step < 60
     for name, step in (("best", best_step), ("last", 60)):
         pipeline = miniformer.load(folder / name)
         data = miniformer.MiniFormerDataModule(
@@ -124,22 +125,22 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
         )  # fmt: skip
         with torch.no_grad():
             measured = [
-                LanguageModeling().measure(pipeline.model, b) for b in data.val_dataloader()
+                LanguageModeling().eval_step(pipeline.model, b) for b in data.val_dataloader()
             ]
-        loss = LanguageModeling().figures(measured)["loss"]
+        loss = LanguageModeling().compute_metrics(measured)["loss"]
         assert loss == pytest.approx(losses[step], rel=1e-4), name
 
 
 def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
     epochs = []
-    begin = Batches._all
+    begin = BatchLoader._global_batches
 
     def noted(self, epoch, *place):
         if self.seed is not None:
             epochs.append(epoch)
         return begin(self, epoch, *place)
 
-    monkeypatch.setattr(Batches, "_all", noted)
+    monkeypatch.setattr(BatchLoader, "_all", noted)
     arguments = flags(files, tmp_path, "--max_epochs", "3")
     del arguments[(at := arguments.index("--max_steps")) : at + 2]
     assert trainer.main(arguments) == 0
@@ -262,7 +263,7 @@ def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_pa
     result = train(TrainConfig.from_dict(arguments), callbacks=[seen])
     *losses, of_mean = seen.losses
     assert of_mean < min(losses)  # at such a rate
-    assert result.figures["val_loss"] == pytest.approx(of_mean)
+    assert result.metrics["val_loss"] == pytest.approx(of_mean)
     best = miniformer.load(result.model).model.state_dict()
     for name, weight in best.items():
         mean = torch.stack([each[name] for each in seen.weights[-4:-1]]).mean(0)
@@ -375,7 +376,7 @@ KILL_IN_SAVE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
 from miniformer import trainer
-from miniformer.training import outputs as run
+from miniformer.training.report import artifacts as run
 save = run.save_directory
 def killed(directory, **options):
     if directory.name == "best":
@@ -424,7 +425,7 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
     Clock().install_per_batch(monkeypatch, 0.1)
     whole = Path(sysconfig.get_paths()["stdlib"])
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(whole / "asyncio")})
-    monkeypatch.setattr("miniformer.demo._HELD_OUT", 4)
+    monkeypatch.setattr("miniformer.commands.demo._VAL_MODULE_INTERVAL", 4)
     for _ in range(2):
         assert cli.main(["demo", "--minutes", "0.05", "--work_dir", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -473,7 +474,7 @@ def test_printed_commands_can_be_pasted(run, tmp_path, files, capsys):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("your prompt")
     config = miniformer.TrainConfig(train_path=str(files / "it's.jsonl"), model_config={"d_ff": 3})
-    command = demo._command(config).replace(
+    command = demo._training_command(config).replace(
         "-m miniformer.trainer", "-c 'import sys; print(sys.argv[1:])'"
     )
     done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment())

@@ -12,10 +12,10 @@ import pytest
 
 from miniformer import cli
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.training import run_state, verify
-from miniformer.training.averaging import Ema
-from miniformer.training.callbacks import KeepBest, ValidateInTime
+from miniformer.training.callbacks.validation import BestModelCheckpoint, ValidationSchedule
 from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.optim.weight_averaging import Ema
+from miniformer.training.resume import callback, verify
 from tests.kit import VERSE, write_jsonl
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout": 0.2}
@@ -32,7 +32,7 @@ def command(tmp_path, monkeypatch, capsys):
             code = 1
             try:
                 sys.stdout, sys.stderr = open(os.devnull, "w"), errors.open("w")  # noqa: SIM115
-                code = verify.obey(order)
+                code = verify.run_child(order)
                 sys.stderr.flush()
             finally:
                 os._exit(code)
@@ -41,7 +41,7 @@ def command(tmp_path, monkeypatch, capsys):
     words = VERSE.split()
     write_jsonl(tmp_path / "train.jsonl", [" ".join(words[i % 7 :][:9]) for i in range(20)])
     write_jsonl(tmp_path / "val.jsonl", [VERSE[:40]])
-    monkeypatch.setattr(verify, "_in_child", forked)
+    monkeypatch.setattr(verify, "_run_subprocess", forked)
     flags = {
         "train_path": tmp_path / "train.jsonl", "val_path": tmp_path / "val.jsonl",
         "tokenizer": "byte", "model_config": json.dumps(MODEL), "seq_len": 16, "batch_size": 3,
@@ -77,20 +77,20 @@ def test_a_run_that_remembers_everything_is_exact(command, changes):
 
 
 def forgets_the_optimizer(monkeypatch):
-    monkeypatch.setattr(run_state, "_prepare_optimizer", lambda *args: {})
+    monkeypatch.setattr(callback, "_allocate_optimizer_state", lambda *args: {})
 
 
 def forgets_options_of_the_optimizer(monkeypatch):
-    prepare = run_state._prepare_optimizer
+    prepare = callback._allocate_optimizer_state
 
     def forgetful(model, optimizer, about):
         return prepare(model, optimizer, {**about, "groups": [{} for _ in about["groups"]]})
 
-    monkeypatch.setattr(run_state, "_prepare_optimizer", forgetful)
+    monkeypatch.setattr(callback, "_allocate_optimizer_state", forgetful)
 
 
 def forgets_random_numbers(monkeypatch):
-    monkeypatch.setattr(run_state, "_set_random_state", lambda state: None)
+    monkeypatch.setattr(callback, "_set_rng_state", lambda state: None)
 
 
 def forgets_the_place_in_the_data(monkeypatch):
@@ -98,44 +98,44 @@ def forgets_the_place_in_the_data(monkeypatch):
 
 
 def forgets_the_schedule(monkeypatch):
-    factor = MiniFormerLitModule._factor
+    factor = MiniFormerLitModule._lr_factor
 
     def counted(self, step, epochs=0.0):
         self.own_steps = getattr(self, "own_steps", -1) + 1
         return factor(self, self.own_steps, epochs)
 
-    monkeypatch.setattr(MiniFormerLitModule, "_factor", counted)
+    monkeypatch.setattr(MiniFormerLitModule, "_lr_factor", counted)
 
 
 def forgets_how_often_it_averaged(monkeypatch):
-    monkeypatch.setattr(Ema, "prepare", lambda self, about: None)
+    monkeypatch.setattr(Ema, "set_extra_state", lambda self, about: None)
 
 
 def forgets_the_averages(monkeypatch):
-    read = run_state.read_tensors
+    read = callback.load_checkpoint_tensors
 
     def forgetful(folder, into):
         read(folder, {n: each for n, each in into.items() if not n.startswith("averages.")})
 
-    monkeypatch.setattr(run_state, "read_tensors", forgetful)
+    monkeypatch.setattr(callback, "read_tensors", forgetful)
 
 
 def forgets_the_best(monkeypatch):
-    monkeypatch.setattr(KeepBest, "load_state_dict", lambda self, state: None)
+    monkeypatch.setattr(BestModelCheckpoint, "load_state_dict", lambda self, state: None)
 
 
 def forgets_when_it_validated(monkeypatch):
-    monkeypatch.setattr(ValidateInTime, "load_state_dict", lambda self, state: None)
+    monkeypatch.setattr(ValidationSchedule, "load_state_dict", lambda self, state: None)
 
 
 def forgets_its_tokens(monkeypatch):
-    restore = run_state.KeepState._restore
+    restore = callback.ResumeCheckpoint._restore
 
     def forgetful(self, trainer, module, folder):
         restore(self, trainer, module, folder)
         module.tokens = 0
 
-    monkeypatch.setattr(run_state.KeepState, "_restore", forgetful)
+    monkeypatch.setattr(callback.ResumeCheckpoint, "_restore", forgetful)
 
 
 AVERAGES = "at the end in: averages, callback best"
@@ -175,7 +175,7 @@ def test_a_run_that_forgets_something_is_not_exact(command, monkeypatch, plant, 
 def test_a_step_that_is_done_twice_must_be_the_same_each_time(tmp_path):
     rows = [[1, "0x1p0"], [2, "0x2p0"], [2, "0x3p0"], ["state", {"model": "a"}]]
     (tmp_path / "notes").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = verify._losses(tmp_path / "notes")
+    found = verify._read_recording(tmp_path / "notes")
     assert found == {"losses": {1: {"0x1p0"}, 2: {"0x2p0", "0x3p0"}}, "state": {"model": "a"}}
 
 

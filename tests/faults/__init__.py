@@ -4,7 +4,7 @@
 
 A fault replaces one name of the package at run time:
 
-    @fault("miniformer.model.position:rotate")
+    @fault("miniformer.model.position:apply_rotary")
     def rotary_pairs_neighbors(original):
         \"\"\"Rotary pairs neighboring dimensions instead of halves.\"\"\"
         ...

@@ -3,18 +3,18 @@
 from tests.faults import fault
 
 
-@fault("miniformer.checkpoint.directory:refuse_full")
+@fault("miniformer.checkpoint.directory:require_empty")
 def export_overwrites_a_full_directory(original):
     """Files are written into a directory that holds something."""
     return lambda directory: None
 
 
-@fault("miniformer.checkpoint.companions:_read_tokenizer")
+@fault("miniformer.checkpoint.artifacts:_read_tokenizer")
 def tokenizer_of_another_model_is_taken(original):
     """A tokenizer may have more ids than its model."""
 
     def read_tokenizer(path, name, config):
-        from miniformer.data.tokenizer import Tokenizer
+        from miniformer.data.tokenizers.tokenizer import Tokenizer
 
         return Tokenizer.from_path(path)
 
@@ -35,7 +35,7 @@ def saved_pipeline_samples_by_default(original):
     return save
 
 
-@fault("miniformer.checkpoint.verdict:speculated")
+@fault("miniformer.checkpoint.speculation_check:benchmark_speculation")
 def speculation_answers_with_every_second_text(original):
     """Answers are given for the last of the prompts only."""
 
@@ -46,7 +46,7 @@ def speculation_answers_with_every_second_text(original):
     return speculated
 
 
-@fault("miniformer.checkpoint.writing:WritingMixin._settings")
+@fault("miniformer.checkpoint.text_generation:TextGenerationMixin._generation_config")
 def settings_of_the_directory_are_ignored(original):
     """Text is written with default settings where nothing is given."""
 
@@ -67,15 +67,15 @@ def embed_reads_features_as_they_stand(original):
     """`embed` reads inputs without what the task knows of them."""
 
     def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
-        from miniformer.tasks.encoding import Encoding
+        from miniformer.tasks.embedding import EmbeddingTask
 
-        bare = Encoding(input_kind=task.kind(), input_dim=model.config.input_dim)
+        bare = EmbeddingTask(input_kind=task.kind(), input_dim=model.config.input_dim)
         return original(bare, model, tokenizer, inputs, truncate=truncate, output=output)
 
     return batches_of
 
 
-@fault("miniformer.checkpoint.companions:read_task")
+@fault("miniformer.checkpoint.artifacts:read_task")
 def features_of_earlier_directories_are_standardized(original):
     """A model whose task.json says nothing of standardization is fine-tuned with it."""
 

@@ -3,19 +3,19 @@
 from tests.faults import fault
 
 
-@fault("miniformer.command:exit_code")
+@fault("miniformer.config.command_line:run_guarded")
 def user_errors_exit_with_0(original):
     """A user's mistake is printed, and the exit code is that of success."""
     return lambda run: original(run) * 0
 
 
-@fault("miniformer.command:_nearest")
+@fault("miniformer.config.command_line:_suggest_name")
 def unknown_flag_gets_no_suggestion(original):
     """The nearest flag is not named."""
     return lambda name, known: original(name, [])
 
 
-@fault("miniformer.cli:_json_lines")
+@fault("miniformer.cli:_parse_json_lines")
 def lines_of_standard_input_are_not_numbered(original):
     """Messages on standard input name line 0."""
 
@@ -32,7 +32,7 @@ def lines_of_standard_input_are_not_numbered(original):
     return json_lines
 
 
-@fault("miniformer.demo:_write_data")
+@fault("miniformer.commands.demo:_write_data")
 def demo_overwrites_other_files(original):
     """The demo writes its data over whatever is there."""
 
@@ -46,13 +46,13 @@ def demo_overwrites_other_files(original):
     return write_data
 
 
-@fault("miniformer.score_command:run_score")
+@fault("miniformer.commands.score:run_score")
 def score_ignores_its_stride(original):
     """`score` goes by its own stride."""
     return lambda values: original({**values, "stride": 1})
 
 
-@fault("miniformer.tokenizer_command:_texts")
+@fault("miniformer.commands.tokenizer:_iter_texts")
 def tokenizer_learns_from_the_first_field_only(original):
     """`tokenizer train` reads one field of each record."""
 
@@ -62,19 +62,19 @@ def tokenizer_learns_from_the_first_field_only(original):
     return texts
 
 
-@fault("miniformer.trainer:tell")
+@fault("miniformer.trainer:report_result")
 def interrupted_run_exits_with_0(original):
     """A run that a signal ended exits as if it were complete."""
     return lambda result, console: original(result, console) * 0
 
 
-@fault("miniformer.verify_command:run_verify")
+@fault("miniformer.commands.verify_resume:run_verify")
 def verify_resume_exits_with_0(original):
     """`verify-resume` exits with 0 where the runs differ."""
     return lambda values: original(values) * 0
 
 
-@fault("miniformer.hf_command:run_import")
+@fault("miniformer.commands.hf:run_import")
 def import_ignores_max_seq_len(original):
     """`import --max_seq_len` does nothing."""
     return lambda values: original({**values, "max_seq_len": None})
@@ -93,7 +93,7 @@ def misspelled_public_name_is_none(original):
     return getattr_
 
 
-@fault("miniformer.cli:_answers")
+@fault("miniformer.cli:_predict_valid")
 def one_bad_input_stops_the_others(original):
     """An input that cannot be answered leaves all others without an answer."""
 
@@ -104,7 +104,7 @@ def one_bad_input_stops_the_others(original):
     return _answers
 
 
-@fault("miniformer.cli:_json_lines")
+@fault("miniformer.cli:_parse_json_lines")
 def lines_of_inputs_end_at_any_separator(original):
     """Inputs are split at U+2028 and the like, which JSON allows within a string."""
 
@@ -114,13 +114,13 @@ def lines_of_inputs_end_at_any_separator(original):
     return _json_lines
 
 
-@fault("miniformer.data_command:_BATCH_TOKENS")
+@fault("miniformer.commands.data:_MAX_BATCH_TOKENS")
 def data_check_suggests_large_batches(original):
     """`data check` suggests batches of sixteen times the tokens."""
     return 16 * original
 
 
-@fault("miniformer.cli:_refuse_file")
+@fault("miniformer.cli:_reject_file_name")
 def file_name_is_taken_as_text(original):
     """The name of a file is taken as the text itself."""
     return lambda word, kind, command, more="": None

@@ -3,7 +3,7 @@
 from tests.faults import fault
 
 
-@fault("miniformer.registry:unknown")
+@fault("miniformer.registry:unknown_name_message")
 def unknown_name_gets_no_suggestion(original):
     """The message on an unknown name does not give the nearest one."""
     return lambda what, value, known: f"unknown {what} {value!r}"
@@ -42,7 +42,7 @@ def error_of_another_process_loses_its_problems(original):
     return lambda self: (type(self), (str(self),))
 
 
-@fault("miniformer.config.units:parse_bytes")
+@fault("miniformer.utils.units:parse_bytes")
 def gigabytes_are_powers_of_1024(original):
     """GB are read as GiB."""
 
@@ -54,55 +54,55 @@ def gigabytes_are_powers_of_1024(original):
     return parse_bytes
 
 
-@fault("miniformer.config.presets:size_for")
+@fault("miniformer.config.size_presets:size_for_tokens")
 def little_data_gets_a_large_model(original):
     """Sizes begin at half of the tokens that they are for."""
     return lambda tokens: original(None if tokens is None else 2 * tokens)
 
 
-@fault("miniformer.config.families:family")
+@fault("miniformer.config.architectures:architecture_config")
 def family_ignores_its_width(original):
     """What follows from the width of a family's models is left out."""
 
     def family(name, **sizes):
-        from miniformer.config.families import FAMILIES
+        from miniformer.config.architectures import ARCHITECTURES
 
         original(name, **sizes)
-        return {**FAMILIES[name], **sizes}
+        return {**ARCHITECTURES[name], **sizes}
 
     return family
 
 
-@fault("miniformer.config.generation_config:GenerationConfig.ends")
+@fault("miniformer.config.generation_config:GenerationConfig.eos_token_ids")
 def stop_ids_end_nothing(original):
     """Only eos_id ends a text."""
     return property(lambda self: [] if self.eos_id is None else [self.eos_id])
 
 
-@fault("miniformer.config.model_checks:_heads")
+@fault("miniformer.config.model_checks:_head_problems")
 def heads_need_not_divide_the_width(original):
     """Heads that do not divide the width are not refused."""
     return lambda config: []
 
 
-@fault("miniformer.config.model_config:TransformerConfig.window_of")
+@fault("miniformer.config.model_config:TransformerConfig.layer_window")
 def every_layer_has_the_window(original):
     """A pattern of layers with and without a window is ignored."""
     return lambda self, layer: self.sliding_window
 
 
-@fault("miniformer.config.sizes:num_params")
+@fault("miniformer.config.estimates:num_params")
 def tied_head_counts_twice(original):
     """A tied weight is counted as embedding and as head."""
 
     def num_params(config, *, seq2seq=False):
-        tied = config.d_model * config.vocab_size * config.head_tied
+        tied = config.d_model * config.vocab_size * config.is_head_tied
         return original(config, seq2seq=seq2seq) + tied
 
     return num_params
 
 
-@fault("miniformer.config.sizes:flops_per_token")
+@fault("miniformer.config.estimates:flops_per_token")
 def operations_ignore_the_window(original):
     """Attention counts all keys, whatever the window hides."""
 
@@ -116,7 +116,7 @@ def operations_ignore_the_window(original):
     return flops_per_token
 
 
-@fault("miniformer.config.sizes:cache_bytes")
+@fault("miniformer.config.estimates:cache_bytes")
 def int8_cache_is_counted_without_scales(original):
     """An int8 cache is one byte for each value."""
 
@@ -130,24 +130,24 @@ def int8_cache_is_counted_without_scales(original):
     return cache_bytes
 
 
-@fault("miniformer.config.sizes:num_params")
+@fault("miniformer.config.estimates:num_params")
 def a_tied_weight_is_counted_twice(original):
     """The head counts, whether it is the embedding or not."""
 
     def num_params(config, *, seq2seq=False):
-        tied = config.d_model * config.vocab_size if config.head_tied else 0
+        tied = config.d_model * config.vocab_size if config.is_head_tied else 0
         return original(config, seq2seq=seq2seq) + tied
 
     return num_params
 
 
-@fault("miniformer.config.sizes:forward_flops")
+@fault("miniformer.config.estimates:forward_flops")
 def the_head_reads_every_token(original):
     """FLOPs of the head are counted for each token, predicted or not."""
     return lambda config, *, head_tokens=None, **work: original(config, **work)
 
 
-@fault("miniformer.config.sizes:forward_flops")
+@fault("miniformer.config.estimates:forward_flops")
 def cross_attention_keys_are_those_of_targets(original):
     """Sources of cross-attention are as many as its targets."""
 
@@ -161,7 +161,7 @@ def cross_attention_keys_are_those_of_targets(original):
     return forward_flops
 
 
-@fault("miniformer.config.train_checks:limits_without_effect")
+@fault("miniformer.config.train_checks:unreachable_limit_warnings")
 def limits_beyond_the_end_pass(original):
     """Limits that lie beyond the end of a run are taken without a word."""
     return lambda run, steps: []

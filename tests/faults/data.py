@@ -5,7 +5,7 @@ from tests.faults import fault
 # Packing, padding and order.
 
 
-@fault("miniformer.data.packing:PackedWindows.make")
+@fault("miniformer.data.batching.packing:PackedBatcher.collate")
 def labels_are_the_inputs(original):
     """Each token predicts itself."""
 
@@ -18,7 +18,7 @@ def labels_are_the_inputs(original):
     return make
 
 
-@fault("miniformer.data.packing:PackedWindows.make")
+@fault("miniformer.data.batching.packing:PackedBatcher.collate")
 def documents_of_a_window_are_one(original):
     """Windows do not say where documents meet."""
 
@@ -31,13 +31,13 @@ def documents_of_a_window_are_one(original):
     return make
 
 
-@fault("miniformer.data.packing:PackedWindows.windows")
+@fault("miniformer.data.batching.packing:PackedBatcher.num_windows")
 def validation_leaves_out_the_last_window(original):
     """A last window that is not full is not validated."""
     return lambda self, pool: max(1, len(pool.columns["ids"]) // self.seq_len)
 
 
-@fault("miniformer.data.buckets:LengthBuckets.cut")
+@fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def budget_of_a_batch_ignores_padding(original):
     """Batches are cut by the tokens in them, without padding."""
 
@@ -53,7 +53,7 @@ def budget_of_a_batch_ignores_padding(original):
     return cut
 
 
-@fault("miniformer.data.buckets:LengthBuckets.cut")
+@fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def batch_that_is_just_full_is_cut_short(original):
     """A batch may not be as long as its limit, only shorter."""
 
@@ -68,25 +68,25 @@ def batch_that_is_just_full_is_cut_short(original):
     return cut
 
 
-@fault("miniformer.data.buckets:pad")
+@fault("miniformer.data.batching.length_bucketing:pad_sequences")
 def padding_has_no_mask(original):
     """Rows of unequal length are filled, and the mask does not say where."""
     return lambda rows, fill=0: (original(rows, fill)[0], None)
 
 
-@fault("miniformer.data.batches:Batches._random")
+@fault("miniformer.data.batching.loader:BatchLoader._rng")
 def every_epoch_has_the_same_order(original):
     """The epoch does not decide the order."""
     return lambda self, *place: original(self, 0, *place[1:])
 
 
-@fault("miniformer.data.batches:Batches.load_state_dict")
+@fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
 def resumed_pass_begins_with_its_first_batch(original):
     """A pass that is resumed begins with the pool's first batch."""
     return lambda self, state: original(self, {**state, "batch": 0})
 
 
-@fault("miniformer.data.batches:Batches._served")
+@fault("miniformer.data.batching.loader:BatchLoader._batch_of_rank")
 def all_ranks_get_the_same_batches(original):
     """Every rank is given the batch of the first."""
 
@@ -100,38 +100,38 @@ def all_ranks_get_the_same_batches(original):
     return served
 
 
-@fault("miniformer.data.batches:count_tokens")
+@fault("miniformer.data.batching.loader:count_tokens")
 def padding_counts_as_tokens(original):
     """Positions of padding count as tokens."""
     return lambda batch, declared=None: (original(batch, declared)[1],) * 2
 
 
-@fault("miniformer.data.pools:RecordPools._order")
+@fault("miniformer.data.batching.chunks:RecordChunks._chunk_indices")
 def large_files_are_read_in_order(original):
     """Data that is not kept in memory has the file's order in each epoch."""
     return lambda self, random: original(self, None)
 
 
-@fault("miniformer.data.pools:RecordPools.__getitem__")
+@fault("miniformer.data.batching.chunks:RecordChunks.__getitem__")
 def bad_record_of_a_worker_is_dropped(original):
     """A pool with a bad record is an empty one."""
 
     def getitem(self, part):
-        from miniformer.data.table import Table
+        from miniformer.data.batching.columnar import ColumnarStore
 
         table = original(self, part)
-        return table if isinstance(table, Table) else Table({}, {})
+        return table if isinstance(table, ColumnarStore) else ColumnarStore({}, {})
 
     return getitem
 
 
-@fault("miniformer.data.datamodule:MiniFormerDataModule.cut")
+@fault("miniformer.data.datamodule:MiniFormerDataModule.truncation_warning")
 def cut_examples_are_not_reported(original):
     """Nobody is told what is longer than it may be."""
     return lambda self, name: None
 
 
-@fault("miniformer.data.table:Table.join")
+@fault("miniformer.data.batching.columnar:ColumnarStore.concatenate")
 def joined_examples_lose_their_borders(original):
     """Examples of several tables are shifted by one place."""
 
@@ -147,43 +147,43 @@ def joined_examples_lose_their_borders(original):
 # Files and records.
 
 
-@fault("miniformer.data.index:Index.line")
+@fault("miniformer.data.reading.index:RecordIndex.line_number")
 def line_numbers_skip_blank_lines(original):
     """The number of a line does not count the blank lines before it."""
     return lambda self, row: row + 1
 
 
-@fault("miniformer.data.index:next_cut")
+@fault("miniformer.data.reading.index:next_piece_end")
 def text_is_cut_within_lines(original):
     """Pieces of running text are of one size, wherever lines end."""
 
     def next_cut(read, start, size):
-        from miniformer.data.index import PIECE_BYTES
+        from miniformer.data.reading.index import PIECE_BYTES
 
         return min(start + PIECE_BYTES, size)
 
     return next_cut
 
 
-@fault("miniformer.data.lines:_names")
+@fault("miniformer.data.reading.parsing:_field_names")
 def repeated_names_are_not_noticed(original):
     """Of a name that is there twice the last value is taken."""
     return lambda text: list(dict.fromkeys(original(text)))
 
 
-@fault("miniformer.data.lines:RecordError.__reduce__")
+@fault("miniformer.data.reading.parsing:RecordError.__reduce__")
 def error_of_a_worker_loses_its_line(original):
     """A RecordError of another process names line 0."""
     return lambda self: (type(self), (self.path, 0, self.problem))
 
 
-@fault("miniformer.data.records:JSONLinesDataset.read")
+@fault("miniformer.data.reading.records:JSONLinesDataset.read")
 def records_come_in_the_order_of_the_file(original):
     """Records are returned in ascending order, whatever order was asked for."""
     return lambda self, indices: original(self, sorted(int(index) for index in indices))
 
 
-@fault("miniformer.data.streaming:_stream_lines")
+@fault("miniformer.data.reading.streaming:_stream_lines")
 def stream_numbers_records_instead_of_lines(original):
     """Blank lines of a stream do not count in the place of a record."""
 
@@ -194,12 +194,12 @@ def stream_numbers_records_instead_of_lines(original):
     return stream_lines
 
 
-@fault("miniformer.data.streaming:_stream_pieces")
+@fault("miniformer.data.reading.streaming:_stream_pieces")
 def stream_names_the_line_that_a_piece_begins_with(original):
     """An error in streamed running text names the first line of its piece."""
 
     def stream_pieces(stream, name, checks):
-        from miniformer.data.lines import RecordError
+        from miniformer.data.reading.parsing import RecordError
 
         line = 1
         try:
@@ -212,7 +212,7 @@ def stream_names_the_line_that_a_piece_begins_with(original):
     return stream_pieces
 
 
-@fault("miniformer.data.unpacking:_Unpacked._advance")
+@fault("miniformer.data.reading.decompression:_DecompressedStream._decompress_next")
 def cut_off_file_passes_for_whole(original):
     """A packed file that ends too early is not an error."""
 
@@ -229,13 +229,13 @@ def cut_off_file_passes_for_whole(original):
     return advance
 
 
-@fault("miniformer.data.files:Handle.check")
+@fault("miniformer.data.reading.files:RandomAccessFile.check_unchanged")
 def changed_file_is_read_on(original):
     """A file that changes while it is in use is not noticed."""
     return lambda self: None
 
 
-@fault("miniformer.data.fields:to_array")
+@fault("miniformer.data.reading.schema:features_to_array")
 def keys_of_objects_have_no_order(original):
     """Features of objects come in the order in which a record names them."""
 
@@ -250,13 +250,13 @@ def keys_of_objects_have_no_order(original):
     return to_array
 
 
-@fault("miniformer.data.check:duplicates")
+@fault("miniformer.data.inspect:find_duplicates")
 def duplicates_within_a_split_are_missed(original):
     """Only inputs that are in both splits count as duplicates."""
     return lambda one, other: (0, []) if one is other else original(one, other)
 
 
-@fault("miniformer.data.check:_each")
+@fault("miniformer.data.inspect:_read_or_error")
 def check_ends_at_the_first_fault(original):
     """Records after a faulty one are not looked at."""
 
@@ -272,25 +272,25 @@ def check_ends_at_the_first_fault(original):
 # Tokenizers.
 
 
-@fault("miniformer.data.tokenizer:Tokenizer.decode")
+@fault("miniformer.data.tokenizers.tokenizer:Tokenizer.decode")
 def decoded_text_is_stripped(original):
     """Spaces around a decoded text are lost."""
     return lambda self, ids: original(self, ids).strip()
 
 
-@fault("miniformer.data.tokenizer:_declared")
+@fault("miniformer.data.tokenizers.tokenizer:_read_eos_token")
 def declared_end_of_text_is_not_read(original):
     """The token that a tokenizer_config.json says ends a text is not looked for."""
     return lambda path, backend: None
 
 
-@fault("miniformer.data.tokenizer:_template")
+@fault("miniformer.data.tokenizers.tokenizer:_infer_template")
 def template_of_a_tokenizer_is_ignored(original):
     """What a tokenizer's file puts around texts is left out."""
     return lambda backend: None
 
 
-@fault("miniformer.data.tokenizer:_byte_characters")
+@fault("miniformer.data.tokenizers.tokenizer:_bytes_to_unicode")
 def one_byte_is_taken_for_another(original):
     """Two bytes of byte-level tokens change places."""
 
@@ -301,13 +301,13 @@ def one_byte_is_taken_for_another(original):
     return byte_characters
 
 
-@fault("miniformer.data.tokenizer_training:TextSample.__iter__")
+@fault("miniformer.data.tokenizers.training:TextSample.__iter__")
 def tokenizer_learns_from_all_of_a_large_text(original):
     """A sample of a large text is all of it."""
     return lambda self: iter(self.texts)
 
 
-@fault("miniformer.data.subwords:Merges.undone")
+@fault("miniformer.data.tokenizers.bpe_dropout:BPEMerges.apply_dropout")
 def undone_merge_loses_a_token(original):
     """Of a merge that is undone only the first token stays."""
 
@@ -321,7 +321,7 @@ def undone_merge_loses_a_token(original):
     return undone
 
 
-@fault("miniformer.data.subwords:_collate")
+@fault("miniformer.data.tokenizers.bpe_dropout:_collate_with_dropout")
 def bpe_dropout_stays_on_in_validation(original):
     """Merges are undone in validation as well."""
 
@@ -333,19 +333,19 @@ def bpe_dropout_stays_on_in_validation(original):
     return collate
 
 
-@fault("miniformer.data.tokenizer:Tokenizer.settled")
+@fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def half_character_is_given(original):
     """A stream gives U+FFFD for the first bytes of a character."""
     return lambda self, ids, text: len(text)
 
 
-@fault("miniformer.data.tokenizer:Tokenizer.settled")
+@fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def run_of_bytes_is_given(original):
     """A stream gives characters of bytes that a later byte turns to U+FFFD."""
     return lambda self, ids, text: len(text.rstrip("\ufffd"))
 
 
-@fault("miniformer.data.tokenizer:Tokenizer.settled")
+@fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def rewritten_text_is_given(original):
     """A stream gives the last word, though its decoder may take a space back."""
 
@@ -356,7 +356,7 @@ def rewritten_text_is_given(original):
     return settled
 
 
-@fault("miniformer.data.check:hold_to_training")
+@fault("miniformer.data.inspect:check_training_rules")
 def data_check_knows_records_only(original):
     """`data check` does not know the rules of whole files."""
 
@@ -366,7 +366,7 @@ def data_check_knows_records_only(original):
     return hold_to_training
 
 
-@fault("miniformer.data.rules:refuse_empty")
+@fault("miniformer.data.rules:require_nonempty")
 def training_takes_empty_files(original):
     """A file whose records are all empty is trained on."""
 
@@ -376,7 +376,7 @@ def training_takes_empty_files(original):
     return refuse_empty
 
 
-@fault("miniformer.data.rules:alike")
+@fault("miniformer.data.rules:group_similar_labels")
 def labels_alike_are_not_found(original):
     """Labels are compared by their spaces, but not by how Unicode spells them."""
 
@@ -389,7 +389,7 @@ def labels_alike_are_not_found(original):
     return alike
 
 
-@fault("miniformer.data.lines:_decode")
+@fault("miniformer.data.reading.parsing:_decode")
 def marks_within_files_are_kept(original):
     """A byte-order mark within a file of joined files makes a line no JSON."""
 
@@ -400,7 +400,7 @@ def marks_within_files_are_kept(original):
     return _decode
 
 
-@fault("miniformer.data.lines:parse_line")
+@fault("miniformer.data.reading.parsing:parse_line")
 def carriage_returns_are_bad_json(original):
     """A file whose lines end in carriage returns alone is reported as JSON with extra data."""
 
@@ -410,7 +410,7 @@ def carriage_returns_are_bad_json(original):
     return parse_line
 
 
-@fault("miniformer.data.check:hold_to_training")
+@fault("miniformer.data.inspect:check_training_rules")
 def labels_that_training_lacks_are_not_reported(original):
     """Validation data is not held to what training data says of all records."""
 
@@ -420,25 +420,25 @@ def labels_that_training_lacks_are_not_reported(original):
     return hold_to_training
 
 
-@fault("miniformer.data.batches:Batches.load_state_dict")
+@fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
 def a_pass_begins_with_its_first_pool(original):
     """A pass that is taken up again begins with the first pool."""
     return lambda self, state: original(self, {**state, "pool": 0})
 
 
-@fault("miniformer.data.pools:StreamPools.epoch")
+@fault("miniformer.data.batching.chunks:StreamChunks.iter_epoch")
 def a_resumed_stream_leaves_out_a_pool(original):
     """A stream that is taken up again leaves out the pool that was begun."""
     return lambda self, random, first=0: original(self, random, first + (first > 0))
 
 
-@fault("miniformer.data.selection:SomeRecords.where")
+@fault("miniformer.data.selection:RecordSubset.location")
 def line_of_a_selected_record_is_its_number(original):
     """A record among the good ones is named by the line of another."""
     return lambda self, index: self.records.where(index)
 
 
-@fault("miniformer.data.batches:token_tensors")
+@fault("miniformer.data.batching.loader:find_token_tensors")
 def declared_tokens_are_not_counted(original):
     """Tokens are counted in tensors of usual names only."""
 
@@ -449,13 +449,13 @@ def declared_tokens_are_not_counted(original):
     return token_tensors
 
 
-@fault("miniformer.data.batches:Batches._random")
+@fault("miniformer.data.batching.loader:BatchLoader._rng")
 def batches_of_a_chunk_draw_the_same(original):
     """The number of a batch within its chunk does not decide its chance."""
     return lambda self, *place: original(self, *place[:2], *[0] * len(place[2:]))
 
 
-@fault("miniformer.data.batches:Batches._random")
+@fault("miniformer.data.batching.loader:BatchLoader._rng")
 def chunks_draw_the_same(original):
     """The number of a chunk does not decide its chance."""
     return lambda self, *place: original(self, place[0], *[0] * len(place[1:2]), *place[2:])

@@ -3,13 +3,13 @@
 from tests.faults import fault
 
 
-@fault("miniformer.doctor.leaks:_swap")
+@fault("miniformer.doctor.leaks:_replace_where")
 def detector_changes_nothing(original):
     """Inputs are not exchanged for others."""
     return lambda x, other, where: x
 
 
-@fault("miniformer.doctor.leaks:_distance")
+@fault("miniformer.doctor.leaks:_max_relative_change")
 def large_output_hides_leaks(original):
     """Outputs are compared with the largest of all."""
 
@@ -20,7 +20,7 @@ def large_output_hides_leaks(original):
     return distance
 
 
-@fault("miniformer.doctor.leaks:_Probe._rows")
+@fault("miniformer.doctor.leaks:_Probe._row_masks")
 def detector_changes_one_row_only(original):
     """Only the first row of a batch is exchanged."""
 
@@ -37,14 +37,14 @@ def rows_of_a_layout_are_alike(original):
     def padded_layouts(length, device):
         found = []
         for layout in original(length, device):
-            real = layout.real[:1].expand_as(layout.real)
+            real = layout.token_mask[:1].expand_as(layout.token_mask)
             found.append(layout._replace(real=real, mask=None if layout.mask is None else real))
         return found
 
     return padded_layouts
 
 
-@fault("miniformer.doctor.__main__:_examine")
+@fault("miniformer.doctor.__main__:_report_model")
 def leaking_model_exits_with_0(original):
     """A leak is printed, and the exit code is that of success."""
     return lambda model: original(model) * 0

@@ -5,7 +5,7 @@ from tests.faults import fault
 # Sampling.
 
 
-@fault("miniformer.generation.sampling:shares")
+@fault("miniformer.generation.sampling:filtered_probs")
 def top_p_is_dropped(original):
     """Tokens outside the nucleus stay."""
 
@@ -17,7 +17,7 @@ def top_p_is_dropped(original):
     return shares
 
 
-@fault("miniformer.generation.sampling:shares")
+@fault("miniformer.generation.sampling:filtered_probs")
 def min_p_is_of_the_whole(original):
     """min_p is compared with probabilities, not with a share of the likeliest."""
 
@@ -32,13 +32,13 @@ def min_p_is_of_the_whole(original):
     return shares
 
 
-@fault("miniformer.generation.sampling:choose")
+@fault("miniformer.generation.sampling:sample_next_token")
 def seed_is_ignored(original):
     """Tokens are drawn from the global generator."""
     return lambda logits, options, uniform=None: original(logits, options)
 
 
-@fault("miniformer.generation.sampling:uniforms")
+@fault("miniformer.generation.sampling:row_uniforms")
 def rows_share_one_generator(original):
     """All rows draw from one generator, so that a row's text depends on the others."""
 
@@ -54,7 +54,7 @@ def rows_share_one_generator(original):
     return uniforms
 
 
-@fault("miniformer.generation.sampling:uniforms")
+@fault("miniformer.generation.sampling:row_uniforms")
 def rows_are_sampled_alike(original):
     """Each row has the same random numbers."""
     return lambda options, rows, device: original(options, [(0, 0)] * len(rows), device)
@@ -66,18 +66,18 @@ def speculated_rows_are_sampled_alike(original):
     return lambda options, row, device: original(options, (0, 0), device)
 
 
-@fault("miniformer.generation.sampling:choose")
+@fault("miniformer.generation.sampling:sample_next_token")
 def sampling_is_one_token_off(original):
     """A number on the boundary between two tokens, such as 0, chooses the one before."""
 
     def choose(logits, options, uniform=None):
         import torch
 
-        from miniformer.generation.sampling import shares
+        from miniformer.generation.sampling import filtered_probs
 
         if options.temperature == 0 or uniform is None:
             return original(logits, options, uniform)
-        probabilities, ids = shares(logits, options)
+        probabilities, ids = filtered_probs(logits, options)
         cumulated = probabilities.double().cumsum(-1)
         place = (uniform.double()[:, None] * cumulated[:, -1:]).contiguous()
         chosen = torch.searchsorted(cumulated, place)
@@ -86,7 +86,7 @@ def sampling_is_one_token_off(original):
     return choose
 
 
-@fault("miniformer.generation.processors:repetition")
+@fault("miniformer.generation.logits_processors:repetition_penalty")
 def repetition_penalty_rewards_unlikely_tokens(original):
     """Logits below zero are divided by the penalty, too."""
 
@@ -99,7 +99,7 @@ def repetition_penalty_rewards_unlikely_tokens(original):
     return repetition
 
 
-@fault("miniformer.generation.processors:occurrence")
+@fault("miniformer.generation.logits_processors:frequency_presence_penalty")
 def penalties_count_the_prompt(original):
     """Frequency and presence penalties are of prompt and text."""
 
@@ -109,7 +109,7 @@ def penalties_count_the_prompt(original):
     return occurrence
 
 
-@fault("miniformer.generation.processors:check_finite")
+@fault("miniformer.generation.logits_processors:check_finite")
 def logits_that_are_nan_are_sampled(original):
     """NaN and infinite logits are not refused."""
     return lambda largest, step: None
@@ -118,7 +118,7 @@ def logits_that_are_nan_are_sampled(original):
 # Decoding.
 
 
-@fault("miniformer.generation.decoding:_log_p")
+@fault("miniformer.generation.loop:_token_logprobs")
 def log_probabilities_are_not_normalized(original):
     """Log-probabilities are logits of the tokens less the largest one."""
 
@@ -129,7 +129,7 @@ def log_probabilities_are_not_normalized(original):
     return log_p
 
 
-@fault("miniformer.generation.decoding:Begun.keep")
+@fault("miniformer.generation.loop:DecodingState.select_rows")
 def remaining_rows_continue_other_texts(original):
     """Where a row has ended, the others continue from the rows before them."""
 
@@ -146,13 +146,13 @@ def remaining_rows_continue_other_texts(original):
     return keep
 
 
-@fault("miniformer.generation.decoding:Begun._forget")
+@fault("miniformer.generation.loop:DecodingState._truncate_context")
 def all_rows_slide_when_one_is_full(original):
     """Every text loses its beginning when the longest one does."""
     return lambda self, full: original(self, full | True)
 
 
-@fault("miniformer.generation.generate:Written.of")
+@fault("miniformer.generation.api:GenerationOutput.from_tokens")
 def end_of_text_is_part_of_it(original):
     """The token that ends a text stays in it."""
 
@@ -160,18 +160,18 @@ def end_of_text_is_part_of_it(original):
         import dataclasses
 
         found = original(cls, tokens, log_p, ends, score)
-        return dataclasses.replace(found, tokens=tokens[: len(found.tokens) + found.ended])
+        return dataclasses.replace(found, tokens=tokens[: len(found.tokens) + found.finished])
 
     return of
 
 
-@fault("miniformer.generation.prompts:padded")
+@fault("miniformer.generation.inputs:left_pad")
 def prompts_are_padded_without_a_mask(original):
     """Shorter prompts are read with their padding."""
     return lambda rows, name: (original(rows, name)[0], None)
 
 
-@fault("miniformer.generation.modes:evaluating")
+@fault("miniformer.generation.modes:eval_mode")
 def model_is_left_in_eval_mode(original):
     """Parts of a model do not get their modes back."""
 
@@ -187,7 +187,7 @@ def model_is_left_in_eval_mode(original):
 # Beam search.
 
 
-@fault("miniformer.generation.beam:Beams.rows")
+@fault("miniformer.generation.beam_search:BeamHypotheses.select")
 def beams_change_places_without_their_tokens(original):
     """Beams that change places keep the tokens that they had."""
 
@@ -200,31 +200,31 @@ def beams_change_places_without_their_tokens(original):
     return rows
 
 
-@fault("miniformer.generation.beam:Search._divisor")
+@fault("miniformer.generation.beam_search:BeamSearch._length_divisor")
 def length_penalty_is_ignored(original):
     """Scores of hypotheses are sums."""
     return lambda self, length: 1.0
 
 
-@fault("miniformer.generation.beam:Search.over")
+@fault("miniformer.generation.beam_search:BeamSearch.is_done")
 def search_stops_at_the_next_token(original):
     """A search ends once its best hypotheses beat what the next token can reach."""
 
     def over(self):
-        reachable = self.running.scores[:, 0] / self._divisor(self.step + 1)
-        ended = self.ended.scores[:, -1].isfinite().all()
-        return original(self) or bool(ended and (self.ended.scores[:, -1] >= reachable).all())
+        reachable = self.running.scores[:, 0] / self._length_divisor(self.step + 1)
+        ended = self.finished.scores[:, -1].isfinite().all()
+        return original(self) or bool(ended and (self.finished.scores[:, -1] >= reachable).all())
 
     return over
 
 
-@fault("miniformer.generation.beam:Search.advance")
+@fault("miniformer.generation.beam_search:BeamSearch.advance")
 def beams_continue_from_the_first_row(original):
     """Every row's beams continue the hypotheses of row 0."""
 
     def advance(self, log_p, tokens=None):
         origin, token = original(self, log_p, tokens)
-        return origin % self.beams, token
+        return origin % self.beams_per_group, token
 
     return advance
 
@@ -232,7 +232,7 @@ def beams_continue_from_the_first_row(original):
 # Speculation.
 
 
-@fault("miniformer.generation.speculation:_judge")
+@fault("miniformer.generation.speculative:_accept_or_resample")
 def every_draft_token_is_accepted(original):
     """Draft tokens are kept whatever the model thinks."""
 
@@ -242,7 +242,7 @@ def every_draft_token_is_accepted(original):
     return judge
 
 
-@fault("miniformer.generation.speculation:_judge")
+@fault("miniformer.generation.speculative:_accept_or_resample")
 def rejected_draft_leaves_the_distribution_whole(original):
     """After a rejected draft token the next one is drawn as if there had been no draft."""
 
@@ -256,72 +256,74 @@ def rejected_draft_leaves_the_distribution_whole(original):
 # Streams and constraints.
 
 
-@fault("miniformer.generation.constraint:Constraint._mask")
+@fault("miniformer.generation.constrained:Constraint._allowed_tokens")
 def answer_ends_before_it_is_whole(original):
     """The end of text is always allowed."""
 
     def mask(self, state):
         allowed = original(self, state)
-        allowed[self.ends] = True
+        allowed[self.eos_token_ids] = True
         return allowed
 
     return mask
 
 
-@fault("miniformer.generation.constraint:Constraint.complete")
+@fault("miniformer.generation.constrained:Constraint.is_complete")
 def cut_answer_passes_for_whole(original):
     """A text that ran out of tokens counts as complete."""
     return lambda self, tokens: True
 
 
-@fault("miniformer.generation.pieces:open_stop")
+@fault("miniformer.generation.detokenizer:partial_stop_length")
 def stop_prefix_is_given(original):
     """The beginning of a stop string is given out."""
     return lambda text, stops: 0
 
 
-@fault("miniformer.generation.pieces:Pieces.add")
+@fault("miniformer.generation.detokenizer:StreamingDetokenizer.add_token")
 def stop_prefix_before_half_character_is_given(original):
     """Bytes of half a character hide the beginning of a stop string before them."""
-    from miniformer.generation.pieces import open_stop
+    from miniformer.generation.detokenizer import partial_stop_length
 
     def add(self, token):
         self.tokens.append(token)
         text = self.decode(self.tokens)
-        settled = self.settled(self.tokens, text)
-        return self._give(text, min(settled, len(text) - open_stop(text, self.stop.stops)))
+        settled = self.stable_length(self.tokens, text)
+        return self._emit(
+            text, min(settled, len(text) - partial_stop_length(text, self.stop.stop_strings))
+        )
 
     return add
 
 
-@fault("miniformer.generation.pieces:StopAt._end")
+@fault("miniformer.generation.detokenizer:StopStringChecker._decode_tail")
 def stop_window_starts_within_character(original):
     """A stop string is looked for in text whose first byte belongs to an earlier character."""
     return lambda self, tokens, count: self.decode(tokens[-count:])
 
 
-@fault("miniformer.generation.pieces:StopAt.__call__")
+@fault("miniformer.generation.detokenizer:StopStringChecker.__call__")
 def stop_window_is_too_short(original):
     """A stop string is looked for in the last tokens, though these may have no text."""
 
     def call(self, tokens):
-        return self._within(self.decode(tokens[-4 * self.longest - 4 :]))
+        return self._contains_stop(self.decode(tokens[-4 * self.max_stop_length - 4 :]))
 
     return call
 
 
-@fault("miniformer.generation.decoding:Begun.__init__")
+@fault("miniformer.generation.loop:DecodingState.__init__")
 def sliding_text_is_cut_one_token_early(original):
     """A text that slides is cut when it is as long as the model reads."""
 
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        self.longest -= self.slide
+        self.max_seq_len -= self.truncate
 
     return init
 
 
-@fault("miniformer.generation.modes:evaluating")
+@fault("miniformer.generation.modes:eval_mode")
 def dropout_stays_on_in_generation(original):
     """A model in train mode generates in train mode."""
     import contextlib
@@ -333,7 +335,7 @@ def dropout_stays_on_in_generation(original):
     return evaluating
 
 
-@fault("miniformer.generation.processors:not_yet")
+@fault("miniformer.generation.logits_processors:min_new_tokens")
 def text_may_end_one_token_early(original):
     """A text may end one token before its shortest length."""
     return lambda tokens, logits, *, ends, until: original(
@@ -341,7 +343,7 @@ def text_may_end_one_token_early(original):
     )
 
 
-@fault("miniformer.generation.processors:not_yet")
+@fault("miniformer.generation.logits_processors:min_new_tokens")
 def text_may_end_one_token_late(original):
     """A text of its shortest length may not end."""
     return lambda tokens, logits, *, ends, until: original(
@@ -349,7 +351,7 @@ def text_may_end_one_token_late(original):
     )
 
 
-@fault("miniformer.generation.prompts:check")
+@fault("miniformer.generation.inputs:check_prompts")
 def one_token_more_than_there_is_room_for(original):
     """A text may be one token longer than the model reads."""
 

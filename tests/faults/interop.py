@@ -5,13 +5,13 @@ from tests.faults import fault
 # Weights.
 
 
-@fault("miniformer.interop.hf.weights:by_head")
+@fault("miniformer.interop.hf.weights:interleaved_heads")
 def heads_of_gpt_neox_are_taken_for_one(original):
     """Query, key and value of GPT-NeoX are not interleaved by head."""
     return lambda heads: original(1)
 
 
-@fault("miniformer.interop.hf.weights:after_rows")
+@fault("miniformer.interop.hf.weights:skip_leading_rows")
 def positions_begin_with_those_of_padding(original):
     """The first rows of RoBERTa's positions are kept, and the last ones lost."""
 
@@ -27,7 +27,7 @@ def gate_of_phi3_is_its_up(original):
     import dataclasses
 
     def swapped(rule):
-        return dataclasses.replace(rule, ours=rule.ours[::-1]) if len(rule.ours) == 2 else rule
+        return dataclasses.replace(rule, names=rule.names[::-1]) if len(rule.names) == 2 else rule
 
     return dataclasses.replace(original, rules=tuple(map(swapped, original.rules)))
 
@@ -37,11 +37,11 @@ def square_weights_of_gpt2_stay_transposed(original):
     """GPT-2's output projections are read as they are stored."""
     import dataclasses
 
-    from miniformer.interop.hf.weights import SAME
+    from miniformer.interop.hf.weights import IDENTITY
 
     def plain(rule):
-        output = rule.theirs.endswith("attn.c_proj")
-        return dataclasses.replace(rule, layout=SAME) if output else rule
+        output = rule.hf_name.endswith("attn.c_proj")
+        return dataclasses.replace(rule, layout=IDENTITY) if output else rule
 
     return dataclasses.replace(original, rules=tuple(map(plain, original.rules)))
 
@@ -52,9 +52,9 @@ def bert_classifies_by_the_mean(original):
     import dataclasses
 
     name = "BertForSequenceClassification"
-    kind = original.kinds[name]
+    kind = original.model_classes[name]
     kind = dataclasses.replace(kind, fields={**kind.fields, "pooling": "mean"})
-    return dataclasses.replace(original, kinds={**original.kinds, name: kind})
+    return dataclasses.replace(original, model_classes={**original.model_classes, name: kind})
 
 
 @fault("miniformer.interop.hf.families.seq2seq:T5")
@@ -68,7 +68,7 @@ def logits_of_t5_are_not_scaled(original):
     return dataclasses.replace(original, read=(*original.read, unscaled))
 
 
-@fault("miniformer.interop.hf.families:family_of")
+@fault("miniformer.interop.hf.families:get_family")
 def gated_t5_passes_for_plain(original):
     """T5 v1.1 is read as T5."""
 
@@ -80,13 +80,13 @@ def gated_t5_passes_for_plain(original):
     return family_of
 
 
-@fault("miniformer.interop.hf.families.tables:GATED")
+@fault("miniformer.interop.hf.families.tables:GATED_ACTIVATIONS")
 def gated_gelu_is_exact(original):
     """GeGLU's tanh approximation is read as the exact function."""
     return {**original, "gelu_pytorch_tanh": "geglu"}
 
 
-@fault("miniformer.interop.hf.attention:read_rotation")
+@fault("miniformer.interop.hf.attention:read_rope")
 def rotation_has_the_usual_base(original):
     """The base of a rotation is the family's default."""
 
@@ -102,7 +102,7 @@ def rotation_has_the_usual_base(original):
     return read_rotation
 
 
-@fault("miniformer.interop.hf.attention:read_windows")
+@fault("miniformer.interop.hf.attention:read_sliding_window")
 def windows_are_in_the_other_layers(original):
     """Layers with and without a window change places."""
 
@@ -124,7 +124,7 @@ def windows_are_in_the_other_layers(original):
 # What a user is told, and what is refused.
 
 
-@fault("miniformer.interop.hf.reading:_equal")
+@fault("miniformer.interop.hf.load:_tensors_equal")
 def untied_head_is_taken_for_tied(original):
     """A copy of a tensor is not compared with it."""
     return lambda one, other: True
@@ -136,7 +136,7 @@ def any_model_fits_the_first_family(original):
     return lambda family, name, config: (original(family, name, config)[0], [])
 
 
-@fault("miniformer.interop.hf.files:Directory.file")
+@fault("miniformer.interop.hf.files:CheckpointDirectory.resolve_file")
 def link_leads_out_of_the_directory(original):
     """A link in a directory may lead anywhere."""
 
@@ -147,13 +147,13 @@ def link_leads_out_of_the_directory(original):
     return file
 
 
-@fault("miniformer.interop.hf.texts:_classes")
+@fault("miniformer.interop.hf.metadata:_class_names")
 def classes_are_numbered_anew(original):
     """Names of classes are not read."""
     return lambda theirs, config: list(range(config.output_dim))
 
 
-@fault("miniformer.interop.hf.decoding:decoding_of")
+@fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def end_of_text_is_not_read(original):
     """What ends a text by a model's own files is left out."""
 
@@ -165,19 +165,19 @@ def end_of_text_is_not_read(original):
     return decoding_of
 
 
-@fault("miniformer.interop.hf.writing:_in_units")
+@fault("miniformer.interop.hf.export:_denormalized_weight")
 def regression_is_exported_in_standard_units(original):
     """An exported regression gives standardized values."""
     return lambda source, name: source.read(name)
 
 
-@fault("miniformer.interop.hf.importing:_card")
+@fault("miniformer.interop.hf.api:_model_card")
 def imported_model_has_an_empty_card(original):
     """The card of an imported model says nothing."""
     return lambda checkpoint: ""
 
 
-@fault("miniformer.interop.lm_eval:Evaluated.loglikelihood")
+@fault("miniformer.interop.lm_eval:MiniformerLM.loglikelihood")
 def every_continuation_is_greedy(original):
     """The harness is told that any continuation is the greedy one."""
 
@@ -206,7 +206,7 @@ def tokenizer_files_dropped(original):
     return original[:3]
 
 
-@fault("miniformer.interop.hf.texts:special_ids")
+@fault("miniformer.interop.hf.metadata:make_special_token_ids")
 def special_ids_left_out(original):
     """A config leaves out special tokens that a model does not have."""
 
@@ -217,7 +217,7 @@ def special_ids_left_out(original):
     return special_ids
 
 
-@fault("miniformer.interop.hf.texts:special_ids")
+@fault("miniformer.interop.hf.metadata:make_special_token_ids")
 def decoder_start_left_out(original):
     """A bare model with an encoder and a decoder says no token that a decoder begins with."""
 
@@ -269,7 +269,7 @@ def head_activation_is_gelu(original):
     return read_fields
 
 
-@fault("miniformer.interop.hf.reading:understand")
+@fault("miniformer.interop.hf.load:open_checkpoint")
 def missing_tensors_unnamed(original):
     """A missing tensor is refused without its name."""
 
@@ -286,7 +286,7 @@ def missing_tensors_unnamed(original):
     return understand
 
 
-@fault("miniformer.interop.hf.attention:_usual")
+@fault("miniformer.interop.hf.attention:_default_window_pattern")
 def windows_of_older_files_are_a_layer_off(original):
     """A file without `layer_types` has its windows one layer later than its class means."""
 
@@ -297,7 +297,7 @@ def windows_of_older_files_are_a_layer_off(original):
     return usual
 
 
-@fault("miniformer.interop.hf.attention:_usual")
+@fault("miniformer.interop.hf.attention:_default_window_pattern")
 def first_layer_with_a_window_is_the_one_after(original):
     """`max_window_layers` of Qwen counts one layer too many without a window."""
 
@@ -309,7 +309,7 @@ def first_layer_with_a_window_is_the_one_after(original):
     return usual
 
 
-@fault("miniformer.interop.hf.attention:read_windows")
+@fault("miniformer.interop.hf.attention:read_sliding_window")
 def default_window_forgotten(original):
     """A config that leaves its sliding window out has none, whatever its class has."""
 
@@ -319,7 +319,7 @@ def default_window_forgotten(original):
     return read_windows
 
 
-@fault("miniformer.interop.hf.attention:read_rotation")
+@fault("miniformer.interop.hf.attention:read_rope")
 def partial_rotation_of_any_family(original):
     """Every family may rotate a part of a head only."""
 
@@ -338,7 +338,7 @@ def _decoding(original, change):
     return decoding_of
 
 
-@fault("miniformer.interop.hf.decoding:decoding_of")
+@fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def suppressed_tokens_written(original):
     """Tokens that an imported config suppresses are written."""
     import dataclasses
@@ -350,7 +350,7 @@ def suppressed_tokens_written(original):
     return _decoding(original, change)
 
 
-@fault("miniformer.interop.hf.decoding:decoding_of")
+@fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def min_length_ignored(original):
     """A target may end at once, whatever `min_length` says."""
     import dataclasses
@@ -358,7 +358,7 @@ def min_length_ignored(original):
     return _decoding(original, lambda made: dataclasses.replace(made, min_new_tokens=0))
 
 
-@fault("miniformer.interop.hf.decoding:decoding_of")
+@fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def sampling_among_all_tokens(original):
     """Sampling without `top_k` is among all tokens, not among the 50 of transformers."""
     import dataclasses
@@ -369,7 +369,7 @@ def sampling_among_all_tokens(original):
     return _decoding(original, change)
 
 
-@fault("miniformer.interop.hf.decoding:decoding_of")
+@fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def decoding_settings_unreported(original):
     """Decoding settings that are not applied are not reported."""
     import warnings
@@ -382,7 +382,7 @@ def decoding_settings_unreported(original):
     return decoding_of
 
 
-@fault("miniformer.interop.hf.texts:special_ids")
+@fault("miniformer.interop.hf.metadata:make_special_token_ids")
 def padding_of_the_tokenizer_passed_over(original):
     """A family's fixed padding is written, whatever token the tokenizer pads with."""
 

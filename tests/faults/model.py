@@ -84,7 +84,7 @@ def padding_takes_a_position(original):
     return make_positions
 
 
-@fault("miniformer.model.masks:make_lengths")
+@fault("miniformer.model.masks:make_sequence_lengths")
 def dynamic_scaling_counts_padding(original):
     """The length of a sequence is that of its row."""
 
@@ -100,7 +100,7 @@ def padding_of_a_source_is_attended_to(original):
     return lambda source_mask: original(None)
 
 
-@fault("miniformer.model.rotary_scaling:scaled_frequencies")
+@fault("miniformer.model.rotary_scaling:scaled_inv_freq")
 def longrope_stays_short(original):
     """LongRoPE's factors are those of a short text, however long it is."""
 
@@ -114,7 +114,7 @@ def longrope_stays_short(original):
     return scaled_frequencies
 
 
-@fault("miniformer.model.position:rotate")
+@fault("miniformer.model.position:apply_rotary")
 def rotary_pairs_neighbors(original):
     """Rotary pairs neighboring dimensions with the angles of halves."""
 
@@ -130,15 +130,15 @@ def rotary_pairs_neighbors(original):
     return rotate
 
 
-@fault("miniformer.model.position:_Rotate.backward")
+@fault("miniformer.model.position:_ApplyRotary.backward")
 def rotation_turns_its_gradient_forward(original):
     """The gradient of a rotation is rotated the same way again."""
 
     def backward(ctx, grad):
-        from miniformer.model.position import _turn
+        from miniformer.model.position import _rotate_half_pairs
 
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, sin), None, None
+        return _rotate_half_pairs(grad, cos, sin), None, None
 
     return backward
 
@@ -168,13 +168,13 @@ def relative_buckets_ignore_direction(original):
 # Attention.
 
 
-@fault("miniformer.model.kernels:_zero")
+@fault("miniformer.model.attention_backends.functions:_zero_fully_masked")
 def row_that_sees_nothing_gives_a_mean(original):
     """A query without keys gets the mean of all values instead of zeros."""
     return lambda out, mask: out
 
 
-@fault("miniformer.model.kernels:plain")
+@fault("miniformer.model.attention_backends.functions:plain")
 def shared_heads_are_interleaved(original):
     """Query heads share key-value heads in turns instead of in groups."""
 
@@ -185,7 +185,7 @@ def shared_heads_are_interleaved(original):
     return plain
 
 
-@fault("miniformer.model.kernels:plain")
+@fault("miniformer.model.attention_backends.functions:plain")
 def position_bias_comes_after_the_softcap(original):
     """The bias of positions is not soft-capped with the scores."""
 
@@ -204,7 +204,7 @@ def position_bias_comes_after_the_softcap(original):
     return plain
 
 
-@fault("miniformer.model.kernels:pack")
+@fault("miniformer.model.attention_backends.functions:pack")
 def varlen_joins_rows(original):
     """Packed rows flow into each other where the next begins with the same segment."""
 
@@ -216,7 +216,7 @@ def varlen_joins_rows(original):
     return pack
 
 
-@fault("miniformer.model.matmul_attention:_MatmulAttention.backward")
+@fault("miniformer.model.attention_backends.matmul:_MatmulAttention.backward")
 def attention_keeps_no_gradient_of_its_softmax(original):
     """Gradients of scores are those of shares: the sum over a row is not taken away."""
 
@@ -233,7 +233,7 @@ def attention_keeps_no_gradient_of_its_softmax(original):
     return backward
 
 
-@fault("miniformer.model.backends:why_not")
+@fault("miniformer.model.attention_backends:unsupported_reason")
 def gpu_is_asked_for_wide_heads(original):
     """FlashAttention is chosen for heads that it does not have."""
     return lambda backend, call: original(backend, call._replace(width=min(call.width, 64)))
@@ -256,7 +256,7 @@ def sinks_are_dropped(original):
 # Layers and heads.
 
 
-@fault("miniformer.model.layers:EncoderLayer.change")
+@fault("miniformer.model.layers:EncoderLayer.sublayer_output")
 def output_norm_is_left_out(original):
     """A branch's output is not normalized."""
 
@@ -304,7 +304,7 @@ def rms_norm_subtracts_the_mean(original):
     return lambda self, x: original(self, x - x.mean(-1, keepdim=True))
 
 
-@fault("miniformer.model.norm:_FastRMSNorm.backward")
+@fault("miniformer.model.norm:_FusedRMSNorm.backward")
 def rms_norm_has_the_gradient_of_layer_norm(original):
     """The gradient by the inputs has no component along them."""
 
@@ -353,7 +353,7 @@ def tied_head_is_a_copy(original):
     return forward
 
 
-@fault("miniformer.model.cross_entropy:linear_cross_entropy")
+@fault("miniformer.model.ops.cross_entropy:linear_cross_entropy")
 def smoothing_does_not_reach_the_gradient(original):
     """The loss is smoothed, its gradient is that of plain cross-entropy."""
 
@@ -365,7 +365,7 @@ def smoothing_does_not_reach_the_gradient(original):
     return linear_cross_entropy
 
 
-@fault("miniformer.model.cross_entropy:linear_cross_entropy")
+@fault("miniformer.model.ops.cross_entropy:linear_cross_entropy")
 def ignored_labels_are_predicted(original):
     """A label of -100 counts as label 0."""
 
@@ -375,7 +375,7 @@ def ignored_labels_are_predicted(original):
     return linear_cross_entropy
 
 
-@fault("miniformer.model.checkpointing:checkpointed")
+@fault("miniformer.model.ops.activation_checkpointing:checkpoint_layer")
 def recomputed_layers_draw_other_dropout(original):
     """A layer that is computed again draws its dropout anew."""
 
@@ -402,7 +402,7 @@ def writers_to_the_residual_stream_start_large(original):
     return initialize
 
 
-@fault("miniformer.model.precision:product_dtype")
+@fault("miniformer.model.ops.precision:matmul_dtype")
 def autocast_reaches_float64(original):
     """Products of float64 are cast by autocast, too."""
 
@@ -417,7 +417,7 @@ def autocast_reaches_float64(original):
     return product_dtype
 
 
-@fault("miniformer.model.stack:Stack._wants_gradients")
+@fault("miniformer.model.stack:Stack._needs_grad")
 def frozen_inputs_mean_no_gradients(original):
     """Whether gradients are wanted is asked of the inputs alone."""
 
@@ -487,7 +487,7 @@ def targets_are_embedded_as_sources(original):
 # The cache.
 
 
-@fault("miniformer.model.cache:KVCache.extend")
+@fault("miniformer.model.cache.kv_cache:KVCache.extend")
 def positions_restart_in_the_cache(original):
     """New tokens begin at position 0 again."""
 
@@ -498,13 +498,13 @@ def positions_restart_in_the_cache(original):
     return extend
 
 
-@fault("miniformer.model.cache:KVCache.length")
+@fault("miniformer.model.cache.kv_cache:KVCache.length")
 def failed_pass_stays_in_the_cache(original):
     """Columns of a pass that did not end count as text."""
     return property(lambda self: self.stop)
 
 
-@fault("miniformer.model.cache:KVCache.trim")
+@fault("miniformer.model.cache.kv_cache:KVCache.trim")
 def trimmed_tokens_stay_visible(original):
     """A cache whose rows are trimmed to different lengths keeps all."""
 
@@ -519,7 +519,7 @@ def trimmed_tokens_stay_visible(original):
     return trim
 
 
-@fault("miniformer.model.cache:KVCache._stop_at")
+@fault("miniformer.model.cache.kv_cache:KVCache._truncate")
 def emptied_cache_keeps_its_source(original):
     """A cache trimmed to nothing reads its old source."""
 
@@ -529,7 +529,7 @@ def emptied_cache_keeps_its_source(original):
     return stop_at
 
 
-@fault("miniformer.model.cache:KVCache.source")
+@fault("miniformer.model.cache.kv_cache:KVCache.source_kv")
 def source_is_projected_in_every_pass(original):
     """The cache keeps no keys and values of the source."""
 
@@ -540,7 +540,7 @@ def source_is_projected_in_every_pass(original):
     return source
 
 
-@fault("miniformer.model.stack:Stack._sources")
+@fault("miniformer.model.stack:Stack._source_contexts")
 def source_is_projected_outside_of_layers(original):
     """Keys and values of the source are computed before the layers are called."""
 
@@ -552,31 +552,31 @@ def source_is_projected_outside_of_layers(original):
     return _sources
 
 
-@fault("miniformer.model.cache:KVCache._exchange")
+@fault("miniformer.model.cache.kv_cache:KVCache._reindex_rows")
 def beams_keep_their_source(original):
     """Rows that change places keep the source of the row before."""
     return lambda self, rows, sources: original(self, rows, None)
 
 
-@fault("miniformer.model.cache:KVCache.reorder")
+@fault("miniformer.model.cache.kv_cache:KVCache.reorder")
 def spans_stay_where_they_were(original):
     """Rows that change places keep each other's length."""
 
     def reorder(self, rows, *, same_source=False):
-        spans = self.spans.clone()
+        spans = self.final_lengths.clone()
         original(self, rows, same_source=same_source)
-        self.spans.copy_(spans)
+        self.final_lengths.copy_(spans)
 
     return reorder
 
 
-@fault("miniformer.model.cache:_key")
+@fault("miniformer.model.cache.kv_cache:_state_key")
 def state_of_columns_passes_for_a_ring(original):
     """The state of a cache does not say how it lies in memory."""
     return lambda index, layer, name: f"{index}.{name}"
 
 
-@fault("miniformer.model.cache_storage:Ring._write")
+@fault("miniformer.model.cache.storage:Ring._write_slots")
 def ring_forgets_within_the_window(original):
     """A first pass that is longer than the window leaves out its oldest token."""
 
@@ -589,7 +589,7 @@ def ring_forgets_within_the_window(original):
     return write
 
 
-@fault("miniformer.model.cache_storage:Int8Columns.append")
+@fault("miniformer.model.cache.storage:Int8Columns.append")
 def int8_cache_keeps_four_bits(original):
     """Cached values are rounded to 15 steps instead of 255."""
 
@@ -603,13 +603,13 @@ def int8_cache_keeps_four_bits(original):
     return append
 
 
-@fault("miniformer.model.cache_storage:Columns.reorder")
+@fault("miniformer.model.cache.storage:Columns.reorder")
 def keys_stay_where_they_were(original):
     """Rows that change places leave their keys and values behind."""
     return lambda self, rows, length: None
 
 
-@fault("miniformer.model.cache_storage:Columns.select")
+@fault("miniformer.model.cache.storage:Columns.select")
 def remaining_rows_take_keys_of_the_first(original):
     """Rows that are taken out leave their keys to the others."""
 
@@ -634,13 +634,13 @@ def loaded_model_is_float32(original):
     return from_pretrained
 
 
-@fault("miniformer.model.pretrained:refuse_shared")
+@fault("miniformer.model.pretrained:refuse_shared_tensors")
 def shared_tensors_are_saved_apart(original):
     """Layers that share their weights are written twice."""
     return lambda weights: None
 
 
-@fault("miniformer.model.hub:_there")
+@fault("miniformer.model.hub:_existing_or_backup")
 def replaced_model_is_lost(original):
     """A directory that was being replaced at a kill is not looked for."""
     return lambda directory: directory
@@ -649,16 +649,16 @@ def replaced_model_is_lost(original):
 # Memory.
 
 
-@fault("miniformer.model.allocations:Births.living")
+@fault("miniformer.model.ops.allocation_tracker:AllocationTracker.live_bytes")
 def freed_tensors_still_count(original):
     """Tensors that are gone count as living."""
-    return lambda self: self._sum
+    return lambda self: self._total_bytes
 
 
 # Decoding steps recorded and in C++.
 
 
-@fault("miniformer.model.graphs:_Columns.extend")
+@fault("miniformer.runtime.cuda_graphs:_StaticCacheView.extend")
 def recorded_step_counts_its_own_column(original):
     """A recorded step counts the token that it wrote when it was recorded."""
 
@@ -671,13 +671,13 @@ def recorded_step_counts_its_own_column(original):
     return extend
 
 
-@fault("miniformer.model.native.panels:_fours")
+@fault("miniformer.runtime.native.weight_layout:_round_int4")
 def four_bits_have_no_minus_eight(original):
     """int4 weights are clamped to -7."""
     return lambda groups, scales: original(groups, scales).clamp_min(-7)
 
 
-@fault("miniformer.model.native.panels:up_to")
+@fault("miniformer.runtime.native.weight_layout:pad_rows")
 def last_panel_repeats_a_row(original):
     """Rows that fill the last panel are not zeros."""
 
@@ -690,7 +690,7 @@ def last_panel_repeats_a_row(original):
     return up_to
 
 
-@fault("miniformer.model.native.memory:LargePages.place")
+@fault("miniformer.runtime.native.huge_pages:HugePageArena.copy_tensor")
 def weights_overlap_in_memory(original):
     """Every tensor of a chunk begins at the chunk's beginning."""
 
@@ -701,7 +701,7 @@ def weights_overlap_in_memory(original):
     return place
 
 
-@fault("miniformer.model.native.structures:declare")
+@fault("miniformer.runtime.native.ctypes_structs:declare_signatures")
 def library_of_other_structures_is_taken(original):
     """Sizes of structures in C++ and Python are not compared."""
 
@@ -714,7 +714,7 @@ def library_of_other_structures_is_taken(original):
     return declare
 
 
-@fault("miniformer.model.native.weights:Weights._attention")
+@fault("miniformer.runtime.native.weights:NativeWeights._attention")
 def kernels_see_the_whole_text(original):
     """Layers with a window are given to the kernels without one."""
 
@@ -726,7 +726,7 @@ def kernels_see_the_whole_text(original):
     return attention
 
 
-@fault("miniformer.model.native.weights:unknown_part")
+@fault("miniformer.runtime.native.weights:unsupported_component")
 def hooks_are_passed_over(original):
     """A model with hooks is given to the kernels, which call none."""
 
@@ -737,7 +737,7 @@ def hooks_are_passed_over(original):
     return unknown_part
 
 
-@fault("miniformer.model.native.steps:Steps.settle")
+@fault("miniformer.runtime.native.decode_step:NativeRunner.materialize_cache")
 def rows_settle_without_their_keys(original):
     """Rows that changed places do not get their keys and values in the end."""
 
@@ -747,19 +747,19 @@ def rows_settle_without_their_keys(original):
     return settle
 
 
-@fault("miniformer.model.native.steps:Steps.read")
+@fault("miniformer.runtime.native.decode_step:NativeRunner.prefill")
 def kernels_read_padding(original):
     """Padding of prompts is a token to the kernels."""
     return lambda self, ids, mask: original(self, ids, None)
 
 
-@fault("miniformer.model.native.engine:_state")
+@fault("miniformer.runtime.native.engine:_weight_version")
 def engine_keeps_weights_that_have_changed(original):
     """A change of a weight in place is not noticed."""
     return lambda parameter: (parameter.data_ptr(), 0)
 
 
-@fault("miniformer.model.native.threads:one_thread")
+@fault("miniformer.runtime.native.threads:single_openmp_thread")
 def torch_threads_run_beside_the_kernels(original):
     """PyTorch keeps its threads while a text is written."""
 
@@ -771,19 +771,19 @@ def torch_threads_run_beside_the_kernels(original):
     return one_thread
 
 
-@fault("miniformer.model.native.tuning:Tuning.took")
+@fault("miniformer.runtime.native.thread_tuning:ThreadTuner.record_time")
 def more_threads_pass_for_faster(original):
     """Times of steps are not compared."""
     return lambda self, rows, seconds: original(self, rows, 1.0)
 
 
-@fault("miniformer.model.native.build:_key")
+@fault("miniformer.runtime.native.build:_cache_key")
 def kernels_of_another_processor_are_taken(original):
     """A library is kept under a name that says nothing of its compiler and processor."""
     return lambda compiler: "any"
 
 
-@fault("miniformer.model.rotary_scaling:_yarn")
+@fault("miniformer.model.rotary_scaling:_yarn_inv_freq")
 def yarn_has_no_ramp(original):
     """YaRN divides every pair past the fast ones by the whole factor, without a ramp."""
 
@@ -796,7 +796,7 @@ def yarn_has_no_ramp(original):
     return yarn
 
 
-@fault("miniformer.model.cache_storage:Ring.__init__")
+@fault("miniformer.model.cache.storage:Ring.__init__")
 def ring_is_one_token_short(original):
     """A ring keeps one token fewer than its window."""
 
@@ -806,7 +806,7 @@ def ring_is_one_token_short(original):
     return init
 
 
-@fault("miniformer.model.matmul_attention:_scaled_bmm")
+@fault("miniformer.model.attention_backends.matmul:_scaled_bmm")
 def bfloat16_attention_rounds_its_scale(original):
     """In bfloat16 the scale of scores is rounded to a power of two, which loses no bits of them."""
 
@@ -822,7 +822,7 @@ def bfloat16_attention_rounds_its_scale(original):
     return scaled_bmm
 
 
-@fault("miniformer.model.native.panels:_fours")
+@fault("miniformer.runtime.native.weight_layout:_round_int4")
 def four_bits_are_cut_off(original):
     """Weights of four bits are cut off to the next step toward zero, not rounded."""
 
@@ -832,20 +832,20 @@ def four_bits_are_cut_off(original):
     return fours
 
 
-@fault("miniformer.model.graphs:RecordedSteps.__call__")
+@fault("miniformer.runtime.cuda_graphs:CudaGraphRunner.__call__")
 def recorded_logits_share_memory(original):
     """Logits of a recorded step are the memory that the next step writes to."""
 
     def call(self, token):
-        self.cache.take(1)
+        self.cache.reserve(1)
         self.token.copy_(token[:, None])
         self.column.fill_(self.cache.start)
-        return self.play()
+        return self.replay()
 
     return call
 
 
-@fault("miniformer.model.native.build:_flags")
+@fault("miniformer.runtime.native.build:_compiler_flags")
 def kernels_are_always_native(original):
     """The kernels are compiled for this processor, whichever is named."""
 
@@ -867,7 +867,7 @@ def mistyped_path_is_sent_to_hub(original):
     return is_path
 
 
-@fault("miniformer.model.hub:nearest_model")
+@fault("miniformer.model.hub:suggest_model_directory")
 def no_hint_of_nearest_model(original):
     """The message on a wrong directory names no other."""
     return lambda path: ""

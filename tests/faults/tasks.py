@@ -5,7 +5,7 @@ from tests.faults import fault
 # Losses: a sum and what it sums over.
 
 
-@fault("miniformer.tasks.task:token_loss")
+@fault("miniformer.tasks.base:token_loss")
 def loss_counts_unlabelled_positions(original):
     """The count of a loss holds positions that are not predicted."""
 
@@ -16,7 +16,7 @@ def loss_counts_unlabelled_positions(original):
     return token_loss
 
 
-@fault("miniformer.tasks.task:token_loss")
+@fault("miniformer.tasks.base:token_loss")
 def validation_is_smoothed(original):
     """Label smoothing stays on in validation."""
 
@@ -28,7 +28,7 @@ def validation_is_smoothed(original):
     return token_loss
 
 
-@fault("miniformer.tasks.task:mean")
+@fault("miniformer.tasks.base:mean")
 def mean_is_over_batches(original):
     """A mean over batches weighs a small batch like a large one."""
 
@@ -39,13 +39,13 @@ def mean_is_over_batches(original):
     return mean
 
 
-@fault("miniformer.tasks.task:disagreement")
+@fault("miniformer.tasks.base:symmetric_kl")
 def r_drop_compares_a_pass_with_itself(original):
     """The divergence of two passes is always 0."""
     return lambda first, second: original(first, first)
 
 
-@fault("miniformer.tasks.classification:Classification._loss")
+@fault("miniformer.tasks.classification:Classification._weighted_cross_entropy")
 def weighted_loss_is_divided_by_records(original):
     """The count of a weighted loss is the number of records."""
 
@@ -71,7 +71,7 @@ def label_that_training_never_saw_passes(original):
 # Layout: what a model reads and what it predicts.
 
 
-@fault("miniformer.tasks.pairs:collate_pairs")
+@fault("miniformer.tasks.common.seq2seq_batch:collate_seq2seq")
 def decoder_sees_its_label(original):
     """A decoder's input is its label, not the token before."""
 
@@ -83,7 +83,7 @@ def decoder_sees_its_label(original):
     return collate_pairs
 
 
-@fault("miniformer.tasks.prefix_language_modeling:collate_prefixes")
+@fault("miniformer.tasks.prefix_lm:collate_prefixes")
 def encoder_sees_the_first_label(original):
     """The source of a prefix model ends with the first label."""
 
@@ -121,7 +121,7 @@ def special_tokens_are_guessed(original):
     return collate_masked
 
 
-@fault("miniformer.tasks.masked_lm:_pieces")
+@fault("miniformer.tasks.masked_lm:_split_windows")
 def only_the_start_of_a_long_text_is_read(original):
     """Of a text longer than the model reads the rest is dropped."""
 
@@ -131,7 +131,7 @@ def only_the_start_of_a_long_text_is_read(original):
     return pieces
 
 
-@fault("miniformer.tasks.tokens:_fitting")
+@fault("miniformer.tasks.common.input_encoding:_truncated_lengths")
 def second_text_of_a_pair_is_cut_first(original):
     """A pair that is too long loses its second text, however short that is."""
 
@@ -142,7 +142,7 @@ def second_text_of_a_pair_is_cut_first(original):
     return fitting
 
 
-@fault("miniformer.tasks.inputs:collate_inputs")
+@fault("miniformer.tasks.common.inputs:collate_inputs")
 def padding_of_inputs_is_read(original):
     """Batches of inputs have no mask."""
 
@@ -171,10 +171,10 @@ def sources_take_the_tokenizer_of_targets(original):
 # Answers and metrics.
 
 
-@fault("miniformer.tasks.seq2seq:Seq2Seq.measure")
+@fault("miniformer.tasks.seq2seq:Seq2Seq.eval_step")
 def validation_searches_like_a_test(original):
     """A validation decodes with beams."""
-    return lambda self, model, batch: self.measure_test(model, batch)
+    return lambda self, model, batch: self.test_step(model, batch)
 
 
 @fault("miniformer.tasks.regression:Regression.predict")
@@ -190,19 +190,19 @@ def predictions_are_standardized(original):
     return predict
 
 
-@fault("miniformer.tasks.encoding:embeddings")
+@fault("miniformer.tasks.embedding:embed_batch")
 def vectors_are_those_of_the_first_token(original):
     """An encoder's vector of a text is its first position, whatever its pooling."""
 
     def embeddings(model, batch):
-        from miniformer.tasks.inputs import inputs_of
+        from miniformer.tasks.common.inputs import model_inputs
 
-        return model.features(**inputs_of(model, batch))[:, 0]
+        return model.features(**model_inputs(model, batch))[:, 0]
 
     return embeddings
 
 
-@fault("miniformer.tasks.writing:WritingTask.write")
+@fault("miniformer.tasks.common.text_generation:TextGenerationTask.generate")
 def answers_come_in_another_order(original):
     """Answers are those of the prompts from the last to the first."""
 
@@ -212,7 +212,7 @@ def answers_come_in_another_order(original):
     return write
 
 
-@fault("miniformer.tasks.scoring:_windows")
+@fault("miniformer.tasks.common.scoring:_windows")
 def window_scores_a_token_again(original):
     """Windows overlap in what they score."""
 
@@ -223,7 +223,7 @@ def window_scores_a_token_again(original):
     return windows
 
 
-@fault("miniformer.tasks.scoring:_of_labels")
+@fault("miniformer.tasks.common.scoring:_label_log_probs")
 def every_token_is_the_greedy_one(original):
     """Any answer counts as what the model would write."""
 
@@ -233,13 +233,13 @@ def every_token_is_the_greedy_one(original):
     return of_labels
 
 
-@fault("miniformer.tasks.pictures:draw_guesses")
+@fault("miniformer.tasks.common.plots:plot_predictions")
 def picture_of_values_is_not_written(original):
     """Nothing is drawn."""
     return lambda values, guesses, path: None
 
 
-@fault("miniformer.tasks.task:mean")
+@fault("miniformer.tasks.base:mean")
 def validation_loss_is_the_mean_of_batches(original):
     """Batches weigh the same, however many labels they have."""
 
@@ -249,7 +249,7 @@ def validation_loss_is_the_mean_of_batches(original):
     return mean
 
 
-@fault("miniformer.tasks.series:next_feature")
+@fault("miniformer.tasks.common.series:detect_series_feature")
 def series_ignores_level(original):
     """A series target is adopted by the spread of its distance from the value alone."""
 
@@ -264,7 +264,7 @@ def series_ignores_level(original):
     return next_feature
 
 
-@fault("miniformer.tasks.series:next_feature")
+@fault("miniformer.tasks.common.series:detect_series_feature")
 def series_judged_on_its_own_records(original):
     """A series target is judged on the records that it was chosen by."""
 
@@ -276,7 +276,7 @@ def series_judged_on_its_own_records(original):
     return next_feature
 
 
-@fault("miniformer.tasks.standardize:standardized")
+@fault("miniformer.tasks.common.standardize:standardize")
 def features_in_float32(original):
     """Features are rounded to float32 before their mean is taken off."""
 
@@ -288,7 +288,7 @@ def features_in_float32(original):
     return standardized
 
 
-@fault("miniformer.tasks.standardize:standardized")
+@fault("miniformer.tasks.common.standardize:standardize")
 def features_as_they_stand(original):
     """Features are not standardized."""
 
@@ -300,7 +300,7 @@ def features_as_they_stand(original):
     return standardized
 
 
-@fault("miniformer.tasks.inputs:batches_of")
+@fault("miniformer.tasks.common.inputs:predict_batches")
 def long_inputs_are_cut_in_any_case(original):
     """Inputs that are too long are cut whether that is asked for or not."""
 
@@ -310,7 +310,7 @@ def long_inputs_are_cut_in_any_case(original):
     return batches_of
 
 
-@fault("miniformer.tasks.inputs:batches_of")
+@fault("miniformer.tasks.common.inputs:predict_batches")
 def truncate_keeps_the_end_of_inputs(original):
     """Inputs that are too long lose their beginning, not their end as in training."""
 
@@ -322,7 +322,7 @@ def truncate_keeps_the_end_of_inputs(original):
     return batches_of
 
 
-@fault("miniformer.tasks.language_modeling:LanguageModeling.starts")
+@fault("miniformer.tasks.language_modeling:LanguageModeling.generation_inputs")
 def truncate_keeps_the_beginning_of_prompts(original):
     """A prompt that is too long loses the end that should be continued."""
 
@@ -334,13 +334,13 @@ def truncate_keeps_the_beginning_of_prompts(original):
     return starts
 
 
-@fault("miniformer.tasks.input_task:InputTask.marks")
+@fault("miniformer.tasks.common.sequence_input:InputTask.should_mark_shared")
 def pairs_are_marked_only_where_it_is_said(original):
     """Tokens that both texts of a pair have are not marked by default."""
     return lambda self: bool(self.mark_shared)
 
 
-@fault("miniformer.tasks.text_metrics:text_metrics")
+@fault("miniformer.tasks.common.text_metrics:compute_text_metrics")
 def bleu_exchanges_references(original):
     """What a model wrote and what it should have written are exchanged."""
 
@@ -350,7 +350,7 @@ def bleu_exchanges_references(original):
     return text_metrics
 
 
-@fault("miniformer.tasks.text_metrics:round_trip")
+@fault("miniformer.tasks.common.text_metrics:round_trip")
 def references_stay_as_they_are(original):
     """Written text is compared with targets that the tokenizer cannot write."""
 
@@ -360,7 +360,7 @@ def references_stay_as_they_are(original):
     return round_trip
 
 
-@fault("miniformer.tasks.text_metrics:round_trip")
+@fault("miniformer.tasks.common.text_metrics:round_trip")
 def unknown_words_match(original):
     """A target with unknown words counts as written where they are left out."""
 
@@ -392,7 +392,7 @@ def fit_overwrites_what_was_given(original):
     return fit
 
 
-@fault("miniformer.tasks.tokens:check_max_seq_len")
+@fault("miniformer.tasks.common.input_encoding:check_max_seq_len")
 def short_models_have_no_room_for_a_text(original):
     """A max_seq_len below the marks around a text is accepted, and training ends in a traceback."""
     return lambda config, least, inputs: None

@@ -3,7 +3,7 @@
 from tests.faults import fault
 
 
-@fault("miniformer.training.progress:ProgressCallback._speed_since")
+@fault("miniformer.training.callbacks.progress:ProgressCallback._throughput_since")
 def mfu_is_three_times_too_large(original):
     """The backward pass is counted twice over."""
 
@@ -14,7 +14,7 @@ def mfu_is_three_times_too_large(original):
     return speed_since
 
 
-@fault("miniformer.training.progress:ProgressCallback._now")
+@fault("miniformer.training.callbacks.progress:ProgressCallback._snapshot")
 def waiting_for_data_is_not_counted(original):
     """The time spent waiting for data is always 0."""
 
@@ -24,7 +24,7 @@ def waiting_for_data_is_not_counted(original):
     return now
 
 
-@fault("miniformer.training.progress:_padding_share")
+@fault("miniformer.training.callbacks.progress:_padding_fraction")
 def padding_is_a_share_of_tokens(original):
     """Padding is divided by the tokens, not by all positions."""
 
@@ -34,24 +34,24 @@ def padding_is_a_share_of_tokens(original):
     return padding_share
 
 
-@fault("miniformer.training.budget:Budget.validation_begins")
+@fault("miniformer.training.callbacks.budget:Budget.start_validation")
 def validation_counts_as_training(original):
     """Tokens/s go down with each validation."""
     return lambda self: None
 
 
-@fault("miniformer.training.progress:ProgressCallback.summary")
+@fault("miniformer.training.callbacks.progress:ProgressCallback.summary")
 def the_summary_counts_validation(original):
     """The closing line has the time of the whole run, validations included."""
 
     def summary(self, trainer, module):
-        self._ended = self._ended._replace(seconds=self.budget.own_seconds)
+        self._final = self._final._replace(seconds=self.budget.local_seconds)
         return original(self, trainer, module)
 
     return summary
 
 
-@fault("miniformer.training.watching:Watch.figures")
+@fault("miniformer.training.callbacks.monitor:RunMonitor.metrics")
 def memory_is_in_mebibytes(original):
     """Memory is divided by 2**20 and called MB."""
 
@@ -61,19 +61,19 @@ def memory_is_in_mebibytes(original):
     return figures
 
 
-@fault("miniformer.training.watching:row_lengths")
+@fault("miniformer.training.callbacks.monitor:row_lengths")
 def target_flops_are_those_of_sources(original):
     """The rows of targets are as long as those of sources."""
     return lambda batch, declared=None: original(batch, declared)[:1]
 
 
-@fault("miniformer.training.watching:Watch.flops")
+@fault("miniformer.training.callbacks.monitor:RunMonitor.train_flops")
 def training_is_a_forward_pass(original):
     """The backward pass is left out of the FLOPs."""
     return lambda self, batch: original(self, batch) / 3
 
 
-@fault("miniformer.training.watching:Watch.on_before_optimizer_step")
+@fault("miniformer.training.callbacks.monitor:RunMonitor.on_before_optimizer_step")
 def layer_norms_are_those_after_clipping(original):
     """The gradients of layers are measured as they are after they were clipped."""
 
@@ -85,7 +85,7 @@ def layer_norms_are_those_after_clipping(original):
     return on_before_optimizer_step
 
 
-@fault("miniformer.training.engines:divide_and_clip")
+@fault("miniformer.training.distributed.strategies:normalize_and_clip_grads")
 def short_gradients_are_lengthened(original):
     """Each gradient is made as long as the limit, short ones too."""
 
@@ -100,13 +100,13 @@ def short_gradients_are_lengthened(original):
     return divide_and_clip
 
 
-@fault("miniformer.training.engines:divide_and_clip")
+@fault("miniformer.training.distributed.strategies:normalize_and_clip_grads")
 def gradients_are_clipped_to_twice_the_limit(original):
     """The limit holds for the gradient of half the loss."""
     return lambda module, count, limit: original(module, count, 2 * limit)
 
 
-@fault("miniformer.training.engines:agree")
+@fault("miniformer.training.distributed.strategies:all_reduce_step_stats")
 def metrics_forget_accumulated_batches(original):
     """The loss of a step is divided by one label too many."""
 
@@ -117,7 +117,7 @@ def metrics_forget_accumulated_batches(original):
     return agree
 
 
-@fault("miniformer.training.lit_module:MiniFormerLitModule._factor")
+@fault("miniformer.training.lit_module:MiniFormerLitModule._lr_factor")
 def the_learning_rate_is_that_of_the_next_step(original):
     """The schedule is one step ahead."""
     return lambda self, step, epochs=0.0: original(self, step + 1, epochs)
@@ -135,48 +135,48 @@ def loggers_count_batches(original):
     return log_to_loggers
 
 
-@fault("miniformer.training.budget:Budget.seconds_left")
+@fault("miniformer.training.callbacks.budget:Budget.remaining_seconds")
 def time_left_is_time_gone(original):
     """The progress line shows the time that the run has taken."""
     return lambda self, progress: self.seconds * progress
 
 
-@fault("miniformer.training.progress:ProgressCallback._show")
+@fault("miniformer.training.callbacks.progress:ProgressCallback._render")
 def the_progress_line_has_the_mean_of_the_run(original):
     """Tokens/s are those since the run began, not since the line before."""
 
     def show(self, trainer, module, progress):
-        self._speed = self._speed_since(self._began, self._now(trainer, module))
+        self._throughput = self._throughput_since(self._first, self._snapshot(trainer, module))
         original(self, trainer, module, progress)
 
     return show
 
 
-@fault("miniformer.training.card:_round")
+@fault("miniformer.training.report.model_card:_format_value")
 def the_card_rounds_to_three_digits(original):
     """Figures of the card have three digits."""
     return lambda value: f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
-@fault("miniformer.training.report.page:_duration")
+@fault("miniformer.training.report.page:_format_duration")
 def hours_are_minutes(original):
     """Durations are those of the seconds divided by 60 twice."""
     return lambda seconds: original(seconds / 60)
 
 
-@fault("miniformer.training.report.curves:points_of")
+@fault("miniformer.training.report.curves:metric_points")
 def the_report_has_the_last_speed(original):
     """The report is about the last row of each number."""
     return lambda rows, key: original(rows, key)[-1:]
 
 
-@fault("miniformer.training.budget:Budget.state")
+@fault("miniformer.training.callbacks.budget:Budget.state_dict")
 def a_resumed_clock_forgets_validations(original):
     """A resumed run counts the validations before as training."""
     return lambda self: {**original(self), "validation_seconds": 0.0}
 
 
-@fault("miniformer.training.run_state:KeepState._restore")
+@fault("miniformer.training.resume.callback:ResumeCheckpoint._restore")
 def a_resumed_run_counts_tokens_anew(original):
     """A resumed run begins with no tokens."""
 
@@ -187,19 +187,19 @@ def a_resumed_run_counts_tokens_anew(original):
     return restore
 
 
-@fault("miniformer.training.machine:_seconds")
+@fault("miniformer.training.tuning.hardware:_time_matmul")
 def a_product_is_half_the_operations(original):
     """A product is timed as one that is half as long."""
     return lambda a, b: original(a, b) / 2
 
 
-@fault("miniformer.training.callbacks:Averaging.on_train_start")
+@fault("miniformer.training.callbacks.validation:WeightAveraging.on_train_start")
 def the_moving_average_begins_after_a_step(original):
     """The first weights of a run are left out of the average."""
     return lambda self, trainer, module: None
 
 
-@fault("miniformer.training.callbacks:Averaging.on_train_batch_end")
+@fault("miniformer.training.callbacks.validation:WeightAveraging.on_train_batch_end")
 def the_moving_average_is_of_batches(original):
     """The average is updated after each batch, not after each optimizer step."""
 
@@ -210,13 +210,13 @@ def the_moving_average_is_of_batches(original):
     return on_train_batch_end
 
 
-@fault("miniformer.training.callbacks:Averaging.on_validation_start")
+@fault("miniformer.training.callbacks.validation:WeightAveraging.on_validation_start")
 def validation_has_the_plain_weights(original):
     """Validations, and so the best model, have the weights of the last step."""
     return lambda self, trainer, module: None
 
 
-@fault("miniformer.training.averaging:Ema.swapped")
+@fault("miniformer.training.optim.weight_averaging:Ema.average_parameters")
 def training_goes_on_with_the_averages(original):
     """The model keeps the averages after a validation."""
     import contextlib
@@ -235,21 +235,21 @@ def last_has_the_plain_weights(original):
     return lambda module, run, parts: dict(run.model.state_dict())
 
 
-@fault("miniformer.training.averaging:LastWeights.mean")
+@fault("miniformer.training.optim.weight_averaging:CheckpointAverage.mean")
 def the_mean_leaves_out_the_last_validation(original):
     """The mean is that of one validation fewer."""
 
     def mean(self):
-        kept, self._kept = self._kept, self._kept[:-1]
+        kept, self._snapshots = self._snapshots, self._snapshots[:-1]
         try:
             return original(self)
         finally:
-            self._kept = kept
+            self._snapshots = kept
 
     return mean
 
 
-@fault("miniformer.training.lit_module:MiniFormerLitModule.train_mode")
+@fault("miniformer.training.lit_module:MiniFormerLitModule.set_optimizer_mode")
 def schedule_free_validates_the_weights_in_training(original):
     """The optimizer is never told to hold its averages."""
     return lambda self, training: original(self, True)
@@ -264,19 +264,19 @@ def problems_between_settings_pass(original):
     return lambda self: []
 
 
-@fault("miniformer.config.train_checks:settings_without_effect")
+@fault("miniformer.config.train_checks:unused_setting_problems")
 def settings_without_effect_pass(original):
     """Settings of a run that others make void are taken without a word."""
     return lambda run: []
 
 
-@fault("miniformer.training.preparation:_metric")
+@fault("miniformer.training.setup.prepare:_checkpoint_metric")
 def best_model_is_that_of_the_loss(original):
     """Whatever the task, its loss tells the best model."""
     return lambda config, task: original(config, task) if config.checkpoint_metric else "loss"
 
 
-@fault("miniformer.training.run_folder:new_folder")
+@fault("miniformer.training.setup.run_folder:create_run_folder")
 def run_overwrites_the_one_before(original):
     """A second run of a name has the folder of the first."""
 
@@ -288,7 +288,7 @@ def run_overwrites_the_one_before(original):
     return new_folder
 
 
-@fault("miniformer.training.beginning:take_weights")
+@fault("miniformer.training.setup.init_from:load_pretrained_weights")
 def run_begins_with_random_weights(original):
     """The weights of `init_from` are read and not taken."""
 
@@ -301,7 +301,7 @@ def run_begins_with_random_weights(original):
     return take_weights
 
 
-@fault("miniformer.training.warming:_given")
+@fault("miniformer.training.setup.pretraining:_check_overrides")
 def warm_start_may_have_another_shape(original):
     """A warm start takes any setting of its model."""
 
@@ -314,31 +314,31 @@ def warm_start_may_have_another_shape(original):
     return given
 
 
-@fault("miniformer.training.sizing:batch_for")
+@fault("miniformer.training.tuning.data_defaults:default_batch_size")
 def each_device_takes_the_whole_batch(original):
     """Several devices do not share a batch."""
     return lambda tokens, row_tokens, devices=1: original(tokens, row_tokens)
 
 
-@fault("miniformer.training.sizing:with_size")
+@fault("miniformer.training.tuning.data_defaults:with_default_model_size")
 def given_width_is_overwritten(original):
     """A size is chosen by the data, whatever width was given."""
 
     def with_size(config, data):
         import dataclasses
 
-        from miniformer.config.presets import SIZES
+        from miniformer.config.size_presets import SIZE_PRESETS
 
         config, line = original(config, data)
         if config.init_from is None and config.size is None:
-            model = {**config.model_config, **SIZES["tiny"]}
+            model = {**config.model_config, **SIZE_PRESETS["tiny"]}
             config = dataclasses.replace(config, model_config=model)
         return config, line
 
     return with_size
 
 
-@fault("miniformer.training.tokenizers:single_words")
+@fault("miniformer.training.setup.tokenizers:mostly_single_words")
 def few_phrases_make_words_of_none(original):
     """Texts are single words only where all of them are."""
 
@@ -349,18 +349,18 @@ def few_phrases_make_words_of_none(original):
     return single_words
 
 
-@fault("miniformer.training.tokenizers:_open")
+@fault("miniformer.training.setup.tokenizers:_allows_char_source_tokenizer")
 def named_tokenizer_is_not_heard(original):
     """Words are read letter by letter, whatever is said of tokenizers."""
     return lambda config, task: True
 
 
-@fault("miniformer.training.machine:fast_bf16")
+@fault("miniformer.training.tuning.hardware:has_fast_bf16")
 def bfloat16_is_taken_wherever_it_exists(original):
     """bfloat16 is chosen for CPUs on which it is slower."""
 
     def fast_bf16(device_type):
-        from miniformer.training.machine import _cpu_has_bf16
+        from miniformer.training.tuning.hardware import _cpu_has_bf16
 
         return _cpu_has_bf16() if device_type == "cpu" else original(device_type)
 
@@ -370,7 +370,7 @@ def bfloat16_is_taken_wherever_it_exists(original):
 # Trials.
 
 
-@fault("miniformer.training.trial:left_as_found")
+@fault("miniformer.training.tuning.dry_run:restore_model_state")
 def trial_moves_the_random_state(original):
     """Trying a model out draws from the run's random numbers."""
     import contextlib
@@ -386,25 +386,25 @@ def trial_moves_the_random_state(original):
     return left_as_found
 
 
-@fault("miniformer.training.finding:_suggested")
+@fault("miniformer.training.tuning.lr_finder:_suggest_lr")
 def rate_of_the_lowest_loss_is_suggested(original):
     """The learning rate of the lowest loss is suggested, where training is about to diverge."""
     return lambda rates, losses: rates[losses.index(min(losses))]
 
 
-@fault("miniformer.training.finding:_expected")
+@fault("miniformer.training.tuning.lr_finder:_predict_next_memory")
 def next_batch_is_expected_to_take_no_more(original):
     """The memory of the next batch size is taken for that of the last."""
     return lambda memory: memory[-1] if memory else 0
 
 
-@fault("miniformer.training.choosing:_tokens")
+@fault("miniformer.training.tuning.auto_tune:_scaled_batch_tokens")
 def limit_of_tokens_stays_for_other_batches(original):
     """A micro-batch may have as many tokens as the whole batch."""
     return lambda run, size: run.config.batch_tokens
 
 
-@fault("miniformer.training.compiling:told")
+@fault("miniformer.training.tuning.compile:format_compile_summary")
 def compilation_pays_back_in_batches(original):
     """What compiling saves is counted by batch and told by step."""
 
@@ -414,7 +414,7 @@ def compilation_pays_back_in_batches(original):
     return told
 
 
-@fault("miniformer.training.memory:plan_memory")
+@fault("miniformer.training.tuning.memory_planner:plan_memory")
 def state_of_the_optimizer_takes_no_memory(original):
     """A plan of memory leaves out the optimizer's state."""
 
@@ -424,22 +424,22 @@ def state_of_the_optimizer_takes_no_memory(original):
     return plan_memory
 
 
-@fault("miniformer.training.memory:_micro_batch")
+@fault("miniformer.training.tuning.memory_planner:_micro_batch_size")
 def micro_batches_make_up_less_than_the_batch(original):
     """Micro-batches are as large as fits, whatever the batch is."""
     return lambda most, batch_size: most
 
 
-@fault("miniformer.training.peak:peak_bytes")
+@fault("miniformer.training.tuning.memory_tracker:peak_tensor_bytes")
 def peak_is_what_is_left_at_the_end(original):
     """The most memory of a step is what it still has at its end."""
 
     def peak_bytes(step):
-        from miniformer.model.allocations import Births
+        from miniformer.model.ops.allocation_tracker import AllocationTracker
 
-        with Births() as births:
+        with AllocationTracker() as births:
             kept = step()  # noqa: F841 (lives until the end)
-        return births.living()
+        return births.live_bytes()
 
     return peak_bytes
 
@@ -452,28 +452,28 @@ def loss_is_averaged_over_each_batch(original):
     """Accumulated batches weigh the same, however many tokens they have."""
 
     def training_step(self, batch, batch_idx):
-        forward = self.objective.forward
+        forward = self.loss_module.forward
 
         def mean(batch):
             loss, count = forward(batch)
             return loss / count, count / count
 
-        self.objective.forward = mean
+        self.loss_module.forward = mean
         try:
             original(self, batch, batch_idx)
         finally:
-            del self.objective.forward
+            del self.loss_module.forward
 
     return training_step
 
 
-@fault("miniformer.training.objective:repeated")
+@fault("miniformer.training.loss_module:is_duplicate_batch")
 def batch_of_another_rank_counts_again(original):
     """A batch that only keeps ranks in step is learned from."""
     return lambda batch: False
 
 
-@fault("miniformer.training.parameter_groups:parameter_groups")
+@fault("miniformer.training.optim.param_groups:build_param_groups")
 def norms_and_embeddings_decay(original):
     """All weights decay."""
 
@@ -484,13 +484,13 @@ def norms_and_embeddings_decay(original):
     return parameter_groups
 
 
-@fault("miniformer.training.parameter_groups:_below_top")
+@fault("miniformer.training.optim.param_groups:_distance_from_head")
 def all_layers_learn_at_one_rate(original):
     """layer_lr_decay does nothing."""
     return lambda name, depths: 0
 
 
-@fault("miniformer.training.optimizers:muon")
+@fault("miniformer.training.optim.optimizers:muon")
 def muon_takes_embeddings(original):
     """Every matrix is trained by Muon, embeddings too."""
 
@@ -504,7 +504,7 @@ def muon_takes_embeddings(original):
     return muon
 
 
-@fault("miniformer.training.muon:orthogonalize")
+@fault("miniformer.training.optim.muon:orthogonalize")
 def muon_only_scales(original):
     """Updates are scaled to length 1 and not made orthogonal."""
 
@@ -514,25 +514,25 @@ def muon_only_scales(original):
     return orthogonalize
 
 
-@fault("miniformer.training.schedules:cosine")
+@fault("miniformer.training.optim.schedules:cosine")
 def cosine_ends_at_a_half(original):
     """The cosine schedule falls to half of the rate."""
     return lambda progress: (1 + original(progress)) / 2
 
 
-@fault("miniformer.training.finite:FiniteCheck.check")
+@fault("miniformer.training.callbacks.nan_check:NaNCheck.check")
 def infinite_loss_is_learned(original):
     """A loss that is NaN or infinite does not end the run."""
     return lambda self, step, *, now=False: None
 
 
-@fault("miniformer.training.run:_broken")
+@fault("miniformer.training.run:_nan_error_message")
 def records_of_an_infinite_loss_are_not_named(original):
     """The message on an infinite loss does not say which records it comes from."""
     return lambda error, run, states: str(error)
 
 
-@fault("miniformer.training.gradients:_place")
+@fault("miniformer.training.callbacks.grad_norms:_group_name")
 def layers_1_and_11_are_one(original):
     """Gradient norms go by the first digit of a layer."""
 
@@ -547,13 +547,13 @@ def layers_1_and_11_are_one(original):
 # Validations, and the best model.
 
 
-@fault("miniformer.training.callbacks:KeepBest._rank")
+@fault("miniformer.training.callbacks.validation:BestModelCheckpoint._sort_key")
 def best_model_has_the_smallest_accuracy(original):
     """A metric of which more is better is ranked like a loss."""
     return lambda self, figures: (figures[self.metric], figures["val_loss"])
 
 
-@fault("miniformer.training.callbacks:KeepBest.load_state_dict")
+@fault("miniformer.training.callbacks.validation:BestModelCheckpoint.load_state_dict")
 def resumed_run_forgets_its_patience(original):
     """A resumed run counts validations without a better one anew."""
 
@@ -563,7 +563,7 @@ def resumed_run_forgets_its_patience(original):
     return load_state_dict
 
 
-@fault("miniformer.training.callbacks:ValidateInTime.on_train_batch_end")
+@fault("miniformer.training.callbacks.validation:ValidationSchedule.on_train_batch_end")
 def validation_comes_within_a_step(original):
     """A validation may come between the batches of a step."""
 
@@ -574,7 +574,7 @@ def validation_comes_within_a_step(original):
     return on_train_batch_end
 
 
-@fault("miniformer.training.parts:Parts.closing")
+@fault("miniformer.training.setup.builders:RunCallbacks.final_callbacks")
 def interruption_comes_before_the_state(original):
     """Ctrl-C ends a run before its last step is noted."""
 
@@ -585,7 +585,7 @@ def interruption_comes_before_the_state(original):
     return property(closing)
 
 
-@fault("miniformer.training.samples:WriteSamples._options")
+@fault("miniformer.training.callbacks.generation_samples:SampleGeneration._generation_config")
 def samples_have_no_seed(original):
     """Samples differ for the same weights."""
 
@@ -597,7 +597,7 @@ def samples_have_no_seed(original):
     return options
 
 
-@fault("miniformer.training.interrupt:InterruptCallback._restore")
+@fault("miniformer.training.callbacks.interrupt:InterruptCallback._restore_handlers")
 def signal_handlers_stay(original):
     """A signal's handler stays after training."""
     return lambda self: None
@@ -606,7 +606,7 @@ def signal_handlers_stay(original):
 # Files of a run.
 
 
-@fault("miniformer.training.checkpoints:write_checkpoint")
+@fault("miniformer.training.resume.storage:write_checkpoint")
 def older_state_goes_before_the_new_one_is_whole(original):
     """The last state is removed before the next one is written."""
 
@@ -619,7 +619,7 @@ def older_state_goes_before_the_new_one_is_whole(original):
     return write_checkpoint
 
 
-@fault("miniformer.training.run_state:_set_random_state")
+@fault("miniformer.training.resume.callback:_set_rng_state")
 def resumed_run_has_other_numpy_numbers(original):
     """A resumed run does not restore NumPy's random state."""
 
@@ -633,31 +633,31 @@ def resumed_run_has_other_numpy_numbers(original):
     return set_random_state
 
 
-@fault("miniformer.training.resuming:going_on")
+@fault("miniformer.training.resume.config:resume_config")
 def settings_of_a_resumed_run_may_change(original):
     """What weights depend on is left out of the changes without a word."""
 
     def going_on(run, changes):
-        from miniformer.training.resuming import _FIXED
+        from miniformer.training.resume.config import _FIXED_FIELDS
 
-        return original(run, {k: v for k, v in changes.items() if k not in _FIXED})
+        return original(run, {k: v for k, v in changes.items() if k not in _FIXED_FIELDS})
 
     return going_on
 
 
-@fault("miniformer.training.rows:read_rows")
+@fault("miniformer.utils.jsonl:read_rows")
 def rows_of_steps_done_again_stay(original):
     """Metrics of steps after the state stay in the file of a resumed run."""
     return lambda path, count, *, writes: original(path, count, writes=False)
 
 
-@fault("miniformer.training.verify:digest")
+@fault("miniformer.training.resume.verify:weights_digest")
 def digest_ignores_the_weights(original):
     """Two models with the same names of weights have the same hash."""
     return lambda weights: original({name: tensor * 0 for name, tensor in weights.items()})
 
 
-@fault("miniformer.training.launch:member")
+@fault("miniformer.training.distributed.launcher:worker_context")
 def mistake_of_a_worker_is_lost(original):
     """A user's mistake that a worker finds does not reach the launching process."""
     import contextlib
@@ -676,7 +676,7 @@ def mistake_of_a_worker_is_lost(original):
     return member
 
 
-@fault("miniformer.training.loggers:csv")
+@fault("miniformer.training.report.loggers:csv")
 def csv_of_a_resumed_run_overwrites_the_first(original):
     """A resumed run writes its CSV file over that of the run before."""
 
@@ -688,13 +688,13 @@ def csv_of_a_resumed_run_overwrites_the_first(original):
     return csv
 
 
-@fault("miniformer.training.outputs:Outputs.complete")
+@fault("miniformer.training.report.artifacts:RunArtifacts.finalize_model_card")
 def card_of_the_model_stays_unfinished(original):
     """The card of the best model has no test metrics and no loss curve."""
     return lambda self, name, figures: None
 
 
-@fault("miniformer.training.plot:plot_lr_search")
+@fault("miniformer.training.report.plots:plot_lr_search")
 def range_test_is_not_drawn(original):
     """The picture of a learning-rate range test is not written."""
     return lambda rates, losses, suggestion, path, *, unit: None
@@ -703,13 +703,13 @@ def range_test_is_not_drawn(original):
 # The report.
 
 
-@fault("miniformer.training.report.chart_parts:text")
+@fault("miniformer.training.report.chart_parts:escape_html")
 def text_of_others_is_markup(original):
     """Texts are written into the report as they are."""
     return lambda value: str(value).encode("utf-8", "replace").decode("utf-8")
 
 
-@fault("miniformer.training.report.charts:path")
+@fault("miniformer.training.report.charts:svg_path")
 def charts_stand_on_their_heads(original):
     """Curves are drawn with small values on top."""
 
@@ -719,13 +719,13 @@ def charts_stand_on_their_heads(original):
     return path
 
 
-@fault("miniformer.training.report.charts:thinned")
+@fault("miniformer.training.report.charts:downsample")
 def long_curve_loses_its_spikes(original):
     """Of many points each n-th is drawn."""
     return lambda points: points[:: max(1, len(points) // 600)]
 
 
-@fault("miniformer.training.report.curves:points_of")
+@fault("miniformer.training.report.curves:metric_points")
 def curves_go_by_row(original):
     """Curves count rows instead of steps."""
 
@@ -747,7 +747,7 @@ def report_may_load_things(original):
     return write_report
 
 
-@fault("miniformer.training.loggers:mlflow")
+@fault("miniformer.training.report.loggers:mlflow")
 def mlflow_begins_a_new_run(original):
     """MLflow begins a new run where one that is resumed has a run already."""
 
@@ -758,19 +758,19 @@ def mlflow_begins_a_new_run(original):
     return mlflow
 
 
-@fault("miniformer.training.verify:_losses")
+@fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_losses(original):
     """`verify-resume` compares the state at the end only."""
     return lambda notes: {**original(notes), "losses": {}}
 
 
-@fault("miniformer.training.verify:_losses")
+@fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_states(original):
     """`verify-resume` compares losses only."""
     return lambda notes: {**original(notes), "state": {}}
 
 
-@fault("miniformer.training.verify:_losses")
+@fault("miniformer.training.resume.verify:_read_recording")
 def verify_keeps_the_last_loss_of_a_step(original):
     """Of a step that is done again the first loss is not compared."""
 
@@ -786,27 +786,27 @@ def verify_keeps_the_last_loss_of_a_step(original):
     return losses
 
 
-@fault("miniformer.training.rows:is_due")
+@fault("miniformer.utils.jsonl:is_due")
 def a_longer_run_has_no_rows_until_its_end(original):
     """A finished run that is made longer waits until it is as far as it was."""
     return lambda progress, last, points: progress - last >= 1 / points
 
 
-@fault("miniformer.training.progress:ProgressCallback._speed_since")
+@fault("miniformer.training.callbacks.progress:ProgressCallback._throughput_since")
 def the_work_of_one_device_is_that_of_all(original):
     """Of several devices the FLOPs of one are divided by the peak of all."""
 
     def speed_since(self, before, now):
         speed = original(self, before, now)
         if "mfu" in speed:
-            work = now.own_flops - before.own_flops
-            speed["mfu"] = round(work / (now.seconds - before.seconds) / self.peak, 4)
+            work = now.local_flops - before.local_flops
+            speed["mfu"] = round(work / (now.seconds - before.seconds) / self.peak_flops, 4)
         return speed
 
     return speed_since
 
 
-@fault("miniformer.training.choosing:plan_memory")
+@fault("miniformer.training.tuning.auto_tune:plan_memory")
 def predicted_memory_leaves_out_the_optimizer(original):
     """The state of the optimizer is left out of the memory that a run needs."""
 
@@ -816,47 +816,47 @@ def predicted_memory_leaves_out_the_optimizer(original):
     return plan_memory
 
 
-@fault("miniformer.training.run_folder:_is_used")
+@fault("miniformer.training.setup.run_folder:_is_used")
 def failed_start_leaves_folder(original):
     """The folder of a run that fails before its first step stays."""
     return lambda folder: True
 
 
-@fault("miniformer.training.callbacks:StopAtBudget.on_train_epoch_start")
+@fault("miniformer.training.callbacks.validation:BudgetStopping.on_train_epoch_start")
 def resumed_run_exceeds_its_limit(original):
     """A run that is resumed at its limit takes one more step."""
 
     def on_train_epoch_start(self, trainer, module):
-        self._empty += 1
+        self._empty_epochs += 1
 
     return on_train_epoch_start
 
 
-@fault("miniformer.training.limits:warn_of_limits")
+@fault("miniformer.training.setup.limits:warn_unreached_limits")
 def limits_beyond_the_end_pass_in_training(original):
     """A run does not warn of limits that it does not come to."""
     return lambda config, steps: None
 
 
-@fault("miniformer.config.train_checks:_of_beginning")
+@fault("miniformer.config.train_checks:_initialization_problems")
 def found_settings_are_refused_beside_the_wish(original):
     """A run is refused once it has found out what its settings ask for."""
 
     def of_beginning(run):
-        from miniformer.config.train_checks import replaced_settings
+        from miniformer.config.train_checks import overridden_setting_problems
 
-        return [*original(run), *replaced_settings(run)]
+        return [*original(run), *overridden_setting_problems(run)]
 
     return of_beginning
 
 
-@fault("miniformer.config.train_checks:replaced_settings")
+@fault("miniformer.config.train_checks:overridden_setting_problems")
 def replaced_settings_pass(original):
     """Settings that a run replaces by what it finds out are taken without a word."""
     return lambda run: []
 
 
-@fault("miniformer.training.card:_round")
+@fault("miniformer.training.report.model_card:_format_value")
 def card_needs_finite_figures(original):
     """A figure of a user's task that is NaN or infinite is left empty in the card."""
     return lambda value: original(value) if abs(value) < float("inf") else ""

@@ -3,7 +3,7 @@
 from tests.faults import fault
 
 
-@fault("miniformer.training.engines:agree")
+@fault("miniformer.training.distributed.strategies:all_reduce_step_stats")
 def loss_is_divided_on_each_rank(original):
     """Each rank divides by its own count, and the mean is taken of the quotients."""
 
@@ -14,7 +14,7 @@ def loss_is_divided_on_each_rank(original):
     return agree
 
 
-@fault("miniformer.training.engines:_gathered")
+@fault("miniformer.training.distributed.strategies:_unsharded_params")
 def ranks_measure_with_sharded_weights(original):
     """Sharded weights are gathered pass by pass while texts of different lengths are written."""
     import contextlib
@@ -25,13 +25,13 @@ def ranks_measure_with_sharded_weights(original):
 # States of callbacks, and restarts.
 
 
-@fault("miniformer.training.callback_states:StatesOfOthers.load")
+@fault("miniformer.training.resume.callback_states:UserCallbackStates.restore")
 def callback_states_are_not_restored(original):
     """A user's callbacks begin anew in a resumed run."""
     return lambda self, trainer, saved, folder: None
 
 
-@fault("miniformer.training.callback_states:StatesOfOthers._named")
+@fault("miniformer.training.resume.callback_states:UserCallbackStates._callbacks_by_key")
 def second_callback_has_the_first_state(original):
     """Of two callbacks with one key only one is known."""
 
@@ -41,37 +41,37 @@ def second_callback_has_the_first_state(original):
     return named
 
 
-@fault("miniformer.training.run_state:KeepState.save")
+@fault("miniformer.training.resume.callback:ResumeCheckpoint.save")
 def callback_state_is_taken_in_the_middle_of_a_step(original):
     """States of callbacks are those of when they are written, not of the last step."""
 
     def save(self, trainer, module):
-        if self._noted:
-            self._noted["callback_states"] = self.states.take(trainer)
+        if self._snapshot:
+            self._snapshot["callback_states"] = self.callback_states.collect(trainer)
         original(self, trainer, module)
 
     return save
 
 
-@fault("miniformer.training.callbacks:KeepBest.on_train_start")
+@fault("miniformer.training.callbacks.validation:BestModelCheckpoint.on_train_start")
 def early_stopped_run_learns_on(original):
     """A run that stopped early learns until the next validation when it is resumed."""
     return lambda self, trainer, module: None
 
 
-@fault("miniformer.training.restarts:meet")
+@fault("miniformer.training.distributed.restarts:rendezvous")
 def attempts_share_a_store(original):
     """A restarted process may read what a dead one has written."""
     return lambda store, rank, world_size, wait=1.0: store
 
 
-@fault("miniformer.training.restart_folder:RunFolder.begun")
+@fault("miniformer.training.resume.restart_folder:RunFolder.find_existing")
 def restart_begins_a_new_folder(original):
     """A restarted group does not look for the folder of its run."""
     return lambda self: None
 
 
-@fault("miniformer.training.given:built")
+@fault("miniformer.training.setup.given:build_callbacks")
 def what_is_no_callback_is_left_out(original):
     """Of what a user gives as callbacks, all that is not one is left out without a message."""
 

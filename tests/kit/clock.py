@@ -1,8 +1,8 @@
 """A clock that goes on only when a test says so."""
 
-import miniformer.data.batches
-import miniformer.training.budget
-import miniformer.training.run_state
+import miniformer.data.batching.loader
+import miniformer.training.callbacks.budget
+import miniformer.training.resume.callback
 from miniformer.training.lit_module import MiniFormerLitModule
 
 
@@ -24,9 +24,9 @@ class Clock:
     def install(self, monkeypatch):
         """Has a run go by this clock."""
         modules = (
-            miniformer.training.budget,
-            miniformer.data.batches,
-            miniformer.training.run_state,
+            miniformer.training.callbacks.budget,
+            miniformer.data.batching.loader,
+            miniformer.training.resume.callback,
         )
         for module in modules:
             monkeypatch.setattr(module, "time", self)

@@ -11,7 +11,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
 
-from miniformer.interop.hf.families import ALL
+from miniformer.interop.hf.families import ALL_FAMILIES
 from tests.parity.published import FAMILIES
 from tests.parity.test_hugging_face import CHECKS, WRITING, writes
 from tests.parity.test_hugging_face_texts import BARE, CLASSES
@@ -41,7 +41,9 @@ def results():
 
 def row(family, counts):
     cells = [f"`{family}`"]
-    models = [f"`{name}`" for each in ALL if each.preset == family for name in each.kinds]
+    models = [
+        f"`{name}`" for each in ALL_FAMILIES if each.preset == family for name in each.model_classes
+    ]
     for check in CHECKS:
         skipped = check in WRITING and not writes(family)
         cells.append("-" if skipped else str(counts[check, family]))

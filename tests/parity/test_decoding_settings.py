@@ -235,7 +235,7 @@ def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
 def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp_path):
     (decoder / "generation_config.json").unlink(missing_ok=True)
     ours = miniformer.from_hf(decoder)
-    ours.remembered = {}
+    ours.hf_metadata = {}
     settings = {"frequency_penalty": 0.5, "stop": ["."], "num_beams": 2, "length_norm": "gnmt"}
     ours.generation = miniformer.GenerationConfig(temperature=0.0, **settings)
     with pytest.warns(NoEffectWarning, match=r"frequency_penalty=0.5, length_norm='gnmt': trans"):

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import miniformer
-from miniformer.config.families import FAMILIES as PRESETS
-from miniformer.config.families import SEQ2SEQ_FAMILIES
-from miniformer.interop.hf.configs import REQUIRED, effective, read_fields, to_config
-from miniformer.interop.hf.families import ALL, family_of
+from miniformer.config.architectures import ARCHITECTURES as PRESETS
+from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES
+from miniformer.interop.hf.configs import REQUIRED, effective_fields, read_fields, to_config
+from miniformer.interop.hf.families import ALL_FAMILIES, get_family
 from tests.kit.seeds import chosen_seed
 from tests.parity import published
 from tests.parity.published import LENGTH, V
@@ -141,21 +141,23 @@ def test_every_field_of_a_config_is_drawn_or_has_a_reason(name):
 
 
 @pytest.mark.catches("default_window_forgotten")
-@pytest.mark.parametrize("family", ALL, ids=lambda family: f"{family.preset}-{family.model_type}")
+@pytest.mark.parametrize(
+    "family", ALL_FAMILIES, ids=lambda family: f"{family.preset}-{family.model_type}"
+)
 def test_what_a_config_leaves_out_is_what_their_class_has(family):
     """A config with sizes alone, and the same with what the class adds to it."""
-    name = next(iter(family.kinds))
+    name = next(iter(family.model_classes))
     sizes = {"vocab_size": 600, "n_layers": 12, "n_decoder_layers": 12, "d_model": 256}
     # Those of BART's decoder have defaults, and must be those of its encoder.
     sizes |= {"n_heads": 16, "d_ff": 4096} if family.seq2seq else {"n_heads": 32, "d_ff": 80}
     sizes |= {"head_dim": 8}
     given = {"model_type": family.model_type, "architectures": [name]}
-    given |= {key.theirs: sizes[key.ours] for key in family.keys if key.default is REQUIRED}
+    given |= {key.hf_key: sizes[key.field] for key in family.keys if key.default is REQUIRED}
     given |= {"feed_forward_proj": "gated-gelu"} if family.preset == "t5_v1_1" else {}
     whole = getattr(transformers, name).config_class(**given).to_dict()
     whole = {**given, **json.loads(json.dumps(whole)), "architectures": [name]}
     models = [to_config(read_fields(family, config)[1]) for config in (given, whole)]
-    assert effective(models[0]) == effective(models[1])
+    assert effective_fields(models[0]) == effective_fields(models[1])
     assert models[0].max_seq_len == models[1].max_seq_len
     ids = {key: value for key, value in whole.items() if key.endswith("_token_id")}
     assert {key: value for key, value in family.ids.items() if value is not None} == {
@@ -346,7 +348,7 @@ WRITING = ("greedy", "beams")  # checks of models that write text
 
 
 def writes(name):
-    return name in SEQ2SEQ_FAMILIES or PRESETS[name]["causal"]
+    return name in SEQ2SEQ_ARCHITECTURES or PRESETS[name]["causal"]
 
 
 def cases(draws):
@@ -445,7 +447,7 @@ def test_a_partial_rotation_is_of_a_family_that_has_one(tmp_path):
     check_bare(case)
     config = {**settings, "model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     with pytest.raises(miniformer.UserError, match=r"partial_rotary_factor=0.5 is not supported"):
-        read_fields(family_of(config), config)
+        read_fields(get_family(config), config)
 
 
 @pytest.mark.parametrize("check", ["logits", "greedy", "export"])

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import miniformer
 from miniformer.config import NoEffectWarning, UserError
-from miniformer.config.families import family as presets
-from miniformer.interop.hf.families import ALL
+from miniformer.config.architectures import architecture_config as presets
+from miniformer.interop.hf.families import ALL_FAMILIES
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.parity import published
 from tests.parity.test_hugging_face import MANY_DRAWS, SEED, copied, share_tables
@@ -23,8 +23,18 @@ pytestmark = pytest.mark.filterwarnings("default")
 transformers.logging.set_verbosity_error()
 TEXTS = ["a fine film", "the cat sat on the mat, twice", "b"]
 # Every class of theirs that we know, and the family whose draws fit it.
-CLASSES = [(name, each.preset) for each in ALL for name, k in each.kinds.items() if k.classifies]
-BARE = [(name, each.preset) for each in ALL for name, kind in each.kinds.items() if kind.bare]
+CLASSES = [
+    (name, each.preset)
+    for each in ALL_FAMILIES
+    for name, k in each.model_classes.items()
+    if k.is_classifier
+]
+BARE = [
+    (name, each.preset)
+    for each in ALL_FAMILIES
+    for name, kind in each.model_classes.items()
+    if kind.is_backbone
+]
 LABELS = {0: "bad", 1: "fine", 2: "odd"}
 
 
@@ -335,7 +345,7 @@ def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
         assert ours.model.generate([begin], **options) == [begin + wanted]
         lengths.add(len(wanted))
     assert len(lengths) > 1  # some end before the limit
-    ours.remembered = {}
+    ours.hf_metadata = {}
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(again.generate(prompt, pad_token_id=0), theirs.generate(prompt))

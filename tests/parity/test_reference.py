@@ -11,7 +11,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES, family
+from miniformer.config.architectures import (
+    ARCHITECTURES,
+    SEQ2SEQ_ARCHITECTURES,
+    architecture_config,
+)
 from tests.reference import transformer as reference
 
 transformers = pytest.importorskip("transformers")
@@ -320,9 +324,15 @@ def rotary(base, **scaling):
 def llama_like(name, model, names=LLAMA_NAMES, convert=lambda weights: weights, **changes):
     """A family whose config is Llama's; changes: (theirs, ours)."""
     theirs, ours = changes.get("theirs", {}), changes.get("ours", {})
-    base = rotary(FAMILIES[name]["rotary_base"])
-    tied = {"tie_word_embeddings": FAMILIES[name]["tie_embeddings"]}
-    return Case(model, LLAMA | base | tied | theirs, family(name, **GROUPED | ours), names, convert)
+    base = rotary(ARCHITECTURES[name]["rotary_base"])
+    tied = {"tie_word_embeddings": ARCHITECTURES[name]["tie_embeddings"]}
+    return Case(
+        model,
+        LLAMA | base | tied | theirs,
+        architecture_config(name, **GROUPED | ours),
+        names,
+        convert,
+    )
 
 
 CASES = {
@@ -331,7 +341,7 @@ CASES = {
         TOKENS
         | {"n_embd": D, "n_head": H, "n_layer": 2, "n_inner": F, "n_positions": 32}
         | {"layer_norm_epsilon": EPS},
-        family("gpt2", **SIZES),
+        architecture_config("gpt2", **SIZES),
         GPT2_NAMES,
         from_gpt2,
     ),
@@ -339,7 +349,9 @@ CASES = {
         "GPTNeoXForCausalLM",
         # Twice the usual quarter of a wider head, so that two pairs turn.
         ENCODER | rotary(10000.0, partial_rotary_factor=0.5) | {"hidden_size": 32},
-        family("gpt_neox", **SIZES | {"d_model": 32, "head_dim": 8, "rotary_pct": 0.5}),
+        architecture_config(
+            "gpt_neox", **SIZES | {"d_model": 32, "head_dim": 8, "rotary_pct": 0.5}
+        ),
         NEOX_NAMES,
         from_neox,
     ),
@@ -383,7 +395,7 @@ CASES = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             }
         },
-        family(
+        architecture_config(
             "gemma3",
             **GROUPED | {"sliding_window": 5, "query_pre_attn_scalar": 5, "window_pattern": "LG"},
             rotary_scaling={"type": "linear", "factor": 8.0},
@@ -399,12 +411,15 @@ CASES = {
     ),
     "olmo2": llama_like("olmo2", "Olmo2ForCausalLM", SANDWICH_NAMES),
     "bert": Case(
-        "BertForMaskedLM", ENCODER | {"type_vocab_size": 2}, family("bert", **SIZES), BERT_NAMES
+        "BertForMaskedLM",
+        ENCODER | {"type_vocab_size": 2},
+        architecture_config("bert", **SIZES),
+        BERT_NAMES,
     ),
     "roberta": Case(
         "RobertaForMaskedLM",
         ENCODER | {"type_vocab_size": 1},
-        family("roberta", **SIZES),
+        architecture_config("roberta", **SIZES),
         BERT_NAMES,
         without_two_positions,
     ),
@@ -414,7 +429,7 @@ CASES = {
         | {"dim": D, "hidden_dim": F, "n_layers": 2, "n_heads": H}
         | {"max_position_embeddings": 32},
         # Their norms' epsilon is fixed.
-        family("distilbert", **SIZES | {"norm_eps": 1e-12}),
+        architecture_config("distilbert", **SIZES | {"norm_eps": 1e-12}),
         DISTILBERT_NAMES,
     ),
     "modernbert": Case(
@@ -422,7 +437,7 @@ CASES = {
         BLOCK
         | {"num_hidden_layers": 4, "norm_eps": EPS, "local_attention": 6}
         | {"cls_token_id": 2, "sep_token_id": 3},
-        family("modernbert", **SIZES | {"n_layers": 4, "sliding_window": 6})
+        architecture_config("modernbert", **SIZES | {"n_layers": 4, "sliding_window": 6})
         # Not a field of the specification: see the table of families.
         | {"first_attention_norm": False},
         MODERNBERT_NAMES,
@@ -431,7 +446,7 @@ CASES = {
     "t5": Case(
         "T5ForConditionalGeneration",
         T5,
-        family(
+        architecture_config(
             "t5",
             **SIZES | {"head_dim": E, "n_decoder_layers": 3},
             relative_buckets=8,
@@ -443,7 +458,7 @@ CASES = {
     "t5_v1_1": Case(
         "T5ForConditionalGeneration",
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-        family(
+        architecture_config(
             "t5_v1_1",
             **SIZES | {"head_dim": E, "n_decoder_layers": 3},
             relative_buckets=8,
@@ -456,21 +471,23 @@ CASES = {
         "BartForConditionalGeneration",
         BART,
         # Their norms' epsilon is fixed; their models' bias on the vocabulary is zero, ours random.
-        family("bart", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5, "head_bias": True}),
+        architecture_config(
+            "bart", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5, "head_bias": True}
+        ),
         BART_NAMES,
         from_bart,
     ),
     "marian": Case(
         "MarianMTModel",
         BART | {"activation_function": "swish", "scale_embedding": True},
-        family("marian", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5}),
+        architecture_config("marian", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5}),
         BART_NAMES,
         from_marian,
     ),
     "m2m_100": Case(
         "M2M100ForConditionalGeneration",
         BART | {"activation_function": "relu", "scale_embedding": True},
-        family("m2m_100", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5}),
+        architecture_config("m2m_100", **SIZES | {"n_decoder_layers": 3, "norm_eps": 1e-5}),
         BART_NAMES,
     ),
 }
@@ -479,7 +496,7 @@ MORE = {
     "bloom: alibi of a number of heads that is no power of two": Case(
         "BloomForCausalLM",
         TOKENS | {"hidden_size": D, "n_head": 6, "n_layer": 2, "layer_norm_epsilon": EPS},
-        family(
+        architecture_config(
             "gpt2",
             **SIZES | {"n_heads": 6, "n_kv_heads": 6, "head_dim": 4, "d_ff": 4 * D},
             position="alibi",
@@ -550,10 +567,12 @@ def row_of(ids, real, row):
 
 
 def test_every_family_is_compared():
-    assert CASES.keys() == FAMILIES.keys()
+    assert CASES.keys() == ARCHITECTURES.keys()
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in SEQ2SEQ_FAMILIES])
+@pytest.mark.parametrize(
+    "name", [name for name in ARCHITECTURES if name not in SEQ2SEQ_ARCHITECTURES]
+)
 def test_logits_of_a_family(name):
     compare(CASES[name])
 
@@ -581,7 +600,7 @@ def compare(case):
     close(torch.stack(rows), wanted, real)
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name in SEQ2SEQ_FAMILIES])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SEQ2SEQ_ARCHITECTURES])
 def test_logits_of_a_seq2seq_family(name):
     model, weights, settings = build(CASES[name])
     source, real_source = rows_of_ids()
@@ -739,7 +758,7 @@ def test_attention_with_sinks(window):
 
 def test_a_family_needs_its_name_and_width():
     with pytest.raises(ValueError, match="did you mean 'mistral'"):
-        family("mistrel")
+        architecture_config("mistrel")
     with pytest.raises(ValueError, match="needs d_model"):
-        family("gemma")
-    assert family("gemma", embedding_scale=2.0)["embedding_scale"] == 2.0
+        architecture_config("gemma")
+    assert architecture_config("gemma", embedding_scale=2.0)["embedding_scale"] == 2.0

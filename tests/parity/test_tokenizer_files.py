@@ -7,7 +7,7 @@ import pytest
 
 import miniformer
 from miniformer.checkpoint.directory import TOKENIZER_FILES
-from miniformer.interop.hf.families import ALL
+from miniformer.interop.hf.families import ALL_FAMILIES
 from miniformer.model import hub
 from tests.parity.test_hugging_face_texts import random_model, tokenizer_like
 
@@ -21,7 +21,7 @@ MESSAGES = [{"role": "user", "content": "a fine film"}]
 def tokenizer_names():
     """Names of files that the tokenizers of every family say they are read from."""
     names = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
-    for family in ALL:
+    for family in ALL_FAMILIES:
         kind = getattr(transformers, names.get(family.model_type) or "LlamaTokenizer")
         for name in kind.vocab_files_names.values():
             yield family.model_type, name
@@ -29,7 +29,7 @@ def tokenizer_names():
 
 def test_tokenizer_files_include_every_name_that_a_family_reads():
     known = dict(tokenizer_names())
-    assert len(known) == len({family.model_type for family in ALL})
+    assert len(known) == len({family.model_type for family in ALL_FAMILIES})
     assert {name for _, name in tokenizer_names()} <= {*TOKENIZER_FILES}
     saved = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}
     assert saved | {"chat_template.jinja"} <= {*TOKENIZER_FILES}
@@ -147,4 +147,4 @@ def test_tokenizer_files_come_from_the_hub(theirs, tmp_path, monkeypatch):
 
     (theirs / "source.spm").write_bytes(b"\x01")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.local("user/name") == Path(theirs)
+    assert hub.resolve_directory("user/name") == Path(theirs)

@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 
 from miniformer.checkpoint.directory import save_directory
 from miniformer.config import GenerationConfig
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
@@ -47,7 +47,7 @@ def model():
 
 def log_p(before, text):
     """Natural log of a text's probability after another: one whole pass, token by token."""
-    ids = [BYTES.boundary_id, *BYTES.encode(before + text)]
+    ids = [BYTES.eos_id, *BYTES.encode(before + text)]
     first = len(ids) - len(BYTES.encode(text))
     with torch.no_grad():
         found = model()(torch.tensor([ids]))[0].double().log_softmax(-1)
@@ -56,7 +56,7 @@ def log_p(before, text):
 
 def greedy(text, count):
     """The likeliest bytes that follow, by a whole pass for each."""
-    ids = [BYTES.boundary_id, *BYTES.encode(text)]
+    ids = [BYTES.eos_id, *BYTES.encode(text)]
     for _ in range(count):
         with torch.no_grad():
             ids.append(int(model()(torch.tensor([ids]))[0, -1].argmax()))
@@ -68,7 +68,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     save_directory(
         folder / "model", model=model(), tokenizer=BYTES, task=LanguageModeling().settings(),
-        generation=GenerationConfig(), card="# x\n",
+        generation=GenerationConfig(), model_card="# x\n",
     )  # fmt: skip
     for name, (rows, settings) in TASKS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

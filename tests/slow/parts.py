@@ -31,7 +31,7 @@ PARTS = (
     Part(
         "loggers",
         (*_PYTEST, "tests/slow/check_loggers.py"),
-        ("src/miniformer/training/loggers.py", "tests/slow/check_loggers.py"),
+        ("src/miniformer/training/report/loggers.py", "tests/slow/check_loggers.py"),
         3,
         ("wandb", "mlflow"),
     ),
@@ -40,7 +40,7 @@ PARTS = (
         (*_PYTEST, "tests/slow/check_lm_eval.py"),
         (
             "src/miniformer/interop/lm_eval.py",
-            "src/miniformer/tasks/scoring.py",
+            "src/miniformer/tasks/common/scoring.py",
             "tests/slow/check_lm_eval.py",
         ),
         3,
@@ -50,7 +50,7 @@ PARTS = (
         "kernels",
         ("-m", "tests.slow.kernels"),
         (
-            "src/miniformer/model/native/*",
+            "src/miniformer/runtime/native/*",
             "tests/unit/test_native.py",
             "tests/slow/kernels.py",
         ),
@@ -63,13 +63,13 @@ PARTS = (
             "tests/e2e/test_restarts.py", "tests/e2e/test_callback_states.py",
         ),
         (
-            "src/miniformer/training/engines.py",
-            "src/miniformer/training/launch.py",
+            "src/miniformer/training/distributed/strategies.py",
+            "src/miniformer/training/distributed/launcher.py",
             "src/miniformer/training/lit_module.py",
-            "src/miniformer/training/restart*.py",
-            "src/miniformer/training/run_state.py",
-            "src/miniformer/training/callback_states.py",
-            "src/miniformer/training/averaging.py",
+            "src/miniformer/training/*/restart*.py",
+            "src/miniformer/training/resume/callback.py",
+            "src/miniformer/training/resume/callback_states.py",
+            "src/miniformer/training/optim/weight_averaging.py",
             "tests/e2e/test_device_matrix.py",
             "tests/e2e/test_restarts.py",
             "tests/e2e/test_callback_states.py",
@@ -79,7 +79,7 @@ PARTS = (
     Part(
         "compile",
         ("-m", "pytest", "-m", "slow", "tests/unit/test_compile.py"),
-        ("src/miniformer/model/*.py", "tests/unit/test_compile.py"),
+        ("src/miniformer/model/**/*.py", "tests/unit/test_compile.py"),
         2,
     ),
     Part(
@@ -95,6 +95,7 @@ PARTS = (
         ("-m", "tests.slow.mutations"),
         (
             "src/miniformer/model/**/*.py",
+            "src/miniformer/runtime/**/*.py",
             "src/miniformer/generation/**/*.py",
             "src/miniformer/tasks/**/*.py",
             "src/miniformer/training/**/*.py",

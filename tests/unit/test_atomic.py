@@ -14,7 +14,7 @@ from miniformer.utils.atomic import (
     PendingFile,
     atomic_directory,
     atomic_path,
-    backup_of,
+    backup_path,
     write_bytes,
     write_text,
 )
@@ -145,8 +145,8 @@ def test_atomic_directory_replaces_or_keeps(tmp_path, umask):
 def test_atomic_directory_brings_back_what_a_kill_left(tmp_path):
     """A kill between the two renames: only the backup is there."""
     target = tmp_path / "model"
-    backup_of(target).mkdir()
-    (backup_of(target) / "file").write_text("old")
+    backup_path(target).mkdir()
+    (backup_path(target) / "file").write_text("old")
     with pytest.raises(ValueError, match="stop"), atomic_directory(target):
         raise ValueError("stop")
     assert (target / "file").read_text() == "old"

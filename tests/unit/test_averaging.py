@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniformer.training.averaging import Ema, LastWeights
+from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
 
 
 def weights_of(model):
@@ -22,34 +22,34 @@ def train(model, seed):
 def test_the_moving_average_is_the_sum_it_is_defined_by():
     model = nn.Linear(3, 2, bias=False)
     ema, wanted = Ema(model, 0.6), weights_of(model)
-    ema.tensors()
+    ema.state_tensors()
     for step in range(1, 12):
         train(model, step)
         ema.update()
         decay = min(0.6, (1 + step) / (10 + step))
         wanted = decay * wanted + (1 - decay) * weights_of(model)
-        torch.testing.assert_close(ema.tensors()["weight"], wanted)
+        torch.testing.assert_close(ema.state_tensors()["weight"], wanted)
 
 
 def test_the_model_has_the_averages_for_a_while_only():
     model = nn.Linear(3, 2)
     parameter = model.weight
     ema = Ema(model, 0.9)
-    ema.tensors()
+    ema.state_tensors()
     train(model, 1)
     ema.update()
-    own, average = weights_of(model), ema.tensors()["weight"].clone()
-    with contextlib.suppress(KeyError), ema.swapped():
+    own, average = weights_of(model), ema.state_tensors()["weight"].clone()
+    with contextlib.suppress(KeyError), ema.average_parameters():
         assert torch.equal(model.weight, average)
         assert model.weight is parameter
         raise KeyError
     assert torch.equal(model.weight, own)
-    assert torch.equal(ema.tensors()["weight"], average)
+    assert torch.equal(ema.state_tensors()["weight"], average)
 
 
 def test_the_mean_is_of_the_last_weights():
     model = nn.Linear(3, 2)
-    last, seen = LastWeights(model, 3), []
+    last, seen = CheckpointAverage(model, 3), []
     for step in range(5):
         train(model, step)
         last.add()
@@ -58,7 +58,7 @@ def test_the_mean_is_of_the_last_weights():
     torch.testing.assert_close(last.mean()["weight"], torch.stack(seen[2:]).mean(0))
 
 
-@pytest.mark.parametrize("make", [lambda m: Ema(m, 0.9), lambda m: LastWeights(m, 3)])
+@pytest.mark.parametrize("make", [lambda m: Ema(m, 0.9), lambda m: CheckpointAverage(m, 3)])
 def test_averages_go_on_from_their_state(make):
     model = nn.Linear(3, 2)
     one = make(model)
@@ -67,12 +67,12 @@ def test_averages_go_on_from_their_state(make):
         train(model, step)
         advance()
     other = make(model)
-    other.prepare(one.about())
+    other.prepare(one.get_extra_state())
     for name, tensor in other.tensors().items():
-        tensor.copy_(one.tensors()[name])
+        tensor.copy_(one.state_tensors()[name])
     train(model, 9)
     advance()
     (other.update if isinstance(other, Ema) else other.add)()
-    assert one.about() == other.about()
-    for name, tensor in one.tensors().items():
-        assert torch.equal(tensor, other.tensors()[name])
+    assert one.get_extra_state() == other.get_extra_state()
+    for name, tensor in one.state_tensors().items():
+        assert torch.equal(tensor, other.state_tensors()[name])

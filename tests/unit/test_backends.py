@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from miniformer.config import UserError
-from miniformer.model import backends
-from miniformer.model.backends import Call
-from miniformer.model.kernels import Scores
+from miniformer.model import attention_backends
+from miniformer.model.attention_backends import AttentionRequirements
+from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.masks import make_visibility
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_attention_backend
@@ -17,9 +17,9 @@ from tests.kit import tiny_model
 B, H, K, T, E = 2, 4, 2, 6, 8
 CPU = torch.device("cpu")
 SEGMENTS = [[0, 1, 1, 1, 2, 2], [1, 2, 1, 2, 2, 0]]  # padding, packing, interleaving
-CALL = Call(
-    device="cpu", dtype=torch.float32, grad=True, ragged=False, cached=False, cross=False,
-    keys=64, width=32, softcap=False, sinks=False, bias=False,
+CALL = AttentionRequirements(
+    device="cpu", dtype=torch.float32, needs_grad=True, ragged=False, cached=False, cross=False,
+    num_keys=64, head_dim=32, softcap=False, sinks=False, bias=False,
 )  # fmt: skip
 HALF = {"device": "cuda", "dtype": torch.bfloat16}
 
@@ -50,7 +50,7 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
     ids=str,
 )
 def test_the_backend_that_is_chosen(changes, wanted):
-    assert backends.choose("auto", CALL._replace(**changes))[0] == wanted
+    assert attention_backends.select_backend("auto", CALL._replace(**changes))[0] == wanted
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,20 @@ def test_the_backend_that_is_chosen(changes, wanted):
 )
 def test_a_backend_that_cannot_do_it_says_why(backend, changes, message):
     with pytest.raises(UserError, match=f"attention backend '{backend}': .*{message}.*use 'auto'"):
-        backends.choose(backend, CALL._replace(**changes))
+        attention_backends.select_backend(backend, CALL._replace(**changes))
 
 
 def test_a_torch_without_a_backend_is_told(monkeypatch):
-    monkeypatch.setitem(backends._MODULES, "varlen", ("torch.nn.attention.nosuch", "varlen_attn"))
+    monkeypatch.setitem(
+        attention_backends._REQUIRED_ATTRIBUTES,
+        "varlen",
+        ("torch.nn.attention.nosuch", "varlen_attn"),
+    )
     with pytest.raises(UserError, match=r"torch [\d.]+.* has no torch.nn.attention.nosuch"):
-        backends.choose("varlen", CALL._replace(**HALF))
-    assert backends.choose("auto", CALL._replace(**HALF, ragged=True))[0] == "sdpa"
+        attention_backends.select_backend("varlen", CALL._replace(**HALF))
+    assert (
+        attention_backends.select_backend("auto", CALL._replace(**HALF, ragged=True))[0] == "sdpa"
+    )
 
 
 def by_loops(q, k, v, allowed, scores):
@@ -135,12 +141,14 @@ def drawn(grad=False, width=E):
 
 
 SCORES = {
-    "nothing": Scores(),
-    "scale": Scores(scale=0.7),
-    "bias": Scores(bias=torch.randn(1, H, T, T, dtype=torch.float64)),
-    "sinks": Scores(sinks=torch.randn(H, dtype=torch.float64)),
-    "softcap": Scores(softcap=0.5),
-    "all": Scores(0.7, 0.5, torch.randn(H, dtype=torch.float64), torch.randn(1, H, T, T).double()),
+    "nothing": ScoreOptions(),
+    "scale": ScoreOptions(scale=0.7),
+    "bias": ScoreOptions(bias=torch.randn(1, H, T, T, dtype=torch.float64)),
+    "sinks": ScoreOptions(sinks=torch.randn(H, dtype=torch.float64)),
+    "softcap": ScoreOptions(softcap=0.5),
+    "all": ScoreOptions(
+        0.7, 0.5, torch.randn(H, dtype=torch.float64), torch.randn(1, H, T, T).double()
+    ),
 }
 
 
@@ -159,8 +167,8 @@ def test_a_backend_computes_what_loops_do(backend, name, causal):
     seen, allowed = seen_by(causal)
     q, k, v = drawn()
     with torch.no_grad():
-        mask = backends.prepare(backend, seen, scores, rows=B, dtype=q.dtype)
-        out = backends.attend(backend, q, k, v, mask, scores)
+        mask = attention_backends.prepare(backend, seen, scores, batch_size=B, dtype=q.dtype)
+        out = attention_backends.attend(backend, q, k, v, mask, scores)
         torch.testing.assert_close(out, by_loops(q, k, v, allowed, scores))
     assert torch.equal(out[0, :, 0], torch.zeros(H, E).double()), "padding gets zeros"
 
@@ -174,17 +182,23 @@ def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
     seen, allowed = seen_by(True)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
-    mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=torch.float64)
-    got = torch.autograd.grad(backends.attend(backend, *inputs, mask, Scores()), inputs, grad)
-    wanted = torch.autograd.grad(by_loops(*inputs, allowed, Scores()), inputs, grad)
+    mask = attention_backends.prepare(
+        backend, seen, ScoreOptions(), batch_size=B, dtype=torch.float64
+    )
+    got = torch.autograd.grad(
+        attention_backends.attend(backend, *inputs, mask, ScoreOptions()), inputs, grad
+    )
+    wanted = torch.autograd.grad(by_loops(*inputs, allowed, ScoreOptions()), inputs, grad)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_matmul_refuses_a_second_derivative():
     q, k, v = drawn(grad=True)
-    mask = backends.prepare("matmul", seen_by(True)[0], Scores(), rows=B, dtype=torch.float64)
-    out = backends.attend("matmul", q, k, v, mask, Scores())
+    mask = attention_backends.prepare(
+        "matmul", seen_by(True)[0], ScoreOptions(), batch_size=B, dtype=torch.float64
+    )
+    out = attention_backends.attend("matmul", q, k, v, mask, ScoreOptions())
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
 
@@ -247,9 +261,11 @@ def test_varlen_calls_torchs_function_as_it_wants_to_be_called(torchs_varlen, ca
     seen, allowed = seen_by(causal, window)
     inputs = drawn()
     with torch.no_grad():
-        mask = backends.prepare("varlen", seen, Scores(0.7), rows=B, dtype=torch.float64)
-        out = backends.attend("varlen", *inputs, mask, Scores(0.7))
-    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores(0.7)))
+        mask = attention_backends.prepare(
+            "varlen", seen, ScoreOptions(0.7), batch_size=B, dtype=torch.float64
+        )
+        out = attention_backends.attend("varlen", *inputs, mask, ScoreOptions(0.7))
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, ScoreOptions(0.7)))
 
 
 def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size):
@@ -271,13 +287,15 @@ def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
-    out = backends.attend(
+    out = attention_backends.attend(
         "varlen",
         *inputs,
-        backends.prepare("varlen", seen, Scores(0.7), rows=B, dtype=torch.float64),
-        Scores(0.7),
+        attention_backends.prepare(
+            "varlen", seen, ScoreOptions(0.7), batch_size=B, dtype=torch.float64
+        ),
+        ScoreOptions(0.7),
     )
-    wanted = by_loops(*inputs, allowed, Scores(0.7))
+    wanted = by_loops(*inputs, allowed, ScoreOptions(0.7))
     torch.testing.assert_close(out, wanted)
     for one, other in zip(
         torch.autograd.grad(out, inputs, grad), torch.autograd.grad(wanted, inputs, grad),
@@ -291,10 +309,10 @@ def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
     """FlashAttention has multiples of 8 only."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True)
-    inputs, scores = drawn(grad=True, width=6), Scores(scale)
-    mask = backends.prepare("varlen", seen, scores, rows=B, dtype=torch.float64)
+    inputs, scores = drawn(grad=True, width=6), ScoreOptions(scale)
+    mask = attention_backends.prepare("varlen", seen, scores, batch_size=B, dtype=torch.float64)
     out, wanted = (
-        backends.attend("varlen", *inputs, mask, scores),
+        attention_backends.attend("varlen", *inputs, mask, scores),
         by_loops(*inputs, allowed, scores),
     )
     torch.testing.assert_close(out, wanted)
@@ -310,9 +328,11 @@ def test_varlen_tells_rows_apart_whatever_their_segments_are_called(monkeypatch)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True, segments=[[-3, -3, 1, 1, 0, 1], [-1, -3, -1, 1, 1, 0]])
     inputs = drawn()
-    mask = backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64)
-    out = backends.attend("varlen", *inputs, mask, Scores())
-    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
+    mask = attention_backends.prepare(
+        "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
+    )
+    out = attention_backends.attend("varlen", *inputs, mask, ScoreOptions())
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, ScoreOptions()))
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -320,15 +340,17 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen = make_visibility(B, T, causal=True, window=window, device=CPU)
     inputs = drawn()
-    out = backends.attend(
+    out = attention_backends.attend(
         "varlen",
         *inputs,
-        backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64),
-        Scores(),
+        attention_backends.prepare(
+            "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
+        ),
+        ScoreOptions(),
     )
     reach = window or T
     allowed = [[[t - reach < s <= t for s in range(T)] for t in range(T)]] * B
-    torch.testing.assert_close(out, by_loops(*inputs, allowed, Scores()))
+    torch.testing.assert_close(out, by_loops(*inputs, allowed, ScoreOptions()))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -338,15 +360,20 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
 @pytest.mark.parametrize("width", [8, 6, 64])
 def test_on_a_gpu(backend, causal, window, width):
     call = CALL._replace(**HALF, ragged=True, width=width)
-    if backends.why_not(backend, call):
-        pytest.skip(backends.why_not(backend, call))
+    if attention_backends.unsupported_reason(backend, call):
+        pytest.skip(attention_backends.unsupported_reason(backend, call))
     seen, allowed = seen_by(causal, window)
     inputs = [x.detach().bfloat16().double().requires_grad_() for x in drawn(width=width)]
     there = [x.detach().bfloat16().cuda().requires_grad_() for x in inputs]
     seen = type(seen)(*(x.cuda() if isinstance(x, torch.Tensor) else x for x in seen))
-    mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=torch.bfloat16)
-    out = backends.attend(backend, *there, mask, Scores())
-    wanted, grad = by_loops(*inputs, allowed, Scores()), torch.randn(B, H, T, width).bfloat16()
+    mask = attention_backends.prepare(
+        backend, seen, ScoreOptions(), batch_size=B, dtype=torch.bfloat16
+    )
+    out = attention_backends.attend(backend, *there, mask, ScoreOptions())
+    wanted, grad = (
+        by_loops(*inputs, allowed, ScoreOptions()),
+        torch.randn(B, H, T, width).bfloat16(),
+    )
     found = [out, *torch.autograd.grad(out, there, grad.cuda())]
     for one, other in zip(
         found, [wanted, *torch.autograd.grad(wanted, inputs, grad.double())], strict=True
@@ -375,9 +402,9 @@ def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
     for line in model.backend_report(keys=64):
         assert "attention: matmul (faster backward" in line
     calls = []
-    original = backends.choose
+    original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
         model.backend_report(keys=9)
         model(torch.zeros(1, 9).long())
         model.backend_report(keys=4)
@@ -391,9 +418,9 @@ def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
 @pytest.mark.parametrize("cached", [False, True])
 def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
     model, calls = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1), []
-    original = backends.choose
+    original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
         model.backend_report(cached=cached)
     of_encoder, of_decoder, across = (call.cached for call in calls)
     assert (of_encoder, of_decoder, across) == (False, cached, cached)
@@ -426,9 +453,9 @@ def test_gradients_may_be_wanted_of_the_source_alone():
     memory = model.encode(ids)
     memory.features.requires_grad_()
     calls = []
-    original = backends.choose
+    original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "choose", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
         model.features(ids, memory)
     assert {call.cross: call.grad for call in calls} == {False: False, True: True}
 
@@ -519,8 +546,10 @@ def test_a_source_or_a_target_of_nothing(backend, sources, targets):
 def test_varlen_of_padding_only(monkeypatch):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", None)  # it is not asked
     seen, _ = seen_by(True, segments=[[0] * T] * B)
-    mask = backends.prepare("varlen", seen, Scores(), rows=B, dtype=torch.float64)
-    assert not backends.attend("varlen", *drawn(), mask, Scores()).any()
+    mask = attention_backends.prepare(
+        "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
+    )
+    assert not attention_backends.attend("varlen", *drawn(), mask, ScoreOptions()).any()
 
 
 @pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
@@ -533,6 +562,10 @@ def test_scores_do_not_overflow_before_they_are_scaled(backend, segments, causal
     q, v = torch.full((B, H, T, 16), 70.7), torch.randn(B, H, T, 16)
     out = []
     for dtype in (torch.float16, torch.float32):
-        mask = backends.prepare(backend, seen, Scores(), rows=B, dtype=dtype)
-        out.append(backends.attend(backend, *(x.to(dtype) for x in (q, q, v)), mask, Scores()))
+        mask = attention_backends.prepare(backend, seen, ScoreOptions(), batch_size=B, dtype=dtype)
+        out.append(
+            attention_backends.attend(
+                backend, *(x.to(dtype) for x in (q, q, v)), mask, ScoreOptions()
+            )
+        )
     torch.testing.assert_close(out[0].float(), out[1], rtol=1e-2, atol=1e-2)

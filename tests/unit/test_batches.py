@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
-from miniformer.data.batches import Batches
-from miniformer.data.buckets import LengthBuckets, pad
+from miniformer.data.batching.chunks import RecordChunks, StreamChunks
+from miniformer.data.batching.columnar import ColumnarStore
+from miniformer.data.batching.length_bucketing import LengthBucketBatcher, pad_sequences
+from miniformer.data.batching.loader import BatchLoader
+from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED
-from miniformer.data.pools import RecordPools, StreamPools
-from miniformer.data.records import records_of
-from miniformer.data.table import Table
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.reading.records import as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
 from tests.kit import VERSE, write_jsonl
 
@@ -26,11 +26,11 @@ LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 
 def table(lengths):
     rows = [np.full(length, index) for index, length in enumerate(lengths)]
-    return Table.of([{"ids": row, "labels": len(row)} for row in rows])
+    return ColumnarStore.from_examples([{"ids": row, "labels": len(row)} for row in rows])
 
 
 def collate(examples, random=None):
-    inputs, mask = pad([example["ids"] for example in examples])
+    inputs, mask = pad_sequences([example["ids"] for example in examples])
     labels = torch.tensor([example["labels"] for example in examples])
     return {"inputs": inputs, "labels": labels} | ({} if mask is None else {"attention_mask": mask})
 
@@ -38,10 +38,12 @@ def collate(examples, random=None):
 @pytest.mark.catches("budget_of_a_batch_ignores_padding")
 @given(LENGTHS, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(0, 9))
 def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens, seed):
-    buckets = LengthBuckets(collate, length=("ids",), batch_size=size, batch_tokens=tokens)
+    buckets = LengthBucketBatcher(
+        collate, length_columns=("ids",), batch_size=size, batch_tokens=tokens
+    )
     random = None if seed is None else np.random.default_rng(seed)
     pool = table(lengths)
-    cuts = buckets.cut(pool, random)
+    cuts = buckets.plan_batches(pool, random)
     assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
     most = tokens or size * np.mean(lengths)
     for cut in cuts:
@@ -55,8 +57,10 @@ def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens
 @pytest.mark.catches("batch_that_is_just_full_is_cut_short")
 @pytest.mark.parametrize("tokens", [None, 12])
 def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
-    buckets = LengthBuckets(collate, length=("ids",), batch_size=4, batch_tokens=tokens)
-    cuts = buckets.cut(table([3] * 10), np.random.default_rng(0))
+    buckets = LengthBucketBatcher(
+        collate, length_columns=("ids",), batch_size=4, batch_tokens=tokens
+    )
+    cuts = buckets.plan_batches(table([3] * 10), np.random.default_rng(0))
     assert sorted(map(len, cuts)) == [2, 4, 4]
 
 
@@ -65,10 +69,10 @@ def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
     st.none() | st.integers(0, 9),
 )
 def test_buckets_of_pairs_count_both_sides(lengths, seed):
-    pool = Table.of([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
-    buckets = LengthBuckets(collate, length=("a", "b"), batch_size=3, batch_tokens=40)
+    pool = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    buckets = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=3, batch_tokens=40)
     random = None if seed is None else np.random.default_rng(seed)
-    cuts = buckets.cut(pool, random)
+    cuts = buckets.plan_batches(pool, random)
     assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
     for cut in cuts:
         places = sum(max(lengths[index][side] for index in cut) for side in (0, 1))
@@ -78,10 +82,10 @@ def test_buckets_of_pairs_count_both_sides(lengths, seed):
 def test_pairs_of_like_lengths_are_together_on_both_sides():
     random = np.random.default_rng(0)
     lengths = random.integers(1, 20, (4000, 2))
-    pool = Table.of([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
-    buckets = LengthBuckets(collate, length=("a", "b"), batch_size=8)
+    pool = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    buckets = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=8)
     real = places = 0
-    for cut in buckets.cut(pool, random):
+    for cut in buckets.plan_batches(pool, random):
         real += lengths[cut].sum()
         places += len(cut) * lengths[cut].max(0).sum()
     assert real / places > 0.95
@@ -91,7 +95,7 @@ def test_pairs_of_like_lengths_are_together_on_both_sides():
 @given(LENGTHS)
 def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
     rows = [np.arange(1, length + 1) for length in lengths]
-    padded, mask = pad(rows, fill=0)
+    padded, mask = pad_sequences(rows, padding_value=0)
     assert padded.shape == (len(rows), max(lengths))
     seen = torch.ones_like(padded, dtype=torch.bool) if mask is None else mask
     assert [padded[i][seen[i]].tolist() for i in range(len(rows))] == [row.tolist() for row in rows]
@@ -104,7 +108,13 @@ def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
 def test_a_table_gives_back_its_examples(lengths, data):
     cut = data.draw(st.integers(0, len(lengths)))
     rows = [{"x": np.arange(length), "y": length, "z": np.ones((length, 2))} for length in lengths]
-    whole = Table.join([Table.of(rows[:cut]), Table.of([]), Table.of(rows[cut:])])
+    whole = ColumnarStore.concatenate(
+        [
+            ColumnarStore.from_examples(rows[:cut]),
+            ColumnarStore.from_examples([]),
+            ColumnarStore.from_examples(rows[cut:]),
+        ]
+    )
     assert len(whole) == len(rows)
     assert whole.lengths("x").tolist() == lengths
     for index, row in enumerate(rows):
@@ -125,9 +135,11 @@ def encode(records):
 
 
 def batches(tmp_path=None, *, keep=True, size=10, workers=0, **options):
-    pools = RecordPools(records_of(RECORDS), encode, size=size, keep=keep, num_workers=workers)
-    buckets = LengthBuckets(collate, length=("ids",), batch_size=4)
-    return Batches(pools, buckets, **{"seed": 5, **options})
+    pools = RecordChunks(
+        as_records(RECORDS), encode, chunk_size=size, keep_in_memory=keep, num_workers=workers
+    )
+    buckets = LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4)
+    return BatchLoader(pools, buckets, **{"seed": 5, **options})
 
 
 def flat(lists):
@@ -178,11 +190,11 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
 
 @pytest.mark.catches("large_files_are_read_in_order")
 def test_a_pool_of_data_that_is_not_kept_holds_other_records_each_epoch():
-    pools = RecordPools(records_of(RECORDS), encode, size=10, keep=False)
+    pools = RecordChunks(as_records(RECORDS), encode, chunk_size=10, keep_in_memory=False)
     first, second = (
         [
             sorted(pool.columns["labels"].tolist())
-            for pool in pools.epoch(np.random.default_rng(seed))
+            for pool in pools.iter_epoch(np.random.default_rng(seed))
         ]
         for seed in range(2)
     )
@@ -242,7 +254,7 @@ def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
 def test_a_batch_can_be_traced_to_its_records(keep):
     served = list(batches(keep=keep))
     for batch in served:
-        found = batches(keep=keep).trace(batch["about"]["place"])
+        found = batches(keep=keep).record_indices(batch["about"]["place"])
         assert sorted(found) == sorted(batch["labels"].tolist())
 
 
@@ -254,13 +266,17 @@ def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():
 
 
 def test_a_stream_is_served_in_pools_as_it_comes():
-    pools = StreamPools(lambda: iter(RECORDS), encode, size=10)
-    loader = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    pools = StreamChunks(lambda: iter(RECORDS), encode, chunk_size=10)
+    loader = BatchLoader(
+        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+    )
     served = list(loader)
     assert sorted(flat(labels(served))) == list(range(57))
     first_pool = [batch for batch in served if batch["about"]["state"]["pool"] == 0]
     assert max(flat(labels(first_pool))) < 10
-    resumed = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    resumed = BatchLoader(
+        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+    )
     resumed.load_state_dict(served[4]["about"]["state"])
     assert labels(resumed) == labels(served[5:])
 
@@ -270,8 +286,10 @@ def test_a_stream_is_served_in_pools_as_it_comes():
 def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, workers):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "1"}\n' * 9 + '{"text": 3}\n')
-    pools = RecordPools(records_of(path), encode, keep=False, num_workers=workers)
-    loader = Batches(pools, LengthBuckets(collate, length=("ids",), batch_size=4), seed=0)
+    pools = RecordChunks(as_records(path), encode, keep_in_memory=False, num_workers=workers)
+    loader = BatchLoader(
+        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+    )
     with pytest.raises(UserError, match=r"bad.jsonl:10: 'text' must be a string, not an integer"):
         list(loader)
 
@@ -283,14 +301,14 @@ def test_the_data_module_serves_what_the_files_hold(tmp_path):
     val = write_jsonl(tmp_path / "val.jsonl", ["short"])
     data = MiniFormerDataModule(train, val_path=val, tokenizer=tokenizer, batch_size=2, seq_len=8)
     loader = data.train_dataloader()
-    whole = [i for text in texts for i in (tokenizer.boundary_id, *tokenizer.encode(text))]
-    assert data.count("train", "ids") == len(whole)
-    assert data.count("train", "bytes") == len("".join(texts).encode())
-    assert data.count("test", "ids") is None
+    whole = [i for text in texts for i in (tokenizer.eos_id, *tokenizer.encode(text))]
+    assert data.column_total("train", "ids") == len(whole)
+    assert data.column_total("train", "bytes") == len("".join(texts).encode())
+    assert data.column_total("test", "ids") is None
     seen = torch.cat([batch["input_ids"] for batch in loader])
     assert seen.shape == (len(whole) // 8, 8)
     (batch,) = data.val_dataloader()
-    text = [i for i in batch["labels"].flatten().tolist() if i != IGNORED]
+    text = [i for i in batch["labels"].flatten().tolist() if i != IGNORE_INDEX]
     assert tokenizer.decode(text) == "short"
     assert batch["bytes"] == pytest.approx(5)
     assert data.test_dataloader() == []
@@ -316,17 +334,19 @@ def test_what_is_cut_is_counted_and_told():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"source": "ab", "target": "c" * n} for n in (3, 7, 8, 20)]
     data = MiniFormerDataModule(records, tokenizer=tokenizer, task="seq2seq", seq_len=8)
-    assert data.cut("train") == (
+    assert data.truncation_warning("train") == (
         "warning: 2 of 4 train examples were cut to seq_len=8 or the task's own limits; "
         "14 tokens are lost"
     )
     (batch,) = list(data.train_dataloader())
-    kept = sorted((row != IGNORED).sum().item() for row in batch["labels"])
+    kept = sorted((row != IGNORE_INDEX).sum().item() for row in batch["labels"])
     assert kept == [4, 8, 8, 8]
     ends = {
-        row[row != IGNORED][-1].item() for row in batch["labels"] if (row != IGNORED).sum() == 8
+        row[row != IGNORE_INDEX][-1].item()
+        for row in batch["labels"]
+        if (row != IGNORE_INDEX).sum() == 8
     }
-    assert ends == {tokenizer.boundary_id, tokenizer.encode("c")[0]}, "a cut target has no end"
+    assert ends == {tokenizer.eos_id, tokenizer.encode("c")[0]}, "a cut target has no end"
 
 
 def test_large_data_is_not_kept_and_trains_alike(tmp_path, monkeypatch):
@@ -339,8 +359,8 @@ def test_large_data_is_not_kept_and_trains_alike(tmp_path, monkeypatch):
         return data, [batch["input_ids"] for batch in data.val_dataloader()]
 
     kept, served = first()
-    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 1)
+    monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1)
     read, again = first()
-    assert kept.pools["val"].kept is not None
-    assert read.pools["val"].kept is None
+    assert kept.chunks["val"].in_memory is not None
+    assert read.chunks["val"].in_memory is None
     assert torch.equal(torch.cat(served), torch.cat(again))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig
-from miniformer.generation.beam import Search, beam_search
-from miniformer.generation.decoding import Begun
+from miniformer.generation.beam_search import BeamSearch, beam_search
+from miniformer.generation.loop import DecodingState
 from tests.kit import tiny_model
 
 END = 0
@@ -29,7 +29,7 @@ def sharp(**changes):
 def found_by(model, options, prompts=(PROMPT,)):
     """Of each prompt, its hypotheses without what ends them, and their scores."""
     with torch.inference_mode():
-        begun = Begun(
+        begun = DecodingState(
             model, torch.tensor(prompts), None, options.max_new_tokens, copies=options.num_beams
         )
         beams = beam_search(begun, options)
@@ -86,13 +86,17 @@ def test_stopping_early_changes_nothing(beams, penalty, seed):
     logits[:, END] += 1
 
     def run(stops):
-        search, token, steps = Search(2, options, torch.device("cpu")), torch.zeros(2 * beams), 0
-        while search.step < 9 and not (stops and search.over()):
+        search, token, steps = (
+            BeamSearch(2, options, torch.device("cpu")),
+            torch.zeros(2 * beams),
+            0,
+        )
+        while search.step < 9 and not (stops and search.is_done()):
             row = torch.arange(2 * beams) // beams  # the second row has other logits
             steps += 1
             step = logits[search.step] + (row * token.long())[:, None] * 0.3
             _, token = search.advance(step.log_softmax(-1))
-        return search.ended, steps
+        return search.finished, steps
 
     (early, steps), (whole, all_steps) = run(True), run(False)
     assert steps <= all_steps == 9
@@ -104,9 +108,9 @@ def test_stopping_early_changes_nothing(beams, penalty, seed):
 def test_a_search_ends_once_nothing_better_can_come():
     """An end that is almost certain: one step, not fifty."""
     options = GenerationConfig(max_new_tokens=50, num_beams=1, eos_id=END)
-    search = Search(1, options, torch.device("cpu"))
+    search = BeamSearch(1, options, torch.device("cpu"))
     search.advance(torch.tensor([[9.0, 0.0, 0.0]]).log_softmax(-1))
-    assert search.over()
+    assert search.is_done()
 
 
 @pytest.mark.catches("beams_continue_from_the_first_row")

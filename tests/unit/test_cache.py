@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from miniformer.config import UserError
-from miniformer.model.cache import KVCache
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_attention_backend
 from tests.kit import tiny_model
@@ -52,11 +52,11 @@ def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
     dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 3}
     model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 9))
     cache = model.new_cache(2, 12)
-    cache.spans = torch.tensor([[9], [6]])
+    cache.final_lengths = torch.tensor([[9], [6]])
     model(ids[:, :5], cache=cache)
     cache.reorder(torch.tensor([1, 0]))
     other = model.new_cache(2, 10)  # whose own capacity would be another length
-    other.load_state(cache.state())
+    other.load_state_dict(cache.state_dict())
     next_ = ids[[1, 0], 5:6]
     for each in (cache, other):
         logits = model(next_, cache=each)[:, -1]
@@ -197,9 +197,9 @@ def test_a_cache_can_be_put_away_and_taken_up(shape, kind, tmp_path):
     mask = torch.tensor([[True] * 6, [True, True, False, False, True, True]])
     cache = model.new_cache(2, 8, kind)
     model(ids[:, :6], mask, cache=cache)
-    save_file(cache.state(), tmp_path / "cache.safetensors")
+    save_file(cache.state_dict(), tmp_path / "cache.safetensors")
     fresh = model.new_cache(2, 10, kind)
-    fresh.load_state(load_file(tmp_path / "cache.safetensors"))
+    fresh.load_state_dict(load_file(tmp_path / "cache.safetensors"))
     assert fresh.lengths.tolist() == [6, 4]
     one, other = (model(ids[:, 6:], cache=each) for each in (cache, fresh))
     torch.testing.assert_close(one, other)
@@ -210,13 +210,13 @@ def test_a_state_of_another_kind_or_size_is_refused():
     model = tiny_model()
     cache = model.new_cache(2, 4)
     model(tokens(model, 2, 4), cache=cache)
-    state = cache.state()
+    state = cache.state_dict()
     with pytest.raises(ValueError, match="4 tokens do not fit a cache of capacity 3"):
-        model.new_cache(2, 3).load_state(state)
+        model.new_cache(2, 3).load_state_dict(state)
     with pytest.raises(ValueError, match=r"the state's keys of layer 0 are \[2, .*another kind"):
-        model.new_cache(1, 4).load_state(state)
+        model.new_cache(1, 4).load_state_dict(state)
     with pytest.raises(ValueError, match=r"the state's keys of layer 0 are none"):
-        model.new_cache(2, 4, "int8").load_state(state)
+        model.new_cache(2, 4, "int8").load_state_dict(state)
 
 
 def test_an_unknown_kind_is_refused():
@@ -340,7 +340,7 @@ def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
     small, large = model.new_cache(1, 3), model.new_cache(1, 8)
     model(torch.tensor([[1, 2, 3]]), cache=small)
     with pytest.raises(ValueError, match="it is of another kind of cache or model"):
-        large.load_state(small.state())
+        large.load_state_dict(small.state_dict())
 
 
 def test_the_state_of_a_decoder_can_be_written_and_read(tmp_path):
@@ -350,9 +350,9 @@ def test_the_state_of_a_decoder_can_be_written_and_read(tmp_path):
     wanted = model.features(target, memory)
     cache = model.new_cache(1, 4)
     model.features(target[:, :3], memory, cache=cache)
-    save_file(cache.state(), tmp_path / "cache")
+    save_file(cache.state_dict(), tmp_path / "cache")
     other = model.new_cache(1, 4)
-    other.load_state(load_file(tmp_path / "cache"))
+    other.load_state_dict(load_file(tmp_path / "cache"))
     torch.testing.assert_close(model.features(target[:, 3:], memory, cache=other), wanted[:, 3:])
 
 
@@ -438,12 +438,12 @@ def test_a_cache_trimmed_to_nothing_can_take_another_source(none):
         out = model.features(target, model.encode(source), cache=cache)
         close(model.logits(out), model(source, target))
         cache.trim(none)
-    assert cache.cross is None
+    assert cache.cross_kv is None
     source = tokens(model, 2, 5)
     memory = model.encode(source)
     model.features(target[:, :2], memory, cache=cache)
     cache.trim(torch.tensor([0, 1]))
-    assert cache.cross is not None, "one row has still a token that read its source"
+    assert cache.cross_kv is not None, "one row has still a token that read its source"
 
 
 @pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miniformer.config import UserError
-from miniformer.model.checkpointing import kept_bytes
+from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from tests.kit import tiny_model
 
@@ -34,9 +34,9 @@ def test_an_unknown_way_is_refused():
 def test_what_is_kept_is_counted():
     """Of a chain of exp, each output is kept; of a detached tensor, nothing."""
     x = torch.zeros(10, 100, requires_grad=True)
-    assert kept_bytes(lambda: x.exp().exp().exp()) == 3 * 4000
-    assert kept_bytes(lambda: x.exp().detach().sum()) == 4
-    assert kept_bytes(lambda: (x.exp() + 1).sum()) == 4000 + 4  # adding keeps nothing
+    assert saved_activation_bytes(lambda: x.exp().exp().exp()) == 3 * 4000
+    assert saved_activation_bytes(lambda: x.exp().detach().sum()) == 4
+    assert saved_activation_bytes(lambda: (x.exp() + 1).sum()) == 4000 + 4  # adding keeps nothing
 
 
 def test_each_way_keeps_less_than_the_one_before():
@@ -45,7 +45,7 @@ def test_each_way_keeps_less_than_the_one_before():
     kept = []
     for how in ("none", "selective", "full"):
         set_activation_checkpointing(model, how)
-        kept.append(kept_bytes(lambda: model(inputs)))
+        kept.append(saved_activation_bytes(lambda: model(inputs)))
     inner, products, inputs_only = kept
     matrix_products = 4 * 4 * 32 * 4 * (4 * 64 + 256 + 64)  # layers, rows, tokens, bytes, widths
     assert inner > products > matrix_products > inputs_only

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from miniformer import TrainConfig, registry
 from miniformer.config import UserError
-from miniformer.data import fields
+from miniformer.data.reading import schema
 from miniformer.tasks.seq2seq import Seq2Seq
-from miniformer.training.preparation import prepare
-from miniformer.training.tokenizers import make_tokenizer, single_words
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.setup.tokenizers import make_tokenizer, mostly_single_words
 from tests.kit import VERSE
 
 WORDS = sorted(set(VERSE.split()))
@@ -36,7 +36,7 @@ SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
     ],
 )
 def test_the_first_texts_tell_whether_they_are_single_words(texts, found):
-    assert single_words(texts) is found
+    assert mostly_single_words(texts) is found
 
 
 def prepared(folder, records, task="seq2seq", **settings):
@@ -52,8 +52,8 @@ def prepared(folder, records, task="seq2seq", **settings):
 def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
     tokenizer, said = prepared(tmp_path, SOUNDS)
     letters = set("".join(WORDS))
-    assert tokenizer.source.vocab_size == len(letters) + 3
-    assert len(tokenizer.source.encode(WORDS[0])) == len(WORDS[0])
+    assert tokenizer.separate_source_tokenizer.vocab_size == len(letters) + 3
+    assert len(tokenizer.separate_source_tokenizer.encode(WORDS[0])) == len(WORDS[0])
     assert tokenizer.decode(tokenizer.encode("T O")) == "T O"
     assert said.startswith("tokenizer: of targets bpe, ")
     assert f"; of sources char, {len(letters) + 3} ids" in said
@@ -69,7 +69,7 @@ def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
 )
 def test_others_share_one(tmp_path, record):
     tokenizer, said = prepared(tmp_path, [record(word) for word in WORDS])
-    assert tokenizer.source is None
+    assert tokenizer.separate_source_tokenizer is None
     assert said.startswith("tokenizer: bpe, ")
 
 
@@ -77,13 +77,13 @@ def test_others_share_one(tmp_path, record):
 def test_what_is_said_of_tokenizers_is_heard(tmp_path):
     for name in ("bpe", "char"):
         tokenizer, said = prepared(tmp_path, SOUNDS, tokenizer=name)
-        assert tokenizer.source is None
+        assert tokenizer.separate_source_tokenizer is None
         assert said.startswith(f"tokenizer: {name}, ")
     tokenizer, said = prepared(tmp_path, SOUNDS, source_tokenizer="byte")
     assert said.startswith("tokenizer: of targets bpe, ")
     assert "of sources byte, 258 ids" in said
     tokenizer, said = prepared(tmp_path, SOUNDS, task_config={"bpe_dropout": 0.1})
-    assert tokenizer.source is None, "letters have no merges to be undone"
+    assert tokenizer.separate_source_tokenizer is None, "letters have no merges to be undone"
     with pytest.raises(UserError, match="source_vocab_size=50 is for sources with a tokenizer"):
         prepared(tmp_path, SOUNDS, model_config={"source_vocab_size": 50})
 
@@ -102,7 +102,7 @@ class Reversal(Seq2Seq):
 
     @property
     def schema(self):
-        return {"text": fields.text}
+        return {"text": schema.check_text}
 
     def texts(self, record):
         yield record["text"]
@@ -134,7 +134,10 @@ def test_a_task_of_its_own_fields_has_one_tokenizer(tmp_path, monkeypatch):
 def test_a_tokenizer_learns_from_the_tasks_own_texts(tmp_path, monkeypatch):
     monkeypatch.setitem(registry._registered, "task", {"shout": Shout})
     tokenizer, _ = prepared(tmp_path, SOUNDS, "shout")
-    assert tokenizer.source.decode(tokenizer.source.encode("TO")) == "TO"
+    assert (
+        tokenizer.separate_source_tokenizer.decode(tokenizer.separate_source_tokenizer.encode("TO"))
+        == "TO"
+    )
 
 
 def test_pairs_keep_their_many_subwords(tmp_path):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from miniformer import cli
 from miniformer.config import UserError
-from miniformer.trainer import tell
+from miniformer.trainer import report_result
 
 
 @pytest.mark.catches("verify_resume_exits_with_0")
@@ -18,7 +18,7 @@ def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypat
         exact=exact, steps=5, kills=[2], states=[1], different=3, parts=["model"]
     )
     monkeypatch.setattr(
-        "miniformer.training.verify.verify_resume", lambda config, folder, **options: verdict
+        "miniformer.training.resume.verify.verify_resume", lambda config, folder, **options: verdict
     )
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     assert cli.main(["verify-resume", "--train_path", str(tmp_path / "a.jsonl")]) == 1 - exact
@@ -33,7 +33,7 @@ def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
     result = types.SimpleNamespace(
         interrupted=number, figures={"val_loss": 1.5, "step": 3.0}, task=task, model=Path("best")
     )
-    assert tell(result, Console(quiet=True)) == code
+    assert report_result(result, Console(quiet=True)) == code
 
 
 @pytest.mark.catches("lines_of_standard_input_are_not_numbered")
@@ -49,4 +49,4 @@ def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
 )
 def test_a_mistake_on_standard_input_is_named_by_its_line(text, message):
     with pytest.raises(UserError, match=message):
-        cli._json_lines(text, ["text"])
+        cli._parse_json_lines(text, ["text"])

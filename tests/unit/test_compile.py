@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from miniformer.config import TransformerConfig
-from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES, family
+from miniformer.config.architectures import (
+    ARCHITECTURES,
+    SEQ2SEQ_ARCHITECTURES,
+    architecture_config,
+)
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
@@ -27,11 +31,11 @@ def families(names):
 
 def build(name, **more):
     torch.manual_seed(0)
-    values = family(name, **SIZES, **more)
+    values = architecture_config(name, **SIZES, **more)
     if values.get("sliding_window"):
         values["sliding_window"] = 6
     config = TransformerConfig.from_dict(values)
-    return Seq2SeqTransformer(config) if name in SEQ2SEQ_FAMILIES else Transformer(config)
+    return Seq2SeqTransformer(config) if name in SEQ2SEQ_ARCHITECTURES else Transformer(config)
 
 
 @pytest.fixture(autouse=True)
@@ -57,12 +61,12 @@ def ids(rows, length):
     return torch.randint(0, 31, (rows, length))
 
 
-@pytest.mark.parametrize("name", families(FAMILIES))
+@pytest.mark.parametrize("name", families(ARCHITECTURES))
 def test_a_family_trains_as_one_graph_for_any_length(name):
     model = build(name).train()
 
     def loss(source, target, labels):
-        if name in SEQ2SEQ_FAMILIES:
+        if name in SEQ2SEQ_ARCHITECTURES:
             features = model.features(target, model.encode(source))
         else:
             features = model.features(target)
@@ -80,13 +84,15 @@ def test_a_family_trains_as_one_graph_for_any_length(name):
 
 @pytest.mark.parametrize(
     "name",
-    families(n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES),
+    families(
+        n for n in ARCHITECTURES if ARCHITECTURES[n].get("causal") or n in SEQ2SEQ_ARCHITECTURES
+    ),
 )
 @torch.inference_mode()
 def test_a_family_decodes_as_one_graph_at_any_length(name):
     model = build(name).eval()
     prompt = ids(2, 5)
-    memory = model.encode(ids(2, 4)) if name in SEQ2SEQ_FAMILIES else None
+    memory = model.encode(ids(2, 4)) if name in SEQ2SEQ_ARCHITECTURES else None
     first, second = model.new_cache(2, 20), model.new_cache(2, 20)
 
     def step(token, cache):

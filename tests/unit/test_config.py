@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError, sizes
-from miniformer.model import cache
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError, estimates
+from miniformer.model.cache import kv_cache
 from miniformer.train_config import TrainConfig
 
 
@@ -263,4 +263,4 @@ def test_operations_of_no_text_are_refused(length):
 
 
 def test_the_kinds_of_cache_are_those_that_can_be_built():
-    assert sizes.CACHE_KINDS == cache.KINDS
+    assert estimates.CACHE_KINDS == kv_cache.CACHE_KINDS

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError, GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.seq2seq import Seq2Seq
@@ -28,7 +28,7 @@ REGEXES = ["(a|bc)+", "[0-9]{3}-[0-9]{4}", "the (cat|dog) s[aou]t\\.?", "é{2,3}
 def pipeline(kind="bpe", seed=0, task=None, **changes):
     tokenizer = TOKENIZERS[kind]
     model = tiny_model(seed, vocab_size=tokenizer.vocab_size + 3, max_seq_len=200, **changes)
-    generation = GenerationConfig(max_new_tokens=60, eos_id=tokenizer.boundary_id)
+    generation = GenerationConfig(max_new_tokens=60, eos_id=tokenizer.eos_id)
     return Pipeline(model, tokenizer, task=task or LanguageModeling(), generation=generation)
 
 

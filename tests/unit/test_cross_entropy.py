@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniformer.model import cross_entropy
-from miniformer.model.cross_entropy import linear_cross_entropy
+from miniformer.model.ops import cross_entropy
+from miniformer.model.ops.cross_entropy import linear_cross_entropy
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -44,7 +44,7 @@ def assert_alike(sources, labels, *, bias=None, incoming=1.0, tolerance=TIGHT, *
     """Loss and gradients are torch's, and so are their types."""
     chunk = options.pop("chunk", None)
     every = [*sources, *([] if bias is None else [bias])]
-    ours = linear_cross_entropy(*sources, labels, bias=bias, chunk=chunk, **options)
+    ours = linear_cross_entropy(*sources, labels, bias=bias, chunk_size=chunk, **options)
     whole = by_torch(*sources, labels, bias=bias, **options)
     found, wanted = results(ours, every, incoming), results(whole, every, incoming)
     for one, other in zip(found, wanted, strict=True):
@@ -90,7 +90,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
 def test_narrower_types(dtype, tolerance, chunk):
     features, weight, labels, bias = example(40, 50, 16, dtype=dtype)
     assert_alike((features, weight), labels, bias=bias, chunk=chunk, tolerance=tolerance)
-    loss = linear_cross_entropy(features, weight, labels, chunk=chunk)
+    loss = linear_cross_entropy(features, weight, labels, chunk_size=chunk)
     assert loss.dtype == torch.float32
     assert loss.shape == ()
 
@@ -107,8 +107,8 @@ def test_autocast_multiplies_in_its_type_and_returns_gradients_in_the_weights(
             (features, weight), labels, bias=bias, chunk=chunk, softcap=5.0,
             tolerance={"rtol": 3e-2, "atol": 6e-2},
         )  # fmt: skip
-        narrow = linear_cross_entropy(features, weight, labels, chunk=chunk)
-    wide = linear_cross_entropy(features.float(), weight, labels, chunk=chunk)
+        narrow = linear_cross_entropy(features, weight, labels, chunk_size=chunk)
+    wide = linear_cross_entropy(features.float(), weight, labels, chunk_size=chunk)
     assert narrow.dtype == torch.float32
     assert narrow != wide  # it is rounded to bfloat16 on the way
 
@@ -122,7 +122,7 @@ def test_autocast_leaves_float64_alone():
 
 def test_shapes_alone_will_do():
     features, weight, labels, bias = (x.detach().to("meta") for x in example())
-    loss = linear_cross_entropy(features, weight.requires_grad_(), labels, bias=bias, chunk=3)
+    loss = linear_cross_entropy(features, weight.requires_grad_(), labels, bias=bias, chunk_size=3)
     loss.backward()
     assert weight.grad.shape == (11, 5)
 
@@ -132,7 +132,7 @@ def test_sums_over_many_chunks_are_not_rounded_to_a_narrow_type():
     features = torch.ones(2000, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(2000, dtype=torch.long)
-    linear_cross_entropy(features, weight, labels, chunk=1).backward()
+    linear_cross_entropy(features, weight, labels, chunk_size=1).backward()
     assert weight.grad.tolist() == [[-1000.0], [1000.0]]
 
 
@@ -147,7 +147,7 @@ def test_only_what_wants_a_gradient_gets_one(wanting):
 def test_without_gradients_there_is_the_loss_alone():
     features, weight, labels, _ = example()
     with torch.no_grad():
-        loss = linear_cross_entropy(features, weight, labels, chunk=3)
+        loss = linear_cross_entropy(features, weight, labels, chunk_size=3)
     assert not loss.requires_grad
     torch.testing.assert_close(loss, by_torch(features, weight, labels), **TIGHT)
     assert not linear_cross_entropy(features.detach(), weight.detach(), labels).requires_grad
@@ -210,11 +210,13 @@ class _Watch(TorchDispatchMode):
 def test_whole_logits_are_never_in_memory(dtype, softcap):
     features, weight, labels, bias = example(64, 100, 8, dtype=dtype)  # N * V = 6400
     with _Watch() as watch:
-        loss = linear_cross_entropy(features, weight, labels, bias=bias, softcap=softcap, chunk=8)
+        loss = linear_cross_entropy(
+            features, weight, labels, bias=bias, softcap=softcap, chunk_size=8
+        )
         loss.backward()
     assert watch.largest == 800  # a chunk's logits, and the weight
     with _Watch() as watch, torch.no_grad():
-        linear_cross_entropy(features, weight, labels, bias=bias, softcap=softcap, chunk=8)
+        linear_cross_entropy(features, weight, labels, bias=bias, softcap=softcap, chunk_size=8)
     assert watch.largest == 800
     with _Watch() as watch:
         by_torch(features, weight, labels)
@@ -225,7 +227,7 @@ def test_chunks_are_of_one_size():
     """Of 9 positions at most 8 at once: 5 and 4, not 8 and 1."""
     features, weight, labels, _ = example(9, 100, 2)
     with _Watch() as watch:
-        linear_cross_entropy(features, weight, labels, chunk=8)
+        linear_cross_entropy(features, weight, labels, chunk_size=8)
     assert watch.largest == 500
 
 
@@ -243,7 +245,7 @@ def test_the_default_chunk_is_some_32_megabytes_of_logits():
 
 
 def test_the_backward_pass_only_scales():
-    loss = linear_cross_entropy(*example()[:3], chunk=3)
+    loss = linear_cross_entropy(*example()[:3], chunk_size=3)
     with _Watch() as watch:
         loss.backward()
     assert not watch.names & {"mm", "addmm", "_log_softmax", "exp"}
@@ -251,7 +253,7 @@ def test_the_backward_pass_only_scales():
 
 def test_a_kept_graph_gives_the_same_again():
     features, weight, labels, _ = example()
-    loss = linear_cross_entropy(features, weight, labels, chunk=3)
+    loss = linear_cross_entropy(features, weight, labels, chunk_size=3)
     once = torch.autograd.grad(loss, [features, weight], retain_graph=True)
     again = torch.autograd.grad(loss, [features, weight], retain_graph=True)
     torch.testing.assert_close(once, again, rtol=0, atol=0)
@@ -267,7 +269,7 @@ def test_a_second_derivative_is_refused_rather_than_zero():
 def test_gradients_by_finite_differences():
     features, weight, labels, bias = example(4, 5, 3, ignored=(1,))
     assert torch.autograd.gradcheck(
-        lambda f, w, b: linear_cross_entropy(f, w, labels, bias=b, softcap=3.0, chunk=3),
+        lambda f, w, b: linear_cross_entropy(f, w, labels, bias=b, softcap=3.0, chunk_size=3),
         (features, weight, bias),
     )
 
@@ -277,7 +279,7 @@ def test_gradients_by_finite_differences():
 def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
     features, weight, labels, bias = (x.detach() for x in example(dtype=torch.float32))
     torch.library.opcheck(
-        cross_entropy._as_one_operation,
+        cross_entropy._custom_op,
         (features, weight, bias, labels, 5.0, 0.1, 3, dtype, wanted),
         test_utils=("test_schema", "test_faketensor"),
     )
@@ -296,4 +298,4 @@ def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
 def test_wrong_labels_and_chunks_are_refused(labels, chunk, error, message):
     features, weight, _, _ = example()
     with pytest.raises(error, match=message):
-        linear_cross_entropy(features, weight, labels, chunk=chunk)
+        linear_cross_entropy(features, weight, labels, chunk_size=chunk)

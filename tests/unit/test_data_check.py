@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer import cli
-from miniformer.data import fields
-from miniformer.data.check import duplicates, look_over
-from miniformer.data.records import records_of
+from miniformer.data.inspect import find_duplicates, inspect_dataset
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import as_records
 from miniformer.tasks.classification import Classification
 from tests.kit import VERSE
 
@@ -25,13 +25,13 @@ def check(*arguments):
     return cli.main(["data", "check", *map(str, arguments)])
 
 
-SCHEMA = {"text": fields.text}
+SCHEMA = {"text": schema.check_text}
 
 
 def looked(tmp, name, texts):
     path = write(tmp / f"{name}.jsonl", [{"text": text} for text in texts])
-    return look_over(
-        name, str(path), SCHEMA, measure=lambda some: {"text": [len(r["text"]) for r in some]}
+    return inspect_dataset(
+        name, str(path), SCHEMA, length_fn=lambda some: {"text": [len(r["text"]) for r in some]}
     )
 
 
@@ -43,8 +43,8 @@ def looked(tmp, name, texts):
 def test_duplicates_are_those_of_a_plain_count(tmp_path_factory, train, val):
     tmp = tmp_path_factory.mktemp("data")
     one, other = looked(tmp, "train", train), looked(tmp, "val", val)
-    assert duplicates(one, one)[0] == len(train) - len(set(train))
-    number, shown = duplicates(one, other)
+    assert find_duplicates(one, one)[0] == len(train) - len(set(train))
+    number, shown = find_duplicates(one, other)
     assert number == sum(text in train for text in val)
     assert len(shown) == min(3, number)
     for line in shown:
@@ -58,7 +58,7 @@ def test_duplicates_are_those_of_a_plain_count(tmp_path_factory, train, val):
 def test_spacing_and_spelling_make_no_difference(tmp_path):
     one = looked(tmp_path, "train", ["caf\u00e9  au lait", "x"])
     other = looked(tmp_path, "val", ["cafe\u0301 au lait\n", "y"])
-    assert duplicates(one, other)[0] == 1
+    assert find_duplicates(one, other)[0] == 1
 
 
 @pytest.mark.catches("check_ends_at_the_first_fault")
@@ -199,8 +199,8 @@ def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, ca
     assert f"{said}'good' ({path}:1), 'good ' ({path}:3); spell them alike" in out
     assert f"{said}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); spell them alike" in out
     assert out.count("warning: ") == 2
-    task = Classification().fit(records_of(str(path), Classification().schema))
-    found = [line for line in task.findings() if "differ only by spaces" in line]
+    task = Classification().fit(as_records(str(path), Classification().schema))
+    found = [line for line in task.data_warnings() if "differ only by spaces" in line]
     assert len(found) == 2
 
 

@@ -73,7 +73,7 @@ def test_attention_without_a_mask_leaks_everywhere():
 def test_a_look_at_the_next_token_is_found_where_it_happens():
     model = with_part("feed_forward", MixesOverTime)
     leaks = [leak for leak in miniformer.find_leaks(model) if leak.kind == "future"]
-    assert [leak.moved for leak in leaks] == [[t] for t in range(7)]
+    assert [leak.positions for leak in leaks] == [[t] for t in range(7)]
     with pytest.raises(AssertionError, match="future: changing tokens 1 to 7 moves outputs 0 by"):
         miniformer.assert_no_leaks(model)
 
@@ -101,9 +101,9 @@ class ForgetsToBeCausal(Transformer):
 
     told_by = "attention_mask"
 
-    def run(self, x, **options):
+    def run_layers(self, x, **options):
         self.causal = options[self.told_by] is None
-        return super().run(x, **options)
+        return super().run_layers(x, **options)
 
 
 class ForgetsSegments(ForgetsToBeCausal):
@@ -161,8 +161,11 @@ def test_what_only_some_inputs_show_is_found(broken, causal, wanted):
 def test_each_row_is_changed_in_turn():
     found = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
     leaks = [leak for leak in found if leak.kind == "batch"]
-    assert {leak.changed for leak in leaks if leak.outputs == "outputs"} == {"row 0", "row 1"}
-    vectors = {leak.changed: leak.moved for leak in leaks if leak.outputs == "vectors"}
+    assert {leak.perturbation for leak in leaks if leak.output_name == "outputs"} == {
+        "row 0",
+        "row 1",
+    }
+    vectors = {leak.perturbation: leak.positions for leak in leaks if leak.output_name == "vectors"}
     assert vectors == {"row 0": [1], "row 1": [2]}
 
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from miniformer.config import TransformerConfig
-from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES, family
+from miniformer.config.architectures import (
+    ARCHITECTURES,
+    SEQ2SEQ_ARCHITECTURES,
+    architecture_config,
+)
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.stack import set_attention_backend
 from miniformer.model.transformer import Transformer
@@ -17,14 +21,14 @@ SIZES = {
     "n_layers": 3, "max_seq_len": 32, "dropout": 0.0,
 }  # fmt: skip
 
-every_family = pytest.mark.parametrize("name", FAMILIES)
+every_family = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 def build(name, **more):
-    values = family(name, **SIZES, **more)
+    values = architecture_config(name, **SIZES, **more)
     if values.get("sliding_window"):
         values["sliding_window"] = 5
-    if name in SEQ2SEQ_FAMILIES:
+    if name in SEQ2SEQ_ARCHITECTURES:
         values["n_decoder_layers"] = 2
         return Seq2SeqTransformer(TransformerConfig.from_dict(values)).eval()
     return Transformer(TransformerConfig.from_dict(values)).eval()
@@ -40,7 +44,7 @@ def call(model, length=LENGTH):
 def test_parameters(name):
     model = build(name)
     counted = sum(parameter.numel() for parameter in model.parameters())
-    assert model.config.num_params(seq2seq=name in SEQ2SEQ_FAMILIES) == counted
+    assert model.config.num_params(seq2seq=name in SEQ2SEQ_ARCHITECTURES) == counted
 
 
 @every_family
@@ -56,7 +60,7 @@ def test_operations(name):
         model.config, causal=False, sliding_window=None, window_pattern=None,
         rotary_base_local=None,
     )  # fmt: skip
-    seq2seq = name in SEQ2SEQ_FAMILIES
+    seq2seq = name in SEQ2SEQ_ARCHITECTURES
     wanted = LENGTH * whole.flops_per_token(LENGTH, seq2seq=seq2seq)
     if seq2seq:  # the decoder's own attention is causal in the config's count
         wanted += 2 * 4 * (4 * 8) * LENGTH * (LENGTH - 1) / 2
@@ -65,7 +69,8 @@ def test_operations(name):
 
 @pytest.mark.catches("int8_cache_is_counted_without_scales")
 @pytest.mark.parametrize(
-    "name", [n for n in FAMILIES if FAMILIES[n].get("causal") or n in SEQ2SEQ_FAMILIES]
+    "name",
+    [n for n in ARCHITECTURES if ARCHITECTURES[n].get("causal") or n in SEQ2SEQ_ARCHITECTURES],
 )
 @pytest.mark.parametrize("kind", ["window", "full", "int8"])
 @pytest.mark.parametrize("length", [4, LENGTH])
@@ -86,26 +91,34 @@ def test_bytes_of_the_cache(name, kind, length):
         for layer in cache.layers
         for tensor in layer.tensors().values()
     }
-    cross = sum(keys.nbytes + values.nbytes for keys, values in cache.cross or [])
+    cross = sum(keys.nbytes + values.nbytes for keys, values in cache.cross_kv or [])
     assert sum(stored.values()) + cross == wanted
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"unknown family 'lama' \(did you mean 'llama'\?\)"):
-        family("lama", d_model=16)
+        architecture_config("lama", d_model=16)
     with pytest.raises(ValueError, match="family 'gemma' needs d_model"):
-        family("gemma")
+        architecture_config("gemma")
 
 
 @pytest.mark.catches("family_ignores_its_width")
 def test_what_follows_from_the_sizes():
-    assert family("gemma", d_model=64)["embedding_scale"] == 8.0
-    assert family("t5", d_model=64)["logit_scale"] == 0.125
-    assert family("gemma2", d_model=64, query_pre_attn_scalar=16)["attention_scale"] == 0.25
-    assert family("llama", d_model=64, rotary_base=3.0)["rotary_base"] == 3.0
+    assert architecture_config("gemma", d_model=64)["embedding_scale"] == 8.0
+    assert architecture_config("t5", d_model=64)["logit_scale"] == 0.125
+    assert (
+        architecture_config("gemma2", d_model=64, query_pre_attn_scalar=16)["attention_scale"]
+        == 0.25
+    )
+    assert architecture_config("llama", d_model=64, rotary_base=3.0)["rotary_base"] == 3.0
 
 
 def test_t5_scales_its_logits_only_where_they_are_tied():
-    assert "logit_scale" not in family("t5", d_model=64, tie_embeddings=False)
-    assert family("t5", d_model=64, tie_embeddings=False, logit_scale=0.5)["logit_scale"] == 0.5
-    assert family("t5", tie_embeddings=False)["position"] == "relative"  # nothing needs d_model
+    assert "logit_scale" not in architecture_config("t5", d_model=64, tie_embeddings=False)
+    assert (
+        architecture_config("t5", d_model=64, tie_embeddings=False, logit_scale=0.5)["logit_scale"]
+        == 0.5
+    )
+    assert (
+        architecture_config("t5", tie_embeddings=False)["position"] == "relative"
+    )  # nothing needs d_model

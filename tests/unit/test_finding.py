@@ -10,9 +10,9 @@ from torch import nn
 from miniformer.config import UserError
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training import finding
-from miniformer.training.finding import BatchSearch, find_batch_size, find_lr
-from miniformer.training.optimizers import adamw
+from miniformer.training.optim.optimizers import adamw
+from miniformer.training.tuning import lr_finder
+from miniformer.training.tuning.lr_finder import BatchSizeFinderResult, find_batch_size, find_lr
 from tests.kit import tiny_model
 
 
@@ -61,14 +61,14 @@ def exponential(low, high, steps):
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
     found = find_lr(
-        bowl(), Bowl(), curvatures([1.0], [3.0]), sgd, low=1e-3, high=100.0, steps=60,
+        bowl(), Bowl(), curvatures([1.0], [3.0]), sgd, min_lr=1e-3, max_lr=100.0, num_steps=60,
         gradient_clip_val=clip,
     )  # fmt: skip
     rates = exponential(1e-3, 100.0, 60)
     wanted = descent(itertools.cycle([1.0, 3.0]), rates, clip=clip or math.inf)
     assert len(wanted) < 60  # it diverges on the way
     assert found.losses == pytest.approx(wanted, rel=1e-3)
-    assert found.rates == pytest.approx(rates[: len(wanted)])
+    assert found.lrs == pytest.approx(rates[: len(wanted)])
     lowest = rates[wanted.index(min(wanted))]
     assert found.suggestion == pytest.approx(lowest / 10)
 
@@ -76,8 +76,10 @@ def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
 def test_it_stops_soon_after_descent_does_not_converge_any_more():
     """On a bowl of curvature h gradient descent diverges from 2 / h on."""
     for curvature in (1.0, 10.0):
-        found = find_lr(bowl(), Bowl(), curvatures([curvature]), sgd, low=1e-4, high=1e4, steps=200)
-        assert 2 / curvature < found.rates[-1] < 10 * 2 / curvature
+        found = find_lr(
+            bowl(), Bowl(), curvatures([curvature]), sgd, min_lr=1e-4, max_lr=1e4, num_steps=200
+        )
+        assert 2 / curvature < found.lrs[-1] < 10 * 2 / curvature
         assert 2 / curvature / 100 < found.suggestion < 2 / curvature
 
 
@@ -96,15 +98,15 @@ def test_a_group_has_its_share_of_the_rate():
 
     options = {"steps": 30, "gradient_clip_val": 0.0}
     batches = curvatures([1.0])
-    found = find_lr(bowl(), Bowl(), batches, scaled, low=1e-2, high=10.0, **options)
-    wanted = find_lr(bowl(), Bowl(), batches, sgd, low=1e-3, high=1.0, **options)
+    found = find_lr(bowl(), Bowl(), batches, scaled, min_lr=1e-2, max_lr=10.0, **options)
+    wanted = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-3, max_lr=1.0, **options)
     assert found.losses == pytest.approx(wanted.losses)
 
 
 def test_a_loss_that_is_not_finite_ends_it():
     batches = curvatures([1.0], [1.0], [1.0], [math.nan], [1.0])
-    found = find_lr(bowl(), Bowl(), batches, sgd, low=1e-4, high=1e-3, steps=50)
-    assert len(found.rates) == 3
+    found = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-4, max_lr=1e-3, num_steps=50)
+    assert len(found.lrs) == 3
     assert all(map(math.isfinite, found.losses))
     with pytest.raises(UserError, match="the loss is nan before any step"):
         find_lr(bowl(), Bowl(), curvatures([math.nan]), sgd)
@@ -115,7 +117,7 @@ def test_a_loss_that_is_not_finite_ends_it():
 def test_progress_is_told():
     told = []
     find_lr(
-        bowl(), Bowl(), curvatures([1.0]), sgd, high=1e-3, steps=5,
+        bowl(), Bowl(), curvatures([1.0]), sgd, max_lr=1e-3, num_steps=5,
         progress=lambda *done: told.append(done),
     )  # fmt: skip
     assert told == [(step, 5) for step in range(1, 6)]
@@ -143,12 +145,12 @@ def fails(*done):
 @pytest.mark.parametrize(
     "search",
     [
-        lambda model: find_lr(model, LanguageModeling(), batches_for(2), make_adamw, steps=5),
+        lambda model: find_lr(model, LanguageModeling(), batches_for(2), make_adamw, num_steps=5),
         lambda model: find_lr(
-            model, LanguageModeling(), batches_for(2), make_adamw, low=0.1, progress=fails
+            model, LanguageModeling(), batches_for(2), make_adamw, min_lr=0.1, progress=fails
         ),
         lambda model: find_batch_size(
-            model, LanguageModeling(), lambda size: batches_for(min(size, 4)), seconds=0
+            model, LanguageModeling(), lambda size: batches_for(min(size, 4)), min_seconds=0
         ),
     ],
 )
@@ -180,15 +182,15 @@ def test_dropout_is_on_while_rates_are_tried():
             seen.append(model.training)
             return super().loss(model, batch)
 
-    find_lr(model, Note(), batches_for(2), make_adamw, steps=2)
+    find_lr(model, Note(), batches_for(2), make_adamw, num_steps=2)
     assert seen == [True, True]
     assert not model.training
 
 
 @pytest.mark.catches("range_test_is_not_drawn")
 def test_the_search_is_drawn(tmp_path):
-    found = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, steps=4)
-    found.draw(tmp_path / "lr.png")
+    found = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, num_steps=4)
+    found.plot(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
     assert [each.name for each in tmp_path.iterdir()] == ["lr.png"]
 
@@ -205,7 +207,7 @@ class Machine(LanguageModeling):
         super().__init__()
         own = {"now": 0.0, "overhead": overhead, "memory": memory, "most": most, "size": 0}
         object.__setattr__(self, "own", own)
-        monkeypatch.setattr(finding, "growth", self.growth)
+        monkeypatch.setattr(lr_finder, "growth", self.growth)
 
     def loss(self, model, batch):
         own, size = self.own, len(batch["labels"])
@@ -231,11 +233,11 @@ def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
     found = Machine(monkeypatch, overhead=overhead).search()
     speeds = {size: LENGTH * size / (overhead + size) for size in (2**k for k in range(14))}
     last = next(size for size in list(speeds)[1:] if speeds[size] < 1.05 * speeds[size // 2])
-    assert found.sizes == [2**k for k in range(last.bit_length())]
-    assert found.throughput == pytest.approx([speeds[size] for size in found.sizes])
-    near = [size for size in found.sizes if speeds[size] >= speeds[last] / 1.05]
+    assert found.batch_sizes == [2**k for k in range(last.bit_length())]
+    assert found.tokens_per_second == pytest.approx([speeds[size] for size in found.batch_sizes])
+    near = [size for size in found.batch_sizes if speeds[size] >= speeds[last] / 1.05]
     assert found.suggestion == near[0]
-    assert found.stopped == f"{last} is hardly faster than {last // 2}"
+    assert found.stop_reason == f"{last} is hardly faster than {last // 2}"
 
 
 @pytest.mark.catches("next_batch_is_expected_to_take_no_more")
@@ -245,23 +247,23 @@ def test_memory_ends_it_before_it_runs_out(monkeypatch):
         monkeypatch, overhead=1000.0, memory=lambda size: tried.append(size) or 500 + 1000 * size
     )
     found = machine.search(limit_bytes=10_000)
-    assert found.sizes == tried == [1, 2, 4, 8]
-    assert found.memory == [1500, 2500, 4500, 8500]
+    assert found.batch_sizes == tried == [1, 2, 4, 8]
+    assert found.memory_bytes == [1500, 2500, 4500, 8500]
     assert found.suggestion == 8
-    assert found.stopped.startswith("16 would take more")
+    assert found.stop_reason.startswith("16 would take more")
 
 
 def test_a_size_that_takes_more_than_it_seemed_is_not_suggested(monkeypatch):
     machine = Machine(monkeypatch, overhead=1000.0, memory=lambda size: 100 * size**3)
     found = machine.search(limit_bytes=20_000)
-    assert found.sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
-    assert found.stopped.startswith("8 takes")
+    assert found.batch_sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
+    assert found.stop_reason.startswith("8 takes")
 
 
 def test_a_device_without_memory_left_ends_it(monkeypatch):
     found = Machine(monkeypatch, overhead=1000.0, most=8).search()
-    assert found.sizes == [1, 2, 4, 8]
-    assert found.stopped == "16 takes more memory than there is"
+    assert found.batch_sizes == [1, 2, 4, 8]
+    assert found.stop_reason == "16 takes more memory than there is"
     with pytest.raises(UserError, match="4 takes more memory than there is; begin with less"):
         Machine(monkeypatch, overhead=1000.0, most=2).search(start=4)
 
@@ -273,12 +275,14 @@ def test_data_that_has_no_larger_batch_ends_it(monkeypatch):
         lambda size: batches_for(size) if size <= 5 else iter(())
     )
     for found in (some, none):
-        assert found.sizes == [1, 2, 4]
-        assert found.stopped == "the data has no batch of 8"
+        assert found.batch_sizes == [1, 2, 4]
+        assert found.stop_reason == "the data has no batch of 8"
 
 
 def test_the_table_says_which():
-    lines = BatchSearch([1, 2], [100.0, 1900.4], [10**6, 2 * 10**9], "2 was enough", 2).table()
+    lines = BatchSizeFinderResult(
+        [1, 2], [100.0, 1900.4], [10**6, 2 * 10**9], "2 was enough", 2
+    ).format_table()
     assert len({len(line.split("  <-")[0]) for line in lines[:-1]}) == 1
     assert lines[1].split() == ["1", "100", "1", "MB"]
     assert lines[2].split() == ["2", "1,900", "2", "GB", "<-", "suggested"]

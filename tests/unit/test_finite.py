@@ -8,7 +8,7 @@ import torch
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
-from miniformer.training.finite import FiniteCheck, NotFiniteError
+from miniformer.training.callbacks.nan_check import NaNCheck, NonFiniteLossError
 from miniformer.training.run import train
 from tests.kit import VERSE
 
@@ -16,17 +16,17 @@ from tests.kit import VERSE
 @pytest.mark.catches("infinite_loss_is_learned")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_the_step_and_the_batch_are_told(value):
-    check = FiniteCheck()
+    check = NaNCheck()
     for step in range(1, 5):
         for micro in range(2):
             broken = (step, micro) == (3, 1)
-            check.note(torch.tensor(value if broken else 1.0), {"batch": 10 * step + micro})
+            check.record(torch.tensor(value if broken else 1.0), {"batch": 10 * step + micro})
         if step == 3:
             with pytest.raises(
-                NotFiniteError, match=f"the training loss is {value} at step 3"
+                NonFiniteLossError, match=f"the training loss is {value} at step 3"
             ) as error:
                 check.check(step)
-            assert error.value.places == [{"batch": 31}]
+            assert error.value.batch_positions == [{"batch": 31}]
             break
         check.check(step)
 
@@ -40,15 +40,17 @@ class OnGpu(torch.Tensor):
 @pytest.mark.parametrize("now", [False, True])
 def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
     """The host does not wait for the device at each step; the first bad step is told later on."""
-    check = FiniteCheck()
+    check = NaNCheck()
     for step in range(1, 26):
         for micro in range(2):
             loss = torch.tensor(math.nan if step in (3, 4) else 1.0)
-            check.note(loss.as_subclass(OnGpu), {"batch": 10 * step + micro})
+            check.record(loss.as_subclass(OnGpu), {"batch": 10 * step + micro})
         if step == 25 or (now and step == 7):
-            with pytest.raises(NotFiniteError, match="the training loss is nan at step 3") as error:
+            with pytest.raises(
+                NonFiniteLossError, match="the training loss is nan at step 3"
+            ) as error:
                 check.check(step, now=now)
-            assert error.value.places == [{"batch": 30}, {"batch": 31}]
+            assert error.value.batch_positions == [{"batch": 30}, {"batch": 31}]
             break
         check.check(step)
 

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from miniformer import TrainConfig
 from miniformer.model.stack import set_attention_backend
-from miniformer.training.preparation import prepare
-from miniformer.training.watching import Watch
+from miniformer.training.callbacks.monitor import RunMonitor
+from miniformer.training.setup.prepare import prepare
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
 WORDS = "abcdefgh ijklmnop qrstuvwx "
@@ -36,7 +36,9 @@ def records(task):
 
 def prepared(tmp_path, monkeypatch, task, **settings):
     """A run of examples that are all of one length, so that no batch is padded; and a batch."""
-    monkeypatch.setattr("miniformer.training.watching.peak_flops", lambda device, dtype: 1e9)
+    monkeypatch.setattr(
+        "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: 1e9
+    )
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records(task)))
     name = {"features": "classification", "prefix": "language_modeling"}.get(task, task)
@@ -48,7 +50,7 @@ def prepared(tmp_path, monkeypatch, task, **settings):
     run = prepare(config, Console(file=io.StringIO()))
     batch = next(iter(run.data.train_dataloader()))
     assert batch["about"]["padding"] == 0
-    watch = Watch(run, None, tmp_path, kind="float32", writes=False)
+    watch = RunMonitor(run, None, tmp_path, precision="float32", is_global_zero=False)
     return run, batch, watch
 
 
@@ -89,14 +91,14 @@ def test_training_flops_of_an_encoder_are_those_that_torch_counts(
     tmp_path, monkeypatch, task, settings
 ):
     run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
-    assert watch.flops(batch) == counted(run, batch)
+    assert watch.train_flops(batch) == counted(run, batch)
 
 
 def test_training_flops_of_feature_inputs_are_those_that_torch_counts(tmp_path, monkeypatch):
     """Nobody asks for the gradient of features, so the product that gives it is not made."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "features")
     assert batch["inputs"].shape == (4, 11, 3)
-    assert watch.flops(batch) == counted(run, batch) + 2 * (4 * 11) * 3 * 16
+    assert watch.train_flops(batch) == counted(run, batch) + 2 * (4 * 11) * 3 * 16
 
 
 def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path, monkeypatch):
@@ -104,7 +106,7 @@ def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path,
     rows, length = batch["input_ids"].shape
     assert (rows, length) == (4, 16)
     unseen = 2 * masked_products(rows, length)
-    assert watch.flops(batch) == counted(run, batch) - unseen
+    assert watch.train_flops(batch) == counted(run, batch) - unseen
 
 
 @pytest.mark.parametrize("task", ["seq2seq", "prefix"])
@@ -119,7 +121,7 @@ def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monk
     assert source[1] != target[1]
     assert batch["about"]["tokens"] == source.numel() + target.numel()
     unseen = 3 * masked_products(*target)
-    assert watch.flops(batch) == counted(run, batch) - unseen
+    assert watch.train_flops(batch) == counted(run, batch) - unseen
 
 
 @pytest.mark.catches("padding_counts_as_tokens")
@@ -133,6 +135,6 @@ def test_training_flops_of_a_padded_batch_are_those_of_its_real_tokens(tmp_path,
         "attention_mask": torch.arange(rows + 3)[:, None].expand(rows + 3, length) < rows,
     }
     about = {"epochs": 0, "state": {"epoch": 0, "pool": 0, "batch": 0}}
-    served = run.data.train_dataloader()._served([(padded, about)])
+    served = run.data.train_dataloader()._batch_of_rank([(padded, about)])
     assert served["about"]["padding"] == 3 * length
-    assert watch.flops(served) == watch.flops(batch)
+    assert watch.train_flops(served) == watch.train_flops(batch)

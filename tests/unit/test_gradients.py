@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.training.gradients import GradientNorms
+from miniformer.training.callbacks.grad_norms import GradientNorms
 from tests.kit import environment, tiny_model
 
 
@@ -31,7 +31,7 @@ def test_each_layer_has_its_norm():
     model = with_gradients(
         tiny_model(n_layers=12, tie_embeddings=False, position="learned", token_types=2)
     )
-    norms = GradientNorms(model).measure()
+    norms = GradientNorms(model).compute()
     layers = [f"layers.{i}" for i in range(12)]
     assert list(norms) == [
         "embedding", "position", "type_embedding", *layers, "final_norm", "head",
@@ -46,7 +46,7 @@ def test_each_stack_has_its_layers():
     model = with_gradients(
         tiny_model(model=Seq2SeqTransformer, causal=False, source_vocab_size=9, head="dense_tanh")
     )
-    norms = GradientNorms(model).measure()
+    norms = GradientNorms(model).compute()
     assert list(norms) == [
         "embedding", "source_embedding",
         "encoder.layers.0", "encoder.layers.1", "encoder.final_norm",
@@ -59,29 +59,29 @@ def test_each_stack_has_its_layers():
 def test_what_has_no_gradient_is_left_out():
     model = with_gradients(tiny_model())
     measured = GradientNorms(model)
-    assert "head" not in measured.places  # tied: its weight is the embedding's
+    assert "head" not in measured.group_names  # tied: its weight is the embedding's
     model.embedding.weight.grad = None
     model.layers[0].attention.q_proj.weight.grad = None
-    norms = measured.measure()
+    norms = measured.compute()
     assert list(norms) == ["layers.0", "layers.1", "final_norm"]
     assert norms["layers.0"] == pytest.approx(norm_of(model, "layers.0."), rel=1e-5)
     model.zero_grad()
-    assert measured.measure() == {}
+    assert measured.compute() == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_norms_are_of_float32_at_least(dtype):
     model = with_gradients(tiny_model().to(dtype))
     model.final_norm.float()  # a model of two types
-    for name, norm in GradientNorms(with_gradients(model)).measure().items():
+    for name, norm in GradientNorms(with_gradients(model)).compute().items():
         assert norm == pytest.approx(norm_of(model, name + "."), rel=1e-5)
 
 
 def test_names_of_other_models():
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model = torch.nn.ModuleDict({"stem": torch.nn.Linear(2, 2), "h": inner})
-    assert GradientNorms(model).places == ["h.0", "h.1", "stem"]
-    assert GradientNorms(torch.nn.ModuleDict({"_orig_mod": tiny_model()})).places == [
+    assert GradientNorms(model).group_names == ["h.0", "h.1", "stem"]
+    assert GradientNorms(torch.nn.ModuleDict({"_orig_mod": tiny_model()})).group_names == [
         "embedding", "layers.0", "layers.1", "final_norm",
     ]  # fmt: skip
 
@@ -92,7 +92,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from miniformer.training.gradients import GradientNorms
+from miniformer.training.callbacks.grad_norms import GradientNorms
 
 store = dist.FileStore(sys.argv[1], 2)
 dist.init_process_group("gloo", store=store, rank=int(sys.argv[2]), world_size=2)

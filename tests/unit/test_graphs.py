@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import UserError
-from miniformer.model import graphs
+from miniformer.runtime import cuda_graphs
 from tests.kit import tiny_model
 from tests.unit.test_native import SHAPES
 
@@ -69,7 +69,7 @@ def recordings(monkeypatch):
         "current_stream": lambda: stream,
     }.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    monkeypatch.setattr(graphs, "_stream", lambda device: stream)
+    monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: stream)
 
     def noted(tape):
         Tape.__init__(tape)
@@ -78,7 +78,11 @@ def recordings(monkeypatch):
     for kind in (type(tiny_model()), Seq2SeqTransformer):
         monkeypatch.setattr(kind, "engine", lambda self, weights: None)
     monkeypatch.setattr(
-        graphs, "why_not", lambda model: graphs.changing_part(model) or graphs.unknown_part(model)
+        cuda_graphs,
+        "unsupported_reason",
+        lambda model: (
+            cuda_graphs.dynamic_component(model) or cuda_graphs.unsupported_component(model)
+        ),
     )
     return made
 
@@ -100,7 +104,7 @@ def test_logits_of_a_step_stay_when_the_next_is_played(recordings):
     with torch.inference_mode():
         whole, cache = model(ids), model.new_cache(2, 9, "full")
         model.features(ids[:, :5], cache=cache)
-        steps = graphs.RecordedSteps(model, cache, [])
+        steps = cuda_graphs.CudaGraphRunner(model, cache, [])
         found = torch.stack([steps(token) for token in ids[:, 5:].T], 1)
     torch.testing.assert_close(found, whole[:, 5:], rtol=1e-4, atol=1e-4)
     assert [tape.played for tape in recordings] == [4]
@@ -148,7 +152,7 @@ def test_neither_can_what_is_on_a_cpu_or_a_backend_that_makes_masks():
     with pytest.raises(UserError, match="its weights are on cpu; leave it out"):
         model.generate(PROMPTS, 24, cuda_graph=True)
     model.layers[1].attention.backend = "flex"
-    assert "attention backend flex" in graphs.changing_part(model)
+    assert "attention backend flex" in cuda_graphs.dynamic_component(model)
 
 
 def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 import miniformer
 from miniformer import cli
 from miniformer.config import TransformerConfig, UserError
-from miniformer.config.families import family
-from miniformer.interop.hf import importing
+from miniformer.config.architectures import architecture_config
+from miniformer.interop.hf import api
 from miniformer.interop.hf.configs import read_fields, to_config
-from miniformer.interop.hf.families import family_of
+from miniformer.interop.hf.families import get_family
 from tests import fuzz
 from tests.kit.seeds import chosen_seed
 
@@ -27,7 +27,9 @@ SIZES = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_
 def llama(tmp_path):
     """A directory of Hugging Face's, written without transformers."""
     torch.manual_seed(0)
-    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    model = miniformer.Transformer(
+        TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
+    )
     return miniformer.to_hf(model, tmp_path / "llama")
 
 
@@ -115,10 +117,10 @@ def test_windows_of_file_without_layer_types_are_those_of_its_class(kind, given)
     usual = getattr(transformers, f"{kind}Config")(num_hidden_layers=layers, **given)
     assert len(usual.layer_types) == layers
     older = {key: value for key, value in usual.to_dict().items() if key != "layer_types"} | given
-    _, fields = read_fields(family_of(older), older)
+    _, fields = read_fields(get_family(older), older)
     config = to_config(fields)
     assert [
-        "full_attention" if config.window_of(layer) is None else "sliding_attention"
+        "full_attention" if config.layer_window(layer) is None else "sliding_attention"
         for layer in range(layers)
     ] == usual.layer_types
 
@@ -318,7 +320,7 @@ def test_where_nothing_can_be_written(llama, tmp_path, monkeypatch):
     miniformer.import_hf(llama, ".")  # a folder that is there, by any name
     assert miniformer.load(tmp_path / "empty").model.config.n_layers == 2
     full = OSError(28, "No space left on device")
-    monkeypatch.setattr(importing, "write_tensors", mock.Mock(side_effect=full))
+    monkeypatch.setattr(api, "write_tensors", mock.Mock(side_effect=full))
     with pytest.raises(UserError, match="out: cannot be written: No space left on device"):
         miniformer.import_hf(llama, tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
@@ -342,7 +344,7 @@ def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
     ],
 )
 def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
-    values = family("llama", **SIZES, d_ff=24) | fields
+    values = architecture_config("llama", **SIZES, d_ff=24) | fields
     model = miniformer.Transformer(TransformerConfig(**values))
     with pytest.raises(UserError) as caught:
         miniformer.to_hf(model, tmp_path / "out")
@@ -352,7 +354,9 @@ def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
 
 
 def test_a_family_can_be_chosen(tmp_path):
-    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    model = miniformer.Transformer(
+        TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
+    )
     miniformer.to_hf(model, tmp_path / "out", family="mistral")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "mistral"
     with pytest.raises(UserError, match="family 'mistrall' is none of"):
@@ -360,7 +364,9 @@ def test_a_family_can_be_chosen(tmp_path):
 
 
 def test_the_type_of_weights_is_kept(tmp_path):
-    model = miniformer.Transformer(TransformerConfig(**family("llama", **SIZES, d_ff=24)))
+    model = miniformer.Transformer(
+        TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
+    )
     miniformer.to_hf(model.bfloat16(), tmp_path / "theirs")
     made = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     assert made.n_bytes - 2 * model.config.num_params() < 4000  # the header

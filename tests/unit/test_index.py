@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
-from miniformer.data import files, index, unpacking
-from miniformer.data.index import IndexedFile
-from miniformer.data.lines import RecordError
-from miniformer.data.unpacking import open_stream
+from miniformer.data.reading import decompression, files, index
+from miniformer.data.reading.decompression import open_stream
+from miniformer.data.reading.index import IndexedFile
+from miniformer.data.reading.parsing import RecordError
 from miniformer.utils.atomic import PendingFile
 
 MARK = b"\xef\xbb\xbf"
@@ -53,19 +53,19 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
     wanted = lines_of(content)
     path = write(tmp_path_factory.mktemp("lines"), content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "_CHUNK_BYTES", chunk)
+        patch.setattr(index, "_SCAN_BYTES", chunk)
         if not wanted:
             with pytest.raises(UserError, match="the file is empty"):
-                IndexedFile(path, plain=False)
+                IndexedFile(path, is_plain_text=False)
             return
-        file = IndexedFile(path, plain=False)
+        file = IndexedFile(path, is_plain_text=False)
     rows = range(len(file))
-    assert list(zip(map(file.line, rows), file.read(rows), strict=True)) == wanted
+    assert list(zip(map(file.line_number, rows), file.read(rows), strict=True)) == wanted
     assert file.sizes.tolist() == [len(line) for _, line in wanted]
     for row, (_, line) in enumerate(wanted):
         assert list(file.read([row])) == [line]
     assert file.index.n_bytes == file.sizes.sum()
-    assert file.index.blanks.shape[1] + len(wanted) >= content.removeprefix(MARK).count(b"\n")
+    assert file.index.blank_lines.shape[1] + len(wanted) >= content.removeprefix(MARK).count(b"\n")
 
 
 @pytest.mark.catches("text_is_cut_within_lines")
@@ -80,14 +80,14 @@ def test_pieces_join_to_the_whole_text(tmp_path_factory, text, marked, piece, mo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "PIECE_BYTES", piece)
         patch.setattr(index, "MAX_PIECE_BYTES", max(most, piece))
-        patch.setattr(index, "_LOOK_BYTES", 3)
-        file = IndexedFile(path, plain=True)
+        patch.setattr(index, "_LINE_END_SEARCH_BYTES", 3)
+        file = IndexedFile(path, is_plain_text=True)
     pieces = list(file.read(range(len(file))))
     assert b"".join(pieces) == text.encode()
     for row, found in enumerate(pieces):
         found.decode()  # cut between characters
         assert 1 <= len(found) <= max(most, piece)
-        assert file.line(row) == 1 + b"".join(pieces[:row]).count(b"\n")
+        assert file.line_number(row) == 1 + b"".join(pieces[:row]).count(b"\n")
     for found in pieces[:-1]:
         assert b"\n" not in found[piece - 1 : -1], "a piece ends at the first line end"
         assert found.endswith(b"\n") or len(found) > max(most, piece) - 4
@@ -96,7 +96,7 @@ def test_pieces_join_to_the_whole_text(tmp_path_factory, text, marked, piece, mo
 def test_text_without_line_ends_is_cut_where_bytes_mean_nothing_too(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "PIECE_BYTES", 4)
     monkeypatch.setattr(index, "MAX_PIECE_BYTES", 8)
-    file = IndexedFile(write(tmp_path, b"\x80" * 20, "a.txt"), plain=True)
+    file = IndexedFile(write(tmp_path, b"\x80" * 20, "a.txt"), is_plain_text=True)
     assert [len(piece) for piece in file.read(range(3))] == [8, 8, 4]
 
 
@@ -106,7 +106,7 @@ def test_a_line_too_long_is_named_and_never_held(tmp_path):
         file.write(b'{"text": ""}\n\n')
         file.truncate(100 << 20)  # the rest are zeros that take no room
     with pytest.raises(RecordError) as caught:
-        IndexedFile(path, plain=False)
+        IndexedFile(path, is_plain_text=False)
     assert str(caught.value) == (
         f"{path}:3: the line has 104,857,586 bytes, and at most 67,108,864 are read; "
         "put one object on each line"
@@ -115,22 +115,22 @@ def test_a_line_too_long_is_named_and_never_held(tmp_path):
 
 def test_the_index_is_kept_and_found_again(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\n\nb\n")
-    first = IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
+    first = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     (kept,) = (tmp_path / "cache").iterdir()
     monkeypatch.setattr(index, "_index_lines", None)
-    second = IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
+    second = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list(second.read([0, 1])) == list(first.read([0, 1])) == [b"a\n", b"b\n"]
-    assert second.line(1) == 3
+    assert second.line_number(1) == 3
     assert np.load(kept, allow_pickle=False).dtype == np.int64
     assert not second.index.starts.flags.owndata, "it stays on disk"
 
 
 def test_small_files_have_no_index_on_disk_and_large_ones_do(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\nb\n")
-    IndexedFile(path, plain=False)
+    IndexedFile(path, is_plain_text=False)
     assert list(tmp_path.iterdir()) == [path]
-    monkeypatch.setattr(index, "CACHED_BYTES", 3)
-    IndexedFile(path, plain=False)
+    monkeypatch.setattr(index, "MIN_CACHED_FILE_BYTES", 3)
+    IndexedFile(path, is_plain_text=False)
     (folder,) = set(tmp_path.iterdir()) - {path}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(list(folder.iterdir())) == 1
@@ -138,11 +138,11 @@ def test_small_files_have_no_index_on_disk_and_large_ones_do(tmp_path, monkeypat
 
 def test_the_index_of_a_changed_file_is_not_used(tmp_path):
     path = write(tmp_path, b"aa\nbb\n")
-    IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
+    IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     found = path.stat()
     path.write_bytes(b"a\nbbb\n")
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # same size, same time
-    file = IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
+    file = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list(file.read([0, 1])) == [b"a\n", b"bbb\n"]
 
 
@@ -150,11 +150,11 @@ def test_the_index_of_a_changed_file_is_not_used(tmp_path):
 def test_a_cached_index_that_cannot_be_trusted_is_made_anew(tmp_path, damage):
     path = write(tmp_path, b"a\nbb\n\nccc\n")
     cache = tmp_path / "cache"
-    IndexedFile(path, plain=False, cache_dir=cache)
+    IndexedFile(path, is_plain_text=False, cache_dir=cache)
     (kept,) = cache.iterdir()
     good = kept.read_bytes()
     other = write(tmp_path, b"1\n2\n\n3333\n", "b.jsonl")
-    IndexedFile(other, plain=False, cache_dir=cache)
+    IndexedFile(other, is_plain_text=False, cache_dir=cache)
     (kept_of_other,) = set(cache.iterdir()) - {kept}
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     kept.write_bytes(
@@ -167,7 +167,7 @@ def test_a_cached_index_that_cannot_be_trusted_is_made_anew(tmp_path, damage):
             "pickle": (tmp_path / "objects.npy").read_bytes(),
         }[damage]
     )
-    file = IndexedFile(path, plain=False, cache_dir=cache)
+    file = IndexedFile(path, is_plain_text=False, cache_dir=cache)
     assert list(file.read([0, 1, 2])) == [b"a\n", b"bb\n", b"ccc\n"]
     assert kept.read_bytes() == good
 
@@ -177,17 +177,19 @@ def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PendingFile, "__init__", full)
-    file = IndexedFile(write(tmp_path, b"a\nb\n"), plain=False, cache_dir=tmp_path / "cache")
+    file = IndexedFile(
+        write(tmp_path, b"a\nb\n"), is_plain_text=False, cache_dir=tmp_path / "cache"
+    )
     assert list(file.read([1])) == [b"b\n"]
     packed = write(tmp_path, gzip.compress(b"a\n"), "a.jsonl.gz")
     with pytest.raises(UserError, match=r"cannot unpack it into .*: No space left on device; make"):
-        IndexedFile(packed, plain=False, cache_dir=tmp_path / "cache")
+        IndexedFile(packed, is_plain_text=False, cache_dir=tmp_path / "cache")
 
 
 def test_a_cache_dir_that_cannot_be(tmp_path):
     path = write(tmp_path, b"a\n")
     with pytest.raises(UserError, match="cache_dir: cannot make"):
-        IndexedFile(path, plain=False, cache_dir=path / "cache")
+        IndexedFile(path, is_plain_text=False, cache_dir=path / "cache")
 
 
 @pytest.mark.parametrize("trap", ["a link", "open to others", "a file"])
@@ -202,7 +204,7 @@ def test_the_default_cache_is_never_where_others_may_write(tmp_path, trap):
     else:
         folder.write_text("")
     with pytest.raises(UserError, match=f"miniformer-{os.getuid()}"):
-        IndexedFile(write(tmp_path, gzip.compress(b"a\n"), "a.jsonl.gz"), plain=False)
+        IndexedFile(write(tmp_path, gzip.compress(b"a\n"), "a.jsonl.gz"), is_plain_text=False)
     assert not (tmp_path / "elsewhere").is_dir() or not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -215,7 +217,7 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
     frames = [b"".join(content[:30_000]), b"", b"".join(content[30_000:])]
     told = []
     path = write(tmp_path, b"".join(map(PACKERS[packing], frames)), f"a.jsonl.{packing}")
-    file = IndexedFile(path, plain=False, progress=lambda *figures: told.append(figures))
+    file = IndexedFile(path, is_plain_text=False, progress=lambda *figures: told.append(figures))
     assert list(file.read(range(len(file)))) == content
     size = path.stat().st_size
     assert (str(path), size, size) in told
@@ -224,11 +226,11 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
     with open_stream(path) as stream:
         assert stream.read() == b"".join(content)
 
-    monkeypatch.setattr(unpacking, "PendingFile", None)
-    assert len(IndexedFile(path, plain=False)) == len(content), "unpacked once"
+    monkeypatch.setattr(decompression, "PendingFile", None)
+    assert len(IndexedFile(path, is_plain_text=False)) == len(content), "unpacked once"
     with contextlib.suppress(TypeError):  # and again when the packed file has changed
         write(tmp_path, PACKERS[packing](b"new\n"), path.name)
-        IndexedFile(path, plain=False)
+        IndexedFile(path, is_plain_text=False)
         pytest.fail("an old copy was used")
 
 
@@ -245,7 +247,7 @@ def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
     }[damage]
     path = write(tmp_path, content, f"a.jsonl.{packing}")
     with pytest.raises(UserError, match=rf"a\.jsonl\.{packing}: (the file is cut off|not a whole)"):
-        IndexedFile(path, plain=False, cache_dir=tmp_path / "cache")
+        IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     with open_stream(path) as stream, pytest.raises(UserError, match=r"cut off|not a whole"):
         stream.read()
@@ -253,7 +255,7 @@ def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
 
 def test_gzip_may_be_filled_up_with_zeros(tmp_path):
     path = write(tmp_path, gzip.compress(b"a\n") + bytes(100_000), "a.jsonl.gz")
-    assert list(IndexedFile(path, plain=False).read([0])) == [b"a\n"]
+    assert list(IndexedFile(path, is_plain_text=False).read([0])) == [b"a\n"]
 
 
 @pytest.mark.parametrize("packing", PACKERS)
@@ -272,7 +274,7 @@ def test_zstd_without_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     path = write(tmp_path, PACKERS["zst"](b"a\n"), "a.jsonl.zst")
     with pytest.raises(UserError, match=r'pip install "miniformer\[zstd\]"'):
-        IndexedFile(path, plain=False)
+        IndexedFile(path, is_plain_text=False)
     with pytest.raises(UserError, match=r'pip install "miniformer\[zstd\]"'):
         open_stream(path)
 
@@ -281,7 +283,7 @@ def test_zstd_without_its_package(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["longer", "same size", "cut", "replaced", "gone"])
 def test_a_file_that_changes_is_noticed(tmp_path, change):
     path = write(tmp_path, b"aa\nbb\n")
-    file = IndexedFile(path, plain=False)
+    file = IndexedFile(path, is_plain_text=False)
     later = path.stat().st_mtime_ns + 10**9
     if change == "replaced":
         write(tmp_path, b"aa\nbb\n", "b.jsonl").replace(path)
@@ -304,16 +306,16 @@ def test_patterns_and_lists_name_files(tmp_path, monkeypatch):
     for name in ("b.jsonl", "a.jsonl", "c.txt", "d[1].jsonl"):
         write(tmp_path, b"", name)
     monkeypatch.chdir(tmp_path)
-    assert files.expand("*.jsonl") == [Path("a.jsonl"), Path("b.jsonl"), Path("d[1].jsonl")]
-    assert files.expand("d[1].jsonl") == [Path("d[1].jsonl")]
-    assert files.expand(["c.txt", Path("a.jsonl")]) == [Path("c.txt"), Path("a.jsonl")]
+    assert files.expand_paths("*.jsonl") == [Path("a.jsonl"), Path("b.jsonl"), Path("d[1].jsonl")]
+    assert files.expand_paths("d[1].jsonl") == [Path("d[1].jsonl")]
+    assert files.expand_paths(["c.txt", Path("a.jsonl")]) == [Path("c.txt"), Path("a.jsonl")]
     with pytest.raises(UserError, match=r"x\*\.jsonl: no file matches this pattern"):
-        files.expand("x*.jsonl")
+        files.expand_paths("x*.jsonl")
     with pytest.raises(UserError, match="no data file is named"):
-        files.expand([])
+        files.expand_paths([])
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="not a regular file"):
-        IndexedFile(tmp_path / "a.jsonl", plain=False)
+        IndexedFile(tmp_path / "a.jsonl", is_plain_text=False)

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from miniformer.data.records import JSONLinesDataset, RecordError
-from miniformer.data.streaming import stream_records
+from miniformer.data.reading.records import JSONLinesDataset, RecordError
+from miniformer.data.reading.streaming import stream_records
 
 TEXTS = ["one", "two \u2028 parts", "three\x0bfour", "\ufeffmarked"]
 LINES = [json.dumps({"text": text}, ensure_ascii=False).encode() for text in TEXTS]

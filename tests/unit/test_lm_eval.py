@@ -14,7 +14,7 @@ import torch
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
@@ -50,7 +50,7 @@ def requests(*arguments):
 
 def log_p(m, before, text):
     """The text's log-probability, and whether it is greedy; one whole pass."""
-    ids = [BYTES.boundary_id, *BYTES.encode(before + text)]
+    ids = [BYTES.eos_id, *BYTES.encode(before + text)]
     first = len(ids) - len(BYTES.encode(text))
     found = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
     places = range(first, len(ids))
@@ -79,7 +79,7 @@ def test_texts_may_be_longer_than_the_model_reads(adapter):
     m, text = language_model(), "on the mat " * 20
     evaluated = adapter.Evaluated(m, stride=8)
     [total] = evaluated.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
-    assert total == pytest.approx(m.score([text], stride=8)[0].total)
+    assert total == pytest.approx(m.score([text], stride=8)[0].total_log_prob)
     [(after, _)] = evaluated.loglikelihood(requests((text, "x")), disable_tqdm=True)
     ids = torch.tensor([BYTES.encode(text + "x")])[:, -65:]  # as many as the model reads, and one
     wanted = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])

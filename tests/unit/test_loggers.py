@@ -6,7 +6,7 @@ import lightning as L
 import pytest
 
 from miniformer import TrainConfig
-from miniformer.training import loggers
+from miniformer.training.report import loggers
 from miniformer.training.run import train
 from tests.kit import VERSE, write_jsonl
 

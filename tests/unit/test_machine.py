@@ -6,15 +6,16 @@ import pytest
 import torch
 
 import miniformer
-from miniformer.training import machine, watching
-from miniformer.training.machine import fast_bf16, peak_flops
+from miniformer.training.callbacks.validation import monitor
+from miniformer.training.tuning import hardware
+from miniformer.training.tuning.hardware import has_fast_bf16, peak_flops
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _nothing_measured_yet(monkeypatch):
-    monkeypatch.setattr(machine, "_peaks", {})
+    monkeypatch.setattr(hardware, "_peak_flops_cache", {})
 
 
 @pytest.mark.catches("a_product_is_half_the_operations")
@@ -29,7 +30,7 @@ def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
         now[0] += (size * size * (2 * size - 1) + size * size) / (2e9 if size == 256 else 1e9)
         return a
 
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch, "mm", lambda a, b: None if a.eq(1).all() else mm(a, b))
     assert peak_flops(CPU, torch.float32) == pytest.approx(2e9, rel=1e-6)
     # Four each of 128, 256 and 512, at 4.2, 16.8 and 268 ms; the last do not go into 0.15 s.
@@ -55,9 +56,9 @@ def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
         timed.append(size)
         return 2 * size**3 * per_operation[size] * (3 if timed.count(size) == 1 else 1)
 
-    monkeypatch.setattr(machine, "_SIZES", tuple(per_operation))
-    monkeypatch.setattr(machine, "_SECONDS", 1e9)
-    monkeypatch.setattr(machine, "_seconds", seconds)
+    monkeypatch.setattr(hardware, "_MATRIX_SIZES", tuple(per_operation))
+    monkeypatch.setattr(hardware, "_BENCHMARK_SECONDS", 1e9)
+    monkeypatch.setattr(hardware, "_time_matmul", seconds)
     assert peak_flops(CPU, torch.float32) == pytest.approx(1e9)
     assert peak_flops(CPU, torch.float16) == pytest.approx(1e9)  # never computed on a CPU
     many = len(timed)
@@ -72,7 +73,7 @@ def test_a_slow_machine_is_not_kept_busy(monkeypatch):
     """At a million operations a second, a product of 256 x 256 takes half a minute."""
     timed = []
     monkeypatch.setattr(
-        machine, "_seconds", lambda a, b: timed.append(len(a)) or 2 * len(a) ** 3 / 1e6
+        hardware, "_time_matmul", lambda a, b: timed.append(len(a)) or 2 * len(a) ** 3 / 1e6
     )
     assert peak_flops(CPU, torch.float32) == pytest.approx(1e6)
     assert timed == [128]
@@ -87,8 +88,8 @@ def test_a_library_that_is_slow_to_begin_does_not_count(monkeypatch):
         done.append(len(a))
         return product(a, b)
 
-    monkeypatch.setattr(machine, "_SIZES", (128, 256, 512))
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(hardware, "_MATRIX_SIZES", (128, 256, 512))
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(torch, "mm", mm)
     assert peak_flops(CPU, torch.float32) == pytest.approx(1e12)
     assert 512 in done
@@ -96,8 +97,8 @@ def test_a_library_that_is_slow_to_begin_does_not_count(monkeypatch):
 
 def test_autocast_changes_nothing(monkeypatch):
     dtypes = set()
-    monkeypatch.setattr(machine, "_SIZES", (128,))
-    monkeypatch.setattr(machine, "_seconds", lambda a, b: dtypes.add((a @ b).dtype) or 1.0)
+    monkeypatch.setattr(hardware, "_MATRIX_SIZES", (128,))
+    monkeypatch.setattr(hardware, "_time_matmul", lambda a, b: dtypes.add((a @ b).dtype) or 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         peak_flops(CPU, torch.float32)
     assert dtypes == {torch.float32}
@@ -115,10 +116,10 @@ def test_autocast_changes_nothing(monkeypatch):
 )
 def test_bfloat16_on_a_cpu(monkeypatch, avx, amx, speedup, fast):
     speeds = {torch.float32: 1e9, torch.bfloat16: speedup * 1e9}
-    monkeypatch.setattr(machine, "peak_flops", lambda device, dtype: speeds[dtype])
+    monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: speeds[dtype])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
-    assert fast_bf16("cpu") is fast
+    assert has_fast_bf16("cpu") is fast
 
 
 @pytest.mark.parametrize(
@@ -128,13 +129,13 @@ def test_bfloat16_on_a_cpu(monkeypatch, avx, amx, speedup, fast):
 def test_flags_are_read_where_torch_does_not_tell(monkeypatch, tmp_path, flags, fast):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
-    monkeypatch.setattr(machine, "peak_flops", lambda device, dtype: float(dtype.itemsize == 2))
+    monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: float(dtype.itemsize == 2))
     file = tmp_path / "cpuinfo"
     if flags is not None:
         file.write_text(f"processor\t: 0\nmodel name\t: amx_tile\nflags\t\t: {flags}\n")
-    read = machine._cpu_flags
-    monkeypatch.setattr(machine, "_cpu_flags", lambda: read(file))
-    assert fast_bf16("cpu") is fast
+    read = hardware._cpu_flags
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: read(file))
+    assert has_fast_bf16("cpu") is fast
 
 
 def test_bfloat16_elsewhere(monkeypatch):
@@ -146,13 +147,13 @@ def test_bfloat16_elsewhere(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert not fast_bf16("cuda")
+    assert not has_fast_bf16("cuda")
     assert asked == [False]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    assert fast_bf16("cuda")
+    assert has_fast_bf16("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert not fast_bf16("cuda")
-    assert not fast_bf16("mps")
+    assert not has_fast_bf16("cuda")
+    assert not has_fast_bf16("mps")
 
 
 @pytest.mark.parametrize(
@@ -162,10 +163,10 @@ def test_the_report_names_the_machine_and_its_peak(monkeypatch, tmp_path, device
     monkeypatch.setattr(platform, "processor", lambda: "abacus")
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    monkeypatch.setattr(watching, "peak_flops", lambda device, dtype: 1.25e12)
+    monkeypatch.setattr(monitor, "peak_flops", lambda device, dtype: 1.25e12)
     config = types.SimpleNamespace(accelerator="cpu", world_size=devices)
     run = types.SimpleNamespace(config=config, model=torch.nn.Linear(2, 2))
-    watch = watching.Watch(run, None, tmp_path, kind="bf16", writes=False)
+    watch = monitor.Watch(run, None, tmp_path, kind="bf16", writes=False)
     assert watch.facts() == {
         "device": f"cpu (abacus), 7 threads{more}",
         "measured peak": f"{peak} GFLOP/s in bf16",

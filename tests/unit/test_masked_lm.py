@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
+from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED
-from miniformer.data.records import records_of
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.masked_lm import MaskedLM, collate_masked, mask_id
+from miniformer.data.reading.records import as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.masked_lm import MaskedLM, collate_masked, mask_token_id
 from tests.kit import tiny_model
 
 BYTES = Tokenizer.train("byte", [])
-B, M = BYTES.boundary_id, mask_id(BYTES)
+B, M = BYTES.eos_id, mask_token_id(BYTES)
 SPECIAL = np.array([B, M])
 
 
@@ -37,7 +37,7 @@ def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
     batch = hidden([[B, *text] for text in texts], seed, share)
     for row, text in enumerate(texts):
         labels, inputs = batch["labels"][row].tolist(), batch["inputs"][row].tolist()
-        guessed = [place for place, label in enumerate(labels) if label != IGNORED]
+        guessed = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
         assert len(guessed) == max(1, round(share * len(text)))
         assert 0 not in guessed  # the boundary
         assert max(guessed) <= len(text)  # nor padding
@@ -50,7 +50,7 @@ def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
 def test_eight_of_ten_guessed_tokens_are_hidden_one_is_another_and_one_stays():
     text = [B] + [7] * 4000
     batch = hidden([text] * 5, share=0.5)
-    inputs = batch["inputs"][batch["labels"] != IGNORED]
+    inputs = batch["inputs"][batch["labels"] != IGNORE_INDEX]
     assert len(inputs) == 10_000
     assert (inputs == M).float().mean() == pytest.approx(0.8, abs=0.015)
     assert (inputs == 7).float().mean() == pytest.approx(0.1, abs=0.015)
@@ -82,7 +82,7 @@ def test_a_long_text_is_read_in_pieces_and_no_token_of_it_is_lost(texts, seq_len
 
 def test_inputs_are_laid_out_as_for_classification():
     records = [{"input": ["ab", "cd"], "label": 1}]
-    task = MaskedLM(field="input").fit(records_of(records, MaskedLM(field="input").schema))
+    task = MaskedLM(field="input").fit(as_records(records, MaskedLM(field="input").schema))
     (example,) = task.encode(records, BYTES, 16)
     assert BYTES.decode(example["inputs"].tolist()) == "abcd"
     assert example["token_types"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -132,14 +132,14 @@ def test_figures_count_what_is_guessed():
     batches = [hidden([[B, 5, 6, 7, 8], [B, 9]], seed) for seed in range(3)]
     for batch in batches:  # the model guesses the second text right, and the first one wrong
         best = model(batch["inputs"], batch["attention_mask"]).argmax(-1)
-        batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, best)
-        batch["labels"][0, batch["labels"][0] != IGNORED] ^= 1
+        batch["labels"] = torch.where(batch["labels"] == IGNORE_INDEX, IGNORE_INDEX, best)
+        batch["labels"][0, batch["labels"][0] != IGNORE_INDEX] ^= 1
     with torch.no_grad():
-        found = task.figures([task.measure(model, batch) for batch in batches], BYTES)
+        found = task.compute_metrics([task.eval_step(model, batch) for batch in batches], BYTES)
     losses, right = [], []
     for batch in batches:
         logits = model(batch["inputs"], batch["attention_mask"]).detach().double()
-        for row, place in (batch["labels"] != IGNORED).nonzero().tolist():
+        for row, place in (batch["labels"] != IGNORE_INDEX).nonzero().tolist():
             label = int(batch["labels"][row, place])
             losses.append(-float(logits[row, place].log_softmax(-1)[label]))
             right.append(int(logits[row, place].argmax()) == label)
@@ -158,7 +158,7 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="output_dim must be null for this data, not 3"):
         task.check(config, BYTES)
     of_inputs = MaskedLM(field="input")
-    vectors = records_of([{"input": [[1.0]]}], of_inputs.schema)
+    vectors = as_records([{"input": [[1.0]]}], of_inputs.schema)
     with pytest.raises(UserError, match="masked_lm reads texts, and these are vectors"):
         of_inputs.fit(vectors)
     model = tiny_model(vocab_size=258, causal=False, max_seq_len=8)
@@ -173,4 +173,4 @@ def test_a_tokenizer_without_a_mask_is_refused():
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<eos>": 1, "?": 2}, "?"))
     with pytest.raises(UserError, match="has no token to hide others with"):
-        mask_id(Tokenizer(backend))
+        mask_token_id(Tokenizer(backend))

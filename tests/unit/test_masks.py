@@ -9,9 +9,9 @@ from miniformer.model.masks import (
     AttentionMask,
     Visibility,
     make_cross_mask,
-    make_lengths,
     make_mask,
     make_positions,
+    make_sequence_lengths,
     make_visibility,
 )
 from miniformer.model.stack import set_attention_backend
@@ -28,8 +28,8 @@ def spelled_out(mask, queries, keys):
         return [[not mask.is_causal or s <= t for s in range(keys)] for t in range(queries)]
     allowed = mask.allowed
     assert allowed.any(-1).all(), "softmax over nothing would be NaN"
-    if mask.blind is not None:
-        allowed = allowed & ~mask.blind
+    if mask.fully_masked is not None:
+        allowed = allowed & ~mask.fully_masked
     return allowed[0, 0].tolist()
 
 
@@ -94,7 +94,7 @@ def test_padding_is_seen_by_nobody(causal, real):
 def test_cached_queries_see_the_columns_up_to_their_own(past, new, window):
     stop = past + new
     queries = torch.arange(past, stop)[None]
-    seen = Visibility(True, window, queries, torch.arange(stop)[None], in_order=True)
+    seen = Visibility(True, window, queries, torch.arange(stop)[None], is_dense=True)
     assert spelled_out(make_mask(seen, explicit=True), new, stop) == [
         [s <= past + t and near(past + t, s, window, True) for s in range(stop)] for t in range(new)
     ]
@@ -114,7 +114,7 @@ def test_keys_may_lie_in_any_order_with_holes(data, keys, queries, window):
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
 def test_a_source_is_seen_where_it_is_real(real):
     mask = make_cross_mask(torch.tensor(real))
-    allowed = mask.allowed & ~mask.blind
+    allowed = mask.allowed & ~mask.fully_masked
     assert allowed[:, 0, 0].tolist() == real
     assert mask.allowed.any(-1).all()
     assert make_cross_mask(None) == AttentionMask()
@@ -158,13 +158,13 @@ def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
     if not packed:
         segments = (1,) * len(row)
     ids, mask = torch.tensor([segments]), torch.tensor([real])
-    lengths = make_lengths(
+    lengths = make_sequence_lengths(
         len(row), attention_mask=mask, segment_ids=ids if packed else None, device=CPU
     ).expand(1, len(row))
     for t, (segment, is_real) in enumerate(zip(segments, real, strict=True)):
         if is_real and segment:
             assert lengths[0, t] == list(zip(segments, real, strict=True)).count((segment, True))
-    assert make_lengths(len(row), device=CPU).tolist() == [[len(row)]]
+    assert make_sequence_lengths(len(row), device=CPU).tolist() == [[len(row)]]
 
 
 @pytest.mark.catches("any_number_names_a_segment")

@@ -9,18 +9,29 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from miniformer.config import UserError
-from miniformer.config.units import format_bytes, parse_bytes
-from miniformer.model.cross_entropy import linear_cross_entropy
+from miniformer.model.ops.cross_entropy import linear_cross_entropy
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training import memory
-from miniformer.training.memory import largest_that_fits, peak_bytes, plan_memory
-from miniformer.training.peak import forget_most, growth, most_resident, resident
+from miniformer.training.tuning import memory_planner
+from miniformer.training.tuning.memory_planner import (
+    largest_fitting_micro_batch,
+    peak_tensor_bytes,
+    plan_memory,
+)
+from miniformer.training.tuning.memory_tracker import (
+    current_memory,
+    peak_memory,
+    reset_peak_memory,
+    step_memory_growth,
+)
+from miniformer.utils.units import format_bytes, parse_bytes
 from tests.kit import run_python, tiny_model
 
 CPU = torch.device("cpu")
 LENGTH = 128
-resettable = pytest.mark.skipif(not forget_most(CPU), reason="Linux tells and forgets the peak")
+resettable = pytest.mark.skipif(
+    not reset_peak_memory(CPU), reason="Linux tells and forgets the peak"
+)
 
 
 @pytest.mark.catches("gigabytes_are_powers_of_1024")
@@ -48,16 +59,18 @@ def test_what_is_written_is_read_again(count):
 @pytest.mark.catches("freed_tensors_still_count", "peak_is_what_is_left_at_the_end")
 def test_peaks_of_chains():
     x = torch.zeros(10, 100)
-    assert peak_bytes(lambda: x.exp().exp().exp()) == 2 * 4000  # the first is gone with the third
-    assert peak_bytes(lambda: [x.exp() for _ in range(5)]) == 5 * 4000
-    assert peak_bytes(lambda: [x.exp() for _ in range(5)] and None) == 5 * 4000
-    assert peak_bytes(lambda: x.view(100, 10).add_(1)) == 0  # a view, changed in place
+    assert (
+        peak_tensor_bytes(lambda: x.exp().exp().exp()) == 2 * 4000
+    )  # the first is gone with the third
+    assert peak_tensor_bytes(lambda: [x.exp() for _ in range(5)]) == 5 * 4000
+    assert peak_tensor_bytes(lambda: [x.exp() for _ in range(5)] and None) == 5 * 4000
+    assert peak_tensor_bytes(lambda: x.view(100, 10).add_(1)) == 0  # a view, changed in place
 
 
 def test_the_backward_pass_counts():
     """exp keeps its output; the gradient by it is as large, beside two scalars."""
     x = torch.zeros(10, 100, requires_grad=True)
-    assert peak_bytes(lambda: x.exp().sum().backward()) == 2 * 4000 + 2 * 4
+    assert peak_tensor_bytes(lambda: x.exp().sum().backward()) == 2 * 4000 + 2 * 4
 
 
 class Wasteful(torch.autograd.Function):
@@ -81,14 +94,14 @@ def test_a_backward_pass_of_ones_own_counts(how):
     model = tiny_model(n_layers=1).train()
     set_activation_checkpointing(model, how)
     inputs = torch.zeros(1, 1, dtype=torch.int64)
-    assert 40_000 < peak_bytes(step) < 80_000
+    assert 40_000 < peak_tensor_bytes(step) < 80_000
 
 
 def test_logits_of_the_fused_loss_count():
     features = torch.randn(64, 16, requires_grad=True)
     weight = torch.randn(1000, 16, requires_grad=True)
     labels = torch.randint(0, 1000, (64,))
-    peak = peak_bytes(lambda: linear_cross_entropy(features, weight, labels).backward())
+    peak = peak_tensor_bytes(lambda: linear_cross_entropy(features, weight, labels).backward())
     logits, by_weight, by_features = 64 * 1000 * 4, 1000 * 16 * 4, 64 * 16 * 4
     assert logits + by_weight + by_features <= peak < 1.05 * (logits + by_weight + by_features)
 
@@ -119,7 +132,7 @@ def test_a_training_step_takes_what_the_allocator_says(how):
     set_activation_checkpointing(model, how)
     batch = next(batches_for(8, length=32, vocabulary=500))
     step()
-    assert afresh(peak_bytes) == pytest.approx(afresh(allocated), rel=0.01)
+    assert afresh(peak_tensor_bytes) == pytest.approx(afresh(allocated), rel=0.01)
 
 
 @resettable
@@ -129,11 +142,11 @@ def test_growth_is_what_the_process_takes():
         kept.append(torch.ones(40 * 2**20, dtype=torch.uint8))
 
     kept = []
-    grown = growth(step, CPU, times=2)
+    grown = step_memory_growth(step, CPU, num_steps=2)
     assert grown == pytest.approx((40 + 200) * 2**20, rel=0.05)
-    assert resident(CPU) < most_resident(CPU) - 150 * 2**20
-    assert forget_most(CPU)
-    assert most_resident(CPU) == pytest.approx(resident(CPU), rel=0.02)
+    assert current_memory(CPU) < peak_memory(CPU) - 150 * 2**20
+    assert reset_peak_memory(CPU)
+    assert peak_memory(CPU) == pytest.approx(current_memory(CPU), rel=0.02)
 
 
 # What fits
@@ -150,7 +163,7 @@ def batches_for(size, *, length=LENGTH, vocabulary=31):
 @pytest.mark.parametrize("batch_size", range(1, 41))
 def test_micro_batches_make_up_the_batch(batch_size):
     for most in range(1, batch_size + 1):
-        size, _ = largest_that_fits(lambda size: size, batch_size, most)
+        size, _ = largest_fitting_micro_batch(lambda size: size, batch_size, most)
         many = math.ceil(batch_size / size)
         assert most / 2 < size <= most
         assert batch_size <= size * many < batch_size + many  # with one fewer it is not enough
@@ -164,7 +177,7 @@ def search(grown, room, batch_size=64):
         tried.append(size)
         return grown(size)
 
-    return largest_that_fits(measured, batch_size, room)[0], tried
+    return largest_fitting_micro_batch(measured, batch_size, room)[0], tried
 
 
 POWERS = (1, 2, 4, 8, 16, 32, 64)
@@ -213,9 +226,9 @@ def model(monkeypatch):
         return real(self, trained, batch)
 
     model, tokens, real = tiny_model(max_seq_len=LENGTH), [], LanguageModeling.loss
-    monkeypatch.setattr(memory, "growth", grown)
-    monkeypatch.setattr(memory, "_LATER_HOLES", 0.0)
-    monkeypatch.setattr(memory, "_SPARE", 0)
+    monkeypatch.setattr(memory_planner, "growth", grown)
+    monkeypatch.setattr(memory_planner, "_FRAGMENTATION_RATIO", 0.0)
+    monkeypatch.setattr(memory_planner, "_RESERVED_BYTES", 0)
     monkeypatch.setattr(LanguageModeling, "loss", loss)
     return model
 
@@ -226,10 +239,10 @@ def plan(model, room, **options):
     state = 8 * sum(parameter.numel() for parameter in model.parameters())
     limit = BASE + state + int(room)
     made = plan_memory(
-        model, LanguageModeling(), batches_for, limit=limit, **{**defaults, **options}
+        model, LanguageModeling(), batches_for, limit_bytes=limit, **{**defaults, **options}
     )
-    assert made.predicted <= limit
-    return made, made.predicted - BASE - state
+    assert made.predicted_bytes <= limit
+    return made, made.predicted_bytes - BASE - state
 
 
 @pytest.mark.catches("state_of_the_optimizer_takes_no_memory")
@@ -268,10 +281,10 @@ def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sizes[-1]
 
-    sizes, growing = [], memory.places
-    monkeypatch.setattr(memory, "growth", small)
+    sizes, growing = [], memory_planner.count_positions
+    monkeypatch.setattr(memory_planner, "growth", small)
     monkeypatch.setattr(
-        memory, "places", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
+        memory_planner, "places", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
     )
     made, _ = plan(model, 10**12)
     assert (made.batch_size, made.activation_checkpointing) == (4, "none")
@@ -292,10 +305,14 @@ def test_too_little_is_refused_with_what_is_needed(model):
 
 
 def test_a_plan_says_what_it_is():
-    made = memory.Plan(4, 8, "selective", 3_250_000_000)
+    made = memory_planner.MemoryPlan(4, 8, "selective", 3_250_000_000)
     wanted = "8 batches of 4, accumulated; selective activation checkpointing; 3.25 GB predicted"
-    assert made.describe().startswith(wanted)
-    assert memory.Plan(32, 1, "none", 10**9).describe().startswith("batches of 32; no activation")
+    assert made.summary().startswith(wanted)
+    assert (
+        memory_planner.MemoryPlan(32, 1, "none", 10**9)
+        .summary()
+        .startswith("batches of 32; no activation")
+    )
 
 
 def test_the_heaviest_batch_counts(model):
@@ -304,10 +321,10 @@ def test_the_heaviest_batch_counts(model):
             yield next(batches_for(size, length=length))
 
     made = plan_memory(
-        model, LanguageModeling(), uneven, batch_size=4, limit=10**12, base=0,
+        model, LanguageModeling(), uneven, batch_size=4, limit_bytes=10**12, base_bytes=0,
         optimizer_bytes_per_param=0,
     )  # fmt: skip
-    assert made.predicted == 4 * LENGTH * PER_TOKEN["none"]
+    assert made.predicted_bytes == 4 * LENGTH * PER_TOKEN["none"]
 
 
 @pytest.mark.parametrize(("batch_size", "standing"), [(1, 1), (2, 2)])
@@ -323,7 +340,7 @@ def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch
         return 0 if len(ratios) == 1 else 10**15  # only a micro-batch of 1 fits
 
     ratios = []
-    monkeypatch.setattr(memory, "growth", twice)
+    monkeypatch.setattr(memory_planner, "growth", twice)
     made, _ = plan(model, 0, batch_size=batch_size)
     assert made.batch_size == 1
     assert ratios[0] == pytest.approx(standing, rel=1e-4)
@@ -357,9 +374,9 @@ from miniformer.config import TransformerConfig
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.training.memory import plan_memory
-from miniformer.training.optimizers import adamw
-from miniformer.training.peak import most_resident
+from miniformer.training.tuning.memory_planner import plan_memory
+from miniformer.training.optim.optimizers import adamw
+from miniformer.training.tuning.memory_tracker import most_resident
 
 size, many, how = json.loads(sys.argv[1])
 torch.manual_seed(0)

@@ -6,7 +6,7 @@ import pytest
 import miniformer
 from miniformer import cli, registry
 from miniformer.config import ConfigError, UserError
-from miniformer.model.hub import local
+from miniformer.model.hub import resolve_directory
 from miniformer.model.transformer import Transformer
 from miniformer.train_config import TrainConfig
 from miniformer.utils.names import name_problem
@@ -86,7 +86,7 @@ def test_mistyped_path_is_never_sent_to_hub(name, asked, tmp_path, monkeypatch):
 def test_name_on_hub_is_asked_for_and_the_message_says_so(name, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"{name}: there is no such directory, and the hub did not"):
-        local(name)
+        resolve_directory(name)
     assert asked == [name]
 
 

@@ -14,9 +14,15 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.muon import Muon, orthogonalize
-from miniformer.training.optimizers import adamw, check_options, muon, own_lr, schedulefree
-from miniformer.training.parameter_groups import parameter_groups
+from miniformer.training.optim.muon import Muon, orthogonalize
+from miniformer.training.optim.optimizers import (
+    adamw,
+    check_optimizer_options,
+    default_lr,
+    muon,
+    schedulefree,
+)
+from miniformer.training.optim.param_groups import build_param_groups
 from tests.kit import tiny_model
 
 
@@ -141,7 +147,7 @@ def test_sharded_matrices_are_made_orthogonal_whole(tmp_path):
 
 
 def scales(model, **options):
-    groups = parameter_groups(model, weight_decay=0.1, **options)
+    groups = build_param_groups(model, weight_decay=0.1, **options)
     of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert len(of) == sum(len(group["params"]) for group in groups)
     return {name: of[id(parameter)] for name, parameter in model.named_parameters()}
@@ -168,13 +174,13 @@ def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
 def test_what_is_frozen_is_left_out():
     model = tiny_model()
     model.embedding.weight.requires_grad_(False)
-    groups = parameter_groups(model, weight_decay=0.1)
+    groups = build_param_groups(model, weight_decay=0.1)
     assert not any(p is model.embedding.weight for group in groups for p in group["params"])
 
 
 def test_a_models_rate_follows_its_scale():
     model = with_gradients(nn.Sequential(nn.Linear(2, 2, bias=False)))
-    assert parameter_groups(model, weight_decay=0.3) == [
+    assert build_param_groups(model, weight_decay=0.3) == [
         {"params": [model[0].weight], "weight_decay": 0.3, "lr_scale": 1.0}
     ]
 
@@ -221,19 +227,19 @@ def test_schedulefree_trains_at_one_point_and_is_good_at_another():
 def test_a_rate_that_is_not_said_is_the_optimisers_own():
     assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 5e-3
     assert MiniFormerLitModule(tiny_model(), optimizer="adamw").lr == 1e-3
-    assert own_lr("muon", begins_anew=False) == pytest.approx(5e-4)
+    assert default_lr("muon", from_scratch=False) == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_options_that_an_optimiser_does_not_take_are_refused(name):
-    check_options(name, ["betas", "eps"])
+    check_optimizer_options(name, ["betas", "eps"])
     for option in ("model", "nesterov"):  # the model is no option
         with pytest.raises(UserError, match=f"unknown option of optimizer={name}.* '{option}'"):
-            check_options(name, ["betas", option])
+            check_optimizer_options(name, ["betas", option])
 
 
 def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):
     for make in (lambda model, *, lr, weight_decay: None, lambda model, **options: None):
         monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
         with pytest.raises(UserError, match="optimizer=mine has no learning rate of its own; set"):
-            own_lr("mine")
+            default_lr("mine")

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniformer.data.packing import IGNORED, PackedWindows
-from miniformer.data.table import Table
+from miniformer.data.batching.columnar import ColumnarStore
+from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 
 B = 0  # the boundary
 DOCUMENTS = st.lists(st.lists(st.integers(1, 9), max_size=7), min_size=1, max_size=5)
@@ -20,11 +20,11 @@ def pool_of(documents, begins=True):
     rows = [np.array([B, *document], dtype=np.uint16) for document in documents]
     if not begins:
         rows[0] = rows[0][1:]
-    return Table.of([{"ids": row, "bytes": 2 * len(row)} for row in rows])
+    return ColumnarStore.from_examples([{"ids": row, "bytes": 2 * len(row)} for row in rows])
 
 
 def windows(seq_len, *, endless, batch_size=100):
-    return PackedWindows(seq_len=seq_len, batch_size=batch_size, boundary_id=B, endless=endless)
+    return PackedBatcher(seq_len=seq_len, batch_size=batch_size, bos_id=B, wrap=endless)
 
 
 def pairs(inputs, labels):
@@ -32,7 +32,7 @@ def pairs(inputs, labels):
         (int(i), int(t))
         for row, targets in zip(inputs, labels, strict=True)
         for i, t in zip(row, targets, strict=True)
-        if t != IGNORED
+        if t != IGNORE_INDEX
     ]
 
 
@@ -46,7 +46,7 @@ def wanted_pairs(documents):
 @given(DOCUMENTS, st.integers(1, 6), st.integers(1, 4))
 def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_size):
     cutter, pool = windows(seq_len, endless=False, batch_size=batch_size), pool_of(documents)
-    batches = [cutter.make(pool, cut) for cut in cutter.cut(pool, None)]
+    batches = [cutter.collate(pool, cut) for cut in cutter.plan_batches(pool, None)]
     found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
     assert found == wanted_pairs(documents)
     # Every byte of text is counted once, too, for figures per byte.
@@ -60,8 +60,8 @@ def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
 ):
     """Its last token may go on in the next pool: no boundary may be predicted there."""
     cutter, pool = windows(seq_len, endless=False), pool_of([rest, *documents], begins=False)
-    (cut,) = cutter.cut(pool, None)
-    batch = cutter.make(pool, cut)
+    (cut,) = cutter.plan_batches(pool, None)
+    batch = cutter.collate(pool, cut)
     whole = [*rest, *(token for document in documents for token in (B, *document))]
     assert pairs(batch["input_ids"], batch["labels"]) == list(itertools.pairwise(whole))
 
@@ -70,16 +70,16 @@ def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
 def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, seed, batch_size):
     cutter, pool = windows(seq_len, endless=True, batch_size=batch_size), pool_of(documents)
     tokens = pool.columns["ids"]
-    cuts = cutter.cut(pool, np.random.default_rng(seed))
+    cuts = cutter.plan_batches(pool, np.random.default_rng(seed))
     starts = np.concatenate(cuts)
-    assert len(starts) == cutter.windows(pool) == max(1, len(tokens) // seq_len)
+    assert len(starts) == cutter.num_windows(pool) == max(1, len(tokens) // seq_len)
     sizes = [len(cut) for cut in cuts]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1, "no small batch is left over at the end"
     columns = [(start + t) % len(tokens) for start in starts for t in range(seq_len)]
     if len(tokens) >= seq_len:
         assert len(set(columns)) == len(columns)
-    batches = [cutter.make(pool, cut) for cut in cuts]
+    batches = [cutter.collate(pool, cut) for cut in cuts]
     ring = wanted_pairs(documents)
     found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
     assert found == [ring[column] for column in columns]
@@ -89,24 +89,24 @@ def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, 
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
 def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, seq_len, endless):
     cutter, pool = windows(seq_len, endless=endless), pool_of(documents)
-    (cut,) = cutter.cut(pool, None)
-    batch = cutter.make(pool, cut)
+    (cut,) = cutter.plan_batches(pool, None)
+    batch = cutter.collate(pool, cut)
     inputs, labels = batch["input_ids"], batch["labels"]
     segments = batch.get("segment_ids", torch.ones_like(inputs))
     for row, ids, targets in zip(segments, inputs, labels, strict=True):
         for t in range(1, seq_len):
-            if targets[t] == IGNORED:
+            if targets[t] == IGNORE_INDEX:
                 assert row[t] == 0
             else:
                 assert (row[t] != row[t - 1]) == (ids[t] == B)
-        assert row[0] == (0 if targets[0] == IGNORED else 1)
+        assert row[0] == (0 if targets[0] == IGNORE_INDEX else 1)
 
 
 def test_windows_come_in_random_order_from_a_random_offset():
     cutter, pool = windows(4, endless=True), pool_of([list(range(1, 200))])
 
     def order(seed):
-        return np.concatenate(cutter.cut(pool, np.random.default_rng(seed))).tolist()
+        return np.concatenate(cutter.plan_batches(pool, np.random.default_rng(seed))).tolist()
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -119,8 +119,8 @@ def test_windows_know_the_documents_that_they_are_cut_from(documents, seq_len, e
     pool = pool_of(documents)
     cutter = windows(seq_len, endless=endless, batch_size=2)
     owner = np.repeat(np.arange(len(documents)), pool.lengths("ids"))
-    for starts in cutter.cut(pool, np.random.default_rng(0) if endless else None):
+    for starts in cutter.plan_batches(pool, np.random.default_rng(0) if endless else None):
         places = [int(start) + i for start in starts for i in range(seq_len)]
         inside = [place for place in places if endless or place < len(owner)]
         wanted = sorted({int(owner[place % len(owner)]) for place in inside})
-        assert cutter.examples(pool, starts).tolist() == wanted
+        assert cutter.example_indices(pool, starts).tolist() == wanted

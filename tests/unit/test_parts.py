@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from miniformer.config import TransformerConfig, UserError
-from miniformer.model.attention import Context
-from miniformer.model.cache import KVCache
+from miniformer.model.attention import AttentionContext
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.head import pool
 from miniformer.model.masks import AttentionMask
 from miniformer.model.position import (
@@ -15,7 +15,7 @@ from miniformer.model.position import (
     RotaryPosition,
     Rotation,
     alibi_slopes,
-    rotate,
+    apply_rotary,
 )
 from miniformer.model.transformer import Transformer
 from tests.kit import tiny_config, tiny_model
@@ -41,14 +41,14 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
     position = RotaryPosition(config, causal=True)
     q, k = torch.randn(2, 1, 1, 1, 16)
     q[..., config.rotary_dim :] = 0  # YaRN lengthens what is rotated
-    length = rotate(q, rotation(position, 0)).norm()
+    length = apply_rotary(q, rotation(position, 0)).norm()
     if scaling is None or scaling["type"] != "yarn":
         torch.testing.assert_close(length, q.norm())
 
     def score(at, other):
-        turned = rotate(q, rotation(position, at))
+        turned = apply_rotary(q, rotation(position, at))
         torch.testing.assert_close(turned.norm(), length)
-        return (turned * rotate(k, rotation(position, other))).sum()
+        return (turned * apply_rotary(k, rotation(position, other))).sum()
 
     torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(score(3, 1), score(3, 2))
@@ -58,13 +58,13 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
 def test_rotation_has_the_gradient_of_finite_differences():
     x = torch.randn(1, 2, 3, 6, dtype=torch.float64, requires_grad=True)
     angle = torch.randn(1, 1, 3, 2, dtype=torch.float64)
-    torch.autograd.gradcheck(lambda x: rotate(x, Rotation(angle.cos(), angle.sin())), x)
+    torch.autograd.gradcheck(lambda x: apply_rotary(x, Rotation(angle.cos(), angle.sin())), x)
 
 
 def test_rotation_at_position_zero_changes_nothing():
     q = torch.randn(1, 2, 1, 32)
     position = RotaryPosition(TransformerConfig(), causal=True)
-    assert torch.equal(rotate(q, rotation(position, 0)), q)
+    assert torch.equal(apply_rotary(q, rotation(position, 0)), q)
 
 
 def test_dynamic_scaling_begins_past_the_original_length():
@@ -179,7 +179,9 @@ def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
     entropy = torch.distributions.Categorical(logits=model(ids)).entropy().mean()
     assert entropy > 0.95 * torch.log(torch.tensor(500.0))
     assert (
-        0.5 < model.layers[0](torch.randn(1, 32, 128), Context("sdpa", AttentionMask())).std() < 3
+        0.5
+        < model.layers[0](torch.randn(1, 32, 128), AttentionContext("sdpa", AttentionMask())).std()
+        < 3
     )
 
 

@@ -6,8 +6,8 @@ import torch
 import miniformer
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.encoding import Encoding
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
@@ -47,9 +47,9 @@ def test_a_pipeline_that_is_saved_is_loaded_as_it_was(pipeline, tmp_path):
 def test_vectors_of_texts_are_what_the_pooling_makes_of_the_features():
     tokenizer = Tokenizer.train("byte", [])
     model = tiny_model(vocab_size=258, max_seq_len=64, causal=False, pooling="mean")
-    task, texts = Encoding(input_kind="text"), ["ab", "abcdef"]
+    task, texts = EmbeddingTask(input_kind="text"), ["ab", "abcdef"]
     found = Pipeline(model, tokenizer, task=task, generation=GenerationConfig()).embed(texts)
     for vector, text in zip(found, texts, strict=True):
-        ids = [tokenizer.boundary_id, *tokenizer.encode(text)]
+        ids = [tokenizer.eos_id, *tokenizer.encode(text)]
         wanted = model.features(torch.tensor([ids]))[0].mean(0)
         torch.testing.assert_close(vector, wanted, rtol=1e-4, atol=1e-5)

@@ -11,9 +11,9 @@ from transformers.generation import logits_process as theirs
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig, UserError
-from miniformer.generation.generate import Start, write
-from miniformer.generation.processors import process, processors_of
-from miniformer.generation.sampling import choose
+from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.generation.logits_processors import apply_processors, build_processors
+from miniformer.generation.sampling import sample_next_token
 from tests.kit import tiny_model
 
 V = 7
@@ -24,7 +24,7 @@ def changed(options, texts, logits, prompt_length=0):
     """Logits after the processors, of rows that are padded on the left."""
     longest = max(map(len, texts))
     rows = torch.tensor([[-1] * (longest - len(text)) + text for text in texts])
-    return process(processors_of(options, prompt_length, ()), rows, logits, 1)
+    return apply_processors(build_processors(options, prompt_length, ()), rows, logits, 1)
 
 
 @pytest.mark.catches("repetition_penalty_rewards_unlikely_tokens")
@@ -100,7 +100,7 @@ def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
     kept = theirs.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
     options = GenerationConfig(min_p=min_p)
     numbers = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    drawn = choose(logits.expand(5000, -1), options, numbers)
+    drawn = sample_next_token(logits.expand(5000, -1), options, numbers)
     assert set(drawn.tolist()) == set(kept[0].nonzero()[:, 0].tolist())
 
 
@@ -205,19 +205,21 @@ def test_penalties_change_what_is_written():
 @pytest.mark.catches("log_probabilities_are_not_normalized")
 def test_what_is_written_comes_with_its_log_probabilities():
     model = tiny_model()
-    starts = [Start([1, 2, 3]), Start([4])]
+    starts = [GenerationInput([1, 2, 3]), GenerationInput([4])]
     end = model.generate([[4]], 6, temperature=0)[0][3]
     for options in ({"temperature": 0.0}, {"seed": 1}, {"seed": 1, "top_k": 2},
                     {"num_beams": 3, "length_penalty": 0.0}):  # fmt: skip
         for start, written in zip(
-            starts, write(model, starts, GenerationConfig(6, eos_id=end, **options)), strict=True
+            starts,
+            generate_batch(model, starts, GenerationConfig(6, eos_id=end, **options)),
+            strict=True,
         ):
-            ended = [end] if len(written.log_p) > len(written.tokens) else []
-            whole = [*start.ids, *written.tokens, *ended]
+            ended = [end] if len(written.logprobs) > len(written.tokens) else []
+            whole = [*start.input_ids, *written.tokens, *ended]
             log_p = model(torch.tensor([whole]))[0].detach().log_softmax(-1)
-            new = torch.tensor(whole[len(start.ids) :])
-            wanted = log_p[len(start.ids) - 1 : -1].gather(1, new[:, None])[:, 0].tolist()
-            assert written.log_p == pytest.approx(wanted, abs=1e-4)
+            new = torch.tensor(whole[len(start.input_ids) :])
+            wanted = log_p[len(start.input_ids) - 1 : -1].gather(1, new[:, None])[:, 0].tolist()
+            assert written.logprobs == pytest.approx(wanted, abs=1e-4)
             assert written.score == pytest.approx(sum(wanted), abs=1e-3)
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from miniformer.data import pools
+from miniformer.data.batching import chunks as chunking
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.masked_lm import MaskedLM
 
@@ -21,8 +21,8 @@ COUNT = 60
 def chunks(request, monkeypatch):
     """Data in one chunk that is kept, or in several that are read as they are needed."""
     if request.param == "large":
-        monkeypatch.setattr(pools, "KEPT_BYTES", 0)
-        monkeypatch.setattr(pools, "_POOL_BYTES", 400)
+        monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(chunking, "_CHUNK_BYTES", 400)
     return request.param
 
 
@@ -65,16 +65,16 @@ def test_epochs_have_every_record_once_in_orders_that_differ(tmp_path, chunks):
 
 
 def test_epochs_of_large_running_text_have_every_piece_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(pools, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pools, "_POOL_BYTES", 1)
-    monkeypatch.setattr("miniformer.data.index.PIECE_BYTES", 100)
+    monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(chunking, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr("miniformer.data.reading.index.PIECE_BYTES", 100)
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{n:07d}\n" for n in range(200)))
     data = MiniFormerDataModule(path, task="language_modeling", tokenizer=BYTES, seq_len=64)
     data.setup()
     orders = []
     for epoch in range(3):
-        tables = data.pools["train"].epoch(np.random.default_rng(epoch))
+        tables = data.chunks["train"].iter_epoch(np.random.default_rng(epoch))
         text = "".join(BYTES.decode(table.columns["ids"].tolist()) for table in tables)
         orders.append([int(line) for line in text.split()])
         assert sorted(orders[-1]) == list(range(200))
@@ -114,8 +114,8 @@ def test_bpe_dropout_differs_between_batches_chunks_and_epochs(tmp_path, chunks)
 @pytest.mark.catches("chunks_draw_the_same")
 def test_windows_of_chunks_begin_at_other_offsets(tmp_path, monkeypatch):
     """The offset of each chunk's windows, where all documents are alike."""
-    monkeypatch.setattr(pools, "KEPT_BYTES", 0)
-    monkeypatch.setattr(pools, "_POOL_BYTES", 2000)
+    monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(chunking, "_CHUNK_BYTES", 2000)
     path = written(tmp_path / "a.jsonl", [{"text": "abcdefghijklmnopqrs"}] * 400)
     (epoch,) = epochs(path, "language_modeling", number=1)
     firsts = []

@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
-from miniformer.data import fields, index, records
-from miniformer.data.records import (
+from miniformer.data.reading import index, records, schema
+from miniformer.data.reading.records import (
     TEXT_SCHEMA,
+    InMemoryRecords,
     JSONLinesDataset,
     RecordError,
-    SequenceRecords,
-    records_of,
+    as_records,
 )
-from miniformer.data.selection import SomeRecords
-from miniformer.data.streaming import stream_records
+from miniformer.data.reading.streaming import stream_records
+from miniformer.data.selection import RecordSubset
 from tests.kit import write_jsonl
 
 
@@ -186,7 +186,7 @@ def texts_of(found):
 @pytest.mark.catches("records_come_in_the_order_of_the_file")
 @pytest.mark.parametrize("most_open", [1, 64])
 def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
-    monkeypatch.setattr(records, "_MOST_OPEN", most_open)
+    monkeypatch.setattr(records, "_MAX_OPEN_FILES", most_open)
     paths = three_files(tmp_path)
     data = JSONLinesDataset(str(tmp_path / "*.jsonl*"), cache_dir=tmp_path / "cache")
     assert data.files == paths
@@ -196,13 +196,13 @@ def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
     assert texts_of(data.read([8, 0, 4, 4, -6, 3])) == ["r8", "r0", "r4", "r4", "r3", "r3"]
     assert data.read(np.array([5]))[0] == {"text": "r5"}
     assert data.read([]) == []
-    assert [data.where(i) for i in (0, 3, 6, -1)] == [
+    assert [data.location(i) for i in (0, 3, 6, -1)] == [
         f"{paths[0]}:1", f"{paths[1]}:2", f"{paths[1]}:5", f"{paths[2]}:2",
     ]  # fmt: skip
     assert data.sizes.dtype == np.int64
     assert data.sizes.tolist() == [15] * 9
     assert data.n_bytes == 9 * 15
-    assert list(stream_records(paths)) == [(data.where(i), data[i]) for i in range(9)]
+    assert list(stream_records(paths)) == [(data.location(i), data[i]) for i in range(9)]
     for wrong in (9, -10):
         with pytest.raises(IndexError, match=f"record {wrong} of 9"):
             data.read([0, wrong])
@@ -226,7 +226,9 @@ def test_text_and_records_are_not_mixed(tmp_path):
     with pytest.raises(UserError, match=r"a\.txt and .*a\.jsonl: running text and records"):
         JSONLinesDataset(paths)
     with pytest.raises(UserError, match=r"a \.txt file holds no label; use \.jsonl"):
-        JSONLinesDataset(tmp_path / "a.txt", {"text": fields.text, "label": fields.label})
+        JSONLinesDataset(
+            tmp_path / "a.txt", {"text": schema.check_text, "label": schema.check_label}
+        )
     (tmp_path / "b.jsonl").write_text("")
     with pytest.raises(UserError, match=r"b\.jsonl: the file is empty"):
         JSONLinesDataset(str(tmp_path / "*.jsonl"))
@@ -245,13 +247,13 @@ def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
         assert [record.get("continues", False) for record in found] == [
             i > 0 for i in range(len(found))
         ]
-        assert list(stream_records(path)) == [(data.where(i), data[i]) for i in range(len(data))]
+        assert list(stream_records(path)) == [(data.location(i), data[i]) for i in range(len(data))]
 
 
 def test_a_schema_of_checks(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"input": [[1, 2], [3, 4]], "label": "x"}\n{"input": "a", "label": 1.5}\n')
-    data = JSONLinesDataset(path, {"input": fields.model_input, "label": fields.label})
+    data = JSONLinesDataset(path, {"input": schema.check_model_input, "label": schema.check_label})
     assert data[0]["label"] == "x"
     with pytest.raises(RecordError, match=":2: 'label' must be an integer or a name, not a number"):
         data[1]
@@ -259,7 +261,7 @@ def test_a_schema_of_checks(tmp_path):
     with pytest.raises(
         RecordError, match=r"character 0 of 'input' is .*, half of a surrogate pair"
     ):
-        JSONLinesDataset(path, {"input": fields.model_input})[0]
+        JSONLinesDataset(path, {"input": schema.check_model_input})[0]
 
 
 def numbered(data, queue):
@@ -347,21 +349,21 @@ class Borrowed:
 def test_records_in_memory(kind):
     rows = [{"text": "a" * i, "more": "x"} for i in range(2000)]
     source = kind(rows)
-    data = records_of(source)
-    assert isinstance(data, SequenceRecords)
+    data = as_records(source)
+    assert isinstance(data, InMemoryRecords)
     assert (len(data), data.name, data.files, data.is_plain_text) == (2000, "records", [], False)
     assert list(data) == rows
     assert data[-1] == rows[-1]
     assert data.read([3, 1, -1]) == [rows[3], rows[1], rows[-1]]
-    assert data.where(-1) == "record 1999"
+    assert data.location(-1) == "record 1999"
     assert data.sizes.tolist() == list(range(2000))
     assert data.n_bytes == sum(range(2000))
     if kind is Borrowed:
         assert source.batches == 6, "read in batches"
     with pytest.raises(IndexError, match="record 2000 of 2000"):
         data[2000]
-    assert records_of(data) is data
-    assert list(pickle.loads(pickle.dumps(records_of(rows)))) == rows
+    assert as_records(data) is data
+    assert list(pickle.loads(pickle.dumps(as_records(rows)))) == rows
 
 
 @pytest.mark.parametrize(
@@ -378,22 +380,22 @@ def test_records_in_memory(kind):
 )  # fmt: skip
 def test_records_in_memory_that_are_wrong(source, message):
     with pytest.raises(UserError) as caught:
-        list(records_of(source))
+        list(as_records(source))
     assert message in str(caught.value)
 
 
 @pytest.mark.catches("line_of_a_selected_record_is_its_number")
 def test_some_records_are_named_by_their_lines(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "bb", "ccc", "dddd"])
-    some = SomeRecords(JSONLinesDataset(path), np.array([1, 3]))
+    some = RecordSubset(JSONLinesDataset(path), np.array([1, 3]))
     assert [record["text"] for record in some] == ["bb", "dddd"]
-    assert (some[-1]["text"], len(some), some.where(1)) == ("dddd", 2, f"{path}:4")
+    assert (some[-1]["text"], len(some), some.location(1)) == ("dddd", 2, f"{path}:4")
     assert some.n_bytes == len(b'{"text": "bb"}\n{"text": "dddd"}\n')
 
 
 def test_files_are_records_too(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
-    data = records_of([path, str(path)], TEXT_SCHEMA, cache_dir=tmp_path / "cache")
+    data = as_records([path, str(path)], TEXT_SCHEMA, cache_dir=tmp_path / "cache")
     assert isinstance(data, JSONLinesDataset)
     assert texts_of(data) == ["a", "a"]
-    assert records_of(data) is data
+    assert as_records(data) is data

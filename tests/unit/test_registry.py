@@ -60,7 +60,7 @@ def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
 
 
 def test_an_unknown_kind_is_refused_wherever_it_is_asked_for():
-    for ask in (registry.names, registry.built_in, lambda kind: registry.get(kind, "x")):
+    for ask in (registry.names, registry.builtin_names, lambda kind: registry.get(kind, "x")):
         with pytest.raises(ValueError, match="no kind of part is called 'foo'; kinds: activation"):
             ask("foo")
 

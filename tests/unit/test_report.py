@@ -8,8 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniformer.training.report.chart_parts import Scale, number, scale_of, told
-from miniformer.training.report.charts import Series, heat_map, line_chart, path, smoothed, thinned
+from miniformer.training.report.chart_parts import (
+    Scale,
+    format_coordinate,
+    format_number,
+    make_scale,
+)
+from miniformer.training.report.charts import (
+    Series,
+    downsample,
+    heat_map,
+    line_chart,
+    moving_average,
+    svg_path,
+)
 from miniformer.training.report.page import Report, write_report
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -193,7 +205,7 @@ def curve_of(chart, look="s1"):
 def test_points_stand_where_they_belong():
     # The y axis begins with 0 and ends 5 % of the spread above the highest point: 0 .. 4 + 0.2.
     points = [(0, 0.0), (5, 2.0), (10, 4.0)]
-    (corners,) = curve_of(line_chart("c", [Series("a", points)], zero=True))
+    (corners,) = curve_of(line_chart("c", [Series("a", points)], include_zero=True))
     want = [(100 * x, 1000 * (1 - y / 4.2)) for x, y in points]
     assert corners == [pytest.approx(corner, abs=0.051) for corner in want]
     # On a logarithmic one equal ratios have equal distances; later ones are higher: y is smaller.
@@ -204,12 +216,12 @@ def test_points_stand_where_they_belong():
     assert one > ten > hundred
     # 1 / room .. 100 * room, where room = 100 ** 0.05: 2.2 decades; 1 stands 0.1 above the foot.
     assert one == pytest.approx(1000 * (1 - 0.1 / 2.2), abs=0.051)
-    chart = line_chart("c", [Series("a", [(0, 1.0), (8, 3.0)], dots=True)], x_range=(0, 10))
+    chart = line_chart("c", [Series("a", [(0, 1.0), (8, 3.0)], markers=True)], x_range=(0, 10))
     assert re.findall(r'cx="([^"]*)%" cy="([^"]*)%"', chart) == [("0", "95.5"), ("80", "4.5")]
 
 
 def test_ticks_stand_at_their_values():
-    chart = line_chart("c", [Series("a", [(0, 0.0), (40, 1.0)])], zero=True)
+    chart = line_chart("c", [Series("a", [(0, 0.0), (40, 1.0)])], include_zero=True)
     ys = [(float(top), float(word)) for top, word in re.findall(r'top:(.*?)%">([^<]*)', chart)]
     assert [value for _, value in ys] == [0.0, 0.5, 1.0]
     assert [top for top, _ in ys] == [
@@ -236,7 +248,7 @@ def test_ticks_of_a_logarithmic_scale():
     assert Scale(0.9, 1100.0, True).ticks() == [1, 10, 100, 1000]
     assert Scale(0.5, 60.0, True).ticks() == [1, 3, 10, 30]
     assert len(Scale(1e-30, 1e30, True).ticks()) <= 5
-    assert scale_of([3.0, 3.0]).ticks()  # equal values have room around them
+    assert make_scale([3.0, 3.0]).ticks()  # equal values have room around them
 
 
 def test_what_is_not_finite_is_a_gap_and_what_stands_alone_a_dot():
@@ -252,16 +264,16 @@ def test_what_is_not_finite_is_a_gap_and_what_stands_alone_a_dot():
 @pytest.mark.catches("long_curve_loses_its_spikes")
 def test_thinning_keeps_ends_and_extremes():
     points = [(i, math.sin(i / 50) + (i == 4321) * 9 - (i == 777) * 9) for i in range(10_000)]
-    kept = thinned(points)
+    kept = downsample(points)
     assert len(kept) <= 610
     assert kept == sorted(set(kept))
     assert set(kept) <= set(points)
     for point in (points[0], points[-1], points[4321], points[777]):
         assert point in kept
-    assert thinned(points[:600]) == points[:600]
+    assert downsample(points[:600]) == points[:600]
     # A curve of ten thousand points goes through all of those, and through no other.
     across, up = Scale(0, 9999), Scale(-10, 10)
-    assert path(points, across, up).count("L") == len(kept) - 1
+    assert svg_path(points, across, up).count("L") == len(kept) - 1
 
 
 def test_smoothing_is_a_mean_of_neighbours():
@@ -272,11 +284,11 @@ def test_smoothing_is_a_mean_of_neighbours():
         half = min(2, i)
         near = values[i - half : i + half + 1]
         want.append((i, sum(near) / len(near)))
-    assert smoothed(points, 5) == [pytest.approx(point) for point in want]
+    assert moving_average(points, 5) == [pytest.approx(point) for point in want]
     holes = [*points[:3], (2.5, math.nan), *points[3:]]
-    assert smoothed(holes, 5) == smoothed(points, 5)
+    assert moving_average(holes, 5) == moving_average(points, 5)
     line = [(i, 3.0 * i) for i in range(20)]
-    assert smoothed(line, 5)[:18] == [pytest.approx(point) for point in line[:18]]
+    assert moving_average(line, 5)[:18] == [pytest.approx(point) for point in line[:18]]
 
 
 def test_pointing_at_a_place_tells_its_figures():
@@ -327,6 +339,6 @@ def test_many_samples_are_thinned_and_long_ones_cut(tmp_path):
 def test_numbers_as_text():
     values = (0.0, 3.0, 12345.6, 0.123456, 1e-5, -2.5, 1e20, math.nan, math.inf)
     words = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
-    assert [told(value) for value in values] == words
+    assert [format_number(value) for value in values] == words
     places = (-0.01, 0.04, 33.333, 1000.0, -2.25)
-    assert [number(place) for place in places] == ["0", "0", "33.3", "1000", "-2.2"]
+    assert [format_coordinate(place) for place in places] == ["0", "0", "33.3", "1000", "-2.2"]

@@ -16,18 +16,21 @@ from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.train_config import TrainConfig
-from miniformer.training import card, checkpoints, choosing, restart_folder, warming
-from miniformer.training.callbacks import KeepBest
-from miniformer.training.launch import member
-from miniformer.training.loggers import csv
-from miniformer.training.outputs import Outputs
-from miniformer.training.resuming import SETTINGS, going_on
-from miniformer.training.rows import append_row, is_due, read_rows
-from miniformer.training.run_folder import new_folder
-from miniformer.training.run_state import _as_json, _set_random_state, random_state
-from miniformer.training.samples import WriteSamples
-from miniformer.training.sizing import with_size
-from miniformer.training.verify import digest
+from miniformer.training.callbacks.generation_samples import SampleGeneration
+from miniformer.training.callbacks.validation import BestModelCheckpoint
+from miniformer.training.distributed.launcher import worker_context
+from miniformer.training.report import model_card
+from miniformer.training.report.artifacts import RunArtifacts
+from miniformer.training.report.loggers import csv
+from miniformer.training.resume import restart_folder, storage
+from miniformer.training.resume.callback import _rng_state_to_json, _set_rng_state, get_rng_state
+from miniformer.training.resume.config import CONFIG_FILE, resume_config
+from miniformer.training.resume.verify import weights_digest
+from miniformer.training.setup import pretraining
+from miniformer.training.setup.run_folder import create_run_folder
+from miniformer.training.tuning import auto_tune
+from miniformer.training.tuning.data_defaults import with_default_model_size
+from miniformer.utils.jsonl import append_row, is_due, read_rows
 from tests.kit import tiny_config, tiny_model
 
 
@@ -54,42 +57,42 @@ def test_attempts_go_on_in_the_folder_of_the_first_if_it_has_a_state(
 
     def attempt():
         """The runs of a script that makes two of one name."""
-        monkeypatch.setattr(restart_folder, "_RUNS", itertools.count())
+        monkeypatch.setattr(restart_folder, "_RUN_COUNTER", itertools.count())
         return [restart_folder.RunFolder("run") for _ in range(2)]
 
     folders = [tmp_path / "run", tmp_path / "run-2"]
     for run, folder in zip(attempt(), folders, strict=True):
-        assert run.begun() is None
+        assert run.find_existing() is None
         folder.mkdir()
-        assert run.keep(folder) == folder
+        assert run.register(folder) == folder
     if trained:
-        checkpoints.write_checkpoint(folders[1], 3, {"w": torch.ones(2)}, {"step": 3})
+        storage.write_checkpoint(folders[1], 3, {"w": torch.ones(2)}, {"step": 3})
     first, second = attempt()
-    assert first.begun() is None
-    assert second.begun() == (folders[1] if trained else None)
+    assert first.find_existing() is None
+    assert second.find_existing() == (folders[1] if trained else None)
     assert [folder.exists() for folder in folders] == [False, trained]
     monkeypatch.setattr(restart_folder, "agent_store", lambda: None)  # not under torchrun
     (alone, _) = attempt()
     folders[0].mkdir()
-    assert alone.keep(folders[0]) == folders[0]
-    assert alone.begun() is None
+    assert alone.register(folders[0]) == folders[0]
+    assert alone.find_existing() is None
 
 
 @pytest.mark.catches("older_state_goes_before_the_new_one_is_whole")
 def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    first = checkpoints.write_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {"step": 3})
+    first = storage.write_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {"step": 3})
 
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(UserError, match=r"No space left on device; the one before, .*is whole"):
-        checkpoints.write_checkpoint(tmp_path, 4, {"w": torch.zeros(2)}, {"step": 4})
-    assert checkpoints.latest(tmp_path) == first
+        storage.write_checkpoint(tmp_path, 4, {"w": torch.zeros(2)}, {"step": 4})
+    assert storage.latest_checkpoint(tmp_path) == first
     weights = {"w": torch.empty(2)}
-    checkpoints.read_tensors(first, weights)
+    storage.load_checkpoint_tensors(first, weights)
     assert weights["w"].tolist() == [1.0, 1.0]
-    assert checkpoints.read_about(first) == {"step": 3}
+    assert storage.read_checkpoint_metadata(first) == {"step": 3}
 
 
 @pytest.mark.catches("resumed_run_has_other_numpy_numbers")
@@ -97,20 +100,20 @@ def test_a_random_state_comes_back_from_its_file():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
 
-    kept = json.loads(json.dumps(_as_json(random_state())))
+    kept = json.loads(json.dumps(_rng_state_to_json(get_rng_state())))
     wanted = draw()
     assert draw() != wanted
-    _set_random_state(kept)
+    _set_rng_state(kept)
     assert draw() == wanted
 
 
 @pytest.mark.catches("settings_of_a_resumed_run_may_change")
 def test_what_weights_depend_on_cannot_change_when_a_run_is_resumed(tmp_path):
     config = TrainConfig(train_path="a.jsonl", seed=3, max_steps=5)
-    (tmp_path / SETTINGS).write_text(json.dumps(config.to_dict()))
-    assert going_on(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
+    assert resume_config(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
     with pytest.raises(UserError, match=r"resume: seed is 3 in .*, not 4; leave it out"):
-        going_on(tmp_path, {"max_steps": 9, "seed": 4})
+        resume_config(tmp_path, {"max_steps": 9, "seed": 4})
 
 
 @pytest.mark.catches("rows_of_steps_done_again_stay")
@@ -118,15 +121,15 @@ def test_rows_after_the_state_of_a_resumed_run_are_removed(tmp_path):
     path, rows = tmp_path / "metrics.jsonl", [{"step": step} for step in range(5)]
     for row in rows:
         append_row(path, row)
-    assert read_rows(path, 3, writes=False) == rows[:3]
-    assert read_rows(path, 9, writes=True) == rows
-    assert read_rows(path, 3, writes=True) == rows[:3]
-    assert read_rows(path, 9, writes=True) == rows[:3]
+    assert read_rows(path, 3, truncate=False) == rows[:3]
+    assert read_rows(path, 9, truncate=True) == rows
+    assert read_rows(path, 3, truncate=True) == rows[:3]
+    assert read_rows(path, 9, truncate=True) == rows[:3]
 
 
 @pytest.mark.catches("run_overwrites_the_one_before")
 def test_each_run_has_a_folder_of_its_own(tmp_path):
-    folders = [new_folder(tmp_path / "a" / "runs", "name") for _ in range(3)]
+    folders = [create_run_folder(tmp_path / "a" / "runs", "name") for _ in range(3)]
     assert [folder.name for folder in folders] == ["name", "name-2", "name-3"]
     assert all(folder.is_dir() for folder in folders)
 
@@ -140,16 +143,16 @@ def test_a_digest_is_of_every_bit_and_name():
         {**weights, "b": -weights["b"]},
         {"a": weights["a"], "c": weights["b"]},
     ]
-    found = [digest(each) for each in (weights, *others)]
+    found = [weights_digest(each) for each in (weights, *others)]
     assert len(set(found)) == 4
-    assert digest(dict(reversed(weights.items()))) == found[0]
+    assert weights_digest(dict(reversed(weights.items()))) == found[0]
 
 
 @pytest.mark.catches("mistake_of_a_worker_is_lost")
 def test_a_mistake_in_a_worker_is_its_outcome(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "outcome.json"
-    with pytest.raises(SystemExit), member(str(path)):
+    with pytest.raises(SystemExit), worker_context(str(path)):
         raise UserError("seq_len is too long")
     assert json.loads(path.read_text()) == {"error": "seq_len is too long"}
 
@@ -163,7 +166,7 @@ def test_workers_share_the_cores_of_their_machine(tmp_path, monkeypatch, cores, 
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(workers))
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    with member(str(tmp_path / "outcome.json")):
+    with worker_context(str(tmp_path / "outcome.json")):
         pass
     assert set_to == [threads]
 
@@ -174,10 +177,10 @@ def test_workers_share_the_cores_of_their_machine(tmp_path, monkeypatch, cores, 
 def test_the_card_tells_of_the_model_and_its_tokenizer(kind, tokenizer):
     other = {"causal": False, "n_decoder_layers": 3} if kind == "seq2seq" else {}
     config = tiny_config(n_layers=2, **other)
-    text = card.model_card(
+    text = model_card.render_model_card(
         config, TrainConfig(train_path="a.txt"),
         {"val_loss": 1.23456, "step": 3.0, "val_odds": math.nan, "val_ratio": math.inf},
-        kind=kind, task=LanguageModeling(), tokenizer=tokenizer, pictures=["lr.png"],
+        model_kind=kind, task=LanguageModeling(), tokenizer=tokenizer, plots=["lr.png"],
     )  # fmt: skip
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("Tokenizer")] == (
@@ -210,7 +213,7 @@ def test_samples_repeat_with_their_seed(beams, seed):
         outputs=types.SimpleNamespace(generation=generation),
         run=types.SimpleNamespace(tokenizer=None, kind="seq2seq"),
     )
-    found = WriteSamples._options(writer)
+    found = SampleGeneration._generation_config(writer)
     assert (found.seed, found.num_beams, found.max_new_tokens) == (seed, beams, 64)
 
 
@@ -219,9 +222,9 @@ def test_a_limit_of_tokens_shrinks_with_the_batch():
     run = types.SimpleNamespace(
         config=types.SimpleNamespace(batch_tokens=4096), data=types.SimpleNamespace(batch_size=16)
     )
-    assert [choosing._tokens(run, size) for size in (16, 4, 1)] == [4096, 1024, 256]
+    assert [auto_tune._scaled_batch_tokens(run, size) for size in (16, 4, 1)] == [4096, 1024, 256]
     run.config.batch_tokens = None
-    assert choosing._tokens(run, 4) is None
+    assert auto_tune._scaled_batch_tokens(run, 4) is None
 
 
 @pytest.mark.catches("card_of_the_model_stays_unfinished")
@@ -230,10 +233,10 @@ def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
         tokenizer=None, described="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
         model_config=tiny_config(), config=TrainConfig(train_path="a.jsonl", seed=3),
     )  # fmt: skip
-    outputs = Outputs(tmp_path, run)
+    outputs = RunArtifacts(tmp_path, run)
     (tmp_path / "best").mkdir()
-    outputs.loss.write_bytes(b"a picture")
-    outputs.complete("best", {"val_loss": 1.5, "test_loss": 2.25, "step": 40.0})
+    outputs.loss_plot.write_bytes(b"a picture")
+    outputs.finalize_model_card("best", {"val_loss": 1.5, "test_loss": 2.25, "step": 40.0})
     card = (tmp_path / "best" / "README.md").read_text(encoding="utf-8")
     for line in ("| validation loss | 1.5 |", "| test loss | 2.25 |", "| step | 40 |"):
         assert line in card
@@ -243,16 +246,18 @@ def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
 
 @pytest.mark.catches("warm_start_may_have_another_shape")
 def test_a_warm_start_has_the_shape_of_its_run():
-    found = warming._given({"model_config": {"dropout": 0.3}, "max_steps": 5})
+    found = pretraining._check_overrides({"model_config": {"dropout": 0.3}, "max_steps": 5})
     assert found == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
     with pytest.raises(UserError, match=r"warm_start: model_config may hold .*, not d_model"):
-        warming._given({"model_config": {"d_model": 32}})
+        pretraining._check_overrides({"model_config": {"d_model": 32}})
 
 
 @pytest.mark.catches("given_width_is_overwritten")
 def test_a_shape_that_is_given_is_not_completed():
     config = TrainConfig(train_path="a.jsonl", model_config={"d_model": 48})
-    found, line = with_size(config, types.SimpleNamespace(count=lambda name, column: 1000))
+    found, line = with_default_model_size(
+        config, types.SimpleNamespace(count=lambda name, column: 1000)
+    )
     assert (found.model_config, line) == ({"d_model": 48}, None)
 
 
@@ -276,9 +281,9 @@ def test_patience_goes_on_in_a_resumed_run():
             callback.on_validation_end(trainer, None)
         return trainer.should_stop
 
-    before = KeepBest(saved.append, patience=3)
+    before = BestModelCheckpoint(saved.append, patience=3)
     assert not validated(before, [2.0, 3.0, 3.0])
-    after = KeepBest(saved.append, patience=3)
+    after = BestModelCheckpoint(saved.append, patience=3)
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert validated(after, [2.5])
     assert [figures["val_loss"] for figures in saved] == [2.0]

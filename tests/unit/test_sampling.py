@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.decoding import Begun
-from miniformer.generation.generate import Start, write
-from miniformer.generation.sampling import choose, distribution
-from miniformer.generation.speculation import Speculation
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.generation.loop import DecodingState
+from miniformer.generation.sampling import sample_next_token, sampling_distribution
+from miniformer.generation.speculative import Speculation
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
@@ -18,7 +18,9 @@ def shares(logits, options, draws=4000):
     """How often each token is drawn."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits)[None].expand(draws, -1)
-    tokens = choose(rows, options, torch.rand(draws, generator=generator, dtype=torch.float64))
+    tokens = sample_next_token(
+        rows, options, torch.rand(draws, generator=generator, dtype=torch.float64)
+    )
     return torch.bincount(tokens, minlength=len(logits)) / draws
 
 
@@ -65,7 +67,7 @@ def test_token_is_where_the_number_falls(number, token):
     """Shares are powers of two, so that sums are exact; a token of no share is never chosen."""
     logits = torch.tensor([SHARES]).log()
     uniform = torch.tensor([number], dtype=torch.float64)
-    assert choose(logits, GenerationConfig(), uniform).tolist() == [token]
+    assert sample_next_token(logits, GenerationConfig(), uniform).tolist() == [token]
 
 
 @pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 2}, {"min_p": 0.5}, {}])
@@ -77,7 +79,9 @@ def test_the_largest_number_chooses_a_token_that_is_allowed(options, size):
     logits[:, -1] = -torch.inf
     numbers = torch.tensor([LAST, 1.0, 0.0], dtype=torch.float64)
     for token, shown in zip(
-        choose(logits, options, numbers).tolist(), distribution(logits, options), strict=True
+        sample_next_token(logits, options, numbers).tolist(),
+        sampling_distribution(logits, options),
+        strict=True,
     ):
         assert shown[token] > 0
 
@@ -122,9 +126,9 @@ def test_samples_of_a_prompt_depend_on_its_number_and_theirs():
 def test_speculated_rows_depend_on_their_number_and_the_seed_only():
     model, options = tiny_model(), GenerationConfig(max_new_tokens=8, seed=1)
     how = {"speculation": Speculation(tiny_model(seed=9))}
-    starts = [Start(prompt) for prompt in PROMPTS]
-    found = [each.tokens for each in write(model, starts, options, **how)]
-    assert [each.tokens for each in write(model, starts[:2], options, **how)] == found[:2]
+    starts = [GenerationInput(prompt) for prompt in PROMPTS]
+    found = [each.tokens for each in generate_batch(model, starts, options, **how)]
+    assert [each.tokens for each in generate_batch(model, starts[:2], options, **how)] == found[:2]
     assert found[0] != found[1]
 
 
@@ -136,7 +140,7 @@ def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
     pipeline = Pipeline(model, tokenizer, task=LanguageModeling(), generation=GenerationConfig())
     prompts, how = ["abc", "a", "a", "abcde", "a"], {"max_new_tokens": 6, "seed": 5}
     texts = pipeline.generate(prompts, **how)
-    monkeypatch.setattr("miniformer.tasks.writing._AT_ONCE", 2)
+    monkeypatch.setattr("miniformer.tasks.common.text_generation._BATCH_SIZE", 2)
     assert pipeline.generate(prompts, **how) == texts
     assert pipeline.generate(prompts[:3], **how) == texts[:3]
     assert pipeline.generate("abc", **how) == texts[0] == "".join(pipeline.stream("abc", **how))
@@ -145,7 +149,7 @@ def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
 
 def test_temperature_zero_is_the_likeliest_token():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.9]])
-    assert choose(logits, GenerationConfig(temperature=0)).tolist() == [1, 0]
+    assert sample_next_token(logits, GenerationConfig(temperature=0)).tolist() == [1, 0]
 
 
 @pytest.mark.catches("seed_is_ignored")
@@ -177,7 +181,7 @@ def test_a_sequence_ends_at_eos_and_the_others_go_on():
 def test_generation_stops_when_every_sequence_has_ended(monkeypatch):
     model = tiny_model()
     eos = model.generate([[1, 2]], 1, temperature=0)[0][2]
-    monkeypatch.setattr(Begun, "go_on", None)  # the first token ends it
+    monkeypatch.setattr(DecodingState, "step", None)  # the first token ends it
     assert model.generate(torch.tensor([[1, 2]]), 9, temperature=0, eos_id=eos).tolist() == [
         [1, 2, eos]
     ]
@@ -245,7 +249,7 @@ def test_no_prompts_give_no_texts():
 def test_the_smallest_temperature_is_greedy(temperature, options):
     logits = torch.tensor([[0.0, 50.0, 10.0], [5.0, -1e4, 4.9]])
     options = GenerationConfig(temperature=temperature, **options)
-    assert choose(logits, options).tolist() == [1, 0]
+    assert sample_next_token(logits, options).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from miniformer.checkpoint.directory import save_directory
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import Start
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.common.scoring import score
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.tasks.scoring import score
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import VERSE, tiny_model
 
@@ -49,26 +49,26 @@ def test_every_token_is_scored_once_with_what_its_window_holds(lengths, stride):
     model = tiny_model(max_seq_len=LONGEST)
     random = torch.Generator().manual_seed(sum(map(sum, lengths)))
     rows = [torch.randint(0, 31, (a + b,), generator=random).tolist() for a, b in lengths]
-    starts = [Start(row[:a]) for row, (a, _) in zip(rows, lengths, strict=True)]
+    starts = [GenerationInput(row[:a]) for row, (a, _) in zip(rows, lengths, strict=True)]
     texts = [row[a:] for row, (a, _) in zip(rows, lengths, strict=True)]
     found = score(model, starts, texts, stride=stride)
     for row, start, text, each in zip(rows, starts, texts, found, strict=True):
         assert each.tokens == text
-        wanted = one_by_one(model, row, len(start.ids), stride)
-        assert each.log_p == pytest.approx(wanted, abs=1e-4)
-        assert each.total == pytest.approx(math.fsum(wanted), abs=1e-3)
+        wanted = one_by_one(model, row, len(start.input_ids), stride)
+        assert each.log_probs == pytest.approx(wanted, abs=1e-4)
+        assert each.total_log_prob == pytest.approx(math.fsum(wanted), abs=1e-3)
 
 
 def test_targets_are_scored_by_their_sources():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     sources, targets = [[3, 1, 4], [1, 5, 9, 2]], [[6, 5], [3, 5, 8]]
-    starts = [Start([2], source) for source in sources]
+    starts = [GenerationInput([2], source) for source in sources]
     for source, target, each in zip(sources, targets, score(model, starts, targets), strict=True):
         log_p = model(torch.tensor([source]), torch.tensor([[2, *target[:-1]]]))[0].detach()
         wanted = log_p.log_softmax(-1).gather(1, torch.tensor(target)[:, None])[:, 0]
-        assert each.log_p == pytest.approx(wanted.tolist(), abs=1e-4)
+        assert each.log_probs == pytest.approx(wanted.tolist(), abs=1e-4)
     with pytest.raises(UserError, match="target 0 is 33 tokens long; the model writes at most 32"):
-        score(model, [Start([2], [3])], [[4] * 33])
+        score(model, [GenerationInput([2], [3])], [[4] * 33])
 
 
 def language_model(**changes):
@@ -78,14 +78,14 @@ def language_model(**changes):
 
 def test_what_comes_before_a_text_changes_how_likely_it_is():
     m = language_model()
-    alone, after = m.score(["cat"]), m.score(["cat"], given=["the "])
-    ids = [BYTES.boundary_id, *BYTES.encode("the cat")]
+    alone, after = m.score(["cat"]), m.score(["cat"], prompts=["the "])
+    ids = [BYTES.eos_id, *BYTES.encode("the cat")]
     log_p = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
     wanted = [float(log_p[place - 1, ids[place]]) for place in range(5, 8)]
-    assert after[0].log_p == pytest.approx(wanted, abs=1e-4)
-    assert alone[0].log_p != pytest.approx(wanted, abs=1e-4)
+    assert after[0].log_probs == pytest.approx(wanted, abs=1e-4)
+    assert alone[0].log_probs != pytest.approx(wanted, abs=1e-4)
     with pytest.raises(UserError, match="1 texts need as many given, not 2"):
-        m.score(["cat"], given=["a", "b"])
+        m.score(["cat"], prompts=["a", "b"])
 
 
 def test_the_figures_of_a_file_are_those_of_a_validation():
@@ -97,8 +97,8 @@ def test_the_figures_of_a_file_are_those_of_a_validation():
         records, val_path=records, task=m.task, tokenizer=BYTES, seq_len=64, batch_size=4
     )
     with torch.no_grad():
-        measured = [m.task.measure(m.model, batch) for batch in data.val_dataloader()]
-    wanted = m.task.figures(measured)
+        measured = [m.task.eval_step(m.model, batch) for batch in data.val_dataloader()]
+    wanted = m.task.compute_metrics(measured)
     # A validation also predicts the end of the empty document.
     assert found["tokens"] == 12 + 19 + 1
     for name in ("loss", "perplexity", "bits_per_byte"):
@@ -113,8 +113,8 @@ def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(VERSE * 3)
     found = m.perplexity(str(path), stride=5)
-    row = [BYTES.boundary_id, *BYTES.encode(VERSE * 3)]
-    wanted = -score(m.model, [Start(row[:1])], [row[1:]], stride=5)[0].total
+    row = [BYTES.eos_id, *BYTES.encode(VERSE * 3)]
+    wanted = -score(m.model, [GenerationInput(row[:1])], [row[1:]], stride=5)[0].total_log_prob
     assert found["tokens"] == len(row) - 1
     assert found["loss"] == pytest.approx(wanted / (len(row) - 1), rel=1e-6)
 
@@ -123,7 +123,7 @@ def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
 def test_from_the_command_line(tmp_path, capsys):
     m = language_model()
     save_directory(tmp_path / "model", model=m.model, tokenizer=BYTES, task=m.task.settings(),
-                   generation=m.generation, card="# x\n")  # fmt: skip
+                   generation=m.generation, model_card="# x\n")  # fmt: skip
     (tmp_path / "a.jsonl").write_text('{"text": "the cat"}\n')
     assert cli.main(["score", str(tmp_path / "model"), str(tmp_path / "a.jsonl")]) == 0
     found = json.loads(capsys.readouterr().out)

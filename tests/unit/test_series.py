@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from miniformer.data.records import records_of
+from miniformer.data.reading.records import as_records
+from miniformer.tasks.common.series import detect_series_feature
 from miniformer.tasks.regression import Regression
-from miniformer.tasks.series import next_feature
 
 SCHEMA = Regression().schema
 
@@ -15,7 +15,7 @@ def chosen(inputs, values):
         {"input": np.asarray(x).tolist(), "value": float(y)}
         for x, y in zip(inputs, values, strict=True)
     ]
-    return next_feature(records_of(records, SCHEMA))
+    return detect_series_feature(as_records(records, SCHEMA))
 
 
 def temperatures(seed, count=100):
@@ -102,5 +102,5 @@ def test_next_feature_of_many_records_reads_only_some():
     walks = Counted(
         {"input": [[float(n)], [n + 1.0]], "value": n + 2.0 + n % 2} for n in range(15_000)
     )
-    assert next_feature(records_of(walks, SCHEMA)) == 0
+    assert detect_series_feature(as_records(walks, SCHEMA)) == 0
     assert Counted.read == 10_000

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from miniformer.config import ConfigError, NoEffectWarning, UserError
-from miniformer.config.train_checks import limits_without_effect, validations_of
+from miniformer.config.train_checks import count_validations, unreachable_limit_warnings
 from miniformer.train_config import TrainConfig
 from miniformer.training.run import train
 from tests.kit import VERSE, tiny_model, write_jsonl
@@ -74,7 +74,7 @@ LIMITS = {
 @pytest.mark.parametrize("case", LIMITS)
 def test_limit_beyond_the_end_of_the_run_is_told(case):
     changes, steps, message = LIMITS[case]
-    found = limits_without_effect(TrainConfig(train_path="a", val_path="b", **changes), steps)
+    found = unreachable_limit_warnings(TrainConfig(train_path="a", val_path="b", **changes), steps)
     assert len(found) == (0 if message is None else 1)
     assert message is None or message in found[0]
 
@@ -89,7 +89,7 @@ def test_validations_are_as_many_as_a_run_has(interval, steps):
         for step in range(1, steps + 1)
     )
     config = TrainConfig(train_path="a", val_path="b", val_interval=interval)
-    assert validations_of(config, steps) == count
+    assert count_validations(config, steps) == count
 
 
 @pytest.fixture

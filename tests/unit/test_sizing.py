@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from miniformer import TrainConfig, trainer
-from miniformer.config.presets import SIZES, size_for
-from miniformer.data.tokenizer_training import TextSample
-from miniformer.training.preparation import prepare
-from miniformer.training.sizing import batch_for, vocabulary_for
+from miniformer.config.size_presets import SIZE_PRESETS, size_for_tokens
+from miniformer.data.tokenizers.training import TextSample
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.tuning.data_defaults import default_batch_size, default_vocab_size
 from tests.kit import write_jsonl
 
 
@@ -25,7 +25,7 @@ from tests.kit import write_jsonl
     ],
 )  # fmt: skip
 def test_more_data_has_a_larger_model(tokens, size):
-    assert size_for(tokens) == size
+    assert size_for_tokens(tokens) == size
 
 
 @pytest.fixture
@@ -51,25 +51,27 @@ def run(tmp_path, capsys):
 
 def test_the_data_choose_a_size_and_the_run_says_so(run):
     model, out = run(1_000)
-    assert model == SIZES["tiny"]
+    assert model == SIZE_PRESETS["tiny"]
     assert "size: tiny (2 layers, d_model 64), for 1,100 tokens to learn from" in out
     model, out = run(300_000)
-    assert model == SIZES["small"]
+    assert model == SIZE_PRESETS["small"]
     assert "size: small (2 layers, d_model 128)" in out
 
 
 def test_who_says_more_is_heard(run):
-    assert run(1_000, "--size", "medium")[0] == SIZES["medium"]
+    assert run(1_000, "--size", "medium")[0] == SIZE_PRESETS["medium"]
     model, _ = run(1_000, "--size", "medium", "--model_config", '{"n_kv_heads": 3}')
-    assert model == {**SIZES["medium"], "n_kv_heads": 3}, "of its own six heads"
+    assert model == {**SIZE_PRESETS["medium"], "n_kv_heads": 3}, "of its own six heads"
     model, out = run(1_000, "--model_config", '{"dropout": 0.0}')
-    assert model == {**SIZES["tiny"], "dropout": 0.0}, "what is no shape leaves the size open"
+    assert model == {**SIZE_PRESETS["tiny"], "dropout": 0.0}, (
+        "what is no shape leaves the size open"
+    )
     model, out = run(1_000, "--model_config", '{"d_model": 48}')
     assert model == {"d_model": 48}, "a shape is not completed with that of another"
     assert "size:" not in out
     assert run(1_000, "--model_config", '{"n_kv_heads": 8}')[0] == {"n_kv_heads": 8}, "of 8 heads"
     model, _ = run(1_000, "--size", "tiny", "--model_config", '{"n_layers": 1}')
-    assert model == {**SIZES["tiny"], "n_layers": 1}
+    assert model == {**SIZE_PRESETS["tiny"], "n_layers": 1}
 
 
 def test_a_size_that_cannot_be_is_refused(run):
@@ -96,14 +98,14 @@ def test_a_size_that_cannot_be_is_refused(run):
     ],
 )
 def test_little_text_is_learnt_in_small_batches(tokens, row, devices, size):
-    assert batch_for(tokens, row, devices) == size
+    assert default_batch_size(tokens, row, devices) == size
 
 
 def test_a_vocabulary_grows_with_the_root_of_its_text():
     sizes = {1_000_000: 1_000, 4_000_000: 2_000, 100_000_000: 10_000}
-    assert {each: vocabulary_for(each) for each in sizes} == sizes
-    assert vocabulary_for(0) == vocabulary_for(200_000) == 512
-    assert vocabulary_for(10**9) == 10_000
+    assert {each: default_vocab_size(each) for each in sizes} == sizes
+    assert default_vocab_size(0) == default_vocab_size(200_000) == 512
+    assert default_vocab_size(10**9) == 10_000
 
 
 def data(folder):
@@ -157,7 +159,7 @@ def test_what_is_given_of_them_is_taken(tmp_path):
 
 
 def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("miniformer.data.pools.KEPT_BYTES", 1_000)
+    monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1_000)
     run, said = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_tokens == run.data.batch_tokens == 8_192
     assert "batches: up to 8,192 tokens on each device\n" in said

@@ -12,10 +12,10 @@ from miniformer import Seq2SeqTransformer, cli
 from miniformer.checkpoint.directory import save_directory
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import Start, stream, write
-from miniformer.generation.sampling import distribution
-from miniformer.generation.speculation import Lookup, Speculation, _judge
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput, generate_batch, stream
+from miniformer.generation.sampling import sampling_distribution
+from miniformer.generation.speculative import PromptLookupDraft, Speculation, _accept_or_resample
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
@@ -51,17 +51,17 @@ def test_greedy_text_is_the_same(shape, prompt, kind, ahead, more):
     model = tiny_model(**SHAPES[shape])
     draft = {"near": near(model), "far": tiny_model(seed=9), "lookup": None}[kind]
     options = GenerationConfig(max_new_tokens=20, temperature=0.0, **more)
-    speculation = Speculation(draft, ahead=ahead)
-    (plain,) = write(model, [Start(prompt)], options)
-    (found,) = write(model, [Start(prompt)], options, speculation=speculation)
+    speculation = Speculation(draft, num_draft_tokens=ahead)
+    (plain,) = generate_batch(model, [GenerationInput(prompt)], options)
+    (found,) = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
     assert found.tokens == plain.tokens
-    assert found.log_p == pytest.approx(plain.log_p, abs=1e-4)
-    tally = speculation.tally
-    assert tally.written == len(plain.log_p)
-    assert tally.kept <= tally.guessed
-    assert tally.passes + tally.kept == tally.written
+    assert found.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+    tally = speculation.stats
+    assert tally.num_generated_tokens == len(plain.logprobs)
+    assert tally.num_accepted_tokens <= tally.num_draft_tokens
+    assert tally.num_passes + tally.num_accepted_tokens == tally.num_generated_tokens
     if kind == "near" and not more and ahead > 1:
-        assert tally.passes < tally.written
+        assert tally.num_passes < tally.num_generated_tokens
 
 
 @pytest.mark.catches("rejected_draft_leaves_the_distribution_whole")
@@ -72,7 +72,7 @@ def test_a_judged_token_is_drawn_from_the_distribution_of_the_model():
     counts = torch.zeros(3)
     for _ in range(draws):
         guess = torch.multinomial(drawn_from, 1, generator=generator)[0]
-        counts[_judge(allowed, guess, drawn_from, generator)[0]] += 1
+        counts[_accept_or_resample(allowed, guess, drawn_from, generator)[0]] += 1
     deviation = (draws * allowed[0] * (1 - allowed[0])).sqrt()
     assert ((counts - draws * allowed[0]).abs() < 5 * deviation).all()
 
@@ -86,9 +86,9 @@ def test_sampled_text_has_the_same_distribution(kind, how):
     drafts = {"near": near(model, 0.1), "far": tiny_model(seed=9, **shape), "lookup": None}
     prompt, draws = [1, 2, 1], 500
     options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **how)
-    speculation = Speculation(drafts[kind], ahead=2)
-    found = write(model, [Start(prompt)], options, speculation=speculation)
-    assert speculation.tally.guessed > draws / 2
+    speculation = Speculation(drafts[kind], num_draft_tokens=2)
+    found = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
+    assert speculation.stats.num_draft_tokens > draws / 2
     wanted = torch.zeros(4, 4, 4)
     for cell in itertools.product(range(4), repeat=3):  # by the chain rule, token by token
         wanted[cell] = 1.0
@@ -96,7 +96,7 @@ def test_sampled_text_has_the_same_distribution(kind, how):
             logits = model(torch.tensor([[*prompt, *cell[:n]]]))[:, -1].detach()
             if "presence_penalty" in how:
                 logits[0, [*set(cell[:n])]] -= 0.5
-            wanted[cell] *= distribution(logits, options)[0, cell[n]]
+            wanted[cell] *= sampling_distribution(logits, options)[0, cell[n]]
     counts = torch.zeros(4, 4, 4)
     for each in found:
         counts[tuple(each.tokens)] += 1
@@ -114,19 +114,21 @@ def test_sampled_text_has_the_same_distribution(kind, how):
 
 def test_a_decoder_speculates_too():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
-    starts = [Start([2], [3, 1, 4]), Start([2], [9])]
+    starts = [GenerationInput([2], [3, 1, 4]), GenerationInput([2], [9])]
     options = GenerationConfig(max_new_tokens=15, temperature=0.0)
-    plain = write(model, starts, options)
+    plain = generate_batch(model, starts, options)
     for draft in (near(model), None):
-        found = write(model, starts, options, speculation=Speculation(draft))
+        found = generate_batch(model, starts, options, speculation=Speculation(draft))
         assert [each.tokens for each in found] == [each.tokens for each in plain]
 
 
 def test_a_stream_may_be_speculated():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=12, temperature=0.0)
-    found = list(stream(model, Start([1, 2]), options, speculation=Speculation(near(model))))
-    assert found == write(model, [Start([1, 2])], options)[0].tokens
+    found = list(
+        stream(model, GenerationInput([1, 2]), options, speculation=Speculation(near(model)))
+    )
+    assert found == generate_batch(model, [GenerationInput([1, 2])], options)[0].tokens
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_a_stream_may_be_speculated():
     ],
 )
 def test_what_is_looked_up(tokens, wanted):
-    found, shares = Lookup().guess(torch.tensor(tokens), 2)
+    found, shares = PromptLookupDraft().propose(torch.tensor(tokens), 2)
     assert found.tolist() == wanted
     assert shares is None
 
@@ -156,11 +158,11 @@ def pipeline(**changes):
 def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
     m, small = pipeline(), pipeline(seed=3)
     plain = m.generate("ab", temperature=0.0)
-    for draft in (small, "lookup", Speculation(small.model, ahead=2)):
+    for draft in (small, "lookup", Speculation(small.model, num_draft_tokens=2)):
         assert m.generate("ab", temperature=0.0, draft=draft) == plain
         assert "".join(m.stream("ab", temperature=0.0, draft=draft)) == plain
     for name, each in (("large", m), ("small", small)):
-        save_directory(tmp_path / name, model=each.model, tokenizer=each.tokenizer, card="# x\n",
+        save_directory(tmp_path / name, model=each.model, tokenizer=each.tokenizer, model_card="# x\n",
                        task=each.task.settings(), generation=each.generation)  # fmt: skip
     for draft in ("lookup", str(tmp_path / "small")):
         arguments = ["generate", str(tmp_path / "large"), "ab", "c", "--temperature", "0"]
@@ -174,14 +176,19 @@ def test_what_cannot_be_speculated():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=5)
     with pytest.raises(UserError, match="vocabulary of 7 tokens, the model one of 31"):
-        write(model, [Start([1])], options, speculation=Speculation(tiny_model(vocab_size=7)))
+        generate_batch(
+            model,
+            [GenerationInput([1])],
+            options,
+            speculation=Speculation(tiny_model(vocab_size=7)),
+        )
     decoder = tiny_model(model=Seq2SeqTransformer, causal=False)
     with pytest.raises(UserError, match="must both be causal, or both seq2seq"):
-        write(model, [Start([1])], options, speculation=Speculation(decoder))
+        generate_batch(model, [GenerationInput([1])], options, speculation=Speculation(decoder))
     beams = GenerationConfig(max_new_tokens=5, num_beams=2)
     with pytest.raises(UserError, match="num_beams=2 cannot be speculated; set num_beams=1"):
-        write(model, [Start([1])], beams, speculation=Speculation())
+        generate_batch(model, [GenerationInput([1])], beams, speculation=Speculation())
     with pytest.raises(UserError, match="ahead must be at least 1, not 0"):
-        Speculation(ahead=0)
+        Speculation(num_draft_tokens=0)
     with pytest.raises(UserError, match='must be a Pipeline, a Speculation or "lookup", not 3'):
         pipeline().generate("a", draft=3)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import miniformer
-from miniformer.checkpoint.companions import MODELS
+from miniformer.checkpoint.artifacts import MODEL_CLASSES
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError, GenerationConfig, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.records import records_of
+from miniformer.data.reading.records import as_records
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.regression import Regression
 from miniformer.train_config import TrainConfig
-from miniformer.training.beginning import begin_with
+from miniformer.training.setup.init_from import config_from_pretrained
 from tests.kit import tiny_model
 
 CENTERS, SPREADS = np.array([1.7e9, -3.0, 5e-4, 7.0]), np.array([250.0, 40.0, 1e-5, 0.0])
@@ -47,7 +47,7 @@ TASKS = [Classification(), Regression(next_of="none")]
 
 
 def fitted(task, some):
-    return task.fit(records_of(some, task.schema))
+    return task.fit(as_records(some, task.schema))
 
 
 def model_for(task):
@@ -65,7 +65,7 @@ def test_features_are_standardized_by_statistics_of_the_training_data(task):
     np.testing.assert_allclose(data.task.feature_stds[:3], whole.std(0)[:3], rtol=1e-6)
     assert data.task.feature_stds[3] == 1.0
     for name, some in (("train", train), ("val", val)):  # both by the statistics of train
-        kept = data.pools[name].kept
+        kept = data.chunks[name].in_memory
         for number, wanted in enumerate(by_hand(some, train)):
             np.testing.assert_allclose(kept[number]["inputs"], wanted, rtol=1e-4, atol=1e-5)
 
@@ -173,7 +173,7 @@ def test_standardize_is_for_vectors():
 def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, changes, wanted, old):
     some = [{"input": [[float(n)]], "label": n % 2} for n in range(9)]
     task = fitted(Classification(standardize=not old), some)
-    model = MODELS["encoder"](model_for(task).config)
+    model = MODEL_CLASSES["encoder"](model_for(task).config)
     Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
     config = TrainConfig(
         train_path="x.jsonl", task="classification", init_from=str(tmp_path / "model"),
@@ -182,7 +182,7 @@ def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, chan
     if wanted == "kept":
         own = {"feature_means": task.feature_means, "feature_stds": task.feature_stds}
         wanted = {"standardize": False} if old else own
-    found = begin_with(config, "encoder").task_config
+    found = config_from_pretrained(config, "encoder").task_config
     names = ("standardize", "feature_means", "feature_stds")
     assert {name: found[name] for name in names if name in found} == wanted
 

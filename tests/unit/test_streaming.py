@@ -12,8 +12,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.pieces import Pieces, StopAt
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -38,14 +38,18 @@ def answer(tokenizer, ids, stops):
 
 def streamed(tokenizer, ids, stops):
     """The pieces of a stream, which ends as generation does, and its number of tokens."""
-    stop = StopAt(tokenizer.decode, stops)
-    pieces, found, count = Pieces(tokenizer.decode, stops, tokenizer.settled), [], 0
+    stop = StopStringChecker(tokenizer.decode, stops)
+    pieces, found, count = (
+        StreamingDetokenizer(tokenizer.decode, stops, tokenizer.stable_length),
+        [],
+        0,
+    )
     for token in ids:
         count += 1
-        found.append(pieces.add(token))
+        found.append(pieces.add_token(token))
         if stop(pieces.tokens):
             break
-    return [*found, pieces.end()], count
+    return [*found, pieces.flush()], count
 
 
 def byte_fallback():
@@ -144,7 +148,7 @@ def test_generate_and_stream_end_before_stop(kind, case):
 @pytest.mark.catches("stop_window_starts_within_character")
 def test_stop_is_found_behind_half_of_a_character():
     """The window of bytes begins within a character, which spoils the run that they are."""
-    stop = StopAt(byte_fallback().decode, ["\U0001f44d"])
+    stop = StopStringChecker(byte_fallback().decode, ["\U0001f44d"])
     for text in ("\u00e9" * 40 + "\U0001f44d", "\u00e9" * 40 + "a\U0001f44d"):
         ids = list(text.encode())
         assert stop(ids)
@@ -155,9 +159,9 @@ def test_stop_is_found_behind_half_of_a_character():
 def test_stop_is_found_behind_tokens_of_no_text():
     """Special tokens are no part of a text, however many of them a model writes."""
     tokenizer = KINDS["byte"]
-    nothing = [tokenizer.boundary_id] * 100
+    nothing = [tokenizer.eos_id] * 100
     a, b = tokenizer.encode("ab")
-    stop = StopAt(tokenizer.decode, ["ab"])
+    stop = StopStringChecker(tokenizer.decode, ["ab"])
     assert not stop([a, *nothing])
     assert stop([a, *nothing, b])
 
@@ -168,35 +172,33 @@ def test_what_a_decoder_may_take_back_is_held(text):
     tokenizer = Tokenizer.train("byte", ["a"], None)
     parts = [tokenizer.backend.decoder, decoders.Fuse(), decoders.Replace(" ,", ",")]
     tokenizer.backend.decoder = decoders.Sequence(parts)
-    assert tokenizer.rewrites
-    pieces = Pieces(tokenizer.decode, settled=tokenizer.settled)
-    found = [pieces.add(token) for token in tokenizer.encode(text)]
-    assert "".join([*found, pieces.end()]) == text.replace(" ,", ",")
+    assert tokenizer.has_contextual_decoding
+    pieces = StreamingDetokenizer(tokenizer.decode, stable_length=tokenizer.stable_length)
+    found = [pieces.add_token(token) for token in tokenizer.encode(text)]
+    assert "".join([*found, pieces.flush()]) == text.replace(" ,", ",")
 
 
 @pytest.mark.catches("half_character_is_given")
 def test_a_character_of_several_bytes_comes_whole():
     tokenizer = KINDS["byte"]
-    pieces = Pieces(tokenizer.decode)
-    found = [pieces.add(token) for token in tokenizer.encode("aé😀b")]
+    pieces = StreamingDetokenizer(tokenizer.decode)
+    found = [pieces.add_token(token) for token in tokenizer.encode("aé😀b")]
     assert [piece for piece in found if piece] == ["a", "é", "😀", "b"]
 
 
 @pytest.mark.catches("stop_prefix_is_given")
 def test_what_may_be_the_beginning_of_a_stop_is_held_back():
     tokenizer = KINDS["byte"]
-    pieces = Pieces(tokenizer.decode, ["END"])
-    found = [pieces.add(token) for token in tokenizer.encode("xENyENDz")]
+    pieces = StreamingDetokenizer(tokenizer.decode, ["END"])
+    found = [pieces.add_token(token) for token in tokenizer.encode("xENyENDz")]
     assert found == ["x", "", "", "ENy", "", "", "", ""]
-    assert pieces.end() == ""
+    assert pieces.flush() == ""
 
 
 def pipeline(kind="bpe", model=None, task=None, **options):
     tokenizer = ALL_KINDS[kind]
     built = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=64, **(model or {}))
-    generation = GenerationConfig(
-        **{"max_new_tokens": 20, "eos_id": tokenizer.boundary_id, **options}
-    )
+    generation = GenerationConfig(**{"max_new_tokens": 20, "eos_id": tokenizer.eos_id, **options})
     return Pipeline(built, tokenizer, task=task or LanguageModeling(), generation=generation)
 
 
@@ -232,7 +234,7 @@ def test_stop_strings_end_an_answer_and_are_not_in_it():
     together = m.generate(["The", "Nobody"], seed=1, stop=[stop])
     apart = [text.split(stop)[0] for text in m.generate(["The", "Nobody"], seed=1)]
     assert together[0] == apart[0]
-    text, written = m.write(["The"], seed=1, stop=[stop])[0]
+    text, written = m.generate_outputs(["The"], seed=1, stop=[stop])[0]
     assert text == whole[: whole.index(stop)]
     assert len(written.tokens) < 20
 

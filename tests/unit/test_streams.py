@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from miniformer.command import exit_code
-from miniformer.utils.streams import printable_output, read_standard_input
+from miniformer.config.command_line import run_guarded
+from miniformer.utils.streams import printable_output, read_stdin
 
 TEXT = "caf\u00e9 \u65e5\u672c \U0001f44d \udc80"
 
@@ -64,7 +64,7 @@ def test_exit_code_prints_any_text_and_error(monkeypatch):
         print("\u65e5")
         raise UserError("\u672c: no such file")
 
-    assert exit_code(run) == 2
+    assert run_guarded(run) == 2
     assert _written(sys.stdout) == b"\\u65e5\n"
     assert _written(sys.stderr) == b"miniformer: error: \\u672c: no such file\n"
 
@@ -72,7 +72,7 @@ def test_exit_code_prints_any_text_and_error(monkeypatch):
 def test_standard_input_is_utf8_whatever_the_locale(monkeypatch):
     given = io.TextIOWrapper(io.BytesIO("\u65e5\u672c".encode()), encoding="latin-1")
     monkeypatch.setattr(sys, "stdin", given)
-    assert read_standard_input() == "\u65e5\u672c"
+    assert read_stdin() == "\u65e5\u672c"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xe9"), encoding="latin-1"))
     with pytest.raises(UnicodeDecodeError):
-        read_standard_input()
+        read_stdin()

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import UserError
+from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED
-from miniformer.data.subwords import Merges
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.bpe_dropout import BPEMerges
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.regression import Regression
@@ -17,7 +17,7 @@ from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import VERSE
 
 BPE = Tokenizer.train("bpe", [VERSE] * 3, 400)
-MERGES = Merges(BPE)
+MERGES = BPEMerges(BPE)
 LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
 
 
@@ -29,7 +29,7 @@ LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
 )
 def test_undone_merges_spell_the_same_text(text, seed, share):
     ids = np.array(BPE.encode(text), dtype=np.uint16)
-    found, places = MERGES.undone(ids, share, np.random.default_rng(seed))
+    found, places = MERGES.apply_dropout(ids, share, np.random.default_rng(seed))
     assert BPE.decode(found.tolist()) == text
     assert found.dtype == ids.dtype
     assert len(found) == len(places)
@@ -41,12 +41,12 @@ def test_undone_merges_spell_the_same_text(text, seed, share):
 
 def test_each_merge_is_undone_with_the_chance_that_was_asked():
     ids = np.full(20_000, LONGEST)
-    _, places = MERGES.undone(ids, 0.25, np.random.default_rng(0))
+    _, places = MERGES.apply_dropout(ids, 0.25, np.random.default_rng(0))
     counts = np.bincount(places)
     assert (counts > 1).mean() == pytest.approx(0.25, abs=0.01)
     # The pieces of an undone merge are undone with the same chance, by and by.
-    first, second = MERGES.first[LONGEST], MERGES.second[LONGEST]
-    merged = 2 - (MERGES.first[[first, second]] < 0).sum()
+    first, second = MERGES.left[LONGEST], MERGES.right[LONGEST]
+    merged = 2 - (MERGES.left[[first, second]] < 0).sum()
     more = (counts[counts > 1] > 2).mean()
     assert more == pytest.approx(1 - 0.75**merged, abs=0.02)
 
@@ -60,7 +60,7 @@ def served(task, records, *, training, tokenizer=BPE, **options):
 
 
 def rows(batch, name, mask):
-    kept = batch[name] != IGNORED if mask is None else batch.get(mask, batch[name] >= 0)
+    kept = batch[name] != IGNORE_INDEX if mask is None else batch.get(mask, batch[name] >= 0)
     return [row[real].tolist() for row, real in zip(batch[name], kept, strict=True)]
 
 
@@ -103,11 +103,11 @@ def test_sources_and_targets_are_undone_and_what_would_not_fit_stays_whole():
     texts = {"source": VERSE[:40], "target": VERSE[40:90]}
     task = Seq2Seq(bpe_dropout=0.9)
     (batch,) = served(task, [texts] * 6, training=True)
-    usual = {name: [*BPE.encode(text), BPE.boundary_id] for name, text in texts.items()}
+    usual = {name: [*BPE.encode(text), BPE.eos_id] for name, text in texts.items()}
     for name, mask, text in (("source", "source_mask", "source"), ("labels", None, "target")):
         for row in rows(batch, name, mask):
             assert BPE.decode(row) == texts[text]
-            assert row[-1] == BPE.boundary_id
+            assert row[-1] == BPE.eos_id
             assert len(row) > len(usual[text])
     (batch,) = served(task, [texts] * 6, training=True, seq_len=len(usual["target"]))
     assert rows(batch, "labels", None) == [usual["target"]] * 6

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miniformer.config import UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_config, tiny_model
 
@@ -62,11 +62,11 @@ def test_no_label_can_be_read_off_the_inputs():
 @pytest.mark.catches("mean_is_over_batches")
 def test_figures():
     measured = [{"loss": 15.0, "count": 7, "bytes": 30}, {"loss": 5.0, "count": 3, "bytes": 10.0}]
-    assert LanguageModeling().figures(measured) == pytest.approx(
+    assert LanguageModeling().compute_metrics(measured) == pytest.approx(
         {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 20 / math.log(2) / 40}
     )
     unknown = [{"loss": 1.0, "count": 1, "bytes": 0.0}]
-    assert "bits_per_byte" not in LanguageModeling().figures(unknown)
+    assert "bits_per_byte" not in LanguageModeling().compute_metrics(unknown)
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,6 @@ def test_a_piece_that_continues_a_document_begins_with_no_boundary():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"text": "a"}, {"text": "b", "continues": True}, {"text": "c"}]
     ids = [row["ids"] for row in LanguageModeling().encode(records, tokenizer, 8)]
-    boundary = tokenizer.boundary_id
+    boundary = tokenizer.eos_id
     assert [row[0] == boundary for row in ids] == [True, False, True]
     assert [row[-1] for row in ids] == [tokenizer.encode(text)[0] for text in "abc"]

@@ -6,8 +6,8 @@ import pytest
 
 from miniformer import registry
 from miniformer.config import TransformerConfig, UserError
-from miniformer.data.records import records_of
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.reading.records import as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 
 TEXTS = [{"input": "ab " * n, "label": n % 2, "value": float(n)} for n in range(1, 13)]
 PAIRS = [{**record, "input": [record["input"], "b"]} for record in TEXTS]
@@ -62,7 +62,7 @@ def told(task):
     """What a user reads before training, or the message that ends it."""
     config = TransformerConfig.from_dict(task.model_config({}, TOKENIZER))
     task.check(config, TOKENIZER if task.reads_text() else None)
-    return list(task.findings())
+    return list(task.data_warnings())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_options_survive_fit_or_are_refused_or_announced(name, option, value, re
     problem = None
     try:
         given = registry.get("task", name).from_dict({option: value, **WITH.get(option, {})})
-        task = given.fit(records_of(records, given.schema))
+        task = given.fit(as_records(records, given.schema))
         said = told(task)
     except UserError as error:
         problem = str(error)
@@ -100,16 +100,16 @@ def test_fit_of_a_fitted_task_changes_nothing(name):
         for settings in ({}, {"field": "input"}) if name == "masked_lm" else ({},):
             first = registry.get("task", name)(**settings)
             try:
-                task = first.fit(records_of(records, first.schema))
+                task = first.fit(as_records(records, first.schema))
             except UserError:
                 continue
-            assert task.fit(records_of(records, task.schema)) == task
+            assert task.fit(as_records(records, task.schema)) == task
 
 
 def test_still_without_a_series_is_announced():
     task = registry.get("task", "regression")(still=0.5, next_of="none")
-    task = task.fit(records_of(VECTORS, task.schema))
-    assert any("still has no effect" in line for line in task.findings())
+    task = task.fit(as_records(VECTORS, task.schema))
+    assert any("still has no effect" in line for line in task.data_warnings())
 
 
 # The least and the most that each number may be, and a value just beyond each.
@@ -146,7 +146,7 @@ def test_options_have_the_limits_they_are_said_to_have(name):
 def test_a_model_must_have_room_for_a_token_of_each_text(name, records, least):
     options = {"field": "input"} if name == "masked_lm" else {}
     task = registry.get("task", name).from_dict(options)
-    task = task.fit(records_of(records, task.schema))
+    task = task.fit(as_records(records, task.schema))
     tokenizer = TOKENIZER if task.reads_text() else None
 
     def config(length):

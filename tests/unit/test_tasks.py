@@ -14,25 +14,25 @@ from hypothesis import strategies as st
 
 from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
-from miniformer.data.buckets import LengthBuckets
+from miniformer.data.batching.length_bucketing import LengthBucketBatcher
+from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.data.packing import IGNORED
-from miniformer.data.records import records_of
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.reading.records import as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.inputs import collate_inputs
+from miniformer.tasks.common.inputs import collate_inputs
+from miniformer.tasks.common.seq2seq_batch import collate_seq2seq
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
-from miniformer.tasks.pairs import collate_pairs
-from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling, collate_prefixes
+from miniformer.tasks.prefix_lm import PrefixLanguageModeling, collate_prefixes
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import tiny_config, tiny_model
 
 BYTES = Tokenizer.train("byte", [])
-B = BYTES.boundary_id
+B = BYTES.eos_id
 WORDS = st.text("abcdef ", max_size=12)
 
 
@@ -71,7 +71,7 @@ FITTED = {
 def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time(name):
     """Buckets, padding and masks change nothing: sums over batches are sums over records."""
     task, records, kind = FITTED[name]
-    task = task.fit(records_of(records, task.schema))
+    task = task.fit(as_records(records, task.schema))
     model = model_for(task, kind, max_seq_len=150)
 
     def whole(groups):
@@ -132,11 +132,11 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
 def test_a_pair_is_marked_where_nothing_is_said():
     """But not for masked-LM, which would be told what is hidden."""
     pair = {"input_kind": "pair"}
-    assert Regression(**pair).types() == Classification(**pair).types() == 4
-    assert MaskedLM(field="input", **pair).types() == 2
-    assert MaskedLM(field="input", mark_shared=True, **pair).types() == 4
-    assert Regression(mark_shared=False, **pair).types() == 2
-    assert not Regression(input_kind="text").marks()
+    assert Regression(**pair).num_token_types() == Classification(**pair).num_token_types() == 4
+    assert MaskedLM(field="input", **pair).num_token_types() == 2
+    assert MaskedLM(field="input", mark_shared=True, **pair).num_token_types() == 4
+    assert Regression(mark_shared=False, **pair).num_token_types() == 2
+    assert not Regression(input_kind="text").should_mark_shared()
 
 
 def test_marks_need_pairs_and_types():
@@ -156,9 +156,9 @@ def test_marks_need_pairs_and_types():
 def test_a_decoder_reads_the_labels_before_its_own():
     rows = [[3, 1, 4], [1], [5, 9]]
     examples = [{"source": np.array([7]), "labels": np.array(row)} for row in rows]
-    batch = collate_pairs(examples, start_id=2)
+    batch = collate_seq2seq(examples, start_id=2)
     assert [row.tolist() for row in batch["labels"]] == [
-        [3, 1, 4], [1, IGNORED, IGNORED], [5, 9, IGNORED],
+        [3, 1, 4], [1, IGNORE_INDEX, IGNORE_INDEX], [5, 9, IGNORE_INDEX],
     ]  # fmt: skip
     for row, target in zip(rows, batch["target"].tolist(), strict=True):
         assert target[: len(row)] == [2, *row[:-1]]
@@ -201,7 +201,7 @@ def test_figures_of_classification_are_those_of_the_textbook(pairs):
     task = Classification(classes=list("abcd"), input_kind="text")
     labels, guesses = (torch.tensor(column) for column in zip(*pairs, strict=True))
     measured = [{"loss": 1.0, "count": 1.0, "labels": labels, "guesses": guesses}]
-    figures = task.figures(measured)
+    figures = task.compute_metrics(measured)
     counts = Counter(pairs)
     n = len(pairs)
     assert figures["accuracy"] == pytest.approx(sum(counts[c, c] for c in range(4)) / n)
@@ -218,9 +218,11 @@ def test_figures_of_classification_are_those_of_the_textbook(pairs):
     wanted = (x * y).sum() / under if under > 1e-12 else None
     if wanted is not None:  # Gorodkin 2004: the correlation of two one-hot tables
         assert figures["mcc"] == pytest.approx(wanted, abs=1e-5)
-    matrix = task.confusion(measured)
+    matrix = task.confusion_matrix(measured)
     assert {(r, c): int(matrix[r, c]) for r in range(4) for c in range(4) if matrix[r, c]} == counts
-    assert f"| a | {' | '.join(str(counts[0, c]) for c in range(4))} |" in task.describe(measured)
+    assert f"| a | {' | '.join(str(counts[0, c]) for c in range(4))} |" in task.report_markdown(
+        measured
+    )
 
 
 @given(
@@ -235,7 +237,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
         "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
         "guesses": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
     }
-    figures = task.figures([inside])
+    figures = task.compute_metrics([inside])
 
     def ranks(x):  # the mean place of equal values
         return np.array([(x < each).sum() + ((x == each).sum() - 1) / 2 for each in x])
@@ -250,7 +252,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
 
 def test_a_correlation_with_what_does_not_vary_is_0():
     task = Regression(mean=0.0, spread=1.0, input_kind="text")
-    figures = task.figures(
+    figures = task.compute_metrics(
         [{"values": torch.tensor([1.0, 2.0]), "guesses": torch.tensor([1.0, 1])}]
     )
     assert figures["pearson"] == figures["spearman"] == 0.0
@@ -259,7 +261,7 @@ def test_a_correlation_with_what_does_not_vary_is_0():
 @pytest.mark.catches("predictions_are_standardized")
 def test_values_are_standardised_inside_and_back_outside():
     records = [{"input": "a" * n, "value": 1000.0 + 50 * n} for n in range(10)]
-    task = Regression().fit(records_of(records, Regression().schema))
+    task = Regression().fit(as_records(records, Regression().schema))
     values = [record["value"] for record in records]
     assert task.mean == pytest.approx(np.mean(values))
     assert task.spread == pytest.approx(np.std(values))
@@ -282,7 +284,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
         classes=[0, 1, 2], class_weights=[1.0, 0.5, 3.0], label_smoothing=0.3, input_kind="text"
     )
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
-    loss, count = task._loss(logits, labels, task.label_smoothing)
+    loss, count = task._weighted_cross_entropy(logits, labels, task.label_smoothing)
     weights = np.array([1.0, 0.5, 3.0])
     shares = logits.log_softmax(-1).numpy()
     by_hand = 0.0
@@ -294,7 +296,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
     assert float(count) == pytest.approx(weights[labels.numpy()].sum())
     balanced = Classification(class_weights="balanced")
     records = [{"input": "x", "label": name} for name in "aaab"]
-    fitted = balanced.fit(records_of(records, balanced.schema))
+    fitted = balanced.fit(as_records(records, balanced.schema))
     assert fitted.class_weights == pytest.approx([4 / 6, 4 / 2])
 
 
@@ -355,12 +357,12 @@ def test_two_passes_over_targets_are_drawn_together():
     model = Seq2SeqTransformer(config).train()
     torch.nn.init.normal_(model.embedding.weight)
     ids, labels = torch.randint(1, 9, (2, 3, 5)), torch.randint(1, 9, (3, 5))
-    labels[1, 3:] = IGNORED
+    labels[1, 3:] = IGNORE_INDEX
     batch = {"source": ids[0], "target": ids[1], "labels": labels}
     torch.manual_seed(1)
     loss, count = Seq2Seq(r_drop=0.7).loss(model, batch)
     torch.manual_seed(1)
-    kept = labels != IGNORED
+    kept = labels != IGNORE_INDEX
     p, q = (model(ids[0], ids[1]).detach()[kept].softmax(-1) for _ in range(2))
     apart = [float((a * (a / b).log()).sum()) for a, b in ((p, q), (q, p))]
     wrong = [-float(each[range(13), labels[kept]].log().sum()) for each in (p, q)]
@@ -374,14 +376,16 @@ def test_two_passes_over_targets_are_drawn_together():
 def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
     task = Classification(classes=[0, 1], class_weights=[1.0, 2.0], input_kind="text")
     for each in (task, Classification(classes=[0, 1], input_kind="text")):
-        loss, count = each._loss(torch.randn(3, 2), torch.full((3,), IGNORED))
+        loss, count = each._weighted_cross_entropy(
+            torch.randn(3, 2), torch.full((3,), IGNORE_INDEX)
+        )
         assert float(loss) == float(count) == 0.0
 
 
 def test_classes_are_those_of_the_data_sorted():
     def classes(labels):
         records = [{"input": "x", "label": label} for label in labels]
-        return Classification().fit(records_of(records, Classification().schema)).classes
+        return Classification().fit(as_records(records, Classification().schema)).classes
 
     assert classes(["b", "a", "c", "a"]) == ["a", "b", "c"]
     assert classes([10, 9, 2]) == [2, 9, 10]
@@ -461,7 +465,7 @@ def a_series(random, count=40):
 
 
 def fitted(records, **settings):
-    return Regression(**settings).fit(records_of(records, Regression().schema))
+    return Regression(**settings).fit(as_records(records, Regression().schema))
 
 
 def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
@@ -491,7 +495,7 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
             parameter.zero_()
     answers = task.predict(model, None, inputs, GenerationConfig())
     np.testing.assert_allclose(answers, last + scales * task.mean, rtol=1e-5)
-    figures = task.figures([task.measure(model, collate_inputs(examples))])
+    figures = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
     assert figures["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
     wrong = values - answers
     assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
@@ -499,7 +503,7 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
     assert figures["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
     for example in examples:
         example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
-    far = task.figures([task.measure(model, collate_inputs(examples))])
+    far = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
     assert far["rmse"] == pytest.approx(figures["rmse"], rel=1e-6)
 
 
@@ -522,7 +526,7 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
     records = a_series(np.random.default_rng(0))
     task = fitted(records)
     assert task.next_of == 1
-    assert "next_of: 1; values are learnt as what comes next" in "".join(task.findings())
+    assert "next_of: 1; values are learnt as what comes next" in "".join(task.data_warnings())
     assert fitted(records, next_of="none").next_of == "none"
     assert fitted(records, mean=0.0, spread=9.0).next_of == "none"
     values = np.random.default_rng(1).normal(0, 20, len(records))
@@ -531,7 +535,7 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
     texts = [{"input": "abc"[: n % 3 + 1], "value": float(n)} for n in range(9)]
     for none in (others, alone, texts):
         task = fitted(none)
-        assert (task.next_of, task.is_series(), list(task.findings())) == ("none", False, [])
+        assert (task.next_of, task.is_series(), list(task.data_warnings())) == ("none", False, [])
 
 
 @pytest.mark.catches("keys_of_objects_have_no_order")
@@ -617,12 +621,12 @@ def test_written_text_is_held_against_what_should_have_been():
          "references": wanted[2:]},
         {"loss": 4.0, "count": 2.0},
     ]  # fmt: skip
-    figures = task.figures(measured, BYTES)
+    figures = task.compute_metrics(measured, BYTES)
     assert figures["loss"] == pytest.approx(2.0)
     assert figures["exact_match"] == pytest.approx(1 / 3)
     assert figures["bleu"] == pytest.approx(sacrebleu.BLEU().corpus_score(written, [wanted]).score)
     assert figures["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(written, [wanted]).score)
-    assert "3 examples" in task.describe(measured)
+    assert "3 examples" in task.report_markdown(measured)
 
 
 def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatch):
@@ -630,11 +634,11 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     task = Seq2Seq()
     measured = [{"loss": 1.0, "count": 1.0, "written": [BYTES.encode("a")], "references": ["a"]}]
-    assert task.figures(measured, BYTES) == {"loss": 1.0, "exact_match": 1.0}
-    (note,) = task.notes("loss")
+    assert task.compute_metrics(measured, BYTES) == {"loss": 1.0, "exact_match": 1.0}
+    (note,) = task.pre_run_warnings("loss")
     assert note == 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
     with pytest.raises(UserError, match="checkpoint_metric=bleu needs the package sacrebleu"):
-        list(task.notes("bleu"))
+        list(task.pre_run_warnings("bleu"))
 
 
 @pytest.mark.catches("validation_searches_like_a_test")
@@ -642,7 +646,7 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
     task = Seq2Seq(generated=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
-    measured = [task.measure(model, batch) for batch in batches]
+    measured = [task.eval_step(model, batch) for batch in batches]
     written = [row for each in measured for row in each.get("written", [])]
     references = [text for each in measured for text in each.get("references", [])]
     assert len(written) == len(references) == 7
@@ -664,17 +668,17 @@ def test_a_test_writes_to_all_examples_and_searches():
     task = Seq2Seq(generated=1, num_beams=3)
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
-    measured = [task.measure_test(model, batch) for batch in batches]
+    measured = [task.test_step(model, batch) for batch in batches]
     assert sum(len(each["written"]) for each in measured) == len(TARGETS)
-    assert f"a search of 3 beams of {len(TARGETS)} examples" in task.describe(measured)
-    longest = int((batches[0]["labels"] != IGNORED).sum(1).max())
+    assert f"a search of 3 beams of {len(TARGETS)} examples" in task.report_markdown(measured)
+    longest = int((batches[0]["labels"] != IGNORE_INDEX).sum(1).max())
     searched = model.generate(
         batches[0]["source"], 2 * longest + 10, source_mask=batches[0].get("source_mask"),
         start_id=B, num_beams=3, eos_id=B,
     )  # fmt: skip
     ids = [[x for x in row if x != B] for row in searched.tolist()]
     assert [[x for x in row if x != B] for row in measured[0]["written"]] == ids
-    assert "written" not in Seq2Seq(generated=0).measure_test(model, batches[0])
+    assert "written" not in Seq2Seq(generated=0).test_step(model, batches[0])
 
 
 @pytest.mark.catches("answers_come_in_another_order")
@@ -732,7 +736,7 @@ def test_samples_go_on_from_the_first_text():
 def test_confusions_of_at_most_twenty_classes_are_told(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
     labels, guesses = torch.arange(count), torch.arange(count).roll(1)
-    told = task.describe([{"labels": labels, "guesses": guesses}]).splitlines()
+    told = task.report_markdown([{"labels": labels, "guesses": guesses}]).splitlines()
     if count > 20:
         assert told == []
         return
@@ -750,9 +754,9 @@ def test_confusions_of_at_most_twenty_classes_are_told(count):
 @pytest.mark.parametrize("name", ["text", "features"])
 def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
     task, records, _ = FITTED[name]
-    task = task.fit(records_of(records, task.schema))
+    task = task.fit(as_records(records, task.schema))
     model = model_for(task)
-    measured = [task.measure(model, batch) for batch in served(task, records)]
+    measured = [task.eval_step(model, batch) for batch in served(task, records)]
     assert task.draw(measured, tmp_path / "answers.png")
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
 
@@ -790,8 +794,8 @@ def test_nothing_can_be_learnt_from_random_tokens(name):
             (loss / count).backward()
             optimizer.step()
     with torch.no_grad():
-        measured = [task.measure(model.eval(), batch) for batch in data.val_dataloader()]
-    figures = task.figures(measured)
+        measured = [task.eval_step(model.eval(), batch) for batch in data.val_dataloader()]
+    figures = task.compute_metrics(measured)
     if name == "text":
         assert figures["loss"] > math.log(4) - 0.02
         assert abs(figures["accuracy"] - 0.25) < 0.1
@@ -804,18 +808,21 @@ def test_nothing_can_be_learnt_from_random_tokens(name):
 
 def test_length_buckets_serve_every_task_but_packed_ones():
     for name, (task, records, _) in FITTED.items():
-        fitted = task.fit(records_of(records, task.schema))
-        cutter = fitted.cutter(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
-        assert isinstance(cutter, LengthBuckets) == (name != "causal")
+        fitted = task.fit(as_records(records, task.schema))
+        cutter = fitted.batcher(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
+        assert isinstance(cutter, LengthBucketBatcher) == (name != "causal")
 
 
 @pytest.mark.catches("sources_take_the_tokenizer_of_targets")
 def test_sources_and_targets_are_encoded_by_a_tokenizer_each():
     targets = Tokenizer.train("char", ["xyz"])
-    targets.source = Tokenizer.train("char", ["abcdef"])
+    targets.separate_source_tokenizer = Tokenizer.train("char", ["abcdef"])
     record = {"source": "fed", "target": "xyzzy"}
     (example,) = Seq2Seq().encode([record], targets, 16)
     source, target = example["source"].tolist(), example["labels"].tolist()
-    assert source == [*targets.source.encode("fed"), targets.source.boundary_id]
-    assert target == [*targets.encode("xyzzy"), targets.boundary_id]
-    assert targets.source.decode(source) == "fed"
+    assert source == [
+        *targets.separate_source_tokenizer.encode("fed"),
+        targets.separate_source_tokenizer.eos_id,
+    ]
+    assert target == [*targets.encode("xyzzy"), targets.eos_id]
+    assert targets.separate_source_tokenizer.decode(source) == "fed"

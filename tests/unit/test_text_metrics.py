@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from miniformer.data.records import records_of
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.reading.records import as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.common.text_metrics import (
+    compute_text_metrics,
+    lossy_target_warnings,
+    round_trip,
+)
 from miniformer.tasks.seq2seq import Seq2Seq
-from miniformer.tasks.text_metrics import lossy_targets, round_trip, text_metrics
 
 WRITTEN = ["the cat sat on the mat and slept there all day", "a dog barks", "it rains again today"]
 WANTED = ["the cat sat on the mat", "a dog barks at night", "it rains again"]
@@ -39,18 +43,20 @@ def bleu_by_hand(hypotheses, references):
 def test_text_metrics_of_unequal_lengths_are_those_of_sacrebleu(exchanged):
     """Longer and shorter than what was wanted: the one is not the other way around."""
     written, wanted = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
-    found = text_metrics(written, wanted)
+    found = compute_text_metrics(written, wanted)
     assert found["bleu"] == pytest.approx(bleu_by_hand(written, wanted), rel=1e-9)
     assert found["bleu"] == sacrebleu.BLEU().corpus_score(written, [wanted]).score
     assert found["chrf"] == sacrebleu.CHRF().corpus_score(written, [wanted]).score
     assert found["exact_match"] == 0.0
-    other = text_metrics(wanted, written)
+    other = compute_text_metrics(wanted, written)
     assert abs(found["bleu"] - other["bleu"]) > 1
     assert abs(found["chrf"] - other["chrf"]) > 1
 
 
 def test_exact_match_does_not_count_spaces_around_a_text():
-    assert text_metrics([" a b", "c ", "d  e"], ["a b\n", "c", "d e"])["exact_match"] == 2 / 3
+    assert (
+        compute_text_metrics([" a b", "c ", "d  e"], ["a b\n", "c", "d e"])["exact_match"] == 2 / 3
+    )
 
 
 def lower():
@@ -78,11 +84,11 @@ def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
         {"loss": 1.0, "count": 1.0, "written": tokenizer.encode_batch(targets),
          "references": targets}
     ]  # fmt: skip
-    metrics = Seq2Seq().figures(measured, tokenizer)
+    metrics = Seq2Seq().compute_metrics(measured, tokenizer)
     assert metrics["exact_match"] == 1.0
     assert metrics["chrf"] == pytest.approx(100.0)
-    records = records_of([{"source": "", "target": x} for x in targets], Seq2Seq().schema)
-    said = list(Seq2Seq().tokenizer_findings(tokenizer, records))
+    records = as_records([{"source": "", "target": x} for x in targets], Seq2Seq().schema)
+    said = list(Seq2Seq().tokenizer_warnings(tokenizer, records))
     changed = [x for x in targets if tokenizer.decode(tokenizer.encode(x)) != x]
     assert len(said) == bool(changed)
     if changed:
@@ -98,7 +104,7 @@ def test_a_target_with_unknown_words_is_never_matched():
     assert round_trip(tokenizer, ["A dog, b", "A b"]) == ["A dog, b", "a b"]
     written = tokenizer.encode_batch(["a dog, b", "a b"])
     measured = [{"loss": 1.0, "count": 1.0, "written": written, "references": ["A dog, b", "A b"]}]
-    assert Seq2Seq().figures(measured, tokenizer)["exact_match"] == 0.5
+    assert Seq2Seq().compute_metrics(measured, tokenizer)["exact_match"] == 0.5
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))
@@ -106,9 +112,9 @@ def test_tokenizers_of_bytes_give_back_any_text(texts):
     for kind in ("byte", "bpe"):
         tokenizer = TOKENIZERS["bpe"] if kind == "bpe" else Tokenizer.train("byte", [])
         assert round_trip(tokenizer, texts) == texts
-        assert list(lossy_targets(texts, tokenizer)) == []
+        assert list(lossy_target_warnings(texts, tokenizer)) == []
 
 
 def test_lossy_targets_are_shown_in_part():
-    (said,) = lossy_targets(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
+    (said,) = lossy_target_warnings(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
     assert f"'{('b ' * 30)[:60]}...' to '" in said

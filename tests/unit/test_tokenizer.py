@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from miniformer import cli
 from miniformer.config import UserError
-from miniformer.data.tokenizer import BOUNDARY, Tokenizer
-from miniformer.data.tokenizer_training import TextSample
+from miniformer.data.tokenizers.tokenizer import EOS_TOKEN, Tokenizer
+from miniformer.data.tokenizers.training import TextSample
+from miniformer.tasks.common.input_encoding import encode_inputs
 from miniformer.tasks.language_modeling import LanguageModeling
-from miniformer.tasks.tokens import encode_inputs
 from tests.kit import VERSE, run_python
 
 ALL = ("bpe", "unigram", "wordpiece", "word", "char", "byte")
@@ -40,12 +40,12 @@ def test_byte_has_one_id_a_byte(text):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_text_never_becomes_a_special_token(kind, tmp_path):
-    text = f"{BOUNDARY}<|pad|>"
+    text = f"{EOS_TOKEN}<|pad|>"
     tokenizer = Tokenizer.train(kind, [text])
     tokenizer.save(tmp_path / "tokenizer.json")
     for candidate in (tokenizer, Tokenizer.from_path(tmp_path / "tokenizer.json")):
         ids = candidate.encode(text)
-        assert candidate.boundary_id not in ids
+        assert candidate.eos_id not in ids
         assert candidate.decode(ids).replace(" ", "") == text  # wordpiece puts spaces between
         assert candidate.encode_batch([text, ""]) == [ids, []]
 
@@ -105,22 +105,22 @@ def foreign(folder, *special, config=None):
         (["<s>", "<end>"], {"bos_token": "<s>", "eos_token": {"content": "<end>"}}, "<end>"),
         (["<s>", "</s>"], {"bos_token": "<s>"}, "<s>"),
         (["</s>"], {"eos_token": "<not there>"}, "</s>"),
-        ([], None, BOUNDARY),
+        ([], None, EOS_TOKEN),
     ],
 )
 def test_the_boundary_of_a_foreign_tokenizer(tmp_path, special, config, wanted):
     folder = foreign(tmp_path / "theirs", *special, config=config)
     tokenizer = Tokenizer.from_path(folder)
-    assert tokenizer.boundary == wanted
-    assert tokenizer.boundary_id == tokenizer.backend.token_to_id(wanted)
-    assert (tokenizer.note is None) == bool(special)
-    assert tokenizer.boundary_id not in tokenizer.encode(f"a {wanted} b")
+    assert tokenizer.eos_token == wanted
+    assert tokenizer.eos_id == tokenizer.backend.token_to_id(wanted)
+    assert (tokenizer.warning is None) == bool(special)
+    assert tokenizer.eos_id not in tokenizer.encode(f"a {wanted} b")
     # What is saved is read as it was, its boundary too.
     (tmp_path / "ours").mkdir()
     tokenizer.save(tmp_path / "ours" / "tokenizer.json")
     again = Tokenizer.from_path(tmp_path / "ours")
-    assert (again.boundary, again.boundary_id) == (wanted, tokenizer.boundary_id)
-    assert again.note is None
+    assert (again.eos_token, again.eos_id) == (wanted, tokenizer.eos_id)
+    assert again.warning is None
 
 
 def test_transformers_reads_what_is_saved_and_gives_the_same_ids(tmp_path):
@@ -130,7 +130,7 @@ def test_transformers_reads_what_is_saved_and_gives_the_same_ids(tmp_path):
         tokenizer = Tokenizer.train(kind, [VERSE * 3], 300)
         tokenizer.save(tmp_path / kind / "tokenizer.json")
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / kind)
-        assert theirs.eos_token_id == tokenizer.boundary_id
+        assert theirs.eos_token_id == tokenizer.eos_id
         assert theirs(VERSE, add_special_tokens=False)["input_ids"] == tokenizer.encode(VERSE)
 
 
@@ -151,7 +151,7 @@ def test_a_directory_without_a_tokenizer(tmp_path, names, message):
 
 TRAIN = """
 import sys
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 texts = [f"word{n % 37} other{n % 11} the cat sat {n}" for n in range(500)]
 sys.stdout.write(Tokenizer.train(sys.argv[1], texts, 400).backend.to_str())
 """
@@ -197,14 +197,14 @@ def test_word_has_one_id_for_each_of_the_commonest_words():
 
 @pytest.mark.catches("tokenizer_learns_from_all_of_a_large_text")
 def test_a_tokenizer_learns_from_the_beginning_of_what_is_large():
-    sample = TextSample(iter(["abc"] * 10), most=7)
+    sample = TextSample(iter(["abc"] * 10), max_chars=7)
     assert list(sample) == ["abc"] * 3
-    assert sample.cut
-    again = TextSample(["abc"] * 10, most=7)
+    assert sample.truncated
+    again = TextSample(["abc"] * 10, max_chars=7)
     assert list(again) == list(again) == ["abc"] * 3
-    whole = TextSample(["abc"] * 2, most=7)
+    whole = TextSample(["abc"] * 2, max_chars=7)
     assert list(whole) == ["abc"] * 2
-    assert not whole.cut
+    assert not whole.truncated
 
 
 def tokenizer_command(*arguments):
@@ -264,8 +264,8 @@ def test_a_foreign_file_neither_cuts_nor_fills_texts(tmp_path):
 
 def test_the_vocabulary_reaches_to_the_largest_id():
     """Ids of foreign files may have gaps."""
-    vocab = {BOUNDARY: 0, "a": 1, "b": 900}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=BOUNDARY))
+    vocab = {EOS_TOKEN: 0, "a": 1, "b": 900}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=EOS_TOKEN))
     assert Tokenizer(backend).vocab_size == 901
 
 
@@ -318,14 +318,14 @@ def templated(single, pair):
 def test_what_a_template_puts_around_texts():
     tokenizer = templated("<s> $A </s>", "<s> $A </s> $B:1 </s>:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
-    frame = tokenizer.of_inputs
-    assert (frame.before, frame.between, frame.after) == ([begin], [end], [end])
-    assert (frame.between_type, frame.second_type) == (0, 1)
-    assert tokenizer.of_sequences == frame
+    frame = tokenizer.input_template
+    assert (frame.prefix, frame.separator, frame.suffix) == ([begin], [end], [end])
+    assert (frame.separator_type_id, frame.second_type_id) == (0, 1)
+    assert tokenizer.sequence_template == frame
     plain = Tokenizer.train("byte", [VERSE])
-    boundary = [plain.boundary_id]
-    assert plain.of_inputs[:3] == (boundary, boundary, [])
-    assert plain.of_sequences[:3] == ([], [], boundary)
+    boundary = [plain.eos_id]
+    assert plain.input_template[:3] == (boundary, boundary, [])
+    assert plain.sequence_template[:3] == ([], [], boundary)
 
 
 @pytest.mark.catches("documents_have_no_boundary")

@@ -14,15 +14,19 @@ from torch.utils.data import DataLoader
 
 from miniformer import TrainConfig, registry
 from miniformer.config import UserError
-from miniformer.training.budget import Budget
-from miniformer.training.callbacks import KeepBest, StopAtBudget, ValidateInTime
-from miniformer.training.interrupt import InterruptCallback, Interrupted
-from miniformer.training.limits import steps_at_most
+from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.interrupt import InterruptCallback, TrainingInterrupted
+from miniformer.training.callbacks.progress import ProgressCallback
+from miniformer.training.callbacks.validation import (
+    BestModelCheckpoint,
+    BudgetStopping,
+    ValidationSchedule,
+)
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.loggers import finish
-from miniformer.training.optimizers import adamw
-from miniformer.training.preparation import prepare
-from miniformer.training.progress import ProgressCallback
+from miniformer.training.optim.optimizers import adamw
+from miniformer.training.report.loggers import finish_loggers
+from miniformer.training.setup.limits import max_total_steps
+from miniformer.training.setup.prepare import prepare
 from tests.kit import tiny_model
 from tests.kit.clock import Clock
 
@@ -72,7 +76,7 @@ def test_a_budget_starts_with_nothing_spent(monkeypatch):
     Clock().install(monkeypatch)
     budget = Budget(max_epochs=2)
     budget.start()
-    assert budget.state() == {"epochs": 0.0, "seconds": 0.0, "validation_seconds": 0.0}
+    assert budget.state_dict() == {"epochs": 0.0, "seconds": 0.0, "validation_seconds": 0.0}
     assert budget.progress(9, epochs=1.0) == 0.5
     budget.epochs = 1.5
     assert budget.progress(9) == 0.75
@@ -100,7 +104,7 @@ def test_a_run_has_at_most_the_steps_of_its_first_limit(
     config = types.SimpleNamespace(
         max_steps=max_steps, epochs=epochs, world_size=devices, accumulate_grad_batches=accumulated
     )
-    assert steps_at_most(config, data) == wanted
+    assert max_total_steps(config, data) == wanted
 
 
 @pytest.mark.catches("time_left_is_time_gone")
@@ -108,10 +112,10 @@ def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
     clock = Clock().install(monkeypatch)
     budget = Budget(max_steps=10)
     budget.start(seconds=30.0)  # of a run that goes on
-    assert budget.seconds_left(0.0) == 0.0
+    assert budget.remaining_seconds(0.0) == 0.0
     clock.now += 10.0
-    assert budget.seconds_left(budget.progress(4)) == pytest.approx(60.0)
-    assert budget.seconds_left(budget.progress(10)) == 0.0
+    assert budget.remaining_seconds(budget.progress(4)) == pytest.approx(60.0)
+    assert budget.remaining_seconds(budget.progress(10)) == 0.0
 
 
 @pytest.mark.catches("the_work_of_one_device_is_that_of_all")
@@ -120,19 +124,19 @@ def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devi
     """Each device does 4,000 FLOPs for each of 500 tokens in 10 s: 20 % of 1 MFLOP/s."""
     seen = ProgressCallback(
         Budget(max_steps=9), tmp_path / "metrics.jsonl", Console(file=io.StringIO()),
-        flops=lambda batch: 4000.0 * batch["about"]["tokens"], peak=devices * 1e6, writes=False,
+        flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"], peak_flops=devices * 1e6, is_global_zero=False,
     )  # fmt: skip
     module = types.SimpleNamespace(tokens=7, padding=0)
     fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(seconds=1.0))
     seen.budget.start()
     seen._step = fake.global_step = 1  # in the middle of a step: work is counted all the same
-    before = seen._now(fake, module)._replace(seconds=100.0)
+    before = seen._snapshot(fake, module)._replace(seconds=100.0)
     for tokens in (300, 200):
         seen.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
     module.tokens += devices * 500
     fake.train_dataloader.seconds += 2.5
-    after = seen._now(fake, module)._replace(seconds=110.0)
-    assert seen._speed_since(before, after) == {
+    after = seen._snapshot(fake, module)._replace(seconds=110.0)
+    assert seen._throughput_since(before, after) == {
         "tokens_per_second": 50.0 * devices, "waiting": 0.25, "mfu": 0.2,
     }  # fmt: skip
 
@@ -143,18 +147,18 @@ def test_validations_are_no_training_and_a_resumed_clock_remembers_them(monkeypa
     budget = Budget(max_steps=10)
     budget.start()
     clock.now += 5.0
-    budget.validation_begins()
+    budget.start_validation()
     clock.now += 3.0
-    assert (budget.own_seconds, budget.validation_seconds, budget.training_seconds) == (8, 3, 5)
-    state = budget.state()
+    assert (budget.local_seconds, budget.validation_seconds, budget.training_seconds) == (8, 3, 5)
+    state = budget.state_dict()
     clock.now += 1.0
-    budget.validation_ends()
+    budget.end_validation()
     clock.now += 2.0
-    assert (budget.own_seconds, budget.validation_seconds, budget.training_seconds) == (11, 4, 7)
+    assert (budget.local_seconds, budget.validation_seconds, budget.training_seconds) == (11, 4, 7)
     resumed = Budget(max_steps=10)
     resumed.start(**state)
     clock.now += 2.0
-    assert (resumed.own_seconds, resumed.training_seconds) == (10, 7)
+    assert (resumed.local_seconds, resumed.training_seconds) == (10, 7)
 
 
 @pytest.mark.catches("norms_and_embeddings_decay")
@@ -291,7 +295,7 @@ def test_the_last_batches_of_an_epoch_are_not_lost():
 )
 def test_the_learning_rate_goes_up_then_follows_the_schedule(options, wanted):
     module = MiniFormerLitModule(tiny_model(), budget=Budget(max_steps=100), **options)
-    assert [module._factor(step) for step in range(3)] == pytest.approx(wanted, abs=2e-3)
+    assert [module._lr_factor(step) for step in range(3)] == pytest.approx(wanted, abs=2e-3)
 
 
 class Rates(L.Callback):
@@ -397,7 +401,7 @@ def test_validations_are_counted_in_optimiser_steps(interval, steps, wanted):
 
     one = trainer(
         max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=1, num_sanity_val_steps=0,
-        callbacks=[StopAtBudget(budget, print), ValidateInTime(budget, interval=interval), Note()],
+        callbacks=[BudgetStopping(budget, print), ValidationSchedule(budget, every_n_steps=interval), Note()],
     )  # fmt: skip
     made = batches([(2, 6)] * 5)
     one.fit(module, DataLoader(made, batch_size=None), DataLoader(made[:1], batch_size=None))
@@ -409,7 +413,7 @@ def test_validation_goes_by_the_limit_that_comes_first():
         def progress(self, steps):
             return steps / 20  # the clock will end it at 20, long before max_steps
 
-    due = ValidateInTime(At(max_steps=1000, max_seconds=5))
+    due = ValidationSchedule(At(max_steps=1000, max_seconds=5))
     fake = types.SimpleNamespace(global_step=0)
     validated = []
     for fake.global_step in range(1, 21):
@@ -422,7 +426,7 @@ def test_validation_goes_by_the_limit_that_comes_first():
 
 def test_a_validation_loss_that_is_not_finite_is_never_kept():
     saved = []
-    keep = KeepBest(saved.append)
+    keep = BestModelCheckpoint(saved.append)
     fake = types.SimpleNamespace(global_step=3, callback_metrics={"val_loss": float("nan")})
     with pytest.raises(UserError, match="the validation loss is nan at step 3"):
         keep.on_validation_end(fake, None)
@@ -435,9 +439,9 @@ def test_a_validation_loss_that_is_not_finite_is_never_kept():
 )
 def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(larger, kept, ends_at):
     saved = []
-    keep = KeepBest(
+    keep = BestModelCheckpoint(
         lambda figures: saved.append(figures["step"]),
-        metric="val_accuracy", larger=larger, patience=2,
+        monitor="val_accuracy", maximize=larger, patience=2,
     )  # fmt: skip
     fake = types.SimpleNamespace(should_stop=False)
     losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 4.0, 2.0, 4.0]  # of two that are as good, the lesser
@@ -488,7 +492,7 @@ def test_finish_ends_the_runs_of_wandb_loggers_and_of_no_others():
             self.finished += 1
 
     stub = Stub()
-    finish([L.pytorch.loggers.CSVLogger("."), stub])
+    finish_loggers([L.pytorch.loggers.CSVLogger("."), stub])
     assert stub.finished == 1
 
 
@@ -515,7 +519,7 @@ def _default_signals():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_handlers_come_back_whatever_happens(number):
     before = signal.getsignal(number)
-    with contextlib.suppress(Interrupted), InterruptCallback() as interrupt:
+    with contextlib.suppress(TrainingInterrupted), InterruptCallback() as interrupt:
         signal.raise_signal(number)
         assert interrupt.signal == number
         interrupt.on_train_batch_end()
@@ -529,7 +533,7 @@ def test_signal_handlers_come_back_whatever_happens(number):
 def test_no_validation_comes_in_the_middle_of_a_step():
     """By the clock one may be due there; gradients of the step would be lost in it."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
-    due = ValidateInTime(clock)
+    due = ValidationSchedule(clock)
     fake = types.SimpleNamespace(global_step=1)
     due.on_train_batch_end(fake)
     clock.now = 0.5
@@ -541,7 +545,7 @@ def test_no_validation_comes_in_the_middle_of_a_step():
 
 
 def test_several_signals_of_a_launcher_are_one_wish():
-    with contextlib.suppress(Interrupted), InterruptCallback(grace=60) as interrupt:
+    with contextlib.suppress(TrainingInterrupted), InterruptCallback(grace_period=60) as interrupt:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.signal == signal.SIGTERM
@@ -552,13 +556,13 @@ def test_devices_stop_after_the_same_step():
     """Whoever is asked to tells the others with the next step; then all of them end."""
     module = types.SimpleNamespace(stop_asked=False, between_steps=True)
     trainer = types.SimpleNamespace(world_size=2)
-    with InterruptCallback(grace=60) as interrupt:
+    with InterruptCallback(grace_period=60) as interrupt:
         interrupt.on_train_batch_end(trainer, module)
-        assert not module.stop_asked
+        assert not module.stop_requested
         signal.raise_signal(signal.SIGTERM)
         interrupt.on_train_batch_end(trainer, module)
-        assert module.stop_asked  # a wish, which the next step adds up over devices
-        with pytest.raises(Interrupted):
+        assert module.stop_requested  # a wish, which the next step adds up over devices
+        with pytest.raises(TrainingInterrupted):
             interrupt.on_train_batch_end(trainer, module)
 
 
@@ -566,24 +570,30 @@ def test_a_share_of_the_run_to_warm_up_in():
     module = MiniFormerLitModule(
         tiny_model(), budget=Budget(max_steps=100), scheduler="none", warmup_share=0.1
     )
-    assert [module._factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert [module._lr_factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
 
 
 @pytest.mark.catches("compilation_pays_back_in_batches")
 def test_what_compiling_costs_and_saves_is_told():
-    from miniformer.training.compiling import told
+    from miniformer.training.tuning.compile import format_compile_summary
 
-    assert told(10.0, 0.05, 0.03, 1, 2000).endswith("it pays back after 500 steps of 2,000")
-    assert told(10.0, 0.05, 0.03, 2, None).endswith("it pays back after 250 steps")
-    assert "does not pay back here; leave out --compile" in told(10.0, 0.05, 0.06, 1, None)
+    assert format_compile_summary(10.0, 0.05, 0.03, 1, 2000).endswith(
+        "it pays back after 500 steps of 2,000"
+    )
+    assert format_compile_summary(10.0, 0.05, 0.03, 2, None).endswith(
+        "it pays back after 250 steps"
+    )
+    assert "does not pay back here; leave out --compile" in format_compile_summary(
+        10.0, 0.05, 0.06, 1, None
+    )
 
 
 @pytest.mark.catches("batch_of_another_rank_counts_again")
 def test_a_batch_that_another_device_has_counts_nothing_but_is_gone_through():
     from miniformer.tasks.language_modeling import LanguageModeling
-    from miniformer.training.objective import Objective
+    from miniformer.training.loss_module import LossModule
 
-    objective = Objective(tiny_model(), LanguageModeling())
+    objective = LossModule(tiny_model(), LanguageModeling())
     (batch,) = batches([(2, 6)])
     loss, count = objective({**batch, "about": {"repeated": True}})
     assert (float(loss.detach()), float(count)) == (0.0, 0.0)

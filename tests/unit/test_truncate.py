@@ -9,12 +9,12 @@ import torch
 from miniformer import cli
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, InputError, UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.tasks.classification import Classification
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.masked_lm import MaskedLM
-from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
+from miniformer.tasks.prefix_lm import PrefixLanguageModeling
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from tests.kit import tiny_model
@@ -28,7 +28,7 @@ def pipeline(task, model=None, **changes):
     fields = {"vocab_size": 258, "max_seq_len": LONGEST, "causal": False, **changes}
     fields |= task.model_config({}, None)
     built = tiny_model(**fields) if model is None else tiny_model(model=model, **fields)
-    generation = GenerationConfig(temperature=0.0, max_new_tokens=4, eos_id=BYTES.boundary_id)
+    generation = GenerationConfig(temperature=0.0, max_new_tokens=4, eos_id=BYTES.eos_id)
     tokenizer = BYTES if task.reads_text() else None
     return Pipeline(built, tokenizer, task=task, generation=generation)
 
@@ -118,7 +118,7 @@ def test_generate_truncates_a_prompt_at_its_beginning():
     wanted = m.generate(LETTERS[-8:])
     assert m.generate(LETTERS, truncate=True) == wanted  # 12 tokens less 4 new ones
     assert "".join(m.stream(LETTERS, truncate=True)) == wanted
-    assert [text for text, _ in m.write([LETTERS], truncate=True)] == [wanted]
+    assert [text for text, _ in m.generate_outputs([LETTERS], truncate=True)] == [wanted]
     with pytest.raises(UserError, match="exceed max_seq_len=12"):
         m.generate(LETTERS)
 

@@ -20,12 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.utils.atomic import atomic_directory, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
-REMEMBERED = "huggingface.json"
+HF_METADATA = "huggingface.json"
 # Files that transformers reads a tokenizer from; a model uses those of its class.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -43,10 +43,10 @@ def save_directory(
     tokenizer: Tokenizer | None,
     task: dict[str, Any],
     generation: GenerationConfig,
-    card: str,
-    pictures: tuple[Path, ...] = (),
-    remembered: dict[str, Any] | None = None,
-    origin: Path | None = None,
+    model_card: str,
+    image_paths: tuple[Path, ...] = (),
+    hf_metadata: dict[str, Any] | None = None,
+    source_directory: Path | None = None,
 ) -> None:
     """Writes a whole model directory beside `directory`, then puts it in its place.
 
@@ -61,26 +61,28 @@ def save_directory(
         remembered: what an import remembered of other formats, see `read_remembered`.
         origin: the directory of the imported model, whose tokenizer's files go as they came.
     """
-    with replacing(directory) as beside:
+    with atomic_model_directory(directory) as beside:
         model.save_pretrained(beside)
         if tokenizer is not None:
             tokenizer.save(beside / "tokenizer.json")
-            if tokenizer.source is not None:
+            if tokenizer.separate_source_tokenizer is not None:
                 (beside / SOURCE_TOKENIZER).mkdir()
-                tokenizer.source.save(beside / SOURCE_TOKENIZER / "tokenizer.json")
+                tokenizer.separate_source_tokenizer.save(
+                    beside / SOURCE_TOKENIZER / "tokenizer.json"
+                )
         write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
         write_text(
             beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n"
         )
-        write_text(beside / "README.md", card)
-        for picture in pictures:
+        write_text(beside / "README.md", model_card)
+        for picture in image_paths:
             shutil.copyfile(picture, beside / picture.name)
-        if remembered:
-            write_text(beside / REMEMBERED, json.dumps(remembered, indent=2) + "\n")
-            if origin is not None:  # theirs say more than ours
-                for name in tokenizer_files(origin):
+        if hf_metadata:
+            write_text(beside / HF_METADATA, json.dumps(hf_metadata, indent=2) + "\n")
+            if source_directory is not None:  # theirs say more than ours
+                for name in tokenizer_files(source_directory):
                     (beside / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(origin / name, beside / name)
+                    shutil.copyfile(source_directory / name, beside / name)
 
 
 def tokenizer_files(directory: Path) -> list[str]:
@@ -90,13 +92,13 @@ def tokenizer_files(directory: Path) -> list[str]:
     return [name for name in names if os.path.lexists(directory / name)]
 
 
-def read_remembered(directory: Path) -> dict[str, Any]:
+def read_hf_metadata(directory: Path) -> dict[str, Any]:
     """What an import remembered of other formats' files; of other models nothing.
 
     Raises:
         UserError: the file is broken.
     """
-    path = directory / REMEMBERED
+    path = directory / HF_METADATA
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,7 +110,7 @@ def read_remembered(directory: Path) -> dict[str, Any]:
     return value
 
 
-def refuse_full(directory: Path) -> None:
+def require_empty(directory: Path) -> None:
     """Refuses to write where something is.
 
     Raises:
@@ -121,7 +123,7 @@ def refuse_full(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
+def atomic_model_directory(directory: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `directory` if all goes well.
 
     Raises:

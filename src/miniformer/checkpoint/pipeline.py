@@ -10,19 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.checkpoint.companions import MODELS, check_texts, kind_of, read_companions
-from miniformer.checkpoint.directory import read_remembered, refuse_full, save_directory
-from miniformer.checkpoint.writing import WritingMixin
+from miniformer.checkpoint.artifacts import (
+    MODEL_CLASSES,
+    check_texts,
+    get_model_kind,
+    read_artifacts,
+)
+from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
+from miniformer.checkpoint.text_generation import TextGenerationMixin
 from miniformer.config import GenerationConfig, UserError
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.model.hub import local, push
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.model.hub import resolve_directory, upload_directory
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
-from miniformer.tasks.encoding import Encoding, embeddings
-from miniformer.tasks.input_task import InputTask
-from miniformer.tasks.inputs import batches_of
-from miniformer.tasks.task import Task
+from miniformer.tasks.base import Task
+from miniformer.tasks.common.inputs import predict_batches
+from miniformer.tasks.common.sequence_input import InputTask
+from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 
 def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
@@ -35,16 +40,16 @@ def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     Raises:
         UserError: a file is missing or broken, or they do not fit each other.
     """
-    directory = local(directory, revision)
+    directory = resolve_directory(directory, revision)
     architecture, config = read_config(directory)
-    tokenizer, task, generation = read_companions(directory, architecture, config)
-    model = MODELS[kind_of(directory, architecture)].from_pretrained(directory)
+    tokenizer, task, generation = read_artifacts(directory, architecture, config)
+    model = MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
-    pipeline.directory, pipeline.remembered = directory, read_remembered(directory)
+    pipeline.directory, pipeline.hf_metadata = directory, read_hf_metadata(directory)
     return pipeline
 
 
-class Pipeline(WritingMixin):
+class Pipeline(TextGenerationMixin):
     """A model with its tokenizer and task.
 
     Args:
@@ -65,7 +70,7 @@ class Pipeline(WritingMixin):
         self.model, self.tokenizer, self.task, self.generation = model, tokenizer, task, generation
         # Where it was loaded from, and what other formats' files said that ours have no place for.
         self.directory: Path | None = None
-        self.remembered: dict[str, Any] = {}
+        self.hf_metadata: dict[str, Any] = {}
 
     def predict(
         self, inputs: Sequence[Any], *, truncate: bool = False, **options: Any
@@ -87,10 +92,10 @@ class Pipeline(WritingMixin):
         """
         if isinstance(inputs, str):
             raise UserError("predict takes a list of inputs; write [input] for a single one")
-        settings = self._settings(options)
+        settings = self._generation_config(options)
         check_texts(inputs)
         how = {"truncate": True} if truncate else {}
-        return self.task.predict(self.model, self._needed_tokenizer(), inputs, settings, **how)
+        return self.task.predict(self.model, self._require_tokenizer(), inputs, settings, **how)
 
     def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
@@ -108,15 +113,15 @@ class Pipeline(WritingMixin):
             raise UserError("a seq2seq model has no one vector for a text; use an encoder")
         check_texts(inputs)
         # Inputs are read as the task reads them: standardized, as a series, with shared tokens.
-        task = self.task if isinstance(self.task, InputTask) else Encoding(input_kind="text")
+        task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
         found = list(
-            batches_of(
+            predict_batches(
                 task,
                 self.model,
-                self._needed_tokenizer(),
+                self._require_tokenizer(),
                 inputs,
                 truncate=truncate,
-                output=embeddings,
+                output_fn=embed_batch,
             )
         )
         return torch.cat(found) if found else torch.empty(0, self.model.config.d_model)
@@ -131,7 +136,7 @@ class Pipeline(WritingMixin):
             UserError: the directory holds something.
         """
         directory = Path(directory)
-        refuse_full(directory)
+        require_empty(directory)
         card = None if self.directory is None else self.directory / "README.md"
         told = card is not None and card.is_file()
         save_directory(
@@ -140,9 +145,11 @@ class Pipeline(WritingMixin):
             tokenizer=self.tokenizer,
             task=self.task.settings(),
             generation=self.generation,
-            card=card.read_text(encoding="utf-8") if card is not None and told else "# A model\n",
-            remembered=self.remembered,
-            origin=self.directory,
+            model_card=card.read_text(encoding="utf-8")
+            if card is not None and told
+            else "# A model\n",
+            hf_metadata=self.hf_metadata,
+            source_directory=self.directory,
         )
 
     def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
@@ -159,4 +166,4 @@ class Pipeline(WritingMixin):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model")
-            return push(Path(folder) / "model", name, private=private, message=message)
+            return upload_directory(Path(folder) / "model", name, private=private, message=message)

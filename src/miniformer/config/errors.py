@@ -20,11 +20,11 @@ class InputError(UserError):
 
     def __init__(self, problems: dict[int, str]) -> None:
         self.problems = problems
-        first, *others = (self.named(number, f"input {number}") for number in problems)
+        first, *others = (self.message_for(number, f"input {number}") for number in problems)
         more = f" (and {len(others)} more inputs have problems)" if others else ""
         super().__init__(first + more)
 
-    def named(self, number: int, name: str) -> str:
+    def message_for(self, number: int, name: str) -> str:
         """The problem of an input under another name, such as a line of a file."""
         problem = self.problems[number]
         return name + ("" if problem.startswith(":") else " ") + problem

@@ -87,12 +87,12 @@ class GenerationConfig(StrictConfig):
     diversity_penalty: float = option(0.0, low=0.0)
 
     @property
-    def ends(self) -> list[int]:
+    def eos_token_ids(self) -> list[int]:
         """Tokens that end a text: eos_id and stop_ids."""
         return [*([] if self.eos_id is None else [self.eos_id]), *(self.stop_ids or [])]
 
     @property
-    def form(self) -> str | None:
+    def constraint(self) -> str | None:
         """The name of the field that says what form text has to keep to."""
         names = ("regex", "choices", "json_schema")
         return next((name for name in names if getattr(self, name) is not None), None)
@@ -118,9 +118,11 @@ class GenerationConfig(StrictConfig):
             problems.append(f"{' and '.join(forms)} both say what form text has; leave one out")
         if self.choices is not None and (not self.choices or not all(self.choices)):
             problems.append("choices must hold texts of one character or more")
-        return problems + (self._of_a_search() if self.num_beams > 1 else self._of_none())
+        return problems + (
+            self._beam_search_problems() if self.num_beams > 1 else self._sampling_problems()
+        )
 
-    def _of_a_search(self) -> list[str]:
+    def _beam_search_problems(self) -> list[str]:
         problems = []
         if self.temperature not in (0.0, 1.0):
             problems.append(
@@ -145,7 +147,7 @@ class GenerationConfig(StrictConfig):
             problems.append("diversity_penalty is between groups; set beam_groups to 2 or more")
         return problems
 
-    def _of_none(self) -> list[str]:
+    def _sampling_problems(self) -> list[str]:
         problems = [
             f"{name} is of a beam search; set num_beams to 2 or more, or leave it out"
             for name, usual in (("beam_groups", 1), ("diversity_penalty", 0.0))

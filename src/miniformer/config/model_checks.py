@@ -6,14 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
-from miniformer.config.strict import LARGEST, number_problems
+from miniformer.config.strict import FLOAT32_MAX, number_problems
 
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
 POOLINGS = ("mean", "max", "first", "last")
 # type of rotary scaling -> its settings, and what those left out are
-SCALINGS: dict[str, dict[str, float | None]] = {
+ROTARY_SCALINGS: dict[str, dict[str, float | None]] = {
     "linear": {"factor": None},
     "dynamic": {"factor": None, "original_max_seq_len": None},
     "llama3": {
@@ -37,7 +37,7 @@ SCALINGS: dict[str, dict[str, float | None]] = {
         "attention_factor": 0.0,
     },
 }
-_OF_PAIRS = ("short_factors", "long_factors")  # a number for each rotated pair
+_PER_PAIR_SETTINGS = ("short_factors", "long_factors")  # a number for each rotated pair
 _SCALING_LIMITS: dict[str, dict[str, float]] = {
     "factor": {"low": 1},
     "original_max_seq_len": {"low": 1},
@@ -48,9 +48,9 @@ _SCALING_LIMITS: dict[str, dict[str, float]] = {
     "attention_factor": {"low": 0},  # 0: it follows from the factor
 }
 # A ramp runs from one to the other.
-_ORDERED = [("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")]
+_ASCENDING_SETTINGS = [("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")]
 # A setting at another value than its default does something only beside another setting.
-_NEEDS = [
+_REQUIRED_SETTINGS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
     (("relative_buckets", "relative_max_distance"), "position", "relative"),
     (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
@@ -59,12 +59,17 @@ _NEEDS = [
 ]
 
 
-def problems(config: TransformerConfig) -> list[str]:
+def find_problems(config: TransformerConfig) -> list[str]:
     """Everything that is wrong between fields; see `StrictConfig.cross_check`."""
-    return [*_heads(config), *_without_effect(config), *_scaling(config), *_layers(config)]
+    return [
+        *_head_problems(config),
+        *_unused_setting_problems(config),
+        *_rotary_scaling_problems(config),
+        *_layer_problems(config),
+    ]
 
 
-def _heads(config: TransformerConfig) -> list[str]:
+def _head_problems(config: TransformerConfig) -> list[str]:
     found = []
     if config.head_dim is None and config.d_model % config.n_heads:
         found.append(
@@ -87,16 +92,16 @@ def _heads(config: TransformerConfig) -> list[str]:
     return found
 
 
-def _without_effect(config: TransformerConfig) -> list[str]:
+def _unused_setting_problems(config: TransformerConfig) -> list[str]:
     defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
     found = [
         f"{name}={getattr(config, name)!r} has no effect with {other}={getattr(config, other)!r}; "
         "leave it out"
-        for names, other, value in _NEEDS
+        for names, other, value in _REQUIRED_SETTINGS
         for name in names
         if getattr(config, name) != defaults[name]
         and getattr(config, other) != value
-        and not _of_a_plugin(config, other)
+        and not _is_plugin_part(config, other)
     ]
     needs = (
         ("window_pattern", "sliding_window"),
@@ -111,19 +116,21 @@ def _without_effect(config: TransformerConfig) -> list[str]:
     return found
 
 
-def _of_a_plugin(config: TransformerConfig, field: str) -> bool:
+def _is_plugin_part(config: TransformerConfig, field: str) -> bool:
     """Whether the field names a position part that is not ours: it may read any setting."""
-    return field == "position" and config.position not in registry.built_in("position")
+    return field == "position" and config.position not in registry.builtin_names("position")
 
 
-def _scaling(config: TransformerConfig) -> list[str]:
+def _rotary_scaling_problems(config: TransformerConfig) -> list[str]:
     given: dict[str, Any] | None = config.rotary_scaling
     if given is None:
         return []
     kind = given.get("type")
-    if not isinstance(kind, str) or kind not in SCALINGS:
-        return [f"rotary_scaling must have a type, one of {', '.join(SCALINGS)}; not {kind!r}"]
-    known = SCALINGS[kind]
+    if not isinstance(kind, str) or kind not in ROTARY_SCALINGS:
+        return [
+            f"rotary_scaling must have a type, one of {', '.join(ROTARY_SCALINGS)}; not {kind!r}"
+        ]
+    known = ROTARY_SCALINGS[kind]
     found = [
         f"rotary_scaling: unknown {name!r}; {kind} has {', '.join(known)}"
         for name in given
@@ -131,7 +138,7 @@ def _scaling(config: TransformerConfig) -> list[str]:
     ]
     values = {name: given.get(name, default) for name, default in known.items()}
     for name, value in values.items():
-        found += _scaling_value(kind, name, value, config.rotary_dim // 2)
+        found += _scaling_setting_problems(kind, name, value, config.rotary_dim // 2)
     if found:
         return found
     if config.rotary_dim < 4:
@@ -140,7 +147,7 @@ def _scaling(config: TransformerConfig) -> list[str]:
         found.append(
             f"rotary_scaling: yarn needs a rotary_base above 1, not {config.rotary_base!r}"
         )
-    for low, high in _ORDERED:
+    for low, high in _ASCENDING_SETTINGS:
         if low in values and not values[low] < values[high]:  # type: ignore[operator]
             found.append(
                 f"rotary_scaling: {low} must be below {high}={values[high]!r}, not {values[low]!r}"
@@ -148,13 +155,13 @@ def _scaling(config: TransformerConfig) -> list[str]:
     return found
 
 
-def _scaling_value(kind: str, name: str, value: Any, pairs: int) -> list[str]:
+def _scaling_setting_problems(kind: str, name: str, value: Any, pairs: int) -> list[str]:
     """What is wrong with one setting of a scaling by itself."""
     if value is None:
         return [f"rotary_scaling: {kind} needs {name}"]
-    if name in _OF_PAIRS:
+    if name in _PER_PAIR_SETTINGS:
         fits = isinstance(value, list) and len(value) == pairs
-        if fits and all(_positive(each) for each in value):
+        if fits and all(_is_positive_number(each) for each in value):
             return []
         wanted = f"{pairs} numbers above 0, one for each rotated pair"
         return [f"rotary_scaling: {name} must be {wanted}"]
@@ -163,26 +170,26 @@ def _scaling_value(kind: str, name: str, value: Any, pairs: int) -> list[str]:
     return number_problems(f"rotary_scaling: {name}", value, **_SCALING_LIMITS[name])
 
 
-def _positive(value: Any) -> bool:
+def _is_positive_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 < value <= LARGEST
+    return 0 < value <= FLOAT32_MAX
 
 
-def _layers(config: TransformerConfig) -> list[str]:
+def _layer_problems(config: TransformerConfig) -> list[str]:
     found = []
     if not config.pre_norm and config.norm_placement not in (None, "post"):
         found.append(
             f"pre_norm=false contradicts norm_placement={config.norm_placement!r}; leave one out"
         )
-    if config.parallel_residual and config.placement != "pre":
+    if config.parallel_residual and config.effective_norm_placement != "pre":
         found.append(
-            f"parallel_residual needs norms before the sub-layers, not {config.placement!r}; "
+            f"parallel_residual needs norms before the sub-layers, not {config.effective_norm_placement!r}; "
             "set pre_norm=true or leave it out"
         )
-    if not config.first_attention_norm and config.placement not in ("pre", "both"):
+    if not config.first_attention_norm and config.effective_norm_placement not in ("pre", "both"):
         found.append(
-            f"first_attention_norm=false has no effect with norms {config.placement!r}; "
+            f"first_attention_norm=false has no effect with norms {config.effective_norm_placement!r}; "
             "leave it out"
         )
     near = config.relative_buckets // 2  # distances with a bucket of their own, at most

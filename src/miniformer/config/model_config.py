@@ -6,11 +6,11 @@ import dataclasses
 from typing import Any
 
 from miniformer import registry
-from miniformer.config import model_checks, sizes
+from miniformer.config import estimates, model_checks
 from miniformer.config.strict import StrictConfig, option
 
-PLACEMENTS = ("pre", "post", "both", "output")
-HEADS = ("linear", "masked_lm", "dense_tanh", "dense_relu")
+NORM_PLACEMENTS = ("pre", "post", "both", "output")
+HEAD_TYPES = ("linear", "masked_lm", "dense_tanh", "dense_relu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +100,8 @@ class TransformerConfig(StrictConfig):
     d_ff: int | None = option(None, low=1)
     dropout: float = option(0.1, low=0.0, high=0.99)
     token_dropout: float = option(0.0, low=0.0, high=0.99)
-    activation: str = option("gelu", of="activation,gated_activation")
-    position: str = option("rotary", of="position")
+    activation: str = option("gelu", kind="activation,gated_activation")
+    position: str = option("rotary", kind="position")
     rotary_pct: float = option(1.0, low=0.0, high=1.0)
     rotary_base: float = option(10000.0, low=1.0)
     rotary_base_local: float | None = option(None, low=1.0)
@@ -109,10 +109,10 @@ class TransformerConfig(StrictConfig):
     relative_buckets: int = option(32, low=4)
     relative_max_distance: int = option(128, low=4)
     pre_norm: bool = True
-    norm_placement: str | None = option(None, choices=PLACEMENTS)
+    norm_placement: str | None = option(None, choices=NORM_PLACEMENTS)
     first_attention_norm: bool = True
     parallel_residual: bool = False
-    norm: str = option("layernorm", of="norm")
+    norm: str = option("layernorm", kind="norm")
     norm_eps: float = option(1e-5, above=0.0)
     max_seq_len: int = option(1024, low=1)
     n_kv_heads: int | None = option(None, low=1)
@@ -129,15 +129,15 @@ class TransformerConfig(StrictConfig):
     final_softcap: float | None = option(None, low=1e-3)
     attention_sinks: bool = False
     attention_scale: float | None = option(None, above=0.0)
-    attention: str = option("standard", of="attention")
-    feed_forward: str = option("standard", of="feed_forward")
+    attention: str = option("standard", kind="attention")
+    feed_forward: str = option("standard", kind="feed_forward")
     causal: bool = False
     embedding_norm: bool = False
     embedding_scale: float | None = option(None, above=0.0)
     token_types: int | None = option(None, low=1)
     tie_embeddings: bool = True
-    head: str = option("linear", choices=HEADS)
-    head_activation: str | None = option(None, of="activation")
+    head: str = option("linear", choices=HEAD_TYPES)
+    head_activation: str | None = option(None, kind="activation")
     head_bias: bool = False
     output_bias: bool | None = None
     logit_scale: float | None = option(None, above=0.0)
@@ -148,7 +148,7 @@ class TransformerConfig(StrictConfig):
 
     def cross_check(self) -> list[str]:
         """Problems between fields, each with its fix."""
-        return model_checks.problems(self)
+        return model_checks.find_problems(self)
 
     @property
     def head_width(self) -> int:
@@ -166,7 +166,7 @@ class TransformerConfig(StrictConfig):
         return 2 * int(self.head_width * self.rotary_pct / 2)
 
     @property
-    def gated(self) -> bool:
+    def is_gated(self) -> bool:
         """Whether the feed-forward has a gate."""
         return self.activation in registry.names("gated_activation")
 
@@ -175,10 +175,10 @@ class TransformerConfig(StrictConfig):
         """Inner width of the feed-forward."""
         if self.d_ff is not None:
             return self.d_ff
-        return -(-8 * self.d_model // 192) * 64 if self.gated else 4 * self.d_model
+        return -(-8 * self.d_model // 192) * 64 if self.is_gated else 4 * self.d_model
 
     @property
-    def placement(self) -> str:
+    def effective_norm_placement(self) -> str:
         """Where the norms are: pre, post, both or output."""
         return self.norm_placement or ("pre" if self.pre_norm else "post")
 
@@ -203,7 +203,7 @@ class TransformerConfig(StrictConfig):
         return self.bias if self.norm_bias is None else self.norm_bias
 
     @property
-    def head_tied(self) -> bool:
+    def is_head_tied(self) -> bool:
         """Whether the output head is the token embedding itself."""
         return self.tie_embeddings and self.input_dim is None and self.output_dim is None
 
@@ -219,7 +219,7 @@ class TransformerConfig(StrictConfig):
         """Layers of a Seq2SeqTransformer's decoder."""
         return self.n_decoder_layers or self.n_layers
 
-    def window_of(self, layer: int) -> int | None:
+    def layer_window(self, layer: int) -> int | None:
         """The sliding window of a layer; None: it sees everything."""
         pattern = self.window_pattern or "L"
         return self.sliding_window if pattern[layer % len(pattern)] == "L" else None
@@ -230,7 +230,7 @@ class TransformerConfig(StrictConfig):
         Args:
             seq2seq: of a Seq2SeqTransformer.
         """
-        return sizes.num_params(self, seq2seq=seq2seq)
+        return estimates.num_params(self, seq2seq=seq2seq)
 
     def flops_per_token(self, seq_len: int | None = None, *, seq2seq: bool = False) -> int:
         """Floating-point operations of a forward pass per token; training takes three times that.
@@ -244,7 +244,7 @@ class TransformerConfig(StrictConfig):
             ConfigError: `seq_len` is below 1.
         """
         length = self.max_seq_len if seq_len is None else seq_len
-        return sizes.flops_per_token(self, length, seq2seq=seq2seq)
+        return estimates.flops_per_token(self, length, seq2seq=seq2seq)
 
     def cache_bytes(
         self,
@@ -261,13 +261,13 @@ class TransformerConfig(StrictConfig):
             batch_size: rows.
             seq_len: columns.
             bytes_per_value: 4 for float32, 2 for bfloat16; kind int8 has its own.
-            kind: the cache's: full, window or int8 (see `miniformer.model.cache`).
+            kind: the cache's: full, window or int8 (see `miniformer.model.cache.kv_cache`).
             source_len: of a Seq2SeqTransformer, the length of the sources, whose projected keys and
                 values are kept too; null: of a Transformer.
 
         Raises:
             ConfigError: a size is below 1, or there is no such kind.
         """
-        return sizes.cache_bytes(
+        return estimates.cache_bytes(
             self, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len
         )

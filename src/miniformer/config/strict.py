@@ -14,13 +14,13 @@ from miniformer import registry
 from miniformer.config.errors import ConfigError, UserError
 
 # Arithmetic is in float32: what is larger than its largest number is infinite there.
-LARGEST = 3.4e38
+FLOAT32_MAX = 3.4e38
 
 
 def option(
     default: Any,
     *,
-    of: str | None = None,
+    kind: str | None = None,
     choices: tuple[str, ...] | None = None,
     low: float | None = None,
     above: float | None = None,
@@ -36,7 +36,7 @@ def option(
         above: the value must be larger than this.
         high: the largest value allowed.
     """
-    limits = {"of": of, "choices": choices, "low": low, "above": above, "high": high}
+    limits = {"of": kind, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=limits)
 
 
@@ -50,7 +50,7 @@ class StrictConfig:
             cls.__hash__ = StrictConfig.__hash__  # type: ignore[method-assign]
 
     def __hash__(self) -> int:
-        values = (_hashable(getattr(self, field.name)) for field in dataclasses.fields(self))
+        values = (_freeze(getattr(self, field.name)) for field in dataclasses.fields(self))
         return hash((type(self), *values))
 
     def __post_init__(self) -> None:
@@ -83,7 +83,9 @@ class StrictConfig:
                 [f"expected an object with fields by name, not {type(values).__name__} {values!r}"],
             )
         known = [field.name for field in dataclasses.fields(cls)]
-        problems = [registry.unknown("field", key, known) for key in values if key not in known]
+        problems = [
+            registry.unknown_name_message("field", key, known) for key in values if key not in known
+        ]
         try:
             config = cls(**{key: value for key, value in values.items() if key in known})
         except ConfigError as error:
@@ -117,8 +119,8 @@ class StrictConfig:
         problems = []
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
-            if not _fits(value, hint):
-                problems.append(f"{field.name} must be {_spell(hint)}, not {value!r}")
+            if not _matches_type(value, hint):
+                problems.append(f"{field.name} must be {_describe_type(hint)}, not {value!r}")
             elif value is not None:
                 problems += _limit_problems(field, value)
         return problems or self.cross_check()
@@ -130,7 +132,7 @@ def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
         return [f"{field.name} must be one of {', '.join(choices)}, not {value!r}"]
     if kinds:
         known = [name for kind in kinds.split(",") for name in registry.names(kind)]
-        return [] if value in known else [registry.unknown(field.name, value, known)]
+        return [] if value in known else [registry.unknown_name_message(field.name, value, known)]
     if isinstance(value, int | float):
         limits = {key: field.metadata.get(key) for key in ("low", "above", "high")}
         return number_problems(field.name, value, **limits)
@@ -152,42 +154,42 @@ def number_problems(
         return [f"{name} must be above {above}, not {value}"]
     if high is not None and not value <= high:
         return [f"{name} must be at most {high}, not {value}"]
-    if not abs(value) <= LARGEST:
-        return [f"{name} must be a finite number of at most {LARGEST}, not {value}"]
+    if not abs(value) <= FLOAT32_MAX:
+        return [f"{name} must be a finite number of at most {FLOAT32_MAX}, not {value}"]
     return []
 
 
-def _hashable(value: Any) -> Any:
+def _freeze(value: Any) -> Any:
     """Equal values give equal results: a plain JSON value with its dicts and lists frozen."""
     if isinstance(value, dict):
-        return frozenset((key, _hashable(part)) for key, part in value.items())
+        return frozenset((key, _freeze(part)) for key, part in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_hashable(part) for part in value)
+        return tuple(_freeze(part) for part in value)
     return value
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _matches_type(value: Any, annotation: Any) -> bool:
     """Whether a plain JSON value is of the annotated type: an int is a float, a bool is not."""
-    if hint is Any:
+    if annotation is Any:
         return True
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    kind = get_origin(hint) or hint
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_matches_type(value, part) for part in get_args(annotation))
+    kind = get_origin(annotation) or annotation
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is list:
-        (item,) = get_args(hint) or (Any,)
-        return isinstance(value, list) and all(_fits(part, item) for part in value)
+        (item,) = get_args(annotation) or (Any,)
+        return isinstance(value, list) and all(_matches_type(part, item) for part in value)
     return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _spell(hint: Any) -> str:
+def _describe_type(annotation: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_spell(part) for part in get_args(hint))
-    if hint is types.NoneType:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(_describe_type(part) for part in get_args(annotation))
+    if annotation is types.NoneType:
         return "null"
-    kind = get_origin(hint) or hint
+    kind = get_origin(annotation) or annotation
     return words.get(kind) or {"dict": "an object", "list": "a list"}.get(
         kind.__name__, kind.__name__
     )

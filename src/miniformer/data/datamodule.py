@@ -12,25 +12,25 @@ import lightning as L
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data import rules
-from miniformer.data.batches import Batches, Cutter
-from miniformer.data.fields import Schema
-from miniformer.data.files import Source
-from miniformer.data.pools import Pools, RecordPools, StreamPools
-from miniformer.data.records import (
+from miniformer.data.batching.chunks import ChunkSource, RecordChunks, StreamChunks
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.loader import Batcher, BatchLoader
+from miniformer.data.reading.files import DataFiles
+from miniformer.data.reading.records import (
     Record,
     Records,
     RecordSequence,
-    records_of,
+    as_records,
 )
-from miniformer.data.streaming import stream_records
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
+from miniformer.data.reading.schema import Schema
+from miniformer.data.reading.streaming import stream_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 
-Data = Source | Records | RecordSequence
+DataSource = DataFiles | Records | RecordSequence
 
 
-class TaskOfData(Protocol):
-    """What the data module asks of a task (see `miniformer.tasks.task`)."""
+class DataTask(Protocol):
+    """What the data module asks of a task (see `miniformer.tasks.base`)."""
 
     @property
     def schema(self) -> Schema: ...
@@ -39,7 +39,7 @@ class TaskOfData(Protocol):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]: ...
-    def cutter(
+    def batcher(
         self,
         tokenizer: Tokenizer | None,
         *,
@@ -47,7 +47,7 @@ class TaskOfData(Protocol):
         batch_size: int,
         batch_tokens: int | None,
         training: bool,
-    ) -> Cutter: ...
+    ) -> Batcher: ...
 
 
 class MiniFormerDataModule(L.LightningDataModule):
@@ -78,12 +78,12 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train_path: Data,
+        train_path: DataSource,
         *,
         tokenizer: Tokenizer | None,
-        val_path: Data | None = None,
-        test_path: Data | None = None,
-        task: str | TaskOfData = "language_modeling",
+        val_path: DataSource | None = None,
+        test_path: DataSource | None = None,
+        task: str | DataTask = "language_modeling",
         batch_size: int = 16,
         batch_tokens: int | None = None,
         seq_len: int = 256,
@@ -99,12 +99,12 @@ class MiniFormerDataModule(L.LightningDataModule):
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
         self.progress = progress
-        self.pools: dict[str, Pools] = {}
-        self._begin: dict[str, int] | None = None
+        self.chunks: dict[str, ChunkSource] = {}
+        self._resume_state: dict[str, int] | None = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Has the next training begin at the `state` of a batch (see `Batches`)."""
-        self._begin = state_dict
+        self._resume_state = state_dict
 
     def setup(self, stage: str | None = None) -> None:
         """Opens all data, and encodes what is small enough to be kept; a second call does nothing.
@@ -112,88 +112,88 @@ class MiniFormerDataModule(L.LightningDataModule):
         Raises:
             UserError: see the class.
         """
-        if self.pools:
+        if self.chunks:
             return
-        pools: dict[str, Pools] = {}
+        pools: dict[str, ChunkSource] = {}
         if self.streaming:
-            pools["train"] = self._stream()
+            pools["train"] = self._stream_chunks()
         else:
-            records = records_of(self.train_path, self.task.schema)
-            self.task = rules.fitted(self.task, records)
-            pools["train"] = self._pools("train", records, self.num_workers)
+            records = as_records(self.train_path, self.task.schema)
+            self.task = rules.fit_task(self.task, records)
+            pools["train"] = self._record_chunks("train", records, self.num_workers)
         for name, source in (("val", self.val_path), ("test", self.test_path)):
             if source is not None:
-                records = records_of(source, self.task.schema)
-                rules.refuse_empty(self.task, records)
-                pools[name] = self._pools(name, records)
-        self.pools = pools
+                records = as_records(source, self.task.schema)
+                rules.require_nonempty(self.task, records)
+                pools[name] = self._record_chunks(name, records)
+        self.chunks = pools
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> BatchLoader:
         """Endless variety: each pass is shuffled anew."""
-        batches = self._batches("train")
-        if self._begin is not None:
-            batches.load_state_dict(self._begin)
-            self._begin = None
+        batches = self._loader("train")
+        if self._resume_state is not None:
+            batches.load_state_dict(self._resume_state)
+            self._resume_state = None
         return batches
 
-    def val_dataloader(self) -> Batches | list[Any]:
-        return self._batches("val") if self.val_path is not None else []
+    def val_dataloader(self) -> BatchLoader | list[Any]:
+        return self._loader("val") if self.val_path is not None else []
 
-    def test_dataloader(self) -> Batches | list[Any]:
-        return self._batches("test") if self.test_path is not None else []
+    def test_dataloader(self) -> BatchLoader | list[Any]:
+        return self._loader("test") if self.test_path is not None else []
 
-    def count(self, name: str, column: str) -> int | None:
+    def column_total(self, split: str, column: str) -> int | None:
         """The sum of a number, or all places of an array, over the examples of train, val or test.
 
         None: they are not all in memory, or hold no such thing.
         """
         self.setup()
-        kept = getattr(self.pools.get(name), "kept", None)
+        kept = getattr(self.chunks.get(split), "in_memory", None)
         if kept is None or column not in kept.columns:
             return None
         values = kept.columns[column]
         return len(values) if column in kept.offsets else int(values.sum())
 
-    def tokens(self, name: str) -> int | None:
+    def num_tokens(self, split: str) -> int | None:
         """Tokens, or vectors, of the examples of train, val or test; see `Task.token_arrays`.
 
         None: they are not all in memory.
         """
         self.setup()
-        kept = getattr(self.pools.get(name), "kept", None)
+        kept = getattr(self.chunks.get(split), "in_memory", None)
         if kept is None:
             return None
         names = getattr(self.task, "token_arrays", ()) or list(kept.offsets)[:1]
-        counts = [self.count(name, column) for column in names]
+        counts = [self.column_total(split, column) for column in names]
         return sum(filter(None, counts)) if counts else len(kept)
 
-    def row_tokens(self, name: str) -> float | None:
+    def row_tokens(self, split: str) -> float | None:
         """Tokens of a window of train, val or test, or of an example on average.
 
         None: they are not all in memory.
         """
         self.setup()
-        kept = getattr(self.pools.get(name), "kept", None)
-        return None if kept is None else self._batches(name).cutter.row_tokens(kept)
+        kept = getattr(self.chunks.get(split), "in_memory", None)
+        return None if kept is None else self._loader(split).batcher.row_tokens(kept)
 
-    def cut(self, name: str) -> str | None:
+    def truncation_warning(self, split: str) -> str | None:
         """A line about what of train, val or test is longer than it may be; None: nothing known."""
         self.setup()
-        kept = getattr(self.pools.get(name), "kept", None)
+        kept = getattr(self.chunks.get(split), "in_memory", None)
         if kept is None or "cut" not in kept.columns:
             return None
         cut = kept.columns["cut"]
         if not cut.any():
             return None
         return (
-            f"warning: {int((cut > 0).sum()):,} of {len(cut):,} {name} examples were cut to "
+            f"warning: {int((cut > 0).sum()):,} of {len(cut):,} {split} examples were cut to "
             f"seq_len={self.seq_len} or the task's own limits; {int(cut.sum()):,} tokens are lost"
         )
 
-    def _batches(self, name: str) -> Batches:
+    def _loader(self, split: str) -> BatchLoader:
         self.setup()
-        training = name == "train"
-        cutter = self.task.cutter(
+        training = split == "train"
+        cutter = self.task.batcher(
             self.tokenizer,
             seq_len=self.seq_len,
             batch_size=self.batch_size,
@@ -201,25 +201,25 @@ class MiniFormerDataModule(L.LightningDataModule):
             training=training,
         )
         attached = self.trainer
-        return Batches(
-            self.pools[name],
+        return BatchLoader(
+            self.chunks[split],
             cutter,
             seed=self.seed if training else None,
             rank=0 if attached is None else attached.global_rank,
             world_size=1 if attached is None else attached.world_size,
-            tensors=getattr(self.task, "token_tensors", None),
+            token_tensors=getattr(self.task, "token_tensors", None),
         )
 
-    def _pools(self, name: str, records: Records, num_workers: int = 0) -> RecordPools:
-        progress = None if self.progress is None else partial(self.progress, f"encoding {name}")
-        return RecordPools(
+    def _record_chunks(self, split: str, records: Records, num_workers: int = 0) -> RecordChunks:
+        progress = None if self.progress is None else partial(self.progress, f"encoding {split}")
+        return RecordChunks(
             records.with_schema(self.task.schema),
             self._encode,
             num_workers=num_workers,
             progress=progress,
         )
 
-    def _stream(self) -> StreamPools:
+    def _stream_chunks(self) -> StreamChunks:
         source = self.train_path
         if not isinstance(source, (str, Path, list)):
             raise UserError("streaming reads files or '-' (standard input); name one as train_path")
@@ -228,7 +228,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         def records() -> Iterator[Record]:
             return (record for _, record in stream_records(source, schema))
 
-        return StreamPools(records, self._encode)
+        return StreamChunks(records, self._encode)
 
     def _encode(self, records: Sequence[Record]) -> list[Example]:
         examples: list[Example] = self.task.encode(records, self.tokenizer, self.seq_len)

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any, Protocol, Self, TypeVar
 
 from miniformer.config import UserError
-from miniformer.data.records import Record, Records
+from miniformer.data.reading.records import Record, Records
 
 
-class TaskOfFiles(Protocol):
-    """What the rules ask of a task (see `miniformer.tasks.task`)."""
+class FittableTask(Protocol):
+    """What the rules ask of a task (see `miniformer.tasks.base`)."""
 
     def fit(self, records: Records) -> Self:
         """The task, with what it must know of the training data."""
@@ -20,10 +20,10 @@ class TaskOfFiles(Protocol):
         """Whether a record has nothing that a loss could be of."""
 
 
-T = TypeVar("T", bound=TaskOfFiles)
+T = TypeVar("T", bound=FittableTask)
 
 
-def fitted(task: T, records: Records) -> T:
+def fit_task(task: T, records: Records) -> T:
     """A task with what it must know of its training data.
 
     Args:
@@ -35,11 +35,11 @@ def fitted(task: T, records: Records) -> T:
         UserError: nothing can be learned from the data.
     """
     task = task.fit(records)
-    refuse_empty(task, records)
+    require_nonempty(task, records)
     return task
 
 
-def refuse_empty(task: TaskOfFiles, records: Records) -> None:
+def require_nonempty(task: FittableTask, records: Records) -> None:
     """Refuses training, validation or test data of which every record is empty.
 
     Raises:
@@ -49,7 +49,7 @@ def refuse_empty(task: TaskOfFiles, records: Records) -> None:
         raise UserError(f"{records.name}: every record's text is empty or blank")
 
 
-def alike(labels: Iterable[Any]) -> list[list[Any]]:
+def group_similar_labels(labels: Iterable[Any]) -> list[list[Any]]:
     """Labels that differ only by spaces or Unicode normalization, in groups of two or more."""
     groups: dict[str, list[Any]] = {}
     for label in labels:

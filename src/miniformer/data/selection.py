@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from miniformer.data.fields import Schema
-from miniformer.data.records import JSONLinesDataset, Record
+from miniformer.data.reading.records import JSONLinesDataset, Record
+from miniformer.data.reading.schema import Schema
 
-_ROWS_AT_ONCE = 1024
+_READ_BATCH_SIZE = 1024
 
 
-class SomeRecords:
+class RecordSubset:
     """Some of the records of files, with all that a `JSONLinesDataset` offers.
 
     Args:
@@ -20,27 +20,27 @@ class SomeRecords:
         rows: the indices of those that count, int64 [n], ascending.
     """
 
-    def __init__(self, records: JSONLinesDataset, rows: np.ndarray) -> None:
-        self.records, self.rows = records, rows
+    def __init__(self, records: JSONLinesDataset, indices: np.ndarray) -> None:
+        self.records, self.indices = records, indices
         self.name, self.files = records.name, records.files
         self.schema, self.is_plain_text = records.schema, records.is_plain_text
 
     @property
     def sizes(self) -> np.ndarray:
         """Bytes of each record as it stands in its file, int64 [n]."""
-        return np.asarray(self.records.sizes[self.rows])
+        return np.asarray(self.records.sizes[self.indices])
 
     @property
     def n_bytes(self) -> int:
         """Bytes of these records."""
         return int(self.sizes.sum())
 
-    def with_schema(self, schema: Schema) -> SomeRecords:
+    def with_schema(self, schema: Schema) -> RecordSubset:
         """The same records, held to another schema."""
-        return SomeRecords(self.records.with_schema(schema), self.rows)
+        return RecordSubset(self.records.with_schema(schema), self.indices)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
         """The record at `index` of these; see `JSONLinesDataset`."""
@@ -48,13 +48,13 @@ class SomeRecords:
 
     def __iter__(self) -> Iterator[Record]:
         """These records in order."""
-        for first in range(0, len(self), _ROWS_AT_ONCE):
-            yield from self.records.read(self.rows[first : first + _ROWS_AT_ONCE])
+        for first in range(0, len(self), _READ_BATCH_SIZE):
+            yield from self.records.read(self.indices[first : first + _READ_BATCH_SIZE])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
         """The records at some indices of these; see `JSONLinesDataset`."""
-        return self.records.read([self.rows[index] for index in indices])
+        return self.records.read([self.indices[index] for index in indices])
 
-    def where(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """The file and line of a record, as messages name it."""
-        return self.records.where(int(self.rows[index]))
+        return self.records.location(int(self.indices[index]))

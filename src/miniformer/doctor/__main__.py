@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from miniformer.command import command_parser, run_command
 from miniformer.config import TransformerConfig, UserError
-from miniformer.config.families import SEQ2SEQ_FAMILIES, family
+from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES, architecture_config
+from miniformer.config.command_line import command_parser, run_command
 
-_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
+_TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
 
 
 def doctor_parser() -> Any:
@@ -31,19 +31,19 @@ def run_doctor(values: dict[str, Any]) -> int:
     if values["directory"] is not None and values["family"] is not None:
         raise UserError("name a model directory or a family, not both")
     if values["directory"] is not None:
-        return _examine(_load(Path(values["directory"])))
+        return _report_model(_load_model(Path(values["directory"])))
     if values["family"] is not None:
-        return _examine(_build(values["family"]))
-    _machine()
+        return _report_model(_build_model(values["family"]))
+    _report_hardware()
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(doctor_parser(), arguments, run_doctor)
+    return run_command(doctor_parser(), argv, run_doctor)
 
 
-def _load(directory: Path) -> Any:
+def _load_model(directory: Path) -> Any:
     from miniformer.model.pretrained import read_config
     from miniformer.model.seq2seq import Seq2SeqTransformer
     from miniformer.model.transformer import Transformer
@@ -53,18 +53,18 @@ def _load(directory: Path) -> Any:
     return kind.from_pretrained(directory)
 
 
-def _build(name: str) -> Any:
+def _build_model(name: str) -> Any:
     try:
-        config = TransformerConfig.from_dict(family(name, **_SIZES))
+        config = TransformerConfig.from_dict(architecture_config(name, **_TOY_SIZES))
     except ValueError as error:
         raise UserError(str(error)) from None
     from miniformer.model.seq2seq import Seq2SeqTransformer
     from miniformer.model.transformer import Transformer
 
-    return (Seq2SeqTransformer if name in SEQ2SEQ_FAMILIES else Transformer)(config)
+    return (Seq2SeqTransformer if name in SEQ2SEQ_ARCHITECTURES else Transformer)(config)
 
 
-def _examine(model: Any) -> int:
+def _report_model(model: Any) -> int:
     from miniformer.doctor.leaks import find_leaks
     from miniformer.model.seq2seq import Seq2SeqTransformer
 
@@ -91,7 +91,7 @@ def _examine(model: Any) -> int:
     return 1 if leaks else 0
 
 
-def _machine() -> None:
+def _report_hardware() -> None:
     import time
 
     import torch

@@ -12,16 +12,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 3
+NUM_ROWS = 3
 
 
 class Layout(NamedTuple):
     """Which tokens of a batch are real, and how a model is told."""
 
     name: str  # as in "changing row 1, <name>, moves ..."; empty: all tokens are real
-    real: Tensor  # bool [B, T]
-    mask: Tensor | None = None  # bool [B, T]: `attention_mask`
-    segments: Tensor | None = None  # int [B, T]: `segment_ids`
+    token_mask: Tensor  # bool [B, T]
+    attention_mask: Tensor | None = None  # bool [B, T]: `attention_mask`
+    segment_ids: Tensor | None = None  # int [B, T]: `segment_ids`
 
 
 def padded_layouts(length: int, device: torch.device) -> list[Layout]:
@@ -33,7 +33,7 @@ def padded_layouts(length: int, device: torch.device) -> list[Layout]:
     masks = {"padded on the left": left, "padded on the right": right, "padded on both sides": both}
     return [
         Layout("", torch.ones_like(left)),
-        *(Layout(name, mask, mask=mask) for name, mask in masks.items()),
+        *(Layout(name, mask, attention_mask=mask) for name, mask in masks.items()),
     ]
 
 
@@ -44,4 +44,4 @@ def packed_layout(length: int, device: torch.device) -> Layout:
     segments = 1 + (columns >= cuts).long()
     if length > 2:
         segments[1, -1] = 0
-    return Layout("packed", segments != 0, segments=segments)
+    return Layout("packed", segments != 0, segment_ids=segments)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def evaluating(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """The model in eval mode; then each of its parts in its own again, for some may differ."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)

@@ -14,7 +14,9 @@ from torch import Tensor
 from miniformer.config import GenerationConfig
 
 
-def choose(logits: Tensor, options: GenerationConfig, uniform: Tensor | None = None) -> Tensor:
+def sample_next_token(
+    logits: Tensor, options: GenerationConfig, uniform: Tensor | None = None
+) -> Tensor:
     """One token for each row.
 
     A row's token is where its own uniform number falls among the cumulated probabilities, so it
@@ -30,7 +32,7 @@ def choose(logits: Tensor, options: GenerationConfig, uniform: Tensor | None = N
     """
     if options.temperature == 0:
         return logits.argmax(-1)
-    probabilities, ids = shares(logits, options)
+    probabilities, ids = filtered_probs(logits, options)
     # Double precision: in single, the smallest of many probabilities would be lost in their sum.
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
     if uniform is None:
@@ -44,7 +46,7 @@ def choose(logits: Tensor, options: GenerationConfig, uniform: Tensor | None = N
     return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
 
 
-def uniforms(
+def row_uniforms(
     options: GenerationConfig, rows: Sequence[tuple[int, int]], device: torch.device
 ) -> Tensor | None:
     """Random numbers of each row and step, which depend on the seed and on that row only.
@@ -78,13 +80,13 @@ def row_generator(
     return torch.Generator(device).manual_seed(seed % 2**63)
 
 
-def distribution(logits: Tensor, options: GenerationConfig) -> Tensor:
+def sampling_distribution(logits: Tensor, options: GenerationConfig) -> Tensor:
     """How likely `choose` takes each token, [B, V]; see `shares`."""
     if options.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float32).scatter_(
             1, logits.argmax(-1, keepdim=True), 1.0
         )
-    probabilities, ids = shares(logits, options)
+    probabilities, ids = filtered_probs(logits, options)
     if ids is not None:
         probabilities = torch.zeros_like(logits, dtype=torch.float32).scatter_(
             1, ids, probabilities
@@ -92,7 +94,7 @@ def distribution(logits: Tensor, options: GenerationConfig) -> Tensor:
     return probabilities / probabilities.sum(-1, keepdim=True)
 
 
-def shares(logits: Tensor, options: GenerationConfig) -> tuple[Tensor, Tensor | None]:
+def filtered_probs(logits: Tensor, options: GenerationConfig) -> tuple[Tensor, Tensor | None]:
     """What tokens are drawn by: numbers in proportion to their probability.
 
     Temperature first, then top-k, then top-p and min-p over what is left: the order of Hugging Face

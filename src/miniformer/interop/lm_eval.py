@@ -18,8 +18,8 @@ import torch
 from rich.progress import track
 
 from miniformer.checkpoint.pipeline import Pipeline, load
-from miniformer.command import exit_code
 from miniformer.config import UserError
+from miniformer.config.command_line import run_guarded
 from miniformer.model.transformer import Transformer
 
 try:
@@ -32,19 +32,21 @@ except ModuleNotFoundError:
         sys.exit(2)
     raise ModuleNotFoundError(_MISSING) from None
 
-_AT_ONCE = 64  # requests between two steps of the progress bar
-_NEW = 256  # tokens of an answer where a task says nothing, as the harness has it
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+_CHUNK_SIZE = 64  # requests between two steps of the progress bar
+_DEFAULT_MAX_NEW_TOKENS = (
+    256  # tokens of an answer where a task says nothing, as the harness has it
+)
+_SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @register_model("miniformer")
-class Evaluated(LM):  # type: ignore[misc]
+class MiniformerLM(LM):  # type: ignore[misc]
     """What the harness asks of a model.
 
     Args:
         pretrained: a model directory, a name on the hub, or a `Pipeline`; one that writes text.
         device: where it computes; None: a GPU if there is one.
-        stride: for texts longer than the model reads; see `miniformer.tasks.scoring`.
+        stride: for texts longer than the model reads; see `miniformer.tasks.common.scoring`.
         seed: of the answers to tasks that sample.
         batch_size, max_batch_size: the harness passes them; batches here go by tokens.
     """
@@ -76,14 +78,16 @@ class Evaluated(LM):  # type: ignore[misc]
             context, text = request.args
             kept = context.rstrip(" ")
             asked.append((kept, context[len(kept) :] + text))
-        return [(each.total, all(each.greedy)) for each in self._score(asked, disable_tqdm)]
+        return [
+            (each.total_log_prob, all(each.is_greedy)) for each in self._score(asked, disable_tqdm)
+        ]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-probability of whole texts, however long."""
         asked = [("", request.args[0]) for request in requests]
-        return [each.total for each in self._score(asked, disable_tqdm)]
+        return [each.total_log_prob for each in self._score(asked, disable_tqdm)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What the model writes up to a stop; of contexts that are too long the end is read."""
@@ -91,30 +95,32 @@ class Evaluated(LM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             alike[json.dumps(request.args[1], sort_keys=True)].append(number)
         chunks = [
-            (options, numbers[first : first + _AT_ONCE])
+            (options, numbers[first : first + _CHUNK_SIZE])
             for options, numbers in alike.items()
-            for first in range(0, len(numbers), _AT_ONCE)
+            for first in range(0, len(numbers), _CHUNK_SIZE)
         ]
         found: dict[int, str] = {}
         for options, some in track(chunks, "writing", disable=disable_tqdm):
             contexts = [requests[number].args[0] for number in some]
-            texts = self.pipeline.generate(contexts, **self._settings(json.loads(options)))
+            texts = self.pipeline.generate(
+                contexts, **self._generation_options(json.loads(options))
+            )
             found |= zip(some, texts, strict=True)
         return [found[number] for number in range(len(requests))]
 
-    def _score(self, asked: list[tuple[str, str]], quiet: bool) -> list[Any]:
+    def _score(self, requests: list[tuple[str, str]], disable_tqdm: bool) -> list[Any]:
         found: list[Any] = []
-        for first in track(range(0, len(asked), _AT_ONCE), "scoring", disable=quiet):
-            some = asked[first : first + _AT_ONCE]
+        for first in track(range(0, len(requests), _CHUNK_SIZE), "scoring", disable=disable_tqdm):
+            some = requests[first : first + _CHUNK_SIZE]
             given, texts = zip(*some, strict=True)
             found += self.pipeline.score(texts, given, stride=self.stride)
         return found
 
-    def _settings(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Ours for the harness's."""
         until = options.pop("until", [])
         config = self.pipeline.model.config
-        new = options.pop("max_gen_toks", _NEW)
+        new = options.pop("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)
         found = {
             "stop": [until] if isinstance(until, str) else [stop for stop in until if stop] or None,
             "max_new_tokens": min(new, config.max_seq_len - 1),
@@ -123,8 +129,8 @@ class Evaluated(LM):  # type: ignore[misc]
         }
         if options.pop("do_sample", options.get("temperature", 0) > 0):
             found |= {"temperature": 1.0, "seed": self.seed}
-            found |= {name: options[name] for name in _SAMPLING if name in options}
-        unknown = sorted(set(options) - set(_SAMPLING))
+            found |= {name: options[name] for name in _SAMPLING_OPTIONS if name in options}
+        unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
         if unknown:
             raise UserError(f"generation_kwargs of the task: {unknown[0]!r} is not known here")
         return found
@@ -134,7 +140,7 @@ def main() -> int:
     """The harness's own command, which now knows the model; returns its exit code."""
     from lm_eval.__main__ import cli_evaluate
 
-    return exit_code(lambda: cli_evaluate() or 0)
+    return run_guarded(lambda: cli_evaluate() or 0)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
-from miniformer.model import backends
-from miniformer.model.cache import KVCache
-from miniformer.model.kernels import Scores
+from miniformer.model import attention_backends
+from miniformer.model.attention_backends.functions import ScoreOptions
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.norm import make_norm
-from miniformer.model.position import Rotation, rotate
-from miniformer.model.precision import product_dtype
+from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.position import Rotation, apply_rotary
 
 
-class Context(NamedTuple):
+class AttentionContext(NamedTuple):
     """What all attentions of one kind share in one forward pass."""
 
     backend: str
-    mask: Any  # from `backends.prepare`
+    mask: Any  # from `attention_backends.prepare`
     rotation: Rotation | None = None  # of queries and new keys; None: they are not rotated
     bias: Tensor | None = None  # [B or 1, H, T, S], added to the scores
 
@@ -53,16 +53,16 @@ class MultiHeadAttention(nn.Module):
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
         self.o_proj = nn.Linear(width, config.d_model, bias=config.has_attention_bias)
-        self.each_head = config.qk_norm == "head"
+        self.qk_norm_per_head = config.qk_norm == "head"
         self.q_norm = self.k_norm = None
         if config.qk_norm is not None:
-            self.q_norm = make_norm(config, self.head_dim if self.each_head else width)
-            self.k_norm = make_norm(config, self.head_dim if self.each_head else kv_width)
+            self.q_norm = make_norm(config, self.head_dim if self.qk_norm_per_head else width)
+            self.k_norm = make_norm(config, self.head_dim if self.qk_norm_per_head else kv_width)
         sinks = config.attention_sinks and not cross
         self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if sinks else None
 
     def forward(
-        self, x: Tensor, context: Context, *, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """Lets the positions of a sequence read from each other.
 
@@ -75,37 +75,37 @@ class MultiHeadAttention(nn.Module):
         Returns:
             [B, T, D].
         """
-        x = x.to(product_dtype(x))  # once, where autocast would do it for each map
+        x = x.to(matmul_dtype(x))  # once, where autocast would do it for each map
         q = self.queries(x)
         k, v = self.keys_values(x)
         if context.rotation is not None:
-            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+            q, k = apply_rotary(q, context.rotation), apply_rotary(k, context.rotation)
         if cache is not None:
             k, v = cache.append(layer, k, v)  # [B, K, S, E]
         return self.attend(q, k, v, context)
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, E]."""
-        return self._split(self.q_proj(x), self.n_heads, self.q_norm)
+        return self._split_heads(self.q_proj(x), self.n_heads, self.q_norm)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, D] -> two of [B, K, S, E]."""
-        k = self._split(self.k_proj(x), self.kv_heads, self.k_norm)
-        return k, self._split(self.v_proj(x), self.kv_heads)
+        k = self._split_heads(self.k_proj(x), self.kv_heads, self.k_norm)
+        return k, self._split_heads(self.v_proj(x), self.kv_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
-        scores = Scores(self.scale, self.softcap, self.sinks, context.bias)
-        mixed = backends.attend(context.backend, q, k, v, context.mask, scores)
+        scores = ScoreOptions(self.scale, self.softcap, self.sinks, context.bias)
+        mixed = attention_backends.attend(context.backend, q, k, v, context.mask, scores)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out
 
-    def _split(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
+    def _split_heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
         # [B, T, heads*E] -> [B, heads, T, E]
-        if norm is not None and not self.each_head:
+        if norm is not None and not self.qk_norm_per_head:
             x = norm(x)
         x = x.view(*x.shape[:2], heads, self.head_dim)
-        if norm is not None and self.each_head:
+        if norm is not None and self.qk_norm_per_head:
             x = norm(x)
         return x.transpose(1, 2)
 
@@ -119,7 +119,7 @@ class CrossAttention(MultiHeadAttention):
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        context: Context,
+        context: AttentionContext,
         *,
         memory: Tensor,
         cache: KVCache | None = None,
@@ -140,5 +140,5 @@ class CrossAttention(MultiHeadAttention):
         if cache is None:
             source = self.keys_values(memory)
         else:
-            source = cache.source(layer, lambda: self.keys_values(memory))
+            source = cache.source_kv(layer, lambda: self.keys_values(memory))
         return self.attend(self.queries(x), *source, context)

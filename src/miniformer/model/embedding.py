@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 
 if TYPE_CHECKING:
-    from miniformer.model.cache import KVCache
+    from miniformer.model.cache.kv_cache import KVCache
 
 
 def make_embedding(config: TransformerConfig) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig
-from miniformer.model.precision import product_dtype
+from miniformer.model.ops.precision import matmul_dtype
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        kind = "gated_activation" if config.gated else "activation"
+        kind = "gated_activation" if config.is_gated else "activation"
         self.activation: Callable[[Tensor], Tensor] = registry.get(kind, config.activation)
         width, inner, bias = config.d_model, config.ff_width, config.has_feed_forward_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.gated else None
+        self.gate_proj = nn.Linear(width, inner, bias=bias) if config.is_gated else None
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(product_dtype(x))  # once, where autocast would do it for each map
+        x = x.to(matmul_dtype(x))  # once, where autocast would do it for each map
         up = self.up_proj(x)  # [B, T, D] -> [B, T, F]
         inner = (
             self.activation(up)

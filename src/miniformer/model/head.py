@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig
-from miniformer.model.cross_entropy import linear_cross_entropy
 from miniformer.model.norm import make_norm
+from miniformer.model.ops.cross_entropy import linear_cross_entropy
 
 
-def _activation(config: TransformerConfig) -> Callable[[Tensor], Tensor] | None:
+def _head_activation(config: TransformerConfig) -> Callable[[Tensor], Tensor] | None:
     """The function that follows the head's dense layer; None: it has none."""
     fixed: dict[str, Callable[[Tensor], Tensor]] = {"dense_tanh": torch.tanh, "dense_relu": F.relu}
     if config.head == "masked_lm":
@@ -39,12 +39,12 @@ class Head(nn.Module):
         width = config.output_dim or config.vocab_size
         self.scale, self.softcap = config.logit_scale, config.final_softcap
         self.dense = self.norm = None
-        self.activation = _activation(config)
+        self.activation = _head_activation(config)
         if self.activation is not None:
             self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         if config.head == "masked_lm":
             self.norm = make_norm(config)
-        tied = config.head_tied
+        tied = config.is_head_tied
         self.weight = None if tied else nn.Parameter(torch.empty(width, config.d_model))
         self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
@@ -83,7 +83,7 @@ class Head(nn.Module):
         )
 
 
-def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
+def pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     """One vector for each sequence: [B, T, D] -> [B, D].
 
     Args:
@@ -98,27 +98,29 @@ def pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
     """
     if not features.shape[1]:
         raise ValueError("sequences of length 0 have no vector; leave them out")
-    vectors = [_pool(features, attention_mask, each) for each in how.split("+")]
+    vectors = [_pool(features, attention_mask, each) for each in pooling.split("+")]
     return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(0)
 
 
-def _pool(features: Tensor, attention_mask: Tensor | None, how: str) -> Tensor:
+def _pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     if attention_mask is None:
-        if how == "mean":
-            return features.mean(1, dtype=_wide(features)).to(features.dtype)
-        return features.amax(1) if how == "max" else features[:, 0 if how == "first" else -1]
+        if pooling == "mean":
+            return features.mean(1, dtype=_accumulation_dtype(features)).to(features.dtype)
+        return (
+            features.amax(1) if pooling == "max" else features[:, 0 if pooling == "first" else -1]
+        )
     real = attention_mask[..., None]
-    if how == "mean":
-        total = (features * real).sum(1, dtype=_wide(features))
+    if pooling == "mean":
+        total = (features * real).sum(1, dtype=_accumulation_dtype(features))
         return (total / real.sum(1).clamp_min(1)).to(features.dtype)
-    if how == "max":
+    if pooling == "max":
         highest = features.masked_fill(~real, -torch.inf).amax(1)
         return highest.masked_fill(~attention_mask.any(1)[:, None], 0.0)
     order = attention_mask.int()
-    column = order.argmax(1) if how == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
+    column = order.argmax(1) if pooling == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
     return features[torch.arange(len(features), device=features.device), column]
 
 
-def _wide(features: Tensor) -> torch.dtype:
+def _accumulation_dtype(features: Tensor) -> torch.dtype:
     """For sums: one in half precision may overflow, and counts in it are rounded."""
     return torch.promote_types(features.dtype, torch.float32)

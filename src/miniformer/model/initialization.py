@@ -16,13 +16,13 @@ from torch import nn
 from miniformer.model.head import Head
 from miniformer.model.position import LearnedPosition, RelativePosition
 
-_RESIDUAL_WRITERS = ("o_proj", "down_proj")
+_RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 
 
 def initialize(model: nn.Module) -> None:
     """Sets a model's weights from torch's global random generator."""
     names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
-    writers = sum(name in _RESIDUAL_WRITERS for name in names)
+    writers = sum(name in _RESIDUAL_PROJECTIONS for name in names)
     for name, (_, module) in zip(names, model.named_modules(), strict=True):
         if isinstance(module, nn.Embedding | LearnedPosition):
             nn.init.normal_(module.weight, std=0.02)
@@ -33,7 +33,7 @@ def initialize(model: nn.Module) -> None:
                 nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, nn.Linear):
             std = module.in_features**-0.5
-            if name in _RESIDUAL_WRITERS:
+            if name in _RESIDUAL_PROJECTIONS:
                 std /= writers**0.5
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:

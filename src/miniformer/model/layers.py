@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig
-from miniformer.model.attention import Context, CrossAttention
-from miniformer.model.cache import KVCache
+from miniformer.model.attention import AttentionContext, CrossAttention
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.norm import make_norm
 
 
@@ -29,19 +29,19 @@ class EncoderLayer(nn.Module):
 
     def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__()
-        self.placement, self.parallel = config.placement, config.parallel_residual
+        self.placement, self.parallel = config.effective_norm_placement, config.parallel_residual
         self.attention = registry.get("attention", config.attention)(
-            config, window=config.window_of(index)
+            config, window=config.layer_window(index)
         )
         self.feed_forward = registry.get("feed_forward", config.feed_forward)(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.add_norms(config, "attention")
-        self.add_norms(config, "feed_forward")
+        self.make_branch_norms(config, "attention")
+        self.make_branch_norms(config, "feed_forward")
         if index == 0 and not config.first_attention_norm:
             self.attention_norm = nn.Identity()
 
     def forward(
-        self, x: Tensor, context: Context, *, cache: KVCache | None = None, layer: int = 0
+        self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """See `MultiHeadAttention.forward` for the arguments."""
 
@@ -50,19 +50,19 @@ class EncoderLayer(nn.Module):
             return out
 
         if self.parallel:
-            read = self.change(x, "attention", attention)
-            return x + read + self.change(x, "feed_forward", self.feed_forward)
-        x = self.branch(x, "attention", attention)
-        return self.branch(x, "feed_forward", self.feed_forward)
+            read = self.sublayer_output(x, "attention", attention)
+            return x + read + self.sublayer_output(x, "feed_forward", self.feed_forward)
+        x = self.residual_branch(x, "attention", attention)
+        return self.residual_branch(x, "feed_forward", self.feed_forward)
 
-    def add_norms(self, config: TransformerConfig, name: str) -> None:
+    def make_branch_norms(self, config: TransformerConfig, name: str) -> None:
         """Makes the norms of a branch."""
         if self.placement != "output":
             self.add_module(f"{name}_norm", make_norm(config))
         if self.placement in ("both", "output"):
             self.add_module(f"{name}_out_norm", make_norm(config))
 
-    def change(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def sublayer_output(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """What a sub-layer adds to x, after its dropout and the norms of `name` in its branch."""
         if self.placement in ("pre", "both"):
             x = getattr(self, f"{name}_norm")(x)
@@ -72,9 +72,9 @@ class EncoderLayer(nn.Module):
         out = self.dropout(out)
         return out
 
-    def branch(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+    def residual_branch(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x with what a sub-layer adds to it."""
-        x = x + self.change(x, name, sublayer)
+        x = x + self.sublayer_output(x, name, sublayer)
         if self.placement == "post":
             x = getattr(self, f"{name}_norm")(x)
         return x
@@ -86,16 +86,16 @@ class DecoderLayer(EncoderLayer):
     def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__(config, index)
         self.cross_attention = CrossAttention(config)
-        self.add_norms(config, "cross_attention")
+        self.make_branch_norms(config, "cross_attention")
 
     def forward(  # type: ignore[override]
         self,
         x: Tensor,
-        context: Context,
+        context: AttentionContext,
         *,
         cache: KVCache | None = None,
         layer: int = 0,
-        source: Context,
+        source: AttentionContext,
         memory: Tensor,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D].
@@ -115,6 +115,6 @@ class DecoderLayer(EncoderLayer):
             out: Tensor = self.cross_attention(y, source, memory=memory, cache=cache, layer=layer)
             return out
 
-        x = self.branch(x, "attention", attention)
-        x = self.branch(x, "cross_attention", cross_attention)
-        return self.branch(x, "feed_forward", self.feed_forward)
+        x = self.residual_branch(x, "attention", attention)
+        x = self.residual_branch(x, "cross_attention", cross_attention)
+        return self.residual_branch(x, "feed_forward", self.feed_forward)

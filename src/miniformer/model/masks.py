@@ -31,24 +31,24 @@ class Visibility(NamedTuple):
     key_positions: Tensor  # int [B or 1, S]; negative: no token is there
     query_segments: Tensor | None = None  # int [B, T]; 0: padding; None: one segment
     key_segments: Tensor | None = None  # int [B, S]
-    in_order: bool = False
+    is_dense: bool = False
 
     @property
-    def queries(self) -> int:
+    def num_queries(self) -> int:
         """T."""
         return self.query_positions.shape[1]
 
     @property
-    def keys(self) -> int:
+    def num_keys(self) -> int:
         """S."""
         return self.key_positions.shape[1]
 
     @property
-    def narrow(self) -> bool:
+    def window_active(self) -> bool:
         """Whether the window hides anything from anyone."""
         if self.window is None:
             return False
-        return not self.in_order or self.keys > (
+        return not self.is_dense or self.num_keys > (
             self.window if self.causal else self.window // 2 + 1
         )
 
@@ -64,7 +64,7 @@ class AttentionMask(NamedTuple):
 
     allowed: Tensor | None = None
     is_causal: bool = False
-    blind: Tensor | None = None
+    fully_masked: Tensor | None = None
 
 
 def make_visibility(
@@ -100,33 +100,33 @@ def make_visibility(
     return Visibility(causal, window, positions, positions, segments, segments, in_order)
 
 
-def make_mask(seen: Visibility, *, explicit: bool = False) -> AttentionMask:
+def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMask:
     """Writes a visibility out.
 
     Args:
         seen: what to write out.
         explicit: give `allowed` wherever anything is hidden, even what `is_causal` could say.
     """
-    if seen.in_order:
-        if not seen.narrow:
-            if not seen.causal or seen.queries == 1:
+    if visibility.is_dense:
+        if not visibility.window_active:
+            if not visibility.causal or visibility.num_queries == 1:
                 return AttentionMask()
-            if seen.queries == seen.keys and not explicit:
+            if visibility.num_queries == visibility.num_keys and not explicit:
                 return AttentionMask(is_causal=True)
-        return AttentionMask(allowed=_by_column(seen)[None, None])
-    queries, keys = seen.query_positions[:, :, None], seen.key_positions[:, None, :]
-    allowed = (keys >= 0).expand(-1, seen.queries, -1)  # [B, T, S]
-    if seen.key_segments is not None:
-        assert seen.query_segments is not None
-        own, other = seen.query_segments[:, :, None], seen.key_segments[:, None, :]
+        return AttentionMask(allowed=_dense_mask(visibility)[None, None])
+    queries, keys = visibility.query_positions[:, :, None], visibility.key_positions[:, None, :]
+    allowed = (keys >= 0).expand(-1, visibility.num_queries, -1)  # [B, T, S]
+    if visibility.key_segments is not None:
+        assert visibility.query_segments is not None
+        own, other = visibility.query_segments[:, :, None], visibility.key_segments[:, None, :]
         allowed = allowed & (own == other) & (other != 0)
-    if seen.causal:
+    if visibility.causal:
         allowed = allowed & (keys <= queries)
-    if seen.window is not None:
-        reach = seen.window - 1 if seen.causal else seen.window // 2
+    if visibility.window is not None:
+        reach = visibility.window - 1 if visibility.causal else visibility.window // 2
         allowed = allowed & ((queries - keys).abs() <= reach)
     blind = ~allowed.any(-1, keepdim=True)  # softmax over nothing would be NaN
-    return AttentionMask(allowed=(allowed | blind)[:, None], blind=blind[:, None])
+    return AttentionMask(allowed=(allowed | blind)[:, None], fully_masked=blind[:, None])
 
 
 def make_cross_mask(source_mask: Tensor | None) -> AttentionMask:
@@ -135,7 +135,7 @@ def make_cross_mask(source_mask: Tensor | None) -> AttentionMask:
         return AttentionMask()
     allowed = source_mask[:, None, None, :]  # [B, 1, 1, S]
     blind = ~allowed.any(-1, keepdim=True)
-    return AttentionMask(allowed=allowed | blind, blind=blind)
+    return AttentionMask(allowed=allowed | blind, fully_masked=blind)
 
 
 def make_positions(
@@ -166,7 +166,7 @@ def make_positions(
     return torch.zeros_like(counts).scatter(1, order, counts)
 
 
-def make_lengths(
+def make_sequence_lengths(
     length: int,
     *,
     attention_mask: Tensor | None = None,
@@ -189,15 +189,18 @@ def make_lengths(
     return ends - torch.searchsorted(ordered, segment_ids)
 
 
-def _by_column(seen: Visibility) -> Tensor:
+def _dense_mask(visibility: Visibility) -> Tensor:
     """bool [T, S] where all tokens are real and in order: the last query stands at the last key."""
-    late = seen.keys - seen.queries
+    late = visibility.num_keys - visibility.num_queries
     allowed = torch.ones(
-        seen.queries, seen.keys, dtype=torch.bool, device=seen.key_positions.device
+        visibility.num_queries,
+        visibility.num_keys,
+        dtype=torch.bool,
+        device=visibility.key_positions.device,
     )
-    if seen.causal:
+    if visibility.causal:
         allowed = allowed.tril(late)
-        return allowed if seen.window is None else allowed.triu(late - seen.window + 1)
-    if seen.window is None:
+        return allowed if visibility.window is None else allowed.triu(late - visibility.window + 1)
+    if visibility.window is None:
         return allowed
-    return allowed.tril(late + seen.window // 2).triu(late - seen.window // 2)
+    return allowed.tril(late + visibility.window // 2).triu(late - visibility.window // 2)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
-from miniformer.model.rotary_scaling import scaled_frequencies
+from miniformer.model.rotary_scaling import scaled_inv_freq
 
 
 class Rotation(NamedTuple):
@@ -76,8 +76,8 @@ class RotaryPosition(Position):
         # A base of their own means that local layers were not stretched with the others.
         unscaled = local and self.base_local is not None
         base = self.base_local if unscaled and self.base_local is not None else self.base
-        frequencies, factor = scaled_frequencies(
-            None if unscaled else self.scaling, base=base, dim=self.dim, length=length
+        frequencies, factor = scaled_inv_freq(
+            None if unscaled else self.scaling, base=base, dim=self.dim, seq_lens=length
         )  # [B or 1, T or 1, R/2]
         angle = positions[:, None, :, None].float() * frequencies[:, None]
         cos, sin = angle.cos(), angle.sin()  # [B, 1, T, R/2]
@@ -160,50 +160,52 @@ class RelativePosition(Position):
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__(config, causal=causal)
-        self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
-        self.both_ways = not causal
+        self.num_buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
+        self.bidirectional = not causal
         self.weight = nn.Parameter(torch.empty(config.relative_buckets, config.n_heads))
 
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         ahead = key_positions[:, None, :] - query_positions[:, :, None]  # [B, T, S]
         return self.weight[self._bucket(ahead)].movedim(-1, 1)  # [B, T, S, H] -> [B, H, T, S]
 
-    def _bucket(self, ahead: Tensor) -> Tensor:
+    def _bucket(self, relative_position: Tensor) -> Tensor:
         """Near distances have a bucket each, farther ones share ever wider buckets."""
-        buckets = self.buckets // 2 if self.both_ways else self.buckets
-        distance = ahead.abs() if self.both_ways else (-ahead).clamp_min(0)
-        later = (ahead > 0) * buckets * self.both_ways
+        buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
+        distance = (
+            relative_position.abs() if self.bidirectional else (-relative_position).clamp_min(0)
+        )
+        later = (relative_position > 0) * buckets * self.bidirectional
         near = buckets // 2
         share = (distance.clamp_min(1).float() / near).log() / math.log(self.max_distance / near)
         far = near + (share * (buckets - near)).long().clamp_max(buckets - near - 1)
         return later + torch.where(distance < near, distance, far)
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+def apply_rotary(x: Tensor, rotation: Rotation) -> Tensor:
     """Turns the first R elements of each head of x, [B, H, T, E]; the others pass unchanged."""
     dim = 2 * rotation.cos.shape[-1]
     cos, sin = rotation.cos.to(x.dtype), rotation.sin.to(x.dtype)
     if dim == x.shape[-1]:
-        out: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        out: Tensor = _ApplyRotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return out
-    turned: Tensor = _Rotate.apply(x[..., :dim], cos, sin)  # type: ignore[no-untyped-call]
+    turned: Tensor = _ApplyRotary.apply(x[..., :dim], cos, sin)  # type: ignore[no-untyped-call]
     return torch.cat((turned, x[..., dim:]), -1)
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate_half_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
     turned = torch.addcmul(first * cos, second, sin, value=-1)
     return torch.cat((turned, torch.addcmul(second * cos, first, sin)), -1)
 
 
-class _Rotate(torch.autograd.Function):
+class _ApplyRotary(torch.autograd.Function):
     """Its gradient is the rotation back, which is cheaper than going back through each step."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return _turn(x, cos, sin)
+        return _rotate_half_pairs(x, cos, sin)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -212,4 +214,4 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, -sin), None, None
+        return _rotate_half_pairs(grad, cos, -sin), None, None

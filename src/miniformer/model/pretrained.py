@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
-from miniformer.model.hub import local, nearest_model, push
+from miniformer.model.hub import resolve_directory, suggest_model_directory, upload_directory
 from miniformer.utils.atomic import atomic_path, write_text
 
 FORMAT_VERSION = "1"
@@ -36,13 +36,15 @@ class PretrainedMixin:
         assert isinstance(self, nn.Module)
         directory = Path(directory)
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        refuse_shared(weights)
+        refuse_shared_tensors(weights)
         directory.mkdir(parents=True, exist_ok=True)
         with atomic_path(directory / "model.safetensors") as path:
             save_file(weights, path, metadata={"format": "pt"})
         write_config(directory, type(self).__name__, self.config)
 
-    def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = False, message: str | None = None
+    ) -> str:
         """Uploads the model; `from_pretrained(name)` brings it back.
 
         Args:
@@ -58,7 +60,7 @@ class PretrainedMixin:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push(Path(folder), name, private=private, message=message)
+            return upload_directory(Path(folder), repo_id, private=private, message=message)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, revision: str | None = None) -> Self:
@@ -73,7 +75,7 @@ class PretrainedMixin:
         Raises:
             UserError: a file is missing, broken, of another format version or of another model.
         """
-        directory = local(directory, revision)
+        directory = resolve_directory(directory, revision)
         architecture, config = read_config(directory)
         if architecture != cls.__name__:
             raise UserError(
@@ -104,7 +106,7 @@ class PretrainedMixin:
         return model.eval()
 
 
-def refuse_shared(weights: dict[str, Tensor]) -> None:
+def refuse_shared_tensors(weights: dict[str, Tensor]) -> None:
     """Refuses tensors that share memory: in the file, and loaded, they would come apart.
 
     Args:
@@ -136,7 +138,7 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         problem = (
             "a file, not a model directory" if directory.exists() else "no such model directory"
         )
-        raise UserError(f"{directory}: {problem}{nearest_model(directory)}")
+        raise UserError(f"{directory}: {problem}{suggest_model_directory(directory)}")
     path = directory / "config.json"
     try:
         version = (directory / "format_version").read_text(encoding="utf-8").strip()
@@ -145,13 +147,13 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         config = TransformerConfig.from_dict(values)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
-        if missing == "format_version" and '"model_type"' in _text(path):
+        if missing == "format_version" and '"model_type"' in _read_text(path):
             raise UserError(
                 f"{directory}: is a Hugging Face model; bring it here with `miniformer import`, "
                 "or use miniformer.from_hf"
             ) from None
         raise UserError(
-            f"{directory}: not a model directory: {missing} is missing{nearest_model(directory)}"
+            f"{directory}: not a model directory: {missing} is missing{suggest_model_directory(directory)}"
         ) from None
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
@@ -165,7 +167,7 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
     return architecture, config
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

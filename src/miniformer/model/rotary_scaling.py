@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.config.model_checks import SCALINGS
+from miniformer.config.model_checks import ROTARY_SCALINGS
 
 
-def scaled_frequencies(
-    scaling: dict[str, Any] | None, *, base: float, dim: int, length: Tensor
+def scaled_inv_freq(
+    scaling: dict[str, Any] | None, *, base: float, dim: int, seq_lens: Tensor
 ) -> tuple[Tensor, float]:
     """Angle of each pair for one position further, and by how much queries and keys lengthen.
 
@@ -39,56 +39,60 @@ def scaled_frequencies(
     Returns:
         float32 [B or 1, T or 1, R/2], and a factor on cos and sin.
     """
-    pair = torch.arange(0, dim, 2, device=length.device, dtype=torch.float32)
+    pair = torch.arange(0, dim, 2, device=seq_lens.device, dtype=torch.float32)
     if scaling is None:
         return (base ** (-pair / dim))[None, None], 1.0
-    given = {**SCALINGS[scaling["type"]], **scaling}
+    given = {**ROTARY_SCALINGS[scaling["type"]], **scaling}
     factor = given["factor"]
     if given["type"] == "dynamic":
         original = given["original_max_seq_len"]
-        length = length.clamp_min(original)
-        stretched = base * (factor * length / original - (factor - 1)) ** (dim / (dim - 2))
+        seq_lens = seq_lens.clamp_min(original)
+        stretched = base * (factor * seq_lens / original - (factor - 1)) ** (dim / (dim - 2))
         return stretched[..., None] ** (-pair / dim), 1.0
     frequencies = base ** (-pair / dim)
     if given["type"] == "longrope":
         short, long = (pair.new_tensor(given[name]) for name in ("short_factors", "long_factors"))
-        is_long = (length > given["original_max_seq_len"])[..., None]
-        return frequencies / torch.where(is_long, long, short), _longrope_length(given)
+        is_long = (seq_lens > given["original_max_seq_len"])[..., None]
+        return frequencies / torch.where(is_long, long, short), _longrope_attention_factor(given)
     if given["type"] == "linear":
         return (frequencies / factor)[None, None], 1.0
     if given["type"] == "llama3":
-        return _llama3(frequencies, given)[None, None], 1.0
-    return _yarn(frequencies, given, base=base, dim=dim)[None, None], _yarn_length(given)
+        return _llama3_inv_freq(frequencies, given)[None, None], 1.0
+    return _yarn_inv_freq(frequencies, given, base=base, dim=dim)[
+        None, None
+    ], _yarn_attention_factor(given)
 
 
-def _longrope_length(given: dict[str, Any]) -> float:
+def _longrope_attention_factor(scaling: dict[str, Any]) -> float:
     """LongRoPE's temperature, taken into the length of queries and keys (Ding et al. 2024)."""
-    usual = 1 + math.log(given["factor"]) / math.log(max(given["original_max_seq_len"], 2))
-    return float(given["attention_factor"] or math.sqrt(usual))
+    usual = 1 + math.log(scaling["factor"]) / math.log(max(scaling["original_max_seq_len"], 2))
+    return float(scaling["attention_factor"] or math.sqrt(usual))
 
 
-def _llama3(frequencies: Tensor, given: dict[str, Any]) -> Tensor:
-    low, high = given["low_freq_factor"], given["high_freq_factor"]
-    turns = given["original_max_seq_len"] * frequencies / (2 * math.pi)  # in the original length
+def _llama3_inv_freq(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_seq_len"] * frequencies / (2 * math.pi)  # in the original length
     kept = ((turns - low) / (high - low)).clamp(0, 1)
-    share: Tensor = kept + (1 - kept) / given["factor"]
+    share: Tensor = kept + (1 - kept) / scaling["factor"]
     return frequencies * share
 
 
-def _yarn(frequencies: Tensor, given: dict[str, Any], *, base: float, dim: int) -> Tensor:
-    def pair_with(turns: float) -> float:
+def _yarn_inv_freq(
+    frequencies: Tensor, scaling: dict[str, Any], *, base: float, dim: int
+) -> Tensor:
+    def find_correction_dim(turns: float) -> float:
         """The pair that turns so often in the original length."""
-        wavelengths = given["original_max_seq_len"] / (turns * 2 * math.pi)
+        wavelengths = scaling["original_max_seq_len"] / (turns * 2 * math.pi)
         return dim * math.log(wavelengths) / (2 * math.log(base))
 
-    low = max(math.floor(pair_with(given["beta_fast"])), 0)
-    high = min(math.ceil(pair_with(given["beta_slow"])), dim - 1)
+    low = max(math.floor(find_correction_dim(scaling["beta_fast"])), 0)
+    high = min(math.ceil(find_correction_dim(scaling["beta_slow"])), dim - 1)
     pair = torch.arange(dim // 2, device=frequencies.device, dtype=torch.float32)
     slowed = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
-    share: Tensor = 1 - slowed + slowed / given["factor"]
+    share: Tensor = 1 - slowed + slowed / scaling["factor"]
     return frequencies * share
 
 
-def _yarn_length(given: dict[str, Any]) -> float:
+def _yarn_attention_factor(scaling: dict[str, Any]) -> float:
     """YaRN's temperature, taken into the length of queries and keys (its section 3.4)."""
-    return float(given["attention_factor"] or 0.1 * math.log(given["factor"]) + 1)
+    return float(scaling["attention_factor"] or 0.1 * math.log(scaling["factor"]) + 1)

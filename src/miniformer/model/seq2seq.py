@@ -17,15 +17,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
-from miniformer.generation import generate
-from miniformer.generation.processors import Processor
-from miniformer.model.cache import KVCache
+from miniformer.generation import api
+from miniformer.generation.logits_processors import Processor
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
-from miniformer.model.graphs import Recorder, recorder_for
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
-from miniformer.model.native.engine import Engine, engine_for
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Memory, Stack
 
@@ -93,7 +92,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         check_inputs(source, self.config, name="source")
         check_mask(source_mask, source, "source_mask")
         x = self._embed(source, self.source_embedding or self.embedding)
-        features = self.encoder.run(x, attention_mask=source_mask)
+        features = self.encoder.run_layers(x, attention_mask=source_mask)
         return Memory(features, source_mask)
 
     def features(
@@ -117,7 +116,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         if len(memory.features) != len(target):
             rows = f"{len(memory.features)} sources, {len(target)} targets"
             raise ValueError(f"each target needs a source of its own: {rows}")
-        return self.decoder.run(
+        return self.decoder.run_layers(
             self._embed(target, self.embedding),
             attention_mask=target_mask,
             cache=cache,
@@ -135,13 +134,13 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """See `Transformer.cross_entropy`."""
         return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
 
-    def engine(self, weights: str = "float32") -> Engine | None:
+    def engine(self, weight_dtype: str = "float32") -> Any:
         """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
-        return engine_for(self, weights)
+        return registry.get("runtime", "native")(self, weight_dtype)
 
-    def recorder(self) -> Recorder:
+    def cuda_graph_capture(self) -> Any:
         """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
-        return recorder_for(self)
+        return registry.get("runtime", "cuda_graphs")(self)
 
     def generate(
         self,
@@ -162,7 +161,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             max_new_tokens: tokens of a target at most.
             start_id: the decoder's first input; it is not part of the target.
             prefix: token ids that each target begins with; they are not in what is returned.
-            processors: functions that change logits; see `miniformer.generation.processors`.
+            processors: functions that change logits; see `miniformer.generation.logits_processors`.
             **options: the other fields of `GenerationConfig`.
 
         Returns:
@@ -176,7 +175,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """
         settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
         start = [start_id, *prefix]
-        return generate.generate_target(self, source, source_mask, start, settings, processors)
+        return api.generate_target(self, source, source_mask, start, settings, processors)
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
         """An empty cache of the decoder; see `KVCache`."""

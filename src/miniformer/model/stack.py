@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig, UserError
-from miniformer.model import backends
-from miniformer.model.attention import Context, MultiHeadAttention
-from miniformer.model.cache import KVCache
-from miniformer.model.checkpointing import check_how, checkpointed
-from miniformer.model.kernels import Scores
+from miniformer.model import attention_backends
+from miniformer.model.attention import AttentionContext, MultiHeadAttention
+from miniformer.model.attention_backends.functions import ScoreOptions
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.layers import DecoderLayer, EncoderLayer
-from miniformer.model.masks import Visibility, make_cross_mask, make_lengths, make_visibility
+from miniformer.model.masks import (
+    Visibility,
+    make_cross_mask,
+    make_sequence_lengths,
+    make_visibility,
+)
 from miniformer.model.norm import make_norm
-from miniformer.model.precision import product_dtype
+from miniformer.model.ops.activation_checkpointing import check_mode, checkpoint_layer
+from miniformer.model.ops.precision import matmul_dtype
 
 
 class Memory(NamedTuple):
@@ -55,10 +60,12 @@ class Stack(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         layer = DecoderLayer if cross else EncoderLayer
         self.layers = nn.ModuleList(layer(config, index) for index in range(n_layers))
-        self.final_norm = nn.Identity() if config.placement == "post" else make_norm(config)
+        self.final_norm = (
+            nn.Identity() if config.effective_norm_placement == "post" else make_norm(config)
+        )
         self.checkpointing = "none"  # see `set_activation_checkpointing`
 
-    def run(
+    def run_layers(
         self,
         x: Tensor,
         *,
@@ -76,7 +83,7 @@ class Stack(nn.Module):
             cache: keys and values of earlier tokens.
             memory: the source that a decoder reads.
         """
-        positions, contexts = self._contexts(x, attention_mask, segment_ids, cache)
+        positions, contexts = self._attention_contexts(x, attention_mask, segment_ids, cache)
         if self.training and self.config.token_dropout:
             x = self.token_dropout(x)
         vectors = self.position.vectors(positions)
@@ -85,13 +92,13 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         x = self.dropout(x)
-        sources = [] if memory is None else self._sources(x, memory)
+        sources = [] if memory is None else self._source_contexts(x, memory)
         for index, layer in enumerate(self.layers):
             extra: dict[str, Any] = {}
             if memory is not None:
                 extra["source"], extra["memory"] = sources[index], memory.features
             if self.checkpointing != "none" and self.training and cache is None:
-                x = checkpointed(self.checkpointing, layer, x, contexts[index], **extra)
+                x = checkpoint_layer(self.checkpointing, layer, x, contexts[index], **extra)
             else:
                 x = layer(x, contexts[index], cache=cache, layer=index, **extra)
         out: Tensor = self.final_norm(x)
@@ -126,7 +133,7 @@ class Stack(nn.Module):
         """
         weight = next(self.parameters())
         keys = self.config.max_seq_len if keys is None else keys
-        grad = self._wants_gradients(weight)
+        grad = self._needs_grad(weight)
         lines = []
         for name, module in self.named_modules():
             if isinstance(module, MultiHeadAttention):
@@ -134,33 +141,39 @@ class Stack(nn.Module):
                 seen = make_visibility(
                     1, keys, causal=self.causal, window=window, device=weight.device
                 )
-                uneven = ragged or seen.narrow
-                call = self._call(
+                uneven = ragged or seen.window_active
+                call = self._attention_requirements(
                     weight, module, keys=keys, ragged=uneven, cached=cached, grad=grad
                 )
-                lines.append("{}: {} ({})".format(name, *backends.choose(module.backend, call)))
+                lines.append(
+                    "{}: {} ({})".format(
+                        name, *attention_backends.select_backend(module.backend, call)
+                    )
+                )
         return lines
 
-    def _contexts(
+    def _attention_contexts(
         self,
         x: Tensor,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
         cache: KVCache | None,
-    ) -> tuple[Tensor, list[Context]]:
+    ) -> tuple[Tensor, list[AttentionContext]]:
         """Positions, and what each layer's attention needs; layers that are alike share it."""
         if cache is not None:
             if len(x) != cache.batch_size:
                 raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
             positions = cache.extend(attention_mask, x.shape[1])
-            lengths = cache.spans  # rotated keys stay as they are, so one must do for all steps
+            lengths = (
+                cache.final_lengths
+            )  # rotated keys stay as they are, so one must do for all steps
         else:
-            lengths = make_lengths(
+            lengths = make_sequence_lengths(
                 x.shape[1], attention_mask=attention_mask, segment_ids=segment_ids, device=x.device
             )
-        grad = self._wants_gradients(x)
+        grad = self._needs_grad(x)
         seen: dict[int | None, Visibility] = {}
-        shared: dict[tuple[Any, ...], Context] = {}
+        shared: dict[tuple[Any, ...], AttentionContext] = {}
         contexts = []
         for index, layer in enumerate(self.layers):
             attention: Any = layer.attention
@@ -178,36 +191,42 @@ class Stack(nn.Module):
                 )
                 positions = seen[window].query_positions
             some = seen[window]
-            ragged, cached = not some.in_order or some.narrow, cache is not None
-            call = self._call(x, attention, keys=some.keys, ragged=ragged, cached=cached, grad=grad)
-            backend, _ = backends.choose(getattr(attention, "backend", "auto"), call)
+            ragged, cached = not some.is_dense or some.window_active, cache is not None
+            call = self._attention_requirements(
+                x, attention, keys=some.num_keys, ragged=ragged, cached=cached, grad=grad
+            )
+            backend, _ = attention_backends.select_backend(
+                getattr(attention, "backend", "auto"), call
+            )
             alike = (window, backend, call.sinks)
             if alike not in shared:
-                shared[alike] = self._context(x, attention, some, backend, lengths)
+                shared[alike] = self._attention_context(x, attention, some, backend, lengths)
             contexts.append(shared[alike])
         return positions, contexts
 
-    def _context(
+    def _attention_context(
         self,
         x: Tensor,
         attention: nn.Module,
-        seen: Visibility,
+        visibility: Visibility,
         backend: str,
         lengths: Tensor,
-    ) -> Context:
-        bias = self.position.bias(seen.query_positions, seen.key_positions)
-        scores = Scores(sinks=getattr(attention, "sinks", None), bias=bias)
+    ) -> AttentionContext:
+        bias = self.position.bias(visibility.query_positions, visibility.key_positions)
+        scores = ScoreOptions(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
-        rotation = self.position.rotation(seen.query_positions, length=lengths, local=local)
-        mask = backends.prepare(backend, seen, scores, rows=len(x), dtype=product_dtype(x))
-        return Context(backend, mask, rotation, bias)
+        rotation = self.position.rotation(visibility.query_positions, length=lengths, local=local)
+        mask = attention_backends.prepare(
+            backend, visibility, scores, batch_size=len(x), dtype=matmul_dtype(x)
+        )
+        return AttentionContext(backend, mask, rotation, bias)
 
-    def _wants_gradients(self, *inputs: Tensor) -> bool:
+    def _needs_grad(self, *inputs: Tensor) -> bool:
         """Whether there will be a backward pass, to the inputs or to any weight."""
         tensors = itertools.chain(inputs, self.parameters())
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
-    def _call(
+    def _attention_requirements(
         self,
         x: Tensor,
         attention: nn.Module,
@@ -216,34 +235,38 @@ class Stack(nn.Module):
         ragged: bool,
         cached: bool,
         grad: bool,
-    ) -> backends.Call:
+    ) -> attention_backends.AttentionRequirements:
         cross = getattr(attention, "cross", False)
-        return backends.Call(
+        return attention_backends.AttentionRequirements(
             device=x.device.type,
-            dtype=product_dtype(x),
-            grad=grad,
+            dtype=matmul_dtype(x),
+            needs_grad=grad,
             ragged=ragged,
             cached=cached,
             cross=cross,
-            keys=keys,
-            width=getattr(attention, "head_dim", 64),  # a user's own part may not say: as most
+            num_keys=keys,
+            head_dim=getattr(attention, "head_dim", 64),  # a user's own part may not say: as most
             softcap=getattr(attention, "softcap", None) is not None,
             sinks=getattr(attention, "sinks", None) is not None,
             bias=self.position.adds_bias and not cross,
         )
 
-    def _sources(self, x: Tensor, memory: Memory) -> list[Context]:
+    def _source_contexts(self, x: Tensor, memory: Memory) -> list[AttentionContext]:
         """For each layer, the mask of the source."""
         mask = make_cross_mask(memory.mask)
-        grad = self._wants_gradients(x, memory.features)
+        grad = self._needs_grad(x, memory.features)
         contexts = []
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         for attention in attentions:
             keys, ragged = memory.features.shape[1], memory.mask is not None
-            call = self._call(x, attention, keys=keys, ragged=ragged, cached=False, grad=grad)
-            backend, _ = backends.choose(attention.backend, call)
+            call = self._attention_requirements(
+                x, attention, keys=keys, ragged=ragged, cached=False, grad=grad
+            )
+            backend, _ = attention_backends.select_backend(attention.backend, call)
             contexts.append(
-                Context(backend, backends.prepare_mask(backend, mask, product_dtype(x)))
+                AttentionContext(
+                    backend, attention_backends.prepare_mask(backend, mask, matmul_dtype(x))
+                )
             )
         return contexts
 
@@ -260,7 +283,7 @@ def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | No
         UserError: there is no such backend, or no such layer. A backend that cannot compute a
             model's attention says so when the model is called.
     """
-    backends.check_name(backend)
+    attention_backends.check_backend_name(backend)
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     count = max((len(stack.layers) for stack in stacks), default=0)
     missing = [index for index in layers or [] if not 0 <= index < count]
@@ -274,7 +297,7 @@ def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | No
                     module.backend = backend
 
 
-def set_activation_checkpointing(model: nn.Module, how: str) -> None:
+def set_activation_checkpointing(model: nn.Module, mode: str) -> None:
     """Chooses what a training pass keeps for the backward pass; see `checkpointing`.
 
     Args:
@@ -284,6 +307,6 @@ def set_activation_checkpointing(model: nn.Module, how: str) -> None:
     Raises:
         UserError: there is no such way.
     """
-    check_how(how)
+    check_mode(mode)
     for stack in (module for module in model.modules() if isinstance(module, Stack)):
-        stack.checkpointing = how
+        stack.checkpointing = mode

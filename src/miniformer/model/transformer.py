@@ -13,15 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
-from miniformer.generation import generate
-from miniformer.generation.processors import Processor
-from miniformer.model.cache import KVCache
+from miniformer.generation import api
+from miniformer.generation.logits_processors import Processor
+from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
-from miniformer.model.graphs import Recorder, recorder_for
 from miniformer.model.head import Head, pool
 from miniformer.model.initialization import initialize
-from miniformer.model.native.engine import Engine, engine_for
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
 
@@ -106,7 +105,9 @@ class Transformer(PretrainedMixin, Stack):
             x = x + (kinds if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ValueError("the model has no token types; set token_types in its config")
-        return self.run(x, attention_mask=attention_mask, segment_ids=segment_ids, cache=cache)
+        return self.run_layers(
+            x, attention_mask=attention_mask, segment_ids=segment_ids, cache=cache
+        )
 
     def logits(self, features: Tensor) -> Tensor:
         """The head: [..., D] -> [..., vocab_size or output_dim]."""
@@ -159,13 +160,13 @@ class Transformer(PretrainedMixin, Stack):
             )
         return super().new_cache(batch_size, capacity, kind)
 
-    def engine(self, weights: str = "float32") -> Engine | None:
+    def engine(self, weight_dtype: str = "float32") -> Any:
         """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
-        return engine_for(self, weights)
+        return registry.get("runtime", "native")(self, weight_dtype)
 
-    def recorder(self) -> Recorder:
+    def cuda_graph_capture(self) -> Any:
         """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
-        return recorder_for(self)
+        return registry.get("runtime", "cuda_graphs")(self)
 
     def generate(
         self,
@@ -180,7 +181,7 @@ class Transformer(PretrainedMixin, Stack):
         Args:
             input_ids: prompts of one length, int [B, T], or a list of prompts of any lengths.
             max_new_tokens: tokens to add at most.
-            processors: functions that change logits; see `miniformer.generation.processors`.
+            processors: functions that change logits; see `miniformer.generation.logits_processors`.
             **options: the other fields of `GenerationConfig`.
 
         Returns:
@@ -193,4 +194,4 @@ class Transformer(PretrainedMixin, Stack):
                 vocabulary, or leaves no room for `max_new_tokens` within `max_seq_len`.
         """
         settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
-        return generate.generate(self, input_ids, settings, processors)
+        return api.generate(self, input_ids, settings, processors)

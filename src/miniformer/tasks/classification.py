@@ -13,16 +13,16 @@ from torch import Tensor
 from torchmetrics.functional import classification as measures
 
 from miniformer.config import GenerationConfig, UserError, option
-from miniformer.data import fields
-from miniformer.data.buckets import Batch
-from miniformer.data.fields import Schema
-from miniformer.data.records import Record, RecordError, Records
-from miniformer.data.rules import alike
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask
-from miniformer.tasks.inputs import batches_of
-from miniformer.tasks.task import Measured, disagreement, joined, mean
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import Record, RecordError, Records
+from miniformer.data.reading.schema import Schema
+from miniformer.data.rules import group_similar_labels
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.base import BatchStats, concat_batches, mean, symmetric_kl
+from miniformer.tasks.common.inputs import predict_batches
+from miniformer.tasks.common.sequence_input import InputTask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Classification(InputTask):
     """
 
     name: ClassVar[str] = "classification"
-    unit: ClassVar[str] = "nats"
-    larger_is_better: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
+    loss_unit: ClassVar[str] = "nats"
+    maximize: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "loss")
 
     classes: list[Any] | None = None
@@ -66,7 +66,7 @@ class Classification(InputTask):
             if any(weight < 0 for weight in weights) or not sum(weights):
                 problems.append("class_weights must be at least 0, and not all of them 0")
         if self.classes is not None:
-            wrong = [each for each in self.classes if fields.label(each) is not None]
+            wrong = [each for each in self.classes if schema.check_label(each) is not None]
             if wrong:
                 problems.append(f"classes must be names or integers, not {wrong[0]!r}")
             elif len({type(each) for each in self.classes}) > 1:
@@ -82,7 +82,7 @@ class Classification(InputTask):
         return {**super().schema, "label": self._check_label}
 
     def _check_label(self, value: Any) -> str | None:
-        problem = fields.label(value)
+        problem = schema.check_label(value)
         if problem is not None or self.classes is None or value in self.classes:
             return problem
         known = ", ".join(map(repr, self.classes[:10])) + ", ..." * (len(self.classes) > 10)
@@ -98,16 +98,16 @@ class Classification(InputTask):
             label = record["label"]
             first = first or (type(label), index)
             if type(label) is not first[0]:
-                file, _, line = records.where(index).rpartition(":")
+                file, _, line = records.location(index).rpartition(":")
                 kinds = {int: "a number", str: "a name"}
                 problem = (
                     f"'label' is {label!r}, {kinds[type(label)]}, but that of "
-                    f"{records.where(first[1])} is {kinds[first[0]]}; use one of them throughout"
+                    f"{records.location(first[1])} is {kinds[first[0]]}; use one of them throughout"
                 )
                 raise (
                     RecordError(file, int(line), problem)
                     if line.isdigit()
-                    else UserError(f"{records.where(index)}: {problem}")
+                    else UserError(f"{records.location(index)}: {problem}")
                 )
             counts[label] += 1
         classes = sorted(counts) if self.classes is None else self.classes
@@ -127,23 +127,23 @@ class Classification(InputTask):
             weights = [whole / (len(classes) * counts[each]) for each in classes]
         return dataclasses.replace(fitted, classes=classes, class_weights=weights)
 
-    def findings(self) -> Iterator[str]:
-        yield from super().findings()
-        for group in alike(self.classes or ()):
+    def data_warnings(self) -> Iterator[str]:
+        yield from super().data_warnings()
+        for group in group_similar_labels(self.classes or ()):
             yield (
                 f"warning: classes {' and '.join(map(ascii, group))} differ only by spaces or "
                 "Unicode normalization; spell them alike (miniformer data check names the lines)"
             )
 
-    def outputs(self) -> int:
-        return len(self._known())
+    def num_outputs(self) -> int:
+        return len(self._require_classes())
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """`inputs` of each record, see `encoded`, and the number of its class, `labels`."""
-        numbers = {name: number for number, name in enumerate(self._known())}
-        examples = self.encoded(records, tokenizer, seq_len)
+        numbers = {name: number for number, name in enumerate(self._require_classes())}
+        examples = self.encode_inputs(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             example["labels"] = numbers[record["label"]]
         return examples
@@ -152,55 +152,63 @@ class Classification(InputTask):
         """Summed weighted cross-entropy in nats, and the sum of the weights."""
         first = self.logits(model, batch)
         smoothing = self.label_smoothing if model.training else 0.0
-        loss, count = self._loss(first, batch["labels"], smoothing)
+        loss, count = self._weighted_cross_entropy(first, batch["labels"], smoothing)
         if not self.r_drop or not model.training:
             return loss, count
         second = self.logits(model, batch)
-        loss = (loss + self._loss(second, batch["labels"], smoothing)[0]) / 2
-        return loss + self.r_drop * disagreement(first, second), count
+        loss = (loss + self._weighted_cross_entropy(second, batch["labels"], smoothing)[0]) / 2
+        return loss + self.r_drop * symmetric_kl(first, second), count
 
-    def _loss(
-        self, logits: Tensor, labels: Tensor, smoothing: float = 0.0
+    def _weighted_cross_entropy(
+        self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         logits = logits.float()  # [B, C]
         kept = labels >= 0
         weights = None
         if isinstance(self.class_weights, list):
             weights = logits.new_tensor(self.class_weights)
-        loss = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+        loss = F.cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
+        )
         return loss, kept.sum() if weights is None else weights[labels[kept]].sum()
 
-    def measure(self, model: Any, batch: Batch) -> Measured:
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         logits = self.logits(model, batch)
-        loss, count = self._loss(logits, batch["labels"])
+        loss, count = self._weighted_cross_entropy(logits, batch["labels"])
         kept = batch["labels"] >= 0
         guesses = logits.argmax(-1)[kept]
         return {"loss": loss, "count": count, "guesses": guesses, "labels": batch["labels"][kept]}
 
-    def figures(
-        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss, accuracy, F1 averaged over classes, and Matthews' correlation coefficient."""
-        guesses, labels = joined(measured, "guesses"), joined(measured, "labels")
-        count = self.outputs()
+        guesses, labels = (
+            concat_batches(batch_stats, "guesses"),
+            concat_batches(batch_stats, "labels"),
+        )
+        count = self.num_outputs()
         return {
-            "loss": mean(measured, "loss", "count"),
+            "loss": mean(batch_stats, "loss", "count"),
             "accuracy": float((guesses == labels).float().mean()),
             "macro_f1": float(measures.multiclass_f1_score(guesses, labels, count, "macro")),
             "mcc": float(measures.multiclass_matthews_corrcoef(guesses, labels, count)),
         }
 
-    def confusion(self, measured: Sequence[Measured]) -> Tensor:
+    def confusion_matrix(self, batch_stats: Sequence[BatchStats]) -> Tensor:
         """Records by class (rows) and what the model takes them for (columns), int [C, C]."""
-        guesses, labels = joined(measured, "guesses"), joined(measured, "labels")
-        return measures.multiclass_confusion_matrix(guesses, labels, self.outputs())
+        guesses, labels = (
+            concat_batches(batch_stats, "guesses"),
+            concat_batches(batch_stats, "labels"),
+        )
+        return measures.multiclass_confusion_matrix(guesses, labels, self.num_outputs())
 
-    def describe(self, measured: Sequence[Measured]) -> str:
+    def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """The confusion matrix, where it is small enough to read."""
-        classes = [str(each).replace("|", "\\|") for each in self._known()]
+        classes = [str(each).replace("|", "\\|") for each in self._require_classes()]
         if len(classes) > 20:
             return ""
-        rows = self.confusion(measured).tolist()
+        rows = self.confusion_matrix(batch_stats).tolist()
         return "\n".join(
             [
                 f"| class | taken for {' | '.join(classes)} |",
@@ -212,10 +220,14 @@ class Classification(InputTask):
             ]
         )
 
-    def draw(self, measured: Sequence[Measured], path: Path) -> bool:
-        from miniformer.tasks.pictures import draw_confusion
+    def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
+        from miniformer.tasks.common.plots import plot_confusion_matrix
 
-        draw_confusion(self.confusion(measured).numpy(), list(map(str, self._known())), path)
+        plot_confusion_matrix(
+            self.confusion_matrix(batch_stats).numpy(),
+            list(map(str, self._require_classes())),
+            path,
+        )
         return True
 
     def predict(
@@ -228,16 +240,16 @@ class Classification(InputTask):
         truncate: bool = False,
     ) -> list[Any]:
         """For each input its `label`, the probability of it as `score`, and all as `scores`."""
-        classes = self._known()
+        classes = self._require_classes()
         answers = []
-        for logits in batches_of(self, model, tokenizer, inputs, truncate=truncate):
+        for logits in predict_batches(self, model, tokenizer, inputs, truncate=truncate):
             shares = logits.float().softmax(-1)
             for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
                 scores = dict(zip(classes, row, strict=True))
                 answers.append({"label": classes[best], "score": row[best], "scores": scores})
         return answers
 
-    def _known(self) -> list[Any]:
+    def _require_classes(self) -> list[Any]:
         if self.classes is None:
             raise UserError("the classes are not known yet; give classes, or call fit(records)")
         return self.classes

@@ -14,23 +14,23 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
-from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch
-from miniformer.data.fields import Schema
-from miniformer.data.packing import PackedWindows
-from miniformer.data.records import TEXT_SCHEMA, Record, Records
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import Start
-from miniformer.tasks.task import Measured, Task, mean, token_loss, total
-from miniformer.tasks.tokens import as_ids
-from miniformer.tasks.writing import WritingTask
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.packing import PackedBatcher
+from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
+from miniformer.data.reading.schema import Schema
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput
+from miniformer.tasks.base import BatchStats, Task, mean, token_loss, total
+from miniformer.tasks.common.input_encoding import ids_to_array
+from miniformer.tasks.common.text_generation import TextGenerationTask
 
-_SAMPLE_CHARACTERS = 24  # of a text, for the model to go on from
+_SAMPLE_PROMPT_CHARS = 24  # of a text, for the model to go on from
 
 
 @dataclasses.dataclass(frozen=True)
-class LanguageModeling(WritingTask):
+class LanguageModeling(TextGenerationTask):
     """The task of `{"text": ...}` records and plain text.
 
     Args:
@@ -41,9 +41,9 @@ class LanguageModeling(WritingTask):
 
     name: ClassVar[str] = "language_modeling"
     models: ClassVar[tuple[str, ...]] = ("encoder", "seq2seq")
-    unit: ClassVar[str] = "nats/token"
+    loss_unit: ClassVar[str] = "nats/token"
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "bits_per_byte")
-    learns_each_token: ClassVar[bool] = True
+    per_token_loss: ClassVar[bool] = True
     token_arrays: ClassVar[tuple[str, ...]] = ("ids",)
     token_tensors: ClassVar[dict[str, str]] = {"input_ids": "segment_ids"}
 
@@ -55,7 +55,7 @@ class LanguageModeling(WritingTask):
         return TEXT_SCHEMA
 
     def for_model(self, kind: str) -> Task:
-        from miniformer.tasks.prefix_language_modeling import PrefixLanguageModeling
+        from miniformer.tasks.prefix_lm import PrefixLanguageModeling
 
         chosen = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
         return chosen(**self.to_dict()) if kind in self.models else super().for_model(kind)
@@ -65,7 +65,7 @@ class LanguageModeling(WritingTask):
             return self
         return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
 
-    def begins_documents(self) -> bool:
+    def prepends_bos(self) -> bool:
         """Whether a prompt is the beginning of a document; so it is where nothing is known."""
         return self.prompt_begins_document is not False
 
@@ -75,8 +75,10 @@ class LanguageModeling(WritingTask):
     def texts(self, record: Record) -> Iterator[str]:
         yield record["text"]
 
-    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-        return super().model_config({"causal": True, **given}, tokenizer)
+    def model_config(
+        self, overrides: dict[str, Any], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
+        return super().model_config({"causal": True, **overrides}, tokenizer)
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         if not config.causal:
@@ -84,7 +86,7 @@ class LanguageModeling(WritingTask):
                 "model_config: causal must be true for language modelling, "
                 "or the model sees its own labels"
             )
-        refuse_set(config, ("input_dim", "output_dim"), "language modelling")
+        require_null(config, ("input_dim", "output_dim"), "language modelling")
         super().check(config, tokenizer)
 
     def encode(
@@ -93,17 +95,19 @@ class LanguageModeling(WritingTask):
         """`ids` of each record, begun by the boundary where a document begins, and its `bytes`."""
         assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
-        begin, end = [tokenizer.begin_id], [tokenizer.boundary_id]
-        end = [] if begin == end or not self.begins_documents() else end
+        begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
+        end = [] if begin == end or not self.prepends_bos() else end
         return [
             {
-                "ids": as_ids(ids if record.get("continues") else begin + ids + end, tokenizer),
+                "ids": ids_to_array(
+                    ids if record.get("continues") else begin + ids + end, tokenizer
+                ),
                 "bytes": len(record["text"].encode()),
             }
             for record, ids in zip(records, encoded, strict=True)
         ]
 
-    def cutter(
+    def batcher(
         self,
         tokenizer: Tokenizer | None,
         *,
@@ -111,13 +115,13 @@ class LanguageModeling(WritingTask):
         batch_size: int,
         batch_tokens: int | None,
         training: bool,
-    ) -> Cutter:
+    ) -> Batcher:
         assert tokenizer is not None
-        return PackedWindows(
+        return PackedBatcher(
             seq_len=seq_len,
             batch_size=max(1, batch_tokens // seq_len) if batch_tokens else batch_size,
-            boundary_id=tokenizer.begin_id,
-            endless=training,
+            bos_id=tokenizer.bos_id,
+            wrap=training,
         )
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -131,53 +135,53 @@ class LanguageModeling(WritingTask):
         features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
         return token_loss(model, features, batch["labels"], self.label_smoothing)  # [B, T, D]
 
-    def measure(self, model: Any, batch: Batch) -> Measured:
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         loss, count = self.loss(model, batch)
         return {"loss": loss, "count": count, "bytes": batch.get("bytes", 0.0)}
 
-    def figures(
-        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss in nats a token, perplexity, and where known bits per byte of text."""
-        loss = mean(measured, "loss", "count")
+        loss = mean(batch_stats, "loss", "count")
         figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if n_bytes := total(measured, "bytes"):
-            figures["bits_per_byte"] = total(measured, "loss") / math.log(2) / n_bytes
+        if n_bytes := total(batch_stats, "bytes"):
+            figures["bits_per_byte"] = total(batch_stats, "loss") / math.log(2) / n_bytes
         return figures
 
-    def starts(
+    def generation_inputs(
         self,
         model: Any,
         tokenizer: Tokenizer,
         prompts: Sequence[str],
         *,
         truncate: bool = False,
-        new_tokens: int = 0,
-    ) -> list[Start]:
+        max_new_tokens: int = 0,
+    ) -> list[GenerationInput]:
         rows = self.encode_prompts(prompts, tokenizer)
-        room = model.config.max_seq_len - new_tokens
+        room = model.config.max_seq_len - max_new_tokens
         if truncate and room > 0:
             rows = [row[-room:] for row in rows]
-        return [Start(row) for row in rows]
+        return [GenerationInput(row) for row in rows]
 
     def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
         """Token ids of prompts; an empty one begins a document."""
         rows = tokenizer.encode_batch(prompts)
-        begin = [tokenizer.begin_id]
-        return [begin + ids if self.begins_documents() or not ids else ids for ids in rows]
+        begin = [tokenizer.bos_id]
+        return [begin + ids if self.prepends_bos() or not ids else ids for ids in rows]
 
     def sample_prompts(self, records: Records) -> list[str]:
         text = next((r["text"] for r in records if r["text"].strip()), "")
-        return [text[:_SAMPLE_CHARACTERS].rpartition(" ")[0] or text[:_SAMPLE_CHARACTERS]]
+        return [text[:_SAMPLE_PROMPT_CHARS].rpartition(" ")[0] or text[:_SAMPLE_PROMPT_CHARS]]
 
-    def example(self) -> str:
+    def usage_snippet(self) -> str:
         return 'print(m.generate("...", max_new_tokens=64, temperature=0.8))'
 
-    def command(self, directory: str) -> str:
+    def usage_command(self, directory: str) -> str:
         return f'generate {directory} "your prompt"'
 
 
-def refuse_set(config: TransformerConfig, names: tuple[str, ...], task: str) -> None:
+def require_null(config: TransformerConfig, names: tuple[str, ...], task: str) -> None:
     """Refuses fields that a task has no use for."""
     for name in names:
         value = getattr(config, name)

@@ -25,22 +25,25 @@ from miniformer.config import (
     UserError,
     option,
 )
-from miniformer.data import fields
-from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch, LengthBuckets
-from miniformer.data.fields import Schema
-from miniformer.data.packing import IGNORED
-from miniformer.data.records import Record
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask
-from miniformer.tasks.inputs import collate_inputs, inputs_of
-from miniformer.tasks.task import Measured, mean, token_loss
-from miniformer.tasks.tokens import as_ids, input_check
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher
+from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.packing import IGNORE_INDEX
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import Record
+from miniformer.data.reading.schema import Schema
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.base import BatchStats, mean, token_loss
+from miniformer.tasks.common.input_encoding import ids_to_array, input_validator
+from miniformer.tasks.common.inputs import collate_inputs, model_inputs
+from miniformer.tasks.common.sequence_input import InputTask
 
-GAP = "[MASK]"  # what stands for a hidden token in a user's text
-_HIDDEN, _ANY = 0.8, 0.1  # shares of the guessed tokens; the rest stay (Devlin et al. 2019)
-_SHOWN = 5  # guesses at each gap
+MASK_TOKEN = "[MASK]"  # what stands for a hidden token in a user's text
+_MASK_PROB, _RANDOM_PROB = (
+    0.8,
+    0.1,
+)  # shares of the guessed tokens; the rest stay (Devlin et al. 2019)
+_TOP_K = 5  # guesses at each gap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +59,9 @@ class MaskedLM(InputTask):
     """
 
     name: ClassVar[str] = "masked_lm"
-    unit: ClassVar[str] = "nats/token"
-    larger_is_better: ClassVar[frozenset[str]] = frozenset({"accuracy"})
-    marks_pairs: ClassVar[bool] = False
+    loss_unit: ClassVar[str] = "nats/token"
+    maximize: ClassVar[frozenset[str]] = frozenset({"accuracy"})
+    marks_shared_tokens: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
 
     field: str = option("text", choices=("text", "input"))
@@ -77,13 +80,13 @@ class MaskedLM(InputTask):
     @property
     def schema(self) -> Schema:
         kind = "text" if self.field == "text" else self.input_kind
-        return {self.field: input_check(kind, self.input_dim)}
+        return {self.field: input_validator(kind, self.input_dim)}
 
     def fit(self, records: Any) -> MaskedLM:
         if self.field == "text":
             return dataclasses.replace(self, input_kind="text")
         first = next(islice(iter(records), 1))["input"]
-        if fields.input_kind(first) == "features":
+        if schema.input_kind(first) == "features":
             raise UserError(f"{records.name}: task=masked_lm reads texts, and these are vectors")
         return super().fit(records)
 
@@ -93,7 +96,7 @@ class MaskedLM(InputTask):
     def texts(self, record: Record) -> Iterator[str]:
         yield from super().texts({"input": record[self.field]})
 
-    def outputs(self) -> None:
+    def num_outputs(self) -> None:
         return None
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
@@ -103,7 +106,7 @@ class MaskedLM(InputTask):
                 "causal model use task=language_modeling"
             )
         assert tokenizer is not None
-        mask_id(tokenizer)
+        mask_token_id(tokenizer)
         super().check(config, tokenizer)
 
     def encode(
@@ -112,7 +115,7 @@ class MaskedLM(InputTask):
         """`inputs` as classification has them (see `encoded`), or pieces of a text."""
         assert tokenizer is not None
         if self.field == "input":
-            examples = self.encoded(records, tokenizer, seq_len)
+            examples = self.encode_inputs(records, tokenizer, seq_len)
         else:
             examples = [
                 {"inputs": piece}
@@ -121,12 +124,12 @@ class MaskedLM(InputTask):
                     tokenizer.encode_batch([record["text"] for record in records]),
                     strict=True,
                 )
-                for piece in _pieces(ids, record, tokenizer, seq_len)
+                for piece in _split_windows(ids, record, tokenizer, seq_len)
             ]
-        special = _special(tokenizer)
+        special = _special_token_ids(tokenizer)
         return [each for each in examples if not np.isin(each["inputs"], special).all()]
 
-    def cutter(
+    def batcher(
         self,
         tokenizer: Tokenizer | None,
         *,
@@ -134,18 +137,18 @@ class MaskedLM(InputTask):
         batch_size: int,
         batch_tokens: int | None,
         training: bool,
-    ) -> Cutter:
+    ) -> Batcher:
         assert tokenizer is not None
         hide = partial(
             collate_masked,
             mask_share=self.mask_share,
-            mask=mask_id(tokenizer),
-            special=_special(tokenizer),
+            mask=mask_token_id(tokenizer),
+            special=_special_token_ids(tokenizer),
             vocab_size=tokenizer.vocab_size,
         )
-        return LengthBuckets(
-            self.varied(hide, tokenizer, seq_len),
-            length=("inputs",),
+        return LengthBucketBatcher(
+            self.apply_bpe_dropout(hide, tokenizer, seq_len),
+            length_columns=("inputs",),
             batch_size=batch_size,
             batch_tokens=batch_tokens,
         )
@@ -154,29 +157,29 @@ class MaskedLM(InputTask):
         """Summed cross-entropy in nats of the tokens to guess, and how many there are."""
         return token_loss(model, self._features(model, batch), batch["labels"])
 
-    def measure(self, model: Any, batch: Batch) -> Measured:
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         features = self._features(model, batch)
         loss, count = token_loss(model, features, batch["labels"])
-        kept = batch["labels"] != IGNORED
+        kept = batch["labels"] != IGNORE_INDEX
         right = (model.logits(features[kept]).argmax(-1) == batch["labels"][kept]).sum()
         return {"loss": loss, "count": count, "right": right}
 
-    def figures(
-        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss in nats a guessed token, its exponential, and the share guessed right."""
-        loss = mean(measured, "loss", "count")
+        loss = mean(batch_stats, "loss", "count")
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": mean(measured, "right", "count"),
+            "accuracy": mean(batch_stats, "right", "count"),
         }
 
-    def example(self) -> str:
-        return f'print(m.predict(["... {GAP} ..."]))'
+    def usage_snippet(self) -> str:
+        return f'print(m.predict(["... {MASK_TOKEN} ..."]))'
 
-    def command(self, directory: str) -> str:
-        return f'predict {directory} "your text with a {GAP}"'
+    def usage_command(self, directory: str) -> str:
+        return f'predict {directory} "your text with a {MASK_TOKEN}"'
 
     @torch.inference_mode()
     def predict(
@@ -194,54 +197,58 @@ class MaskedLM(InputTask):
         """
         assert tokenizer is not None
         device = next(model.parameters()).device
-        frame, answers = tokenizer.of_inputs, []
-        for row in self._rows(inputs, tokenizer, model.config.max_seq_len, truncate=truncate):
-            gaps = np.flatnonzero(row == mask_id(tokenizer))
+        frame, answers = tokenizer.input_template, []
+        for row in self._encode_masked_texts(
+            inputs, tokenizer, model.config.max_seq_len, truncate=truncate
+        ):
+            gaps = np.flatnonzero(row == mask_token_id(tokenizer))
             features = model.features(torch.from_numpy(row)[None].to(device))
             shares = model.logits(features[0, gaps]).float().softmax(-1).cpu()  # [gaps, V]
-            scores, best = shares.topk(min(_SHOWN, shares.shape[1]))
+            scores, best = shares.topk(min(_TOP_K, shares.shape[1]))
             guesses = [
                 [{"token": tokenizer.decode([i]), "score": s} for i, s in zip(*each, strict=True)]
                 for each in zip(best.tolist(), scores.tolist(), strict=True)
             ]
             row[gaps] = best[:, 0].numpy()
-            filled = row[len(frame.before) : len(row) - len(frame.after)]
+            filled = row[len(frame.prefix) : len(row) - len(frame.suffix)]
             answers.append({"text": tokenizer.decode(filled.tolist()), "gaps": guesses})
         return answers
 
-    def _rows(
-        self, inputs: Sequence[Any], tokenizer: Tokenizer, longest: int, *, truncate: bool
+    def _encode_masked_texts(
+        self, inputs: Sequence[Any], tokenizer: Tokenizer, max_length: int, *, truncate: bool
     ) -> list[np.ndarray]:
         """Token ids of texts with gaps, int [T] each."""
-        frame, gap = tokenizer.of_inputs, mask_id(tokenizer)
-        room = max(0, longest - len(frame.before) - len(frame.after))
+        frame, gap = tokenizer.input_template, mask_token_id(tokenizer)
+        room = max(0, max_length - len(frame.prefix) - len(frame.suffix))
         rows, problems = [], {}
         for number, text in enumerate(inputs):
-            if not isinstance(text, str) or GAP not in text:
-                problems[number] = f"must be a text with a {GAP}, not {text!r}"
+            if not isinstance(text, str) or MASK_TOKEN not in text:
+                problems[number] = f"must be a text with a {MASK_TOKEN}, not {text!r}"
                 continue
             ids: list[int] = []
-            for part in tokenizer.encode_batch(text.split(GAP)):
+            for part in tokenizer.encode_batch(text.split(MASK_TOKEN)):
                 ids += [gap, *part]
             kept = ids[1:][:room] if truncate else ids[1:]
             if len(kept) > room:
                 problems[number] = (
-                    f"is {len(kept) + longest - room} tokens long; the model reads at most "
-                    f"{longest}; shorten it, or truncate it"
+                    f"is {len(kept) + max_length - room} tokens long; the model reads at most "
+                    f"{max_length}; shorten it, or truncate it"
                 )
             elif gap not in kept:
-                problems[number] = f"has no {GAP} within the {longest} tokens that the model reads"
-            rows.append(np.array([*frame.before, *kept, *frame.after]))
+                problems[number] = (
+                    f"has no {MASK_TOKEN} within the {max_length} tokens that the model reads"
+                )
+            rows.append(np.array([*frame.prefix, *kept, *frame.suffix]))
         if problems:
             raise InputError(problems)
         return rows
 
     def _features(self, model: Any, batch: Batch) -> Tensor:
-        out: Tensor = model.features(**inputs_of(model, batch))
+        out: Tensor = model.features(**model_inputs(model, batch))
         return out
 
 
-def mask_id(tokenizer: Tokenizer) -> int:
+def mask_token_id(tokenizer: Tokenizer) -> int:
     """The token that hides another: the tokenizer's own, or the one for padding, else unused.
 
     Raises:
@@ -286,26 +293,28 @@ def collate_masked(
     wanted = np.maximum(1, np.rint(mask_share * open_.sum(1)))  # of each row
     order = np.where(open_, random.random(inputs.shape), np.inf).argsort(1).argsort(1)
     guessed = open_ & (order < wanted[:, None])
-    batch["labels"] = torch.from_numpy(np.where(guessed, inputs, IGNORED))
+    batch["labels"] = torch.from_numpy(np.where(guessed, inputs, IGNORE_INDEX))
     way = random.random(inputs.shape)
     anything = random.integers(vocab_size, size=inputs.shape)
-    hidden = np.where(way < _HIDDEN, mask, np.where(way < _HIDDEN + _ANY, anything, inputs))
+    hidden = np.where(
+        way < _MASK_PROB, mask, np.where(way < _MASK_PROB + _RANDOM_PROB, anything, inputs)
+    )
     batch["inputs"] = torch.from_numpy(np.where(guessed, hidden, inputs))
     return batch
 
 
-def _special(tokenizer: Tokenizer) -> np.ndarray:
+def _special_token_ids(tokenizer: Tokenizer) -> np.ndarray:
     """Tokens that are not of the text."""
-    frame = tokenizer.of_inputs
-    around = [*frame.before, *frame.between, *frame.after]
-    return np.unique([tokenizer.boundary_id, mask_id(tokenizer), *around])
+    frame = tokenizer.input_template
+    around = [*frame.prefix, *frame.separator, *frame.suffix]
+    return np.unique([tokenizer.eos_id, mask_token_id(tokenizer), *around])
 
 
-def _pieces(
+def _split_windows(
     ids: list[int], record: Record, tokenizer: Tokenizer, seq_len: int
 ) -> Iterator[np.ndarray]:
     """A text as windows of at most `seq_len` tokens, as equal as can be."""
-    frame = tokenizer.of_inputs
-    begin = [] if record.get("continues") else frame.before
-    whole = as_ids([*begin, *ids, *frame.after], tokenizer)
+    frame = tokenizer.input_template
+    begin = [] if record.get("continues") else frame.prefix
+    whole = ids_to_array([*begin, *ids, *frame.suffix], tokenizer)
     yield from np.array_split(whole, max(1, -(-len(whole) // seq_len)))

@@ -18,17 +18,17 @@ from torch import Tensor
 from torchmetrics.functional import regression as measures
 
 from miniformer.config import GenerationConfig, UserError, option
-from miniformer.data import fields
-from miniformer.data.buckets import Batch
-from miniformer.data.fields import Schema, to_array
-from miniformer.data.records import Record, Records
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.input_task import InputTask
-from miniformer.tasks.inputs import batches_of
-from miniformer.tasks.series import STILL_SHARE, next_feature
-from miniformer.tasks.standardize import is_constant, moments
-from miniformer.tasks.task import Measured, joined
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import Record, Records
+from miniformer.data.reading.schema import Schema, features_to_array
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.base import BatchStats, concat_batches
+from miniformer.tasks.common.inputs import predict_batches
+from miniformer.tasks.common.sequence_input import InputTask
+from miniformer.tasks.common.series import SCALE_EPSILON_RATIO, detect_series_feature
+from miniformer.tasks.common.standardize import is_constant, mean_std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Regression(InputTask):
             instance normalisation, Kim et al. 2022): a model is not lost where a series climbs
             higher or swings more widely than any it was trained on. auto: the feature whose last
             number is nearest to the values, if held-out training records confirm it (see
-            `miniformer.tasks.series`); none: values stand for themselves, as where a mean is given.
+            `miniformer.tasks.common.series`); none: values stand for themselves, as where a mean
+            is given.
         still: what is added to how much the feature moves, so that one that stands still can be
             divided by it; null: a twentieth of how much it moves in the inputs of the training
             data, on average, or 1 where it never does.
@@ -53,8 +54,8 @@ class Regression(InputTask):
     """
 
     name: ClassVar[str] = "regression"
-    unit: ClassVar[str] = "squared spreads"
-    larger_is_better: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
+    loss_unit: ClassVar[str] = "squared spreads"
+    maximize: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
     metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae", "pearson", "spearman", "loss")
 
     mean: float | None = None
@@ -64,7 +65,7 @@ class Regression(InputTask):
 
     @property
     def schema(self) -> Schema:
-        return {**super().schema, "value": fields.number}
+        return {**super().schema, "value": schema.check_number}
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -78,14 +79,16 @@ class Regression(InputTask):
         fitted = super().fit(records)
         if self.next_of == "auto":
             known = self.mean is not None or self.spread is not None  # those of values, as they are
-            found = None if known else next_feature(records)
+            found = None if known else detect_series_feature(records)
             fitted = dataclasses.replace(fitted, next_of="none" if found is None else found)
         if fitted.is_series() and self.still is None:
-            typical, _ = moments(fitted.feature(record["input"]).std() for record in records)
-            fitted = dataclasses.replace(fitted, still=STILL_SHARE * float(typical) or 1.0)
+            typical, _ = mean_std(
+                fitted.series_feature(record["input"]).std() for record in records
+            )
+            fitted = dataclasses.replace(fitted, still=SCALE_EPSILON_RATIO * float(typical) or 1.0)
         if self.mean is not None and self.spread is not None:
             return fitted
-        mean, spread = map(float, moments(fitted.learnt(record) for record in records))
+        mean, spread = map(float, mean_std(fitted.raw_target(record) for record in records))
         if self.spread is None and is_constant(mean, spread):
             what = "change" if fitted.is_series() else "value"
             raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
@@ -95,11 +98,11 @@ class Regression(InputTask):
             spread=spread if self.spread is None else self.spread,
         )
 
-    def outputs(self) -> int:
+    def num_outputs(self) -> int:
         return 1
 
-    def findings(self) -> Iterator[str]:
-        yield from super().findings()
+    def data_warnings(self) -> Iterator[str]:
+        yield from super().data_warnings()
         if self.still is not None and not self.is_series():
             yield "warning: still has no effect: values are not learned as the next of a feature"
         if self.is_series():
@@ -112,52 +115,54 @@ class Regression(InputTask):
         """Whether a value is the next of a feature."""
         return isinstance(self.next_of, int)
 
-    def model_config(self, given: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
+    def model_config(
+        self, overrides: dict[str, Any], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
         """What comes next is read off the last vector."""
-        config = {"pooling": "last", **given} if self.is_series() else given
+        config = {"pooling": "last", **overrides} if self.is_series() else overrides
         return super().model_config(config, tokenizer)
 
-    def reads_beginning(self) -> bool:
+    def can_truncate(self) -> bool:
         return not self.is_series()
 
-    def units(self, given: Any) -> tuple[float, float]:
+    def offset_scale(self, raw_input: Any) -> tuple[float, float]:
         """From what and in which units the value of an input is learnt, in those of the data."""
         if not self.is_series():
             return 0.0, 1.0
         if self.still is None:
             raise UserError("still is not known yet; give it, or call fit(records)")
-        feature = self.feature(given)
+        feature = self.series_feature(raw_input)
         return float(feature[-1]), float(feature.std()) + self.still
 
-    def learnt(self, record: Record) -> float:
+    def raw_target(self, record: Record) -> float:
         """What the model learns of a record, not yet standardised."""
-        base, scale = self.units(record["input"])
+        base, scale = self.offset_scale(record["input"])
         return (float(record["value"]) - base) / scale
 
-    def feature(self, given: Any) -> np.ndarray:
+    def series_feature(self, raw_input: Any) -> np.ndarray:
         """The feature of an input that the value is the next of, float64 [T]."""
         assert isinstance(self.next_of, int)
-        if self.kind() != "features" or self.next_of >= (self.input_dim or 0):
+        if self.resolved_input_kind() != "features" or self.next_of >= (self.input_dim or 0):
             raise UserError(
                 f"task_config: next_of={self.next_of} is the number of a feature, and inputs "
                 + (
                     f"are vectors of {self.input_dim}; the first is 0"
-                    if self.kind() == "features"
+                    if self.resolved_input_kind() == "features"
                     else "are texts here; leave it out"
                 )
             )
-        return to_array(given, np.float64)[:, self.next_of]
+        return features_to_array(raw_input, np.float64)[:, self.next_of]
 
-    def encoded(
+    def encode_inputs(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """What the model reads of each record; see `InputTask`. Of a series in its own units."""
-        examples = super().encoded(records, tokenizer, seq_len)
+        examples = super().encode_inputs(records, tokenizer, seq_len)
         if self.is_series():
             for example, record in zip(examples, records, strict=True):
-                base, scale = self.units(record["input"])
+                base, scale = self.offset_scale(record["input"])
                 inputs = example["inputs"].copy()
-                feature = self.feature(record["input"])[: len(inputs)]
+                feature = self.series_feature(record["input"])[: len(inputs)]
                 inputs[:, self.next_of] = (feature - base) / scale
                 example["inputs"] = inputs
         return examples
@@ -169,8 +174,8 @@ class Regression(InputTask):
 
         Of a series also `bases`, that from which a change counts, and `scales`, its units.
         """
-        mean, spread = self._known()
-        examples = self.encoded(records, tokenizer, seq_len)
+        mean, spread = self._require_mean_std()
+        examples = self.encode_inputs(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             if self.is_series() and example["cut"]:
                 raise UserError(
@@ -178,9 +183,9 @@ class Regression(InputTask):
                     f"next_of={self.next_of} needs its last vector: raise seq_len, or set next_of "
                     "in task_config to none"
                 )
-            example["labels"] = (self.learnt(record) - mean) / spread
+            example["labels"] = (self.raw_target(record) - mean) / spread
             if self.is_series():
-                example["bases"], example["scales"] = self.units(record["input"])
+                example["bases"], example["scales"] = self.offset_scale(record["input"])
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -189,26 +194,31 @@ class Regression(InputTask):
         wrong = guesses - batch["labels"].to(guesses)
         return (wrong * wrong).sum(), wrong.new_tensor(len(wrong))
 
-    def measure(self, model: Any, batch: Batch) -> Measured:
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         guesses = self.logits(model, batch)[:, 0].float()
         found = {"guesses": guesses, "values": batch["labels"].to(guesses)}
         if self.is_series():
             found |= {name: batch[name].to(guesses) for name in ("bases", "scales")}
         return found
 
-    def figures(
-        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss; MAE and RMSE in the data's units; Pearson's and Spearman's correlation.
 
         A correlation with what does not vary is not defined: it is given as 0.
         """
-        _, spread = self._known()
-        guesses, values = (joined(measured, name).double() for name in ("guesses", "values"))
+        _, spread = self._require_mean_std()
+        guesses, values = (
+            concat_batches(batch_stats, name).double() for name in ("guesses", "values")
+        )
         wrong = guesses - values  # before what is added to both: beside that it could be lost
         loss = float(wrong.square().mean())
-        wrong = spread * wrong * self._scales(measured)
-        guesses, values = self._whole(measured, guesses), self._whole(measured, values)
+        wrong = spread * wrong * self._scales(batch_stats)
+        guesses, values = (
+            self._denormalize(batch_stats, guesses),
+            self._denormalize(batch_stats, values),
+        )
         varies = len(values) > 1 and float(values.std()) > 0 and float(guesses.std()) > 0
         return {
             "loss": loss,
@@ -218,14 +228,14 @@ class Regression(InputTask):
             "spearman": float(measures.spearman_corrcoef(guesses, values)) if varies else 0.0,
         }
 
-    def draw(self, measured: Sequence[Measured], path: Path) -> bool:
-        from miniformer.tasks.pictures import draw_guesses
+    def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
+        from miniformer.tasks.common.plots import plot_predictions
 
         values, guesses = (
-            self._whole(measured, joined(measured, name).double()).numpy()
+            self._denormalize(batch_stats, concat_batches(batch_stats, name).double()).numpy()
             for name in ("values", "guesses")
         )
-        draw_guesses(values, guesses, path)
+        plot_predictions(values, guesses, path)
         return True
 
     def predict(
@@ -238,25 +248,25 @@ class Regression(InputTask):
         truncate: bool = False,
     ) -> list[Any]:
         """The value of each input, in the units of the training data."""
-        mean, spread = self._known()
-        batches = batches_of(self, model, tokenizer, inputs, truncate=truncate)
+        mean, spread = self._require_mean_std()
+        batches = predict_batches(self, model, tokenizer, inputs, truncate=truncate)
         guesses = [guess for batch in batches for guess in batch[:, 0].tolist()]
-        units = [self.units(given) for given in inputs]
+        units = [self.offset_scale(given) for given in inputs]
         return [
             base + scale * (mean + spread * guess)
             for (base, scale), guess in zip(units, guesses, strict=True)
         ]
 
-    def _whole(self, measured: Sequence[Measured], learnt: Tensor) -> Tensor:
+    def _denormalize(self, batch_stats: Sequence[BatchStats], normalized: Tensor) -> Tensor:
         """What is learnt, standardised, as values in the units of the data; float64 [N]."""
-        mean, spread = self._known()
-        bases = joined(measured, "bases").double() if self.is_series() else 0.0
-        return bases + self._scales(measured) * (mean + spread * learnt)
+        mean, spread = self._require_mean_std()
+        bases = concat_batches(batch_stats, "bases").double() if self.is_series() else 0.0
+        return bases + self._scales(batch_stats) * (mean + spread * normalized)
 
-    def _scales(self, measured: Sequence[Measured]) -> Tensor | float:
-        return joined(measured, "scales").double() if self.is_series() else 1.0
+    def _scales(self, batch_stats: Sequence[BatchStats]) -> Tensor | float:
+        return concat_batches(batch_stats, "scales").double() if self.is_series() else 1.0
 
-    def _known(self) -> tuple[float, float]:
+    def _require_mean_std(self) -> tuple[float, float]:
         if self.mean is None or self.spread is None:
             raise UserError("mean and spread are not known yet; give them, or call fit(records)")
         return self.mean, self.spread

@@ -22,27 +22,32 @@ from miniformer.config import (
     UserError,
     option,
 )
-from miniformer.data import fields
-from miniformer.data.batches import Cutter
-from miniformer.data.buckets import Batch, LengthBuckets
-from miniformer.data.fields import Schema
-from miniformer.data.packing import IGNORED
-from miniformer.data.records import Record, Records
-from miniformer.data.subwords import Merges, with_bpe_dropout
-from miniformer.data.table import Example
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.generation.generate import Start, write
-from miniformer.tasks.pairs import collate_pairs, seq2seq_loss
-from miniformer.tasks.task import Measured
-from miniformer.tasks.text_metrics import has_sacrebleu, lossy_targets, round_trip, text_metrics
-from miniformer.tasks.tokens import as_ids, check_max_seq_len
-from miniformer.tasks.writing import WritingTask
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher
+from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.packing import IGNORE_INDEX
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import Record, Records
+from miniformer.data.reading.schema import Schema
+from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.tasks.base import BatchStats
+from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
+from miniformer.tasks.common.seq2seq_batch import collate_seq2seq, seq2seq_loss
+from miniformer.tasks.common.text_generation import TextGenerationTask
+from miniformer.tasks.common.text_metrics import (
+    compute_text_metrics,
+    has_sacrebleu,
+    lossy_target_warnings,
+    round_trip,
+)
 
-_LOOKED_AT = 1_000  # records whose targets are decoded before training
+_MAX_CHECKED_TARGETS = 1_000  # records whose targets are decoded before training
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq2Seq(WritingTask):
+class Seq2Seq(TextGenerationTask):
     """The task of `{"source": ..., "target": ...}` records.
 
     Args:
@@ -54,7 +59,7 @@ class Seq2Seq(WritingTask):
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
         bpe_dropout: chance of undoing each merge of a token, in sources and targets, others with
-            each pass of training (see `miniformer.data.subwords`); needs bpe tokenizers.
+            each pass of training (see `miniformer.data.tokenizers.bpe_dropout`); needs bpe tokenizers.
         generated: examples of each validation, chosen by chance, to which targets are written, for
             exact match, BLEU and chrF; a test writes to all. 0: none, in a test either.
         num_beams, length_penalty: see `GenerationConfig`; of a test and of the trained model. To
@@ -63,11 +68,11 @@ class Seq2Seq(WritingTask):
 
     name: ClassVar[str] = "seq2seq"
     models: ClassVar[tuple[str, ...]] = ("seq2seq",)
-    unit: ClassVar[str] = "nats/token"
-    larger_is_better: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
+    loss_unit: ClassVar[str] = "nats/token"
+    maximize: ClassVar[frozenset[str]] = frozenset({"exact_match", "bleu", "chrf"})
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
-    two_texts: ClassVar[tuple[str, str] | None] = ("source", "target")
-    learns_each_token: ClassVar[bool] = True
+    text_fields: ClassVar[tuple[str, str] | None] = ("source", "target")
+    per_token_loss: ClassVar[bool] = True
     token_arrays: ClassVar[tuple[str, ...]] = ("source", "labels")
     token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
 
@@ -83,7 +88,7 @@ class Seq2Seq(WritingTask):
 
     @property
     def schema(self) -> Schema:
-        return {"source": fields.text, "target": fields.text}
+        return {"source": schema.check_text, "target": schema.check_text}
 
     def texts(self, record: Record) -> Iterator[str]:
         yield record["source"]
@@ -97,14 +102,14 @@ class Seq2Seq(WritingTask):
         sources = self.encode_sources([record["source"] for record in records], tokenizer, seq_len)
         longest = min(self.max_target_len or seq_len, seq_len)
         targets = tokenizer.encode_batch([record["target"] for record in records])
-        frame = tokenizer.of_sequences
+        frame = tokenizer.sequence_template
         examples = []
         for record, (source, cut), target in zip(records, sources, targets, strict=True):
-            whole = [*frame.before, *target, *frame.after]  # a target that is cut has no end
+            whole = [*frame.prefix, *target, *frame.suffix]  # a target that is cut has no end
             examples.append(
                 {
-                    "source": as_ids(source, tokenizer.of_sources),
-                    "labels": as_ids(whole[:longest], tokenizer),
+                    "source": ids_to_array(source, tokenizer.source_tokenizer),
+                    "labels": ids_to_array(whole[:longest], tokenizer),
                     "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
                     "cut": cut + max(0, len(whole) - longest),
                 }
@@ -115,30 +120,30 @@ class Seq2Seq(WritingTask):
         self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
     ) -> list[tuple[list[int], int]]:
         """Token ids of each source, and how many of them did not fit."""
-        tokenizer = tokenizer.of_sources
-        frame = tokenizer.of_sequences
-        room = min(self.max_source_len or seq_len, seq_len) - len(frame.before) - len(frame.after)
+        tokenizer = tokenizer.source_tokenizer
+        frame = tokenizer.sequence_template
+        room = min(self.max_source_len or seq_len, seq_len) - len(frame.prefix) - len(frame.suffix)
         room = max(0, room)
         return [
-            ([*frame.before, *ids[:room], *frame.after], max(0, len(ids) - room))
+            ([*frame.prefix, *ids[:room], *frame.suffix], max(0, len(ids) - room))
             for ids in tokenizer.encode_batch(texts)
         ]
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         super().check(config, tokenizer)
         if tokenizer is not None:
-            frame = tokenizer.of_sources.of_sequences
+            frame = tokenizer.source_tokenizer.sequence_template
             # A target has a token to begin with, and one to learn.
-            least = max(2, len(frame.before) + len(frame.after) + 1)
+            least = max(2, len(frame.prefix) + len(frame.suffix) + 1)
             check_max_seq_len(config, least, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
-            Merges(tokenizer), Merges(tokenizer.of_sources)  # refuse what is no bpe
+            BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # refuse what is no bpe
 
-    def start(self, tokenizer: Tokenizer) -> int:
+    def decoder_start_token_id(self, tokenizer: Tokenizer) -> int:
         """The decoder's first input."""
-        return tokenizer.boundary_id if self.start_id is None else self.start_id
+        return tokenizer.eos_id if self.start_id is None else self.start_id
 
-    def cutter(
+    def batcher(
         self,
         tokenizer: Tokenizer | None,
         *,
@@ -146,21 +151,24 @@ class Seq2Seq(WritingTask):
         batch_size: int,
         batch_tokens: int | None,
         training: bool,
-    ) -> Cutter:
+    ) -> Batcher:
         assert tokenizer is not None
-        start_id, end_id = self.start(tokenizer), tokenizer.boundary_id
+        start_id, end_id = self.decoder_start_token_id(tokenizer), tokenizer.eos_id
 
         merges = {}
         if self.bpe_dropout and training:
-            merges = {"source": Merges(tokenizer.of_sources), "labels": Merges(tokenizer)}
+            merges = {
+                "source": BPEMerges(tokenizer.source_tokenizer),
+                "labels": BPEMerges(tokenizer),
+            }
 
         def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
             ends = None if training else end_id
-            return collate_pairs(examples, start_id=start_id, end_id=ends)
+            return collate_seq2seq(examples, start_id=start_id, end_id=ends)
 
-        return LengthBuckets(
-            with_bpe_dropout(collate, self.bpe_dropout, merges=merges, limit=seq_len),
-            length=("source", "labels"),
+        return LengthBucketBatcher(
+            with_bpe_dropout(collate, self.bpe_dropout, merges=merges, max_length=seq_len),
+            length_columns=("source", "labels"),
             batch_size=batch_size,
             batch_tokens=batch_tokens,
         )
@@ -169,42 +177,46 @@ class Seq2Seq(WritingTask):
         """See `seq2seq_loss`."""
         return seq2seq_loss(model, batch, self.label_smoothing, self.r_drop)
 
-    def measure(self, model: Any, batch: Batch) -> Measured:
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         """Loss, and for the first examples what the model writes and what it should have."""
         served = batch.get("about", {}).get("examples", 0)
-        return self._measure(model, batch, self.generated - served, GenerationConfig())
+        return self._generate_and_eval(model, batch, self.generated - served, GenerationConfig())
 
-    def measure_test(self, model: Any, batch: Batch) -> Measured:
+    def test_step(self, model: Any, batch: Batch) -> BatchStats:
         beams = GenerationConfig(num_beams=self.num_beams, length_penalty=self.length_penalty)
-        return self._measure(model, batch, len(batch["source"]) if self.generated else 0, beams)
+        return self._generate_and_eval(
+            model, batch, len(batch["source"]) if self.generated else 0, beams
+        )
 
-    def _measure(
-        self, model: Any, batch: Batch, wanted: int, decoding: GenerationConfig
-    ) -> Measured:
-        measured = super().measure(model, batch)
-        wanted = min(len(batch["source"]), wanted)
-        if "references" not in batch or wanted <= 0:
+    def _generate_and_eval(
+        self, model: Any, batch: Batch, num_samples: int, generation_config: GenerationConfig
+    ) -> BatchStats:
+        measured = super().eval_step(model, batch)
+        num_samples = min(len(batch["source"]), num_samples)
+        if "references" not in batch or num_samples <= 0:
             return measured
-        longest = int((batch["labels"] != IGNORED).sum(1).max())
+        longest = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
         options = dataclasses.replace(  # what runs on far beyond any target is cut
-            decoding,
+            generation_config,
             max_new_tokens=min(2 * longest + 10, model.config.max_seq_len - 1),
             temperature=0.0,
             eos_id=batch["end_id"],
         )
-        source, mask = batch["source"][:wanted], batch.get("source_mask")
-        ends = [source.shape[1]] * wanted if mask is None else mask[:wanted].sum(1).tolist()
+        source, mask = batch["source"][:num_samples], batch.get("source_mask")
+        ends = (
+            [source.shape[1]] * num_samples if mask is None else mask[:num_samples].sum(1).tolist()
+        )
         rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
         begin = [int(batch["target"][0, 0])]
-        written = write(model, [Start(begin, row) for row in rows], options)
+        written = generate_batch(model, [GenerationInput(begin, row) for row in rows], options)
         measured["written"] = [each.tokens for each in written]
-        measured["references"] = batch["references"][:wanted]
-        beams = decoding.num_beams
+        measured["references"] = batch["references"][:num_samples]
+        beams = generation_config.num_beams
         measured["decoding"] = "greedy decoding" if beams == 1 else f"a search of {beams} beams"
         return measured
 
-    def figures(
-        self, measured: Sequence[Measured], tokenizer: Tokenizer | None = None
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss, and over what was written exact match (a share), BLEU and chrF (0 to 100).
 
@@ -212,14 +224,14 @@ class Seq2Seq(WritingTask):
         are targets as the tokenizer gives them back, since a model can write no others; those with
         unknown tokens stay as they are.
         """
-        figures = super().figures(measured)
-        references = [text for each in measured for text in each.get("references", [])]
+        figures = super().compute_metrics(batch_stats)
+        references = [text for each in batch_stats for text in each.get("references", [])]
         if not references or tokenizer is None:
             return figures
-        written = [tokenizer.decode(ids) for each in measured for ids in each.get("written", [])]
-        return {**figures, **text_metrics(written, round_trip(tokenizer, references))}
+        written = [tokenizer.decode(ids) for each in batch_stats for ids in each.get("written", [])]
+        return {**figures, **compute_text_metrics(written, round_trip(tokenizer, references))}
 
-    def notes(self, metric: str) -> Iterator[str]:
+    def pre_run_warnings(self, metric: str) -> Iterator[str]:
         if self.generated and not has_sacrebleu():
             if metric in ("bleu", "chrf"):
                 raise UserError(
@@ -228,24 +240,28 @@ class Seq2Seq(WritingTask):
                 )
             yield 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
 
-    def tokenizer_findings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
-        some = list(islice(records, _LOOKED_AT))
+    def tokenizer_warnings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
+        some = list(islice(records, _MAX_CHECKED_TARGETS))
         examples = self.encode(some, tokenizer, 2)  # for their references, which are whole
-        yield from lossy_targets([_text(example) for example in examples], tokenizer)
+        yield from lossy_target_warnings(
+            [_reference_text(example) for example in examples], tokenizer
+        )
 
-    def describe(self, measured: Sequence[Measured]) -> str:
+    def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """On how many examples the figures of written text stand."""
-        count = sum(len(each.get("references", [])) for each in measured)
+        count = sum(len(each.get("references", [])) for each in batch_stats)
         if not count:
             return ""
-        how = {each["decoding"] for each in measured if "decoding" in each}
+        how = {each["decoding"] for each in batch_stats if "decoding" in each}
         return f"Exact match, BLEU and chrF: {', '.join(how)} of {count:,} examples, by sacrebleu."
 
-    def generation(self, config: TransformerConfig, tokenizer: Tokenizer) -> GenerationConfig:
+    def default_generation_config(
+        self, config: TransformerConfig, tokenizer: Tokenizer
+    ) -> GenerationConfig:
         return GenerationConfig(
             max_new_tokens=min(self.max_target_len or 256, config.max_seq_len - 1),
             temperature=0.0,
-            eos_id=tokenizer.boundary_id,
+            eos_id=tokenizer.eos_id,
             num_beams=self.num_beams,
             length_penalty=self.length_penalty,
         )
@@ -257,16 +273,16 @@ class Seq2Seq(WritingTask):
             return [record["source"] for record in some]
         return [text for record in some for text in islice(self.texts(record), 1)]
 
-    def starts(
+    def generation_inputs(
         self,
         model: Any,
         tokenizer: Tokenizer,
         prompts: Sequence[str],
         *,
         truncate: bool = False,
-        new_tokens: int = 0,
-    ) -> list[Start]:
-        begin = [self.start(tokenizer)]
+        max_new_tokens: int = 0,
+    ) -> list[GenerationInput]:
+        begin = [self.decoder_start_token_id(tokenizer)]
         found = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
         if not truncate:
             problems = {
@@ -276,7 +292,7 @@ class Seq2Seq(WritingTask):
             }
             if problems:
                 raise InputError(problems)
-        return [Start(begin, ids) for ids, _ in found]
+        return [GenerationInput(begin, ids) for ids, _ in found]
 
     def predict(
         self,
@@ -297,10 +313,10 @@ class Seq2Seq(WritingTask):
         if problems:
             raise InputError(problems)
         one = dataclasses.replace(options, num_return_sequences=1)
-        return self.answer(model, tokenizer, inputs, one, truncate=truncate)
+        return self.generate_text(model, tokenizer, inputs, one, truncate=truncate)
 
 
-def _text(example: Example) -> str:
+def _reference_text(example: Example) -> str:
     """The target of an example, whole."""
     text: str = example["reference"].tobytes().decode()
     return text

@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import UserError
-from miniformer.data.batches import Batches
-from miniformer.data.buckets import Batch
-from miniformer.data.tokenizer import Tokenizer
-from miniformer.tasks.task import Measured, Task
-from miniformer.training import engines
-from miniformer.training.budget import Budget
-from miniformer.training.finite import FiniteCheck
-from miniformer.training.objective import Objective, repeated
-from miniformer.training.optimizers import own_lr
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.batching.loader import BatchLoader
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.base import BatchStats, Task
+from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.nan_check import NaNCheck
+from miniformer.training.distributed import strategies
+from miniformer.training.loss_module import LossModule, is_duplicate_batch
+from miniformer.training.optim.optimizers import default_lr
 
-WARMUP_SHARE = 0.05
-_NOTHING = 1e-12  # what a loss that sums over nothing is divided by
+DEFAULT_WARMUP_RATIO = 0.05
+_MIN_COUNT = 1e-12  # what a loss that sums over nothing is divided by
 
 
 class MiniFormerLitModule(L.LightningModule):
@@ -74,10 +74,10 @@ class MiniFormerLitModule(L.LightningModule):
         self.automatic_optimization = False
         task = registry.get("task", task)() if isinstance(task, str) else task
         # A loaded model is in eval mode, in which dropout is off.
-        self.objective = Objective(model.train(), task)
+        self.loss_module = LossModule(model.train(), task)
         self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
-        lr = own_lr(optimizer) if lr is None else lr
+        lr = default_lr(optimizer) if lr is None else lr
         self._optimizer_options = {"lr": lr, "weight_decay": weight_decay}
         self._optimizer_options |= optimizer_config or {}
         if layer_lr_decay != 1.0:
@@ -87,31 +87,33 @@ class MiniFormerLitModule(L.LightningModule):
         self.lr, self.warmup_steps, self.warmup_share = lr, warmup_steps, warmup_share
         if warmup_steps is None and warmup_share is None:
             # onecycle goes up by itself; without any schedule nobody knows how long a share is.
-            self.warmup_share = None if scheduler in ("onecycle", "none") else WARMUP_SHARE
+            self.warmup_share = None if scheduler in ("onecycle", "none") else DEFAULT_WARMUP_RATIO
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
         self.budget = budget
         self._budget = budget or Budget()  # the one in use
-        self._micro = 0  # batches of the step under way
-        self._sums: Tensor | None = None  # of the step under way: loss, and what it sums over
-        self._told = [0, 0]  # of the step under way: tokens, padding
+        self._micro_batches = 0  # batches of the step under way
+        self._loss_and_count: Tensor | None = (
+            None  # of the step under way: loss, and what it sums over
+        )
+        self._token_counts = [0, 0]  # of the step under way: tokens, padding
         self.tokens = self.padding = 0  # trained on so far, on all devices
         self.current_lr = 0.0  # of the last step
         self.gradient_norm: Tensor | None = None  # of the last step, before it was clipped
         self.train_loss: Tensor | None = None  # of the last step
-        self.finite = FiniteCheck()
-        self.stop_asked = False  # some rank wants to stop; known to all of them after a step
-        self.measured: list[Measured] = []  # of the last validation or test
+        self.nan_check = NaNCheck()
+        self.stop_requested = False  # some rank wants to stop; known to all of them after a step
+        self.validation_stats: list[BatchStats] = []  # of the last validation or test
 
     @property
     def model(self) -> Any:
         """The model that is trained."""
-        return self.objective.model
+        return self.loss_module.model
 
     @property
     def task(self) -> Task:
         """What it learns."""
-        return self.objective.task
+        return self.loss_module.task
 
     @property
     def progress(self) -> float:
@@ -121,7 +123,7 @@ class MiniFormerLitModule(L.LightningModule):
     @property
     def between_steps(self) -> bool:
         """Whether no batch has been added to the next step yet."""
-        return self._micro == 0
+        return self._micro_batches == 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own `forward`."""
@@ -129,7 +131,7 @@ class MiniFormerLitModule(L.LightningModule):
         return out
 
     def configure_model(self) -> None:
-        engines.shard(self)
+        strategies.apply_fsdp(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         try:
@@ -149,57 +151,59 @@ class MiniFormerLitModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.budget is None:
-            self._budget = self._trainer_budget()
+            self._budget = self._budget_from_trainer()
             self._budget.start()
-        self._micro, self._sums, self._told = 0, None, [0, 0]
-        self.train_mode(True)
+        self._micro_batches, self._loss_and_count, self._token_counts = 0, None, [0, 0]
+        self.set_optimizer_mode(True)
 
     def on_validation_model_zero_grad(self) -> None:
         """Nothing: gradients may belong to a step that is under way."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        self._micro += 1
-        steps = self._micro == self.accumulate_grad_batches or self.trainer.is_last_batch
-        with engines.synchronised(self, steps):
-            loss, count = self.objective(batch)
-            self.manual_backward(engines.scaled(self, loss, count))
+        self._micro_batches += 1
+        steps = self._micro_batches == self.accumulate_grad_batches or self.trainer.is_last_batch
+        with strategies.grad_sync(self, steps):
+            loss, count = self.loss_module(batch)
+            self.manual_backward(strategies.backward_loss(self, loss, count))
         about = batch.get("about", {})
         sums = torch.stack([loss.detach().float(), count.to(loss).float()])
         if loss.device.type != "mps":  # which has no float64
             sums = sums.double()
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._told[0] += about.get("tokens", 0)
-        self._told[1] += about.get("padding", 0)
-        self.finite.note(loss.detach(), about.get("place"))
+        self._loss_and_count = sums if self._loss_and_count is None else self._loss_and_count + sums
+        self._token_counts[0] += about.get("tokens", 0)
+        self._token_counts[1] += about.get("padding", 0)
+        self.nan_check.record(loss.detach(), about.get("place"))
         if steps:
-            self._step(about.get("epochs", 0.0))
+            self._optimizer_step(about.get("epochs", 0.0))
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self._log()
+                self._log_train_metrics()
 
-    def _step(self, epochs: float) -> None:
+    def _optimizer_step(self, epochs: float) -> None:
         """A step of the optimiser, at whose end `epochs` are done."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
-        assert self._sums is not None
-        sums, self._told, self.stop_asked = engines.agree(
-            self, self._sums, self._told, self._budget, self.stop_asked
+        assert self._loss_and_count is not None
+        sums, self._token_counts, self.stop_requested = strategies.all_reduce_step_stats(
+            self, self._loss_and_count, self._token_counts, self._budget, self.stop_requested
         )
         step = self.trainer.global_step
-        self.finite.check(step + 1)  # before what is broken is learnt
-        count = sums[1].clamp_min(_NOTHING)
+        self.nan_check.check(step + 1)  # before what is broken is learnt
+        count = sums[1].clamp_min(_MIN_COUNT)
         self.train_loss = (sums[0] / count).float()
-        self.gradient_norm = engines.divide_and_clip(self, count.float(), self.gradient_clip_val)
-        self.current_lr = self.lr * self._factor(step, epochs)
+        self.gradient_norm = strategies.normalize_and_clip_grads(
+            self, count.float(), self.gradient_clip_val
+        )
+        self.current_lr = self.lr * self._lr_factor(step, epochs)
         for group in optimizer.param_groups:
             group["lr"] = self.current_lr * group.get("lr_scale", 1.0)
         optimizer.step()
         optimizer.zero_grad()
         self._budget.epochs = epochs
-        self.tokens += self._told[0]
-        self.padding += self._told[1]
-        self._micro, self._sums, self._told = 0, None, [0, 0]
+        self.tokens += self._token_counts[0]
+        self.padding += self._token_counts[1]
+        self._micro_batches, self._loss_and_count, self._token_counts = 0, None, [0, 0]
 
-    def _factor(self, step: int, epochs: float = 0.0) -> float:
+    def _lr_factor(self, step: int, epochs: float = 0.0) -> float:
         """Share of `lr` for the optimiser step after `step` others; `epochs` are done after it."""
         factor = self._schedule(self._budget.progress(step))
         if self.warmup_steps is not None:
@@ -209,19 +213,19 @@ class MiniFormerLitModule(L.LightningModule):
             return factor * min(1.0, max(after, 1e-3) / self.warmup_share)
         return factor
 
-    def _log(self) -> None:
+    def _log_train_metrics(self) -> None:
         self.log("train_loss", self.train_loss, logger=False, prog_bar=True)  # type: ignore[arg-type]
         figures = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
         if self.gradient_norm is not None:
             figures["grad_norm"] = float(self.gradient_norm)
         self._log_to_loggers(figures)
 
-    def _log_to_loggers(self, figures: dict[str, float]) -> None:
+    def _log_to_loggers(self, metrics: dict[str, float]) -> None:
         # At the optimiser step: Lightning's own step counts batches.
         for logger in self.loggers:
-            logger.log_metrics(figures, step=self.trainer.global_step)
+            logger.log_metrics(metrics, step=self.trainer.global_step)
 
-    def _trainer_budget(self) -> Budget:
+    def _budget_from_trainer(self) -> Budget:
         """The limits of a `Trainer` that the user made."""
         trainer = self.trainer
         steps = [trainer.max_steps] if trainer.max_steps > 0 else []
@@ -230,7 +234,7 @@ class MiniFormerLitModule(L.LightningModule):
             steps.append(epochs * math.ceil(batches / self.accumulate_grad_batches))
         loader = trainer.train_dataloader
         # Batches of a length not known yet tell themselves how far they are.
-        counted = isinstance(loader, Batches) and loader.pools.count is not None
+        counted = isinstance(loader, BatchLoader) and loader.chunks.num_chunks is not None
         limit = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
         timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
         seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
@@ -246,7 +250,7 @@ class MiniFormerLitModule(L.LightningModule):
             max_seconds=min(seconds, default=None),
         )
 
-    def train_mode(self, training: bool) -> None:
+    def set_optimizer_mode(self, training: bool) -> None:
         """Tells an optimiser that averages weights which of them the model should hold now."""
         for optimizer in self.trainer.optimizers:
             switch = getattr(optimizer, "train" if training else "eval", None)
@@ -254,33 +258,33 @@ class MiniFormerLitModule(L.LightningModule):
                 switch()
 
     def on_validation_epoch_start(self) -> None:
-        self.measured = []
+        self.validation_stats = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure(batch)
+        self._eval_step(batch)
 
     def on_validation_epoch_end(self) -> None:
-        self._tell("val")
+        self._log_eval_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        self.measured = []
+        self.validation_stats = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure(batch, test=True)
+        self._eval_step(batch, test=True)
 
     def on_test_epoch_end(self) -> None:
-        self._tell("test")
+        self._log_eval_metrics("test")
 
-    def _measure(self, batch: Batch, *, test: bool = False) -> None:
-        measured = engines.measure(self, batch, test=test)
-        if not repeated(batch):
-            self.measured.append(measured)
+    def _eval_step(self, batch: Batch, *, test: bool = False) -> None:
+        measured = strategies.eval_step(self, batch, test=test)
+        if not is_duplicate_batch(batch):
+            self.validation_stats.append(measured)
 
-    def _tell(self, kind: str) -> None:
-        self.measured = engines.gathered(self, self.measured)
-        if self.measured:
-            figures = self.task.figures(self.measured, self.tokenizer)
-            figures = {f"{kind}_{name}": value for name, value in figures.items()}
+    def _log_eval_metrics(self, stage: str) -> None:
+        self.validation_stats = strategies.all_gather_stats(self, self.validation_stats)
+        if self.validation_stats:
+            figures = self.task.compute_metrics(self.validation_stats, self.tokenizer)
+            figures = {f"{stage}_{name}": value for name, value in figures.items()}
             self.log_dict(figures, logger=False)
             if not self.trainer.sanity_checking:
                 self._log_to_loggers(figures)

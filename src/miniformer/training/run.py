@@ -14,45 +14,50 @@ import lightning as L
 import torch
 from rich.console import Console
 
-from miniformer.checkpoint.companions import MODELS, read_companions
-from miniformer.command import python
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_artifacts
 from miniformer.config import UserError
-from miniformer.config.units import format_bytes
+from miniformer.config.command_line import python_command
 from miniformer.model.pretrained import read_config
-from miniformer.tasks.task import Task
+from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
-from miniformer.training.beginning import take_weights
-from miniformer.training.budget import Budget
-from miniformer.training.callbacks import figures_of
-from miniformer.training.choosing import fit_to_machine
-from miniformer.training.compiling import compile_layers
-from miniformer.training.engines import full_weights, set_weights
-from miniformer.training.finite import NotFiniteError
-from miniformer.training.given import Given, built, packed
-from miniformer.training.launch import (
-    console_of,
-    from_first,
+from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.nan_check import NonFiniteLossError
+from miniformer.training.callbacks.progress import make_console
+from miniformer.training.callbacks.validation import metrics_from_trainer
+from miniformer.training.distributed.launcher import (
+    broadcast_from_rank0,
+    init_process_group,
     is_launched,
-    join,
     launch,
-    member,
     rank,
+    rank0_console,
+    worker_context,
 )
-from miniformer.training.limits import steps_at_most, warn_of_limits
+from miniformer.training.distributed.strategies import full_state_dict, load_full_state_dict
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.loggers import finish
-from miniformer.training.outputs import Outputs
-from miniformer.training.parts import Parts, make_module, make_trainer, quiet_lightning
-from miniformer.training.preparation import Prepared, device_type, prepare
-from miniformer.training.progress import make_console
-from miniformer.training.restart_folder import RunFolder
-from miniformer.training.resuming import going_on, settings_of
-from miniformer.training.run_folder import new_folder, unused_folders_removed
-from miniformer.training.run_state import KeepState
-from miniformer.training.warming import warm_settings, where_it_was_left
+from miniformer.training.report.artifacts import RunArtifacts
+from miniformer.training.report.loggers import finish_loggers
+from miniformer.training.resume.callback import ResumeCheckpoint
+from miniformer.training.resume.config import resolve_resume, resume_config
+from miniformer.training.resume.restart_folder import RunFolder
+from miniformer.training.setup.builders import (
+    RunCallbacks,
+    make_module,
+    make_trainer,
+    suppress_lightning_hints,
+)
+from miniformer.training.setup.given import CallbackOrFactory, build_callbacks, pickle_callbacks
+from miniformer.training.setup.init_from import load_pretrained_weights
+from miniformer.training.setup.limits import max_total_steps, warn_unreached_limits
+from miniformer.training.setup.prepare import RunSetup, prepare, resolve_device_type
+from miniformer.training.setup.pretraining import pretrain_config, resume_pretraining
+from miniformer.training.setup.run_folder import create_run_folder, remove_unused_folders_on_error
+from miniformer.training.tuning.auto_tune import auto_tune
+from miniformer.training.tuning.compile import compile_layers
 from miniformer.utils.streams import printable_output
+from miniformer.utils.units import format_bytes
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +75,15 @@ class RunResult:
     folder: Path
     model: Path
     task: Task
-    figures: dict[str, float]
+    metrics: dict[str, float]
     interrupted: int | None
 
 
 def train(
-    config: TrainConfig, *, console: Console | None = None, callbacks: Sequence[Given] = ()
+    config: TrainConfig,
+    *,
+    console: Console | None = None,
+    callbacks: Sequence[CallbackOrFactory] = (),
 ) -> RunResult:
     """Trains a model and writes it to `<work_dir>/<experiment_name>/best` and `last`.
 
@@ -92,33 +100,38 @@ def train(
     """
     console = console or make_console()
     with printable_output(console.file):
-        return _train_on_devices(config, console, callbacks)
+        return _launch_or_train(config, console, callbacks)
 
 
-def _train_on_devices(
-    config: TrainConfig, console: Console, callbacks: Sequence[Given]
+def _launch_or_train(
+    config: TrainConfig, console: Console, callbacks: Sequence[CallbackOrFactory]
 ) -> RunResult:
     """Trains in this process, or in one for each device; see `train`."""
-    config, state = settings_of(config)
+    config, state = resolve_resume(config)
     if config.world_size > 1 and not is_launched():
-        outcome = launch(config, _worker, packed(callbacks))
+        outcome = launch(config, _worker, pickle_callbacks(callbacks))
         model = Path(outcome["model"])
-        task = read_companions(model, *read_config(model))[1]
+        task = read_artifacts(model, *read_config(model))[1]
         return RunResult(
             Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
         )
-    join(config, device_type(config))
+    init_process_group(config, resolve_device_type(config))
     kept = RunFolder(config.experiment_name or config.task)
-    begun = from_first(kept.begun)
+    begun = broadcast_from_rank0(kept.find_existing)
     if begun is not None and config.resume is None:  # torchrun has started the processes again
-        config, state = settings_of(going_on(begun, {}))
+        config, state = resolve_resume(resume_config(begun, {}))
     try:
-        with unused_folders_removed() as created:
+        with remove_unused_folders_on_error() as created:
             return _train(
-                config, console_of(console), built(callbacks), state, created=created, kept=kept
+                config,
+                rank0_console(console),
+                build_callbacks(callbacks),
+                state,
+                created=created,
+                run_folder=kept,
             )
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _NO_SPACE_ERRNOS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(
@@ -127,12 +140,12 @@ def _train_on_devices(
         ) from None
 
 
-def _worker(settings: dict[str, Any], path: str, callbacks: bytes) -> None:
+def _worker(settings: dict[str, Any], outcome_path: str, callbacks: bytes) -> None:
     """One of the processes of a run on several devices."""
-    with member(path) as tell:
+    with worker_context(outcome_path) as tell:
         result = train(TrainConfig.from_dict(settings), callbacks=pickle.loads(callbacks))
         if rank() == 0:
-            figures, interrupted = result.figures, result.interrupted
+            figures, interrupted = result.metrics, result.interrupted
             told = {"folder": str(result.folder), "model": str(result.model)}
             tell({**told, "figures": figures, "interrupted": interrupted})
 
@@ -141,10 +154,10 @@ def _train(
     config: TrainConfig,
     console: Console,
     callbacks: Sequence[L.Callback],
-    state: Path | None,
-    whole: Path | None = None,
+    checkpoint: Path | None,
+    parent_folder: Path | None = None,
     created: list[Path] | None = None,
-    kept: RunFolder | None = None,
+    run_folder: RunFolder | None = None,
 ) -> RunResult:
     """See `train`.
 
@@ -159,177 +172,199 @@ def _train(
     """
     L.seed_everything(config.seed, verbose=False)
     resumed = None if config.resume is None else Path(config.resume)
-    run = prepare(config, console, resumed=resumed)
-    if state is None:
-        run = fit_to_machine(run, console)
+    run = prepare(config, console, resume_dir=resumed)
+    if checkpoint is None:
+        run = auto_tune(run, console)
     config = run.config
     budget = Budget(
-        max_steps=config.max_steps, max_epochs=config.epochs, max_seconds=config.max_seconds
+        max_steps=config.max_steps,
+        max_epochs=config.effective_max_epochs,
+        max_seconds=config.max_seconds,
     )
-    steps = steps_at_most(config, run.data)
-    warn_of_limits(config, steps)
+    steps = max_total_steps(config, run.data)
+    warn_unreached_limits(config, steps)
     module = make_module(run, budget)
     warm = None
-    if config.warm_start is not None and state is None:
-        warm = warm_settings(run)
+    if config.warm_start is not None and checkpoint is None:
+        warm = pretrain_config(run)
     name = config.experiment_name or config.task
 
-    def begin() -> Path:
-        made = new_folder(Path(config.work_dir), name, created)
-        return made if kept is None else kept.keep(made)
+    def create_folder() -> Path:
+        made = create_run_folder(Path(config.work_dir), name, created)
+        return made if run_folder is None else run_folder.register(made)
 
-    folder = resumed or from_first(begin)
-    console.print(f"run folder: {folder}" if state is None else f"going on from {state}")
-    outputs = Outputs(folder, run, writes=rank() == 0)
-    outputs.begin()
-    if run.lr_search is not None and outputs.writes:
-        run.lr_search.draw(folder / "lr.png", unit=run.task.unit)
+    folder = resumed or broadcast_from_rank0(create_folder)
+    console.print(f"run folder: {folder}" if checkpoint is None else f"going on from {checkpoint}")
+    outputs = RunArtifacts(folder, run, is_global_zero=rank() == 0)
+    outputs.save_run_config()
+    if run.lr_search is not None and outputs.is_global_zero:
+        run.lr_search.plot(folder / "lr.png", unit=run.task.loss_unit)
     if warm is not None:
-        begun = _warm_start(run, warm, folder, console)
+        begun = _pretrain(run, warm, folder, console)
         if begun.interrupted is not None:
             return dataclasses.replace(begun, folder=folder)
     if config.compile:
         console.print(compile_layers(run, config.max_steps))
-    parts = Parts.of(run, module, outputs, budget, console, start=state)
-    with quiet_lightning():
-        trainer = make_trainer(config, folder, [*parts.callbacks, *callbacks, *parts.closing])
+    parts = RunCallbacks.build(run, module, outputs, budget, console, resume_from=checkpoint)
+    with suppress_lightning_hints():
+        trainer = make_trainer(
+            config, folder, [*parts.callbacks, *callbacks, *parts.final_callbacks]
+        )
         last = _fit(trainer, module, run, parts)
         if steps is None and parts.interrupt.signal is None:
-            warn_of_limits(config, int(last["step"]))
-        outputs.draw_loss(parts.progress.rows)
+            warn_unreached_limits(config, int(last["step"]))
+        outputs.save_loss_plot(parts.progress.rows)
         console.print(parts.progress.summary(trainer, module))
-        outputs.save("last", _averaged_weights(module, run, parts), last, outputs.loss)
-        tests = _judge(trainer, module, run, parts, folder, console)
-    finish(trainer.loggers)
+        outputs.save_model("last", _averaged_weights(module, run, parts), last, outputs.loss_plot)
+        tests = _evaluate(trainer, module, run, parts, folder, console)
+    finish_loggers(trainer.loggers)
 
     # Now that the run is over, the card of the model to use can tell the whole story.
     which, figures = "last", {**last, **tests}
-    if parts.keep.best is not None:
+    if parts.best_checkpoint.best_metrics is not None:
         times = {key: last[key] for key in ("training_tokens", "seconds")}
-        which, figures = "best", {**parts.keep.best, **tests, **times}
-    if tests and outputs.writes:
-        outputs.describe("test", module.measured)
-    outputs.complete(which, figures)
-    _tell(run, parts, outputs, console, figures, done=int(last["step"]), whole=whole)
+        which, figures = "best", {**parts.best_checkpoint.best_metrics, **tests, **times}
+    if tests and outputs.is_global_zero:
+        outputs.update_task_report("test", module.validation_stats)
+    outputs.finalize_model_card(which, figures)
+    _write_report(
+        run,
+        parts,
+        outputs,
+        console,
+        figures,
+        last_step=int(last["step"]),
+        parent_folder=parent_folder,
+    )
     return RunResult(folder, folder / which, run.task, figures, parts.interrupt.signal)
 
 
-def _warm_start(run: Prepared, settings: TrainConfig, folder: Path, console: Console) -> RunResult:
+def _pretrain(run: RunSetup, settings: TrainConfig, folder: Path, console: Console) -> RunResult:
     """Trains the model on its texts first, or goes on with that; returns what it left."""
-    config, state = from_first(lambda: where_it_was_left(settings, folder))
+    config, state = broadcast_from_rank0(lambda: resume_pretraining(settings, folder))
     console.print("warm start: hidden tokens of the texts")
-    result = _train(config, console, (), state, whole=folder)
+    result = _train(config, console, (), state, parent_folder=folder)
     if result.interrupted is None:
-        new = take_weights(run.model, result.model, run.kind)
+        new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"warm start done; new: {', '.join(new)}")
     L.seed_everything(run.config.seed, verbose=False)  # as after a resumption
     return result
 
 
 def _fit(
-    trainer: L.Trainer, module: MiniFormerLitModule, run: Prepared, parts: Parts
+    trainer: L.Trainer, module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
 ) -> dict[str, float]:
     """Trains, and validates what came out; returns figures of it."""
     try:
-        with parts.interrupt:
+        with callbacks.interrupt:
             trainer.fit(module, run.data)
-            if run.config.val_path and parts.keep.validated_at != trainer.global_step:
-                with parts.averaging.in_use(module):
+            if (
+                run.config.val_path
+                and callbacks.best_checkpoint.last_validation_step != trainer.global_step
+            ):
+                with callbacks.weight_averaging.use_averaged_weights(module):
                     trainer.validate(module, run.data, verbose=False)
-        module.finite.check(trainer.global_step, now=True)
-    except NotFiniteError as error:
-        raise UserError(_broken(error, run, parts.states)) from None
+        module.nan_check.check(trainer.global_step, now=True)
+    except NonFiniteLossError as error:
+        raise UserError(_nan_error_message(error, run, callbacks.resume_checkpoint)) from None
     losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
     return {
         **losses,
         "step": trainer.global_step,
         "training_tokens": module.tokens,
-        "seconds": round(parts.budget.seconds, 1),
+        "seconds": round(callbacks.budget.seconds, 1),
     }
 
 
 def _averaged_weights(
-    module: MiniFormerLitModule, run: Prepared, parts: Parts
+    module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
 ) -> dict[str, torch.Tensor]:
     """Copies of them: the model gets its own weights back."""
-    with parts.averaging.in_use(module):
-        return {name: each.clone() for name, each in full_weights(run.model).items()}
+    with callbacks.weight_averaging.use_averaged_weights(module):
+        return {name: each.clone() for name, each in full_state_dict(run.model).items()}
 
 
-def _judge(
+def _evaluate(
     trainer: L.Trainer,
     module: MiniFormerLitModule,
-    run: Prepared,
-    parts: Parts,
+    run: RunSetup,
+    callbacks: RunCallbacks,
     folder: Path,
     console: Console,
 ) -> dict[str, float]:
     """Offers the mean of the last weights as the best; returns test figures of the best."""
-    last, tests = parts.averaging.last, {}
-    if last is not None and parts.interrupt.signal is None:
+    last, tests = callbacks.weight_averaging.checkpoint_average, {}
+    if last is not None and callbacks.interrupt.signal is None:
         console.print(f"the mean of the weights at the last {len(last)} validations:")
-        set_weights(run.model, last.mean())
-        with parts.interrupt:
+        load_full_state_dict(run.model, last.mean())
+        with callbacks.interrupt:
             trainer.validate(module, run.data, verbose=False)
-    if run.config.test_path and parts.interrupt.signal is None:
-        if parts.keep.best is not None:
-            best = from_first(
-                lambda: MODELS[run.kind].from_pretrained(folder / "best").state_dict()
+    if run.config.test_path and callbacks.interrupt.signal is None:
+        if callbacks.best_checkpoint.best_metrics is not None:
+            best = broadcast_from_rank0(
+                lambda: MODEL_CLASSES[run.kind].from_pretrained(folder / "best").state_dict()
             )
-            set_weights(run.model, best)
-        with parts.interrupt:
+            load_full_state_dict(run.model, best)
+        with callbacks.interrupt:
             trainer.test(module, run.data, verbose=False)
-            tests = figures_of(trainer, "test")
+            tests = metrics_from_trainer(trainer, "test")
     return tests
 
 
-def _tell(
-    run: Prepared,
-    parts: Parts,
-    outputs: Outputs,
+def _write_report(
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    artifacts: RunArtifacts,
     console: Console,
-    figures: dict[str, float],
-    done: int,
-    whole: Path | None,
+    metrics: dict[str, float],
+    last_step: int,
+    parent_folder: Path | None,
 ) -> None:
     """Writes the report and says how to go on."""
-    facts, notes = parts.watch.facts(), []
-    if parts.interrupt.signal is not None:
-        notes.append(f"The run was stopped early, after step {done}.")
+    facts, notes = callbacks.monitor.system_info(), []
+    if callbacks.interrupt.signal is not None:
+        notes.append(f"The run was stopped early, after step {last_step}.")
         if run.config.test_path:
             notes.append("The test data was not evaluated.")
     if run.predicted_memory is not None:
-        used, predicted = parts.watch.memory(), run.predicted_memory
+        used, predicted = callbacks.monitor.peak_memory_bytes(), run.predicted_memory
         facts["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
         console.print(f"memory: {facts['memory']}")
-    rows = (parts.progress.rows, parts.watch.rows, parts.samples.rows)
-    report = outputs.report(*rows, figures, facts=facts, notes=notes)
+    rows = (callbacks.progress.rows, callbacks.monitor.rows, callbacks.sample_generation.rows)
+    report = artifacts.write_html_report(*rows, metrics, run_info=facts, notes=notes)
     console.print(f"report: {report}")
-    if parts.interrupt.signal is not None and parts.states.written is not None:
-        console.print(f"go on from step {done} with: --resume {whole or outputs.folder}")
+    if (
+        callbacks.interrupt.signal is not None
+        and callbacks.resume_checkpoint.last_checkpoint is not None
+    ):
+        console.print(
+            f"go on from step {last_step} with: --resume {parent_folder or artifacts.folder}"
+        )
         if run.config.test_path:
-            folder = shlex.quote(str(outputs.folder))
+            folder = shlex.quote(str(artifacts.folder))
             console.print(
                 "test_path was not evaluated, for the run was stopped; to test its model as it is: "
-                f"{python()} -m miniformer.trainer --resume {folder} --max_steps {done}"
+                f"{python_command()} -m miniformer.trainer --resume {folder} --max_steps {last_step}"
             )
 
 
-def _broken(error: NotFiniteError, run: Prepared, states: KeepState) -> str:
+def _nan_error_message(
+    error: NonFiniteLossError, run: RunSetup, resume_checkpoint: ResumeCheckpoint
+) -> str:
     """What a user should know of a loss that is no number: the records, and the way back."""
     lines = [str(error)]
     numbers: list[int] = []
     batches = run.data.train_dataloader()
-    for place in error.places:
-        numbers += batches.trace(place) or []
-    records = getattr(run.data.pools["train"], "records", None)
+    for place in error.batch_positions:
+        numbers += batches.record_indices(place) or []
+    records = getattr(run.data.chunks["train"], "records", None)
     if numbers and records is not None:
-        shown = ", ".join(records.where(number) for number in numbers[:5])
+        shown = ", ".join(records.location(number) for number in numbers[:5])
         more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
         lines.append(f"records of that batch: {shown}{more}")
-    if states.written is not None:
+    if resume_checkpoint.last_checkpoint is not None:
         lines.append(
-            f"the last good state is {states.written}; --resume {states.run} with a lower lr "
+            f"the last good state is {resume_checkpoint.last_checkpoint}; --resume {resume_checkpoint.run} with a lower lr "
             "goes on from it"
         )
     return "; ".join(lines)

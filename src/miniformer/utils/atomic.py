@@ -82,7 +82,7 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
         tmp_path.write_bytes(content)
 
 
-def backup_of(directory: Path) -> Path:
+def backup_path(directory: Path) -> Path:
     """Path of the previous directory in the moment in which a new one takes its place."""
     return directory.with_name(directory.name + ".old")
 
@@ -99,7 +99,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
         OSError: it cannot be written; `directory` is as before.
     """
     directory = directory.absolute()
-    tmp_path, backup = directory.with_name(directory.name + ".part"), backup_of(directory)
+    tmp_path, backup = directory.with_name(directory.name + ".part"), backup_path(directory)
     try:
         if backup.exists() and not directory.exists():
             os.replace(backup, directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-LONGEST_NAME = 200  # bytes; file systems allow 255, and a suffix such as -2 or .part may follow
+MAX_NAME_BYTES = 200  # bytes; file systems allow 255, and a suffix such as -2 or .part may follow
 
 
 def name_problem(name: str) -> str | None:
@@ -17,6 +17,6 @@ def name_problem(name: str) -> str | None:
         return "it holds a path separator"
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         return "it holds a control character"
-    if len(name.encode()) > LONGEST_NAME:
-        return f"it has {len(name.encode())} bytes, more than {LONGEST_NAME}"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it has {len(name.encode())} bytes, more than {MAX_NAME_BYTES}"
     return None

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 
 @contextlib.contextmanager
-def printable_output(*more: IO[str]) -> Iterator[None]:
+def printable_output(*extra_streams: IO[str]) -> Iterator[None]:
     """Has standard output and error print any text: a character they cannot encode is escaped.
 
     A terminal or pipe may be latin-1, cp1252 or ASCII, where `print` raises UnicodeEncodeError. A
@@ -21,7 +21,7 @@ def printable_output(*more: IO[str]) -> Iterator[None]:
         more: other text streams.
     """
     changed: list[tuple[Any, str]] = []
-    for stream in dict.fromkeys((sys.stdout, sys.stderr, *more)):
+    for stream in dict.fromkeys((sys.stdout, sys.stderr, *extra_streams)):
         errors = getattr(stream, "errors", None)
         if isinstance(stream, io.TextIOWrapper) and errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
@@ -34,7 +34,7 @@ def printable_output(*more: IO[str]) -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
-def read_standard_input() -> str:
+def read_stdin() -> str:
     """All of standard input, as UTF-8 whatever the locale says.
 
     Raises:

@@ -19,7 +19,7 @@ from tests.slow.mutations.selection import stages
 from tests.slow.mutations.survivors import judge
 
 PACKAGE = ROOT / "src" / "miniformer"
-FOLDERS = ("model", "generation", "tasks", "training")
+FOLDERS = ("model", "generation", "runtime", "tasks", "training")
 _PROCESSES = multiprocessing.get_context("forkserver")
 # Slow imports that every test process needs. Nothing of the package itself: the mutant comes first.
 _PRELOADED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]

@@ -10,12 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
-from miniformer.config.model_checks import SCALINGS
+from miniformer.config.model_checks import ROTARY_SCALINGS
 from miniformer.interop.hf.configs import Config, Reader, Writer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 # type of scaling -> their setting -> ours
-_SCALINGS: dict[str, dict[str, str]] = {
+_ROPE_SCALING_KEYS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
     "llama3": {
@@ -40,17 +40,17 @@ _SCALINGS: dict[str, dict[str, str]] = {
     },
 }
 # What stands beside a scaling, and the length that transformers adds to all of them.
-_NO_SCALING = {
+_NON_SCALING_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),
     "original_max_position_embeddings",
 }
 
 
-def read_rotation(
+def read_rope(
     *,
     base: float = 10000.0,
-    partial: bool = True,
-    share: float = 1.0,
+    allow_partial: bool = True,
+    rotary_pct: float = 1.0,
     keys: tuple[str, ...] = ("rope_theta",),
 ) -> Reader:
     """Reads one rotation for all layers.
@@ -63,23 +63,23 @@ def read_rotation(
     """
 
     def read(config: Config, fields: Config) -> None:
-        given = _parameters(config)
+        given = _get_rope_parameters(config)
         old = next((config[key] for key in keys if key in config), base)
         fields["rotary_base"] = given.get("rope_theta", old)
-        old = config.get("partial_rotary_factor", config.get("rotary_pct", share))
+        old = config.get("partial_rotary_factor", config.get("rotary_pct", rotary_pct))
         share_of_head = given.get("partial_rotary_factor", old)
         width = fields.get("head_dim") or fields["d_model"] // fields["n_heads"]
-        if share_of_head != 1 and not partial:
+        if share_of_head != 1 and not allow_partial:
             raise UserError(f"partial_rotary_factor={share_of_head} is not supported, only 1.0")
         if int(width * share_of_head) % 2:
             raise UserError(f"partial_rotary_factor={share_of_head} turns an odd part of {width}")
         fields["rotary_pct"] = share_of_head
-        _scale(given, config, fields)
+        _read_rope_scaling(given, config, fields)
 
     return read
 
 
-def read_two_rotations(*, base: float, local: float, keys: tuple[str, str]) -> Reader:
+def read_dual_rope(*, base: float, local: float, keys: tuple[str, str]) -> Reader:
     """Reads the rotation of full layers and that of layers with a window.
 
     Args:
@@ -92,28 +92,28 @@ def read_two_rotations(*, base: float, local: float, keys: tuple[str, str]) -> R
         if _FULL in given or _SLIDING in given:
             full, sliding = given.get(_FULL) or {}, given.get(_SLIDING) or {}
         else:
-            full, sliding = _parameters(config), {}
+            full, sliding = _get_rope_parameters(config), {}
         if sliding.get("rope_type", "default") != "default":
             raise UserError(f"rope_parameters: scaled {_SLIDING} is not supported")
         fields["rotary_base"] = full.get("rope_theta", config.get(keys[0], base))
         fields["rotary_base_local"] = sliding.get("rope_theta", config.get(keys[1], local))
-        _scale(full, config, fields)
+        _read_rope_scaling(full, config, fields)
         if fields.get("sliding_window") is None:  # no layer has it
             fields["rotary_base_local"] = None
 
     return read
 
 
-def write_rotation(config: TransformerConfig, theirs: Config) -> None:
+def write_rope(config: TransformerConfig, theirs: Config) -> None:
     """Writes one rotation for all layers, in the new form and in the old one."""
     if config.rotary_pct != 1.0:
         theirs["partial_rotary_factor"] = config.rotary_pct
     theirs["rope_theta"] = config.rotary_base
-    theirs["rope_parameters"] = _written(config, theirs, config.rotary_base)
-    _write_old_scaling(theirs["rope_parameters"], theirs)
+    theirs["rope_parameters"] = _make_rope_parameters(config, theirs, config.rotary_base)
+    _write_legacy_rope_scaling(theirs["rope_parameters"], theirs)
 
 
-def write_two_rotations(keys: tuple[str, str], *, old: bool = True) -> Writer:
+def write_dual_rope(keys: tuple[str, str], *, legacy_scaling: bool = True) -> Writer:
     """Writes the rotation of full layers and that of layers with a window.
 
     Args:
@@ -125,16 +125,16 @@ def write_two_rotations(keys: tuple[str, str], *, old: bool = True) -> Writer:
         local = config.rotary_base_local or config.rotary_base
         theirs[keys[0]], theirs[keys[1]] = config.rotary_base, local
         theirs["rope_parameters"] = {
-            _FULL: _written(config, theirs, config.rotary_base),
+            _FULL: _make_rope_parameters(config, theirs, config.rotary_base),
             _SLIDING: {"rope_type": "default", "rope_theta": local},
         }
-        if old:
-            _write_old_scaling(theirs["rope_parameters"][_FULL], theirs)
+        if legacy_scaling:
+            _write_legacy_rope_scaling(theirs["rope_parameters"][_FULL], theirs)
 
     return write
 
 
-def read_windows(kind: str, default: int | None = None) -> Reader:
+def read_sliding_window(kind: str, default: int | None = None) -> Reader:
     """Reads which layers have a sliding window.
 
     Args:
@@ -152,7 +152,7 @@ def read_windows(kind: str, default: int | None = None) -> Reader:
             window = None
         types = config.get("layer_types")
         if types is None:
-            letters = _usual(kind, config, layers)
+            letters = _default_window_pattern(kind, config, layers)
         elif len(types) != layers or set(types) - {_FULL, _SLIDING}:
             raise UserError(
                 f"layer_types must be {_FULL} or {_SLIDING} for each of {layers} layers"
@@ -165,16 +165,16 @@ def read_windows(kind: str, default: int | None = None) -> Reader:
             fields["sliding_window"] = fields["window_pattern"] = None
             return
         fields["sliding_window"] = window
-        fields["window_pattern"] = _shortest(letters) if "G" in letters else None
+        fields["window_pattern"] = _shortest_period(letters) if "G" in letters else None
 
     return read
 
 
-def write_windows(kind: str) -> Writer:
+def write_sliding_window(kind: str) -> Writer:
     """Writes which layers have a sliding window; see `read_windows`."""
 
     def write(config: TransformerConfig, theirs: Config) -> None:
-        windows = [config.window_of(layer) for layer in range(config.n_layers)]
+        windows = [config.layer_window(layer) for layer in range(config.n_layers)]
         window = next((each for each in windows if each is not None), None)
         if kind == "late":
             theirs["use_sliding_window"] = window is not None
@@ -189,7 +189,7 @@ def write_windows(kind: str) -> Writer:
     return write
 
 
-def _usual(kind: str, config: Config, layers: int) -> str:
+def _default_window_pattern(kind: str, config: Config, layers: int) -> str:
     if kind == "all":
         return "L" * layers
     if kind == "late":
@@ -203,7 +203,7 @@ def _usual(kind: str, config: Config, layers: int) -> str:
     return "".join("L" if (layer + 1) % every else "G" for layer in range(layers))
 
 
-def _shortest(letters: str) -> str:
+def _shortest_period(letters: str) -> str:
     """The shortest pattern that repeats to these letters."""
     for length in range(1, len(letters) + 1):
         if (letters[:length] * (len(letters) // length + 1))[: len(letters)] == letters:
@@ -211,31 +211,35 @@ def _shortest(letters: str) -> str:
     return letters
 
 
-def _parameters(config: Config) -> Config:
+def _get_rope_parameters(config: Config) -> Config:
     given = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(given, dict):
         raise UserError(f"rope_parameters must be an object, not {given!r}")
     return given
 
 
-def _scale(given: Config, config: Config, fields: Config) -> None:
-    kind = given.get("rope_type", given.get("type", "default"))
+def _read_rope_scaling(rope_parameters: Config, config: Config, fields: Config) -> None:
+    kind = rope_parameters.get("rope_type", rope_parameters.get("type", "default"))
     kind = "longrope" if kind == "su" else kind  # as Phi-3's first files call it
     if kind == "default":
         return
-    if not isinstance(kind, str) or kind not in _SCALINGS:
-        raise UserError(f"rope_type={kind!r} is none of default, {', '.join(_SCALINGS)}")
-    names = _SCALINGS[kind]
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING_KEYS:
+        raise UserError(f"rope_type={kind!r} is none of default, {', '.join(_ROPE_SCALING_KEYS)}")
+    names = _ROPE_SCALING_KEYS[kind]
     length = config.get("max_position_embeddings")
-    strange = [name for name in given if name not in names and name not in _NO_SCALING]
-    if strange == ["truncate"] and given["truncate"] is True:  # yarn's usual rounding
+    strange = [
+        name for name in rope_parameters if name not in names and name not in _NON_SCALING_KEYS
+    ]
+    if strange == ["truncate"] and rope_parameters["truncate"] is True:  # yarn's usual rounding
         strange = []
     if strange:
-        raise UserError(f"rope_parameters: {strange[0]}={given[strange[0]]!r} is not supported")
+        raise UserError(
+            f"rope_parameters: {strange[0]}={rope_parameters[strange[0]]!r} is not supported"
+        )
     scaling: dict[str, Any] = {"type": kind}
     for theirs, ours in names.items():
-        if given.get(theirs) is not None:
-            scaling[ours] = given[theirs]
+        if rope_parameters.get(theirs) is not None:
+            scaling[ours] = rope_parameters[theirs]
     if kind in ("dynamic", "yarn"):
         scaling.setdefault("original_max_seq_len", length)
     if kind == "longrope":
@@ -247,23 +251,23 @@ def _scale(given: Config, config: Config, fields: Config) -> None:
         fields["max_seq_len"] = int(length * scaling["factor"])
 
 
-def _write_old_scaling(parameters: Config, theirs: Config) -> None:
+def _write_legacy_rope_scaling(parameters: Config, theirs: Config) -> None:
     """What was `rope_scaling` before transformers 5, which had base and share beside it."""
     if parameters["rope_type"] != "default":
         beside = ("rope_theta", "partial_rotary_factor")
         theirs["rope_scaling"] = {k: v for k, v in parameters.items() if k not in beside}
 
 
-def _written(config: TransformerConfig, theirs: Config, base: float) -> Config:
+def _make_rope_parameters(config: TransformerConfig, theirs: Config, base: float) -> Config:
     made: Config = {"rope_type": "default", "rope_theta": base}
     if config.rotary_pct != 1.0:
         made["partial_rotary_factor"] = config.rotary_pct
     if config.rotary_scaling is None:
         return made
     kind = config.rotary_scaling["type"]
-    scaling = {**SCALINGS[kind], **config.rotary_scaling}
+    scaling = {**ROTARY_SCALINGS[kind], **config.rotary_scaling}
     made["rope_type"] = kind
-    for name, ours in _SCALINGS[kind].items():
+    for name, ours in _ROPE_SCALING_KEYS[kind].items():
         if scaling[ours]:  # an attention factor of 0 follows from the factor
             made[name] = scaling[ours]
     if kind == "longrope":

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
-from miniformer.config.families import FAMILIES, SEQ2SEQ_FAMILIES
-from miniformer.config.model_checks import SCALINGS
+from miniformer.config.architectures import ARCHITECTURES, SEQ2SEQ_ARCHITECTURES
+from miniformer.config.model_checks import ROTARY_SCALINGS
 from miniformer.interop.hf.weights import Rule
 
 REQUIRED = object()
-_LAYERS = 10_000  # more than any model has; what a file claims is made up for each of them
+_MAX_LAYERS = 10_000  # more than any model has; what a file claims is made up for each of them
 
 Config = dict[str, Any]
 Reader = Callable[[Config, Config], None]  # their config, our fields so far, which it adds to
@@ -20,7 +20,7 @@ Writer = Callable[[TransformerConfig, Config], None]  # our config, theirs so fa
 
 
 @dataclasses.dataclass(frozen=True)
-class Key:
+class ConfigKey:
     """One key of a `config.json` and the field that it is.
 
     Args:
@@ -31,11 +31,11 @@ class Key:
         null: whether it may be null.
     """
 
-    theirs: str
-    ours: str
+    hf_key: str
+    field: str
     default: Any = REQUIRED
-    words: Mapping[Any, Any] | None = None
-    null: bool = False
+    value_map: Mapping[Any, Any] | None = None
+    nullable: bool = False
 
     def read(self, config: Config) -> Any:
         """Our value.
@@ -43,27 +43,27 @@ class Key:
         Raises:
             UserError: there is none, or it is none that we know.
         """
-        value = config.get(self.theirs, self.default)
+        value = config.get(self.hf_key, self.default)
         if value is REQUIRED:
-            raise UserError(f"{self.theirs} is missing")
-        if value is None and not self.null:
-            raise UserError(f"{self.theirs} must not be null")
-        if self.words is None:
+            raise UserError(f"{self.hf_key} is missing")
+        if value is None and not self.nullable:
+            raise UserError(f"{self.hf_key} must not be null")
+        if self.value_map is None:
             return value
-        if not isinstance(value, str | bool | int | None) or value not in self.words:
-            known = ", ".join(map(repr, self.words))
-            raise UserError(f"{self.theirs}={value!r} is none of {known}")
-        return self.words[value]
+        if not isinstance(value, str | bool | int | None) or value not in self.value_map:
+            known = ", ".join(map(repr, self.value_map))
+            raise UserError(f"{self.hf_key}={value!r} is none of {known}")
+        return self.value_map[value]
 
     def write(self, value: Any) -> Any:
         """Their value; None: they have none for it."""
-        if self.words is None:
+        if self.value_map is None:
             return value
-        return next((theirs for theirs, ours in self.words.items() if ours == value), None)
+        return next((theirs for theirs, ours in self.value_map.items() if ours == value), None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class ModelClass:
     """What a family's backbone is used for: one of its classes.
 
     Args:
@@ -74,10 +74,10 @@ class Kind:
 
     fields: Config
     rules: tuple[Rule, ...] = ()
-    bare: bool = False
+    is_backbone: bool = False
 
     @property
-    def classifies(self) -> bool:
+    def is_classifier(self) -> bool:
         """Whether its outputs are classes or a value."""
         return "output_dim" in self.fields
 
@@ -87,7 +87,7 @@ class Family:
     """A published architecture, as its files are.
 
     Args:
-        preset: its name in `miniformer.config.families`.
+        preset: its name in `miniformer.config.architectures`.
         model_type: its name in a `config.json`.
         keys: keys that are a field of ours each.
         kinds: class name -> what it is for, the main one first.
@@ -108,30 +108,32 @@ class Family:
 
     preset: str
     model_type: str
-    keys: tuple[Key, ...]
-    kinds: dict[str, Kind]
+    keys: tuple[ConfigKey, ...]
+    model_classes: dict[str, ModelClass]
     rules: tuple[Rule, ...]
     prefix: str = "model."
     fixed: Config = dataclasses.field(default_factory=dict)
-    written: Config = dataclasses.field(default_factory=dict)
+    constants: Config = dataclasses.field(default_factory=dict)
     ids: Config = dataclasses.field(default_factory=dict)
     read: tuple[Reader, ...] = ()
     write: tuple[Writer, ...] = ()
-    adapt: Callable[[TransformerConfig, Rule], Rule] | None = None
-    copies: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    free: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    adapt_rule: Callable[[TransformerConfig, Rule], Rule] | None = None
+    tied_weights: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    weight_only_fields: tuple[str, ...] = ()
+    ignored_suffixes: tuple[str, ...] = ()
+    ignored_prefixes: tuple[str, ...] = ()
 
     @property
     def seq2seq(self) -> bool:
         """Whether it has an encoder and a decoder."""
-        return self.preset in SEQ2SEQ_FAMILIES
+        return self.preset in SEQ2SEQ_ARCHITECTURES
 
-    def table(self, name: str, config: TransformerConfig) -> list[Rule]:
+    def weight_rules(self, name: str, config: TransformerConfig) -> list[Rule]:
         """The rules for one of its classes and one config."""
-        table = [*self.rules, *self.kinds[name].rules]
-        return table if self.adapt is None else [self.adapt(config, rule) for rule in table]
+        table = [*self.rules, *self.model_classes[name].rules]
+        return (
+            table if self.adapt_rule is None else [self.adapt_rule(config, rule) for rule in table]
+        )
 
 
 def read_fields(family: Family, config: Config) -> tuple[str, Config]:
@@ -145,26 +147,28 @@ def read_fields(family: Family, config: Config) -> tuple[str, Config]:
         for key, value in family.fixed.items()
         if key in config and config[key] != value and config[key] is not None
     ]
-    fields: Config = dict(FAMILIES[family.preset])
+    fields: Config = dict(ARCHITECTURES[family.preset])
     for key in family.keys:
         try:
-            fields[key.ours] = key.read(config)
+            fields[key.field] = key.read(config)
         except UserError as error:
             problems.append(str(error))
-    name = next(iter(family.kinds))
+    name = next(iter(family.model_classes))
     try:
         name = _class_name(family, config)
     except UserError as error:
         problems.append(str(error))
     layers = fields.get("n_layers")
-    if isinstance(layers, int) and layers > _LAYERS:
-        problems.append(f"a model of {layers} layers is not supported, only of {_LAYERS} at most")
+    if isinstance(layers, int) and layers > _MAX_LAYERS:
+        problems.append(
+            f"a model of {layers} layers is not supported, only of {_MAX_LAYERS} at most"
+        )
     if problems:
         raise UserError("; ".join(problems))
-    kind = family.kinds[name]
+    kind = family.model_classes[name]
     fields |= kind.fields
-    if kind.classifies:
-        fields["output_dim"] = _labels(config)
+    if kind.is_classifier:
+        fields["output_dim"] = _num_labels(config)
         for field in ("head_bias", "final_softcap", "logit_scale"):
             fields.pop(field, None)
     try:
@@ -191,32 +195,34 @@ def to_config(fields: Config) -> TransformerConfig:
 
 def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[Config, list[str]]:
     """Their config, and which of our fields stand in its way."""
-    values = effective(config)
+    values = effective_fields(config)
     theirs: Config = {"architectures": [name], "model_type": family.model_type}
     blocked = []
     # What has no effect is written as it stands.
     plain = config.to_dict() | {name: value for name, value in values.items() if value is not None}
     for key in family.keys:
-        theirs[key.theirs] = key.write(plain[key.ours])
-        if theirs[key.theirs] is None and not (key.null and plain[key.ours] is None):
-            blocked.append(key.ours)
-            theirs[key.theirs] = next(iter(key.words or [key.default]))
-    if family.kinds[name].classifies and config.output_dim is not None:
+        theirs[key.hf_key] = key.write(plain[key.field])
+        if theirs[key.hf_key] is None and not (key.nullable and plain[key.field] is None):
+            blocked.append(key.field)
+            theirs[key.hf_key] = next(iter(key.value_map or [key.default]))
+    if family.model_classes[name].is_classifier and config.output_dim is not None:
         theirs["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.output_dim)}
-    theirs |= family.fixed | family.written
+    theirs |= family.fixed | family.constants
     for writer in family.write:
         writer(config, theirs)
     try:
-        back = effective(to_config(read_fields(family, theirs)[1]))
+        back = effective_fields(to_config(read_fields(family, theirs)[1]))
     except UserError as error:
         return theirs, [*blocked, str(error)]
     different = [
-        field for field in values if values[field] != back[field] and field not in family.free
+        field
+        for field in values
+        if values[field] != back[field] and field not in family.weight_only_fields
     ]
     return theirs, sorted({*blocked, *different})
 
 
-def effective(config: TransformerConfig) -> Config:
+def effective_fields(config: TransformerConfig) -> Config:
     """The fields with every null filled in, and null where a field has no effect on the outputs.
 
     Two configs with the same have the same weights and the same arithmetic.
@@ -226,7 +232,7 @@ def effective(config: TransformerConfig) -> Config:
         "d_ff": config.ff_width,
         "n_kv_heads": config.kv_heads,
         "head_dim": config.head_width,
-        "norm_placement": config.placement,
+        "norm_placement": config.effective_norm_placement,
         "attention_bias": config.has_attention_bias,
         "qkv_bias": config.has_qkv_bias,
         "feed_forward_bias": config.has_feed_forward_bias,
@@ -235,7 +241,7 @@ def effective(config: TransformerConfig) -> Config:
         "embedding_scale": _rounded(config.embedding_scale or 1.0),
         "logit_scale": _rounded(config.logit_scale or 1.0),
         "window_pattern": None,
-        "sliding_window": [config.window_of(layer) for layer in range(config.n_layers)],
+        "sliding_window": [config.layer_window(layer) for layer in range(config.n_layers)],
         "n_decoder_layers": config.decoder_layers,
         "head_activation": (config.head_activation or "gelu")
         if config.head == "masked_lm"
@@ -244,7 +250,7 @@ def effective(config: TransformerConfig) -> Config:
     }
     if config.rotary_scaling is not None:
         scaling = config.rotary_scaling
-        values["rotary_scaling"] = {**SCALINGS[scaling["type"]], **scaling}
+        values["rotary_scaling"] = {**ROTARY_SCALINGS[scaling["type"]], **scaling}
     values["rotary_pct"] = config.rotary_dim
     values["rotary_base_local"] = config.rotary_base_local or config.rotary_base
     no_effect = {"pre_norm", "dropout", "token_dropout"}
@@ -270,21 +276,21 @@ def _class_name(family: Family, config: Config) -> str:
     """The class that a config names; the family's main one where it names none."""
     names = config.get("architectures")
     if names is None:
-        return next(iter(family.kinds))
+        return next(iter(family.model_classes))
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise UserError(f"architectures must be a list of one name, not {names!r}")
-    name = _SAME.get(names[0], names[0])
-    if name not in family.kinds:
-        known = ", ".join(family.kinds)
+    name = _CLASS_ALIASES.get(names[0], names[0])
+    if name not in family.model_classes:
+        known = ", ".join(family.model_classes)
         raise UserError(f"architectures names {names[0]}, which is none of {known}")
     return name
 
 
 # Classes whose heads are those of another, with a part more that we leave out.
-_SAME = {"BertForPreTraining": "BertForMaskedLM"}
+_CLASS_ALIASES = {"BertForPreTraining": "BertForMaskedLM"}
 
 
-def _labels(config: Config) -> int:
+def _num_labels(config: Config) -> int:
     labels = config.get("id2label")
     count = config.get("num_labels", 2) if labels is None else labels
     count = len(count) if isinstance(count, dict) else count

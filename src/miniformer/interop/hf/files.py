@@ -18,47 +18,49 @@ from torch import Tensor
 from miniformer.config import UserError
 from miniformer.utils.atomic import atomic_path
 
-_ROW_BYTES = 32 * 2**20
-_TEXT_BYTES = 64 * 2**20  # a tokenizer may be some megabytes, a config is some kilobytes
-_TYPES = {
+_CHUNK_BYTES = 32 * 2**20
+_MAX_FILE_BYTES = 64 * 2**20  # a tokenizer may be some megabytes, a config is some kilobytes
+_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_NAMES = {kind: name for name, kind in _TYPES.items()}
+_DTYPE_NAMES = {kind: name for name, kind in _DTYPES.items()}
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-class Outline(NamedTuple):
+class TensorSpec(NamedTuple):
     """A tensor that is to be written."""
 
     name: str
-    kind: torch.dtype
+    dtype: torch.dtype
     shape: torch.Size
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where a tensor is, and what it is."""
 
     file: Path
     name: str
     shape: torch.Size
-    kind: str  # safetensors' name of its type
+    dtype_name: str  # safetensors' name of its type
 
-    def outline(self) -> Outline:
+    def spec(self) -> TensorSpec:
         """What it is without where it is.
 
         Raises:
             UserError: it is of a type that weights do not have.
         """
-        if self.kind not in _TYPES:
-            known = ", ".join(_TYPES)
-            raise UserError(f"{self.file}: {self.name!r} is of type {self.kind}, none of {known}")
-        return Outline(self.name, _TYPES[self.kind], self.shape)
+        if self.dtype_name not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise UserError(
+                f"{self.file}: {self.name!r} is of type {self.dtype_name}, none of {known}"
+            )
+        return TensorSpec(self.name, _DTYPES[self.dtype_name], self.shape)
 
 
-class Directory:
+class CheckpointDirectory:
     """A directory of a model's files.
 
     Args:
@@ -78,7 +80,7 @@ class Directory:
         if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
             self._roots.append(root.parent.parent / "blobs")
 
-    def file(self, name: str) -> Path | None:
+    def resolve_file(self, name: str) -> Path | None:
         """A file of this directory; None: there is none.
 
         Raises:
@@ -94,43 +96,43 @@ class Directory:
             raise UserError(f"{path}: not a file")
         return path
 
-    def data(self, name: str) -> bytes | None:
+    def read_bytes(self, name: str) -> bytes | None:
         """A small file's bytes; None: there is none.
 
         Raises:
             UserError: it is too large, or cannot be read.
         """
-        path = self.file(name)
+        path = self.resolve_file(name)
         if path is None:
             return None
         try:
             size = path.stat().st_size
-            if size > _TEXT_BYTES:
-                limit = _TEXT_BYTES // 2**20
+            if size > _MAX_FILE_BYTES:
+                limit = _MAX_FILE_BYTES // 2**20
                 raise UserError(f"{path}: {size:,} bytes; such a file has at most {limit} MB")
             return path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
 
-    def text(self, name: str) -> str | None:
+    def read_text(self, name: str) -> str | None:
         """A file's text; None: there is none.
 
         Raises:
             UserError: it is too large, cannot be read, or is no UTF-8.
         """
-        data = self.data(name)
+        data = self.read_bytes(name)
         try:
             return None if data is None else data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{self.path / name}: cannot be read: {error}") from None
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """The object in a JSON file; None: there is no such file.
 
         Raises:
             UserError: there is none in it.
         """
-        text = self.text(name)
+        text = self.read_text(name)
         if text is None:
             return None
         try:
@@ -142,15 +144,15 @@ class Directory:
             raise UserError(f"{self.path / name}: must hold an object, not a {kind}")
         return value
 
-    def tensors(self) -> dict[str, Entry]:
+    def tensor_entries(self) -> dict[str, TensorEntry]:
         """Every tensor of `model.safetensors` or of the shards that its index names.
 
         Raises:
             UserError: there is no such file, or a file is broken or lies.
         """
-        index = self.json("model.safetensors.index.json")
+        index = self.read_json("model.safetensors.index.json")
         if index is None:
-            return self._shard("model.safetensors")
+            return self._shard_entries("model.safetensors")
         names = index.get("weight_map")
         if not isinstance(names, dict) or not names:
             raise UserError(f"{self.path}/model.safetensors.index.json: has no weight_map")
@@ -159,9 +161,9 @@ class Directory:
             raise UserError(
                 f"{self.path}/model.safetensors.index.json: {wrong[0]!r} is no name of a file"
             )
-        found: dict[str, Entry] = {}
+        found: dict[str, TensorEntry] = {}
         for shard in dict.fromkeys(names.values()):
-            twice = found.keys() & (more := self._shard(shard)).keys()
+            twice = found.keys() & (more := self._shard_entries(shard)).keys()
             if twice:
                 raise UserError(f"{self.path / shard}: {min(twice)!r} is in another file, too")
             found |= more
@@ -170,8 +172,8 @@ class Directory:
             raise UserError(f"{self.path}: {missing[0]!r} is in the index, but in no file")
         return found
 
-    def _shard(self, name: str) -> dict[str, Entry]:
-        path = self.file(name)
+    def _shard_entries(self, name: str) -> dict[str, TensorEntry]:
+        path = self.resolve_file(name)
         if path is None:
             pickles = [each for each in _PICKLES if (self.path / each).exists()]
             hint = (
@@ -187,19 +189,19 @@ class Directory:
                 for key in opened.keys():  # noqa: SIM118 -- it is no dict
                     part = opened.get_slice(key)
                     shape = torch.Size(part.get_shape())
-                    found[key] = Entry(path, key, shape, str(part.get_dtype()))
+                    found[key] = TensorEntry(path, key, shape, str(part.get_dtype()))
                 return found
         except (SafetensorError, OSError, ValueError, OverflowError, RuntimeError) as error:
             raise UserError(f"{path}: not a readable safetensors file: {error}") from None
 
 
-def read_tensor(entry: Entry) -> Tensor:
+def read_tensor(entry: TensorEntry) -> Tensor:
     """A tensor's values.
 
     Raises:
         UserError: they are of a type that weights do not have, or cannot be read.
     """
-    entry.outline()
+    entry.spec()
     try:
         # Opened for each anew: what was read of a file stays in memory while it is open.
         with safe_open(entry.file, framework="pt") as opened:
@@ -209,30 +211,30 @@ def read_tensor(entry: Entry) -> Tensor:
         raise UserError(f"{entry.file}: cannot be read: {error}") from None
 
 
-def copy_tensor(entry: Entry, into: Tensor) -> None:
+def copy_tensor(entry: TensorEntry, out: Tensor) -> None:
     """Copies a tensor's values some rows at a time, so that no more is held than `into` and they.
 
     Raises:
         UserError: see `read_tensor`.
     """
-    entry.outline()
-    rows = max(1, _ROW_BYTES // max(1, into[:1].nbytes)) if into.dim() else 1
+    entry.spec()
+    rows = max(1, _CHUNK_BYTES // max(1, out[:1].nbytes)) if out.dim() else 1
     try:
-        for start in range(0, len(into) if into.dim() else 1, rows):
+        for start in range(0, len(out) if out.dim() else 1, rows):
             with safe_open(entry.file, framework="pt") as opened:
                 part = opened.get_slice(entry.name)
-                into[start : start + rows].copy_(part[start : start + rows])
+                out[start : start + rows].copy_(part[start : start + rows])
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"{entry.file}: cannot be read: {error}") from None
 
 
-def kind_of(entries: Iterable[Entry]) -> torch.dtype:
+def common_dtype(entries: Iterable[TensorEntry]) -> torch.dtype:
     """The one type of all weights; float32 where there are several."""
-    kinds = {_TYPES.get(entry.kind, torch.float32) for entry in entries}
+    kinds = {_DTYPES.get(entry.dtype_name, torch.float32) for entry in entries}
     return kinds.pop() if len(kinds) == 1 else torch.float32
 
 
-def write_tensors(path: Path, outlines: list[Outline], tensors: Iterator[Tensor]) -> None:
+def write_tensors(path: Path, specs: list[TensorSpec], tensors: Iterator[Tensor]) -> None:
     """Writes a safetensors file, one tensor after another.
 
     Args:
@@ -242,15 +244,19 @@ def write_tensors(path: Path, outlines: list[Outline], tensors: Iterator[Tensor]
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start = 0
-    for name, kind, shape in outlines:
+    for name, kind, shape in specs:
         end = start + math.prod(shape) * kind.itemsize
-        header[name] = {"dtype": _NAMES[kind], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _DTYPE_NAMES[kind],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
         start = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as tmp_path, tmp_path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, kind, shape), tensor in zip(outlines, tensors, strict=True):
+        for (name, kind, shape), tensor in zip(specs, tensors, strict=True):
             assert tensor.dtype == kind, name
             assert tensor.shape == shape, name
             flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)

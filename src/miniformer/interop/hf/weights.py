@@ -32,30 +32,30 @@ class Layout(NamedTuple):
 
     join: Callable[[Sequence[Tensor]], Tensor]
     split: Callable[[Tensor, Shapes], list[Tensor]]
-    of_bias: Layout | None = None
+    bias_layout: Layout | None = None
 
 
-def _cut(tensor: Tensor, shapes: Shapes) -> list[Tensor]:
+def _split_rows(tensor: Tensor, shapes: Shapes) -> list[Tensor]:
     return list(torch.split(tensor, [shape[0] for shape in shapes]))
 
 
 # One is the other.
-SAME = Layout(lambda ours: ours[0], lambda theirs, _: [theirs])
+IDENTITY = Layout(lambda ours: ours[0], lambda theirs, _: [theirs])
 # Weights [D, O], as GPT-2's Conv1D has them.
-TRANSPOSED = Layout(lambda ours: ours[0].t(), lambda theirs, _: [theirs.t()], of_bias=SAME)
+TRANSPOSED = Layout(lambda ours: ours[0].t(), lambda theirs, _: [theirs.t()], bias_layout=IDENTITY)
 # Ours one above the other, [O1 + O2 + ..., D].
-STACKED = Layout(lambda ours: torch.cat(list(ours)), _cut)
+STACKED = Layout(lambda ours: torch.cat(list(ours)), _split_rows)
 # Both at once.
 STACKED_TRANSPOSED = Layout(
     lambda ours: torch.cat(list(ours)).t(),
-    lambda theirs, shapes: _cut(theirs.t(), shapes),
-    of_bias=STACKED,
+    lambda theirs, shapes: _split_rows(theirs.t(), shapes),
+    bias_layout=STACKED,
 )
 # [1, V], a row of its own.
 ONE_ROW = Layout(lambda ours: ours[0][None], lambda theirs, _: [theirs[0]])
 
 
-def by_head(heads: int) -> Layout:
+def interleaved_heads(heads: int) -> Layout:
     """Query, key and value of the first head, then of the second: [H * 3 * E, D] (GPT-NeoX)."""
 
     def join(ours: Sequence[Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ def by_head(heads: int) -> Layout:
     return Layout(join, split)
 
 
-def after_rows(rows: int) -> Layout:
+def skip_leading_rows(rows: int) -> Layout:
     """Rows that no real token uses come first (RoBERTa, BART); they are lost, and zeros again."""
 
     def join(ours: Sequence[Tensor]) -> Tensor:
@@ -88,8 +88,8 @@ class Rule:
         layout: how its tensors are laid out.
     """
 
-    ours: tuple[str, ...]
-    theirs: str
+    names: tuple[str, ...]
+    hf_name: str
     layout: Layout
 
 
@@ -97,17 +97,17 @@ def rules(names: Mapping[str | tuple[str, ...], str | tuple[str, Layout]]) -> tu
     """Rules from a table: our module or modules -> theirs, maybe with its layout."""
     made = []
     for ours, right in names.items():
-        theirs, layout = (right, SAME) if isinstance(right, str) else right
+        theirs, layout = (right, IDENTITY) if isinstance(right, str) else right
         made.append(Rule((ours,) if isinstance(ours, str) else ours, theirs, layout))
     return tuple(made)
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class TensorMapping:
     """A tensor of theirs and what it is of ours."""
 
-    theirs: str
-    ours: tuple[str, ...]
+    hf_name: str
+    names: tuple[str, ...]
     layout: Layout
     shapes: tuple[torch.Size, ...]  # of ours
 
@@ -117,7 +117,9 @@ class Piece:
         return self.layout.join(empty).shape
 
 
-def pieces(table: Sequence[Rule], weights: Mapping[str, torch.Size]) -> list[Piece]:
+def map_tensors(
+    weight_rules: Sequence[Rule], shapes: Mapping[str, torch.Size]
+) -> list[TensorMapping]:
     """Their tensors for all of ours, in the order of ours.
 
     Args:
@@ -127,9 +129,9 @@ def pieces(table: Sequence[Rule], weights: Mapping[str, torch.Size]) -> list[Pie
     Raises:
         UserError: no rule knows a weight, or only half of what belongs together is there.
     """
-    known = {name: rule for rule in table for name in rule.ours}
-    found: dict[str, Piece] = {}
-    for name in weights:
+    known = {name: rule for rule in weight_rules for name in rule.names}
+    found: dict[str, TensorMapping] = {}
+    for name in shapes:
         number = re.search(r"(?<=layers\.)\d+", name)
         pattern = re.sub(r"(?<=layers\.)\d+", "{}", name)
         module, _, ending = pattern.rpartition(".")
@@ -140,13 +142,15 @@ def pieces(table: Sequence[Rule], weights: Mapping[str, torch.Size]) -> list[Pie
             raise UserError(f"there is no place for our weight {name}")
         layer = "" if number is None else number[0]
         suffix = "" if exact else f".{ending}"
-        ours = tuple(each.replace("{}", layer) + suffix for each in rule.ours)
-        theirs = rule.theirs.replace("{}", layer) + suffix
-        missing = [each for each in ours if each not in weights]
+        ours = tuple(each.replace("{}", layer) + suffix for each in rule.names)
+        theirs = rule.hf_name.replace("{}", layer) + suffix
+        missing = [each for each in ours if each not in shapes]
         if missing:
             raise UserError(f"{theirs} holds {missing[0]} too, which the model does not have")
         layout = rule.layout
-        if ending == "bias" and layout.of_bias is not None:
-            layout = layout.of_bias
-        found.setdefault(theirs, Piece(theirs, ours, layout, tuple(weights[each] for each in ours)))
+        if ending == "bias" and layout.bias_layout is not None:
+            layout = layout.bias_layout
+        found.setdefault(
+            theirs, TensorMapping(theirs, ours, layout, tuple(shapes[each] for each in ours))
+        )
     return list(found.values())

@@ -7,8 +7,8 @@ import html
 import math
 from collections.abc import Sequence
 
-_WORDS = 8  # along an x axis, at most
-_LARGEST = 1e100  # of drawn values
+_MAX_X_LABELS = 8  # along an x axis, at most
+_MAX_ABS_VALUE = 1e100  # of drawn values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,46 +24,46 @@ class Scale:
     high: float
     log: bool = False
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Where a value stands: 0 for `low`, 1000 for `high`."""
         low, high = self.low, self.high
         if self.log:
             value, low, high = math.log10(value), math.log10(low), math.log10(high)
         return 1000 * (value - low) / (high - low)
 
-    def ticks(self, most: int = 5) -> list[float]:
+    def ticks(self, max_ticks: int = 5) -> list[float]:
         """Round values within the scale, from low to high."""
         if not self.log or self.high / self.low < 10:
-            return _round_values(self.low, self.high, most)
+            return _linear_ticks(self.low, self.high, max_ticks)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         for multiples in ((1, 2, 5), (1, 3), (1,)):
             values = [m * 10.0**power for power in range(first, last + 1) for m in multiples]
             within = [value for value in values if self.low <= value <= self.high]
-            if len(within) <= most:
+            if len(within) <= max_ticks:
                 break
-        return within[:: math.ceil(len(within) / most)]
+        return within[:: math.ceil(len(within) / max_ticks)]
 
 
-def _round_values(low: float, high: float, most: int) -> list[float]:
+def _linear_ticks(low: float, high: float, max_ticks: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / most
+    rough = (high - low) / max_ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return [float(f"{number * step:.12g}") for number in numbers]
 
 
-def drawable(value: float, *, log: bool = False) -> bool:
+def is_drawable(value: float, *, log: bool = False) -> bool:
     """Whether a value has a place on a scale of any use.
 
     Args:
         value: any number.
         log: whether the scale is logarithmic.
     """
-    return -_LARGEST < value < _LARGEST and (value > 1 / _LARGEST or not log)
+    return -_MAX_ABS_VALUE < value < _MAX_ABS_VALUE and (value > 1 / _MAX_ABS_VALUE or not log)
 
 
-def scale_of(values: Sequence[float], *, log: bool = False, zero: bool = False) -> Scale:
+def make_scale(values: Sequence[float], *, log: bool = False, include_zero: bool = False) -> Scale:
     """A scale with a place for each of the values, and some room around them.
 
     Args:
@@ -78,34 +78,34 @@ def scale_of(values: Sequence[float], *, log: bool = False, zero: bool = False) 
     spread, size = high - low, max(abs(low), abs(high))
     if spread <= 1e-9 * size:  # all are the same, but for rounding
         spread = size
-    room = 0.05 * spread if spread > 1 / _LARGEST else 0.5
-    return Scale(0.0 if zero and low >= 0 else low - room, high + room)
+    room = 0.05 * spread if spread > 1 / _MAX_ABS_VALUE else 0.5
+    return Scale(0.0 if include_zero and low >= 0 else low - room, high + room)
 
 
-def told(value: float) -> str:
+def format_number(value: float) -> str:
     """A figure as text: whole numbers and large ones to the unit, others to four digits."""
     if math.isfinite(value) and (value == int(value) or abs(value) >= 1e4) and abs(value) < 1e15:
         return f"{value:,.0f}"
     return f"{value:.4g}"
 
 
-def percent(share: float) -> str:
+def format_percent(fraction: float) -> str:
     """A share as text, to three digits."""
-    return f"{100 * share:.3g} %"
+    return f"{100 * fraction:.3g} %"
 
 
-def steps_told(steps: Sequence[float]) -> str:
+def format_steps(steps: Sequence[float]) -> str:
     """`step 3`, or `steps 3 to 9`."""
-    first, last = told(min(steps)), told(max(steps))
+    first, last = format_number(min(steps)), format_number(max(steps))
     return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
-def number(value: float) -> str:
+def format_coordinate(value: float) -> str:
     """A coordinate, to a tenth: enough for 1000 of them across a page."""
     return f"{round(value, 1) + 0.0:g}"  # + 0.0: there is no -0
 
 
-def text(value: object) -> str:
+def escape_html(value: object) -> str:
     """Anything as text of a page: nothing in it is taken for markup, nothing cannot be written."""
     plain = "".join(
         c
@@ -116,31 +116,31 @@ def text(value: object) -> str:
     return html.escape(plain.encode("utf-8", "replace").decode("utf-8"))
 
 
-def band(left: float, width: float, lines: Sequence[str]) -> str:
+def hover_band(left: float, width: float, lines: Sequence[str]) -> str:
     """A part of a chart, from top to bottom, that tells `lines` when it is pointed at."""
-    title = text("\n".join(lines))
+    title = escape_html("\n".join(lines))
     return (
-        f'<rect x="{number(left)}" width="{number(width)}" height="1000">'
+        f'<rect x="{format_coordinate(left)}" width="{format_coordinate(width)}" height="1000">'
         f"<title>{title}</title></rect>"
     )
 
 
-def frame(
+def chart_frame(
     title: str,
     drawing: str,
     *,
-    told_as: str,
-    above: str = "",
-    bands: str = "",
+    aria_label: str,
+    overlay: str = "",
+    hover_bands: str = "",
     unit: str = "",
     legend: Sequence[tuple[str, str]] = (),
-    rows: Sequence[tuple[float, str]] = (),
-    columns: Sequence[tuple[float, str]] = (),
+    y_ticks: Sequence[tuple[float, str]] = (),
+    x_ticks: Sequence[tuple[float, str]] = (),
     x_label: str = "",
     note: str = "",
-    look: str = "",
+    css_class: str = "",
     height: float = 15.0,
-    after: str = "",
+    footer: str = "",
 ) -> str:
     """A chart, HTML: a headline, the drawing with its axes, and what is to be known about it.
 
@@ -160,25 +160,30 @@ def frame(
         height: of the drawing, in rem.
         after: HTML below the axis.
     """
-    names = "".join(f'<li class="{look}">{text(name)}</li>' for look, name in legend)
+    names = "".join(f'<li class="{look}">{escape_html(name)}</li>' for look, name in legend)
     stretched = 'viewBox="0 0 1000 1000" preserveAspectRatio="none"'
-    every = math.ceil(len(columns) / _WORDS) or 1
+    every = math.ceil(len(x_ticks) / _MAX_X_LABELS) or 1
     return "".join(
         (
-            f'<figure class="chart {look}"><figcaption><h3>{text(title)}</h3>',
-            f"<small>{text(unit)}</small>" if unit else "",
+            f'<figure class="chart {css_class}"><figcaption><h3>{escape_html(title)}</h3>',
+            f"<small>{escape_html(unit)}</small>" if unit else "",
             f"<ul>{names}</ul>" if names else "",
-            f'</figcaption><div class="plot" style="height:{number(height)}rem">',
-            f'<svg {stretched} role="img" aria-label="{text(told_as)}">{drawing}</svg>',
-            above,
-            f'<svg class="bands" {stretched} aria-hidden="true">{bands}</svg>' if bands else "",
-            *(f'<b class="y" style="top:{number(y)}%">{text(word)}</b>' for y, word in rows),
+            f'</figcaption><div class="plot" style="height:{format_coordinate(height)}rem">',
+            f'<svg {stretched} role="img" aria-label="{escape_html(aria_label)}">{drawing}</svg>',
+            overlay,
+            f'<svg class="bands" {stretched} aria-hidden="true">{hover_bands}</svg>'
+            if hover_bands
+            else "",
             *(
-                f'<b class="x" style="left:{number(x)}%">{text(word)}</b>'
-                for x, word in columns[::every]
+                f'<b class="y" style="top:{format_coordinate(y)}%">{escape_html(word)}</b>'
+                for y, word in y_ticks
             ),
-            f'</div><p class="axis">{text(x_label)}</p>{after}',
-            f'<p class="note">{text(note)}</p>' if note else "",
+            *(
+                f'<b class="x" style="left:{format_coordinate(x)}%">{escape_html(word)}</b>'
+                for x, word in x_ticks[::every]
+            ),
+            f'</div><p class="axis">{escape_html(x_label)}</p>{footer}',
+            f'<p class="note">{escape_html(note)}</p>' if note else "",
             "</figure>\n",
         )
     )

@@ -29,7 +29,7 @@ from miniformer.interop.hf.families.llama import (
 from miniformer.interop.hf.families.seq2seq import BART, M2M_100, MARIAN, T5, T5_V1_1
 
 # The order in which a model of ours is tried for one that it is.
-ALL: tuple[Family, ...] = (
+ALL_FAMILIES: tuple[Family, ...] = (
     LLAMA,
     GPT2,
     GPT_NEOX,
@@ -54,15 +54,15 @@ ALL: tuple[Family, ...] = (
 )
 
 
-def family_of(config: Config) -> Family:
+def get_family(config: Config) -> Family:
     """The family that a `config.json` names.
 
     Raises:
         UserError: it names none, or none of ours.
     """
     kind = config.get("model_type")
-    known = sorted({family.model_type for family in ALL})
-    found = [family for family in ALL if family.model_type == kind]
+    known = sorted({family.model_type for family in ALL_FAMILIES})
+    found = [family for family in ALL_FAMILIES if family.model_type == kind]
     if not found:
         raise UserError(f"model_type={kind!r} is none of {', '.join(known)}")
     if kind == "t5":

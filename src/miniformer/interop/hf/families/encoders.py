@@ -7,34 +7,40 @@ from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.interop.hf.attention import (
-    read_two_rotations,
-    read_windows,
-    write_two_rotations,
-    write_windows,
+    read_dual_rope,
+    read_sliding_window,
+    write_dual_rope,
+    write_sliding_window,
 )
-from miniformer.interop.hf.configs import Config, Family, Key, Kind
-from miniformer.interop.hf.families.tables import GATED, PLAIN, in_layers, no_head_dim, token_ids
+from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass
+from miniformer.interop.hf.families.tables import (
+    ACTIVATIONS,
+    GATED_ACTIVATIONS,
+    no_head_dim,
+    prefix_names,
+    token_ids,
+)
 from miniformer.interop.hf.weights import (
     STACKED,
     Rule,
-    after_rows,
     rules,
+    skip_leading_rows,
 )
 
 _BERT_KEYS = (
-    Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "d_model"),
-    Key("num_hidden_layers", "n_layers"),
-    Key("num_attention_heads", "n_heads"),
-    Key("intermediate_size", "d_ff"),
-    Key("max_position_embeddings", "max_seq_len", 512),
-    Key("layer_norm_eps", "norm_eps", 1e-12),
-    Key("hidden_act", "activation", "gelu", PLAIN),
-    Key("hidden_dropout_prob", "dropout", 0.1),
-    Key("type_vocab_size", "token_types", 2),
-    Key("tie_word_embeddings", "tie_embeddings", True),
+    ConfigKey("vocab_size", "vocab_size"),
+    ConfigKey("hidden_size", "d_model"),
+    ConfigKey("num_hidden_layers", "n_layers"),
+    ConfigKey("num_attention_heads", "n_heads"),
+    ConfigKey("intermediate_size", "d_ff"),
+    ConfigKey("max_position_embeddings", "max_seq_len", 512),
+    ConfigKey("layer_norm_eps", "norm_eps", 1e-12),
+    ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
+    ConfigKey("hidden_dropout_prob", "dropout", 0.1),
+    ConfigKey("type_vocab_size", "token_types", 2),
+    ConfigKey("tie_word_embeddings", "tie_embeddings", True),
 )
-_BARE = {"head": "linear", "head_bias": False, "tie_embeddings": True}
+_BACKBONE_FIELDS = {"head": "linear", "head_bias": False, "tie_embeddings": True}
 _BERT_LAYER = {
     "attention.q_proj": "attention.self.query",
     "attention.k_proj": "attention.self.key",
@@ -54,23 +60,23 @@ def _bert_rules(prefix: str, position: Any) -> tuple[Rule, ...]:
             "position": position,
             "type_embedding": f"{prefix}embeddings.token_type_embeddings",
             "embedding_norm": f"{prefix}embeddings.LayerNorm",
-            **in_layers(_BERT_LAYER, "layers.{}.", f"{prefix}encoder.layer.{{}}."),
+            **prefix_names(_BERT_LAYER, "layers.{}.", f"{prefix}encoder.layer.{{}}."),
         }
     )
 
 
-def _same_activation(config: Config, fields: Config) -> None:
+def _copy_head_activation(config: Config, fields: Config) -> None:
     """The masked-LM head has the activation of the layers."""
     if fields["head"] == "masked_lm":
         fields["head_activation"] = fields["activation"]
 
 
-def _untied_bias(config: TransformerConfig, rule: Rule) -> Rule:
+def _adapt_untied_bias(config: TransformerConfig, rule: Rule) -> Rule:
     """Where the head is untied, so is its bias, and the usual one is of no use."""
     usual = ("cls.predictions.bias", "lm_head.bias")
-    if config.tie_embeddings or rule.theirs not in usual:
+    if config.tie_embeddings or rule.hf_name not in usual:
         return rule
-    return dataclasses.replace(rule, theirs=rule.theirs.removesuffix("bias") + "decoder.bias")
+    return dataclasses.replace(rule, hf_name=rule.hf_name.removesuffix("bias") + "decoder.bias")
 
 
 BERT = Family(
@@ -78,8 +84,8 @@ BERT = Family(
     model_type="bert",
     prefix="bert.",
     keys=_BERT_KEYS,
-    kinds={
-        "BertForMaskedLM": Kind(
+    model_classes={
+        "BertForMaskedLM": ModelClass(
             {},
             rules(
                 {
@@ -90,28 +96,28 @@ BERT = Family(
                 }
             ),
         ),
-        "BertForSequenceClassification": Kind(
+        "BertForSequenceClassification": ModelClass(
             {"output_dim": None, "pooling": "first", "head": "dense_tanh"},
             rules({"head.dense": "bert.pooler.dense", "head": "classifier"}),
         ),
-        "BertModel": Kind(_BARE, bare=True),
+        "BertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
     },
     rules=_bert_rules("bert.", "bert.embeddings.position_embeddings"),
-    read=(no_head_dim, _same_activation),
+    read=(no_head_dim, _copy_head_activation),
     fixed={
         "position_embedding_type": "absolute",
         "is_decoder": False,
         "add_cross_attention": False,
     },
-    written={"attention_probs_dropout_prob": 0.0},
+    constants={"attention_probs_dropout_prob": 0.0},
     ids=token_ids(pad=0),
-    copies={
+    tied_weights={
         "cls.predictions.decoder.weight": ("bert.embeddings.word_embeddings.weight",),
         "cls.predictions.decoder.bias": ("cls.predictions.bias",),
     },
-    buffers=("embeddings.position_ids",),
-    adapt=_untied_bias,
-    left_out=("bert.pooler.", "cls.seq_relationship.", "cls.predictions.bias"),
+    ignored_suffixes=("embeddings.position_ids",),
+    adapt_rule=_adapt_untied_bias,
+    ignored_prefixes=("bert.pooler.", "cls.seq_relationship.", "cls.predictions.bias"),
 )
 
 
@@ -132,8 +138,8 @@ def _roberta(model_type: str, name: str) -> Family:
         preset="roberta",
         model_type=model_type,
         prefix=prefix,
-        kinds={
-            f"{name}ForMaskedLM": Kind(
+        model_classes={
+            f"{name}ForMaskedLM": ModelClass(
                 {},
                 rules(
                     {
@@ -144,22 +150,24 @@ def _roberta(model_type: str, name: str) -> Family:
                     }
                 ),
             ),
-            f"{name}ForSequenceClassification": Kind(
+            f"{name}ForSequenceClassification": ModelClass(
                 {"output_dim": None, "pooling": "first", "head": "dense_tanh"},
                 rules({"head.dense": "classifier.dense", "head": "classifier.out_proj"}),
             ),
-            f"{name}Model": Kind(_BARE, bare=True),
+            f"{name}Model": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
         },
-        rules=_bert_rules(prefix, (f"{prefix}embeddings.position_embeddings", after_rows(2))),
+        rules=_bert_rules(
+            prefix, (f"{prefix}embeddings.position_embeddings", skip_leading_rows(2))
+        ),
         read=(no_head_dim, _roberta_positions),
         write=(_write_roberta_positions,),
         fixed={**BERT.fixed, "pad_token_id": 1},
         ids=token_ids(bos=0, eos=2, pad=1),
-        copies={
+        tied_weights={
             "lm_head.decoder.weight": (f"{prefix}embeddings.word_embeddings.weight",),
             "lm_head.decoder.bias": ("lm_head.bias",),
         },
-        left_out=(f"{prefix}pooler.", "lm_head.bias"),
+        ignored_prefixes=(f"{prefix}pooler.", "lm_head.bias"),
     )
 
 
@@ -171,18 +179,18 @@ DISTILBERT = Family(
     model_type="distilbert",
     prefix="distilbert.",
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("dim", "d_model"),
-        Key("n_layers", "n_layers"),
-        Key("n_heads", "n_heads"),
-        Key("hidden_dim", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", 512),
-        Key("activation", "activation", "gelu", PLAIN),
-        Key("dropout", "dropout", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings", True),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("dim", "d_model"),
+        ConfigKey("n_layers", "n_layers"),
+        ConfigKey("n_heads", "n_heads"),
+        ConfigKey("hidden_dim", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", 512),
+        ConfigKey("activation", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("dropout", "dropout", 0.1),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", True),
     ),
-    kinds={
-        "DistilBertForMaskedLM": Kind(
+    model_classes={
+        "DistilBertForMaskedLM": ModelClass(
             {},
             rules(
                 {
@@ -192,18 +200,18 @@ DISTILBERT = Family(
                 }
             ),
         ),
-        "DistilBertForSequenceClassification": Kind(
+        "DistilBertForSequenceClassification": ModelClass(
             {"output_dim": None, "pooling": "first", "head": "dense_relu"},
             rules({"head.dense": "pre_classifier", "head": "classifier"}),
         ),
-        "DistilBertModel": Kind(_BARE, bare=True),
+        "DistilBertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
     },
     rules=rules(
         {
             "embedding": "distilbert.embeddings.word_embeddings",
             "position": "distilbert.embeddings.position_embeddings",
             "embedding_norm": "distilbert.embeddings.LayerNorm",
-            **in_layers(
+            **prefix_names(
                 {
                     "attention.q_proj": "attention.q_lin",
                     "attention.k_proj": "attention.k_lin",
@@ -219,15 +227,15 @@ DISTILBERT = Family(
             ),
         }
     ),
-    read=(no_head_dim, _same_activation),
-    written={"attention_dropout": 0.0},
+    read=(no_head_dim, _copy_head_activation),
+    constants={"attention_dropout": 0.0},
     ids=token_ids(pad=0),
-    copies={"vocab_projector.weight": ("distilbert.embeddings.word_embeddings.weight",)},
-    buffers=("embeddings.position_ids",),
+    tied_weights={"vocab_projector.weight": ("distilbert.embeddings.word_embeddings.weight",)},
+    ignored_suffixes=("embeddings.position_ids",),
 )
 
-_CLASSIFIER_ACTIVATION = Key("classifier_activation", "head_activation", "gelu", PLAIN)
-_MODERNBERT_BASES = ("global_rope_theta", "local_rope_theta")
+_CLASSIFIER_ACTIVATION = ConfigKey("classifier_activation", "head_activation", "gelu", ACTIVATIONS)
+_MODERNBERT_ROPE_KEYS = ("global_rope_theta", "local_rope_theta")
 
 
 def _modernbert_head(config: Config, fields: Config) -> None:
@@ -251,38 +259,38 @@ MODERNBERT = Family(
     preset="modernbert",
     model_type="modernbert",
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("hidden_size", "d_model"),
-        Key("num_hidden_layers", "n_layers"),
-        Key("num_attention_heads", "n_heads"),
-        Key("intermediate_size", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", 8192),
-        Key("norm_eps", "norm_eps", 1e-5),
-        Key("hidden_activation", "activation", "gelu", GATED),
-        Key("mlp_dropout", "dropout", 0.0),
-        Key("tie_word_embeddings", "tie_embeddings", True),
-        Key("decoder_bias", "head_bias", True),
-        Key("attention_bias", "attention_bias", False),
-        Key("mlp_bias", "feed_forward_bias", False),
-        Key("norm_bias", "norm_bias", False),
-        Key("classifier_bias", "bias", False),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("hidden_size", "d_model"),
+        ConfigKey("num_hidden_layers", "n_layers"),
+        ConfigKey("num_attention_heads", "n_heads"),
+        ConfigKey("intermediate_size", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", 8192),
+        ConfigKey("norm_eps", "norm_eps", 1e-5),
+        ConfigKey("hidden_activation", "activation", "gelu", GATED_ACTIVATIONS),
+        ConfigKey("mlp_dropout", "dropout", 0.0),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", True),
+        ConfigKey("decoder_bias", "head_bias", True),
+        ConfigKey("attention_bias", "attention_bias", False),
+        ConfigKey("mlp_bias", "feed_forward_bias", False),
+        ConfigKey("norm_bias", "norm_bias", False),
+        ConfigKey("classifier_bias", "bias", False),
     ),
-    kinds={
-        "ModernBertForMaskedLM": Kind(
+    model_classes={
+        "ModernBertForMaskedLM": ModelClass(
             {}, rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"})
         ),
-        "ModernBertForSequenceClassification": Kind(
+        "ModernBertForSequenceClassification": ModelClass(
             {"output_dim": None, "output_bias": True, "head": "masked_lm", "pooling": "first"},
             rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "classifier"}),
         ),
-        "ModernBertModel": Kind(_BARE, bare=True),
+        "ModernBertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
     },
     rules=rules(
         {
             "embedding": "model.embeddings.tok_embeddings",
             "embedding_norm": "model.embeddings.norm",
             "final_norm": "model.final_norm",
-            **in_layers(
+            **prefix_names(
                 {
                     ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
                         "attn.Wqkv",
@@ -301,17 +309,17 @@ MODERNBERT = Family(
     ),
     read=(
         no_head_dim,
-        read_windows("first", 128),
-        read_two_rotations(base=160000.0, local=10000.0, keys=_MODERNBERT_BASES),
+        read_sliding_window("first", 128),
+        read_dual_rope(base=160000.0, local=10000.0, keys=_MODERNBERT_ROPE_KEYS),
         _modernbert_head,
     ),
     write=(
-        write_windows("first"),
-        write_two_rotations(_MODERNBERT_BASES, old=False),
+        write_sliding_window("first"),
+        write_dual_rope(_MODERNBERT_ROPE_KEYS, legacy_scaling=False),
         _write_modernbert_head,
     ),
-    written={"attention_dropout": 0.0, "embedding_dropout": 0.0},
+    constants={"attention_dropout": 0.0, "embedding_dropout": 0.0},
     ids=token_ids(bos=50281, eos=50282, pad=50283, cls=50281, sep=50282),
-    copies={"decoder.weight": ("model.embeddings.tok_embeddings.weight",)},
-    buffers=("rotary_emb.inv_freq",),
+    tied_weights={"decoder.weight": ("model.embeddings.tok_embeddings.weight",)},
+    ignored_suffixes=("rotary_emb.inv_freq",),
 )

@@ -6,22 +6,22 @@ import dataclasses
 
 from miniformer.config import TransformerConfig
 from miniformer.interop.hf.attention import (
-    read_rotation,
-    write_rotation,
+    read_rope,
+    write_rope,
 )
-from miniformer.interop.hf.configs import Family, Key, Kind
+from miniformer.interop.hf.configs import ConfigKey, Family, ModelClass
 from miniformer.interop.hf.families.tables import (
-    LAST_TOKEN,
-    PLAIN,
-    in_layers,
+    ACTIVATIONS,
+    LAST_TOKEN_CLASSIFIER,
     no_head_dim,
+    prefix_names,
     token_ids,
 )
 from miniformer.interop.hf.weights import (
     STACKED_TRANSPOSED,
     TRANSPOSED,
     Rule,
-    by_head,
+    interleaved_heads,
     rules,
 )
 
@@ -30,28 +30,30 @@ GPT2 = Family(
     model_type="gpt2",
     prefix="transformer.",
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("n_embd", "d_model"),
-        Key("n_layer", "n_layers"),
-        Key("n_head", "n_heads"),
-        Key("n_inner", "d_ff", None, null=True),
-        Key("n_positions", "max_seq_len", 1024),
-        Key("layer_norm_epsilon", "norm_eps", 1e-5),
-        Key("activation_function", "activation", "gelu_new", PLAIN),
-        Key("resid_pdrop", "dropout", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings", True),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("n_embd", "d_model"),
+        ConfigKey("n_layer", "n_layers"),
+        ConfigKey("n_head", "n_heads"),
+        ConfigKey("n_inner", "d_ff", None, nullable=True),
+        ConfigKey("n_positions", "max_seq_len", 1024),
+        ConfigKey("layer_norm_epsilon", "norm_eps", 1e-5),
+        ConfigKey("activation_function", "activation", "gelu_new", ACTIVATIONS),
+        ConfigKey("resid_pdrop", "dropout", 0.1),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", True),
     ),
-    kinds={
-        "GPT2LMHeadModel": Kind({}, rules({"head": "lm_head"})),
-        "GPT2ForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
-        "GPT2Model": Kind({"tie_embeddings": True}, bare=True),
+    model_classes={
+        "GPT2LMHeadModel": ModelClass({}, rules({"head": "lm_head"})),
+        "GPT2ForSequenceClassification": ModelClass(
+            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
+        ),
+        "GPT2Model": ModelClass({"tie_embeddings": True}, is_backbone=True),
     },
     rules=rules(
         {
             "embedding": "transformer.wte",
             "position": "transformer.wpe",
             "final_norm": "transformer.ln_f",
-            **in_layers(
+            **prefix_names(
                 {
                     ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
                         "attn.c_attn",
@@ -74,16 +76,16 @@ GPT2 = Family(
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     },
-    written={"attn_pdrop": 0.0},
+    constants={"attn_pdrop": 0.0},
     ids=token_ids(bos=50256, eos=50256),
-    copies={"lm_head.weight": ("transformer.wte.weight",)},
-    buffers=(".attn.bias", ".attn.masked_bias"),
+    tied_weights={"lm_head.weight": ("transformer.wte.weight",)},
+    ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 
 
-def _heads(config: TransformerConfig, rule: Rule) -> Rule:
-    if len(rule.ours) == 3:
-        return dataclasses.replace(rule, layout=by_head(config.n_heads))
+def _interleave_qkv(config: TransformerConfig, rule: Rule) -> Rule:
+    if len(rule.names) == 3:
+        return dataclasses.replace(rule, layout=interleaved_heads(config.n_heads))
     return rule
 
 
@@ -92,33 +94,35 @@ GPT_NEOX = Family(
     model_type="gpt_neox",
     prefix="gpt_neox.",
     keys=(
-        Key("vocab_size", "vocab_size"),
-        Key("hidden_size", "d_model"),
-        Key("num_hidden_layers", "n_layers"),
-        Key("num_attention_heads", "n_heads"),
-        Key("intermediate_size", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", 2048),
-        Key("layer_norm_eps", "norm_eps", 1e-5),
-        Key("hidden_act", "activation", "gelu", PLAIN),
-        Key("hidden_dropout", "dropout", 0.0),
-        Key("use_parallel_residual", "parallel_residual", True),
-        Key("attention_bias", "attention_bias", True),
-        Key("tie_word_embeddings", "tie_embeddings", False),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("hidden_size", "d_model"),
+        ConfigKey("num_hidden_layers", "n_layers"),
+        ConfigKey("num_attention_heads", "n_heads"),
+        ConfigKey("intermediate_size", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", 2048),
+        ConfigKey("layer_norm_eps", "norm_eps", 1e-5),
+        ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("hidden_dropout", "dropout", 0.0),
+        ConfigKey("use_parallel_residual", "parallel_residual", True),
+        ConfigKey("attention_bias", "attention_bias", True),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", False),
     ),
-    kinds={
-        "GPTNeoXForCausalLM": Kind({}, rules({"head": "embed_out"})),
-        "GPTNeoXForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
-        "GPTNeoXModel": Kind({"tie_embeddings": True}, bare=True),
+    model_classes={
+        "GPTNeoXForCausalLM": ModelClass({}, rules({"head": "embed_out"})),
+        "GPTNeoXForSequenceClassification": ModelClass(
+            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
+        ),
+        "GPTNeoXModel": ModelClass({"tie_embeddings": True}, is_backbone=True),
     },
     rules=rules(
         {
             "embedding": "gpt_neox.embed_in",
             "final_norm": "gpt_neox.final_layer_norm",
-            **in_layers(
+            **prefix_names(
                 {
                     ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
                         "attention.query_key_value",
-                        by_head(1),  # of as many heads as there are
+                        interleaved_heads(1),  # of as many heads as there are
                     ),
                     "attention.o_proj": "attention.dense",
                     "feed_forward.up_proj": "mlp.dense_h_to_4h",
@@ -133,19 +137,19 @@ GPT_NEOX = Family(
     ),
     read=(
         no_head_dim,
-        read_rotation(share=0.25, keys=("rope_theta", "rotary_emb_base")),
+        read_rope(rotary_pct=0.25, keys=("rope_theta", "rotary_emb_base")),
     ),
     write=(
-        write_rotation,
+        write_rope,
         lambda config, theirs: theirs.update(
             rotary_pct=config.rotary_pct, rotary_emb_base=config.rotary_base
         ),
     ),
-    adapt=_heads,
-    written={"attention_dropout": 0.0},
+    adapt_rule=_interleave_qkv,
+    constants={"attention_dropout": 0.0},
     ids=token_ids(bos=0, eos=2),
-    copies={
+    tied_weights={
         "embed_out.weight": ("gpt_neox.embed_in.weight",),
     },
-    buffers=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
+    ignored_suffixes=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
 )

@@ -7,15 +7,20 @@ from typing import Any
 
 from miniformer.config import TransformerConfig
 from miniformer.interop.hf.attention import (
-    read_rotation,
-    read_two_rotations,
-    read_windows,
-    write_rotation,
-    write_two_rotations,
-    write_windows,
+    read_dual_rope,
+    read_rope,
+    read_sliding_window,
+    write_dual_rope,
+    write_rope,
+    write_sliding_window,
 )
-from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader, Writer
-from miniformer.interop.hf.families.tables import GATED, LAST_TOKEN, in_layers, token_ids
+from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass, Reader, Writer
+from miniformer.interop.hf.families.tables import (
+    GATED_ACTIVATIONS,
+    LAST_TOKEN_CLASSIFIER,
+    prefix_names,
+    token_ids,
+)
 from miniformer.interop.hf.weights import (
     STACKED,
     rules,
@@ -35,128 +40,138 @@ _SANDWICH_LAYER = {
     "feed_forward_norm": "pre_feedforward_layernorm",
     "feed_forward_out_norm": "post_feedforward_layernorm",
 }
-_LLAMA_AROUND = {"embedding": "model.embed_tokens", "final_norm": "model.norm"}
-_LLAMA_COPIES = {"lm_head.weight": ("model.embed_tokens.weight",)}
+_LLAMA_NON_LAYER = {"embedding": "model.embed_tokens", "final_norm": "model.norm"}
+_LLAMA_TIED_WEIGHTS = {"lm_head.weight": ("model.embed_tokens.weight",)}
 
 
-def _decoder_kinds(name: str, inner: str | None = None) -> dict[str, Kind]:
-    inner = inner or name
+def _decoder_classes(name: str, class_prefix: str | None = None) -> dict[str, ModelClass]:
+    class_prefix = class_prefix or name
     return {
-        f"{name}ForCausalLM": Kind({}, rules({"head": "lm_head"})),
-        f"{inner}ForSequenceClassification": Kind(LAST_TOKEN, rules({"head": "score"})),
-        f"{inner}Model": Kind({"tie_embeddings": True}, bare=True),
+        f"{name}ForCausalLM": ModelClass({}, rules({"head": "lm_head"})),
+        f"{class_prefix}ForSequenceClassification": ModelClass(
+            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
+        ),
+        f"{class_prefix}Model": ModelClass({"tie_embeddings": True}, is_backbone=True),
     }
 
 
 def _llama_keys(
     *,
     eps: float,
-    longest: int,
+    max_seq_len: int,
     kv_heads: int | None = None,
     head_dim: int | None = None,
-    gelu: str = "hidden_act",
-    tied: bool = False,
-) -> tuple[Key, ...]:
+    activation_key: str = "hidden_act",
+    tie_embeddings: bool = False,
+) -> tuple[ConfigKey, ...]:
     return (
-        Key("vocab_size", "vocab_size"),
-        Key("hidden_size", "d_model"),
-        Key("num_hidden_layers", "n_layers"),
-        Key("num_attention_heads", "n_heads"),
-        Key("num_key_value_heads", "n_kv_heads", kv_heads, null=True),
-        Key("head_dim", "head_dim", head_dim, null=True),
-        Key("intermediate_size", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", longest),
-        Key("rms_norm_eps", "norm_eps", eps),
-        Key(gelu, "activation", "gelu_pytorch_tanh" if tied else "silu", GATED),
-        Key("tie_word_embeddings", "tie_embeddings", tied),
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("hidden_size", "d_model"),
+        ConfigKey("num_hidden_layers", "n_layers"),
+        ConfigKey("num_attention_heads", "n_heads"),
+        ConfigKey("num_key_value_heads", "n_kv_heads", kv_heads, nullable=True),
+        ConfigKey("head_dim", "head_dim", head_dim, nullable=True),
+        ConfigKey("intermediate_size", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", max_seq_len),
+        ConfigKey("rms_norm_eps", "norm_eps", eps),
+        ConfigKey(
+            activation_key,
+            "activation",
+            "gelu_pytorch_tanh" if tie_embeddings else "silu",
+            GATED_ACTIVATIONS,
+        ),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", tie_embeddings),
     )
 
 
-_ATTENTION_BIAS = Key("attention_bias", "attention_bias", False)
+_ATTENTION_BIAS = ConfigKey("attention_bias", "attention_bias", False)
 
 
 def _no_dropout(config: Config, fields: Config) -> None:
     fields["dropout"] = 0.0
 
 
-def _llama_like(
+def _llama_family(
     preset: str,
     name: str,
     *,
-    keys: tuple[Key, ...],
+    keys: tuple[ConfigKey, ...],
     layer: dict[Any, Any] | None = None,
     read: tuple[Reader, ...] = (),
     write: tuple[Writer, ...] = (),
-    partial: bool = False,
-    **more: Any,
+    partial_rotary: bool = False,
+    **family_fields: Any,
 ) -> Family:
-    table = {**_LLAMA_AROUND, **in_layers(layer or _LLAMA_LAYER, "layers.{}.", "model.layers.{}.")}
+    table = {
+        **_LLAMA_NON_LAYER,
+        **prefix_names(layer or _LLAMA_LAYER, "layers.{}.", "model.layers.{}."),
+    }
     return Family(
         preset=preset,
-        model_type=more.pop("model_type", preset),
+        model_type=family_fields.pop("model_type", preset),
         keys=keys,
-        kinds=_decoder_kinds(name),
+        model_classes=_decoder_classes(name),
         rules=rules(table),
-        read=(_no_dropout, *read, read_rotation(partial=partial)),
-        write=(*write, write_rotation),
-        written={"attention_dropout": 0.0},
-        copies=_LLAMA_COPIES,
-        buffers=("rotary_emb.inv_freq",),
-        **more,
+        read=(_no_dropout, *read, read_rope(allow_partial=partial_rotary)),
+        write=(*write, write_rope),
+        constants={"attention_dropout": 0.0},
+        tied_weights=_LLAMA_TIED_WEIGHTS,
+        ignored_suffixes=("rotary_emb.inv_freq",),
+        **family_fields,
     )
 
 
-LLAMA = _llama_like(
+LLAMA = _llama_family(
     "llama",
     "Llama",
     ids=token_ids(bos=1, eos=2),
     keys=(
-        *_llama_keys(eps=1e-6, longest=2048),
+        *_llama_keys(eps=1e-6, max_seq_len=2048),
         _ATTENTION_BIAS,
-        Key("mlp_bias", "feed_forward_bias", False),
+        ConfigKey("mlp_bias", "feed_forward_bias", False),
     ),
 )
-MISTRAL = _llama_like(
+MISTRAL = _llama_family(
     "mistral",
     "Mistral",
     ids=token_ids(bos=1, eos=2),
-    keys=_llama_keys(eps=1e-6, longest=131072, kv_heads=8),
-    read=(read_windows("all", 4096),),
-    write=(write_windows("all"),),
+    keys=_llama_keys(eps=1e-6, max_seq_len=131072, kv_heads=8),
+    read=(read_sliding_window("all", 4096),),
+    write=(write_sliding_window("all"),),
 )
-QWEN2 = _llama_like(
+QWEN2 = _llama_family(
     "qwen2",
     "Qwen2",
     ids=token_ids(),
-    keys=_llama_keys(eps=1e-6, longest=32768, kv_heads=32),
-    read=(read_windows("late"),),
-    write=(write_windows("late"),),
+    keys=_llama_keys(eps=1e-6, max_seq_len=32768, kv_heads=32),
+    read=(read_sliding_window("late"),),
+    write=(write_sliding_window("late"),),
 )
-QWEN3 = _llama_like(
+QWEN3 = _llama_family(
     "qwen3",
     "Qwen3",
     ids=token_ids(),
-    keys=(*_llama_keys(eps=1e-6, longest=32768, kv_heads=32, head_dim=128), _ATTENTION_BIAS),
-    read=(read_windows("late"),),
-    write=(write_windows("late"),),
+    keys=(*_llama_keys(eps=1e-6, max_seq_len=32768, kv_heads=32, head_dim=128), _ATTENTION_BIAS),
+    read=(read_sliding_window("late"),),
+    write=(write_sliding_window("late"),),
 )
-OLMO2 = _llama_like(
+OLMO2 = _llama_family(
     "olmo2",
     "Olmo2",
     ids=token_ids(eos=50279, pad=1),
-    keys=(*_llama_keys(eps=1e-5, longest=2048), _ATTENTION_BIAS),
+    keys=(*_llama_keys(eps=1e-5, max_seq_len=2048), _ATTENTION_BIAS),
     layer={
         **_LLAMA_LAYER,
         "attention_out_norm": "post_attention_layernorm",
         "feed_forward_out_norm": "post_feedforward_layernorm",
     },
 )
-PHI3 = _llama_like(
+PHI3 = _llama_family(
     "phi3",
     "Phi3",
-    partial=True,
+    partial_rotary=True,
     ids=token_ids(bos=1, eos=32000, pad=32000),
-    keys=(*_llama_keys(eps=1e-5, longest=4096), Key("resid_pdrop", "dropout", 0.0)),
+    keys=(*_llama_keys(eps=1e-5, max_seq_len=4096), ConfigKey("resid_pdrop", "dropout", 0.0)),
     layer={
         **{k: v for k, v in _LLAMA_LAYER.items() if "_proj" not in k},
         ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
@@ -167,8 +182,8 @@ PHI3 = _llama_like(
         ("feed_forward.gate_proj", "feed_forward.up_proj"): ("mlp.gate_up_proj", STACKED),
         "feed_forward.down_proj": "mlp.down_proj",
     },
-    read=(read_windows("all"),),
-    write=(write_windows("all"),),
+    read=(read_sliding_window("all"),),
+    write=(write_sliding_window("all"),),
 )
 
 
@@ -187,63 +202,63 @@ def _write_gemma_scale(config: TransformerConfig, theirs: Config) -> None:
     theirs["query_pre_attn_scalar"] = round(number) if whole else number
 
 
-def _sandwich_keys(longest: int, *, cap: float | None) -> tuple[Key, ...]:
+def _sandwich_keys(max_seq_len: int, *, final_softcap: float | None) -> tuple[ConfigKey, ...]:
     """Keys of Gemma 2 and 3."""
     usual = _llama_keys(
         eps=1e-6,
-        longest=longest,
+        max_seq_len=max_seq_len,
         kv_heads=4,
         head_dim=256,
-        gelu="hidden_activation",
-        tied=True,
+        activation_key="hidden_activation",
+        tie_embeddings=True,
     )
     return (
         *usual,
         _ATTENTION_BIAS,
-        Key("final_logit_softcapping", "final_softcap", cap, null=True),
+        ConfigKey("final_logit_softcapping", "final_softcap", final_softcap, nullable=True),
     )
 
 
 _GEMMA_IDS = token_ids(bos=2, eos=1, pad=0)
 _GEMMA_FIXED = {"use_bidirectional_attention": False}
-GEMMA = _llama_like(
+GEMMA = _llama_family(
     "gemma",
     "Gemma",
     ids=_GEMMA_IDS,
     keys=(
-        *_llama_keys(eps=1e-6, longest=8192, kv_heads=16, head_dim=256, tied=True),
+        *_llama_keys(eps=1e-6, max_seq_len=8192, kv_heads=16, head_dim=256, tie_embeddings=True),
         _ATTENTION_BIAS,
     ),
     read=(_gemma_scale,),
     fixed=_GEMMA_FIXED,
 )
-GEMMA2 = _llama_like(
+GEMMA2 = _llama_family(
     "gemma2",
     "Gemma2",
     ids=_GEMMA_IDS,
     keys=(
-        *_sandwich_keys(8192, cap=30.0),
-        Key("attn_logit_softcapping", "logit_softcap", 50.0, null=True),
+        *_sandwich_keys(8192, final_softcap=30.0),
+        ConfigKey("attn_logit_softcapping", "logit_softcap", 50.0, nullable=True),
     ),
     layer=_SANDWICH_LAYER,
-    read=(_gemma_scale, _query_scale, read_windows("period", 4096)),
-    write=(_write_gemma_scale, write_windows("period")),
+    read=(_gemma_scale, _query_scale, read_sliding_window("period", 4096)),
+    write=(_write_gemma_scale, write_sliding_window("period")),
     fixed=_GEMMA_FIXED,
 )
-_GEMMA_BASES = ("rope_theta", "rope_local_base_freq")
+_GEMMA_ROPE_KEYS = ("rope_theta", "rope_local_base_freq")
 GEMMA3 = dataclasses.replace(
     GEMMA2,
     preset="gemma3",
     model_type="gemma3_text",
-    keys=_sandwich_keys(131072, cap=None),
+    keys=_sandwich_keys(131072, final_softcap=None),
     fixed={**_GEMMA_FIXED, "attn_logit_softcapping": None},  # transformers reads it nowhere
-    kinds=_decoder_kinds("Gemma3", "Gemma3Text"),
+    model_classes=_decoder_classes("Gemma3", "Gemma3Text"),
     read=(
         _no_dropout,
         _gemma_scale,
         _query_scale,
-        read_windows("period", 4096),
-        read_two_rotations(base=1e6, local=1e4, keys=_GEMMA_BASES),
+        read_sliding_window("period", 4096),
+        read_dual_rope(base=1e6, local=1e4, keys=_GEMMA_ROPE_KEYS),
     ),
-    write=(_write_gemma_scale, write_windows("period"), write_two_rotations(_GEMMA_BASES)),
+    write=(_write_gemma_scale, write_sliding_window("period"), write_dual_rope(_GEMMA_ROPE_KEYS)),
 )

@@ -6,17 +6,22 @@ import dataclasses
 from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
-from miniformer.interop.hf.configs import Config, Family, Key, Kind, Reader
-from miniformer.interop.hf.families.tables import PLAIN, in_layers, no_head_dim, target_ids
+from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass, Reader
+from miniformer.interop.hf.families.tables import (
+    ACTIVATIONS,
+    no_head_dim,
+    prefix_names,
+    seq2seq_token_ids,
+)
 from miniformer.interop.hf.weights import (
     ONE_ROW,
     Rule,
-    after_rows,
     rules,
+    skip_leading_rows,
 )
 
 
-def _t5_scale(config: Config, fields: Config) -> None:
+def _read_t5_scale(config: Config, fields: Config) -> None:
     """Logits are scaled where embedding and head were tied in training; files tell it twice."""
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     fields["logit_scale"] = fields["d_model"] ** -0.5 if scaled else None
@@ -24,13 +29,13 @@ def _t5_scale(config: Config, fields: Config) -> None:
 
 def _write_t5_scale(config: TransformerConfig, theirs: Config) -> None:
     theirs["scale_decoder_outputs"] = config.logit_scale is not None
-    theirs["is_gated_act"] = config.gated
+    theirs["is_gated_act"] = config.is_gated
     theirs["dense_act_fn"] = theirs["feed_forward_proj"].removeprefix("gated-")
     if theirs["feed_forward_proj"] == "gated-gelu":
         theirs["dense_act_fn"] = "gelu_new"
 
 
-def _t5_layer(stack: str, last: int) -> dict[Any, Any]:
+def _t5_layer(stack: str, feed_forward_index: int) -> dict[Any, Any]:
     names = {f"attention.{each}_proj": f"layer.0.SelfAttention.{each}" for each in "qkvo"}
     names["attention_norm"] = "layer.0.layer_norm"
     if stack == "decoder":
@@ -38,10 +43,10 @@ def _t5_layer(stack: str, last: int) -> dict[Any, Any]:
             f"cross_attention.{each}_proj": f"layer.1.EncDecAttention.{each}" for each in "qkvo"
         }
         names["cross_attention_norm"] = "layer.1.layer_norm"
-    inner = f"layer.{last}.DenseReluDense."
+    inner = f"layer.{feed_forward_index}.DenseReluDense."
     names["feed_forward.down_proj"] = inner + "wo"
-    names["feed_forward_norm"] = f"layer.{last}.layer_norm"
-    return in_layers(names, f"{stack}.layers.{{}}.", f"{stack}.block.{{}}.")
+    names["feed_forward_norm"] = f"layer.{feed_forward_index}.layer_norm"
+    return prefix_names(names, f"{stack}.layers.{{}}.", f"{stack}.block.{{}}.")
 
 
 _T5_RULES: dict[Any, Any] = {
@@ -57,7 +62,7 @@ _T5_RULES: dict[Any, Any] = {
 }
 
 
-def _t5_inner(gated: bool) -> tuple[Rule, ...]:
+def _t5_feed_forward_rules(gated: bool) -> tuple[Rule, ...]:
     table: dict[Any, Any] = {}
     for stack, last in (("encoder", 1), ("decoder", 2)):
         ours = f"{stack}.layers.{{}}.feed_forward."
@@ -79,34 +84,34 @@ def _t5(preset: str, *, gated: bool) -> Family:
         model_type="t5",
         prefix="",
         keys=(
-            Key("vocab_size", "vocab_size"),
-            Key("d_model", "d_model"),
-            Key("d_kv", "head_dim"),
-            Key("d_ff", "d_ff"),
-            Key("num_layers", "n_layers"),
-            Key("num_decoder_layers", "n_decoder_layers", None, null=True),
-            Key("num_heads", "n_heads"),
-            Key("relative_attention_num_buckets", "relative_buckets", 32),
-            Key("relative_attention_max_distance", "relative_max_distance", 128),
-            Key("layer_norm_epsilon", "norm_eps", 1e-6),
-            Key("n_positions", "max_seq_len", 512),
-            Key("dropout_rate", "dropout", 0.1),
-            Key("feed_forward_proj", "activation", "relu", words),
-            Key("tie_word_embeddings", "tie_embeddings", True),
+            ConfigKey("vocab_size", "vocab_size"),
+            ConfigKey("d_model", "d_model"),
+            ConfigKey("d_kv", "head_dim"),
+            ConfigKey("d_ff", "d_ff"),
+            ConfigKey("num_layers", "n_layers"),
+            ConfigKey("num_decoder_layers", "n_decoder_layers", None, nullable=True),
+            ConfigKey("num_heads", "n_heads"),
+            ConfigKey("relative_attention_num_buckets", "relative_buckets", 32),
+            ConfigKey("relative_attention_max_distance", "relative_max_distance", 128),
+            ConfigKey("layer_norm_epsilon", "norm_eps", 1e-6),
+            ConfigKey("n_positions", "max_seq_len", 512),
+            ConfigKey("dropout_rate", "dropout", 0.1),
+            ConfigKey("feed_forward_proj", "activation", "relu", words),
+            ConfigKey("tie_word_embeddings", "tie_embeddings", True),
         ),
-        kinds={"T5ForConditionalGeneration": Kind({}, rules({"head": "lm_head"}))},
-        rules=(*rules(_T5_RULES), *_t5_inner(gated)),
-        read=(_t5_scale,),
+        model_classes={"T5ForConditionalGeneration": ModelClass({}, rules({"head": "lm_head"}))},
+        rules=(*rules(_T5_RULES), *_t5_feed_forward_rules(gated)),
+        read=(_read_t5_scale,),
         write=(_write_t5_scale,),
-        written={"is_encoder_decoder": True},
-        ids=target_ids(eos=1, pad=0),
-        copies={
+        constants={"is_encoder_decoder": True},
+        ids=seq2seq_token_ids(eos=1, pad=0),
+        tied_weights={
             "encoder.embed_tokens.weight": ("shared.weight",),
             "decoder.embed_tokens.weight": ("shared.weight",),
             "lm_head.weight": ("shared.weight",),
         },
         # Of T5 1.0's first files; nothing reads it.
-        buffers=("EncDecAttention.relative_attention_bias.weight",),
+        ignored_suffixes=("EncDecAttention.relative_attention_bias.weight",),
     )
 
 
@@ -125,31 +130,31 @@ def _bart_layer(stack: str) -> dict[Any, Any]:
     names["feed_forward.up_proj"] = "fc1"
     names["feed_forward.down_proj"] = "fc2"
     names["feed_forward_norm"] = "final_layer_norm"
-    return in_layers(names, f"{stack}.layers.{{}}.", f"model.{stack}.layers.{{}}.")
+    return prefix_names(names, f"{stack}.layers.{{}}.", f"model.{stack}.layers.{{}}.")
 
 
-def _bart_keys(activation: str, positions: int) -> tuple[Key, ...]:
+def _bart_keys(activation: str, max_seq_len: int) -> tuple[ConfigKey, ...]:
     return (
-        Key("d_model", "d_model"),
-        Key("encoder_layers", "n_layers"),
-        Key("decoder_layers", "n_decoder_layers"),
-        Key("encoder_attention_heads", "n_heads"),
-        Key("encoder_ffn_dim", "d_ff"),
-        Key("max_position_embeddings", "max_seq_len", positions),
-        Key("activation_function", "activation", activation, PLAIN),
-        Key("dropout", "dropout", 0.1),
-        Key("tie_word_embeddings", "tie_embeddings", True),
+        ConfigKey("d_model", "d_model"),
+        ConfigKey("encoder_layers", "n_layers"),
+        ConfigKey("decoder_layers", "n_decoder_layers"),
+        ConfigKey("encoder_attention_heads", "n_heads"),
+        ConfigKey("encoder_ffn_dim", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", max_seq_len),
+        ConfigKey("activation_function", "activation", activation, ACTIVATIONS),
+        ConfigKey("dropout", "dropout", 0.1),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", True),
     )
 
 
-def _bart_stacks(scaled: bool) -> Reader:
+def _read_bart_stacks(scale_embedding: bool) -> Reader:
     def read(config: Config, fields: Config) -> None:
         """Both stacks must be of one width; embeddings may be scaled."""
         for name, default in (("attention_heads", 16), ("ffn_dim", 4096)):
             one, other = config[f"encoder_{name}"], config.get(f"decoder_{name}", default)
             if one != other:
                 raise UserError(f"encoder_{name}={one!r} and decoder_{name}={other!r} must be same")
-        scale = config.get("scale_embedding", scaled)
+        scale = config.get("scale_embedding", scale_embedding)
         fields["embedding_scale"] = fields["d_model"] ** 0.5 if scale else None
 
     return read
@@ -161,13 +166,13 @@ def _write_bart_stacks(config: TransformerConfig, theirs: Config) -> None:
     theirs["scale_embedding"] = config.embedding_scale is not None
 
 
-_BART_COPIES = {
+_BART_TIED_WEIGHTS = {
     "model.encoder.embed_tokens.weight": ("model.shared.weight",),
     "model.decoder.embed_tokens.weight": ("model.shared.weight",),
     "lm_head.weight": ("model.shared.weight",),
 }
 _BART_LAYERS = {**_bart_layer("encoder"), **_bart_layer("decoder")}
-_BART_WRITTEN = {
+_BART_CONSTANTS = {
     "is_encoder_decoder": True,
     "attention_dropout": 0.0,
     "activation_dropout": 0.0,
@@ -176,18 +181,18 @@ _BART_WRITTEN = {
 }
 _BART_FIXED = {"normalize_before": False, "add_final_layer_norm": False}
 _BART_HEAD = rules({"head.bias": ("final_logits_bias", ONE_ROW), "head.weight": "lm_head.weight"})
-_FROM_VOCABULARY = (Key("vocab_size", "vocab_size"),)
+_VOCAB_KEYS = (ConfigKey("vocab_size", "vocab_size"),)
 
 BART = Family(
     preset="bart",
     model_type="bart",
-    keys=(*_FROM_VOCABULARY, *_bart_keys("gelu", 1024)),
-    kinds={"BartForConditionalGeneration": Kind({}, _BART_HEAD)},
+    keys=(*_VOCAB_KEYS, *_bart_keys("gelu", 1024)),
+    model_classes={"BartForConditionalGeneration": ModelClass({}, _BART_HEAD)},
     rules=rules(
         {
             "embedding": "model.shared",
             **{
-                f"{stack}.position": (f"model.{stack}.embed_positions", after_rows(2))
+                f"{stack}.position": (f"model.{stack}.embed_positions", skip_leading_rows(2))
                 for stack in ("encoder", "decoder")
             },
             "encoder.embedding_norm": "model.encoder.layernorm_embedding",
@@ -195,40 +200,40 @@ BART = Family(
             **_BART_LAYERS,
         }
     ),
-    read=(no_head_dim, _bart_stacks(False)),
+    read=(no_head_dim, _read_bart_stacks(False)),
     write=(_write_bart_stacks,),
     fixed={**_BART_FIXED, "static_position_embeddings": False, "normalize_embedding": True},
-    free=("head_bias",),
-    written=_BART_WRITTEN,
-    ids=target_ids(bos=0, eos=2, pad=1, decoder_start=2, forced_eos=2),
-    copies=_BART_COPIES,
+    weight_only_fields=("head_bias",),
+    constants=_BART_CONSTANTS,
+    ids=seq2seq_token_ids(bos=0, eos=2, pad=1, decoder_start=2, forced_eos=2),
+    tied_weights=_BART_TIED_WEIGHTS,
 )
 
 
-def _marian_vocabularies(config: Config, fields: Config) -> None:
+def _read_marian_vocab(config: Config, fields: Config) -> None:
     if config.get("share_encoder_decoder_embeddings", True):
         return
     fields["source_vocab_size"] = fields["vocab_size"]
     fields["vocab_size"] = config.get("decoder_vocab_size") or fields["vocab_size"]
 
 
-def _write_marian_vocabularies(config: TransformerConfig, theirs: Config) -> None:
+def _write_marian_vocab(config: TransformerConfig, theirs: Config) -> None:
     theirs["decoder_vocab_size"] = config.vocab_size
     theirs["vocab_size"] = config.source_vocab_size or config.vocab_size
     theirs["share_encoder_decoder_embeddings"] = config.source_vocab_size is None
 
 
-def _marian_names(config: TransformerConfig, rule: Rule) -> Rule:
-    if rule.ours == ("embedding",) and config.source_vocab_size is not None:
-        return dataclasses.replace(rule, theirs="model.decoder.embed_tokens")
+def _adapt_marian_embedding(config: TransformerConfig, rule: Rule) -> Rule:
+    if rule.names == ("embedding",) and config.source_vocab_size is not None:
+        return dataclasses.replace(rule, hf_name="model.decoder.embed_tokens")
     return rule
 
 
 MARIAN = Family(
     preset="marian",
     model_type="marian",
-    keys=(*_FROM_VOCABULARY, *_bart_keys("gelu", 1024)),
-    kinds={"MarianMTModel": Kind({}, _BART_HEAD)},
+    keys=(*_VOCAB_KEYS, *_bart_keys("gelu", 1024)),
+    model_classes={"MarianMTModel": ModelClass({}, _BART_HEAD)},
     rules=rules(
         {
             "embedding": "model.shared",
@@ -236,23 +241,23 @@ MARIAN = Family(
             **_BART_LAYERS,
         }
     ),
-    read=(no_head_dim, _bart_stacks(False), _marian_vocabularies),
-    write=(_write_bart_stacks, _write_marian_vocabularies),
+    read=(no_head_dim, _read_bart_stacks(False), _read_marian_vocab),
+    write=(_write_bart_stacks, _write_marian_vocab),
     fixed={**_BART_FIXED, "static_position_embeddings": True, "normalize_embedding": False},
-    written=_BART_WRITTEN,
-    ids=target_ids(eos=0, pad=58100, decoder_start=58100, forced_eos=0),
-    adapt=_marian_names,
-    copies={
-        **_BART_COPIES,
+    constants=_BART_CONSTANTS,
+    ids=seq2seq_token_ids(eos=0, pad=58100, decoder_start=58100, forced_eos=0),
+    adapt_rule=_adapt_marian_embedding,
+    tied_weights={
+        **_BART_TIED_WEIGHTS,
         "lm_head.weight": ("model.shared.weight", "model.decoder.embed_tokens.weight"),
     },
-    buffers=("embed_positions.weight",),
+    ignored_suffixes=("embed_positions.weight",),
 )
 M2M_100 = Family(
     preset="m2m_100",
     model_type="m2m_100",
-    keys=(*_FROM_VOCABULARY, *_bart_keys("relu", 1024)),
-    kinds={"M2M100ForConditionalGeneration": Kind({}, rules({"head": "lm_head"}))},
+    keys=(*_VOCAB_KEYS, *_bart_keys("relu", 1024)),
+    model_classes={"M2M100ForConditionalGeneration": ModelClass({}, rules({"head": "lm_head"}))},
     rules=rules(
         {
             "embedding": "model.shared",
@@ -261,11 +266,11 @@ M2M_100 = Family(
             **_BART_LAYERS,
         }
     ),
-    read=(no_head_dim, _bart_stacks(True)),
+    read=(no_head_dim, _read_bart_stacks(True)),
     write=(_write_bart_stacks,),
     fixed={"pad_token_id": 1},
-    ids=target_ids(bos=0, eos=2, pad=1, decoder_start=2),
-    written=_BART_WRITTEN,
-    copies=_BART_COPIES,
-    buffers=("embed_positions.weights",),
+    ids=seq2seq_token_ids(bos=0, eos=2, pad=1, decoder_start=2),
+    constants=_BART_CONSTANTS,
+    tied_weights=_BART_TIED_WEIGHTS,
+    ignored_suffixes=("embed_positions.weights",),
 )

@@ -7,7 +7,7 @@ from typing import Any
 from miniformer.interop.hf.configs import Config
 
 # their activation -> ours, plain and with a gate
-PLAIN = {
+ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -16,7 +16,7 @@ PLAIN = {
     "silu": "silu",
     "swish": "silu",
 }
-GATED = {
+GATED_ACTIVATIONS = {
     "silu": "swiglu",
     "swish": "swiglu",
     "gelu": "geglu",
@@ -34,21 +34,23 @@ def token_ids(
     return {f"{name}_token_id": value for name, value in ids.items()}
 
 
-def target_ids(**ids: int | None) -> Config:
+def seq2seq_token_ids(**ids: int | None) -> Config:
     """The same of a family with an encoder and a decoder."""
     return token_ids(**{"decoder_start": None, "forced_bos": None, "forced_eos": None, **ids})
 
 
 # How decoders make classes: a map of the last token, without a bias.
-LAST_TOKEN: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
+LAST_TOKEN_CLASSIFIER: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
 
 
-def in_layers(names: dict[Any, Any], ours: str, theirs: str) -> dict[Any, Any]:
+def prefix_names(names: dict[Any, Any], prefix: str, hf_prefix: str) -> dict[Any, Any]:
     """A table of names within a layer, with what is before them on both sides."""
     made: dict[Any, Any] = {}
     for left, right in names.items():
-        key = ours + left if isinstance(left, str) else tuple(ours + each for each in left)
-        made[key] = theirs + right if isinstance(right, str) else (theirs + right[0], right[1])
+        key = prefix + left if isinstance(left, str) else tuple(prefix + each for each in left)
+        made[key] = (
+            hf_prefix + right if isinstance(right, str) else (hf_prefix + right[0], right[1])
+        )
     return made
 
 

@@ -1,0 +1,229 @@
+"""Writing and scoring text with a loaded model; `Pipeline` inherits it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, overload
+
+from miniformer.checkpoint.artifacts import check_text
+from miniformer.config import GenerationConfig, NoEffectWarning, UserError
+from miniformer.data.reading.files import DataFiles
+from miniformer.data.reading.records import RecordSequence, as_records
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationOutput
+from miniformer.generation.logits_processors import Processor
+from miniformer.generation.speculative import Speculation
+from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transformer import Transformer
+from miniformer.tasks.base import Task
+from miniformer.tasks.common.scoring import ScoredText, perplexity, score
+from miniformer.tasks.common.text_generation import TextGenerationTask
+
+
+class TextGenerationMixin:
+    """What a pipeline does with text."""
+
+    model: Transformer | Seq2SeqTransformer
+    tokenizer: Tokenizer | None
+    task: Task
+    generation: GenerationConfig
+
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
+    def generate(
+        self,
+        prompt: str | list[str],
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        truncate: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
+
+        Args:
+            prompt: the text or texts to continue; an empty one begins a new document.
+            processors: functions that change logits; see `miniformer.generation.logits_processors`.
+            draft: guesses tokens that the model then judges, several at once: a smaller model's
+                `Pipeline`, "lookup" for what stood in the text before, or a `Speculation`.
+            truncate: cut prompts that are too long: the end of a source, as training does, or the
+                beginning of a text to be continued, so that `max_new_tokens` fit.
+            **options: fields of `GenerationConfig`, over the model directory's own.
+
+        Returns:
+            What comes after the prompt: a string for a string, a list for a list; with
+            `num_return_sequences` above 1 a list in place of each string.
+
+        Raises:
+            ValueError: an option is unknown or out of its limits, a prompt leaves no room for
+                `max_new_tokens` within `max_seq_len`, or the model writes no text.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        task, tokenizer, settings = self._prepare_generation(prompts, options)
+        found = task.generate(
+            self.model, tokenizer, prompts, settings, **_truncate_kwargs(truncate), **how
+        )
+        texts: list[Any] = [text for text, _ in found]
+        copies = settings.num_return_sequences
+        if copies > 1:
+            texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def generate_outputs(
+        self,
+        prompts: Sequence[str],
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        truncate: bool = False,
+        **options: Any,
+    ) -> list[tuple[str, GenerationOutput]]:
+        """The same with token ids, their log-probabilities and scores; see `generate`.
+
+        Returns:
+            A text and a `Written` each: `num_return_sequences` of the first prompt, and so on.
+        """
+        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        task, tokenizer, settings = self._prepare_generation(prompts, options)
+        return task.generate(
+            self.model, tokenizer, prompts, settings, **_truncate_kwargs(truncate), **how
+        )
+
+    def stream(
+        self,
+        prompt: str,
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        truncate: bool = False,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The answer to one prompt in pieces, as they are written; see `generate`.
+
+        A piece holds whole characters. Together they are what `generate` gives.
+        """
+        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        task, tokenizer, settings = self._prepare_generation([prompt], options)
+        return task.stream(
+            self.model, tokenizer, prompt, settings, **_truncate_kwargs(truncate), **how
+        )
+
+    async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
+        """The same for `async for`: the model runs in a thread, others go on meanwhile."""
+        pieces = self.stream(prompt, **options)
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+    def score(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str] | None = None,
+        *,
+        stride: int | None = None,
+        truncate: bool = False,
+    ) -> list[ScoredText]:
+        """How likely texts are, token by token; of seq2seq, as targets of sources.
+
+        Args:
+            texts: what is scored; the end of a text is not.
+            given: what comes before each, or its source; None: nothing does.
+            stride: for texts longer than the model reads; see `miniformer.tasks.common.scoring`.
+            truncate: cut sources that are too long, as training does.
+
+        Raises:
+            ValueError: there are not as many as texts, or the model writes none.
+        """
+        prompts = [""] * len(texts) if prompts is None else prompts
+        if len(prompts) != len(texts):
+            raise UserError(f"{len(texts)} texts need as many given, not {len(prompts)}")
+        task, tokenizer, _ = self._prepare_generation([*prompts, *texts], {})
+        if truncate and not isinstance(self.model, Seq2SeqTransformer):
+            raise UserError("truncate is for sources; texts of any length are scored in windows")
+        starts = task.generation_inputs(
+            self.model, tokenizer, prompts, **_truncate_kwargs(truncate)
+        )
+        return score(self.model, starts, tokenizer.encode_batch(texts), stride=stride)
+
+    def perplexity(
+        self,
+        data: DataFiles | RecordSequence,
+        *,
+        stride: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Loss, perplexity, bits per byte and perplexity per word of texts.
+
+        Args:
+            data: files as training takes them, or records in memory.
+            stride, progress: see `miniformer.tasks.common.scoring.score`.
+
+        Raises:
+            ValueError: it is no causal language model, or a record is wrong.
+        """
+        task, tokenizer, _ = self._prepare_generation([], {})
+        if task.name != "language_modeling" or not isinstance(self.model, Transformer):
+            raise UserError(
+                "perplexity is of causal language models; for other models see score and figures "
+                "of a test"
+            )
+        records = as_records(data, task.schema)
+        return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
+
+    def _prepare_generation(
+        self, prompts: Sequence[str], options: dict[str, Any]
+    ) -> tuple[TextGenerationTask, Tokenizer, GenerationConfig]:
+        """What answers prompts: the task, its tokenizer, and decoding settings."""
+        settings = self._generation_config(options, stacklevel=4)
+        for text in prompts:
+            check_text(text, "prompt")
+        if self.tokenizer is None and not self.task.reads_text():
+            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
+        if not isinstance(self.task, TextGenerationTask):
+            raise UserError(f"a model for {self.task.name} writes no text; use predict")
+        tokenizer = self._require_tokenizer()
+        assert tokenizer is not None
+        return self.task, tokenizer, settings
+
+    def _require_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; None: the task reads no text."""
+        if self.tokenizer is None and self.task.reads_text():
+            raise UserError(
+                "the model was imported without a tokenizer.json, so it takes token ids only: "
+                "use its `model`, or import it from a directory that has one"
+            )
+        return self.tokenizer
+
+    def _generation_config(self, options: dict[str, Any], stacklevel: int = 3) -> GenerationConfig:
+        own = dataclasses.asdict(self.generation)
+        beams = options.get("num_beams")
+        if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one
+            own |= {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None}
+        settings = GenerationConfig.from_dict({**own, **options})
+        if settings.temperature == 0:
+            for name in ("top_k", "top_p", "seed"):
+                if options.get(name) is not None:
+                    message = f"{name}={options[name]} has no effect with temperature=0"
+                    warnings.warn(message, NoEffectWarning, stacklevel=stacklevel)
+        return settings
+
+
+def _truncate_kwargs(truncate: bool) -> dict[str, bool]:
+    """An argument that tasks written before it was added are only given where it is asked for."""
+    return {"truncate": True} if truncate else {}
+
+
+def _resolve_draft(draft: Any) -> Speculation | None:
+    """What a user means by a draft."""
+    if draft is None or isinstance(draft, Speculation):
+        return draft
+    if hasattr(draft, "model"):
+        return Speculation(draft.model)
+    if draft == "lookup":
+        return Speculation()
+    raise UserError(f'draft must be a Pipeline, a Speculation or "lookup", not {draft!r}')

@@ -1,0 +1,163 @@
+"""The demo: a language model of Python, trained on the standard library's own source, in minutes.
+
+The text is real, large, and on every machine that runs Python. Validation is on whole modules that
+were never trained on, chosen by a hash of their names, so the split is the same everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import lzma
+import math
+import os
+import shlex
+import sysconfig
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+
+from miniformer.checkpoint.pipeline import load
+from miniformer.config import UserError
+from miniformer.config.command_line import python_command
+from miniformer.train_config import TrainConfig
+from miniformer.trainer import report_result
+from miniformer.training.callbacks.progress import make_console
+from miniformer.training.run import train
+from miniformer.utils.atomic import write_text
+
+_VAL_MODULE_INTERVAL = 20  # one module in so many is held out
+# Not everywhere, not written by hand, or tests.
+_EXCLUDED_DIRS = {
+    *("__pycache__", "dist-packages", "encodings", "idlelib", "lib2to3", "pydoc_data"),
+    *("site-packages", "test", "tests", "turtledemo"),
+}
+_MODEL_CONFIG = {
+    "vocab_size": 2048,
+    "d_model": 128,
+    "n_heads": 4,
+    "n_layers": 2,
+    "max_seq_len": 256,
+    "dropout": 0.0,
+    "activation": "swiglu",
+    "norm": "rmsnorm",  # with it and without biases it is a Llama, and can be exported as one
+    "bias": False,
+}
+
+
+def run_demo(*, minutes: float, work_dir: str) -> int:
+    """Writes the data, trains, and tells how good the model is; returns the exit code.
+
+    Args:
+        minutes: training time.
+        work_dir: folder for data and run.
+
+    Raises:
+        UserError: see `train`; or there is no Python source on this machine.
+    """
+    console = make_console()
+    texts = _read_modules(Path(sysconfig.get_paths()["stdlib"]))
+    folder = _write_data(texts, Path(work_dir), console)
+    config = TrainConfig(
+        train_path=str(folder / "train.jsonl"),
+        val_path=str(folder / "val.jsonl"),
+        model_config=_MODEL_CONFIG,
+        batch_size=8,
+        seq_len=64,
+        lr=5e-3,
+        max_time=f"{round(minutes * 60, 2):g}s",
+        work_dir=work_dir,
+        experiment_name="demo",
+    )
+    console.print("\nthe same, by hand:\n" + _training_command(config) + "\n")
+    result = train(config, console=console)
+    code = report_result(result, console)
+    if result.interrupted is None:
+        _print_baselines(folder / "val.jsonl", result.metrics["val_bits_per_byte"], console)
+        _print_completion(result.model, console)
+    return code
+
+
+def _read_modules(root: Path) -> dict[str, str]:
+    """File name -> its lines, one module of the standard library each."""
+    lines: dict[str, list[str]] = {"train.jsonl": [], "val.jsonl": []}
+    for path in _find_modules(root):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            continue
+        name = path.relative_to(root).as_posix()
+        held_out = int(hashlib.sha256(name.encode()).hexdigest(), 16) % _VAL_MODULE_INTERVAL == 0
+        record = json.dumps({"text": text, "file": name})
+        lines["val.jsonl" if held_out else "train.jsonl"].append(record)
+    if not all(lines.values()):
+        raise UserError(
+            f"no Python source was found in {root}; train on a file of your own instead"
+        )
+    return {name: "\n".join(some) + "\n" for name, some in lines.items()}
+
+
+def _write_data(texts: dict[str, str], work_dir: Path, console: Console) -> Path:
+    """Writes the files to `work_dir/demo-data`, or the first of `demo-data-2`, ... that is free.
+
+    Files that are there already are kept if they are the same; no others are touched.
+    """
+    for number in itertools.count(1):
+        folder = work_dir / ("demo-data" if number == 1 else f"demo-data-{number}")
+        try:
+            there = {
+                name: (folder / name).read_bytes() for name in texts if (folder / name).exists()
+            }
+            if any(there[name] != texts[name].encode() for name in there):
+                console.print(f"{folder} holds other files, which stay as they are")
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in texts.items():
+                if name not in there:
+                    write_text(folder / name, text)
+                verb = "kept" if name in there else "wrote"
+                size = f"{text.count(chr(10))} modules, {len(text) / 1e6:.2f} MB"
+                console.print(f"{verb} {folder / name}: {size}")
+        except OSError as error:
+            raise UserError(f"work_dir: cannot write {folder}: {error.strerror}") from None
+        console.print(f"its first line: {texts['train.jsonl'][:88]}...")
+        return folder
+    raise AssertionError("there is always a free number")
+
+
+def _find_modules(root: Path) -> list[Path]:
+    found = []
+    for directory, below, files in os.walk(root):
+        below[:] = sorted(name for name in below if name not in _EXCLUDED_DIRS)
+        found += [Path(directory, name) for name in files if name.endswith(".py")]
+    return sorted(found)
+
+
+def _training_command(config: TrainConfig) -> str:
+    """The command line that trains the same model."""
+    words = [
+        f"--{name} {shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))}"
+        for name, value in config.non_default_fields().items()
+    ]
+    return " \\\n  ".join([f"{python_command()} -m miniformer.trainer", *words])
+
+
+def _print_baselines(val_path: Path, bits_per_byte: float, console: Console) -> None:
+    """Sets the model's bits per byte beside what others need for the same held-out text."""
+    records = [json.loads(line) for line in val_path.read_text(encoding="utf-8").splitlines()]
+    text = "".join(record["text"] for record in records).encode()
+    counts = Counter(text)
+    unigram = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
+    xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
+    console.print("\nbits per byte of the held-out modules (lower is better):")
+    for name, value in (("single bytes", unigram), ("xz -9", xz), ("this model", bits_per_byte)):
+        console.print(f"  {name:<14}{value:5.2f}  {'#' * round(value * 10)}")
+
+
+def _print_completion(directory: Path, console: Console) -> None:
+    prompt = "def "
+    console.print(f"\nwhat it writes after {prompt!r}:\n")
+    text = load(directory).generate(prompt, max_new_tokens=80, temperature=0.7, top_p=0.95, seed=0)
+    console.print(prompt + text)

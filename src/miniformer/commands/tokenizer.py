@@ -1,0 +1,103 @@
+"""`miniformer tokenizer train`: a tokenizer from the user's own text, to be used by many runs."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from miniformer import registry
+from miniformer.config import UserError
+from miniformer.config.command_line import command_parser, python_command
+
+_TEXT_FIELDS = ("text", "input", "source", "target")  # of the records of all tasks
+
+
+def add_tokenizer_command(commands: Any) -> None:
+    """Adds `tokenizer`, which has subcommands of its own, to those of a parser."""
+    parser = command_parser("Train a tokenizer by itself.")
+    commands.add_subcommand("tokenizer", parser, help="train a tokenizer by itself")
+    train = command_parser("Train a tokenizer on the text of .jsonl and .txt files.")
+    train.add_argument("files", type=str, nargs="+", help="files or patterns, maybe .gz or .zst")
+    train.add_argument("--kind", type=str, default="bpe", help=", ".join(_tokenizer_kinds()))
+    train.add_argument("--vocab_size", type=int | None, default=None, help="ids at most")
+    train.add_argument(
+        "--fields", type=list[str], default=list(_TEXT_FIELDS),
+        help="fields of a record whose text it learns from, such as '[source]'",
+    )  # fmt: skip
+    train.add_argument("--out", type=str, default="tokenizer", help="directory to write")
+    inner = parser.add_subcommands(required=True, dest="what")
+    inner.add_subcommand("train", train, help="train one on your text")
+
+
+def run_tokenizer(values: dict[str, Any]) -> int:
+    """Trains and writes a tokenizer; returns the exit code."""
+    options = values["train"]
+    out, kind = Path(options["out"]), options["kind"]
+    if kind not in _tokenizer_kinds():
+        raise UserError(registry.unknown_name_message("kind", kind, _tokenizer_kinds()))
+    if (out / "tokenizer.json").exists():
+        raise UserError(f"out: {out} holds a tokenizer already; name another directory")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out: {out} is a file; name a directory")
+    from miniformer.data.reading.records import JSONLinesDataset
+    from miniformer.data.tokenizers.tokenizer import Tokenizer
+    from miniformer.data.tokenizers.training import SAMPLE_BYTES, TextSample
+    from miniformer.training.callbacks.progress import make_console, progress_bars
+
+    console = make_console()
+    with progress_bars(console) as progress:
+        records = JSONLinesDataset(options["files"], {}, progress=progress)
+        fields = options["fields"]
+        sample = TextSample(_iter_texts(records, fields, progress))
+        began = time.monotonic()
+        tokenizer = Tokenizer.train(kind, sample, options["vocab_size"])
+    if not sample.num_chars:
+        raise UserError(f"{records.name}: there is no text in it")
+    size = tokens = 0
+    for text in TextSample(_iter_texts(records, fields, lambda *_: None), 2**20):
+        size += len(text.encode())
+        tokens += len(tokenizer.encode(text))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(out / "tokenizer.json")
+    except OSError as error:
+        raise UserError(f"out: cannot write {out}: {error.strerror}") from None
+    part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.truncated else ""
+    console.print(
+        f"{kind}: {tokenizer.vocab_size:,} ids, trained on {part}{records.name} in "
+        f"{time.monotonic() - began:.1f} s; {size / max(1, tokens):.2f} bytes a token on its "
+        "beginning"
+    )
+    console.print(f"tokenizer: {out}")
+    first = shlex.quote(str(records.files[0]))
+    console.print(
+        f"use it: {python_command()} -m miniformer.trainer --train_path {first} "
+        f"--tokenizer {shlex.quote(str(out))}"
+    )
+    return 0
+
+
+def _tokenizer_kinds() -> list[str]:
+    return registry.names("tokenizer")
+
+
+def _iter_texts(records: Any, fields: list[str], progress: Any) -> Iterator[str]:
+    """Every text of every record's fields."""
+    for index, record in enumerate(records):
+        texts = [text for name in fields for text in _strings(record.get(name))]
+        if not texts:
+            raise UserError(
+                f"{records.location(index)}: the record has no text; it needs a string as one of "
+                f"{', '.join(map(repr, fields))}"
+            )
+        yield from texts
+        if index % 1024 == 0:
+            progress("reading", index, len(records))
+
+
+def _strings(value: Any) -> list[str]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]

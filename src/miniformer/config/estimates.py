@@ -1,0 +1,211 @@
+"""Parameter, FLOP and cache-byte counts from a config alone; equal to the built model's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from miniformer import registry
+from miniformer.config.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miniformer.config.model_config import TransformerConfig
+
+MatrixShape = tuple[int, int, bool]  # inputs, outputs, whether it has a bias
+CACHE_KINDS = (
+    "window",
+    "full",
+    "int8",
+)  # those of `miniformer.model.cache.kv_cache`, which needs torch
+
+
+def _raise_problems(config: TransformerConfig, problems: list[str]) -> None:
+    if problems:
+        raise ConfigError(type(config).__name__, problems)
+
+
+def _below_one_problems(**sizes: int | None) -> list[str]:
+    return [
+        f"{name} must be at least 1, not {value}"
+        for name, value in sizes.items()
+        if value is not None and not value >= 1
+    ]
+
+
+def _linear_params(inputs: int, outputs: int, bias: bool) -> int:
+    return inputs * outputs + (outputs if bias else 0)
+
+
+def _norm_params(config: TransformerConfig, width: int | None = None) -> int:
+    biased = config.norm == "layernorm" and config.has_norm_bias
+    return (width or config.d_model) * (2 if biased else 1)
+
+
+def _attention_matrices(config: TransformerConfig) -> list[MatrixShape]:
+    """The linear maps of one attention."""
+    width, heads = config.d_model, config.n_heads * config.head_width
+    kv, bias = config.kv_heads * config.head_width, config.has_qkv_bias
+    out = (heads, width, config.has_attention_bias)
+    return [(width, heads, bias), (width, kv, bias), (width, kv, bias), out]
+
+
+def _feed_forward_matrices(config: TransformerConfig) -> list[MatrixShape]:
+    bias = config.has_feed_forward_bias
+    up = [(config.d_model, config.ff_width, bias)] * (2 if config.is_gated else 1)
+    return [*up, (config.ff_width, config.d_model, bias)]
+
+
+def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:
+    count = sum(_linear_params(*matrix) for matrix in _attention_matrices(config))
+    if config.qk_norm == "head":
+        count += 2 * _norm_params(config, config.head_width)
+    elif config.qk_norm == "projection":
+        count += _norm_params(config, config.n_heads * config.head_width)
+        count += _norm_params(config, config.kv_heads * config.head_width)
+    return count + (config.n_heads if config.attention_sinks and not cross else 0)
+
+
+def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False) -> int:
+    """Layers, positions and the norms around them."""
+    sublayers = 3 if cross else 2
+    norms = (
+        sublayers * (2 if config.effective_norm_placement == "both" else 1) * _norm_params(config)
+    )
+    layer = _attention_params(config) + sum(
+        _linear_params(*matrix) for matrix in _feed_forward_matrices(config)
+    )
+    if cross:
+        layer += _attention_params(config, cross=True)
+    position = {
+        "learned": config.max_seq_len * config.d_model,
+        "relative": config.relative_buckets * config.n_heads,
+    }.get(config.position, 0)
+    around = config.embedding_norm + (config.effective_norm_placement != "post")
+    count = layers * (layer + norms) + position + around * _norm_params(config)
+    return count if config.first_attention_norm else count - _norm_params(config)
+
+
+def _head_matrices(config: TransformerConfig) -> list[MatrixShape]:
+    """The linear maps of the head, the last one to the outputs."""
+    last = (config.d_model, config.output_dim or config.vocab_size, config.has_head_bias)
+    dense = (config.d_model, config.d_model, config.bias)
+    return [last] if config.head == "linear" else [dense, last]
+
+
+def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
+    if config.input_dim is None:
+        count = config.vocab_size * config.d_model
+    else:
+        count = _linear_params(config.input_dim, config.d_model, config.bias)
+    count += (config.token_types or 0) * config.d_model
+    count += _stack_params(config, config.n_layers)
+    if seq2seq:
+        count += _stack_params(config, config.decoder_layers, cross=True)
+        count += (config.source_vocab_size or 0) * config.d_model
+    count += sum(_linear_params(*matrix) for matrix in _head_matrices(config))
+    if config.is_head_tied:
+        count -= config.d_model * config.vocab_size
+    return count + (_norm_params(config) if config.head == "masked_lm" else 0)
+
+
+def _mean_visible_keys(
+    config: TransformerConfig, layer: int, seq_len: float, *, causal: bool
+) -> float:
+    """Keys that a query sees, on average over the sequence."""
+    window = config.layer_window(layer)
+    if causal:
+        reach = min(window or seq_len, seq_len)
+        return reach - reach * (reach - 1) / (2 * seq_len)
+    side = seq_len if window is None else min(window // 2, seq_len - 1)
+    if side >= seq_len:
+        return seq_len
+    return 1 + 2 * side - side * (side + 1) / seq_len
+
+
+def _multiply_adds(*matrices: MatrixShape) -> int:
+    """Multiply-adds of linear maps for each token."""
+    return sum(inputs * outputs for inputs, outputs, _ in matrices)
+
+
+def _stack_multiply_adds(
+    config: TransformerConfig, layers: int, length: float, *, causal: bool
+) -> float:
+    """Multiply-adds of a stack for each token, cross-attention left out."""
+    matrices = _multiply_adds(*_attention_matrices(config), *_feed_forward_matrices(config))
+    keys = sum(_mean_visible_keys(config, layer, length, causal=causal) for layer in range(layers))
+    return layers * matrices + 2 * keys * config.n_heads * config.head_width
+
+
+def forward_flops(
+    config: TransformerConfig,
+    *,
+    tokens: float,
+    length: float,
+    head_tokens: float | None = None,
+    target_tokens: float = 0.0,
+    target_length: float = 0.0,
+) -> float:
+    """FLOPs of the matrix products of a forward pass, two operations a multiply-add.
+
+    Attention counts every query-key pair that the mask lets through in rows without padding.
+
+    Args:
+        config: the model.
+        tokens: that its layers read; of a model with a decoder those of the encoder.
+        length: tokens in a row of them.
+        head_tokens: positions that the head reads; None: every token, or every target token.
+        target_tokens: that the decoder reads; 0: there is no decoder.
+        target_length: tokens in a row of them.
+    """
+    count = tokens * _stack_multiply_adds(config, config.n_layers, length, causal=config.causal)
+    count += tokens * (config.input_dim or 0) * config.d_model
+    if target_tokens:
+        layers = config.decoder_layers
+        count += target_tokens * _stack_multiply_adds(config, layers, target_length, causal=True)
+        # Cross-attention: queries and outputs of targets, keys and values of sources.
+        q, k, v, o = _attention_matrices(config)
+        pairs = 2 * length * config.n_heads * config.head_width
+        count += layers * (
+            target_tokens * (_multiply_adds(q, o) + pairs) + tokens * _multiply_adds(k, v)
+        )
+    if head_tokens is None:
+        head_tokens = target_tokens or tokens
+    return 2 * (count + head_tokens * _multiply_adds(*_head_matrices(config)))
+
+
+def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = False) -> int:
+    """Matrix products only, two operations a multiply-add (Kaplan et al. 2020, PaLM).
+
+    Attention counts every query-key pair that the mask lets through.
+    """
+    _raise_problems(config, _below_one_problems(seq_len=seq_len))
+    target = {"target_tokens": 1.0, "target_length": seq_len} if seq2seq else {}
+    return round(forward_flops(config, tokens=1.0, length=seq_len, **target))
+
+
+def cache_bytes(
+    config: TransformerConfig,
+    batch_size: int,
+    seq_len: int,
+    bytes_per_value: int,
+    *,
+    kind: str = "full",
+    source_len: int | None = None,
+) -> int:
+    problems = _below_one_problems(
+        batch_size=batch_size,
+        seq_len=seq_len,
+        bytes_per_value=bytes_per_value,
+        source_len=source_len,
+    )
+    if kind not in CACHE_KINDS:
+        problems.append(registry.unknown_name_message("kind of cache", kind, list(CACHE_KINDS)))
+    _raise_problems(config, problems)
+    # int8: a byte for each value and a float32 scale for each head's vector.
+    vector = config.head_width + 4 if kind == "int8" else config.head_width * bytes_per_value
+    layers = config.n_layers if source_len is None else config.decoder_layers
+    columns = 0
+    for layer in range(layers):
+        window = config.layer_window(layer) if kind == "window" else None
+        columns += min(window or seq_len, seq_len)
+    cross = (source_len or 0) * layers * config.head_width * bytes_per_value
+    return 2 * batch_size * config.kv_heads * (columns * vector + cross)

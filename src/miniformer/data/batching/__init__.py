@@ -1,0 +1,1 @@
+"""Grouping of examples into batches."""

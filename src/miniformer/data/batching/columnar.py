@@ -1,0 +1,73 @@
+"""Table: many examples in a few arrays.
+
+An example is a dict of arrays (token ids, feature vectors) and numbers (a label). A hundred
+thousand dicts would cost more memory than what they hold, and pass slowly between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Example = dict[str, Any]
+
+
+class ColumnarStore:
+    """Examples by column: arrays of any length end to end, numbers one each.
+
+    Args:
+        columns: name -> values; those of arrays [total, ...], those of numbers [n].
+        offsets: for each column of arrays, where each example's begins, and the end: int64 [n + 1].
+    """
+
+    def __init__(self, columns: dict[str, np.ndarray], offsets: dict[str, np.ndarray]) -> None:
+        self.columns, self.offsets = columns, offsets
+
+    @classmethod
+    def from_examples(cls, examples: Sequence[Example]) -> ColumnarStore:
+        """The examples, which must all have the same names."""
+        columns: dict[str, np.ndarray] = {}
+        offsets: dict[str, np.ndarray] = {}
+        for name, first in examples[0].items() if examples else ():
+            values = [example[name] for example in examples]
+            if isinstance(first, np.ndarray):
+                columns[name] = np.concatenate(values)
+                offsets[name] = np.cumsum([0, *map(len, values)])
+            else:
+                columns[name] = np.array(values)
+        return cls(columns, offsets)
+
+    @classmethod
+    def concatenate(cls, stores: Sequence[ColumnarStore]) -> ColumnarStore:
+        """The tables' examples, one after another."""
+        stores = [table for table in stores if len(table)]
+        if not stores:
+            return cls({}, {})
+        columns = {
+            name: np.concatenate([table.columns[name] for table in stores])
+            for name in stores[0].columns
+        }
+        offsets = {
+            name: np.cumsum(np.concatenate([[0], *(table.lengths(name) for table in stores)]))
+            for name in stores[0].offsets
+        }
+        return cls(columns, offsets)
+
+    def __len__(self) -> int:
+        for name, values in self.columns.items():
+            return len(self.offsets[name]) - 1 if name in self.offsets else len(values)
+        return 0
+
+    def __getitem__(self, index: int) -> Example:
+        return {
+            name: values[slice(*self.offsets[name][index : index + 2])]
+            if name in self.offsets
+            else values[index]
+            for name, values in self.columns.items()
+        }
+
+    def lengths(self, name: str) -> np.ndarray:
+        """Length of each example's array `name`, int64 [n]."""
+        return np.diff(self.offsets[name])

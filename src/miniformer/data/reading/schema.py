@@ -1,0 +1,179 @@
+"""Checks of a record's fields, by name in a schema, and what a checked field holds.
+
+A check takes a value and returns None, or what is wrong with it as a phrase that follows the quoted
+name of the field: `'label' must not be empty`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+FieldCheck = Callable[[Any], str | None]
+Schema = Mapping[str, FieldCheck | type]
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_HINT = "float32 ends at 3.4e+38, so scale it down"
+_TYPE_NAMES = {
+    str: "a string", int: "an integer", float: "a number", bool: "true or false",
+    list: "a list", dict: "an object", type(None): "null",
+}  # fmt: skip
+
+
+def check_text(value: Any) -> str | None:
+    """A string, which may be empty."""
+    return None if isinstance(value, str) else f"must be a string, not {_describe_value(value)}"
+
+
+def check_label(value: Any) -> str | None:
+    """A class, by number or by name."""
+    if value == "":
+        return "is an empty name; give the class a name or a number"
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        return None
+    return f"must be an integer or a name, not {_describe_value(value)}"
+
+
+def check_number(value: Any) -> str | None:
+    """A finite number that float32 can hold."""
+    if not _is_finite(value):
+        return f"must be a finite number, not {_describe_value(value)}"
+    return f"is {float(value):g}; {_FLOAT32_HINT}" if abs(value) > _FLOAT32_MAX else None
+
+
+def check_model_input(value: Any) -> str | None:
+    """A text, a pair of texts, or vectors of features: see `input_kind`."""
+    if isinstance(value, str):
+        return None
+    if not isinstance(value, list):
+        return f"must be a string, two strings or a list of vectors, not {_describe_value(value)}"
+    if not value:
+        return "is an empty list; it needs two strings, or at least one vector"
+    if all(isinstance(item, str) for item in value):
+        count = f"{len(value)} string{'s' * (len(value) > 1)}"
+        return None if len(value) == 2 else f"must be a string, two strings or vectors, not {count}"
+    if isinstance(value[0], dict):
+        return _check_objects(value)
+    if isinstance(value[0], list):
+        return _check_vectors(value)
+    return f"must be a string, two strings or a list of vectors, not a list of {_describe_value(value[0])}"
+
+
+def input_kind(value: Any) -> Literal["text", "pair", "features"]:
+    """What a value that `model_input` accepts is: a text, a pair of texts, or feature vectors."""
+    if isinstance(value, str):
+        return "text"
+    return "pair" if isinstance(value[0], str) else "features"
+
+
+def features_to_array(value: Sequence[Any], dtype: type = np.float32) -> np.ndarray:
+    """Feature vectors as an array [T, input_dim]; those of objects in the order of their keys.
+
+    Args:
+        value: vectors or objects that `model_input` accepts.
+        kind: of the array's numbers.
+    """
+    if isinstance(value[0], dict):
+        names = sorted(value[0])
+        value = [[item[name] for name in names] for item in value]
+    return np.asarray(value, dtype=dtype)
+
+
+def compile_schema(schema: Schema) -> dict[str, FieldCheck]:
+    """A schema with every plain type made a check."""
+    return {
+        name: partial(_check_type, check) if isinstance(check, type) else check
+        for name, check in schema.items()
+    }
+
+
+def _check_type(expected_type: type, value: Any) -> str | None:
+    if isinstance(value, expected_type):
+        return None
+    return f"must be {_TYPE_NAMES.get(expected_type, expected_type.__name__)}, not {_describe_value(value)}"
+
+
+def _check_vectors(value: list[Any]) -> str | None:
+    if _is_matrix(value):
+        return None
+    for i, vector in enumerate(value, 1):
+        if not isinstance(vector, list):
+            return f"vector {i} is {_describe_value(vector)}; each must be a list of numbers"
+        if not vector:
+            return f"vector {i} is empty; each needs at least one number"
+        if wrong := _check_finite(enumerate(vector, 1)):
+            return f"vector {i} {wrong}"
+        if len(vector) != len(value[0]):
+            return (
+                f"vector {i} has {len(vector)} numbers, the first has {len(value[0])}; "
+                "all must be as long"
+            )
+    return None
+
+
+def _check_objects(value: list[Any]) -> str | None:
+    names = value[0].keys()
+    same = all(isinstance(item, dict) and item.keys() == names for item in value)
+    if same and _is_matrix([list(map(item.__getitem__, names)) for item in value]):
+        return None
+    for i, item in enumerate(value, 1):
+        if not isinstance(item, dict):
+            return (
+                f"object {i} is {_describe_value(item)}; each must be an object with the same keys"
+            )
+        if not item:
+            return f"object {i} is empty; each needs at least one number"
+        for name in names - item.keys():
+            return f"object {i} has no {name!r}, which the first has; all need the same keys"
+        for name in item.keys() - names:
+            return f"object {i} has {name!r}, which the first has not; all need the same keys"
+        if wrong := _check_finite((repr(name), number) for name, number in item.items()):
+            return f"object {i} {wrong}"
+    return None
+
+
+def _is_matrix(rows: list[Any]) -> bool:
+    """Whether all is in order, found out without a loop over numbers in Python."""
+    kinds: set[type] = set()
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(rows, dtype=np.float32)
+        for row in rows:
+            kinds.update(map(type, row))  # numpy takes true and "1" for numbers
+    except (ValueError, TypeError, OverflowError):
+        return False
+    shaped = array.ndim == 2 and array.shape[1] > 0
+    return shaped and kinds <= {int, float} and bool(np.isfinite(array).all())
+
+
+def _check_finite(named_values: Iterable[tuple[object, Any]]) -> str | None:
+    for place, found in named_values:
+        if not _is_finite(found):
+            return f"holds {_describe_value(found)} at {place}; each must be a finite number"
+        if abs(found) > _FLOAT32_MAX:
+            return f"holds {float(found):g} at {place}; {_FLOAT32_HINT}"
+    return None
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no float
+        return False
+
+
+def _describe_value(value: Any) -> str:
+    """A value as a message names it: by its kind, or itself where that says more."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, int) and not _is_finite(value):
+        return "an integer too large to be a number"
+    return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,99 @@
+"""Prompts and sources as users give them: checked, padded, moved to where the model is."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from miniformer.config import GenerationConfig, TransformerConfig, UserError
+
+INTEGER_DTYPES = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+def left_pad(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor | None]:
+    """Rows of unequal length as int [B, T], and which of it is real, bool [B, T]; None: all.
+
+    Padding goes left, so that every row's next token stands in the same column.
+    """
+    lists = [as_token_ids(row) for row in rows]
+    if not all(lists):
+        raise UserError(f"{name} {lists.index([])} is empty; a {name} needs at least one token")
+    longest = max(len(row) for row in lists)
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in lists])
+    lengths = torch.tensor([len(row) for row in lists])
+    mask = torch.arange(longest) >= longest - lengths[:, None]
+    return ids, None if bool(mask.all()) else mask
+
+
+def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """A tensor on a device; None stays None."""
+    return None if tensor is None else tensor.to(device)
+
+
+def as_token_ids(prompt: Sequence[int]) -> list[int]:
+    """A prompt as plain integers.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        if not any(isinstance(token, bool) for token in prompt):
+            return [operator.index(token) for token in prompt]
+    except TypeError:
+        pass
+    raise UserError(f"prompts must be lists of token ids, such as [[1, 2], [3]]; found {prompt!r}")
+
+
+def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
+    """Refuses what a model cannot go on from.
+
+    Raises:
+        UserError: what is wrong, and what to do.
+    """
+    for name in ("input_dim", "output_dim"):
+        if getattr(config, name) is not None:
+            raise UserError(
+                f"a model with {name}={getattr(config, name)} has no tokens to go on with; "
+                f"generate needs {name}=null"
+            )
+    if options.stop:
+        raise UserError("stop needs a tokenizer; use a Pipeline (miniformer.load), or stop_ids")
+    if options.constraint:
+        raise UserError(f"{options.constraint} needs a tokenizer; use a Pipeline (miniformer.load)")
+    if ids.shape[1] == 0:
+        raise UserError("the prompt is empty; a prompt needs at least one token")
+    check_token_ids(ids, config.vocab_size)
+    named = {
+        "eos_id": [] if options.eos_id is None else [options.eos_id],
+        "stop_ids": options.stop_ids or [],
+        "bad_ids": [token for run in options.bad_ids or [] for token in run],
+    }
+    for name, tokens in named.items():
+        for token in tokens:
+            if not 0 <= token < config.vocab_size:
+                raise UserError(
+                    f"{name}={token} is outside the model's vocabulary, "
+                    f"0 to {config.vocab_size - 1}"
+                )
+    room = config.max_seq_len - ids.shape[1]
+    if options.slide:
+        return
+    if room < options.max_new_tokens:
+        raise UserError(
+            f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
+            f"max_seq_len={config.max_seq_len}; "
+            + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
+            + ", or set slide=true to forget what is oldest"
+        )
+
+
+def check_token_ids(ids: Tensor, vocab_size: int) -> None:
+    """Refuses tokens that are not in the vocabulary."""
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(wrong):
+        raise UserError(
+            f"token id {int(wrong[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
+        )

@@ -1,0 +1,312 @@
+"""What stands beside the weights: the task, names of classes, special tokens, tokenizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from miniformer.checkpoint.directory import tokenizer_files
+from miniformer.config import TransformerConfig, UserError
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.data.tokenizers.training import PAD_TOKEN
+from miniformer.interop.hf.configs import Config, Family
+from miniformer.interop.hf.files import CheckpointDirectory
+from miniformer.interop.hf.load import Checkpoint
+
+# What transformers makes one of.
+_SLOW_TOKENIZER_FILES = (
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+_SPECIAL_TOKEN_KEYS = tuple(
+    f"{name}_token_id"
+    for name in (
+        *("bos", "eos", "pad", "unk", "cls", "sep", "mask"),
+        *("decoder_start", "forced_bos", "forced_eos"),
+    )
+)
+_DECODER_START_ID = 0  # as `Seq2SeqTransformer.generate` begins
+_LABEL_KEYS = ("id2label", "label2id", "problem_type")
+
+
+def collect_hf_metadata(checkpoint: Checkpoint) -> Config:
+    """What their files say that ours have no place for, to be written again: plain data only."""
+    labels = {name: checkpoint.hf_config.get(name) for name in _LABEL_KEYS}
+    heads = [kind.fields for kind in checkpoint.family.model_classes.values() if kind.is_classifier]
+    classifier = dict(heads[0]) if heads else {}
+    classifier.pop("output_dim", None)
+    return {
+        "model_type": checkpoint.family.model_type,
+        "architecture": checkpoint.class_name,
+        "config": {
+            **read_special_token_ids(checkpoint),
+            **{name: value for name, value in labels.items() if value is not None},
+        },
+        "classifier": classifier,  # our fields of the family's head for classes
+        "generation_config": checkpoint.directory.read_json("generation_config.json"),
+    }
+
+
+def read_special_token_ids(checkpoint: Checkpoint) -> Config:
+    """Special tokens as a `config.json` has them, those that it leaves out included."""
+    usual = _ids_in_vocab(checkpoint.family.ids, checkpoint.config.vocab_size)
+    given = checkpoint.hf_config
+    return {**usual, **{name: given[name] for name in _SPECIAL_TOKEN_KEYS if name in given}}
+
+
+def _ids_in_vocab(ids: Config, vocab_size: int) -> Config:
+    """A family's usual ids: null where a vocabulary has no such id."""
+    return {k: v if v is not None and v < vocab_size else None for k, v in ids.items()}
+
+
+def infer_task(checkpoint: Checkpoint) -> Config:
+    """Settings of the task that a model is for, as `task.json` has them.
+
+    Raises:
+        UserError: its labels are none.
+    """
+    config, theirs, kind = checkpoint.config, checkpoint.hf_config, _infer_task_name(checkpoint)
+    if kind == "seq2seq":
+        start = first_token_id(generation_token_id(checkpoint, "decoder_start_token_id"))
+        return {"task": "seq2seq", "start_id": start}
+    if kind == "language_modeling":
+        return {"task": kind, "prompt_begins_document": _adds_bos(checkpoint.directory)}
+    if kind == "encoding":
+        return {"task": kind, "input_kind": "text"}
+    problem = theirs.get("problem_type")
+    if problem == "regression" or (problem is None and config.output_dim == 1):
+        if config.output_dim != 1:
+            raise UserError(f"a regression of {config.output_dim} values is not supported, only 1")
+        return {"task": "regression", "input_kind": "text", "mean": 0.0, "spread": 1.0}
+    if problem == "multi_label_classification":
+        raise UserError(f"problem_type={problem!r} is not supported: one label for each text")
+    assert config.output_dim is not None
+    return {"task": "classification", "input_kind": "text", "classes": _class_names(theirs, config)}
+
+
+def _infer_task_name(checkpoint: Checkpoint) -> str:
+    if checkpoint.family.seq2seq:
+        return "seq2seq"
+    if checkpoint.config.output_dim is not None:
+        return "classification"
+    return "language_modeling" if checkpoint.config.causal else "encoding"
+
+
+def _class_names(theirs: Config, config: TransformerConfig) -> list[Any]:
+    width = config.output_dim or 0
+    names = theirs.get("id2label")
+    if not isinstance(names, dict):
+        return list(range(width))
+    found = [names.get(str(index)) for index in range(width)]
+    if not all(isinstance(name, str) for name in found) or len(set(found)) != width:
+        raise UserError(f"id2label must name {width} labels by number, all different: {names!r}")
+    return found
+
+
+def copy_tokenizer(directory: CheckpointDirectory, out: Path, vocab_size: int) -> str | None:
+    """Copies a tokenizer's files as they are; returns a note for the user where there is none.
+
+    Raises:
+        UserError: it is broken, or has more ids than the model.
+    """
+    _copy_files(directory, out)
+    told = None
+    if not (out / "tokenizer.json").exists():
+        told = _convert_tokenizer(directory, out)
+        if not (out / "tokenizer.json").exists():
+            return told
+    tokenizer = Tokenizer.from_path(out / "tokenizer.json")
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"{directory.path}/tokenizer.json: has {tokenizer.vocab_size} ids, more than the "
+            f"model's {vocab_size}; they belong to different models"
+        )
+    return told or tokenizer.warning
+
+
+def _copy_files(directory: CheckpointDirectory, out: Path) -> None:
+    """Copies every file that transformers reads a tokenizer from, byte by byte."""
+    for name in tokenizer_files(directory.path):
+        data = directory.read_bytes(name)
+        assert data is not None, name
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_bytes(data)
+
+
+def _convert_tokenizer(directory: CheckpointDirectory, out: Path) -> str:
+    """Has transformers write a `tokenizer.json`, from older files that only it reads."""
+    none = "there is no tokenizer.json, so the model takes token ids only"
+    older = [name for name in _SLOW_TOKENIZER_FILES if directory.resolve_file(name) is not None]
+    if not older:
+        return none
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        return f"{none}; transformers, if it is installed, may convert {older[0]}"
+    try:
+        made = AutoTokenizer.from_pretrained(
+            directory.path, local_files_only=True, trust_remote_code=False
+        )
+        if getattr(made, "backend_tokenizer", None) is None:
+            return f"{none}: transformers has no fast form of it"
+        made.save_pretrained(out)
+    except Exception as error:  # whatever their readers raise
+        return f"{none}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
+    return f"tokenizer.json was written by transformers, from {older[0]}"
+
+
+def _adds_bos(directory: CheckpointDirectory) -> bool:
+    """Whether their tokenizer puts a token before a text."""
+    text = directory.read_text("tokenizer.json")
+    if text is None:
+        return False
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # tokenizers raises bare Exception
+        where = directory.path / "tokenizer.json"
+        raise UserError(f"{where}: not a tokenizer.json: {error}") from None
+    return bool(Tokenizer(backend).sequence_template.prefix)
+
+
+def generation_token_id(checkpoint: Checkpoint, name: str) -> Any:
+    """A token id of decoding: that of `generation_config.json`, else that of `config.json`."""
+    given = checkpoint.directory.read_json("generation_config.json")
+    if given is None:  # transformers makes one of the config, with what its class has by default
+        return read_special_token_ids(checkpoint).get(name)
+    return given.get(name, checkpoint.hf_config.get(name))
+
+
+def first_token_id(value: Any) -> Any:
+    """A token id; of several the first."""
+    value = value[0] if isinstance(value, list) and value else value
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise UserError(f"a token id must be an integer from 0 on, not {value!r}")
+    return value
+
+
+# ---- out ----
+
+
+def make_special_token_ids(
+    family: Family,
+    hf_metadata: Config,
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int,
+    decoder_start_id: Any,
+) -> Config:
+    """Every special token of a family's `config.json`, null where there is none.
+
+    All are said: what a file leaves out is an id of the family's own vocabulary to transformers.
+
+    Args:
+        family: the family.
+        kept: what was remembered of an import; empty: the model was made here.
+        tokenizer: ours; None: the model takes ids only.
+        vocab_size: the model's.
+        start: the id that a decoder begins with, if the task says one.
+
+    Raises:
+        UserError: the family's padding is another token than the tokenizer's.
+    """
+    ids: Config = dict.fromkeys(family.ids)
+    if hf_metadata:
+        same = hf_metadata.get("model_type") == family.model_type
+        ids |= _ids_in_vocab(family.ids, vocab_size) if same else {}
+        ids |= {
+            name: value
+            for name, value in hf_metadata.get("config", {}).items()
+            if name in _SPECIAL_TOKEN_KEYS
+        }
+    elif tokenizer is not None:
+        pad, end = tokenizer.backend.token_to_id(PAD_TOKEN), tokenizer.eos_id
+        ours = {
+            **dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.bos_id),
+            **dict.fromkeys(("eos_token_id", "sep_token_id"), end),
+            "pad_token_id": end if pad is None else pad,
+            "decoder_start_token_id": end if decoder_start_id is None else decoder_start_id,
+        }
+        ids |= {name: value for name, value in ours.items() if name in ids}
+        fixed = family.fixed.get("pad_token_id", ids["pad_token_id"])
+        if ids["pad_token_id"] != fixed:
+            raise UserError(
+                f"{family.model_type} pads with token {fixed}, and counts positions without it, "
+                f"but the tokenizer pads with {ids['pad_token_id']}; train with another position"
+            )
+    elif family.seq2seq:
+        ids["decoder_start_token_id"] = _DECODER_START_ID
+    return ids | {name: value for name, value in family.fixed.items() if name in ids}
+
+
+def label_config(classes: list[Any] | None, width: int | None, hf_metadata: Config) -> Config:
+    """Names of classes, as a `config.json` has them."""
+    if width is None:
+        return {}
+    if classes is None and width == 1:
+        names, problem = ["LABEL_0"], {"problem_type": "regression"}
+    else:
+        names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
+        problem = {"problem_type": "single_label_classification"}
+    if classes is None:
+        given = {name: hf_metadata.get("config", {}).get(name) for name in _LABEL_KEYS}
+        if isinstance(given["id2label"], dict) and len(given["id2label"]) == width:
+            return problem | {name: value for name, value in given.items() if value is not None}
+    return {
+        "id2label": {str(index): name for index, name in enumerate(names)},
+        "label2id": {name: index for index, name in enumerate(names)},
+        **problem,
+    }
+
+
+def write_tokenizer(
+    tokenizer: Tokenizer | None,
+    source_directory: Path | None,
+    out: Path,
+    config: TransformerConfig,
+    task: str,
+) -> None:
+    """Writes a tokenizer that gives the ids our tasks give.
+
+    Args:
+        tokenizer: ours.
+        source: the model directory, if its tokenizer came from elsewhere and goes as it came.
+        out: where it goes.
+        config: the model's.
+        task: the task's name: what is put around a text depends on it.
+    """
+    if source_directory is not None:
+        _copy_files(CheckpointDirectory(source_directory), out)
+        return
+    if tokenizer is None:
+        return
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    if not backend.num_special_tokens_to_add(False):
+        token, number = tokenizer.eos_token, tokenizer.eos_id
+        single, pair = f"{token} $A", f"{token} $A {token}:1 $B:1"
+        if task == "seq2seq":
+            single, pair = f"$A {token}", f"$A {token} $B:1 {token}:1"
+        template = TemplateProcessing(single=single, pair=pair, special_tokens=[(token, number)])
+        backend.post_processor = template
+    backend.save(str(out / "tokenizer.json"))
+    pad = PAD_TOKEN if backend.token_to_id(PAD_TOKEN) is not None else tokenizer.eos_token
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if (config.token_types or 1) > 1 else []
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokenizer.eos_token,
+        "eos_token": tokenizer.eos_token,
+        "pad_token": pad,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": names,
+        "model_max_length": config.max_seq_len,
+        "padding_side": "left" if config.causal and config.output_dim is None else "right",
+    }
+    text = json.dumps(described, indent=2) + "\n"
+    (out / "tokenizer_config.json").write_text(text, encoding="utf-8")

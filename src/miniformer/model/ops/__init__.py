@@ -1,0 +1,1 @@
+"""Operations shared by models: cross-entropy, activation checkpointing, precision."""

@@ -1,0 +1,100 @@
+"""What Python and kernels.cpp tell each other; see there for what each field means."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from typing import ClassVar
+
+Fields = list[tuple[str, type]]
+
+
+def _fields(kind: type, names: str) -> Fields:
+    return [(name, kind) for name in names.split()]
+
+
+class Linear(Structure):
+    """A matrix [rows, columns] in panels, maybe with scales of groups of columns, and a bias."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(c_int32, "kind rows columns padding"),
+        *_fields(c_void_p, "weight scales bias"),
+    ]
+
+
+class Norm(Structure):
+    """A norm, or none."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(c_int32, "kind width"),
+        *_fields(c_float, "eps padding"),
+        *_fields(c_void_p, "weight bias"),
+    ]
+
+
+class Attention(Structure):
+    """An attention; of one to a source, `qkv` are the queries alone."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(Linear, "qkv out"),
+        *_fields(Norm, "q_norm k_norm"),
+        *_fields(c_int32, "each_head window rotation has_sinks"),
+        *_fields(c_float, "scale softcap"),
+        *_fields(c_void_p, "sinks"),
+    ]
+
+
+class Layer(Structure):
+    """A layer."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(Norm, "attention_in attention_out cross_in cross_out feed_in feed_out"),
+        *_fields(Attention, "attention cross"),
+        *_fields(Linear, "up down"),
+    ]
+
+
+class Model(Structure):
+    """A decoder and its head."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(c_int32, "width heads kv_heads head_dim inner layers"),
+        *_fields(c_int32, "gated activation post parallel has_cross rotated vocabulary padding"),
+        *_fields(c_float, "embedding_scale logit_scale logit_softcap padding2"),
+        *_fields(c_void_p, "embedding"),
+        *_fields(Norm, "embedding_norm final_norm"),
+        *_fields(Linear, "head"),
+        *_fields(c_void_p, "layer"),
+    ]
+
+
+class Step(Structure):
+    """What a step reads and writes."""
+
+    _fields_: ClassVar[Fields] = [
+        *_fields(c_int32, "count columns capacity source_columns"),
+        *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
+        *_fields(c_int32, "wanted_count padding"),
+        *_fields(
+            c_void_p, "tokens positions rows places wanted key_positions vectors cosines sines bias"
+        ),
+        *_fields(
+            c_void_p, "key_rows keys values source_keys source_values source_mask logits work"
+        ),
+    ]
+
+
+def declare_signatures(library: ctypes.CDLL) -> None:
+    """Says what the library's functions take, and that it has the same structures."""
+    library.engine_new.restype = c_void_p
+    library.engine_new.argtypes = [ctypes.c_int]
+    library.engine_free.argtypes = [c_void_p]
+    library.engine_step.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.engine_best.argtypes = [
+        c_void_p, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p, c_void_p,
+    ]  # fmt: skip
+    library.engine_quantise.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
+    sizes = (c_int64 * 6)()
+    library.engine_sizes(sizes)
+    ours = [ctypes.sizeof(each) for each in (Linear, Norm, Attention, Layer, Model, Step)]
+    assert list(sizes) == ours, f"kernels.cpp has structures of {list(sizes)} bytes, not {ours}"

@@ -1,0 +1,134 @@
+"""Prefix language modelling: an encoder reads the first part of a text, a decoder the second.
+
+    document  | B a b c d e f B          B: the boundary token
+    source    | B a b c                  cut at random in training, in the middle in validation
+    target    | B d e f                  begins with the boundary
+    labels    | d e f B                  only these are predicted, and counted
+
+No label is ever in the source, so loss and perplexity mean what they say. A document longer than
+`seq_len` gives several pieces, each cut in two; none reaches into another document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from miniformer.config import TransformerConfig, UserError
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher, pad_sequences
+from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.packing import IGNORE_INDEX
+from miniformer.data.reading.records import Record
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationInput
+from miniformer.tasks.base import Task
+from miniformer.tasks.common.input_encoding import ids_to_array
+from miniformer.tasks.common.seq2seq_batch import seq2seq_loss
+from miniformer.tasks.language_modeling import LanguageModeling, require_null
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixLanguageModeling(LanguageModeling):
+    """Language modelling with a Seq2SeqTransformer; see `LanguageModeling`."""
+
+    models: ClassVar[tuple[str, ...]] = LanguageModeling.models
+    token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
+
+    def model_config(
+        self, overrides: dict[str, Any], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
+        return Task.model_config(self, overrides, tokenizer)
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        require_null(config, ("input_dim", "output_dim"), "language modelling")
+        if config.max_seq_len < 2:
+            raise UserError("model_config: max_seq_len must be at least 2, a prefix and a label")
+        Task.check(self, config, tokenizer)
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """`ids` of each piece, two tokens or more, and its `bytes`."""
+        assert tokenizer is not None
+        examples = []
+        for example in super().encode(records, tokenizer, seq_len):
+            ids = example["ids"]
+            ended = tokenizer.bos_id != tokenizer.eos_id  # by a token of its own
+            if self.prepends_bos() and not ended:  # a record is whole: its end is known
+                ids = np.append(ids, ids_to_array([tokenizer.eos_id], tokenizer))
+            per_token = example["bytes"] / len(ids)
+            examples += [
+                {"ids": piece, "bytes": per_token * len(piece)}
+                for piece in _split_windows(ids, max(2, seq_len))
+            ]
+        return examples
+
+    def batcher(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Batcher:
+        assert tokenizer is not None
+        collate = partial(collate_prefixes, boundary_id=tokenizer.eos_id)
+        return LengthBucketBatcher(
+            collate, length_columns=("ids",), batch_size=batch_size, batch_tokens=batch_tokens
+        )
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `seq2seq_loss`."""
+        return seq2seq_loss(model, batch, self.label_smoothing)
+
+    def generation_inputs(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        max_new_tokens: int = 0,
+    ) -> list[GenerationInput]:
+        begin = [tokenizer.eos_id]
+        rows = self.encode_prompts(prompts, tokenizer)
+        if truncate:
+            rows = [row[-model.config.max_seq_len :] for row in rows]
+        return [GenerationInput(begin, row) for row in rows]
+
+
+def collate_prefixes(
+    examples: list[Example], random: np.random.Generator | None, *, boundary_id: int
+) -> Batch:
+    """Cuts pieces of like length at the same share of each, which `random` draws; None: 1/2."""
+    share = 0.5 if random is None else random.random()
+    sources, targets, labels, n_bytes = [], [], [], 0.0
+    for example in examples:
+        ids = example["ids"].astype(np.int64)
+        cut = min(max(1, round(share * len(ids))), len(ids) - 1)
+        sources.append(ids[:cut])
+        labels.append(ids[cut:])
+        targets.append(np.concatenate(([boundary_id], ids[cut:-1])))
+        n_bytes += float(example["bytes"]) * (len(ids) - cut) / len(ids)
+    source, mask = pad_sequences(sources)
+    batch: Batch = {
+        "source": source,
+        "target": pad_sequences(targets)[0],
+        "labels": pad_sequences(labels, IGNORE_INDEX)[0],
+        "bytes": n_bytes,
+    }
+    return batch if mask is None else {**batch, "source_mask": mask}
+
+
+def _split_windows(ids: np.ndarray, max_length: int) -> list[np.ndarray]:
+    """Pieces as equal as can be; of a document of one token, which has nothing to predict, none."""
+    if len(ids) < 2:
+        return []
+    return list(np.array_split(ids, -(-len(ids) // max_length)))

@@ -1,0 +1,276 @@
+"""Callbacks that end a run, validate it and keep its models."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning as L
+from torch import nn
+
+from miniformer.config import UserError
+from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.nan_check import NonFiniteLossError
+from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
+
+
+class BudgetStopping(L.Callback):
+    """Ends training once the budget is spent, or a stream.
+
+    Args:
+        budget: the limits of the run.
+        say: tells of a stream that ended before.
+
+    Raises:
+        UserError: a stream ended before the first step.
+    """
+
+    def __init__(self, budget: Budget, log_fn: Callable[[str], Any]) -> None:
+        self.budget, self.log_fn = budget, log_fn
+        self._empty_epochs = 0  # passes over the data without a batch, one after another
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.budget.start()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._empty_epochs += 1
+        # A run may be resumed where it has already reached a limit: it takes no step more.
+        if trainer.global_step and self.budget.progress(trainer.global_step) >= 1.0:
+            trainer.should_stop = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        self._empty_epochs = 0
+        if self.budget.progress(trainer.global_step) >= 1.0:
+            trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
+        if self._empty_epochs < 2:  # one may be what was left of a pass that a run goes on with
+            return
+        if not trainer.global_step:
+            raise UserError("train_path: the stream ended before there was a batch for a step")
+        self.log_fn(f"the stream ended after {trainer.global_step:,} steps")
+        trainer.should_stop = True
+
+
+class ValidationSchedule(L.Callback):
+    """Says when to validate, in optimiser steps or shares of the budget.
+
+    Lightning's `val_check_interval` counts batches, which are no steps where gradients are
+    accumulated; so it is told anew after each step whether to validate now.
+
+    Args:
+        budget: the run's limits.
+        interval: optimiser steps between two validations; None: `times` over the run, evenly in
+            whichever limit it reaches first.
+        times: see `interval`; 0: never.
+    """
+
+    def __init__(
+        self, budget: Budget, *, every_n_steps: int | None = None, num_validations: int = 5
+    ) -> None:
+        self.budget, self.every_n_steps, self.num_validations = (
+            budget,
+            every_n_steps,
+            num_validations,
+        )
+        self.pending = False  # a validation follows now, or was interrupted
+        self._validations_done = self._last_step = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        trainer.val_check_batch = sys.maxsize
+        if step == self._last_step:  # in the middle of one
+            return
+        self._last_step = step
+        progress = self.budget.progress(step)
+        due = (
+            step // self.every_n_steps
+            if self.every_n_steps is not None
+            else int(progress * self.num_validations)
+        )
+        last = progress >= 1.0 and (self.num_validations > 0 or self.every_n_steps is not None)
+        self.pending = self.pending or due > self._validations_done or last
+        self._validations_done = due
+        if self.pending:
+            trainer.val_check_batch = 1
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.pending = False
+
+    def run_validation(self, trainer: L.Trainer) -> None:
+        """Validates within `fit`: a validation that was interrupted is made up for."""
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self._validations_done, "step": self._last_step, "pending": self.pending}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._validations_done, self._last_step, self.pending = (
+            state["done"],
+            state["step"],
+            state["pending"],
+        )
+
+
+def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, float]:
+    """What the last validation (or test) measured: `val_loss` and the task's other metrics."""
+    metrics = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in metrics if name.startswith(f"{prefix}_")}
+
+
+class BestModelCheckpoint(L.Callback):
+    """Calls `save` whenever a validation figure is the best so far, and may end the run.
+
+    Of models that are as good, such as classifiers with as many right answers, the one of the least
+    loss is the best.
+
+    Args:
+        save: given the validation figures, writes the model.
+        metric: the figure.
+        larger: whether a larger one is better.
+        patience: validations without a better one that end the run; None: none do.
+    """
+
+    def __init__(
+        self,
+        save_fn: Callable[[dict[str, float]], None],
+        *,
+        monitor: str = "val_loss",
+        maximize: bool = False,
+        patience: int | None = None,
+    ) -> None:
+        self.save_fn, self.monitor, self.sign = save_fn, monitor, -1 if maximize else 1
+        self.patience = patience
+        self.best_metrics: dict[str, float] | None = None
+        self.wait_count = 0  # validations
+        self.last_validation_step = -1  # optimiser step of the last complete validation
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self._check_early_stopping(trainer)  # a run that goes on may have stopped before
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.last_validation_step = trainer.global_step
+        figures = metrics_from_trainer(trainer)
+        if not math.isfinite(figures["val_loss"]):
+            raise NonFiniteLossError("validation", figures["val_loss"], trainer.global_step)
+        if self.update({**figures, "step": trainer.global_step}):
+            self.wait_count = 0
+        else:
+            self.wait_count += 1
+        self._check_early_stopping(trainer)
+
+    def _check_early_stopping(self, trainer: L.Trainer) -> None:
+        if self.patience is not None and self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+    def update(self, metrics: dict[str, float]) -> bool:
+        """Saves the model if its figures are the best so far; returns whether they are."""
+        if self.best_metrics is not None and not self._sort_key(metrics) < self._sort_key(
+            self.best_metrics
+        ):
+            return False
+        self.best_metrics = metrics
+        self.save_fn(metrics)
+        return True
+
+    def _sort_key(self, metrics: dict[str, float]) -> tuple[float, float]:
+        """What is least in the best model."""
+        return self.sign * metrics[self.monitor], metrics["val_loss"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best_metrics,
+            "since_best": self.wait_count,
+            "at": self.last_validation_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_metrics, self.wait_count = state["best"], state["since_best"]
+        self.last_validation_step = state["at"]
+
+
+class WeightAveraging(L.Callback):
+    """Validates and saves the model with averaged weights, where a run averages them.
+
+    Args:
+        model: what is trained.
+        ema_decay: of the moving average that is validated and kept; None: there is none, but the
+            optimiser may have averages of its own (schedule-free ones do).
+        last: validations whose weights are kept for a mean at the end; None: none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        ema_decay: float | None = None,
+        average_checkpoints: int | None = None,
+    ) -> None:
+        self.ema = None if ema_decay is None else Ema(model, ema_decay)
+        self.checkpoint_average = (
+            None if average_checkpoints is None else CheckpointAverage(model, average_checkpoints)
+        )
+        self._last_step = 0
+        self._swap_context: Any = None
+
+    @property
+    def averages(self) -> dict[str, Ema | CheckpointAverage]:
+        """The averages that belong to the state of a run, by name."""
+        named = {"ema": self.ema, "last": self.checkpoint_average}
+        return {name: each for name, each in named.items() if each is not None}
+
+    @contextlib.contextmanager
+    def use_averaged_weights(self, module: Any) -> Iterator[None]:
+        """The model has the averages."""
+        self._swap_in(module)
+        try:
+            yield
+        finally:
+            self._swap_out(module)
+
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        if self.ema is not None:
+            self.ema.state_tensors()  # the average begins with the first weights
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if self.ema is not None and trainer.global_step > self._last_step:
+            self.ema.update()
+        self._last_step = trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            self._swap_in(module)
+
+    def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
+        if trainer.state.fn == "fit":
+            if self.checkpoint_average is not None:
+                self.checkpoint_average.add()
+            self._swap_out(module)
+
+    def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
+        self._swap_out(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._last_step = state["step"]
+
+    def _swap_in(self, module: Any) -> None:
+        if self._swap_context is None:
+            module.set_optimizer_mode(False)
+            self._swap_context = (
+                contextlib.nullcontext() if self.ema is None else self.ema.average_parameters()
+            )
+            self._swap_context.__enter__()
+
+    def _swap_out(self, module: Any) -> None:
+        if self._swap_context is not None:
+            self._swap_context.__exit__(None, None, None)
+            self._swap_context = None
+            module.set_optimizer_mode(True)

@@ -1,0 +1,1 @@
+"""Optimizers, schedules, weight averaging."""

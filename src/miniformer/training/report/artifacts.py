@@ -1,0 +1,170 @@
+"""What a run leaves in its folder: model directories, pictures, samples, the report."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.checkpoint.artifacts import MODEL_CLASSES
+from miniformer.checkpoint.directory import read_hf_metadata, save_directory
+from miniformer.config import GenerationConfig
+from miniformer.tasks.base import BatchStats
+from miniformer.training.report.model_card import render_model_card
+from miniformer.training.report.page import Report, write_report
+from miniformer.training.report.plots import plot_loss
+from miniformer.training.setup.prepare import RunSetup
+from miniformer.utils.atomic import write_bytes, write_text
+
+
+class RunArtifacts:
+    """Writes what a run leaves; only the first device does.
+
+    Args:
+        folder: the run's.
+        run: what was prepared.
+        writes: whether this device is the one.
+    """
+
+    def __init__(self, folder: Path, run: RunSetup, *, is_global_zero: bool = True) -> None:
+        self.folder, self.run, self.is_global_zero = folder, run, is_global_zero
+        self.predictions_plot = folder / "answers.png"  # what the best model gets right and wrong
+        self.loss_plot = folder / "loss.png"
+        self.task_report = ""  # what the task says of the best model's answers
+        self.generation_config = GenerationConfig()
+        if run.tokenizer is not None:
+            self.generation_config = run.task.default_generation_config(
+                run.model_config, run.tokenizer
+            )
+
+    def save_run_config(self) -> None:
+        """Writes what the run is taken up again with: its settings, its task, its tokenizer."""
+        if self.is_global_zero:
+            settings = json.dumps({**self.run.config.to_dict(), "resume": None}, indent=2) + "\n"
+            write_text(self.folder / "train_config.json", settings)
+            task = json.dumps(self.run.task.settings(), indent=2) + "\n"
+            write_text(self.folder / "task.json", task)
+            if self.run.tokenizer is not None:
+                self.run.tokenizer.save(self.folder / "tokenizer.json")
+                if self.run.tokenizer.separate_source_tokenizer is not None:
+                    (self.folder / "source_tokenizer").mkdir(exist_ok=True)
+                    self.run.tokenizer.separate_source_tokenizer.save(
+                        self.folder / "source_tokenizer" / "tokenizer.json"
+                    )
+
+    def build_model(self, weights: Mapping[str, Tensor]) -> Any:
+        """A plain model on the CPU with these weights; they are not copied."""
+        with torch.device("meta"):
+            model = MODEL_CLASSES[self.run.kind](self.run.model_config)
+        model.load_state_dict({name: x.cpu() for name, x in weights.items()}, assign=True)
+        return model.eval()
+
+    def save_model(
+        self, name: str, weights: Mapping[str, Tensor], metrics: dict[str, float], *plots: Path
+    ) -> None:
+        """Writes the model directory `name`, with these figures in its card."""
+        if not self.is_global_zero:
+            return
+        run, origin = self.run, self.run.pretrained_path
+        save_directory(
+            self.folder / name,
+            model=self.build_model(weights),
+            tokenizer=run.tokenizer,
+            task=run.task.settings(),
+            generation=self.generation_config,
+            model_card=self._model_card(metrics, self.task_report if name == "best" else "", plots),
+            image_paths=plots,
+            hf_metadata={} if origin is None else read_hf_metadata(origin),
+            source_directory=origin,
+        )
+
+    def save_best(
+        self, weights: Mapping[str, Tensor], metrics: dict[str, float], stats: list[BatchStats]
+    ) -> None:
+        """Writes the best model so far, with what its task says of its answers."""
+        if self.is_global_zero:
+            self.update_task_report("validation", stats)
+            self.save_model(
+                "best",
+                weights,
+                metrics,
+                *([self.predictions_plot] if self.predictions_plot.exists() else []),
+            )
+
+    def update_task_report(self, split: str, stats: list[BatchStats]) -> None:
+        """Draws and says what there is to know of answers on validation or test data."""
+        said = self.run.task.report_markdown(stats)
+        drawn = self.run.task.plot(stats, self.predictions_plot)
+        self.task_report = f"On the {split} data:\n\n{said}".rstrip() if drawn or said else ""
+
+    def save_loss_plot(self, rows: list[dict[str, float]]) -> None:
+        """Draws the loss curve."""
+        if self.is_global_zero:
+            title = f"{self.folder.name}: loss"
+            plot_loss(rows, self.loss_plot, title=title, unit=self.run.task.loss_unit)
+
+    def finalize_model_card(self, name: str, metrics: dict[str, float]) -> None:
+        """Has the card of a model directory tell the whole story, now that the run is over."""
+        if not self.is_global_zero:
+            return
+        pictures = [each for each in (self.predictions_plot, self.loss_plot) if each.exists()]
+        shown = self.folder / name
+        write_text(shown / "README.md", self._model_card(metrics, self.task_report, pictures))
+        for picture in pictures:
+            write_bytes(shown / picture.name, picture.read_bytes())
+
+    def _model_card(self, metrics: dict[str, float], task_report: str, plots: Any) -> str:
+        run = self.run
+        return render_model_card(
+            run.model_config,
+            run.config,
+            copy.copy(metrics),
+            model_kind=run.kind,
+            task=run.task,
+            tokenizer=run.tokenizer_summary,
+            task_report=task_report,
+            plots=[picture.name for picture in plots],
+        )
+
+    def write_html_report(
+        self,
+        rows: list[dict[str, float]],
+        grad_norms: list[dict[str, Any]],
+        samples: list[dict[str, Any]],
+        metrics: dict[str, float],
+        *,
+        run_info: dict[str, str],
+        notes: list[str],
+    ) -> Path:
+        """Writes `report.html`, a page about the whole run; returns its path."""
+        run, path = self.run, self.folder / "report.html"
+        if self.is_global_zero:
+            size = run.model_config.num_params(seq2seq=run.kind == "seq2seq")
+            about = {"model": f"{size:,} parameters", **run_info}
+            if run.tokenizer_summary is not None:
+                about["tokenizer"] = run.tokenizer_summary
+            pictures = [
+                each for each in (self.predictions_plot, self.folder / "lr.png") if each.exists()
+            ]
+            write_report(
+                path,
+                Report(
+                    title=self.folder.name,
+                    task=run.task.name.replace("_", " "),
+                    loss_unit=run.task.loss_unit,
+                    metric_rows=rows,
+                    gradient_rows=grad_norms,
+                    samples=samples,
+                    metrics=metrics,
+                    changed_settings=run.config.non_default_fields(),
+                    environment=about,
+                    plots=pictures,
+                    warnings=notes,
+                ),
+            )
+        return path

@@ -1,0 +1,95 @@
+"""The model card: README.md of a model directory."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+
+import torch
+
+import miniformer
+from miniformer.config import TransformerConfig
+from miniformer.tasks.base import Task
+from miniformer.train_config import TrainConfig
+
+
+def render_model_card(
+    model_config: TransformerConfig,
+    train_config: TrainConfig,
+    metrics: dict[str, float],
+    *,
+    model_kind: str,
+    task: Task,
+    tokenizer: str | None,
+    task_report: str = "",
+    plots: Sequence[str] = (),
+) -> str:
+    """Text of the card.
+
+    Args:
+        config: the model.
+        run: how it was trained.
+        figures: what to tell of the run: name -> value.
+        kind: encoder or seq2seq.
+        task: what it was trained for.
+        tokenizer: one line about the tokenizer; None: it has none.
+        more: what the task says beside its figures, Markdown.
+        pictures: names of the pictures that lie beside the card.
+    """
+    what = {"encoder": "A causal Transformer" if model_config.causal else "A Transformer encoder"}
+    layers = f"{model_config.n_layers}"
+    if model_kind == "seq2seq":
+        layers = f"{model_config.n_layers} + {model_config.decoder_layers}"
+    size = model_config.num_params(seq2seq=model_kind == "seq2seq")
+    shape = (
+        f"{layers} layers x {model_config.d_model}, {model_config.n_heads} heads, "
+        f"{model_config.activation}, {model_config.norm}, {model_config.position} positions, "
+        f"context {model_config.max_seq_len}"
+    )
+    parts = [
+        "---",
+        "library_name: miniformer",
+        "---",
+        f"# {train_config.experiment_name or train_config.task}",
+        "",
+        f"{what.get(model_kind, 'An encoder-decoder Transformer')} for {task.name.replace('_', ' ')}, "
+        f"{size:,} parameters: {shape}.",
+        *([f"Tokenizer: {tokenizer}."] if tokenizer else []),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import miniformer",
+        "",
+        'm = miniformer.load("path/to/this/directory")',
+        task.usage_snippet(),
+        "```",
+        "",
+        "## Figures",
+        "",
+        "| figure | value |",
+        "|---|---|",
+        *(f"| {_metric_label(name)} | {_format_value(value)} |" for name, value in metrics.items()),
+        "",
+        *([task_report, ""] if task_report else []),
+        *(f"![{name.partition('.')[0]}]({name})\n" for name in plots),
+        "## How it was trained",
+        "",
+        "```json",
+        json.dumps(train_config.non_default_fields(), indent=2),
+        "```",
+        "",
+        f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _metric_label(metric: str) -> str:
+    return metric.replace("val_", "validation ").replace("_", " ")
+
+
+def _format_value(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Preparation of a run: configuration, data, model, trainer."""

@@ -1,0 +1,1 @@
+"""Values that a run chooses: batch size, learning rate, memory, compilation."""

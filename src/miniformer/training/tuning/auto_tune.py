@@ -1,0 +1,152 @@
+"""Settings that are chosen by trying: batch size, what fits into memory, learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from miniformer import registry
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.batching.loader import BatchLoader
+from miniformer.model.stack import set_activation_checkpointing
+from miniformer.training.callbacks.progress import progress_bars
+from miniformer.training.setup.prepare import (
+    RunSetup,
+    enable_activation_checkpointing,
+    resolve_device_type,
+    resolve_precision,
+)
+from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
+from miniformer.training.tuning.memory_planner import plan_memory
+from miniformer.utils.units import format_bytes, parse_bytes
+
+_OPTIMIZER_BYTES_PER_PARAM = {
+    "muon": 8.0,
+    "adamw": 8.0,
+    "schedulefree": 12.0,
+}  # a parameter, at most
+
+
+def auto_tune(run: RunSetup, console: Console) -> RunSetup:
+    """The run with what it leaves to be found out filled in; tells of each.
+
+    Raises:
+        UserError: what it needs cannot be had; see `plan_memory` and `find_batch_size`.
+    """
+    config = run.config
+    run.model.to(resolve_device_type(config))
+    if config.find_batch_size:
+        run = _tune_batch_size(run, console)
+    if config.memory is not None:
+        run = _fit_memory_limit(run, console)
+    elif config.activation_checkpointing != "none":
+        console.print(
+            enable_activation_checkpointing(
+                run.model, config.activation_checkpointing, run.task, run.data.train_dataloader()
+            )
+        )
+    return _tune_lr(run, console) if config.find_lr else run
+
+
+def _tune_batch_size(run: RunSetup, console: Console) -> RunSetup:
+    found = find_batch_size(
+        run.model, run.task, partial(_iter_batches, run), autocast=_autocast_dtype(run)
+    )
+    for line in found.format_table():
+        console.print(line)
+    return _with_batch_size(run, found.suggestion, find_batch_size=False)
+
+
+def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
+    config = run.config
+    limit = parse_bytes(str(config.memory))
+    assert limit is not None
+    plan = plan_memory(
+        run.model,
+        run.task,
+        partial(_iter_batches, run),
+        batch_size=run.data.batch_size,
+        limit_bytes=limit,
+        optimizer_bytes_per_param=_OPTIMIZER_BYTES_PER_PARAM.get(config.optimizer, 12.0)
+        + (4.0 if config.ema_decay is not None else 0.0),
+        autocast=_autocast_dtype(run),
+    )
+    console.print(f"memory {format_bytes(limit)}: {plan.summary()}")
+    set_activation_checkpointing(run.model, plan.activation_checkpointing)
+    run.predicted_memory = plan.predicted_bytes
+    return _with_batch_size(
+        run,
+        plan.batch_size,
+        accumulate_grad_batches=config.accumulate_grad_batches * plan.accumulate_grad_batches,
+        activation_checkpointing=plan.activation_checkpointing,
+    )
+
+
+def _tune_lr(run: RunSetup, console: Console) -> RunSetup:
+    config = run.config
+    options: dict[str, Any] = {"weight_decay": config.weight_decay, **config.optimizer_config}
+    if config.layer_lr_decay != 1.0:
+        options["layer_lr_decay"] = config.layer_lr_decay
+    with progress_bars(console) as progress:
+        run.lr_search = find_lr(
+            run.model,
+            run.task,
+            _RepeatableBatches(run, run.data.batch_size),
+            partial(registry.get("optimizer", config.optimizer), **options),
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val,
+            autocast=_autocast_dtype(run),
+            progress=partial(progress, "trying learning rates"),
+        )
+    lr = float(f"{run.lr_search.suggestion:.2g}")
+    console.print(f"learning rate: {lr:g}, a tenth of the one with the lowest loss")
+    return dataclasses.replace(run, config=dataclasses.replace(config, lr=lr, find_lr=False))
+
+
+class _RepeatableBatches:
+    """Batches of the training data, as often as they are asked for."""
+
+    def __init__(self, run: RunSetup, batch_size: int) -> None:
+        self.run, self.batch_size = run, batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _iter_batches(self.run, self.batch_size)
+
+
+def _iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
+    """Batches of the training data, of another size than the run's; on its device."""
+    device = torch.device(resolve_device_type(run.config))
+    cutter = run.task.batcher(
+        run.tokenizer,
+        seq_len=run.seq_len,
+        batch_size=batch_size,
+        batch_tokens=_scaled_batch_tokens(run, batch_size),
+        training=True,
+    )
+    for batch in BatchLoader(run.data.chunks["train"], cutter, seed=run.config.seed):
+        yield {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+def _scaled_batch_tokens(run: RunSetup, batch_size: int) -> int | None:
+    """The run's limit of tokens in a batch, for batches of another size."""
+    limit = run.config.batch_tokens
+    return None if limit is None else max(1, limit * batch_size // run.data.batch_size)
+
+
+def _with_batch_size(run: RunSetup, batch_size: int, **changes: Any) -> RunSetup:
+    tokens = _scaled_batch_tokens(run, batch_size)
+    run.data.batch_size, run.data.batch_tokens = batch_size, tokens
+    config = dataclasses.replace(run.config, batch_size=batch_size, batch_tokens=tokens, **changes)
+    return dataclasses.replace(run, config=config)
+
+
+def _autocast_dtype(run: RunSetup) -> torch.dtype | None:
+    return torch.bfloat16 if resolve_precision(run.config) == "bf16" else None
