@@ -107,8 +107,8 @@ def test_replace_refuses_a_fault_that_does_not_fit(target, build, message):
 
 
 SHOW = """
-from miniformer.model.attention import rotate
-print(rotate.__wrapped__.__module__)
+from miniformer.model.attention import apply_rotary
+print(apply_rotary.__wrapped__.__module__)
 """
 INSTALL = """
 import subprocess, sys

@@ -9,11 +9,11 @@ from tests.faults import fault
 def causal_mask_shows_the_next_token(original):
     """A causal mask lets each query see the token after its own."""
 
-    def make_mask(seen, *, explicit=False):
+    def make_mask(visibility, *, explicit=False):
         import torch
 
-        mask = original(seen, explicit=True)
-        if not seen.causal or mask.allowed is None:
+        mask = original(visibility, explicit=True)
+        if not visibility.causal or mask.allowed is None:
             return mask
         return mask._replace(allowed=mask.allowed | torch.roll(mask.allowed, 1, -1))
 
@@ -24,10 +24,11 @@ def causal_mask_shows_the_next_token(original):
 def window_sees_one_token_more(original):
     """A sliding window reaches one token too far."""
 
-    def make_mask(seen, *, explicit=False):
-        if seen.window is not None:
-            seen = seen._replace(window=seen.window + (1 if seen.causal else 2))
-        return original(seen, explicit=explicit)
+    def make_mask(visibility, *, explicit=False):
+        if visibility.window is not None:
+            further = 1 if visibility.causal else 2
+            visibility = visibility._replace(window=visibility.window + further)
+        return original(visibility, explicit=explicit)
 
     return make_mask
 
@@ -37,14 +38,14 @@ def padding_is_attended_to(original):
     """The attention mask hides no key."""
 
     def make_visibility(*args, attention_mask=None, **kwargs):
-        seen = original(*args, attention_mask=attention_mask, **kwargs)
+        visibility = original(*args, attention_mask=attention_mask, **kwargs)
         if attention_mask is None or kwargs.get("segment_ids") is not None:
-            return seen
+            return visibility
         import torch
 
-        return seen._replace(
-            query_segments=torch.ones_like(seen.query_segments),
-            key_segments=torch.ones_like(seen.key_segments),
+        return visibility._replace(
+            query_segments=torch.ones_like(visibility.query_segments),
+            key_segments=torch.ones_like(visibility.key_segments),
         )
 
     return make_visibility
@@ -55,11 +56,11 @@ def packed_documents_see_each_other(original):
     """Segments of a row are one segment."""
 
     def make_visibility(*args, segment_ids=None, **kwargs):
-        seen = original(*args, segment_ids=segment_ids, **kwargs)
+        visibility = original(*args, segment_ids=segment_ids, **kwargs)
         if segment_ids is None:
-            return seen
-        real = (seen.query_segments != 0).long()
-        return seen._replace(query_segments=real, key_segments=real)
+            return visibility
+        real = (visibility.query_segments != 0).long()
+        return visibility._replace(query_segments=real, key_segments=real)
 
     return make_visibility
 
@@ -104,21 +105,21 @@ def padding_of_a_source_is_attended_to(original):
 def longrope_stays_short(original):
     """LongRoPE's factors are those of a short text, however long it is."""
 
-    def scaled_frequencies(scaling, *, base, dim, length):
+    def scaled_inv_freq(scaling, *, base, dim, seq_lens):
         import torch
 
         if scaling is not None and scaling["type"] == "longrope":
-            length = torch.ones_like(length)
-        return original(scaling, base=base, dim=dim, length=length)
+            seq_lens = torch.ones_like(seq_lens)
+        return original(scaling, base=base, dim=dim, seq_lens=seq_lens)
 
-    return scaled_frequencies
+    return scaled_inv_freq
 
 
 @fault("miniformer.model.position:apply_rotary")
 def rotary_pairs_neighbors(original):
     """Rotary pairs neighboring dimensions with the angles of halves."""
 
-    def rotate(x, rotation):
+    def apply_rotary(x, rotation):
         import torch
 
         dim = 2 * rotation.cos.shape[-1]
@@ -127,7 +128,7 @@ def rotary_pairs_neighbors(original):
         halves = first * cos - second * sin, second * cos + first * sin
         return torch.cat((*halves, x[..., dim:]), -1)
 
-    return rotate
+    return apply_rotary
 
 
 @fault("miniformer.model.position:_ApplyRotary.backward")
@@ -161,8 +162,8 @@ def alibi_slopes_start_at_one(original):
 
 @fault("miniformer.model.position:RelativePosition._bucket")
 def relative_buckets_ignore_direction(original):
-    """T5's buckets do not tell before from after."""
-    return lambda self, ahead: original(self, -ahead.abs())
+    """T5's buckets do not distinguish before and after."""
+    return lambda self, relative_position: original(self, -relative_position.abs())
 
 
 # Attention.
@@ -208,27 +209,28 @@ def position_bias_comes_after_the_softcap(original):
 def varlen_joins_rows(original):
     """Packed rows flow into each other where the next begins with the same segment."""
 
-    def pack(seen, rows):
-        packed, seen = original(seen, rows)
-        starts = packed.starts[[0, -1]]
-        return packed._replace(starts=starts, longest=int(starts.diff().max())), seen
+    def pack(visibility, batch_size):
+        layout, visibility = original(visibility, batch_size)
+        cu_seqlens = layout.cu_seqlens[[0, -1]]
+        max_seqlen = int(cu_seqlens.diff().max())
+        return layout._replace(cu_seqlens=cu_seqlens, max_seqlen=max_seqlen), visibility
 
     return pack
 
 
 @fault("miniformer.model.attention_backends.matmul:_MatmulAttention.backward")
 def attention_keeps_no_gradient_of_its_softmax(original):
-    """Gradients of scores are those of shares: the sum over a row is not taken away."""
+    """Gradients of scores are those of weights: the sum over a row is not subtracted."""
 
     def backward(ctx, grad):
         import torch
 
-        kept = torch._softmax_backward_data
-        torch._softmax_backward_data = lambda d_shares, shares, dim, dtype: d_shares * shares
+        softmax_backward = torch._softmax_backward_data
+        torch._softmax_backward_data = lambda grad, weights, dim, dtype: grad * weights
         try:
             return original(ctx, grad)
         finally:
-            torch._softmax_backward_data = kept
+            torch._softmax_backward_data = softmax_backward
 
     return backward
 
@@ -236,7 +238,12 @@ def attention_keeps_no_gradient_of_its_softmax(original):
 @fault("miniformer.model.attention_backends:unsupported_reason")
 def gpu_is_asked_for_wide_heads(original):
     """FlashAttention is chosen for heads that it does not have."""
-    return lambda backend, call: original(backend, call._replace(width=min(call.width, 64)))
+
+    def unsupported_reason(backend, requirements):
+        head_dim = min(requirements.head_dim, 64)
+        return original(backend, requirements._replace(head_dim=head_dim))
+
+    return unsupported_reason
 
 
 @fault("miniformer.model.attention:MultiHeadAttention.attend")
@@ -319,10 +326,10 @@ def rms_norm_has_the_gradient_of_layer_norm(original):
 def mean_of_a_sequence_counts_padding(original):
     """The mean of a sequence is divided by the length of its row."""
 
-    def pool(features, attention_mask, how):
-        if attention_mask is not None and "mean" in how:
+    def pool(features, attention_mask, pooling):
+        if attention_mask is not None and "mean" in pooling:
             features, attention_mask = features * attention_mask[..., None], None
-        return original(features, attention_mask, how)
+        return original(features, attention_mask, pooling)
 
     return pool
 
@@ -379,12 +386,12 @@ def ignored_labels_are_predicted(original):
 def recomputed_layers_draw_other_dropout(original):
     """A layer that is computed again draws its dropout anew."""
 
-    def checkpointed(how, layer, *args, **kwargs):
+    def checkpoint_layer(mode, layer, *args, **kwargs):
         from torch.utils.checkpoint import checkpoint
 
         return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
-    return checkpointed
+    return checkpoint_layer
 
 
 @fault("miniformer.model.initialization:initialize")
@@ -406,7 +413,7 @@ def writers_to_the_residual_stream_start_large(original):
 def autocast_reaches_float64(original):
     """Products of float64 are cast by autocast, too."""
 
-    def product_dtype(x):
+    def matmul_dtype(x):
         import torch
 
         device = x.device.type
@@ -414,19 +421,19 @@ def autocast_reaches_float64(original):
             return torch.get_autocast_dtype(device)
         return x.dtype
 
-    return product_dtype
+    return matmul_dtype
 
 
 @fault("miniformer.model.stack:Stack._needs_grad")
 def frozen_inputs_mean_no_gradients(original):
-    """Whether gradients are wanted is asked of the inputs alone."""
+    """Only the inputs decide that gradients are needed, not the weights."""
 
-    def wants_gradients(self, *inputs):
+    def _needs_grad(self, *inputs):
         import torch
 
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
 
-    return wants_gradients
+    return _needs_grad
 
 
 @fault("miniformer.model.embedding:check_inputs")
@@ -491,8 +498,8 @@ def targets_are_embedded_as_sources(original):
 def positions_restart_in_the_cache(original):
     """New tokens begin at position 0 again."""
 
-    def extend(self, attention_mask, new):
-        positions = original(self, attention_mask, new)
+    def extend(self, attention_mask, num_new):
+        positions = original(self, attention_mask, num_new)
         return positions - positions.amin(1, keepdim=True)
 
     return extend
@@ -511,10 +518,10 @@ def trimmed_tokens_stay_visible(original):
     def trim(self, lengths):
         if not isinstance(lengths, int):
             self.make_positions()
-        kept = None if self.positions is None else self.positions.clone()
+        positions = None if self.positions is None else self.positions.clone()
         original(self, lengths)
-        if kept is not None:
-            self.positions.copy_(kept)
+        if positions is not None:
+            self.positions.copy_(positions)
 
     return trim
 
@@ -523,33 +530,33 @@ def trimmed_tokens_stay_visible(original):
 def emptied_cache_keeps_its_source(original):
     """A cache trimmed to nothing reads its old source."""
 
-    def stop_at(self, columns):
+    def _truncate(self, columns):
         self.stop = columns
 
-    return stop_at
+    return _truncate
 
 
 @fault("miniformer.model.cache.kv_cache:KVCache.source_kv")
 def source_is_projected_in_every_pass(original):
     """The cache keeps no keys and values of the source."""
 
-    def source(self, layer, project):
-        self.cross = None if layer == 0 else self.cross
+    def source_kv(self, layer, project):
+        self.cross_kv = None if layer == 0 else self.cross_kv
         return original(self, layer, project)
 
-    return source
+    return source_kv
 
 
 @fault("miniformer.model.stack:Stack._source_contexts")
 def source_is_projected_outside_of_layers(original):
     """Keys and values of the source are computed before the layers are called."""
 
-    def _sources(self, x, memory):
+    def _source_contexts(self, x, memory):
         for layer in self.layers:
             layer.cross_attention.keys_values(memory.features)
         return original(self, x, memory)
 
-    return _sources
+    return _source_contexts
 
 
 @fault("miniformer.model.cache.kv_cache:KVCache._reindex_rows")
@@ -563,9 +570,9 @@ def spans_stay_where_they_were(original):
     """Rows that change places keep each other's length."""
 
     def reorder(self, rows, *, same_source=False):
-        spans = self.final_lengths.clone()
+        final_lengths = self.final_lengths.clone()
         original(self, rows, same_source=same_source)
-        self.final_lengths.copy_(spans)
+        self.final_lengths.copy_(final_lengths)
 
     return reorder
 
@@ -662,7 +669,7 @@ def freed_tensors_still_count(original):
 def recorded_step_counts_its_own_column(original):
     """A recorded step counts the token that it wrote when it was recorded."""
 
-    def extend(self, attention_mask, new):
+    def extend(self, attention_mask, num_new):
         positions = self.cache.positions
         placed = (positions >= 0).sum(1, keepdim=True)
         positions.index_copy_(1, self.column, placed)
@@ -681,37 +688,37 @@ def four_bits_have_no_minus_eight(original):
 def last_panel_repeats_a_row(original):
     """Rows that fill the last panel are not zeros."""
 
-    def up_to(rows, multiple):
+    def pad_rows(rows, multiple):
         import torch
 
         more = -len(rows) % multiple
         return torch.cat([rows[:1].expand(more, *rows.shape[1:]), rows]) if more else rows
 
-    return up_to
+    return pad_rows
 
 
 @fault("miniformer.runtime.native.huge_pages:HugePageArena.copy_tensor")
 def weights_overlap_in_memory(original):
     """Every tensor of a chunk begins at the chunk's beginning."""
 
-    def place(self, tensor):
+    def copy_tensor(self, tensor):
         self._used = 0
         return original(self, tensor)
 
-    return place
+    return copy_tensor
 
 
 @fault("miniformer.runtime.native.ctypes_structs:declare_signatures")
 def library_of_other_structures_is_taken(original):
     """Sizes of structures in C++ and Python are not compared."""
 
-    def declare(library):
+    def declare_signatures(library):
         import contextlib
 
         with contextlib.suppress(AssertionError):
             original(library)
 
-    return declare
+    return declare_signatures
 
 
 @fault("miniformer.runtime.native.weights:NativeWeights._attention")
@@ -719,9 +726,9 @@ def kernels_see_the_whole_text(original):
     """Layers with a window are given to the kernels without one."""
 
     def attention(self, attention, parts):
-        made = original(self, attention, parts)
-        made.window = 0
-        return made
+        struct = original(self, attention, parts)
+        struct.window = 0
+        return struct
 
     return attention
 
@@ -730,21 +737,21 @@ def kernels_see_the_whole_text(original):
 def hooks_are_passed_over(original):
     """A model with hooks is given to the kernels, which call none."""
 
-    def unknown_part(model):
+    def unsupported_component(model):
         reason = original(model)
         return None if reason == "it has hooks" else reason
 
-    return unknown_part
+    return unsupported_component
 
 
 @fault("miniformer.runtime.native.decode_step:NativeRunner.materialize_cache")
 def rows_settle_without_their_keys(original):
     """Rows that changed places do not get their keys and values in the end."""
 
-    def settle(self):
+    def materialize_cache(self):
         self._key_rows, self.step.key_rows = None, None
 
-    return settle
+    return materialize_cache
 
 
 @fault("miniformer.runtime.native.decode_step:NativeRunner.prefill")
@@ -763,12 +770,12 @@ def engine_keeps_weights_that_have_changed(original):
 def torch_threads_run_beside_the_kernels(original):
     """PyTorch keeps its threads while a text is written."""
 
-    def one_thread():
+    def single_openmp_thread():
         import contextlib
 
         return contextlib.nullcontext()
 
-    return one_thread
+    return single_openmp_thread
 
 
 @fault("miniformer.runtime.native.thread_tuning:ThreadTuner.record_time")
@@ -787,13 +794,13 @@ def kernels_of_another_processor_are_taken(original):
 def yarn_has_no_ramp(original):
     """YaRN divides every pair past the fast ones by the whole factor, without a ramp."""
 
-    def yarn(frequencies, given, *, base, dim):
+    def _yarn_inv_freq(frequencies, scaling, *, base, dim):
         import torch
 
-        found = original(frequencies, given, base=base, dim=dim)
-        return torch.where(found == frequencies, frequencies, frequencies / given["factor"])
+        scaled = original(frequencies, scaling, base=base, dim=dim)
+        return torch.where(scaled == frequencies, frequencies, frequencies / scaling["factor"])
 
-    return yarn
+    return _yarn_inv_freq
 
 
 @fault("miniformer.model.cache.storage:Ring.__init__")
@@ -810,16 +817,16 @@ def ring_is_one_token_short(original):
 def bfloat16_attention_rounds_its_scale(original):
     """In bfloat16 the scale of scores is rounded to a power of two, which loses no bits of them."""
 
-    def scaled_bmm(one, two, scale, added=None):
+    def _scaled_bmm(a, b, scale, bias=None):
         import math
 
         import torch
 
-        if one.dtype == torch.bfloat16:
+        if a.dtype == torch.bfloat16:
             scale = 2.0 ** round(math.log2(scale))
-        return original(one, two, scale, added)
+        return original(a, b, scale, bias)
 
-    return scaled_bmm
+    return _scaled_bmm
 
 
 @fault("miniformer.runtime.native.weight_layout:_round_int4")
@@ -859,12 +866,12 @@ def kernels_are_always_native(original):
 def mistyped_path_is_sent_to_hub(original):
     """A mistyped path of the form of a hub's name is looked for there."""
 
-    def is_path(source):
+    def _is_path(name_or_path):
         from pathlib import Path
 
-        return source.count("/") != 1 or Path(source).exists()
+        return name_or_path.count("/") != 1 or Path(name_or_path).exists()
 
-    return is_path
+    return _is_path
 
 
 @fault("miniformer.model.hub:suggest_model_directory")

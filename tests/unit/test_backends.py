@@ -32,8 +32,8 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
         ({"ragged": True}, "sdpa"),
         ({"softcap": True}, "plain"),
         ({"dtype": torch.bfloat16}, "matmul"),
-        ({"dtype": torch.bfloat16, "keys": 513}, "sdpa"),
-        ({"dtype": torch.bfloat16, "grad": False}, "sdpa"),
+        ({"dtype": torch.bfloat16, "num_keys": 513}, "sdpa"),
+        ({"dtype": torch.bfloat16, "needs_grad": False}, "sdpa"),
         ({"dtype": torch.bfloat16, "sinks": True}, "sdpa"),
         ({"dtype": torch.bfloat16, "softcap": True}, "plain"),
         (HALF, "sdpa"),
@@ -43,8 +43,8 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
         ({**HALF, "ragged": True, "dtype": torch.float32}, "sdpa"),
         ({**HALF, "softcap": True}, "flex"),
         ({**HALF, "softcap": True, "cross": True}, "plain"),
-        ({**HALF, "softcap": True, "width": 8}, "plain"),
-        ({**HALF, "ragged": True, "width": 257}, "sdpa"),
+        ({**HALF, "softcap": True, "head_dim": 8}, "plain"),
+        ({**HALF, "ragged": True, "head_dim": 257}, "sdpa"),
         ({"device": "mps", "softcap": True}, "plain"),
     ],
     ids=str,
@@ -58,10 +58,10 @@ def test_the_backend_that_is_chosen(changes, wanted):
     [
         ("sdpa", {"softcap": True}, "torch's fused attention has no soft-cap"),
         ("flex", {}, "flex_attention has no backward pass on a CPU"),
-        ("flex", {"grad": False, "cross": True}, "wired for self-attention only"),
+        ("flex", {"needs_grad": False, "cross": True}, "wired for self-attention only"),
         ("flex", {"device": "mps"}, "flex_attention does not run on mps"),
-        ("flex", {**HALF, "width": 15}, "needs heads of 16 numbers on a GPU, not 15"),
-        ("varlen", {**HALF, "width": 264}, "heads of 256 numbers at most, not 264"),
+        ("flex", {**HALF, "head_dim": 15}, "needs heads of 16 numbers on a GPU, not 15"),
+        ("varlen", {**HALF, "head_dim": 264}, "heads of 256 numbers at most, not 264"),
         ("varlen", {}, "FlashAttention needs a CUDA device"),
         ("varlen", {"device": "cuda"}, "needs float16 or bfloat16, not torch.float32"),
         ("varlen", {**HALF, "cached": True}, "wired for full passes of self-attention"),
@@ -359,7 +359,7 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("width", [8, 6, 64])
 def test_on_a_gpu(backend, causal, window, width):
-    call = CALL._replace(**HALF, ragged=True, width=width)
+    call = CALL._replace(**HALF, ragged=True, head_dim=width)
     if attention_backends.unsupported_reason(backend, call):
         pytest.skip(attention_backends.unsupported_reason(backend, call))
     seen, allowed = seen_by(causal, window)
@@ -457,7 +457,7 @@ def test_gradients_may_be_wanted_of_the_source_alone():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
         model.features(ids, memory)
-    assert {call.cross: call.grad for call in calls} == {False: False, True: True}
+    assert {call.cross: call.needs_grad for call in calls} == {False: False, True: True}
 
 
 @pytest.mark.parametrize("layers", [[99], [0, 2], [-1]])

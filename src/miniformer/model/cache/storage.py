@@ -149,7 +149,7 @@ class Ring(Columns):
             new, last = cache.positions[:, cache.start : cache.stop], cache.lengths_before - 1
         return new if cache.start == 0 else torch.cat((self._slot_positions(slots, last), new), 1)
 
-    def in_order(self, cache: KVCache) -> bool:
+    def is_dense(self, cache: KVCache) -> bool:
         """See `Columns.in_order`."""
         # One query sees all that is left; what a first pass returns was never in the ring.
         return cache.stop - cache.start == 1 or cache.start == 0
