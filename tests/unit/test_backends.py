@@ -404,7 +404,9 @@ def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
     calls = []
     original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(
+            attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a)
+        )
         model.backend_report(keys=9)
         model(torch.zeros(1, 9).long())
         model.backend_report(keys=4)
@@ -420,7 +422,9 @@ def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
     model, calls = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1), []
     original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(
+            attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a)
+        )
         model.backend_report(cached=cached)
     of_encoder, of_decoder, across = (call.cached for call in calls)
     assert (of_encoder, of_decoder, across) == (False, cached, cached)
@@ -455,7 +459,9 @@ def test_gradients_may_be_wanted_of_the_source_alone():
     calls = []
     original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a))
+        patch.setattr(
+            attention_backends, "select_backend", lambda *a: calls.append(a[1]) or original(*a)
+        )
         model.features(ids, memory)
     assert {call.cross: call.needs_grad for call in calls} == {False: False, True: True}
 
