@@ -25,7 +25,7 @@ MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout
 TIMES = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
 STEPS, KILLS = 15, 3
 WORDS = VERSE.split()
-LARGE = {"KEPT_BYTES": 1, "_POOL_BYTES": 400}  # pools of a few records
+LARGE = {"MAX_IN_MEMORY_BYTES": 1, "_CHUNK_BYTES": 400}  # pools of a few records
 
 
 def records(task):
@@ -118,7 +118,7 @@ def test_a_killed_run_of_a_kind_goes_on_with_the_same_bits(tmp_path, monkeypatch
     for name, value in changes.pop("limits", {}).items():
         monkeypatch.setattr(chunks, name, value)
     if "streaming" in changes:  # eight records are shuffled at a time
-        monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "size", 8)
+        monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "chunk_size", 8)
     torch.set_num_threads(changes.pop("threads", 1))
     chance = random.Random(f"resume {kind}")
     accumulated = changes.get("accumulate_grad_batches", 1)

@@ -117,7 +117,7 @@ def forgets_the_averages(monkeypatch):
     def forgetful(folder, into):
         read(folder, {n: each for n, each in into.items() if not n.startswith("averages.")})
 
-    monkeypatch.setattr(callback, "read_tensors", forgetful)
+    monkeypatch.setattr(callback, "load_checkpoint_tensors", forgetful)
 
 
 def forgets_the_best(monkeypatch):

@@ -7,31 +7,31 @@ from tests.faults import fault
 def mfu_is_three_times_too_large(original):
     """The backward pass is counted twice over."""
 
-    def speed_since(self, before, now):
-        speed = original(self, before, now)
+    def _throughput_since(self, previous, current):
+        speed = original(self, previous, current)
         return {**speed, "mfu": 3 * speed["mfu"]} if "mfu" in speed else speed
 
-    return speed_since
+    return _throughput_since
 
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback._snapshot")
 def waiting_for_data_is_not_counted(original):
     """The time spent waiting for data is always 0."""
 
-    def now(self, trainer, module):
-        return original(self, trainer, module)._replace(waited=0.0)
+    def _snapshot(self, trainer, module):
+        return original(self, trainer, module)._replace(data_wait_seconds=0.0)
 
-    return now
+    return _snapshot
 
 
 @fault("miniformer.training.callbacks.progress:_padding_fraction")
 def padding_is_a_share_of_tokens(original):
     """Padding is divided by the tokens, not by all positions."""
 
-    def padding_share(module):
+    def _padding_fraction(module):
         return module.padding / max(1, module.tokens)
 
-    return padding_share
+    return _padding_fraction
 
 
 @fault("miniformer.training.callbacks.budget:Budget.start_validation")
@@ -55,10 +55,10 @@ def the_summary_counts_validation(original):
 def memory_is_in_mebibytes(original):
     """Memory is divided by 2**20 and called MB."""
 
-    def figures(self):
+    def metrics(self):
         return {name: value / 1.048576 for name, value in original(self).items()}
 
-    return figures
+    return metrics
 
 
 @fault("miniformer.training.callbacks.monitor:row_lengths")
@@ -89,32 +89,32 @@ def layer_norms_are_those_after_clipping(original):
 def short_gradients_are_lengthened(original):
     """Each gradient is made as long as the limit, short ones too."""
 
-    def divide_and_clip(module, count, limit):
+    def normalize_and_clip_grads(module, count, max_norm):
         norm = original(module, count, 0.0)
-        if limit and norm is not None:
+        if max_norm and norm is not None:
             for parameter in module.model.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(limit / norm)
+                    parameter.grad.mul_(max_norm / norm)
         return norm
 
-    return divide_and_clip
+    return normalize_and_clip_grads
 
 
 @fault("miniformer.training.distributed.strategies:normalize_and_clip_grads")
 def gradients_are_clipped_to_twice_the_limit(original):
     """The limit holds for the gradient of half the loss."""
-    return lambda module, count, limit: original(module, count, 2 * limit)
+    return lambda module, count, max_norm: original(module, count, 2 * max_norm)
 
 
 @fault("miniformer.training.distributed.strategies:all_reduce_step_stats")
 def metrics_forget_accumulated_batches(original):
     """The loss of a step is divided by one label too many."""
 
-    def agree(module, sums, told, budget, stop):
-        sums, told, stop = original(module, sums, told, budget, stop)
-        return sums + sums.new_tensor([0.0, 1.0]), told, stop
+    def all_reduce_step_stats(module, sums, token_counts, budget, should_stop):
+        sums, token_counts, should_stop = original(module, sums, token_counts, budget, should_stop)
+        return sums + sums.new_tensor([0.0, 1.0]), token_counts, should_stop
 
-    return agree
+    return all_reduce_step_stats
 
 
 @fault("miniformer.training.lit_module:MiniFormerLitModule._lr_factor")
@@ -127,12 +127,12 @@ def the_learning_rate_is_that_of_the_next_step(original):
 def loggers_count_batches(original):
     """Loggers get the number of batches as the step."""
 
-    def log_to_loggers(self, figures):
+    def _log_to_loggers(self, metrics):
         step = self.trainer.global_step * self.accumulate_grad_batches
         for logger in self.loggers:
-            logger.log_metrics(figures, step=step)
+            logger.log_metrics(metrics, step=step)
 
-    return log_to_loggers
+    return _log_to_loggers
 
 
 @fault("miniformer.training.callbacks.budget:Budget.remaining_seconds")
@@ -145,11 +145,11 @@ def time_left_is_time_gone(original):
 def the_progress_line_has_the_mean_of_the_run(original):
     """Tokens/s are those since the run began, not since the line before."""
 
-    def show(self, trainer, module, progress):
+    def _render(self, trainer, module, progress):
         self._throughput = self._throughput_since(self._first, self._snapshot(trainer, module))
         original(self, trainer, module, progress)
 
-    return show
+    return _render
 
 
 @fault("miniformer.training.report.model_card:_format_value")
@@ -180,11 +180,11 @@ def a_resumed_clock_forgets_validations(original):
 def a_resumed_run_counts_tokens_anew(original):
     """A resumed run begins with no tokens."""
 
-    def restore(self, trainer, module, folder):
+    def _restore(self, trainer, module, folder):
         original(self, trainer, module, folder)
         module.tokens = module.padding = 0
 
-    return restore
+    return _restore
 
 
 @fault("miniformer.training.tuning.hardware:_time_matmul")
@@ -204,7 +204,7 @@ def the_moving_average_is_of_batches(original):
     """The average is updated after each batch, not after each optimizer step."""
 
     def on_train_batch_end(self, trainer, *args):
-        self._step = -1
+        self._last_step = -1
         original(self, trainer, *args)
 
     return on_train_batch_end
@@ -222,17 +222,17 @@ def training_goes_on_with_the_averages(original):
     import contextlib
 
     @contextlib.contextmanager
-    def swapped(self):
+    def average_parameters(self):
         self._swap()
         yield
 
-    return swapped
+    return average_parameters
 
 
 @fault("miniformer.training.run:_averaged_weights")
 def last_has_the_plain_weights(original):
     """The averages are given back before they are saved."""
-    return lambda module, run, parts: dict(run.model.state_dict())
+    return lambda module, run, callbacks: dict(run.model.state_dict())
 
 
 @fault("miniformer.training.optim.weight_averaging:CheckpointAverage.mean")
@@ -267,7 +267,7 @@ def problems_between_settings_pass(original):
 @fault("miniformer.config.train_checks:unused_setting_problems")
 def settings_without_effect_pass(original):
     """Settings of a run that others make void are taken without a word."""
-    return lambda run: []
+    return lambda config: []
 
 
 @fault("miniformer.training.setup.prepare:_checkpoint_metric")
@@ -280,51 +280,51 @@ def best_model_is_that_of_the_loss(original):
 def run_overwrites_the_one_before(original):
     """A second run of a name has the folder of the first."""
 
-    def new_folder(work_dir, name, created=None):
+    def create_run_folder(work_dir, name, created=None):
         folder = work_dir / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    return new_folder
+    return create_run_folder
 
 
 @fault("miniformer.training.setup.init_from:load_pretrained_weights")
 def run_begins_with_random_weights(original):
     """The weights of `init_from` are read and not taken."""
 
-    def take_weights(model, directory, kind):
+    def load_pretrained_weights(model, directory, model_kind):
         weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-        new = original(model, directory, kind)
+        new = original(model, directory, model_kind)
         model.load_state_dict(weights)
         return new
 
-    return take_weights
+    return load_pretrained_weights
 
 
 @fault("miniformer.training.setup.pretraining:_check_overrides")
 def warm_start_may_have_another_shape(original):
     """A warm start takes any setting of its model."""
 
-    def given(warm_start):
+    def _check_overrides(warm_start):
         model = warm_start.get("model_config", {})
         found = original({**warm_start, "model_config": {}} if isinstance(model, dict) else
                          warm_start)  # fmt: skip
         return {**found, "model_config": model}
 
-    return given
+    return _check_overrides
 
 
 @fault("miniformer.training.tuning.data_defaults:default_batch_size")
 def each_device_takes_the_whole_batch(original):
     """Several devices do not share a batch."""
-    return lambda tokens, row_tokens, devices=1: original(tokens, row_tokens)
+    return lambda total_tokens, row_tokens, num_devices=1: original(total_tokens, row_tokens)
 
 
 @fault("miniformer.training.tuning.data_defaults:with_default_model_size")
 def given_width_is_overwritten(original):
     """A size is chosen by the data, whatever width was given."""
 
-    def with_size(config, data):
+    def with_default_model_size(config, data):
         import dataclasses
 
         from miniformer.config.size_presets import SIZE_PRESETS
@@ -335,18 +335,18 @@ def given_width_is_overwritten(original):
             config = dataclasses.replace(config, model_config=model)
         return config, line
 
-    return with_size
+    return with_default_model_size
 
 
 @fault("miniformer.training.setup.tokenizers:mostly_single_words")
 def few_phrases_make_words_of_none(original):
     """Texts are single words only where all of them are."""
 
-    def single_words(texts):
+    def mostly_single_words(texts):
         texts = [text for text in texts if text.strip()]
         return original(texts) and all(len(text.split()) == 1 for text in texts)
 
-    return single_words
+    return mostly_single_words
 
 
 @fault("miniformer.training.setup.tokenizers:_allows_char_source_tokenizer")
@@ -359,12 +359,12 @@ def named_tokenizer_is_not_heard(original):
 def bfloat16_is_taken_wherever_it_exists(original):
     """bfloat16 is chosen for CPUs on which it is slower."""
 
-    def fast_bf16(device_type):
+    def has_fast_bf16(device_type):
         from miniformer.training.tuning.hardware import _cpu_has_bf16
 
         return _cpu_has_bf16() if device_type == "cpu" else original(device_type)
 
-    return fast_bf16
+    return has_fast_bf16
 
 
 # Trials.
@@ -376,20 +376,20 @@ def trial_moves_the_random_state(original):
     import contextlib
 
     @contextlib.contextmanager
-    def left_as_found(model):
+    def restore_model_state(model):
         import torch
 
         with original(model):
             yield
         torch.rand(1)
 
-    return left_as_found
+    return restore_model_state
 
 
 @fault("miniformer.training.tuning.lr_finder:_suggest_lr")
 def rate_of_the_lowest_loss_is_suggested(original):
     """The learning rate of the lowest loss is suggested, where training is about to diverge."""
-    return lambda rates, losses: rates[losses.index(min(losses))]
+    return lambda lrs, losses: lrs[losses.index(min(losses))]
 
 
 @fault("miniformer.training.tuning.lr_finder:_predict_next_memory")
@@ -401,25 +401,27 @@ def next_batch_is_expected_to_take_no_more(original):
 @fault("miniformer.training.tuning.auto_tune:_scaled_batch_tokens")
 def limit_of_tokens_stays_for_other_batches(original):
     """A micro-batch may have as many tokens as the whole batch."""
-    return lambda run, size: run.config.batch_tokens
+    return lambda run, batch_size: run.config.batch_tokens
 
 
 @fault("miniformer.training.tuning.compile:format_compile_summary")
 def compilation_pays_back_in_batches(original):
     """What compiling saves is counted by batch and told by step."""
 
-    def told(cost, before, after, accumulate, max_steps):
-        return original(cost, before, after, 1, max_steps)
+    def format_compile_summary(
+        compile_seconds, eager_seconds, compiled_seconds, accumulate_grad_batches, max_steps
+    ):
+        return original(compile_seconds, eager_seconds, compiled_seconds, 1, max_steps)
 
-    return told
+    return format_compile_summary
 
 
 @fault("miniformer.training.tuning.memory_planner:plan_memory")
 def state_of_the_optimizer_takes_no_memory(original):
     """A plan of memory leaves out the optimizer's state."""
 
-    def plan_memory(model, task, batches_for, *, optimizer_bytes_per_param, **options):
-        return original(model, task, batches_for, optimizer_bytes_per_param=0.0, **options)
+    def plan_memory(model, task, make_batches, *, optimizer_bytes_per_param, **options):
+        return original(model, task, make_batches, optimizer_bytes_per_param=0.0, **options)
 
     return plan_memory
 
@@ -427,21 +429,21 @@ def state_of_the_optimizer_takes_no_memory(original):
 @fault("miniformer.training.tuning.memory_planner:_micro_batch_size")
 def micro_batches_make_up_less_than_the_batch(original):
     """Micro-batches are as large as fits, whatever the batch is."""
-    return lambda most, batch_size: most
+    return lambda max_size, batch_size: max_size
 
 
 @fault("miniformer.training.tuning.memory_tracker:peak_tensor_bytes")
 def peak_is_what_is_left_at_the_end(original):
     """The most memory of a step is what it still has at its end."""
 
-    def peak_bytes(step):
+    def peak_tensor_bytes(step):
         from miniformer.model.ops.allocation_tracker import AllocationTracker
 
         with AllocationTracker() as births:
             kept = step()  # noqa: F841 (lives until the end)
         return births.live_bytes()
 
-    return peak_bytes
+    return peak_tensor_bytes
 
 
 # Steps.
@@ -477,11 +479,11 @@ def batch_of_another_rank_counts_again(original):
 def norms_and_embeddings_decay(original):
     """All weights decay."""
 
-    def parameter_groups(model, *, weight_decay, layer_lr_decay=1.0):
+    def build_param_groups(model, *, weight_decay, layer_lr_decay=1.0):
         groups = original(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay)
         return [{**group, "weight_decay": weight_decay} for group in groups]
 
-    return parameter_groups
+    return build_param_groups
 
 
 @fault("miniformer.training.optim.param_groups:_distance_from_head")
@@ -529,19 +531,19 @@ def infinite_loss_is_learned(original):
 @fault("miniformer.training.run:_nan_error_message")
 def records_of_an_infinite_loss_are_not_named(original):
     """The message on an infinite loss does not say which records it comes from."""
-    return lambda error, run, states: str(error)
+    return lambda error, run, resume_checkpoint: str(error)
 
 
 @fault("miniformer.training.callbacks.grad_norms:_group_name")
 def layers_1_and_11_are_one(original):
     """Gradient norms go by the first digit of a layer."""
 
-    def place(name, stacks):
+    def _group_name(parameter_name, stacks):
         import re
 
-        return re.sub(r"(?<=\.\d)\d+$", "", original(name, stacks))
+        return re.sub(r"(?<=\.\d)\d+$", "", original(parameter_name, stacks))
 
-    return place
+    return _group_name
 
 
 # Validations, and the best model.
@@ -550,7 +552,7 @@ def layers_1_and_11_are_one(original):
 @fault("miniformer.training.callbacks.validation:BestModelCheckpoint._sort_key")
 def best_model_has_the_smallest_accuracy(original):
     """A metric of which more is better is ranked like a loss."""
-    return lambda self, figures: (figures[self.metric], figures["val_loss"])
+    return lambda self, metrics: (metrics[self.monitor], metrics["val_loss"])
 
 
 @fault("miniformer.training.callbacks.validation:BestModelCheckpoint.load_state_dict")
@@ -568,7 +570,7 @@ def validation_comes_within_a_step(original):
     """A validation may come between the batches of a step."""
 
     def on_train_batch_end(self, trainer, *args):
-        self._step = -1
+        self._last_step = -1
         original(self, trainer, *args)
 
     return on_train_batch_end
@@ -578,23 +580,23 @@ def validation_comes_within_a_step(original):
 def interruption_comes_before_the_state(original):
     """Ctrl-C ends a run before its last step is noted."""
 
-    def closing(self):
+    def final_callbacks(self):
         states, interrupt, *more = original.fget(self)
         return [interrupt, states, *more]
 
-    return property(closing)
+    return property(final_callbacks)
 
 
 @fault("miniformer.training.callbacks.generation_samples:SampleGeneration._generation_config")
 def samples_have_no_seed(original):
     """Samples differ for the same weights."""
 
-    def options(self):
+    def _generation_config(self):
         import dataclasses
 
         return dataclasses.replace(original(self), seed=None)
 
-    return options
+    return _generation_config
 
 
 @fault("miniformer.training.callbacks.interrupt:InterruptCallback._restore_handlers")
@@ -610,11 +612,11 @@ def signal_handlers_stay(original):
 def older_state_goes_before_the_new_one_is_whole(original):
     """The last state is removed before the next one is written."""
 
-    def write_checkpoint(run, step, tensors, about):
+    def write_checkpoint(run_dir, step, tensors, metadata):
         import shutil
 
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        return original(run, step, tensors, about)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        return original(run_dir, step, tensors, metadata)
 
     return write_checkpoint
 
@@ -623,32 +625,32 @@ def older_state_goes_before_the_new_one_is_whole(original):
 def resumed_run_has_other_numpy_numbers(original):
     """A resumed run does not restore NumPy's random state."""
 
-    def set_random_state(state):
+    def _set_rng_state(state):
         import numpy as np
 
         kept = np.random.get_state()
         original(state)
         np.random.set_state(kept)
 
-    return set_random_state
+    return _set_rng_state
 
 
 @fault("miniformer.training.resume.config:resume_config")
 def settings_of_a_resumed_run_may_change(original):
     """What weights depend on is left out of the changes without a word."""
 
-    def going_on(run, changes):
+    def resume_config(run_dir, overrides):
         from miniformer.training.resume.config import _FIXED_FIELDS
 
-        return original(run, {k: v for k, v in changes.items() if k not in _FIXED_FIELDS})
+        return original(run_dir, {k: v for k, v in overrides.items() if k not in _FIXED_FIELDS})
 
-    return going_on
+    return resume_config
 
 
 @fault("miniformer.utils.jsonl:read_rows")
 def rows_of_steps_done_again_stay(original):
     """Metrics of steps after the state stay in the file of a resumed run."""
-    return lambda path, count, *, writes: original(path, count, writes=False)
+    return lambda path, count, *, truncate: original(path, count, truncate=False)
 
 
 @fault("miniformer.training.resume.verify:weights_digest")
@@ -663,17 +665,17 @@ def mistake_of_a_worker_is_lost(original):
     import contextlib
 
     @contextlib.contextmanager
-    def member(path):
+    def worker_context(outcome_path):
         from pathlib import Path
 
         try:
-            with original(path) as tell:
+            with original(outcome_path) as tell:
                 yield tell
         except SystemExit:
-            Path(path).unlink(missing_ok=True)
+            Path(outcome_path).unlink(missing_ok=True)
             raise
 
-    return member
+    return worker_context
 
 
 @fault("miniformer.training.report.loggers:csv")
@@ -691,13 +693,13 @@ def csv_of_a_resumed_run_overwrites_the_first(original):
 @fault("miniformer.training.report.artifacts:RunArtifacts.finalize_model_card")
 def card_of_the_model_stays_unfinished(original):
     """The card of the best model has no test metrics and no loss curve."""
-    return lambda self, name, figures: None
+    return lambda self, name, metrics: None
 
 
 @fault("miniformer.training.report.plots:plot_lr_search")
 def range_test_is_not_drawn(original):
     """The picture of a learning-rate range test is not written."""
-    return lambda rates, losses, suggestion, path, *, unit: None
+    return lambda lrs, losses, suggestion, path, *, unit: None
 
 
 # The report.
@@ -713,10 +715,10 @@ def text_of_others_is_markup(original):
 def charts_stand_on_their_heads(original):
     """Curves are drawn with small values on top."""
 
-    def path(points, across, up):
-        return original([(x, up.low + up.high - y) for x, y in points], across, up)
+    def svg_path(points, x_scale, y_scale):
+        return original([(x, y_scale.low + y_scale.high - y) for x, y in points], x_scale, y_scale)
 
-    return path
+    return svg_path
 
 
 @fault("miniformer.training.report.charts:downsample")
@@ -729,10 +731,10 @@ def long_curve_loses_its_spikes(original):
 def curves_go_by_row(original):
     """Curves count rows instead of steps."""
 
-    def points_of(rows, key):
+    def metric_points(rows, key):
         return [(float(number), y) for number, (_, y) in enumerate(original(rows, key))]
 
-    return points_of
+    return metric_points
 
 
 @fault("miniformer.training.report.page:write_report")
@@ -761,49 +763,49 @@ def mlflow_begins_a_new_run(original):
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_losses(original):
     """`verify-resume` compares the state at the end only."""
-    return lambda notes: {**original(notes), "losses": {}}
+    return lambda path: {**original(path), "losses": {}}
 
 
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_states(original):
     """`verify-resume` compares losses only."""
-    return lambda notes: {**original(notes), "state": {}}
+    return lambda path: {**original(path), "state": {}}
 
 
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_keeps_the_last_loss_of_a_step(original):
     """Of a step that is done again the first loss is not compared."""
 
-    def losses(notes):
+    def _read_recording(path):
         import json
 
-        found = original(notes)
-        for step, loss in map(json.loads, notes.read_text().splitlines()):
+        found = original(path)
+        for step, loss in map(json.loads, path.read_text().splitlines()):
             if step != "state":
                 found["losses"][step] = {loss}
         return found
 
-    return losses
+    return _read_recording
 
 
 @fault("miniformer.utils.jsonl:is_due")
 def a_longer_run_has_no_rows_until_its_end(original):
     """A finished run that is made longer waits until it is as far as it was."""
-    return lambda progress, last, points: progress - last >= 1 / points
+    return lambda progress, last_progress, max_rows: progress - last_progress >= 1 / max_rows
 
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback._throughput_since")
 def the_work_of_one_device_is_that_of_all(original):
     """Of several devices the FLOPs of one are divided by the peak of all."""
 
-    def speed_since(self, before, now):
-        speed = original(self, before, now)
+    def _throughput_since(self, previous, current):
+        speed = original(self, previous, current)
         if "mfu" in speed:
-            work = now.local_flops - before.local_flops
-            speed["mfu"] = round(work / (now.seconds - before.seconds) / self.peak_flops, 4)
+            work = current.local_flops - previous.local_flops
+            speed["mfu"] = round(work / (current.seconds - previous.seconds) / self.peak_flops, 4)
         return speed
 
-    return speed_since
+    return _throughput_since
 
 
 @fault("miniformer.training.tuning.auto_tune:plan_memory")
@@ -835,25 +837,25 @@ def resumed_run_exceeds_its_limit(original):
 @fault("miniformer.training.setup.limits:warn_unreached_limits")
 def limits_beyond_the_end_pass_in_training(original):
     """A run does not warn of limits that it does not come to."""
-    return lambda config, steps: None
+    return lambda config, total_steps: None
 
 
 @fault("miniformer.config.train_checks:_initialization_problems")
 def found_settings_are_refused_beside_the_wish(original):
     """A run is refused once it has found out what its settings ask for."""
 
-    def of_beginning(run):
+    def _initialization_problems(config):
         from miniformer.config.train_checks import overridden_setting_problems
 
-        return [*original(run), *overridden_setting_problems(run)]
+        return [*original(config), *overridden_setting_problems(config)]
 
-    return of_beginning
+    return _initialization_problems
 
 
 @fault("miniformer.config.train_checks:overridden_setting_problems")
 def replaced_settings_pass(original):
     """Settings that a run replaces by what it finds out are taken without a word."""
-    return lambda run: []
+    return lambda config: []
 
 
 @fault("miniformer.training.report.model_card:_format_value")

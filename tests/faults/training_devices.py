@@ -7,11 +7,13 @@ from tests.faults import fault
 def loss_is_divided_on_each_rank(original):
     """Each rank divides by its own count, and the mean is taken of the quotients."""
 
-    def agree(module, sums, told, budget, stop):
-        _, told, stop = original(module, sums.clone(), told, budget, stop)
-        return sums * module.trainer.world_size, told, stop
+    def all_reduce_step_stats(module, sums, token_counts, budget, should_stop):
+        _, token_counts, should_stop = original(
+            module, sums.clone(), token_counts, budget, should_stop
+        )
+        return sums * module.trainer.world_size, token_counts, should_stop
 
-    return agree
+    return all_reduce_step_stats
 
 
 @fault("miniformer.training.distributed.strategies:_unsharded_params")
@@ -19,7 +21,7 @@ def ranks_measure_with_sharded_weights(original):
     """Sharded weights are gathered pass by pass while texts of different lengths are written."""
     import contextlib
 
-    return lambda objective: contextlib.nullcontext()
+    return lambda loss_module: contextlib.nullcontext()
 
 
 # States of callbacks, and restarts.
@@ -28,17 +30,17 @@ def ranks_measure_with_sharded_weights(original):
 @fault("miniformer.training.resume.callback_states:UserCallbackStates.restore")
 def callback_states_are_not_restored(original):
     """A user's callbacks begin anew in a resumed run."""
-    return lambda self, trainer, saved, folder: None
+    return lambda self, trainer, saved, checkpoint_dir: None
 
 
 @fault("miniformer.training.resume.callback_states:UserCallbackStates._callbacks_by_key")
 def second_callback_has_the_first_state(original):
     """Of two callbacks with one key only one is known."""
 
-    def named(self, trainer):
+    def _callbacks_by_key(self, trainer):
         return {key: each for key, each in original(self, trainer).items() if "#" not in key}
 
-    return named
+    return _callbacks_by_key
 
 
 @fault("miniformer.training.resume.callback:ResumeCheckpoint.save")
@@ -62,7 +64,7 @@ def early_stopped_run_learns_on(original):
 @fault("miniformer.training.distributed.restarts:rendezvous")
 def attempts_share_a_store(original):
     """A restarted process may read what a dead one has written."""
-    return lambda store, rank, world_size, wait=1.0: store
+    return lambda store, rank, world_size, poll_seconds=1.0: store
 
 
 @fault("miniformer.training.resume.restart_folder:RunFolder.find_existing")
@@ -75,9 +77,9 @@ def restart_begins_a_new_folder(original):
 def what_is_no_callback_is_left_out(original):
     """Of what a user gives as callbacks, all that is not one is left out without a message."""
 
-    def built(given):
+    def build_callbacks(callbacks):
         import lightning
 
-        return original([each for each in given if isinstance(each, lightning.Callback)])
+        return original([each for each in callbacks if isinstance(each, lightning.Callback)])
 
-    return built
+    return build_callbacks

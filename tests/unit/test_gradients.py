@@ -102,7 +102,7 @@ whole = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
 weight = torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)]))
 weight.grad = distribute_tensor(whole, mesh, [Shard(0)])
 model["head"].weight = weight
-print(GradientNorms(model).measure()["head"])
+print(GradientNorms(model).compute()["head"])
 dist.destroy_process_group()
 """
 

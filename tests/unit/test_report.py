@@ -56,7 +56,9 @@ class Page(html.parser.HTMLParser):
 
 def page_of(tmp_path, **parts):
     file = tmp_path / "report.html"
-    write_report(file, Report(**{"title": "run", "task": "regression", "unit": "nats", **parts}))
+    write_report(
+        file, Report(**{"title": "run", "task": "regression", "loss_unit": "nats", **parts})
+    )
     assert [each.name for each in tmp_path.glob("*report*")] == ["report.html"]
     return Page(file.read_text(encoding="utf-8"))
 
@@ -89,15 +91,15 @@ def test_a_whole_page(tmp_path):
     rows = training_rows(400)
     page = page_of(
         tmp_path,
-        rows=rows,
-        gradients=[{"step": i, **dict.fromkeys(layers, 0.1234 / i)} for i in range(1, 401)],
+        metric_rows=rows,
+        gradient_rows=[{"step": i, **dict.fromkeys(layers, 0.1234 / i)} for i in range(1, 401)],
         samples=[{"step": 20, "prompt": "The cat", "text": "  sat\n\ton the mat"}],
-        figures={"val_loss": 1.23456, "val_accuracy": 0.8125, "step": 380.0, "seconds": 3725.0,
+        metrics={"val_loss": 1.23456, "val_accuracy": 0.8125, "step": 380.0, "seconds": 3725.0,
                  "training_tokens": 25600.0},
-        settings={"lr": 0.003, "model_config": {"d_model": 64}},
-        facts={"machine": "two cores"},
-        pictures=[picture, tmp_path / "missing.png"],
-        notes=["stopped early"],
+        changed_settings={"lr": 0.003, "model_config": {"d_model": 64}},
+        environment={"machine": "two cores"},
+        plots=[picture, tmp_path / "missing.png"],
+        warnings=["stopped early"],
     )  # fmt: skip
     assert len((tmp_path / "report.html").read_bytes()) < 400_000
     words = page.text
@@ -118,7 +120,7 @@ def test_a_whole_page(tmp_path):
 
 @pytest.mark.catches("report_may_load_things")
 def test_nothing_is_loaded_and_nothing_runs(tmp_path):
-    page = page_of(tmp_path, rows=training_rows(40), title=HOSTILE, notes=[HOSTILE])
+    page = page_of(tmp_path, metric_rows=training_rows(40), title=HOSTILE, warnings=[HOSTILE])
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", source)
     policy = next(e["content"] for tag, e in page.elements if "http-equiv" in e)
@@ -136,14 +138,14 @@ def test_text_of_others_stays_text(tmp_path):
         tmp_path,
         title=HOSTILE,
         task=HOSTILE,
-        unit=HOSTILE,
-        rows=[{"step": 1, "train_loss": 1.0, f"val_{HOSTILE}": 2.0, "val_loss": 3.0}],
-        gradients=[{"step": 1, HOSTILE: 0.5}],
+        loss_unit=HOSTILE,
+        metric_rows=[{"step": 1, "train_loss": 1.0, f"val_{HOSTILE}": 2.0, "val_loss": 3.0}],
+        gradient_rows=[{"step": 1, HOSTILE: 0.5}],
         samples=[{"step": 1, "prompt": HOSTILE, "text": HOSTILE}],
-        figures={HOSTILE: 1.5},
-        settings={HOSTILE: HOSTILE, "more": [HOSTILE]},
-        facts={HOSTILE: HOSTILE},
-        notes=[HOSTILE],
+        metrics={HOSTILE: 1.5},
+        changed_settings={HOSTILE: HOSTILE, "more": [HOSTILE]},
+        environment={HOSTILE: HOSTILE},
+        warnings=[HOSTILE],
     )
     assert not {tag for tag, _ in page.elements} & {"script", "img"}
     readable = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "?")
@@ -170,7 +172,9 @@ def test_text_of_others_stays_text(tmp_path):
     ],
 )
 def test_rows_of_any_kind(tmp_path, rows):
-    check_numbers(page_of(tmp_path, rows=rows, gradients=rows, figures={"val_loss": math.nan}))
+    check_numbers(
+        page_of(tmp_path, metric_rows=rows, gradient_rows=rows, metrics={"val_loss": math.nan})
+    )
 
 
 def check_numbers(page):
@@ -191,7 +195,7 @@ ROW = st.dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(ROW, max_size=8))
 def test_any_floats_make_a_page(tmp_path_factory, rows):
-    check_numbers(page_of(tmp_path_factory.mktemp("page"), rows=rows, gradients=rows))
+    check_numbers(page_of(tmp_path_factory.mktemp("page"), metric_rows=rows, gradient_rows=rows))
 
 
 def curve_of(chart, look="s1"):

@@ -210,7 +210,7 @@ def test_the_card_tells_of_the_model_and_its_tokenizer(kind, tokenizer):
 def test_samples_repeat_with_their_seed(beams, seed):
     generation = GenerationConfig(max_new_tokens=100, temperature=0.0, num_beams=beams)
     writer = types.SimpleNamespace(
-        outputs=types.SimpleNamespace(generation=generation),
+        artifacts=types.SimpleNamespace(generation_config=generation),
         run=types.SimpleNamespace(tokenizer=None, kind="seq2seq"),
     )
     found = SampleGeneration._generation_config(writer)
@@ -230,7 +230,7 @@ def test_a_limit_of_tokens_shrinks_with_the_batch():
 @pytest.mark.catches("card_of_the_model_stays_unfinished")
 def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
     run = types.SimpleNamespace(
-        tokenizer=None, described="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
+        tokenizer=None, tokenizer_summary="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
         model_config=tiny_config(), config=TrainConfig(train_path="a.jsonl", seed=3),
     )  # fmt: skip
     outputs = RunArtifacts(tmp_path, run)

@@ -171,7 +171,7 @@ def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Ten
 def eval_step(module: Any, batch: Batch, *, test: bool) -> BatchStats:
     """What the task says of a batch of validation, or of a test."""
     with _unsharded_params(module.loss_module):
-        found: BatchStats = module.loss_module.measure(batch, test=test)
+        found: BatchStats = module.loss_module.eval_step(batch, test=test)
     return found
 
 

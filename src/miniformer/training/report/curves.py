@@ -48,14 +48,14 @@ def render_curves(
         if key != "val_loss"
     ]
     charts += [
-        chart("Learning rate", ("lr", "learning rate"), zero=True),
+        chart("Learning rate", ("lr", "learning rate"), include_zero=True),
         chart("Gradient norm", ("grad_norm", "gradient norm"), log=None),
-        chart("Tokens per second", ("tokens_per_second", "tokens per second"), zero=True),
-        chart("Use of the machine", ("mfu", "use"), zero=True, show=format_percent,
+        chart("Tokens per second", ("tokens_per_second", "tokens per second"), include_zero=True),
+        chart("Use of the machine", ("mfu", "use"), include_zero=True, format_value=format_percent,
               unit="share of its measured peak (MFU)"),
-        chart("Memory", ("memory_mb", "memory"), zero=True, unit="MB"),
+        chart("Memory", ("memory_mb", "memory"), include_zero=True, unit="MB"),
         chart("Waiting and padding", ("waiting", "time waiting for data"),
-              ("padding", "places padded"), zero=True, show=format_percent),
+              ("padding", "places padded"), include_zero=True, format_value=format_percent),
         heat_map("Gradient norms by layer", [
             (_float_value(row, "step"), {k: _float_value(row, k) for k in row if k != "step"})
             for row in gradient_rows
