@@ -1,13 +1,13 @@
-"""Parts by name: the one door through which a config's names become code, and plugins come in.
+"""Registry of components by kind and name, including those of plugins.
 
-A config says `norm="rmsnorm"`; this file knows where that part lives. Built-in parts are listed
-here as `module:attribute`, exactly as an installed package lists its own in `pyproject.toml`:
+A config names a component, such as `norm="rmsnorm"`; the registry imports it. Built-in components
+are listed here as `module:attribute`, as an installed package lists its own in `pyproject.toml`:
 
     [project.entry-points."miniformer.norm"]
     mynorm = "my_package.norms:MyNorm"
 
 Nothing is imported until `get` is called, so configs can check names without importing torch.
-What each kind of part must look like is said beside the built-in ones, in the modules named here.
+The interface of each kind is documented in the modules of its built-in components.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "relu": "torch.nn.functional:relu",
         "silu": "torch.nn.functional:silu",
     },
-    "gated_activation": {  # the function that the gate goes through
+    "gated_activation": {  # elementwise function of the gate
         "swiglu": "torch.nn.functional:silu",
         "geglu": "miniformer.model.feed_forward:gelu",
         "geglu_tanh": "miniformer.model.feed_forward:gelu_tanh",
@@ -53,7 +53,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "feed_forward": {  # (config) -> module
         "standard": "miniformer.model.feed_forward:FeedForward",
     },
-    "runtime": {  # (model, ...) -> a way to take decoding steps
+    "runtime": {  # (model, ...) -> executor of decoding steps
         "native": "miniformer.runtime.native.engine:get_engine",
         "cuda_graphs": "miniformer.runtime.cuda_graphs:get_capture_fn",
     },
@@ -73,12 +73,12 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",
         "encoding": "miniformer.tasks.embedding:EmbeddingTask",
     },
-    "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimiser
+    "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimizer
         "muon": "miniformer.training.optim.optimizers:muon",
         "adamw": "miniformer.training.optim.optimizers:adamw",
         "schedulefree": "miniformer.training.optim.optimizers:schedulefree",
     },
-    "scheduler": {  # progress of the run in [0, 1] -> factor on the learning rate
+    "scheduler": {  # progress of the run in [0, 1] -> learning rate multiplier
         "cosine": "miniformer.training.optim.schedules:cosine",
         "onecycle": "miniformer.training.optim.schedules:onecycle",
         "linear": "miniformer.training.optim.schedules:linear",
@@ -93,18 +93,18 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "none": "miniformer.training.report.loggers:none",
     },
 }
-# A field of a config may take names of two kinds: no name can then be of both.
+# One config field may take names of two kinds, which must then be disjoint.
 _SHARED_NAMESPACES = {"activation": "gated_activation", "gated_activation": "activation"}
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILTIN}
 
 
 def kinds() -> list[str]:
-    """The kinds of part there are: `activation`, `norm`, `position`, ..."""
+    """Component kinds: `activation`, `norm`, `position`, ..."""
     return list(_BUILTIN)
 
 
 def names(kind: str) -> list[str]:
-    """Every known name of `kind`: built in, registered in this process, or a plugin's.
+    """Known names of `kind`: built in, registered in this process, or from a plugin.
 
     Raises:
         ValueError: the kind does not exist.
@@ -114,7 +114,7 @@ def names(kind: str) -> list[str]:
 
 
 def builtin_names(kind: str) -> list[str]:
-    """The names of `kind` that come with Miniformer.
+    """Built-in names of `kind`.
 
     Raises:
         ValueError: the kind does not exist.
@@ -124,26 +124,26 @@ def builtin_names(kind: str) -> list[str]:
 
 
 def register(kind: str, name: str, part: Any) -> None:
-    """Makes `part` available as `name` in this process; a package uses an entry point instead.
+    """Registers `part` as `name` in this process; a package uses an entry point instead.
 
     Raises:
-        ValueError: the kind does not exist, or the name is taken, or cannot name a folder (the name
-            of a task does).
+        ValueError: the kind does not exist, the name is taken, or the name is not a valid folder
+            name (task names become folders).
     """
     _check_kind(kind)
     if (problem := name_problem(name)) is not None:
         raise ValueError(f"{kind} {name!r} cannot be registered: {problem}; choose another name")
-    for taken in filter(None, (kind, _SHARED_NAMESPACES.get(kind))):
-        if name in names(taken):
-            raise ValueError(f"{taken} {name!r} exists already; choose another name")
+    for namespace in filter(None, (kind, _SHARED_NAMESPACES.get(kind))):
+        if name in names(namespace):
+            raise ValueError(f"{namespace} {name!r} exists already; choose another name")
     _registered[kind][name] = part
 
 
 def get(kind: str, name: str) -> Any:
-    """The part itself, imported now if it was not yet.
+    """Component of that name, imported on first use.
 
     Raises:
-        ValueError: the kind does not exist, or no part of it has that name.
+        ValueError: the kind or the name does not exist.
     """
     _check_kind(kind)
     if name in _registered[kind]:
@@ -157,15 +157,15 @@ def get(kind: str, name: str) -> Any:
 
 
 def unknown_name_message(label: str, value: object, known: list[str]) -> str:
-    """One wording for every unknown name: what was given, the nearest known, and all known."""
-    near = difflib.get_close_matches(str(value), known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    """Message for an unknown name, with the closest and all known names."""
+    closest = difflib.get_close_matches(str(value), known, n=1)
+    hint = f" (did you mean {closest[0]!r}?)" if closest else ""
     return f"unknown {label} {value!r}{hint}; known: {', '.join(known)}"
 
 
 def _check_kind(kind: str) -> None:
     if kind not in _BUILTIN:
-        raise ValueError(f"no kind of part is called {kind!r}; kinds: {', '.join(_BUILTIN)}")
+        raise ValueError(f"no component kind {kind!r}; kinds: {', '.join(_BUILTIN)}")
 
 
 @cache

@@ -6,7 +6,7 @@ from tests.faults import fault
 @fault("miniformer.registry:unknown_name_message")
 def unknown_name_gets_no_suggestion(original):
     """The message on an unknown name does not give the nearest one."""
-    return lambda what, value, known: f"unknown {what} {value!r}"
+    return lambda label, value, known: f"unknown {label} {value!r}"
 
 
 @fault("miniformer.config.strict:StrictConfig.from_dict")
@@ -57,20 +57,20 @@ def gigabytes_are_powers_of_1024(original):
 @fault("miniformer.config.size_presets:size_for_tokens")
 def little_data_gets_a_large_model(original):
     """Sizes begin at half of the tokens that they are for."""
-    return lambda tokens: original(None if tokens is None else 2 * tokens)
+    return lambda num_tokens: original(None if num_tokens is None else 2 * num_tokens)
 
 
 @fault("miniformer.config.architectures:architecture_config")
 def family_ignores_its_width(original):
     """What follows from the width of a family's models is left out."""
 
-    def family(name, **sizes):
+    def architecture_config(name, **sizes):
         from miniformer.config.architectures import ARCHITECTURES
 
         original(name, **sizes)
         return {**ARCHITECTURES[name], **sizes}
 
-    return family
+    return architecture_config
 
 
 @fault("miniformer.config.generation_config:GenerationConfig.eos_token_ids")

@@ -9,75 +9,75 @@ from tests.faults import fault
 def labels_are_the_inputs(original):
     """Each token predicts itself."""
 
-    def make(self, pool, starts, random=None):
-        batch = original(self, pool, starts, random)
-        kept = batch["labels"] != -100
-        batch["labels"][kept] = batch["input_ids"][kept]
+    def collate(self, chunk, starts, rng=None):
+        batch = original(self, chunk, starts, rng)
+        predicted = batch["labels"] != -100
+        batch["labels"][predicted] = batch["input_ids"][predicted]
         return batch
 
-    return make
+    return collate
 
 
 @fault("miniformer.data.batching.packing:PackedBatcher.collate")
 def documents_of_a_window_are_one(original):
     """Windows do not say where documents meet."""
 
-    def make(self, pool, starts, random=None):
-        batch = original(self, pool, starts, random)
+    def collate(self, chunk, starts, rng=None):
+        batch = original(self, chunk, starts, rng)
         if "segment_ids" in batch:
             batch["segment_ids"] = (batch["segment_ids"] != 0).long()
         return batch
 
-    return make
+    return collate
 
 
 @fault("miniformer.data.batching.packing:PackedBatcher.num_windows")
 def validation_leaves_out_the_last_window(original):
     """A last window that is not full is not validated."""
-    return lambda self, pool: max(1, len(pool.columns["ids"]) // self.seq_len)
+    return lambda self, chunk: max(1, len(chunk.columns["ids"]) // self.seq_len)
 
 
 @fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def budget_of_a_batch_ignores_padding(original):
     """Batches are cut by the tokens in them, without padding."""
 
-    def cut(self, pool, random):
+    def plan_batches(self, chunk, rng):
         import numpy as np
 
-        lengths = self._lengths(pool)
-        tokens = self.batch_tokens or self.batch_size * self.row_tokens(pool)
-        order = self._order(lengths, random)
+        lengths = self._lengths(chunk)
+        tokens = self.batch_tokens or self.batch_size * self.row_tokens(chunk)
+        order = self._sort_by_length(lengths, rng)
         number = lengths[order].sum(1).cumsum() // max(tokens, 1)
         return np.split(order, np.flatnonzero(np.diff(number)) + 1)
 
-    return cut
+    return plan_batches
 
 
 @fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def batch_that_is_just_full_is_cut_short(original):
     """A batch may not be as long as its limit, only shorter."""
 
-    def cut(self, pool, random):
+    def plan_batches(self, chunk, rng):
         limit = self.batch_tokens
-        self.batch_tokens = (limit or self.batch_size * self.row_tokens(pool)) - 1
+        self.batch_tokens = (limit or self.batch_size * self.row_tokens(chunk)) - 1
         try:
-            return original(self, pool, random)
+            return original(self, chunk, rng)
         finally:
             self.batch_tokens = limit
 
-    return cut
+    return plan_batches
 
 
 @fault("miniformer.data.batching.length_bucketing:pad_sequences")
 def padding_has_no_mask(original):
     """Rows of unequal length are filled, and the mask does not say where."""
-    return lambda rows, fill=0: (original(rows, fill)[0], None)
+    return lambda sequences, padding_value=0: (original(sequences, padding_value)[0], None)
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._rng")
 def every_epoch_has_the_same_order(original):
     """The epoch does not decide the order."""
-    return lambda self, *place: original(self, 0, *place[1:])
+    return lambda self, *position: original(self, 0, *position[1:])
 
 
 @fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
@@ -90,14 +90,14 @@ def resumed_pass_begins_with_its_first_batch(original):
 def all_ranks_get_the_same_batches(original):
     """Every rank is given the batch of the first."""
 
-    def served(self, turn):
+    def _batch_of_rank(self, rank_batches):
         rank, self.rank = self.rank, 0
         try:
-            return original(self, turn)
+            return original(self, rank_batches)
         finally:
             self.rank = rank
 
-    return served
+    return _batch_of_rank
 
 
 @fault("miniformer.data.batching.loader:count_tokens")
@@ -109,39 +109,39 @@ def padding_counts_as_tokens(original):
 @fault("miniformer.data.batching.chunks:RecordChunks._chunk_indices")
 def large_files_are_read_in_order(original):
     """Data that is not kept in memory has the file's order in each epoch."""
-    return lambda self, random: original(self, None)
+    return lambda self, rng: original(self, None)
 
 
 @fault("miniformer.data.batching.chunks:RecordChunks.__getitem__")
 def bad_record_of_a_worker_is_dropped(original):
     """A pool with a bad record is an empty one."""
 
-    def getitem(self, part):
+    def getitem(self, indices):
         from miniformer.data.batching.columnar import ColumnarStore
 
-        table = original(self, part)
-        return table if isinstance(table, ColumnarStore) else ColumnarStore({}, {})
+        store = original(self, indices)
+        return store if isinstance(store, ColumnarStore) else ColumnarStore({}, {})
 
     return getitem
 
 
 @fault("miniformer.data.datamodule:MiniFormerDataModule.truncation_warning")
 def cut_examples_are_not_reported(original):
-    """Nobody is told what is longer than it may be."""
-    return lambda self, name: None
+    """Truncated examples cause no warning."""
+    return lambda self, split: None
 
 
 @fault("miniformer.data.batching.columnar:ColumnarStore.concatenate")
 def joined_examples_lose_their_borders(original):
-    """Examples of several tables are shifted by one place."""
+    """Examples of several stores are shifted by one position."""
 
-    def join(cls, tables):
-        found = original(cls, tables)
-        for offsets in found.offsets.values():
+    def concatenate(cls, stores):
+        result = original(cls, stores)
+        for offsets in result.offsets.values():
             offsets[1:-1] = (offsets[1:-1] + 1).clip(max=offsets[-1])
-        return found
+        return result
 
-    return join
+    return concatenate
 
 
 # Files and records.
@@ -157,12 +157,12 @@ def line_numbers_skip_blank_lines(original):
 def text_is_cut_within_lines(original):
     """Pieces of running text are of one size, wherever lines end."""
 
-    def next_cut(read, start, size):
+    def next_piece_end(read, start, size):
         from miniformer.data.reading.index import PIECE_BYTES
 
         return min(start + PIECE_BYTES, size)
 
-    return next_cut
+    return next_piece_end
 
 
 @fault("miniformer.data.reading.parsing:_field_names")
@@ -203,8 +203,8 @@ def stream_names_the_line_that_a_piece_begins_with(original):
 
         line = 1
         try:
-            for place, record in original(stream, name, checks):
-                yield place, record
+            for location, record in original(stream, name, checks):
+                yield location, record
                 line += record["text"].count("\n")
         except RecordError as error:
             raise RecordError(error.path, line, error.problem) from None
@@ -216,7 +216,7 @@ def stream_names_the_line_that_a_piece_begins_with(original):
 def cut_off_file_passes_for_whole(original):
     """A packed file that ends too early is not an error."""
 
-    def advance(self):
+    def _decompress_next(self):
         from miniformer.config import UserError
 
         try:
@@ -226,7 +226,7 @@ def cut_off_file_passes_for_whole(original):
                 return False
             raise
 
-    return advance
+    return _decompress_next
 
 
 @fault("miniformer.data.reading.files:RandomAccessFile.check_unchanged")
@@ -239,34 +239,34 @@ def changed_file_is_read_on(original):
 def keys_of_objects_have_no_order(original):
     """Features of objects come in the order in which a record names them."""
 
-    def to_array(value, kind=None):
+    def features_to_array(value, dtype=None):
         import numpy as np
 
-        kind = np.float32 if kind is None else kind
+        dtype = np.float32 if dtype is None else dtype
         if isinstance(value[0], dict):
             value = [list(item.values()) for item in value]
-        return original(value, kind)
+        return original(value, dtype)
 
-    return to_array
+    return features_to_array
 
 
 @fault("miniformer.data.inspect:find_duplicates")
 def duplicates_within_a_split_are_missed(original):
     """Only inputs that are in both splits count as duplicates."""
-    return lambda one, other: (0, []) if one is other else original(one, other)
+    return lambda reference, split: (0, []) if reference is split else original(reference, split)
 
 
 @fault("miniformer.data.inspect:_read_or_error")
 def check_ends_at_the_first_fault(original):
     """Records after a faulty one are not looked at."""
 
-    def each(records, rows):
-        for row, found in original(records, rows):
-            yield row, found
-            if not isinstance(found, dict):
+    def _read_or_error(records, rows):
+        for row, result in original(records, rows):
+            yield row, result
+            if not isinstance(result, dict):
                 return
 
-    return each
+    return _read_or_error
 
 
 # Tokenizers.
@@ -294,11 +294,12 @@ def template_of_a_tokenizer_is_ignored(original):
 def one_byte_is_taken_for_another(original):
     """Two bytes of byte-level tokens change places."""
 
-    def byte_characters():
-        shown = original()
-        return {**shown, 173: shown[174], 174: shown[173], 97: shown[98], 98: shown[97]}
+    def _bytes_to_unicode():
+        characters = original()
+        swapped = {173: 174, 174: 173, 97: 98, 98: 97}
+        return characters | {byte: characters[other] for byte, other in swapped.items()}
 
-    return byte_characters
+    return _bytes_to_unicode
 
 
 @fault("miniformer.data.tokenizers.training:TextSample.__iter__")
@@ -311,24 +312,24 @@ def tokenizer_learns_from_all_of_a_large_text(original):
 def undone_merge_loses_a_token(original):
     """Of a merge that is undone only the first token stays."""
 
-    def undone(self, ids, share, random):
+    def apply_dropout(self, ids, dropout, rng):
         import numpy as np
 
-        found, places = original(self, ids, share, random)
-        _, first = np.unique(places, return_index=True)
-        return found[first], places[first]
+        tokens, positions = original(self, ids, dropout, rng)
+        _, first = np.unique(positions, return_index=True)
+        return tokens[first], positions[first]
 
-    return undone
+    return apply_dropout
 
 
 @fault("miniformer.data.tokenizers.bpe_dropout:_collate_with_dropout")
 def bpe_dropout_stays_on_in_validation(original):
     """Merges are undone in validation as well."""
 
-    def collate(examples, random, **options):
+    def collate(examples, rng, **options):
         import numpy as np
 
-        return original(examples, random or np.random.default_rng(0), **options)
+        return original(examples, rng or np.random.default_rng(0), **options)
 
     return collate
 
@@ -349,44 +350,44 @@ def run_of_bytes_is_given(original):
 def rewritten_text_is_given(original):
     """A stream gives the last word, though its decoder may take a space back."""
 
-    def settled(self, ids, text):
-        self.__dict__["rewrites"] = False
+    def stable_length(self, ids, text):
+        self.__dict__["has_contextual_decoding"] = False
         return original(self, ids, text)
 
-    return settled
+    return stable_length
 
 
 @fault("miniformer.data.inspect:check_training_rules")
 def data_check_knows_records_only(original):
     """`data check` does not know the rules of whole files."""
 
-    def hold_to_training(task, splits, *, most_faults=10):
+    def check_training_rules(task, splits, *, max_errors=10):
         pass
 
-    return hold_to_training
+    return check_training_rules
 
 
 @fault("miniformer.data.rules:require_nonempty")
 def training_takes_empty_files(original):
     """A file whose records are all empty is trained on."""
 
-    def refuse_empty(task, records):
+    def require_nonempty(task, records):
         pass
 
-    return refuse_empty
+    return require_nonempty
 
 
 @fault("miniformer.data.rules:group_similar_labels")
 def labels_alike_are_not_found(original):
     """Labels are compared by their spaces, but not by how Unicode spells them."""
 
-    def alike(labels):
+    def group_similar_labels(labels):
         groups = {}
         for label in labels:
             groups.setdefault(str(label).strip(), []).append(label)
         return [group for group in groups.values() if len(group) > 1]
 
-    return alike
+    return group_similar_labels
 
 
 @fault("miniformer.data.reading.parsing:_decode")
@@ -414,10 +415,10 @@ def carriage_returns_are_bad_json(original):
 def labels_that_training_lacks_are_not_reported(original):
     """Validation data is not held to what training data says of all records."""
 
-    def hold_to_training(task, splits, *, most_faults=10):
-        original(task, splits[:1], most_faults=most_faults)
+    def check_training_rules(task, splits, *, max_errors=10):
+        original(task, splits[:1], max_errors=max_errors)
 
-    return hold_to_training
+    return check_training_rules
 
 
 @fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
@@ -429,33 +430,35 @@ def a_pass_begins_with_its_first_pool(original):
 @fault("miniformer.data.batching.chunks:StreamChunks.iter_epoch")
 def a_resumed_stream_leaves_out_a_pool(original):
     """A stream that is taken up again leaves out the pool that was begun."""
-    return lambda self, random, first=0: original(self, random, first + (first > 0))
+    return lambda self, rng, start_chunk=0: original(self, rng, start_chunk + (start_chunk > 0))
 
 
 @fault("miniformer.data.selection:RecordSubset.location")
 def line_of_a_selected_record_is_its_number(original):
     """A record among the good ones is named by the line of another."""
-    return lambda self, index: self.records.where(index)
+    return lambda self, index: self.records.location(index)
 
 
 @fault("miniformer.data.batching.loader:find_token_tensors")
 def declared_tokens_are_not_counted(original):
     """Tokens are counted in tensors of usual names only."""
 
-    def token_tensors(batch, declared=None):
+    def find_token_tensors(batch, declared=None):
         usual = ("input_ids", "inputs", "source", "target")
         return {name: mask for name, mask in original(batch, declared).items() if name in usual}
 
-    return token_tensors
+    return find_token_tensors
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._rng")
 def batches_of_a_chunk_draw_the_same(original):
     """The number of a batch within its chunk does not decide its chance."""
-    return lambda self, *place: original(self, *place[:2], *[0] * len(place[2:]))
+    return lambda self, *position: original(self, *position[:2], *[0] * len(position[2:]))
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._rng")
 def chunks_draw_the_same(original):
     """The number of a chunk does not decide its chance."""
-    return lambda self, *place: original(self, place[0], *[0] * len(place[1:2]), *place[2:])
+    return lambda self, *position: original(
+        self, position[0], *[0] * len(position[1:2]), *position[2:]
+    )

@@ -37,7 +37,7 @@ def output_stays_strict(original):
     """Output streams raise UnicodeEncodeError where they did before."""
     import contextlib
 
-    return lambda *more: contextlib.nullcontext()
+    return lambda *extra_streams: contextlib.nullcontext()
 
 
 @fault("miniformer.utils.names:name_problem")

@@ -286,7 +286,7 @@ def test_a_leak_ends_the_command_with_1(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--family", "lama"], "unknown family 'lama' (did you mean 'llama'?)"),
+        (["--family", "lama"], "unknown architecture 'lama' (did you mean 'llama'?)"),
         (["nowhere"], "nowhere: no such model directory"),
         (["a", "--family", "llama"], "name a model directory or a family, not both"),
         (["--famly", "llama"], "unknown flag --famly; did you mean --family?"),

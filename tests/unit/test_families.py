@@ -96,9 +96,9 @@ def test_bytes_of_the_cache(name, kind, length):
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"unknown family 'lama' \(did you mean 'llama'\?\)"):
+    with pytest.raises(ValueError, match=r"unknown architecture 'lama' \(did you mean 'llama'\?\)"):
         architecture_config("lama", d_model=16)
-    with pytest.raises(ValueError, match="family 'gemma' needs d_model"):
+    with pytest.raises(ValueError, match="architecture 'gemma' needs d_model"):
         architecture_config("gemma")
 
 

@@ -37,7 +37,7 @@ def test_a_registered_part_can_be_named_in_a_config(monkeypatch):
     assert isinstance(model.final_norm, Scale)
     with pytest.raises(ValueError, match="norm 'scale' exists already"):
         miniformer.register("norm", "scale", Scale)
-    with pytest.raises(ValueError, match="no kind of part is called 'nrom'"):
+    with pytest.raises(ValueError, match="no component kind 'nrom'"):
         miniformer.register("nrom", "scale", Scale)
 
 
@@ -61,7 +61,7 @@ def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
 
 def test_an_unknown_kind_is_refused_wherever_it_is_asked_for():
     for ask in (registry.names, registry.builtin_names, lambda kind: registry.get(kind, "x")):
-        with pytest.raises(ValueError, match="no kind of part is called 'foo'; kinds: activation"):
+        with pytest.raises(ValueError, match="no component kind 'foo'; kinds: activation"):
             ask("foo")
 
 

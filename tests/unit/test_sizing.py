@@ -168,7 +168,9 @@ def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch
 
 def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
     """More is there than the tokenizer learns from: it has the ids of a large text."""
-    monkeypatch.setattr(TextSample, "__init__", partialmethod(TextSample.__init__, most=500_000))
+    monkeypatch.setattr(
+        TextSample, "__init__", partialmethod(TextSample.__init__, max_chars=500_000)
+    )
     run, said = prepared(tmp_path)
     assert run.tokenizer.vocab_size == 10_000
     assert "trained on the first" in said

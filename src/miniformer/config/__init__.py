@@ -1,4 +1,4 @@
-"""What a model is, as data. Nothing here imports torch."""
+"""Configs as strict dataclasses. Nothing here imports torch."""
 
 from miniformer.config.errors import ConfigError, InputError, NoEffectWarning, UserError
 from miniformer.config.generation_config import GenerationConfig

@@ -1,6 +1,6 @@
-"""Which choices of parts make which published family of models. Nothing here imports torch.
+"""Config presets of published architectures. Nothing here imports torch.
 
-| family | paper or model card |
+| architecture | paper or model card |
 |---|---|
 | gpt2 | Radford et al. 2019, "Language models are unsupervised multitask learners" |
 | gpt_neox | Black et al. 2022 (arXiv 2204.06745); Pythia, Biderman et al. 2023 (2304.01373) |
@@ -23,12 +23,13 @@
 | marian | Junczys-Dowmunt et al. 2018 (1804.00344); cards of Helsinki-NLP/opus-mt |
 | m2m_100 | Fan et al. 2020 (2010.11125); NLLB Team 2022 (2207.04672) |
 
-What differs between the checkpoints of a family is no choice of the family: sizes, `tie_embeddings`
-(small Llama 3.2, Qwen 2 and Qwen 3 are tied, large ones are not), `rotary_scaling` (Llama 3.1 and
-later: llama3). Here stands what the paper's main checkpoint has; say otherwise in `family`.
+Some fields differ between the checkpoints of an architecture: sizes, `tie_embeddings` (small Llama
+3.2, Qwen 2 and Qwen 3 are tied, large ones are not), `rotary_scaling` (Llama 3.1 and later: llama3).
+The presets have the values of the paper's main checkpoint; arguments of `architecture_config`
+override them.
 
-How their files map to ours is told by `miniformer.interop.hf`. RoBERTa's positions count what is
-not the padding token, so padding and mask must agree.
+`miniformer.interop.hf` maps checkpoint files to this package's. RoBERTa's positions count tokens
+other than the padding token, so padding and mask must agree.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 # Built as a Seq2SeqTransformer; all others as a Transformer.
 SEQ2SEQ_ARCHITECTURES = frozenset({"t5", "t5_v1_1", "bart", "marian", "m2m_100"})
 
-# family -> field -> its value from d_model
+# architecture -> field -> function of d_model
 _WIDTH_DEPENDENT_FIELDS: dict[str, dict[str, Callable[[int], float]]] = {
     "gemma": {"embedding_scale": lambda width: width**0.5},
     "gemma2": {"embedding_scale": lambda width: width**0.5},
@@ -182,27 +183,26 @@ _WIDTH_DEPENDENT_FIELDS: dict[str, dict[str, Callable[[int], float]]] = {
 
 
 def architecture_config(name: str, **sizes: Any) -> dict[str, Any]:
-    """Fields of a config of that family: its choices, what follows from the sizes, and the sizes.
+    """TransformerConfig fields of an architecture, those derived from the sizes, and the sizes.
 
     Args:
-        name: a name in FAMILIES.
-        sizes: fields of a TransformerConfig such as `d_model`; they win over the family's choices.
-            Gemma 2 and 3 also take `query_pre_attn_scalar`, from which `attention_scale` follows;
-            left out, it is `head_dim`, as in the 2B and 9B models.
+        name: key of ARCHITECTURES.
+        sizes: fields of a TransformerConfig such as `d_model`; they override the preset. Gemma 2
+            and 3 also take `query_pre_attn_scalar`, which sets `attention_scale`; its default is
+            `head_dim`, as in the 2B and 9B models.
 
     Raises:
-        ValueError: no family has that name, or `d_model` is missing where something follows from
-            it.
+        ValueError: the name is unknown, or `d_model` is missing and another field depends on it.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(registry.unknown_name_message("family", name, list(ARCHITECTURES)))
+        raise ValueError(registry.unknown_name_message("architecture", name, list(ARCHITECTURES)))
     derived: dict[str, Any] = {}
     tied = {**ARCHITECTURES[name], **sizes}.get("tie_embeddings")
     for field, value in _WIDTH_DEPENDENT_FIELDS.get(name, {}).items():
         if field == "logit_scale" and not tied:
-            continue  # it makes up for the embedding's scale (Raffel et al.'s own code)
+            continue  # compensates for the embedding's scale (code of Raffel et al.)
         if field not in sizes and "d_model" not in sizes:
-            raise ValueError(f"family {name!r} needs d_model: its {field} follows from it")
+            raise ValueError(f"architecture {name!r} needs d_model: its {field} depends on it")
         if field not in sizes:
             derived[field] = value(sizes["d_model"])
     if name in ("gemma2", "gemma3") and "query_pre_attn_scalar" in sizes:

@@ -1,21 +1,22 @@
-"""The errors that are a user's to mend: the command line shows them and exits with code 2."""
+"""User errors: the command line shows them and exits with code 2."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake in what the user typed or supplied: the value, the limit and the fix."""
+    """Invalid user input; the message gives the value, the limit and the fix."""
 
 
 class NoEffectWarning(UserWarning):
-    """A setting that was given does nothing beside another."""
+    """A given setting has no effect in combination with another."""
 
 
 class InputError(UserError):
-    """Inputs that a model cannot answer; `problems` has what is wrong by the number of the input.
+    """Invalid model inputs.
 
     Args:
-        problems: by number, from 0: a phrase that follows the input's name, or a colon and more.
+        problems: problem by input number, from 0: a phrase that follows the input's name, or a
+            colon and more.
     """
 
     def __init__(self, problems: dict[int, str]) -> None:
@@ -25,7 +26,7 @@ class InputError(UserError):
         super().__init__(first + more)
 
     def message_for(self, number: int, name: str) -> str:
-        """The problem of an input under another name, such as a line of a file."""
+        """Message for an input under another name, such as a line of a file."""
         problem = self.problems[number]
         return name + ("" if problem.startswith(":") else " ") + problem
 
@@ -34,7 +35,7 @@ class InputError(UserError):
 
 
 class ConfigError(UserError):
-    """One or more settings are wrong; every one of them is in the message and in `problems`."""
+    """One or more invalid settings, all of them in the message and in `problems`."""
 
     def __init__(self, name: str, problems: list[str]) -> None:
         self.name, self.problems = name, problems
@@ -44,5 +45,5 @@ class ConfigError(UserError):
         super().__init__(f"{name}: " + "\n".join(lines))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[str, list[str]]]:
-        """As another process gets it: the message alone would not make it again."""
+        """Pickles the arguments: the message alone cannot rebuild the error."""
         return type(self), (self.name, self.problems)

@@ -1,4 +1,4 @@
-"""Parameter, FLOP and cache-byte counts from a config alone; equal to the built model's."""
+"""Counts of parameters, FLOPs and cache bytes from a config; equal to those of the built model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,8 @@ from miniformer.config.errors import ConfigError
 if TYPE_CHECKING:
     from miniformer.config.model_config import TransformerConfig
 
-MatrixShape = tuple[int, int, bool]  # inputs, outputs, whether it has a bias
-CACHE_KINDS = (
-    "window",
-    "full",
-    "int8",
-)  # those of `miniformer.model.cache.kv_cache`, which needs torch
+MatrixShape = tuple[int, int, bool]  # inputs, outputs, has a bias
+CACHE_KINDS = ("window", "full", "int8")  # of `miniformer.model.cache.kv_cache`, which needs torch
 
 
 def _raise_problems(config: TransformerConfig, problems: list[str]) -> None:
@@ -41,7 +37,7 @@ def _norm_params(config: TransformerConfig, width: int | None = None) -> int:
 
 
 def _attention_matrices(config: TransformerConfig) -> list[MatrixShape]:
-    """The linear maps of one attention."""
+    """Linear layers of one attention: query, key, value, output."""
     width, heads = config.d_model, config.n_heads * config.head_width
     kv, bias = config.kv_heads * config.head_width, config.has_qkv_bias
     out = (heads, width, config.has_attention_bias)
@@ -65,7 +61,7 @@ def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:
 
 
 def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False) -> int:
-    """Layers, positions and the norms around them."""
+    """Parameters of the layers, the position embedding and the norms around the layers."""
     sublayers = 3 if cross else 2
     norms = (
         sublayers * (2 if config.effective_norm_placement == "both" else 1) * _norm_params(config)
@@ -79,13 +75,13 @@ def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False
         "learned": config.max_seq_len * config.d_model,
         "relative": config.relative_buckets * config.n_heads,
     }.get(config.position, 0)
-    around = config.embedding_norm + (config.effective_norm_placement != "post")
-    count = layers * (layer + norms) + position + around * _norm_params(config)
+    outer_norms = config.embedding_norm + (config.effective_norm_placement != "post")
+    count = layers * (layer + norms) + position + outer_norms * _norm_params(config)
     return count if config.first_attention_norm else count - _norm_params(config)
 
 
 def _head_matrices(config: TransformerConfig) -> list[MatrixShape]:
-    """The linear maps of the head, the last one to the outputs."""
+    """Linear layers of the head; the last one maps to the outputs."""
     last = (config.d_model, config.output_dim or config.vocab_size, config.has_head_bias)
     dense = (config.d_model, config.d_model, config.bias)
     return [last] if config.head == "linear" else [dense, last]
@@ -110,7 +106,7 @@ def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
 def _mean_visible_keys(
     config: TransformerConfig, layer: int, seq_len: float, *, causal: bool
 ) -> float:
-    """Keys that a query sees, on average over the sequence."""
+    """Visible keys of a query, averaged over the sequence."""
     window = config.layer_window(layer)
     if causal:
         reach = min(window or seq_len, seq_len)
@@ -122,14 +118,14 @@ def _mean_visible_keys(
 
 
 def _multiply_adds(*matrices: MatrixShape) -> int:
-    """Multiply-adds of linear maps for each token."""
+    """Multiply-adds of linear layers per token."""
     return sum(inputs * outputs for inputs, outputs, _ in matrices)
 
 
 def _stack_multiply_adds(
     config: TransformerConfig, layers: int, length: float, *, causal: bool
 ) -> float:
-    """Multiply-adds of a stack for each token, cross-attention left out."""
+    """Multiply-adds of a stack per token, without cross-attention."""
     matrices = _multiply_adds(*_attention_matrices(config), *_feed_forward_matrices(config))
     keys = sum(_mean_visible_keys(config, layer, length, causal=causal) for layer in range(layers))
     return layers * matrices + 2 * keys * config.n_heads * config.head_width
@@ -144,24 +140,24 @@ def forward_flops(
     target_tokens: float = 0.0,
     target_length: float = 0.0,
 ) -> float:
-    """FLOPs of the matrix products of a forward pass, two operations a multiply-add.
+    """FLOPs of the matrix products of a forward pass; a multiply-add is two operations.
 
-    Attention counts every query-key pair that the mask lets through in rows without padding.
+    Attention counts every query-key pair that the mask allows in rows without padding.
 
     Args:
-        config: the model.
-        tokens: that its layers read; of a model with a decoder those of the encoder.
-        length: tokens in a row of them.
+        config: model config.
+        tokens: input tokens; of an encoder-decoder model, source tokens.
+        length: tokens per row.
         head_tokens: positions that the head reads; None: every token, or every target token.
-        target_tokens: that the decoder reads; 0: there is no decoder.
-        target_length: tokens in a row of them.
+        target_tokens: tokens that the decoder reads; 0: no decoder.
+        target_length: target tokens per row.
     """
     count = tokens * _stack_multiply_adds(config, config.n_layers, length, causal=config.causal)
     count += tokens * (config.input_dim or 0) * config.d_model
     if target_tokens:
         layers = config.decoder_layers
         count += target_tokens * _stack_multiply_adds(config, layers, target_length, causal=True)
-        # Cross-attention: queries and outputs of targets, keys and values of sources.
+        # Cross-attention: queries and outputs per target token, keys and values per source token.
         q, k, v, o = _attention_matrices(config)
         pairs = 2 * length * config.n_heads * config.head_width
         count += layers * (
@@ -173,10 +169,7 @@ def forward_flops(
 
 
 def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = False) -> int:
-    """Matrix products only, two operations a multiply-add (Kaplan et al. 2020, PaLM).
-
-    Attention counts every query-key pair that the mask lets through.
-    """
+    """FLOPs of the matrix products per token; a multiply-add is two (Kaplan et al. 2020, PaLM)."""
     _raise_problems(config, _below_one_problems(seq_len=seq_len))
     target = {"target_tokens": 1.0, "target_length": seq_len} if seq2seq else {}
     return round(forward_flops(config, tokens=1.0, length=seq_len, **target))
@@ -200,7 +193,7 @@ def cache_bytes(
     if kind not in CACHE_KINDS:
         problems.append(registry.unknown_name_message("kind of cache", kind, list(CACHE_KINDS)))
     _raise_problems(config, problems)
-    # int8: a byte for each value and a float32 scale for each head's vector.
+    # int8: one byte per value and a float32 scale per head vector.
     vector = config.head_width + 4 if kind == "int8" else config.head_width * bytes_per_value
     layers = config.n_layers if source_len is None else config.decoder_layers
     columns = 0

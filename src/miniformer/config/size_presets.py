@@ -1,7 +1,7 @@
-"""Sizes of models, and which of them an amount of data is enough for. Nothing here imports torch.
+"""Model size presets and the default preset for an amount of data. Nothing here imports torch.
 
-A narrow model learns small data in a tenth of the time, and about as well: ADR 0017 has figures.
-Beyond some millions of tokens it is the time one has that sets the size.
+A narrow model learns small data in a tenth of the time and about as well (ADR 0017). Above about
+5M tokens, the compute budget decides.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ SIZE_PRESETS: dict[str, dict[str, Any]] = {
     "medium": {"d_model": 192, "n_heads": 6, "n_layers": 3},
     "base": {"d_model": 256, "n_heads": 8, "n_layers": 4},
 }
-# Who says one of these has chosen a size.
+# Setting any of these disables automatic sizing.
 SHAPE_FIELDS = (
     "d_model",
     "n_heads",
@@ -24,11 +24,11 @@ SHAPE_FIELDS = (
     "head_dim",
     "n_decoder_layers",
 )
-_MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # tokens
+_MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}
 
 
 def size_for_tokens(num_tokens: int | None) -> str:
-    """The size of model for so many tokens, or vectors, to learn from; None: too many to count."""
+    """Preset for a number of training tokens or vectors; None: not counted, since too many."""
     if num_tokens is None:
         return "base"
     return next((size for size, limit in _MAX_TOKENS.items() if num_tokens < limit), "base")

@@ -1,4 +1,4 @@
-"""Strict dataclass configs: every field is checked, and every mistake is reported at once."""
+"""Strict dataclass configs: every field is checked, and all problems are reported together."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 from miniformer import registry
 from miniformer.config.errors import ConfigError, UserError
 
-# Arithmetic is in float32: what is larger than its largest number is infinite there.
-FLOAT32_MAX = 3.4e38
+FLOAT32_MAX = 3.4e38  # larger values overflow in float32 arithmetic
 
 
 def option(
@@ -26,15 +25,15 @@ def option(
     above: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A dataclass field with limits; a number must be finite in any case.
+    """Dataclass field with limits; numbers must always be finite.
 
     Args:
-        default: its default value.
-        of: a kind of part (or several, comma-separated); the value must be a registered name of it.
-        choices: the values allowed.
-        low: the smallest value allowed.
-        above: the value must be larger than this.
-        high: the largest value allowed.
+        default: default value.
+        kind: registry kind, or several, comma-separated; the value must be a registered name.
+        choices: allowed values.
+        low: inclusive lower bound.
+        above: exclusive lower bound.
+        high: inclusive upper bound.
     """
     limits = {"of": kind, "choices": choices, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=limits)
@@ -42,10 +41,10 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class StrictConfig:
-    """Base of the configs: typed, limited, no unknown keys, all errors in one `ConfigError`."""
+    """Base class of configs: typed, with limits, no unknown keys, all problems in one error."""
 
     def __init_subclass__(cls) -> None:
-        # Before `dataclass` writes one that fails on fields that are dicts or lists.
+        # `dataclass` would generate a `__hash__` that fails on dict and list fields.
         if "__hash__" not in cls.__dict__:
             cls.__hash__ = StrictConfig.__hash__  # type: ignore[method-assign]
 
@@ -56,26 +55,26 @@ class StrictConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, dict | list):  # the caller may go on changing theirs
+            if isinstance(value, dict | list):  # the caller may modify the original later
                 object.__setattr__(self, field.name, copy.deepcopy(value))
         problems = self._problems()
         if problems:
             raise ConfigError(type(self).__name__, problems)
 
     def cross_check(self) -> list[str]:
-        """Problems that concern several fields; called only when each field is right by itself."""
+        """Problems between fields; called only when every single field is valid."""
         return []
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain JSON types; `from_dict` is its inverse."""
+        """All fields as plain JSON types; the inverse of `from_dict`."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Builds the config, refusing unknown keys.
+        """Builds the config; unknown keys are errors.
 
         Raises:
-            ConfigError: with every problem, and the nearest known name for each unknown key.
+            ConfigError: all problems, with the closest known name for each unknown key.
         """
         if not isinstance(values, Mapping):
             raise ConfigError(
@@ -99,7 +98,7 @@ class StrictConfig:
         """Reads a JSON file written from `to_dict`.
 
         Raises:
-            UserError: the file is missing, is no JSON object, or holds a wrong config.
+            UserError: the file is missing, not a JSON object, or not a valid config.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -147,7 +146,7 @@ def number_problems(
     above: float | None = None,
     high: float | None = None,
 ) -> list[str]:
-    """What is wrong with a number: at most one problem, with the limit; see `option`."""
+    """At most one problem of a number, with the limit; see `option` for the arguments."""
     if low is not None and not value >= low:  # `not >=` also catches NaN
         return [f"{name} must be at least {low}, not {value}"]
     if above is not None and not value > above:
@@ -160,36 +159,35 @@ def number_problems(
 
 
 def _freeze(value: Any) -> Any:
-    """Equal values give equal results: a plain JSON value with its dicts and lists frozen."""
+    """Hashable form of a JSON value; equal values give equal results."""
     if isinstance(value, dict):
-        return frozenset((key, _freeze(part)) for key, part in value.items())
+        return frozenset((key, _freeze(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
-        return tuple(_freeze(part) for part in value)
+        return tuple(_freeze(item) for item in value)
     return value
 
 
 def _matches_type(value: Any, annotation: Any) -> bool:
-    """Whether a plain JSON value is of the annotated type: an int is a float, a bool is not."""
+    """Returns whether a JSON value has the annotated type: an int is a float, a bool is not."""
     if annotation is Any:
         return True
     if get_origin(annotation) in (Union, types.UnionType):
-        return any(_matches_type(value, part) for part in get_args(annotation))
-    kind = get_origin(annotation) or annotation
-    if kind in (int, float) and isinstance(value, bool):
+        return any(_matches_type(value, member) for member in get_args(annotation))
+    base_type = get_origin(annotation) or annotation
+    if base_type in (int, float) and isinstance(value, bool):
         return False
-    if kind is list:
-        (item,) = get_args(annotation) or (Any,)
-        return isinstance(value, list) and all(_matches_type(part, item) for part in value)
-    return isinstance(value, (int, float) if kind is float else kind)
+    if base_type is list:
+        (item_type,) = get_args(annotation) or (Any,)
+        return isinstance(value, list) and all(_matches_type(item, item_type) for item in value)
+    return isinstance(value, (int, float) if base_type is float else base_type)
 
 
 def _describe_type(annotation: Any) -> str:
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(_describe_type(part) for part in get_args(annotation))
-    if annotation is types.NoneType:
-        return "null"
-    kind = get_origin(annotation) or annotation
-    return words.get(kind) or {"dict": "an object", "list": "a list"}.get(
-        kind.__name__, kind.__name__
-    )
+        return " or ".join(_describe_type(member) for member in get_args(annotation))
+    base_type = get_origin(annotation) or annotation
+    descriptions = {
+        int: "an integer", float: "a number", bool: "true or false", str: "a string",
+        dict: "an object", list: "a list", types.NoneType: "null",
+    }  # fmt: skip
+    return descriptions.get(base_type, base_type.__name__)

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of models: atomic files, output streams. Imports no torch."""
+"""General helpers: atomic files, JSON lines, output streams, units. Imports no torch."""

@@ -1,6 +1,6 @@
-"""Atomic writes: a file or folder at its final path is complete, or it is what was there before.
+"""Atomic writes: a file or folder at its final path is complete, or it is the previous one.
 
-Every file is made with the permissions that the umask gives, whichever library fills it.
+Every file gets the permissions that the umask gives, whichever library writes it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Self
 
 
 class PendingFile:
-    """Temporary file in a folder, which `commit` gives its final name.
+    """Temporary file in a folder; `commit` gives it its final name.
 
     Args:
-        folder: where the final name will be, so that renaming is atomic.
+        folder: folder of the final name, so that renaming is atomic.
 
     Attributes:
         path: the temporary file, empty at first; it may be replaced by another file.
@@ -31,7 +31,7 @@ class PendingFile:
     def __init__(self, folder: Path) -> None:
         self.path = folder / f".{os.getpid()}-{secrets.token_hex(8)}.part"
         descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        # The umask, and what a folder's access list adds to it, is in the mode of a new file.
+        # The mode of a new file reflects the umask and the folder's access list.
         self._mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         os.close(descriptor)
 
@@ -42,8 +42,8 @@ class PendingFile:
         self.path.unlink(missing_ok=True)
 
     def commit(self, path: Path, *, durable: bool = False) -> None:
-        """Renames the file to `path`, in the same folder, replacing what is there."""
-        if stat.S_IMODE(self.path.stat().st_mode) != self._mode:  # safetensors makes it 0600
+        """Renames the file to `path`, in the same folder, replacing an existing file."""
+        if stat.S_IMODE(self.path.stat().st_mode) != self._mode:  # safetensors sets 0600
             self.path.chmod(self._mode)
         if durable:
             fsync(self.path)
@@ -57,11 +57,11 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Temporary path that becomes `path` when the block ends without an error.
 
     After an error the temporary file is removed and `path` is as before. Several processes may
-    write the same path at once: the last one to end wins.
+    write the same path at once: the last one to finish wins.
 
     Args:
-        path: the final path.
-        durable: whether the file and its name survive a loss of power (fsync).
+        path: final path.
+        durable: whether the file and its name survive a power loss (fsync).
 
     Raises:
         OSError: the folder cannot be written.
@@ -72,7 +72,7 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Writes a UTF-8 text file atomically; line ends stay as they are."""
+    """Writes a UTF-8 text file atomically, without newline translation."""
     write_bytes(path, text.encode(), durable=durable)
 
 
@@ -83,20 +83,20 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def backup_path(directory: Path) -> Path:
-    """Path of the previous directory in the moment in which a new one takes its place."""
+    """Path of the previous directory while a new one replaces it."""
     return directory.with_name(directory.name + ".old")
 
 
 @contextlib.contextmanager
 def atomic_directory(directory: Path) -> Iterator[Path]:
-    """New empty folder that takes the place of `directory` when the block ends without an error.
+    """New empty folder that replaces `directory` when the block ends without an error.
 
-    A kill between the two renames leaves the previous directory as `backup_of(directory)`; the next
-    call brings it back first. An existing empty directory is filled, not replaced: it may be the
+    A kill between the two renames leaves the previous directory as `backup_path(directory)`; the
+    next call restores it first. An existing empty directory is filled, not replaced: it may be the
     current directory of a shell.
 
     Raises:
-        OSError: it cannot be written; `directory` is as before.
+        OSError: the folder cannot be written; `directory` is as before.
     """
     directory = directory.absolute()
     tmp_path, backup = directory.with_name(directory.name + ".part"), backup_path(directory)
@@ -122,7 +122,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Flushes a file's content, or a folder's list of names, to the disk."""
+    """Flushes a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

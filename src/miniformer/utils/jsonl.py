@@ -1,4 +1,4 @@
-"""Files of a run's figures: one JSON object a line."""
+"""Metrics files in JSON lines: one object per line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from miniformer.utils.atomic import write_text
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line."""
+    """Appends a line."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path, count: int, *, truncate: bool) -> list[dict[str, Any]]:
-    """The first `count` lines; with `writes` the others go: they are of steps done again."""
+    """First `count` lines; `truncate` removes the others, whose steps a resumed run repeats."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines[:count]]
     if truncate and len(lines) > count:
@@ -26,11 +26,11 @@ def read_rows(path: Path, count: int, *, truncate: bool) -> list[dict[str, Any]]
 
 
 def is_due(progress: float, last_progress: float, max_rows: int) -> bool:
-    """Whether a line is due, of about `points` over a run.
+    """Returns whether the next line is due.
 
     Args:
-        progress: share of the run done.
-        last: that at the last line; more than `progress` where a run has been made longer.
-        points: see above.
+        progress: completed fraction of the run.
+        last_progress: progress at the last line; larger than `progress` after a run was extended.
+        max_rows: approximate number of lines in a whole run.
     """
     return progress - last_progress >= 1 / max_rows or progress < last_progress

@@ -11,14 +11,14 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def printable_output(*extra_streams: IO[str]) -> Iterator[None]:
-    """Has standard output and error print any text: a character they cannot encode is escaped.
+    """Escapes characters that standard output and error cannot encode.
 
-    A terminal or pipe may be latin-1, cp1252 or ASCII, where `print` raises UnicodeEncodeError. A
-    way to handle this that the user has chosen (PYTHONIOENCODING=latin-1:replace) stays. The
-    streams are as before when the block ends.
+    A terminal or pipe may be latin-1, cp1252 or ASCII, where `print` raises UnicodeEncodeError. An
+    error handler that the user set (PYTHONIOENCODING=latin-1:replace) is respected. The streams
+    are restored when the block ends.
 
     Args:
-        more: other text streams.
+        extra_streams: other text streams.
     """
     changed: list[tuple[Any, str]] = []
     for stream in dict.fromkeys((sys.stdout, sys.stderr, *extra_streams)):
@@ -35,10 +35,10 @@ def printable_output(*extra_streams: IO[str]) -> Iterator[None]:
 
 
 def read_stdin() -> str:
-    """All of standard input, as UTF-8 whatever the locale says.
+    """All of standard input, as UTF-8 regardless of the locale.
 
     Raises:
-        UnicodeDecodeError: it is not UTF-8.
+        UnicodeDecodeError: the input is not UTF-8.
     """
     buffer = getattr(sys.stdin, "buffer", None)
     return sys.stdin.read() if buffer is None else buffer.read().decode("utf-8")

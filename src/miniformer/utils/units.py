@@ -1,4 +1,4 @@
-"""Sizes of memory as people write them."""
+"""Memory sizes with units."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _UNITS = {
 def parse_bytes(text: str) -> int | None:
     """Bytes of a size such as 4GB, 1.5 GiB or 500MB; a number alone (2e9) is bytes.
 
-    kB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB of 1024, in any case of letters.
-    None: it is no size, or none of a byte at least.
+    kB, MB, GB and TB are powers of 1000; KiB, MiB, GiB and TiB are powers of 1024. Case is
+    ignored. None: the text is not a size of at least one byte.
     """
-    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e\d{1,2})?\s*([a-z]*)\s*", text.lower(), re.ASCII)
-    if found is None or found[3] not in _UNITS:
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)(e\d{1,2})?\s*([a-z]*)\s*", text.lower(), re.ASCII)
+    if match is None or match[3] not in _UNITS:
         return None
-    return int(float(found[1] + (found[2] or "")) * _UNITS[found[3]]) or None
+    return int(float(match[1] + (match[2] or "")) * _UNITS[match[3]]) or None
 
 
 def format_bytes(count: float) -> str:
-    """A size to be read: 512 MB, 3.25 GB."""
+    """Human-readable size: 512 MB, 3.25 GB."""
     return f"{count / 1e9:.4g} GB" if count >= 1e9 else f"{count / 1e6:.4g} MB"
