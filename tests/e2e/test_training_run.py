@@ -140,7 +140,7 @@ def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
             epochs.append(epoch)
         return begin(self, epoch, *place)
 
-    monkeypatch.setattr(BatchLoader, "_all", noted)
+    monkeypatch.setattr(BatchLoader, "_global_batches", noted)
     arguments = flags(files, tmp_path, "--max_epochs", "3")
     del arguments[(at := arguments.index("--max_steps")) : at + 2]
     assert trainer.main(arguments) == 0

@@ -87,7 +87,7 @@ def test_several_batches_make_one_step():
     """However unevenly they are spread, the loss is the sum divided once."""
     parts = curvatures([1.0, 2.0, 6.0], [7.0])
     whole = curvatures([1.0, 2.0, 6.0, 7.0])
-    options = {"low": 1e-3, "high": 0.1, "steps": 20, "gradient_clip_val": 0.0}
+    options = {"min_lr": 1e-3, "max_lr": 0.1, "num_steps": 20, "gradient_clip_val": 0.0}
     apart = find_lr(bowl(), Bowl(), parts, sgd, accumulate_grad_batches=2, **options)
     assert apart.losses == pytest.approx(find_lr(bowl(), Bowl(), whole, sgd, **options).losses)
 
@@ -96,7 +96,7 @@ def test_a_group_has_its_share_of_the_rate():
     def scaled(model, *, lr):
         return torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 0.1}], lr=lr)
 
-    options = {"steps": 30, "gradient_clip_val": 0.0}
+    options = {"num_steps": 30, "gradient_clip_val": 0.0}
     batches = curvatures([1.0])
     found = find_lr(bowl(), Bowl(), batches, scaled, min_lr=1e-2, max_lr=10.0, **options)
     wanted = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-3, max_lr=1.0, **options)
@@ -207,7 +207,7 @@ class Machine(LanguageModeling):
         super().__init__()
         own = {"now": 0.0, "overhead": overhead, "memory": memory, "most": most, "size": 0}
         object.__setattr__(self, "own", own)
-        monkeypatch.setattr(lr_finder, "growth", self.growth)
+        monkeypatch.setattr(lr_finder, "step_memory_growth", self.growth)
 
     def loss(self, model, batch):
         own, size = self.own, len(batch["labels"])
@@ -223,7 +223,7 @@ class Machine(LanguageModeling):
         return self.own["memory"](self.own["size"])
 
     def search(self, batches=batches_for, **options):
-        options = {"limit_bytes": 10**9, "seconds": 5.0, **options}
+        options = {"memory_limit": 10**9, "min_seconds": 5.0, **options}
         model = tiny_model()
         return find_batch_size(model, self, batches, clock=lambda: self.own["now"], **options)
 
@@ -246,7 +246,7 @@ def test_memory_ends_it_before_it_runs_out(monkeypatch):
     machine = Machine(
         monkeypatch, overhead=1000.0, memory=lambda size: tried.append(size) or 500 + 1000 * size
     )
-    found = machine.search(limit_bytes=10_000)
+    found = machine.search(memory_limit=10_000)
     assert found.batch_sizes == tried == [1, 2, 4, 8]
     assert found.memory_bytes == [1500, 2500, 4500, 8500]
     assert found.suggestion == 8
@@ -255,7 +255,7 @@ def test_memory_ends_it_before_it_runs_out(monkeypatch):
 
 def test_a_size_that_takes_more_than_it_seemed_is_not_suggested(monkeypatch):
     machine = Machine(monkeypatch, overhead=1000.0, memory=lambda size: 100 * size**3)
-    found = machine.search(limit_bytes=20_000)
+    found = machine.search(memory_limit=20_000)
     assert found.batch_sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
     assert found.stop_reason.startswith("8 takes")
 
@@ -265,7 +265,7 @@ def test_a_device_without_memory_left_ends_it(monkeypatch):
     assert found.batch_sizes == [1, 2, 4, 8]
     assert found.stop_reason == "16 takes more memory than there is"
     with pytest.raises(UserError, match="4 takes more memory than there is; begin with less"):
-        Machine(monkeypatch, overhead=1000.0, most=2).search(start=4)
+        Machine(monkeypatch, overhead=1000.0, most=2).search(initial_batch_size=4)
 
 
 def test_data_that_has_no_larger_batch_ends_it(monkeypatch):

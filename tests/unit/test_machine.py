@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import miniformer
-from miniformer.training.callbacks.validation import monitor
+from miniformer.training.callbacks import monitor
 from miniformer.training.tuning import hardware
 from miniformer.training.tuning.hardware import has_fast_bf16, peak_flops
 
@@ -166,8 +166,8 @@ def test_the_report_names_the_machine_and_its_peak(monkeypatch, tmp_path, device
     monkeypatch.setattr(monitor, "peak_flops", lambda device, dtype: 1.25e12)
     config = types.SimpleNamespace(accelerator="cpu", world_size=devices)
     run = types.SimpleNamespace(config=config, model=torch.nn.Linear(2, 2))
-    watch = monitor.Watch(run, None, tmp_path, kind="bf16", writes=False)
-    assert watch.facts() == {
+    monitored = monitor.RunMonitor(run, None, tmp_path, precision="bf16", is_global_zero=False)
+    assert monitored.system_info() == {
         "device": f"cpu (abacus), 7 threads{more}",
         "measured peak": f"{peak} GFLOP/s in bf16",
         "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "

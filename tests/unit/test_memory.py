@@ -226,7 +226,7 @@ def model(monkeypatch):
         return real(self, trained, batch)
 
     model, tokens, real = tiny_model(max_seq_len=LENGTH), [], LanguageModeling.loss
-    monkeypatch.setattr(memory_planner, "growth", grown)
+    monkeypatch.setattr(memory_planner, "step_memory_growth", grown)
     monkeypatch.setattr(memory_planner, "_FRAGMENTATION_RATIO", 0.0)
     monkeypatch.setattr(memory_planner, "_RESERVED_BYTES", 0)
     monkeypatch.setattr(LanguageModeling, "loss", loss)
@@ -235,7 +235,7 @@ def model(monkeypatch):
 
 def plan(model, room, **options):
     """A plan for steps of 16 examples that may grow by `room`."""
-    defaults = {"optimizer_bytes_per_param": 8, "base": BASE, "batch_size": FULL_BATCH}
+    defaults = {"optimizer_bytes_per_param": 8, "base_bytes": BASE, "batch_size": FULL_BATCH}
     state = 8 * sum(parameter.numel() for parameter in model.parameters())
     limit = BASE + state + int(room)
     made = plan_memory(
@@ -282,9 +282,9 @@ def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
         return sizes[-1]
 
     sizes, growing = [], memory_planner.count_positions
-    monkeypatch.setattr(memory_planner, "growth", small)
+    monkeypatch.setattr(memory_planner, "step_memory_growth", small)
     monkeypatch.setattr(
-        memory_planner, "places", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
+        memory_planner, "count_positions", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
     )
     made, _ = plan(model, 10**12)
     assert (made.batch_size, made.activation_checkpointing) == (4, "none")
@@ -340,7 +340,7 @@ def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch
         return 0 if len(ratios) == 1 else 10**15  # only a micro-batch of 1 fits
 
     ratios = []
-    monkeypatch.setattr(memory_planner, "growth", twice)
+    monkeypatch.setattr(memory_planner, "step_memory_growth", twice)
     made, _ = plan(model, 0, batch_size=batch_size)
     assert made.batch_size == 1
     assert ratios[0] == pytest.approx(standing, rel=1e-4)
@@ -354,7 +354,7 @@ def test_the_model_is_left_as_it_was(room):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()
-    options = {"batch_size": 4, "limit": room, "optimizer_bytes_per_param": 8}
+    options = {"batch_size": 4, "limit_bytes": room, "optimizer_bytes_per_param": 8}
     if room:
         plan_memory(model, LanguageModeling(), batches_for, **options)
     else:
@@ -376,7 +376,7 @@ from miniformer.model.transformer import Transformer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.tuning.memory_planner import plan_memory
 from miniformer.training.optim.optimizers import adamw
-from miniformer.training.tuning.memory_tracker import most_resident
+from miniformer.training.tuning.memory_tracker import peak_memory
 
 size, many, how = json.loads(sys.argv[1])
 torch.manual_seed(0)
@@ -389,17 +389,17 @@ def batches_for(size):
         ids = torch.randint(0, 8000, (size, 257))
         yield {"input_ids": ids[:, :-1].clone(), "labels": ids[:, 1:].clone()}
 if len(sys.argv) > 2:
-    plan = plan_memory(model, task, batches_for, batch_size=size * many, limit=int(sys.argv[2]),
+    plan = plan_memory(model, task, batches_for, batch_size=size * many, limit_bytes=int(sys.argv[2]),
                        optimizer_bytes_per_param=8)
     print(json.dumps([plan.batch_size, plan.accumulate_grad_batches,
-                      plan.activation_checkpointing, plan.predicted]))
+                      plan.activation_checkpointing, plan.predicted_bytes]))
     sys.exit()
 for _ in range(4):
     for _ in range(many):
         task.loss(model, next(batches_for(size)))[0].backward()
     optimizer.step()
     optimizer.zero_grad()
-print(most_resident(torch.device("cpu")))  # ru_maxrss counts in the parent's, the tests' own
+print(peak_memory(torch.device("cpu")))  # ru_maxrss counts in the parent's, the tests' own
 """
 
 

@@ -102,7 +102,7 @@ def test_a_run_has_at_most_the_steps_of_its_first_limit(
     loader = iter(()) if batches is None else range(batches)  # of a stream no length is known
     data = types.SimpleNamespace(train_dataloader=lambda: loader)
     config = types.SimpleNamespace(
-        max_steps=max_steps, epochs=epochs, world_size=devices, accumulate_grad_batches=accumulated
+        max_steps=max_steps, effective_max_epochs=epochs, world_size=devices, accumulate_grad_batches=accumulated
     )
     assert max_total_steps(config, data) == wanted
 
@@ -127,14 +127,14 @@ def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devi
         flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"], peak_flops=devices * 1e6, is_global_zero=False,
     )  # fmt: skip
     module = types.SimpleNamespace(tokens=7, padding=0)
-    fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(seconds=1.0))
+    fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(load_seconds=1.0))
     seen.budget.start()
     seen._step = fake.global_step = 1  # in the middle of a step: work is counted all the same
     before = seen._snapshot(fake, module)._replace(seconds=100.0)
     for tokens in (300, 200):
         seen.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
     module.tokens += devices * 500
-    fake.train_dataloader.seconds += 2.5
+    fake.train_dataloader.load_seconds += 2.5
     after = seen._snapshot(fake, module)._replace(seconds=110.0)
     assert seen._throughput_since(before, after) == {
         "tokens_per_second": 50.0 * devices, "waiting": 0.25, "mfu": 0.2,
@@ -554,7 +554,7 @@ def test_several_signals_of_a_launcher_are_one_wish():
 
 def test_devices_stop_after_the_same_step():
     """Whoever is asked to tells the others with the next step; then all of them end."""
-    module = types.SimpleNamespace(stop_asked=False, between_steps=True)
+    module = types.SimpleNamespace(stop_requested=False, between_steps=True)
     trainer = types.SimpleNamespace(world_size=2)
     with InterruptCallback(grace_period=60) as interrupt:
         interrupt.on_train_batch_end(trainer, module)
