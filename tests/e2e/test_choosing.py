@@ -44,9 +44,12 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
 def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
     """1 GB is there, steps grow by 2 GB and a fifth for holes, Muon keeps 8 bytes a parameter."""
     monkeypatch.setattr(
-        "miniformer.training.tuning.memory_planner.step_memory_growth", lambda step, device: 2 * 10**9
+        "miniformer.training.tuning.memory_planner.step_memory_growth",
+        lambda step, device: 2 * 10**9,
     )
-    monkeypatch.setattr("miniformer.training.tuning.memory_planner.current_memory", lambda device: 10**9)
+    monkeypatch.setattr(
+        "miniformer.training.tuning.memory_planner.current_memory", lambda device: 10**9
+    )
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_memory", lambda device: 3_210_000_000
     )

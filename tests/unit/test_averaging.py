@@ -67,8 +67,8 @@ def test_averages_go_on_from_their_state(make):
         train(model, step)
         advance()
     other = make(model)
-    other.prepare(one.get_extra_state())
-    for name, tensor in other.tensors().items():
+    other.set_extra_state(one.get_extra_state())
+    for name, tensor in other.state_tensors().items():
         tensor.copy_(one.state_tensors()[name])
     train(model, 9)
     advance()

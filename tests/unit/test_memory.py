@@ -284,7 +284,9 @@ def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
     sizes, growing = [], memory_planner.count_positions
     monkeypatch.setattr(memory_planner, "step_memory_growth", small)
     monkeypatch.setattr(
-        memory_planner, "count_positions", lambda batch: sizes.append(len(batch["labels"])) or growing(batch)
+        memory_planner,
+        "count_positions",
+        lambda batch: sizes.append(len(batch["labels"])) or growing(batch),
     )
     made, _ = plan(model, 10**12)
     assert (made.batch_size, made.activation_checkpointing) == (4, "none")

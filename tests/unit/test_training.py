@@ -102,7 +102,10 @@ def test_a_run_has_at_most_the_steps_of_its_first_limit(
     loader = iter(()) if batches is None else range(batches)  # of a stream no length is known
     data = types.SimpleNamespace(train_dataloader=lambda: loader)
     config = types.SimpleNamespace(
-        max_steps=max_steps, effective_max_epochs=epochs, world_size=devices, accumulate_grad_batches=accumulated
+        max_steps=max_steps,
+        effective_max_epochs=epochs,
+        world_size=devices,
+        accumulate_grad_batches=accumulated,
     )
     assert max_total_steps(config, data) == wanted
 
