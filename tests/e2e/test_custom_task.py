@@ -163,7 +163,7 @@ def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path, declared):
     tokens = 5 * sum(map(len, TEXTS))
     both = 5 * sum(2 * (len(text) + 1) for text in TEXTS)
     assert f"training data: 30 records, {both:,} tokens" in printed[0]
-    assert re.search(r"writes: 'abc -> ", printed[0])
+    assert re.search(r"sample: 'abc -> ", printed[0])
     assert f"training data: 30 records, {tokens:,} tokens" in printed[1]
     for text, each in zip(printed[:2], ("reversal", "shouting"), strict=True):
         assert re.search(r"step 60: validation loss [\d.]+", text)

@@ -144,7 +144,7 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
         "--test_path", str(write(tmp_path / "test.jsonl", records * 9)),
         "--task_config", '{"generated": 20, "num_beams": 2}', model={"d_model": 64, "n_heads": 4},
     )  # fmt: skip
-    assert "writes: 'one two three four -> " in out
+    assert "sample: 'one two three four -> " in out
     tokens = sum(len(f"{source}{target}".encode()) + 2 for source, target in PHRASES.items())
     assert f"training data: 80 records, {20 * tokens:,} tokens" in out
     assert re.search(r"validation loss [\d.]+, bleu 100.0000, chrf 100.0000, exact match 1.0", out)

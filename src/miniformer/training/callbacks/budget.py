@@ -1,4 +1,4 @@
-"""How far a run is, in whichever limit it reaches first: optimiser steps, epochs or seconds."""
+"""Training budget: limits on optimizer steps, epochs and seconds, and the progress toward them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import time
 
 
 class Budget:
-    """The limits of a run, its clock, and how far it has come through its data.
+    """The limits of a run, its clock, and the epochs done.
 
     Args:
-        max_steps: optimiser steps at most; None: no limit.
-        max_epochs: passes over the training data at most; None: no limit.
-        max_seconds: wall-clock seconds at most, from `start`; None: no limit.
+        max_steps: maximum number of optimizer steps; None: no limit.
+        max_epochs: maximum number of passes over the training data; None: no limit.
+        max_seconds: maximum wall-clock seconds start_time `start`; None: no limit.
     """
 
     def __init__(
@@ -22,22 +22,22 @@ class Budget:
         max_seconds: float | None = None,
     ) -> None:
         self.max_steps, self.max_epochs, self.max_seconds = max_steps, max_epochs, max_seconds
-        self.epochs = 0.0  # passes done by the optimiser steps so far; whoever steps keeps it
-        self.synced_seconds: float | None = None  # the clock that all devices go by
+        self.epochs = 0.0  # done by the optimizer steps so far; updated by the LightningModule
+        self.synced_seconds: float | None = None  # the clock of rank 0, shared by all ranks
         self._start_time: float | None = None
         self._finished_validation_seconds = 0.0
-        self._validation_start_time: float | None = None  # since this moment
+        self._validation_start_time: float | None = None  # None: not validating
 
     def start(
         self, *, epochs: float = 0.0, seconds: float = 0.0, validation_seconds: float = 0.0
     ) -> None:
-        """Starts the clock, and the count of epochs; a resumed run has some of each behind it."""
+        """Starts the clock and the epoch count; a resumed run passes its earlier totals."""
         self._start_time, self.epochs = time.monotonic() - seconds, epochs
         self._finished_validation_seconds, self._validation_start_time = validation_seconds, None
         self.synced_seconds = None if self.synced_seconds is None else seconds
 
     def state_dict(self) -> dict[str, float]:
-        """Arguments of `start` with which a resumed run goes on."""
+        """Arguments of `start` for a resumed run."""
         return {
             "epochs": self.epochs,
             "seconds": self.local_seconds,
@@ -45,11 +45,11 @@ class Budget:
         }
 
     def start_validation(self) -> None:
-        """Counts what follows as validation, until `validation_ends`."""
+        """Counts time as validation until `end_validation`."""
         self._validation_start_time = time.monotonic()
 
     def end_validation(self) -> None:
-        """Counts what follows as training again."""
+        """Counts time as training again."""
         self._finished_validation_seconds, self._validation_start_time = (
             self.validation_seconds,
             None,
@@ -57,33 +57,33 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Since `start`, on the clock that all devices go by."""
+        """Seconds start_time `start`, on the clock that all ranks share."""
         return self.local_seconds if self.synced_seconds is None else self.synced_seconds
 
     @property
     def local_seconds(self) -> float:
-        """Since `start`, on this device's own clock."""
+        """Seconds start_time `start`, on this rank's own clock."""
         return 0.0 if self._start_time is None else time.monotonic() - self._start_time
 
     @property
     def validation_seconds(self) -> float:
-        """Of `own_seconds`, those spent in validations, one under way among them."""
-        since = self._validation_start_time
+        """Part of `local_seconds` spent in validation, including the current one."""
+        start_time = self._validation_start_time
         return self._finished_validation_seconds + (
-            0.0 if since is None else time.monotonic() - since
+            0.0 if start_time is None else time.monotonic() - start_time
         )
 
     @property
     def training_seconds(self) -> float:
-        """Of `own_seconds`, those spent in training."""
+        """Part of `local_seconds` spent in training."""
         return self.local_seconds - self.validation_seconds
 
     def progress(self, steps: int, epochs: float | None = None) -> float:
-        """Share of the run done, in [0, 1]; 0 where there is no limit.
+        """Fraction of the run done, in [0, 1]; 0 without a limit.
 
         Args:
-            steps: optimiser steps done.
-            epochs: passes over the data done; None: those of the steps so far.
+            steps: optimizer steps done.
+            epochs: passes over the data done; None: `self.epochs`.
         """
         epochs = self.epochs if epochs is None else epochs
         by_steps = steps / self.max_steps if self.max_steps else 0.0
@@ -92,9 +92,9 @@ class Budget:
         return min(1.0, max(by_steps, by_epochs, by_time))
 
     def remaining_seconds(self, progress: float) -> float:
-        """Seconds to the end of the run, if it goes on as fast as so far; 0 before its first step.
+        """Estimated seconds to the end of the run at its mean speed; 0 before the first step.
 
         Args:
-            progress: share of the run done.
+            progress: fraction of the run done.
         """
         return self.seconds * (1 - progress) / progress if progress else 0.0

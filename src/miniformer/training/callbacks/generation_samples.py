@@ -1,4 +1,4 @@
-"""A text written by the model at each validation, to be read while it learns."""
+"""Text samples that the model generates at each validation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.jsonl import append_row, read_rows
 
 _MAX_NEW_TOKENS = 64
-_MAX_SHOWN_CHARS = 160  # characters of it in a line of the console
+_MAX_SHOWN_CHARS = 160  # of a sample in a console line
 
 
 class SampleGeneration(L.Callback):
-    """Has the model answer the same prompt at each validation; `samples.jsonl` keeps the answers.
+    """Generates text from the same prompts at each validation and appends it to `samples.jsonl`.
 
     Args:
-        run: what is trained.
-        outputs: the run's folder, and its settings of decoding.
-        console: where to show them.
+        run: the resolved run.
+        artifacts: the run's folder and generation config.
+        console: prints the samples.
     """
 
     def __init__(self, run: RunSetup, artifacts: RunArtifacts, console: Console) -> None:
@@ -47,8 +47,8 @@ class SampleGeneration(L.Callback):
         if not self.prompts or trainer.state.fn != "fit":
             return
         model = self.run.model
-        if any(isinstance(each, DTensor) for each in model.parameters()):
-            weights = full_state_dict(model)  # all devices have a hand in this
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            weights = full_state_dict(model)  # collective: every rank calls it
             model = self.artifacts.build_model(weights) if self.artifacts.is_global_zero else None
         if not self.artifacts.is_global_zero:
             return
@@ -58,14 +58,14 @@ class SampleGeneration(L.Callback):
             text = (row["prompt"] + " -> " if self.run.kind == "seq2seq" else row["prompt"]) + (
                 row["text"]
             )
-            self.console.print(f"step {row['step']} writes: {text[:_MAX_SHOWN_CHARS]!r}")
+            self.console.print(f"step {row['step']} sample: {text[:_MAX_SHOWN_CHARS]!r}")
 
     def _generate(self, model: Any, step: int) -> list[dict[str, Any]]:
-        options = self._generation_config()
+        config = self._generation_config()
         assert self.run.tokenizer is not None
         try:
-            texts = self.run.task.generate_text(model, self.run.tokenizer, self.prompts, options)
-        except UserError as error:  # such as a prompt that leaves no room
+            texts = self.run.task.generate_text(model, self.run.tokenizer, self.prompts, config)
+        except UserError as error:  # such as a prompt that fills the context
             self.prompts = []
             self.console.print(f"no samples: {error}")
             return []
@@ -73,14 +73,17 @@ class SampleGeneration(L.Callback):
         return [{"step": step, "prompt": prompt, "text": text} for prompt, text in pairs]
 
     def _generation_config(self) -> GenerationConfig:
-        """Those of the model's directory, with chance that is the same each time."""
+        """The model directory's generation config with a fixed seed and a token limit."""
         default, tokenizer = self.artifacts.generation_config, self.run.tokenizer
-        most = min(_MAX_NEW_TOKENS, default.max_new_tokens)
-        if self.run.kind == "encoder" and tokenizer is not None:  # what it writes comes behind
-            longest = max(len(tokenizer.encode(prompt)) for prompt in self.prompts)
-            most = max(1, min(most, self.run.model_config.max_seq_len - longest - 1))
-        seed = 0 if default.num_beams == 1 else None  # beams leave nothing to chance
-        return dataclasses.replace(default, max_new_tokens=most, seed=seed)
+        max_new_tokens = min(_MAX_NEW_TOKENS, default.max_new_tokens)
+        if self.run.kind == "encoder" and tokenizer is not None:
+            # Prompt and continuation share the context.
+            max_prompt_len = max(len(tokenizer.encode(prompt)) for prompt in self.prompts)
+            max_new_tokens = max(
+                1, min(max_new_tokens, self.run.model_config.max_seq_len - max_prompt_len - 1)
+            )
+        seed = 0 if default.num_beams == 1 else None  # beam search is deterministic
+        return dataclasses.replace(default, max_new_tokens=max_new_tokens, seed=seed)
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": len(self.rows)}

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end training after the batch under way, so that what was learnt is kept."""
+"""SIGINT (Ctrl-C) and SIGTERM end training after the current batch, so that it can be saved."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class TrainingInterrupted(Exception):
-    """Training was asked to stop."""
+    """Training is interrupted by a signal."""
 
 
 class InterruptCallback(L.Callback):
-    """Ends training between batches at the first SIGINT or SIGTERM; a second acts at once.
+    """Ends training between batches at the first SIGINT or SIGTERM; a second signal acts at once.
 
-    Of several devices all end after the same step, once one of them is asked to.
+    A signal on one rank ends all ranks after the same step.
 
     Use it as a context manager around `Trainer.fit` and as one of its callbacks. The first signal
-    ends what is within without an error; every other error goes its way.
+    ends the block without an error. Other errors propagate.
 
     Args:
-        grace: seconds in which a second signal is the same wish: a launcher that is interrupted
-            passes on what has reached its processes already.
+        grace_period: seconds in which further signals are ignored: an interrupted launcher
+            forwards a signal that its workers have already received.
     """
 
     def __init__(self, grace_period: float = 0.0) -> None:
@@ -45,16 +45,16 @@ class InterruptCallback(L.Callback):
     def __exit__(self, exc_type: object, error: BaseException | None, traceback: object) -> bool:
         self._restore_handlers()
         if isinstance(error, SystemExit) and not isinstance(error, SIGTERMException):
-            raise KeyboardInterrupt from None  # Lightning's own answer to a second Ctrl-C
-        if isinstance(error, RuntimeError):  # worker processes that were sent the same signal
+            raise KeyboardInterrupt from None  # Lightning exits at a second Ctrl-C
+        if isinstance(error, RuntimeError):  # workers receive the same signal
             return self.signal is not None and "DataLoader worker" in str(error)
-        # Lightning has an answer of its own to SIGTERM, where it sees it first.
+        # Lightning raises SIGTERMException where it handles the signal first.
         return isinstance(error, TrainingInterrupted | SIGTERMException)
 
     def on_train_batch_end(self, trainer: Any = None, module: Any = None, *args: Any) -> None:
         if trainer is None or trainer.world_size == 1:
             self._raise_if_signaled()
-        elif module.stop_requested and module.between_steps:  # all devices know
+        elif module.stop_requested and module.between_steps:  # reduced over all ranks
             self.signal = self.signal or signal.SIGTERM
             raise TrainingInterrupted
         else:

@@ -1,4 +1,4 @@
-"""What is worth watching beside the loss: memory, gradients layer by layer, the machine's peak."""
+"""Run monitor: memory, gradient norms by layer, and the peak FLOP/s of the machine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from miniformer.training.tuning.hardware import peak_flops
 from miniformer.training.tuning.memory_tracker import peak_memory
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 
-_MAX_ROWS = 100  # measurements of the gradients of all layers over a run, about
+_MAX_ROWS = 100  # approximate number of rows in gradients.jsonl
 
 
 class RunMonitor(L.Callback):
-    """Measures memory, and the gradients of each layer.
+    """Measures memory and the gradient norm of each layer.
 
     Args:
-        run: what is trained.
-        module: that trains it.
-        folder: of the run, for `gradients.jsonl`.
-        kind: float32 or bf16, in which matrices are multiplied.
-        writes: whether this device writes files.
+        run: the resolved run.
+        module: the LightningModule.
+        folder: the run's folder, for `gradients.jsonl`.
+        precision: float32 or bf16, the type of matrix products.
+        is_global_zero: rank 0, which writes files.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class RunMonitor(L.Callback):
         self.rows: list[dict[str, float]] = []
         self.device = torch.device(resolve_device_type(run.config))
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        # Of this device; on several of them all rates are those of all.
+        # Rates are totals of all devices.
         self.peak_flops = peak_flops(self.device, dtype) * run.config.world_size
         self._grad_norms = GradientNorms(run.model)
         self._recorded_progress = -1.0
 
     def train_flops(self, batch: Batch) -> float:
-        """FLOPs that training takes for a batch: of each forward pass, and twice that back.
+        """Training FLOPs of a batch: each forward pass, and twice that for its backward pass.
 
-        Matrix products of real tokens only; the attention of packed rows counts as that of whole
-        ones.
+        Counts matrix products of tokens without padding. Attention in packed rows counts as
+        attention over the full rows.
         """
         about, rows = batch["about"], row_lengths(batch, self.run.task.token_tensors)
         count = forward_flops(
@@ -76,25 +76,25 @@ class RunMonitor(L.Callback):
         return 3.0 * self.run.task.num_forward_passes * count
 
     def metrics(self) -> dict[str, float]:
-        """Memory at its highest so far, in MB."""
+        """Peak memory so far, in MB."""
         return {"memory_mb": round(self.peak_memory_bytes() / 1e6, 1)}
 
     def system_info(self) -> dict[str, str]:
-        """About the machine and what runs on it."""
+        """Device, peak FLOP/s and versions."""
         name = platform.processor() or platform.machine()
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
-        many = self.run.config.world_size
+        world_size = self.run.config.world_size
         return {
             "device": f"{self.device.type} ({name}), {torch.get_num_threads()} threads"
-            + (f", {many} processes" if many > 1 else ""),
+            + (f", {world_size} processes" if world_size > 1 else ""),
             "measured peak": f"{self.peak_flops / 1e9:,.0f} GFLOP/s in {self.precision}",
             "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
             f"Python {platform.python_version()}",
         }
 
     def peak_memory_bytes(self) -> int:
-        """Bytes at most so far: of tensors on a GPU, else of this process."""
+        """Peak bytes so far: tensors on a GPU, else the resident memory of this process."""
         return peak_memory(self.device)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
@@ -104,9 +104,9 @@ class RunMonitor(L.Callback):
         self._recorded_progress = progress
         norms = self._grad_norms.compute()
         limit, norm = module.gradient_clip_val, module.gradient_norm
-        if limit and norm is not None:  # as they were before they were clipped
-            longer = max(1.0, float(norm) / limit)
-            norms = {name: value * longer for name, value in norms.items()}
+        if limit and norm is not None:  # undo gradient clipping
+            scale = max(1.0, float(norm) / limit)
+            norms = {name: value * scale for name, value in norms.items()}
         self.rows.append({"step": trainer.global_step + 1, **norms})
         if not self.is_global_zero:
             return
@@ -124,10 +124,10 @@ class RunMonitor(L.Callback):
 
 
 def row_lengths(batch: Batch, declared: dict[str, str] | None = None) -> list[int]:
-    """The length of a batch's rows, and with a decoder that of its targets' rows.
+    """Length of a batch's rows; with a decoder, also the length of its target rows.
 
     Args:
-        batch: any task's.
+        batch: a batch of any task.
         declared: `Task.token_tensors`.
     """
     return [batch[name].shape[1] for name in find_token_tensors(batch, declared)] or [1]

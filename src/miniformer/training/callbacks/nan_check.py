@@ -1,4 +1,4 @@
-"""Losses that are no number any more: noticed at their step, with the batch that they came from."""
+"""NaN check: detects NaN or infinite losses, and the step and batch that they come from."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from miniformer.config import UserError
 
-_MAX_PENDING = 50  # losses looked at together on a GPU, which would otherwise wait for each
+_MAX_PENDING = 50  # losses that are checked together on a GPU, to avoid a synchronization for each
 
 
 class NonFiniteLossError(UserError):
-    """A loss is infinite or not a number.
+    """A loss is NaN or infinite.
 
     Args:
-        kind: of which data: training or validation.
+        split: training or validation.
         value: the loss.
-        step: optimiser step.
-        places: of the batches in question, as `Batches` numbers them.
+        step: optimizer step.
+        batch_positions: positions in the data of the batches with such a loss.
     """
 
     def __init__(
@@ -36,25 +36,25 @@ class NonFiniteLossError(UserError):
 
 
 class NaNCheck:
-    """Looks at the loss of every batch: on a CPU at its step, on a GPU some time after."""
+    """Checks the loss of every batch: on a CPU at its step, on a GPU some steps later."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[Tensor, dict[str, int] | None]] = []
-        self._pending_steps: list[int] = []  # of each that is noted
+        self._pending_steps: list[int] = []  # of the first losses in `_pending`
 
     def record(self, loss: Tensor, batch_position: dict[str, int] | None) -> None:
-        """Takes note of a batch's summed loss, and of where the batch comes from."""
+        """Records the summed loss and the position in the data of a batch."""
         self._pending.append((loss, batch_position))
 
     def check(self, step: int, *, now: bool = False) -> None:
-        """Ends a run that learns nothing any more.
+        """Checks the recorded losses.
 
         Args:
-            step: the optimiser step that the batches noted since the last check belong to.
-            now: look even where that has to wait for the device.
+            step: the optimizer step of the losses recorded since the last check.
+            now: check at once, even if that waits for the device.
 
         Raises:
-            NotFiniteError: the loss of a batch is not finite.
+            NonFiniteLossError: the loss of a batch is NaN or infinite.
         """
         self._pending_steps += [step] * (len(self._pending) - len(self._pending_steps))
         if not self._pending:
@@ -62,11 +62,11 @@ class NaNCheck:
         device: Any = self._pending[0][0].device
         if device.type != "cpu" and len(self._pending) < _MAX_PENDING and not now:
             return
-        noted, steps = self._pending, self._pending_steps
+        pending, steps = self._pending, self._pending_steps
         self._pending, self._pending_steps = [], []
-        broken = (~torch.stack([loss for loss, _ in noted]).isfinite()).nonzero()[:, 0].tolist()
-        if broken:
-            first = steps[broken[0]]
-            places = [noted[i][1] for i in broken if steps[i] == first]
-            value = float(noted[broken[0]][0])
-            raise NonFiniteLossError("training", value, first, [each for each in places if each])
+        bad_indices = (~torch.stack([loss for loss, _ in pending]).isfinite()).nonzero()[:, 0].tolist()
+        if bad_indices:
+            first = steps[bad_indices[0]]
+            positions = [pending[i][1] for i in bad_indices if steps[i] == first]
+            value = float(pending[bad_indices[0]][0])
+            raise NonFiniteLossError("training", value, first, [position for position in positions if position])
