@@ -314,7 +314,7 @@ def test_a_stream_that_ends_early_ends_the_run(monkeypatch, tmp_path, capsys):
     assert 1 <= int(steps) < 1000
     assert miniformer.load(tmp_path / "language_modeling" / "last").generate("a")
     assert streamed(monkeypatch, tmp_path, []) == 2
-    assert "the stream ended before there was a batch" in capsys.readouterr().err
+    assert "the stream ended before the first optimizer step" in capsys.readouterr().err
 
 
 def test_several_files_and_patterns(train, tmp_path):

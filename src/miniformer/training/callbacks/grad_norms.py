@@ -80,9 +80,8 @@ def _forward_order(group_name: str, stacks: list[str]) -> tuple[int, int, bool]:
     """Sort key of a group: input modules, then layers, then output modules."""
     parents = [i for i, stack in enumerate(stacks) if group_name.startswith(stack + ".")]
     local_name = group_name[len(stacks[parents[0]]) + 1 :] if parents else group_name
-    order = (
-        0 if any(module in local_name for module in _INPUT_MODULES) else 1 if group_name[-1].isdigit() else 2
-    )
+    is_input = any(module in local_name for module in _INPUT_MODULES)
+    order = 0 if is_input else 1 if group_name[-1].isdigit() else 2
     if parents:
         return 1 + parents[0], order, local_name != "embedding"
     # The model's local_name embedding precedes its stacks; its local_name head follows them.

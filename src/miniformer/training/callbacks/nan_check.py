@@ -64,9 +64,10 @@ class NaNCheck:
             return
         pending, steps = self._pending, self._pending_steps
         self._pending, self._pending_steps = [], []
-        bad_indices = (~torch.stack([loss for loss, _ in pending]).isfinite()).nonzero()[:, 0].tolist()
+        is_finite = torch.stack([loss for loss, _ in pending]).isfinite()
+        bad_indices = (~is_finite).nonzero()[:, 0].tolist()
         if bad_indices:
             first = steps[bad_indices[0]]
             positions = [pending[i][1] for i in bad_indices if steps[i] == first]
             value = float(pending[bad_indices[0]][0])
-            raise NonFiniteLossError("training", value, first, [position for position in positions if position])
+            raise NonFiniteLossError("training", value, first, [p for p in positions if p])

@@ -1,4 +1,4 @@
-"""What the user watches: a live bar in a terminal, else plain lines; and `metrics.jsonl`."""
+"""Training progress: a live bar in a terminal, else plain lines; and `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.training.callbacks.budget import Budget
@@ -17,24 +24,23 @@ from miniformer.training.callbacks.validation import metrics_from_trainer
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 
 _BAR_REFRESH_SECONDS = 0.5  # between two refreshes of the bar
-_LINE_INTERVAL_SECONDS = 15.0  # between two plain lines, where there is no terminal
-_MAX_TRAIN_ROWS = 400  # training losses written to metrics.jsonl over a run, about
-_LOGGED_BY_MODULE = ("train_loss", "lr", "grad_norm")  # by the module
+_LINE_INTERVAL_SECONDS = 15.0  # between two plain lines, without a terminal
+_MAX_TRAIN_ROWS = 400  # approximate number of training rows in metrics.jsonl
+_LOGGED_BY_MODULE = ("train_loss", "lr", "grad_norm")  # sent to loggers by the module
 
 
 def make_console() -> Console:
-    """A console that prints text as it is: paths keep their brackets, long lines their length."""
+    """A console that prints text verbatim: without markup, highlighting or wrapping."""
     return Console(soft_wrap=True, highlight=False, markup=False)
 
 
 class ValidationTimer(L.Callback):
-    """Counts the seconds of a validation, and of what follows it, as no training.
+    """Counts validation time, including `on_validation_end` of all callbacks, apart from training.
 
-    It comes after all other callbacks, whose `on_validation_end` belongs to that: the best model
-    and the run's state are saved there.
+    It is the last callback: others save the best model and the checkpoint in `on_validation_end`.
 
     Args:
-        budget: has the clock.
+        budget: the run's clock.
     """
 
     def __init__(self, budget: Budget) -> None:
@@ -48,16 +54,16 @@ class ValidationTimer(L.Callback):
 
 
 class ProgressCallback(L.Callback):
-    """Shows and records loss, speed, share of the machine's peak, and time left.
+    """Prints and records loss, throughput, model FLOPs utilization (MFU) and remaining time.
 
     Args:
         budget: the run's limits.
-        path: file for the figures, one JSON object a line.
-        console: where to show them.
-        flops: training FLOPs of a batch; None: not known.
-        peak: FLOP/s that the devices can do together; None: not measured.
-        watch: more figures of a training step, such as memory.
-        writes: whether this device writes the file.
+        path: JSON Lines file for the metrics.
+        console: prints the progress.
+        flops_per_batch: training FLOPs of a batch; None: unknown.
+        peak_flops: peak FLOP/s of all devices; None: not measured.
+        extra_metrics: further metrics of a training step, such as memory.
+        is_global_zero: rank 0, which writes the file.
     """
 
     def __init__(
@@ -79,12 +85,10 @@ class ProgressCallback(L.Callback):
         )
         self.rows: list[dict[str, float]] = []
         self.is_global_zero = is_global_zero
-        self._local_work = [0, 0.0]  # of this device: tokens, FLOPs
+        self._local_work = [0, 0.0]  # of this rank: tokens, FLOPs
         self._first: _Snapshot | None = None  # after the first step of this process
         self._final: _Snapshot | None = None
-        self._last_refresh = self._last_recorded = (
-            _Snapshot()
-        )  # the last refresh, the last figures recorded
+        self._last_refresh = self._last_recorded = _Snapshot()
         self._throughput: dict[str, float] = {}
         self._recorded_progress = -1.0
         self._val_text = ""
@@ -97,13 +101,13 @@ class ProgressCallback(L.Callback):
                 TextColumn("[bold]training"),
                 BarColumn(),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
                 TimeElapsedColumn(),
                 TextColumn("{task.fields[left]}"),
                 console=self.console,
                 refresh_per_second=2,
             )
-            self._bar.add_task("training", total=1.0, figures="", left="")
+            self._bar.add_task("training", total=1.0, metrics="", left="")
             self._bar.start()
 
     def on_train_batch_end(
@@ -112,7 +116,7 @@ class ProgressCallback(L.Callback):
         if self.flops_per_batch is not None and "about" in batch:
             self._local_work[0] += batch["about"]["tokens"]
             self._local_work[1] += self.flops_per_batch(batch)
-        if trainer.global_step == self._step:  # in the middle of a step
+        if trainer.global_step == self._step:  # between gradient accumulation steps
             return
         self._step = trainer.global_step
         if self._first is None:
@@ -122,45 +126,45 @@ class ProgressCallback(L.Callback):
             self._recorded_progress = progress
             self._record(trainer, module, **self._train_metrics(trainer, module))
         now = self._snapshot(trainer, module)
-        wait = _BAR_REFRESH_SECONDS if self._bar else _LINE_INTERVAL_SECONDS
-        if now.seconds - self._last_refresh.seconds >= wait:
+        interval = _BAR_REFRESH_SECONDS if self._bar else _LINE_INTERVAL_SECONDS
+        if now.seconds - self._last_refresh.seconds >= interval:
             self._throughput = self._throughput_since(self._last_refresh, now)
             self._last_refresh = now
             self._render(trainer, module, progress)
 
     def _train_metrics(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        figures = {"train_loss": float(module.train_loss), "lr": module.current_lr}
+        metrics = {"train_loss": float(module.train_loss), "lr": module.current_lr}
         if module.gradient_norm is not None:
-            figures["grad_norm"] = float(module.gradient_norm)
+            metrics["grad_norm"] = float(module.gradient_norm)
         now = self._snapshot(trainer, module)
-        figures |= self._throughput_since(self._last_recorded, now)
+        metrics |= self._throughput_since(self._last_recorded, now)
         self._last_recorded = now
-        return figures | (self.extra_metrics() if self.extra_metrics is not None else {})
+        return metrics | (self.extra_metrics() if self.extra_metrics is not None else {})
 
     def _snapshot(self, trainer: L.Trainer, module: Any) -> _Snapshot:
         waited = getattr(trainer.train_dataloader, "load_seconds", 0.0)
         return _Snapshot(self.budget.training_seconds, module.tokens, waited, *self._local_work)
 
     def _throughput_since(self, previous: _Snapshot, current: _Snapshot) -> dict[str, float]:
-        """Tokens/s, share of the peak, and share of the time spent waiting for data."""
-        spent = _Snapshot(*(b - a for a, b in zip(previous, current, strict=True)))
-        if spent.seconds <= 0:
+        """Tokens/s, MFU, and the fraction of time delta waiting for data."""
+        delta = _Snapshot(*(b - a for a, b in zip(previous, current, strict=True)))
+        if delta.seconds <= 0:
             return {}
-        rate = spent.tokens / spent.seconds  # of all devices
-        speed = {
+        rate = delta.tokens / delta.seconds  # of all ranks
+        throughput = {
             "tokens_per_second": round(rate, 1),
-            "waiting": round(spent.data_wait_seconds / spent.seconds, 4),
+            "waiting": round(delta.data_wait_seconds / delta.seconds, 4),
         }
-        if self.peak_flops and self.flops_per_batch is not None and spent.local_tokens:
-            per_token = spent.local_flops / spent.local_tokens
-            speed["mfu"] = round(rate * per_token / self.peak_flops, 4)
-        return speed
+        if self.peak_flops and self.flops_per_batch is not None and delta.local_tokens:
+            per_token = delta.local_flops / delta.local_tokens
+            throughput["mfu"] = round(rate * per_token / self.peak_flops, 4)
+        return throughput
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
-        figures = metrics_from_trainer(trainer)
-        self._record(trainer, module, **figures)
-        self._val_text = f"  val {figures['val_loss']:.3f}"
-        self.console.print(f"step {trainer.global_step}: validation {format_metrics(figures)}")
+        metrics = metrics_from_trainer(trainer)
+        self._record(trainer, module, **metrics)
+        self._val_text = f"  val {metrics['val_loss']:.3f}"
+        self.console.print(f"step {trainer.global_step}: validation {format_metrics(metrics)}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self._final = self._snapshot(trainer, module)  # a validation to come is no training
@@ -186,11 +190,10 @@ class ProgressCallback(L.Callback):
         self.rows = read_rows(self.path, state["rows"], truncate=self.is_global_zero)
 
     def summary(self, trainer: L.Trainer, module: Any) -> str:
-        """A line about this run: tokens, padding, and how long it waited for data."""
-        now, began = self._final or self._snapshot(trainer, module), self._first or _Snapshot()
-        waited = (now.data_wait_seconds - began.data_wait_seconds) / max(
-            1e-9, now.seconds - began.seconds
-        )
+        """One line about the run: tokens, seconds, padding and time waiting for data."""
+        now, first = self._final or self._snapshot(trainer, module), self._first or _Snapshot()
+        seconds = max(1e-9, now.seconds - first.seconds)
+        waited = (now.data_wait_seconds - first.data_wait_seconds) / seconds
         return (
             f"trained on {module.tokens:,} tokens in {now.seconds:,.0f} s; padding "
             f"{_padding_fraction(module):.1%}; waited for data {waited:.1%} of the time"
@@ -207,28 +210,28 @@ class ProgressCallback(L.Callback):
         if not self.is_global_zero:
             return
         append_row(self.path, self.rows[-1])
-        more = {name: value for name, value in metrics.items() if name not in _LOGGED_BY_MODULE}
-        if more and not any(name.startswith("val_") for name in more):  # these are logged already
+        extra = {name: value for name, value in metrics.items() if name not in _LOGGED_BY_MODULE}
+        if extra and not any(name.startswith("val_") for name in extra):  # logged by the module
             for logger in trainer.loggers:
-                logger.log_metrics(more, step=trainer.global_step)
+                logger.log_metrics(extra, step=trainer.global_step)
 
     def _render(self, trainer: L.Trainer, module: Any, progress: float) -> None:
-        figures = f"step {trainer.global_step}  loss {float(module.train_loss):.3f}{self._val_text}"
-        figures += f"  {self._throughput.get('tokens_per_second', 0.0):,.0f} tokens/s"
+        text = f"step {trainer.global_step}  loss {float(module.train_loss):.3f}{self._val_text}"
+        text += f"  {self._throughput.get('tokens_per_second', 0.0):,.0f} tokens/s"
         if "mfu" in self._throughput:
-            figures += f" ({self._throughput['mfu']:.0%} of peak)"
+            text += f" ({self._throughput['mfu']:.0%} of peak)"
         if padding := _padding_fraction(module):
-            figures += f"  padding {padding:.0%}"
-        left = int(self.budget.remaining_seconds(progress))
-        ahead = f"{left // 60}:{left % 60:02d} left"
+            text += f"  padding {padding:.0%}"
+        seconds = int(self.budget.remaining_seconds(progress))
+        left = f"{seconds // 60}:{seconds % 60:02d} left"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=progress, figures=figures, left=ahead)
+            self._bar.update(self._bar.task_ids[0], completed=progress, metrics=text, left=left)
         else:
-            self.console.print(f"{progress:4.0%}  {figures}  {ahead}")
+            self.console.print(f"{progress:4.0%}  {text}  {left}")
 
 
 class _Snapshot(NamedTuple):
-    """Training seconds, tokens, seconds spent waiting for data, and this device's work, so far."""
+    """Totals so far: training seconds, tokens, data interval seconds, and the work of this rank."""
 
     seconds: float = 0.0
     tokens: float = 0
@@ -238,31 +241,31 @@ class _Snapshot(NamedTuple):
 
 
 def _padding_fraction(module: Any) -> float:
-    """Share of the places in batches that held no token."""
+    """Fraction of the positions in batches that are padding."""
     return float(module.padding / max(1, module.tokens + module.padding))
 
 
 def format_metrics(metrics: dict[str, float]) -> str:
-    """Figures in a line: `loss 1.2345, accuracy 0.8120`."""
+    """Metrics in one line: `loss 1.2345, accuracy 0.8120`."""
     named = ((name.removeprefix("val_"), value) for name, value in metrics.items())
     return ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in named)
 
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Gives what shows a bar for whatever takes its time: told its name, the part done, and all."""
+    """Yields an `update(name, done, total)` callback, which shows a progress bar for each name."""
     if not console.is_terminal:
-        yield lambda name, done, whole: None
+        yield lambda name, done, total: None
         return
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
         console=console, transient=True,
     ) as bar:  # fmt: skip
-        known: dict[str, Any] = {}
+        tasks: dict[str, TaskID] = {}
 
-        def update(name: str, done: int, whole: int) -> None:
-            if name not in known:
-                known[name] = bar.add_task(name)
-            bar.update(known[name], completed=done, total=whole)
+        def update(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=done, total=total)
 
         yield update

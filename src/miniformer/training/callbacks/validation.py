@@ -1,4 +1,4 @@
-"""Callbacks that end a run, validate it and keep its models."""
+"""Callbacks for the budget, validation, early stopping, the best checkpoint and weight averages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
 
 
 class BudgetStopping(L.Callback):
-    """Ends training once the budget is spent, or a stream.
+    """Ends training at the limit of the budget, or at the end of a stream.
 
     Args:
         budget: the limits of the run.
-        say: tells of a stream that ended before.
+        log_fn: prints the message about the end of a stream.
 
     Raises:
         UserError: a stream ended before the first step.
@@ -30,14 +30,14 @@ class BudgetStopping(L.Callback):
 
     def __init__(self, budget: Budget, log_fn: Callable[[str], Any]) -> None:
         self.budget, self.log_fn = budget, log_fn
-        self._empty_epochs = 0  # passes over the data without a batch, one after another
+        self._empty_epochs = 0  # consecutive passes over the data without a batch
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.budget.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
         self._empty_epochs += 1
-        # A run may be resumed where it has already reached a limit: it takes no step more.
+        # A run that is resumed at its limit takes no further step.
         if trainer.global_step and self.budget.progress(trainer.global_step) >= 1.0:
             trainer.should_stop = True
 
@@ -47,25 +47,25 @@ class BudgetStopping(L.Callback):
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        if self._empty_epochs < 2:  # one may be what was left of a pass that a run goes on with
+        if self._empty_epochs < 2:  # a resumed run may begin at the end of a pass
             return
         if not trainer.global_step:
-            raise UserError("train_path: the stream ended before there was a batch for a step")
+            raise UserError("train_path: the stream ended before the first optimizer step")
         self.log_fn(f"the stream ended after {trainer.global_step:,} steps")
         trainer.should_stop = True
 
 
 class ValidationSchedule(L.Callback):
-    """Says when to validate, in optimiser steps or shares of the budget.
+    """Schedules validations by optimizer steps or fractions of the budget.
 
-    Lightning's `val_check_interval` counts batches, which are no steps where gradients are
-    accumulated; so it is told anew after each step whether to validate now.
+    Lightning's `val_check_interval` counts batches, not optimizer steps. The callback therefore
+    sets `trainer.val_check_batch` after each step.
 
     Args:
         budget: the run's limits.
-        interval: optimiser steps between two validations; None: `times` over the run, evenly in
-            whichever limit it reaches first.
-        times: see `interval`; 0: never.
+        every_n_steps: optimizer steps between validations; None: `num_validations` over the run,
+            spaced evenly by the limit that the run reaches first.
+        num_validations: see `every_n_steps`; 0: none.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class ValidationSchedule(L.Callback):
             every_n_steps,
             num_validations,
         )
-        self.pending = False  # a validation follows now, or was interrupted
+        self.pending = False  # a validation is due, or was interrupted
         self._validations_done = self._last_step = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         step = trainer.global_step
         trainer.val_check_batch = sys.maxsize
-        if step == self._last_step:  # in the middle of one
+        if step == self._last_step:  # between gradient accumulation steps
             return
         self._last_step = step
         progress = self.budget.progress(step)
@@ -101,7 +101,7 @@ class ValidationSchedule(L.Callback):
         self.pending = False
 
     def run_validation(self, trainer: L.Trainer) -> None:
-        """Validates within `fit`: a validation that was interrupted is made up for."""
+        """Runs a validation within `fit`, to repeat one that was interrupted."""
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
@@ -118,22 +118,21 @@ class ValidationSchedule(L.Callback):
 
 
 def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, float]:
-    """What the last validation (or test) measured: `val_loss` and the task's other metrics."""
+    """Metrics of the last validation or test: `val_loss` and the metrics of the task."""
     metrics = trainer.callback_metrics.items()
     return {name: float(value) for name, value in metrics if name.startswith(f"{prefix}_")}
 
 
 class BestModelCheckpoint(L.Callback):
-    """Calls `save` whenever a validation figure is the best so far, and may end the run.
+    """Saves the model at the best value of a metric, and implements early stopping.
 
-    Of models that are as good, such as classifiers with as many right answers, the one of the least
-    loss is the best.
+    Ties, such as equal accuracy, are broken by the lower validation loss.
 
     Args:
-        save: given the validation figures, writes the model.
-        metric: the figure.
-        larger: whether a larger one is better.
-        patience: validations without a better one that end the run; None: none do.
+        save_fn: saves the model; called with the validation metrics.
+        monitor: the metric.
+        maximize: larger values are better.
+        patience: validations without improvement before early stopping; None: no early stopping.
     """
 
     def __init__(
@@ -147,18 +146,18 @@ class BestModelCheckpoint(L.Callback):
         self.save_fn, self.monitor, self.sign = save_fn, monitor, -1 if maximize else 1
         self.patience = patience
         self.best_metrics: dict[str, float] | None = None
-        self.wait_count = 0  # validations
-        self.last_validation_step = -1  # optimiser step of the last complete validation
+        self.wait_count = 0  # validations since the best one
+        self.last_validation_step = -1  # optimizer step of the last complete validation
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._check_early_stopping(trainer)  # a run that goes on may have stopped before
+        self._check_early_stopping(trainer)  # a resumed run may have stopped early
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.last_validation_step = trainer.global_step
-        figures = metrics_from_trainer(trainer)
-        if not math.isfinite(figures["val_loss"]):
-            raise NonFiniteLossError("validation", figures["val_loss"], trainer.global_step)
-        if self.update({**figures, "step": trainer.global_step}):
+        metrics = metrics_from_trainer(trainer)
+        if not math.isfinite(metrics["val_loss"]):
+            raise NonFiniteLossError("validation", metrics["val_loss"], trainer.global_step)
+        if self.update({**metrics, "step": trainer.global_step}):
             self.wait_count = 0
         else:
             self.wait_count += 1
@@ -169,7 +168,7 @@ class BestModelCheckpoint(L.Callback):
             trainer.should_stop = True
 
     def update(self, metrics: dict[str, float]) -> bool:
-        """Saves the model if its figures are the best so far; returns whether they are."""
+        """Saves the model if its metrics are the best so far; returns True if they are."""
         if self.best_metrics is not None and not self._sort_key(metrics) < self._sort_key(
             self.best_metrics
         ):
@@ -179,7 +178,7 @@ class BestModelCheckpoint(L.Callback):
         return True
 
     def _sort_key(self, metrics: dict[str, float]) -> tuple[float, float]:
-        """What is least in the best model."""
+        """Key that is smallest for the best model."""
         return self.sign * metrics[self.monitor], metrics["val_loss"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,13 +194,13 @@ class BestModelCheckpoint(L.Callback):
 
 
 class WeightAveraging(L.Callback):
-    """Validates and saves the model with averaged weights, where a run averages them.
+    """Swaps averaged weights in for validation and saving.
 
     Args:
-        model: what is trained.
-        ema_decay: of the moving average that is validated and kept; None: there is none, but the
-            optimiser may have averages of its own (schedule-free ones do).
-        last: validations whose weights are kept for a mean at the end; None: none.
+        model: the model.
+        ema_decay: decay of the exponential moving average (EMA); None: no EMA. Schedule-free
+            optimizers have averages of their own.
+        average_checkpoints: validations whose weights are averaged at the end; None: none.
     """
 
     def __init__(
@@ -220,13 +219,13 @@ class WeightAveraging(L.Callback):
 
     @property
     def averages(self) -> dict[str, Ema | CheckpointAverage]:
-        """The averages that belong to the state of a run, by name."""
+        """The averages in the state of a run, by name."""
         named = {"ema": self.ema, "last": self.checkpoint_average}
-        return {name: each for name, each in named.items() if each is not None}
+        return {name: average for name, average in named.items() if average is not None}
 
     @contextlib.contextmanager
     def use_averaged_weights(self, module: Any) -> Iterator[None]:
-        """The model has the averages."""
+        """Context manager in which the model has the averaged weights."""
         self._swap_in(module)
         try:
             yield
@@ -235,7 +234,7 @@ class WeightAveraging(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if self.ema is not None:
-            self.ema.state_tensors()  # the average begins with the first weights
+            self.ema.state_tensors()  # initialize the EMA with the first weights
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         if self.ema is not None and trainer.global_step > self._last_step:
