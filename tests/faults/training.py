@@ -492,6 +492,37 @@ def all_layers_learn_at_one_rate(original):
     return lambda name, depths: 0
 
 
+@fault("miniformer.training.optim.param_groups:_distance_from_head")
+def seq2seq_embeddings_learn_like_the_head(original):
+    """Embeddings that belong to no stack by their name have the rate of the head."""
+
+    def distance_from_head(name, depths):
+        in_a_stack = any(name.startswith(stack) for stack in depths)
+        return original(name, depths) if in_a_stack else 0
+
+    return distance_from_head
+
+
+@fault("miniformer.training.optim.optimizers:schedulefree")
+def schedulefree_ignores_layer_lr_decay(original):
+    """layer_lr_decay does nothing with optimizer=schedulefree."""
+
+    def schedulefree(model, *, lr=2e-3, weight_decay, layer_lr_decay=1.0, **options):
+        return original(model, lr=lr, weight_decay=weight_decay, **options)
+
+    return schedulefree
+
+
+@fault("miniformer.training.optim.optimizers:muon")
+def muon_ignores_betas(original):
+    """The part that is AdamW's has the usual betas, whatever is given."""
+
+    def muon(model, *, lr=5e-3, weight_decay, betas=(0.9, 0.95), **options):
+        return original(model, lr=lr, weight_decay=weight_decay, **options)
+
+    return muon
+
+
 @fault("miniformer.training.optim.optimizers:muon")
 def muon_takes_embeddings(original):
     """Every matrix is trained by Muon, embeddings too."""

@@ -1,7 +1,9 @@
 """Optimisers against torch's own, and against what they are defined by."""
 
 import copy
+import inspect
 import math
+import re
 import sys
 
 import pytest
@@ -91,13 +93,15 @@ def test_an_update_of_muon_is_as_large_as_one_of_adamw():
 
 
 @pytest.mark.catches("muon_takes_embeddings")
-def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw():
-    model = with_gradients(tiny_model(tie_embeddings=False))
+@pytest.mark.parametrize("options", [{}, {"betas": (0.6, 0.7), "eps": 0.1}], ids=str)
+def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw(options):
+    model = tiny_model(tie_embeddings=False)
     theirs = copy.deepcopy(model)
-    for parameter, other in zip(model.parameters(), theirs.parameters(), strict=True):
-        other.grad = parameter.grad.clone()
-    muon(model, lr=0.01, weight_decay=0.1).step()
-    adamw(theirs, lr=0.01, weight_decay=0.1).step()
+    for built, make in ((model, muon), (theirs, adamw)):
+        optimizer = make(built, lr=0.01, weight_decay=0.1, **options)
+        for seed in range(2):  # the first step is the same for any betas
+            with_gradients(built, seed)
+            optimizer.step()
     inner = 0
     for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
         if one.dim() == 2 and "layers" in name:
@@ -169,6 +173,62 @@ def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
     layers = {name: scale for name, scale in found.items() if "layers." in name}
     assert len({scale for name, scale in layers.items() if "encoder" in name}) == 1
     assert {scale for name, scale in layers.items() if "decoder" in name} == {0.5, 0.25}
+
+
+@pytest.mark.catches("seq2seq_embeddings_learn_like_the_head")
+@pytest.mark.parametrize(("n_layers", "n_decoder_layers"), [(1, 3), (3, 1)])
+def test_embeddings_of_a_seq2seq_model_learn_the_slowest(n_layers, n_decoder_layers):
+    """Two vocabularies: neither embedding belongs to a stack by its name."""
+    model = tiny_model(
+        model=Seq2SeqTransformer, n_layers=n_layers, n_decoder_layers=n_decoder_layers,
+        causal=False, source_vocab_size=17, position="learned", tie_embeddings=False,
+    )  # fmt: skip
+    found = scales(model, layer_lr_decay=0.5)
+    assert found["embedding.weight"] == found["source_embedding.weight"] == 0.5**4
+    assert found["head.weight"] == found["decoder.final_norm.weight"] == 1.0
+    assert min(scale for name, scale in found.items() if "layers." in name) == 0.5**3
+
+
+# An option that all registered optimizers take -> a value, and the groups' fields that have it.
+SHARED_OPTIONS = {
+    "lr": (0.02, "lr"),
+    "weight_decay": (0.3, "weight_decay"),
+    "layer_lr_decay": (0.5, "lr_scale"),
+    "betas": ((0.7, 0.8), "betas"),
+    "eps": (1e-3, "eps"),
+}
+
+
+def shared_options():
+    """Names of the parameters, the model aside, that every registered optimizer has."""
+    signatures = [
+        inspect.signature(registry.get("optimizer", name)) for name in registry.names("optimizer")
+    ]
+    return set.intersection(*({*list(each.parameters)[1:]} for each in signatures))
+
+
+def test_the_options_that_all_optimizers_share_are_tested():
+    assert shared_options() == SHARED_OPTIONS.keys()
+
+
+@pytest.mark.catches("schedulefree_ignores_layer_lr_decay", "muon_ignores_betas")
+@pytest.mark.parametrize("option", SHARED_OPTIONS)
+@pytest.mark.parametrize("name", registry.names("optimizer"))
+def test_an_option_reaches_each_parameter_of_every_optimizer(name, option):
+    value, field = SHARED_OPTIONS[option]
+    model = tiny_model(n_layers=3, tie_embeddings=False)
+    given = {"lr": 0.1, "weight_decay": 0.1, option: value}
+    optimizer = registry.get("optimizer", name)(model, **given)
+    found = {id(p): group[field] for group in optimizer.param_groups for p in group["params"]}
+    depth = {"layers.2": 1, "layers.1": 2, "layers.0": 3, "embedding": 4}
+    for parameter_name, parameter in model.named_parameters():
+        expected = value
+        if option == "layer_lr_decay":
+            below = [d for start, d in depth.items() if parameter_name.startswith(start)]
+            expected = 0.5 ** (below[0] if below else 0)
+        elif option == "weight_decay" and not re.search(r"(_proj|head)\.weight$", parameter_name):
+            expected = 0.0
+        assert found[id(parameter)] == expected, parameter_name
 
 
 def test_what_is_frozen_is_left_out():

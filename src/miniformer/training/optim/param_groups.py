@@ -23,7 +23,8 @@ def build_param_groups(
         model: a Transformer, a Seq2SeqTransformer, or any other.
         weight_decay: of the groups that decay.
         layer_lr_decay: factor on the learning rate from each layer to the one below it (ELECTRA,
-            Clark et al. 2020): the head has 1, the last layer this, the embeddings least.
+            Clark et al. 2020): the head has 1, the last layer of each stack this, the embeddings
+            the lowest.
 
     Returns:
         Groups with `params`, `weight_decay` and `lr_scale`, by which whoever sets the learning
@@ -62,5 +63,7 @@ def _distance_from_head(name: str, depths: dict[str, int]) -> int:
         return depths[name[: found.start()]] - int(found[1])
     if "embedding" in name or "position" in name:
         stack = max((each for each in depths if name.startswith(each)), key=len, default=None)
-        return 0 if stack is None else depths[stack] + 1
+        # A seq2seq model's embeddings belong to no stack; one of them can serve both.
+        deepest = max(depths.values(), default=-1) if stack is None else depths[stack]
+        return deepest + 1
     return 0
