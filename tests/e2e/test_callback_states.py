@@ -171,7 +171,7 @@ def test_callback_whose_state_is_missing_begins_anew_with_a_warning(folder):
     with pytest.warns(UserWarning, match="state of the callback .*Count, which is not among"):
         train(resume)
     resume = TrainConfig(resume=str(folder / "runs" / "warned"), max_steps=5)
-    with pytest.warns(UserWarning, match="no state of the callback .*Count; it begins anew"):
+    with pytest.warns(UserWarning, match="no state of the callback .*Count; it starts without one"):
         train(resume, callbacks=[Count()])
 
 

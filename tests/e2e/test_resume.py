@@ -318,21 +318,21 @@ def test_a_run_cannot_go_on_as_another(whole, change, wanted):
 
 def test_what_is_no_run_is_told(tmp_path, whole, capsys):
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
-    assert "is no run's folder: it has no train_config.json" in capsys.readouterr().err
+    assert "is not a run folder: it has no train_config.json" in capsys.readouterr().err
     (tmp_path / "train_config.json").write_text((whole / "train_config.json").read_text())
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
-    assert "has no state to go on from" in capsys.readouterr().err
+    assert "has no checkpoint (checkpoints/step-...)" in capsys.readouterr().err
     shutil.copytree(whole, tmp_path / "run")
     (latest_checkpoint(tmp_path / "run") / "state.json").write_text("{")
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
-    assert "state.json: not a readable state of a run" in capsys.readouterr().err
+    assert "state.json: not a readable checkpoint" in capsys.readouterr().err
 
 
 def test_data_that_has_changed_is_refused(data, tmp_path):
     train(config(data, tmp_path, max_steps=4, val_path=None, val_interval=None,
                  average_checkpoints=None))  # fmt: skip
     other = write_jsonl(tmp_path / "other.jsonl", [VERSE])
-    with pytest.raises(UserError, match=r"the data of .* has changed since"):
+    with pytest.raises(UserError, match=r"the data of .* has changed: it was"):
         train(resume_config(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
 
 

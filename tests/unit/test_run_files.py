@@ -86,7 +86,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(storage, "save_file", full)
-    with pytest.raises(UserError, match=r"No space left on device; the one before, .*is whole"):
+    with pytest.raises(UserError, match=r"No space left on device; the earlier one, .*is complete"):
         storage.write_checkpoint(tmp_path, 4, {"w": torch.zeros(2)}, {"step": 4})
     assert storage.latest_checkpoint(tmp_path) == first
     weights = {"w": torch.empty(2)}

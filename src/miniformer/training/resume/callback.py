@@ -1,4 +1,4 @@
-"""Everything that the next step of a run depends on, kept so that the run can go on from there."""
+"""Checkpoints of a run for resuming: all state that the next step depends on."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from miniformer.training.resume.storage import (
     write_checkpoint,
 )
 
-_MAX_SAVE_OVERHEAD = 0.02  # of the time that writing states may take
-_MIN_SAVE_INTERVAL = 30.0  # between two states at least, where nothing else asks for one
+_MAX_SAVE_OVERHEAD = 0.02  # fraction of the time spent on saving checkpoints
+_MIN_SAVE_INTERVAL = 30.0  # minimum seconds between two checkpoints without `interval`
 
 
 class Stateful(Protocol):
-    """A callback with a state, in plain JSON types."""
+    """A callback whose state consists of JSON types."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class WeightAverages(Protocol):
-    """Averages of weights: see `averaging`."""
+    """Averages of weights, such as `Ema` and `CheckpointAverage`."""
 
     def state_tensors(self) -> dict[str, Tensor]: ...
     def get_extra_state(self) -> dict[str, Any]: ...
@@ -50,22 +50,23 @@ class WeightAverages(Protocol):
 
 
 class ResumeCheckpoint(L.Callback):
-    """Writes the state of a run, and brings one back.
+    """Saves checkpoints of a run and restores one.
 
-    A state is always that after an optimiser step. What is random, and where the data is, is noted
-    after each; so a run that is stopped in the middle of a step can still keep its last one.
+    A checkpoint always holds the state after an optimizer step. A snapshot of the RNG state and
+    the position in the data is taken after each step, so a run that is interrupted within a step
+    can still save the last one.
 
     Args:
         run: the run's folder.
         budget: the run's limits.
-        remembering: callbacks of the run itself that have a state, by name; those of others are
-            kept, too, see `StatesOfOthers`.
-        averages: averages of weights, by name.
-        validate: says whether a validation follows now; the state is then written after it.
-        interval: optimiser steps between two states; None: with each validation, and in between
-            so often that writing takes 2 % of the time.
-        facts: what must be the same when the run goes on, such as the size of its data.
-        start: a state to begin with.
+        stateful: the run's own callbacks with a state, by name. States of user callbacks are
+            saved by `UserCallbackStates`.
+        weight_averages: averages of weights, by name.
+        validation_schedule: if a validation is due, the checkpoint is saved after it.
+        interval: optimizer steps between checkpoints; None: at each validation, and in between
+            as often as saving takes 2 % of the time.
+        fingerprint: values that must be equal when the run is resumed, such as the data size.
+        resume_from: the checkpoint to restore.
     """
 
     def __init__(
@@ -89,33 +90,33 @@ class ResumeCheckpoint(L.Callback):
         self.interval, self.fingerprint = interval, fingerprint or {}
         self.callback_states = UserCallbackStates(stateful.values())
         self.last_checkpoint: Path | None = None
-        self._last_saved_key: tuple[Any, ...] | None = None  # what was written last
+        self._last_saved_key: tuple[Any, ...] | None = None  # of the last checkpoint
         self._snapshot: dict[str, Any] = {}
         self._next_save_seconds = 0.0  # on the budget's clock
         self._step = 0
 
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         if stage == "fit" and self.resume_from is not None:
-            about = read_checkpoint_metadata(self.resume_from)
-            if about.get("facts") != self.fingerprint:
+            metadata = read_checkpoint_metadata(self.resume_from)
+            if metadata.get("facts") != self.fingerprint:
                 raise UserError(
-                    f"resume: the data of {self.run} has changed since: it was "
-                    f"{about.get('facts')}, it is {self.fingerprint}; begin a new run"
+                    f"resume: the data of {self.run} has changed: it was "
+                    f"{metadata.get('facts')}, it is {self.fingerprint}; start a new run"
                 )
-            trainer.datamodule.load_state_dict(about["data"])  # type: ignore[attr-defined]
+            trainer.datamodule.load_state_dict(metadata["data"])  # type: ignore[attr-defined]
             self.callback_states.restore(
-                trainer, about.get("callback_states", []), self.resume_from
+                trainer, metadata.get("callback_states", []), self.resume_from
             )
 
     def restore(self, trainer: L.Trainer, module: Any) -> None:
-        """Brings everything back but chance; see `RestoreState`."""
+        """Restores everything but the RNG state; called by `RestoreCheckpoint`."""
         if self.resume_from is not None:
             self._restore(trainer, module, self.resume_from)
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.callback_states.check_serializable(trainer)
         if self.resume_from is not None:
-            # Only now: other callbacks may draw random numbers as they begin.
+            # Restored last: other callbacks may draw random numbers in `on_train_start`.
             self._restore_rng_state(trainer, self.resume_from)
             if self.validation_schedule.pending:
                 self.validation_schedule.run_validation(trainer)
@@ -127,7 +128,7 @@ class ResumeCheckpoint(L.Callback):
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step == self._step:  # in the middle of one
+        if step == self._step:  # between gradient accumulation steps
             return
         self.take_snapshot(trainer, module, batch)
         if self.validation_schedule.pending:
@@ -140,7 +141,7 @@ class ResumeCheckpoint(L.Callback):
             self.save(trainer, module)
 
     def take_snapshot(self, trainer: L.Trainer, module: Any, batch: dict[str, Any]) -> None:
-        """Notes all that will have changed by the time the state after this step is written."""
+        """Records the state that changes before the checkpoint of this step is saved."""
         self._step = step = trainer.global_step
         self._snapshot = {
             "step": step,
@@ -164,91 +165,91 @@ class ResumeCheckpoint(L.Callback):
         self.save(trainer, module)
 
     def save(self, trainer: L.Trainer, module: Any) -> None:
-        """Writes the state after the last optimiser step, unless it is written already.
+        """Saves the state after the last optimizer step, unless it is saved already.
 
         Raises:
-            UserError: the loss is not finite, or there is no room. What was written before stays.
+            UserError: the loss is NaN or infinite, or the disk is full. Earlier checkpoints stay.
         """
         if not self._snapshot or self._snapshot["data"] is None:
             return
         module.nan_check.check(self._snapshot["step"], now=True)
-        tensors, about = self.collect_state(trainer, module)
-        now = (about["step"], str(about["callbacks"]), str(about["callback_states"]))
-        if now == self._last_saved_key:
+        tensors, metadata = self.collect_state(trainer, module)
+        key = (
+            metadata["step"], str(metadata["callbacks"]), str(metadata["callback_states"]),
+        )  # fmt: skip
+        if key == self._last_saved_key:
             return
-        began = time.monotonic()
-        self.last_checkpoint = write_checkpoint(self.run, about["step"], tensors, about)
-        self._last_saved_key = now
-        took = time.monotonic() - began
-        self._next_save_seconds = self.budget.seconds + max(
-            _MIN_SAVE_INTERVAL, took / _MAX_SAVE_OVERHEAD
-        )
+        start_time = time.monotonic()
+        self.last_checkpoint = write_checkpoint(self.run, metadata["step"], tensors, metadata)
+        self._last_saved_key = key
+        interval = max(_MIN_SAVE_INTERVAL, (time.monotonic() - start_time) / _MAX_SAVE_OVERHEAD)
+        self._next_save_seconds = self.budget.seconds + interval
 
     def collect_state(
         self, trainer: L.Trainer, module: Any
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state after the last optimiser step: tensors by name, and the rest as JSON.
+        """The state after the last optimizer step: tensors by name, and the rest as JSON.
 
-        Names of tensors begin with `model.`, `optimizer.`, `averages.` or `callbacks.`.
+        Prefixes of tensor names: `model.`, `optimizer.`, `averages.` or `callbacks.`.
         """
-        taken: CallbackStates = self._snapshot["callback_states"]
-        about = {
+        callback_states: CallbackStates = self._snapshot["callback_states"]
+        metadata = {
             **self._snapshot,
-            "callback_states": _all_gather_object(taken.values),
+            "callback_states": _all_gather_object(callback_states.values),
             "budget": self.budget.state_dict(),
             "random": _all_gather_object(_rng_state_to_json(self._snapshot["random"])),
-            "callbacks": {name: each.state_dict() for name, each in self.stateful.items()},
+            "callbacks": {name: callback.state_dict() for name, callback in self.stateful.items()},
             "averages": {
-                name: each.get_extra_state() for name, each in self.weight_averages.items()
+                name: average.get_extra_state() for name, average in self.weight_averages.items()
             },
             "facts": self.fingerprint,
             "version": miniformer.__version__,
             "torch": torch.__version__,
         }
-        tensors, about["optimizer"] = _optimizer_state(module.model, trainer.optimizers[0])
+        tensors, metadata["optimizer"] = _optimizer_state(module.model, trainer.optimizers[0])
         tensors |= _with_prefix("model", module.model.state_dict())
-        for name, each in self.weight_averages.items():
-            tensors |= _with_prefix(f"averages.{name}", each.state_tensors())
-        tensors |= taken.tensors
-        return tensors, about
+        for name, average in self.weight_averages.items():
+            tensors |= _with_prefix(f"averages.{name}", average.state_tensors())
+        tensors |= callback_states.tensors
+        return tensors, metadata
 
     def _restore(self, trainer: L.Trainer, module: Any, folder: Path) -> None:
-        about = read_checkpoint_metadata(folder)
+        metadata = read_checkpoint_metadata(folder)
         optimizer = trainer.optimizers[0]
         tensors = _with_prefix("model", module.model.state_dict())
-        tensors |= _allocate_optimizer_state(module.model, optimizer, about["optimizer"])
-        for name, each in self.weight_averages.items():
-            each.set_extra_state(about["averages"][name])
-            tensors |= _with_prefix(f"averages.{name}", each.state_tensors())
+        tensors |= _allocate_optimizer_state(module.model, optimizer, metadata["optimizer"])
+        for name, average in self.weight_averages.items():
+            average.set_extra_state(metadata["averages"][name])
+            tensors |= _with_prefix(f"averages.{name}", average.state_tensors())
         with torch.no_grad():
             load_checkpoint_tensors(folder, tensors)
-        for name, remembering in self.stateful.items():
-            remembering.load_state_dict(about["callbacks"][name])
-        self.budget.start(**about["budget"])
-        module.tokens, module.padding = about["tokens"]
-        self._step = about["step"]
-        # Lightning counts the steps of hand-made optimisation here; `global_step` reads it.
+        for name, callback in self.stateful.items():
+            callback.load_state_dict(metadata["callbacks"][name])
+        self.budget.start(**metadata["budget"])
+        module.tokens, module.padding = metadata["tokens"]
+        self._step = metadata["step"]
+        # Lightning's counter of steps in manual optimization, which `global_step` reads.
         steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
-        steps.ready = steps.completed = about["step"]
-        self._snapshot = {name: about[name] for name in ("step", "data", "tokens")}
+        steps.ready = steps.completed = metadata["step"]
+        self._snapshot = {name: metadata[name] for name in ("step", "data", "tokens")}
         self._snapshot["callback_states"] = self.callback_states.collect(trainer)
         self.last_checkpoint = folder
 
     def _restore_rng_state(self, trainer: L.Trainer, folder: Path) -> None:
-        about = read_checkpoint_metadata(folder)
-        states = about["random"]
+        metadata = read_checkpoint_metadata(folder)
+        states = metadata["random"]
         if trainer.world_size == len(states):
             _set_rng_state(states[trainer.global_rank])
-        else:  # on other devices than before nothing can be the same, bit for bit
-            _seed_rank(trainer, about["step"])
+        else:  # another number of ranks: no bit-exact resume
+            _seed_rank(trainer, metadata["step"])
         self._snapshot["random"] = get_rng_state()
 
 
 class RestoreCheckpoint(L.Callback):
-    """Brings back a run's state before other callbacks begin, which `KeepState` is behind.
+    """Restores a checkpoint before other callbacks; `ResumeCheckpoint` itself runs last.
 
     Args:
-        states: knows the state.
+        checkpoint: the callback that holds the checkpoint.
     """
 
     def __init__(self, checkpoint: ResumeCheckpoint) -> None:
@@ -263,40 +264,40 @@ def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def _optimizer_state(model: Any, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of an optimiser by name, and the rest of its state as JSON."""
+    """Tensors of an optimizer by name, and the rest of its state as JSON."""
     tensors: dict[str, Tensor] = {}
-    about: dict[str, Any] = {"tensors": {}, "values": {}, "groups": []}
+    metadata: dict[str, Any] = {"tensors": {}, "values": {}, "groups": []}
     for name, parameter in _named_optimizer_parameters(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{name}.{key}"] = value
-                about["tensors"].setdefault(name, {})[key] = tensor_spec(value)
+                metadata["tensors"].setdefault(name, {})[key] = tensor_spec(value)
             else:
-                about["values"].setdefault(name, {})[key] = value
+                metadata["values"].setdefault(name, {})[key] = value
     for group in optimizer.param_groups:
-        plain = {key: value for key, value in group.items() if isinstance(value, int | float)}
-        about["groups"].append(plain)
-    return tensors, about
+        values = {key: value for key, value in group.items() if isinstance(value, int | float)}
+        metadata["groups"].append(values)
+    return tensors, metadata
 
 
 def _allocate_optimizer_state(
     model: Any, optimizer: Any, metadata: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Gives an optimiser the state that was described, with empty tensors; returns these."""
+    """Allocates an optimizer's state from its metadata; returns the empty tensors by name."""
     tensors = {}
     for name, parameter in _named_optimizer_parameters(model, optimizer):
         state = dict(metadata["values"].get(name, {}))
-        for key, described in metadata["tensors"].get(name, {}).items():
-            state[key] = tensors[f"optimizer.{name}.{key}"] = empty_from_spec(described, parameter)
+        for key, spec in metadata["tensors"].get(name, {}).items():
+            state[key] = tensors[f"optimizer.{name}.{key}"] = empty_from_spec(spec, parameter)
         if state:
             optimizer.state[parameter] = state
-    for group, plain in zip(optimizer.param_groups, metadata["groups"], strict=True):
-        group.update(plain)
+    for group, values in zip(optimizer.param_groups, metadata["groups"], strict=True):
+        group.update(values)
     return tensors
 
 
 def _named_optimizer_parameters(model: Any, optimizer: Any) -> list[tuple[str, Tensor]]:
-    """An optimiser's parameters, each with the name that it has in the model."""
+    """An optimizer's parameters with their names in the model."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     optimizer = getattr(optimizer, "_optimizer", optimizer)
     return [
@@ -307,7 +308,7 @@ def _named_optimizer_parameters(model: Any, optimizer: Any) -> list[tuple[str, T
 
 
 def get_rng_state() -> dict[str, Any]:
-    """Where every source of chance is."""
+    """States of all random number generators."""
     state = {
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state(),
@@ -319,17 +320,17 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def _rng_state_to_json(state: dict[str, Any]) -> dict[str, Any]:
-    kind, keys, *more = state["numpy"]
-    told = {"numpy": [kind, _encode_base64(keys), *more], "python": state["python"]}
-    return told | {
+    kind, keys, *rest = state["numpy"]
+    encoded = {"numpy": [kind, _encode_base64(keys), *rest], "python": state["python"]}
+    return encoded | {
         name: _encode_base64(state[name].numpy()) for name in ("torch", "cuda") if name in state
     }
 
 
 def _set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(_decode_base64(state["torch"]))
-    kind, keys, *more = state["numpy"]
-    np.random.set_state((kind, np.frombuffer(base64.b64decode(keys), np.uint32), *more))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.frombuffer(base64.b64decode(keys), np.uint32), *rest))
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     if "cuda" in state and torch.cuda.is_available():
@@ -347,12 +348,12 @@ def _decode_base64(text: str) -> Tensor:
 def _all_gather_object(value: Any) -> list[Any]:
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _seed_rank(trainer: L.Trainer, offset: int = 0) -> None:
-    """Different dropout on each device; weights are drawn before, alike on all of them."""
+    """Seeds dropout differently on each rank, after equal initialization on all ranks."""
     if trainer.world_size > 1:
         torch.manual_seed(torch.initial_seed() + 1_000_003 * trainer.global_rank + offset)

@@ -1,4 +1,4 @@
-"""States of a user's callbacks: plain JSON and tensors, with nothing pickled."""
+"""States of user callbacks in a checkpoint: JSON and tensors, without pickle."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torch.distributed.tensor import DTensor
 from miniformer.config import UserError
 from miniformer.training.resume.storage import load_checkpoint_tensors
 
-_TYPE_KEY = "__kind__"  # of a value that JSON has no notation for
+_TYPE_KEY = "__kind__"  # marks values of types that JSON lacks
 
 
 class CallbackStates(NamedTuple):
-    """The states of all callbacks of this process after a step.
+    """The states of all user callbacks of this rank after a step.
 
     Attributes:
-        values: JSON by callback.
-        tensors: that `values` name, as bytes.
+        values: JSON values by callback.
+        tensors: the tensors that `values` refer to by name, as bytes.
     """
 
     values: dict[str, Any]
@@ -34,18 +34,18 @@ class CallbackStates(NamedTuple):
 
 
 class NotSerializableError(ValueError):
-    """A value that cannot be saved; its text says where it is and what."""
+    """A value cannot be saved; the message names its path and type."""
 
 
 class UserCallbackStates:
-    """Keeps and restores the `state_dict` of each callback of a Trainer.
+    """Collects and restores the `state_dict` of each callback of a Trainer.
 
-    Each process has its own, as its callbacks see its own batches. The name of a state is
-    Lightning's `state_key` of the callback; of several callbacks with the same one, the second has
-    `#2` behind it, and so on.
+    Each rank has its own states, since its callbacks get its own batches. The name of a state is
+    Lightning's `state_key` of the callback. Further callbacks with the same key get the suffixes
+    `#2`, `#3`, ...
 
     Args:
-        own: callbacks that are left out.
+        excluded: callbacks whose states are not collected.
     """
 
     def __init__(self, excluded: Iterable[Any]) -> None:
@@ -53,10 +53,10 @@ class UserCallbackStates:
         self._warned: set[str] = set()
 
     def check_serializable(self, trainer: L.Trainer) -> None:
-        """Tries to take the states before anything is learnt.
+        """Checks before training that all states can be saved.
 
         Raises:
-            UserError: one cannot be saved.
+            UserError: a state cannot be saved.
         """
         for name, callback in self._callbacks_by_key(trainer).items():
             try:
@@ -65,58 +65,60 @@ class UserCallbackStates:
                 raise UserError(_serialization_message(name, error)) from None
 
     def collect(self, trainer: L.Trainer) -> CallbackStates:
-        """The states as they are now; one that cannot be saved is left out with a warning."""
+        """Current states; a state that cannot be saved is omitted with a warning."""
         values: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         for name, callback in self._callbacks_by_key(trainer).items():
             state = callback.state_dict()
             if not state:
                 continue
-            found: dict[str, Tensor] = {}
+            own_tensors: dict[str, Tensor] = {}
             try:
-                values[name] = _encode(state, "", f"callbacks.{_rank()}.{name}", found)
+                values[name] = _encode(state, "", f"callbacks.{_rank()}.{name}", own_tensors)
             except NotSerializableError as error:
                 self._warn_once(
-                    f"{_serialization_message(name, error)}; a resumed run begins with it anew"
+                    f"{_serialization_message(name, error)}; a resumed run does not restore it"
                 )
                 continue
-            tensors |= found
+            tensors |= own_tensors
         return CallbackStates(values, tensors)
 
     def restore(
         self, trainer: L.Trainer, saved: list[dict[str, Any]], checkpoint_dir: Path
     ) -> None:
-        """Gives each callback the state that it had.
+        """Restores the state of each callback.
 
         Args:
-            trainer: its callbacks have been set up, and have not begun.
-            saved: values of `CallbackStates` of each process.
-            folder: the state of the run, with the tensors.
+            trainer: its callbacks are set up; training has not started.
+            saved: `CallbackStates.values` of each rank.
+            checkpoint_dir: the checkpoint with the tensors.
         """
-        # On other devices than before each process begins with what the first one had.
-        mine = saved[_rank() if len(saved) == trainer.world_size else 0] if saved else {}
-        into: dict[str, Tensor] = {}
-        states = {name: _decode(values, into) for name, values in mine.items()}
-        if any(_has_tensors(values) for values in saved):  # all processes read together
-            load_checkpoint_tensors(checkpoint_dir, into)
+        # With another number of ranks, each rank gets the states of rank 0.
+        own = saved[_rank() if len(saved) == trainer.world_size else 0] if saved else {}
+        buffers: dict[str, Tensor] = {}
+        states = {name: _decode(values, buffers) for name, values in own.items()}
+        if any(_has_tensors(values) for values in saved):  # collective: every rank loads
+            load_checkpoint_tensors(checkpoint_dir, buffers)
         named = self._callbacks_by_key(trainer)
         for name, state in states.items():
             if name in named:
                 named[name].load_state_dict(_materialize(state))
             else:
                 self._warn_once(
-                    f"the run has a state of the callback {name}, which is not among the callbacks "
-                    "now; it is left out"
+                    f"the checkpoint has a state of the callback {name}, which is not among the "
+                    "callbacks of this run; the state is ignored"
                 )
         for name, callback in named.items():
             if name not in states and callback.state_dict():
-                self._warn_once(f"the run has no state of the callback {name}; it begins anew")
+                self._warn_once(
+                    f"the checkpoint has no state of the callback {name}; it starts without one"
+                )
 
     def _callbacks_by_key(self, trainer: L.Trainer) -> dict[str, L.Callback]:
         named: dict[str, L.Callback] = {}
         counts: dict[str, int] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if any(callback is each for each in self._excluded):
+            if any(callback is excluded for excluded in self._excluded):
                 continue
             key = callback.state_key
             counts[key] = counts.get(key, 0) + 1
@@ -132,21 +134,21 @@ class UserCallbackStates:
 def _serialization_message(name: str, error: NotSerializableError) -> str:
     return (
         f"the callback {name} has a state that cannot be saved: state_dict(){error}; "
-        "give numbers, texts, lists, dicts, arrays or tensors"
+        "use numbers, strings, lists, dicts, arrays or tensors"
     )
 
 
 def _encode(value: Any, path: str, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON; its tensors are copied, as bytes.
+    """Converts a value to JSON and copies its tensors as bytes.
 
     Args:
-        value: of plain types, tensors and arrays.
-        where: it is in the state, such as `['losses'][3]`, for an error.
-        prefix: of the names of tensors.
-        tensors: takes the tensors.
+        value: a value of JSON types, tuples, bytes, tensors and arrays.
+        path: the path of the value in the state, such as `['losses'][3]`, for the error.
+        prefix: prefix of the tensors' names.
+        tensors: receives the tensors.
 
     Raises:
-        NotPlain: it holds something else.
+        NotSerializableError: the value is of another type.
     """
     if isinstance(value, np.generic) and value.dtype.kind in "biufc":
         return {_TYPE_KEY: "number", "of": _encode(np.asarray(value), path, prefix, tensors)}
@@ -157,20 +159,20 @@ def _encode(value: Any, path: str, prefix: str, tensors: dict[str, Tensor]) -> A
         return _encode(value, f"{path}[{key!r}]", prefix, tensors)
 
     if type(value) is list:
-        return [encode_item(each, number) for number, each in enumerate(value)]
+        return [encode_item(item, i) for i, item in enumerate(value)]
     if type(value) is tuple:
-        return {_TYPE_KEY: "tuple", "items": [encode_item(each, i) for i, each in enumerate(value)]}
+        return {_TYPE_KEY: "tuple", "items": [encode_item(item, i) for i, item in enumerate(value)]}
     if type(value) is dict:
         if all(type(key) is str and key != _TYPE_KEY for key in value):
-            return {key: encode_item(each, key) for key, each in value.items()}
-        # JSON would make texts of other keys.
-        pairs = [[encode_item(key, "key"), encode_item(each, key)] for key, each in value.items()]
+            return {key: encode_item(item, key) for key, item in value.items()}
+        # JSON converts other keys to strings.
+        pairs = [[encode_item(key, "key"), encode_item(item, key)] for key, item in value.items()]
         return {_TYPE_KEY: "dict", "items": pairs}
     if type(value) is bytes:
         return {_TYPE_KEY: "bytes", "base64": base64.b64encode(value).decode()}
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        given = torch.from_numpy(value.copy())
-        return {**_encode(given, path, prefix, tensors), _TYPE_KEY: "array"}
+        tensor = torch.from_numpy(value.copy())
+        return {**_encode(tensor, path, prefix, tensors), _TYPE_KEY: "array"}
     if isinstance(value, Tensor) and not isinstance(value, DTensor) and not value.is_sparse:
         name = f"{prefix}.{len(tensors)}"
         flat = value.detach().cpu().contiguous().reshape(-1)
@@ -183,7 +185,7 @@ def _encode(value: Any, path: str, prefix: str, tensors: dict[str, Tensor]) -> A
 
 
 class _PendingTensor(NamedTuple):
-    """A tensor whose bytes are still to be read."""
+    """A tensor whose bytes are not loaded yet."""
 
     buffer: Tensor
     dtype: torch.dtype
@@ -192,46 +194,46 @@ class _PendingTensor(NamedTuple):
 
 
 def _decode(value: Any, buffers: dict[str, Tensor]) -> Any:
-    """What `_encoded` was given, with tensors that are still to be read into `into`."""
+    """Inverse of `_encode`; tensors are pending until `buffers` are loaded."""
     if isinstance(value, list):
-        return [_decode(each, buffers) for each in value]
+        return [_decode(item, buffers) for item in value]
     if not isinstance(value, dict):
         return value
     kind = value.get(_TYPE_KEY)
     if kind is None:
-        return {key: _decode(each, buffers) for key, each in value.items()}
+        return {key: _decode(item, buffers) for key, item in value.items()}
     if kind == "tuple":
-        return tuple(_decode(each, buffers) for each in value["items"])
+        return tuple(_decode(item, buffers) for item in value["items"])
     if kind == "dict":
-        return {_decode(key, buffers): _decode(each, buffers) for key, each in value["items"]}
+        return {_decode(key, buffers): _decode(item, buffers) for key, item in value["items"]}
     if kind == "bytes":
         return base64.b64decode(value["base64"])
     if kind == "number":
         return _decode(value["of"], buffers)._replace(kind="number")
     dtype = getattr(torch, value["dtype"])
     count = int(np.prod(value["shape"], dtype=np.int64)) * dtype.itemsize
-    found = torch.empty(count, dtype=torch.uint8)
+    buffer = torch.empty(count, dtype=torch.uint8)
     if count:
-        buffers[value["name"]] = found
-    return _PendingTensor(found, dtype, value["shape"], kind)
+        buffers[value["name"]] = buffer
+    return _PendingTensor(buffer, dtype, value["shape"], kind)
 
 
 def _materialize(value: Any) -> Any:
-    """A decoded value once its tensors are read."""
+    """A decoded value with its loaded tensors."""
     if isinstance(value, _PendingTensor):
         tensor = value.buffer.view(value.dtype).reshape(value.shape)
         if value.kind == "tensor":
             return tensor
         return tensor.numpy() if value.kind == "array" else tensor.numpy()[()]
     if isinstance(value, list | tuple):
-        return type(value)(_materialize(each) for each in value)
+        return type(value)(_materialize(item) for item in value)
     if isinstance(value, dict):
-        return {key: _materialize(each) for key, each in value.items()}
+        return {key: _materialize(item) for key, item in value.items()}
     return value
 
 
 def _has_tensors(value: Any) -> bool:
-    """Whether a JSON value of `_encoded` names tensors."""
+    """Returns True if a JSON value of `_encode` refers to tensors."""
     if isinstance(value, list):
         return any(map(_has_tensors, value))
     if not isinstance(value, dict):

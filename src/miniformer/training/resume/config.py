@@ -1,4 +1,4 @@
-"""A run that goes on: its folder, its settings, its state."""
+"""Resuming a run: its config and its latest checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint
 
 CONFIG_FILE = "train_config.json"
-# What weights, optimiser states and places in the data are of.
+# Fields that determine weights, optimizer states and positions in the data.
 _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "size", "init_from", "warm_start", "tokenizer",
     "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed",
@@ -23,23 +23,23 @@ _FIXED_FIELDS = (
 
 
 def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
-    """The settings of a run that goes on.
+    """The config of a resumed run.
 
     Args:
-        run: its folder.
-        changes: of its settings, such as a larger max_steps.
+        run_dir: the run's folder.
+        overrides: changed fields, such as a larger max_steps.
 
     Raises:
-        UserError: the folder is no run's, or it would become another run.
+        UserError: the folder is not a run folder, or a fixed field is changed.
     """
     if not (run_dir / CONFIG_FILE).is_file():
         parent = run_dir.absolute().parent
         hint = f"; did you mean {run_dir.parent}?" if (parent / CONFIG_FILE).is_file() else ""
-        raise UserError(f"resume: {run_dir} is no run's folder: it has no {CONFIG_FILE}{hint}")
+        raise UserError(f"resume: {run_dir} is not a run folder: it has no {CONFIG_FILE}{hint}")
     saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
     fixed = [
         f"{name} is {getattr(saved, name)!r} in {run_dir}, not {value!r}; leave it out, "
-        "or begin a new run"
+        "or start a new run"
         for name, value in overrides.items()
         if name in _FIXED_FIELDS and value != getattr(saved, name)
     ]
@@ -51,31 +51,31 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
 
 
 def resolve_resume(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
-    """A run's settings, and the state that it begins with.
+    """The config of a run and the checkpoint to resume from.
 
-    None: it begins anew, or its warm start has not come to its end.
+    The checkpoint is None for a new run, and for a run that is still in pretraining.
 
     Raises:
-        UserError: `resume` names no run, or one without a state.
+        UserError: `resume` is not a run folder, or has no checkpoint.
     """
     if config.resume is None:
         if problems := overridden_setting_problems(config):
             raise ConfigError("TrainConfig", problems)
         return config, None
-    run = Path(config.resume)
-    if not config.train_path:  # else they are whole already
-        changes = config.non_default_fields()
-        changes.pop("resume")
-        config = resume_config(run, changes)
-    state = latest_checkpoint(run)
-    if state is None and config.warm_start is None:
+    run_dir = Path(config.resume)
+    if not config.train_path:  # otherwise the config is complete
+        overrides = config.non_default_fields()
+        overrides.pop("resume")
+        config = resume_config(run_dir, overrides)
+    checkpoint = latest_checkpoint(run_dir)
+    if checkpoint is None and config.warm_start is None:
         raise UserError(
-            f"resume: {run} has no state to go on from (checkpoints/step-...); begin a new run"
+            f"resume: {run_dir} has no checkpoint (checkpoints/step-...); start a new run"
         )
-    return config, state
+    return config, checkpoint
 
 
 def dataset_fingerprint(data: MiniFormerDataModule) -> dict[str, int]:
-    """What tells whether training data is still the same, at no cost."""
+    """Number of records and bytes of the training data, to detect changes."""
     records = getattr(data.chunks["train"], "records", None)
     return {} if records is None else {"records": len(records), "bytes": int(records.n_bytes)}

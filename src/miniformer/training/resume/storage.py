@@ -1,10 +1,10 @@
-"""Files of a run's state: `<run>/checkpoints/step-00000120-0/`.
+"""Checkpoint files of a run: `<run>/checkpoints/step-00000120-0/`.
 
-    *.safetensors   weights, optimiser states and averages by name; of several devices a file each
-    state.json      everything else, in plain JSON types
+    *.safetensors   weights, optimizer states and averages by name; one file per rank
+    state.json      everything else, as JSON
 
-A state is written beside and renamed when it is whole, then older ones are removed: whatever
-happens in between, one is there. Nothing in it is unpickled.
+A checkpoint is written to a temporary directory and renamed when it is complete. Older ones are
+removed after that, so a complete checkpoint exists at any time. Loading never unpickles.
 """
 
 from __future__ import annotations
@@ -34,89 +34,91 @@ _TENSORS_FILE = "state.safetensors"
 def write_checkpoint(
     run_dir: Path, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
 ) -> Path:
-    """Writes a state; every device calls it, with its share of the tensors.
+    """Writes a checkpoint; collective: every rank passes its shards of the tensors.
 
     Raises:
-        UserError: it cannot be written: there is no permission or no room. Older ones stay.
+        UserError: writing fails for lack of permission or disk space. Older checkpoints stay.
     """
     folder = _unused_path(run_dir / CHECKPOINTS_DIR, step)
-    beside = folder.with_name(folder.name + ".part")
-    first = _rank() == 0
+    tmp_path = folder.with_name(folder.name + ".part")
+    is_rank0 = _rank() == 0
     try:
-        if first:
-            _remove_tree(beside)
-            beside.mkdir(parents=True)
+        if is_rank0:
+            _remove_tree(tmp_path)
+            tmp_path.mkdir(parents=True)
         _barrier()
         if _is_distributed():
-            _save_sharded(tensors, beside)
+            _save_sharded(tensors, tmp_path)
         else:
-            with atomic_path(beside / _TENSORS_FILE) as path:
-                save_file({name: each.contiguous() for name, each in tensors.items()}, path)
-        if first:
-            (beside / _METADATA_FILE).write_text(json.dumps(metadata), encoding="utf-8")
-            for path in (*beside.iterdir(), beside):  # on the disk before it gets its name
+            with atomic_path(tmp_path / _TENSORS_FILE) as path:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        if is_rank0:
+            (tmp_path / _METADATA_FILE).write_text(json.dumps(metadata), encoding="utf-8")
+            for path in (*tmp_path.iterdir(), tmp_path):  # flushed before the rename
                 fsync(path)
-            os.replace(beside, folder)
-            fsync(folder.parent)  # and its name before older ones go: power may fail, too
-            for other in folder.parent.iterdir():
-                if other != folder:
-                    _remove_tree(other)
+            os.replace(tmp_path, folder)
+            fsync(folder.parent)  # and the rename, before older ones are removed
+            for path in folder.parent.iterdir():
+                if path != folder:
+                    _remove_tree(path)
     except (OSError, SafetensorError) as error:
-        _remove_tree(beside)
-        told = getattr(error, "strerror", None) or error
+        _remove_tree(tmp_path)
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{folder}: the state of the run cannot be written: {told}; "
-            f"{_previous_checkpoint_message(run_dir)}; make room and go on with --resume {run_dir}"
+            f"{folder}: the checkpoint cannot be written: {reason}; "
+            f"{_previous_checkpoint_message(run_dir)}; free disk space, then --resume {run_dir}"
         ) from None
     _barrier()
     return folder
 
 
 def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest whole state of a run; None: there is none."""
-    found = (run_dir / CHECKPOINTS_DIR).glob("step-" + "[0-9]" * 8 + "-[0-9]")
-    return max((each for each in found if (each / _METADATA_FILE).is_file()), default=None)
+    """The newest complete checkpoint of a run; None: there is none."""
+    paths = (run_dir / CHECKPOINTS_DIR).glob("step-" + "[0-9]" * 8 + "-[0-9]")
+    return max((path for path in paths if (path / _METADATA_FILE).is_file()), default=None)
 
 
 def read_checkpoint_metadata(checkpoint_dir: Path) -> dict[str, Any]:
-    """What is not tensors of a state.
+    """The metadata of a checkpoint: its state without the tensors.
 
     Raises:
-        UserError: it is broken.
+        UserError: the file is not readable.
     """
     path = checkpoint_dir / _METADATA_FILE
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable state of a run: {error}") from None
-    if not isinstance(about, dict):
-        raise UserError(f"{path}: must hold an object, not a {type(about).__name__}")
-    return about
+        raise UserError(f"{path}: not a readable checkpoint: {error}") from None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: must hold an object, not a {type(metadata).__name__}")
+    return metadata
 
 
 def load_checkpoint_tensors(checkpoint_dir: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fills tensors with those of a state, whole or as devices share them now.
+    """Loads tensors of a checkpoint in place; collective. Sharded tensors are resharded.
 
     Args:
-        folder: the state.
-        into: by name; each must be in the state with that shape.
+        checkpoint_dir: the checkpoint.
+        tensors: tensors by name; each must be in the checkpoint with the same shape.
 
     Raises:
-        UserError: one is not.
+        UserError: a tensor is missing or has another shape.
     """
     try:
-        one = checkpoint_dir / _TENSORS_FILE
-        if one.is_file() and not _is_distributed():
-            found = load_file(one)
+        path = checkpoint_dir / _TENSORS_FILE
+        if path.is_file() and not _is_distributed():
+            saved = load_file(path)
             for name, tensor in tensors.items():
-                if found[name].shape != tensor.shape:
-                    raise UserError(f"{checkpoint_dir}: {name} is {list(found[name].shape)} there, "
+                if saved[name].shape != tensor.shape:
+                    raise UserError(f"{checkpoint_dir}: {name} is {list(saved[name].shape)} there, "
                                     f"{list(tensor.shape)} here")  # fmt: skip
-                tensor.copy_(found[name])
+                tensor.copy_(saved[name])
         else:
             _load_sharded(tensors, checkpoint_dir)
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{checkpoint_dir}: not a readable state of this run: {error}") from None
+        raise UserError(
+            f"{checkpoint_dir}: not a readable checkpoint of this run: {error}"
+        ) from None
 
 
 def _save_sharded(tensors: Mapping[str, Tensor], checkpoint_dir: Path) -> None:
@@ -128,7 +130,7 @@ def _save_sharded(tensors: Mapping[str, Tensor], checkpoint_dir: Path) -> None:
 
 
 def _load_sharded(tensors: Mapping[str, Tensor], checkpoint_dir: Path) -> None:
-    """Fills tensors that may be cut in other ways than those of the files are."""
+    """Loads tensors whose sharding may differ from that of the files."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -139,12 +141,12 @@ def _load_sharded(tensors: Mapping[str, Tensor], checkpoint_dir: Path) -> None:
 
 
 def _previous_checkpoint_message(run_dir: Path) -> str:
-    left = latest_checkpoint(run_dir)
-    return "there was none before" if left is None else f"the one before, {left}, is whole"
+    path = latest_checkpoint(run_dir)
+    return "there is no earlier one" if path is None else f"the earlier one, {path}, is complete"
 
 
 def _unused_path(checkpoints_dir: Path, step: int) -> Path:
-    """A name that no state has yet, so that none has to go before the new one is whole."""
+    """A path that does not exist, so that the new checkpoint replaces no earlier one."""
     names = (checkpoints_dir / f"step-{step:08d}-{number}" for number in range(10))
     return next(name for name in names if not name.exists())
 
@@ -167,12 +169,12 @@ def _barrier() -> None:
 
 
 def tensor_spec(tensor: Tensor) -> list[Any]:
-    """Shape, type and place of a tensor as JSON; see `like`."""
+    """Shape, dtype and device type of a tensor as JSON; see `empty_from_spec`."""
     return [list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.device.type]
 
 
 def empty_from_spec(spec: list[Any], parameter: Tensor) -> Tensor:
-    """An empty tensor as described; of a parameter's shape, it is cut and placed as that one is."""
+    """An empty tensor from a `tensor_spec`; sharded like the parameter if it has its shape."""
     shape, name, device = spec
     dtype = getattr(torch, name)
     if shape == list(parameter.shape):

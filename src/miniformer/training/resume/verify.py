@@ -1,9 +1,9 @@
-"""Proof that a run can be resumed: killed at any batch, it goes on with the same bits.
+"""Verifies bit-exact resumption: a run that is killed at any batch resumes with the same bits.
 
-The run is made twice, in child processes: once undisturbed, once with a SIGKILL at batches chosen
-by chance and a resumption after each. Every loss must be the same number to the last bit, and so
-must all that the next step depends on be at the end: weights, the optimizer's state, averages,
-random numbers, the place in the data, and what callbacks remember.
+The config is run twice, in child processes: once without interruption, once with a SIGKILL at
+random batches and a resumption after each. Every loss must be equal to the last bit. So must the
+final state: weights, optimizer state, averages, RNG states, the position in the data, and the
+states of callbacks.
 """
 
 from __future__ import annotations
@@ -29,20 +29,19 @@ from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.callback import ResumeCheckpoint
 
-_NAME = "run"  # of its folder
+_NAME = "run"  # of the run folder
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeReport:
-    """What a comparison found.
+    """Result of a comparison.
 
     Args:
-        steps: optimiser steps compared.
-        kills: batches after whose begin a process was killed, counted from where it began.
-        states: steps of the states from which the run went on.
-        different: the first step with another loss, or that one of the runs has not taken; None:
-            there is none.
-        parts: of the state at the end those that differ, such as model, optimizer or random.
+        steps: optimizer steps compared.
+        kills: batches at whose start a process was killed, counted from the start of the process.
+        resumed_steps: steps of the checkpoints from which the run was resumed.
+        first_different_step: the first step whose loss differs or is missing; None: none.
+        different_parts: parts of the final state that differ, such as model, optimizer or data.
     """
 
     steps: int
@@ -53,7 +52,7 @@ class ResumeReport:
 
     @property
     def bit_exact(self) -> bool:
-        """Whether everything was the same."""
+        """True if all losses and the final states are equal."""
         return self.first_different_step is None and not self.different_parts
 
 
@@ -66,23 +65,23 @@ def verify_resume(
     seed: int = 0,
     log: Callable[[str], None] = print,
 ) -> ResumeReport:
-    """Makes the first steps of a run undisturbed and killed, and compares them.
+    """Runs the first steps with and without kills, and compares the results.
 
     Args:
-        config: the run; limits of time, and what is to be found out by trying, are left out.
-        folder: an empty one for both runs.
-        steps: optimiser steps.
-        kills: how often it is killed.
-        seed: of the batches at which it is.
-        tell: told what is done.
+        config: the run; time limits and automatic tuning are disabled.
+        folder: an empty folder for both runs.
+        steps: optimizer steps.
+        kills: number of kills.
+        seed: seed of the batches at which the run is killed.
+        log: prints the progress.
 
     Raises:
-        UserError: the run is on several devices, or does not come so far by itself.
+        UserError: the run uses several devices, or fails.
     """
     if config.world_size > 1:
         raise UserError("verify-resume is for one device; set devices=1")
     if config.max_time is not None:
-        log("max_time is left out: by the clock no two runs are the same")
+        log("max_time is ignored: runs with a time limit are not reproducible")
     config = dataclasses.replace(
         config,
         max_time=None,
@@ -96,39 +95,44 @@ def verify_resume(
         logger="none",
         experiment_name=_NAME,
     )
-    chance = random.Random(seed)
-    log(f"{steps} steps, undisturbed")
-    whole = _read_recording(_run(config, folder / "whole", stop_step=steps))
+    rng = random.Random(seed)
+    log(f"{steps} steps without interruption")
+    reference = _read_recording(_run(config, folder / "whole", stop_step=steps))
     killed: list[int] = []
-    states = [0]
-    place = folder / "killed"
+    resumed_steps = [0]
+    work_dir = folder / "killed"
     for left in range(kills, 0, -1):
-        # Somewhere in its share of the steps that are left.
-        batches = (steps - states[-1]) * config.accumulate_grad_batches
-        killed.append(chance.randint(1, max(1, 2 * batches // (left + 1))))
-        log(f"killed in batch {killed[-1]} after step {states[-1]}")
-        _run(_resume_or_restart(place, config), place, stop_step=steps, kill_batch=killed[-1])
-        states.append(_latest_step(place))
-    log(f"to the end from step {states[-1]}")
-    again = _read_recording(_run(_resume_or_restart(place, config), place, stop_step=steps))
-    every = sorted({*whole["losses"], *again["losses"]})
-    different = next(
-        (step for step in every if whole["losses"].get(step) != again["losses"].get(step)), None
+        # Drawn from an equal fraction of the remaining steps.
+        batches = (steps - resumed_steps[-1]) * config.accumulate_grad_batches
+        killed.append(rng.randint(1, max(1, 2 * batches // (left + 1))))
+        log(f"killed in batch {killed[-1]} after step {resumed_steps[-1]}")
+        run_config = _resume_or_restart(work_dir, config)
+        _run(run_config, work_dir, stop_step=steps, kill_batch=killed[-1])
+        resumed_steps.append(_latest_step(work_dir))
+    log(f"resumed from step {resumed_steps[-1]} to the end")
+    path = _run(_resume_or_restart(work_dir, config), work_dir, stop_step=steps)
+    resumed = _read_recording(path)
+    losses, resumed_losses = reference["losses"], resumed["losses"]
+    all_steps = sorted({*losses, *resumed_losses})
+    first_different = next(
+        (step for step in all_steps if losses.get(step) != resumed_losses.get(step)), None
     )
-    names = {**whole["state"], **again["state"]}
-    parts = [name for name in names if whole["state"].get(name) != again["state"].get(name)]
-    return ResumeReport(len(every), killed, states[1:], different, parts)
+    state, resumed_state = reference["state"], resumed["state"]
+    parts = [
+        name for name in {**state, **resumed_state} if state.get(name) != resumed_state.get(name)
+    ]
+    return ResumeReport(len(all_steps), killed, resumed_steps[1:], first_different, parts)
 
 
 class _RecordingCallback(L.Callback):
-    """Notes every loss and the state at the end, and ends the process where it is told to."""
+    """Records every loss and the final state; ends or kills the process at a given point."""
 
     def __init__(self, path: Path, stop_step: int, kill_batch: int | None) -> None:
         self.path, self.stop_step, self.kill_batch = path, stop_step, kill_batch
         self.batches = self.step = 0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self.step = trainer.global_step  # those behind a resumed run
+        self.step = trainer.global_step  # not 0 in a resumed run
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
         self.batches += 1
@@ -145,83 +149,81 @@ class _RecordingCallback(L.Callback):
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
         if step >= self.stop_step:
-            _find_resume_checkpoint(trainer).take_snapshot(
-                trainer, module, batch
-            )  # which comes behind a user's callback
+            # ResumeCheckpoint runs after user callbacks.
+            _find_resume_checkpoint(trainer).take_snapshot(trainer, module, batch)
             self.record_state_and_exit(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self.record_state_and_exit(trainer, module)
 
     def record_state_and_exit(self, trainer: L.Trainer, module: Any) -> None:
-        """Notes the state, and ends the process at once."""
-        states = _find_resume_checkpoint(trainer)
+        """Records the state and ends the process at once."""
+        tensors, metadata = _find_resume_checkpoint(trainer).collect_state(trainer, module)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps(["state", state_digests(*states.collect_state(trainer, module))]) + "\n"
-            )
+            file.write(json.dumps(["state", state_digests(tensors, metadata)]) + "\n")
         os._exit(0)
 
 
 def _find_resume_checkpoint(trainer: L.Trainer) -> ResumeCheckpoint:
-    (states,) = (each for each in trainer.callbacks if isinstance(each, ResumeCheckpoint))  # type: ignore[attr-defined]
-    return states
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, ResumeCheckpoint))
 
 
 def state_digests(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each part of a state (see `KeepState.state_of`), the time it took left out."""
-    parts = {name: weights_digest(some) for name, some in _group_by_prefix(tensors).items()}
-    plain = {
+    """A hash of each part of a state without its times; see `ResumeCheckpoint.collect_state`."""
+    digests = {name: weights_digest(group) for name, group in _group_by_prefix(tensors).items()}
+    values = {
         "values of the optimizer": metadata["optimizer"],
         "averages": metadata["averages"],
         "data": metadata["data"],
         "random numbers": metadata["random"],
         "epochs": metadata["budget"]["epochs"],
         "counted tokens": metadata["tokens"],
-        **{f"callback {name}": each for name, each in metadata["callbacks"].items()},
+        **{f"callback {name}": state for name, state in metadata["callbacks"].items()},
         "callbacks": metadata["callback_states"],
     }
-    for name, value in plain.items():
+    for name, value in values.items():
         text = json.dumps(value, sort_keys=True, default=repr)
-        parts[name] = hashlib.sha256((parts.get(name, "") + text).encode()).hexdigest()
-    return parts
+        digests[name] = hashlib.sha256((digests.get(name, "") + text).encode()).hexdigest()
+    return digests
 
 
 def _group_by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    parts: dict[str, dict[str, Tensor]] = {}
+    groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        parts.setdefault(name.partition(".")[0], {})[name] = tensor
-    return parts
+        groups.setdefault(name.partition(".")[0], {})[name] = tensor
+    return groups
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A hash of all bits of a model's weights."""
-    found = hashlib.sha256()
+    """A hash of the names and bits of a model's weights."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        found.update(name.encode())
+        digest.update(name.encode())
         flat = tensor.detach().cpu().contiguous().view(-1)
-        found.update(flat.view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _run(
     config: TrainConfig, work_dir: Path, *, stop_step: int, kill_batch: int | None = None
 ) -> Path:
-    """Runs a child to its end, or until it is killed; returns its notes."""
+    """Runs a child process until it ends or is killed; returns the path of its recording."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    notes = work_dir / "losses.jsonl"
+    path = work_dir / "losses.jsonl"
     config = dataclasses.replace(config, work_dir=str(work_dir))
-    order = {"config": config.to_dict(), "notes": str(notes), "stop": stop_step, "kill": kill_batch}
-    code, errors = _run_subprocess(order)
+    code, errors = _run_subprocess(
+        {"config": config.to_dict(), "path": str(path), "stop": stop_step, "kill": kill_batch}
+    )
     if code != (0 if kill_batch is None else -signal.SIGKILL):
-        told = errors.strip().splitlines()[-1:] or ["it ended without a word"]
-        raise UserError(f"the run to verify failed: {told[0].removeprefix('error: ')}")
-    return notes
+        lines = errors.strip().splitlines() or ["the process printed no error"]
+        raise UserError(f"the run to verify failed: {lines[-1].removeprefix('error: ')}")
+    return path
 
 
 def _run_subprocess(request: dict[str, Any]) -> tuple[int, str]:
-    """Has a new process do what `obey` does; returns its exit code and its errors."""
-    done = subprocess.run(
+    """Runs `run_child` in a new process; returns its exit code and stderr."""
+    process = subprocess.run(
         [sys.executable, "-m", "miniformer.training.resume.verify"],
         input=json.dumps(request),
         capture_output=True,
@@ -230,11 +232,11 @@ def _run_subprocess(request: dict[str, Any]) -> tuple[int, str]:
         errors="replace",
         check=False,
     )
-    return done.returncode, done.stderr
+    return process.returncode, process.stderr
 
 
 def _read_recording(path: Path) -> dict[str, Any]:
-    """The different losses of each step, however often it was done, and the state at the end."""
+    """The distinct losses of each step, which may be repeated, and the final state."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     losses: dict[int, set[str]] = {}
     for step, loss in rows:
@@ -244,15 +246,15 @@ def _read_recording(path: Path) -> dict[str, Any]:
 
 
 def _latest_step(work_dir: Path) -> int:
-    """The step of the newest state; 0: there is none yet."""
+    """The step of the latest checkpoint; 0: there is none."""
     from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 
-    state = latest_checkpoint(work_dir / _NAME)
-    return 0 if state is None else int(read_checkpoint_metadata(state)["step"])
+    path = latest_checkpoint(work_dir / _NAME)
+    return 0 if path is None else int(read_checkpoint_metadata(path)["step"])
 
 
 def _resume_or_restart(work_dir: Path, config: TrainConfig) -> TrainConfig:
-    """The run from its newest state, or from its beginning where there is none yet."""
+    """The config to resume from the latest checkpoint, or to start anew without one."""
     from miniformer.training.resume.config import resume_config
 
     if _latest_step(work_dir):
@@ -262,12 +264,12 @@ def _resume_or_restart(work_dir: Path, config: TrainConfig) -> TrainConfig:
 
 
 def run_child(request: dict[str, Any]) -> int:
-    """What a child process does: a run, up to a step or its kill; returns its exit code."""
+    """Entry point of the child process: trains to a step or a kill; returns the exit code."""
     from miniformer.training.run import train
 
-    probe = _RecordingCallback(Path(request["notes"]), request["stop"], request["kill"])
+    recorder = _RecordingCallback(Path(request["path"]), request["stop"], request["kill"])
     try:
-        train(TrainConfig.from_dict(request["config"]), callbacks=[probe])
+        train(TrainConfig.from_dict(request["config"]), callbacks=[recorder])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
