@@ -1,4 +1,4 @@
-"""A process for each device: started here, or by torchrun, as the environment then says."""
+"""Launches one process per device; with torchrun, the environment describes the process group."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,25 +25,24 @@ from miniformer.training.distributed.restarts import agent_store, rendezvous
 from miniformer.utils.atomic import write_text
 
 T = TypeVar("T")
-GRACE_PERIOD = 2.0  # seconds in which several signals are one wish: the launcher passes on its own
+GRACE_PERIOD = 2.0  # seconds in which a signal that the launcher forwards again is ignored
 
 
 def is_launched() -> bool:
-    """Whether this is one of several processes that torchrun, or `launch`, has started."""
+    """Returns True if torchrun or `launch` started this process."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) -> dict[str, Any]:
-    """Runs a worker on each device of this machine; returns what the first wrote as its outcome.
+    """Runs a worker on each device of this machine; returns the outcome written by rank 0.
 
     Args:
         config: the run.
-        worker: an importable function of the run's settings and the file for its outcome.
-        *more: arguments of the worker behind these, which `pickle` must be able to copy.
+        worker: an importable function of the config as a dict and the path of its outcome.
+        *worker_args: further arguments of the worker; they must be picklable.
 
     Raises:
-        UserError: a worker did; or the run is to use other machines, whose processes only
-            torchrun can start.
+        UserError: a worker raised it; or the run uses several machines, which need torchrun.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -71,35 +70,36 @@ def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     with folder:
         path = Path(folder.name) / "outcome.json"
-        failed: BaseException | None = None
+        worker_error: BaseException | None = None
         try:
             elastic_launch(launcher, worker)(config.to_dict(), str(path), *worker_args)
         except ChildFailedError as error:
-            failed = error
+            worker_error = error
         except Exception as error:
-            if type(error).__name__ != "SignalException":  # the workers have ended in good order
+            if type(error).__name__ != "SignalException":  # the workers ended normally
                 raise
-            failed = error
-        outcome = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            worker_error = error
+        outcome: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        )
     if "error" in outcome:
         raise UserError(outcome["error"])
     if not outcome:
-        raise failed or RuntimeError("the processes ended without an outcome")
-    found: dict[str, Any] = outcome
-    return found
+        raise worker_error or RuntimeError("the processes ended without an outcome")
+    return outcome
 
 
 @contextlib.contextmanager
 def worker_context(outcome_path: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Around a worker: gives what tells its outcome, and tells of a user's mistake."""
+    """Context of a worker: yields a function that writes its outcome; writes user errors itself."""
 
     def write_outcome(outcome: dict[str, Any]) -> None:
         write_text(Path(outcome_path), json.dumps(outcome))
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "OMP_NUM_THREADS" not in os.environ:
-        share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, share))
+        num_threads = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(max(1, num_threads))
     try:
         yield write_outcome
     except UserError as error:
@@ -108,18 +108,18 @@ def worker_context(outcome_path: str) -> Iterator[Callable[[dict[str, Any]], Non
 
 
 def init_process_group(config: TrainConfig, device_type: str) -> None:
-    """Has the processes of a run know each other; until they end, for all runs that they make.
+    """Initializes the process group, which lasts until the processes end.
 
     Raises:
-        UserError: there are others than the run says.
+        UserError: the number of processes differs from that of the config.
     """
     if config.world_size == 1 or dist.is_initialized():
         return
-    there = int(os.environ["WORLD_SIZE"])
-    if there != config.world_size:
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size != config.world_size:
         raise UserError(
-            f"devices={config.devices} times num_nodes={config.num_nodes} are not the {there} "
-            "processes that were started; set them to what the launcher starts"
+            f"devices={config.devices} times num_nodes={config.num_nodes} is not {world_size}, "
+            "the number of processes; set them to what the launcher starts"
         )
     if device_type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -127,9 +127,9 @@ def init_process_group(config: TrainConfig, device_type: str) -> None:
     if store is None:
         dist.init_process_group(backend)
     else:
-        number = int(os.environ["RANK"])
-        own = rendezvous(store, number, there)
-        dist.init_process_group(backend, store=own, rank=number, world_size=there)
+        global_rank = int(os.environ["RANK"])
+        group_store = rendezvous(store, global_rank, world_size)
+        dist.init_process_group(backend, store=group_store, rank=global_rank, world_size=world_size)
     atexit.register(_destroy_process_group)
 
 
@@ -139,20 +139,19 @@ def _destroy_process_group() -> None:
 
 
 def rank() -> int:
-    """The number of this process among those of the run."""
+    """The rank of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def broadcast_from_rank0(factory: Callable[[], T]) -> T:
-    """What the first process makes, on all of them."""
+    """Calls `factory` on rank 0 and broadcasts the result to all ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return factory()
-    made: list[Any] = [factory() if rank() == 0 else None]
-    dist.broadcast_object_list(made, src=0)
-    value: T = made[0]
-    return value
+    objects: list[Any] = [factory() if rank() == 0 else None]
+    dist.broadcast_object_list(objects, src=0)
+    return cast(T, objects[0])
 
 
 def rank0_console(console: Console) -> Console:
-    """The console for the first process; the others have nothing to say."""
+    """The console on rank 0; a silent one on other ranks."""
     return console if rank() == 0 else Console(file=io.StringIO())

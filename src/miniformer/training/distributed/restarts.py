@@ -1,7 +1,7 @@
-"""Groups of processes that torchrun restarts: each attempt meets on its own.
+"""Rendezvous of process groups that torchrun restarts: each attempt has keys of its own.
 
-torchrun's agent has one key-value store for all attempts of a group. What an attempt tells of
-itself there, such as its addresses, must have names that no other attempt uses.
+torchrun's agent has one key-value store for all attempts of a group. The keys of an attempt, such
+as its addresses, must not collide with those of another one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.distributed import (  # type: ignore[attr-defined]
 )
 
 _STORE_PREFIX = "miniformer"
-_RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # until all processes have come; torch's own
+_RENDEZVOUS_TIMEOUT = timedelta(minutes=30)  # for all processes; torch's default
 
 
 def agent_store() -> Store | None:
-    """The store of torchrun's agent, which outlives the processes; None: there is none."""
+    """The store of torchrun's agent, which outlives the processes; None without torchrun."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
     store = TCPStore(
@@ -35,35 +35,36 @@ def agent_store() -> Store | None:
 
 
 def rendezvous(store: Store, rank: int, world_size: int, poll_seconds: float = 1.0) -> Store:
-    """A part of a store for the processes of this attempt alone; all of them must call it.
+    """A prefix store for the processes of this attempt; collective.
 
-    The first process names the attempt anew. The others may find the name of an attempt that has
-    failed, so each puts a word of its own under it, which only a living first process answers.
+    Rank 0 sets a new name for the attempt. Other ranks may read the name of a failed attempt. Each
+    therefore sets a token under the name, and only a live rank 0 returns the tokens.
 
     Args:
-        store: for all attempts.
-        rank: of this process.
+        store: the store of all attempts.
+        rank: the rank of this process.
         world_size: number of processes.
-        wait: seconds for an answer before the name is looked up again.
+        poll_seconds: seconds to wait for the answer before the name is read again.
 
     Raises:
-        TimeoutError: the first process has not answered within half an hour.
+        TimeoutError: rank 0 does not answer within half an hour.
     """
     if rank == 0:
         name = uuid.uuid4().hex
         store.set("attempt", name)
-        words = [store.get(f"{name}/word/{other}").decode() for other in range(1, world_size)]
-        store.set(f"{name}/answer", json.dumps(words))
+        tokens = [store.get(f"{name}/token/{i}").decode() for i in range(1, world_size)]
+        store.set(f"{name}/answer", json.dumps(tokens))
         return PrefixStore(name, store)
-    word, ends = uuid.uuid4().hex, time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
-    while time.monotonic() < ends:
+    token = uuid.uuid4().hex
+    deadline = time.monotonic() + _RENDEZVOUS_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
         name = store.get("attempt").decode()
-        store.set(f"{name}/word/{rank}", word)
+        store.set(f"{name}/token/{rank}", token)
         try:
             store.wait([f"{name}/answer"], timedelta(seconds=poll_seconds))
         except DistStoreError:
             continue
-        if json.loads(store.get(f"{name}/answer"))[rank - 1] == word:
+        if json.loads(store.get(f"{name}/answer"))[rank - 1] == token:
             return PrefixStore(name, store)
-        time.sleep(poll_seconds / 20)  # until the first process of this attempt has named it
+        time.sleep(poll_seconds / 20)  # until rank 0 of this attempt sets the name
     raise TimeoutError(f"rank 0 has not answered rank {rank} within {_RENDEZVOUS_TIMEOUT}")

@@ -1,13 +1,14 @@
-"""Several devices: what Lightning's strategies leave to whoever takes the optimiser step by hand.
+"""Distributed helpers for manual optimization: gradient sync, reduction, gradient clipping.
 
-| strategy  | Lightning's                        | a device has                          |
+| strategy  | in Lightning                       | held by a rank                        |
 |-----------|------------------------------------|---------------------------------------|
-| ddp       | DDPStrategy                        | the whole model                       |
-| fsdp2     | ModelParallelStrategy, fully_shard | a share of weights, gradients, states |
-| deepspeed | DeepSpeedStrategy, ZeRO stage 2    | a share of gradients and states       |
+| ddp       | DDPStrategy                        | the full model                        |
+| fsdp2     | ModelParallelStrategy, fully_shard | shards of weights, gradients, states  |
+| deepspeed | DeepSpeedStrategy, ZeRO stage 2    | shards of gradients and states        |
 
-All of them average gradients over devices, where the loss of a step is one sum over all devices,
-divided once: hence the `world_size` in `divide_and_clip`. On one device nothing here does anything.
+All strategies average gradients over ranks. The loss of a step is one sum over all ranks that is
+divided once, hence the `world_size` in `normalize_and_clip_grads`. On one device the helpers have
+no effect.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def make_strategy(config: TrainConfig, device_type: str) -> Any:
     """Lightning's strategy for a run.
 
     Raises:
-        UserError: the optimiser or the machine does not go with it.
+        UserError: the strategy does not support the optimizer or the machine.
     """
     if config.world_size == 1:
         return "auto"
@@ -55,7 +56,7 @@ def _deepspeed_strategy(config: TrainConfig, device_type: str) -> Any:
         raise UserError("strategy=deepspeed needs CUDA devices; use ddp or fsdp2")
     if config.optimizer == "muon":
         raise UserError(
-            "strategy=deepspeed cuts matrices to pieces, which muon cannot do without; "
+            "strategy=deepspeed splits matrices, and optimizer=muon needs full ones; "
             "set optimizer=adamw"
         )
     try:
@@ -78,25 +79,25 @@ def _deepspeed_strategy(config: TrainConfig, device_type: str) -> Any:
 
 
 def apply_fsdp(module: Any) -> None:
-    """Cuts weights among devices, layer by layer, where the strategy is to (FSDP2)."""
+    """Shards the loss module layer by layer if the strategy is FSDP2."""
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    objective = module.loss_module
+    loss_module = module.loss_module
     if not isinstance(module.trainer.strategy, ModelParallelStrategy):
         return
-    if isinstance(objective, FSDPModule):  # for a test after training
+    if isinstance(loss_module, FSDPModule):  # already sharded: a test after training
         return
     mesh = module.device_mesh["data_parallel"]
-    for layer in objective.modules():
+    for layer in loss_module.modules():
         if isinstance(layer, EncoderLayer | DecoderLayer):
             fully_shard(layer, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
-    register_fsdp_forward_method(objective, "eval_step")
+    fully_shard(loss_module, mesh=mesh)
+    register_fsdp_forward_method(loss_module, "eval_step")
 
 
 @contextlib.contextmanager
 def grad_sync(module: Any, enabled: bool) -> Iterator[None]:
-    """Whether devices add up their gradients now; in between steps they need not."""
+    """Context in which gradients are reduced over ranks, or not if `enabled` is False."""
     strategy = module.trainer.strategy
     if enabled or module.trainer.world_size == 1:
         yield
@@ -114,41 +115,41 @@ def grad_sync(module: Any, enabled: bool) -> Iterator[None]:
 
 
 def backward_loss(module: Any, loss: Tensor, count: Tensor) -> Tensor:
-    """The loss to go back from: a sum; DeepSpeed has its own hands on gradients, so divided."""
+    """Loss for the backward pass: the sum; the mean for DeepSpeed, which scales gradients."""
     if not _uses_deepspeed(module):
         return loss
     total: Tensor = module.trainer.strategy.reduce(count.detach().to(loss), reduce_op="sum")
-    divided: Tensor = loss * module.trainer.world_size / total.clamp_min(1e-12)
-    return divided
+    mean: Tensor = loss * module.trainer.world_size / total.clamp_min(1e-12)
+    return mean
 
 
 def all_reduce_step_stats(
     module: Any, sums: Tensor, token_counts: list[int], budget: Budget, should_stop: bool
 ) -> tuple[Tensor, list[int], bool]:
-    """Adds up a step over all devices, so that all of them know the same of it.
+    """Reduces the statistics of a step over all ranks.
 
     Args:
-        module: the LitModule.
-        sums: [2], summed loss and what it sums over.
-        told: tokens and padding.
-        budget: whose clock becomes that of the first device.
-        stop: whether this device wants to stop.
+        module: the LightningModule.
+        sums: [2], summed loss and the count that it sums over.
+        token_counts: tokens and padding.
+        budget: its clock is set to that of rank 0.
+        should_stop: this rank requests a stop.
     """
     if module.trainer.world_size == 1:
         return sums, token_counts, should_stop
     clock = budget.local_seconds if module.trainer.is_global_zero else 0.0
-    mine = torch.cat([sums, sums.new_tensor([*token_counts, clock, should_stop])])
-    dist.all_reduce(mine)
-    tokens, padding, seconds, stops = mine[2:].tolist()
+    local = torch.cat([sums, sums.new_tensor([*token_counts, clock, should_stop])])
+    dist.all_reduce(local)
+    tokens, padding, seconds, stops = local[2:].tolist()
     budget.synced_seconds = seconds
-    return mine[:2], [int(tokens), int(padding)], stops > 0
+    return local[:2], [int(tokens), int(padding)], stops > 0
 
 
 def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Tensor | None:
-    """Divides gradients by what their loss sums over, then makes them `limit` long at most.
+    """Divides gradients by the count that their loss sums over, then clips their norm.
 
     Returns:
-        Their norm before it was clipped, a scalar; None: nobody has it.
+        The norm before gradient clipping, a scalar; None: not available.
     """
     if _uses_deepspeed(module):
         return None
@@ -159,7 +160,7 @@ def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Ten
     norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     if isinstance(norm, DTensor):
         norm = norm.full_tensor()
-        gradients = [each.to_local() for each in gradients]
+        gradients = [gradient.to_local() for gradient in gradients]
     scale: Tensor = module.trainer.world_size / count.to(norm)
     norm = norm * scale
     if max_norm:
@@ -169,60 +170,63 @@ def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Ten
 
 
 def eval_step(module: Any, batch: Batch, *, test: bool) -> BatchStats:
-    """What the task says of a batch of validation, or of a test."""
+    """Statistics of a validation or test batch from the task."""
     with _unsharded_params(module.loss_module):
-        found: BatchStats = module.loss_module.eval_step(batch, test=test)
-    return found
+        stats: BatchStats = module.loss_module.eval_step(batch, test=test)
+    return stats
 
 
 @contextlib.contextmanager
 def _unsharded_params(loss_module: nn.Module) -> Iterator[None]:
-    """Sharded weights are whole on every device, so that no pass waits for one of another device.
+    """Context in which sharded weights are gathered on every rank.
 
-    Each rank writes its own texts, which takes as many passes as these are long.
+    Ranks generate texts of different lengths, so their numbers of forward passes differ, and a
+    forward pass must not be collective.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    parts = [module for module in loss_module.modules() if isinstance(module, FSDPModule)]
-    layers = [part for part in parts if part is not loss_module]  # the root stays whole by itself
+    units = [module for module in loss_module.modules() if isinstance(module, FSDPModule)]
+    layers = [
+        unit for unit in units if unit is not loss_module
+    ]  # the root is not resharded after forward
     try:
-        for part in parts:
-            part.unshard()
-        for part in layers:
-            part.set_reshard_after_forward(False, recurse=False)
+        for unit in units:
+            unit.unshard()
+        for unit in layers:
+            unit.set_reshard_after_forward(False, recurse=False)
         yield
     finally:
-        for part in layers:
-            part.set_reshard_after_forward(True, recurse=False)
-        for part in parts:
-            part.reshard()
+        for unit in layers:
+            unit.set_reshard_after_forward(True, recurse=False)
+        for unit in units:
+            unit.reshard()
 
 
 def all_gather_stats(module: Any, stats: list[BatchStats]) -> list[BatchStats]:
-    """What all devices have measured."""
+    """Batch statistics of all ranks."""
     if module.trainer.world_size == 1:
         return stats
-    mine = [
-        {name: x.cpu() if isinstance(x, Tensor) else x for name, x in each.items()}
-        for each in stats
+    local = [
+        {name: x.cpu() if isinstance(x, Tensor) else x for name, x in batch_stats.items()}
+        for batch_stats in stats
     ]
-    everyone: list[Any] = [None] * module.trainer.world_size
-    dist.all_gather_object(everyone, mine)
-    return [each for one in everyone for each in one]
+    gathered: list[Any] = [None] * module.trainer.world_size
+    dist.all_gather_object(gathered, local)
+    return [batch_stats for rank_stats in gathered for batch_stats in rank_stats]
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A model's weights, whole on every device; all devices must call it."""
+    """A model's unsharded weights on every rank; collective."""
     return {name: full_tensor(tensor.detach()) for name, tensor in model.state_dict().items()}
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor put together again of what devices have of it."""
+    """An unsharded tensor; collective for a DTensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor cut among devices as another one is."""
+    """A full tensor with the sharding and device of another one."""
     if not isinstance(like, DTensor):
         return tensor.to(like.device)
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
@@ -230,7 +234,7 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_full_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Gives a model weights that are whole on every device."""
+    """Loads unsharded weights into a model that may be sharded."""
     for name, tensor in model.state_dict().items():
         tensor.copy_(shard_like(state_dict[name], tensor))
 
