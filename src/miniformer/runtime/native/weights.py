@@ -95,7 +95,7 @@ class NativeWeights:
             layers=len(layers),
             gated=config.is_gated,
             activation=_ACTIVATIONS[config.activation],
-            post=config.placement == "post",
+            post=config.effective_norm_placement == "post",
             parallel=config.parallel_residual,
             has_cross=hasattr(model, "decoder"),
             rotated=config.rotary_dim if config.position == "rotary" else 0,

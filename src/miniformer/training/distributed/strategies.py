@@ -186,9 +186,8 @@ def _unsharded_params(loss_module: nn.Module) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     units = [module for module in loss_module.modules() if isinstance(module, FSDPModule)]
-    layers = [
-        unit for unit in units if unit is not loss_module
-    ]  # the root is not resharded after forward
+    # The root is not resharded after forward.
+    layers = [unit for unit in units if unit is not loss_module]
     try:
         for unit in units:
             unit.unshard()
