@@ -28,7 +28,7 @@ VOCABULARY, NEW, BEAMS, ROWS = 8000, 32, 5, 32
 
 
 def by_us(model, sources, weights):
-    return model.generate(sources, NEW, num_beams=BEAMS, min_new_tokens=NEW, weights=weights)
+    return model.generate(sources, NEW, num_beams=BEAMS, min_new_tokens=NEW, weight_dtype=weights)
 
 
 def by_transformers(model, sources):

@@ -57,7 +57,9 @@ def hands(model, config):
     weights = config.num_params() - config.vocab_size * config.d_model * (not config.is_head_tied)
     found = {
         f"miniformer, {kind}": (
-            lambda prompts, kind=kind: model.generate(prompts, NEW, temperature=0, weights=kind),
+            lambda prompts, kind=kind: model.generate(
+                prompts, NEW, temperature=0, weight_dtype=kind
+            ),
             model.engine(kind).nbytes,
         )
         for kind in ("float32", "bf16", "int8", "int4")

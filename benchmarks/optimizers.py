@@ -41,7 +41,7 @@ def final_loss(data, kind, optimizer, steps, lr, seed):
     train, val = kind["files"]
     flags = {
         **kind["flags"], "train_path": data / train, "val_path": data / val, "lr": lr,
-        "optimizer": optimizer, "max_steps": steps, "seed": seed, "val_interval": 10**6,
+        "optimizer": optimizer, "max_steps": steps, "seed": seed, "val_check_interval": 10**6,
         "logger": "none", "model_config": json.dumps(kind["model"]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

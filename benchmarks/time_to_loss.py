@@ -65,7 +65,7 @@ def run_ours(data, name, seconds, seed):
                 sys.executable, "-m", "miniformer.trainer", "--train_path", str(data / "train.txt"),
                 "--val_path", str(data / "val.txt"), "--tokenizer", "char", "--model_config",
                 json.dumps(model), "--max_time", f"{seconds - OVERHEAD[name]:.1f}s",
-                "--val_interval", "1000000", "--scheduler", "linear", "--logger", "none",
+                "--val_check_interval", "1000000", "--scheduler", "linear", "--logger", "none",
                 "--work_dir", folder, "--seed", str(seed),
                 *(word for key, value in recipe.items() for word in (f"--{key}", str(value))),
             ],

@@ -104,7 +104,7 @@ def measure(width, layers, *, steps, validations, optimizer, seq_len=64, batch_s
                 train_path=str(folder / "train.txt"),
                 val_path=str(folder / "val.txt") if validations else None,
                 tokenizer="char", seq_len=seq_len, batch_size=batch_size,
-                max_steps=SKIPPED + steps, val_interval=every, optimizer=optimizer,
+                max_steps=SKIPPED + steps, val_check_interval=every, optimizer=optimizer,
                 precision="float32", work_dir=name, experiment_name="run",
                 model_config={
                     "d_model": width, "n_heads": max(1, width // 32), "n_layers": layers,

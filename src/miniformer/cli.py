@@ -17,7 +17,12 @@ from miniformer.commands.score import add_score_command, run_score
 from miniformer.commands.tokenizer import add_tokenizer_command, run_tokenizer
 from miniformer.commands.verify_resume import add_verify_command, run_verify
 from miniformer.config import GenerationConfig, InputError, UserError
-from miniformer.config.command_line import command_parser, miniformer_command, run_command
+from miniformer.config.command_line import (
+    add_former_flags,
+    command_parser,
+    miniformer_command,
+    run_command,
+)
 from miniformer.trainer import run_training, train_parser
 from miniformer.utils.streams import read_stdin
 
@@ -46,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     words = sys.argv[1:] if argv is None else argv
     # A run that goes on must know which of its settings were said anew.
-    return run_command(parser, words, _dispatch, defaults=words[:1] != ["train"])
+    return run_command(
+        parser, words, _dispatch, defaults=words[:1] not in (["train"], ["verify-resume"])
+    )
 
 
 def _dispatch(values: dict[str, Any]) -> int:
@@ -93,6 +100,7 @@ def _generate_parser() -> Any:
     )
     parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
     parser.set_defaults(dict.fromkeys(_GENERATION_FIELDS))
+    add_former_flags(parser, GenerationConfig)
     return parser
 
 
@@ -101,6 +109,7 @@ def _run_generate(values: dict[str, Any]) -> int:
     truncate = values.pop("truncate")
     options = {name: value for name, value in values.items() if value is not None}
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
+    options, _ = GenerationConfig.current_names(options, warn=False)
     for prompt in prompts:
         _reject_file_name(
             prompt, "prompt", f"{miniformer_command()} generate {shlex.quote(directory)} -"

@@ -44,7 +44,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "sinusoidal": "miniformer.model.position:SinusoidalPosition",
         "sinusoidal_fairseq": "miniformer.model.position:FairseqSinusoidalPosition",
         "alibi": "miniformer.model.position:ALiBiPosition",
-        "relative": "miniformer.model.position:RelativePosition",
+        "t5_relative": "miniformer.model.position:RelativePosition",
         "none": "miniformer.model.position:Position",
     },
     "attention": {  # (config, *, window) -> module
@@ -71,7 +71,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",
-        "encoding": "miniformer.tasks.embedding:EmbeddingTask",
+        "embedding": "miniformer.tasks.embedding:EmbeddingTask",
     },
     "optimizer": {  # (model, *, lr, weight_decay, ...) -> torch optimizer
         "muon": "miniformer.training.optim.optimizers:muon",
@@ -93,6 +93,8 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "none": "miniformer.training.report.loggers:none",
     },
 }
+# Former names of built-in parts, by kind, each with the current one.
+_FORMER_NAMES = {"position": {"relative": "t5_relative"}, "task": {"encoding": "embedding"}}
 # One config field may take names of two kinds, which must then be disjoint.
 _SHARED_NAMESPACES = {"activation": "gated_activation", "gated_activation": "activation"}
 _registered: dict[str, dict[str, Any]] = {kind: {} for kind in _BUILTIN}
@@ -123,6 +125,12 @@ def builtin_names(kind: str) -> list[str]:
     return list(_BUILTIN[kind])
 
 
+def current_name(kind: str, name: str) -> str:
+    """The name that a former name of a built-in part has now; any other name as it is."""
+    current = _FORMER_NAMES.get(kind, {}).get(name, name)
+    return name if current == name or name in names(kind) else current
+
+
 def register(kind: str, name: str, part: Any) -> None:
     """Registers `part` as `name` in this process; a package uses an entry point instead.
 
@@ -145,7 +153,7 @@ def get(kind: str, name: str) -> Any:
     Raises:
         ValueError: the kind or the name does not exist.
     """
-    _check_kind(kind)
+    name = current_name(kind, name)
     if name in _registered[kind]:
         return _registered[kind][name]
     if name in _BUILTIN[kind]:

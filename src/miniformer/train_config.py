@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-from miniformer.config import StrictConfig, option, train_checks
+from miniformer.config import StrictConfig, TransformerConfig, option, train_checks
+from miniformer.config.renames import TASK_OPTIONS, TRAIN_FIELDS
 from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.config.strict import rename_keys
 from miniformer.utils.units import parse_bytes
 
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -27,16 +30,17 @@ class TrainConfig(StrictConfig):
             {"text"}, classification {"input", "label"}, regression {"input", "value"}, seq2seq
             {"source", "target"}; an input is a string, two strings, or a list of vectors.
         task_config: options of the task, such as {"label_smoothing": 0.1}.
-        model: encoder: the Transformer class (causal for language modelling); seq2seq: the
-            Seq2SeqTransformer class; null: seq2seq for task seq2seq, else encoder.
+        model: decoder: a causal Transformer; encoder: a bidirectional Transformer (for
+            language_modeling the same as decoder); seq2seq: an encoder and a decoder; null: by the
+            task.
         model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
-        size: of the model, where model_config says nothing of it: tiny (2 layers, d_model 64),
+        model_size: of the model, where model_config says nothing of it: tiny (2 layers, d_model 64),
             small (2, 128), medium (3, 192) or base (4, 256); null: by the tokens of the training
             data.
         init_from: model directory that the run begins with, such as one from `miniformer import`:
             its shape, weights and tokenizer, if it has one; null: weights are random.
-        warm_start: settings of a run before this one, in which the model learns to guess hidden
+        pretrain: settings of a run before this one, in which the model learns to guess hidden
             tokens of the training texts (task masked_lm), such as {"max_epochs": 40}; for
             classification and regression of texts; null: there is none.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (what is between spaces), byte or
@@ -59,12 +63,12 @@ class TrainConfig(StrictConfig):
         weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
         scheduler: how the learning rate goes down: cosine, onecycle, linear, wsd, none.
-        warmup_steps: optimiser steps in which it first goes up; null: as warmup_share says.
-        warmup_share: the same as a share of the run; null: 0.05, or onecycle's own.
+        warmup_steps: optimiser steps in which it first goes up; null: as warmup_ratio says.
+        warmup_ratio: the same as a share of the run; null: 0.05, or onecycle's own.
         max_epochs: passes over the training data; null: 10 unless max_steps or max_time is set.
         max_steps: optimiser steps at most.
         max_time: time at most, as 90s, 10m, 1h30m; the learning rate follows the clock.
-        val_interval: optimiser steps between validations; null: five times over the run.
+        val_check_interval: optimiser steps between validations; null: five times over the run.
         optimizer: muon: Muon for the matrices within layers, AdamW for the rest; adamw;
             schedulefree: AdamW without a schedule (needs the extra miniformer[optim]).
         optimizer_config: options of the optimizer, such as {"betas": [0.9, 0.99]}.
@@ -77,7 +81,7 @@ class TrainConfig(StrictConfig):
         activation_checkpointing: what a training pass keeps for the backward pass: none:
             everything; selective: matrix products and attention; full: each layer's input, and
             computes the rest again. The gradients are the same.
-        memory: what the process may take, such as 4GB: batches are split and activations computed
+        memory_limit: what the process may take, such as 4GB: batches are split and activations computed
             again as it needs; null: no limit.
         find_batch_size: try sizes first, and train with the one of most tokens a second.
         precision: float32, or bf16 (mixed); auto: bf16 where it is measured to be fast (GPUs that
@@ -112,16 +116,18 @@ class TrainConfig(StrictConfig):
             stops; null: never.
     """
 
+    former_names: ClassVar[Mapping[str, str]] = TRAIN_FIELDS
+
     train_path: list[str] | str = ""
     val_path: list[str] | str | None = None
     test_path: list[str] | str | None = None
     task: str = option("language_modeling", kind="task")
     task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    model: str | None = option(None, choices=("encoder", "seq2seq"))
+    model: str | None = option(None, choices=("encoder", "decoder", "seq2seq"))
     model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    size: str | None = option(None, choices=tuple(SIZE_PRESETS))
+    model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
     init_from: str | None = None
-    warm_start: dict[str, Any] | None = None
+    pretrain: dict[str, Any] | None = None
     tokenizer: str | None = None
     source_tokenizer: str | None = None
     batch_size: int | None = option(None, low=1)
@@ -133,11 +139,11 @@ class TrainConfig(StrictConfig):
     layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
     scheduler: str = option("cosine", kind="scheduler")
     warmup_steps: int | None = option(None, low=0)
-    warmup_share: float | None = option(None, low=0.0, high=1.0)
+    warmup_ratio: float | None = option(None, low=0.0, high=1.0)
     max_epochs: int | None = option(None, low=1)
     max_steps: int | None = option(None, low=1)
     max_time: str | None = None
-    val_interval: int | None = option(None, low=1)
+    val_check_interval: int | None = option(None, low=1)
     optimizer: str = option("muon", kind="optimizer")
     optimizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
     gradient_clip_val: float = option(1.0, low=0.0)
@@ -145,7 +151,7 @@ class TrainConfig(StrictConfig):
     ema_decay: float | None = option(None, above=0.0, high=0.999999)
     average_checkpoints: int | None = option(None, low=2)
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
-    memory: str | None = None
+    memory_limit: str | None = None
     find_batch_size: bool = False
     precision: str = option("auto", choices=("auto", "float32", "bf16"))
     compile: bool = False
@@ -165,6 +171,31 @@ class TrainConfig(StrictConfig):
     logger: str = option("tensorboard", kind="logger")
     checkpoint_metric: str | None = None
     early_stopping_patience: int | None = option(None, low=1)
+
+    @classmethod
+    def current_names(
+        cls, values: Mapping[str, Any], *, warn: bool = True
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Also replaces former names within `task_config`, `model_config` and `pretrain`."""
+        current, problems = super().current_names(values, warn=warn)
+
+        def replace(name: str, result: tuple[dict[str, Any], list[str]]) -> None:
+            current[name] = result[0]
+            problems.extend(f"{name}: {problem}" for problem in result[1])
+
+        if isinstance(options := current.get("task_config"), dict):
+            table = TASK_OPTIONS.get(str(current.get("task", "language_modeling")), {})
+            replace("task_config", rename_keys(options, table, warn=warn))
+        if isinstance(fields := current.get("model_config"), dict):
+            replace("model_config", TransformerConfig.current_names(fields, warn=warn))
+        if isinstance(settings := current.get("pretrain"), dict):
+            nested, nested_problems = cls.current_names(
+                {"task": "masked_lm", **settings}, warn=warn
+            )
+            if "task" not in settings:
+                del nested["task"]
+            replace("pretrain", (nested, nested_problems))
+        return current, problems
 
     def non_default_fields(self) -> dict[str, Any]:
         """The fields that are not at their defaults."""
@@ -191,10 +222,16 @@ class TrainConfig(StrictConfig):
             problems.append(
                 f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"
             )
-        if self.memory is not None and parse_bytes(self.memory) is None:
-            problems.append(f"memory must be a size such as 500MB or 4GB, not {self.memory!r}")
-        if self.warmup_steps is not None and self.warmup_share is not None:
-            problems.append("warmup_steps and warmup_share say the same; leave one of them out")
+        if self.memory_limit is not None and parse_bytes(self.memory_limit) is None:
+            problems.append(
+                f"memory_limit must be a size such as 500MB or 4GB, not {self.memory_limit!r}"
+            )
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            problems.append("warmup_steps and warmup_ratio say the same; leave one of them out")
+        if self.model == "decoder" and self.model_config.get("causal") is False:
+            problems.append(
+                "model=decoder is causal; leave causal out of model_config, or set model=encoder"
+            )
         if self.strategy == "deepspeed" and self.accumulate_grad_batches > 1:
             problems.append(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "

@@ -10,7 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniformer.config.command_line import command_parser, miniformer_command, run_command
+from miniformer.config.command_line import (
+    add_former_flags,
+    command_parser,
+    miniformer_command,
+    run_command,
+)
 from miniformer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -26,12 +31,14 @@ def train_parser() -> Any:
         "--config", action="config", help="YAML or JSON file with any of the fields below"
     )
     parser.add_class_arguments(TrainConfig, fail_untyped=False)
+    add_former_flags(parser, TrainConfig)
     return parser
 
 
 def run_training(values: dict[str, Any]) -> int:
     """Trains as the flags that were given say; returns the exit code."""
     config = TrainConfig.from_dict(values)
+    values, _ = TrainConfig.current_names(values, warn=False)
     from miniformer.training.callbacks.progress import (
         make_console,  # only now: it takes seconds to import
     )

@@ -162,7 +162,7 @@ def test_sliding_text_is_cut_when_it_is_one_token_longer_than_the_model_reads(
     model = tiny_model(max_seq_len=12)
     prompt, steps = torch.randint(0, 31, (length,)).tolist(), max(1, total - length)
     wanted = greedy(model, prompt, steps, longest=12)
-    assert model.generate([prompt], steps, temperature=0, slide=True) == [wanted]
+    assert model.generate([prompt], steps, temperature=0, context_shift=True) == [wanted]
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 513])
@@ -247,7 +247,7 @@ def test_limits_of_sampling_keep_no_token_more_and_none_fewer(options, kept):
 def test_buckets_of_distances_at_their_limits(distance, both_ways):
     """32 buckets up to a distance of 16, as T5 has them of 128: half of them of one distance."""
     model = tiny_model(
-        causal=not both_ways, position="relative", relative_buckets=16, relative_max_distance=16
+        causal=not both_ways, position="t5_relative", relative_buckets=16, relative_max_distance=16
     )
     for ahead in (-distance, distance):
         found = int(model.position._bucket(torch.tensor(ahead)))

@@ -53,7 +53,7 @@ def test_one_option_of_a_decoder_is_that_of_the_reference(changes):
         {"sliding_window": 3},
         {"position": "alibi"},
         pytest.param(
-            {"position": "relative", "relative_buckets": 8, "relative_max_distance": 7},
+            {"position": "t5_relative", "relative_buckets": 8, "relative_max_distance": 7},
             marks=pytest.mark.catches("relative_buckets_ignore_direction"),
         ),
         pytest.param(

@@ -49,7 +49,7 @@ OPTIONS = {
         "sinusoidal": {"position": "sinusoidal"},
         "fairseq": {"position": "sinusoidal_fairseq"},
         "alibi": {"position": "alibi"},
-        "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 7},
+        "relative": {"position": "t5_relative", "relative_buckets": 8, "relative_max_distance": 7},
         "none": {"position": "none"},
     },
     "bias": {

@@ -45,13 +45,13 @@ MODEL_FIELDS = {
 TRAIN_FIELDS = {
     "test_path", "task_config", "batch_tokens", "streaming", "checkpoint_metric",
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
-    "source_tokenizer", "init_from", "warm_start", "size",
+    "source_tokenizer", "init_from", "pretrain", "model_size",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
-    "val_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
+    "val_check_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
     "activation_checkpointing",
     "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
-    "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_share", "optimizer_config",
-    "ema_decay", "average_checkpoints", "memory", "find_batch_size", "compile", "devices",
+    "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_ratio", "optimizer_config",
+    "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt",
 }  # fmt: skip
 WEIGHTS = {

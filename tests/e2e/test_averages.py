@@ -25,7 +25,7 @@ def settings(folder, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 4, "lr": 0.03,
-        "optimizer": "adamw", "scheduler": "none", "max_steps": STEPS, "val_interval": INTERVAL,
+        "optimizer": "adamw", "scheduler": "none", "max_steps": STEPS, "val_check_interval": INTERVAL,
         "accumulate_grad_batches": 2, "logger": "none", "precision": "float32",
         "work_dir": str(folder), "experiment_name": "run", "checkpoint_interval": 3, **changes,
     })  # fmt: skip

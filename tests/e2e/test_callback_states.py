@@ -81,7 +81,7 @@ def config(folder, name, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "train.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 2, "lr": 1e-2,
-        "max_steps": 9, "val_interval": 4, "checkpoint_interval": 3, "logger": "none",
+        "max_steps": 9, "val_check_interval": 4, "checkpoint_interval": 3, "logger": "none",
         "precision": "float32", "accumulate_grad_batches": 2, "work_dir": str(folder / "runs"),
         "experiment_name": name, **changes,
     })  # fmt: skip

@@ -28,7 +28,7 @@ def run(tmp_path, *more):
 
 
 def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
-    code, settings = run(tmp_path, "--memory", "50GB", "--find_lr", "true")
+    code, settings = run(tmp_path, "--memory_limit", "50GB", "--find_lr", "true")
     assert code == 0
     assert settings["batch_size"] * settings["accumulate_grad_batches"] == 8
     assert settings["lr"] not in (None, 5e-3)
@@ -54,7 +54,7 @@ def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
         "miniformer.training.callbacks.monitor.peak_memory", lambda device: 3_210_000_000
     )
     large = '{"d_model": 256, "n_heads": 4, "n_layers": 1, "max_seq_len": 16, "d_ff": 9000}'
-    assert run(tmp_path, "--memory", "50GB", "--model_config", large)[0] == 0
+    assert run(tmp_path, "--memory_limit", "50GB", "--model_config", large)[0] == 0
     folder, out = tmp_path / "runs" / "run", capsys.readouterr().out
     weights = load_file(folder / "last" / "model.safetensors")
     count = sum(weight.numel() for weight in weights.values())
@@ -68,10 +68,10 @@ def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
 
 
 def test_too_little_memory_is_told(tmp_path, capsys):
-    code, settings = run(tmp_path, "--memory", "10MB")
+    code, settings = run(tmp_path, "--memory_limit", "10MB")
     assert code == 2
     assert settings is None
-    assert "memory=10 MB is too little" in capsys.readouterr().err
+    assert "memory_limit=10 MB is too little" in capsys.readouterr().err
 
 
 def test_a_batch_size(tmp_path, capsys, monkeypatch):

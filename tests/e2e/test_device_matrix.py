@@ -68,7 +68,7 @@ def config(folder, name, task, accumulated, **changes):
             settings["task_config"] = {"r_drop": 1.0, "label_smoothing": 0.1}
     return TrainConfig(**{
         "tokenizer": "bpe", "model_config": {**MODEL, "vocab_size": 300}, "seq_len": 24,
-        "batch_size": 4, "lr": 1e-3, "max_steps": 5, "val_interval": 5, "logger": "none",
+        "batch_size": 4, "lr": 1e-3, "max_steps": 5, "val_check_interval": 5, "logger": "none",
         "optimizer": "adamw", "precision": "float32", "work_dir": str(folder / "runs"),
         "experiment_name": name, **settings, **changes,
     })  # fmt: skip

@@ -39,7 +39,7 @@ def config(folder, name, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
-        "max_steps": STEPS, "val_interval": 20, "checkpoint_interval": 15, "logger": "none",
+        "max_steps": STEPS, "val_check_interval": 20, "checkpoint_interval": 15, "logger": "none",
         "optimizer": "adamw", "precision": "float32", "work_dir": str(folder / "runs"),
         "experiment_name": name, **changes,
     })  # fmt: skip

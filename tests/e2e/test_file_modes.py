@@ -25,7 +25,7 @@ def test_every_written_file_respects_umask(tmp_path, monkeypatch):
     try:
         flags = ["--train_path", "train.jsonl", "--val_path", "train.jsonl", "--max_steps", "3"]
         flags += ["--tokenizer", "byte", "--model_config", MODEL, "--experiment_name", "run"]
-        assert trainer.main([*flags, "--val_interval", "1", "--find_lr", "true"]) == 0
+        assert trainer.main([*flags, "--val_check_interval", "1", "--find_lr", "true"]) == 0
         pipeline = miniformer.load("runs/run/best")
         pipeline.save("saved")
         to_hf(pipeline, "exported")

@@ -174,9 +174,9 @@ def flops(sources, source_length, targets, target_length):
 def settings(folder, **changes):
     return {
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
-        "task": "seq2seq", "task_config": {"generated": 0}, "tokenizer": "byte",
+        "task": "seq2seq", "task_config": {"eval_generate_samples": 0}, "tokenizer": "byte",
         "model_config": MODEL, "batch_size": 4, "accumulate_grad_batches": 2, "lr": RATE,
-        "optimizer": "adamw", "gradient_clip_val": LIMIT, "max_steps": STEPS, "val_interval": 5,
+        "optimizer": "adamw", "gradient_clip_val": LIMIT, "max_steps": STEPS, "val_check_interval": 5,
         "precision": "float32", "logger": "csv", "work_dir": str(folder / "runs"), **changes,
     }  # fmt: skip
 

@@ -43,7 +43,7 @@ def config(folder, work_dir, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
-        "max_steps": STEPS, "val_interval": 8, "checkpoint_interval": 3, "logger": "none",
+        "max_steps": STEPS, "val_check_interval": 8, "checkpoint_interval": 3, "logger": "none",
         "precision": "float32", "ema_decay": 0.9, "devices": 2, "strategy": "fsdp2",
         "work_dir": str(folder / work_dir), "experiment_name": "run", **changes,
     })  # fmt: skip

@@ -45,7 +45,7 @@ def config(data, work_dir, **changes):
     return TrainConfig(**{
         "train_path": str(data / "train.jsonl"), "val_path": str(data / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 6, "lr": 1e-2,
-        "max_steps": 40, "val_interval": 8, "checkpoint_interval": 3, "logger": "none",
+        "max_steps": 40, "val_check_interval": 8, "checkpoint_interval": 3, "logger": "none",
         "accumulate_grad_batches": 2, "ema_decay": 0.9, "average_checkpoints": 2,
         "work_dir": str(work_dir), "experiment_name": "run", **changes,
     })  # fmt: skip
@@ -162,7 +162,7 @@ def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp
             with torch.no_grad():
                 model.embedding.weight.fill_(step)
             save_directory(
-                directory, model=model, tokenizer=None, task={"task": "encoding"},
+                directory, model=model, tokenizer=None, task={"task": "embedding"},
                 generation=GenerationConfig(), model_card="",
             )  # fmt: skip
 
@@ -201,7 +201,7 @@ def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, ca
     """The disk holds one state, and not the next beside it with all the rest."""
     larger = {**MODEL, "d_model": 48}
     run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
-                 val_path=None, val_interval=None, max_steps=400)  # fmt: skip
+                 val_path=None, val_check_interval=None, max_steps=400)  # fmt: skip
     flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
              for name, value in run.non_default_fields().items()]  # fmt: skip
     filler = small_disk / "filler"
@@ -237,7 +237,7 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
                 self.step = trainer.global_step
                 signal.raise_signal(signal.SIGTERM)
 
-    plain = {"val_path": None, "val_interval": None, "average_checkpoints": None}
+    plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None}
     train(config(data, tmp_path, experiment_name="whole", **plain))
     stop = Stop()
     stopped = train(config(data, tmp_path, **plain), callbacks=[stop])
@@ -256,7 +256,7 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_ctrl_c_while_a_step_is_learnt_loses_no_step(data, tmp_path, monkeypatch, accumulated):
     """The step under way ends before the run does, and its weights are kept as those after it."""
-    plain = {"val_path": None, "val_interval": None, "average_checkpoints": None,
+    plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None,
              "accumulate_grad_batches": accumulated}  # fmt: skip
     train(config(data, tmp_path, experiment_name="whole", **plain))
     learn, seen = MiniFormerLitModule.training_step, []
@@ -295,7 +295,7 @@ def test_ctrl_c_in_a_validation_has_it_made_up_for(data, whole, tmp_path):
 
 def test_early_stopping_remembers(data, tmp_path):
     """Two validations without a better one end the run, whatever lies between them."""
-    stops = {"lr": 0.0, "early_stopping_patience": 2, "val_interval": 2, "max_steps": 40,
+    stops = {"lr": 0.0, "early_stopping_patience": 2, "val_check_interval": 2, "max_steps": 40,
              "ema_decay": None, "average_checkpoints": None}  # fmt: skip
     code = in_child(lambda: train(config(data, tmp_path, **stops), callbacks=[Kill(10)]))
     assert code == -signal.SIGKILL
@@ -329,7 +329,7 @@ def test_what_is_no_run_is_told(tmp_path, whole, capsys):
 
 
 def test_data_that_has_changed_is_refused(data, tmp_path):
-    train(config(data, tmp_path, max_steps=4, val_path=None, val_interval=None,
+    train(config(data, tmp_path, max_steps=4, val_path=None, val_check_interval=None,
                  average_checkpoints=None))  # fmt: skip
     other = write_jsonl(tmp_path / "other.jsonl", [VERSE])
     with pytest.raises(UserError, match=r"the data of .* has changed: it was"):
@@ -339,7 +339,7 @@ def test_data_that_has_changed_is_refused(data, tmp_path):
 @pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
 def test_a_finished_run_can_be_made_longer(data, tmp_path):
     """Its rows and validations go on as they would have been, where the rate is always the same."""
-    short = {"max_steps": 10, "scheduler": "none", "val_interval": None}
+    short = {"max_steps": 10, "scheduler": "none", "val_check_interval": None}
     train(config(data, tmp_path, **short))
     *before, mean = without_time(tmp_path / "run" / "metrics.jsonl")
     assert mean["step"] == before[-1]["step"] == 10  # the mean of then is none of the whole run
@@ -368,7 +368,7 @@ def labelled(tmp_path_factory):
 def warm_config(labelled, work_dir, **changes):
     return config(labelled, work_dir, **{
         "task": "classification", "accumulate_grad_batches": 1, "max_steps": 12, "seq_len": 32,
-        "warm_start": {"max_steps": 12, "checkpoint_interval": 3}, **changes,
+        "pretrain": {"max_steps": 12, "checkpoint_interval": 3}, **changes,
     })  # fmt: skip
 
 
@@ -379,7 +379,7 @@ def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
 
     look = Look()
     result = train(warm_config(labelled, tmp_path), callbacks=[look])
-    warm = miniformer.load(tmp_path / "run" / "warm_start" / "best")
+    warm = miniformer.load(tmp_path / "run" / "pretrain" / "best")
     assert warm.task.name == "masked_lm"
     assert warm.model.config.output_dim is None
     for name, tensor in warm.model.state_dict().items():
@@ -389,7 +389,7 @@ def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
     assert "val_accuracy" in result.metrics
     settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
     assert settings.lr == 1e-2
-    assert (tmp_path / "run" / "warm_start" / "report.html").exists()
+    assert (tmp_path / "run" / "pretrain" / "report.html").exists()
 
 
 @pytest.fixture(scope="module")
@@ -420,15 +420,15 @@ def test_a_warm_start_that_is_killed_goes_on(
 
     assert in_child(work) == (-number if number == signal.SIGKILL else 0)
     assert (tmp_path / "run" / "last").exists() == (step == 14 and number == signal.SIGTERM)
-    kept = latest_checkpoint(tmp_path / "run" / "warm_start") is not None
+    kept = latest_checkpoint(tmp_path / "run" / "pretrain") is not None
     assert kept == (step > 2 or number == signal.SIGTERM)
     done = train(TrainConfig(resume=str(tmp_path / "run")))
     figures = whole_with_warm_start.metrics
     assert {**done.metrics, "seconds": 0} == {**figures, "seconds": 0}
-    went_on = f"going on from {tmp_path / 'run' / 'warm_start' / 'checkpoints'}"
+    went_on = f"going on from {tmp_path / 'run' / 'pretrain' / 'checkpoints'}"
     again = kept and not (step == 14 and number == signal.SIGTERM)  # then its own states are used
     assert (went_on in capsys.readouterr().out.replace("\n", "")) == again
-    for each in ("warm_start/last", "warm_start/best", "last", "best"):
+    for each in ("pretrain/last", "pretrain/best", "last", "best"):
         assert weights(tmp_path / "run" / each) == weights(whole_with_warm_start.folder / each), (
             each
         )
@@ -436,8 +436,8 @@ def test_a_warm_start_that_is_killed_goes_on(
 
 def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tmp_path):
     for changes in ({}, {"model": "seq2seq"}):
-        with pytest.raises(UserError, match="warm_start is for classification and regression"):
-            train(config(data, tmp_path, warm_start={}, **changes))
+        with pytest.raises(UserError, match="pretrain is for classification and regression"):
+            train(config(data, tmp_path, pretrain={}, **changes))
     assert not list(tmp_path.iterdir())
 
 
@@ -448,14 +448,14 @@ def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tm
         ({"task_config": None}, "task_config must be an object, not None"),
         ({"model_config": 3}, "model_config must be an object, not 3"),
         ({"model_config": {"dropout": 0.1, "d_model": 8}}, "model_config may hold .*, not d_model"),
-        ({"size": "tiny"}, "size follows from the run; leave it out"),
+        ({"model_size": "tiny"}, "model_size follows from the run; leave it out"),
         ({"tokenizer": "char"}, "tokenizer follows from the run"),
         ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),
     ],
 )
 def test_a_warm_start_that_is_wrong_is_refused_before_it_begins(labelled, tmp_path, given, message):
-    with pytest.raises(UserError, match=f"warm_start: {message}"):
-        train(warm_config(labelled, tmp_path, warm_start=given))
+    with pytest.raises(UserError, match=f"pretrain: {message}"):
+        train(warm_config(labelled, tmp_path, pretrain=given))
     assert not list(tmp_path.iterdir())
 
 
@@ -465,8 +465,8 @@ def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
         pairs = [{**row, "input": [row["input"], row["input"][:9]]} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     short = {"max_steps": 1, "average_checkpoints": None}
-    train(warm_config(tmp_path, tmp_path, **short, warm_start={"max_steps": 1}))
-    warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("warm_start/best", "best"))
+    train(warm_config(tmp_path, tmp_path, **short, pretrain={"max_steps": 1}))
+    warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("pretrain/best", "best"))
     assert warm.task.should_mark_shared()
     assert whole.task.should_mark_shared()
     assert warm.model.config.token_types == whole.model.config.token_types == 4
@@ -475,8 +475,8 @@ def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
 def test_a_warm_start_learns_with_settings_of_its_own(labelled, tmp_path):
     given = {"max_steps": 1, "task_config": {"mask_share": 0.3}, "model_config": {"dropout": 0.4}}
     short = {"max_steps": 1, "average_checkpoints": None}
-    train(warm_config(labelled, tmp_path, **short, warm_start=given))
-    warm = miniformer.load(tmp_path / "run" / "warm_start" / "best")
+    train(warm_config(labelled, tmp_path, **short, pretrain=given))
+    warm = miniformer.load(tmp_path / "run" / "pretrain" / "best")
     assert (warm.task.mask_share, warm.model.config.dropout) == (0.3, 0.4)
     whole = miniformer.load(tmp_path / "run" / "best")
     assert whole.model.config.dropout != 0.4

@@ -43,10 +43,10 @@ KINDS = {
     "muon": {"accumulate_grad_batches": 2, "ema_decay": 0.9},
     "large": {"limits": LARGE},
     "workers": {"limits": LARGE, "num_workers": 2},
-    "stream": {"limits": {}, "streaming": True, "val_interval": 5},
-    "buckets": {"task": "seq2seq", "task_config": {"generated": 2}, "batch_tokens": 120},
+    "stream": {"limits": {}, "streaming": True, "val_check_interval": 5},
+    "buckets": {"task": "seq2seq", "task_config": {"eval_generate_samples": 2}, "batch_tokens": 120},
     "large buckets": {"limits": LARGE, "task": "seq2seq", "num_workers": 1, "batch_tokens": 120,
-                      "task_config": {"bpe_dropout": 0.2, "r_drop": 1.0, "generated": 0},
+                      "task_config": {"bpe_dropout": 0.2, "r_drop": 1.0, "eval_generate_samples": 0},
                       "tokenizer": "bpe"},
     "masked": {"task": "masked_lm", "limits": LARGE, "optimizer": "adamw"},
     "classes": {"task": "classification", "task_config": {"r_drop": 1.0}},
@@ -54,7 +54,7 @@ KINDS = {
     "bf16": {"precision": "bf16", "limits": LARGE},
     "schedule-free": {"optimizer": "schedulefree", "scheduler": "none"},
     "two threads": {"threads": 2, "model_config": {**MODEL, "d_model": 64, "d_ff": 256}},
-    "epochs": {"max_steps": None, "max_epochs": 2, "val_interval": 4},
+    "epochs": {"max_steps": None, "max_epochs": 2, "val_check_interval": 4},
 }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def settings(folder, name, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "batch_size": 4, "lr": 1e-2,
-        "max_steps": STEPS, "val_interval": 6, "checkpoint_interval": 2, "logger": "none",
+        "max_steps": STEPS, "val_check_interval": 6, "checkpoint_interval": 2, "logger": "none",
         "precision": "float32", "work_dir": str(folder), "experiment_name": name, **changes,
     })  # fmt: skip
 

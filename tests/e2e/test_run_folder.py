@@ -81,7 +81,7 @@ class Interrupts(L.Callback):
 def test_stopped_run_names_the_command_that_tests_its_model(tmp_path, capsys):
     data = str(tmp_path / "a.jsonl")
     shown = io.StringIO()
-    config = settings(tmp_path, max_steps=20, val_path=data, test_path=data, val_interval=2)
+    config = settings(tmp_path, max_steps=20, val_path=data, test_path=data, val_check_interval=2)
     stopped = train(config, console=Console(file=shown, soft_wrap=True), callbacks=[Interrupts(4)])
     assert stopped.interrupted == signal.SIGTERM
     assert "test_loss" not in stopped.metrics

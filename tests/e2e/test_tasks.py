@@ -123,7 +123,7 @@ def test_a_series_is_found_and_foretold_where_it_never_was(train):
         walk = random.normal(0, 20) + step * np.arange(5)
         records.append({"input": walk[:4, None].tolist(), "value": float(walk[4])})
     best, out = train(records, "--task", "regression", steps=100)
-    assert "next_of: 0; values are learnt as what comes next of that feature" in out
+    assert "target_delta_of: 0; values are learnt as what comes next of that feature" in out
     m = miniformer.load(best)
     answers = m.predict([[[1000.0], [1010.0], [1020.0], [1030.0]], [[3.0], [2.0], [1.0], [0.0]]])
     assert answers == pytest.approx([1040, -1], abs=1), "far higher than any of the training"
@@ -142,7 +142,7 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
         "--test_path", str(write(tmp_path / "test.jsonl", records * 9)),
-        "--task_config", '{"generated": 20, "num_beams": 2}', model={"d_model": 64, "n_heads": 4},
+        "--task_config", '{"eval_generate_samples": 20, "num_beams": 2}', model={"d_model": 64, "n_heads": 4},
     )  # fmt: skip
     assert "sample: 'one two three four -> " in out
     tokens = sum(len(f"{source}{target}".encode()) + 2 for source, target in PHRASES.items())

@@ -108,7 +108,7 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
     config = miniformer.TrainConfig(
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
         tokenizer="char", model_config=json.loads(MODEL), seq_len=32, batch_size=8, lr=0.3,
-        scheduler="none", warmup_steps=60, max_steps=60, val_interval=6, logger="none",
+        scheduler="none", warmup_steps=60, max_steps=60, val_check_interval=6, logger="none",
         work_dir=str(tmp_path), precision="float32",
     )  # fmt: skip
     result = miniformer.train(config)
@@ -218,7 +218,7 @@ def test_plain_text_time_budget_and_no_validation(files, tmp_path, capsys, monke
     assert not (folder / "best").exists()
     task = json.loads((folder / "last" / "task.json").read_text())
     assert task["task"] == "language_modeling"
-    assert task["prompt_begins_document"] is False
+    assert task["prepend_bos"] is False
 
 
 def test_a_yaml_file_gives_flags_and_flags_win(files, tmp_path):
@@ -237,7 +237,7 @@ def test_a_yaml_file_gives_flags_and_flags_win(files, tmp_path):
 
 
 def test_early_stopping(files, tmp_path):
-    more = ("--lr", "0", "--early_stopping_patience", "1", "--val_interval", "2")
+    more = ("--lr", "0", "--early_stopping_patience", "1", "--val_check_interval", "2")
     assert trainer.main(flags(files, tmp_path, *more)) == 0
     rows = (tmp_path / "language_modeling" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 4
@@ -257,7 +257,7 @@ def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_pa
     arguments = {
         "train_path": str(files / "train.jsonl"), "val_path": str(files / "val.jsonl"),
         "model_config": json.loads(MODEL), "tokenizer": "byte", "logger": "none", "lr": 0.3,
-        "optimizer": "adamw", "scheduler": "none", "max_steps": 60, "val_interval": 4,
+        "optimizer": "adamw", "scheduler": "none", "max_steps": 60, "val_check_interval": 4,
         "seq_len": 16, "average_checkpoints": 3, "work_dir": str(tmp_path),
     }  # fmt: skip
     result = train(TrainConfig.from_dict(arguments), callbacks=[seen])
@@ -323,7 +323,7 @@ def test_a_terminal_gets_a_live_bar(files, tmp_path, monkeypatch):
     config = miniformer.TrainConfig(
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
         tokenizer="byte", model_config=json.loads(MODEL), seq_len=32, batch_size=8, max_steps=20,
-        logger="none", work_dir=str(tmp_path), val_interval=9,
+        logger="none", work_dir=str(tmp_path), val_check_interval=9,
     )  # fmt: skip
     result = miniformer.train(config, console=console)
     assert result.model == tmp_path / "language_modeling" / "best"
@@ -350,7 +350,7 @@ sys.exit(trainer.main(sys.argv[1:]))
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_path, number, code):
-    arguments = flags(files, tmp_path, "--max_steps", "1000000", "--val_interval", "500000")
+    arguments = flags(files, tmp_path, "--max_steps", "1000000", "--val_check_interval", "500000")
     child = subprocess.Popen(
         [sys.executable, "-c", TRAIN_WITH_CTRL_C, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

@@ -45,7 +45,7 @@ def command(tmp_path, monkeypatch, capsys):
     flags = {
         "train_path": tmp_path / "train.jsonl", "val_path": tmp_path / "val.jsonl",
         "tokenizer": "byte", "model_config": json.dumps(MODEL), "seq_len": 16, "batch_size": 3,
-        "val_interval": 3, "checkpoint_interval": 2, "max_steps": 12, "precision": "float32",
+        "val_check_interval": 3, "checkpoint_interval": 2, "max_steps": 12, "precision": "float32",
         "steps": 10, "kills": 2,
     }  # fmt: skip
 
@@ -158,7 +158,7 @@ LOSSES = r"in the loss of step \d+; at the end in: .*"
         (forgets_the_best, "at the end in: callback best",
          {**LATER, "early_stopping_patience": 99}),
         (forgets_when_it_validated, r"at the end in: callback best, .*",
-         {**LATER, "val_interval": 7}),
+         {**LATER, "val_check_interval": 7}),
         (forgets_its_tokens, "at the end in: counted tokens", {}),
     ],
 )  # fmt: skip

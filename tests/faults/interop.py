@@ -160,7 +160,7 @@ def end_of_text_is_not_read(original):
     def decoding_of(checkpoint):
         import dataclasses
 
-        return dataclasses.replace(original(checkpoint), eos_id=None, stop_ids=None)
+        return dataclasses.replace(original(checkpoint), eos_id=None, stop_token_ids=None)
 
     return decoding_of
 
@@ -344,8 +344,8 @@ def suppressed_tokens_written(original):
     import dataclasses
 
     def change(made):
-        runs = [run for run in made.bad_ids or [] if len(run) > 1]
-        return dataclasses.replace(made, bad_ids=runs or None)
+        runs = [run for run in made.bad_words_ids or [] if len(run) > 1]
+        return dataclasses.replace(made, bad_words_ids=runs or None)
 
     return _decoding(original, change)
 

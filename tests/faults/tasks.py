@@ -183,7 +183,7 @@ def predictions_are_standardized(original):
 
     def predict(self, model, tokenizer, inputs, options, *, truncate=False):
         return [
-            (value - self.mean) / self.spread
+            (value - self.target_mean) / self.target_std
             for value in original(self, model, tokenizer, inputs, options)
         ]
 
@@ -337,7 +337,7 @@ def truncate_keeps_the_beginning_of_prompts(original):
 @fault("miniformer.tasks.common.sequence_input:InputTask.should_mark_shared")
 def pairs_are_marked_only_where_it_is_said(original):
     """Tokens that both texts of a pair have are not marked by default."""
-    return lambda self: bool(self.mark_shared)
+    return lambda self: bool(self.shared_token_types)
 
 
 @fault("miniformer.tasks.common.text_metrics:compute_text_metrics")
@@ -387,7 +387,7 @@ def fit_overwrites_what_was_given(original):
     def fit(self, records):
         import dataclasses
 
-        return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
+        return dataclasses.replace(self, prepend_bos=not records.is_plain_text)
 
     return fit
 

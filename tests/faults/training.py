@@ -305,10 +305,10 @@ def run_begins_with_random_weights(original):
 def warm_start_may_have_another_shape(original):
     """A warm start takes any setting of its model."""
 
-    def _check_overrides(warm_start):
-        model = warm_start.get("model_config", {})
-        found = original({**warm_start, "model_config": {}} if isinstance(model, dict) else
-                         warm_start)  # fmt: skip
+    def _check_overrides(pretrain):
+        model = pretrain.get("model_config", {})
+        found = original({**pretrain, "model_config": {}} if isinstance(model, dict) else
+                         pretrain)  # fmt: skip
         return {**found, "model_config": model}
 
     return _check_overrides
@@ -330,7 +330,7 @@ def given_width_is_overwritten(original):
         from miniformer.config.size_presets import SIZE_PRESETS
 
         config, line = original(config, data)
-        if config.init_from is None and config.size is None:
+        if config.init_from is None and config.model_size is None:
             model = {**config.model_config, **SIZE_PRESETS["tiny"]}
             config = dataclasses.replace(config, model_config=model)
         return config, line

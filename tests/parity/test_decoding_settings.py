@@ -26,12 +26,12 @@ SETTINGS = {
     "min_p": (0.1, SAMPLING, {"min_p": 0.1}),
     "repetition_penalty": (1.3, {}, {"repetition_penalty": 1.3}),
     "length_penalty": (0.5, SEARCH, {"length_penalty": 0.5}),
-    "no_repeat_ngram_size": (2, {}, {"no_repeat_ngram": 2}),
-    "bad_words_ids": ([[7], [8, 9]], {}, {"bad_ids": [[7], [8, 9]]}),
-    "suppress_tokens": ([7, 9], {"bad_words_ids": [[8]]}, {"bad_ids": [[8], [7], [9]]}),
+    "no_repeat_ngram_size": (2, {}, {"no_repeat_ngram_size": 2}),
+    "bad_words_ids": ([[7], [8, 9]], {}, {"bad_words_ids": [[7], [8, 9]]}),
+    "suppress_tokens": ([7, 9], {"bad_words_ids": [[8]]}, {"bad_words_ids": [[8], [7], [9]]}),
     "num_return_sequences": (2, SAMPLING, {"num_return_sequences": 2}),
-    "stop_strings": (["."], {}, {"stop": ["."]}),
-    "eos_token_id": ([7, 8], {}, {"eos_id": 7, "stop_ids": [8]}),
+    "stop_strings": (["."], {}, {"stop_strings": ["."]}),
+    "eos_token_id": ([7, 8], {}, {"eos_id": 7, "stop_token_ids": [8]}),
     **{
         name: (value, {}, "reported")
         for name, value in {
@@ -201,7 +201,7 @@ def test_settings_of_an_older_config_are_read(two_stacks):
     assert told.startswith(
         "early_stopping=True, forced_bos_token_id=4, forced_eos_token_id=2: not applied"
     )
-    assert (ours.generation.no_repeat_ngram, ours.generation.num_beams) == (3, 2)
+    assert (ours.generation.no_repeat_ngram_size, ours.generation.num_beams) == (3, 2)
     assert (ours.generation.max_new_tokens, ours.generation.eos_id) == (19, 2)
     assert ours.task.start_id == 2
 
@@ -236,9 +236,16 @@ def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp
     (decoder / "generation_config.json").unlink(missing_ok=True)
     ours = miniformer.from_hf(decoder)
     ours.hf_metadata = {}
-    settings = {"frequency_penalty": 0.5, "stop": ["."], "num_beams": 2, "length_norm": "gnmt"}
+    settings = {
+        "frequency_penalty": 0.5,
+        "stop_strings": ["."],
+        "num_beams": 2,
+        "length_normalization": "gnmt",
+    }
     ours.generation = miniformer.GenerationConfig(temperature=0.0, **settings)
-    with pytest.warns(NoEffectWarning, match=r"frequency_penalty=0.5, length_norm='gnmt': trans"):
+    with pytest.warns(
+        NoEffectWarning, match=r"frequency_penalty=0.5, length_normalization='gnmt': trans"
+    ):
         miniformer.to_hf(ours, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (written["stop_strings"], written["num_beams"]) == (["."], 2)

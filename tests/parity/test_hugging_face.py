@@ -238,10 +238,10 @@ def check_greedy(case):
     wanted = [case.theirs.generate(prompt, **options)[0].tolist() for prompt in prompts]
     rows = [prompt[0].tolist() for prompt in prompts]
     if case.seq2seq:
-        given = {"temperature": 0.0, "start_id": case.start, "bad_ids": [[1]]}
+        given = {"temperature": 0.0, "start_id": case.start, "bad_words_ids": [[1]]}
         assert [[case.start, *row] for row in case.model.generate(rows, 6, **given)] == wanted
     else:
-        assert case.model.generate(rows, 6, temperature=0.0, bad_ids=[[1]]) == wanted
+        assert case.model.generate(rows, 6, temperature=0.0, bad_words_ids=[[1]]) == wanted
 
 
 def check_beams(case):
@@ -253,7 +253,7 @@ def check_beams(case):
     }  # fmt: skip
     for prompt in (ids(1, 7), ids(1, 4)):
         wanted = case.theirs.generate(prompt, **options)[0].tolist()
-        given = {"num_beams": 4, "length_penalty": 0.7, "eos_id": eos, "bad_ids": [[1]]}
+        given = {"num_beams": 4, "length_penalty": 0.7, "eos_id": eos, "bad_words_ids": [[1]]}
         if case.seq2seq:
             given["start_id"] = case.start
             found = [case.start, *case.model.generate(prompt.tolist(), 7, **given)[0]]
@@ -325,7 +325,7 @@ def check_bare_ids(again, case):
         source = ids(1, 7)
         theirs = again.generate(source, do_sample=False, max_new_tokens=5, **NO_PADDING)[0].tolist()
         assert theirs[0] == 0
-        found = case.model.generate(source.tolist(), 5, temperature=0.0, bad_ids=[[1]])
+        found = case.model.generate(source.tolist(), 5, temperature=0.0, bad_words_ids=[[1]])
         assert found == [theirs[1:]]
 
 

@@ -132,7 +132,7 @@ def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     ours = miniformer.from_hf(tmp_path / "theirs")
     assert ours.task.name == "regression"
-    ours.task = dataclasses.replace(ours.task, mean=7.0, spread=3.0)
+    ours.task = dataclasses.replace(ours.task, target_mean=7.0, target_std=3.0)
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     source = ids(2, 9)
@@ -311,7 +311,7 @@ def test_decoding_settings_come_and_go(tmp_path):
         ours = miniformer.from_hf(tmp_path / "theirs")
     found = ours.generation
     assert (found.temperature, found.top_k, found.top_p) == (0.7, 5, 0.9)
-    assert (found.max_new_tokens, found.eos_id, found.stop_ids) == (11, 3, [4])
+    assert (found.max_new_tokens, found.eos_id, found.stop_token_ids) == (11, 3, [4])
     assert found.repetition_penalty == 1.3
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.GenerationConfig.from_pretrained(tmp_path / "out")

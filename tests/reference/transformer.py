@@ -248,7 +248,7 @@ def position_bias(weights, settings, name, positions):
         at = torch.tensor(positions, dtype=torch.float64)
         slopes = torch.tensor(alibi_slopes(settings["n_heads"]), dtype=torch.float64)
         return -slopes[:, None, None] * torch.abs(at[:, None] - at[None, :])
-    if settings["position"] == "relative":
+    if settings["position"] == "t5_relative":
         shape = (
             not settings["causal"],
             settings["relative_buckets"],

@@ -22,7 +22,7 @@ def run(tmp_path, logger):
     write_jsonl(tmp_path / "train.jsonl", [VERSE] * 4)
     flags = {
         "train_path": "train.jsonl", "val_path": "train.jsonl", "tokenizer": "byte",
-        "max_steps": 20, "val_interval": 10, "accumulate_grad_batches": 2, "batch_size": 2,
+        "max_steps": 20, "val_check_interval": 10, "accumulate_grad_batches": 2, "batch_size": 2,
         "model_config": json.dumps(MODEL), "work_dir": "runs", "experiment_name": "run",
         "logger": logger,
     }  # fmt: skip

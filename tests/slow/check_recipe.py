@@ -49,7 +49,7 @@ def test_a_language_model_of_source_is_much_better_than_pairs_of_letters(tmp_pat
     flags = {
         "train_path": "train.txt", "val_path": "val.txt", "task": "language_modeling",
         "tokenizer": "char", "seq_len": 128, "batch_size": 12, "lr": 0.012, "scheduler": "linear",
-        "precision": "float32", "max_steps": STEPS, "val_interval": 100, "seed": 0,
+        "precision": "float32", "max_steps": STEPS, "val_check_interval": 100, "seed": 0,
         "model_config": json.dumps(MODEL), "logger": "none", "work_dir": "runs",
         "experiment_name": "recipe",
     }  # fmt: skip

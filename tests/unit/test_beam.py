@@ -166,7 +166,7 @@ def test_what_does_not_go_with_a_search_is_refused(options, message):
 
 def diverse(model, options):
     """Groups of beams by plain lists: each ends where it may, what earlier groups took costs."""
-    groups, width = options.beam_groups, options.num_beams // options.beam_groups
+    groups, width = options.num_beam_groups, options.num_beams // options.num_beam_groups
     running = [[([], 0.0)] for _ in range(groups)]
     ended = [[] for _ in range(groups)]
     for step in range(1, options.max_new_tokens + 1):
@@ -199,7 +199,7 @@ def diverse(model, options):
 def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
     model = sharp()
     options = GenerationConfig(
-        max_new_tokens=5, num_beams=6, beam_groups=3, diversity_penalty=penalty, eos_id=eos
+        max_new_tokens=5, num_beams=6, num_beam_groups=3, diversity_penalty=penalty, eos_id=eos
     )
     (found,) = found_by(model, options)
     wanted = diverse(model, options)
@@ -215,7 +215,9 @@ def test_the_length_of_gnmt():
     model = sharp()
     options = {"max_new_tokens": 4, "num_beams": 4**4, "eos_id": END}
     (sums,) = found_by(model, GenerationConfig(length_penalty=0.0, **options))
-    (found,) = found_by(model, GenerationConfig(length_penalty=0.6, length_norm="gnmt", **options))
+    (found,) = found_by(
+        model, GenerationConfig(length_penalty=0.6, length_normalization="gnmt", **options)
+    )
     wanted = {tuple(ids): score / ((5 + len(ids)) / 6) ** 0.6 for ids, score in sums}
     assert {tuple(ids): score for ids, score in found} == pytest.approx(wanted, abs=1e-4)
     assert [score for _, score in found] == pytest.approx(

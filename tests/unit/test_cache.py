@@ -17,7 +17,7 @@ SHAPES = {
     "window": {"sliding_window": 3},
     "pattern": {"sliding_window": 4, "window_pattern": "LG"},
     "alibi": {"position": "alibi"},
-    "relative": {"position": "relative", "relative_buckets": 8, "relative_max_distance": 9},
+    "relative": {"position": "t5_relative", "relative_buckets": 8, "relative_max_distance": 9},
     "learned": {"position": "learned"},
 }
 every_shape = pytest.mark.parametrize("shape", SHAPES)

@@ -20,7 +20,7 @@ def kinds(model):
     "changes",
     [
         {"causal": False}, {}, {"input_dim": 5}, {"sliding_window": 3, "attention_sinks": True},
-        {"position": "relative", "logit_softcap": 2.0}, {"position": "alibi", "pre_norm": False},
+        {"position": "t5_relative", "logit_softcap": 2.0}, {"position": "alibi", "pre_norm": False},
     ],
     ids=str,
 )  # fmt: skip

@@ -120,5 +120,5 @@ def test_t5_scales_its_logits_only_where_they_are_tied():
         == 0.5
     )
     assert (
-        architecture_config("t5", tie_embeddings=False)["position"] == "relative"
+        architecture_config("t5", tie_embeddings=False)["position"] == "t5_relative"
     )  # nothing needs d_model

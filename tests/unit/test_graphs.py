@@ -124,9 +124,9 @@ def test_searches_samples_and_sources_too(shape, options, recordings):
 
 def test_a_text_that_slides_is_recorded_again(recordings):
     model = tiny_model(max_seq_len=40)
-    found = model.generate(PROMPTS, 90, temperature=0, slide=True, cuda_graph=True)
+    found = model.generate(PROMPTS, 90, temperature=0, context_shift=True, cuda_graph=True)
     assert len(recordings) > 1
-    assert found == model.generate(PROMPTS, 90, temperature=0, slide=True)
+    assert found == model.generate(PROMPTS, 90, temperature=0, context_shift=True)
 
 
 @pytest.mark.parametrize(("new", "made"), [(8, 0), (16, 0), (17, 1)])

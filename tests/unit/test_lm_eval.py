@@ -85,7 +85,7 @@ def test_texts_may_be_longer_than_the_model_reads(adapter):
     wanted = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])
     assert after == pytest.approx(float(wanted.sum()), abs=1e-3)
     [written] = evaluated.generate_until(requests((text, {"max_gen_toks": 5})), disable_tqdm=True)
-    assert written == m.generate(text, max_new_tokens=5, temperature=0.0, slide=True)
+    assert written == m.generate(text, max_new_tokens=5, temperature=0.0, context_shift=True)
 
 
 def test_answers_up_to_a_stop(adapter):

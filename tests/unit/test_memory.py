@@ -301,7 +301,7 @@ def test_of_equal_ways_the_one_without_recomputation(model, monkeypatch):
 
 def test_too_little_is_refused_with_what_is_needed(model):
     with pytest.raises(
-        UserError, match=r"memory=1\.012 GB is too little: .* need 1\.013 GB, of which 1 GB"
+        UserError, match=r"memory_limit=1\.012 GB is too little: .* need 1\.013 GB, of which 1 GB"
     ):
         plan(model, LENGTH / 11 * PER_TOKEN["none"])
 

@@ -31,7 +31,7 @@ SHAPES = {
     "gpt2": {"position": "learned", "activation": "gelu_tanh", "head_bias": True},
     "untied": {"tie_embeddings": False, "activation": "silu"},
     "alibi": {"position": "alibi", "activation": "geglu"},
-    "relative": {"position": "relative", "activation": "reglu", "logit_scale": 0.5},
+    "relative": {"position": "t5_relative", "activation": "reglu", "logit_scale": 0.5},
     "sinusoidal": {"position": "sinusoidal", "activation": "geglu_tanh"},
     "none": {"position": "none", "activation": "relu"},
     "post": {"pre_norm": False, "embedding_norm": True, "embedding_scale": 3.0},
@@ -171,7 +171,7 @@ def test_what_is_not_finite_does_not_get_lost(what):
         model.layers[0].attention.v_proj.bias[3] = what
     for options in ({"num_beams": 2}, {"temperature": 0.0}):
         with pytest.raises(UserError, match="logits at new token 1 are not finite"):
-            model.generate([[1, 2]], 4, weights="int8", **options)
+            model.generate([[1, 2]], 4, weight_dtype="int8", **options)
     with torch.inference_mode():
         cache = model.new_cache(1, 9, "full")
         assert not Engine(model, "int8").make_runner(cache)(torch.tensor([3])).isfinite().any()
@@ -490,7 +490,7 @@ def test_what_the_kernels_cannot_do_is_left_to_the_model(name, reason):
     model = changed(name)
     assert unsupported_reason(model) == reason
     assert model.engine() is None
-    with pytest.raises(UserError, match=f"weights=int8 needs the decoding kernels: {reason}"):
+    with pytest.raises(UserError, match=f"weight_dtype=int8 needs the decoding kernels: {reason}"):
         model.engine("int8")
     assert unsupported_reason(tiny_model()) is None
 
@@ -523,7 +523,7 @@ def test_without_a_compiler_it_is_slower_and_says_so_once(afresh, monkeypatch):
         warnings.simplefilter("error")
         assert model.generate([[1, 2]], 8, temperature=0) == text
     with pytest.raises(UserError, match="needs the decoding kernels: there is no C"):
-        model.generate([[1, 2]], 8, weights="bf16")
+        model.generate([[1, 2]], 8, weight_dtype="bf16")
 
 
 def test_a_compiler_that_fails_is_named(afresh, monkeypatch):

@@ -88,7 +88,7 @@ def test_slopes_of_alibi():
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (6, 9)])
 def test_buckets_of_t5(causal, buckets, farthest):
     config = TransformerConfig(
-        position="relative", relative_buckets=buckets, relative_max_distance=farthest
+        position="t5_relative", relative_buckets=buckets, relative_max_distance=farthest
     )
     part = RelativePosition(config, causal=causal)
 

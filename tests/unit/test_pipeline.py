@@ -14,11 +14,11 @@ from tests.kit import tiny_model
 
 @pytest.fixture
 def pipeline():
-    generation = GenerationConfig(max_new_tokens=3, temperature=0.0, no_repeat_ngram=2)
+    generation = GenerationConfig(max_new_tokens=3, temperature=0.0, no_repeat_ngram_size=2)
     return Pipeline(
         tiny_model(vocab_size=258, max_seq_len=64),
         Tokenizer.train("byte", []),
-        task=LanguageModeling(prompt_begins_document=False),
+        task=LanguageModeling(prepend_bos=False),
         generation=generation,
     )
 
@@ -26,7 +26,9 @@ def pipeline():
 @pytest.mark.catches("settings_of_the_directory_are_ignored")
 def test_settings_that_are_not_given_are_those_of_the_directory(pipeline):
     ids = pipeline.tokenizer.encode("ab")
-    wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram=2)[0][len(ids) :]
+    wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram_size=2)[0][
+        len(ids) :
+    ]
     ((_, written),) = pipeline.write(["ab"])
     assert written.tokens == wanted
     ((_, written),) = pipeline.write(["ab"], max_new_tokens=1)

@@ -57,7 +57,7 @@ def test_frequency_and_presence_penalties_count_what_was_written(texts, frequenc
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 4))
 def test_no_run_comes_twice(texts, size):
     logits = torch.zeros(len(texts), V)
-    options = GenerationConfig(no_repeat_ngram=size)
+    options = GenerationConfig(no_repeat_ngram_size=size)
     try:
         found = changed(options, texts, logits)
     except UserError:  # every token is forbidden in some row
@@ -83,7 +83,7 @@ def test_bad_runs_are_never_completed(texts, bad):
         for text in texts
     ]  # fmt: skip
     assume(all(len(each) < V for each in forbidden))  # a text that nothing can follow is refused
-    found = changed(GenerationConfig(bad_ids=bad), texts, logits)
+    found = changed(GenerationConfig(bad_words_ids=bad), texts, logits)
     for row, wanted in enumerate(forbidden):
         assert {t for t in range(V) if found[row, t] == -math.inf} == wanted
         single = theirs.NoBadWordsLogitsProcessor(bad)(
@@ -166,7 +166,7 @@ def test_several_tokens_may_end_a_text():
     model = tiny_model()
     free = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0)
     ends = [free[0][4], free[1][3]]
-    for options in ({"eos_id": ends[0], "stop_ids": ends[1:]}, {"stop_ids": ends}):
+    for options in ({"eos_id": ends[0], "stop_token_ids": ends[1:]}, {"stop_token_ids": ends}):
         found = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0, **options)
         for before, after in zip(free, found, strict=True):
             new = before[2:]
@@ -198,7 +198,7 @@ def test_penalties_change_what_is_written():
     assert len(set(plain)) < 12  # a random model repeats itself
     penalised = model.generate([[1, 2, 3]], 20, temperature=0, presence_penalty=9.0)[0]
     assert len(set(penalised[3:])) == 20
-    runs = model.generate([[1, 2, 3]], 20, temperature=0, no_repeat_ngram=2)[0]
+    runs = model.generate([[1, 2, 3]], 20, temperature=0, no_repeat_ngram_size=2)[0]
     assert len({*itertools.pairwise(runs)}) == len(runs) - 1
 
 
@@ -272,19 +272,19 @@ def test_logits_that_are_no_numbers_stop_with_the_step(device):
         ({"min_new_tokens": 6}, "min_new_tokens=6 is above max_new_tokens=5; lower it"),
         ({"min_p": 1.5}, "min_p must be at most 1.0"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
-        ({"bad_ids": [[]]}, r"bad_ids must hold runs of one token or more, such as \[\[17\]"),
-        ({"bad_ids": [[31]]}, "bad_ids=31 is outside the model's vocabulary, 0 to 30"),
-        ({"stop_ids": [40]}, "stop_ids=40 is outside the model's vocabulary, 0 to 30"),
-        ({"stop": ["\n"]}, "stop needs a tokenizer; use a Pipeline"),
-        ({"stop": [""]}, "stop must hold texts of one character or more"),
+        ({"bad_words_ids": [[]]}, r"bad_words_ids must hold runs of one token or more, such as \[\[17\]"),
+        ({"bad_words_ids": [[31]]}, "bad_words_ids=31 is outside the model's vocabulary, 0 to 30"),
+        ({"stop_token_ids": [40]}, "stop_token_ids=40 is outside the model's vocabulary, 0 to 30"),
+        ({"stop_strings": ["\n"]}, "stop_strings needs a tokenizer; use a Pipeline"),
+        ({"stop_strings": [""]}, "stop_strings must hold texts of one character or more"),
         ({"num_return_sequences": 2, "temperature": 0}, "would all be the same with temperature=0"),
         ({"num_return_sequences": 3, "num_beams": 2}, "are more than num_beams=2 find"),
-        ({"beam_groups": 2}, "beam_groups is of a beam search; set num_beams"),
-        ({"num_beams": 3, "beam_groups": 2}, "beam_groups=2 does not divide num_beams=3"),
-        ({"num_beams": 2, "diversity_penalty": 1.0}, "set beam_groups to 2 or more"),
+        ({"num_beam_groups": 2}, "num_beam_groups is of a beam search; set num_beams"),
+        ({"num_beams": 3, "num_beam_groups": 2}, "num_beam_groups=2 does not divide num_beams=3"),
+        ({"num_beams": 2, "diversity_penalty": 1.0}, "set num_beam_groups to 2 or more"),
         ({"num_beams": 2, "seed": 1}, "num_beams=2 samples nothing; leave seed out"),
         ({"temprature": 1}, r"unknown field 'temprature' \(did you mean 'temperature'\?\)"),
-        ({"bad_ids": [[t] for t in range(31)], "temperature": 0},
+        ({"bad_words_ids": [[t] for t in range(31)], "temperature": 0},
          "no token is left to choose at new token 1: bans and processors forbid all"),
     ],
 )  # fmt: skip

@@ -93,7 +93,7 @@ PROMPTS = [[1, 2, 3], [1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3], [2], [30] * 7,
 @pytest.mark.parametrize("kernels", ["on", "off"])
 @pytest.mark.parametrize(
     "options", [{}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.9}, {"eos_id": 5, "min_p": 0.01},
-                {"slide": True}],
+                {"context_shift": True}],
 )  # fmt: skip
 def test_a_row_depends_on_its_number_and_the_seed_only(monkeypatch, kernels, options):
     """Whatever the batch: its size, the other rows, and when these end."""
@@ -216,7 +216,9 @@ def test_texts_reach_the_limit_exactly(length, new, options):
             expected.append(int(model(torch.tensor([expected]))[0, -1].argmax()))
         assert model.generate(prompts, new, **options)[0] == expected
     room = 8 - length
-    with pytest.raises(UserError, match=f"ask for at most {room} new tokens, or set slide=true"):
+    with pytest.raises(
+        UserError, match=f"ask for at most {room} new tokens, or set context_shift=true"
+    ):
         model.generate(prompts, room + 1, **options)
 
 
@@ -312,22 +314,26 @@ def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]]
     if "rotary_scaling" in changes:  # what it goes by is how long a text comes to be
         prompts = prompts[2:]
-        wanted = [model.generate([prompt], 21, temperature=0, slide=True)[0] for prompt in prompts]
+        wanted = [
+            model.generate([prompt], 21, temperature=0, context_shift=True)[0] for prompt in prompts
+        ]
     else:
         wanted = [prompt + sliding(model, prompt, 21) for prompt in prompts]
-    assert model.generate(prompts, 21, temperature=0, slide=True) == wanted
-    single = model.generate(torch.tensor([prompts[-1]]), 21, temperature=0, slide=True)
+    assert model.generate(prompts, 21, temperature=0, context_shift=True) == wanted
+    single = model.generate(torch.tensor([prompts[-1]]), 21, temperature=0, context_shift=True)
     assert single[0].tolist() == wanted[-1]
     end = wanted[-1][-3]
-    ended = model.generate(prompts, 21, temperature=0, slide=True, eos_id=end)
+    ended = model.generate(prompts, 21, temperature=0, context_shift=True, eos_id=end)
     for prompt, text, whole in zip(prompts, ended, wanted, strict=True):
         new = whole[len(prompt) :]
         assert text == prompt + (new[: new.index(end)] if end in new else new)
-    beams = model.generate(prompts[-2:], 15, num_beams=3, slide=True)
-    assert beams == [model.generate([p], 15, num_beams=3, slide=True)[0] for p in prompts[-2:]]
+    beams = model.generate(prompts[-2:], 15, num_beams=3, context_shift=True)
+    assert beams == [
+        model.generate([p], 15, num_beams=3, context_shift=True)[0] for p in prompts[-2:]
+    ]
 
 
 def test_sliding_is_asked_for():
     model = tiny_model(max_seq_len=8)
-    with pytest.raises(UserError, match="or set slide=true to forget what is oldest"):
+    with pytest.raises(UserError, match="or set context_shift=true to forget what is oldest"):
         model.generate([[1] * 9], 1)

@@ -109,7 +109,7 @@ def test_the_figures_of_a_file_are_those_of_a_validation():
 
 def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
     m = language_model()
-    m.task = LanguageModeling(prompt_begins_document=False)
+    m.task = LanguageModeling(prepend_bos=False)
     path = tmp_path / "text.txt"
     path.write_text(VERSE * 3)
     found = m.perplexity(str(path), stride=5)

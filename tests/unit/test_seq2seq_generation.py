@@ -22,7 +22,7 @@ def by_whole_passes(built, source, new, start):
 
 
 @pytest.mark.catches("prompts_are_padded_without_a_mask")
-@pytest.mark.parametrize("position", ["rotary", "learned", "relative", "alibi"])
+@pytest.mark.parametrize("position", ["rotary", "learned", "t5_relative", "alibi"])
 def test_each_source_gets_what_whole_passes_give_it_alone(position):
     built = model(position=position)
     sources = [[3, 1, 4, 1, 5], [9, 2], [6]]

@@ -59,11 +59,11 @@ LIMITS = {
     "patience": ({"early_stopping_patience": 4}, 100, "early_stopping_patience=4 cannot end a run"),
     "patience below": ({"early_stopping_patience": 3}, 100, None),
     "patience of few steps": ({"early_stopping_patience": 1}, 2, "a run of 2 validations early"),
-    "patience by interval": ({"early_stopping_patience": 3, "val_interval": 25}, 101, None),
+    "patience by interval": ({"early_stopping_patience": 3, "val_check_interval": 25}, 101, None),
     "patience by interval, exactly": (
-        {"early_stopping_patience": 3, "val_interval": 25}, 100, "a run of 4 validations early"
+        {"early_stopping_patience": 3, "val_check_interval": 25}, 100, "a run of 4 validations early"
     ),
-    "patience by unknown interval": ({"early_stopping_patience": 9, "val_interval": 5}, None, None),
+    "patience by unknown interval": ({"early_stopping_patience": 9, "val_check_interval": 5}, None, None),
     "average": ({"average_checkpoints": 6}, 100, "average_checkpoints=6 is the mean of 5 only"),
     "average of all": ({"average_checkpoints": 5}, 100, None),
     "average by time": ({"average_checkpoints": 6}, None, "is the mean of 5 only"),
@@ -88,7 +88,7 @@ def test_validations_are_as_many_as_a_run_has(interval, steps):
         or (step % interval == 0 if interval else 5 * step // steps > 5 * (step - 1) // steps)
         for step in range(1, steps + 1)
     )
-    config = TrainConfig(train_path="a", val_path="b", val_interval=interval)
+    config = TrainConfig(train_path="a", val_path="b", val_check_interval=interval)
     assert count_validations(config, steps) == count
 
 
@@ -153,17 +153,17 @@ VALUES = {
     "train_path": ("b.jsonl", {}), "val_path": ("b.jsonl", {}), "test_path": ("b.jsonl", {}),
     "task": ("masked_lm", {}), "task_config": ({"bpe_dropout": 0.5}, {"tokenizer": "bpe"}),
     "model": ("seq2seq", {}), "model_config": ({**SMALL, "n_layers": 2}, {}),
-    "size": ("small", {"model_config": {"max_seq_len": 32}}),
-    "init_from": ("model", {"model_config": {}}), "warm_start": ({"max_steps": 1}, {}),
+    "model_size": ("small", {"model_config": {"max_seq_len": 32}}),
+    "init_from": ("model", {"model_config": {}}), "pretrain": ({"max_steps": 1}, {}),
     "tokenizer": ("char", {}), "source_tokenizer": ("char", {}), "batch_size": (1, {}),
     "batch_tokens": (40, {}), "seq_len": (8, {}), "lr": (0.1, {}),
     "find_lr": (True, {}), "weight_decay": (0.5, {}), "layer_lr_decay": (0.5, {}),
-    "scheduler": ("linear", {}), "warmup_steps": (4, {}), "warmup_share": (0.9, {}),
+    "scheduler": ("linear", {}), "warmup_steps": (4, {}), "warmup_ratio": (0.9, {}),
     "max_epochs": (1, {}), "max_steps": (2, {}), "max_time": ("0.001s", {}),
-    "val_interval": (1, VAL), "optimizer": ("adamw", {}),
+    "val_check_interval": (1, VAL), "optimizer": ("adamw", {}),
     "optimizer_config": ({"momentum": 0.5}, {}), "gradient_clip_val": (1e-6, {}),
     "accumulate_grad_batches": (2, {}), "ema_decay": (0.5, {}), "average_checkpoints": (2, VAL),
-    "activation_checkpointing": ("full", {}), "memory": ("8GB", {}),
+    "activation_checkpointing": ("full", {}), "memory_limit": ("8GB", {}),
     "find_batch_size": (True, {"batch_size": None}), "precision": ("bf16", {}),
     "accelerator": ("cuda" if not torch.cuda.is_available() else "cpu", {}),
     "strategy": ("ddp", {}), "num_workers": (1, {}), "streaming": (True, {}), "seed": (1, {}),
@@ -171,7 +171,7 @@ VALUES = {
     "resume": ("nowhere", {}), "checkpoint_interval": (1, {}), "sample_prompt": ("The dog", VAL),
     "logger": ("csv", {}),
     "checkpoint_metric": ("loss", {**VAL, "task": "masked_lm"}),
-    "early_stopping_patience": (1, {**VAL, "val_interval": 1, "lr": 0.0}),
+    "early_stopping_patience": (1, {**VAL, "val_check_interval": 1, "lr": 0.0}),
 }  # fmt: skip
 ELSEWHERE = {
     "compile": "takes a minute; tests/unit/test_compile.py",
@@ -204,14 +204,14 @@ def test_setting_has_effect_or_is_refused_or_warns(files, field):
 
 FROM_FILES = {
     "find_lr": ({"find_lr": True, "lr": 0.1}, "find_lr would replace lr=0.1"),
-    "size": (
-        {"size": "tiny", "model_config": {**SMALL, "n_heads": 4}},
-        "size=tiny has no effect: model_config has all of it",
+    "model_size": (
+        {"model_size": "tiny", "model_config": {**SMALL, "n_heads": 4}},
+        "model_size=tiny has no effect: model_config has all of it",
     ),
     "batch": ({"find_batch_size": True}, "find_batch_size would replace batch_size=2"),
-    "memory": (
-        {"memory": "8GB", "activation_checkpointing": "full"},
-        "memory would replace activation_checkpointing=full",
+    "memory_limit": (
+        {"memory_limit": "8GB", "activation_checkpointing": "full"},
+        "memory_limit would replace activation_checkpointing=full",
     ),
     "options": (
         {"optimizer_config": {"momentun": 0.9}},

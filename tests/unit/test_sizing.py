@@ -59,8 +59,8 @@ def test_the_data_choose_a_size_and_the_run_says_so(run):
 
 
 def test_who_says_more_is_heard(run):
-    assert run(1_000, "--size", "medium")[0] == SIZE_PRESETS["medium"]
-    model, _ = run(1_000, "--size", "medium", "--model_config", '{"n_kv_heads": 3}')
+    assert run(1_000, "--model_size", "medium")[0] == SIZE_PRESETS["medium"]
+    model, _ = run(1_000, "--model_size", "medium", "--model_config", '{"n_kv_heads": 3}')
     assert model == {**SIZE_PRESETS["medium"], "n_kv_heads": 3}, "of its own six heads"
     model, out = run(1_000, "--model_config", '{"dropout": 0.0}')
     assert model == {**SIZE_PRESETS["tiny"], "dropout": 0.0}, (
@@ -70,14 +70,14 @@ def test_who_says_more_is_heard(run):
     assert model == {"d_model": 48}, "a shape is not completed with that of another"
     assert "size:" not in out
     assert run(1_000, "--model_config", '{"n_kv_heads": 8}')[0] == {"n_kv_heads": 8}, "of 8 heads"
-    model, _ = run(1_000, "--size", "tiny", "--model_config", '{"n_layers": 1}')
+    model, _ = run(1_000, "--model_size", "tiny", "--model_config", '{"n_layers": 1}')
     assert model == {**SIZE_PRESETS["tiny"], "n_layers": 1}
 
 
 def test_a_size_that_cannot_be_is_refused(run):
-    assert "size must be one of" in run(100, "--size", "huge", code=2)
+    assert "model_size must be one of" in run(100, "--model_size", "huge", code=2)
     assert "size has no effect with init_from" in run(
-        100, "--size", "tiny", "--init_from", "x", code=2
+        100, "--model_size", "tiny", "--init_from", "x", code=2
     )
 
 
@@ -180,7 +180,7 @@ def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
 def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
     train = data(tmp_path)
     arguments = ["--work_dir", str(tmp_path), "--experiment_name", "run", "--logger", "none"]
-    more = ["--seq_len", "512", "--size", "tiny", "--max_steps"]
+    more = ["--seq_len", "512", "--model_size", "tiny", "--max_steps"]
     assert trainer.main(["--train_path", str(train), *arguments, *more, "1"]) == 0
     settings = json.loads((tmp_path / "run" / "train_config.json").read_text())
     assert settings["batch_size"] == 4

@@ -45,7 +45,7 @@ def near(model, amount=0.02):
     st.lists(st.integers(0, 30), min_size=1, max_size=10),
     st.sampled_from(["near", "far", "lookup"]),
     st.integers(1, 6),
-    st.sampled_from([{}, {"no_repeat_ngram": 2}, {"repetition_penalty": 1.5}, {"eos_id": 5}]),
+    st.sampled_from([{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"eos_id": 5}]),
 )
 def test_greedy_text_is_the_same(shape, prompt, kind, ahead, more):
     model = tiny_model(**SHAPES[shape])

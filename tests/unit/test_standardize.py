@@ -43,7 +43,7 @@ def by_hand(some, over):
     ]
 
 
-TASKS = [Classification(), Regression(next_of="none")]
+TASKS = [Classification(), Regression(target_delta_of="none")]
 
 
 def fitted(task, some):
@@ -98,7 +98,7 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
 def test_embed_of_a_series_reads_it_in_its_own_units():
     random = np.random.default_rng(0)
     some = [{"input": random.normal(100, 9, (4, 2)).tolist(), "value": float(n)} for n in range(20)]
-    task = fitted(Regression(next_of=1), some)
+    task = fitted(Regression(target_delta_of=1), some)
     model = model_for(task)
     m = Pipeline(model, None, task=task, generation=GenerationConfig())
     rows = torch.from_numpy(np.stack([e["inputs"] for e in task.encode(some, None, 9)]))

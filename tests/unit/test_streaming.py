@@ -141,8 +141,8 @@ def test_generate_and_stream_end_before_stop(kind, case):
         return one_hot
 
     how = {"max_new_tokens": len(ids), "temperature": 0.0, "processors": [forced]}
-    assert m.generate("a", stop=stops, **how) == expected
-    assert "".join(m.stream("a", stop=stops, **how)) == expected
+    assert m.generate("a", stop_strings=stops, **how) == expected
+    assert "".join(m.stream("a", stop_strings=stops, **how)) == expected
 
 
 @pytest.mark.catches("stop_window_starts_within_character")
@@ -210,7 +210,7 @@ SEQ2SEQ = {"model": Seq2SeqTransformer, "causal": False}
 def test_a_stream_is_the_whole_answer(kind, task):
     more = {"model": SEQ2SEQ, "task": Seq2Seq()} if task == "seq2seq" else {}
     m = pipeline(kind, **more)
-    for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 5, "stop": ["a", " t"]}):
+    for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 5, "stop_strings": ["a", " t"]}):
         pieces = list(m.stream("The cat", **options))
         assert all(pieces)
         assert "".join(pieces) == m.generate("The cat", **options)
@@ -230,11 +230,11 @@ def test_stop_strings_end_an_answer_and_are_not_in_it():
     m = pipeline("bpe", eos_id=None)
     whole = m.generate("The", seed=1)
     stop = whole[5:7]
-    assert m.generate("The", seed=1, stop=[stop]) == whole[: whole.index(stop)]
-    together = m.generate(["The", "Nobody"], seed=1, stop=[stop])
+    assert m.generate("The", seed=1, stop_strings=[stop]) == whole[: whole.index(stop)]
+    together = m.generate(["The", "Nobody"], seed=1, stop_strings=[stop])
     apart = [text.split(stop)[0] for text in m.generate(["The", "Nobody"], seed=1)]
     assert together[0] == apart[0]
-    text, written = m.generate_outputs(["The"], seed=1, stop=[stop])[0]
+    text, written = m.generate_outputs(["The"], seed=1, stop_strings=[stop])[0]
     assert text == whole[: whole.index(stop)]
     assert len(written.tokens) < 20
 
@@ -244,7 +244,7 @@ def test_a_stop_ends_a_hypothesis_of_a_search():
     best = m.generate("The", num_beams=3)
     stop = best[4]
     short = {"num_beams": 3, "length_penalty": -2.0}  # shorter texts are the better ones
-    found = m.generate("The", stop=[stop], num_return_sequences=3, **short)
+    found = m.generate("The", stop_strings=[stop], num_return_sequences=3, **short)
     assert all(stop not in text for text in found)
     assert len(found[0]) < 20
 

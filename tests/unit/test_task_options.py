@@ -24,13 +24,13 @@ DATA = {
 # A value of each option that is not its default.
 GIVEN = {
     "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1],
-    "mark_shared": [True, False], "standardize": [False],
+    "shared_token_types": [True, False], "standardize": [False],
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
-    "label_smoothing": [0.1], "r_drop": [0.5], "mean": [0.5], "spread": [2.0],
-    "next_of": [0, 1, "none"], "still": [0.25], "field": ["input"], "mask_share": [0.3],
-    "prompt_begins_document": [False, True], "max_source_len": [9], "max_target_len": [9],
-    "start_id": [3], "generated": [7], "num_beams": [2], "length_penalty": [0.5],
+    "label_smoothing": [0.1], "r_drop": [0.5], "target_mean": [0.5], "target_std": [2.0],
+    "target_delta_of": [0, 1, "none"], "scale_epsilon": [0.25], "field": ["input"], "mask_share": [0.3],
+    "prepend_bos": [False, True], "max_source_len": [9], "max_target_len": [9],
+    "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip
 # What goes with a value that cannot be given alone.
 WITH = {
@@ -47,7 +47,7 @@ def test_every_option_of_every_task_is_tried():
         for field in dataclasses.fields(registry.get("task", name))
     }
     assert found == set(GIVEN)
-    assert set(registry.names("task")) - {"encoding"} == set(DATA)
+    assert set(registry.names("task")) - {"embedding"} == set(DATA)
 
 
 def cases():
@@ -107,7 +107,7 @@ def test_fit_of_a_fitted_task_changes_nothing(name):
 
 
 def test_still_without_a_series_is_announced():
-    task = registry.get("task", "regression")(still=0.5, next_of="none")
+    task = registry.get("task", "regression")(scale_epsilon=0.5, target_delta_of="none")
     task = task.fit(as_records(VECTORS, task.schema))
     assert any("still has no effect" in line for line in task.data_warnings())
 
@@ -117,7 +117,7 @@ LIMITS = {
     "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
     "label_smoothing": [(0.0, -0.001), (0.99, 0.991)], "r_drop": [(0.0, -0.001)],
     "mask_share": [(0.001, 0.0), (0.9, 0.901)], "max_source_len": [(2, 1)],
-    "max_target_len": [(2, 1)], "start_id": [(0, -1)], "generated": [(0, -1)],
+    "max_target_len": [(2, 1)], "start_id": [(0, -1)], "eval_generate_samples": [(0, -1)],
     "num_beams": [(1, 0)],
 }  # fmt: skip
 

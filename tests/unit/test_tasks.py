@@ -97,7 +97,7 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
 @pytest.mark.catches("second_text_of_a_pair_is_cut_first")
 @given(WORDS, WORDS, st.integers(4, 14))
 def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
-    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False)
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     ids, types = example["inputs"].tolist(), example["token_types"].tolist()
     middle = types.index(1)
@@ -116,11 +116,11 @@ def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
 
 @given(WORDS, WORDS, st.integers(6, 30))
 def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
-    task = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=True)
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=True)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
-    (plain,) = Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False).encode(
-        [{"input": [first, second], "value": 1}], BYTES, seq_len
-    )
+    (plain,) = Regression(
+        target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False
+    ).encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     ids, types = example["inputs"].tolist(), plain["token_types"].tolist()
     texts = [{i for i, t in zip(ids, types, strict=True) if t == n and i != B} for n in (0, 1)]
     wanted = [t + 2 * (i in texts[0] & texts[1]) for i, t in zip(ids, types, strict=True)]
@@ -134,17 +134,17 @@ def test_a_pair_is_marked_where_nothing_is_said():
     pair = {"input_kind": "pair"}
     assert Regression(**pair).num_token_types() == Classification(**pair).num_token_types() == 4
     assert MaskedLM(field="input", **pair).num_token_types() == 2
-    assert MaskedLM(field="input", mark_shared=True, **pair).num_token_types() == 4
-    assert Regression(mark_shared=False, **pair).num_token_types() == 2
+    assert MaskedLM(field="input", shared_token_types=True, **pair).num_token_types() == 4
+    assert Regression(shared_token_types=False, **pair).num_token_types() == 2
     assert not Regression(input_kind="text").should_mark_shared()
 
 
 def test_marks_need_pairs_and_types():
     config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=1)
-    task = Regression(mean=0.0, spread=1.0, input_kind="text", mark_shared=True)
-    with pytest.raises(UserError, match="mark_shared is for pairs of texts; leave it out"):
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="text", shared_token_types=True)
+    with pytest.raises(UserError, match="shared_token_types is for pairs of texts; leave it out"):
         task.check(config, BYTES)
-    task = Regression(mean=0.0, spread=1.0, input_kind="pair")
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair")
     for types, told in ((2, "2"), (None, "null")):
         few = TransformerConfig(**{**config.to_dict(), "token_types": types})
         wanted = f"token_types must be 4 for pairs of texts, not {told}; leave it out, or set mark"
@@ -189,7 +189,7 @@ def test_a_prefix_model_reads_documents_whole_and_never_across():
     assert all(not ("x" in piece and "j" in piece) for piece in pieces)
     assert max(len(example["ids"]) for example in examples) <= 5
     assert sum(int(i) == B for e in examples for i in e["ids"]) == 6, "each begins and ends"
-    running = LanguageModeling(prompt_begins_document=False).for_model("seq2seq")
+    running = LanguageModeling(prepend_bos=False).for_model("seq2seq")
     middle = [{"text": "abc", "continues": True}]
     (example,) = running.encode(middle, BYTES, seq_len=8)
     assert BYTES.decode(example["ids"].tolist()) == "abc"
@@ -232,7 +232,7 @@ def test_figures_of_classification_are_those_of_the_textbook(pairs):
 )
 def test_figures_of_regression_are_in_the_units_of_the_data(rows):
     values, guesses = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    task = Regression(mean=7.0, spread=2.5, input_kind="text")
+    task = Regression(target_mean=7.0, target_std=2.5, input_kind="text")
     inside = {
         "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
         "guesses": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
@@ -251,7 +251,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
 
 
 def test_a_correlation_with_what_does_not_vary_is_0():
-    task = Regression(mean=0.0, spread=1.0, input_kind="text")
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="text")
     figures = task.compute_metrics(
         [{"values": torch.tensor([1.0, 2.0]), "guesses": torch.tensor([1.0, 1])}]
     )
@@ -263,8 +263,8 @@ def test_values_are_standardised_inside_and_back_outside():
     records = [{"input": "a" * n, "value": 1000.0 + 50 * n} for n in range(10)]
     task = Regression().fit(as_records(records, Regression().schema))
     values = [record["value"] for record in records]
-    assert task.mean == pytest.approx(np.mean(values))
-    assert task.spread == pytest.approx(np.std(values))
+    assert task.target_mean == pytest.approx(np.mean(values))
+    assert task.target_std == pytest.approx(np.std(values))
     inside = [example["labels"] for example in task.encode(records, BYTES, 64)]
     assert np.mean(inside) == pytest.approx(0.0, abs=1e-9)
     assert np.std(inside) == pytest.approx(1.0)
@@ -274,7 +274,7 @@ def test_values_are_standardised_inside_and_back_outside():
     for text, answer in zip(inputs, answers, strict=True):
         ids = torch.tensor([[B, *BYTES.encode(text)]])
         assert answer == pytest.approx(
-            task.mean + task.spread * float(model.classify(ids).detach()), rel=1e-5
+            task.target_mean + task.target_std * float(model.classify(ids).detach()), rel=1e-5
         )
 
 
@@ -440,7 +440,7 @@ def test_values_that_are_all_the_same():
         (Classification, {"classes": [0.5, 1]}, "classes must be names or integers, not 0.5"),
         (Classification, {"label_smoothing": 1.0}, "label_smoothing must be at most 0.99"),
         (Classification, {"clases": [0, 1]}, "did you mean 'classes'"),
-        (Regression, {"spread": 0.0}, "spread must be above 0"),
+        (Regression, {"target_std": 0.0}, "target_std must be above 0"),
         (Seq2Seq, {"max_target_len": 1}, "max_target_len must be at least 2"),
     ],
 )
@@ -471,15 +471,15 @@ def fitted(records, **settings):
 def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
     """The figures and answers are those of values; higher or wider, it is the same to a model."""
     records = a_series(np.random.default_rng(0))
-    task = fitted(records, next_of=1)
+    task = fitted(records, target_delta_of=1)
     inputs = [record["input"] for record in records]
     walks = [np.array(x)[:, 1] for x in inputs]
     values = np.array([record["value"] for record in records])
-    assert task.still == pytest.approx(0.05 * np.mean([walk.std() for walk in walks]))
+    assert task.scale_epsilon == pytest.approx(0.05 * np.mean([walk.std() for walk in walks]))
     last = np.array([walk[-1] for walk in walks])
-    scales = np.array([walk.std() for walk in walks]) + task.still
+    scales = np.array([walk.std() for walk in walks]) + task.scale_epsilon
     learnt = (values - last) / scales
-    assert (task.mean, task.spread) == pytest.approx((learnt.mean(), learnt.std()))
+    assert (task.target_mean, task.target_std) == pytest.approx((learnt.mean(), learnt.std()))
     examples = task.encode(records, None, 64)
     whole = np.concatenate(inputs)
     for example, x, base, scale in zip(examples, inputs, last, scales, strict=True):
@@ -487,14 +487,16 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
         wanted[:, 1] = (np.array(x)[:, 1] - base) / scale
         np.testing.assert_allclose(example["inputs"], wanted, rtol=1e-5, atol=1e-6)
     labels = np.array([example["labels"] for example in examples])
-    np.testing.assert_allclose(last + scales * (task.mean + task.spread * labels), values)
+    np.testing.assert_allclose(
+        last + scales * (task.target_mean + task.target_std * labels), values
+    )
     model = model_for(task)
     assert model.config.pooling == "last"
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.zero_()
     answers = task.predict(model, None, inputs, GenerationConfig())
-    np.testing.assert_allclose(answers, last + scales * task.mean, rtol=1e-5)
+    np.testing.assert_allclose(answers, last + scales * task.target_mean, rtol=1e-5)
     figures = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
     assert figures["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
     wrong = values - answers
@@ -510,7 +512,7 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
 @given(st.integers(0, 99), st.floats(-50, 50), st.floats(0.5, 4))
 def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
     records = a_series(np.random.default_rng(seed), 8)
-    task = dataclasses.replace(fitted(records, next_of=1), still=1e-12)
+    task = dataclasses.replace(fitted(records, target_delta_of=1), scale_epsilon=1e-12)
     torch.manual_seed(0)
     model = model_for(task)
     inputs = [np.array(record["input"]) for record in records]
@@ -525,17 +527,23 @@ def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
 def test_that_values_are_the_next_of_a_feature_is_found_out():
     records = a_series(np.random.default_rng(0))
     task = fitted(records)
-    assert task.next_of == 1
-    assert "next_of: 1; values are learnt as what comes next" in "".join(task.data_warnings())
-    assert fitted(records, next_of="none").next_of == "none"
-    assert fitted(records, mean=0.0, spread=9.0).next_of == "none"
+    assert task.target_delta_of == 1
+    assert "target_delta_of: 1; values are learnt as what comes next" in "".join(
+        task.data_warnings()
+    )
+    assert fitted(records, target_delta_of="none").target_delta_of == "none"
+    assert fitted(records, target_mean=0.0, target_std=9.0).target_delta_of == "none"
     values = np.random.default_rng(1).normal(0, 20, len(records))
     others = [{**each, "value": float(y)} for each, y in zip(records, values, strict=True)]
     alone = [{**each, "input": each["input"][-1:]} for each in records]
     texts = [{"input": "abc"[: n % 3 + 1], "value": float(n)} for n in range(9)]
     for none in (others, alone, texts):
         task = fitted(none)
-        assert (task.next_of, task.is_series(), list(task.data_warnings())) == ("none", False, [])
+        assert (task.target_delta_of, task.is_series(), list(task.data_warnings())) == (
+            "none",
+            False,
+            [],
+        )
 
 
 @pytest.mark.catches("keys_of_objects_have_no_order")
@@ -546,7 +554,7 @@ def test_vectors_with_names_are_a_series_too():
         {"input": [{"b": b, "a": a} for a, b in each["input"]], "value": each["value"]}
         for each in plain
     ]
-    one, other = (fitted(records, next_of=1) for records in (plain, named))
+    one, other = (fitted(records, target_delta_of=1) for records in (plain, named))
     assert one == other
     for a, b in zip(one.encode(plain, None, 8), one.encode(named, None, 8), strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
@@ -555,14 +563,21 @@ def test_vectors_with_names_are_a_series_too():
 
 def test_what_is_no_series_is_told():
     records = a_series(np.random.default_rng(0))
-    with pytest.raises(UserError, match="next_of=1 needs its last vector: raise seq_len, or set"):
-        fitted(records, next_of=1).encode(records, None, 2)
-    assert fitted([{"input": [[0.5]], "value": float(n)} for n in range(4)], next_of=0).still == 1
+    with pytest.raises(
+        UserError, match="target_delta_of=1 needs its last vector: raise seq_len, or set"
+    ):
+        fitted(records, target_delta_of=1).encode(records, None, 2)
+    assert (
+        fitted(
+            [{"input": [[0.5]], "value": float(n)} for n in range(4)], target_delta_of=0
+        ).scale_epsilon
+        == 1
+    )
     same = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
     with pytest.raises(UserError, match=r"every change is .*; there is nothing to learn"):
-        fitted(same, next_of=0)
+        fitted(same, target_delta_of=0)
     with pytest.raises(ConfigError, match="must be a feature's number, auto or none, not 'rides'"):
-        Regression(next_of="rides")
+        Regression(target_delta_of="rides")
 
 
 @pytest.mark.parametrize(
@@ -570,9 +585,9 @@ def test_what_is_no_series_is_told():
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
 def test_a_series_is_that_of_a_feature(given, message):
-    told = f"task_config: next_of=2 is the number of a feature, and {message}"
+    told = f"task_config: target_delta_of=2 is the number of a feature, and {message}"
     with pytest.raises(UserError, match=told):
-        fitted([{"input": given, "value": 1.0}], next_of=2)
+        fitted([{"input": given, "value": 1.0}], target_delta_of=2)
 
 
 @pytest.mark.parametrize(
@@ -580,11 +595,11 @@ def test_a_series_is_that_of_a_feature(given, message):
     [
         (Classification(classes=[0, 1, 2], input_kind="text"), {"output_dim": 2},
          "output_dim must be 3 for this data, not 2"),
-        (Regression(mean=0.0, spread=1.0, input_kind="features", input_dim=4), {"input_dim": 3},
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="features", input_dim=4), {"input_dim": 3},
          "input_dim must be 4 for this data, not 3"),
-        (Regression(mean=0.0, spread=1.0, input_kind="text"), {"vocab_size": 100},
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="text"), {"vocab_size": 100},
          "vocab_size=100 is smaller than the tokenizer's 258 ids"),
-        (Regression(mean=0.0, spread=1.0, input_kind="pair", mark_shared=False), {"token_types": 1},
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False), {"token_types": 1},
          "token_types must be 2 or null for pairs of texts, not 1; leave it out$"),
         (Seq2Seq(), {"vocab_size": 100}, "vocab_size=100 is smaller"),
         (PrefixLanguageModeling(), {"output_dim": 3}, "output_dim must be null"),
@@ -599,9 +614,9 @@ def test_a_model_that_cannot_learn_the_task(task, changes, message):
 def test_settings_survive_the_way_through_json():
     tasks = [
         Classification(classes=["a", "b"], class_weights=[1.0, 2.0], input_kind="text"),
-        Regression(mean=1.5, spread=0.1, input_kind="features", input_dim=3),
+        Regression(target_mean=1.5, target_std=0.1, input_kind="features", input_dim=3),
         Seq2Seq(max_target_len=9),
-        LanguageModeling(prompt_begins_document=False),
+        LanguageModeling(prepend_bos=False),
     ]
     for task in tasks:
         settings = json.loads(json.dumps(task.settings()))
@@ -643,7 +658,7 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
 
 @pytest.mark.catches("validation_searches_like_a_test")
 def test_what_a_validation_writes_is_what_the_model_writes_alone():
-    task = Seq2Seq(generated=7, num_beams=4)  # which validation leaves alone
+    task = Seq2Seq(eval_generate_samples=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
     measured = [task.eval_step(model, batch) for batch in batches]
@@ -665,7 +680,7 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
 
 
 def test_a_test_writes_to_all_examples_and_searches():
-    task = Seq2Seq(generated=1, num_beams=3)
+    task = Seq2Seq(eval_generate_samples=1, num_beams=3)
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
     measured = [task.test_step(model, batch) for batch in batches]
@@ -678,7 +693,7 @@ def test_a_test_writes_to_all_examples_and_searches():
     )  # fmt: skip
     ids = [[x for x in row if x != B] for row in searched.tolist()]
     assert [[x for x in row if x != B] for row in measured[0]["written"]] == ids
-    assert "written" not in Seq2Seq(generated=0).test_step(model, batches[0])
+    assert "written" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
 
 
 @pytest.mark.catches("answers_come_in_another_order")
@@ -704,9 +719,9 @@ def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
         (Classification(classes=[0, 1], input_kind="text"), ["a", 3], "input 1 must be a string"),
         (Classification(classes=[0, 1], input_kind="text"), ["a" * 80],
          "input 0 is 81 long; the model reads at most 64; shorten it"),
-        (Regression(mean=0.0, spread=1.0, input_kind="features", input_dim=2), [[[1.0]]],
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="features", input_dim=2), [[[1.0]]],
          "input 0 has vectors of 1 numbers, where others have 2"),
-        (Regression(mean=0.0, spread=1.0, input_kind="pair"), ["a"],
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="pair"), ["a"],
          "input 0 is a string, where others are two strings"),
         (Seq2Seq(), ["a", None], "input 1 must be a string, not None"),
         (Seq2Seq(), ["a" * 80], "input 0 is 17 tokens longer than the model reads"),

@@ -339,7 +339,7 @@ def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
     assert task.encode_prompts(["ab"], tokenizer) == [whole[:-1]]
     prefix = task.for_model("seq2seq").encode(records, tokenizer, 64)
     assert prefix[0]["ids"].tolist() == whole
-    running = LanguageModeling(prompt_begins_document=False)
+    running = LanguageModeling(prepend_bos=False)
     assert running.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole[:-1]
     assert running.encode_prompts(["ab", ""], tokenizer) == [tokenizer.encode("ab"), [begin]]
 

@@ -571,7 +571,7 @@ def test_devices_stop_after_the_same_step():
 
 def test_a_share_of_the_run_to_warm_up_in():
     module = MiniFormerLitModule(
-        tiny_model(), budget=Budget(max_steps=100), scheduler="none", warmup_share=0.1
+        tiny_model(), budget=Budget(max_steps=100), scheduler="none", warmup_ratio=0.1
     )
     assert [module._lr_factor(step) for step in (0, 4, 9, 50)] == pytest.approx([0.1, 0.5, 1, 1])
 

@@ -35,7 +35,7 @@ def pipeline(task, model=None, **changes):
 
 # Of each kind: inputs that are too long, and what of them fits.
 TEXT = pipeline(Classification(classes=["x", "y"], input_kind="text"))
-PAIR = pipeline(Regression(mean=0.0, spread=1.0, input_kind="pair"), vocab_size=258)
+PAIR = pipeline(Regression(target_mean=0.0, target_std=1.0, input_kind="pair"), vocab_size=258)
 VECTORS = pipeline(
     Classification(
         classes=[0, 1], input_kind="features", input_dim=1, feature_means=[3.0],
@@ -100,7 +100,12 @@ def test_predict_names_all_inputs_that_have_problems():
 
 def test_predict_of_a_series_needs_its_last_vector():
     task = Regression(
-        mean=0.0, spread=1.0, next_of=0, still=1.0, input_kind="features", input_dim=1
+        target_mean=0.0,
+        target_std=1.0,
+        target_delta_of=0,
+        scale_epsilon=1.0,
+        input_kind="features",
+        input_dim=1,
     )
     m = pipeline(task)
     with pytest.raises(InputError, match="input 0 is 30 long; the model reads at most 12; shorten"):
@@ -114,7 +119,7 @@ def test_a_gap_that_is_cut_off_is_an_error():
 
 @pytest.mark.catches("truncate_keeps_the_beginning_of_prompts")
 def test_generate_truncates_a_prompt_at_its_beginning():
-    m = pipeline(LanguageModeling(prompt_begins_document=False), causal=True)
+    m = pipeline(LanguageModeling(prepend_bos=False), causal=True)
     wanted = m.generate(LETTERS[-8:])
     assert m.generate(LETTERS, truncate=True) == wanted  # 12 tokens less 4 new ones
     assert "".join(m.stream(LETTERS, truncate=True)) == wanted
@@ -127,7 +132,7 @@ def test_generate_truncates_sources():
     m, long, short = CASES["source"]
     assert m.generate(long, truncate=True) == m.generate(short)
     assert m.score(["xy"], [long], truncate=True) == m.score(["xy"], [short])
-    prefix = pipeline(PrefixLanguageModeling(prompt_begins_document=False), Seq2SeqTransformer)
+    prefix = pipeline(PrefixLanguageModeling(prepend_bos=False), Seq2SeqTransformer)
     assert prefix.generate(LETTERS, truncate=True) == prefix.generate(LETTERS[-LONGEST:])
 
 

@@ -19,7 +19,7 @@ from miniformer.config import (
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
-from miniformer.tasks.base import Task
+from miniformer.tasks.base import Task, stored_settings
 
 MODEL_CLASSES: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
     "encoder": Transformer,
@@ -78,7 +78,7 @@ def read_task(path: Path, kind: str) -> Task:
         UserError: the file is missing, or describes no task.
     """
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = stored_settings(json.loads(path.read_text(encoding="utf-8")))
         name = settings.pop("task")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a model directory needs its task") from None
@@ -93,7 +93,7 @@ def read_task(path: Path, kind: str) -> Task:
     if settings.get("input_kind") == "features" and "standardize" in made_by.__dataclass_fields__:
         settings.setdefault("standardize", False)
     try:
-        task: Task = made_by.from_dict(settings)
+        task: Task = made_by.from_dict(settings, stored=True)
         task = task.for_model(kind)
         task.reads_text()
     except ConfigError as error:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, overload
 
 from miniformer.checkpoint.artifacts import check_text
-from miniformer.config import GenerationConfig, NoEffectWarning, UserError
+from miniformer.config import ConfigError, GenerationConfig, NoEffectWarning, UserError
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.records import RecordSequence, as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -200,6 +200,9 @@ class TextGenerationMixin:
         return self.tokenizer
 
     def _generation_config(self, options: dict[str, Any], stacklevel: int = 3) -> GenerationConfig:
+        options, problems = GenerationConfig.current_names(options)
+        if problems:
+            raise ConfigError("GenerationConfig", problems)
         own = dataclasses.asdict(self.generation)
         beams = options.get("num_beams")
         if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one

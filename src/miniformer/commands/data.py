@@ -52,6 +52,7 @@ def add_data_command(commands: Any) -> None:
 def run_data(values: dict[str, Any]) -> int:
     """Checks; returns the exit code."""
     options = values["check"]
+    options["task"] = registry.current_name("task", options["task"])
     if options["task"] not in _task_names():
         raise UserError(registry.unknown_name_message("task", options["task"], _task_names()))
     if options["faults"] < 0:

@@ -10,7 +10,7 @@ from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import train_parser
 
-_VERIFY_OPTIONS = ("steps", "kills")
+_VERIFY_DEFAULTS = {"steps": 20, "kills": 3}
 
 
 def add_verify_command(commands: Any) -> None:
@@ -21,8 +21,12 @@ def add_verify_command(commands: Any) -> None:
         "loss, and weights and state at the end, with those of a run left alone. Its flags are "
         "those of train."
     )
-    parser.add_argument("--steps", type=int, default=20, help="optimiser steps to compare")
-    parser.add_argument("--kills", type=int, default=3, help="how often the run is killed")
+    parser.add_argument(
+        "--steps", type=int, default=_VERIFY_DEFAULTS["steps"], help="optimiser steps to compare"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=_VERIFY_DEFAULTS["kills"], help="how often the run is killed"
+    )
     commands.add_subcommand(
         "verify-resume", parser, help="prove that a run can be killed and resumed, bit for bit"
     )
@@ -30,7 +34,7 @@ def add_verify_command(commands: Any) -> None:
 
 def run_verify(values: dict[str, Any]) -> int:
     """Runs the subcommand; exit code 1: the runs differ."""
-    own = {name: values.pop(name) for name in _VERIFY_OPTIONS}
+    own = {name: values.pop(name, default) for name, default in _VERIFY_DEFAULTS.items()}
     for name, value in own.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")

@@ -1,6 +1,12 @@
 """Configs as strict dataclasses. Nothing here imports torch."""
 
-from miniformer.config.errors import ConfigError, InputError, NoEffectWarning, UserError
+from miniformer.config.errors import (
+    ConfigError,
+    InputError,
+    NoEffectWarning,
+    RenamedWarning,
+    UserError,
+)
 from miniformer.config.generation_config import GenerationConfig
 from miniformer.config.model_config import TransformerConfig
 from miniformer.config.strict import StrictConfig, option
@@ -10,6 +16,7 @@ __all__ = [
     "GenerationConfig",
     "InputError",
     "NoEffectWarning",
+    "RenamedWarning",
     "StrictConfig",
     "TransformerConfig",
     "UserError",

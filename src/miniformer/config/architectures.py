@@ -69,7 +69,7 @@ _BERT: dict[str, Any] = {
     "tie_embeddings": True,
 }
 _T5: dict[str, Any] = {
-    "position": "relative",
+    "position": "t5_relative",
     "relative_buckets": 32,
     "relative_max_distance": 128,
     "norm_placement": "pre",

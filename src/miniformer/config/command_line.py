@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import os
@@ -12,11 +13,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import jsonargparse
 
-from miniformer.config import NoEffectWarning, UserError
+from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
 from miniformer.utils.streams import printable_output
 
 
@@ -26,6 +27,15 @@ def command_parser(description: str) -> jsonargparse.ArgumentParser:
     return jsonargparse.ArgumentParser(
         description=description, exit_on_error=False, allow_abbrev=False
     )
+
+
+def add_former_flags(parser: jsonargparse.ArgumentParser, config: type[StrictConfig]) -> None:
+    """Accepts the former names of a config's fields as flags that `--help` does not list."""
+    types = get_type_hints(config)
+    for former, name in config.former_names.items():
+        parser.add_argument(
+            f"--{former}", type=types[name], default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def run_command(
@@ -83,11 +93,12 @@ def _google_style() -> Any:
 def _user_warnings() -> Iterator[None]:
     """Shows our warnings to a user, who has no use for the line of code that gave them."""
     with warnings.catch_warnings():
-        warnings.simplefilter("always", NoEffectWarning)
+        for shown in (NoEffectWarning, RenamedWarning):
+            warnings.simplefilter("always", shown)
         show = warnings.showwarning
 
         def tell(message: Any, category: type[Warning], *more: Any, **options: Any) -> None:
-            if category is NoEffectWarning:
+            if category in (NoEffectWarning, RenamedWarning):
                 print(f"miniformer: warning: {message}", file=sys.stderr)
             else:
                 show(message, category, *more, **options)
@@ -155,7 +166,7 @@ def _flag_names(parser: Any, argv: list[str]) -> list[str]:
             for place, name in enumerate(argv):
                 if name in children:
                     return _flag_names(children[name], argv[place + 1 :])
-        flags += action.option_strings
+        flags += action.option_strings if action.help != argparse.SUPPRESS else []
     return flags
 
 

@@ -11,6 +11,10 @@ class NoEffectWarning(UserWarning):
     """A given setting has no effect in combination with another."""
 
 
+class RenamedWarning(FutureWarning):
+    """A setting was given under its former name."""
+
+
 class InputError(UserError):
     """Invalid model inputs.
 

@@ -73,7 +73,7 @@ def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False
         layer += _attention_params(config, cross=True)
     position = {
         "learned": config.max_seq_len * config.d_model,
-        "relative": config.relative_buckets * config.n_heads,
+        "t5_relative": config.relative_buckets * config.n_heads,
     }.get(config.position, 0)
     outer_norms = config.embedding_norm + (config.effective_norm_placement != "post")
     count = layers * (layer + norms) + position + outer_norms * _norm_params(config)

@@ -52,7 +52,7 @@ _ASCENDING_SETTINGS = [("low_freq_factor", "high_freq_factor"), ("beta_slow", "b
 # Settings that have an effect only with a value of another setting.
 _REQUIRED_SETTINGS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
-    (("relative_buckets", "relative_max_distance"), "position", "relative"),
+    (("relative_buckets", "relative_max_distance"), "position", "t5_relative"),
     (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
     (("embedding_scale",), "input_dim", None),
     (("head_activation",), "head", "masked_lm"),
@@ -193,7 +193,7 @@ def _layer_problems(config: TransformerConfig) -> list[str]:
             f"{config.effective_norm_placement!r}; leave it out"
         )
     exact = config.relative_buckets // 2  # distances below it may have a bucket of their own
-    if config.position == "relative" and config.relative_max_distance <= exact:
+    if config.position == "t5_relative" and config.relative_max_distance <= exact:
         problems.append(
             f"relative_max_distance={config.relative_max_distance} must be above {exact}, half of "
             "relative_buckets, which have one distance each"

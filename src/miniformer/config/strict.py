@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
 import types
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from miniformer import registry
-from miniformer.config.errors import ConfigError, UserError
+from miniformer.config.errors import ConfigError, RenamedWarning, UserError
 
 FLOAT32_MAX = 3.4e38  # larger values overflow in float32 arithmetic
 
@@ -43,6 +45,9 @@ def option(
 class StrictConfig:
     """Base class of configs: typed, with limits, no unknown keys, all problems in one error."""
 
+    # Former names of fields, each with the current one.
+    former_names: ClassVar[Mapping[str, str]] = {}
+
     def __init_subclass__(cls) -> None:
         # `dataclass` would generate a `__hash__` that fails on dict and list fields.
         if "__hash__" not in cls.__dict__:
@@ -53,11 +58,13 @@ class StrictConfig:
         return hash((type(self), *values))
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values, problems = self.current_names(given)
+        for name, value in values.items():
             if isinstance(value, dict | list):  # the caller may modify the original later
-                object.__setattr__(self, field.name, copy.deepcopy(value))
-        problems = self._problems()
+                value = copy.deepcopy(value)
+            object.__setattr__(self, name, value)
+        problems += self._problems()
         if problems:
             raise ConfigError(type(self).__name__, problems)
 
@@ -70,8 +77,38 @@ class StrictConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def current_names(
+        cls, values: Mapping[str, Any], *, warn: bool = True
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Replaces former names of fields and of registered parts by the current ones.
+
+        Args:
+            values: values by field; unknown fields are kept.
+            warn: emit a `RenamedWarning` for each former name.
+
+        Returns:
+            The values under current names, and a problem for each field that has both names.
+        """
+        fields = dataclasses.fields(cls)
+        known = {field.name for field in fields}
+        former = {key: name for key, name in cls.former_names.items() if key not in known}
+        current, problems = rename_keys(values, former, warn=warn)
+        for field in fields:
+            value = current.get(field.name)
+            for kind in filter(None, (field.metadata.get("of") or "").split(",")):
+                if isinstance(value, str) and (name := registry.current_name(kind, value)) != value:
+                    current[field.name] = name
+                    if warn:
+                        _warn_renamed(f"{field.name}={value}", f"{field.name}={name}")
+        return current, problems
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, stored: bool = False) -> Self:
         """Builds the config; unknown keys are errors.
+
+        Args:
+            values: values by field.
+            stored: read from a file that Miniformer wrote: former names need no warning.
 
         Raises:
             ConfigError: all problems, with the closest known name for each unknown key.
@@ -81,8 +118,9 @@ class StrictConfig:
                 cls.__name__,
                 [f"expected an object with fields by name, not {type(values).__name__} {values!r}"],
             )
+        values, problems = cls.current_names(values, warn=not stored)
         known = [field.name for field in dataclasses.fields(cls)]
-        problems = [
+        problems += [
             registry.unknown_name_message("field", key, known) for key in values if key not in known
         ]
         try:
@@ -109,7 +147,7 @@ class StrictConfig:
         if not isinstance(values, dict):
             raise UserError(f"{path}: expected a JSON object, found {type(values).__name__}")
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(values, stored=True)
         except ConfigError as error:
             raise UserError(f"{path}: {error}") from None
 
@@ -123,6 +161,33 @@ class StrictConfig:
             elif value is not None:
                 problems += _limit_problems(field, value)
         return problems or self.cross_check()
+
+
+def rename_keys(
+    values: Mapping[str, Any], former_names: Mapping[str, str], *, warn: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Replaces former names of keys; see `StrictConfig.current_names`."""
+    renamed, problems = {}, []
+    for key, value in values.items():
+        name = former_names.get(key, key)
+        if name != key and name in values:
+            problems.append(f"{key} is the former name of {name}; leave {key} out")
+            continue
+        if name != key and warn:
+            _warn_renamed(key, name)
+        renamed[name] = value
+    return renamed, problems
+
+
+def _warn_renamed(former: str, current: str) -> None:
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("miniformer."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"{former} is deprecated and will be removed; use {current}",
+        RenamedWarning,
+        stacklevel=level,
+    )
 
 
 def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:

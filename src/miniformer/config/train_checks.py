@@ -10,10 +10,10 @@ from typing import Any
 from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
 from miniformer.utils.names import name_problem
 
-DEFAULT_NUM_VALIDATIONS = 5  # over a run whose val_interval is null
+DEFAULT_NUM_VALIDATIONS = 5  # over a run whose val_check_interval is null
 _REQUIRES_VALIDATION = {
     "early_stopping_patience": "the data on which the loss is watched",
-    "val_interval": "the data to validate on",
+    "val_check_interval": "the data to validate on",
     "checkpoint_metric": "the data on which it is measured",
     "average_checkpoints": "the data on which the mean is tried",
     "sample_prompt": "at whose validations it is continued",
@@ -58,7 +58,7 @@ def _optimization_problems(config: Any) -> list[str]:
     """Learning rate, schedule and optimizer."""
     problems = [
         f"{name} has no effect with scheduler=onecycle, which warms up itself; leave it out"
-        for name in ("warmup_steps", "warmup_share")
+        for name in ("warmup_steps", "warmup_ratio")
         if config.scheduler == "onecycle" and getattr(config, name) is not None
     ]
     if (
@@ -84,18 +84,16 @@ def _optimization_problems(config: Any) -> list[str]:
 def _initialization_problems(config: Any) -> list[str]:
     """What the run begins with."""
     problems = []
-    if config.size is not None and config.init_from is not None:
-        problems.append("size has no effect with init_from, whose shape is taken; leave it out")
-    if config.warm_start is not None and config.init_from is not None:
+    if config.model_size is not None and config.init_from is not None:
         problems.append(
-            "warm_start and init_from both say what to begin with; leave one of them out"
+            "model_size has no effect with init_from, whose shape is taken; leave it out"
         )
-    if config.warm_start is not None and config.find_lr:
+    if config.pretrain is not None and config.init_from is not None:
+        problems.append("pretrain and init_from both say what to begin with; leave one of them out")
+    if config.pretrain is not None and config.find_lr:
         problems.append("find_lr tries rates before the warm start; set lr, or leave one out")
-    if config.warm_start is not None and config.streaming:
-        problems.append(
-            "warm_start reads the data once more, and streaming only once; leave one out"
-        )
+    if config.pretrain is not None and config.streaming:
+        problems.append("pretrain reads the data once more, and streaming only once; leave one out")
     return problems
 
 
@@ -107,12 +105,12 @@ def _hardware_problems(config: Any) -> list[str]:
             f"strategy={config.strategy} is for several devices; set devices or num_nodes, "
             "or leave it out"
         )
-    if config.memory is not None and config.find_batch_size:
-        problems.append("memory and find_batch_size both choose the batch; leave one out")
+    if config.memory_limit is not None and config.find_batch_size:
+        problems.append("memory_limit and find_batch_size both choose the batch; leave one out")
     if config.world_size > 1:
         problems += [
             f"{name} is for one device; leave it out, or set devices=1"
-            for name in ("memory", "find_batch_size", "find_lr", "streaming")
+            for name in ("memory_limit", "find_batch_size", "find_lr", "streaming")
             if getattr(config, name)
         ]
     if config.streaming:
@@ -139,16 +137,16 @@ def overridden_setting_problems(config: Any) -> list[str]:
         problems.append(
             f"find_batch_size would replace batch_size={config.batch_size}; leave one of them out"
         )
-    if config.memory is not None and config.activation_checkpointing != "none":
+    if config.memory_limit is not None and config.activation_checkpointing != "none":
         problems.append(
-            "memory would replace activation_checkpointing="
+            "memory_limit would replace activation_checkpointing="
             f"{config.activation_checkpointing}; leave one of them out"
         )
-    if config.size is not None and SIZE_PRESETS[
-        config.size
+    if config.model_size is not None and SIZE_PRESETS[
+        config.model_size
     ].keys() <= config.model_config.keys() & set(SHAPE_FIELDS):
         problems.append(
-            f"size={config.size} has no effect: model_config has all of it; leave it out"
+            f"model_size={config.model_size} has no effect: model_config has all of it; leave it out"
         )
     return problems
 
@@ -173,22 +171,22 @@ def unreachable_limit_warnings(config: Any, max_steps: int | None) -> list[str]:
     if patience is not None and patience + 1 >= validations:  # the first is the best so far
         found.append(
             f"early_stopping_patience={patience} cannot end a run of {validations} validations "
-            "early; lower it or val_interval"
+            "early; lower it or val_check_interval"
         )
     if config.average_checkpoints is not None and config.average_checkpoints > validations:
         found.append(
             f"average_checkpoints={config.average_checkpoints} is the mean of {validations} only: "
-            "there are no more validations; lower it or val_interval"
+            "there are no more validations; lower it or val_check_interval"
         )
     return found
 
 
 def count_validations(config: Any, max_steps: int | None) -> int | None:
     """Validations in a run of so many optimizer steps at most; None: not known."""
-    if config.val_interval is None:
+    if config.val_check_interval is None:
         return (
             DEFAULT_NUM_VALIDATIONS
             if max_steps is None
             else min(DEFAULT_NUM_VALIDATIONS, max_steps)
         )
-    return None if max_steps is None else -(-max_steps // config.val_interval)
+    return None if max_steps is None else -(-max_steps // config.val_check_interval)

@@ -222,8 +222,8 @@ def _stream_steps(
     options = dataclasses.replace(options, num_return_sequences=1)
     source = None if inputs.source is None else left_pad([inputs.source], "source")
     ids, mask = left_pad([inputs.input_ids], "prompt")
-    if options.slide and speculation is not None:
-        raise UserError("slide cannot be speculated; leave one of them out")
+    if options.context_shift and speculation is not None:
+        raise UserError("context_shift cannot be speculated; leave one of them out")
     kind = "window" if speculation is None else "full"  # a ring forgets what is taken back
     begun = _prefill(model, ids, mask, source, options, cache_kind=kind)
     device = begun.tokens.device
@@ -335,7 +335,7 @@ def _prefill(
         source = (source[0].long(), source[1])  # what is no id at all, the model itself refuses
     check_prompts(model.config, ids, options)
     longest = model.config.max_seq_len
-    if options.slide and ids.shape[1] > longest:
+    if options.context_shift and ids.shape[1] > longest:
         ids, mask = _truncate_prompts(ids, mask, longest)
     device = next(model.parameters()).device
     memory = [] if source is None else [model.encode(*(to_device(x, device) for x in source))]
@@ -347,8 +347,8 @@ def _prefill(
         memory,
         copies=options.num_beams if options.num_beams > 1 else options.num_return_sequences,
         cache_kind=cache_kind,
-        truncate=options.slide,
-        weight_dtype=options.weights,
+        truncate=options.context_shift,
+        weight_dtype=options.weight_dtype,
         cuda_graph=options.cuda_graph,
     )
 

@@ -66,7 +66,7 @@ class BeamSearch:
         stop_fn: StopFn | None = None,
     ) -> None:
         self.options, self.stop_fn = options, stop_fn
-        self.num_groups = options.beam_groups
+        self.num_groups = options.num_beam_groups
         self.beams_per_group, longest = options.num_beams // self.num_groups, options.max_new_tokens
         self.step = 0
         many = batch_size * self.num_groups
@@ -176,7 +176,7 @@ class BeamSearch:
 
     def _length_divisor(self, length: int) -> float:
         """What a hypothesis of some tokens is divided by."""
-        base = (5 + length) / 6 if self.options.length_norm == "gnmt" else length
+        base = (5 + length) / 6 if self.options.length_normalization == "gnmt" else length
         return float(base**self.options.length_penalty)
 
 

@@ -59,8 +59,10 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
                 f"a model with {name}={getattr(config, name)} has no tokens to go on with; "
                 f"generate needs {name}=null"
             )
-    if options.stop:
-        raise UserError("stop needs a tokenizer; use a Pipeline (miniformer.load), or stop_ids")
+    if options.stop_strings:
+        raise UserError(
+            "stop_strings needs a tokenizer; use a Pipeline (miniformer.load), or stop_token_ids"
+        )
     if options.constraint:
         raise UserError(f"{options.constraint} needs a tokenizer; use a Pipeline (miniformer.load)")
     if ids.shape[1] == 0:
@@ -68,8 +70,8 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
     check_token_ids(ids, config.vocab_size)
     named = {
         "eos_id": [] if options.eos_id is None else [options.eos_id],
-        "stop_ids": options.stop_ids or [],
-        "bad_ids": [token for run in options.bad_ids or [] for token in run],
+        "stop_token_ids": options.stop_token_ids or [],
+        "bad_words_ids": [token for run in options.bad_words_ids or [] for token in run],
     }
     for name, tokens in named.items():
         for token in tokens:
@@ -79,14 +81,14 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
                     f"0 to {config.vocab_size - 1}"
                 )
     room = config.max_seq_len - ids.shape[1]
-    if options.slide:
+    if options.context_shift:
         return
     if room < options.max_new_tokens:
         raise UserError(
             f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
             f"max_seq_len={config.max_seq_len}; "
             + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
-            + ", or set slide=true to forget what is oldest"
+            + ", or set context_shift=true to forget what is oldest"
         )
 
 

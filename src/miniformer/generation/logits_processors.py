@@ -41,10 +41,10 @@ def build_processors(
                 presence=options.presence_penalty,
             )
         )
-    if options.no_repeat_ngram is not None:
-        found.append(partial(no_repeat_ngram, ngram_size=options.no_repeat_ngram))
-    if options.bad_ids:
-        found.append(partial(bad_words, bad_words_ids=options.bad_ids))
+    if options.no_repeat_ngram_size is not None:
+        found.append(partial(no_repeat_ngram, ngram_size=options.no_repeat_ngram_size))
+    if options.bad_words_ids:
+        found.append(partial(bad_words, bad_words_ids=options.bad_words_ids))
     if options.min_new_tokens and options.eos_token_ids:
         until = prompt_length + options.min_new_tokens
         found.append(partial(min_new_tokens, eos_token_ids=options.eos_token_ids, min_length=until))
@@ -80,7 +80,7 @@ def apply_processors(
     if not bool(logits.amax(-1).view(-1, num_beams).amax(1).isfinite().all()):
         raise UserError(
             f"no token is left to choose at new token {step}: bans and processors forbid all; "
-            "loosen no_repeat_ngram, bad_ids, min_new_tokens or your processors"
+            "loosen no_repeat_ngram_size, bad_words_ids, min_new_tokens or your processors"
         )
     return logits
 

@@ -69,7 +69,7 @@ class DecodingState:
         memory: the encoded sources of a decoder, or nothing.
         copies: rows of each prompt, which is read once.
         kind: of the cache; see `miniformer.model.cache.kv_cache`.
-        slide: where a row is as long as the model reads, go on from its last half.
+        context_shift: where a row is as long as the model reads, go on from its last half.
         weights: how weights are read after the prompt; see `GenerationConfig`.
         graph: steps are those of a CUDA graph; see `GenerationConfig`.
 

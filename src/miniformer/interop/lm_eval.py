@@ -122,9 +122,11 @@ class MiniformerLM(LM):  # type: ignore[misc]
         config = self.pipeline.model.config
         new = options.pop("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)
         found = {
-            "stop": [until] if isinstance(until, str) else [stop for stop in until if stop] or None,
+            "stop_strings": [until]
+            if isinstance(until, str)
+            else [stop for stop in until if stop] or None,
             "max_new_tokens": min(new, config.max_seq_len - 1),
-            "slide": isinstance(self.pipeline.model, Transformer),
+            "context_shift": isinstance(self.pipeline.model, Transformer),
             "temperature": 0.0,
         }
         if options.pop("do_sample", options.get("temperature", 0) > 0):

@@ -144,7 +144,7 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         version = (directory / "format_version").read_text(encoding="utf-8").strip()
         values = json.loads(path.read_text(encoding="utf-8"))
         architecture = values.pop("architecture")
-        config = TransformerConfig.from_dict(values)
+        config = TransformerConfig.from_dict(values, stored=True)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         if missing == "format_version" and '"model_type"' in _read_text(path):

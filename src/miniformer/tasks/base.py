@@ -22,7 +22,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from miniformer import registry
 from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
+from miniformer.config.renames import TASK_OPTIONS
+from miniformer.config.strict import rename_keys
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import Batcher
@@ -52,6 +55,11 @@ class Task(StrictConfig):
     token_tensors: ClassVar[dict[str, str]] = {}
     # Fields of a record whose texts may have a tokenizer each: the source and its target.
     text_fields: ClassVar[tuple[str, str] | None] = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if (name := cls.__dict__.get("name")) in TASK_OPTIONS:
+            cls.former_names = TASK_OPTIONS[name]
 
     @property
     def schema(self) -> Schema:
@@ -260,6 +268,16 @@ class Task(StrictConfig):
     def settings(self) -> dict[str, Any]:
         """What `task.json` holds."""
         return {"task": self.name, **self.to_dict()}
+
+
+def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The content of a `task.json` under current names."""
+    name = settings.get("task")
+    if not isinstance(name, str):
+        return settings
+    name = registry.current_name("task", name)
+    current, _ = rename_keys(settings, TASK_OPTIONS.get(name, {}), warn=False)
+    return {**current, "task": name}
 
 
 def total(batch_stats: Sequence[BatchStats], name: str) -> float:

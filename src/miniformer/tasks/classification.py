@@ -37,7 +37,7 @@ class Classification(InputTask):
         label_smoothing: share of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means, feature_stds:
             see `InputTask`.
     """
 

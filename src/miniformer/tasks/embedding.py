@@ -24,11 +24,11 @@ class EmbeddingTask(InputTask):
         input_kind, input_dim, standardize, feature_means, feature_stds: see `InputTask`.
     """
 
-    name: ClassVar[str] = "encoding"
+    name: ClassVar[str] = "embedding"
 
     def fit(self, records: Records) -> Self:
         raise UserError(
-            "task=encoding is of imported encoders and cannot be learnt; train for "
+            "task=embedding is of imported encoders and cannot be learnt; train for "
             "language_modeling, classification, regression or seq2seq"
         )
 

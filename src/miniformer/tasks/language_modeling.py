@@ -1,6 +1,6 @@
 """Language modelling: predict each next token of a text.
 
-A causal Transformer (`--model encoder`) predicts every token of packed windows. A
+A causal Transformer (`--model decoder`) predicts every token of packed windows. A
 Seq2SeqTransformer learns it as a prefix language model: see `prefix_language_modeling`.
 """
 
@@ -34,7 +34,7 @@ class LanguageModeling(TextGenerationTask):
     """The task of `{"text": ...}` records and plain text.
 
     Args:
-        prompt_begins_document: whether a prompt is the beginning of a document, as a record is;
+        prepend_bos: whether a prompt is the beginning of a document, as a record is;
             running text has no beginnings to speak of. Null: as in the training data.
         label_smoothing: share of each label that is spread over the vocabulary, in training.
     """
@@ -47,7 +47,7 @@ class LanguageModeling(TextGenerationTask):
     token_arrays: ClassVar[tuple[str, ...]] = ("ids",)
     token_tensors: ClassVar[dict[str, str]] = {"input_ids": "segment_ids"}
 
-    prompt_begins_document: bool | None = None
+    prepend_bos: bool | None = None
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
 
     @property
@@ -61,13 +61,13 @@ class LanguageModeling(TextGenerationTask):
         return chosen(**self.to_dict()) if kind in self.models else super().for_model(kind)
 
     def fit(self, records: Records) -> Self:
-        if self.prompt_begins_document is not None:
+        if self.prepend_bos is not None:
             return self
-        return dataclasses.replace(self, prompt_begins_document=not records.is_plain_text)
+        return dataclasses.replace(self, prepend_bos=not records.is_plain_text)
 
     def prepends_bos(self) -> bool:
         """Whether a prompt is the beginning of a document; so it is where nothing is known."""
-        return self.prompt_begins_document is not False
+        return self.prepend_bos is not False
 
     def is_empty(self, record: Record) -> bool:
         return not record["text"].strip()

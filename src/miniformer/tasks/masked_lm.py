@@ -54,7 +54,7 @@ class MaskedLM(InputTask):
         field: what of a record is read: text, in pieces where it is longer than a window; or input,
             a text or a pair of texts.
         mask_share: share of the tokens that is guessed, others with each pass.
-        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means, feature_stds:
             see `InputTask`.
     """
 

@@ -36,9 +36,9 @@ class Regression(InputTask):
     """The task of `{"input": ..., "value": ...}` records.
 
     Args:
-        mean: what is taken off a value before it is learnt; null: the training data's mean.
-        spread: by what it is then divided; null: the training data's standard deviation.
-        next_of: of inputs that are vectors, the number of the feature, from 0, that the value is
+        target_mean: what is taken off a value before it is learnt; null: the training data's mean.
+        target_std: by what it is then divided; null: the training data's standard deviation.
+        target_delta_of: of inputs that are vectors, the number of the feature, from 0, that the value is
             the next of. What is learnt then is its change since the last vector, in units of how
             much the feature moves within the input, and the feature is read so, too (reversible
             instance normalisation, Kim et al. 2022): a model is not lost where a series climbs
@@ -46,10 +46,10 @@ class Regression(InputTask):
             number is nearest to the values, if held-out training records confirm it (see
             `miniformer.tasks.common.series`); none: values stand for themselves, as where a mean
             is given.
-        still: what is added to how much the feature moves, so that one that stands still can be
+        scale_epsilon: what is added to how much the feature moves, so that one that stands still can be
             divided by it; null: a twentieth of how much it moves in the inputs of the training
             data, on average, or 1 where it never does.
-        input_kind, input_dim, bpe_dropout, mark_shared, standardize, feature_means, feature_stds:
+        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means, feature_stds:
             see `InputTask`.
     """
 
@@ -58,10 +58,10 @@ class Regression(InputTask):
     maximize: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
     metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae", "pearson", "spearman", "loss")
 
-    mean: float | None = None
-    spread: float | None = option(None, above=0.0)
-    next_of: int | str = option("auto", low=0)
-    still: float | None = option(None, above=0.0)
+    target_mean: float | None = None
+    target_std: float | None = option(None, above=0.0)
+    target_delta_of: int | str = option("auto", low=0)
+    scale_epsilon: float | None = option(None, above=0.0)
 
     @property
     def schema(self) -> Schema:
@@ -69,33 +69,40 @@ class Regression(InputTask):
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
-        if not isinstance(self.next_of, int) and self.next_of not in ("auto", "none"):
+        if not isinstance(self.target_delta_of, int) and self.target_delta_of not in (
+            "auto",
+            "none",
+        ):
             problems.append(
-                f"next_of must be a feature's number, auto or none, not {self.next_of!r}"
+                f"target_delta_of must be a feature's number, auto or none, not {self.target_delta_of!r}"
             )
         return problems
 
     def fit(self, records: Records) -> Self:
         fitted = super().fit(records)
-        if self.next_of == "auto":
-            known = self.mean is not None or self.spread is not None  # those of values, as they are
+        if self.target_delta_of == "auto":
+            known = (
+                self.target_mean is not None or self.target_std is not None
+            )  # those of values, as they are
             found = None if known else detect_series_feature(records)
-            fitted = dataclasses.replace(fitted, next_of="none" if found is None else found)
-        if fitted.is_series() and self.still is None:
+            fitted = dataclasses.replace(fitted, target_delta_of="none" if found is None else found)
+        if fitted.is_series() and self.scale_epsilon is None:
             typical, _ = mean_std(
                 fitted.series_feature(record["input"]).std() for record in records
             )
-            fitted = dataclasses.replace(fitted, still=SCALE_EPSILON_RATIO * float(typical) or 1.0)
-        if self.mean is not None and self.spread is not None:
+            fitted = dataclasses.replace(
+                fitted, scale_epsilon=SCALE_EPSILON_RATIO * float(typical) or 1.0
+            )
+        if self.target_mean is not None and self.target_std is not None:
             return fitted
         mean, spread = map(float, mean_std(fitted.raw_target(record) for record in records))
-        if self.spread is None and is_constant(mean, spread):
+        if self.target_std is None and is_constant(mean, spread):
             what = "change" if fitted.is_series() else "value"
             raise UserError(f"{records.name}: every {what} is {mean:g}; there is nothing to learn")
         return dataclasses.replace(
             fitted,
-            mean=mean if self.mean is None else self.mean,
-            spread=spread if self.spread is None else self.spread,
+            target_mean=mean if self.target_mean is None else self.target_mean,
+            target_std=spread if self.target_std is None else self.target_std,
         )
 
     def num_outputs(self) -> int:
@@ -103,17 +110,17 @@ class Regression(InputTask):
 
     def data_warnings(self) -> Iterator[str]:
         yield from super().data_warnings()
-        if self.still is not None and not self.is_series():
-            yield "warning: still has no effect: values are not learned as the next of a feature"
+        if self.scale_epsilon is not None and not self.is_series():
+            yield "warning: scale_epsilon has no effect: values are not learned as the next of a feature"
         if self.is_series():
             yield (
-                f"next_of: {self.next_of}; values are learnt as what comes next of that feature "
-                '(--task_config \'{"next_of": "none"}\' if they are not)'
+                f"target_delta_of: {self.target_delta_of}; values are learnt as what comes next of that feature "
+                '(--task_config \'{"target_delta_of": "none"}\' if they are not)'
             )
 
     def is_series(self) -> bool:
         """Whether a value is the next of a feature."""
-        return isinstance(self.next_of, int)
+        return isinstance(self.target_delta_of, int)
 
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None
@@ -129,10 +136,10 @@ class Regression(InputTask):
         """From what and in which units the value of an input is learnt, in those of the data."""
         if not self.is_series():
             return 0.0, 1.0
-        if self.still is None:
-            raise UserError("still is not known yet; give it, or call fit(records)")
+        if self.scale_epsilon is None:
+            raise UserError("scale_epsilon is not known yet; give it, or call fit(records)")
         feature = self.series_feature(raw_input)
-        return float(feature[-1]), float(feature.std()) + self.still
+        return float(feature[-1]), float(feature.std()) + self.scale_epsilon
 
     def raw_target(self, record: Record) -> float:
         """What the model learns of a record, not yet standardised."""
@@ -141,17 +148,19 @@ class Regression(InputTask):
 
     def series_feature(self, raw_input: Any) -> np.ndarray:
         """The feature of an input that the value is the next of, float64 [T]."""
-        assert isinstance(self.next_of, int)
-        if self.resolved_input_kind() != "features" or self.next_of >= (self.input_dim or 0):
+        assert isinstance(self.target_delta_of, int)
+        if self.resolved_input_kind() != "features" or self.target_delta_of >= (
+            self.input_dim or 0
+        ):
             raise UserError(
-                f"task_config: next_of={self.next_of} is the number of a feature, and inputs "
+                f"task_config: target_delta_of={self.target_delta_of} is the number of a feature, and inputs "
                 + (
                     f"are vectors of {self.input_dim}; the first is 0"
                     if self.resolved_input_kind() == "features"
                     else "are texts here; leave it out"
                 )
             )
-        return features_to_array(raw_input, np.float64)[:, self.next_of]
+        return features_to_array(raw_input, np.float64)[:, self.target_delta_of]
 
     def encode_inputs(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
@@ -163,7 +172,7 @@ class Regression(InputTask):
                 base, scale = self.offset_scale(record["input"])
                 inputs = example["inputs"].copy()
                 feature = self.series_feature(record["input"])[: len(inputs)]
-                inputs[:, self.next_of] = (feature - base) / scale
+                inputs[:, self.target_delta_of] = (feature - base) / scale
                 example["inputs"] = inputs
         return examples
 
@@ -180,7 +189,7 @@ class Regression(InputTask):
             if self.is_series() and example["cut"]:
                 raise UserError(
                     f"an input is {len(record['input'])} long, and {seq_len} are read of it; "
-                    f"next_of={self.next_of} needs its last vector: raise seq_len, or set next_of "
+                    f"target_delta_of={self.target_delta_of} needs its last vector: raise seq_len, or set target_delta_of "
                     "in task_config to none"
                 )
             example["labels"] = (self.raw_target(record) - mean) / spread
@@ -267,6 +276,8 @@ class Regression(InputTask):
         return concat_batches(batch_stats, "scales").double() if self.is_series() else 1.0
 
     def _require_mean_std(self) -> tuple[float, float]:
-        if self.mean is None or self.spread is None:
-            raise UserError("mean and spread are not known yet; give them, or call fit(records)")
-        return self.mean, self.spread
+        if self.target_mean is None or self.target_std is None:
+            raise UserError(
+                "target_mean and target_std are not known yet; give them, or call fit(records)"
+            )
+        return self.target_mean, self.target_std

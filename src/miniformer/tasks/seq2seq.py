@@ -60,7 +60,7 @@ class Seq2Seq(TextGenerationTask):
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
         bpe_dropout: chance of undoing each merge of a token, in sources and targets, others with
             each pass of training (see `miniformer.data.tokenizers.bpe_dropout`); needs bpe tokenizers.
-        generated: examples of each validation, chosen by chance, to which targets are written, for
+        eval_generate_samples: examples of each validation, chosen by chance, to which targets are written, for
             exact match, BLEU and chrF; a test writes to all. 0: none, in a test either.
         num_beams, length_penalty: see `GenerationConfig`; of a test and of the trained model. To
             save time validation is greedy.
@@ -82,7 +82,7 @@ class Seq2Seq(TextGenerationTask):
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     r_drop: float = option(0.0, low=0.0)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
-    generated: int = option(500, low=0)
+    eval_generate_samples: int = option(500, low=0)
     num_beams: int = option(1, low=1)
     length_penalty: float = 1.0
 
@@ -180,12 +180,14 @@ class Seq2Seq(TextGenerationTask):
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         """Loss, and for the first examples what the model writes and what it should have."""
         served = batch.get("about", {}).get("examples", 0)
-        return self._generate_and_eval(model, batch, self.generated - served, GenerationConfig())
+        return self._generate_and_eval(
+            model, batch, self.eval_generate_samples - served, GenerationConfig()
+        )
 
     def test_step(self, model: Any, batch: Batch) -> BatchStats:
         beams = GenerationConfig(num_beams=self.num_beams, length_penalty=self.length_penalty)
         return self._generate_and_eval(
-            model, batch, len(batch["source"]) if self.generated else 0, beams
+            model, batch, len(batch["source"]) if self.eval_generate_samples else 0, beams
         )
 
     def _generate_and_eval(
@@ -232,7 +234,7 @@ class Seq2Seq(TextGenerationTask):
         return {**figures, **compute_text_metrics(written, round_trip(tokenizer, references))}
 
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
-        if self.generated and not has_sacrebleu():
+        if self.eval_generate_samples and not has_sacrebleu():
             if metric in ("bleu", "chrf"):
                 raise UserError(
                     f"checkpoint_metric={metric} needs the package sacrebleu; "

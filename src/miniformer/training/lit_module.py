@@ -44,8 +44,8 @@ class MiniFormerLitModule(L.LightningModule):
         weight_decay: decoupled decay of weight matrices.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
         scheduler: a schedule's registered name.
-        warmup_steps: steps in which the learning rate first goes up; None: see `warmup_share`.
-        warmup_share: the same as a share of the run; None: 5 %, or what the schedule has itself.
+        warmup_steps: steps in which the learning rate first goes up; None: see `warmup_ratio`.
+        warmup_ratio: the same as a share of the run; None: 5 %, or what the schedule has itself.
         gradient_clip_val: longest gradient (its norm); 0: any.
         accumulate_grad_batches: batches in one optimiser step.
         budget: the run's limits, by which the schedule goes; None: the `Trainer`'s own max_steps,
@@ -65,7 +65,7 @@ class MiniFormerLitModule(L.LightningModule):
         layer_lr_decay: float = 1.0,
         scheduler: str = "cosine",
         warmup_steps: int | None = None,
-        warmup_share: float | None = None,
+        warmup_ratio: float | None = None,
         gradient_clip_val: float = 1.0,
         accumulate_grad_batches: int = 1,
         budget: Budget | None = None,
@@ -84,10 +84,10 @@ class MiniFormerLitModule(L.LightningModule):
             self._optimizer_options["layer_lr_decay"] = layer_lr_decay
         self.scheduler = scheduler
         self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)
-        self.lr, self.warmup_steps, self.warmup_share = lr, warmup_steps, warmup_share
-        if warmup_steps is None and warmup_share is None:
+        self.lr, self.warmup_steps, self.warmup_ratio = lr, warmup_steps, warmup_ratio
+        if warmup_steps is None and warmup_ratio is None:
             # onecycle goes up by itself; without any schedule nobody knows how long a share is.
-            self.warmup_share = None if scheduler in ("onecycle", "none") else DEFAULT_WARMUP_RATIO
+            self.warmup_ratio = None if scheduler in ("onecycle", "none") else DEFAULT_WARMUP_RATIO
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
         self.budget = budget
@@ -208,9 +208,9 @@ class MiniFormerLitModule(L.LightningModule):
         factor = self._schedule(self._budget.progress(step))
         if self.warmup_steps is not None:
             return factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
-        if self.warmup_share:
+        if self.warmup_ratio:
             after = self._budget.progress(step + 1, epochs)
-            return factor * min(1.0, max(after, 1e-3) / self.warmup_share)
+            return factor * min(1.0, max(after, 1e-3) / self.warmup_ratio)
         return factor
 
     def _log_train_metrics(self) -> None:

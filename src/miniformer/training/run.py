@@ -185,7 +185,7 @@ def _train(
     warn_unreached_limits(config, steps)
     module = make_module(run, budget)
     warm = None
-    if config.warm_start is not None and checkpoint is None:
+    if config.pretrain is not None and checkpoint is None:
         warm = pretrain_config(run)
     name = config.experiment_name or config.task
 

@@ -258,7 +258,7 @@ def effective_fields(config: TransformerConfig) -> Config:
         no_effect |= {"rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"}
     if not any(values["sliding_window"]):
         no_effect.add("rotary_base_local")
-    if config.position != "relative":
+    if config.position != "t5_relative":
         no_effect |= {"relative_buckets", "relative_max_distance"}
     if config.position != "learned":
         no_effect.add("max_seq_len")

@@ -23,10 +23,10 @@ from miniformer.interop.hf.metadata import (
 _COMMON_OPTIONS: dict[str, tuple[str, Any]] = {
     "min_new_tokens": ("min_new_tokens", 0),
     "repetition_penalty": ("repetition_penalty", 1.0),
-    "no_repeat_ngram_size": ("no_repeat_ngram", 0),
-    "bad_words_ids": ("bad_ids", []),
+    "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
+    "bad_words_ids": ("bad_words_ids", []),
     "num_return_sequences": ("num_return_sequences", 1),
-    "stop_strings": ("stop", []),
+    "stop_strings": ("stop_strings", []),
 }
 _SAMPLING_OPTIONS: dict[str, tuple[str, Any]] = {
     "temperature": ("temperature", 1.0),
@@ -98,15 +98,15 @@ _KNOWN_KEYS = {
 # Ours that theirs have no word for, and the value that asks for nothing; those of speed are left
 # out: the text is the same.
 _MINIFORMER_ONLY: dict[str, Any] = {
-    "slide": False,
+    "context_shift": False,
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
     "regex": None,
     "choices": None,
     "json_schema": None,
     "seed": None,
-    "length_norm": "tokens",
-    "beam_groups": 1,
+    "length_normalization": "tokens",
+    "num_beam_groups": 1,
     "diversity_penalty": 0.0,
 }
 
@@ -125,7 +125,7 @@ def from_hf_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     named = [("eos_token_id", token) for token in made.eos_token_ids]
-    named += [("bad_words_ids", token) for run in made.bad_ids or [] for token in run]
+    named += [("bad_words_ids", token) for run in made.bad_words_ids or [] for token in run]
     for name, token in named:
         if not 0 <= token < checkpoint.config.vocab_size:
             raise UserError(f"{path.parent}: {name}={token} is outside the vocabulary")
@@ -163,7 +163,7 @@ def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Con
         for end in (ends if isinstance(ends, list) else [ends])
         if end is not None
     ]
-    values |= {"eos_id": ends[0] if ends else None, "stop_ids": ends[1:] or None}
+    values |= {"eos_id": ends[0] if ends else None, "stop_token_ids": ends[1:] or None}
     if sampled:
         hf_generation = {"top_k": _DEFAULT_TOP_K, **hf_generation}
     for theirs, (ours, nothing) in {
@@ -172,9 +172,11 @@ def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Con
     }.items():
         if theirs in hf_generation and hf_generation[theirs] != nothing:
             values[ours] = hf_generation[theirs]
-    if isinstance(values.get("stop"), str):
-        values["stop"] = [values["stop"]]
-    values["bad_ids"] = _bad_words_ids(hf_generation, ends, checkpoint.config.vocab_size) or None
+    if isinstance(values.get("stop_strings"), str):
+        values["stop_strings"] = [values["stop_strings"]]
+    values["bad_words_ids"] = (
+        _bad_words_ids(hf_generation, ends, checkpoint.config.vocab_size) or None
+    )
     reported = _unsupported_options(hf_generation, do_sample=sampled, beam_search=searched)
     lengths, unread = _length_limits(checkpoint, hf_generation, beam_search=searched)
     return values | lengths, reported | unread
@@ -256,7 +258,7 @@ def to_hf_generation_config(
         "max_new_tokens": options.max_new_tokens,
         "do_sample": sampled,
     }
-    if options.stop_ids:
+    if options.stop_token_ids:
         made["eos_token_id"] = options.eos_token_ids
     if options.num_beams > 1:
         made["early_stopping"] = "never"

@@ -220,7 +220,7 @@ def _write_weights(
 def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
     """A weight; that of a regression's head gives values in the units of the data."""
     tensor = source.load_tensor(name)
-    mean, spread = source.task.get("mean"), source.task.get("spread")
+    mean, spread = source.task.get("target_mean"), source.task.get("target_std")
     if source.task.get("task") != "regression" or not name.startswith("head.") or spread is None:
         return tensor
     if name == "head.weight":

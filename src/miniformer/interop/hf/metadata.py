@@ -77,14 +77,14 @@ def infer_task(checkpoint: Checkpoint) -> Config:
         start = first_token_id(generation_token_id(checkpoint, "decoder_start_token_id"))
         return {"task": "seq2seq", "start_id": start}
     if kind == "language_modeling":
-        return {"task": kind, "prompt_begins_document": _adds_bos(checkpoint.directory)}
-    if kind == "encoding":
+        return {"task": kind, "prepend_bos": _adds_bos(checkpoint.directory)}
+    if kind == "embedding":
         return {"task": kind, "input_kind": "text"}
     problem = theirs.get("problem_type")
     if problem == "regression" or (problem is None and config.output_dim == 1):
         if config.output_dim != 1:
             raise UserError(f"a regression of {config.output_dim} values is not supported, only 1")
-        return {"task": "regression", "input_kind": "text", "mean": 0.0, "spread": 1.0}
+        return {"task": "regression", "input_kind": "text", "target_mean": 0.0, "target_std": 1.0}
     if problem == "multi_label_classification":
         raise UserError(f"problem_type={problem!r} is not supported: one label for each text")
     assert config.output_dim is not None
@@ -96,7 +96,7 @@ def _infer_task_name(checkpoint: Checkpoint) -> str:
         return "seq2seq"
     if checkpoint.config.output_dim is not None:
         return "classification"
-    return "language_modeling" if checkpoint.config.causal else "encoding"
+    return "language_modeling" if checkpoint.config.causal else "embedding"
 
 
 def _class_names(theirs: Config, config: TransformerConfig) -> list[Any]:

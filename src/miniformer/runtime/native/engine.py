@@ -162,7 +162,9 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
         made = Engine(model, weight_dtype, torch.get_num_threads())
     except NativeKernelsUnavailable as error:
         if weight_dtype != "float32":
-            raise UserError(f"weights={weight_dtype} needs the decoding kernels: {error}") from None
+            raise UserError(
+                f"weight_dtype={weight_dtype} needs the decoding kernels: {error}"
+            ) from None
         _warn_once(str(error))
         return None
     _ENGINES[model] = (now, made)

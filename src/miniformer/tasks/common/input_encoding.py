@@ -27,7 +27,7 @@ def encode_inputs(
     tokenizer: Tokenizer | None,
     seq_len: int,
     *,
-    mark_shared: bool = False,
+    shared_token_types: bool = False,
     feature_scales: tuple[list[float], list[float]] | None = None,
 ) -> list[Example]:
     """What a model reads of each record's `input`, and the places cut off to keep to `seq_len`.
@@ -39,7 +39,7 @@ def encode_inputs(
     | features | vectors: float32 [T, input_dim]               |                       |
 
     Where a tokenizer has a template of its own, that takes the place of the boundaries. With
-    `mark_shared` tokens that both texts of a pair have are of type 2 in the first and 3 in the
+    `shared_token_types` tokens that both texts of a pair have are of type 2 in the first and 3 in the
     second. With `feature_scales`, the means and standard deviations of the features, vectors are
     standardized.
     """
@@ -74,7 +74,7 @@ def encode_inputs(
         types = np.full(len(row), frame.second_type_id, dtype=np.uint8)
         types[: len(frame.prefix) + a] = 0
         types[len(frame.prefix) + a :][: len(frame.separator)] = frame.separator_type_id
-        if mark_shared:
+        if shared_token_types:
             both = np.intersect1d(first[:a], second[:b])
             types += 2 * np.isin(row, both).astype(np.uint8)
         cut = len(first) + len(second) - a - b

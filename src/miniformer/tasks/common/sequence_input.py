@@ -40,7 +40,7 @@ class InputTask(Task):
         bpe_dropout: chance of undoing each merge of a token, others with each pass of training
             (see `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
         input_dim: numbers in a feature vector; null: as in the training data.
-        mark_shared: say of each token of a pair whether the other text has it, too, by token types
+        shared_token_types: say of each token of a pair whether the other text has it, too, by token types
             2 and 3; what a model of little data can hardly find out by itself. Null: for pairs, but
             not in masked-LM, where it would tell of what is hidden (a warm start has it all the
             same: its model is that of the run), nor after `init_from`, which goes on as its model
@@ -59,7 +59,7 @@ class InputTask(Task):
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
-    mark_shared: bool | None = None
+    shared_token_types: bool | None = None
     standardize: bool = True
     feature_means: list[float] | None = None
     feature_stds: list[float] | None = None
@@ -158,9 +158,9 @@ class InputTask(Task):
 
     def should_mark_shared(self) -> bool:
         """Whether tokens that both texts of a pair have are marked."""
-        if self.mark_shared is None:
+        if self.shared_token_types is None:
             return self.marks_shared_tokens and self.resolved_input_kind() == "pair"
-        return self.mark_shared
+        return self.shared_token_types
 
     def encode_inputs(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
@@ -174,7 +174,7 @@ class InputTask(Task):
             self.resolved_input_kind(),
             tokenizer,
             seq_len,
-            mark_shared=self.should_mark_shared(),
+            shared_token_types=self.should_mark_shared(),
             feature_scales=scales,
         )
 
@@ -193,8 +193,8 @@ class InputTask(Task):
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:
             BPEMerges(tokenizer)  # refuses what is no bpe
-        if self.mark_shared and self.resolved_input_kind() != "pair":
-            raise UserError("task_config: mark_shared is for pairs of texts; leave it out")
+        if self.shared_token_types and self.resolved_input_kind() != "pair":
+            raise UserError("task_config: shared_token_types is for pairs of texts; leave it out")
         if tokenizer is not None and self.reads_text():
             texts, inputs = (2, "pairs") if self.resolved_input_kind() == "pair" else (1, "texts")
             check_max_seq_len(config, marks(self.resolved_input_kind(), tokenizer) + texts, inputs)
@@ -204,7 +204,7 @@ class InputTask(Task):
             raise UserError(
                 f"model_config: token_types must be {self.num_token_types()}{'' if marked else ' or null'} "
                 f"for pairs of texts, not {'null' if types is None else types}; leave it out"
-                + (", or set mark_shared=false in task_config" if marked else "")
+                + (", or set shared_token_types=false in task_config" if marked else "")
             )
         super().check(config, tokenizer)
 

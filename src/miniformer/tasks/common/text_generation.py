@@ -66,7 +66,7 @@ class TextGenerationTask(Task):
         starts = self.generation_inputs(
             model, tokenizer, prompts, truncate=truncate, max_new_tokens=options.max_new_tokens
         )
-        stop = StopStringChecker(tokenizer.decode, options.stop or [])
+        stop = StopStringChecker(tokenizer.decode, options.stop_strings or [])
         settings, generate_kwargs, form = _token_level_options(tokenizer, options, generate_kwargs)
         # Those of like length go together.
         order = sorted(
@@ -121,7 +121,9 @@ class TextGenerationTask(Task):
             model, tokenizer, [prompt], truncate=truncate, max_new_tokens=options.max_new_tokens
         )
         settings, generate_kwargs, form = _token_level_options(tokenizer, options, generate_kwargs)
-        pieces = StreamingDetokenizer(tokenizer.decode, options.stop or [], tokenizer.stable_length)
+        pieces = StreamingDetokenizer(
+            tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
+        )
         for token in stream(model, start, settings, **generate_kwargs):
             if piece := pieces.add_token(token):
                 yield piece
@@ -134,21 +136,23 @@ def _token_level_options(
     tokenizer: Tokenizer, options: GenerationConfig, generate_kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any], Constraint | None]:
     """What options say of text, as what a model that writes tokens can do."""
-    if options.stop:
+    if options.stop_strings:
         generate_kwargs = {
             **generate_kwargs,
-            "stop_fn": StopStringChecker(tokenizer.decode, options.stop),
+            "stop_fn": StopStringChecker(tokenizer.decode, options.stop_strings),
         }
     form = None
     if options.constraint is not None:
-        if options.stop:
+        if options.stop_strings:
             raise UserError(f"{options.constraint} says where an answer ends; leave stop out")
         form = Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))
         generate_kwargs = {
             **generate_kwargs,
             "processors": [*generate_kwargs.get("processors", ()), form],
         }
-    plain = dataclasses.replace(options, stop=None, regex=None, choices=None, json_schema=None)
+    plain = dataclasses.replace(
+        options, stop_strings=None, regex=None, choices=None, json_schema=None
+    )
     return plain, generate_kwargs, form
 
 

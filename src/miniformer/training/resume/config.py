@@ -15,10 +15,10 @@ from miniformer.training.resume.storage import latest_checkpoint
 CONFIG_FILE = "train_config.json"
 # Fields that determine weights, optimizer states and positions in the data.
 _FIXED_FIELDS = (
-    "task", "task_config", "model", "model_config", "size", "init_from", "warm_start", "tokenizer",
-    "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming", "seed",
-    "ema_decay", "average_checkpoints", "memory", "find_batch_size", "find_lr", "work_dir",
-    "experiment_name",
+    "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
+    "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming",
+    "seed", "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "find_lr",
+    "work_dir", "experiment_name",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def resolve_resume(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
         overrides.pop("resume")
         config = resume_config(run_dir, overrides)
     checkpoint = latest_checkpoint(run_dir)
-    if checkpoint is None and config.warm_start is None:
+    if checkpoint is None and config.pretrain is None:
         raise UserError(
             f"resume: {run_dir} has no checkpoint (checkpoints/step-...); start a new run"
         )

@@ -90,7 +90,7 @@ def verify_resume(
         test_path=None,
         find_lr=False,
         find_batch_size=False,
-        memory=None,
+        memory_limit=None,
         checkpoint_interval=min(config.checkpoint_interval or 4, max(1, steps // 4)),
         logger="none",
         experiment_name=_NAME,

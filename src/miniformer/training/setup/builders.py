@@ -88,7 +88,7 @@ class RunCallbacks:
         )
         validate = ValidationSchedule(
             budget,
-            every_n_steps=config.val_interval,
+            every_n_steps=config.val_check_interval,
             num_validations=DEFAULT_NUM_VALIDATIONS if config.val_path else 0,
         )
         watch = RunMonitor(
@@ -163,7 +163,7 @@ def make_module(run: RunSetup, budget: Budget) -> MiniFormerLitModule:
         layer_lr_decay=config.layer_lr_decay,
         scheduler=config.scheduler,
         warmup_steps=config.warmup_steps,
-        warmup_share=config.warmup_share,
+        warmup_ratio=config.warmup_ratio,
         gradient_clip_val=config.gradient_clip_val,
         accumulate_grad_batches=config.accumulate_grad_batches,
         budget=budget,

@@ -11,6 +11,7 @@ from miniformer.checkpoint.artifacts import MODEL_CLASSES
 from miniformer.checkpoint.directory import SOURCE_TOKENIZER, read_hf_metadata
 from miniformer.config import UserError
 from miniformer.model.pretrained import read_config
+from miniformer.tasks.base import stored_settings
 from miniformer.train_config import TrainConfig
 
 # What a head to other outputs has no use for, and what the new task decides.
@@ -18,7 +19,10 @@ _VOCAB_HEAD_FIELDS = ("head_bias", "final_softcap", "logit_scale")
 _TASK_FIELDS = ("output_dim", "input_dim", "output_bias")
 _INPUT_TASKS = ("classification", "regression", "masked_lm")
 # What a task reads as its first model read it.
-_INHERITED_TASK_OPTIONS = {"seq2seq": ("start_id",), "regression": ("next_of", "still")}
+_INHERITED_TASK_OPTIONS = {
+    "seq2seq": ("start_id",),
+    "regression": ("target_delta_of", "scale_epsilon"),
+}
 _FEATURE_SCALING_OPTIONS = ("standardize", "feature_means", "feature_stds")
 
 
@@ -73,7 +77,9 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
                 f"source_tokenizer has no effect with init_from: {directory} has one; leave it out"
             )
         changes["source_tokenizer"] = str(directory / SOURCE_TOKENIZER)
-    kept = _inherited_task_options(config.task, _read_json_object(directory / "task.json"))
+    kept = _inherited_task_options(
+        config.task, stored_settings(_read_json_object(directory / "task.json"))
+    )
     if any(
         name in config.task_config for name in _FEATURE_SCALING_OPTIONS
     ):  # the user's own, all of them
@@ -118,7 +124,7 @@ def _inherited_task_options(task: str, task_settings: dict[str, Any]) -> dict[st
     ]
     kept = {name: task_settings[name] for name in names}
     if task in _INPUT_TASKS and not _marks_shared_tokens(task_settings):
-        kept["mark_shared"] = False
+        kept["shared_token_types"] = False
     if task in _INPUT_TASKS and task_settings.get("input_kind") == "features":
         kept |= _feature_scaling_options(task_settings)
     return kept
@@ -134,7 +140,7 @@ def _feature_scaling_options(task_settings: dict[str, Any]) -> dict[str, Any]:
 
 def _marks_shared_tokens(task_settings: dict[str, Any]) -> bool:
     """Whether the model of a `task.json` knows the marks of tokens that a pair shares."""
-    said = task_settings.get("mark_shared")
+    said = task_settings.get("shared_token_types")
     if said is None:  # as `InputTask.marks` has it
         return (
             task_settings.get("input_kind") == "pair" and task_settings.get("task") != "masked_lm"

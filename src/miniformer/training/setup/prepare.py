@@ -87,10 +87,13 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
         UserError: a setting, a path or a record is wrong.
     """
     kind: str = config.model or registry.get("task", config.task).models[0]
+    if kind == "decoder":  # the class is the same
+        kind = "encoder"
+        config = dataclasses.replace(config, model_config={**config.model_config, "causal": True})
     if resume_dir is None:
         config = config_from_pretrained(config, kind)
     if config.lr is None:
-        anew = config.init_from is None and config.warm_start is None
+        anew = config.init_from is None and config.pretrain is None
         lr = default_lr(config.optimizer, from_scratch=anew)
         config = dataclasses.replace(config, lr=lr)
     task = (
@@ -101,7 +104,7 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
     check_environment(config)
     check_optimizer_options(config.optimizer, config.optimizer_config)
     # Every mistake that can be seen without reading the data is told before it is read.
-    given = {**SIZE_PRESETS.get(config.size or "", {}), **config.model_config}
+    given = {**SIZE_PRESETS.get(config.model_size or "", {}), **config.model_config}
     limit = TransformerConfig.from_dict(given).max_seq_len
     seq_len = config.seq_len or limit
     if seq_len > limit:

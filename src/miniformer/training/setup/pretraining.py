@@ -1,6 +1,6 @@
 """A warm start: a model first learns to guess hidden tokens of its own texts, then its task.
 
-It is a run of its own (`task=masked_lm`) in the folder `warm_start` within the run's, and can be
+It is a run of its own (`task=masked_lm`) in the folder `pretrain` within the run's, and can be
 left and taken up again as any other; the run then begins with its weights, all but the head.
 """
 
@@ -17,7 +17,8 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint
 from miniformer.training.setup.prepare import RunSetup, build_task
 
-PRETRAIN_FOLDER = "warm_start"
+PRETRAIN_FOLDER = "pretrain"
+_FORMER_FOLDER = "warm_start"  # of runs by version 0.1
 # What both have in common: the data, how it is laid out, and the machine.
 _SHARED_FIELDS = (
     "train_path", "val_path", "batch_size", "batch_tokens", "seq_len", "activation_checkpointing",
@@ -28,7 +29,7 @@ _SHARED_FIELDS = (
 _HEAD_FIELDS = ("output_dim", "output_bias")
 # What follows from the run; the model, too, is its own, and only learns with another dropout.
 _DERIVED_FIELDS = (
-    "task", "model", "size", "init_from", "warm_start", "tokenizer", "source_tokenizer", "work_dir",
+    "task", "model", "model_size", "init_from", "pretrain", "tokenizer", "source_tokenizer", "work_dir",
     "experiment_name", "resume",
 )  # fmt: skip
 _DROPOUT_FIELDS = ("dropout", "token_dropout")
@@ -41,17 +42,16 @@ def pretrain_config(run: RunSetup) -> TrainConfig:
         run: what comes after it.
 
     Raises:
-        UserError: the run's task reads no text as a whole, or `warm_start` holds a bad setting.
+        UserError: the run's task reads no text as a whole, or `pretrain` holds a bad setting.
     """
     config, task = run.config, run.task
     kind = getattr(task, "input_kind", None)
     if kind not in ("text", "pair"):
         found = "vectors" if kind == "features" else f"task={config.task}"
         raise UserError(
-            f"warm_start is for classification and regression of texts, not for {found}; "
-            "leave it out"
+            f"pretrain is for classification and regression of texts, not for {found}; leave it out"
         )
-    given = _check_overrides(config.warm_start or {})
+    given = _check_overrides(config.pretrain or {})
     defaults = {field.name: field.default for field in dataclasses.fields(type(run.model_config))}
     shape = {
         name: value
@@ -64,7 +64,7 @@ def pretrain_config(run: RunSetup) -> TrainConfig:
         "task": "masked_lm",
         "task_config": {
             "field": "input",
-            "mark_shared": task.should_mark_shared(),  # type: ignore[attr-defined]
+            "shared_token_types": task.should_mark_shared(),  # type: ignore[attr-defined]
             **given["task_config"],
         },
         "model_config": {**shape, **given["model_config"]},
@@ -74,23 +74,23 @@ def pretrain_config(run: RunSetup) -> TrainConfig:
         warm = TrainConfig.from_dict(settings)
         build_task(warm, "encoder")
     except UserError as error:
-        raise UserError(f"warm_start: {error}") from None
+        raise UserError(f"pretrain: {error}") from None
     return warm
 
 
-def _check_overrides(warm_start: dict[str, Any]) -> dict[str, Any]:
+def _check_overrides(pretrain: dict[str, Any]) -> dict[str, Any]:
     """What is said of a warm start, with a `task_config` and a `model_config`."""
-    settled = [name for name in _DERIVED_FIELDS if name in warm_start]
+    settled = [name for name in _DERIVED_FIELDS if name in pretrain]
     if settled:
-        raise UserError(f"warm_start: {settled[0]} follows from the run; leave it out")
-    given = {"task_config": {}, "model_config": {}, **warm_start}
+        raise UserError(f"pretrain: {settled[0]} follows from the run; leave it out")
+    given = {"task_config": {}, "model_config": {}, **pretrain}
     for name in ("task_config", "model_config"):
         if not isinstance(given[name], dict):
-            raise UserError(f"warm_start: {name} must be an object, not {given[name]!r}")
+            raise UserError(f"pretrain: {name} must be an object, not {given[name]!r}")
     others = [name for name in given["model_config"] if name not in _DROPOUT_FIELDS]
     if others:
         raise UserError(
-            f"warm_start: model_config may hold {' and '.join(_DROPOUT_FIELDS)}, not {others[0]}; "
+            f"pretrain: model_config may hold {' and '.join(_DROPOUT_FIELDS)}, not {others[0]}; "
             "the rest of the model is that of the run"
         )
     return given
@@ -104,6 +104,8 @@ def resume_pretraining(config: TrainConfig, parent_folder: Path) -> tuple[TrainC
         whole: the folder of the run that it is a part of, where its tokenizer is.
     """
     folder = parent_folder / PRETRAIN_FOLDER
+    if not folder.exists() and (parent_folder / _FORMER_FOLDER).exists():
+        folder = parent_folder / _FORMER_FOLDER
     state = latest_checkpoint(folder)
     if state is not None:
         saved = TrainConfig.from_file(folder / "train_config.json")

@@ -42,7 +42,7 @@ def auto_tune(run: RunSetup, console: Console) -> RunSetup:
     run.model.to(resolve_device_type(config))
     if config.find_batch_size:
         run = _tune_batch_size(run, console)
-    if config.memory is not None:
+    if config.memory_limit is not None:
         run = _fit_memory_limit(run, console)
     elif config.activation_checkpointing != "none":
         console.print(
@@ -64,7 +64,7 @@ def _tune_batch_size(run: RunSetup, console: Console) -> RunSetup:
 
 def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
     config = run.config
-    limit = parse_bytes(str(config.memory))
+    limit = parse_bytes(str(config.memory_limit))
     assert limit is not None
     plan = plan_memory(
         run.model,

@@ -81,12 +81,12 @@ def with_default_model_size(
         data: set up.
     """
     chosen = any(name in config.model_config for name in SHAPE_FIELDS)
-    if config.init_from is not None or (chosen and config.size is None):
+    if config.init_from is not None or (chosen and config.model_size is None):
         return config, None
     tokens = count_dataset_tokens(data, "train")
-    size = config.size or size_for_tokens(tokens)
+    size = config.model_size or size_for_tokens(tokens)
     sized = dataclasses.replace(config, model_config={**SIZE_PRESETS[size], **config.model_config})
-    if config.size is not None:
+    if config.model_size is not None:
         return sized, None
     much = (
         "more data than is kept in memory" if tokens is None else f"{tokens:,} tokens to learn from"

@@ -156,7 +156,7 @@ def plan_memory(
         reset_peak_memory(device)
     if not plans:
         raise UserError(
-            f"memory={format_bytes(limit_bytes)} is too little: single examples with full activation "
+            f"memory_limit={format_bytes(limit_bytes)} is too little: single examples with full activation "
             f"checkpointing need {format_bytes(fixed + needed)}, of which {format_bytes(base_bytes)} are "
             "there before training begins; raise memory, or make the model or seq_len smaller"
         )
