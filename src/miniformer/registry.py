@@ -153,6 +153,7 @@ def get(kind: str, name: str) -> Any:
     Raises:
         ValueError: the kind or the name does not exist.
     """
+    _check_kind(kind)
     name = current_name(kind, name)
     if name in _registered[kind]:
         return _registered[kind][name]

@@ -100,7 +100,7 @@ def test_decoding_settings_out_of_their_limits_are_refused(values, message):
         ({"scheduler": "onecycle", "warmup_steps": 5}, "warmup_steps has no effect"),
         ({"early_stopping_patience": 2}, "early_stopping_patience needs val_path"),
         ({"precision": "float16"}, "precision must be one of auto, float32, bf16, not 'float16'"),
-        ({"model": "perceiver"}, "model must be one of encoder, seq2seq, not 'perceiver'"),
+        ({"model": "perceiver"}, "model must be one of encoder, decoder, seq2seq, not 'perceiver'"),
         ({"task": "languagemodeling"}, "did you mean 'language_modeling'?"),
         ({"logger": "tensorbord"}, "did you mean 'tensorboard'?"),
     ],

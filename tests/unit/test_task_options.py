@@ -106,10 +106,10 @@ def test_fit_of_a_fitted_task_changes_nothing(name):
             assert task.fit(as_records(records, task.schema)) == task
 
 
-def test_still_without_a_series_is_announced():
+def test_scale_epsilon_without_a_series_is_announced():
     task = registry.get("task", "regression")(scale_epsilon=0.5, target_delta_of="none")
     task = task.fit(as_records(VECTORS, task.schema))
-    assert any("still has no effect" in line for line in task.data_warnings())
+    assert any("scale_epsilon has no effect" in line for line in task.data_warnings())
 
 
 # The least and the most that each number may be, and a value just beyond each.

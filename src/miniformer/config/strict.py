@@ -255,4 +255,5 @@ def _describe_type(annotation: Any) -> str:
         int: "an integer", float: "a number", bool: "true or false", str: "a string",
         dict: "an object", list: "a list", types.NoneType: "null",
     }  # fmt: skip
-    return descriptions.get(base_type, base_type.__name__)
+    name: str = descriptions.get(base_type, base_type.__name__)
+    return name
