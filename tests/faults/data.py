@@ -153,16 +153,16 @@ def line_numbers_skip_blank_lines(original):
     return lambda self, row: row + 1
 
 
-@fault("miniformer.data.reading.index:next_piece_end")
+@fault("miniformer.data.reading.index:next_text_block_end")
 def text_is_cut_within_lines(original):
-    """Pieces of running text are of one size, wherever lines end."""
+    """Blocks of plain text have one size, wherever lines end."""
 
-    def next_piece_end(read, start, size):
-        from miniformer.data.reading.index import PIECE_BYTES
+    def next_text_block_end(read, start, size):
+        from miniformer.data.reading.index import TEXT_BLOCK_BYTES
 
-        return min(start + PIECE_BYTES, size)
+        return min(start + TEXT_BLOCK_BYTES, size)
 
-    return next_piece_end
+    return next_text_block_end
 
 
 @fault("miniformer.data.reading.parsing:_field_names")
@@ -194,11 +194,11 @@ def stream_numbers_records_instead_of_lines(original):
     return stream_lines
 
 
-@fault("miniformer.data.reading.streaming:_stream_pieces")
+@fault("miniformer.data.reading.streaming:_stream_text_blocks")
 def stream_names_the_line_that_a_piece_begins_with(original):
-    """An error in streamed running text names the first line of its piece."""
+    """An error in streamed plain text names the first line of its block."""
 
-    def stream_pieces(stream, name, checks):
+    def stream_text_blocks(stream, name, checks):
         from miniformer.data.reading.parsing import RecordError
 
         line = 1
@@ -209,7 +209,7 @@ def stream_names_the_line_that_a_piece_begins_with(original):
         except RecordError as error:
             raise RecordError(error.path, line, error.problem) from None
 
-    return stream_pieces
+    return stream_text_blocks
 
 
 @fault("miniformer.data.reading.decompression:_DecompressedStream._decompress_next")

@@ -133,7 +133,7 @@ def test_what_is_no_form_is_refused(options, message):
 def test_forms_need_tokens_that_are_pieces_of_text_and_a_package(monkeypatch):
     m = pipeline("byte")
     m.tokenizer = Tokenizer.train("wordpiece", [VERSE], 200)
-    with pytest.raises(UserError, match=r"whose tokens are pieces of it.* \(WordPiece\)"):
+    with pytest.raises(UserError, match=r"tokens of fixed text.* \(WordPiece\)"):
         m.generate("The", regex="a")
     with pytest.raises(UserError, match="regex needs a tokenizer; use a Pipeline"):
         m.model.generate([[1]], 3, regex="a")

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from miniformer.data.reading.schema import (
     check_label,
-    check_model_input,
     check_number,
     check_text,
     compile_schema,
     features_to_array,
     input_kind,
 )
+from miniformer.data.reading.schema import check_model_input as check_input
 
 NUMBERS = st.integers(-(10**6), 10**6) | st.floats(-1e6, 1e6)
 MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
@@ -28,10 +28,10 @@ MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
 @pytest.mark.parametrize(
     ("check", "value"),
     [
-        (check_text, ""), (check_text, "a"), (check_label, 0), (check_label, -3), (check_label, "cat"), (check_number, 1),
-        (check_number, 2.5), (check_model_input, ""), (check_model_input, ["a", ""]),
-        (check_model_input, [[1, 2.5], [3, 4]]),
-        (check_model_input, [{"x": 1}, {"x": 2}]), (check_model_input, [{"x": 1, "y": 2}, {"y": 1, "x": 2}]),
+        (check_text, ""), (check_text, "a"), (check_label, 0), (check_label, -3),
+        (check_label, "cat"), (check_number, 1), (check_number, 2.5), (check_input, ""),
+        (check_input, ["a", ""]), (check_input, [[1, 2.5], [3, 4]]),
+        (check_input, [{"x": 1}, {"x": 2}]), (check_input, [{"x": 1, "y": 2}, {"y": 1, "x": 2}]),
     ],
 )  # fmt: skip
 def test_what_is_right_passes(check, value):
@@ -52,31 +52,31 @@ def test_what_is_right_passes(check, value):
         (check_number, float("nan"), "must be a finite number, not NaN"),
         (check_number, float("-inf"), "must be a finite number, not -Infinity"),
         (check_number, 10**400, "must be a finite number, not an integer too large"),
-        (check_model_input, 7, "must be a string, two strings or a list of vectors, not an integer"),
-        (check_model_input, [], "is an empty list"),
-        (check_model_input, ["a"], "must be a string, two strings or vectors, not 1 string"),
-        (check_model_input, ["a", "b", "c"], "must be a string, two strings or vectors, not 3 strings"),
-        (check_model_input, [1, 2], "not a list of an integer"),
-        (check_model_input, ["a", [1]], "not a list of a string"),
-        (check_model_input, [[]], "vector 1 is empty"),
-        (check_model_input, [[1, 2], "ab"], "vector 2 is a string; each must be a list of numbers"),
-        (check_model_input, [[0] * 12, [0] * 12, [0] * 11],
-         "vector 3 has 11 numbers, the first has 12; all must be as long"),
-        (check_model_input, [[1] * 5, [1, 1, 1, 1, float("nan")]], "vector 2 holds NaN at 5; each must"),
-        (check_model_input, [[1, float("inf")]], "vector 1 holds Infinity at 2"),
-        (check_model_input, [[1, True]], "vector 1 holds true at 2"),
-        (check_model_input, [[True, False]], "vector 1 holds true at 1"),
-        (check_model_input, [["1", 2]], "vector 1 holds a string at 1"),
-        (check_model_input, [[1], [None]], "vector 2 holds null at 1"),
-        (check_model_input, [[[1]]], "vector 1 holds a list at 1"),
-        (check_model_input, [[1, 1e39]], "vector 1 holds 1e+39 at 2; float32 ends at 3.4e+38"),
-        (check_model_input, [[10**400]], "vector 1 holds an integer too large"),
-        (check_model_input, [{}], "object 1 is empty"),
-        (check_model_input, [{"x": 1}, {"x": 1}, {"x": 1}, {}], "object 4 is empty"),
-        (check_model_input, [{"x": 1, "y": 2}, {"y": 1}], "object 2 has no 'x', which the first has"),
-        (check_model_input, [{"x": 1}, {"x": 1, "z": 2}], "object 2 has 'z', which the first has not"),
-        (check_model_input, [{"x": 1}, [1]], "object 2 is a list; each must be an object"),
-        (check_model_input, [{"x": 1}, {"x": float("nan")}], "object 2 holds NaN at 'x'"),
+        (check_input, 7, "must be a string, two strings or a list of vectors, not an integer"),
+        (check_input, [], "is an empty list"),
+        (check_input, ["a"], "must be a string, two strings or vectors, not 1 string"),
+        (check_input, ["a", "b", "c"], "must be a string, two strings or vectors, not 3 strings"),
+        (check_input, [1, 2], "not a list of an integer"),
+        (check_input, ["a", [1]], "not a list of a string"),
+        (check_input, [[]], "vector 1 is empty"),
+        (check_input, [[1, 2], "ab"], "vector 2 is a string; each must be a list of numbers"),
+        (check_input, [[0] * 12, [0] * 12, [0] * 11],
+         "vector 3 has 11 numbers, the first has 12; all must have the same length"),
+        (check_input, [[1] * 5, [1, 1, 1, 1, float("nan")]], "vector 2 contains NaN at 5"),
+        (check_input, [[1, float("inf")]], "vector 1 contains Infinity at 2"),
+        (check_input, [[1, True]], "vector 1 contains true at 2"),
+        (check_input, [[True, False]], "vector 1 contains true at 1"),
+        (check_input, [["1", 2]], "vector 1 contains a string at 1"),
+        (check_input, [[1], [None]], "vector 2 contains null at 1"),
+        (check_input, [[[1]]], "vector 1 contains a list at 1"),
+        (check_input, [[1, 1e39]], "vector 1 contains 1e+39 at 2; the maximum of float32"),
+        (check_input, [[10**400]], "vector 1 contains an integer too large"),
+        (check_input, [{}], "object 1 is empty"),
+        (check_input, [{"x": 1}, {"x": 1}, {"x": 1}, {}], "object 4 is empty"),
+        (check_input, [{"x": 1, "y": 2}, {"y": 1}], "object 2 has no 'x', which the first has"),
+        (check_input, [{"x": 1}, {"x": 1, "z": 2}], "object 2 has 'z', which the first lacks"),
+        (check_input, [{"x": 1}, [1]], "object 2 is a list; each must be an object"),
+        (check_input, [{"x": 1}, {"x": float("nan")}], "object 2 contains NaN at 'x'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(check, value, wanted):
@@ -85,11 +85,11 @@ def test_what_is_wrong_is_named(check, value, wanted):
 
 @given(MATRICES)
 def test_any_matrix_of_numbers_passes_and_becomes_an_array(rows):
-    assert check_model_input(rows) is None
+    assert check_input(rows) is None
     assert input_kind(rows) == "features"
     np.testing.assert_array_equal(features_to_array(rows), np.array(rows, dtype=np.float32))
     objects = [{f"k{9 - i}": value for i, value in enumerate(row)} for row in rows]
-    assert check_model_input(objects) is None
+    assert check_input(objects) is None
     np.testing.assert_array_equal(
         features_to_array(objects), np.array(rows, dtype=np.float32)[:, ::-1]
     )
@@ -102,8 +102,8 @@ def test_one_bad_number_in_any_matrix_is_found(rows, data):
     rows[i][k] = data.draw(
         st.sampled_from([None, True, "1", [], {}, float("nan"), float("inf"), 1e39, 10**400])
     )
-    assert check_model_input(rows).startswith(f"vector {i + 1} holds ")
-    assert f" at {k + 1};" in check_model_input(rows)
+    assert check_input(rows).startswith(f"vector {i + 1} contains ")
+    assert f" at {k + 1};" in check_input(rows)
 
 
 JSON = st.recursive(
@@ -114,9 +114,9 @@ JSON = st.recursive(
 
 @given(JSON)
 def test_whatever_passes_can_be_used(value):
-    for check in (check_text, check_label, check_number, check_model_input):
+    for check in (check_text, check_label, check_number, check_input):
         assert check(value) is None or isinstance(check(value), str)
-    if check_model_input(value) is None and input_kind(value) == "features":
+    if check_input(value) is None and input_kind(value) == "features":
         assert np.isfinite(features_to_array(json.loads(json.dumps(value)))).all()
 
 

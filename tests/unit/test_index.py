@@ -78,8 +78,8 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
 def test_pieces_join_to_the_whole_text(tmp_path_factory, text, marked, piece, most):
     path = write(tmp_path_factory.mktemp("text"), MARK * marked + text.encode(), "a.txt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "PIECE_BYTES", piece)
-        patch.setattr(index, "MAX_PIECE_BYTES", max(most, piece))
+        patch.setattr(index, "TEXT_BLOCK_BYTES", piece)
+        patch.setattr(index, "MAX_TEXT_BLOCK_BYTES", max(most, piece))
         patch.setattr(index, "_LINE_END_SEARCH_BYTES", 3)
         file = IndexedFile(path, is_plain_text=True)
     pieces = list(file.read(range(len(file))))
@@ -94,8 +94,8 @@ def test_pieces_join_to_the_whole_text(tmp_path_factory, text, marked, piece, mo
 
 
 def test_text_without_line_ends_is_cut_where_bytes_mean_nothing_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "PIECE_BYTES", 4)
-    monkeypatch.setattr(index, "MAX_PIECE_BYTES", 8)
+    monkeypatch.setattr(index, "TEXT_BLOCK_BYTES", 4)
+    monkeypatch.setattr(index, "MAX_TEXT_BLOCK_BYTES", 8)
     file = IndexedFile(write(tmp_path, b"\x80" * 20, "a.txt"), is_plain_text=True)
     assert [len(piece) for piece in file.read(range(3))] == [8, 8, 4]
 
@@ -108,7 +108,7 @@ def test_a_line_too_long_is_named_and_never_held(tmp_path):
     with pytest.raises(RecordError) as caught:
         IndexedFile(path, is_plain_text=False)
     assert str(caught.value) == (
-        f"{path}:3: the line has 104,857,586 bytes, and at most 67,108,864 are read; "
+        f"{path}:3: the line has 104,857,586 bytes; the limit is 67,108,864; "
         "put one object on each line"
     )
 
@@ -182,13 +182,15 @@ def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
     )
     assert list(file.read([1])) == [b"b\n"]
     packed = write(tmp_path, gzip.compress(b"a\n"), "a.jsonl.gz")
-    with pytest.raises(UserError, match=r"cannot unpack it into .*: No space left on device; make"):
+    with pytest.raises(
+        UserError, match=r"cannot decompress it into .*: No space left on device; free"
+    ):
         IndexedFile(packed, is_plain_text=False, cache_dir=tmp_path / "cache")
 
 
 def test_a_cache_dir_that_cannot_be(tmp_path):
     path = write(tmp_path, b"a\n")
-    with pytest.raises(UserError, match="cache_dir: cannot make"):
+    with pytest.raises(UserError, match="cache_dir: cannot create"):
         IndexedFile(path, is_plain_text=False, cache_dir=path / "cache")
 
 
@@ -246,10 +248,10 @@ def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
         "not packed": b'{"text": "a"}\n',
     }[damage]
     path = write(tmp_path, content, f"a.jsonl.{packing}")
-    with pytest.raises(UserError, match=rf"a\.jsonl\.{packing}: (the file is cut off|not a whole)"):
+    with pytest.raises(UserError, match=rf"a\.jsonl\.{packing}: (the file is cut off|not a valid)"):
         IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
-    with open_stream(path) as stream, pytest.raises(UserError, match=r"cut off|not a whole"):
+    with open_stream(path) as stream, pytest.raises(UserError, match=r"cut off|not a valid"):
         stream.read()
 
 
@@ -298,7 +300,7 @@ def test_a_file_that_changes_is_noticed(tmp_path, change):
     with pytest.raises(UserError) as caught:
         list(file.read([1]))
     assert str(caught.value) == (
-        f"{path}: changed while it was in use; start again (the run reads it as it goes)"
+        f"{path}: changed while it was in use; start again (the file is read during the run)"
     )
 
 
@@ -311,7 +313,7 @@ def test_patterns_and_lists_name_files(tmp_path, monkeypatch):
     assert files.expand_paths(["c.txt", Path("a.jsonl")]) == [Path("c.txt"), Path("a.jsonl")]
     with pytest.raises(UserError, match=r"x\*\.jsonl: no file matches this pattern"):
         files.expand_paths("x*.jsonl")
-    with pytest.raises(UserError, match="no data file is named"):
+    with pytest.raises(UserError, match="no data file: the list is empty"):
         files.expand_paths([])
 
 

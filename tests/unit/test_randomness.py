@@ -67,7 +67,7 @@ def test_epochs_have_every_record_once_in_orders_that_differ(tmp_path, chunks):
 def test_epochs_of_large_running_text_have_every_piece_once(tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunking, "_CHUNK_BYTES", 1)
-    monkeypatch.setattr("miniformer.data.reading.index.PIECE_BYTES", 100)
+    monkeypatch.setattr("miniformer.data.reading.index.TEXT_BLOCK_BYTES", 100)
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{n:07d}\n" for n in range(200)))
     data = MiniFormerDataModule(path, task="language_modeling", tokenizer=BYTES, seq_len=64)

@@ -77,7 +77,7 @@ def test_a_text_file_is_one_record(tmp_path):
         (b'["a"]', "expected a JSON object, found '[\"a\"]'"),
         (b'{"text": "\xff"}', "not UTF-8: byte 0xff; save the file as UTF-8"),
         (b'{"text": "a\\ud83d"}', "character 1 of 'text' is '\\ud83d', half of a surrogate pair"),
-        (b'{"text": 1, "text": "a"}', "'text' is there twice; keep one"),
+        (b'{"text": 1, "text": "a"}', "duplicate field 'text'; keep one"),
         (b'{"text": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"text": "a", "n": ' + b"7" * 5000 + b"}", "an integer has too many digits"),
         (b'{"text": "a"} {"text": "b"}', "not JSON: Extra data at column 15; each line is one"),
@@ -112,7 +112,7 @@ def test_bad_bytes_in_a_text_file_are_named_by_line(tmp_path):
         ("empty.jsonl", b"", "the file is empty; it needs at least one record"),
         ("blank.jsonl", b"\n \n", "the file is empty"),
         ("empty.txt", b"", "the file is empty"),
-        ("table.csv", b"a", "unknown kind of file '.csv'; use .jsonl or .txt"),
+        ("table.csv", b"a", "unknown file type '.csv'; use .jsonl or .txt"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
@@ -223,9 +223,9 @@ def test_a_mistake_in_a_packed_file_is_named_by_that_file(tmp_path):
 def test_text_and_records_are_not_mixed(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     paths = [write_jsonl(tmp_path / "a.jsonl", ["a"]), tmp_path / "a.txt"]
-    with pytest.raises(UserError, match=r"a\.txt and .*a\.jsonl: running text and records"):
+    with pytest.raises(UserError, match=r"a\.txt and .*a\.jsonl: plain text and records"):
         JSONLinesDataset(paths)
-    with pytest.raises(UserError, match=r"a \.txt file holds no label; use \.jsonl"):
+    with pytest.raises(UserError, match=r"a \.txt file has no label; use \.jsonl"):
         JSONLinesDataset(
             tmp_path / "a.txt", {"text": schema.check_text, "label": schema.check_label}
         )
@@ -239,8 +239,8 @@ def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "PIECE_BYTES", piece)
-        patch.setattr(index, "MAX_PIECE_BYTES", 12)
+        patch.setattr(index, "TEXT_BLOCK_BYTES", piece)
+        patch.setattr(index, "MAX_TEXT_BLOCK_BYTES", 12)
         data = JSONLinesDataset(path)
         found = list(data)
         assert "".join(texts_of(found)) == text
@@ -323,7 +323,7 @@ def test_a_pipe_is_streamed(tmp_path, name):
 def test_a_line_too_long_is_not_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "MAX_LINE_BYTES", 20)
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b" * 20])
-    with pytest.raises(RecordError, match=":2: the line has more than 20 bytes, and at most 20"):
+    with pytest.raises(RecordError, match=":2: the line has more than 20 bytes; the limit is 20"):
         list(stream_records(path))
 
 
@@ -369,13 +369,13 @@ def test_records_in_memory(kind):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ([], "no data file is named"),
+        ([], "no data file: the list is empty"),
         ([{"text": "a"}, {"txt": "b"}], "record 1: the record has no 'text' (it has 'txt')"),
         ([{"text": "a"}, "b"], "record 1: expected a dict, found a str"),
         ([{"text": "\ud83d"}], "record 0: character 0 of 'text' is '\\ud83d', half of a surrogate"),
-        ({"train": [], "test": []}, "no sequence of records; choose one of its parts: train"),
-        (iter([]), "cannot be read in any order"),
-        (7, "records: a int cannot be read"),
+        ({"train": [], "test": []}, "is not a sequence of records; choose one of its parts: train"),
+        (iter([]), "has no random access"),
+        (7, "records: a int has no random access"),
     ],
 )  # fmt: skip
 def test_records_in_memory_that_are_wrong(source, message):

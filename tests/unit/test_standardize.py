@@ -194,5 +194,5 @@ def test_features_that_are_not_finite_are_named_with_their_line(tmp_path, number
     good = '{"input": [[1.0], [%s]], "value": %d, "label": %d}\n'
     path.write_text(good % ("1.0", 0, 0) + good % (number, 1, 1))
     data = MiniFormerDataModule(path, task=task, tokenizer=None)
-    with pytest.raises(UserError, match=r"train.jsonl:2: 'input' vector 2 holds .* at 1; "):
+    with pytest.raises(UserError, match=r"train.jsonl:2: 'input' vector 2 contains .* at 1; "):
         data.setup()

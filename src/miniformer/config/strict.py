@@ -255,5 +255,4 @@ def _describe_type(annotation: Any) -> str:
         int: "an integer", float: "a number", bool: "true or false", str: "a string",
         dict: "an object", list: "a list", types.NoneType: "null",
     }  # fmt: skip
-    name: str = descriptions.get(base_type, base_type.__name__)
-    return name
+    return descriptions.get(base_type) or str(base_type.__name__)

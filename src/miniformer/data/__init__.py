@@ -1,1 +1,1 @@
-"""From a file of text to batches: records, tokenizers, packing, the Lightning data module."""
+"""From text files to batches: records, tokenizers, packing, the Lightning data module."""

@@ -1,1 +1,1 @@
-"""Reading of files into checked records."""
+"""Reading files into checked records."""

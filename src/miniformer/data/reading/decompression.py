@@ -1,4 +1,4 @@
-"""Packed files, `.gz` and `.zst`, to the bytes they hold."""
+"""Decompression of `.gz` and `.zst` files."""
 
 from __future__ import annotations
 
@@ -24,70 +24,70 @@ _BLOCK_BYTES = 1 << 20
 
 
 def open_stream(path: Path) -> io.BufferedReader:
-    """A file, unpacked as it is read front to back.
+    """Opens a file for sequential reading, decompressed on the fly.
 
     Raises:
-        UserError: it cannot be opened, or, as it is read, its packing is broken.
+        UserError: the file cannot be opened; reads raise it too, for corrupt compressed data.
     """
-    packed = open_file(path, regular=False)
+    file = open_file(path, regular=False)
     if path.suffix not in COMPRESSIONS:
-        return io.BufferedReader(packed, _BLOCK_BYTES)
+        return io.BufferedReader(file, _BLOCK_BYTES)
     try:
-        return io.BufferedReader(_DecompressedStream(packed, path), _BLOCK_BYTES)
+        return io.BufferedReader(_DecompressedStream(file, path), _BLOCK_BYTES)
     except UserError:
-        packed.close()
+        file.close()
         raise
 
 
 def decompress_file(path: Path, cache_dir: Path, progress: ProgressCallback | None = None) -> Path:
-    """The file that a packed one holds, unpacked into `folder` unless it is there already.
+    """Decompresses a file into `cache_dir`, unless a cached copy exists, and returns its path.
 
     Args:
         path: a `.gz` or `.zst` file.
-        folder: where to keep the unpacked file.
-        progress: told the name, the bytes read and the bytes of the packed file.
+        cache_dir: folder of the decompressed file.
+        progress: called with (file name, compressed bytes read, total compressed bytes).
 
     Raises:
-        UserError: it is broken or cut off, or there is no room; nothing half-written stays.
+        UserError: the file is corrupt or truncated, or the disk is full; no partial file remains.
     """
     handle = RandomAccessFile(path, path)
     key = fingerprint(handle, path)
-    kind, _ = parse_suffixes(path)
-    for kept in cache_dir.glob(f"{key}-*{kind}"):
-        if kept.name == f"{key}-{kept.stat().st_size}{kind}":
-            return kept
+    file_type, _ = parse_suffixes(path)
+    for cached in cache_dir.glob(f"{key}-*{file_type}"):
+        if cached.name == f"{key}-{cached.stat().st_size}{file_type}":
+            return cached
 
     try:
         with PendingFile(cache_dir) as pending:
             size = 0
             with (
-                _DecompressedStream(open_file(path), path) as packed,
+                _DecompressedStream(open_file(path), path) as stream,
                 pending.path.open("wb") as file,
             ):
-                while block := packed.read(_BLOCK_BYTES):
+                while block := stream.read(_BLOCK_BYTES):
                     size += file.write(block)
                     if progress:
-                        progress(str(path), packed.bytes_read, handle.stat.size)
+                        progress(str(path), stream.bytes_read, handle.stat.size)
             handle.check_unchanged()
-            unpacked = cache_dir / f"{key}-{size}{kind}"
-            pending.commit(unpacked)
-            return unpacked
+            decompressed = cache_dir / f"{key}-{size}{file_type}"
+            pending.commit(decompressed)
+            return decompressed
     except OSError as error:
         raise UserError(
-            f"{path}: cannot unpack it into {cache_dir}: {error.strerror}; make room, or name "
-            "another folder as cache_dir"
+            f"{path}: cannot decompress it into {cache_dir}: {error.strerror}; free disk space, "
+            "or set another cache_dir"
         ) from None
 
 
 class _DecompressedStream(io.RawIOBase):
-    """A packed file as the bytes it holds, however many frames it is packed in."""
+    """Decompressed bytes of a file with one or more compressed frames."""
 
     def __init__(self, compressed_file: io.FileIO, path: Path) -> None:
         self._path, self._compressed_file = path, compressed_file
         self._compression = _zstd() if path.suffix == ".zst" else _GZIP
-        self._decompressor: Any = None  # the decompressor of the frame begun
+        self._decompressor: Any = None  # of the current frame
         self._leftover, self._buffered = b"", memoryview(b"")
-        self.bytes_read = 0  # bytes read of the packed file
+        self.bytes_read = 0  # compressed bytes
 
     def readable(self) -> bool:
         return True
@@ -106,7 +106,7 @@ class _DecompressedStream(io.RawIOBase):
         return size
 
     def _decompress_next(self) -> bool:
-        """Unpacks some more; False: there is no more."""
+        """Decompresses the next block; returns False at the end."""
         data = self._leftover or self._compressed_file.read(self._compression.block_bytes) or b""
         self.bytes_read += 0 if self._leftover else len(data)
         self._leftover = b""
@@ -116,7 +116,7 @@ class _DecompressedStream(io.RawIOBase):
             return False
         if self._decompressor is None:
             if self._path.suffix == ".gz" and self.bytes_read > len(data):
-                data = data.lstrip(b"\0")  # tapes and some tools fill up with zeros
+                data = data.lstrip(b"\0")  # tapes and some tools pad with zeros
                 if not data:
                     return True
             self._decompressor = self._compression.make_decompressor()
@@ -124,7 +124,7 @@ class _DecompressedStream(io.RawIOBase):
             self._buffered = memoryview(self._decompressor.decompress(data))
         except self._compression.error as error:
             raise UserError(
-                f"{self._path}: not a whole {self._path.suffix} file ({error}); "
+                f"{self._path}: not a valid {self._path.suffix} file ({error}); "
                 "copy or download it again"
             ) from None
         if self._decompressor.eof:
@@ -133,16 +133,16 @@ class _DecompressedStream(io.RawIOBase):
 
 
 class _Compression(NamedTuple):
-    make_decompressor: Callable[[], Any]  # makes a decompressor of one frame
-    error: type[Exception]  # that it raises
-    block_bytes: int  # packed bytes given to it at once
+    make_decompressor: Callable[[], Any]  # of one frame
+    error: type[Exception]  # raised by the decompressor
+    block_bytes: int  # compressed bytes per call
 
 
 _GZIP = _Compression(lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS), zlib.error, 1 << 16)
 
 
 def _zstd() -> _Compression:
-    block = 1 << 11  # four bytes can stand for 128 KB, so a little at a time keeps memory flat
+    block = 1 << 11  # four bytes can expand to 128 KB, so small blocks bound the memory
     if sys.version_info >= (3, 14):
         from compression import zstd
 
@@ -152,7 +152,8 @@ def _zstd() -> _Compression:
     except ImportError:
         raise UserError(
             '.zst files need the package zstandard; pip install "miniformer[zstd]", '
-            "or pack the file as .gz"
+            "or compress the file as .gz"
         ) from None
-    new = zstandard.ZstdDecompressor
-    return _Compression(lambda: new().decompressobj(), zstandard.ZstdError, block)
+    return _Compression(
+        lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError, block
+    )

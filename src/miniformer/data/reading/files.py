@@ -1,4 +1,4 @@
-"""Names to data files; files to bytes; the folder for what is cached of them."""
+"""Data files: path expansion, opening, fingerprints and the cache folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 16, 1 << 16
 
 
 class FileStat(NamedTuple):
-    """By what a file is known to be unchanged."""
+    """Identity of an unchanged file."""
 
     size: int
     mtime_ns: int
@@ -32,23 +32,23 @@ class FileStat(NamedTuple):
 
     @classmethod
     def from_descriptor(cls, descriptor: int) -> FileStat:
-        """That of an open file."""
-        found = os.fstat(descriptor)
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        """Identity of an open file."""
+        stat_result = os.fstat(descriptor)
+        return cls(stat_result.st_size, stat_result.st_mtime_ns, stat_result.st_ino)
 
 
 class RandomAccessFile:
-    """An open file, read by position; it closes itself when nobody refers to it any more.
+    """Open file with random access; closed when the object is collected.
 
-    A read by position moves nothing that forked processes or threads would share.
+    Reads use `pread`, so forked processes and threads share no file position.
 
     Args:
         path: the file.
-        name: what to call it in messages.
-        stamp: what it must still be; None: what it is now.
+        name: its name in messages.
+        file_stat: expected identity; None: the current one.
 
     Raises:
-        UserError: it cannot be opened, is no regular file, or has changed.
+        UserError: the file cannot be opened, is not a regular file, or has changed.
     """
 
     def __init__(self, path: Path, name: Path, file_stat: FileStat | None = None) -> None:
@@ -64,7 +64,7 @@ class RandomAccessFile:
             self._file.close()
 
     def read(self, size: int, offset: int) -> bytes:
-        """Exactly `size` bytes from `offset` on.
+        """Reads exactly `size` bytes at `offset`.
 
         Raises:
             UserError: the file has changed since it was indexed.
@@ -77,94 +77,95 @@ class RandomAccessFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Fills a buffer from `offset` on, and returns how many bytes it got; 0 at the end."""
+        """Fills a buffer from `offset`; returns the number of bytes read, 0 at the end."""
         return os.preadv(self._file.fileno(), [buffer], offset)
 
     def check_unchanged(self) -> None:
-        """Refuses to go on with a file that has changed."""
+        """Raises a UserError if the file has changed."""
         if FileStat.from_descriptor(self._file.fileno()) != self.stat:
             raise file_changed_error(self.name)
 
 
 def file_changed_error(name: Path) -> UserError:
-    """The error of a file that is no longer what it was."""
+    """Error for a file that changed during use."""
     return UserError(
-        f"{name}: changed while it was in use; start again (the run reads it as it goes)"
+        f"{name}: changed while it was in use; start again (the file is read during the run)"
     )
 
 
 def expand_paths(source: DataFiles) -> list[Path]:
-    """The files that a path, a pattern such as `data/*.jsonl`, or a list of these names, in order.
+    """Expands a path, a pattern such as `data/*.jsonl`, or a list of these.
 
     Raises:
-        UserError: a pattern matches nothing, or nothing is named.
+        UserError: a pattern matches no file, or the list is empty.
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not glob.has_magic(str(path)) or path.exists():
             return [path]
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  # takes absolute ones too
-        if not found:
+        # pathlib's glob does not accept absolute patterns.
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
+        if not matches:
             raise UserError(f"{source}: no file matches this pattern; check it, or name a file")
-        return [Path(name) for name in found]
+        return [Path(match) for match in matches]
     if not source:
-        raise UserError("no data file is named: the list is empty; name at least one")
+        raise UserError("no data file: the list is empty; name at least one")
     return [path for item in source for path in expand_paths(item)]
 
 
 def parse_suffixes(path: Path) -> tuple[str, str]:
-    """What a file holds by its name, `.jsonl` or `.txt`, and how it is packed: `.gz`, `.zst` or "".
+    """File type, `.jsonl` or `.txt`, and compression, `.gz`, `.zst` or "", by file name.
 
     Raises:
-        UserError: it is a folder or of another kind.
+        UserError: the path is a folder or has another suffix.
     """
     if path.is_dir():
         raise UserError(f"{path}: Is a directory; name its files, such as {path}/*.jsonl")
-    packing = path.suffix if path.suffix in COMPRESSIONS else ""
-    kind = path.with_suffix("").suffix if packing else path.suffix
-    if kind not in _FILE_TYPES:
+    compression = path.suffix if path.suffix in COMPRESSIONS else ""
+    file_type = path.with_suffix("").suffix if compression else path.suffix
+    if file_type not in _FILE_TYPES:
         raise UserError(
-            f"{path}: unknown kind of file {kind + packing!r}; use .jsonl or .txt, "
-            "which may be packed as .gz or .zst"
+            f"{path}: unknown file type {file_type + compression!r}; use .jsonl or .txt, "
+            "optionally compressed as .gz or .zst"
         )
-    return kind, packing
+    return file_type, compression
 
 
 def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:
-    """Whether files are running text rather than records.
+    """Returns whether files are plain text rather than JSON lines.
 
     Args:
-        paths: files that are to be read as one.
-        fields: what their records must hold.
+        paths: files of one data set.
+        fields: required fields of its records.
 
     Raises:
-        UserError: some are and some are not, or records must hold more than text.
+        UserError: the file types are mixed, or fields other than text are required of plain text.
     """
     plain = [path for path in paths if parse_suffixes(path)[0] == ".txt"]
     if plain and len(plain) < len(paths):
-        other = next(path for path in paths if path not in plain)
-        raise UserError(f"{plain[0]} and {other}: running text and records; use one kind of file")
-    if plain and (others := [name for name in fields if name != "text"]):
-        raise UserError(f"{plain[0]}: a .txt file holds no {' and '.join(others)}; use .jsonl")
+        structured = next(path for path in paths if path not in plain)
+        raise UserError(f"{plain[0]} and {structured}: plain text and records; use one file type")
+    if plain and (missing := [name for name in fields if name != "text"]):
+        raise UserError(f"{plain[0]}: a .txt file has no {' and '.join(missing)}; use .jsonl")
     return bool(plain)
 
 
 def open_file(path: Path, name: Path | None = None, *, regular: bool = True) -> io.FileIO:
-    """A file, open and without a buffer.
+    """Opens a file without a buffer.
 
     Args:
         path: the file.
-        name: what to call it in messages; None: its path.
-        regular: whether to refuse what is no regular file, such as a pipe.
+        name: its name in messages; None: its path.
+        regular: whether to refuse files that are not regular, such as pipes.
 
     Raises:
-        UserError: it cannot be opened, or is no regular file.
+        UserError: the file cannot be opened, or is not a regular file.
     """
     name = name or path
     try:
-        if regular and path.exists() and not path.is_file():  # to open a pipe might wait for ever
+        if regular and path.exists() and not path.is_file():  # opening a pipe may block forever
             raise UserError(
-                f"{name}: not a regular file, so its records cannot be had in any order; "
+                f"{name}: not a regular file, so its records have no random access; "
                 "write it to a file first"
             )
         return path.open("rb", buffering=0)
@@ -173,7 +174,7 @@ def open_file(path: Path, name: Path | None = None, *, regular: bool = True) -> 
 
 
 def fingerprint(handle: RandomAccessFile, path: Path) -> str:
-    """Names a file and its content: path, size, time of change, and blocks from all over it."""
+    """Hash of a file's path, size, modification time, and evenly spaced blocks."""
     size, mtime_ns, _ = handle.stat
     content = hashlib.blake2b(f"{path.absolute()}\0{size}\0{mtime_ns}".encode(), digest_size=16)
     last = max(0, size - _FINGERPRINT_BLOCK_BYTES)
@@ -185,13 +186,13 @@ def fingerprint(handle: RandomAccessFile, path: Path) -> str:
 
 
 def get_cache_dir(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """The folder for caches, made if need be; by default one of this user's own for files to come.
+    """Cache folder, created if missing.
 
     Args:
-        cache_dir: the folder; None: one in the platform's folder for temporary files.
+        cache_dir: the folder; None: a private one in the platform's temporary folder.
 
     Raises:
-        UserError: it cannot be made, or that in the shared temporary folder is not this user's own.
+        UserError: the folder cannot be created, or the default one is not private to this user.
     """
     folder = Path(cache_dir or Path(tempfile.gettempdir()) / f"miniformer-{os.getuid()}")
     try:
@@ -199,14 +200,14 @@ def get_cache_dir(cache_dir: str | os.PathLike[str] | None) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        folder_stat = folder.lstat()
     except OSError as error:
-        raise UserError(f"cache_dir: cannot make {folder}: {error.strerror}") from None
-    # Anybody may put a folder or a link of this name into a shared /tmp before this user does.
-    own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-    if not own or found.st_mode & 0o077:
+        raise UserError(f"cache_dir: cannot create {folder}: {error.strerror}") from None
+    # Other users can create a folder or link of this name in a shared /tmp.
+    is_own = stat.S_ISDIR(folder_stat.st_mode) and folder_stat.st_uid == os.getuid()
+    if not is_own or folder_stat.st_mode & 0o077:
         raise UserError(
-            f"{folder}: others may write there, or it is not your own folder; "
-            "remove it, or name another as cache_dir"
+            f"{folder}: other users may write there, or it is not your folder; "
+            "remove it, or set another cache_dir"
         )
     return folder

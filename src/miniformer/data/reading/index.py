@@ -1,7 +1,7 @@
-"""Where the records of a file lie: found once, kept in a cache, and read from anywhere in the file.
+"""Byte-offset indexes of data files: built once, cached on disk, used for random access.
 
-A record of a `.jsonl` file is a line that is not blank; one of a `.txt` file is a piece of about
-`PIECE_BYTES` that ends where a line ends. Letters: n records, m blank lines.
+A record of a `.jsonl` file is a line that is not blank. A record of a `.txt` file is a block of
+about `TEXT_BLOCK_BYTES` that ends at a line end. Letters: n records, m blank lines.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ from miniformer.data.reading.parsing import RecordError
 from miniformer.utils.atomic import atomic_path
 
 MAX_LINE_BYTES = 64 << 20
-PIECE_BYTES = 64 << 10
-MAX_PIECE_BYTES = 1 << 20  # for text without line ends; at least four, or no character fits
-MIN_CACHED_FILE_BYTES = 64 << 20  # a smaller file is indexed faster than its index is looked for
+TEXT_BLOCK_BYTES = 64 << 10
+MAX_TEXT_BLOCK_BYTES = 1 << 20  # for text without line ends; at least 4, the bytes of a character
+MIN_CACHED_FILE_BYTES = 64 << 20  # indexing a smaller file is faster than loading a cached index
 
 _SCAN_BYTES = 8 << 20
 _LINE_END_SEARCH_BYTES = 4 << 10
-_MAX_READ_BYTES = 1 << 20  # read at once of records that lie side by side
+_MAX_READ_BYTES = 1 << 20  # per read of neighboring records
 _MAX_GAP_BYTES = 4 << 10
 _NEWLINE = 10
 _IS_SPACE = np.array([bytes([value]).isspace() for value in range(256)])
-_INDEX_FORMAT_VERSION = 1  # of a cached index; to be raised when what it holds changes
+_INDEX_FORMAT_VERSION = 1  # increase it when the content of a cached index changes
 _HEADER_LENGTH = 8
 
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """The place of each record.
+    """Byte offsets of records.
 
     Args:
-        starts: the byte at which each record begins, then the end of the file, int64 [n + 1].
-        blanks: of each blank line, the record that comes next and the byte at which the line
-            begins, int64 [2, m].
+        starts: start of each record, then the end of the file, int64 [n + 1].
+        blank_lines: for each blank line, the next record and the line's start, int64 [2, m].
     """
 
     starts: np.ndarray
@@ -55,39 +54,40 @@ class RecordIndex:
         return len(self.starts) - 1
 
     def byte_spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First byte of some records and the byte past their last, int64 [len(rows)] each."""
+        """Start and end offsets of records, int64 [len(rows)] each."""
         ends = self.starts[rows + 1]
-        after, begins = self.blank_lines
-        if len(after):  # a record ends where the first blank line after it begins
-            first = np.minimum(np.searchsorted(after, rows + 1), len(after) - 1)
-            ends = np.where(after[first] == rows + 1, begins[first], ends)
+        next_rows, blank_starts = self.blank_lines
+        if len(next_rows):  # a record ends where the first blank line after it starts
+            first = np.minimum(np.searchsorted(next_rows, rows + 1), len(next_rows) - 1)
+            ends = np.where(next_rows[first] == rows + 1, blank_starts[first], ends)
         return self.starts[rows], ends
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all records; what the blank lines between them take does not count."""
-        after, first = np.unique(self.blank_lines[0], return_index=True)
-        inside = after > 0  # blank lines before the first record lie outside of all
-        gaps = self.starts[after[inside]] - self.blank_lines[1][first[inside]]
+        """Bytes of all records, without blank lines."""
+        next_rows, first = np.unique(self.blank_lines[0], return_index=True)
+        inside = next_rows > 0  # blank lines before the first record are not between records
+        gaps = self.starts[next_rows[inside]] - self.blank_lines[1][first[inside]]
         return int(self.starts[-1] - self.starts[0] - gaps.sum())
 
     def line_number(self, row: int) -> int:
-        """The number of the line at which a record of a `.jsonl` file lies."""
+        """Line number of a record of a `.jsonl` file."""
         return row + 1 + int(np.searchsorted(self.blank_lines[0], row, side="right"))
 
 
 class IndexedFile:
-    """A data file whose records can be read in any order; it may be pickled.
+    """Data file with random access to its records; can be pickled.
 
     Args:
         name: the file.
-        plain: whether it is running text.
-        cache_dir: where to keep its index and, of a packed file, what it holds; None: the default
-            folder, and of a small file no index.
-        progress: told the name, the bytes done and all bytes while the file is unpacked or indexed.
+        is_plain_text: whether the file is plain text instead of JSON lines.
+        cache_dir: folder of the index and of the decompressed file; None: the default folder, and
+            no stored index for a small file.
+        progress: called with (file name, bytes done, total bytes) during decompression and
+            indexing.
 
     Raises:
-        UserError: it cannot be read, or is empty.
+        UserError: the file cannot be read, or is empty.
         RecordError: a line is too long.
     """
 
@@ -100,10 +100,10 @@ class IndexedFile:
         progress: ProgressCallback | None = None,
     ) -> None:
         self.name, self.is_plain_text, self.cache_dir = name, is_plain_text, cache_dir
-        _, packing = files.parse_suffixes(name)
-        self.path = (
-            decompress_file(name, files.get_cache_dir(cache_dir), progress) if packing else name
-        )
+        _, compression = files.parse_suffixes(name)
+        self.path = name
+        if compression:
+            self.path = decompress_file(name, files.get_cache_dir(cache_dir), progress)
         self._handle: RandomAccessFile | None = RandomAccessFile(self.path, name)
         self.stat = self._handle.stat
         self._index: RecordIndex | None = None
@@ -116,27 +116,27 @@ class IndexedFile:
         return len(self.index)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Whoever unpickles opens the file itself, and its index too where that is another file.
+        # The unpickling process opens the file again, and the index if it is stored on disk.
         return {
             **self.__dict__, "_handle": None, "_index": None if self._index_on_disk else self._index
         }  # fmt: skip
 
     @property
     def index(self) -> RecordIndex:
-        """Where its records lie."""
+        """Byte offsets of the records."""
         return self._index or self._load_or_build_index()
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of each record, line end and all, int64 [n]."""
-        begins, ends = self.index.byte_spans(np.arange(len(self)))
-        return np.asarray(ends - begins)
+        """Bytes of each record, line end included, int64 [n]."""
+        starts, ends = self.index.byte_spans(np.arange(len(self)))
+        return np.asarray(ends - starts)
 
     def line_number(self, row: int) -> int:
-        """The number of the line at which a record begins."""
+        """Line number of the start of a record."""
         if not self.is_plain_text:
             return self.index.line_number(row)
-        # Only messages want this of running text, so its lines are counted when they do.
+        # Only messages need the line numbers of plain text, so lines are counted on demand.
         lines, position, start = 1, 0, int(self.index.starts[row])
         while position < start:
             block = self._open().read(min(_SCAN_BYTES, start - position), position)
@@ -144,38 +144,38 @@ class IndexedFile:
         return lines
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
-        """The bytes of some records, in ascending order; neighbours are read together.
+        """Yields the bytes of records; `rows` are ascending, and neighbors are read together.
 
         Raises:
             UserError: the file has changed since it was indexed.
         """
-        begins, ends = (spans.tolist() for spans in self.index.byte_spans(np.asarray(rows)))
+        starts, ends = (offsets.tolist() for offsets in self.index.byte_spans(np.asarray(rows)))
         handle, first = self._open(), 0
-        while first < len(begins):
-            last = first + 1
+        while first < len(starts):
+            stop = first + 1
             while (
-                last < len(begins)
-                and begins[last] - ends[last - 1] <= _MAX_GAP_BYTES
-                and ends[last] - begins[first] <= _MAX_READ_BYTES
+                stop < len(starts)
+                and starts[stop] - ends[stop - 1] <= _MAX_GAP_BYTES
+                and ends[stop] - starts[first] <= _MAX_READ_BYTES
             ):
-                last += 1
-            offset = begins[first]
-            block = handle.read(ends[last - 1] - offset, offset)
-            for row in range(first, last):
-                yield block[begins[row] - offset : ends[row] - offset]
-            first = last
+                stop += 1
+            offset = starts[first]
+            block = handle.read(ends[stop - 1] - offset, offset)
+            for i in range(first, stop):
+                yield block[starts[i] - offset : ends[i] - offset]
+            first = stop
 
     def close(self) -> None:
-        """Lets go of the file until the next read."""
+        """Closes the file until the next read."""
         self._handle = None
 
     def _open(self) -> RandomAccessFile:
-        # Another thread may close at any time, so the handle in use is held by its own name.
+        # Another thread may call `close`, so the caller holds its own reference to the handle.
         self._handle = handle = self._handle or RandomAccessFile(self.path, self.name, self.stat)
         return handle
 
     def _load_or_build_index(self, progress: ProgressCallback | None = None) -> RecordIndex:
-        """Indexes the file, or opens the index that is kept of it."""
+        """Loads the cached index, or builds it."""
         handle = self._open()
         build = _index_text if self.is_plain_text else _index_lines
         if self.cache_dir is None and self.stat.size <= MIN_CACHED_FILE_BYTES:
@@ -193,89 +193,91 @@ class IndexedFile:
         return index
 
 
-def next_piece_end(read: Callable[[int, int], bytes], start: int, size: int) -> int:
-    """Where the piece of running text ends that begins at `start`.
+def next_text_block_end(read: Callable[[int, int], bytes], start: int, size: int) -> int:
+    """End offset of the text block that starts at `start`.
 
     Args:
-        read: gives so many bytes from an offset on.
-        start: where the piece begins.
-        size: where the text ends.
+        read: (size, offset) -> bytes of the text.
+        start: start offset of the block.
+        size: end offset of the text.
     """
-    if size - start <= PIECE_BYTES:
+    if size - start <= TEXT_BLOCK_BYTES:
         return size
-    position, limit = start + PIECE_BYTES - 1, min(start + MAX_PIECE_BYTES, size)
+    position, limit = start + TEXT_BLOCK_BYTES - 1, min(start + MAX_TEXT_BLOCK_BYTES, size)
     while position < limit:
         block = read(min(_LINE_END_SEARCH_BYTES, limit - position), position)
-        if (at := block.find(b"\n")) >= 0:
-            return position + at + 1
+        if (index := block.find(b"\n")) >= 0:
+            return position + index + 1
         position += len(block)
     if limit == size:
         return size
-    around = read(4, limit - 3)
-    # Bytes 10xxxxxx continue a character; three of them at most.
-    return next((limit - k for k in range(4) if around[3 - k] & 0xC0 != 0x80), limit)
+    last_bytes = read(4, limit - 3)
+    # Bytes 10xxxxxx continue a character, which has at most three of them.
+    return next((limit - k for k in range(4) if last_bytes[3 - k] & 0xC0 != 0x80), limit)
 
 
 def line_too_long_error(name: Path | str, line: int, num_bytes: str) -> RecordError:
-    """The error of a line that holds more than anybody would want to have in memory."""
+    """Error for a line above MAX_LINE_BYTES."""
     return RecordError(
         name,
         line,
-        f"the line has {num_bytes} bytes, and at most {MAX_LINE_BYTES:,} are read; "
+        f"the line has {num_bytes} bytes; the limit is {MAX_LINE_BYTES:,}; "
         "put one object on each line",
     )
 
 
 def _index_lines(handle: RandomAccessFile, progress: ProgressCallback | None) -> RecordIndex:
-    """The lines of a file that are not blank, found a chunk at a time."""
+    """Indexes the lines of a file that are not blank, chunk by chunk."""
     size = handle.stat.size
-    begin = position = _text_offset(handle)  # `begin` is that of the line not yet ended
-    blank, lines = True, 0  # whether that line is so far, and how many there are before it
-    starts, after, begins_blank = array("q"), array("q"), array("q")
+    line_start = position = _text_offset(handle)  # start of the current, incomplete line
+    is_blank, num_lines = True, 0  # state of the current line; number of lines before it
+    starts, next_rows, blank_starts = array("q"), array("q"), array("q")
 
-    def take(begins: np.ndarray, ends: np.ndarray, blanks: np.ndarray) -> None:
-        long = (ends - begins > MAX_LINE_BYTES) & ~blanks
-        if long.any():
-            at = int(long.argmax())
-            raise line_too_long_error(handle.name, lines + at + 1, f"{ends[at] - begins[at]:,}")
-        before = len(starts) + np.cumsum(~blanks)[blanks]
-        starts.frombytes(begins[~blanks].tobytes())
-        after.frombytes(before.astype(np.int64).tobytes())
-        begins_blank.frombytes(begins[blanks].tobytes())
+    def add_lines(line_starts: np.ndarray, line_ends: np.ndarray, blank: np.ndarray) -> None:
+        too_long = (line_ends - line_starts > MAX_LINE_BYTES) & ~blank
+        if too_long.any():
+            i = int(too_long.argmax())
+            raise line_too_long_error(
+                handle.name, num_lines + i + 1, f"{line_ends[i] - line_starts[i]:,}"
+            )
+        rows = len(starts) + np.cumsum(~blank)[blank]
+        starts.frombytes(line_starts[~blank].tobytes())
+        next_rows.frombytes(rows.astype(np.int64).tobytes())
+        blank_starts.frombytes(line_starts[blank].tobytes())
 
     buffer = np.empty(min(_SCAN_BYTES, size + 1), dtype=np.uint8)
     while count := handle.read_into(buffer.data, position):
         chunk = buffer[:count]
         ends = np.flatnonzero(chunk == _NEWLINE) + 1
-        rest = 0
+        tail = 0
         if len(ends):
             heads = np.concatenate([[0], ends[:-1]])
-            blanks = _IS_SPACE[chunk[heads]]
-            blanks[0] &= blank
-            if (blanks & (ends - heads > 2)).any():  # a space, and not only the line end after it
-                blanks &= np.logical_and.reduceat(_IS_SPACE[chunk[: ends[-1]]], heads)
-            begins = heads + position
-            begins[0] = begin
-            take(begins, ends + position, blanks)
-            rest = int(ends[-1])
-            begin, blank, lines = position + rest, True, lines + len(ends)
-        blank = blank and bool(_IS_SPACE[chunk[rest:]].all())
+            blank = _IS_SPACE[chunk[heads]]
+            blank[0] &= is_blank
+            if (blank & (ends - heads > 2)).any():  # starts with a space, longer than a line end
+                blank &= np.logical_and.reduceat(_IS_SPACE[chunk[: ends[-1]]], heads)
+            line_starts = heads + position
+            line_starts[0] = line_start
+            add_lines(line_starts, ends + position, blank)
+            tail = int(ends[-1])
+            line_start, is_blank, num_lines = position + tail, True, num_lines + len(ends)
+        is_blank = is_blank and bool(_IS_SPACE[chunk[tail:]].all())
         position += count
         if progress:
             progress(str(handle.name), position, size)
-    if begin < position:  # the last line has no end
-        take(np.array([begin]), np.array([position]), np.array([blank]))
+    if line_start < position:  # the last line has no line end
+        add_lines(np.array([line_start]), np.array([position]), np.array([is_blank]))
     starts.append(position)
-    blanks = np.array([after, begins_blank], dtype=np.int64)
-    return RecordIndex(np.frombuffer(starts, dtype=np.int64), blanks)
+    blank_lines = np.array([next_rows, blank_starts], dtype=np.int64)
+    return RecordIndex(np.frombuffer(starts, dtype=np.int64), blank_lines)
 
 
 def _index_text(handle: RandomAccessFile, progress: ProgressCallback | None) -> RecordIndex:
-    """The pieces of running text; only what lies around the cuts is read."""
+    """Indexes the blocks of plain text, reading only around the block ends."""
     size = handle.stat.size
     starts = array("q", [_text_offset(handle)])
     while starts[-1] < size:
-        starts.append(next_piece_end(handle.read, starts[-1], size))
+        starts.append(next_text_block_end(handle.read, starts[-1], size))
         if progress:
             progress(str(handle.name), starts[-1], size)
     return RecordIndex(np.frombuffer(starts, dtype=np.int64), np.empty((2, 0), dtype=np.int64))
@@ -287,8 +289,8 @@ def _text_offset(handle: RandomAccessFile) -> int:
 
 
 def _cache_key(fingerprint: str, is_plain_text: bool) -> bytes:
-    """What an index depends on, in 32 bytes."""
-    limits = (PIECE_BYTES, MAX_PIECE_BYTES) if is_plain_text else (MAX_LINE_BYTES,)
+    """Hash of everything that an index depends on, 32 bytes."""
+    limits = (TEXT_BLOCK_BYTES, MAX_TEXT_BLOCK_BYTES) if is_plain_text else (MAX_LINE_BYTES,)
     return hashlib.blake2b(
         repr((fingerprint, _INDEX_FORMAT_VERSION, limits)).encode(), digest_size=32
     ).digest()
@@ -297,46 +299,38 @@ def _cache_key(fingerprint: str, is_plain_text: bool) -> bytes:
 def _save_index(
     index: RecordIndex, path: Path, key: bytes, handle: RandomAccessFile
 ) -> RecordIndex:
-    """Writes an index to the cache and returns it as it is read from there."""
+    """Writes an index to the cache and returns the memory-mapped copy."""
     handle.check_unchanged()
-    parts = [index.starts, index.blank_lines.ravel()]
-    checksum = zlib.crc32(parts[1].data, zlib.crc32(parts[0].data))
-    header = [
-        *np.frombuffer(key, dtype=np.int64),
-        len(index),
-        index.blank_lines.shape[1],
-        checksum,
-        0,
-    ]
-    parts.insert(0, np.array(header, dtype=np.int64))
+    arrays = [index.starts, index.blank_lines.ravel()]
+    checksum = zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
+    counts = [len(index), index.blank_lines.shape[1]]
+    header = [*np.frombuffer(key, dtype=np.int64), *counts, checksum, 0]
+    arrays.insert(0, np.array(header, dtype=np.int64))
 
-    shape = (sum(map(len, parts)),)
-    described = {"descr": parts[0].dtype.str, "fortran_order": False, "shape": shape}
+    shape = (sum(map(len, arrays)),)
+    npy_header = {"descr": arrays[0].dtype.str, "fortran_order": False, "shape": shape}
     try:
         with atomic_path(path) as tmp_path, tmp_path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, described)
-            for part in parts:
-                file.write(part.data)
-    except OSError:  # no room, or a cache that others fill: the index in memory does as well
+            np.lib.format.write_array_header_1_0(file, npy_header)
+            for values in arrays:
+                file.write(values.data)
+    except OSError:  # the disk is full or the cache is not writable: use the index in memory
         return index
     return _load_index(path, key, handle) or index
 
 
 def _load_index(path: Path, key: bytes, handle: RandomAccessFile) -> RecordIndex | None:
-    """The index that is kept at `path`, still on disk; None: there is none that can be trusted."""
+    """Memory-mapped index at `path`; None: missing, invalid, or of another file."""
     try:
-        whole = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except Exception:  # numpy raises many kinds over a file that is not its own
+        data = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+    except Exception:  # numpy raises many types for invalid files
         return None
-    if whole.dtype != np.int64 or whole.ndim != 1 or len(whole) < _HEADER_LENGTH + 1:
+    if data.dtype != np.int64 or data.ndim != 1 or len(data) < _HEADER_LENGTH + 1:
         return None
-    n, m, checksum = whole[4:7].tolist()
-    if whole[:4].tobytes() != key or min(n, m) < 0 or len(whole) != _HEADER_LENGTH + n + 1 + 2 * m:
+    n, m, checksum = data[4:7].tolist()
+    body = data[_HEADER_LENGTH:]
+    if data[:4].tobytes() != key or min(n, m) < 0 or len(body) != n + 1 + 2 * m:
         return None
-    if (
-        zlib.crc32(whole[_HEADER_LENGTH:].data) != checksum
-        or whole[_HEADER_LENGTH + n] != handle.stat.size
-    ):
+    if zlib.crc32(body.data) != checksum or body[n] != handle.stat.size:
         return None
-    body = whole[_HEADER_LENGTH:]
     return RecordIndex(body[: n + 1], body[n + 1 :].reshape(2, m))

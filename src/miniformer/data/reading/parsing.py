@@ -1,4 +1,4 @@
-"""One line of a data file, or one piece of running text, to one checked record."""
+"""Parsing of one line, or one block of plain text, to one checked record."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Record = dict[str, Any]
 
 
 class RecordError(UserError):
-    """A line of a data file is wrong; the message begins with file:line."""
+    """Invalid line of a data file; the message begins with file:line."""
 
     def __init__(self, path: Path | str, line: int, problem: str) -> None:
         self.path, self.line, self.problem = path, line, problem
@@ -24,8 +24,8 @@ class RecordError(UserError):
         return RecordError, (self.path, self.line, self.problem)  # else pickle passes the message
 
 
-class DataError(Exception):  # no error by itself: who reads the file knows where it is
-    """What is wrong with a record, and how many lines into it."""
+class DataError(Exception):  # internal: the caller adds the location
+    """Problem of a record, and its line relative to the record's first."""
 
     def __init__(self, problem: str, line: int = 0) -> None:
         super().__init__(problem)
@@ -33,16 +33,16 @@ class DataError(Exception):  # no error by itself: who reads the file knows wher
 
 
 def parse_line(raw: bytes, checks: Mapping[str, FieldCheck]) -> Record:
-    """The record of one line.
+    """Parses the record of one line.
 
     Args:
-        raw: the line, with its end if it has one.
-        checks: the fields it must have.
+        raw: the line, including its line end if present.
+        checks: required fields and their checks.
 
     Raises:
-        Flaw: it is not UTF-8 or not a JSON object, or a field is missing or wrong.
+        DataError: the line is not UTF-8 or not a JSON object, or a field is missing or invalid.
     """
-    text = _decode(raw).removeprefix("\ufeff")  # of a file that was put behind another
+    text = _decode(raw).removeprefix("\ufeff")  # byte-order mark of a concatenated file
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
@@ -55,15 +55,15 @@ def parse_line(raw: bytes, checks: Mapping[str, FieldCheck]) -> Record:
     if not isinstance(record, dict):
         raise DataError(f"expected a JSON object, found {text.strip()[:40]!r}")
     for name in checks:
-        # Most lines hold a name once; only the others are worth a second, slower look.
+        # Most lines contain a name once; only the others need the slower check.
         if raw.count(f'"{name}"'.encode()) > 1 and _field_names(text).count(name) > 1:
-            raise DataError(f"{name!r} is there twice; keep one")
-    # UTF-8 holds no halves of surrogate pairs, so only an escape can bring one in.
+            raise DataError(f"duplicate field {name!r}; keep one")
+    # UTF-8 has no unpaired surrogates, so only an escape can add one.
     return check_record(record, checks, may_have_surrogates=b"\\ud" in raw or b"\\uD" in raw)
 
 
 def describe_json_error(error: json.JSONDecodeError, hint: str = "") -> str:
-    """A phrase that says what is wrong with a line that is not JSON, and where."""
+    """Problem of a line that is not JSON, with its column."""
     between = error.doc[len(error.doc[: error.pos].rstrip()) : error.pos]
     if error.msg == "Extra data" and "\r" in between:
         return (
@@ -73,16 +73,16 @@ def describe_json_error(error: json.JSONDecodeError, hint: str = "") -> str:
     return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
 
 
-def parse_piece(raw: bytes, checks: Mapping[str, FieldCheck], *, continues: bool) -> Record:
-    """The record of a piece of running text.
+def parse_text_block(raw: bytes, checks: Mapping[str, FieldCheck], *, continues: bool) -> Record:
+    """Parses the record of a block of plain text.
 
     Args:
-        raw: the piece.
-        checks: the fields it must have.
-        continues: whether it is not the first of its file.
+        raw: the block.
+        checks: required fields and their checks.
+        continues: whether the block continues another one of its file.
 
     Raises:
-        Flaw: it is not UTF-8, or a check refuses it.
+        DataError: the block is not UTF-8, or a check fails.
     """
     record: Record = {"text": _decode(raw)}
     if continues:
@@ -93,27 +93,27 @@ def parse_piece(raw: bytes, checks: Mapping[str, FieldCheck], *, continues: bool
 def check_record(
     record: Record, checks: Mapping[str, FieldCheck], *, may_have_surrogates: bool = True
 ) -> Record:
-    """The same record, if every check passes.
+    """Returns the record unchanged if every check passes.
 
     Args:
         record: a parsed record.
-        checks: the fields it must have.
-        surrogates: whether its strings may hold halves of surrogate pairs, to be looked for.
+        checks: required fields and their checks.
+        may_have_surrogates: whether to search its strings for unpaired surrogates.
 
     Raises:
-        Flaw: a field is missing or wrong.
+        DataError: a field is missing or invalid.
     """
     for name, check in checks.items():
         if name not in record:
-            has = ", ".join(map(repr, record)) or "nothing"
-            raise DataError(f"the record has no {name!r} (it has {has}); add that field")
-        if wrong := check(record[name]):
-            raise DataError(f"{name!r} {wrong}")
+            fields = ", ".join(map(repr, record)) or "nothing"
+            raise DataError(f"the record has no {name!r} (it has {fields}); add that field")
+        if problem := check(record[name]):
+            raise DataError(f"{name!r} {problem}")
         for text in _strings(record[name]) if may_have_surrogates else ():
-            if (at := _find_surrogate(text)) is not None:
+            if (index := _find_surrogate(text)) is not None:
                 raise DataError(
-                    f"character {at} of {name!r} is {text[at]!a}, half of a surrogate pair and no "
-                    "text by itself; remove it"
+                    f"character {index} of {name!r} is {text[index]!a}, half of a surrogate pair; "
+                    "remove it"
                 )
     return record
 
@@ -130,13 +130,13 @@ def _decode(raw: bytes) -> str:
 
 
 def _field_names(text: str) -> list[str]:
-    """The names of a JSON object's own fields, each as often as it is there."""
+    """Field names of a JSON object, duplicates included."""
     names: list[str] = []
 
-    def keep(pairs: list[tuple[str, Any]]) -> None:
-        names[:] = [name for name, _ in pairs]  # the outermost object is finished last
+    def store_names(pairs: list[tuple[str, Any]]) -> None:
+        names[:] = [name for name, _ in pairs]  # the outermost object is parsed last
 
-    json.loads(text, object_pairs_hook=keep)
+    json.loads(text, object_pairs_hook=store_names)
     return names
 
 
@@ -148,7 +148,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _find_surrogate(text: str) -> int | None:
-    """Where a text that cannot be written as UTF-8 goes wrong; None: nowhere."""
+    """Index of the first character that UTF-8 cannot encode, or None."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,7 +1,7 @@
-"""Checks of a record's fields, by name in a schema, and what a checked field holds.
+"""Schemas: checks of record fields by name, and conversion of checked fields.
 
-A check takes a value and returns None, or what is wrong with it as a phrase that follows the quoted
-name of the field: `'label' must not be empty`.
+A check takes a value and returns None, or a phrase that follows the quoted name of the field:
+`'label' must not be empty`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FieldCheck = Callable[[Any], str | None]
 Schema = Mapping[str, FieldCheck | type]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_FLOAT32_HINT = "float32 ends at 3.4e+38, so scale it down"
+_FLOAT32_HINT = "the maximum of float32 is 3.4e+38, so scale it down"
 _TYPE_NAMES = {
     str: "a string", int: "an integer", float: "a number", bool: "true or false",
     list: "a list", dict: "an object", type(None): "null",
@@ -25,12 +25,12 @@ _TYPE_NAMES = {
 
 
 def check_text(value: Any) -> str | None:
-    """A string, which may be empty."""
+    """Checks for a string, which may be empty."""
     return None if isinstance(value, str) else f"must be a string, not {_describe_value(value)}"
 
 
 def check_label(value: Any) -> str | None:
-    """A class, by number or by name."""
+    """Checks for a class number or a class name."""
     if value == "":
         return "is an empty name; give the class a name or a number"
     if isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -39,14 +39,14 @@ def check_label(value: Any) -> str | None:
 
 
 def check_number(value: Any) -> str | None:
-    """A finite number that float32 can hold."""
+    """Checks for a finite number within the range of float32."""
     if not _is_finite(value):
         return f"must be a finite number, not {_describe_value(value)}"
     return f"is {float(value):g}; {_FLOAT32_HINT}" if abs(value) > _FLOAT32_MAX else None
 
 
 def check_model_input(value: Any) -> str | None:
-    """A text, a pair of texts, or vectors of features: see `input_kind`."""
+    """Checks for a text, a pair of texts, or feature vectors; see `input_kind`."""
     if isinstance(value, str):
         return None
     if not isinstance(value, list):
@@ -60,22 +60,25 @@ def check_model_input(value: Any) -> str | None:
         return _check_objects(value)
     if isinstance(value[0], list):
         return _check_vectors(value)
-    return f"must be a string, two strings or a list of vectors, not a list of {_describe_value(value[0])}"
+    return (
+        "must be a string, two strings or a list of vectors, not a list of "
+        f"{_describe_value(value[0])}"
+    )
 
 
 def input_kind(value: Any) -> Literal["text", "pair", "features"]:
-    """What a value that `model_input` accepts is: a text, a pair of texts, or feature vectors."""
+    """Kind of a valid model input: a text, a pair of texts, or feature vectors."""
     if isinstance(value, str):
         return "text"
     return "pair" if isinstance(value[0], str) else "features"
 
 
 def features_to_array(value: Sequence[Any], dtype: type = np.float32) -> np.ndarray:
-    """Feature vectors as an array [T, input_dim]; those of objects in the order of their keys.
+    """Feature vectors as an array [T, input_dim]; keys of objects are sorted.
 
     Args:
-        value: vectors or objects that `model_input` accepts.
-        kind: of the array's numbers.
+        value: vectors or objects accepted by `check_model_input`.
+        dtype: type of the array.
     """
     if isinstance(value[0], dict):
         names = sorted(value[0])
@@ -84,7 +87,7 @@ def features_to_array(value: Sequence[Any], dtype: type = np.float32) -> np.ndar
 
 
 def compile_schema(schema: Schema) -> dict[str, FieldCheck]:
-    """A schema with every plain type made a check."""
+    """Replaces types in a schema with checks."""
     return {
         name: partial(_check_type, check) if isinstance(check, type) else check
         for name, check in schema.items()
@@ -94,7 +97,8 @@ def compile_schema(schema: Schema) -> dict[str, FieldCheck]:
 def _check_type(expected_type: type, value: Any) -> str | None:
     if isinstance(value, expected_type):
         return None
-    return f"must be {_TYPE_NAMES.get(expected_type, expected_type.__name__)}, not {_describe_value(value)}"
+    expected = _TYPE_NAMES.get(expected_type, expected_type.__name__)
+    return f"must be {expected}, not {_describe_value(value)}"
 
 
 def _check_vectors(value: list[Any]) -> str | None:
@@ -105,20 +109,20 @@ def _check_vectors(value: list[Any]) -> str | None:
             return f"vector {i} is {_describe_value(vector)}; each must be a list of numbers"
         if not vector:
             return f"vector {i} is empty; each needs at least one number"
-        if wrong := _check_finite(enumerate(vector, 1)):
-            return f"vector {i} {wrong}"
+        if problem := _check_finite(enumerate(vector, 1)):
+            return f"vector {i} {problem}"
         if len(vector) != len(value[0]):
             return (
                 f"vector {i} has {len(vector)} numbers, the first has {len(value[0])}; "
-                "all must be as long"
+                "all must have the same length"
             )
     return None
 
 
 def _check_objects(value: list[Any]) -> str | None:
     names = value[0].keys()
-    same = all(isinstance(item, dict) and item.keys() == names for item in value)
-    if same and _is_matrix([list(map(item.__getitem__, names)) for item in value]):
+    same_names = all(isinstance(item, dict) and item.keys() == names for item in value)
+    if same_names and _is_matrix([list(map(item.__getitem__, names)) for item in value]):
         return None
     for i, item in enumerate(value, 1):
         if not isinstance(item, dict):
@@ -130,32 +134,32 @@ def _check_objects(value: list[Any]) -> str | None:
         for name in names - item.keys():
             return f"object {i} has no {name!r}, which the first has; all need the same keys"
         for name in item.keys() - names:
-            return f"object {i} has {name!r}, which the first has not; all need the same keys"
-        if wrong := _check_finite((repr(name), number) for name, number in item.items()):
-            return f"object {i} {wrong}"
+            return f"object {i} has {name!r}, which the first lacks; all need the same keys"
+        if problem := _check_finite((repr(name), number) for name, number in item.items()):
+            return f"object {i} {problem}"
     return None
 
 
 def _is_matrix(rows: list[Any]) -> bool:
-    """Whether all is in order, found out without a loop over numbers in Python."""
+    """Returns whether rows are a matrix of finite numbers, without a Python loop over numbers."""
     kinds: set[type] = set()
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(rows, dtype=np.float32)
         for row in rows:
-            kinds.update(map(type, row))  # numpy takes true and "1" for numbers
+            kinds.update(map(type, row))  # numpy converts true and "1" to numbers
     except (ValueError, TypeError, OverflowError):
         return False
-    shaped = array.ndim == 2 and array.shape[1] > 0
-    return shaped and kinds <= {int, float} and bool(np.isfinite(array).all())
+    is_2d = array.ndim == 2 and array.shape[1] > 0
+    return is_2d and kinds <= {int, float} and bool(np.isfinite(array).all())
 
 
 def _check_finite(named_values: Iterable[tuple[object, Any]]) -> str | None:
-    for place, found in named_values:
-        if not _is_finite(found):
-            return f"holds {_describe_value(found)} at {place}; each must be a finite number"
-        if abs(found) > _FLOAT32_MAX:
-            return f"holds {float(found):g} at {place}; {_FLOAT32_HINT}"
+    for name, value in named_values:
+        if not _is_finite(value):
+            return f"contains {_describe_value(value)} at {name}; each must be a finite number"
+        if abs(value) > _FLOAT32_MAX:
+            return f"contains {float(value):g} at {name}; {_FLOAT32_HINT}"
     return None
 
 
@@ -164,16 +168,16 @@ def _is_finite(value: Any) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that is no float
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def _describe_value(value: Any) -> str:
-    """A value as a message names it: by its kind, or itself where that says more."""
+    """Description of a value in messages: its type, or the value if that is more informative."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, int) and not _is_finite(value):
-        return "an integer too large to be a number"
+        return "an integer too large for a number"
     return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")

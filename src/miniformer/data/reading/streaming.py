@@ -1,4 +1,4 @@
-"""Reading data as it comes, front to back: files, pipes and standard input."""
+"""Sequential reading of records from files, pipes and standard input."""
 
 from __future__ import annotations
 
@@ -12,37 +12,43 @@ from miniformer.data.reading import files
 from miniformer.data.reading import index as indexes
 from miniformer.data.reading.decompression import open_stream
 from miniformer.data.reading.files import DataFiles
-from miniformer.data.reading.index import line_too_long_error, next_piece_end
-from miniformer.data.reading.parsing import DataError, Record, RecordError, parse_line, parse_piece
+from miniformer.data.reading.index import line_too_long_error, next_text_block_end
+from miniformer.data.reading.parsing import (
+    DataError,
+    Record,
+    RecordError,
+    parse_line,
+    parse_text_block,
+)
 from miniformer.data.reading.records import TEXT_SCHEMA
 from miniformer.data.reading.schema import FieldCheck, Schema, compile_schema
 
 
 def stream_records(path: DataFiles, schema: Schema = TEXT_SCHEMA) -> Iterator[tuple[str, Record]]:
-    """Records as they come, front to back, without an index and with nothing written to disk.
+    """Streams records in file order, without an index and without writing to disk.
 
     Args:
-        path: "-" for standard input, a pipe, or whatever `JSONLinesDataset` takes. What has no
-            suffix to tell is taken for JSON lines.
-        schema: the fields each record must have, and their checks.
+        path: "-" for standard input, a pipe, or a path as in `JSONLinesDataset`. Input without a
+            suffix is read as JSON lines.
+        schema: required fields and their checks.
 
     Yields:
-        Where a record stands, as file:line, and the record.
+        The location of a record, as file:line, and the record.
 
     Raises:
         UserError: a file cannot be read.
-        RecordError: a line is not JSON or does not keep to the schema.
+        RecordError: a line is not JSON or violates the schema.
     """
     checks = compile_schema(schema)
     if path == "-":
         yield from _stream_lines(sys.stdin.buffer, "standard input", checks)
         return
     paths = files.expand_paths(path)
-    untold = len(paths) == 1 and not paths[0].suffix and _is_pipe(paths[0])
-    plain = not untold and files.are_plain_text(paths, list(schema))
+    is_unnamed_pipe = len(paths) == 1 and not paths[0].suffix and _is_pipe(paths[0])
+    is_plain_text = not is_unnamed_pipe and files.are_plain_text(paths, list(schema))
+    read = _stream_text_blocks if is_plain_text else _stream_lines
     for file in paths:
         with open_stream(file) as stream:
-            read = _stream_pieces if plain else _stream_lines
             yield from read(stream, str(file), checks)
 
 
@@ -60,32 +66,32 @@ def _stream_lines(
             continue
         try:
             yield f"{name}:{line}", parse_line(raw, checks)
-        except DataError as flaw:
-            raise RecordError(name, line + flaw.line, flaw.problem) from None
+        except DataError as error:
+            raise RecordError(name, line + error.line, error.problem) from None
 
 
-def _stream_pieces(
+def _stream_text_blocks(
     stream: BinaryIO, name: str, checks: Mapping[str, FieldCheck]
 ) -> Iterator[tuple[str, Record]]:
-    """The pieces that `index` would find, from a buffer that always holds a whole one."""
+    """Same text blocks as from an index, read from a buffer that holds at least one of them."""
     line, start, continues = 1, 0, False
-    needed = indexes.MAX_PIECE_BYTES + 1
-    buffer = stream.read(4 * needed).removeprefix(files.BYTE_ORDER_MARK)
+    min_bytes = indexes.MAX_TEXT_BLOCK_BYTES + 1
+    buffer = stream.read(4 * min_bytes).removeprefix(files.BYTE_ORDER_MARK)
     while buffer:
-        if len(buffer) - start < needed:
-            buffer, start = buffer[start:] + stream.read(4 * needed), 0
+        if len(buffer) - start < min_bytes:
+            buffer, start = buffer[start:] + stream.read(4 * min_bytes), 0
             if not buffer:
                 return
-        end = next_piece_end(
+        end = next_text_block_end(
             lambda size, offset: buffer[offset : offset + size],  # noqa: B023 -- called at once
             start,
             len(buffer),
         )
         raw, start = buffer[start:end], end
         try:
-            yield f"{name}:{line}", parse_piece(raw, checks, continues=continues)
-        except DataError as flaw:
-            raise RecordError(name, line + flaw.line, flaw.problem) from None
+            yield f"{name}:{line}", parse_text_block(raw, checks, continues=continues)
+        except DataError as error:
+            raise RecordError(name, line + error.line, error.problem) from None
         line, continues = line + raw.count(b"\n"), True
 
 

@@ -1,1 +1,1 @@
-"""Tokenizers and their training."""
+"""Tokenizers, tokenizer training and BPE dropout."""

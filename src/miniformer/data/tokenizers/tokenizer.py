@@ -1,8 +1,8 @@
-"""Text to token ids and back, on Hugging Face `tokenizers`; trained on the user's own text.
+"""Tokenizer: text to token ids and back, based on Hugging Face `tokenizers`.
 
-Every tokenizer has one boundary token. It begins a document and, as the next prediction after a
-document's last token, ends it: the convention of GPT-2's <|endoftext|>. The text of a user can
-spell a special token, but never becomes one.
+Every tokenizer has one EOS token. It precedes each document and, as the label of a document's last
+token, ends it, as GPT-2's <|endoftext|> does. Special tokens spelled out in text are encoded as
+plain text.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import tokenizers
 
@@ -20,21 +20,20 @@ from miniformer.config import UserError
 from miniformer.data.tokenizers.training import EOS_TOKEN, PAD_TOKEN
 from miniformer.utils.atomic import write_text
 
-# What others call the token that ends a text.
 _KNOWN_EOS_TOKENS = (EOS_TOKEN, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
 
-# Decoders whose text only grows with more tokens; bytes of a character that is not whole aside.
+# Decoders that never change decoded text when tokens are added, except for incomplete characters.
 _CONTEXT_FREE_DECODERS = {"ByteLevel", "Fuse", "ByteFallback", "Replace", "Metaspace", "Strip"}
 
 
 class SpecialTokenTemplate(NamedTuple):
-    """The tokens around a text, or around the first and second of a pair."""
+    """Special tokens around a text or a pair of texts."""
 
     prefix: list[int]
     separator: list[int]
     suffix: list[int]
-    separator_type_id: int  # token types: 0 up to here
-    second_type_id: int  # and from here on
+    separator_type_id: int  # token type of the separator; that of the first text is 0
+    second_type_id: int  # token type of the second text
 
 
 class Tokenizer:
@@ -42,34 +41,32 @@ class Tokenizer:
 
     Args:
         backend: a Hugging Face tokenizer.
-        boundary: its boundary token; None: one with a usual name, and where there is none
-            <|endoftext|> is added, of which `note` tells.
+        eos_token: its EOS token; None: a known EOS token of the vocabulary, or else <|endoftext|>,
+            which is added.
 
-    `source` is the tokenizer of sources, where they have a vocabulary of their own.
+    Attributes:
+        warning: message about an added EOS token, or None.
+        separate_source_tokenizer: tokenizer of sources with their own vocabulary, or None.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, eos_token: str | None = None) -> None:
         self.separate_source_tokenizer: Tokenizer | None = None
         self.warning: str | None = None
         if eos_token is not None and backend.token_to_id(eos_token) is None:
-            raise UserError(
-                f"the boundary token {eos_token!r} is not in the tokenizer's vocabulary"
-            )
+            raise UserError(f"the EOS token {eos_token!r} is not in the tokenizer's vocabulary")
         if eos_token is None:
-            usual = (name for name in _KNOWN_EOS_TOKENS if backend.token_to_id(name) is not None)
-            eos_token = next(usual, None)
+            known = (name for name in _KNOWN_EOS_TOKENS if backend.token_to_id(name) is not None)
+            eos_token = next(known, None)
         if eos_token is None:
             eos_token = EOS_TOKEN
-            self.warning = f"the tokenizer has no token that ends a text; {EOS_TOKEN} was added"
+            self.warning = f"the tokenizer has no EOS token; {EOS_TOKEN} was added"
         backend.add_special_tokens([eos_token])
         backend.encode_special_tokens = True  # special tokens spelled out in text stay text
-        backend.no_truncation()  # a foreign file may cut or fill texts, which is not its business
+        backend.no_truncation()  # the settings of a loaded file are ignored
         backend.no_padding()
         self.backend = backend
         self.eos_token = eos_token
-        found = backend.token_to_id(eos_token)
-        assert found is not None  # it was added just now
-        self.eos_id: int = found
+        self.eos_id = cast(int, backend.token_to_id(eos_token))
         self._template = _infer_template(backend)
 
     @classmethod
@@ -77,10 +74,10 @@ class Tokenizer:
         """Trains a tokenizer.
 
         Args:
-            kind: its registered name.
-            texts: what it learns from; may be read more than once.
-            vocab_size: ids at most, special tokens included; None: 10,000, or what they need for
-                char and byte, which never take more.
+            kind: registered name of the training function.
+            texts: training texts; may be read more than once.
+            vocab_size: maximum number of ids, special tokens included; None: 10,000, or for char
+                and byte the number they need, which is also their maximum.
 
         Raises:
             UserError: `vocab_size` is too small for this kind of tokenizer.
@@ -89,22 +86,22 @@ class Tokenizer:
 
     @classmethod
     def from_path(cls, path: str | Path) -> Tokenizer:
-        """Reads a `tokenizer.json`, or the one of a Hugging Face or a model directory.
+        """Reads a `tokenizer.json`, or the one in a Hugging Face or model directory.
 
-        The token that ends a text is what a `tokenizer_config.json` beside it says (eos_token, else
-        sep_token, else bos_token), else one with a usual name.
+        The EOS token is that of a `tokenizer_config.json` in the same folder (eos_token, else
+        sep_token, else bos_token), else a known EOS token of the vocabulary.
 
         Raises:
-            UserError: it is missing or not a tokenizer.
+            UserError: the file is missing or not a tokenizer.
         """
         path = Path(path)
         if path.is_dir():
             if not (path / "tokenizer.json").is_file():
                 others = sorted(
-                    each.name
-                    for each in path.iterdir()
-                    if each.name in ("vocab.txt", "vocab.json", "merges.txt")
-                    or each.suffix == ".model"
+                    file.name
+                    for file in path.iterdir()
+                    if file.name in ("vocab.txt", "vocab.json", "merges.txt")
+                    or file.suffix == ".model"
                 )
                 hint = f" (it has {', '.join(others)})" if others else ""
                 raise UserError(
@@ -121,7 +118,7 @@ class Tokenizer:
         return cls(backend, _read_eos_token(path.with_name("tokenizer_config.json"), backend))
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json` and, beside it, which token is the boundary."""
+        """Writes `tokenizer.json`, and `tokenizer_config.json` with the EOS token."""
         path = Path(path)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -136,162 +133,162 @@ class Tokenizer:
 
     @property
     def source_tokenizer(self) -> Tokenizer:
-        """What encodes the sources of seq2seq: this one, or one of their own."""
+        """Tokenizer of seq2seq sources: the separate one, or this one."""
         return self.separate_source_tokenizer or self
 
     @property
     def input_template(self) -> SpecialTokenTemplate:
-        """What is around the inputs of classification and regression.
+        """Special tokens around inputs of classification and regression.
 
-        The file's own template says it; without one a boundary begins each text.
+        Default without a template in the file: an EOS token before each text.
         """
-        boundary = [self.eos_id]
-        return self._template or SpecialTokenTemplate(boundary, boundary, [], 1, 1)
+        eos = [self.eos_id]
+        return self._template or SpecialTokenTemplate(eos, eos, [], 1, 1)
 
     @property
     def sequence_template(self) -> SpecialTokenTemplate:
-        """The same of sources and targets of seq2seq; without a template a boundary ends each."""
+        """Special tokens around seq2seq sources and targets; default: an EOS token after each."""
         return self._template or SpecialTokenTemplate([], [], [self.eos_id], 0, 0)
 
     @property
     def bos_id(self) -> int:
-        """The token that begins a document: the boundary, if no template says another."""
-        before = self._template.prefix if self._template else []
-        return before[0] if len(before) == 1 else self.eos_id
+        """BOS token of a document: a template's only prefix token, or the EOS token."""
+        prefix = self._template.prefix if self._template else []
+        return prefix[0] if len(prefix) == 1 else self.eos_id
 
     @cached_property
     def vocab_size(self) -> int:
-        """One more than the largest id, special tokens included."""
-        # Kept: asked for with each text, and the backend makes a dict of all tokens to tell.
+        """Largest id plus one, special tokens included."""
+        # Cached: it is used for each text, and the backend builds a dict of all tokens.
         return max(self.backend.get_vocab().values()) + 1
 
     @cached_property
     def has_contextual_decoding(self) -> bool:
-        """Whether the text of a token may change with those after it, as before a comma."""
+        """True if later tokens may change the text of a token, as a comma does before it."""
         decoder = json.loads(self.backend.to_str())["decoder"] or {"type": "none"}
-        parts = [part["type"] for part in decoder.get("decoders", [decoder])]
-        whole = parts[parts.index("Fuse") :] if "Fuse" in parts else []  # what sees all the text
-        return not _CONTEXT_FREE_DECODERS.issuperset(parts) or "Replace" in whole
+        types = [step["type"] for step in decoder.get("decoders", [decoder])]
+        after_fuse = types[types.index("Fuse") :] if "Fuse" in types else []  # sees the whole text
+        return not _CONTEXT_FREE_DECODERS.issuperset(types) or "Replace" in after_fuse
 
     @cached_property
     def _byte_fallback_ids(self) -> frozenset[int]:
-        """Tokens that are single bytes, such as <0xE9>, of which a run is decoded as a whole."""
+        """Ids of single-byte tokens such as <0xE9>, whose runs are decoded together."""
         if "ByteFallback" not in json.dumps(json.loads(self.backend.to_str())["decoder"]):
             return frozenset()
-        names = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-        return frozenset(number for number in names if number is not None)
+        ids = (self.backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(token_id for token_id in ids if token_id is not None)
 
     def stable_length(self, ids: Sequence[int], text: str) -> int:
-        """Number of characters at the beginning of a text that more tokens do not change.
+        """Length of the prefix of a decoded text that further tokens cannot change.
 
         Args:
             ids: token ids.
-            text: what they decode to.
+            text: their decoded text.
         """
-        length = len(text.rstrip("\ufffd"))  # bytes of a character that is not complete
-        if self._byte_fallback_ids:  # one bad byte makes each byte of its run U+FFFD
-            before = len(ids)
-            while before and ids[before - 1] in self._byte_fallback_ids:
-                before -= 1
-            if before < len(ids):
-                length = min(length, len(self.decode(ids[:before])))
+        length = len(text.rstrip("\ufffd"))  # without bytes of an incomplete character
+        if self._byte_fallback_ids:  # one invalid byte turns all bytes of its run to U+FFFD
+            run_start = len(ids)
+            while run_start and ids[run_start - 1] in self._byte_fallback_ids:
+                run_start -= 1
+            if run_start < len(ids):
+                length = min(length, len(self.decode(ids[:run_start])))
         if self.has_contextual_decoding:
             length = min(length, max(0, text.rfind(" ")))
         return length
 
     def token_bytes(self) -> tuple[list[bytes], list[int]]:
-        """The bytes that each token adds to a text, and the tokens that stand for none.
+        """Bytes of each token, and the ids of special tokens.
 
         Raises:
-            UserError: what a token adds depends on its neighbours, as spaces between words do.
+            UserError: the text of a token depends on its neighbors, such as spaces between words.
         """
         file = json.loads(self.backend.to_str())
-        kind = (file["decoder"] or {"type": "none"})["type"]
-        if kind not in ("ByteLevel", "Fuse"):
+        decoder = (file["decoder"] or {"type": "none"})["type"]
+        if decoder not in ("ByteLevel", "Fuse"):
             raise UserError(
-                "a form of text needs a tokenizer whose tokens are pieces of it: bpe, unigram, "
-                f"byte or char; this one puts words together ({kind})"
+                "constrained decoding needs a tokenizer with tokens of fixed text: bpe, unigram, "
+                f"byte or char; the text of this one's tokens depends on neighbors ({decoder})"
             )
-        table = {character: byte for byte, character in _bytes_to_unicode().items()}
-        found, special = [b""] * self.vocab_size, []
-        added = {each["id"] for each in file["added_tokens"] if each["special"]}
-        for token, number in self.backend.get_vocab().items():
-            if number in added:
-                special.append(number)
-            elif kind == "ByteLevel":
-                found[number] = bytes(table[character] for character in token)
+        byte_of = {character: byte for byte, character in _bytes_to_unicode().items()}
+        result, special_ids = [b""] * self.vocab_size, []
+        added_ids = {token["id"] for token in file["added_tokens"] if token["special"]}
+        for token, token_id in self.backend.get_vocab().items():
+            if token_id in added_ids:
+                special_ids.append(token_id)
+            elif decoder == "ByteLevel":
+                result[token_id] = bytes(byte_of[character] for character in token)
             else:
-                found[number] = token.encode()
-        return found, sorted(special)
+                result[token_id] = token.encode()
+        return result, sorted(special_ids)
 
     @cached_property
     def unk_id(self) -> int | None:
-        """The token that stands for what the vocabulary does not have; None: there is none."""
+        """Id of the unknown token, or None."""
         model = json.loads(self.backend.to_str())["model"]
         token = model.get("unk_token")
-        found: int | None = model.get("unk_id")
-        return found if token is None else self.backend.token_to_id(token)
+        unk_id: int | None = model.get("unk_id")
+        return unk_id if token is None else self.backend.token_to_id(token)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without boundary tokens."""
+        """Token ids of a text, without special tokens."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, in parallel."""
-        # The fast form leaves out character offsets, which nothing here reads.
+        # The fast variant skips character offsets, which are not used.
         encode = getattr(self.backend, "encode_batch_fast", self.backend.encode_batch)
         return [list(encoding.ids) for encoding in encode(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Text of token ids, without special tokens; invalid UTF-8 becomes U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
 
 def _bytes_to_unicode() -> dict[int, str]:
-    """The character that stands for each byte in byte-level tokens (GPT-2)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in plain]
-    shown = {byte: chr(byte) for byte in plain}
-    return shown | {byte: chr(256 + place) for place, byte in enumerate(others)}
+    """Character of each byte in byte-level tokens (GPT-2)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable}
+    return characters | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def _infer_template(backend: tokenizers.Tokenizer) -> SpecialTokenTemplate | None:
-    """What the file's post-processor puts around texts; None: nothing."""
+    """Special tokens that the file's post-processor adds; None: it adds none."""
     if not backend.num_special_tokens_to_add(False):
         return None
-    usual = ("a", "A", "1", ".", "?")
-    some = [text for text in usual if backend.encode(text, add_special_tokens=False).ids]
-    if not some:
+    probes = ("a", "A", "1", ".", "?")
+    known = [text for text in probes if backend.encode(text, add_special_tokens=False).ids]
+    if not known:
         return None
-    single, pair = backend.encode(some[0]), backend.encode(some[0], some[0])
+    single, pair = backend.encode(known[0]), backend.encode(known[0], known[0])
 
-    def parts(encoding: tokenizers.Encoding) -> list[list[int]]:
-        """Special tokens before, between and after the texts, as places."""
+    def special_positions(encoding: tokenizers.Encoding) -> list[list[int]]:
+        """Positions of special tokens before, between and after the texts."""
         groups: list[list[int]] = [[]]
-        of_text: int | None = None
-        for place, text in enumerate(encoding.sequence_ids):
-            if text is None:
-                groups[-1].append(place)
-            elif text != of_text:
+        last_id: int | None = None
+        for position, sequence_id in enumerate(encoding.sequence_ids):
+            if sequence_id is None:
+                groups[-1].append(position)
+            elif sequence_id != last_id:
                 groups.append([])
-            of_text = text
+            last_id = sequence_id
         return groups
 
-    first, second = parts(single), parts(pair)
-    if len(first) != 2 or len(second) != 3:
+    of_single, of_pair = special_positions(single), special_positions(pair)
+    if len(of_single) != 2 or len(of_pair) != 3:
         return None
     types = pair.type_ids
     return SpecialTokenTemplate(
-        [single.ids[place] for place in first[0]],
-        [pair.ids[place] for place in second[1]],
-        [single.ids[place] for place in first[1]],
-        types[second[1][0]] if second[1] else 0,
+        [single.ids[position] for position in of_single[0]],
+        [pair.ids[position] for position in of_pair[1]],
+        [single.ids[position] for position in of_single[1]],
+        types[of_pair[1][0]] if of_pair[1] else 0,
         types[pair.sequence_ids.index(1)],
     )
 
 
 def _read_eos_token(path: Path, backend: tokenizers.Tokenizer) -> str | None:
-    """The token that ends a text, as a `tokenizer_config.json` says; None: it says nothing."""
+    """EOS token in a `tokenizer_config.json`, or None."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
