@@ -5,29 +5,30 @@ from tests.faults import fault
 
 @fault("miniformer.doctor.leaks:_replace_where")
 def detector_changes_nothing(original):
-    """Inputs are not exchanged for others."""
-    return lambda x, other, where: x
+    """Inputs are not replaced."""
+    return lambda x, replacement, mask: x
 
 
 @fault("miniformer.doctor.leaks:_max_relative_change")
 def large_output_hides_leaks(original):
-    """Outputs are compared with the largest of all."""
+    """Changes are relative to the largest output of all."""
 
-    def distance(one, two):
-        size = one.abs().masked_fill(~one.isfinite(), 0.0).amax().clamp_min(1e-12)
-        return ((one - two).abs() / size).masked_fill(one == two, 0.0).amax(-1)
+    def max_relative_change(reference, outputs):
+        scale = reference.abs().masked_fill(~reference.isfinite(), 0.0).amax().clamp_min(1e-12)
+        change = (reference - outputs).abs() / scale
+        return change.masked_fill(reference == outputs, 0.0).amax(-1)
 
-    return distance
+    return max_relative_change
 
 
 @fault("miniformer.doctor.leaks:_Probe._row_masks")
 def detector_changes_one_row_only(original):
-    """Only the first row of a batch is exchanged."""
+    """Only the first row of a batch is replaced."""
 
-    def rows(self, real):
-        yield next(original(self, real))
+    def row_masks(self, token_mask):
+        yield next(original(self, token_mask))
 
-    return rows
+    return row_masks
 
 
 @fault("miniformer.doctor.layouts:padded_layouts")
@@ -35,16 +36,17 @@ def rows_of_a_layout_are_alike(original):
     """All rows of a layout have the padding of the first."""
 
     def padded_layouts(length, device):
-        found = []
+        layouts = []
         for layout in original(length, device):
-            real = layout.token_mask[:1].expand_as(layout.token_mask)
-            found.append(layout._replace(real=real, mask=None if layout.mask is None else real))
-        return found
+            mask = layout.token_mask[:1].expand_as(layout.token_mask)
+            attention_mask = None if layout.attention_mask is None else mask
+            layouts.append(layout._replace(token_mask=mask, attention_mask=attention_mask))
+        return layouts
 
     return padded_layouts
 
 
 @fault("miniformer.doctor.__main__:_report_model")
 def leaking_model_exits_with_0(original):
-    """A leak is printed, and the exit code is that of success."""
+    """Leaks are printed, but the exit code is 0."""
     return lambda model: original(model) * 0

@@ -9,27 +9,27 @@ from tests.faults import fault
 def top_p_is_dropped(original):
     """Tokens outside the nucleus stay."""
 
-    def shares(logits, options):
+    def filtered_probs(logits, options):
         import dataclasses
 
         return original(logits, dataclasses.replace(options, top_p=None))
 
-    return shares
+    return filtered_probs
 
 
 @fault("miniformer.generation.sampling:filtered_probs")
 def min_p_is_of_the_whole(original):
-    """min_p is compared with probabilities, not with a share of the likeliest."""
+    """min_p is an absolute threshold, not relative to the highest probability."""
 
-    def shares(logits, options):
+    def filtered_probs(logits, options):
         import dataclasses
 
-        found, ids = original(logits, dataclasses.replace(options, min_p=None))
+        probs, ids = original(logits, dataclasses.replace(options, min_p=None))
         if options.min_p is not None:
-            found = found.masked_fill(found < options.min_p, 0.0)
-        return found, ids
+            probs = probs.masked_fill(probs < options.min_p, 0.0)
+        return probs, ids
 
-    return shares
+    return filtered_probs
 
 
 @fault("miniformer.generation.sampling:sample_next_token")
@@ -40,9 +40,9 @@ def seed_is_ignored(original):
 
 @fault("miniformer.generation.sampling:row_uniforms")
 def rows_share_one_generator(original):
-    """All rows draw from one generator, so that a row's text depends on the others."""
+    """All rows draw from one generator, so a row's output depends on the others."""
 
-    def uniforms(options, rows, device):
+    def row_uniforms(options, rows, device):
         import torch
 
         if options.temperature == 0:
@@ -51,7 +51,7 @@ def rows_share_one_generator(original):
         shape = options.max_new_tokens, len(rows)
         return torch.rand(shape, generator=generator, dtype=torch.float64).T.to(device)
 
-    return uniforms
+    return row_uniforms
 
 
 @fault("miniformer.generation.sampling:row_uniforms")
@@ -62,15 +62,15 @@ def rows_are_sampled_alike(original):
 
 @fault("miniformer.generation.sampling:row_generator")
 def speculated_rows_are_sampled_alike(original):
-    """Each speculated text has the same random numbers."""
+    """Each speculative generation has the same random numbers."""
     return lambda options, row, device: original(options, (0, 0), device)
 
 
 @fault("miniformer.generation.sampling:sample_next_token")
 def sampling_is_one_token_off(original):
-    """A number on the boundary between two tokens, such as 0, chooses the one before."""
+    """A number on the boundary between two tokens, such as 0, selects the one before."""
 
-    def choose(logits, options, uniform=None):
+    def sample_next_token(logits, options, uniform=None):
         import torch
 
         from miniformer.generation.sampling import filtered_probs
@@ -78,41 +78,41 @@ def sampling_is_one_token_off(original):
         if options.temperature == 0 or uniform is None:
             return original(logits, options, uniform)
         probabilities, ids = filtered_probs(logits, options)
-        cumulated = probabilities.double().cumsum(-1)
-        place = (uniform.double()[:, None] * cumulated[:, -1:]).contiguous()
-        chosen = torch.searchsorted(cumulated, place)
-        return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
+        cumulative = probabilities.double().cumsum(-1)
+        threshold = (uniform.double()[:, None] * cumulative[:, -1:]).contiguous()
+        index = torch.searchsorted(cumulative, threshold)
+        return (index if ids is None else ids.gather(1, index))[:, 0]
 
-    return choose
+    return sample_next_token
 
 
 @fault("miniformer.generation.logits_processors:repetition_penalty")
 def repetition_penalty_rewards_unlikely_tokens(original):
-    """Logits below zero are divided by the penalty, too."""
+    """Logits below zero are also divided by the penalty."""
 
-    def repetition(tokens, logits, *, penalty):
+    def repetition_penalty(tokens, logits, *, penalty):
         import torch
 
         changed = original(tokens, logits, penalty=penalty)
         return torch.where(changed != logits, logits / penalty, logits)
 
-    return repetition
+    return repetition_penalty
 
 
 @fault("miniformer.generation.logits_processors:frequency_presence_penalty")
 def penalties_count_the_prompt(original):
-    """Frequency and presence penalties are of prompt and text."""
+    """Frequency and presence penalties count the prompt."""
 
-    def occurrence(tokens, logits, *, prompt_length, frequency, presence):
+    def frequency_presence_penalty(tokens, logits, *, prompt_length, frequency, presence):
         return original(tokens, logits, prompt_length=0, frequency=frequency, presence=presence)
 
-    return occurrence
+    return frequency_presence_penalty
 
 
 @fault("miniformer.generation.logits_processors:check_finite")
 def logits_that_are_nan_are_sampled(original):
-    """NaN and infinite logits are not refused."""
-    return lambda largest, step: None
+    """NaN and infinite logits are accepted."""
+    return lambda max_logits, step: None
 
 
 # Decoding.
@@ -120,20 +120,20 @@ def logits_that_are_nan_are_sampled(original):
 
 @fault("miniformer.generation.loop:_token_logprobs")
 def log_probabilities_are_not_normalized(original):
-    """Log-probabilities are logits of the tokens less the largest one."""
+    """Log-probabilities are logits minus the largest logit."""
 
-    def log_p(logits, token):
-        found = logits.float().gather(1, token[:, None])[:, 0] - logits.float().amax(-1)
-        return found.tolist()
+    def token_logprobs(logits, token):
+        logits = logits.float()
+        return (logits.gather(1, token[:, None])[:, 0] - logits.amax(-1)).tolist()
 
-    return log_p
+    return token_logprobs
 
 
 @fault("miniformer.generation.loop:DecodingState.select_rows")
 def remaining_rows_continue_other_texts(original):
-    """Where a row has ended, the others continue from the rows before them."""
+    """After a row finishes, the remaining rows continue from other rows."""
 
-    def keep(self, rows, copies=1):
+    def select_rows(self, rows, copies=1):
         import torch
 
         if copies == 1 and len(rows) < len(self.tokens):
@@ -143,45 +143,45 @@ def remaining_rows_continue_other_texts(original):
         else:
             original(self, rows, copies)
 
-    return keep
+    return select_rows
 
 
 @fault("miniformer.generation.loop:DecodingState._truncate_context")
 def all_rows_slide_when_one_is_full(original):
-    """Every text loses its beginning when the longest one does."""
+    """The context of every row is truncated when the longest one is."""
     return lambda self, full: original(self, full | True)
 
 
 @fault("miniformer.generation.api:GenerationOutput.from_tokens")
 def end_of_text_is_part_of_it(original):
-    """The token that ends a text stays in it."""
+    """The EOS token stays in the output."""
 
-    def of(cls, tokens, log_p, ends, score=None):
+    def from_tokens(cls, tokens, log_p, eos_token_ids, score=None):
         import dataclasses
 
-        found = original(cls, tokens, log_p, ends, score)
-        return dataclasses.replace(found, tokens=tokens[: len(found.tokens) + found.finished])
+        output = original(cls, tokens, log_p, eos_token_ids, score)
+        return dataclasses.replace(output, tokens=tokens[: len(output.tokens) + output.finished])
 
-    return of
+    return from_tokens
 
 
 @fault("miniformer.generation.inputs:left_pad")
 def prompts_are_padded_without_a_mask(original):
-    """Shorter prompts are read with their padding."""
+    """The padding of shorter prompts is attended to."""
     return lambda rows, name: (original(rows, name)[0], None)
 
 
 @fault("miniformer.generation.modes:eval_mode")
 def model_is_left_in_eval_mode(original):
-    """Parts of a model do not get their modes back."""
+    """The train mode of the modules is not restored."""
 
-    def evaluating(model):
+    def eval_mode(model):
         import contextlib
 
         model.train(False)
         return contextlib.nullcontext()
 
-    return evaluating
+    return eval_mode
 
 
 # Beam search.
@@ -189,33 +189,33 @@ def model_is_left_in_eval_mode(original):
 
 @fault("miniformer.generation.beam_search:BeamHypotheses.select")
 def beams_change_places_without_their_tokens(original):
-    """Beams that change places keep the tokens that they had."""
+    """Reordered beams retain their old tokens."""
 
-    def rows(self, chosen):
+    def select(self, indices):
         import torch
 
-        kept = (torch.arange(chosen.shape[1]) % self.tokens.shape[1]).expand_as(chosen)
-        return original(self, chosen)._replace(tokens=original(self, kept).tokens)
+        unmoved = (torch.arange(indices.shape[1]) % self.tokens.shape[1]).expand_as(indices)
+        return original(self, indices)._replace(tokens=original(self, unmoved).tokens)
 
-    return rows
+    return select
 
 
 @fault("miniformer.generation.beam_search:BeamSearch._length_divisor")
 def length_penalty_is_ignored(original):
-    """Scores of hypotheses are sums."""
+    """Hypotheses are scored by the sum of log-probabilities."""
     return lambda self, length: 1.0
 
 
 @fault("miniformer.generation.beam_search:BeamSearch.is_done")
 def search_stops_at_the_next_token(original):
-    """A search ends once its best hypotheses beat what the next token can reach."""
+    """A search ends when its hypotheses beat the bound of the next token only."""
 
-    def over(self):
+    def is_done(self):
         reachable = self.running.scores[:, 0] / self._length_divisor(self.step + 1)
         ended = self.finished.scores[:, -1].isfinite().all()
         return original(self) or bool(ended and (self.finished.scores[:, -1] >= reachable).all())
 
-    return over
+    return is_done
 
 
 @fault("miniformer.generation.beam_search:BeamSearch.advance")
@@ -229,28 +229,32 @@ def beams_continue_from_the_first_row(original):
     return advance
 
 
-# Speculation.
+# Speculative decoding.
 
 
 @fault("miniformer.generation.speculative:_accept_or_resample")
 def every_draft_token_is_accepted(original):
-    """Draft tokens are kept whatever the model thinks."""
+    """Every draft token is accepted, whatever its target probability."""
 
-    def judge(allowed, guess, shares, generator):
-        return (guess, True) if len(guess) else original(allowed, guess, shares, generator)
+    def accept_or_resample(target_probs, draft_token, draft_probs, generator):
+        if len(draft_token):
+            return draft_token, True
+        return original(target_probs, draft_token, draft_probs, generator)
 
-    return judge
+    return accept_or_resample
 
 
 @fault("miniformer.generation.speculative:_accept_or_resample")
 def rejected_draft_leaves_the_distribution_whole(original):
-    """After a rejected draft token the next one is drawn as if there had been no draft."""
+    """After a rejection the token is sampled from the full target distribution."""
 
-    def judge(allowed, guess, shares, generator):
-        token, kept = original(allowed, guess, shares, generator)
-        return (token, True) if kept else original(allowed, guess[:0], None, generator)
+    def accept_or_resample(target_probs, draft_token, draft_probs, generator):
+        token, accepted = original(target_probs, draft_token, draft_probs, generator)
+        if accepted:
+            return token, True
+        return original(target_probs, draft_token[:0], None, generator)
 
-    return judge
+    return accept_or_resample
 
 
 # Streams and constraints.
@@ -258,53 +262,54 @@ def rejected_draft_leaves_the_distribution_whole(original):
 
 @fault("miniformer.generation.constrained:Constraint._allowed_tokens")
 def answer_ends_before_it_is_whole(original):
-    """The end of text is always allowed."""
+    """EOS is always allowed."""
 
-    def mask(self, state):
+    def allowed_tokens(self, state):
         allowed = original(self, state)
         allowed[self.eos_token_ids] = True
         return allowed
 
-    return mask
+    return allowed_tokens
 
 
 @fault("miniformer.generation.constrained:Constraint.is_complete")
 def cut_answer_passes_for_whole(original):
-    """A text that ran out of tokens counts as complete."""
+    """Output that is cut off at max_new_tokens counts as complete."""
     return lambda self, tokens: True
 
 
 @fault("miniformer.generation.detokenizer:partial_stop_length")
 def stop_prefix_is_given(original):
-    """The beginning of a stop string is given out."""
-    return lambda text, stops: 0
+    """A partial stop string is emitted."""
+    return lambda text, stop_strings: 0
 
 
 @fault("miniformer.generation.detokenizer:StreamingDetokenizer.add_token")
 def stop_prefix_before_half_character_is_given(original):
-    """Bytes of half a character hide the beginning of a stop string before them."""
+    """An incomplete character hides the partial stop string before it."""
     from miniformer.generation.detokenizer import partial_stop_length
 
-    def add(self, token):
+    def add_token(self, token):
         self.tokens.append(token)
         text = self.decode(self.tokens)
         settled = self.stable_length(self.tokens, text)
         return self._emit(
-            text, min(settled, len(text) - partial_stop_length(text, self.stop.stop_strings))
+            text,
+            min(settled, len(text) - partial_stop_length(text, self.stop_checker.stop_strings)),
         )
 
-    return add
+    return add_token
 
 
 @fault("miniformer.generation.detokenizer:StopStringChecker._decode_tail")
 def stop_window_starts_within_character(original):
-    """A stop string is looked for in text whose first byte belongs to an earlier character."""
+    """The stop string search starts inside a character."""
     return lambda self, tokens, count: self.decode(tokens[-count:])
 
 
 @fault("miniformer.generation.detokenizer:StopStringChecker.__call__")
 def stop_window_is_too_short(original):
-    """A stop string is looked for in the last tokens, though these may have no text."""
+    """The stop string search has a fixed window, even if its tokens decode to no text."""
 
     def call(self, tokens):
         return self._contains_stop(self.decode(tokens[-4 * self.max_stop_length - 4 :]))
@@ -314,7 +319,7 @@ def stop_window_is_too_short(original):
 
 @fault("miniformer.generation.loop:DecodingState.__init__")
 def sliding_text_is_cut_one_token_early(original):
-    """A text that slides is cut when it is as long as the model reads."""
+    """The context is truncated one token before it is full."""
 
     def init(self, *args, **kwargs):
         original(self, *args, **kwargs)
@@ -329,37 +334,37 @@ def dropout_stays_on_in_generation(original):
     import contextlib
 
     @contextlib.contextmanager
-    def evaluating(model):
+    def eval_mode(model):
         yield
 
-    return evaluating
+    return eval_mode
 
 
 @fault("miniformer.generation.logits_processors:min_new_tokens")
 def text_may_end_one_token_early(original):
-    """A text may end one token before its shortest length."""
-    return lambda tokens, logits, *, ends, until: original(
-        tokens, logits, ends=ends, until=until - 1
+    """EOS is allowed one token before min_new_tokens."""
+    return lambda tokens, logits, *, eos_token_ids, min_length: original(
+        tokens, logits, eos_token_ids=eos_token_ids, min_length=min_length - 1
     )
 
 
 @fault("miniformer.generation.logits_processors:min_new_tokens")
 def text_may_end_one_token_late(original):
-    """A text of its shortest length may not end."""
-    return lambda tokens, logits, *, ends, until: original(
-        tokens, logits, ends=ends, until=until + 1
+    """EOS is still forbidden at min_new_tokens."""
+    return lambda tokens, logits, *, eos_token_ids, min_length: original(
+        tokens, logits, eos_token_ids=eos_token_ids, min_length=min_length + 1
     )
 
 
 @fault("miniformer.generation.inputs:check_prompts")
 def one_token_more_than_there_is_room_for(original):
-    """A text may be one token longer than the model reads."""
+    """Generation may exceed max_seq_len by one token."""
 
-    def check(config, ids, options):
+    def check_prompts(config, ids, options):
         import dataclasses
 
         return original(
             dataclasses.replace(config, max_seq_len=config.max_seq_len + 1), ids, options
         )
 
-    return check
+    return check_prompts

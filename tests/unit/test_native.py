@@ -544,7 +544,7 @@ def test_they_can_be_switched_off(afresh, monkeypatch):
 
 
 def test_they_are_compiled_once_and_kept(afresh):
-    code = "from miniformer.runtime.native.build import library; print(library()._name)"
+    code = "from miniformer.runtime.native.build import load_library; print(load_library()._name)"
     first, again = (run_python("-c", code) for _ in range(2))
     assert first.stdout == again.stdout
     (kept,) = (afresh / "cache").iterdir()
