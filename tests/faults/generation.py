@@ -156,10 +156,10 @@ def all_rows_slide_when_one_is_full(original):
 def end_of_text_is_part_of_it(original):
     """The EOS token stays in the output."""
 
-    def from_tokens(cls, tokens, log_p, eos_token_ids, score=None):
+    def from_tokens(cls, tokens, logprobs, eos_token_ids, score=None):
         import dataclasses
 
-        output = original(cls, tokens, log_p, eos_token_ids, score)
+        output = original(cls, tokens, logprobs, eos_token_ids, score)
         return dataclasses.replace(output, tokens=tokens[: len(output.tokens) + output.finished])
 
     return from_tokens
@@ -222,8 +222,8 @@ def search_stops_at_the_next_token(original):
 def beams_continue_from_the_first_row(original):
     """Every row's beams continue the hypotheses of row 0."""
 
-    def advance(self, log_p, tokens=None):
-        origin, token = original(self, log_p, tokens)
+    def advance(self, logprobs, tokens=None):
+        origin, token = original(self, logprobs, tokens)
         return origin % self.beams_per_group, token
 
     return advance

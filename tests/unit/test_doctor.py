@@ -74,7 +74,7 @@ def test_a_look_at_the_next_token_is_found_where_it_happens():
     model = with_part("feed_forward", MixesOverTime)
     leaks = [leak for leak in miniformer.find_leaks(model) if leak.kind == "future"]
     assert [leak.positions for leak in leaks] == [[t] for t in range(7)]
-    with pytest.raises(AssertionError, match="future: changing tokens 1 to 7 moves outputs 0 by"):
+    with pytest.raises(AssertionError, match="future: changing tokens 1 to 7 changes outputs 0 by"):
         miniformer.assert_no_leaks(model)
 
 
@@ -172,7 +172,7 @@ def test_each_row_is_changed_in_turn():
 def test_a_leak_of_the_vectors_names_their_rows():
     leak = miniformer.find_leaks(tiny_model(model=EmbedsPadding, causal=False))[0]
     assert str(leak).startswith(
-        "padding: changing padding (padded on the left) moves vectors 0, 1, 2 by up to"
+        "padding: changing padding (padded on the left) changes vectors 0, 1, 2 by up to"
     )
 
 
@@ -229,10 +229,10 @@ def test_features_are_drawn_in_the_type_of_the_model():
 
 
 def test_a_model_of_one_token_cannot_be_examined():
-    with pytest.raises(UserError, match="vocab_size=1 cannot be examined"):
+    with pytest.raises(UserError, match="vocab_size=1 cannot be checked"):
         miniformer.find_leaks(tiny_model(vocab_size=1))
     two = tiny_model(model=Seq2SeqTransformer, source_vocab_size=1, causal=False)
-    with pytest.raises(UserError, match="source_vocab_size=1 cannot be examined"):
+    with pytest.raises(UserError, match="source_vocab_size=1 cannot be checked"):
         miniformer.find_leaks(two)
 
 

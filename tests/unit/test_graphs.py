@@ -138,12 +138,12 @@ def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, made, recor
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"position": "alibi"}, "its positions are made of numbers on the CPU"),
-        ({"logit_softcap": 4.0}, "flex_attention makes a mask anew for each step"),
+        ({"position": "alibi"}, "its positions depend on values on the CPU"),
+        ({"logit_softcap": 4.0}, "flex_attention creates a new mask for each step"),
     ],
 )
 def test_what_cannot_be_recorded_is_told(options, reason, recordings):
-    with pytest.raises(UserError, match=f"cuda_graph=true is not for this model: {reason}"):
+    with pytest.raises(UserError, match=f"this model does not support cuda_graph=true: {reason}"):
         tiny_model(**options).generate(PROMPTS, 24, cuda_graph=True)
 
 
@@ -160,7 +160,9 @@ def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
         raise RuntimeError("CUDA error: operation not permitted\nCompile with ...")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)
-    with pytest.raises(UserError, match="the GPU refuses: CUDA error: operation not permitted; le"):
+    with pytest.raises(
+        UserError, match="graph capture failed: CUDA error: operation not permitted; le"
+    ):
         tiny_model().generate(PROMPTS, 24, temperature=0, cuda_graph=True)
 
 

@@ -64,7 +64,7 @@ def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
     nexts = {a: m.generate(a, max_new_tokens=1, temperature=0.0) for a in "abcdefghijklmnopqrst"}
     letter, best = next((a, text) for a, text in nexts.items() if text.isascii() and text.strip())
     asked = [("the cat", " sat"), ("", "on"), ("the ", "mat"), (letter, best)]
-    found = adapter.Evaluated(m).loglikelihood(requests(*asked), disable_tqdm=True)
+    found = adapter.MiniformerLM(m).loglikelihood(requests(*asked), disable_tqdm=True)
     # Spaces at the end of a context count as the continuation's, as harness and tokenizers have it.
     for (before, text), (total, greedy) in zip(
         [("the cat", " sat"), ("", "on"), ("the", " mat"), (letter, best)], found, strict=True
@@ -77,7 +77,7 @@ def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
 
 def test_texts_may_be_longer_than_the_model_reads(adapter):
     m, text = language_model(), "on the mat " * 20
-    evaluated = adapter.Evaluated(m, stride=8)
+    evaluated = adapter.MiniformerLM(m, stride=8)
     [total] = evaluated.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
     assert total == pytest.approx(m.score([text], stride=8)[0].total_log_prob)
     [(after, _)] = evaluated.loglikelihood(requests((text, "x")), disable_tqdm=True)
@@ -97,7 +97,7 @@ def test_answers_up_to_a_stop(adapter):
         ("the", {"until": [], "max_gen_toks": 4, "temperature": 0.0}),
         ("the", {"max_gen_toks": 30, "temperature": 0.7, "top_k": 3}),
     ]
-    found = adapter.Evaluated(m, seed=5).generate_until(requests(*asked), disable_tqdm=True)
+    found = adapter.MiniformerLM(m, seed=5).generate_until(requests(*asked), disable_tqdm=True)
     assert found[0] == whole[: whole.index(whole[3])]
     assert found[1] == whole[: whole.index(whole[5:7])]
     assert found[2] == m.generate("the", max_new_tokens=4, temperature=0.0)
@@ -107,17 +107,17 @@ def test_answers_up_to_a_stop(adapter):
 
 def test_mistakes(adapter, tmp_path):
     with pytest.raises(UserError, match="'num_fewshot' is not known here"):
-        adapter.Evaluated(language_model()).generate_until(
+        adapter.MiniformerLM(language_model()).generate_until(
             requests(("a", {"num_fewshot": 3})), disable_tqdm=True
         )
     with pytest.raises(UserError, match="nowhere: no such model directory"):
-        adapter.Evaluated(str(tmp_path / "nowhere"))
+        adapter.MiniformerLM(str(tmp_path / "nowhere"))
     m = Pipeline(
         tiny_model(output_dim=2, causal=False), BYTES, generation=GenerationConfig(),
         task=Classification(classes=[0, 1], input_kind="text"),
     )  # fmt: skip
     with pytest.raises(UserError, match="a model for classification writes no text"):
-        adapter.Evaluated(m)
+        adapter.MiniformerLM(m)
 
 
 def test_a_mistake_is_one_message_of_its_command(adapter, monkeypatch, capsys):

@@ -285,7 +285,7 @@ def test_logits_that_are_no_numbers_stop_with_the_step(device):
         ({"num_beams": 2, "seed": 1}, "num_beams=2 samples nothing; leave seed out"),
         ({"temprature": 1}, r"unknown field 'temprature' \(did you mean 'temperature'\?\)"),
         ({"bad_words_ids": [[t] for t in range(31)], "temperature": 0},
-         "no token is left to choose at new token 1: bans and processors forbid all"),
+         "no token is allowed at new token 1: bans and processors mask all tokens"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_refused(options, message):

@@ -335,5 +335,5 @@ def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
 
 def test_sliding_is_asked_for():
     model = tiny_model(max_seq_len=8)
-    with pytest.raises(UserError, match="or set context_shift=true to forget what is oldest"):
+    with pytest.raises(UserError, match="or set context_shift=true to drop the oldest tokens"):
         model.generate([[1] * 9], 1)

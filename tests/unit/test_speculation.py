@@ -169,7 +169,9 @@ def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
         assert cli.main([*arguments, "--draft", draft]) == 0
         told = capsys.readouterr()
         assert told.out == f"ab{plain}\nc{m.generate('c', temperature=0.0)}\n"
-        assert re.search(r"tokens a pass; \d+ of \d+ guesses kept .* as fast as without", told.err)
+        assert re.search(
+            r"tokens per pass; \d+ of \d+ draft tokens accepted .* as fast as without", told.err
+        )
 
 
 def test_what_cannot_be_speculated():
@@ -188,7 +190,7 @@ def test_what_cannot_be_speculated():
     beams = GenerationConfig(max_new_tokens=5, num_beams=2)
     with pytest.raises(UserError, match="num_beams=2 cannot be speculated; set num_beams=1"):
         generate_batch(model, [GenerationInput([1])], beams, speculation=Speculation())
-    with pytest.raises(UserError, match="ahead must be at least 1, not 0"):
+    with pytest.raises(UserError, match="num_draft_tokens must be at least 1, not 0"):
         Speculation(num_draft_tokens=0)
     with pytest.raises(UserError, match='must be a Pipeline, a Speculation or "lookup", not 3'):
         pipeline().generate("a", draft=3)

@@ -133,7 +133,7 @@ def test_generate_and_stream_end_before_stop(kind, case):
     as_bytes = kind == "bytes of other characters"  # in which letters are bytes, too
     ids = list(text.encode()) if as_bytes else tokenizer.encode(text)
     m = pipeline(kind, eos_id=None)
-    prompt = len(m.task.starts(m.model, tokenizer, ["a"])[0].ids)
+    prompt = len(m.task.generation_inputs(m.model, tokenizer, ["a"])[0].input_ids)
 
     def forced(tokens, logits):
         one_hot = torch.full_like(logits, -torch.inf)

@@ -1,1 +1,1 @@
-"""Examining a model: what it is, what computes it, and whether it sees what it must not."""
+"""Model inspection: size, backends and the leak detector."""

@@ -1,4 +1,4 @@
-"""`python -m miniformer.doctor`: what a model is, what computes it, and whether it leaks."""
+"""`python -m miniformer.doctor`: model size, attention backends and leaks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "ma
 
 
 def doctor_parser() -> Any:
-    """The command's parser."""
+    """Parser of the command."""
     parser = command_parser(
-        "Say what a model is, what computes it, and whether it sees what it must not; without "
-        "arguments, what this machine can do."
+        "Report the size and attention backends of a model and check it for leaks; without "
+        "arguments, report the speed of this machine."
     )
     parser.add_argument("directory", type=str, nargs="?", help="model directory")
     parser.add_argument(
-        "--family", type=str, help="a small random model of a family instead, such as llama"
+        "--family", type=str, help="check a small random model of a family, such as llama"
     )
     return parser
 
 
 def run_doctor(values: dict[str, Any]) -> int:
-    """Examines; returns 1 where there is a leak."""
+    """Runs the reports; returns 1 if there is a leak."""
     if values["directory"] is not None and values["family"] is not None:
         raise UserError("name a model directory or a family, not both")
     if values["directory"] is not None:
@@ -49,8 +49,8 @@ def _load_model(directory: Path) -> Any:
     from miniformer.model.transformer import Transformer
 
     architecture, _ = read_config(directory)
-    kind = Seq2SeqTransformer if architecture == "Seq2SeqTransformer" else Transformer
-    return kind.from_pretrained(directory)
+    model_class = Seq2SeqTransformer if architecture == "Seq2SeqTransformer" else Transformer
+    return model_class.from_pretrained(directory)
 
 
 def _build_model(name: str) -> Any:
@@ -69,15 +69,15 @@ def _report_model(model: Any) -> int:
     from miniformer.model.seq2seq import Seq2SeqTransformer
 
     config, seq2seq = model.config, isinstance(model, Seq2SeqTransformer)
-    longest = config.max_seq_len
+    max_seq_len = config.max_seq_len
     print(f"{type(model).__name__}: {config.num_params(seq2seq=seq2seq):,} parameters")
     flops = config.flops_per_token(seq2seq=seq2seq)
-    print(f"operations of a forward pass at {longest} tokens: {flops:,} a token")
+    print(f"forward pass of {max_seq_len} tokens: {flops:,} FLOPs per token")
     passes = [("a full pass", {}), ("a full pass with padding", {"ragged": True})]
     if seq2seq or config.causal:
-        source = longest if seq2seq else None
-        size = config.cache_bytes(1, longest, kind="window", source_len=source)
-        print(f"cache of {longest} tokens in float32: {size:,} bytes")
+        source_len = max_seq_len if seq2seq else None
+        num_bytes = config.cache_bytes(1, max_seq_len, kind="window", source_len=source_len)
+        print(f"cache of {max_seq_len} tokens in float32: {num_bytes:,} bytes")
         passes.append(("cached decoding", {"cached": True}))
     for name, options in passes:
         print(f"attention in {name}:")
@@ -87,7 +87,7 @@ def _report_model(model: Any) -> int:
     for leak in leaks:
         print(f"LEAK {leak}")
     if not leaks:
-        print("no leak found: no output moved with what it must not see")
+        print("no leak found: no output depends on masked inputs")
     return 1 if leaks else 0
 
 
@@ -97,21 +97,22 @@ def _report_hardware() -> None:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = (
-        torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    )
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        name = f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {device}: {name}")
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(1024, 1024, device=device, dtype=dtype)
-        best, started = float("inf"), time.perf_counter()
-        while time.perf_counter() - started < 0.5:
-            before = time.perf_counter()
+        min_seconds, start_time = float("inf"), time.perf_counter()
+        while time.perf_counter() - start_time < 0.5:
+            product_start = time.perf_counter()
             y = x @ x
             if device == "cuda":
                 torch.cuda.synchronize()
-            best = min(best, time.perf_counter() - before)
+            min_seconds = min(min_seconds, time.perf_counter() - product_start)
         del y
-        print(f"matrix products in {dtype}: {2 * 1024**3 / best / 1e9:,.0f} GFLOP/s")
+        print(f"matrix products in {dtype}: {2 * 1024**3 / min_seconds / 1e9:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Where padding and segments lie in the batches that the leak detector tries.
+"""Padding and segment layouts of the batches of the leak detector.
 
-Every row has a layout of its own, so that a model that uses one row's mask for another is found.
+The rows of a layout differ, which detects a model that applies the mask of one row to another.
 
 Letters: B batch, T length.
 """
@@ -16,16 +16,16 @@ NUM_ROWS = 3
 
 
 class Layout(NamedTuple):
-    """Which tokens of a batch are real, and how a model is told."""
+    """Real tokens of a batch and the masks that the model receives."""
 
-    name: str  # as in "changing row 1, <name>, moves ..."; empty: all tokens are real
+    name: str  # shown in messages; empty: all tokens are real
     token_mask: Tensor  # bool [B, T]
-    attention_mask: Tensor | None = None  # bool [B, T]: `attention_mask`
-    segment_ids: Tensor | None = None  # int [B, T]: `segment_ids`
+    attention_mask: Tensor | None = None  # bool [B, T]
+    segment_ids: Tensor | None = None  # int [B, T]
 
 
 def padded_layouts(length: int, device: torch.device) -> list[Layout]:
-    """No padding, and padding at either end; rows of different lengths."""
+    """Layouts without padding and with padding on the left, right or both sides."""
     columns = torch.arange(length, device=device)
     padding = torch.tensor([1, 3, 2], device=device).clamp_max(length - 1)[:, None]
     left, right = columns >= padding, columns < length - padding
@@ -38,10 +38,10 @@ def padded_layouts(length: int, device: torch.device) -> list[Layout]:
 
 
 def packed_layout(length: int, device: torch.device) -> Layout:
-    """Two sequences in each row, cut at different places, and a column of padding."""
+    """Layout with two sequences of different lengths per row and one padding token."""
     columns = torch.arange(length, device=device)
-    cuts = (torch.tensor([3, 5, 2], device=device) * length // 8).clamp_min(1)[:, None]
-    segments = 1 + (columns >= cuts).long()
+    boundaries = (torch.tensor([3, 5, 2], device=device) * length // 8).clamp_min(1)[:, None]
+    segment_ids = 1 + (columns >= boundaries).long()
     if length > 2:
-        segments[1, -1] = 0
-    return Layout("packed", segments != 0, segment_ids=segments)
+        segment_ids[1, -1] = 0
+    return Layout("packed", segment_ids != 0, segment_ids=segment_ids)

@@ -1,17 +1,17 @@
-"""The leak detector: whatever an output must not depend on is changed, and the output watched.
+"""Leak detector: perturbs inputs that an output must not depend on and compares the outputs.
 
-For any model called as `Transformer` or `Seq2SeqTransformer` are, such as one with a part of your
-own. Nothing is assumed of how it works.
+It supports any model with the interface of `Transformer` or `Seq2SeqTransformer`, such as one with
+custom components, and makes no assumptions about its implementation.
 
-| kind    | changed                              | must not move                             |
-|---------|--------------------------------------|-------------------------------------------|
-| future  | every token from t + 1 on            | outputs up to t (causal models, targets)  |
-| padding | tokens that the attention mask hides | outputs of real tokens                    |
-| batch   | another row, or its source           | the outputs of this one                   |
-| packing | another segment of the row           | outputs of this segment (`segment_ids`)   |
+| kind    | perturbed inputs                     | outputs that must not change                |
+|---------|--------------------------------------|---------------------------------------------|
+| future  | every token from t + 1 on            | outputs up to t (causal models, targets)    |
+| padding | tokens that the attention mask hides | outputs of real tokens                      |
+| batch   | another row, or its source           | outputs of this row                         |
+| packing | another segment of the row           | outputs of this segment (`segment_ids`)     |
 
-All of it is done without padding, with padding at either end, and with packed rows (see
-`layouts`): a mask may well be right until it has another to be combined with.
+Each check runs without padding, with padding on either side, and with packed rows (see `layouts`):
+a mask may be wrong only in combination with another mask.
 
 Letters: B batch, T length, S source length, V outputs of a position.
 """
@@ -36,47 +36,46 @@ class Leak(NamedTuple):
     """One output that depends on what it must not see."""
 
     kind: str  # future, padding, batch or packing
-    perturbation: str  # what was changed
-    positions: list[int]  # positions of the outputs that moved; of `embed`, rows
-    max_change: float  # the farthest, as a share of the outputs' size
-    output_name: str = "outputs"  # or "vectors", those of `embed`
+    perturbation: str  # the perturbed inputs
+    positions: list[int]  # positions of the changed outputs; rows for `embed`
+    max_change: float  # maximum change relative to the size of the outputs
+    output_name: str = "outputs"  # or "vectors" for `embed`
 
     def __str__(self) -> str:
-        moved = ", ".join(map(str, self.positions))
-        what = f"changing {self.perturbation} moves {self.output_name} {moved}"
-        return f"{self.kind}: {what} by up to {self.max_change:.1%}"
+        positions = ", ".join(map(str, self.positions))
+        effect = f"changing {self.perturbation} changes {self.output_name} {positions}"
+        return f"{self.kind}: {effect} by up to {self.max_change:.1%}"
 
 
 def find_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> list[Leak]:
-    """Every leak that random inputs show; none: an empty list.
+    """Finds the leaks that random inputs show; an empty list if there are none.
 
     Args:
-        model: called as `Transformer` or `Seq2SeqTransformer`, with a `config`; compiled or not.
-            Where it has `embed`, that is watched, too.
-        tolerance: how far an output may move by rounding, as a share of the size that the same
-            output has elsewhere.
-        seed: of the inputs.
+        model: model with the interface of `Transformer` or `Seq2SeqTransformer` and a `config`;
+            compiled or not. `embed` is also checked, if the model has it.
+        tolerance: maximum change by rounding, relative to the size of the same output elsewhere.
+        seed: seed of the inputs.
 
     Raises:
-        UserError: the model has one token only, so that nothing can be changed.
+        UserError: the vocabulary has only one token, so inputs cannot be changed.
     """
     if model.config.input_dim is None:
         for name in ("vocab_size", "source_vocab_size"):
             if getattr(model.config, name) == 1:
                 raise UserError(
-                    f"a model with {name}=1 cannot be examined: leaks are found by changing "
-                    "tokens, and there is no other token"
+                    f"a model with {name}=1 cannot be checked: the check replaces tokens, and "
+                    "there is no other token"
                 )
     with eval_mode(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         probe = _Probe(model, tolerance)
-        # What torch.compile returns is of another class.
+        # torch.compile wraps the model in another class.
         seq2seq = isinstance(getattr(model, "_orig_mod", model), Seq2SeqTransformer)
         return _deduplicate(probe.seq2seq_leaks() if seq2seq else probe.transformer_leaks())
 
 
 def assert_no_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> None:
-    """Raises AssertionError, with every leak in its message, where `find_leaks` finds one."""
+    """Raises AssertionError with all leaks, if `find_leaks` finds any."""
     leaks = find_leaks(model, tolerance=tolerance, seed=seed)
     if leaks:
         raise AssertionError("\n".join(["the model leaks:", *map(str, leaks)]))
@@ -85,8 +84,8 @@ def assert_no_leaks(model: Any, *, tolerance: float = 1e-4, seed: int = 0) -> No
 class _Perturbation(NamedTuple):
     kind: str
     description: str
-    input_mask: Tensor  # bool [B, T or S]: tokens that are exchanged for others
-    output_mask: Tensor  # bool [B, T]: outputs that must stay
+    input_mask: Tensor  # bool [B, T or S]: tokens to replace
+    output_mask: Tensor  # bool [B, T]: outputs that must not change
 
 
 class _Probe:
@@ -97,37 +96,38 @@ class _Probe:
         self.length = min(_MAX_LENGTH, self.config.max_seq_len)
 
     def transformer_leaks(self) -> Iterator[Leak]:
-        x, other = self._random_inputs(self.length)
+        x, replacement = self._random_inputs(self.length)
         padded = padded_layouts(self.length, self.device)
         for layout in (*padded, packed_layout(self.length, self.device)):
             call = self._bind_layout(self.model, layout)
             yield from self._find_leaks(
-                call, x, other, layout, self._perturbations(layout, self.config.causal)
+                call, x, replacement, layout, self._perturbations(layout, self.config.causal)
             )
         for layout in padded if hasattr(self.model, "embed") else []:
             call = self._bind_layout(self.model.embed, layout)
             yield from self._find_leaks(
-                call, x, other, layout, self._perturbations(layout, False), True
+                call, x, replacement, layout, self._perturbations(layout, False), True
             )
 
     def seq2seq_leaks(self) -> Iterator[Leak]:
-        length = min(_MAX_SOURCE_LENGTH, self.config.max_seq_len)
-        (target, other) = self._random_inputs(self.length)
-        (source, other_source) = self._random_inputs(length, self.config.source_vocab_size)
+        source_length = min(_MAX_SOURCE_LENGTH, self.config.max_seq_len)
+        target, new_target = self._random_inputs(self.length)
+        source, new_source = self._random_inputs(source_length, self.config.source_vocab_size)
+        source_layouts = padded_layouts(source_length, self.device)
         layouts = padded_layouts(self.length, self.device)
-        for of_source, layout in zip(padded_layouts(length, self.device), layouts, strict=True):
-            read = of_source.attention_mask
-            changes = self._source_perturbations(of_source, layout.token_mask)
-            call = self._forward_of_source(target, read, layout.attention_mask)
-            yield from self._find_leaks(call, source, other_source, layout, changes)
-            for mask in [None] if read is None else [None, read]:
+        for source_layout, layout in zip(source_layouts, layouts, strict=True):
+            source_mask = source_layout.attention_mask
+            perturbations = self._source_perturbations(source_layout, layout.token_mask)
+            call = self._forward_of_source(target, source_mask, layout.attention_mask)
+            yield from self._find_leaks(call, source, new_source, layout, perturbations)
+            for mask in [None] if source_mask is None else [None, source_mask]:
                 call = self._forward_of_target(source, mask, layout.attention_mask)
                 yield from self._find_leaks(
-                    call, target, other, layout, self._perturbations(layout, True)
+                    call, target, new_target, layout, self._perturbations(layout, True)
                 )
 
     def _perturbations(self, layout: Layout, causal: bool) -> Iterator[_Perturbation]:
-        """What must not move the outputs of a layout's real tokens."""
+        """Yields perturbations that must not change the outputs of the real tokens."""
         real, last = layout.token_mask, layout.token_mask.shape[1] - 1
         columns = torch.arange(last + 1, device=self.device).expand_as(real)
         for t in range(last if causal else 0):
@@ -137,19 +137,20 @@ class _Probe:
             yield _Perturbation("batch", f"row {int(row.any(1).nonzero())}", row, real & ~row)
         yield _Perturbation("padding", "padding", ~real, real)
         if layout.segment_ids is not None:
-            for number in (1, 2):
-                segment = layout.segment_ids == number
-                yield _Perturbation("packing", f"segment {number}", segment, real & ~segment)
+            for segment_id in (1, 2):
+                segment = layout.segment_ids == segment_id
+                yield _Perturbation("packing", f"segment {segment_id}", segment, real & ~segment)
 
     def _source_perturbations(self, layout: Layout, output_mask: Tensor) -> Iterator[_Perturbation]:
-        """The same of a source's tokens; every target may see all real ones of its own source."""
+        """Yields perturbations of source tokens; a target may attend to all of its own source."""
         for index, row in enumerate(self._row_masks(layout.token_mask)):
-            others = torch.arange(NUM_ROWS, device=self.device)[:, None] != index
-            yield _Perturbation("batch", f"the source of row {index}", row, output_mask & others)
+            other_rows = torch.arange(NUM_ROWS, device=self.device)[:, None] != index
+            description = f"the source of row {index}"
+            yield _Perturbation("batch", description, row, output_mask & other_rows)
         yield _Perturbation("padding", "source padding", ~layout.token_mask, output_mask)
 
     def _row_masks(self, token_mask: Tensor) -> Iterator[Tensor]:
-        """bool [B, T] for each row: all of it."""
+        """Yields a mask of each row, bool [B, T]."""
         for row in torch.eye(NUM_ROWS, dtype=torch.bool, device=self.device):
             yield row[:, None].expand_as(token_mask)
 
@@ -162,30 +163,28 @@ class _Probe:
         perturbations: Iterator[_Perturbation],
         pooled: bool = False,
     ) -> Iterator[Leak]:
-        """A leak for each change that moves what it must not."""
-        outputs = call(x).float()  # [B, T, V], of `embed` [B, D]
-        for kind, changed, where, watched in perturbations:
-            far = _max_relative_change(
-                outputs, call(_replace_where(x, replacement, where)).float()
-            )  # [B, T], or [B]
-            if pooled:  # a vector reads its whole row
-                watched = watched.any(1)
-            wrong = watched & ~(far <= self.tolerance)  # NaN is wrong, too
-            if where.any() and wrong.any():
-                moved = (wrong if pooled else wrong.any(0)).nonzero()[:, 0].tolist()
-                name = f"{changed} ({layout.name})" if layout.name else changed
-                yield Leak(kind, name, moved, float(far[wrong].max()), _OUTPUT_NAMES[pooled])
+        """Yields a leak for each perturbation that changes an output of its `output_mask`."""
+        outputs = call(x).float()  # [B, T, V], or [B, D] for `embed`
+        for kind, description, input_mask, output_mask in perturbations:
+            new_outputs = call(_replace_where(x, replacement, input_mask)).float()
+            change = _max_relative_change(outputs, new_outputs)  # [B, T], or [B]
+            if pooled:  # a vector depends on its full row
+                output_mask = output_mask.any(1)
+            leaked = output_mask & ~(change <= self.tolerance)  # includes NaN
+            if input_mask.any() and leaked.any():
+                positions = (leaked if pooled else leaked.any(0)).nonzero()[:, 0].tolist()
+                name = f"{description} ({layout.name})" if layout.name else description
+                max_change = float(change[leaked].max())
+                yield Leak(kind, name, positions, max_change, _OUTPUT_NAMES[pooled])
 
     def _bind_layout(
         self, forward: Callable[..., Tensor], layout: Layout
     ) -> Callable[[Tensor], Tensor]:
         if layout.segment_ids is not None:
             return lambda x: forward(x, segment_ids=layout.segment_ids)
-        return (
-            forward
-            if layout.attention_mask is None
-            else lambda x: forward(x, layout.attention_mask)
-        )
+        if layout.attention_mask is None:
+            return forward
+        return lambda x: forward(x, layout.attention_mask)
 
     def _forward_of_source(
         self, target: Tensor, *masks: Tensor | None
@@ -198,11 +197,11 @@ class _Probe:
         return lambda x: self.model(source, x, *masks)
 
     def _random_inputs(self, length: int, vocab_size: int | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs, and others that differ everywhere."""
+        """Random inputs, and others that differ at every position."""
         shape, width = (NUM_ROWS, length), self.config.input_dim
         if width is not None:
-            x, other = torch.randn(2, *shape, width, device=self.device).to(self.dtype)
-            return x, other
+            x, replacement = torch.randn(2, *shape, width, device=self.device).to(self.dtype)
+            return x, replacement
         vocab_size = vocab_size or self.config.vocab_size
         x = torch.randint(0, vocab_size, shape, device=self.device)
         return x, (x + torch.randint(1, vocab_size, shape, device=self.device)) % vocab_size
@@ -212,35 +211,33 @@ _OUTPUT_NAMES = {False: "outputs", True: "vectors"}
 
 
 def _max_relative_change(reference: Tensor, outputs: Tensor) -> Tensor:
-    """The farthest of V outputs, each as a share of its own size: [B, ..., V] -> [B, ...].
+    """Maximum change over V outputs, each relative to its own size: [B, ..., V] -> [B, ...].
 
-    A large output must not hide a small one; nor must one that is nearly nothing everywhere show
-    rounding as if it were a leak.
+    With a common size a large output would hide changes of a small one. A lower bound prevents
+    rounding errors of near-zero outputs from being reported.
     """
-    known = reference.abs().masked_fill(~reference.isfinite(), 0.0).flatten(0, -2)
-    size = known.amax(0)  # [V]
+    finite = reference.abs().masked_fill(~reference.isfinite(), 0.0).flatten(0, -2)
+    size = finite.amax(0)  # [V]
     size = size.maximum(1e-3 * size.median()).clamp_min(1e-12)
-    apart = (
-        (reference - outputs).abs().masked_fill(reference == outputs, 0.0)
-    )  # -inf twice is no distance
-    far: Tensor = (apart / size).amax(-1)
-    return far
+    # Equal infinities have no difference.
+    difference = (reference - outputs).abs().masked_fill(reference == outputs, 0.0)
+    max_change: Tensor = (difference / size).amax(-1)
+    return max_change
 
 
 def _deduplicate(leaks: Iterator[Leak]) -> list[Leak]:
-    """Without what a layout only repeats of the ones before it."""
-    told: dict[tuple[str, ...], set[int]] = {}
-    found = []
+    """Removes leaks that only repeat those of earlier layouts."""
+    seen: dict[tuple[str, ...], set[int]] = {}
+    unique = []
     for leak in leaks:
-        known = told.setdefault(
-            (leak.kind, leak.perturbation.split(" (")[0], leak.output_name), set()
-        )
-        if not known.issuperset(leak.positions):
-            found.append(leak)
-            known.update(leak.positions)
-    return found
+        key = leak.kind, leak.perturbation.split(" (")[0], leak.output_name
+        positions = seen.setdefault(key, set())
+        if not positions.issuperset(leak.positions):
+            unique.append(leak)
+            positions.update(leak.positions)
+    return unique
 
 
 def _replace_where(x: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
-    """x with the positions of `other` where bool [B, T] says so."""
+    """Replaces the positions of `mask`, bool [B, T], by those of `replacement`."""
     return torch.where(mask if x.dim() == 2 else mask[..., None], replacement, x)

@@ -1,5 +1,5 @@
 """Decoding algorithms.
 
-They know a model only as the protocol in `generate.py`, so any model that keeps to it can be
-decoded, and the models can offer `generate` themselves.
+They depend only on the `Model` protocol in `loop.py`, so the models themselves can offer
+`generate`.
 """

@@ -1,6 +1,6 @@
-"""Text of a model in token ids: prompts or sources in, what comes after them out.
+"""Token-level generation for decoder-only and encoder-decoder models.
 
-Letters: B prompts, N continuations of each, T prompt length.
+Letters: B prompts, N sequences per prompt, T prompt length.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ from miniformer.generation.speculative import Speculation, speculate
 
 @dataclasses.dataclass(frozen=True)
 class GenerationOutput:
-    """A continuation.
+    """Generated tokens of one sequence.
 
     Args:
-        tokens: without the one that ended it.
-        log_p: the log-probability of each, in nats, as the model itself gives it; where one ended
-            the text, of that, too.
-        score: their sum; of a beam search, that over the length as `length_penalty` says.
-        ended: whether a token has ended it.
+        tokens: new token ids without EOS.
+        logprobs: log-probability of each new token under the model, in nats, including EOS.
+        score: sum of the log-probabilities; for beam search, normalized by `length_penalty`.
+        finished: the sequence ends with an EOS id.
     """
 
     tokens: list[int]
@@ -58,23 +57,23 @@ class GenerationOutput:
     def from_tokens(
         cls,
         tokens: list[int],
-        log_p: list[float],
+        logprobs: list[float],
         eos_token_ids: list[int],
         score: float | None = None,
     ) -> GenerationOutput:
-        """A text of all tokens that were written; score: None: the sum of log_p."""
-        place = next((place for place, token in enumerate(tokens) if token in eos_token_ids), None)
-        text, total = tokens[:place], sum(log_p) if score is None else score
-        return cls(text, log_p, total, place is not None)
+        """Cuts the tokens at the first EOS id; `score` defaults to the sum of `logprobs`."""
+        end = next((n for n, token in enumerate(tokens) if token in eos_token_ids), None)
+        score = sum(logprobs) if score is None else score
+        return cls(tokens[:end], logprobs, score, end is not None)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationInput:
-    """What a text begins with.
+    """Input of one sequence.
 
     Args:
-        ids: the prompt, or what a decoder begins with.
-        source: what a decoder's encoder reads; None: the model has none.
+        input_ids: prompt, or decoder prompt of an encoder-decoder model.
+        source: encoder input; None for a decoder-only model.
     """
 
     input_ids: Sequence[int]
@@ -92,18 +91,18 @@ def generate_batch(
     return_logprobs: bool = True,
     prompt_indices: Sequence[int] | None = None,
 ) -> list[GenerationOutput]:
-    """Goes on from each start: `num_return_sequences` of the first, of the second, and so on.
+    """Generates `num_return_sequences` sequences per input, in the order of the inputs.
 
     Args:
-        model: a causal Transformer, or a Seq2SeqTransformer where starts have sources.
-        starts: of any lengths.
-        options: how.
-        processors: the user's own; see `miniformer.generation.logits_processors`.
-        until: whether a text of these new tokens is complete, though no token says so.
-        speculation: how to guess tokens ahead; texts are then written one after another.
-        scores: whether log-probabilities are asked for; of a search they are known anyway.
-        numbers: of each start among all that a user gave: by it and the seed its text is sampled;
-            None: from 0.
+        model: causal Transformer, or Seq2SeqTransformer if the inputs have sources.
+        inputs: prompts of any lengths.
+        options: decoding options.
+        processors: custom processors; see `miniformer.generation.logits_processors`.
+        stop_fn: stop condition on the new tokens, in addition to EOS.
+        speculation: settings of speculative decoding, which generates one sequence at a time.
+        return_logprobs: compute log-probabilities; beam search always does.
+        prompt_indices: index of each input in the user's list, which together with the seed
+            determines its samples. None: 0, 1, ...
 
     Raises:
         UserError: see `Transformer.generate`.
@@ -115,15 +114,15 @@ def generate_batch(
         _require_single(options, "num_beams", "speculated")
         return [
             _generate_speculative(
-                model, start, options, (number, copy), speculation, processors, stop_fn
+                model, prompt, options, (index, copy), speculation, processors, stop_fn
             )
-            for number, start in zip(prompt_indices, inputs, strict=True)
+            for index, prompt in zip(prompt_indices, inputs, strict=True)
             for copy in range(options.num_return_sequences)
         ]
-    ids, mask = left_pad([each.input_ids for each in inputs], "prompt")
+    ids, mask = left_pad([prompt.input_ids for prompt in inputs], "prompt")
     source = None
     if inputs[0].source is not None:
-        source = left_pad([each.source or [] for each in inputs], "source")
+        source = left_pad([prompt.source or [] for prompt in inputs], "source")
     return _generate_padded(
         model, ids, mask, source, options, processors, stop_fn, return_logprobs, prompt_indices
     )
@@ -135,23 +134,23 @@ def generate(
     options: GenerationConfig,
     processors: Sequence[Processor] = (),
 ) -> Tensor | list[list[int]]:
-    """See `Transformer.generate`."""
+    """Implements `Transformer.generate`."""
     if not isinstance(prompts, Tensor):
         rows = [as_token_ids(prompt) for prompt in prompts]
-        starts = [GenerationInput(row) for row in rows]
-        written = generate_batch(
-            model, starts, options, processors=processors, return_logprobs=False
+        inputs = [GenerationInput(row) for row in rows]
+        outputs = generate_batch(
+            model, inputs, options, processors=processors, return_logprobs=False
         )
         copies = options.num_return_sequences
-        return [rows[n // copies] + each.tokens for n, each in enumerate(written)]
+        return [rows[n // copies] + output.tokens for n, output in enumerate(outputs)]
     if prompts.dim() != 2 or prompts.dtype not in INTEGER_DTYPES:
         raise UserError(
             f"prompts must be [B, T] token ids, not {prompts.dtype} {list(prompts.shape)}"
         )
     if not len(prompts):
         return prompts
-    written = _generate_padded(model, prompts, None, None, options, processors, None, False)
-    new = _pad_outputs(written, options).to(prompts)
+    outputs = _generate_padded(model, prompts, None, None, options, processors, None, False)
+    new = _pad_outputs(outputs, options).to(prompts)
     return torch.cat((prompts.repeat_interleave(options.num_return_sequences, 0), new), 1)
 
 
@@ -163,20 +162,20 @@ def generate_target(
     options: GenerationConfig,
     processors: Sequence[Processor] = (),
 ) -> Tensor | list[list[int]]:
-    """See `Seq2SeqTransformer.generate`."""
+    """Implements `Seq2SeqTransformer.generate`."""
     if not isinstance(source, Tensor):
-        starts = [GenerationInput(decoder_input_ids, as_token_ids(row)) for row in source]
-        written = generate_batch(
-            model, starts, options, processors=processors, return_logprobs=False
+        inputs = [GenerationInput(decoder_input_ids, as_token_ids(row)) for row in source]
+        outputs = generate_batch(
+            model, inputs, options, processors=processors, return_logprobs=False
         )
-        return [each.tokens for each in written]
+        return [output.tokens for output in outputs]
     if not len(source):
         return source.new_empty(0, 0)
     ids = torch.tensor([as_token_ids(decoder_input_ids)]).expand(len(source), -1)
-    written = _generate_padded(
+    outputs = _generate_padded(
         model, ids, None, (source, source_mask), options, processors, None, False
     )
-    return _pad_outputs(written, options).to(source.device)
+    return _pad_outputs(outputs, options).to(source.device)
 
 
 @torch.inference_mode()
@@ -189,11 +188,10 @@ def stream(
     stop_fn: StopFn | None = None,
     speculation: Speculation | None = None,
 ) -> Iterator[int]:
-    """New tokens of one text as they come, without the one that ends it.
+    """Yields the new tokens of one sequence, without EOS.
 
     Raises:
-        UserError: see `Transformer.generate`; or a search is asked for, which knows its answer at
-            the end only.
+        UserError: see `Transformer.generate`; also for beam search, which cannot be streamed.
     """
     _require_single(options, "num_beams", "streamed")
     _require_single(options, "num_return_sequences", "streamed")
@@ -218,24 +216,24 @@ def _stream_steps(
     processors: Sequence[Processor],
     stop_fn: StopFn | None,
 ) -> Iterator[StepOutput]:
-    """The steps of one text; `row`: see `uniforms`."""
+    """Yields the decoding steps of one sequence; `row`: see `row_uniforms`."""
     options = dataclasses.replace(options, num_return_sequences=1)
     source = None if inputs.source is None else left_pad([inputs.source], "source")
     ids, mask = left_pad([inputs.input_ids], "prompt")
     if options.context_shift and speculation is not None:
         raise UserError("context_shift cannot be speculated; leave one of them out")
-    kind = "window" if speculation is None else "full"  # a ring forgets what is taken back
-    begun = _prefill(model, ids, mask, source, options, cache_kind=kind)
-    device = begun.tokens.device
+    cache_kind = "window" if speculation is None else "full"  # a ring buffer cannot be trimmed
+    state = _prefill(model, ids, mask, source, options, cache_kind=cache_kind)
+    device = state.tokens.device
     if speculation is None:
-        drawn = row_uniforms(options, [row], device)
-        yield from decode(begun, options, uniform=drawn, processors=processors, stop_fn=stop_fn)
+        uniform = row_uniforms(options, [row], device)
+        yield from decode(state, options, uniform=uniform, processors=processors, stop_fn=stop_fn)
         return
     generator = row_generator(options, row, device)
-    read = None if source is None else source[0].to(device)
-    draft = speculation.make_draft(options, model.config.vocab_size, read, generator)
+    source_ids = None if source is None else source[0].to(device)
+    draft = speculation.make_draft(options, model.config.vocab_size, source_ids, generator)
     yield from speculate(
-        begun,
+        state,
         draft,
         options,
         num_draft_tokens=speculation.num_draft_tokens,
@@ -258,14 +256,14 @@ def _generate_speculative(
 ) -> GenerationOutput:
     with eval_mode(model), draft_eval_mode(speculation):
         steps = list(_stream_steps(model, inputs, options, row, speculation, processors, stop_fn))
-    log_p = [each for step in steps for each in step.logprobs]
-    tokens = [each for step in steps for each in step.tokens]
-    return GenerationOutput.from_tokens(tokens, log_p, options.eos_token_ids)
+    tokens = [token for step in steps for token in step.tokens]
+    logprobs = [logprob for step in steps for logprob in step.logprobs]
+    return GenerationOutput.from_tokens(tokens, logprobs, options.eos_token_ids)
 
 
 @contextlib.contextmanager
 def draft_eval_mode(speculation: Speculation | None) -> Iterator[None]:
-    """A draft in eval mode for a while, where there is one."""
+    """Context manager that sets eval mode of the draft model, if there is one."""
     if speculation is None or speculation.draft is None:
         yield
         return
@@ -285,38 +283,38 @@ def _generate_padded(
     return_logprobs: bool,
     prompt_indices: Sequence[int] | None = None,
 ) -> list[GenerationOutput]:
-    """See `write`; rows are padded already."""
+    """Implements `generate_batch` for padded rows."""
     with eval_mode(model):
-        begun = _prefill(model, ids, mask, source, options)
+        state = _prefill(model, ids, mask, source, options)
         if options.num_beams > 1:
-            found = beam_search(begun, options, processors=processors, stop_fn=stop_fn)
-            best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in found)
+            hypotheses = beam_search(state, options, processors=processors, stop_fn=stop_fn)
+            best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in hypotheses)
             return [
                 GenerationOutput.from_tokens(
-                    row[:length], log_p[:length], options.eos_token_ids, score
+                    row[:length], logprobs[:length], options.eos_token_ids, score
                 )
-                for row, log_p, length, score in zip(*best, strict=True)
+                for row, logprobs, length, score in zip(*best, strict=True)
             ]
         copies = range(options.num_return_sequences)
-        rows = [(n, copy) for n in (prompt_indices or range(len(ids))) for copy in copies]
-        tokens: list[list[int]] = [[] for _ in rows]
-        log_p: list[list[float]] = [[] for _ in tokens]
+        rows = [(index, copy) for index in (prompt_indices or range(len(ids))) for copy in copies]
+        row_tokens: list[list[int]] = [[] for _ in rows]
+        row_logprobs: list[list[float]] = [[] for _ in rows]
         steps = decode(
-            begun,
+            state,
             options,
-            uniform=row_uniforms(options, rows, begun.tokens.device),
+            uniform=row_uniforms(options, rows, state.tokens.device),
             processors=processors,
             stop_fn=stop_fn,
             return_logprobs=return_logprobs,
         )
         for step in steps:
-            for place, row in enumerate(step.rows):
-                tokens[row].append(step.tokens[place])
+            for n, row in enumerate(step.rows):
+                row_tokens[row].append(step.tokens[n])
                 if return_logprobs:
-                    log_p[row].append(step.logprobs[place])
+                    row_logprobs[row].append(step.logprobs[n])
     return [
-        GenerationOutput.from_tokens(row, p, options.eos_token_ids)
-        for row, p in zip(tokens, log_p, strict=True)
+        GenerationOutput.from_tokens(tokens, logprobs, options.eos_token_ids)
+        for tokens, logprobs in zip(row_tokens, row_logprobs, strict=True)
     ]
 
 
@@ -329,19 +327,19 @@ def _prefill(
     *,
     cache_kind: str = "window",
 ) -> DecodingState:
-    """Checks prompts and has the model read them."""
+    """Checks the prompts, encodes the source and runs prefill."""
     if source is not None and source[0].dtype in INTEGER_DTYPES:
         check_token_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
-        source = (source[0].long(), source[1])  # what is no id at all, the model itself refuses
+        source = (source[0].long(), source[1])  # the model rejects other dtypes
     check_prompts(model.config, ids, options)
-    longest = model.config.max_seq_len
-    if options.context_shift and ids.shape[1] > longest:
-        ids, mask = _truncate_prompts(ids, mask, longest)
+    max_seq_len = model.config.max_seq_len
+    if options.context_shift and ids.shape[1] > max_seq_len:
+        ids, mask = _truncate_prompts(ids, mask, max_seq_len)
     device = next(model.parameters()).device
     memory = [] if source is None else [model.encode(*(to_device(x, device) for x in source))]
     return DecodingState(
         model,
-        ids.to(device, torch.long),  # narrower integers index no embedding
+        ids.to(device, torch.long),  # an embedding needs int32 or int64
         to_device(mask, device),
         options.max_new_tokens,
         memory,
@@ -356,7 +354,7 @@ def _prefill(
 def _truncate_prompts(
     ids: Tensor, mask: Tensor | None, max_seq_len: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Prompts, of which those that are too long lose their beginning: [B, T], bool [B, T]."""
+    """Truncates too long prompts on the left; returns ids [B, T] and mask, bool [B, T]."""
     lengths = ids.new_full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
     lengths = torch.where(lengths > max_seq_len, truncation_keep(max_seq_len), lengths)
     width = int(lengths.max())
@@ -365,12 +363,11 @@ def _truncate_prompts(
 
 
 def _pad_outputs(outputs: list[GenerationOutput], options: GenerationConfig) -> Tensor:
-    """New tokens of each row, int [B * N, new]; shorter ones are filled with what ends a text."""
-    longest = max(len(each.tokens) + each.finished for each in outputs)
-    fill = (
-        options.eos_token_ids[0] if options.eos_token_ids else 0
-    )  # without an end all are as long
-    out = torch.full((len(outputs), longest), fill)
-    for row, each in enumerate(outputs):
-        out[row, : len(each.tokens)] = torch.tensor(each.tokens)
-    return out
+    """New tokens of each row, int [B * N, max new], padded with EOS."""
+    width = max(len(output.tokens) + output.finished for output in outputs)
+    # Without EOS all rows have the same length.
+    padding = options.eos_token_ids[0] if options.eos_token_ids else 0
+    ids = torch.full((len(outputs), width), padding)
+    for row, output in enumerate(outputs):
+        ids[row, : len(output.tokens)] = torch.tensor(output.tokens)
+    return ids

@@ -1,24 +1,23 @@
-"""Text of tokens that come one by one: whole characters only, and where it has to stop."""
+"""Streaming detokenization: complete characters and stop strings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 DecodeFn = Callable[[Sequence[int]], str]
-# Number of characters at the beginning of the text of some tokens that more tokens do not change.
+# Number of leading characters of the decoded text that further tokens cannot change.
 StableLengthFn = Callable[[Sequence[int], str], int]
 
-_CONTEXT_SLACK = (
-    16  # characters at the beginning of a window that may be decoded otherwise than in context
-)
+# Leading characters of a window of tokens that may decode differently than in context.
+_CONTEXT_SLACK = 16
 
 
 class StopStringChecker:
-    """Stop condition: the text of some tokens holds one of several strings.
+    """Stop condition: the decoded text contains a stop string.
 
     Args:
-        decode: the text of token ids.
-        stops: the strings.
+        decode: decodes token ids to text.
+        stop_strings: stop strings.
     """
 
     def __init__(self, decode: DecodeFn, stop_strings: Sequence[str]) -> None:
@@ -26,12 +25,12 @@ class StopStringChecker:
         self.max_stop_length = max(map(len, stop_strings), default=0)
 
     def __call__(self, tokens: list[int]) -> bool:
-        """Whether the last token completes one of them; a long text is not decoded as a whole."""
+        """Returns True if the last token completes a stop string; decodes only a window."""
         if not self.stop_strings:
             return False
         needed = self.max_stop_length + _CONTEXT_SLACK + len(self.decode(tokens[-1:]))
         count, text = needed, self._decode_tail(tokens, needed)
-        while len(text) < needed and count < len(tokens):  # tokens of no text, or of some bytes
+        while len(text) < needed and count < len(tokens):  # tokens may have no text or only bytes
             count *= 2
             text = self._decode_tail(tokens, count)
         if not self._contains_stop(text):
@@ -39,7 +38,7 @@ class StopStringChecker:
         return count >= len(tokens) or self._contains_stop(self.decode(tokens))
 
     def _decode_tail(self, tokens: list[int], count: int) -> str:
-        """The text of the last tokens, without the rest of a character that begins before them."""
+        """Decodes the last tokens, without the bytes of a character that starts before them."""
         text = self.decode(tokens[-count:])
         return text if count >= len(tokens) else text.lstrip("\ufffd")
 
@@ -47,29 +46,27 @@ class StopStringChecker:
         return any(stop in text for stop in self.stop_strings)
 
     def truncate(self, text: str) -> str:
-        """The text before the first of the strings."""
-        return text[
-            : min((text.find(each) for each in self.stop_strings if each in text), default=None)
-        ]
+        """Cuts the text before the first stop string."""
+        positions = (text.find(stop) for stop in self.stop_strings if stop in text)
+        return text[: min(positions, default=None)]
 
 
 def complete_characters(tokens: Sequence[int], text: str) -> int:
-    """See `Settled`; of tokens that are bytes, of which the last ones may be half a character."""
+    """`StableLengthFn` for byte tokens: excludes an incomplete character at the end."""
     return len(text.rstrip("\ufffd"))
 
 
 class StreamingDetokenizer:
-    """Text that each new token adds, given once it can change no more.
+    """Incremental detokenizer that yields text once it can no longer change.
 
-    A character may be the bytes of several tokens, a decoder may take a space back that comes
-    before a comma, and what looks like the beginning of a stop string may become one: until that is
-    known the text is held back. The pieces together are the text of all tokens, up to the stop
-    string.
+    Text is held back while it may change: a character may span several tokens, a decoder may
+    remove a space before a comma, and a suffix may be a partial stop string. The concatenated
+    output is the text of all tokens, up to the stop string.
 
     Args:
-        decode: the text of token ids.
-        stops: strings at which the text ends.
-        settled: see `Settled`.
+        decode: decodes token ids to text.
+        stop_strings: strings at which the text ends.
+        stable_length: see `StableLengthFn`.
     """
 
     def __init__(
@@ -78,48 +75,44 @@ class StreamingDetokenizer:
         stop_strings: Sequence[str] = (),
         stable_length: StableLengthFn = complete_characters,
     ) -> None:
-        self.decode, self.stop_checker, self.stable_length = (
-            decode,
-            StopStringChecker(decode, stop_strings),
-            stable_length,
-        )
+        self.decode, self.stable_length = decode, stable_length
+        self.stop_checker = StopStringChecker(decode, stop_strings)
         self.tokens: list[int] = []
-        self.emitted = 0  # characters of the text that are out
+        self.emitted = 0  # number of characters returned so far
         self.finished = False
 
     def add_token(self, token: int) -> str:
-        """The text that is certain now, and was not before; may be empty."""
+        """Returns the newly stable text; may be empty."""
         self.tokens.append(token)
         text = self.decode(self.tokens)
-        settled = text[: self.stable_length(self.tokens, text)]
-        # Only settled text can become a stop: what comes after it may still be anything.
-        return self._emit(
-            text, len(settled) - partial_stop_length(settled, self.stop_checker.stop_strings)
-        )
+        stable = text[: self.stable_length(self.tokens, text)]
+        # Only stable text can contain a partial stop string: the rest may still change.
+        held_back = partial_stop_length(stable, self.stop_checker.stop_strings)
+        return self._emit(text, len(stable) - held_back)
 
     def flush(self) -> str:
-        """What was held back, now that no token follows."""
+        """Returns the remaining text after the last token."""
         text = self.decode(self.tokens)
         return self._emit(text, len(text))
 
     def _emit(self, text: str, end: int) -> str:
         if self.finished:
             return ""
-        cut = self.stop_checker.truncate(text)
-        if len(cut) < len(text):
-            self.finished, end = True, len(cut)
-        piece = text[self.emitted : end]
-        self.emitted += len(piece)
-        return piece
+        truncated = self.stop_checker.truncate(text)
+        if len(truncated) < len(text):
+            self.finished, end = True, len(truncated)
+        new_text = text[self.emitted : end]
+        self.emitted += len(new_text)
+        return new_text
 
 
 def partial_stop_length(text: str, stop_strings: Sequence[str]) -> int:
-    """Length of the longest end of a text that is the beginning, and not all, of a stop string."""
+    """Length of the longest suffix of `text` that is a proper prefix of a stop string."""
     lengths = range(min(len(text), max(map(len, stop_strings), default=0)), 0, -1)
-    ends = (text[-length:] for length in lengths)
-    return next(
-        (len(end) for end in ends if any(_is_partial_stop(stop, end) for stop in stop_strings)), 0
-    )
+    for length in lengths:
+        if any(_is_partial_stop(stop, text[-length:]) for stop in stop_strings):
+            return length
+    return 0
 
 
 def _is_partial_stop(stop: str, suffix: str) -> bool:

@@ -1,4 +1,4 @@
-"""Prompts and sources as users give them: checked, padded, moved to where the model is."""
+"""Validation, padding and device placement of prompts and sources."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ INTEGER_DTYPES = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 
 
 def left_pad(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor | None]:
-    """Rows of unequal length as int [B, T], and which of it is real, bool [B, T]; None: all.
+    """Pads rows on the left; returns ids, int [B, T], and mask, bool [B, T] (None: no padding).
 
-    Padding goes left, so that every row's next token stands in the same column.
+    With left padding the next token of every row has the same column.
     """
     lists = [as_token_ids(row) for row in rows]
     if not all(lists):
         raise UserError(f"{name} {lists.index([])} is empty; a {name} needs at least one token")
-    longest = max(len(row) for row in lists)
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in lists])
+    width = max(len(row) for row in lists)
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in lists])
     lengths = torch.tensor([len(row) for row in lists])
-    mask = torch.arange(longest) >= longest - lengths[:, None]
+    mask = torch.arange(width) >= width - lengths[:, None]
     return ids, None if bool(mask.all()) else mask
 
 
 def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """A tensor on a device; None stays None."""
+    """Moves a tensor to a device; None stays None."""
     return None if tensor is None else tensor.to(device)
 
 
 def as_token_ids(prompt: Sequence[int]) -> list[int]:
-    """A prompt as plain integers.
+    """Converts a prompt to a list of Python integers.
 
     Raises:
-        UserError: it is none.
+        UserError: the prompt is not a sequence of integers.
     """
     try:
         if not any(isinstance(token, bool) for token in prompt):
@@ -48,15 +48,15 @@ def as_token_ids(prompt: Sequence[int]) -> list[int]:
 
 
 def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
-    """Refuses what a model cannot go on from.
+    """Validates prompts and options against a model.
 
     Raises:
-        UserError: what is wrong, and what to do.
+        UserError: the model has no tokens, a token id is invalid, or a prompt is empty or too long.
     """
     for name in ("input_dim", "output_dim"):
         if getattr(config, name) is not None:
             raise UserError(
-                f"a model with {name}={getattr(config, name)} has no tokens to go on with; "
+                f"a model with {name}={getattr(config, name)} cannot generate tokens; "
                 f"generate needs {name}=null"
             )
     if options.stop_strings:
@@ -68,34 +68,36 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
     check_token_ids(ids, config.vocab_size)
-    named = {
+    token_options = {
         "eos_id": [] if options.eos_id is None else [options.eos_id],
         "stop_token_ids": options.stop_token_ids or [],
-        "bad_words_ids": [token for run in options.bad_words_ids or [] for token in run],
+        "bad_words_ids": [token for ngram in options.bad_words_ids or [] for token in ngram],
     }
-    for name, tokens in named.items():
+    for name, tokens in token_options.items():
         for token in tokens:
             if not 0 <= token < config.vocab_size:
                 raise UserError(
                     f"{name}={token} is outside the model's vocabulary, "
                     f"0 to {config.vocab_size - 1}"
                 )
-    room = config.max_seq_len - ids.shape[1]
-    if options.context_shift:
-        return
-    if room < options.max_new_tokens:
+    max_new_tokens = config.max_seq_len - ids.shape[1]
+    if max_new_tokens < options.max_new_tokens and not options.context_shift:
         raise UserError(
             f"a prompt of {ids.shape[1]} tokens and max_new_tokens={options.max_new_tokens} exceed "
             f"max_seq_len={config.max_seq_len}; "
-            + (f"ask for at most {room} new tokens" if room > 0 else "shorten the prompt")
-            + ", or set context_shift=true to forget what is oldest"
+            + (
+                f"ask for at most {max_new_tokens} new tokens"
+                if max_new_tokens > 0
+                else "shorten the prompt"
+            )
+            + ", or set context_shift=true to drop the oldest tokens"
         )
 
 
 def check_token_ids(ids: Tensor, vocab_size: int) -> None:
-    """Refuses tokens that are not in the vocabulary."""
-    wrong = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(wrong):
+    """Raises UserError for token ids outside the vocabulary."""
+    invalid = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(invalid):
         raise UserError(
-            f"token id {int(wrong[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
+            f"token id {int(invalid[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
         )

@@ -1,7 +1,7 @@
-"""What changes logits before a token is chosen: penalties, bans, and processors of the user's own.
+"""Logits processors: penalties, bans and custom processors.
 
-A processor is a function of all tokens so far, prompt and text, int [B, T] (-1: padding), and of
-the next token's logits, float32 [B, V], which it returns changed.
+A processor is a function of all tokens so far, prompt and new tokens, int [B, T] (-1: padding), and
+of the logits of the next token, float32 [B, V]. It returns the changed logits.
 
 Letters: B rows, T tokens so far, V vocabulary.
 """
@@ -22,18 +22,19 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 def build_processors(
     options: GenerationConfig, prompt_length: int, custom: Sequence[Processor] = ()
 ) -> list[Processor]:
-    """The processors that some options ask for, in the order of Hugging Face, then `more`.
+    """Processors that the options require, in the order of Hugging Face, then `custom`.
 
     Args:
-        options: the options.
-        prompt_length: columns of the prompt: what comes after them is the text.
-        more: the user's own.
+        options: decoding options.
+        prompt_length: number of columns of the prompt.
+        custom: custom processors. One with a method `make_processor(prompt_length)` is replaced by
+            its result.
     """
-    found: list[Processor] = []
+    processors: list[Processor] = []
     if options.repetition_penalty != 1:
-        found.append(partial(repetition_penalty, penalty=options.repetition_penalty))
+        processors.append(partial(repetition_penalty, penalty=options.repetition_penalty))
     if options.frequency_penalty or options.presence_penalty:
-        found.append(
+        processors.append(
             partial(
                 frequency_presence_penalty,
                 prompt_length=prompt_length,
@@ -42,51 +43,51 @@ def build_processors(
             )
         )
     if options.no_repeat_ngram_size is not None:
-        found.append(partial(no_repeat_ngram, ngram_size=options.no_repeat_ngram_size))
+        processors.append(partial(no_repeat_ngram, ngram_size=options.no_repeat_ngram_size))
     if options.bad_words_ids:
-        found.append(partial(bad_words, bad_words_ids=options.bad_words_ids))
+        processors.append(partial(bad_words, bad_words_ids=options.bad_words_ids))
     if options.min_new_tokens and options.eos_token_ids:
-        until = prompt_length + options.min_new_tokens
-        found.append(partial(min_new_tokens, eos_token_ids=options.eos_token_ids, min_length=until))
-    # What has to know where the text begins says so.
-    made = (
-        each.make_processor(prompt_length) if hasattr(each, "make_processor") else each
-        for each in custom
-    )
-    return [*found, *made]
+        min_length = prompt_length + options.min_new_tokens
+        processors.append(
+            partial(min_new_tokens, eos_token_ids=options.eos_token_ids, min_length=min_length)
+        )
+    return processors + [
+        item.make_processor(prompt_length) if hasattr(item, "make_processor") else item
+        for item in custom
+    ]
 
 
 def apply_processors(
     processors: Sequence[Processor], tokens: Tensor, logits: Tensor, step: int, num_beams: int = 1
 ) -> Tensor:
-    """Logits [B, V] after all processors, checked before and after.
+    """Applies all processors to logits, [B, V], with checks before and after.
 
     Args:
-        processors: see above.
+        processors: the processors.
         tokens: int [B, T].
         logits: [B, V].
-        step: the new token's number, from 1, to tell where it went wrong.
-        beams: rows that stand for one text: a token must be left for one of them.
+        step: number of the new token, from 1, for error messages.
+        num_beams: consecutive rows of one search, at least one of which needs an allowed token.
 
     Raises:
-        UserError: a logit is not a number, or no token is left to choose.
+        UserError: logits are not finite, or no token is allowed.
     """
-    check_finite(logits.amax(-1), step)  # NaN is the largest of all
+    check_finite(logits.amax(-1), step)  # amax propagates NaN
     if not processors:
         return logits
     logits = logits.float()
-    for each in processors:
-        logits = each(tokens, logits)
+    for processor in processors:
+        logits = processor(tokens, logits)
     if not bool(logits.amax(-1).view(-1, num_beams).amax(1).isfinite().all()):
         raise UserError(
-            f"no token is left to choose at new token {step}: bans and processors forbid all; "
+            f"no token is allowed at new token {step}: bans and processors mask all tokens; "
             "loosen no_repeat_ngram_size, bad_words_ids, min_new_tokens or your processors"
         )
     return logits
 
 
 def check_finite(max_logits: Tensor, step: int) -> None:
-    """Refuses logits of which the largest, or what is made of it, is not finite."""
+    """Raises UserError if the maximum logit, or a value derived from it, is not finite."""
     if not bool(max_logits.isfinite().all()):
         raise UserError(
             f"the model's logits at new token {step} are not finite; were its weights trained in "
@@ -95,59 +96,59 @@ def check_finite(max_logits: Tensor, step: int) -> None:
 
 
 def repetition_penalty(tokens: Tensor, logits: Tensor, *, penalty: float) -> Tensor:
-    """Makes tokens that are there already less likely (CTRL, Keskar et al. 2019)."""
-    lower = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(token_counts(tokens, logits) > 0, lower, logits)
+    """Penalizes tokens of prompt and new tokens (CTRL, Keskar et al. 2019)."""
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(token_counts(tokens, logits) > 0, penalized, logits)
 
 
 def frequency_presence_penalty(
     tokens: Tensor, logits: Tensor, *, prompt_length: int, frequency: float, presence: float
 ) -> Tensor:
-    """Takes something off for each time that a token was written, and once if it was at all."""
-    written = token_counts(tokens[:, prompt_length:], logits)
-    return logits - frequency * written - presence * (written > 0)
+    """Subtracts `frequency` per occurrence and `presence` once from tokens generated so far."""
+    counts = token_counts(tokens[:, prompt_length:], logits)
+    return logits - frequency * counts - presence * (counts > 0)
 
 
 def no_repeat_ngram(tokens: Tensor, logits: Tensor, *, ngram_size: int) -> Tensor:
-    """Forbids what would complete a run of `size` tokens that is there already."""
+    """Masks tokens that would repeat an n-gram."""
     if tokens.shape[1] < ngram_size:
         return logits
-    runs = tokens.unfold(1, ngram_size, 1)  # [B, T - size + 1, size]
-    last = tokens[:, tokens.shape[1] - ngram_size + 1 :]  # [B, size - 1]
-    same = (runs[..., :-1] == last[:, None]).all(-1)
-    return _mask_tokens(logits, runs[..., -1].masked_fill(~same, -1))
+    ngrams = tokens.unfold(1, ngram_size, 1)  # [B, T - ngram_size + 1, ngram_size]
+    suffix = tokens[:, tokens.shape[1] - ngram_size + 1 :]  # [B, ngram_size - 1]
+    matches = (ngrams[..., :-1] == suffix[:, None]).all(-1)
+    return _mask_tokens(logits, ngrams[..., -1].masked_fill(~matches, -1))
 
 
 def bad_words(tokens: Tensor, logits: Tensor, *, bad_words_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Forbids the last token of a run whose others are there."""
+    """Masks the last token of each sequence in `bad_words_ids` that the tokens end with."""
     columns = []
-    for run in bad_words_ids:
-        *before, end = run
-        if len(before) > tokens.shape[1]:
+    for word_ids in bad_words_ids:
+        *prefix, last = word_ids
+        if len(prefix) > tokens.shape[1]:
             continue
-        there = tokens[:, tokens.shape[1] - len(before) :]
-        same = (there == there.new_tensor(before)).all(-1)
-        columns.append(torch.where(same, end, -1))
+        suffix = tokens[:, tokens.shape[1] - len(prefix) :]
+        matches = (suffix == suffix.new_tensor(prefix)).all(-1)
+        columns.append(torch.where(matches, last, -1))
     return _mask_tokens(logits, torch.stack(columns, 1)) if columns else logits
 
 
 def min_new_tokens(
     tokens: Tensor, logits: Tensor, *, eos_token_ids: Sequence[int], min_length: int
 ) -> Tensor:
-    """Forbids what ends a text up to a column."""
+    """Masks EOS ids below `min_length` columns."""
     if tokens.shape[1] >= min_length:
         return logits
     return _mask_tokens(logits, tokens.new_tensor([*eos_token_ids]).expand(len(tokens), -1))
 
 
 def token_counts(tokens: Tensor, logits: Tensor) -> Tensor:
-    """How often each token of the vocabulary is there, [B, V]; padding is not counted."""
-    rows, vocabulary = logits.shape
-    found = logits.new_zeros(rows, vocabulary + 1)  # padding goes into a column of its own
-    columns = tokens.where(tokens >= 0, vocabulary)
-    return found.scatter_add_(1, columns, torch.ones_like(columns, dtype=found.dtype))[:, :-1]
+    """Number of occurrences of each token id, [B, V], without padding."""
+    rows, vocab_size = logits.shape
+    counts = logits.new_zeros(rows, vocab_size + 1)  # the last column counts padding
+    ids = tokens.where(tokens >= 0, vocab_size)
+    return counts.scatter_add_(1, ids, torch.ones_like(ids, dtype=counts.dtype))[:, :-1]
 
 
 def _mask_tokens(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Logits with those of `tokens`, int [B, any], at -inf; -1: none."""
+    """Sets the logits of `tokens`, int [B, any], to -inf; -1 is ignored."""
     return logits.masked_fill(token_counts(tokens, logits) > 0, -torch.inf)

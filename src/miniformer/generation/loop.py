@@ -1,13 +1,13 @@
-"""Autoregressive decoding with a key-value cache: what all ways of choosing tokens share.
+"""Autoregressive decoding with a key-value cache: prefill, decode steps and sampling.
 
-Letters: B rows, R rows still written, T prompt length, D model width, V vocabulary.
+Letters: B prompts, R unfinished rows, T prompt length, D model width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,62 +21,58 @@ from miniformer.generation.logits_processors import (
 )
 from miniformer.generation.sampling import sample_next_token
 
-StopFn = Callable[[list[int]], bool]  # whether a text of these new tokens is complete
-_NATIVE_PREFILL_MAX_LENGTH = (
-    512  # columns of prompts; PyTorch's attention is faster where there are many
-)
-_MIN_CUDA_GRAPH_STEPS = 16  # tokens to come: a recording takes as long as some steps
-_COMPACTION_THRESHOLD = (
-    0.25  # share of the rows that must have ended before they are taken out of the batch
-)
+StopFn = Callable[[list[int]], bool]  # stop condition on the new tokens of a sequence
+_NATIVE_PREFILL_MAX_LENGTH = 512  # columns; beyond it PyTorch's attention is faster
+_MIN_CUDA_GRAPH_STEPS = 16  # remaining tokens; capturing a graph costs several steps
+_COMPACTION_THRESHOLD = 0.25  # fraction of finished rows at which the batch is compacted
 
 
 class Model(Protocol):
-    """What decoding needs of a model."""
+    """Model interface that decoding requires."""
 
     config: TransformerConfig
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> Any:
-        """A cache of keys and values; see `miniformer.model.cache.kv_cache`."""
+        """Creates a key-value cache; see `miniformer.model.cache.kv_cache`."""
 
     def features(self, *inputs: Any, **options: Any) -> Tensor:
-        """What the head reads."""
+        """Hidden states before the head."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """The head."""
+        """Applies the head to `features`."""
 
     def cuda_graph_capture(self) -> Any:
-        """What records steps on a GPU; see `GenerationConfig.cuda_graph`."""
+        """Function that captures decode steps; see `GenerationConfig.cuda_graph`."""
 
     def parameters(self) -> Any:
-        """As of any `nn.Module`."""
+        """As in `nn.Module`."""
 
     def modules(self) -> Any:
-        """As of any `nn.Module`."""
+        """As in `nn.Module`."""
 
     def train(self, mode: bool = True) -> Any:
-        """As of any `nn.Module`."""
+        """As in `nn.Module`."""
 
 
 class DecodingState:
-    """Prompts that a model has read, each of them `copies` times, ready to be gone on with.
+    """Decoding state after prefill; each prompt is repeated `copies` times.
 
     Args:
-        model: in eval mode.
+        model: model in eval mode.
         ids: prompts, int [B, T].
-        mask: which of it is real, bool [B, T]; None: all.
-        new: tokens that may come.
-        memory: the encoded sources of a decoder, or nothing.
-        copies: rows of each prompt, which is read once.
-        kind: of the cache; see `miniformer.model.cache.kv_cache`.
-        context_shift: where a row is as long as the model reads, go on from its last half.
-        weights: how weights are read after the prompt; see `GenerationConfig`.
-        graph: steps are those of a CUDA graph; see `GenerationConfig`.
+        mask: real tokens of `ids`, bool [B, T]; None: all.
+        max_new_tokens: maximum number of new tokens.
+        memory: encoder outputs of an encoder-decoder model, otherwise empty.
+        copies: rows per prompt, which share one prefill.
+        cache_kind: cache kind; see `miniformer.model.cache.kv_cache`.
+        truncate: truncate the context of a row that reaches max_seq_len to its last half.
+        weight_dtype: dtype of the weights in decode steps; see `GenerationConfig`.
+        cuda_graph: run decode steps as a CUDA graph; see `GenerationConfig`.
 
     Attributes:
-        logits: of the next token, [R, V].
-        tokens: prompts and what came after them, int [R, T + new]; -1: padding.
-        first: the column of the first token that is in the cache, int [R].
+        logits: logits of the next token, [R, V].
+        tokens: prompts and new tokens, int [R, T + max_new_tokens]; -1: padding.
+        first_columns: column of the first token in the cache, int [R].
     """
 
     def __init__(
@@ -93,19 +89,15 @@ class DecodingState:
         cuda_graph: bool = False,
     ) -> None:
         self.model, self.memory = model, list(memory)
-        self.length, self.cache_kind, self.max_seq_len = (
-            ids.shape[1],
-            cache_kind,
-            model.config.max_seq_len,
-        )
-        self.truncate, self.num_remaining = truncate, max_new_tokens
-        self.copies = 1  # rows, one after the other, that share a source
-        engine = getattr(model, "engine", None)
-        self.engine = None if engine is None else engine(weight_dtype)
+        self.length, self.max_seq_len = ids.shape[1], model.config.max_seq_len
+        self.cache_kind, self.truncate, self.num_remaining = cache_kind, truncate, max_new_tokens
+        self.copies = 1  # consecutive rows that share a source
+        get_engine = getattr(model, "engine", None)
+        self.engine = None if get_engine is None else get_engine(weight_dtype)
         self.capture_fn = model.cuda_graph_capture() if cuda_graph else None
         if self.engine is not None or self.capture_fn is not None:
             self.cache_kind = "full"
-        self.runner: Any = None  # of the engine or recorded, from this cache on
+        self.runner: Any = None  # native or CUDA graph runner of this cache
         self.tokens = ids.new_full((len(ids), self.length + max_new_tokens), -1)
         self.tokens[:, : self.length] = ids if mask is None else ids.where(mask, -1)
         self.first_columns = (
@@ -119,29 +111,25 @@ class DecodingState:
 
     @property
     def sequences(self) -> Tensor:
-        """All tokens so far, int [R, T + new so far]."""
+        """Prompts and new tokens so far, int [R, `length`]."""
         return self.tokens[:, : self.length]
 
     def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
-        """For what is done between steps; see `Engine`."""
+        """Context manager for sampling between steps; see `Engine.exclusive_threads`."""
         if self.engine is None:
             return contextlib.nullcontext()
-        found: contextlib.AbstractContextManager[None] = self.engine.exclusive_threads()
-        return found
+        return cast("contextlib.AbstractContextManager[None]", self.engine.exclusive_threads())
 
     def step(self, token: Tensor) -> None:
-        """Takes the next token of each row, int [R]."""
+        """Appends a token to each row, int [R], and computes the next logits."""
         self.tokens[:, self.length] = token
         self.length, self.num_remaining = self.length + 1, self.num_remaining - 1
-        full = (
-            self.length - self.first_columns > self.max_seq_len
-            if self.truncate
-            else self.first_columns
-        )
-        # Columns may run out before a row is full: those of longer rows that have been taken out.
-        if self.truncate and (bool(full.any()) or self.cache.length == self.cache.capacity):
-            self._truncate_context(full)
-            return
+        if self.truncate:
+            full = self.length - self.first_columns > self.max_seq_len
+            # The cache may be full before any row is: longer rows may have been removed.
+            if bool(full.any()) or self.cache.length == self.cache.capacity:
+                self._truncate_context(full)
+                return
         if self.runner is None and self.engine is not None:
             mask = self.memory[0].mask if self.memory else None
             self.runner = self.engine.make_runner(self.cache, mask, self.copies)
@@ -156,7 +144,7 @@ class DecodingState:
         self.logits = self.model.logits(features[:, 0])
 
     def select_rows(self, rows: Tensor, copies: int = 1) -> None:
-        """Goes on with these rows, int [any]: fewer than there were, or `copies` of each."""
+        """Selects rows, int [any]: a subset, or `copies` of each."""
         if self.runner is not None:
             self.runner.materialize_cache()
         sources = rows // self.copies
@@ -166,11 +154,11 @@ class DecodingState:
         self.logits, self.tokens = self.logits[rows], self.tokens[rows]
         self.first_columns, self.runner = self.first_columns[rows], None
         self.memory = [
-            type(each)(*(None if x is None else x[sources] for x in each)) for each in self.memory
+            type(item)(*(None if x is None else x[sources] for x in item)) for item in self.memory
         ]
 
     def reorder_rows(self, rows: Tensor) -> None:
-        """Each row goes on from what row `rows`, int [R], was: another copy of the same prompt."""
+        """Replaces each row by row `rows`, int [R], another copy of the same prompt."""
         if self.runner is None:
             self.cache.reorder(rows, same_source=True)
         else:
@@ -178,15 +166,14 @@ class DecodingState:
         self.tokens, self.first_columns = self.tokens[rows], self.first_columns[rows]
 
     def top_logprobs(self, k: int) -> tuple[Tensor, Tensor]:
-        """The likeliest next tokens of each row: log-probabilities and tokens, [R, many] both."""
+        """Log-probabilities and ids of the `k` most likely next tokens, both [R, k]."""
         if self.engine is not None:
-            found: tuple[Tensor, Tensor] = self.engine.top_logprobs(self.logits, k)
-            return found
-        likeliest, tokens = self.logits.float().log_softmax(-1).topk(k)
-        return likeliest, tokens
+            return cast("tuple[Tensor, Tensor]", self.engine.top_logprobs(self.logits, k))
+        logprobs, tokens = self.logits.float().log_softmax(-1).topk(k)
+        return logprobs, tokens
 
     def _truncate_context(self, full: Tensor) -> None:
-        """Reads the texts again, of those that are `full`, bool [R], only the last half."""
+        """Truncates the rows in `full`, bool [R], to their last half and repeats prefill."""
         self.first_columns = torch.where(
             full, self.length - truncation_keep(self.max_seq_len), self.first_columns
         )
@@ -196,12 +183,12 @@ class DecodingState:
         self._prefill(ids, None if bool(mask.all()) else mask)
 
     def _prefill(self, ids: Tensor, mask: Tensor | None) -> None:
-        """Makes a cache and fills it with prompts."""
+        """Creates a cache and fills it with the prompts."""
         capacity = ids.shape[1] + self.num_remaining
         if self.truncate:
             capacity = min(capacity, self.max_seq_len)
         self.cache = self.model.new_cache(len(ids), capacity, self.cache_kind)
-        if mask is not None:  # a row's text is as long as it is alone
+        if mask is not None:  # padding does not count towards the length of a row
             self.cache.final_lengths = (mask.sum(1, keepdim=True) + self.num_remaining).clamp_max(
                 self.max_seq_len
             )
@@ -218,17 +205,17 @@ class DecodingState:
 
 
 def truncation_keep(max_seq_len: int) -> int:
-    """Tokens that are kept of a text that has become too long to be read."""
+    """Number of tokens that truncation retains of a sequence that exceeds `max_seq_len`."""
     return max(1, max_seq_len // 2)
 
 
 class StepOutput(NamedTuple):
-    """New tokens of the rows still written, R of each."""
+    """New tokens of the R unfinished rows."""
 
-    rows: list[int]  # which they are
+    rows: list[int]  # row indices
     tokens: list[int]
-    logprobs: list[float]  # that the model itself gives them; empty where nobody asks
-    finished: list[bool]  # whether the row's text is complete now
+    logprobs: list[float]  # under the model; empty if not requested
+    finished: list[bool]  # the row ends with this token
 
 
 def decode(
@@ -240,64 +227,69 @@ def decode(
     stop_fn: StopFn | None = None,
     return_logprobs: bool = True,
 ) -> Iterator[StepOutput]:
-    """Chooses a token for each row, again and again, until every text is complete.
+    """Samples one token per row and step until every row is finished.
 
-    Rows that have ended are taken out, so that the others do not wait for them. What is small is in
-    lists: for a few rows an operation on tensors takes longer than what it does.
+    Finished rows are removed from the batch. Small data is in lists: for a few rows the overhead of
+    a tensor operation exceeds its work.
 
     Args:
-        begun: the prompts.
-        options: how tokens are chosen.
-        uniform: random numbers of each row and step, see `uniforms`; None: nothing is sampled.
-        processors: the user's own; see `processors`.
-        until: ends a text that is complete though no token says so.
-        scores: whether log-probabilities are asked for.
+        state: state after prefill.
+        options: decoding options.
+        uniform: random numbers of each row and step, see `row_uniforms`; None: greedy.
+        processors: custom processors; see `miniformer.generation.logits_processors`.
+        stop_fn: stop condition on the new tokens, in addition to EOS.
+        return_logprobs: compute log-probabilities.
     """
-    changes = build_processors(options, state.length, processors)
-    # The kernels find the likeliest tokens while they add up all.
-    likeliest = state.engine is not None and options.temperature == 0 and not changes
-    ends, rows = set(options.eos_token_ids), list(range(len(state.tokens)))
-    over = [False] * len(rows)  # of these, which have ended
-    texts: list[list[int]] = [[] for _ in rows]
+    all_processors = build_processors(options, state.length, processors)
+    # The kernels compute the argmax and its log-probability in one pass.
+    use_top_logprobs = state.engine is not None and options.temperature == 0 and not all_processors
+    eos_token_ids, rows = set(options.eos_token_ids), list(range(len(state.tokens)))
+    finished = [False] * len(rows)  # finished rows that are still in the batch
+    new_tokens: list[list[int]] = [[] for _ in rows]
     for step in range(1, options.max_new_tokens + 1):
         logits = state.logits  # [R, V]
         with state.exclusive_threads():
-            if likeliest:
-                found, token = (each[:, 0] for each in state.top_logprobs(1))
-                check_finite(found, step)
-                log_p = found.tolist() if return_logprobs else []
+            if use_top_logprobs:
+                top, token = (x[:, 0] for x in state.top_logprobs(1))
+                check_finite(top, step)
+                logprobs = top.tolist() if return_logprobs else []
             else:
-                allowed = apply_processors(changes, state.sequences, logits, step)
-                drawn = None if uniform is None else uniform[:, step - 1]
-                token = sample_next_token(allowed, options, drawn)
-                log_p = _token_logprobs(logits, token) if return_logprobs else []
+                processed = apply_processors(all_processors, state.sequences, logits, step)
+                step_uniform = None if uniform is None else uniform[:, step - 1]
+                token = sample_next_token(processed, options, step_uniform)
+                logprobs = _token_logprobs(logits, token) if return_logprobs else []
         tokens = token.tolist()
-        ended = [each in ends for each in tokens]
+        ended = [new in eos_token_ids for new in tokens]
         if stop_fn is not None:
-            for text, new in zip(texts, tokens, strict=True):
-                text.append(new)
-            ended = [end or stop_fn(text) for end, text in zip(ended, texts, strict=True)]
-        if any(over):
-            alive = [place for place, done in enumerate(over) if not done]
-            some = ([each[place] for place in alive] if each else [] for each in
-                    (rows, tokens, log_p, ended))  # fmt: skip
-            yield StepOutput(*some)  # type: ignore[arg-type]
+            for row_tokens, new in zip(new_tokens, tokens, strict=True):
+                row_tokens.append(new)
+            ended = [
+                is_eos or stop_fn(row_tokens)
+                for is_eos, row_tokens in zip(ended, new_tokens, strict=True)
+            ]
+        if any(finished):
+            running = [n for n, done in enumerate(finished) if not done]
+            selected = (
+                [column[n] for n in running] if column else []
+                for column in (rows, tokens, logprobs, ended)
+            )
+            yield StepOutput(*selected)  # type: ignore[arg-type]
         else:
-            yield StepOutput(rows, tokens, log_p, ended)
-        over = [one or other for one, other in zip(over, ended, strict=True)]
-        if step == options.max_new_tokens or all(over):
+            yield StepOutput(rows, tokens, logprobs, ended)
+        finished = [before or now for before, now in zip(finished, ended, strict=True)]
+        if step == options.max_new_tokens or all(finished):
             return
         state.step(token)
-        if sum(over) >= max(1, _COMPACTION_THRESHOLD * len(over)):
-            kept = [place for place, done in enumerate(over) if not done]
-            state.select_rows(torch.tensor(kept, device=token.device))
-            uniform = None if uniform is None else uniform[kept]
-            rows, texts = [rows[place] for place in kept], [texts[place] for place in kept]
-            over = [False] * len(rows)
+        if sum(finished) >= max(1, _COMPACTION_THRESHOLD * len(finished)):
+            running = [n for n, done in enumerate(finished) if not done]
+            state.select_rows(torch.tensor(running, device=token.device))
+            uniform = None if uniform is None else uniform[running]
+            rows, new_tokens = [rows[n] for n in running], [new_tokens[n] for n in running]
+            finished = [False] * len(rows)
 
 
 def _token_logprobs(logits: Tensor, token: Tensor) -> list[float]:
-    """Log-probabilities of some tokens, int [R]; logits: [R, V]."""
+    """Log-probabilities of the tokens, int [R]; logits: [R, V]."""
     logits = logits.float()
-    found: list[float] = (logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)).tolist()
-    return found
+    logprobs = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)
+    return cast("list[float]", logprobs.tolist())

@@ -1,4 +1,4 @@
-"""A model in eval mode for a while."""
+"""Context manager that sets eval mode and restores the previous modes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """The model in eval mode; then each of its parts in its own again, for some may differ."""
+    """Sets eval mode; on exit restores the mode of each module, since they may differ."""
     modes = {module: module.training for module in model.modules()}
     model.train(False)
     try:

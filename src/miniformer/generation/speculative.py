@@ -1,12 +1,12 @@
-"""Speculative decoding: several tokens are guessed, and one pass of the model judges them all.
+"""Speculative decoding: a draft proposes several tokens, and one model pass verifies them.
 
-A guess is kept as far as the model itself would have drawn it, so that greedy text is the same and
-sampled text has the same distribution (Leviathan et al. 2023, Chen et al. 2023): a guess x of a
-draft's distribution q is kept with probability min(1, p(x) / q(x)); where it is not, the token is
-drawn from what p has more than q.
+Draft tokens are accepted so that greedy output is unchanged and sampled output has the same
+distribution (Leviathan et al. 2023, Chen et al. 2023). A draft token x of the draft distribution q
+is accepted with probability min(1, p(x) / q(x)). After a rejection the token is sampled from the
+normalized positive part of p - q.
 
-    text so far | a b c         guesses | d e f
-    the model reads   c d e f   and has  d' e' f' g'   d = d', e != e': the text goes on  d e'
+    tokens so far | a b c       draft | d e f
+    the model reads   c d e f   and predicts  d' e' f' g';  d = d', e != e': the result is  d e'
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from miniformer.generation.sampling import sampling_distribution
 
 
 class Draft(Protocol):
-    """What makes guesses."""
+    """Source of draft tokens."""
 
     def propose(self, tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:
-        """The tokens after these, int [T]: at most `count`, and maybe none.
+        """Proposes at most `num_tokens` tokens, or none, to follow `tokens`, int [T].
 
         Returns:
-            int [n], and the distributions that they were drawn from, float32 [n, V]; None: each was
-            certain.
+            int [n], and the distributions they were sampled from, float32 [n, V]; None: the tokens
+            are deterministic.
         """
 
 
 @dataclasses.dataclass
 class SpeculationStats:
-    """How good guesses were.
+    """Statistics of speculative decoding.
 
     Args:
-        passes: of the model.
-        guessed: tokens that were guessed.
-        kept: of these, how many were kept.
-        written: tokens in all.
+        num_passes: model passes.
+        num_draft_tokens: proposed tokens.
+        num_accepted_tokens: accepted draft tokens.
+        num_generated_tokens: new tokens in total.
     """
 
     num_passes: int = 0
@@ -53,22 +53,22 @@ class SpeculationStats:
     num_generated_tokens: int = 0
 
     def __str__(self) -> str:
-        share = self.num_accepted_tokens / max(1, self.num_draft_tokens)
+        acceptance_rate = self.num_accepted_tokens / max(1, self.num_draft_tokens)
         return (
-            f"{self.num_generated_tokens / max(1, self.num_passes):.2f} tokens a pass; "
-            f"{self.num_accepted_tokens} of {self.num_draft_tokens} guesses kept ({share:.0%})"
+            f"{self.num_generated_tokens / max(1, self.num_passes):.2f} tokens per pass; "
+            f"{self.num_accepted_tokens} of {self.num_draft_tokens} draft tokens accepted "
+            f"({acceptance_rate:.0%})"
         )
 
 
 @dataclasses.dataclass
 class Speculation:
-    """How to guess.
+    """Settings of speculative decoding.
 
     Args:
-        draft: a smaller model of the same vocabulary; None: what stood in prompt and text before is
-            looked up.
-        ahead: tokens guessed at once, at most.
-        tally: how good the guesses were.
+        draft: smaller model with the same vocabulary; None: prompt lookup.
+        num_draft_tokens: maximum number of draft tokens per pass.
+        stats: statistics, updated during generation.
     """
 
     draft: Any = None
@@ -77,7 +77,7 @@ class Speculation:
 
     def __post_init__(self) -> None:
         if self.num_draft_tokens < 1:
-            raise UserError(f"ahead must be at least 1, not {self.num_draft_tokens}")
+            raise UserError(f"num_draft_tokens must be at least 1, not {self.num_draft_tokens}")
 
     def make_draft(
         self,
@@ -86,10 +86,10 @@ class Speculation:
         source: Tensor | None,
         generator: torch.Generator | None,
     ) -> Draft:
-        """What makes the guesses of one text.
+        """Creates the draft of one sequence.
 
         Raises:
-            UserError: the draft has another vocabulary, or is of another kind than the model.
+            UserError: vocabulary or architecture of the draft do not match the model.
         """
         if self.draft is None:
             return PromptLookupDraft()
@@ -97,7 +97,7 @@ class Speculation:
         if config.vocab_size != vocab_size:
             raise UserError(
                 f"the draft has a vocabulary of {config.vocab_size} tokens, the model one of "
-                f"{vocab_size}; they must be the same"
+                f"{vocab_size}; they must be equal"
             )
         if hasattr(self.draft, "encode") != (source is not None):
             raise UserError("draft and model must both be causal, or both seq2seq")
@@ -106,34 +106,34 @@ class Speculation:
 
 
 class PromptLookupDraft:
-    """Guesses what came after the last tokens where they stood before (prompt lookup).
+    """Prompt lookup: proposes the tokens that followed the last occurrence of the last n-gram.
 
     Args:
-        longest: tokens that are looked for, at most; fewer where these were not there.
+        max_ngram_size: longest n-gram to search for; shorter ones follow.
     """
 
     def __init__(self, max_ngram_size: int = 3) -> None:
         self.max_ngram_size = max_ngram_size
 
     def propose(self, tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:
-        """See `Draft`."""
+        """Implements `Draft.propose`."""
         for size in range(min(self.max_ngram_size, len(tokens) - 1), 0, -1):
-            runs = tokens.unfold(0, size, 1)[:-1]  # [T - size, size], the last one is itself
-            places = (runs == tokens[-size:]).all(-1).nonzero()
-            if len(places):
-                after = int(places[-1]) + size
-                return tokens[after : after + num_tokens], None
+            ngrams = tokens.unfold(0, size, 1)[:-1]  # [T - size, size], without the last one
+            matches = (ngrams == tokens[-size:]).all(-1).nonzero()
+            if len(matches):
+                start = int(matches[-1]) + size
+                return tokens[start : start + num_tokens], None
         return tokens[:0], None
 
 
 class ModelDraft:
-    """Guesses as a smaller model goes on, by the same rules as the large one.
+    """Samples draft tokens from a smaller model.
 
     Args:
-        model: of the same vocabulary, in eval mode.
-        options: how tokens are chosen.
-        memory: its own of the source, where the large model is a decoder.
-        generator: source of randomness.
+        model: model with the same vocabulary, in eval mode.
+        options: sampling options.
+        memory: encoder outputs of an encoder-decoder draft.
+        generator: random generator.
     """
 
     def __init__(
@@ -146,35 +146,40 @@ class ModelDraft:
         self.model, self.options = model, options
         self.memory, self.generator = list(memory), generator
         self.cache: Any = None
-        self.cached_tokens: list[int] = []  # tokens in the cache
+        self.cached_tokens: list[int] = []
 
     def propose(self, tokens: Tensor, num_tokens: int) -> tuple[Tensor, Tensor | None]:
-        """See `Draft`."""
+        """Implements `Draft.propose`."""
+        max_seq_len = self.model.config.max_seq_len
         if self.cache is None:
-            room = self.model.config.max_seq_len
-            self.cache = self.model.new_cache(1, room, "full")
-            self.cache.final_lengths.fill_(min(room, len(tokens) + self.options.max_new_tokens))
-        num_tokens = min(num_tokens, self.model.config.max_seq_len - len(tokens))
-        known = tokens.tolist()
-        same = next((n for n, (a, b) in enumerate(zip(self.cached_tokens, known, strict=False)) if a != b),
-                    min(len(self.cached_tokens), len(known)))  # fmt: skip
-        same = min(same, len(known) - 1)  # the last one is read again, for its logits
-        if same < len(self.cached_tokens):
-            self.cache.trim(same)
-        new, guesses, drawn_from = tokens[same:], [], []
-        self.cached_tokens = known
-        for number in range(num_tokens):
-            features = self.model.features(new[None], *self.memory, cache=self.cache)[:, -1]
-            shares = sampling_distribution(self.model.logits(features), self.options)  # [1, V]
-            new = torch.multinomial(shares, 1, generator=self.generator)[0]  # [1]
-            guesses.append(new)
-            drawn_from.append(shares)
-            if number + 1 < num_tokens:
-                self.cached_tokens = [*self.cached_tokens, int(new)]
-        if not guesses:
-            self.cached_tokens = known[:same]
+            self.cache = self.model.new_cache(1, max_seq_len, "full")
+            final_length = min(max_seq_len, len(tokens) + self.options.max_new_tokens)
+            self.cache.final_lengths.fill_(final_length)
+        num_tokens = min(num_tokens, max_seq_len - len(tokens))
+        token_ids = tokens.tolist()
+        prefix_length = 0
+        for cached, current in zip(self.cached_tokens, token_ids, strict=False):
+            if cached != current:
+                break
+            prefix_length += 1
+        # The last token is always an input: its logits are needed.
+        prefix_length = min(prefix_length, len(token_ids) - 1)
+        if prefix_length < len(self.cached_tokens):
+            self.cache.trim(prefix_length)
+        if num_tokens <= 0:
+            self.cached_tokens = token_ids[:prefix_length]
             return tokens[:0], None
-        return torch.cat(guesses), torch.cat(drawn_from)
+        inputs, draft_tokens, draft_probs = tokens[prefix_length:], [], []
+        self.cached_tokens = token_ids
+        for n in range(num_tokens):
+            features = self.model.features(inputs[None], *self.memory, cache=self.cache)[:, -1]
+            probs = sampling_distribution(self.model.logits(features), self.options)  # [1, V]
+            inputs = torch.multinomial(probs, 1, generator=self.generator)[0]  # [1]
+            draft_tokens.append(inputs)
+            draft_probs.append(probs)
+            if n + 1 < num_tokens:
+                self.cached_tokens = [*self.cached_tokens, int(inputs)]
+        return torch.cat(draft_tokens), torch.cat(draft_probs)
 
 
 def speculate(
@@ -188,53 +193,59 @@ def speculate(
     processors: Sequence[Processor] = (),
     stop_fn: StopFn | None = None,
 ) -> Iterator[StepOutput]:
-    """As `decode`, of one text.
+    """Speculative counterpart of `decode` for one sequence.
 
     Args:
-        begun: the prompt; its cache is of kind full.
-        draft: makes guesses.
-        options, generator, processors, until: see `decode`.
-        ahead: tokens guessed at once, at most.
-        tally: where to count.
+        state: state after prefill; its cache has the kind "full".
+        draft: source of draft tokens.
+        options, generator, processors, stop_fn: see `decode`.
+        num_draft_tokens: maximum number of draft tokens per pass.
+        stats: statistics to update.
     """
-    changes = build_processors(options, state.length, processors)
-    text = state.sequences[0]  # prompt and what came after it
+    all_processors = build_processors(options, state.length, processors)
+    text = state.sequences[0]  # prompt and new tokens
     text = text[text >= 0]
-    logits = state.logits  # [1, V]: of the next token after the text
-    guesses, shares = text[:0], None
-    new: list[int] = []
+    logits = state.logits  # [1, V], of the next token
+    draft_tokens, draft_probs = text[:0], None
+    new_tokens: list[int] = []
     while True:
         stats.num_passes += 1
-        for number in range(len(guesses) + 1):
-            seen = torch.cat((text, guesses[:number]))[None]
-            found = logits[number : number + 1]
-            step = len(new) + 1
-            allowed = sampling_distribution(
-                apply_processors(changes, seen, found, step), options
+        for n in range(len(draft_tokens) + 1):
+            context = torch.cat((text, draft_tokens[:n]))[None]
+            token_logits = logits[n : n + 1]
+            step = len(new_tokens) + 1
+            target_probs = sampling_distribution(
+                apply_processors(all_processors, context, token_logits, step), options
             )  # [1, V]
-            guess = guesses[number : number + 1]
-            token, kept = _accept_or_resample(
-                allowed, guess, None if shares is None else shares[number : number + 1], generator
+            token, accepted = _accept_or_resample(
+                target_probs,
+                draft_tokens[n : n + 1],
+                None if draft_probs is None else draft_probs[n : n + 1],
+                generator,
             )
-            stats.num_accepted_tokens += kept
+            stats.num_accepted_tokens += accepted
             stats.num_generated_tokens += 1
-            new.append(int(token))
-            ended = new[-1] in options.eos_token_ids or (stop_fn is not None and stop_fn(new))
-            log_p = float(found[0].float().log_softmax(-1)[token])
-            yield StepOutput([0], [int(token)], [log_p], [ended])
-            if ended or step == options.max_new_tokens:
+            new_tokens.append(int(token))
+            finished = new_tokens[-1] in options.eos_token_ids or (
+                stop_fn is not None and stop_fn(new_tokens)
+            )
+            logprob = float(token_logits[0].float().log_softmax(-1)[token])
+            yield StepOutput([0], [int(token)], [logprob], [finished])
+            if finished or step == options.max_new_tokens:
                 return
-            if not kept:
+            if not accepted:
                 break
-        # The pass read the text without its last token, and guesses that were not kept, too.
-        text = torch.cat((text, guesses[:number], token))
+        # The cache lacks the last token and may contain rejected draft tokens.
+        text = torch.cat((text, draft_tokens[:n], token))
         state.cache.trim(len(text) - 1)
-        left = options.max_new_tokens - len(new)
-        guesses, shares = (
-            draft.propose(text, min(num_draft_tokens, left - 1)) if left > 1 else (text[:0], None)
+        remaining = options.max_new_tokens - len(new_tokens)
+        draft_tokens, draft_probs = (
+            draft.propose(text, min(num_draft_tokens, remaining - 1))
+            if remaining > 1
+            else (text[:0], None)
         )
-        stats.num_draft_tokens += len(guesses)
-        inputs = torch.cat((text[-1:], guesses))[None]
+        stats.num_draft_tokens += len(draft_tokens)
+        inputs = torch.cat((text[-1:], draft_tokens))[None]
         features = state.model.features(inputs, *state.memory, cache=state.cache)  # [1, 1 + n, D]
         logits = state.model.logits(features[0])  # [1 + n, V]
 
@@ -245,21 +256,22 @@ def _accept_or_resample(
     draft_probs: Tensor | None,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, bool]:
-    """The next token, int [1], and whether it is the guess.
+    """The next token, int [1], and True if it is the draft token.
 
     Args:
-        allowed: the model's distribution, [1, V].
-        guess: int [1], or [0]: there is none.
-        shares: what it was drawn from, [1, V]; None: it was certain.
-        generator: source of randomness.
+        target_probs: distribution of the model, [1, V].
+        draft_token: int [1], or [0]: no draft token.
+        draft_probs: distribution of the draft, [1, V]; None: the draft is deterministic.
+        generator: random generator.
     """
     if len(draft_token):
         p = float(target_probs[0, draft_token])
         q = 1.0 if draft_probs is None else float(draft_probs[0, draft_token])
         if p >= q or float(torch.rand(1, generator=generator, device=target_probs.device)) < p / q:
             return draft_token, True
-        certain = torch.zeros_like(target_probs).index_fill_(1, draft_token, 1.0)
-        rest = (target_probs - (certain if draft_probs is None else draft_probs)).clamp_min(0)
-        # Where rounding leaves nothing, both are the same.
-        target_probs = rest if bool(rest.sum() > 0) else target_probs
+        if draft_probs is None:
+            draft_probs = torch.zeros_like(target_probs).index_fill_(1, draft_token, 1.0)
+        residual = (target_probs - draft_probs).clamp_min(0)
+        # If rounding leaves nothing, both distributions are equal.
+        target_probs = residual if bool(residual.sum() > 0) else target_probs
     return torch.multinomial(target_probs, 1, generator=generator)[0], False

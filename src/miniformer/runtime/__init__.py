@@ -1,1 +1,1 @@
-"""Runtimes that decode with a built model: C++ kernels on CPUs, CUDA graphs."""
+"""Decoding runtimes: C++ kernels for CPUs and CUDA graphs."""

@@ -1,8 +1,8 @@
-"""Decoding steps as CUDA graphs: recorded once, then played back without Python or waits between.
+"""Decode steps as CUDA graphs.
 
-On a GPU a step of a small model takes less time than it takes to ask for its operations one by
-one. A recording always does the same with the same memory. So a step sees all columns of the cache,
-those to come too, which its mask hides; and what differs from step to step is in tensors.
+A decode step of a small model takes less time on a GPU than launching its kernels one by one. A
+graph replays a fixed sequence of kernels on fixed memory. So a step attends to all columns of the
+cache, with a mask for the unused ones, and everything that differs between steps is in tensors.
 
 Letters: R rows, C capacity of the cache, T new tokens, K key-value heads, E head width,
 V vocabulary.
@@ -28,7 +28,7 @@ StepFn = Callable[[], Tensor]
 
 
 def unsupported_reason(model: Any) -> str | None:
-    """Why a model's steps cannot be recorded; None: they can."""
+    """Reason why a model does not support CUDA graphs; None if it does."""
     weight = next(model.parameters())
     if weight.device.type != "cuda":
         return f"its weights are on {weight.device.type}"
@@ -38,25 +38,25 @@ def unsupported_reason(model: Any) -> str | None:
 
 
 def dynamic_component(model: Any) -> str | None:
-    """What in a model does not do the same in each step, or waits for the CPU; None: nothing."""
+    """Component whose steps differ or synchronize with the CPU; None if there is none."""
     config = model.config
     if config.logit_softcap is not None:
-        return "flex_attention makes a mask anew for each step"
+        return "flex_attention creates a new mask for each step"
     if config.position == "alibi" or (config.rotary_scaling or {}).get("type") == "longrope":
-        return "its positions are made of numbers on the CPU"
+        return "its positions depend on values on the CPU"
     for module in model.modules():
         if isinstance(module, MultiHeadAttention) and module.backend in ("flex", "varlen"):
-            return f"attention backend {module.backend} makes a mask anew for each step"
+            return f"attention backend {module.backend} creates a new mask for each step"
     return None
 
 
 class CudaGraphRunner:
-    """Steps from one cache on. With other rows than before new ones are due.
+    """Runner of decode steps on one cache. A change of its rows requires a new runner.
 
     Args:
-        model: in eval mode; no `why_not`.
-        cache: of kind full, filled with prompts.
-        memory: the encoded sources of a decoder, or nothing.
+        model: model in eval mode without `unsupported_reason`.
+        cache: cache of kind "full", filled with the prompts.
+        memory: encoder outputs of an encoder-decoder model, otherwise empty.
     """
 
     def __init__(self, model: Any, cache: KVCache, memory: Sequence[Any]) -> None:
@@ -64,34 +64,34 @@ class CudaGraphRunner:
         cache.make_positions()
         self.token = torch.zeros(cache.batch_size, 1, dtype=torch.long, device=cache.device)
         self.column = torch.full((1,), cache.length, device=cache.device)
-        columns = _StaticCacheView(cache, self.column)
+        view = _StaticCacheView(cache, self.column)
 
         def step() -> Tensor:
-            features = model.features(self.token, *memory, cache=columns)  # [R, 1, D]
+            features = model.features(self.token, *memory, cache=view)  # [R, 1, D]
             logits: Tensor = model.logits(features[:, 0])
             return logits
 
         self.replay = capture_graph(step, cache.device)
 
     def __call__(self, token: Tensor) -> Tensor:
-        """Logits after each row's next token: int [R] -> [R, V]."""
+        """Appends a token to each row, int [R]; returns the next logits, [R, V]."""
         self.cache.reserve(1)
         self.token.copy_(token[:, None])
         self.column.fill_(self.cache.start)
         return self.replay().clone()
 
     def reorder_rows(self, rows: Tensor) -> None:
-        """Each row goes on from what row `rows` of it, int [R], was, of the same source."""
+        """Replaces each row by row `rows`, int [R], which has the same source."""
         self.cache.reorder(rows, same_source=True)
 
     def materialize_cache(self) -> None:
-        """Each row has its own keys and values already."""
+        """Does nothing: each row already has its own keys and values."""
 
 
 class _StaticCacheView:
-    """A cache as a recorded step sees it: all columns, of which `column`, int [1], is new."""
+    """Static view of a cache: all columns, of which `column`, int [1], is new."""
 
-    length = 0  # there is room
+    length = 0  # never full
 
     def __init__(self, cache: KVCache, column: Tensor) -> None:
         self.cache, self.column = cache, column
@@ -99,78 +99,81 @@ class _StaticCacheView:
         self.source_kv = cache.source_kv
 
     def extend(self, attention_mask: Tensor | None, num_new: int) -> Tensor:
-        """Positions of the new tokens, int [R, 1]; the same however often it is done."""
+        """Positions of the new tokens, int [R, 1]; idempotent."""
         positions = self.cache.positions
         assert positions is not None
         positions.index_fill_(1, self.column, -1)
-        placed = (positions >= 0).sum(1, keepdim=True)
-        positions.index_copy_(1, self.column, placed)
-        return placed
+        new_positions = (positions >= 0).sum(1, keepdim=True)
+        positions.index_copy_(1, self.column, new_positions)
+        return new_positions
 
     def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
-        """See `KVCache.visibility`; columns to come have no position, and are not seen."""
+        """See `KVCache.visibility`; unused columns have position -1 and are masked."""
         assert self.cache.positions is not None
         return Visibility(True, window, positions, self.cache.positions)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values, [R, K, 1, E]; returns all, [R, K, C, E]."""
         columns = self.cache.layers[layer]
-        for kept, new in ((columns.keys, keys), (columns.values, values)):
-            kept.index_copy_(2, self.column, new.to(kept.dtype))
+        for stored, new in ((columns.keys, keys), (columns.values, values)):
+            stored.index_copy_(2, self.column, new.to(stored.dtype))
         return columns.keys, columns.values
 
     def end_pass(self) -> None:
-        """Nothing is under way between steps."""
+        """Does nothing: there is no state between steps."""
 
 
 CaptureFn = Callable[[KVCache, Sequence[Any]], CudaGraphRunner]
 
 
 def get_capture_fn(model: Any) -> CaptureFn:
-    """A function of a filled cache of kind full and of the encoded sources, that gives the steps.
+    """A function that captures the runner of a filled cache and encoder outputs.
 
     Raises:
-        UserError: they cannot be recorded; later also where the GPU refuses.
+        UserError: the model does not support CUDA graphs; the function also raises it if CUDA
+            reports an error.
     """
     reason = unsupported_reason(model)
     if reason is not None:
-        raise UserError(f"cuda_graph=true is not for this model: {reason}; leave it out")
+        raise UserError(f"this model does not support cuda_graph=true: {reason}; leave it out")
 
     def capture(cache: KVCache, memory: Sequence[Any]) -> CudaGraphRunner:
         try:
             return CudaGraphRunner(model, cache, memory)
         except RuntimeError as error:
-            first = str(error).partition("\n")[0]
-            raise UserError(f"cuda_graph=true: the GPU refuses: {first}; leave it out") from error
+            message = str(error).partition("\n")[0]
+            raise UserError(
+                f"cuda_graph=true: graph capture failed: {message}; leave it out"
+            ) from error
 
     return capture
 
 
-_CAPTURE_LOCK = threading.Lock()  # a process records one graph at a time
+_CAPTURE_LOCK = threading.Lock()  # one capture at a time per process
 
 
 def capture_graph(step_fn: StepFn, device: torch.device) -> StepFn:
-    """A function that does what `step` does, with the same memory, as one operation of the GPU."""
+    """Captures `step_fn`; the returned function replays the graph into the same memory."""
     with _CAPTURE_LOCK, torch.cuda.device(device):
-        aside = _capture_stream(torch.cuda.current_device())
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # what is chosen or made on first use is not for the recording
+        stream = _capture_stream(torch.cuda.current_device())
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # warm-up: excludes lazy initialization from the capture
                 step_fn()
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on, as long as what they do is none of this stream's business.
-        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-            out = step_fn()
+        # thread_local: other threads may use CUDA during the capture.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            output = step_fn()
 
     def replay() -> Tensor:
         graph.replay()
-        return out
+        return output
 
     return replay
 
 
 @functools.cache
 def _capture_stream(device: int) -> torch.cuda.Stream:
-    """The stream of a GPU on which its steps are recorded."""
+    """Stream for graph capture on a GPU."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
-"""Decoding steps in C++: one call for all layers, compiled on first use.
+"""Decode steps in C++, compiled on first use; one call runs all layers.
 
-build.py         finds a compiler, compiles kernels.cpp, keeps the result
-structures.py    what Python and C++ tell each other, field for field
-weights.py       a model's weights as the kernels read them, in panels.py's order, memory.py's pages
-engine.py        what takes the steps, with as many threads as tuning.py finds fastest
-steps.py         steps and prompts of one cache
-threads.py       PyTorch's own threads, kept out of the way
+build.py           finds a compiler, compiles kernels.cpp and caches the library
+ctypes_structs.py  structs shared with C++
+weights.py         weights in the layout of weight_layout.py, stored in huge_pages.py
+engine.py          runs steps with the number of threads that thread_tuning.py selects
+decode_step.py     prefill and decode steps of one cache
+threads.py         limits PyTorch's own threads
 """

@@ -1,4 +1,4 @@
-"""What Python and kernels.cpp tell each other; see there for what each field means."""
+"""Structs and functions of kernels.cpp, which documents the fields."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _fields(kind: type, names: str) -> Fields:
 
 
 class Linear(Structure):
-    """A matrix [rows, columns] in panels, maybe with scales of groups of columns, and a bias."""
+    """Matrix [rows, columns] in panels, with optional scales of column groups and bias."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "kind rows columns padding"),
@@ -23,7 +23,7 @@ class Linear(Structure):
 
 
 class Norm(Structure):
-    """A norm, or none."""
+    """Normalization layer, or none."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "kind width"),
@@ -33,7 +33,7 @@ class Norm(Structure):
 
 
 class Attention(Structure):
-    """An attention; of one to a source, `qkv` are the queries alone."""
+    """Attention; `qkv` of cross-attention contains only the queries."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(Linear, "qkv out"),
@@ -45,7 +45,7 @@ class Attention(Structure):
 
 
 class Layer(Structure):
-    """A layer."""
+    """Transformer layer."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(Norm, "attention_in attention_out cross_in cross_out feed_in feed_out"),
@@ -55,7 +55,7 @@ class Layer(Structure):
 
 
 class Model(Structure):
-    """A decoder and its head."""
+    """Decoder with head."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "width heads kv_heads head_dim inner layers"),
@@ -69,7 +69,7 @@ class Model(Structure):
 
 
 class Step(Structure):
-    """What a step reads and writes."""
+    """Inputs, outputs and buffers of a step."""
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "count columns capacity source_columns"),
@@ -85,7 +85,7 @@ class Step(Structure):
 
 
 def declare_signatures(library: ctypes.CDLL) -> None:
-    """Says what the library's functions take, and that it has the same structures."""
+    """Declares the function signatures and checks the struct sizes."""
     library.engine_new.restype = c_void_p
     library.engine_new.argtypes = [ctypes.c_int]
     library.engine_free.argtypes = [c_void_p]
@@ -96,5 +96,7 @@ def declare_signatures(library: ctypes.CDLL) -> None:
     library.engine_quantise.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
     sizes = (c_int64 * 6)()
     library.engine_sizes(sizes)
-    ours = [ctypes.sizeof(each) for each in (Linear, Norm, Attention, Layer, Model, Step)]
-    assert list(sizes) == ours, f"kernels.cpp has structures of {list(sizes)} bytes, not {ours}"
+    expected = [ctypes.sizeof(struct) for struct in (Linear, Norm, Attention, Layer, Model, Step)]
+    assert list(sizes) == expected, (
+        f"kernels.cpp has structs of {list(sizes)} bytes, not {expected}"
+    )

@@ -1,4 +1,4 @@
-"""Decoding steps of the kernels with one cache.
+"""Prefill and decode steps of the native kernels on one cache.
 
 Letters: B rows, C capacity of the cache, T tokens in it, K key-value heads, E head width,
 V vocabulary.
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from miniformer.runtime.native.engine import Engine
 
 
-_PREFILL_CHUNK = 256  # tokens of prompts that go through the layers together
+_PREFILL_CHUNK = 256  # prompt tokens per call
 
 
 class NativeRunner:
-    """Steps from one cache on; see `Engine.begin`. With other rows than before new ones are due."""
+    """Runner of steps on one cache; see `Engine.make_runner`.
+
+    A change of the rows of the cache requires a new runner.
+    """
 
     def __init__(
         self, engine: Engine, cache: KVCache, mask: Tensor | None, copies: int = 1
@@ -32,7 +35,7 @@ class NativeRunner:
         config = engine.config
         self.engine, self.cache = engine, cache
         self._references: list[Any] = []
-        self._key_rows: Tensor | None = None  # int32 [B, C]: which row has a column's key
+        self._key_rows: Tensor | None = None  # int32 [B, C]: row that stores the key
         self.step = step = c.Step(
             count=cache.batch_size,
             capacity=cache.capacity,
@@ -49,30 +52,32 @@ class NativeRunner:
         if cache.cross_kv is not None:
             step.source_columns = cache.cross_kv[0][0].shape[2]
             keys, values = zip(*cache.cross_kv, strict=True)
-            step.source_keys = self._pointer_array([each.contiguous() for each in keys])
-            step.source_values = self._pointer_array([each.contiguous() for each in values])
+            step.source_keys = self._pointer_array([key.contiguous() for key in keys])
+            step.source_values = self._pointer_array([value.contiguous() for value in values])
             if mask is not None:
                 step.source_mask = self._retain(mask.to(torch.uint8).contiguous())
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits after each row's next token: int [B] -> float32 [B, V]."""
+        """Appends a token to each row, int [B]; returns the next logits, float32 [B, V]."""
         cache, step, engine = self.cache, self.step, self.engine
         config, position = engine.config, engine.stack.position
         rows = cache.batch_size
-        if rows != step.count:  # else memory would be read that is somebody else's
-            raise ValueError(f"steps begun with {step.count} rows are asked for {rows}; begin anew")
-        placed = cache.extend(None, 1)  # [B or 1, 1]
-        positions, tokens = placed.expand(rows, 1).contiguous(), tokens.contiguous()
+        if rows != step.count:  # prevents an out-of-bounds access
+            raise ValueError(
+                f"the cache has {rows} rows, the runner {step.count}; create a new runner"
+            )
+        new_positions = cache.extend(None, 1)  # [B or 1, 1]
+        positions, tokens = new_positions.expand(rows, 1).contiguous(), tokens.contiguous()
         step.columns = cache.stop
         step.tokens, step.positions = tokens.data_ptr(), positions.data_ptr()
         step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
-        vectors = position.vectors(placed)
+        vectors = position.vectors(new_positions)
         if vectors is not None:
             vectors = vectors.expand(rows, 1, config.d_model).float().contiguous()
             step.vectors = vectors.data_ptr()
         if position.adds_bias:
             columns = cache.layers[0].key_positions(cache)
-            bias = position.bias(placed, columns).float().contiguous()  # [B or 1, H, 1, S]
+            bias = position.bias(new_positions, columns).float().contiguous()  # [B or 1, H, 1, S]
             step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
         logits = torch.empty(rows, config.vocab_size)
         step.logits = logits.data_ptr()
@@ -81,68 +86,72 @@ class NativeRunner:
         return logits
 
     def prefill(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Reads prompts into a cache that is empty; logits after each, float32 [B, V].
+        """Fills an empty cache with prompts; returns the next logits, float32 [B, V].
 
-        Padding costs nothing.
+        Padding is skipped.
 
         Args:
             ids: int [B, T].
-            mask: which of it is real, bool [B, T], the last column always; None: all.
+            mask: real tokens, bool [B, T], including the last column; None: all.
         """
         cache, config, position = self.cache, self.engine.config, self.engine.stack.position
-        placed = cache.extend(mask, ids.shape[1]).expand(ids.shape)
-        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
-        rows, columns = real.nonzero(as_tuple=True)
-        tokens, positions = ids[real], placed[real]
-        vectors = position.vectors(placed)
+        all_positions = cache.extend(mask, ids.shape[1]).expand(ids.shape)
+        token_mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        rows, columns = token_mask.nonzero(as_tuple=True)
+        tokens, positions = ids[token_mask], all_positions[token_mask]
+        vectors = position.vectors(all_positions)
         logits = torch.empty(len(ids), config.vocab_size)
-        step, done = type(self.step).from_buffer_copy(self.step), 0
+        step, num_done = type(self.step).from_buffer_copy(self.step), 0
         work = torch.empty(min(len(tokens), _PREFILL_CHUNK) * self._work_width)
         step.work, step.columns = work.data_ptr(), cache.stop
         step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
-        for some in torch.split(torch.arange(len(tokens)), _PREFILL_CHUNK):
-            last = (columns[some] == ids.shape[1] - 1).nonzero().flatten()
-            parts = [x[some].contiguous() for x in (tokens, positions, rows, columns)]
-            step.tokens, step.positions, step.rows, step.places = (x.data_ptr() for x in parts)
-            step.count, step.wanted_count, step.wanted = len(some), len(last), last.data_ptr()
+        for chunk in torch.split(torch.arange(len(tokens)), _PREFILL_CHUNK):
+            last = (columns[chunk] == ids.shape[1] - 1).nonzero().flatten()
+            inputs = [x[chunk].contiguous() for x in (tokens, positions, rows, columns)]
+            step.tokens, step.positions, step.rows, step.places = (x.data_ptr() for x in inputs)
+            step.count, step.wanted_count, step.wanted = len(chunk), len(last), last.data_ptr()
             if vectors is not None:
-                added = vectors.expand(*ids.shape, -1)[real][some].float().contiguous()
-                step.vectors = added.data_ptr()
-            step.logits = logits[done:].data_ptr()
+                chunk_vectors = vectors.expand(*ids.shape, -1)[token_mask][chunk]
+                chunk_vectors = chunk_vectors.float().contiguous()
+                step.vectors = chunk_vectors.data_ptr()
+            step.logits = logits[num_done:].data_ptr()
             self.engine.run(step)
-            done += len(last)
+            num_done += len(last)
         cache.end_pass()
         return logits
 
     def reorder_rows(self, rows: Tensor) -> None:
-        """Each row goes on from what row `rows` of it, int [B], was, of the same prompt and source.
+        """Replaces each row by row `rows`, int [B], which has the same prompt and source.
 
-        Keys and values stay where they are; only which row has them changes.
+        Keys and values are not moved; only the row index changes.
         """
         if self._key_rows is None:
-            own = torch.arange(self.step.count, dtype=torch.int32)
-            self._key_rows = own[:, None].repeat(1, self.cache.capacity)
+            identity = torch.arange(self.step.count, dtype=torch.int32)
+            self._key_rows = identity[:, None].repeat(1, self.cache.capacity)
             self.step.key_rows = self._key_rows.data_ptr()
         columns = self._key_rows[:, : self.cache.length]
         columns.copy_(columns[rows])
 
     def materialize_cache(self) -> None:
-        """Gives each row its own keys and values, as anybody else expects them in a cache."""
+        """Copies keys and values so that each row of the cache contains its own."""
         if self._key_rows is None:
             return
         columns = torch.arange(self.cache.length)
         for layer in self.cache.layers:
-            for kept in (layer.keys, layer.values):  # [B, K, C, E]
-                found = kept[self._key_rows[:, : len(columns)].long(), :, columns]  # [B, T, K, E]
-                kept[:, :, : len(columns)] = found.transpose(1, 2)
+            for stored in (layer.keys, layer.values):  # [B, K, C, E]
+                row = self._key_rows[:, : len(columns)].long()
+                gathered = stored[row, :, columns]  # [B, T, K, E]
+                stored[:, :, : len(columns)] = gathered.transpose(1, 2)
         self._key_rows, self.step.key_rows = None, None
 
     def _make_rotary_tables(self) -> None:
-        """cos and sin of every position that may come, for layers without and with a window."""
+        """Computes cos and sin of every position, for layers without and with a window."""
         cache, step = self.cache, self.step
-        places = torch.arange(cache.capacity)[None]
-        turn = self.engine.stack.position.rotation
-        tables = [turn(places, length=cache.final_lengths, local=local) for local in (False, True)]
+        positions = torch.arange(cache.capacity)[None]
+        rotation = self.engine.stack.position.rotation
+        tables = [
+            rotation(positions, length=cache.final_lengths, local=local) for local in (False, True)
+        ]
         rows = max(len(table.cos) for table in tables)
         cosines, sines = (
             [getattr(table, name).float().expand(rows, -1, -1, -1).contiguous() for table in tables]

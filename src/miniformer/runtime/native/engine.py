@@ -1,4 +1,4 @@
-"""A model in the hands of the kernels: what takes its steps.
+"""Native engine: a model prepared for the decoding kernels.
 
 Letters: B rows, V vocabulary.
 """
@@ -30,20 +30,20 @@ _ENGINES: weakref.WeakKeyDictionary[Any, tuple[Any, Engine]] = weakref.WeakKeyDi
 
 
 class NativeKernelsWarning(UserWarning):
-    """Decoding is slower than it could be on this machine."""
+    """The native kernels are not available, so decoding is slower."""
 
 
 class Engine:
-    """A model ready for the kernels.
+    """Native engine of a model.
 
     Args:
-        model: a causal Transformer or a Seq2SeqTransformer; its weights are copied.
-        weights: how they are kept: float32, bf16, or int8 or int4 with a scale for each 32 along a
-            row (inputs of products are in int8 then); beside int4, those of the head are in int8.
-        threads: that may share a step; see `Tuning`.
+        model: causal Transformer or Seq2SeqTransformer; its weights are copied.
+        weight_dtype: float32, bf16, int8 or int4. int8 and int4 have a scale for each 32 weights of
+            a row and quantize inputs to int8. With int4 the head is int8.
+        threads: maximum number of threads per step; see `ThreadTuner`.
 
     Raises:
-        NoKernels: they cannot be compiled, or the model has what they do not know.
+        NativeKernelsUnavailable: the kernels cannot be compiled or do not support the model.
     """
 
     def __init__(self, model: Any, weight_dtype: str = "float32", threads: int = 1) -> None:
@@ -53,41 +53,41 @@ class Engine:
         self.library, self.weight_dtype = load_library(), weight_dtype
         self.config = model.config
         stack = getattr(model, "decoder", model)
-        self._stack = weakref.ref(stack)  # an engine is kept for a model, and must not keep it
+        self._stack = weakref.ref(stack)  # weak: the engine must not keep its model alive
         self._native_weights = NativeWeights(model, weight_dtype)
         self.model, self.nbytes = self._native_weights.model, self._native_weights.nbytes
         self.thread_tuner, self._thread_pools = ThreadTuner(threads), dict[int, int]()
-        self._lock = threading.Lock()  # several streams may share a model, and the cores
+        self._lock = threading.Lock()  # streams of several threads may share a model
         self.handle = self._thread_pool(threads)
 
     @property
     def stack(self) -> Any:
-        """The layers that it was made of."""
+        """The decoder layers of the model."""
         return self._stack()
 
     @property
     def supports_prefill(self) -> bool:
-        """Whether it can read prompts, too, and need not leave them to the model."""
+        """True if prefill can also use the kernels."""
         return not self.model.has_cross and not self.stack.position.adds_bias
 
     def make_runner(
         self, cache: KVCache, mask: Tensor | None = None, copies: int = 1
     ) -> NativeRunner:
-        """Steps that go on from what is in a cache.
+        """Creates the runner of a cache.
 
         Args:
-            cache: of kind full, with the source's keys and values where the model is a decoder.
-            mask: which of the source is real, bool [B, S]; None: all.
-            copies: rows, one after the other, that share one source of the cache.
+            cache: cache of kind "full", with keys and values of the source, if there is one.
+            mask: real source tokens, bool [B, S]; None: all.
+            copies: number of consecutive rows that share a source.
         """
         return NativeRunner(self, cache, mask, copies)
 
     def run(self, step: Any, rows: int | None = None) -> None:
-        """Takes a step, or reads a part of prompts.
+        """Runs a decode step or a chunk of prefill.
 
         Args:
-            step: what there is to be read and written.
-            rows: how many the step is of; None: it is a part of prompts.
+            step: inputs and outputs.
+            rows: number of rows of a decode step; None: prefill.
         """
         with self._lock:
             threads = (
@@ -96,15 +96,15 @@ class Engine:
                 else self.thread_tuner.num_threads(rows)
             )
             self.handle = self._thread_pool(threads)
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             self.library.engine_step(
                 self.handle, ctypes.addressof(self.model), ctypes.addressof(step)
             )
             if rows is not None:
-                self.thread_tuner.record_time(rows, time.perf_counter() - began)
+                self.thread_tuner.record_time(rows, time.perf_counter() - start_time)
 
     def _thread_pool(self, threads: int) -> int:
-        """So many threads, which sleep when there is nothing to do."""
+        """Pool of threads, which sleep between steps."""
         if threads not in self._thread_pools:
             self._thread_pools[threads] = self.library.engine_new(threads)
             weakref.finalize(
@@ -113,53 +113,52 @@ class Engine:
         return self._thread_pools[threads]
 
     def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The likeliest tokens of each row, the likeliest first.
+        """Most likely tokens of each row, in descending order.
 
         Args:
             logits: float32 [B, V].
-            many: of them, N.
+            k: number of tokens.
 
         Returns:
-            Log-probabilities, float32 [B, N], and tokens, int [B, N].
+            Log-probabilities, float32 [B, k], and tokens, int [B, k].
         """
-        rows, vocabulary = logits.shape
+        rows, vocab_size = logits.shape
         logits = logits.contiguous()
-        log_p = torch.empty(rows, k)
+        logprobs = torch.empty(rows, k)
         tokens = torch.empty(rows, k, dtype=torch.long)
         with self._lock:
             self.library.engine_best(
-                self.handle, logits.data_ptr(), rows, vocabulary, k, log_p.data_ptr(),
+                self.handle, logits.data_ptr(), rows, vocab_size, k, logprobs.data_ptr(),
                 tokens.data_ptr(),
             )  # fmt: skip
-        return log_p, tokens
+        return logprobs, tokens
 
     def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
-        """What is done between steps is done so that it leaves the cores to them."""
+        """Context manager that leaves the cores to the threads of the kernels."""
         return single_openmp_thread()
 
 
 def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
-    """The model's engine, made anew where its weights have changed; None: decode without.
+    """The cached engine of a model, rebuilt after weight changes; None: no kernels available.
 
     Args:
-        model: a causal Transformer or a Seq2SeqTransformer.
-        weights: see `Engine`.
+        model: causal Transformer or Seq2SeqTransformer.
+        weight_dtype: see `Engine`.
 
     Raises:
-        UserError: other weights than float32 are asked for, and the kernels cannot be had.
+        UserError: `weight_dtype` is not float32, and the kernels are not available.
     """
-    # A process that was forked has none of its parent's threads.
-    now = (
+    key = (
         weight_dtype,
         torch.get_num_threads(),
-        os.getpid(),
+        os.getpid(),  # threads do not survive a fork
         *map(_weight_version, model.parameters()),
     )
-    known = _ENGINES.get(model)
-    if known is not None and known[0] == now and unsupported_reason(model) is None:
-        return known[1]
+    cached = _ENGINES.get(model)
+    if cached is not None and cached[0] == key and unsupported_reason(model) is None:
+        return cached[1]
     try:
-        made = Engine(model, weight_dtype, torch.get_num_threads())
+        engine = Engine(model, weight_dtype, torch.get_num_threads())
     except NativeKernelsUnavailable as error:
         if weight_dtype != "float32":
             raise UserError(
@@ -167,8 +166,8 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
             ) from None
         _warn_once(str(error))
         return None
-    _ENGINES[model] = (now, made)
-    return made
+    _ENGINES[model] = (key, engine)
+    return engine
 
 
 def _free_thread_pool(library: ctypes.CDLL, handle: int, process: int) -> None:
@@ -177,7 +176,7 @@ def _free_thread_pool(library: ctypes.CDLL, handle: int, process: int) -> None:
 
 
 def _weight_version(parameter: Tensor) -> tuple[int, int]:
-    """What changes with a weight."""
+    """Value that changes when a weight changes."""
     return parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version
 
 
@@ -185,7 +184,7 @@ def _weight_version(parameter: Tensor) -> tuple[int, int]:
 def _warn_once(reason: str) -> None:
     if "compile" in reason:
         warnings.warn(
-            f"decoding goes without its kernels, several times slower: {reason}",
+            f"decoding without native kernels is several times slower: {reason}",
             NativeKernelsWarning,
             stacklevel=2,
         )

@@ -1,6 +1,7 @@
-"""Memory for weights, in large pages where Linux gives them to who asks.
+"""Memory for weights, in huge pages where Linux provides them.
 
-A step reads each weight once. With pages of 4 KB a good part of the time goes into finding them.
+A step reads each weight once. With pages of 4 KB, address translation takes a large
+part of the time.
 """
 
 from __future__ import annotations
@@ -10,32 +11,32 @@ import mmap
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 32 << 20  # bytes taken at a time; what nobody writes to costs nothing
-_ALIGNMENT = 64  # bytes: a line of the cache
+_CHUNK_BYTES = 32 << 20  # bytes per allocation; untouched pages cost nothing
+_ALIGNMENT = 64  # bytes: one cache line
 
 
 class HugePageArena:
-    """Tensors side by side in memory of their own, which lives as long as one of them."""
+    """Arena of tensors; a chunk is freed with its last tensor."""
 
     def __init__(self) -> None:
         self._chunk = torch.empty(0, dtype=torch.uint8)
         self._used = 0
 
     def copy_tensor(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor, contiguous."""
+        """Contiguous copy of a tensor in the arena."""
         if not tensor.numel():
             return tensor.clone()
         end = self._used + tensor.nbytes
         if end > len(self._chunk):
             self._chunk, self._used = _allocate(max(_CHUNK_BYTES, tensor.nbytes)), 0
             end = tensor.nbytes
-        placed = self._chunk[self._used : end].view(tensor.dtype).view(tensor.shape)
+        copy = self._chunk[self._used : end].view(tensor.dtype).view(tensor.shape)
         self._used = -(-end // _ALIGNMENT) * _ALIGNMENT
-        return placed.copy_(tensor)
+        return copy.copy_(tensor)
 
 
 def _allocate(size: int) -> Tensor:
-    """New memory, uint8 [size]."""
+    """Allocates memory, uint8 [size]."""
     memory = mmap.mmap(-1, size)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)

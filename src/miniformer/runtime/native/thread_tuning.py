@@ -1,25 +1,21 @@
-"""How many threads a step has: as many as are measured to be fastest.
+"""Selection of the number of threads per step, by measured time.
 
-A thread more means a few microseconds more at each meeting, of which a layer has several, and a
-wait for whoever is late: on a small model, or a machine that does something else, fewer are faster.
+Each additional thread adds some microseconds to every synchronization, of which a layer has
+several. So fewer threads are faster for a small model or on a busy machine.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-_STEPS_PER_CANDIDATE = (
-    4  # steps with as many threads, of which the first does not count: others still wait
-)
+_STEPS_PER_CANDIDATE = 4  # consecutive steps per candidate; the first one is not timed
 _ROUNDS = 2
-_RETUNE_INTERVAL = (
-    1000  # steps after which it is measured again, for a machine may have become busy
-)
+_RETUNE_INTERVAL = 1000  # steps until the next tuning: the load of the machine may change
 
 
 @dataclasses.dataclass
 class _ThreadTrial:
-    """Two numbers of threads that are measured, and the least that a step took with each."""
+    """Comparison of two numbers of threads by their minimum step time."""
 
     more_threads: int
     fewer_threads: int
@@ -28,15 +24,15 @@ class _ThreadTrial:
     chosen: int | None = None
 
     def next_candidate(self) -> int:
-        """Whose turn it is."""
+        """Number of threads of the next step."""
         return (self.more_threads, self.fewer_threads)[self.num_steps // _STEPS_PER_CANDIDATE % 2]
 
 
 class ThreadTuner:
-    """Chooses numbers of threads; steps of about as many rows have theirs in common.
+    """Selects the number of threads for each power-of-two range of rows.
 
     Args:
-        most: threads that there may be.
+        max_threads: maximum number of threads.
     """
 
     def __init__(self, max_threads: int) -> None:
@@ -44,35 +40,34 @@ class ThreadTuner:
         self._trials: dict[int, _ThreadTrial] = {}
 
     def num_threads(self, rows: int) -> int:
-        """Threads for the next step of so many rows."""
-        duel = self._trial(rows)
-        return duel.next_candidate() if duel.chosen is None else duel.chosen
+        """Number of threads for the next step with `rows` rows."""
+        trial = self._trial(rows)
+        return trial.next_candidate() if trial.chosen is None else trial.chosen
 
     def record_time(self, rows: int, seconds: float) -> None:
-        """What that step took."""
-        duel, kind = self._trial(rows), rows.bit_length()
-        if duel.chosen is None and duel.num_steps % _STEPS_PER_CANDIDATE:
-            # The least is what a step takes where nobody disturbs it.
-            duel.min_seconds[duel.next_candidate()] = min(
-                seconds, duel.min_seconds.get(duel.next_candidate(), seconds)
-            )
-        duel.num_steps += 1
-        if duel.chosen is not None:
-            if duel.num_steps == _RETUNE_INTERVAL:
-                del self._trials[kind]
-        elif duel.num_steps == 2 * _STEPS_PER_CANDIDATE * _ROUNDS:
-            if duel.min_seconds[duel.more_threads] <= duel.min_seconds[duel.fewer_threads]:
-                duel.chosen = duel.more_threads
-            elif duel.fewer_threads == 1:
-                duel.chosen = 1
+        """Records the duration of the last step."""
+        trial, key = self._trial(rows), rows.bit_length()
+        if trial.chosen is None and trial.num_steps % _STEPS_PER_CANDIDATE:
+            # The minimum excludes interference by other processes.
+            threads = trial.next_candidate()
+            trial.min_seconds[threads] = min(seconds, trial.min_seconds.get(threads, seconds))
+        trial.num_steps += 1
+        if trial.chosen is not None:
+            if trial.num_steps == _RETUNE_INTERVAL:
+                del self._trials[key]
+        elif trial.num_steps == 2 * _STEPS_PER_CANDIDATE * _ROUNDS:
+            if trial.min_seconds[trial.more_threads] <= trial.min_seconds[trial.fewer_threads]:
+                trial.chosen = trial.more_threads
+            elif trial.fewer_threads == 1:
+                trial.chosen = 1
             else:
-                self._trials[kind] = _ThreadTrial(duel.fewer_threads, duel.fewer_threads // 2)
+                self._trials[key] = _ThreadTrial(trial.fewer_threads, trial.fewer_threads // 2)
 
     def _trial(self, rows: int) -> _ThreadTrial:
-        kind = rows.bit_length()
-        if kind not in self._trials:
-            alone = 1 if self.max_threads == 1 else None
-            self._trials[kind] = _ThreadTrial(
-                self.max_threads, max(1, self.max_threads // 2), chosen=alone
+        key = rows.bit_length()
+        if key not in self._trials:
+            chosen = 1 if self.max_threads == 1 else None
+            self._trials[key] = _ThreadTrial(
+                self.max_threads, max(1, self.max_threads // 2), chosen=chosen
             )
-        return self._trials[kind]
+        return self._trials[key]

@@ -1,8 +1,7 @@
-"""PyTorch's threads, kept from running beside those of the kernels.
+"""Limits PyTorch's threads while the kernels decode.
 
-After an operation on several threads those of OpenMP do not sleep at once: for milliseconds they
-wait awake for the next, on the cores that the kernels need. On few rows PyTorch's operations gain
-nothing by threads, and so have one while a text is written.
+After a parallel operation OpenMP threads spin for milliseconds on the cores that the kernels need.
+PyTorch's operations on few rows gain nothing from several threads, so they use one.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ import torch
 
 @contextlib.contextmanager
 def single_openmp_thread() -> Iterator[None]:
-    """PyTorch's operations of this thread of Python use one thread, where its OpenMP is found.
+    """Limits PyTorch's operations in this Python thread to one thread, if OpenMP is found.
 
-    `torch.set_num_threads` is no choice: it holds for the first operations of other threads, too.
+    `torch.set_num_threads` would also affect other Python threads.
     """
     library = _openmp_library()
     if library is None:
         yield
         return
-    before = library.omp_get_max_threads()
+    previous = library.omp_get_max_threads()
     library.omp_set_num_threads(1)
     try:
         yield
     finally:
-        library.omp_set_num_threads(before)
+        library.omp_set_num_threads(previous)
 
 
 @functools.cache
 def _openmp_library() -> ctypes.CDLL | None:
-    """The OpenMP library that PyTorch brings along."""
+    """The OpenMP library bundled with PyTorch."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("lib*omp*")):
         with contextlib.suppress(OSError, AttributeError):
             library = ctypes.CDLL(str(path))
-            library.omp_get_max_threads, library.omp_set_num_threads  # noqa: B018 (are there)
+            library.omp_get_max_threads, library.omp_set_num_threads  # noqa: B018 (checks presence)
             return library
     return None

@@ -1,4 +1,4 @@
-"""A model's weights as the kernels read them, and which models they can do anything with."""
+"""Conversion of model weights for the kernels, and the check of supported models."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from miniformer.runtime.native.weight_layout import (
     to_panels,
 )
 
-_GROUP_SIZE = 32  # int8 or int4 weights that share a scale
+_GROUP_SIZE = 32  # int8 or int4 weights per scale
 _ACTIVATIONS = {"gelu": 0, "geglu": 0, "gelu_tanh": 1, "geglu_tanh": 1, "relu": 2, "reglu": 2,
                 "silu": 3, "swiglu": 3}  # fmt: skip
 
 
 def unsupported_reason(model: Any) -> str | None:
-    """Why the kernels cannot decode with a model; None: they can."""
+    """Reason why the kernels do not support a model; None if they do."""
     weight = next(model.parameters())
     if weight.device.type != "cpu":
         return f"its weights are on {weight.device.type}, and the kernels are for CPUs"
-    if any(each.dtype != torch.float32 for each in model.parameters()):
+    if any(weight.dtype != torch.float32 for weight in model.parameters()):
         return "its weights are not float32"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
@@ -40,52 +40,53 @@ def unsupported_reason(model: Any) -> str | None:
 
 
 def unsupported_component(model: Any) -> str | None:
-    """What there is in a model that is none of our own parts as they are; None: nothing."""
+    """Custom component or setting of a model; None if it has only unmodified built-in ones."""
     if "features" in vars(model) or "logits" in vars(model):
         return "its methods have been replaced"
     for module in model.modules():
         kind = type(module)
         if not kind.__module__.startswith(("miniformer.model.", "torch.nn.modules.")):
-            return f"{kind.__name__} is none of our own parts"
+            return f"{kind.__name__} is not a built-in component"
         if module._forward_hooks or module._forward_pre_hooks:
             return "it has hooks"
     config = model.config
-    for part, name in (("norm", config.norm), ("position", config.position)):
-        if name not in registry.builtin_names(part):
-            return f"{part}={name} is none of our own parts"
+    for category, name in (("norm", config.norm), ("position", config.position)):
+        if name not in registry.builtin_names(category):
+            return f"{category}={name} is not a built-in component"
     if config.activation not in _ACTIVATIONS:
-        return f"activation={config.activation} is none of our own parts"
+        return f"activation={config.activation} is not a built-in component"
     if config.input_dim is not None or config.output_dim is not None or config.head != "linear":
-        return "it does not go from tokens to tokens"
+        return "its inputs or outputs are not tokens"
     return None
 
 
 class NativeWeights:
-    """A copy of a model's weights in the order in which a step reads them.
+    """Copy of the weights in the layout of the kernels.
 
     Args:
-        model: a causal Transformer or a Seq2SeqTransformer that is no `why_not`.
-        kept: how; see `Engine`.
+        model: causal Transformer or Seq2SeqTransformer without `unsupported_reason`.
+        weight_dtype: see `Engine`.
 
     Attributes:
-        model: what the kernels are told of it all.
+        model: the model struct of the kernels.
 
     Raises:
-        NoKernels: the model has what they do not know.
+        NativeKernelsUnavailable: the model has an unsupported norm.
     """
 
     def __init__(self, model: Any, weight_dtype: str) -> None:
         self.weight_dtype, self.config = weight_dtype, model.config
         config, stack = model.config, getattr(model, "decoder", model)
-        self._tensors: list[Any] = []  # alive as long as the kernels may read it
+        self._tensors: list[Any] = []  # references keep the memory alive
         self._arena = HugePageArena()
         layers = (c.Layer * len(stack.layers))()
-        for made, layer in zip(layers, stack.layers, strict=True):
-            self._fill_layer(made, layer)
+        for struct, layer in zip(layers, stack.layers, strict=True):
+            self._fill_layer(struct, layer)
         scale = 1.0 if config.embedding_scale is None else config.embedding_scale
-        vectors, kinds = model.embedding.weight, getattr(model, "type_embedding", None)
-        if kinds is not None:  # text that is written is of type 0
-            vectors, scale = vectors * scale + kinds.weight[0], 1.0
+        embedding = model.embedding.weight
+        type_embedding = getattr(model, "type_embedding", None)
+        if type_embedding is not None:  # generated tokens have type 0
+            embedding, scale = embedding * scale + type_embedding.weight[0], 1.0
         self.model = c.Model(
             width=config.d_model,
             heads=config.n_heads,
@@ -103,7 +104,7 @@ class NativeWeights:
             embedding_scale=scale,
             logit_scale=1.0 if config.logit_scale is None else config.logit_scale,
             logit_softcap=config.final_softcap or 0.0,
-            embedding=self._store_float32(vectors),
+            embedding=self._store_float32(embedding),
             embedding_norm=self._norm(stack.embedding_norm),
             final_norm=self._norm(stack.final_norm),
             head=self._linear(
@@ -117,44 +118,46 @@ class NativeWeights:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights that a step reads; of the embedding it reads a row for each token."""
-        read = sum(each.nbytes for each in self._tensors if isinstance(each, Tensor))
-        return int(read - self.config.vocab_size * self.config.d_model * 4)
+        """Bytes of weights that a step reads, without the embedding."""
+        nbytes = sum(tensor.nbytes for tensor in self._tensors if isinstance(tensor, Tensor))
+        return int(nbytes - self.config.vocab_size * self.config.d_model * 4)
 
     def _fill_layer(self, struct: Any, layer: Any) -> None:
-        for ours, theirs in (
+        for field, name in (
             ("attention_in", "attention_norm"), ("attention_out", "attention_out_norm"),
             ("cross_in", "cross_attention_norm"), ("cross_out", "cross_attention_out_norm"),
             ("feed_in", "feed_forward_norm"), ("feed_out", "feed_forward_out_norm"),
         ):  # fmt: skip
-            setattr(struct, ours, self._norm(getattr(layer, theirs, None)))
+            setattr(struct, field, self._norm(getattr(layer, name, None)))
         self_attention = layer.attention
         struct.attention = self._attention(
             self_attention, [self_attention.q_proj, self_attention.k_proj, self_attention.v_proj]
         )
         if hasattr(layer, "cross_attention"):
             struct.cross = self._attention(layer.cross_attention, [layer.cross_attention.q_proj])
-        feed = layer.feed_forward
-        parts = [feed.up_proj] if feed.gate_proj is None else [feed.gate_proj, feed.up_proj]
+        ffn = layer.feed_forward
+        projections = [ffn.up_proj] if ffn.gate_proj is None else [ffn.gate_proj, ffn.up_proj]
         bias = None
-        if feed.up_proj.bias is not None:
-            bias = interleave_rows([part.bias[:, None] for part in parts])[:, 0]
-        struct.up = self._linear(interleave_rows([part.weight for part in parts]), bias)
-        struct.down = self._linear(feed.down_proj.weight, feed.down_proj.bias)
+        if ffn.up_proj.bias is not None:
+            bias = interleave_rows([linear.bias[:, None] for linear in projections])[:, 0]
+        struct.up = self._linear(interleave_rows([linear.weight for linear in projections]), bias)
+        struct.down = self._linear(ffn.down_proj.weight, ffn.down_proj.bias)
 
-    def _attention(self, attention: Any, parts: Sequence[nn.Linear]) -> Any:
-        bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
+    def _attention(self, attention: Any, projections: Sequence[nn.Linear]) -> Any:
+        bias = None
+        if projections[0].bias is not None:
+            bias = torch.cat([linear.bias for linear in projections])
         local = bool(attention.window) and self.config.rotary_base_local is not None
-        turned = self.config.position == "rotary" and not attention.cross
+        is_rotary = self.config.position == "rotary" and not attention.cross
         scale = attention.scale
         return c.Attention(
-            qkv=self._linear(torch.cat([part.weight for part in parts]), bias),
+            qkv=self._linear(torch.cat([linear.weight for linear in projections]), bias),
             out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
             q_norm=self._norm(attention.q_norm),
             k_norm=self._norm(attention.k_norm),
             each_head=attention.qk_norm_per_head,
             window=attention.window or 0,
-            rotation=int(local) if turned else -1,
+            rotation=int(local) if is_rotary else -1,
             has_sinks=attention.sinks is not None,
             scale=attention.head_dim**-0.5 if scale is None else scale,
             softcap=attention.softcap or 0.0,
@@ -169,44 +172,44 @@ class NativeWeights:
             weight = self._store_float32(norm.weight)
             return c.Norm(kind=2, width=norm.weight.numel(), eps=norm.eps, weight=weight, bias=bias)
         if not isinstance(norm, RMSNorm):
-            raise NativeKernelsUnavailable(f"{type(norm).__name__} is none of our own norms")
+            raise NativeKernelsUnavailable(f"{type(norm).__name__} is not a built-in norm")
         gain = 1 + norm.weight if isinstance(norm, ZeroCenteredRMSNorm) else norm.weight
         return c.Norm(kind=1, width=gain.numel(), eps=norm.eps, weight=self._store_float32(gain))
 
     def _linear(self, weight: Tensor, bias: Tensor | None, is_head: bool = False) -> Any:
-        weight, kept = weight.detach(), self.weight_dtype
+        weight, dtype = weight.detach(), self.weight_dtype
         rows, columns = weight.shape
-        made = c.Linear(kind=0, rows=rows, columns=columns)
+        struct = c.Linear(kind=0, rows=rows, columns=columns)
         weight = pad_rows(weight, PANEL_ROWS)
-        if kept in ("int8", "int4") and columns % _GROUP_SIZE:
-            kept = "float32"
-        if kept == "bf16":
-            made.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
-        elif kept == "int8" or (kept == "int4" and is_head):
-            small, scales = self._quantize_int8(weight)
-            made.kind, weight = 2, to_panels(small.view(len(small), -1, 4), PANEL_ROWS)
-            made.scales = self._store(to_panels(scales, PANEL_ROWS))
-        elif kept == "int4":
-            small, scales = quantize_int4(weight, _GROUP_SIZE)
-            made.kind, weight = 3, to_panels(small, PANEL_ROWS)
-            made.scales = self._store(to_panels(scales, PANEL_ROWS))
+        if dtype in ("int8", "int4") and columns % _GROUP_SIZE:
+            dtype = "float32"
+        if dtype == "bf16":
+            struct.kind, weight = 1, to_panels(weight.bfloat16(), PANEL_ROWS)
+        elif dtype == "int8" or (dtype == "int4" and is_head):
+            quantized, scales = self._quantize_int8(weight)
+            quantized = quantized.view(len(quantized), -1, 4)
+            struct.kind, weight = 2, to_panels(quantized, PANEL_ROWS)
+            struct.scales = self._store(to_panels(scales, PANEL_ROWS))
+        elif dtype == "int4":
+            quantized, scales = quantize_int4(weight, _GROUP_SIZE)
+            struct.kind, weight = 3, to_panels(quantized, PANEL_ROWS)
+            struct.scales = self._store(to_panels(scales, PANEL_ROWS))
         else:
             weight = to_panels(weight, PANEL_ROWS)
-        made.weight = self._store(weight)
-        made.bias = (
-            None if bias is None else self._store_float32(pad_rows(bias.detach(), PANEL_ROWS))
-        )
-        return made
+        struct.weight = self._store(weight)
+        if bias is not None:
+            struct.bias = self._store_float32(pad_rows(bias.detach(), PANEL_ROWS))
+        return struct
 
     def _quantize_int8(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A matrix in int8, and the scales of its groups."""
+        """Quantizes a matrix; returns int8 values and the scales of the groups."""
         weight = weight.contiguous()
-        small = torch.empty(weight.shape, dtype=torch.int8)
+        quantized = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(len(weight), weight.shape[1] // _GROUP_SIZE)
         load_library().engine_quantise(
-            weight.data_ptr(), weight.numel(), small.data_ptr(), scales.data_ptr()
+            weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
         )
-        return small, scales
+        return quantized, scales
 
     def _store_float32(self, tensor: Tensor) -> int:
         return self._store(tensor.detach().float())
