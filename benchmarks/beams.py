@@ -1,11 +1,11 @@
-"""How fast is beam search? Target tokens a second of one seq2seq model in several hands.
+"""Beam search speed: target tokens per second of one seq2seq model in several libraries.
 
     python benchmarks/beams.py [--rounds 5] [--save]
 
-A BART of random weights (3 + 3 layers x 256, vocabulary 8,000) writes 32 tokens to each of 32
-sources of unequal lengths, with five beams. In each round everybody has a turn, in another order
-each round, so that a busy minute hits all alike; figures are medians. Hugging Face's transformers
-and CTranslate2 (which converts the same weights) have one where they are installed.
+A BART with random weights (3 + 3 layers x 256, vocabulary 8,000) generates 32 tokens for each of 32
+sources of unequal lengths, with five beams. Each round runs all libraries in a different order.
+Results are medians. Hugging Face's transformers and CTranslate2 (with the same weights, converted)
+are included if installed.
 """
 
 import argparse
@@ -27,14 +27,14 @@ RESULTS = Path(__file__).parent / "results" / "beams.json"
 VOCABULARY, NEW, BEAMS, ROWS = 8000, 32, 5, 32
 
 
-def by_us(model, sources, weights):
+def run_miniformer(model, sources, weights):
     return model.generate(sources, NEW, num_beams=BEAMS, min_new_tokens=NEW, weight_dtype=weights)
 
 
-def by_transformers(model, sources):
-    longest = max(map(len, sources))
-    ids = torch.tensor([row + [1] * (longest - len(row)) for row in sources])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in sources])
+def run_transformers(model, sources):
+    width = max(map(len, sources))
+    ids = torch.tensor([row + [1] * (width - len(row)) for row in sources])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sources])
     with torch.inference_mode():
         return model.generate(
             ids, attention_mask=mask, num_beams=BEAMS, min_new_tokens=NEW, max_new_tokens=NEW,
@@ -42,20 +42,20 @@ def by_transformers(model, sources):
         )  # fmt: skip
 
 
-def by_ctranslate2(translator, sources):
+def run_ctranslate2(translator, sources):
     return translator.translate_batch(
         [[f"t{token}" for token in row] for row in sources], beam_size=BEAMS,
         min_decoding_length=NEW, max_decoding_length=NEW, max_batch_size=0,
     )  # fmt: skip
 
 
-def converted(model, folder, quantization):
-    """CTranslate2's own translator of a Hugging Face model, with tokens t0, t1, ..."""
+def convert_to_ctranslate2(model, folder, quantization):
+    """Converts a Hugging Face model to a CTranslate2 translator with tokens t0, t1, ..."""
     import ctranslate2
     from ctranslate2.converters.transformers import BartLoader
 
     spec = BartLoader().get_model_spec(model)
-    tokens = [f"t{number}" for number in range(VOCABULARY)]
+    tokens = [f"t{index}" for index in range(VOCABULARY)]
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
     spec.config.bos_token, spec.config.unk_token = "t0", "t3"
@@ -67,35 +67,37 @@ def converted(model, folder, quantization):
     return ctranslate2.Translator(str(folder), intra_threads=torch.get_num_threads())
 
 
-def hands(model, sources):
-    """Name -> a function that writes."""
-    found = {
-        f"miniformer, {kind}": lambda kind=kind: by_us(model, sources, kind)
+def contenders(model, sources):
+    """Maps names to generation functions."""
+    result = {
+        f"miniformer, {kind}": lambda kind=kind: run_miniformer(model, sources, kind)
         for kind in ("float32", "bf16", "int8")
     }
     if importlib.util.find_spec("transformers") is None:
-        return found
+        return result
     import transformers
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         miniformer.to_hf(model, folder / "hf")
-        theirs = transformers.BartForConditionalGeneration.from_pretrained(folder / "hf").eval()
-        found["transformers, float32"] = lambda: by_transformers(theirs, sources)
+        hf_model = transformers.BartForConditionalGeneration.from_pretrained(folder / "hf").eval()
+        result["transformers, float32"] = lambda: run_transformers(hf_model, sources)
         if importlib.util.find_spec("ctranslate2") is not None:
             for kind in ("float32", "int8"):
-                translator = converted(theirs, folder / kind, None if kind == "float32" else kind)
-                found[f"ctranslate2, {kind}"] = lambda translator=translator: by_ctranslate2(
+                translator = convert_to_ctranslate2(
+                    hf_model, folder / kind, None if kind == "float32" else kind
+                )
+                result[f"ctranslate2, {kind}"] = lambda translator=translator: run_ctranslate2(
                     translator, sources
                 )
-    return found
+    return result
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write results/beams.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(0)
     config = TransformerConfig(**architecture_config(
         "bart", vocab_size=VOCABULARY, d_model=256, n_heads=8, n_layers=3, d_ff=1024,
@@ -103,29 +105,29 @@ def main():
     ))  # fmt: skip
     model = Seq2SeqTransformer(config).eval()
     sources = [torch.randint(4, VOCABULARY, (6 + n,)).tolist() for n in range(ROWS)]
-    everybody = hands(model, sources)
-    rates = {name: [] for name in everybody}
-    for write in everybody.values():  # what is compiled or allocated once
-        write()
-    for number in range(given.rounds):
-        names = list(everybody)
-        start = number % len(names)
+    runs = contenders(model, sources)
+    rates = {name: [] for name in runs}
+    for run in runs.values():  # warm-up: compilation and allocation
+        run()
+    for index in range(args.rounds):
+        names = list(runs)
+        start = index % len(names)
         for name in names[start:] + names[:start]:
-            write = everybody[name]
-            write()  # a model keeps one form of its weights ready, so that the first does not count
-            began = time.perf_counter()
-            write()
-            rates[name].append(ROWS * NEW / (time.perf_counter() - began))
-        print(f"round {number + 1} of {given.rounds}", flush=True)
-    found = {name: round(statistics.median(each), 1) for name, each in rates.items()}
-    print(f"{config.num_params(seq2seq=True) / 1e6:.1f}M parameters; target tokens a second:")
-    for name, rate in found.items():
+            run = runs[name]
+            run()  # untimed: a model caches weights of one dtype
+            start_time = time.perf_counter()
+            run()
+            rates[name].append(ROWS * NEW / (time.perf_counter() - start_time))
+        print(f"round {index + 1} of {args.rounds}", flush=True)
+    medians = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+    print(f"{config.num_params(seq2seq=True) / 1e6:.1f}M parameters; target tokens per second:")
+    for name, rate in medians.items():
         print(f"{name:24} {rate:8.0f}")
-    if given.save:
+    if args.save:
         result = {
             "environment": environment("transformers", "ctranslate2"),
-            "rounds": given.rounds,
-            "rates": found,
+            "rounds": args.rounds,
+            "rates": medians,
         }
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 

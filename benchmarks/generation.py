@@ -1,15 +1,15 @@
-"""How fast is text? Tokens a second of one model in several hands, turn by turn.
+"""Decoding speed: tokens per second of one model in several libraries.
 
     python benchmarks/generation.py [--shape 14m|110m] [--rounds 5] [--save]
 
-A Llama of random weights writes 128 tokens to a prompt of 32, greedily; then 16 prompts of unequal
-lengths; then the first token of a prompt of 512, beside a forward pass. In each round everybody has
-a turn, in another order each round, which begins with a text that does not count (a model keeps one
-form of its weights ready), so that a busy minute hits all alike; figures are medians. llama.cpp,
-through its Python package, writes to the 16 prompts one after the other, the others at once. What
-is not installed is left out: transformers; llama_cpp and gguf, which get the same weights. Beside
-each figure stands the share of the memory's bandwidth at which it reads the weights; that is
-measured in each round, too, by the sum of a large array.
+A Llama with random weights generates 128 tokens greedily, first for one prompt of 32 tokens, then
+for 16 prompts of unequal lengths. Then the time to the first token of a prompt of 512 is compared
+with a forward pass. Each round runs all libraries in a different order; each run follows an untimed
+one, because a model caches weights of one dtype. Results are medians. llama.cpp, through its Python
+package, processes the 16 prompts one by one, the others as a batch. Libraries that are not
+installed are skipped: transformers; llama_cpp and gguf, which get the same weights. Each result has
+the fraction of the memory bandwidth at which it reads the weights. Each round measures the
+bandwidth with the sum of a large array.
 """
 
 import argparse
@@ -40,22 +40,22 @@ BYTES = {"float32": 4.0, "bf16": 2.0}
 NEW = 128
 
 
-def seconds(work):
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+def seconds(run):
+    start_time = time.perf_counter()
+    run()
+    return time.perf_counter() - start_time
 
 
 def bandwidth():
-    """Bytes a second that all cores read from memory."""
+    """Memory read bandwidth of all cores in bytes per second."""
     array = HugePageArena().copy_tensor(torch.ones(2**26))
     return max(array.nbytes / seconds(array.sum) for _ in range(5))
 
 
-def hands(model, config):
-    """Name -> a function that writes to prompts, the tokens it writes, and bytes of weights."""
+def contenders(model, config):
+    """Maps names to a generation function of prompts and the bytes of weights per token."""
     weights = config.num_params() - config.vocab_size * config.d_model * (not config.is_head_tied)
-    found = {
+    result = {
         f"miniformer, {kind}": (
             lambda prompts, kind=kind: model.generate(
                 prompts, NEW, temperature=0, weight_dtype=kind
@@ -69,15 +69,15 @@ def hands(model, config):
 
         with tempfile.TemporaryDirectory() as folder:
             miniformer.to_hf(model, Path(folder) / "hf")
-            theirs = {
+            hf_models = {
                 name: transformers.AutoModelForCausalLM.from_pretrained(
                     Path(folder) / "hf", dtype=dtype
                 ).eval()
                 for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16))
             }
-        for name, each in theirs.items():
-            found[f"transformers, {name}"] = (
-                lambda prompts, each=each: by_transformers(each, prompts),
+        for name, hf_model in hf_models.items():
+            result[f"transformers, {name}"] = (
+                lambda prompts, hf_model=hf_model: run_transformers(hf_model, prompts),
                 weights * BYTES[name],
             )
     if all(importlib.util.find_spec(name) is not None for name in ("llama_cpp", "gguf")):
@@ -94,14 +94,14 @@ def hands(model, config):
                 size = path.stat().st_size - config.vocab_size * config.d_model * 4 * (
                     not config.is_head_tied
                 )
-                found[f"llama.cpp, {kind.lower()}"] = (
-                    lambda prompts, loaded=loaded: by_llama_cpp(loaded, prompts), size,
+                result[f"llama.cpp, {kind.lower()}"] = (
+                    lambda prompts, loaded=loaded: run_llama_cpp(loaded, prompts), size,
                 )  # fmt: skip
-    return found
+    return result
 
 
 def write_gguf(model, config, path, kind):
-    """The model as a file for llama.cpp, whose rotary positions turn neighbours."""
+    """Exports the model for llama.cpp, whose rotary embedding rotates adjacent channels."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -116,15 +116,15 @@ def write_gguf(model, config, path, kind):
     writer.add_rope_freq_base(config.rotary_base)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
-    quantised = gguf.GGMLQuantizationType[kind]
+    quantized_type = gguf.GGMLQuantizationType[kind]
 
     def add(name, weight):
         array = weight.detach().float().numpy()
-        exact = array.ndim == 1 or kind == "F32"
-        to = gguf.GGMLQuantizationType.F32 if exact else quantised
-        writer.add_tensor(name, gguf.quants.quantize(array, to), raw_dtype=to)
+        is_float32 = array.ndim == 1 or kind == "F32"
+        dtype = gguf.GGMLQuantizationType.F32 if is_float32 else quantized_type
+        writer.add_tensor(name, gguf.quants.quantize(array, dtype), raw_dtype=dtype)
 
-    def neighbours(weight):
+    def adjacent(weight):
         return (
             weight.view(-1, 2, config.head_width // 2, config.d_model)
             .transpose(1, 2)
@@ -135,30 +135,30 @@ def write_gguf(model, config, path, kind):
     add("output_norm.weight", model.final_norm.weight)
     if not config.is_head_tied:
         add("output.weight", model.head.weight)
-    for number, layer in enumerate(model.layers):
-        attention, feed = layer.attention, layer.feed_forward
+    for index, layer in enumerate(model.layers):
+        attention, ffn = layer.attention, layer.feed_forward
         for name, weight in (
             ("attn_norm", layer.attention_norm.weight),
-            ("attn_q", neighbours(attention.q_proj.weight)),
-            ("attn_k", neighbours(attention.k_proj.weight)),
+            ("attn_q", adjacent(attention.q_proj.weight)),
+            ("attn_k", adjacent(attention.k_proj.weight)),
             ("attn_v", attention.v_proj.weight),
             ("attn_output", attention.o_proj.weight),
             ("ffn_norm", layer.feed_forward_norm.weight),
-            ("ffn_gate", feed.gate_proj.weight),
-            ("ffn_up", feed.up_proj.weight),
-            ("ffn_down", feed.down_proj.weight),
+            ("ffn_gate", ffn.gate_proj.weight),
+            ("ffn_up", ffn.up_proj.weight),
+            ("ffn_down", ffn.down_proj.weight),
         ):
-            add(f"blk.{number}.{name}.weight", weight)
+            add(f"blk.{index}.{name}.weight", weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def by_transformers(model, prompts):
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in prompts])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
+def run_transformers(model, prompts):
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
     with torch.inference_mode():
         model.generate(
             ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False,
@@ -166,16 +166,16 @@ def by_transformers(model, prompts):
         )  # fmt: skip
 
 
-def by_llama_cpp(model, prompts):
+def run_llama_cpp(model, prompts):
     for prompt in prompts:
         model.reset()
-        for written, _ in enumerate(model.generate(prompt, temp=0.0), 1):
-            if written == NEW:
+        for count, _ in enumerate(model.generate(prompt, temp=0.0), 1):
+            if count == NEW:
                 break
 
 
 def first_token(model):
-    """Seconds to the first token of a long prompt, and of a forward pass over it."""
+    """Median seconds to the first token of a long prompt, and of a forward pass over it."""
     prompt = torch.randint(0, 8000, (1, 512))
     with torch.inference_mode():
         pairs = [
@@ -185,7 +185,7 @@ def first_token(model):
             )
             for _ in range(6)
         ]
-    return [statistics.median(each) for each in zip(*pairs[1:], strict=True)]
+    return [statistics.median(times) for times in zip(*pairs[1:], strict=True)]
 
 
 def main():
@@ -193,51 +193,56 @@ def main():
     parser.add_argument("--shape", choices=sorted(SHAPES), default="14m")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write results/generation.json")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.manual_seed(0)
-    config = TransformerConfig(**SHAPES[given.shape], **COMMON)
+    config = TransformerConfig(**SHAPES[args.shape], **COMMON)
     model = Transformer(config).eval()
     single = [torch.randint(0, 8000, (32,)).tolist()]
     ragged = [torch.randint(0, 8000, (8 + 3 * n,)).tolist() for n in range(16)]
-    everybody = hands(model, config)
-    for write, _ in everybody.values():  # what is compiled or allocated once
-        write(single)
-    rates = {(name, batch): [] for name in everybody for batch in (1, 16)}
-    reads, firsts = [], []
-    for number in range(given.rounds):
-        reads.append(bandwidth())
-        firsts.append(first_token(model))
-        names = list(everybody)
-        start = number % len(names)
+    runs = contenders(model, config)
+    for run, _ in runs.values():  # warm-up: compilation and allocation
+        run(single)
+    rates = {(name, batch): [] for name in runs for batch in (1, 16)}
+    bandwidths, first_token_times = [], []
+    for index in range(args.rounds):
+        bandwidths.append(bandwidth())
+        first_token_times.append(first_token(model))
+        names = list(runs)
+        start = index % len(names)
         for name in names[start:] + names[:start]:
-            write, _ = everybody[name]
-            write(single)
+            run, _ = runs[name]
+            run(single)
             for batch, prompts in ((1, single), (16, ragged)):
-                taken = seconds(partial(write, prompts))
-                rates[name, batch].append(len(prompts) * NEW / taken)
-        print(f"round {number + 1} of {given.rounds}", flush=True)
-    read = statistics.median(reads)
-    print(f"memory is read at {read / 1e9:.1f} GB/s; {config.num_params() / 1e6:.1f}M parameters")
+                duration = seconds(partial(run, prompts))
+                rates[name, batch].append(len(prompts) * NEW / duration)
+        print(f"round {index + 1} of {args.rounds}", flush=True)
+    bytes_per_second = statistics.median(bandwidths)
+    print(
+        f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s; "
+        f"{config.num_params() / 1e6:.1f}M parameters"
+    )
     rows = []
-    for name, (_, size) in everybody.items():
-        one, many = (statistics.median(rates[name, batch]) for batch in (1, 16))
-        rows.append({"name": name, "batch_1": round(one, 1), "batch_16": round(many, 1),
-                     "share": round(one * size / read, 3)})  # fmt: skip
+    for name, (_, size) in runs.items():
+        rate_1, rate_16 = (statistics.median(rates[name, batch]) for batch in (1, 16))
+        fraction = rate_1 * size / bytes_per_second
+        rows.append({"name": name, "batch_1": round(rate_1, 1), "batch_16": round(rate_16, 1),
+                     "share": round(fraction, 3)})  # fmt: skip
         print(
-            f"{name:24} {one:8.0f} tokens/s {one * size / read:6.0%} of it {many:9.0f} with 16 rows"
+            f"{name:24} {rate_1:8.0f} tokens/s {fraction:6.0%} of bandwidth "
+            f"{rate_16:9.0f} tokens/s with 16 rows"
         )
-    ratio = statistics.median(first / whole for first, whole in firsts)
-    print(f"first token of 512: {ratio:.2f} times a forward pass")
-    if given.save:
-        kept = {}
+    ratio = statistics.median(first / forward for first, forward in first_token_times)
+    print(f"time to first token (512 tokens): {ratio:.2f} forward passes")
+    if args.save:
+        results = {}
         with contextlib.suppress(FileNotFoundError):
-            kept = json.loads(RESULTS.read_text())
-        kept[given.shape] = {
+            results = json.loads(RESULTS.read_text())
+        results[args.shape] = {
             "environment": environment("transformers", "llama-cpp-python", "gguf"),
-            "rounds": given.rounds,
-            "bandwidth": round(read / 1e9, 1), "first_token": round(ratio, 3), "rows": rows,
+            "rounds": args.rounds, "bandwidth": round(bytes_per_second / 1e9, 1),
+            "first_token": round(ratio, 3), "rows": rows,
         }  # fmt: skip
-        RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What smaller weights cost: the loss of a model as it decodes, by how its weights are kept.
+"""Quality cost of smaller weights: the loss of a model when decoding, by weight dtype.
 
     python benchmarks/weights.py MODEL FILE [--rows 64] [--tokens 256] [--save]
 
-MODEL is a directory of a causal language model, FILE a text or JSON lines that it was not trained
-on. Pieces of the text go through the decoding kernels token by token, as when they are written.
+MODEL is a directory of a causal language model, FILE a text or JSON lines file that it was not
+trained on. Excerpts go through the decoding kernels token by token, as in generation.
 """
 
 import argparse
@@ -20,13 +20,13 @@ RESULTS = Path(__file__).parent / "results" / "weights.json"
 
 
 def loss(model, ids, weights):
-    """Nats a token of rows, int [B, T], each token given those before it in its row."""
+    """Loss in nats per token of rows, int [B, T]."""
     cache = model.new_cache(len(ids), ids.shape[1], "full")
-    steps = model.engine(weights).make_runner(cache)
+    runner = model.engine(weights).make_runner(cache)
     total = 0.0
     with torch.inference_mode():
         for column in range(ids.shape[1] - 1):
-            log_p = steps(ids[:, column].contiguous()).log_softmax(-1)
+            log_p = runner(ids[:, column].contiguous()).log_softmax(-1)
             total -= float(log_p.gather(1, ids[:, column + 1, None]).sum())
     return total / (len(ids) * (ids.shape[1] - 1))
 
@@ -38,28 +38,29 @@ def main():
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--save", action="store_true", help="write results/weights.json")
-    given = parser.parse_args()
-    pipeline = miniformer.load(given.model)
+    args = parser.parse_args()
+    pipeline = miniformer.load(args.model)
     model, tokenizer = pipeline.model.eval(), pipeline.tokenizer
-    text = "\n".join(each["text"] for each in as_records(given.file, pipeline.task.schema))
+    text = "\n".join(record["text"] for record in as_records(args.file, pipeline.task.schema))
     ids = torch.tensor(tokenizer.encode(text))
-    width = min(given.tokens, model.config.max_seq_len)
-    ids = ids[: len(ids) // width * width].view(-1, width)[: given.rows]
-    whole = None
+    width = min(args.tokens, model.config.max_seq_len)
+    ids = ids[: len(ids) // width * width].view(-1, width)[: args.rows]
+    float32_loss = None
     rows = []
-    for kind in ("float32", "bf16", "int8", "int4"):
-        found = loss(model, ids, kind)
-        whole = found if whole is None else whole
-        rows.append({"weights": kind, "loss": round(found, 5), "more": round(found / whole - 1, 6)})
-        print(f"{kind:8} {found:.5f} nats a token, {found / whole - 1:+.3%}")
-    if given.save:
-        kept = {
+    for dtype in ("float32", "bf16", "int8", "int4"):
+        nats = loss(model, ids, dtype)
+        float32_loss = nats if float32_loss is None else float32_loss
+        increase = nats / float32_loss - 1
+        rows.append({"weights": dtype, "loss": round(nats, 5), "more": round(increase, 6)})
+        print(f"{dtype:8} {nats:.5f} nats per token, {increase:+.3%}")
+    if args.save:
+        result = {
             "environment": environment(),
             "parameters": model.config.num_params(),
             "tokens": ids.numel(),
             "rows": rows,
         }
-        RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
+        RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

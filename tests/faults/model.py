@@ -725,8 +725,8 @@ def library_of_other_structures_is_taken(original):
 def kernels_see_the_whole_text(original):
     """Layers with a window are given to the kernels without one."""
 
-    def attention(self, attention, parts):
-        struct = original(self, attention, parts)
+    def attention(self, attention, projections):
+        struct = original(self, attention, projections)
         struct.window = 0
         return struct
 

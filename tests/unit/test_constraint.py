@@ -118,7 +118,10 @@ def test_an_answer_that_is_not_whole_is_no_answer():
         ({"json_schema": {"type": "nix"}}, "json_schema: .*nix"),
         ({"choices": []}, "choices must hold texts of one character or more"),
         ({"regex": "a", "choices": ["a"]}, "regex and choices both say what form text has"),
-        ({"regex": "a", "stop_strings": ["b"]}, "regex says where an answer ends; leave stop_strings out"),
+        (
+            {"regex": "a", "stop_strings": ["b"]},
+            "regex says where an answer ends; leave stop_strings out",
+        ),
         ({"regex": "a", "eos_id": None}, "regex needs eos_id, the EOS token"),
     ],
 )
