@@ -144,7 +144,7 @@ def _token_level_options(
     form = None
     if options.constraint is not None:
         if options.stop_strings:
-            raise UserError(f"{options.constraint} says where an answer ends; leave stop out")
+            raise UserError(f"{options.constraint} says where an answer ends; leave stop_strings out")
         form = Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))
         generate_kwargs = {
             **generate_kwargs,
