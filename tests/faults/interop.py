@@ -392,3 +392,14 @@ def padding_of_the_tokenizer_passed_over(original):
         return original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
 
     return special_ids
+
+
+@fault("miniformer.interop.hf.decoding:to_hf_generation_config")
+def exports_lose_the_first_end(original):
+    """With stop_ids an export ends a text at those only."""
+
+    def to_hf_generation_config(options, special_token_ids, hf_metadata):
+        made = original(options, special_token_ids, hf_metadata)
+        return {**made, "eos_token_id": options.stop_ids} if options.stop_ids else made
+
+    return to_hf_generation_config

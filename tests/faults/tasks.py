@@ -1,5 +1,7 @@
 """Faults in `miniformer.tasks`."""
 
+import dataclasses
+
 from tests.faults import fault
 
 # Losses: a sum and what it sums over.
@@ -175,6 +177,39 @@ def sources_take_the_tokenizer_of_targets(original):
 def validation_searches_like_a_test(original):
     """A validation decodes with beams."""
     return lambda self, model, batch: self.test_step(model, batch)
+
+
+@fault("miniformer.tasks.seq2seq:Seq2Seq.test_step")
+def tests_ignore_the_length_penalty(original):
+    """A test searches with the usual length penalty."""
+
+    def test_step(self, model, batch):
+        return original(dataclasses.replace(self, length_penalty=1.0), model, batch)
+
+    return test_step
+
+
+@fault("miniformer.tasks.seq2seq:Seq2Seq.default_generation_config")
+def models_ignore_the_length_penalty(original):
+    """A trained model's directory has the usual length penalty."""
+
+    def default_generation_config(self, config, tokenizer):
+        return dataclasses.replace(original(self, config, tokenizer), length_penalty=1.0)
+
+    return default_generation_config
+
+
+@fault("miniformer.tasks.common.scoring:perplexity")
+def bits_per_byte_count_characters(original):
+    """Bits per byte of a file are bits per character."""
+
+    def perplexity(task, model, tokenizer, records, *, stride=None, progress=None):
+        found = original(task, model, tokenizer, records, stride=stride, progress=progress)
+        texts = [record["text"] for record in records]
+        n_bytes, n_characters = (sum(map(len, x)) for x in ([t.encode() for t in texts], texts))
+        return {**found, "bits_per_byte": found["bits_per_byte"] * n_bytes / n_characters}
+
+    return perplexity
 
 
 @fault("miniformer.tasks.regression:Regression.predict")

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 import miniformer
+from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import NoEffectWarning, UserError
+from miniformer.config.architectures import architecture_config
+from miniformer.tasks.language_modeling import LanguageModeling
 from tests.parity.test_hugging_face_texts import random_model
 
 transformers = pytest.importorskip("transformers")
@@ -250,3 +253,24 @@ def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (written["stop_strings"], written["num_beams"]) == (["."], 2)
     assert written["early_stopping"] == "never"
+
+
+@pytest.mark.catches("exports_lose_the_first_end")
+@pytest.mark.parametrize(
+    ("stop_ids", "expected"), [(None, 0), ([12], [0, 12]), ([12, 9], [0, 12, 9])]
+)
+def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_ids, expected):
+    """Of a model that was trained here: nothing is remembered from a file of theirs."""
+    sizes = {"vocab_size": 300, "d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 24}
+    values = architecture_config("llama", **sizes, max_seq_len=32)
+    model = miniformer.Transformer(miniformer.TransformerConfig(**values))
+    options = miniformer.GenerationConfig(eos_id=0, stop_ids=stop_ids, max_new_tokens=5)
+    pipeline = Pipeline(
+        model, miniformer.Tokenizer.train("byte", []), task=LanguageModeling(), generation=options
+    )
+    miniformer.to_hf(pipeline, tmp_path / "theirs")
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "theirs")
+    assert theirs.eos_token_id == expected
+    assert miniformer.from_hf(tmp_path / "theirs").generation.eos_token_ids == [
+        0, *(stop_ids or [])
+    ]  # fmt: skip

@@ -107,6 +107,18 @@ def test_the_figures_of_a_file_are_those_of_a_validation():
     assert found["word_perplexity"] == pytest.approx(math.exp(nats / (3 + 5 + 1)), rel=1e-6)
 
 
+@pytest.mark.catches("bits_per_byte_count_characters")
+def test_bits_per_byte_are_of_utf_8():
+    m, text = language_model(), "žluťoučký 猫"
+    assert (len(text), len(text.encode())) == (11, 17)
+    found = m.perplexity([{"text": text}])
+    nats = -m.score([text])[0].total_log_prob  # the byte tokenizer's ids, no end
+    ids = torch.tensor([[BYTES.eos_id, *BYTES.encode(text)]])
+    end = float(m.model(ids)[0, -1].detach().log_softmax(-1)[BYTES.eos_id])
+    assert found["tokens"] == 17 + 1
+    assert found["bits_per_byte"] == pytest.approx((nats - end) / math.log(2) / 17, rel=1e-5)
+
+
 def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
     m = language_model()
     m.task = LanguageModeling(prepend_bos=False)

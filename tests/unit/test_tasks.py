@@ -696,6 +696,31 @@ def test_a_test_writes_to_all_examples_and_searches():
     assert "written" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
 
 
+@pytest.mark.catches("tests_ignore_the_length_penalty", "models_ignore_the_length_penalty")
+def test_a_test_and_the_trained_model_search_with_the_length_penalty_of_the_task():
+    model = model_for(Seq2Seq(), "seq2seq", head_bias=True)
+    with torch.no_grad():
+        model.head.bias[B] += 2.0  # an end is likely enough for the penalty to decide
+    lengths = set()
+    for penalty in (-2.0, 1.0, 3.0):
+        task = Seq2Seq(num_beams=3, length_penalty=penalty)
+        total = 0
+        for batch in served(task, TARGETS):
+            longest = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
+            searched = model.generate(
+                batch["source"], 2 * longest + 10, source_mask=batch.get("source_mask"),
+                start_id=B, num_beams=3, eos_id=B, temperature=0, length_penalty=penalty,
+            )  # fmt: skip
+            expected = [[x for x in row if x != B] for row in searched.tolist()]
+            written = task.test_step(model, batch)["written"]
+            assert [[x for x in row if x != B] for row in written] == expected
+            total += sum(map(len, expected))
+        lengths.add(total)
+        config = task.default_generation_config(model.config, BYTES)
+        assert (config.num_beams, config.length_penalty) == (3, penalty)
+    assert len(lengths) == 3
+
+
 @pytest.mark.catches("answers_come_in_another_order")
 def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
     task = Classification(classes=["x", "y", "z"], input_kind="text")
