@@ -53,7 +53,7 @@ def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
     example = blocks("docs/huggingface.md", "python")[0]
     done = run_python("-c", example, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "home" / "config.json").exists()
+    assert (tmp_path / "exported" / "config.json").exists()
     ids, saved = torch.arange(8)[None], miniformer.load(tmp_path / "ours").model
     assert torch.equal(saved(ids), model.eval()(ids))
 
