@@ -412,9 +412,9 @@ def test_the_report_has_the_numbers_of_the_run(run):
         ("time", f"{seconds // 60:.0f} min {seconds % 60:.0f} s", ""),
         ("tokens per second", f"{statistics.median(rates):.4g}", "median"),
         (
-            "use of the machine",
+            "MFU",
             f"{100 * statistics.median(shares):.3g} %",
-            "of its measured peak, median",
+            "of the measured peak, median",
         ),
         ("memory", "126.4", "MB, at most"),
     ]

@@ -112,7 +112,7 @@ def test_a_whole_page(tmp_path):
     assert any(word == "best: 2.513 at step 400" for word in words)
     assert list(dict.fromkeys(headlines(page))) == [
         "Loss", "Validation accuracy", "Learning rate", "Gradient norm", "Tokens per second",
-        "Use of the machine", "Memory", "Waiting and padding", "Gradient norms by layer",
+        "Model FLOPs utilization", "Memory", "Waiting and padding", "Gradient norms by layer",
     ]  # fmt: skip
     images = [each["src"] for tag, each in page.elements if tag == "img"]
     assert images == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
@@ -325,7 +325,7 @@ def test_a_heat_map_is_as_light_as_it_is_large():
     assert re.findall("<title>([^<]*)", chart) == ["step 10\na: 1\nb: 10", "step 20\na: 100"]
     many = heat_map("norms", [(float(i), {"a": 1.0 + i}) for i in range(150)])
     assert re.findall("<title>([^<]*)", many)[0] == "steps 0 to 2\na: 3"
-    assert "largest of 3" in many
+    assert "maximum of 3" in many
     assert heat_map("norms", []) == heat_map("norms", [(1.0, {"a": 0.0})]) == ""
 
 

@@ -1,1 +1,1 @@
-"""The report of a run: an HTML page that stands alone."""
+"""Reports of a run: a self-contained HTML page, model cards, plots and loggers."""

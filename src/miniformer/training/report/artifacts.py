@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: model directories, pictures, samples, the report."""
+"""Files in the folder of a run: config, model directories, plots, the HTML report."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from miniformer.utils.atomic import write_bytes, write_text
 
 
 class RunArtifacts:
-    """Writes what a run leaves; only the first device does.
+    """Writes the files of a run; on rank 0 only.
 
     Args:
-        folder: the run's.
-        run: what was prepared.
-        writes: whether this device is the one.
+        folder: the run's folder.
+        run: the resolved run.
+        is_global_zero: rank 0, which writes files.
     """
 
     def __init__(self, folder: Path, run: RunSetup, *, is_global_zero: bool = True) -> None:
         self.folder, self.run, self.is_global_zero = folder, run, is_global_zero
-        self.predictions_plot = folder / "answers.png"  # what the best model gets right and wrong
+        self.predictions_plot = folder / "answers.png"  # predictions of the best model
         self.loss_plot = folder / "loss.png"
-        self.task_report = ""  # what the task says of the best model's answers
+        self.task_report = ""  # the task's report about the predictions of the best model
         self.generation_config = GenerationConfig()
         if run.tokenizer is not None:
             self.generation_config = run.task.default_generation_config(
@@ -43,7 +43,7 @@ class RunArtifacts:
             )
 
     def save_run_config(self) -> None:
-        """Writes what the run is taken up again with: its settings, its task, its tokenizer."""
+        """Writes the files for resuming: the config, the task settings and the tokenizer."""
         if self.is_global_zero:
             settings = json.dumps({**self.run.config.to_dict(), "resume": None}, indent=2) + "\n"
             write_text(self.folder / "train_config.json", settings)
@@ -58,7 +58,7 @@ class RunArtifacts:
                     )
 
     def build_model(self, weights: Mapping[str, Tensor]) -> Any:
-        """A plain model on the CPU with these weights; they are not copied."""
+        """An eval-mode model on the CPU with these weights, which are not copied."""
         with torch.device("meta"):
             model = MODEL_CLASSES[self.run.kind](self.run.model_config)
         model.load_state_dict({name: x.cpu() for name, x in weights.items()}, assign=True)
@@ -67,10 +67,10 @@ class RunArtifacts:
     def save_model(
         self, name: str, weights: Mapping[str, Tensor], metrics: dict[str, float], *plots: Path
     ) -> None:
-        """Writes the model directory `name`, with these figures in its card."""
+        """Writes the model directory `name`, with these metrics in its model card."""
         if not self.is_global_zero:
             return
-        run, origin = self.run, self.run.pretrained_path
+        run, pretrained_path = self.run, self.run.pretrained_path
         save_directory(
             self.folder / name,
             model=self.build_model(weights),
@@ -79,44 +79,42 @@ class RunArtifacts:
             generation=self.generation_config,
             model_card=self._model_card(metrics, self.task_report if name == "best" else "", plots),
             image_paths=plots,
-            hf_metadata={} if origin is None else read_hf_metadata(origin),
-            source_directory=origin,
+            hf_metadata={} if pretrained_path is None else read_hf_metadata(pretrained_path),
+            source_directory=pretrained_path,
         )
 
     def save_best(
         self, weights: Mapping[str, Tensor], metrics: dict[str, float], stats: list[BatchStats]
     ) -> None:
-        """Writes the best model so far, with what its task says of its answers."""
+        """Writes the best model so far, with its task report."""
         if self.is_global_zero:
             self.update_task_report("validation", stats)
-            self.save_model(
-                "best",
-                weights,
-                metrics,
-                *([self.predictions_plot] if self.predictions_plot.exists() else []),
-            )
+            plots = [self.predictions_plot] if self.predictions_plot.exists() else []
+            self.save_model("best", weights, metrics, *plots)
 
     def update_task_report(self, split: str, stats: list[BatchStats]) -> None:
-        """Draws and says what there is to know of answers on validation or test data."""
-        said = self.run.task.report_markdown(stats)
-        drawn = self.run.task.plot(stats, self.predictions_plot)
-        self.task_report = f"On the {split} data:\n\n{said}".rstrip() if drawn or said else ""
+        """Plots and describes the predictions on validation or test data."""
+        report = self.run.task.report_markdown(stats)
+        has_plot = self.run.task.plot(stats, self.predictions_plot)
+        self.task_report = (
+            f"On the {split} data:\n\n{report}".rstrip() if has_plot or report else ""
+        )
 
     def save_loss_plot(self, rows: list[dict[str, float]]) -> None:
-        """Draws the loss curve."""
+        """Plots the loss curve."""
         if self.is_global_zero:
             title = f"{self.folder.name}: loss"
             plot_loss(rows, self.loss_plot, title=title, unit=self.run.task.loss_unit)
 
     def finalize_model_card(self, name: str, metrics: dict[str, float]) -> None:
-        """Has the card of a model directory tell the whole story, now that the run is over."""
+        """Rewrites the model card with the final metrics and all plots."""
         if not self.is_global_zero:
             return
-        pictures = [each for each in (self.predictions_plot, self.loss_plot) if each.exists()]
-        shown = self.folder / name
-        write_text(shown / "README.md", self._model_card(metrics, self.task_report, pictures))
-        for picture in pictures:
-            write_bytes(shown / picture.name, picture.read_bytes())
+        plots = [path for path in (self.predictions_plot, self.loss_plot) if path.exists()]
+        directory = self.folder / name
+        write_text(directory / "README.md", self._model_card(metrics, self.task_report, plots))
+        for path in plots:
+            write_bytes(directory / path.name, path.read_bytes())
 
     def _model_card(self, metrics: dict[str, float], task_report: str, plots: Any) -> str:
         run = self.run
@@ -128,7 +126,7 @@ class RunArtifacts:
             task=run.task,
             tokenizer=run.tokenizer_summary,
             task_report=task_report,
-            plots=[picture.name for picture in plots],
+            plots=[path.name for path in plots],
         )
 
     def write_html_report(
@@ -141,16 +139,14 @@ class RunArtifacts:
         run_info: dict[str, str],
         notes: list[str],
     ) -> Path:
-        """Writes `report.html`, a page about the whole run; returns its path."""
+        """Writes `report.html`; returns its path."""
         run, path = self.run, self.folder / "report.html"
         if self.is_global_zero:
             size = run.model_config.num_params(seq2seq=run.kind == "seq2seq")
-            about = {"model": f"{size:,} parameters", **run_info}
+            environment = {"model": f"{size:,} parameters", **run_info}
             if run.tokenizer_summary is not None:
-                about["tokenizer"] = run.tokenizer_summary
-            pictures = [
-                each for each in (self.predictions_plot, self.folder / "lr.png") if each.exists()
-            ]
+                environment["tokenizer"] = run.tokenizer_summary
+            paths = (self.predictions_plot, self.folder / "lr.png")
             write_report(
                 path,
                 Report(
@@ -162,8 +158,8 @@ class RunArtifacts:
                     samples=samples,
                     metrics=metrics,
                     changed_settings=run.config.non_default_fields(),
-                    environment=about,
-                    plots=pictures,
+                    environment=environment,
+                    plots=[path for path in paths if path.exists()],
                     warnings=notes,
                 ),
             )

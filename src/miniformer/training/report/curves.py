@@ -1,4 +1,4 @@
-"""The curves of a run: loss, other figures, learning rate, gradients, speed, memory."""
+"""Curves of a run: loss, metrics, learning rate, gradient norms, throughput, memory."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from miniformer.training.report.chart_parts import format_number, format_percent, is_drawable
 from miniformer.training.report.charts import Point, Series, heat_map, line_chart, moving_average
 
-_SMOOTHING_WINDOWS = 20  # a smoothed curve's means are those of a 20th of the run
-_INITIAL_DROP_FRACTION = 0.15  # of a run, in which its loss falls fast
-_ZOOM_MAX_RATIO = 0.4  # of a chart's height
+_SMOOTHING_WINDOWS = 20  # the smoothing window is a 20th of the run
+_INITIAL_DROP_FRACTION = 0.15  # initial part of a run, in which the loss falls fast
+_ZOOM_MAX_RATIO = 0.4  # of the full range of the loss
 
 
 def render_curves(
     rows: Sequence[dict[str, float]], gradient_rows: Sequence[dict[str, Any]], loss_unit: str
 ) -> str:
-    """All charts of a run for which there is data, HTML.
+    """All charts of a run with data, HTML.
 
     Args:
-        rows: see `Report`.
-        gradients: see `Report`.
-        unit: of the loss.
+        rows: see `Report.metric_rows`.
+        gradient_rows: see `Report`.
+        loss_unit: unit of the loss.
     """
     steps = [step for row in rows if is_drawable(step := _float_value(row, "step"))]
     x_range = (min(steps), max(steps)) if steps else None
@@ -40,22 +40,22 @@ def render_curves(
         ]
         return line_chart(title, series, x_range=x_range, **options)
 
-    validated = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
+    val_keys = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
     charts = [_loss_chart(rows, loss_unit, x_range)]
     charts += [
         chart(metric_label(key).capitalize(), (key, metric_label(key)), log=None)
-        for key in validated
+        for key in val_keys
         if key != "val_loss"
     ]
     charts += [
         chart("Learning rate", ("lr", "learning rate"), include_zero=True),
         chart("Gradient norm", ("grad_norm", "gradient norm"), log=None),
         chart("Tokens per second", ("tokens_per_second", "tokens per second"), include_zero=True),
-        chart("Use of the machine", ("mfu", "use"), include_zero=True, format_value=format_percent,
-              unit="share of its measured peak (MFU)"),
+        chart("Model FLOPs utilization", ("mfu", "MFU"), include_zero=True,
+              format_value=format_percent, unit="MFU, fraction of the measured peak"),
         chart("Memory", ("memory_mb", "memory"), include_zero=True, unit="MB"),
         chart("Waiting and padding", ("waiting", "time waiting for data"),
-              ("padding", "places padded"), include_zero=True, format_value=format_percent),
+              ("padding", "padded positions"), include_zero=True, format_value=format_percent),
         heat_map("Gradient norms by layer", [
             (_float_value(row, "step"), {k: _float_value(row, k) for k in row if k != "step"})
             for row in gradient_rows
@@ -65,7 +65,7 @@ def render_curves(
 
 
 def _loss_chart(rows: Sequence[dict[str, float]], loss_unit: str, x_range: Point | None) -> str:
-    """Training and validation loss, and where the latter was lowest."""
+    """Training and validation loss, with the minimum of the latter annotated."""
     training, validation = metric_points(rows, "train_loss"), metric_points(rows, "val_loss")
     window = len(training) // _SMOOTHING_WINDOWS // 2 * 2 + 1
     series = [Series("training, one batch", training, css_class="s1 faint" if window > 1 else "s1")]
@@ -74,18 +74,18 @@ def _loss_chart(rows: Sequence[dict[str, float]], loss_unit: str, x_range: Point
         series.append(
             Series("training, smoothed", moving_average(training, window), css_class="s1")
         )
-        note = f"Smoothed: mean of {window} neighbouring points."
+        note = f"Smoothed: mean of {window} neighboring points."
     series.append(Series("validation", validation, css_class="s2", markers=True))
-    mark = None
-    if good := [(y, x) for x, y in validation if is_drawable(x) and is_drawable(y)]:
-        loss, step = min(good)
-        mark = (step, loss, f"best: {format_number(loss)} at step {format_number(step)}")
-    lost = sum(not is_drawable(y) for _, y in training + validation)
-    if lost:
-        note += f" Not drawn, infinite or no numbers: {lost}."
-    whole = line_chart("Loss", series, unit=loss_unit, log=None, x_range=x_range, annotation=mark,
-                       note=note.strip(), full_width=True)  # fmt: skip
-    return whole + _zoomed_loss_chart(series, loss_unit, x_range, mark)
+    annotation = None
+    if drawable := [(y, x) for x, y in validation if is_drawable(x) and is_drawable(y)]:
+        loss, step = min(drawable)
+        annotation = (step, loss, f"best: {format_number(loss)} at step {format_number(step)}")
+    num_omitted = sum(not is_drawable(y) for _, y in training + validation)
+    if num_omitted:
+        note += f" NaN or infinite values, not drawn: {num_omitted}."
+    chart = line_chart("Loss", series, unit=loss_unit, log=None, x_range=x_range,
+                       annotation=annotation, note=note.strip(), full_width=True)  # fmt: skip
+    return chart + _zoomed_loss_chart(series, loss_unit, x_range, annotation)
 
 
 def _zoomed_loss_chart(
@@ -94,17 +94,17 @@ def _zoomed_loss_chart(
     x_range: Point | None,
     annotation: tuple[float, float, str] | None,
 ) -> str:
-    """The loss without its first fall, where that leaves little room for the rest."""
+    """The loss after its initial drop; empty if the full chart shows it well enough."""
     if x_range is None:
         return ""
     first = x_range[0] + (x_range[1] - x_range[0]) * _INITIAL_DROP_FRACTION
     later = [
-        dataclasses.replace(one, points=[point for point in one.points if point[0] >= first])
-        for one in series
+        dataclasses.replace(curve, points=[point for point in curve.points if point[0] >= first])
+        for curve in series
     ]
     spans = []
-    for some in (series, later):
-        values = [y for one in some for _, y in one.points if is_drawable(y)]
+    for curves in (series, later):
+        values = [y for curve in curves for _, y in curve.points if is_drawable(y)]
         spans.append(max(values, default=0.0) - min(values, default=0.0))
     if not 0 < spans[1] < _ZOOM_MAX_RATIO * spans[0]:
         return ""
@@ -121,7 +121,7 @@ def _zoomed_loss_chart(
 
 
 def metric_points(rows: Iterable[dict[str, float]], key: str) -> list[Point]:
-    """(step, value) of the rows that have the value."""
+    """(step, value) of the rows with the metric `key`."""
     return [(_float_value(row, "step"), _float_value(row, key)) for row in rows if key in row]
 
 
@@ -131,5 +131,5 @@ def _float_value(row: dict[str, Any], key: str) -> float:
 
 
 def metric_label(name: str) -> str:
-    """A figure's name in words: `val_macro_f1` -> `validation macro f1`."""
+    """Label of a metric: `val_macro_f1` -> `validation macro f1`."""
     return name.replace("val_", "validation ").replace("_", " ")

@@ -1,6 +1,6 @@
-"""Where figures are sent, by name: (run folder) -> Lightning logger, or False for none.
+"""Loggers by name: functions from a run folder to a Lightning logger, or False for none.
 
-A folder that has been logged from before, by a run that was resumed, goes on in the same place.
+A resumed run continues the log of its folder.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def tensorboard(folder: Path) -> TensorBoardLogger:
 
 
 def csv(folder: Path) -> CSVLogger:
-    # Lightning begins each file anew, so a resumed run has one of its own.
-    number = 1 + sum(1 for each in folder.glob("csv*") if each.is_dir())
+    # Lightning overwrites the file, so a resumed run gets a new folder.
+    number = 1 + sum(path.is_dir() for path in folder.glob("csv*"))
     return CSVLogger(folder, name="", version="csv" if number == 1 else f"csv-{number}")
 
 
@@ -36,23 +36,23 @@ def wandb(folder: Path) -> WandbLogger:
 
 
 def mlflow(folder: Path) -> MLFlowLogger:
-    """MLflow, in `mlflow.db` beside the runs, or where MLFLOW_TRACKING_URI says."""
-    kept = folder / _MLFLOW_RUN_ID_FILE
-    known = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+    """MLflow; by default in `mlflow.db` next to the run folders, else at MLFLOW_TRACKING_URI."""
+    id_path = folder / _MLFLOW_RUN_ID_FILE
+    run_id = id_path.read_text(encoding="utf-8").strip() if id_path.exists() else None
     database = folder.resolve().parent / "mlflow.db"
     logger = MLFlowLogger(
         experiment_name="miniformer",
         run_name=folder.name,
         tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{database}"),
-        run_id=known,
+        run_id=run_id,
     )
-    if known is None and logger.run_id:
-        write_text(kept, logger.run_id + "\n")
+    if run_id is None and logger.run_id:
+        write_text(id_path, logger.run_id + "\n")
     return logger
 
 
 def finish_loggers(loggers: Iterable[Any]) -> None:
-    """Ends what Lightning leaves open: a Weights & Biases run, of which there is one a process."""
+    """Finishes the Weights & Biases run, which Lightning leaves open."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -25,21 +25,22 @@ def render_model_card(
     task_report: str = "",
     plots: Sequence[str] = (),
 ) -> str:
-    """Text of the card.
+    """Renders the model card.
 
     Args:
-        config: the model.
-        run: how it was trained.
-        figures: what to tell of the run: name -> value.
-        kind: encoder or seq2seq.
-        task: what it was trained for.
-        tokenizer: one line about the tokenizer; None: it has none.
-        more: what the task says beside its figures, Markdown.
-        pictures: names of the pictures that lie beside the card.
+        model_config: the config of the model.
+        train_config: the config of the run.
+        metrics: name -> value.
+        model_kind: encoder or seq2seq.
+        task: the task of the run.
+        tokenizer: a one-line description of the tokenizer; None: no tokenizer.
+        task_report: the task's report, Markdown.
+        plots: file names of the plots in the model directory.
     """
-    what = {"encoder": "A causal Transformer" if model_config.causal else "A Transformer encoder"}
+    architecture = "A causal Transformer" if model_config.causal else "A Transformer encoder"
     layers = f"{model_config.n_layers}"
     if model_kind == "seq2seq":
+        architecture = "An encoder-decoder Transformer"
         layers = f"{model_config.n_layers} + {model_config.decoder_layers}"
     size = model_config.num_params(seq2seq=model_kind == "seq2seq")
     shape = (
@@ -47,17 +48,16 @@ def render_model_card(
         f"{model_config.activation}, {model_config.norm}, {model_config.position} positions, "
         f"context {model_config.max_seq_len}"
     )
-    parts = [
+    lines = [
         "---",
         "library_name: miniformer",
         "---",
         f"# {train_config.experiment_name or train_config.task}",
         "",
-        f"{what.get(model_kind, 'An encoder-decoder Transformer')} for {task.name.replace('_', ' ')}, "
-        f"{size:,} parameters: {shape}.",
+        f"{architecture} for {task.name.replace('_', ' ')}, {size:,} parameters: {shape}.",
         *([f"Tokenizer: {tokenizer}."] if tokenizer else []),
         "",
-        "## Use",
+        "## Usage",
         "",
         "```python",
         "import miniformer",
@@ -66,15 +66,15 @@ def render_model_card(
         task.usage_snippet(),
         "```",
         "",
-        "## Figures",
+        "## Metrics",
         "",
-        "| figure | value |",
+        "| metric | value |",
         "|---|---|",
         *(f"| {_metric_label(name)} | {_format_value(value)} |" for name, value in metrics.items()),
         "",
         *([task_report, ""] if task_report else []),
         *(f"![{name.partition('.')[0]}]({name})\n" for name in plots),
-        "## How it was trained",
+        "## Training",
         "",
         "```json",
         json.dumps(train_config.non_default_fields(), indent=2),
@@ -84,7 +84,7 @@ def render_model_card(
         f"Python {platform.python_version()}.",
         "",
     ]
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
 def _metric_label(metric: str) -> str:

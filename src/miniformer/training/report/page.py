@@ -1,7 +1,7 @@
-"""The report of a run: one HTML page that stands alone, for whoever trained the model.
+"""The report of a run: one self-contained HTML page.
 
-It loads nothing and runs no script: charts are SVG, pictures are part of the page, and a policy in
-its head forbids the rest.
+The page has no scripts and no external resources: charts are SVG, images are embedded, and a
+content security policy forbids everything else.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from miniformer.training.report.charts import NUM_HEATMAP_COLORS
 from miniformer.training.report.curves import metric_label, metric_points, render_curves
 from miniformer.utils.atomic import write_text
 
-_MAX_SAMPLES = 60  # texts shown, at most
-_MAX_SAMPLE_CHARS = 1500  # of a text shown, at most
-# Viridis, roughly: as light as it is large, in every kind of colour vision.
+_MAX_SAMPLES = 60  # further samples are omitted
+_MAX_SAMPLE_CHARS = 1500  # longer samples are truncated
+# Approximate viridis: lightness rises with the value, also for color-blind readers.
 _VIRIDIS = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58",
            "b5de2b", "fde725")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What there is to tell of a run.
+    """Contents of a report.
 
     Args:
-        title: the run's name.
-        task: the task's.
-        unit: of the loss.
-        rows: lines of `metrics.jsonl`: `step`, and any of `tokens`, `padding` (share), `seconds`,
-            `train_loss`, `lr`, `grad_norm`, `waiting` (share), `memory_mb`, `tokens_per_second`,
-            `mfu` (share of the machine's measured peak), `val_loss` and other `val_` figures.
-        gradients: `step`, and norms by layer, as `GradientNorms` measures them.
-        samples: `step`, `prompt` and `text`, written at validations.
-        figures: of the model to use.
-        settings: fields of the run's config that are not at their defaults.
-        facts: about model, data and machine.
-        pictures: PNG files to show; missing ones are left out.
-        notes: what one must know, such as an early end.
+        title: the name of the run.
+        task: the name of the task.
+        loss_unit: unit of the loss.
+        metric_rows: rows of `metrics.jsonl`: `step`, and any of `tokens`, `padding` (fraction),
+            `seconds`, `train_loss`, `lr`, `grad_norm`, `waiting` (fraction), `memory_mb`,
+            `tokens_per_second`, `mfu` (fraction of the measured peak), `val_loss` and other
+            `val_` metrics.
+        gradient_rows: `step`, and gradient norms by layer from `GradientNorms`.
+        samples: `step`, `prompt` and `text` of the samples at validations.
+        metrics: metrics of the best model.
+        changed_settings: config fields that differ from their defaults.
+        environment: information about model, data and machine.
+        plots: PNG files to embed; missing ones are omitted.
+        warnings: messages at the top, such as an interruption.
     """
 
     title: str
@@ -61,11 +62,11 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes the page, beside its place first, so that it is never half written.
+    """Writes the page atomically.
 
     Args:
-        path: the file, .html.
-        report: what it tells.
+        path: the HTML file.
+        report: the contents.
     """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     style = style.replace("SCALE", ",".join(f"#{shade}" for shade in _VIRIDIS)) + _heatmap_css()
@@ -89,17 +90,17 @@ def write_report(path: Path, report: Report) -> None:
 <header>
 <p class="eyebrow">{escape_html(report.task.replace("_", " "))}</p>
 <h1>{title}</h1>
-{"".join(f'<p class="warning">{escape_html(note)}</p>' for note in report.warnings)}
+{"".join(f'<p class="warning">{escape_html(warning)}</p>' for warning in report.warnings)}
 </header>
 {_metric_tiles(report)}
 {_render_section("Curves", charts and f'<div class="charts">{charts}</div>')}
 {_render_section("Samples", _sample_table(report.samples))}
-{_render_section("Pictures", "".join(_embed_image(each) for each in report.plots))}
+{_render_section("Plots", "".join(_embed_image(plot) for plot in report.plots))}
 <div class="pairs">
 {_render_section("Settings changed from their defaults", _key_value_table(report.changed_settings))}
 {_render_section("Model, data and machine", _key_value_table(report.environment))}
 </div>
-{charts and "<footer>Point at a curve to read its figures.</footer>"}
+{charts and "<footer>Hover over a curve to read its values.</footer>"}
 </main></body>
 </html>
 """
@@ -111,7 +112,7 @@ def _render_section(title: str, body: str) -> str:
 
 
 def _metric_tiles(report: Report) -> str:
-    """The key figures: those of the model, and how fast it was trained."""
+    """Tiles with the metrics of the model and the throughput of training."""
     tiles = []
     for name, value in report.metrics.items():
         unit = report.loss_unit if name.endswith("loss") else ""
@@ -119,48 +120,42 @@ def _metric_tiles(report: Report) -> str:
             tiles.append(("time", _format_duration(value), unit, f"{value} s"))
         else:
             tiles.append((metric_label(name), _format_compact(value), unit, str(value)))
-    for key, name, small, pick, show in (
+    for key, name, unit, aggregate, format_value in (
         ("tokens_per_second", "tokens per second", "median", statistics.median, _format_compact),
-        (
-            "mfu",
-            "use of the machine",
-            "of its measured peak, median",
-            statistics.median,
-            format_percent,
-        ),
-        ("memory_mb", "memory", "MB, at most", max, _format_compact),
+        ("mfu", "MFU", "of the measured peak, median", statistics.median, format_percent),
+        ("memory_mb", "memory", "MB, peak", max, _format_compact),
     ):
         if values := [y for _, y in metric_points(report.metric_rows, key) if math.isfinite(y)]:
-            picked = float(pick(values))
-            tiles.append((name, show(picked), small, str(picked)))
+            value = float(aggregate(values))
+            tiles.append((name, format_value(value), unit, str(value)))
     inner = "".join(
         f'<div title="{escape_html(exact)}"><dt>{escape_html(name)}</dt><dd>{escape_html(value)}'
         f"<small>{escape_html(unit)}</small></dd></div>\n"
         for name, value, unit, exact in tiles
     )
-    columns = min((6, 5, 4), key=lambda many: -len(tiles) % many)  # fewest empty places
+    columns = min((6, 5, 4), key=lambda count: -len(tiles) % count)  # fewest empty cells
     return f'<dl class="tiles" style="--columns:{columns}">{inner}</dl>' if inner else ""
 
 
 def _sample_table(samples: Sequence[dict[str, Any]]) -> str:
-    """A table of texts, oldest first; of many, some evenly spread, with the first and the last."""
+    """A table of samples, oldest first; of many, an evenly spaced selection."""
     if not samples:
         return ""
     count = min(len(samples), _MAX_SAMPLES)
-    chosen = [samples[round(i * (len(samples) - 1) / max(1, count - 1))] for i in range(count)]
+    selected = [samples[round(i * (len(samples) - 1) / max(1, count - 1))] for i in range(count)]
     lines = []
-    for sample in chosen:
-        written = str(sample.get("text", ""))
-        more = len(written) - _MAX_SAMPLE_CHARS
-        cut = f"<small> … and {more:,} characters</small>" if more > 0 else ""
+    for sample in selected:
+        text = str(sample.get("text", ""))
+        num_cut = len(text) - _MAX_SAMPLE_CHARS
+        suffix = f"<small> … and {num_cut:,} characters</small>" if num_cut > 0 else ""
         lines.append(
             f"<tr><th>{_format_cell(sample.get('step', ''))}</th>"
             f'<td class="whole"><b>{escape_html(sample.get("prompt", ""))}</b>'
-            f"{escape_html(written[:_MAX_SAMPLE_CHARS])}{cut}</td></tr>\n"
+            f"{escape_html(text[:_MAX_SAMPLE_CHARS])}{suffix}</td></tr>\n"
         )
-    left = f'<p class="note">{count} of {len(samples)} samples</p>' if count < len(samples) else ""
-    head = "<tr><th>step</th><th><b>prompt</b> and what follows</th></tr>"
-    return f'<div class="table"><table>{head}{"".join(lines)}</table></div>{left}'
+    note = f'<p class="note">{count} of {len(samples)} samples</p>' if count < len(samples) else ""
+    head = "<tr><th>step</th><th><b>prompt</b> and generated text</th></tr>"
+    return f'<div class="table"><table>{head}{"".join(lines)}</table></div>{note}'
 
 
 def _key_value_table(values: dict[str, Any]) -> str:
@@ -181,7 +176,7 @@ def _format_cell(value: object) -> str:
 
 
 def _embed_image(path: Path) -> str:
-    """A PNG file as part of the page."""
+    """An embedded PNG file; empty if it is missing."""
     if not path.exists():
         return ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
@@ -190,7 +185,7 @@ def _embed_image(path: Path) -> str:
 
 
 def _format_compact(value: float) -> str:
-    """A figure in a tile: `12.35 M` for 12,345,678."""
+    """Formats a number for a tile: `12.35 M` for 12,345,678."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e7, "M")):
         if math.isfinite(value) and abs(value) >= size:
             return f"{value / (1e6 if letter == 'M' else size):.4g} {letter}"
@@ -198,7 +193,7 @@ def _format_compact(value: float) -> str:
 
 
 def _format_duration(seconds: float) -> str:
-    """A time: `1 h 5 min`, `3 min 20 s`, `12.3 s`."""
+    """Formats a duration: `1 h 5 min`, `3 min 20 s`, `12.3 s`."""
     if not math.isfinite(seconds) or seconds < 60:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -206,12 +201,12 @@ def _format_duration(seconds: float) -> str:
 
 
 def _heatmap_css() -> str:
-    """Colours of a heat map: classes h0, h1, ..., from low to high."""
+    """Colors of a heat map: classes h0, h1, ..., from low to high."""
     anchors = [[int(shade[i : i + 2], 16) for i in (0, 2, 4)] for shade in _VIRIDIS]
     rules = []
     for i in range(NUM_HEATMAP_COLORS):
-        first, part = divmod(i * (len(anchors) - 1) / (NUM_HEATMAP_COLORS - 1), 1)
+        first, fraction = divmod(i * (len(anchors) - 1) / (NUM_HEATMAP_COLORS - 1), 1)
         pair = zip(anchors[int(first)], anchors[min(int(first) + 1, len(anchors) - 1)], strict=True)
-        rgb = " ".join(str(round(a + part * (b - a))) for a, b in pair)
+        rgb = " ".join(str(round(a + fraction * (b - a))) for a, b in pair)
         rules.append(f".h{i}{{fill:rgb({rgb})}}")
     return "".join(rules)

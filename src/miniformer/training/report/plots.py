@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Plots of a run: the loss curve and the learning-rate range test."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from miniformer.tasks.common.plots import escape_mathtext, save_figure
 
 
 def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
-    """Draws training and validation loss over steps into a PNG file.
+    """Plots training and validation loss over steps.
 
     Args:
-        rows: the lines of `metrics.jsonl`.
-        path: the picture.
-        title: its headline.
-        unit: of the loss.
+        rows: the rows of `metrics.jsonl`.
+        path: the PNG file.
+        title: the title.
+        unit: unit of the loss.
     """
     figure, axes = _new_figure()
     curves: list[tuple[str, str, dict[str, Any]]] = [
@@ -29,7 +29,7 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
-    axes.set(xlabel="optimiser step", ylabel=f"loss ({unit})", title=escape_mathtext(title))
+    axes.set(xlabel="optimizer step", ylabel=f"loss ({unit})", title=escape_mathtext(title))
     axes.grid(alpha=0.25)
     if axes.lines:
         axes.legend(frameon=False)
@@ -39,14 +39,14 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
 def plot_lr_search(
     lrs: list[float], losses: list[float], suggestion: float, path: Path, *, unit: str
 ) -> None:
-    """Draws the loss over the learning rate into a PNG file, with the suggestion marked.
+    """Plots the loss over the learning rate and marks the suggestion.
 
     Args:
-        rates: learning rates, rising.
-        losses: the loss at each.
-        suggestion: the rate to train with.
-        path: the picture.
-        unit: of the loss.
+        lrs: ascending learning rates.
+        losses: the loss at each of them.
+        suggestion: the suggested learning rate.
+        path: the PNG file.
+        unit: unit of the loss.
     """
     figure, axes = _new_figure()
     axes.plot(lrs, losses, color="C0")
