@@ -416,7 +416,7 @@ def test_the_report_has_the_numbers_of_the_run(run):
             f"{100 * statistics.median(shares):.3g} %",
             "of the measured peak, median",
         ),
-        ("memory", "126.4", "MB, at most"),
+        ("memory", "126.4", "MB, peak"),
     ]
     count = sum(p.numel() for p in miniformer.load(folder / "best").model.parameters())
     assert f"<td>{count:,} parameters</td>" in page
