@@ -11,7 +11,7 @@ class Budget:
     Args:
         max_steps: maximum number of optimizer steps; None: no limit.
         max_epochs: maximum number of passes over the training data; None: no limit.
-        max_seconds: maximum wall-clock seconds start_time `start`; None: no limit.
+        max_seconds: maximum wall-clock seconds since `start`; None: no limit.
     """
 
     def __init__(
@@ -57,12 +57,12 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Seconds start_time `start`, on the clock that all ranks share."""
+        """Seconds since `start`, on the clock that all ranks share."""
         return self.local_seconds if self.synced_seconds is None else self.synced_seconds
 
     @property
     def local_seconds(self) -> float:
-        """Seconds start_time `start`, on this rank's own clock."""
+        """Seconds since `start`, on this rank's own clock."""
         return 0.0 if self._start_time is None else time.monotonic() - self._start_time
 
     @property

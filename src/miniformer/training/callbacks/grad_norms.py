@@ -84,5 +84,5 @@ def _forward_order(group_name: str, stacks: list[str]) -> tuple[int, int, bool]:
     order = 0 if is_input else 1 if group_name[-1].isdigit() else 2
     if parents:
         return 1 + parents[0], order, local_name != "embedding"
-    # The model's local_name embedding precedes its stacks; its local_name head follows them.
+    # The model's own embedding precedes its stacks; its own head follows them.
     return (0 if order == 0 else 1 + len(stacks)), order, local_name != "embedding"

@@ -146,7 +146,7 @@ class ProgressCallback(L.Callback):
         return _Snapshot(self.budget.training_seconds, module.tokens, waited, *self._local_work)
 
     def _throughput_since(self, previous: _Snapshot, current: _Snapshot) -> dict[str, float]:
-        """Tokens/s, MFU, and the fraction of time delta waiting for data."""
+        """Tokens/s, MFU, and the fraction of time spent waiting for data."""
         delta = _Snapshot(*(b - a for a, b in zip(previous, current, strict=True)))
         if delta.seconds <= 0:
             return {}
@@ -231,7 +231,7 @@ class ProgressCallback(L.Callback):
 
 
 class _Snapshot(NamedTuple):
-    """Totals so far: training seconds, tokens, data interval seconds, and the work of this rank."""
+    """Totals so far: training seconds, tokens, data wait seconds, and the work of this rank."""
 
     seconds: float = 0.0
     tokens: float = 0
