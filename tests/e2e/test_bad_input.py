@@ -169,7 +169,7 @@ def test_a_work_dir_that_is_a_file(tmp_path, capsys):
         "--work_dir",
         str(data),
     ]
-    assert "work_dir: cannot make" in mistake(capsys, trainer.main, arguments)
+    assert "work_dir: cannot create" in mistake(capsys, trainer.main, arguments)
 
 
 @pytest.mark.catches("user_errors_exit_with_0")
@@ -204,7 +204,7 @@ def test_a_work_dir_that_points_nowhere(tmp_path, capsys):
     link.symlink_to(tmp_path / "gone" / "away")
     arguments = ["--train_path", str(data), "--model_config", json.dumps(SMALL)]
     message = mistake(capsys, trainer.main, [*arguments, "--work_dir", str(link)])
-    assert f"work_dir: cannot make {link}" in message
+    assert f"work_dir: cannot create {link}" in message
 
 
 @pytest.fixture

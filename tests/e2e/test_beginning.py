@@ -46,7 +46,7 @@ def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys
     arguments = ["--task", "classification", "--train_path", "train.jsonl", "--init_from", "ours"]
     assert run(*arguments, "--max_steps", 1, "--lr", 0) == 0
     told = capsys.readouterr().out
-    assert "weights: of ours; new: head.weight, head.bias" in told.replace("\n", " ")
+    assert "weights: from ours; newly initialized: head.weight, head.bias" in told.replace("\n", " ")
     trained = miniformer.load("runs/classification/last")
     before, after = (m.model.state_dict() for m in (miniformer.load("ours"), trained))
     shared = [name for name in after if name in before and not name.startswith("head.")]

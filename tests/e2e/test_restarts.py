@@ -85,7 +85,7 @@ def assert_same_as_undisturbed(folder, work_dir):
 def test_group_goes_on_in_its_folder_after_a_kill(folder):
     told = torchrun(folder, "once", [[14, 1]], "--standalone")
     assert_same_as_undisturbed(folder, "once")
-    assert "going on from" in told
+    assert "resuming from" in told
 
 
 @pytest.mark.slow

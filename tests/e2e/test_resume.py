@@ -425,7 +425,7 @@ def test_a_warm_start_that_is_killed_goes_on(
     done = train(TrainConfig(resume=str(tmp_path / "run")))
     figures = whole_with_warm_start.metrics
     assert {**done.metrics, "seconds": 0} == {**figures, "seconds": 0}
-    went_on = f"going on from {tmp_path / 'run' / 'pretrain' / 'checkpoints'}"
+    went_on = f"resuming from {tmp_path / 'run' / 'pretrain' / 'checkpoints'}"
     again = kept and not (step == 14 and number == signal.SIGTERM)  # then its own states are used
     assert (went_on in capsys.readouterr().out.replace("\n", "")) == again
     for each in ("pretrain/last", "pretrain/best", "last", "best"):
@@ -447,7 +447,7 @@ def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tm
         ({"max_step": 3}, r".*unknown field 'max_step' \(did you"),
         ({"task_config": None}, "task_config must be an object, not None"),
         ({"model_config": 3}, "model_config must be an object, not 3"),
-        ({"model_config": {"dropout": 0.1, "d_model": 8}}, "model_config may hold .*, not d_model"),
+        ({"model_config": {"dropout": 0.1, "d_model": 8}}, "model_config may set .*, not d_model"),
         ({"model_size": "tiny"}, "model_size follows from the run; leave it out"),
         ({"tokenizer": "char"}, "tokenizer follows from the run"),
         ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),

@@ -264,7 +264,7 @@ def test_a_device_without_memory_left_ends_it(monkeypatch):
     found = Machine(monkeypatch, overhead=1000.0, most=8).search()
     assert found.batch_sizes == [1, 2, 4, 8]
     assert found.stop_reason == "16 takes more memory than there is"
-    with pytest.raises(UserError, match="4 takes more memory than there is; begin with less"):
+    with pytest.raises(UserError, match="4 takes more memory than there is; make the model"):
         Machine(monkeypatch, overhead=1000.0, most=2).search(initial_batch_size=4)
 
 

@@ -301,5 +301,5 @@ def test_options_that_an_optimiser_does_not_take_are_refused(name):
 def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):
     for make in (lambda model, *, lr, weight_decay: None, lambda model, **options: None):
         monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
-        with pytest.raises(UserError, match="optimizer=mine has no learning rate of its own; set"):
+        with pytest.raises(UserError, match="optimizer=mine has no default learning rate; set"):
             default_lr("mine")

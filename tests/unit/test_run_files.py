@@ -248,7 +248,7 @@ def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
 def test_a_warm_start_has_the_shape_of_its_run():
     found = pretraining._check_overrides({"model_config": {"dropout": 0.3}, "max_steps": 5})
     assert found == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
-    with pytest.raises(UserError, match=r"pretrain: model_config may hold .*, not d_model"):
+    with pytest.raises(UserError, match=r"pretrain: model_config may set .*, not d_model"):
         pretraining._check_overrides({"model_config": {"d_model": 32}})
 
 

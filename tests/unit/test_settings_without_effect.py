@@ -224,7 +224,7 @@ FROM_FILES = {
     "sample": (
         {"task": "classification", "sample_prompt": "a", "val_path": "c.jsonl",
          "train_path": "c.jsonl"},
-        "sample_prompt has no effect: task=classification writes no text",
+        "sample_prompt has no effect: task=classification generates no text",
     ),
     "tokenizer": (
         {"task": "regression", "train_path": "v.jsonl"},

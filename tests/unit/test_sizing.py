@@ -52,7 +52,7 @@ def run(tmp_path, capsys):
 def test_the_data_choose_a_size_and_the_run_says_so(run):
     model, out = run(1_000)
     assert model == SIZE_PRESETS["tiny"]
-    assert "size: tiny (2 layers, d_model 64), for 1,100 tokens to learn from" in out
+    assert "size: tiny (2 layers, d_model 64), for 1,100 training tokens" in out
     model, out = run(300_000)
     assert model == SIZE_PRESETS["small"]
     assert "size: small (2 layers, d_model 128)" in out

@@ -1,1 +1,1 @@
-"""Training on Lightning: the module, what it optimises with, what the user watches, and `train`."""
+"""Training with Lightning: the module, optimizers, callbacks, reports, and `train`."""

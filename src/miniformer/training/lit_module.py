@@ -1,10 +1,10 @@
-"""MiniFormerLitModule: a model and its task as a LightningModule with an exact optimiser step."""
+"""MiniFormerLitModule: a model and its task as a LightningModule with an exact optimizer step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -24,32 +24,32 @@ from miniformer.training.loss_module import LossModule, is_duplicate_batch
 from miniformer.training.optim.optimizers import default_lr
 
 DEFAULT_WARMUP_RATIO = 0.05
-_MIN_COUNT = 1e-12  # what a loss that sums over nothing is divided by
+_MIN_COUNT = 1e-12  # divisor of a loss without labels
 
 
 class MiniFormerLitModule(L.LightningModule):
     """Lightning wrapper that trains a model on a task.
 
-    It optimises by hand (Lightning's `automatic_optimization` is off), so clipping and accumulation
-    are its own arguments, not the `Trainer`'s. The loss of a step is one sum over all its batches
-    and all devices, divided once by what it sums over.
+    Optimization is manual (`automatic_optimization` is off). Gradient clipping and accumulation
+    are arguments of this module, not of the `Trainer`. The loss of a step is one sum over all its
+    batches and devices, divided once by its count.
 
     Args:
-        model: what to train: a Transformer, a Seq2SeqTransformer, or what `task` can use as one.
-        task: a task's registered name, or a task that knows its training data (`Task.fit`).
-        tokenizer: for figures of written text; None: they are left out.
-        optimizer: an optimiser's registered name.
-        optimizer_config: options of it.
-        lr: learning rate at its highest; None: the optimiser's own.
+        model: a Transformer, a Seq2SeqTransformer, or another model that `task` can use.
+        task: registered name of a task, or a task fitted to its training data (`Task.fit`).
+        tokenizer: decodes generated text for metrics; None: these metrics are omitted.
+        optimizer: registered name of an optimizer.
+        optimizer_config: options of the optimizer.
+        lr: peak learning rate; None: default of the optimizer.
         weight_decay: decoupled decay of weight matrices.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
-        scheduler: a schedule's registered name.
-        warmup_steps: steps in which the learning rate first goes up; None: see `warmup_ratio`.
-        warmup_ratio: the same as a share of the run; None: 5 %, or what the schedule has itself.
-        gradient_clip_val: longest gradient (its norm); 0: any.
-        accumulate_grad_batches: batches in one optimiser step.
-        budget: the run's limits, by which the schedule goes; None: the `Trainer`'s own max_steps,
-            max_epochs or max_time, whichever comes first.
+        scheduler: registered name of a schedule.
+        warmup_steps: optimizer steps of linear warmup; None: see `warmup_ratio`.
+        warmup_ratio: fraction of the run for warmup; None: 5 %, or the schedule's own warmup.
+        gradient_clip_val: maximum gradient norm; 0: no clipping.
+        accumulate_grad_batches: batches in one optimizer step.
+        budget: the run's limits, which the schedule follows; None: the first of max_steps,
+            max_epochs and max_time of the `Trainer`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MiniFormerLitModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         task = registry.get("task", task)() if isinstance(task, str) else task
-        # A loaded model is in eval mode, in which dropout is off.
+        # A loaded model is in eval mode, without dropout.
         self.loss_module = LossModule(model.train(), task)
         self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
@@ -86,23 +86,21 @@ class MiniFormerLitModule(L.LightningModule):
         self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)
         self.lr, self.warmup_steps, self.warmup_ratio = lr, warmup_steps, warmup_ratio
         if warmup_steps is None and warmup_ratio is None:
-            # onecycle goes up by itself; without any schedule nobody knows how long a share is.
+            # onecycle has its own warmup; without a schedule the length of the run is unknown.
             self.warmup_ratio = None if scheduler in ("onecycle", "none") else DEFAULT_WARMUP_RATIO
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
         self.budget = budget
         self._budget = budget or Budget()  # the one in use
-        self._micro_batches = 0  # batches of the step under way
-        self._loss_and_count: Tensor | None = (
-            None  # of the step under way: loss, and what it sums over
-        )
-        self._token_counts = [0, 0]  # of the step under way: tokens, padding
+        self._micro_batches = 0  # batches of the current step
+        self._loss_and_count: Tensor | None = None  # of the current step: summed loss, its count
+        self._token_counts = [0, 0]  # of the current step: tokens, padding
         self.tokens = self.padding = 0  # trained on so far, on all devices
         self.current_lr = 0.0  # of the last step
-        self.gradient_norm: Tensor | None = None  # of the last step, before it was clipped
+        self.gradient_norm: Tensor | None = None  # of the last step, before clipping
         self.train_loss: Tensor | None = None  # of the last step
         self.nan_check = NaNCheck()
-        self.stop_requested = False  # some rank wants to stop; known to all of them after a step
+        self.stop_requested = False  # by some rank; all ranks know it after the next step
         self.validation_stats: list[BatchStats] = []  # of the last validation or test
 
     @property
@@ -112,41 +110,38 @@ class MiniFormerLitModule(L.LightningModule):
 
     @property
     def task(self) -> Task:
-        """What it learns."""
+        """The task that is trained."""
         return self.loss_module.task
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1]."""
+        """Completed fraction of the run, in [0, 1]."""
         return self._budget.progress(self.trainer.global_step)
 
     @property
     def between_steps(self) -> bool:
-        """Whether no batch has been added to the next step yet."""
+        """True if the next step has no batch yet."""
         return self._micro_batches == 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own `forward`."""
-        out: Tensor = self.model(*args, **kwargs)
-        return out
+        return cast(Tensor, self.model(*args, **kwargs))
 
     def configure_model(self) -> None:
         strategies.apply_fsdp(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         try:
-            optimizer: torch.optim.Optimizer = self._make_optimizer(
-                self.model, **self._optimizer_options
-            )
+            optimizer = self._make_optimizer(self.model, **self._optimizer_options)
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer_config: {error}") from error
-        return optimizer
+        return cast(torch.optim.Optimizer, optimizer)
 
     def on_fit_start(self) -> None:
         if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
             raise UserError(
-                f"precision={self.trainer.precision} scales the loss, and clipping would clip the "
-                "scaled gradient; use precision='bf16-mixed' or '32-true'"
+                f"precision={self.trainer.precision} scales the loss, so that clipping would apply "
+                "to the scaled gradient; use precision='bf16-mixed' or '32-true'"
             )
 
     def on_train_start(self) -> None:
@@ -157,12 +152,14 @@ class MiniFormerLitModule(L.LightningModule):
         self.set_optimizer_mode(True)
 
     def on_validation_model_zero_grad(self) -> None:
-        """Nothing: gradients may belong to a step that is under way."""
+        """Keeps gradients: they may belong to an unfinished step."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._micro_batches += 1
-        steps = self._micro_batches == self.accumulate_grad_batches or self.trainer.is_last_batch
-        with strategies.grad_sync(self, steps):
+        completes_step = (
+            self._micro_batches == self.accumulate_grad_batches or self.trainer.is_last_batch
+        )
+        with strategies.grad_sync(self, completes_step):
             loss, count = self.loss_module(batch)
             self.manual_backward(strategies.backward_loss(self, loss, count))
         about = batch.get("about", {})
@@ -173,13 +170,13 @@ class MiniFormerLitModule(L.LightningModule):
         self._token_counts[0] += about.get("tokens", 0)
         self._token_counts[1] += about.get("padding", 0)
         self.nan_check.record(loss.detach(), about.get("place"))
-        if steps:
+        if completes_step:
             self._optimizer_step(about.get("epochs", 0.0))
             if self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
                 self._log_train_metrics()
 
     def _optimizer_step(self, epochs: float) -> None:
-        """A step of the optimiser, at whose end `epochs` are done."""
+        """Takes an optimizer step, after which `epochs` are complete."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
         assert self._loss_and_count is not None
@@ -187,7 +184,7 @@ class MiniFormerLitModule(L.LightningModule):
             self, self._loss_and_count, self._token_counts, self._budget, self.stop_requested
         )
         step = self.trainer.global_step
-        self.nan_check.check(step + 1)  # before what is broken is learnt
+        self.nan_check.check(step + 1)  # before weights become NaN
         count = sums[1].clamp_min(_MIN_COUNT)
         self.train_loss = (sums[0] / count).float()
         self.gradient_norm = strategies.normalize_and_clip_grads(
@@ -204,7 +201,7 @@ class MiniFormerLitModule(L.LightningModule):
         self._micro_batches, self._loss_and_count, self._token_counts = 0, None, [0, 0]
 
     def _lr_factor(self, step: int, epochs: float = 0.0) -> float:
-        """Share of `lr` for the optimiser step after `step` others; `epochs` are done after it."""
+        """Factor on `lr` for optimizer step `step` + 1; `epochs` are complete after it."""
         factor = self._schedule(self._budget.progress(step))
         if self.warmup_steps is not None:
             return factor * min(1.0, (step + 1) / max(1, self.warmup_steps))
@@ -215,30 +212,30 @@ class MiniFormerLitModule(L.LightningModule):
 
     def _log_train_metrics(self) -> None:
         self.log("train_loss", self.train_loss, logger=False, prog_bar=True)  # type: ignore[arg-type]
-        figures = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
+        metrics = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
         if self.gradient_norm is not None:
-            figures["grad_norm"] = float(self.gradient_norm)
-        self._log_to_loggers(figures)
+            metrics["grad_norm"] = float(self.gradient_norm)
+        self._log_to_loggers(metrics)
 
     def _log_to_loggers(self, metrics: dict[str, float]) -> None:
-        # At the optimiser step: Lightning's own step counts batches.
+        # The step is the optimizer step: Lightning's own step counts batches.
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
     def _budget_from_trainer(self) -> Budget:
-        """The limits of a `Trainer` that the user made."""
+        """Limits of a `Trainer` that the user created."""
         trainer = self.trainer
         steps = [trainer.max_steps] if trainer.max_steps > 0 else []
         batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
         if epochs > 0 and math.isfinite(batches):
             steps.append(epochs * math.ceil(batches / self.accumulate_grad_batches))
         loader = trainer.train_dataloader
-        # Batches of a length not known yet tell themselves how far they are.
+        # Without a known number of batches, the batches of a `BatchLoader` have their epoch.
         counted = isinstance(loader, BatchLoader) and loader.chunks.num_chunks is not None
-        limit = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
-        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        max_epochs = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
+        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
         seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
-        if not (steps or limit or seconds or self.scheduler == "none"):
+        if not (steps or max_epochs or seconds or self.scheduler == "none"):
             raise UserError(
                 f"scheduler={self.scheduler} needs to know when training ends; give the Trainer "
                 "max_steps, max_time, or max_epochs over data of known length, or use "
@@ -246,12 +243,12 @@ class MiniFormerLitModule(L.LightningModule):
             )
         return Budget(
             max_steps=min(steps, default=None),
-            max_epochs=limit,
+            max_epochs=max_epochs,
             max_seconds=min(seconds, default=None),
         )
 
     def set_optimizer_mode(self, training: bool) -> None:
-        """Tells an optimiser that averages weights which of them the model should hold now."""
+        """Switches an optimizer that averages weights between training and evaluation weights."""
         for optimizer in self.trainer.optimizers:
             switch = getattr(optimizer, "train" if training else "eval", None)
             if switch is not None:
@@ -276,15 +273,15 @@ class MiniFormerLitModule(L.LightningModule):
         self._log_eval_metrics("test")
 
     def _eval_step(self, batch: Batch, *, test: bool = False) -> None:
-        measured = strategies.eval_step(self, batch, test=test)
+        stats = strategies.eval_step(self, batch, test=test)
         if not is_duplicate_batch(batch):
-            self.validation_stats.append(measured)
+            self.validation_stats.append(stats)
 
     def _log_eval_metrics(self, stage: str) -> None:
         self.validation_stats = strategies.all_gather_stats(self, self.validation_stats)
         if self.validation_stats:
-            figures = self.task.compute_metrics(self.validation_stats, self.tokenizer)
-            figures = {f"{stage}_{name}": value for name, value in figures.items()}
-            self.log_dict(figures, logger=False)
+            metrics = self.task.compute_metrics(self.validation_stats, self.tokenizer)
+            metrics = {f"{stage}_{name}": value for name, value in metrics.items()}
+            self.log_dict(metrics, logger=False)
             if not self.trainer.sanity_checking:
-                self._log_to_loggers(figures)
+                self._log_to_loggers(metrics)

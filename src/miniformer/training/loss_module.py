@@ -1,8 +1,6 @@
-"""A model and what it learns, as one module, so that engines see one forward pass."""
+"""Model and task as one module, so that DDP and FSDP wrap one forward pass."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,14 +9,14 @@ from miniformer.tasks.base import BatchStats, Task
 
 
 class LossModule(nn.Module):
-    """The loss of a batch.
+    """Loss of a batch.
 
-    A task calls parts of its model one by one. What must happen around a whole pass (DDP's
-    reduction, FSDP's gathering of weights) hangs on this module's `forward`.
+    A task calls the parts of its model separately. The hooks around a pass (gradient reduction of
+    DDP, weight gathering of FSDP) need one `forward`, which is that of this module.
 
     Args:
-        model: what `task` can use as one.
-        task: what it learns.
+        model: a model that `task` can use.
+        task: computes the loss and the evaluation statistics.
     """
 
     def __init__(self, model: nn.Module, task: Task) -> None:
@@ -26,9 +24,9 @@ class LossModule(nn.Module):
         self.model, self.task = model, task
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss, and what it sums over; see `Task.loss`.
+        """Returns the summed loss and its count; see `Task.loss`.
 
-        A batch that is there only to keep ranks in step (see `Batches`) counts nothing.
+        Both are 0 for a batch that only keeps ranks synchronized (see `BatchLoader`).
         """
         loss, count = self.task.loss(self.model, batch)
         if is_duplicate_batch(batch):
@@ -36,12 +34,11 @@ class LossModule(nn.Module):
         return loss, count
 
     def eval_step(self, batch: Batch, *, test: bool) -> BatchStats:
-        """What `Task.figures` needs to know of a batch, of validation or of a test."""
-        measure = self.task.test_step if test else self.task.eval_step
-        return measure(self.model, batch)
+        """Statistics of a validation or test batch for `Task.compute_metrics`."""
+        step = self.task.test_step if test else self.task.eval_step
+        return step(self.model, batch)
 
 
 def is_duplicate_batch(batch: Batch) -> bool:
-    """Whether another rank has this batch already."""
-    found: Any = batch.get("about", {}).get("repeated", False)
-    return bool(found)
+    """Returns whether another rank has this batch already."""
+    return bool(batch.get("about", {}).get("repeated", False))

@@ -1,4 +1,4 @@
-"""train: from a TrainConfig to model directories on disk."""
+"""`train`: trains a model from a `TrainConfig` and writes model directories."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a run leaves.
+    """Result of `train`.
 
     Args:
-        folder: the run's folder.
-        model: the model directory to use: `best`, or `last` where nothing was validated.
-        task: what it was trained for.
-        figures: figures of that model.
-        interrupted: the signal that ended the run early; None: it ended by itself.
+        folder: the run folder.
+        model: the model directory to use: `best`, or `last` without validation.
+        task: the task, fitted to its training data.
+        metrics: metrics of that model.
+        interrupted: the signal that interrupted the run; None: the run is complete.
     """
 
     folder: Path
@@ -89,14 +89,14 @@ def train(
 
     Args:
         config: the run.
-        console: where to tell of its progress; None: standard output.
-        callbacks: more of Lightning's, or functions that make one; they are called after those of
-            the run itself. Their `state_dict` is part of the run's state. On several devices each
-            process has its own, made there by the function or copied with `pickle`.
+        console: output for progress messages; None: standard output.
+        callbacks: additional Lightning callbacks, or functions that return one. They are called
+            after the run's own callbacks. Checkpoints include their `state_dict`. With several
+            devices, each process has its own, returned by the function or copied with `pickle`.
 
     Raises:
-        UserError: a setting, a path or a record is wrong, and nothing has been written; or the
-            loss is no longer finite, and what was saved before stays.
+        UserError: a setting, a path or a record is invalid, and nothing was written; or the loss
+            is NaN or infinite, and earlier files remain.
     """
     console = console or make_console()
     with printable_output(console.file):
@@ -106,48 +106,47 @@ def train(
 def _launch_or_train(
     config: TrainConfig, console: Console, callbacks: Sequence[CallbackOrFactory]
 ) -> RunResult:
-    """Trains in this process, or in one for each device; see `train`."""
-    config, state = resolve_resume(config)
+    """Trains in this process, or in one process per device; see `train`."""
+    config, checkpoint = resolve_resume(config)
     if config.world_size > 1 and not is_launched():
         outcome = launch(config, _worker, pickle_callbacks(callbacks))
         model = Path(outcome["model"])
         task = read_artifacts(model, *read_config(model))[1]
         return RunResult(
-            Path(outcome["folder"]), model, task, outcome["figures"], outcome["interrupted"]
+            Path(outcome["folder"]), model, task, outcome["metrics"], outcome["interrupted"]
         )
     init_process_group(config, resolve_device_type(config))
-    kept = RunFolder(config.experiment_name or config.task)
-    begun = broadcast_from_rank0(kept.find_existing)
-    if begun is not None and config.resume is None:  # torchrun has started the processes again
-        config, state = resolve_resume(resume_config(begun, {}))
+    run_folder = RunFolder(config.experiment_name or config.task)
+    existing = broadcast_from_rank0(run_folder.find_existing)
+    if existing is not None and config.resume is None:  # torchrun restarted the processes
+        config, checkpoint = resolve_resume(resume_config(existing, {}))
     try:
         with remove_unused_folders_on_error() as created:
             return _train(
                 config,
                 rank0_console(console),
                 build_callbacks(callbacks),
-                state,
+                checkpoint,
                 created=created,
-                run_folder=kept,
+                run_folder=run_folder,
             )
     except OSError as error:
         if error.errno not in _NO_SPACE_ERRNOS:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        path = f"{error.filename}: " if error.filename else ""
         raise UserError(
-            f"{where}{error.strerror}; what was written before is whole: make room and go on "
+            f"{path}{error.strerror}; earlier files are complete: free disk space, then continue "
             "with --resume RUN"
         ) from None
 
 
 def _worker(settings: dict[str, Any], outcome_path: str, callbacks: bytes) -> None:
-    """One of the processes of a run on several devices."""
-    with worker_context(outcome_path) as tell:
+    """Runs one process of a run on several devices."""
+    with worker_context(outcome_path) as write_outcome:
         result = train(TrainConfig.from_dict(settings), callbacks=pickle.loads(callbacks))
         if rank() == 0:
-            figures, interrupted = result.metrics, result.interrupted
-            told = {"folder": str(result.folder), "model": str(result.model)}
-            tell({**told, "figures": figures, "interrupted": interrupted})
+            paths = {"folder": str(result.folder), "model": str(result.model)}
+            write_outcome({**paths, "metrics": result.metrics, "interrupted": result.interrupted})
 
 
 def _train(
@@ -163,16 +162,16 @@ def _train(
 
     Args:
         config: the run.
-        console: where to tell of it.
-        callbacks: more of Lightning's.
-        state: that it goes on from.
-        whole: the folder of the run that this one is the warm start of.
-        created: folder that this run makes is added here.
-        kept: is told of the folder.
+        console: output for progress messages.
+        callbacks: additional Lightning callbacks.
+        checkpoint: the checkpoint to resume from.
+        parent_folder: folder of the run that this run pretrains for.
+        created: the new run folder is added here.
+        run_folder: registers the new run folder.
     """
     L.seed_everything(config.seed, verbose=False)
-    resumed = None if config.resume is None else Path(config.resume)
-    run = prepare(config, console, resume_dir=resumed)
+    resume_dir = None if config.resume is None else Path(config.resume)
+    run = prepare(config, console, resume_dir=resume_dir)
     if checkpoint is None:
         run = auto_tune(run, console)
     config = run.config
@@ -181,80 +180,79 @@ def _train(
         max_epochs=config.effective_max_epochs,
         max_seconds=config.max_seconds,
     )
-    steps = max_total_steps(config, run.data)
-    warn_unreached_limits(config, steps)
+    total_steps = max_total_steps(config, run.data)
+    warn_unreached_limits(config, total_steps)
     module = make_module(run, budget)
-    warm = None
+    pretraining = None
     if config.pretrain is not None and checkpoint is None:
-        warm = pretrain_config(run)
+        pretraining = pretrain_config(run)
     name = config.experiment_name or config.task
 
     def create_folder() -> Path:
-        made = create_run_folder(Path(config.work_dir), name, created)
-        return made if run_folder is None else run_folder.register(made)
+        new = create_run_folder(Path(config.work_dir), name, created)
+        return new if run_folder is None else run_folder.register(new)
 
-    folder = resumed or broadcast_from_rank0(create_folder)
-    console.print(f"run folder: {folder}" if checkpoint is None else f"going on from {checkpoint}")
-    outputs = RunArtifacts(folder, run, is_global_zero=rank() == 0)
-    outputs.save_run_config()
-    if run.lr_search is not None and outputs.is_global_zero:
+    folder = resume_dir or broadcast_from_rank0(create_folder)
+    console.print(f"run folder: {folder}" if checkpoint is None else f"resuming from {checkpoint}")
+    artifacts = RunArtifacts(folder, run, is_global_zero=rank() == 0)
+    artifacts.save_run_config()
+    if run.lr_search is not None and artifacts.is_global_zero:
         run.lr_search.plot(folder / "lr.png", unit=run.task.loss_unit)
-    if warm is not None:
-        begun = _pretrain(run, warm, folder, console)
-        if begun.interrupted is not None:
-            return dataclasses.replace(begun, folder=folder)
+    if pretraining is not None:
+        result = _pretrain(run, pretraining, folder, console)
+        if result.interrupted is not None:
+            return dataclasses.replace(result, folder=folder)
     if config.compile:
         console.print(compile_layers(run, config.max_steps))
-    parts = RunCallbacks.build(run, module, outputs, budget, console, resume_from=checkpoint)
+    own = RunCallbacks.build(run, module, artifacts, budget, console, resume_from=checkpoint)
     with suppress_lightning_hints():
-        trainer = make_trainer(
-            config, folder, [*parts.callbacks, *callbacks, *parts.final_callbacks]
-        )
-        last = _fit(trainer, module, run, parts)
-        if steps is None and parts.interrupt.signal is None:
+        trainer = make_trainer(config, folder, [*own.callbacks, *callbacks, *own.final_callbacks])
+        last = _fit(trainer, module, run, own)
+        if total_steps is None and own.interrupt.signal is None:
             warn_unreached_limits(config, int(last["step"]))
-        outputs.save_loss_plot(parts.progress.rows)
-        console.print(parts.progress.summary(trainer, module))
-        outputs.save_model("last", _averaged_weights(module, run, parts), last, outputs.loss_plot)
-        tests = _evaluate(trainer, module, run, parts, folder, console)
+        artifacts.save_loss_plot(own.progress.rows)
+        console.print(own.progress.summary(trainer, module))
+        artifacts.save_model("last", _averaged_weights(module, run, own), last, artifacts.loss_plot)
+        test_metrics = _evaluate(trainer, module, run, own, folder, console)
     finish_loggers(trainer.loggers)
 
-    # Now that the run is over, the card of the model to use can tell the whole story.
-    which, figures = "last", {**last, **tests}
-    if parts.best_checkpoint.best_metrics is not None:
-        times = {key: last[key] for key in ("training_tokens", "seconds")}
-        which, figures = "best", {**parts.best_checkpoint.best_metrics, **tests, **times}
-    if tests and outputs.is_global_zero:
-        outputs.update_task_report("test", module.validation_stats)
-    outputs.finalize_model_card(which, figures)
+    # The model card of the model to use gets the metrics of the complete run.
+    model_name, metrics = "last", {**last, **test_metrics}
+    if own.best_checkpoint.best_metrics is not None:
+        totals = {key: last[key] for key in ("training_tokens", "seconds")}
+        metrics = {**own.best_checkpoint.best_metrics, **test_metrics, **totals}
+        model_name = "best"
+    if test_metrics and artifacts.is_global_zero:
+        artifacts.update_task_report("test", module.validation_stats)
+    artifacts.finalize_model_card(model_name, metrics)
     _write_report(
         run,
-        parts,
-        outputs,
+        own,
+        artifacts,
         console,
-        figures,
+        metrics,
         last_step=int(last["step"]),
         parent_folder=parent_folder,
     )
-    return RunResult(folder, folder / which, run.task, figures, parts.interrupt.signal)
+    return RunResult(folder, folder / model_name, run.task, metrics, own.interrupt.signal)
 
 
 def _pretrain(run: RunSetup, settings: TrainConfig, folder: Path, console: Console) -> RunResult:
-    """Trains the model on its texts first, or goes on with that; returns what it left."""
-    config, state = broadcast_from_rank0(lambda: resume_pretraining(settings, folder))
-    console.print("warm start: hidden tokens of the texts")
-    result = _train(config, console, (), state, parent_folder=folder)
+    """Pretrains the model on its texts, or resumes that, and loads the weights."""
+    config, checkpoint = broadcast_from_rank0(lambda: resume_pretraining(settings, folder))
+    console.print("pretraining: masked language modeling on the input texts")
+    result = _train(config, console, (), checkpoint, parent_folder=folder)
     if result.interrupted is None:
         new = load_pretrained_weights(run.model, result.model, run.kind)
-        console.print(f"warm start done; new: {', '.join(new)}")
-    L.seed_everything(run.config.seed, verbose=False)  # as after a resumption
+        console.print(f"pretraining complete; newly initialized: {', '.join(new)}")
+    L.seed_everything(run.config.seed, verbose=False)  # as after resuming
     return result
 
 
 def _fit(
     trainer: L.Trainer, module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
 ) -> dict[str, float]:
-    """Trains, and validates what came out; returns figures of it."""
+    """Trains and validates; returns metrics of the last step."""
     try:
         with callbacks.interrupt:
             trainer.fit(module, run.data)
@@ -267,9 +265,9 @@ def _fit(
         module.nan_check.check(trainer.global_step, now=True)
     except NonFiniteLossError as error:
         raise UserError(_nan_error_message(error, run, callbacks.resume_checkpoint)) from None
-    losses = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
+    loss = {"train_loss": float(module.train_loss)} if module.train_loss is not None else {}
     return {
-        **losses,
+        **loss,
         "step": trainer.global_step,
         "training_tokens": module.tokens,
         "seconds": round(callbacks.budget.seconds, 1),
@@ -279,9 +277,9 @@ def _fit(
 def _averaged_weights(
     module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
 ) -> dict[str, torch.Tensor]:
-    """Copies of them: the model gets its own weights back."""
+    """Returns a copy of the averaged weights; the model keeps its own."""
     with callbacks.weight_averaging.use_averaged_weights(module):
-        return {name: each.clone() for name, each in full_state_dict(run.model).items()}
+        return {name: tensor.clone() for name, tensor in full_state_dict(run.model).items()}
 
 
 def _evaluate(
@@ -292,11 +290,11 @@ def _evaluate(
     folder: Path,
     console: Console,
 ) -> dict[str, float]:
-    """Offers the mean of the last weights as the best; returns test figures of the best."""
-    last, tests = callbacks.weight_averaging.checkpoint_average, {}
-    if last is not None and callbacks.interrupt.signal is None:
-        console.print(f"the mean of the weights at the last {len(last)} validations:")
-        load_full_state_dict(run.model, last.mean())
+    """Validates the average of the last checkpoints; returns test metrics of the best model."""
+    average, metrics = callbacks.weight_averaging.checkpoint_average, {}
+    if average is not None and callbacks.interrupt.signal is None:
+        console.print(f"averaged weights of the last {len(average)} validations:")
+        load_full_state_dict(run.model, average.mean())
         with callbacks.interrupt:
             trainer.validate(module, run.data, verbose=False)
     if run.config.test_path and callbacks.interrupt.signal is None:
@@ -307,8 +305,8 @@ def _evaluate(
             load_full_state_dict(run.model, best)
         with callbacks.interrupt:
             trainer.test(module, run.data, verbose=False)
-            tests = metrics_from_trainer(trainer, "test")
-    return tests
+            metrics = metrics_from_trainer(trainer, "test")
+    return metrics
 
 
 def _write_report(
@@ -320,51 +318,51 @@ def _write_report(
     last_step: int,
     parent_folder: Path | None,
 ) -> None:
-    """Writes the report and says how to go on."""
-    facts, notes = callbacks.monitor.system_info(), []
+    """Writes the HTML report and prints the command that resumes an interrupted run."""
+    run_info, notes = callbacks.monitor.system_info(), []
     if callbacks.interrupt.signal is not None:
-        notes.append(f"The run was stopped early, after step {last_step}.")
+        notes.append(f"The run was interrupted after step {last_step}.")
         if run.config.test_path:
             notes.append("The test data was not evaluated.")
     if run.predicted_memory is not None:
         used, predicted = callbacks.monitor.peak_memory_bytes(), run.predicted_memory
-        facts["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
-        console.print(f"memory: {facts['memory']}")
+        run_info["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
+        console.print(f"memory: {run_info['memory']}")
     rows = (callbacks.progress.rows, callbacks.monitor.rows, callbacks.sample_generation.rows)
-    report = artifacts.write_html_report(*rows, metrics, run_info=facts, notes=notes)
+    report = artifacts.write_html_report(*rows, metrics, run_info=run_info, notes=notes)
     console.print(f"report: {report}")
     if (
         callbacks.interrupt.signal is not None
         and callbacks.resume_checkpoint.last_checkpoint is not None
     ):
         console.print(
-            f"go on from step {last_step} with: --resume {parent_folder or artifacts.folder}"
+            f"resume from step {last_step} with: --resume {parent_folder or artifacts.folder}"
         )
         if run.config.test_path:
-            folder = shlex.quote(str(artifacts.folder))
+            arguments = f"--resume {shlex.quote(str(artifacts.folder))} --max_steps {last_step}"
             console.print(
-                "test_path was not evaluated, for the run was stopped; to test its model as it is: "
-                f"{python_command()} -m miniformer.trainer --resume {folder} --max_steps {last_step}"
+                "test_path was not evaluated: the run was interrupted; to test the model: "
+                f"{python_command()} -m miniformer.trainer {arguments}"
             )
 
 
 def _nan_error_message(
     error: NonFiniteLossError, run: RunSetup, resume_checkpoint: ResumeCheckpoint
 ) -> str:
-    """What a user should know of a loss that is no number: the records, and the way back."""
+    """Returns the error message: the records of the batch and the checkpoint before it."""
     lines = [str(error)]
-    numbers: list[int] = []
+    indices: list[int] = []
     batches = run.data.train_dataloader()
-    for place in error.batch_positions:
-        numbers += batches.record_indices(place) or []
+    for position in error.batch_positions:
+        indices += batches.record_indices(position) or []
     records = getattr(run.data.chunks["train"], "records", None)
-    if numbers and records is not None:
-        shown = ", ".join(records.location(number) for number in numbers[:5])
-        more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-        lines.append(f"records of that batch: {shown}{more}")
+    if indices and records is not None:
+        locations = ", ".join(records.location(index) for index in indices[:5])
+        more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+        lines.append(f"records of that batch: {locations}{more}")
     if resume_checkpoint.last_checkpoint is not None:
         lines.append(
-            f"the last good state is {resume_checkpoint.last_checkpoint}; --resume {resume_checkpoint.run} with a lower lr "
-            "goes on from it"
+            f"the last finite checkpoint is {resume_checkpoint.last_checkpoint}; resume from it "
+            f"with --resume {resume_checkpoint.run} and a lower lr"
         )
     return "; ".join(lines)

@@ -1,1 +1,1 @@
-"""Optimizers, schedules, weight averaging."""
+"""Optimizers, learning rate schedules, weight averaging."""

@@ -1,13 +1,12 @@
-"""Muon: momentum whose update is made orthogonal, for matrices; AdamW for the rest.
+"""Muon: momentum with orthogonalized updates for matrices, AdamW for other parameters.
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon/): the update of a matrix is U V^T of
-its momentum's singular value decomposition U S V^T, approached by a few matrix polynomials. Its
-entries are scaled to the size that AdamW's have (Liu et al. 2025, arXiv 2502.16982), so that one
-learning rate serves both.
+the singular value decomposition U S V^T of its momentum, approximated by matrix polynomials. Its
+entries are scaled to the RMS of AdamW updates (Liu et al. 2025, arXiv 2502.16982), so that both
+use one learning rate.
 
-torch has a Muon of its own since 2.9, against which this one is tested. It goes through matrices
-one by one, and in bfloat16, which CPUs without such units are slow in; small models are all
-overhead then. Here matrices of one shape are stacked and go through all steps together.
+The tests compare it with `torch.optim.Muon`, which processes matrices one by one and in bfloat16:
+slow for small models, and on CPUs without bfloat16 units. This one stacks matrices of one shape.
 
 Letters: N matrices of one shape, rows by columns.
 """
@@ -24,9 +23,9 @@ from torch.optim.adamw import adamw as adamw_step
 
 from miniformer.training.distributed.strategies import full_tensor, shard_like
 
-# Odd polynomials a x + b x^3 + c x^5, one a step, each of the least greatest distance from 1 over
-# where the step before has left the singular values (as in Amsel et al. 2025, arXiv 2505.16932);
-# the first over [0.01, 1], [0.003, 1], [0.001, 1]. Three of them do what takes five of one kind.
+# Odd polynomials a x + b x^3 + c x^5, one per step. Each minimizes the maximum distance from 1 over
+# the range of singular values after the previous step (as in Amsel et al. 2025, arXiv 2505.16932).
+# The first range is [0.01, 1], [0.003, 1] or [0.001, 1]. Three steps replace five of Newton-Schulz.
 _NEWTON_SCHULZ_COEFFICIENTS = {
     3: ((8.0934, -23.6206, 17.4462), (3.6367, -2.7220, 0.5366), (2.6614, -1.9772, 0.4526)),
     4: (
@@ -43,19 +42,19 @@ _NEWTON_SCHULZ_COEFFICIENTS = {
         (2.2742, -1.6451, 0.4162),
     ),
 }
-_UPDATE_RMS = 0.2  # of an update's entries, as AdamW's usually have it
+_UPDATE_RMS = 0.2  # of the entries of an update, as typical for AdamW
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon and AdamW in one optimiser.
+    """Muon and AdamW in one optimizer.
 
     Args:
-        groups: parameter groups; those with `kind="muon"` hold matrices, the others go the way of
-            AdamW. Each may have a `weight_decay` of its own.
+        params: parameter groups; Muon updates the matrices of groups with `kind="muon"`, AdamW
+            updates the others. Each may have its own `weight_decay`.
         lr: learning rate of both.
-        momentum: of Muon, Nesterov's.
-        steps: of the iteration that makes an update orthogonal: 3, 4 or 5.
-        betas, eps: of AdamW.
+        momentum: Nesterov momentum of Muon.
+        steps: steps of the orthogonalization: 3, 4 or 5.
+        betas, eps: options of AdamW.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; parameters without a gradient stay."""
+        """Takes a step; parameters without a gradient do not change."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -93,17 +92,15 @@ class Muon(torch.optim.Optimizer):
         gradients = [p.grad for p in parameters if p.grad is not None]
         momenta = [self._get_state(p, "momentum") for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
         shapes: dict[torch.Size, list[int]] = {}
         for index, parameter in enumerate(parameters):
             shapes.setdefault(parameter.shape, []).append(index)
         scaled: list[Tensor] = [torch.empty(0)] * len(parameters)
-        for shape, places in shapes.items():
-            stack = torch.stack(
-                [full_tensor(updates[index]) for index in places]
-            )  # [N, rows, columns]
-            turned = orthogonalize(stack, group["steps"]).mul_(_UPDATE_RMS * max(shape) ** 0.5)
-            for index, update in zip(places, turned.unbind(), strict=True):
+        for shape, indices in shapes.items():
+            stack = torch.stack([full_tensor(updates[i]) for i in indices])  # [N, rows, columns]
+            stack = orthogonalize(stack, group["steps"]).mul_(_UPDATE_RMS * max(shape) ** 0.5)
+            for index, update in zip(indices, stack.unbind(), strict=True):
                 scaled[index] = shard_like(update, parameters[index])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
@@ -141,17 +138,17 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
-    """Each matrix with its singular values brought near 1.
+    """Moves the singular values of each matrix to approximately 1.
 
-    Those of at least 0.01 of the Frobenius norm (three steps; 0.003 with four, 0.001 with five) end
-    between 0.73 and 1.27; smaller ones grow towards 1, too.
+    Values of at least 0.01 times the Frobenius norm (0.003 with four steps, 0.001 with five) become
+    0.73 to 1.27. Smaller values grow.
 
     Args:
         matrices: [N, rows, columns].
         steps: 3, 4 or 5.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # the products are of the shorter side
+    x = matrices.mT if tall else matrices  # the Gram matrix has the size of the shorter side
     x = x.bfloat16() if x.is_cuda else x.float()
     x = x / x.flatten(1).norm(dim=1).clamp_min(1e-7)[:, None, None]
     polynomials = _NEWTON_SCHULZ_COEFFICIENTS[steps]
@@ -165,19 +162,19 @@ def orthogonalize(matrices: Tensor, steps: int = 3) -> Tensor:
 
 
 def _gram_newton_schulz(gram: Tensor, coefficients: Sequence[tuple[float, float, float]]) -> Tensor:
-    """What all steps together multiply a wide matrix by, from its Gram matrix [N, rows, rows].
+    """Product of all steps for wide matrices, from their Gram matrices [N, rows, rows].
 
-    All of it is small, and polynomials of one matrix can be taken in any order.
+    Polynomials of one matrix commute, so that only small matrices are multiplied.
     """
-    whole_way: Tensor | None = None
+    product: Tensor | None = None
     for index, (a, b, c) in enumerate(coefficients):
         step = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        whole_way = step if whole_way is None else step @ whole_way
+        product = step if product is None else step @ product
         if index + 1 < len(coefficients):
             gram = step @ gram @ step
-    assert whole_way is not None
-    return whole_way
+    assert product is not None
+    return product
 
 
 def _supports_fused(parameter: Tensor) -> bool:

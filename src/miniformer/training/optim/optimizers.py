@@ -1,7 +1,7 @@
-"""Optimisers by name: (model, *, lr, weight_decay, layer_lr_decay, ...) -> torch optimiser.
+"""Registered optimizers: (model, *, lr, weight_decay, layer_lr_decay, ...) -> torch optimizer.
 
-`layer_lr_decay` is given only where it is not 1, and what a user says in `optimizer_config`. The
-default of `lr` is what a run has that says none.
+`layer_lr_decay` is passed only if it is not 1. The options of `optimizer_config` are passed as
+keywords. The default of `lr` is used if `TrainConfig.lr` is null.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from miniformer.config import UserError
 from miniformer.training.optim.muon import Muon
 from miniformer.training.optim.param_groups import build_param_groups
 
-# beta2 = 0.95, as for GPT-3: small batches make 0.999 too slow to follow the gradient's size.
+# beta2 = 0.95, as for GPT-3: with small batches 0.999 follows the gradient scale too slowly.
 _DEFAULT_BETAS = (0.9, 0.95)
 
 
 def default_lr(name: str, *, from_scratch: bool = True) -> float:
-    """The learning rate of an optimiser where none is said.
+    """Default learning rate of an optimizer.
 
     Args:
-        name: its registered name.
-        begins_anew: whether weights are random; weights that were trained get a tenth of it.
+        name: registered name of the optimizer.
+        from_scratch: whether the initial weights are random; pretrained weights get a tenth.
 
     Raises:
-        UserError: it has none of its own.
+        UserError: the optimizer has no default.
     """
-    own = inspect.signature(registry.get("optimizer", name)).parameters.get("lr")
-    if own is None or own.default is own.empty:
-        raise UserError(f"optimizer={name} has no learning rate of its own; set lr")
-    lr = float(own.default)
+    parameter = inspect.signature(registry.get("optimizer", name)).parameters.get("lr")
+    if parameter is None or parameter.default is parameter.empty:
+        raise UserError(f"optimizer={name} has no default learning rate; set lr")
+    lr = float(parameter.default)
     return lr if from_scratch else lr / 10
 
 
 def check_optimizer_options(name: str, options: Iterable[str]) -> None:
-    """Refuses options that an optimizer does not take.
+    """Checks that an optimizer has these options.
 
     Raises:
-        UserError: it names the nearest one.
+        UserError: it does not have an option; the message has the most similar one.
     """
     parameters = inspect.signature(registry.get("optimizer", name)).parameters.values()
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [each.name for each in parameters][1:]  # the first is the model
+    known = [parameter.name for parameter in parameters][1:]  # the first is the model
     for option in options:
         if option not in known:
             raise UserError(
@@ -67,7 +67,7 @@ def adamw(
     betas: tuple[float, float] = _DEFAULT_BETAS,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2017), fused where it can be."""
+    """AdamW (Loshchilov & Hutter 2017), fused if supported."""
     groups = build_param_groups(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay)
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)  # type: ignore[arg-type]
@@ -84,8 +84,8 @@ def muon(
     betas: tuple[float, float] = _DEFAULT_BETAS,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Muon for the linear maps within layers, AdamW for the rest; see `muon`."""
-    inner = {
+    """Muon for linear maps within layers, AdamW for other parameters; see `Muon`."""
+    muon_ids = {
         id(module.weight)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and ".layers." in f".{name}."
@@ -94,10 +94,10 @@ def muon(
     for group in build_param_groups(
         model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay
     ):
-        for kind, of_kind in (("muon", True), ("adamw", False)):
-            some = [p for p in group["params"] if (id(p) in inner) == of_kind]
-            if some:
-                groups.append({**group, "params": some, "kind": kind})
+        for kind in ("muon", "adamw"):
+            params = [p for p in group["params"] if (id(p) in muon_ids) == (kind == "muon")]
+            if params:
+                groups.append({**group, "params": params, "kind": kind})
     return Muon(groups, lr=lr, momentum=momentum, steps=steps, betas=betas, eps=eps)
 
 
@@ -112,11 +112,11 @@ def schedulefree(
 ) -> torch.optim.Optimizer:
     """AdamW without a schedule (Defazio et al. 2024, arXiv 2405.15682).
 
-    It trains at one point and is good at another, an average: `train` and `eval` change between
-    them, which the trainer does around validation and saving.
+    It trains one set of weights and evaluates another, their average. `train` and `eval` switch
+    between them, around validation and saving.
 
     Raises:
-        UserError: the package schedulefree is missing.
+        UserError: the package schedulefree is not installed.
     """
     try:
         from schedulefree import AdamWScheduleFree  # type: ignore[import-not-found, import-untyped, unused-ignore]

@@ -1,4 +1,4 @@
-"""The parts of a run that Lightning calls, made from its settings, and Lightning's Trainer."""
+"""Builds the LightningModule, the callbacks and the Trainer of a run from its config."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from miniformer.training.setup.prepare import RunSetup, resolve_device_type, res
 
 @dataclasses.dataclass(frozen=True)
 class RunCallbacks:
-    """What ends a run, judges, watches, averages, keeps and tells."""
+    """The callbacks of a run."""
 
     budget_stopping: BudgetStopping
     budget: Budget
@@ -64,34 +64,34 @@ class RunCallbacks:
         *,
         resume_from: Path | None,
     ) -> Self:
-        """The parts of a run.
+        """Builds the callbacks of a run.
 
         Args:
             run: the run.
-            module: what trains.
-            outputs: of the run.
-            budget: of the run.
-            console: where to tell of it.
-            start: the state that it goes on from.
+            module: the LightningModule.
+            artifacts: the files of the run.
+            budget: the limits of the run.
+            console: output for progress messages.
+            resume_from: the checkpoint to resume from.
         """
         config, folder = run.config, artifacts.folder
         averaging = WeightAveraging(
             run.model, ema_decay=config.ema_decay, average_checkpoints=config.average_checkpoints
         )
-        keep = BestModelCheckpoint(
-            lambda figures: artifacts.save_best(
-                full_state_dict(run.model), figures, module.validation_stats
+        best_checkpoint = BestModelCheckpoint(
+            lambda metrics: artifacts.save_best(
+                full_state_dict(run.model), metrics, module.validation_stats
             ),
             monitor=f"val_{run.metric}",
             maximize=run.metric in run.task.maximize,
             patience=config.early_stopping_patience,
         )
-        validate = ValidationSchedule(
+        validation_schedule = ValidationSchedule(
             budget,
             every_n_steps=config.val_check_interval,
             num_validations=DEFAULT_NUM_VALIDATIONS if config.val_path else 0,
         )
-        watch = RunMonitor(
+        monitor = RunMonitor(
             run,
             module,
             folder,
@@ -102,55 +102,55 @@ class RunCallbacks:
             budget,
             folder / "metrics.jsonl",
             console,
-            flops_per_batch=watch.train_flops,
-            peak_flops=watch.peak_flops,
-            extra_metrics=watch.metrics,
+            flops_per_batch=monitor.train_flops,
+            peak_flops=monitor.peak_flops,
+            extra_metrics=monitor.metrics,
             is_global_zero=artifacts.is_global_zero,
         )
         samples = SampleGeneration(run, artifacts, console)
-        states = ResumeCheckpoint(
+        resume_checkpoint = ResumeCheckpoint(
             folder,
             budget,
             stateful={
-                "best": keep, "validate": validate, "progress": progress, "averaging": averaging,
-                "watch": watch, "samples": samples,
+                "best": best_checkpoint, "validate": validation_schedule, "progress": progress,
+                "averaging": averaging, "watch": monitor, "samples": samples,
             },
             weight_averages=averaging.averages,
-            validation_schedule=validate,
+            validation_schedule=validation_schedule,
             interval=config.checkpoint_interval,
             fingerprint=dataset_fingerprint(run.data),
             resume_from=resume_from,
         )  # fmt: skip
         interrupt = InterruptCallback(grace_period=GRACE_PERIOD if is_launched() else 0.0)
-        stop = BudgetStopping(budget, console.print)
         return cls(
-            stop, budget, validate, watch, samples, progress, keep, averaging, interrupt, states,
-            RestoreCheckpoint(states), ValidationTimer(budget),
+            BudgetStopping(budget, console.print), budget, validation_schedule, monitor, samples,
+            progress, best_checkpoint, averaging, interrupt, resume_checkpoint,
+            RestoreCheckpoint(resume_checkpoint), ValidationTimer(budget),
         )  # fmt: skip
 
     @property
     def callbacks(self) -> list[L.Callback]:
-        """In the order in which they have their say; a user's own and `closing` come behind them.
+        """Callbacks in call order, before those of the user and `final_callbacks`.
 
-        What a run goes on from is restored before the others begin. The best model is kept while
-        averages are in use.
+        The checkpoint is restored before the later callbacks start. The best model is saved while
+        the averaged weights are in use.
         """
         return [
-            self.budget_stopping, self.restore_state, self.validation_schedule, self.monitor, self.sample_generation, self.progress,
-            self.best_checkpoint, self.weight_averaging,
+            self.budget_stopping, self.restore_state, self.validation_schedule, self.monitor,
+            self.sample_generation, self.progress, self.best_checkpoint, self.weight_averaging,
         ]  # fmt: skip
 
     @property
     def final_callbacks(self) -> list[L.Callback]:
-        """Those that come behind a user's own callbacks, whose states belong to the run.
+        """Callbacks after those of the user, whose states the checkpoint includes.
 
-        The state after a step is noted before an interruption ends the run with it.
+        The snapshot after a step precedes an interruption, which saves it.
         """
         return [self.resume_checkpoint, self.interrupt, self.validation_timer]
 
 
 def make_module(run: RunSetup, budget: Budget) -> MiniFormerLitModule:
-    """What Lightning trains."""
+    """Builds the LightningModule of a run."""
     config = run.config
     return MiniFormerLitModule(
         run.model,
@@ -171,8 +171,8 @@ def make_module(run: RunSetup, budget: Budget) -> MiniFormerLitModule:
 
 
 def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Lightning's Trainer, of which the callbacks decide when to validate and when to end."""
-    # Lightning refuses several callbacks of one key, since its own checkpoints know them by it.
+    """Builds the Trainer; the callbacks decide when to validate and when to stop."""
+    # Lightning refuses two callbacks with one key: the keys of its own checkpoints.
     distinct = {callback.state_key: callback for callback in reversed(callbacks)}
     trainer = L.Trainer(
         accelerator=config.accelerator,
@@ -182,18 +182,18 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
         precision={"float32": "32-true", "bf16": "bf16-mixed"}[resolve_precision(config)],  # type: ignore[arg-type]
         deterministic=config.deterministic,
         logger=registry.get("logger", config.logger)(folder),
-        callbacks=[each for each in callbacks if distinct[each.state_key] is each],
-        max_epochs=-1,  # StopAtBudget ends the run
+        callbacks=[callback for callback in callbacks if distinct[callback.state_key] is callback],
+        max_epochs=-1,  # BudgetStopping ends the run
         check_val_every_n_epoch=None,
-        val_check_interval=1,  # ValidateInTime decides
+        val_check_interval=1,  # ValidationSchedule decides
         limit_val_batches=None if config.val_path else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        use_distributed_sampler=False,  # batches share themselves among devices
-        inference_mode=False,  # in which averages could not be changed again
+        use_distributed_sampler=False,  # BatchLoader distributes batches among devices
+        inference_mode=False,  # weight averages are updated later
         default_root_dir=folder,
     )
     trainer.callbacks = list(callbacks)  # type: ignore[attr-defined]
@@ -202,7 +202,7 @@ def make_trainer(config: TrainConfig, folder: Path, callbacks: Sequence[L.Callba
 
 @contextlib.contextmanager
 def suppress_lightning_hints() -> Iterator[None]:
-    """Keeps Lightning's hints, which are for authors of training code, from users of this one."""
+    """Suppresses hints of Lightning to authors of training code."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Callbacks that a user gives: objects, or functions that make them."""
+"""User callbacks: objects, or functions that return them."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ CallbackOrFactory = L.Callback | Callable[[], L.Callback]
 
 
 def build_callbacks(callbacks: Sequence[CallbackOrFactory]) -> list[L.Callback]:
-    """The callbacks themselves.
+    """Returns the callbacks, with factories called.
 
     Raises:
-        UserError: one is none, and makes none.
+        UserError: an item is neither a callback nor a function that returns one.
     """
-    made = []
-    for each in callbacks:
-        callback: Any = each if isinstance(each, L.Callback) or not callable(each) else each()
+    built = []
+    for item in callbacks:
+        callback: Any = item if isinstance(item, L.Callback) or not callable(item) else item()
         if not isinstance(callback, L.Callback):
             raise UserError(
-                f"callbacks: {each!r} is no lightning.Callback, and no function that makes one"
+                f"callbacks: {item!r} is no lightning.Callback, nor a function that returns one"
             )
-        made.append(callback)
-    return made
+        built.append(callback)
+    return built
 
 
 def pickle_callbacks(callbacks: Sequence[CallbackOrFactory]) -> bytes:
-    """Callbacks to be copied to other processes; `pickle.loads` unpacks them there.
+    """Pickles callbacks for other processes.
 
-    They are packed here since torch would have the processes share the memory of tensors.
+    Pickling by torch would share the memory of tensors between processes.
 
     Raises:
-        UserError: one cannot be copied.
+        UserError: a callback cannot be pickled.
     """
-    for each in callbacks:
+    for item in callbacks:
         try:
-            pickle.dumps(each)
+            pickle.dumps(item)
         except Exception as error:
-            name = getattr(each, "__qualname__", type(each).__qualname__)
+            name = getattr(item, "__qualname__", type(item).__qualname__)
             raise UserError(
-                f"callbacks: {name} cannot be copied to the processes of several devices: {error}; "
-                "give a class or function of a module that makes it, or start a script of your own "
-                "with torchrun"
+                f"callbacks: {name} cannot be copied to the processes of several devices: "
+                f"{error}; pass a class or function of a module that returns it, or start your "
+                "own script with torchrun"
             ) from None
     return pickle.dumps(list(callbacks))

@@ -1,4 +1,4 @@
-"""Warnings of limits that lie beyond the end of a run."""
+"""Warnings about limits that a run does not reach."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from miniformer.training.distributed.launcher import rank
 
 
 def max_total_steps(config: TrainConfig, data: MiniFormerDataModule) -> int | None:
-    """Optimizer steps of a run; fewer where time or early stopping ends it. None: not known."""
+    """Maximum number of optimizer steps by max_steps and max_epochs; None: unknown."""
     limits = [] if config.max_steps is None else [config.max_steps]
     if config.effective_max_epochs is not None:
         try:
             batches = -(-len(data.train_dataloader()) // config.world_size)
-        except TypeError:  # of data that is not in memory only the end of a pass tells
+        except TypeError:  # the number of batches is known only for data in memory
             batches = None
         if batches is not None:
             limits.append(
@@ -27,11 +27,11 @@ def max_total_steps(config: TrainConfig, data: MiniFormerDataModule) -> int | No
 
 
 def warn_unreached_limits(config: TrainConfig, total_steps: int | None) -> None:
-    """Warns of each limit that a run of so many steps does not come to, on rank 0.
+    """Warns about each limit that a run of `total_steps` does not reach, on rank 0.
 
     Args:
         config: the run.
-        steps: see `steps_at_most`.
+        total_steps: see `max_total_steps`.
     """
     if rank() == 0:
         for message in unreachable_limit_warnings(config, total_steps):

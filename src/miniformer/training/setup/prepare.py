@@ -1,4 +1,4 @@
-"""What a run needs before it begins: a machine, data, a tokenizer, a model, a folder."""
+"""Prepares a run: environment checks, data, tokenizer, model."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from miniformer.training.tuning.lr_finder import LRFinderResult
 
 @dataclasses.dataclass
 class RunSetup:
-    """A run that could begin.
+    """Everything that training needs.
 
     Args:
-        config: its settings, with what they leave to `init_from` filled in.
-        kind: of model: encoder or seq2seq.
-        task: knows its training data.
-        metric: the figure that tells the best model, without the `val_` before it.
-        data: set up.
-        model: with its first weights.
-        model_config: its config.
-        tokenizer: None: the task reads no text.
-        described: a line about the tokenizer.
-        seq_len: tokens in a window, or of an input and of a target at most.
-        origin: the model directory that it begins with.
-        predicted_memory: bytes that the process may come to need, where that was planned.
-        lr_search: how the learning rate was found, where it was.
+        config: the run's config, with the settings that `init_from` and the data determine.
+        kind: kind of model: encoder or seq2seq.
+        task: the task, fitted to its training data.
+        metric: metric of the best model, without the prefix `val_`.
+        data: the datamodule, set up.
+        model: the model with its initial weights.
+        model_config: config of the model.
+        tokenizer: the tokenizer; None: the task reads no text.
+        tokenizer_summary: one line about the tokenizer.
+        seq_len: tokens of a window, or maximum tokens of an input and of a target.
+        pretrained_path: the model directory of `init_from`.
+        predicted_memory: predicted peak memory of the process in bytes; None: not predicted.
+        lr_search: result of the learning rate finder; None: not used.
     """
 
     config: TrainConfig
@@ -76,15 +76,15 @@ class RunSetup:
 
 
 def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = None) -> RunSetup:
-    """Reads the data and builds the model; nothing is written.
+    """Reads the data and builds the model; writes nothing.
 
     Args:
         config: the run.
-        console: where to tell of it.
-        resumed: the folder of a run that goes on, whose tokenizer is used.
+        console: output for progress messages.
+        resume_dir: folder of the run to resume, whose tokenizer and task are used.
 
     Raises:
-        UserError: a setting, a path or a record is wrong.
+        UserError: a setting, a path or a record is invalid.
     """
     kind: str = config.model or registry.get("task", config.task).models[0]
     if kind == "decoder":  # the class is the same
@@ -93,8 +93,8 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
     if resume_dir is None:
         config = config_from_pretrained(config, kind)
     if config.lr is None:
-        anew = config.init_from is None and config.pretrain is None
-        lr = default_lr(config.optimizer, from_scratch=anew)
+        from_scratch = config.init_from is None and config.pretrain is None
+        lr = default_lr(config.optimizer, from_scratch=from_scratch)
         config = dataclasses.replace(config, lr=lr)
     task = (
         build_task(config, kind) if resume_dir is None else load_run_task(resume_dir, config, kind)
@@ -103,13 +103,13 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
     notes = list(task.pre_run_warnings(metric)) if config.val_path or config.test_path else []
     check_environment(config)
     check_optimizer_options(config.optimizer, config.optimizer_config)
-    # Every mistake that can be seen without reading the data is told before it is read.
-    given = {**SIZE_PRESETS.get(config.model_size or "", {}), **config.model_config}
-    limit = TransformerConfig.from_dict(given).max_seq_len
-    seq_len = config.seq_len or limit
-    if seq_len > limit:
+    # Errors that do not depend on the data are raised before the data is read.
+    model_fields = {**SIZE_PRESETS.get(config.model_size or "", {}), **config.model_config}
+    max_seq_len = TransformerConfig.from_dict(model_fields).max_seq_len
+    seq_len = config.seq_len or max_seq_len
+    if seq_len > max_seq_len:
         raise UserError(
-            f"seq_len={seq_len} is longer than the model's max_seq_len={limit}; "
+            f"seq_len={seq_len} is longer than the model's max_seq_len={max_seq_len}; "
             f"lower seq_len or set max_seq_len={seq_len} in model_config"
         )
     with progress_bars(console) as progress:
@@ -119,24 +119,24 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
             task = fit_task(task, records)
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
-                f"sample_prompt has no effect: task={config.task} writes no text; leave it out"
+                f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
             )
-        others = {
+        eval_records = {
             name: path and as_records(path, task.schema, progress=progress)
             for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
         }
-        if resume_dir is None:  # of several devices one trains it: not all kinds come out alike
-            tokenizer, described = broadcast_from_rank0(
-                lambda: make_tokenizer(config, task, records)
-            )
+        if resume_dir is None:  # rank 0 trains it: training is not deterministic for all kinds
+            tokenizer, summary = broadcast_from_rank0(lambda: make_tokenizer(config, task, records))
         else:
-            tokenizer, described = load_run_tokenizer(resume_dir)
-        if described is not None:
-            console.print(f"tokenizer: {described}")
-        task.check(TransformerConfig.from_dict(task.model_config(given, tokenizer)), tokenizer)
+            tokenizer, summary = load_run_tokenizer(resume_dir)
+        if summary is not None:
+            console.print(f"tokenizer: {summary}")
+        task.check(
+            TransformerConfig.from_dict(task.model_config(model_fields, tokenizer)), tokenizer
+        )
         data = MiniFormerDataModule(
             records or config.train_path,
-            **others,
+            **eval_records,
             tokenizer=tokenizer,
             task=task,
             batch_size=config.batch_size or DEFAULT_BATCH_SIZE,
@@ -148,20 +148,22 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
             progress=progress,
         )
         data.setup()
-    config, batched = with_default_batch_size(config, data)
-    config, sized = with_default_model_size(config, data)
+    config, batch_line = with_default_batch_size(config, data)
+    config, size_line = with_default_model_size(config, data)
     model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
-    found = list(task.data_warnings())
-    shown = others["val_path"] or records
-    if tokenizer is not None and shown is not None:
-        found += task.tokenizer_warnings(tokenizer, shown)
-    for line in (*_data_summary(data), *notes, *found, *filter(None, [batched, sized])):
+    warning_lines = list(task.data_warnings())
+    sample = eval_records["val_path"] or records
+    if tokenizer is not None and sample is not None:
+        warning_lines += task.tokenizer_warnings(tokenizer, sample)
+    defaults = filter(None, [batch_line, size_line])
+    for line in (*_data_summary(data), *notes, *warning_lines, *defaults):
         console.print(line)
     model = MODEL_CLASSES[kind](model_config)
-    origin = None if config.init_from is None else Path(config.init_from)
-    if origin is not None and resume_dir is None:
-        new = load_pretrained_weights(model, origin, kind)
-        console.print(f"weights: of {origin}" + (f"; new: {', '.join(new)}" if new else ""))
+    pretrained_path = None if config.init_from is None else Path(config.init_from)
+    if pretrained_path is not None and resume_dir is None:
+        new = load_pretrained_weights(model, pretrained_path, kind)
+        suffix = f"; newly initialized: {', '.join(new)}" if new else ""
+        console.print(f"weights: from {pretrained_path}{suffix}")
     console.print(f"model: {model_config.num_params(seq2seq=kind == 'seq2seq'):,} parameters")
     return RunSetup(
         config=config,
@@ -172,14 +174,14 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
         model=model,
         model_config=model_config,
         tokenizer=tokenizer,
-        tokenizer_summary=described,
+        tokenizer_summary=summary,
         seq_len=seq_len,
-        pretrained_path=origin,
+        pretrained_path=pretrained_path,
     )
 
 
 def build_task(config: TrainConfig, kind: str) -> Task:
-    """The task as that kind of model learns it."""
+    """Builds the task for a kind of model."""
     try:
         task: Task = registry.get("task", config.task).from_dict(config.task_config)
     except ConfigError as error:
@@ -188,9 +190,9 @@ def build_task(config: TrainConfig, kind: str) -> Task:
 
 
 def load_run_task(run_dir: Path, config: TrainConfig, kind: str) -> Task:
-    """The task of a run that goes on, with what it knew of its training data.
+    """Loads the fitted task of a run folder.
 
-    A run that an earlier version began has no task.json of its own; its best model has one.
+    Run folders of earlier versions have a task.json only in their model directories.
     """
     for folder in (run_dir, run_dir / "best", run_dir / "last"):
         if (folder / "task.json").is_file():
@@ -203,7 +205,7 @@ def _generates_text(task: Task) -> bool:
 
 
 def _checkpoint_metric(config: TrainConfig, task: Task) -> str:
-    """The figure that tells the best model, without the `val_` before it."""
+    """Metric of the best model, without the prefix `val_`."""
     metric = (config.checkpoint_metric or task.metrics[0]).removeprefix("val_")
     if metric not in task.metrics:
         raise UserError(
@@ -213,36 +215,39 @@ def _checkpoint_metric(config: TrainConfig, task: Task) -> str:
 
 
 def _data_summary(data: MiniFormerDataModule) -> Iterator[str]:
-    """Lines about the data: how much there is, and what of it does not fit."""
-    for name, words in (("train", "training"), ("val", "validation"), ("test", "test")):
-        pools = data.chunks.get(name)
-        if pools is None:
+    """Yields lines about the data: record and token counts, truncation."""
+    for split, label in (("train", "training"), ("val", "validation"), ("test", "test")):
+        chunks = data.chunks.get(split)
+        if chunks is None:
             continue
-        tokens = count_dataset_tokens(data, name)
-        records = getattr(pools, "records", None)
-        many = "a stream" if records is None else f"{len(records):,} records"
-        yield f"{words} data: {many}" + (f", {tokens:,} tokens" if tokens else "")
-        if cut := data.truncation_warning(name):
-            yield cut
+        tokens = count_dataset_tokens(data, split)
+        records = getattr(chunks, "records", None)
+        count = "a stream" if records is None else f"{len(records):,} records"
+        yield f"{label} data: {count}" + (f", {tokens:,} tokens" if tokens else "")
+        if warning := data.truncation_warning(split):
+            yield warning
     if data.num_workers and getattr(data.chunks["train"], "in_memory", None) is not None:
         warnings.warn(
-            f"num_workers={data.num_workers} has no effect: the training data is small and kept in "
-            "memory",
+            f"num_workers={data.num_workers} has no effect: the training data is in memory",
             NoEffectWarning,
             stacklevel=2,
         )
     if data.val_path is None:
-        yield "no val_path: losses shown are those of the training data"
+        yield "no val_path: only the training loss is reported"
 
 
 def check_environment(config: TrainConfig) -> None:
-    """Refuses what this machine does not have."""
+    """Checks that the accelerator and the logger are available.
+
+    Raises:
+        UserError: one is not.
+    """
     name = config.accelerator
     missing = (name == "cuda" and not torch.cuda.is_available()) or (
         name == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
-        raise UserError(f"accelerator={name} is not to be had on this machine; use cpu or auto")
+        raise UserError(f"accelerator={name} is not available on this machine; use cpu or auto")
     for name in ("wandb", "mlflow"):
         if config.logger == name and importlib.util.find_spec(name) is None:
             raise UserError(
@@ -252,7 +257,7 @@ def check_environment(config: TrainConfig) -> None:
 
 
 def resolve_device_type(config: TrainConfig) -> str:
-    """The kind of device that the run's accelerator means here: cpu, cuda or mps."""
+    """Returns the device type of the accelerator: cpu, cuda or mps."""
     if config.accelerator != "auto":
         return config.accelerator
     if torch.cuda.is_available():
@@ -261,18 +266,18 @@ def resolve_device_type(config: TrainConfig) -> str:
 
 
 def resolve_precision(config: TrainConfig) -> str:
-    """float32 or bf16: what the config says, or what is fast here."""
+    """Returns float32 or bf16: the configured precision, or the faster one for auto."""
     if config.precision != "auto":
         return config.precision
     return "bf16" if has_fast_bf16(resolve_device_type(config)) else "float32"
 
 
 def enable_activation_checkpointing(model: Any, mode: str, task: Task, batches: BatchLoader) -> str:
-    """Turns activation checkpointing on; returns what it saves, measured on a batch."""
-    batch, kept = next(iter(batches)), []
-    for each in ("none", mode):
-        set_activation_checkpointing(model, each)
-        with torch.random.fork_rng():  # the run's own random numbers stay as they were
-            kept.append(saved_activation_bytes(lambda: task.loss(model, batch)[0]))
-    before, after = (f"{size / 1e6:,.1f} MB" for size in kept)
-    return f"kept for the backward pass of a batch: {after}, {before} without checkpointing"
+    """Enables activation checkpointing; returns a line with the memory it saves for a batch."""
+    batch, sizes = next(iter(batches)), []
+    for tested_mode in ("none", mode):
+        set_activation_checkpointing(model, tested_mode)
+        with torch.random.fork_rng():  # keeps the random state of the run
+            sizes.append(saved_activation_bytes(lambda: task.loss(model, batch)[0]))
+    before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    return f"saved activations of a batch: {after}, {before} without checkpointing"

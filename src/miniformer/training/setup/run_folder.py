@@ -1,4 +1,4 @@
-"""The folder of a run: made under a free name, removed again if nothing was trained."""
+"""Run folders: created under an unused name, removed if nothing was trained."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from miniformer.training.resume.storage import CHECKPOINTS_DIR
 
 @contextlib.contextmanager
 def remove_unused_folders_on_error() -> Iterator[list[Path]]:
-    """List to which a run adds the folder it makes; after an error the unused ones are removed.
+    """Yields a list for the folders of a run; removes the unused ones after an error.
 
-    Used is a folder with a step, a model or a state in it, also one of its pretraining.
+    A folder with a step, a model or a checkpoint of the run or of its pretraining is used.
     """
     created: list[Path] = []
     try:
@@ -28,27 +28,27 @@ def remove_unused_folders_on_error() -> Iterator[list[Path]]:
 
 
 def _is_used(folder: Path) -> bool:
-    """Whether a step was recorded in a run's folder, or a model or a state is in it."""
+    """Returns whether a run folder has a step, a model or a checkpoint."""
     steps = (path for path in folder.rglob("metrics.jsonl") if path.stat().st_size)
     results = (folder.rglob(name) for name in ("model.safetensors", f"{CHECKPOINTS_DIR}/step-*"))
-    return any(True for _ in steps) or any(True for found in results for _ in found)
+    return any(True for _ in steps) or any(True for paths in results for _ in paths)
 
 
 def create_run_folder(work_dir: Path, name: str, created: list[Path] | None = None) -> Path:
-    """Makes `work_dir/name`, or the first free `name-2`, `name-3`...: no run overwrites another.
+    """Creates `work_dir/name`, or the first unused `name-2`, `name-3`...
 
     Args:
-        work_dir: made if missing.
-        name: of one folder.
+        work_dir: created if missing.
+        name: name of the folder.
         created: the new folder is added here.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: the folder cannot be created.
     """
     try:
         work_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"work_dir: cannot make {work_dir}: {error.strerror}") from None
+        raise UserError(f"work_dir: cannot create {work_dir}: {error.strerror}") from None
     number = 1
     while True:
         folder = work_dir / (name if number == 1 else f"{name}-{number}")
@@ -60,4 +60,4 @@ def create_run_folder(work_dir: Path, name: str, created: list[Path] | None = No
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise UserError(f"work_dir: cannot make {folder}: {error.strerror}") from None
+            raise UserError(f"work_dir: cannot create {folder}: {error.strerror}") from None

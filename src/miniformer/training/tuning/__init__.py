@@ -1,1 +1,1 @@
-"""Values that a run chooses: batch size, learning rate, memory, compilation."""
+"""Automatic settings of a run: batch size, learning rate, memory, compilation."""

@@ -1,4 +1,4 @@
-"""Settings that are chosen by trying: batch size, what fits into memory, learning rate."""
+"""Automatic tuning by trial steps: batch size, memory limit, learning rate."""
 
 from __future__ import annotations
 
@@ -25,18 +25,14 @@ from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
 from miniformer.training.tuning.memory_planner import plan_memory
 from miniformer.utils.units import format_bytes, parse_bytes
 
-_OPTIMIZER_BYTES_PER_PARAM = {
-    "muon": 8.0,
-    "adamw": 8.0,
-    "schedulefree": 12.0,
-}  # a parameter, at most
+_OPTIMIZER_BYTES_PER_PARAM = {"muon": 8.0, "adamw": 8.0, "schedulefree": 12.0}  # at most
 
 
 def auto_tune(run: RunSetup, console: Console) -> RunSetup:
-    """The run with what it leaves to be found out filled in; tells of each.
+    """Determines the settings that the config leaves to trial steps, and prints each.
 
     Raises:
-        UserError: what it needs cannot be had; see `plan_memory` and `find_batch_size`.
+        UserError: memory is insufficient; see `plan_memory` and `find_batch_size`.
     """
     config = run.config
     run.model.to(resolve_device_type(config))
@@ -54,12 +50,12 @@ def auto_tune(run: RunSetup, console: Console) -> RunSetup:
 
 
 def _tune_batch_size(run: RunSetup, console: Console) -> RunSetup:
-    found = find_batch_size(
+    result = find_batch_size(
         run.model, run.task, partial(_iter_batches, run), autocast=_autocast_dtype(run)
     )
-    for line in found.format_table():
+    for line in result.format_table():
         console.print(line)
-    return _with_batch_size(run, found.suggestion, find_batch_size=False)
+    return _with_batch_size(run, result.suggestion, find_batch_size=False)
 
 
 def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
@@ -104,12 +100,12 @@ def _tune_lr(run: RunSetup, console: Console) -> RunSetup:
             progress=partial(progress, "trying learning rates"),
         )
     lr = float(f"{run.lr_search.suggestion:.2g}")
-    console.print(f"learning rate: {lr:g}, a tenth of the one with the lowest loss")
+    console.print(f"learning rate: {lr:g}, a tenth of the learning rate with the lowest loss")
     return dataclasses.replace(run, config=dataclasses.replace(config, lr=lr, find_lr=False))
 
 
 class _RepeatableBatches:
-    """Batches of the training data, as often as they are asked for."""
+    """Re-iterable batches of the training data."""
 
     def __init__(self, run: RunSetup, batch_size: int) -> None:
         self.run, self.batch_size = run, batch_size
@@ -119,16 +115,16 @@ class _RepeatableBatches:
 
 
 def _iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
-    """Batches of the training data, of another size than the run's; on its device."""
+    """Yields training batches of the given size, on the device of the run."""
     device = torch.device(resolve_device_type(run.config))
-    cutter = run.task.batcher(
+    batcher = run.task.batcher(
         run.tokenizer,
         seq_len=run.seq_len,
         batch_size=batch_size,
         batch_tokens=_scaled_batch_tokens(run, batch_size),
         training=True,
     )
-    for batch in BatchLoader(run.data.chunks["train"], cutter, seed=run.config.seed):
+    for batch in BatchLoader(run.data.chunks["train"], batcher, seed=run.config.seed):
         yield {
             name: value.to(device) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
@@ -136,7 +132,7 @@ def _iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
 
 
 def _scaled_batch_tokens(run: RunSetup, batch_size: int) -> int | None:
-    """The run's limit of tokens in a batch, for batches of another size."""
+    """Scales the run's limit of tokens per batch to another batch size."""
     limit = run.config.batch_tokens
     return None if limit is None else max(1, limit * batch_size // run.data.batch_size)
 

@@ -1,4 +1,4 @@
-"""torch.compile for the layers of a run, and when it pays back what it costs."""
+"""torch.compile for the layers of a run, with its cost and its speedup."""
 
 from __future__ import annotations
 
@@ -15,34 +15,38 @@ from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.training.loss_module import LossModule
 from miniformer.training.setup.prepare import RunSetup, resolve_device_type, resolve_precision
 
-_TIMED_STEPS = 5  # measured before and after
+_TIMED_STEPS = 5  # before and after compilation
 
 
 def compile_layers(run: RunSetup, max_steps: int | None = None) -> str:
-    """Compiles each layer in place; returns a line about what it cost and what it saves.
+    """Compiles each layer in place; returns a line about the cost and the speedup.
 
-    All layers of a shape share their compiled code, so that a deep model takes no longer. A pass
-    over batches of the run is measured before and after; random numbers and weights stay.
+    Layers of the same shape share compiled code. Steps on batches of the run are timed before and
+    after; the random state and the weights do not change.
 
     Args:
-        run: what is trained.
-        max_steps: of the run; None: not known.
+        run: the run.
+        max_steps: optimizer steps of the run; None: unknown.
     """
     batches = list(islice(iter(run.data.train_dataloader()), 3))
-    one_pass = _make_step_fn(run, batches)
+    step_fn = _make_step_fn(run, batches)
     with torch.random.fork_rng():
-        before = _median_seconds(one_pass)
+        eager_seconds = _median_seconds(step_fn)
         for layer in run.model.modules():
             if isinstance(layer, EncoderLayer | DecoderLayer):
                 layer.compile()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         for index in range(len(batches)):
-            one_pass(index)
-        after = _median_seconds(one_pass)
-    cost = time.perf_counter() - began
+            step_fn(index)
+        compiled_seconds = _median_seconds(step_fn)
+    compile_seconds = time.perf_counter() - start_time
     run.model.zero_grad(set_to_none=True)
     return format_compile_summary(
-        cost, before, after, run.config.accumulate_grad_batches, max_steps
+        compile_seconds,
+        eager_seconds,
+        compiled_seconds,
+        run.config.accumulate_grad_batches,
+        max_steps,
     )
 
 
@@ -56,12 +60,15 @@ def format_compile_summary(
     """The line of `compile_layers`.
 
     Args:
-        cost: seconds that compiling took.
-        before, after: seconds of a batch.
-        accumulate: batches in an optimiser step.
-        max_steps: of the run; None: not known.
+        compile_seconds: seconds of compilation.
+        eager_seconds, compiled_seconds: seconds of a batch before and after.
+        accumulate_grad_batches: batches in an optimizer step.
+        max_steps: optimizer steps of the run; None: unknown.
     """
-    line = f"compiled in {compile_seconds:.1f} s; a batch takes {1e3 * compiled_seconds:.1f} ms, {1e3 * eager_seconds:.1f} before"
+    line = (
+        f"compiled in {compile_seconds:.1f} s; a batch takes {1e3 * compiled_seconds:.1f} ms, "
+        f"{1e3 * eager_seconds:.1f} before"
+    )
     if compiled_seconds >= eager_seconds:
         return f"{line}: it does not pay back here; leave out --compile"
     steps = math.ceil(
@@ -72,18 +79,18 @@ def format_compile_summary(
 
 
 def _make_step_fn(run: RunSetup, batches: list[Any]) -> Callable[[int], None]:
-    """Forward and backward over a batch, on the device and in the precision of the run."""
+    """Returns a forward and backward pass, on the device and in the precision of the run."""
     device = torch.device(resolve_device_type(run.config))
-    objective = LossModule(run.model.to(device), run.task)
+    loss_module = LossModule(run.model.to(device), run.task)
     bf16 = resolve_precision(run.config) == "bf16"
     moved = [
-        {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in each.items()}
-        for each in batches
+        {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
+        for batch in batches
     ]
 
     def run_batch(index: int) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, _ = objective(moved[index % len(moved)])
+            loss, _ = loss_module(moved[index % len(moved)])
         loss.backward()
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -94,7 +101,7 @@ def _make_step_fn(run: RunSetup, batches: list[Any]) -> Callable[[int], None]:
 def _median_seconds(step_fn: Callable[[int], None]) -> float:
     times = []
     for index in range(_TIMED_STEPS):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         step_fn(index)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start_time)
     return statistics.median(times)

@@ -1,4 +1,4 @@
-"""Trying a model out before a run: passes that leave it as it was."""
+"""Trial passes of a model before training; the state of the model is restored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from miniformer.tasks.base import Task
 
 @contextlib.contextmanager
 def restore_model_state(model: nn.Module) -> Iterator[None]:
-    """Whatever is tried within, afterwards all but the weights is as before.
+    """Context manager with the model in training mode, which restores all but the weights.
 
-    That is: which parts are in training mode, activation checkpointing, random numbers, and no
-    gradients. Within, the model is in training mode.
+    It restores training modes, activation checkpointing and the random state, and clears gradients.
     """
     modes = [(module, module.training) for module in model.modules()]
-    ways = [
-        (module, module.checkpointing) for module in model.modules() if isinstance(module, Stack)
-    ]
+    stacks = [module for module in model.modules() if isinstance(module, Stack)]
+    checkpointing = [stack.checkpointing for stack in stacks]
     with torch.random.fork_rng():
         try:
             model.train()
@@ -33,58 +31,58 @@ def restore_model_state(model: nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-            for stack, how in ways:
-                stack.checkpointing = how
+            for stack, mode in zip(stacks, checkpointing, strict=True):
+                stack.checkpointing = mode
             clear_gradients(model)
 
 
 def clear_gradients(model: nn.Module) -> None:
-    """As before the first backward pass."""
+    """Sets all gradients to None."""
     for parameter in model.parameters():
         parameter.grad = None
 
 
 def get_model_device(model: nn.Module) -> torch.device:
-    """Where the weights are."""
+    """Returns the device of the weights."""
     return next(model.parameters()).device
 
 
 def forward_backward(
     model: nn.Module, task: Task, batch: Batch, autocast: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A forward and a backward pass; returns the summed loss, detached, and its count.
+    """Runs a forward and a backward pass; returns the detached summed loss and its count.
 
     Args:
-        model: its gradients are added to.
-        task: knows the loss.
-        batch: on any device.
-        autocast: the type of mixed precision; None: no autocast.
+        model: the model, whose gradients are accumulated.
+        task: computes the loss.
+        batch: a batch on any device.
+        autocast: dtype of mixed precision; None: no autocast.
     """
     device = get_model_device(model)
-    placed: dict[str, Any] = {
+    moved: dict[str, Any] = {
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        loss, count = task.loss(model, placed)
+        loss, count = task.loss(model, moved)
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), count
 
 
 def count_positions(batch: Batch) -> int:
-    """Positions of a batch, padding included: what its passes cost."""
-    known = count_tokens(batch)[1]
-    others = (value.numel() for value in batch.values() if isinstance(value, Tensor))
-    return known or max(others, default=0)
+    """Counts positions of a batch, including padding."""
+    count = count_tokens(batch)[1]
+    sizes = (value.numel() for value in batch.values() if isinstance(value, Tensor))
+    return count or max(sizes, default=0)
 
 
 def cycle(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches again and again; nothing where there are none."""
-    found = True
-    while found:
-        found = False
+    """Repeats the batches endlessly; stops if there are none."""
+    has_batches = True
+    while has_batches:
+        has_batches = False
         for batch in batches:
-            found = True
+            has_batches = True
             yield batch
 
 
@@ -96,23 +94,23 @@ def throughput(
     autocast: torch.dtype | None,
     clock: Callable[[], float],
 ) -> float:
-    """Tokens a second of forward and backward pass, padding included.
+    """Measures tokens per second of forward and backward passes, including padding.
 
     Args:
-        model: its gradients are added to.
-        task: knows the loss.
-        batches: gone through until `seconds` have gone by, once at least.
-        seconds: see `batches`.
-        autocast: see `both_passes`.
-        clock: seconds that go by.
+        model: the model, whose gradients are accumulated.
+        task: computes the loss.
+        batches: repeated until `seconds` have passed, at least once.
+        seconds: minimum duration.
+        autocast: see `forward_backward`.
+        clock: returns the current time in seconds.
     """
-    device, done, began = get_model_device(model), 0, clock()
+    device, positions, start_time = get_model_device(model), 0, clock()
     while True:
         for batch in batches:
             forward_backward(model, task, batch, autocast)
-            done += count_positions(batch)
+            positions += count_positions(batch)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        passed = clock() - began
-        if passed >= seconds:
-            return done / max(passed, 1e-9)
+        elapsed = clock() - start_time
+        if elapsed >= seconds:
+            return positions / max(elapsed, 1e-9)

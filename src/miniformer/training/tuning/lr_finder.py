@@ -1,7 +1,7 @@
-"""Settings found by trying: the learning rate and the batch size.
+"""Learning rate finder and batch size finder.
 
-`find_lr` is the learning-rate range test (Smith 2015, arXiv 1506.01186); `find_batch_size` doubles
-the batch until it is no faster for each token. Both leave the model as it was.
+`find_lr` is the learning rate range test (Smith 2015, arXiv 1506.01186). `find_batch_size` doubles
+the batch size until the throughput stops growing. Both restore the model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -32,26 +33,24 @@ from miniformer.training.tuning.dry_run import (
 from miniformer.training.tuning.memory_tracker import available_memory, step_memory_growth
 from miniformer.utils.units import format_bytes
 
-_SMOOTHING = 0.9  # of the loss: the share of what was before
-_DIVERGENCE_FACTOR = 4.0  # times the best loss
-# The suggestion lies this much below the rate of the lowest loss. On small models that is nearer to
-# the best rate of short runs than where the loss falls fastest, with AdamW and more so with Muon.
+_SMOOTHING = 0.9  # of the loss: weight of the previous average
+_DIVERGENCE_FACTOR = 4.0  # over the lowest loss
+# The suggestion is the learning rate of the lowest loss divided by this. For short runs of small
+# models it is closer to the best one than the point of steepest descent, especially with Muon.
 _SUGGESTION_DIVISOR = 10.0
-_MIN_SPEEDUP = 1.05  # times as many tokens a second: what makes a larger batch worth having
-_BATCHES_PER_SIZE = 4  # batches of each size
-_MIN_TOKEN_GROWTH = (
-    1.5  # times as many tokens, at least, when the batch size doubles; less: the data ends
-)
+_MIN_SPEEDUP = 1.05  # in tokens per second, for a larger batch to be worthwhile
+_BATCHES_PER_SIZE = 4
+_MIN_TOKEN_GROWTH = 1.5  # when the batch size doubles; below it, the data has no larger batch
 
 
 @dataclasses.dataclass(frozen=True)
 class LRFinderResult:
-    """What a learning-rate range test saw.
+    """Result of a learning rate range test.
 
     Args:
-        rates: the learning rate of each step.
-        losses: the smoothed loss before each step, in the task's unit.
-        suggestion: the rate to train with at most.
+        lrs: learning rate of each step.
+        losses: smoothed loss before each step, in the task's unit.
+        suggestion: suggested peak learning rate.
     """
 
     lrs: list[float]
@@ -59,7 +58,7 @@ class LRFinderResult:
     suggestion: float
 
     def plot(self, path: Path, *, unit: str = "nats") -> None:
-        """Draws the loss over the rate into a PNG file, with the suggestion marked."""
+        """Plots the loss over the learning rate into a PNG file, with the suggestion marked."""
         plot_lr_search(self.lrs, self.losses, self.suggestion, path, unit=unit)
 
 
@@ -77,37 +76,37 @@ def find_lr(
     autocast: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LRFinderResult:
-    """Trains with a learning rate that rises from step to step until the loss diverges.
+    """Trains with an exponentially rising learning rate until the loss diverges.
 
-    It diverges where its smoothed value is above four times the lowest so far, or not finite. The
-    suggestion is a tenth of the rate at the lowest.
+    The loss diverges if its smoothed value exceeds four times the minimum, or is NaN or infinite.
+    The suggestion is a tenth of the learning rate at the minimum.
 
     Args:
-        model: on the device that it is trained on; weights and all else are left as they were.
-        task: knows the loss.
-        batches: of training; gone through again where there are too few.
-        make_optimizer: given the model and `lr`, an optimiser; a group's `lr_scale` is heeded.
-        low: rate of the first step.
-        high: rate of the last.
-        steps: of the optimiser.
+        model: the model on its training device; its weights and state are restored.
+        task: computes the loss.
+        batches: training batches, repeated if there are too few.
+        make_optimizer: returns an optimizer for the model and `lr`; `lr_scale` of groups applies.
+        min_lr: learning rate of the first step.
+        max_lr: learning rate of the last step.
+        num_steps: maximum number of optimizer steps.
         accumulate_grad_batches: batches in a step.
-        gradient_clip_val: longest gradient (its norm); 0: any.
-        autocast: the type of mixed precision; None: no autocast.
-        progress: told the steps done and all of them.
+        gradient_clip_val: maximum gradient norm; 0: no clipping.
+        autocast: dtype of mixed precision; None: no autocast.
+        progress: called with the number of completed steps and `num_steps`.
 
     Raises:
-        UserError: there are no batches, or the loss is not finite from the start.
+        UserError: there are no batches, or the first loss is NaN or infinite.
     """
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    rates: list[float] = []
+    initial_state = {name: value.clone() for name, value in model.state_dict().items()}
+    lrs: list[float] = []
     losses: list[float] = []
     try:
         with restore_model_state(model):
             optimizer = make_optimizer(model, lr=min_lr)
-            getattr(optimizer, "train", lambda: None)()  # schedulefree's has two modes
+            getattr(optimizer, "train", lambda: None)()  # schedule-free optimizers have two modes
             source, mean = cycle(batches), 0.0
             for step in range(num_steps):
-                rate = min_lr * (max_lr / min_lr) ** (step / max(1, num_steps - 1))
+                lr = min_lr * (max_lr / min_lr) ** (step / max(1, num_steps - 1))
                 loss = _accumulate_gradients(
                     model, task, list(islice(source, accumulate_grad_batches)), autocast
                 )
@@ -117,31 +116,31 @@ def find_lr(
                     losses, default=smooth
                 ):
                     break
-                rates.append(rate)
+                lrs.append(lr)
                 losses.append(smooth)
                 if gradient_clip_val:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip_val)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * group.get("lr_scale", 1.0)
+                    group["lr"] = lr * group.get("lr_scale", 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
                 if progress is not None:
                     progress(step + 1, num_steps)
     finally:
-        model.load_state_dict(before)
+        model.load_state_dict(initial_state)
     if not losses:
-        raise UserError(f"find_lr: the loss is {loss} before any step; look at the data")
-    return LRFinderResult(rates, losses, _suggest_lr(rates, losses))
+        raise UserError(f"find_lr: the loss is {loss} before any step; check the data")
+    return LRFinderResult(lrs, losses, _suggest_lr(lrs, losses))
 
 
 def _accumulate_gradients(
     model: nn.Module, task: Task, batches: list[Batch], autocast: torch.dtype | None
 ) -> float:
-    """The mean loss of some batches; its gradient is in the model."""
+    """Accumulates the gradient of the mean loss of the batches; returns the loss."""
     if not batches:
-        raise UserError("find_lr: there is no training data to try rates on")
+        raise UserError("find_lr: there is no training data")
     passes = [forward_backward(model, task, batch, autocast) for batch in batches]
-    count = sum(float(each) for _, each in passes)
+    count = sum(float(batch_count) for _, batch_count in passes)
     for parameter in model.parameters():
         if parameter.grad is not None:
             parameter.grad.div_(max(count, 1e-12))
@@ -155,14 +154,14 @@ def _suggest_lr(lrs: list[float], losses: list[float]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class BatchSizeFinderResult:
-    """How fast batches of some sizes are.
+    """Throughput of several batch sizes.
 
     Args:
-        sizes: examples in a batch.
-        throughput: tokens a second of each, padding included, in forward and backward pass.
-        memory: bytes that a step of each takes.
-        stopped: why there are no larger ones.
-        suggestion: the smallest that is within 5 % of the fastest.
+        batch_sizes: examples in a batch.
+        tokens_per_second: throughput of forward and backward passes, including padding.
+        memory_bytes: memory of a step.
+        stop_reason: reason for the search to stop.
+        suggestion: the smallest batch size within 5 % of the highest throughput.
     """
 
     batch_sizes: list[int]
@@ -172,13 +171,13 @@ class BatchSizeFinderResult:
     suggestion: int
 
     def format_table(self) -> list[str]:
-        """Lines for the user."""
+        """Formats the results as lines of a table."""
         lines = [f"{'batch_size':>10}  {'tokens/s':>10}  {'memory':>8}"]
-        for size, speed, taken in zip(
+        for size, speed, memory in zip(
             self.batch_sizes, self.tokens_per_second, self.memory_bytes, strict=True
         ):
             mark = "  <- suggested" if size == self.suggestion else ""
-            lines.append(f"{size:>10}  {speed:>10,.0f}  {format_bytes(taken):>8}{mark}")
+            lines.append(f"{size:>10}  {speed:>10,.0f}  {format_bytes(memory):>8}{mark}")
         return [*lines, self.stop_reason]
 
 
@@ -193,69 +192,70 @@ def find_batch_size(
     autocast: torch.dtype | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> BatchSizeFinderResult:
-    """Tokens a second at batches of `start`, twice that, and so on, and which size to take.
+    """Measures the throughput of doubling batch sizes and suggests one.
 
-    It ends where the next size is less than 5 % faster, where memory does not suffice for it (a
-    straight line through the last two sizes tells beforehand), or where the data has no larger
-    batch. The model is left as it was found, without gradients.
+    The search stops if the next size is less than 5 % faster, if memory is insufficient for it (by
+    linear extrapolation of the last two sizes), or if the data has no larger batch. The state of
+    the model is restored, without gradients.
 
     Args:
-        model: on the device that it is trained on.
-        task: knows the loss.
-        batches_for: batches of so many examples each.
-        limit_bytes: what a step may take; None: what the device has left.
-        start: the first size.
-        seconds: for which each is timed, at least.
-        autocast: the type of mixed precision; None: no autocast.
-        clock: seconds that go by.
+        model: the model on its training device.
+        task: computes the loss.
+        make_batches: returns batches of the given size.
+        memory_limit: maximum bytes of a step; None: available memory of the device.
+        initial_batch_size: the first size.
+        min_seconds: minimum seconds of timing per size.
+        autocast: dtype of mixed precision; None: no autocast.
+        clock: returns the current time in seconds.
 
     Raises:
-        UserError: not even the first size can be had.
+        UserError: the first size does not fit, or there is no data.
     """
     device = get_model_device(model)
     limit = available_memory(device) if memory_limit is None else memory_limit
-    rows: list[tuple[int, float, int]] = []  # size, tokens a second, bytes
-    size, largest, stopped = initial_batch_size, 0, ""
+    rows: list[tuple[int, float, int]] = []  # size, tokens per second, bytes
+    size, max_positions, stop_reason = initial_batch_size, 0, ""
     with restore_model_state(model):
-        while not stopped:
+        while not stop_reason:
             batches = list(islice(make_batches(size), _BATCHES_PER_SIZE))
-            if not batches or max(map(count_positions, batches)) < _MIN_TOKEN_GROWTH * largest:
-                stopped = f"the data has no batch of {size}"
+            positions = max(map(count_positions, batches), default=0)
+            if not batches or positions < _MIN_TOKEN_GROWTH * max_positions:
+                stop_reason = f"the data has no batch of {size}"
                 break
-            largest = max(map(count_positions, batches))
+            max_positions = positions
             if limit is not None and _predict_next_memory([row[2] for row in rows]) > limit:
-                stopped = f"{size} would take more than {format_bytes(limit)}"
+                stop_reason = f"{size} would take more than {format_bytes(limit)}"
                 break
             try:
-                heaviest = max(batches, key=count_positions)
-                taken = step_memory_growth(
-                    lambda: forward_backward(model, task, heaviest, autocast), device
+                largest = max(batches, key=count_positions)
+                memory = step_memory_growth(
+                    partial(forward_backward, model, task, largest, autocast), device
                 )
                 speed = throughput(model, task, batches, min_seconds, autocast, clock)
             except torch.OutOfMemoryError:
-                stopped = f"{size} takes more memory than there is"
+                stop_reason = f"{size} takes more memory than there is"
                 break
             finally:
                 clear_gradients(model)
-            if limit is not None and taken > limit:
-                stopped = f"{size} takes {format_bytes(taken)}, more than {format_bytes(limit)}"
+            if limit is not None and memory > limit:
+                stop_reason = (
+                    f"{size} takes {format_bytes(memory)}, more than {format_bytes(limit)}"
+                )
                 break
-            rows.append((size, speed, taken))
+            rows.append((size, speed, memory))
             if len(rows) > 1 and speed < _MIN_SPEEDUP * rows[-2][1]:
-                stopped = f"{size} is hardly faster than {rows[-2][0]}"
+                stop_reason = f"{size} is hardly faster than {rows[-2][0]}"
             size *= 2
     if not rows:
-        raise UserError(
-            f"find_batch_size: {stopped}; begin with less than {initial_batch_size}, or use less"
-        )
+        raise UserError(f"find_batch_size: {stop_reason}; make the model or seq_len smaller")
     best = max(speed for _, speed, _ in rows)
-    enough = next(size for size, speed, _ in rows if speed * _MIN_SPEEDUP >= best)
-    sizes, speeds, taken_by = (list(column) for column in zip(*rows, strict=True))
-    return BatchSizeFinderResult(sizes, speeds, taken_by, stopped, enough)
+    suggestion = next(size for size, speed, _ in rows if speed * _MIN_SPEEDUP >= best)
+    sizes, speeds, memory_bytes = (list(column) for column in zip(*rows, strict=True))
+    return BatchSizeFinderResult(sizes, speeds, memory_bytes, stop_reason, suggestion)
 
 
 def _predict_next_memory(memory: list[int]) -> int:
-    """What the next size takes, twice the last: on a straight line."""
+    """Extrapolates linearly to the next size, twice the last one."""
     if len(memory) < 2:
         return 2 * sum(memory)
     return 3 * memory[-1] - 2 * memory[-2]

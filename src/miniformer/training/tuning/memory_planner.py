@@ -1,12 +1,12 @@
-"""What fits into a limit of memory: micro-batch, accumulation and activation checkpointing.
+"""Fits a run into a memory limit: micro-batch size, accumulation and activation checkpointing.
 
-A run needs, at its fullest moment:
+The peak memory of a run is the sum of:
 
-    what is there before the first step    interpreter, libraries, data, weights
-    + the optimiser's state                8 bytes a parameter for AdamW
-    + the growth of a step                 gradients, activations, and the holes between them
+    memory before the first step    interpreter, libraries, data, weights
+    optimizer state                 8 bytes per parameter for AdamW
+    growth of a step                gradients, activations, fragmentation
 
-The first and the last are measured, on steps of growing size (see `training.peak`).
+The first and the last are measured, with steps of growing size (see `memory_tracker`).
 """
 
 from __future__ import annotations
@@ -40,14 +40,12 @@ from miniformer.utils.units import format_bytes
 
 __all__ = ["MemoryPlan", "peak_tensor_bytes", "plan_memory"]
 
-# With fewer in a batch, matrix products are slow enough for recomputation to be the faster way.
+# Below it, matrix products are so slow that a larger batch with recomputation is faster.
 _MIN_EFFICIENT_TOKENS = 512
-_SAMPLED_BATCHES = 4  # batches, of which the heaviest counts
-_MAX_TRIAL_GROWTH = (
-    4  # times the size of one trial to the next: a line through two points goes only so far
-)
-# Beside what the trials show: clipping, logging and whatever else they do not do, in bytes; and of
-# a step's growth, for holes between tensors that open only later. A GPU's tensors have no holes.
+_SAMPLED_BATCHES = 4  # the largest counts
+_MAX_TRIAL_GROWTH = 4  # of the size from one trial to the next, which limits extrapolation
+# Reserve for clipping, logging and other work outside of trial steps, in bytes; and for later
+# fragmentation, as a fraction of the growth of a step (not on GPUs).
 _RESERVED_BYTES, _FRAGMENTATION_RATIO = 16 * 2**20, 0.2
 
 BatchFactory = Callable[[int], Iterator[Batch]]
@@ -55,13 +53,13 @@ BatchFactory = Callable[[int], Iterator[Batch]]
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """How a run fits into its memory.
+    """Settings with which a run fits into its memory limit.
 
     Args:
         batch_size: examples in a micro-batch.
-        accumulate_grad_batches: micro-batches in one optimiser step.
+        accumulate_grad_batches: micro-batches in one optimizer step.
         activation_checkpointing: none, selective or full.
-        predicted: bytes of the process at most.
+        predicted_bytes: predicted peak memory of the process.
     """
 
     batch_size: int
@@ -70,14 +68,14 @@ class MemoryPlan:
     predicted_bytes: int
 
     def summary(self) -> str:
-        """One line for the user."""
-        many = self.accumulate_grad_batches
+        """Summarizes the plan in one line."""
         batches = f"batches of {self.batch_size}"
-        if many > 1:
-            batches = f"{many} {batches}, accumulated"
-        how = self.activation_checkpointing
-        kept = "no activation checkpointing" if how == "none" else f"{how} activation checkpointing"
-        return f"{batches}; {kept}; {format_bytes(self.predicted_bytes)} predicted at most"
+        if self.accumulate_grad_batches > 1:
+            batches = f"{self.accumulate_grad_batches} {batches}, accumulated"
+        mode = self.activation_checkpointing
+        mode = "no" if mode == "none" else mode
+        predicted = format_bytes(self.predicted_bytes)
+        return f"{batches}; {mode} activation checkpointing; {predicted} predicted at most"
 
 
 def plan_memory(
@@ -91,50 +89,50 @@ def plan_memory(
     base_bytes: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> MemoryPlan:
-    """The fastest way to take steps of `batch_size` examples within a limit of memory.
+    """Plans the fastest steps of `batch_size` examples within a memory limit.
 
-    That is the largest micro-batch without checkpointing, unless it has fewer than 512 tokens: then
-    with selective checkpointing, then with full, whose recomputation costs a third more. Where none
-    of them gets as far, the largest of these.
+    The plan is the largest micro-batch without checkpointing. If it has fewer than 512 tokens, the
+    largest one with selective checkpointing, then with full checkpointing, whose recomputation
+    costs a third more. If none has 512 tokens, the largest of all.
 
-    A step's growth is measured at micro-batches of 1, 2 and then as many as a straight line through
-    the last two allows, until no larger one fits; none that would not fit is tried knowingly. The
-    model is left as it was found, in training mode or not, without gradients.
+    The growth of a step is measured at micro-batches of 1 and 2, then at sizes extrapolated from
+    the last two, until no larger one fits. Sizes that are predicted not to fit are not tried. The
+    state of the model is restored, without gradients.
 
     Args:
-        model: on the device that it is trained on.
-        task: knows the loss.
-        batches_for: batches of so many examples each; of the first four the heaviest counts.
-        batch_size: examples in an optimiser step.
-        limit: bytes that the process may have; on a GPU, that its tensors may.
-        optimizer_bytes_per_param: what the optimiser keeps for each trained parameter: 8 for AdamW.
-        base: bytes that are there before the first step; None: measured after a first small one,
-            which makes libraries load what they need.
-        autocast: the type of mixed precision; None: no autocast.
+        model: the model on its training device.
+        task: computes the loss.
+        make_batches: returns batches of the given size; the largest of the first four counts.
+        batch_size: examples in an optimizer step.
+        limit_bytes: memory limit of the process; on a GPU, of its tensors.
+        optimizer_bytes_per_param: optimizer state per trained parameter: 8 for AdamW.
+        base_bytes: memory before the first step; None: measured after a small step, which loads
+            libraries.
+        autocast: dtype of mixed precision; None: no autocast.
 
     Raises:
-        UserError: not even single examples with full checkpointing fit.
+        UserError: a single example with full checkpointing does not fit.
     """
     device = get_model_device(model)
-    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    num_params = sum(param.numel() for param in model.parameters() if param.requires_grad)
     with restore_model_state(model):
 
         def measure_growth(size: int) -> int:
             batch = max(islice(make_batches(size), _SAMPLED_BATCHES), key=count_positions)
 
             def step() -> None:
-                if size >= batch_size:  # the optimiser forgets them after each
+                if size >= batch_size:  # no accumulation: gradients are cleared after each step
                     clear_gradients(model)
                 forward_backward(model, task, batch, autocast)
 
             tokens[size] = count_positions(batch)
             try:
-                grown = step_memory_growth(step, device)
-            except torch.OutOfMemoryError:  # a GPU smaller than the limit
+                growth = step_memory_growth(step, device)
+            except torch.OutOfMemoryError:  # the GPU is smaller than the limit
                 return 2 * limit_bytes
             finally:
                 clear_gradients(model)
-            return grown if device.type == "cuda" else int(grown * (1 + _FRAGMENTATION_RATIO))
+            return growth if device.type == "cuda" else int(growth * (1 + _FRAGMENTATION_RATIO))
 
         tokens: dict[int, int] = {}
         if base_bytes is None:
@@ -142,65 +140,66 @@ def plan_memory(
             measure_growth(1)
             reset_peak_memory(device)
             base_bytes = current_memory(device)
-        fixed = base_bytes + int(optimizer_bytes_per_param * trained) + _RESERVED_BYTES
-        plans, needed = [], 0
-        for how in CHECKPOINTING_MODES:
-            set_activation_checkpointing(model, how)
-            size, needed = largest_fitting_micro_batch(
+        fixed = base_bytes + int(optimizer_bytes_per_param * num_params) + _RESERVED_BYTES
+        plans, growth = [], 0
+        for mode in CHECKPOINTING_MODES:
+            set_activation_checkpointing(model, mode)
+            size, growth = largest_fitting_micro_batch(
                 measure_growth, batch_size, limit_bytes - fixed
             )
             if size:
-                plans.append(MemoryPlan(size, -(-batch_size // size), how, fixed + needed))
+                plans.append(MemoryPlan(size, -(-batch_size // size), mode, fixed + growth))
                 if size >= batch_size or tokens[size] >= _MIN_EFFICIENT_TOKENS:
                     return plans[-1]
         reset_peak_memory(device)
     if not plans:
         raise UserError(
-            f"memory_limit={format_bytes(limit_bytes)} is too little: single examples with full activation "
-            f"checkpointing need {format_bytes(fixed + needed)}, of which {format_bytes(base_bytes)} are "
-            "there before training begins; raise memory, or make the model or seq_len smaller"
+            f"memory_limit={format_bytes(limit_bytes)} is too little: single examples with full "
+            f"activation checkpointing need {format_bytes(fixed + growth)}, of which "
+            f"{format_bytes(base_bytes)} are in use before training; raise memory_limit, or make "
+            "the model or seq_len smaller"
         )
-    return max(plans, key=lambda plan: plan.batch_size)  # of equal ones the first
+    return max(plans, key=lambda plan: plan.batch_size)  # of equal sizes the first
 
 
 def largest_fitting_micro_batch(
     measure_growth: Callable[[int], int], batch_size: int, available_bytes: int
 ) -> tuple[int, int]:
-    """The largest micro-batch whose growth is within `room`, and its growth.
+    """Returns the largest micro-batch that fits, and its memory growth.
 
-    (0, growth of 1) where not even 1 fits.
+    If no micro-batch fits, the result is 0 and the growth of 1.
 
     Args:
-        measured: the growth at a micro-batch.
-        batch_size: the largest worth having.
-        room: bytes.
+        measure_growth: returns the memory growth of a step for a micro-batch size.
+        batch_size: the maximum size.
+        available_bytes: the maximum growth.
     """
-    size, grown = 1, measure_growth(1)
-    if grown > available_bytes:
-        return 0, grown
-    before, before_grown = 0, grown
-    most = min(2, batch_size)
-    too_large, too_much = 0, 0  # the smallest known not to fit
-    while (new := _micro_batch_size(most, batch_size)) > size:
-        new_grown = measure_growth(new)
-        if new_grown <= available_bytes:
-            before, before_grown, size, grown = size, grown, new, new_grown
+    size, growth = 1, measure_growth(1)
+    if growth > available_bytes:
+        return 0, growth
+    previous_size, previous_growth = 0, growth
+    max_size = min(2, batch_size)
+    failed_size, failed_growth = 0, 0  # of the smallest trial that did not fit
+    while (new_size := _micro_batch_size(max_size, batch_size)) > size:
+        new_growth = measure_growth(new_size)
+        if new_growth <= available_bytes:
+            previous_size, previous_growth, size, growth = size, growth, new_size, new_growth
         else:
-            too_large, too_much = new, new_grown
-        if too_large:
-            slope = (too_much - grown) / (too_large - size)
-            most = min(too_large - 1, size + int((available_bytes - grown) / slope))
+            failed_size, failed_growth = new_size, new_growth
+        if failed_size:
+            slope = (failed_growth - growth) / (failed_size - size)
+            max_size = min(failed_size - 1, size + int((available_bytes - growth) / slope))
         else:
-            slope = (grown - before_grown) / (size - before)
-            steps = (available_bytes - grown) / slope if slope > 0 else batch_size
-            most = int(min(size + steps, _MAX_TRIAL_GROWTH * size, batch_size))
-    return size, grown
+            slope = (growth - previous_growth) / (size - previous_size)
+            steps = (available_bytes - growth) / slope if slope > 0 else batch_size
+            max_size = int(min(size + steps, _MAX_TRIAL_GROWTH * size, batch_size))
+    return size, growth
 
 
 def _micro_batch_size(max_size: int, batch_size: int) -> int:
-    """The best micro-batch of at most `most`: its multiples make up `batch_size`, or nearly so.
+    """Returns a micro-batch size up to `max_size` that divides `batch_size` exactly or nearly.
 
-    A divisor is exact, and taken unless it is half as large as could be, or less.
+    The largest divisor is preferred if it is more than half of `max_size`.
     """
     divisor = next(size for size in range(max_size, 0, -1) if batch_size % size == 0)
     return divisor if 2 * divisor > max_size else -(-batch_size // -(-batch_size // max_size))

@@ -1,7 +1,7 @@
-"""How much memory a process has, had at most, and needs for a step.
+"""Current, peak and available memory of the process, and the growth of a training step.
 
-On a GPU that is the memory of torch's tensors there; elsewhere what the process has of the
-machine's memory (its resident set), interpreter and libraries included.
+On a GPU it is the memory of torch's tensors. On a CPU it is the resident set of the process,
+including interpreter and libraries.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ import torch
 from miniformer.model.ops.allocation_tracker import AllocationTracker
 
 _PROC_STATUS, _PROC_CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# Where the system does not tell what steps take, their tensors do, and half of that again for the
-# holes between them and for what operations use inside: a guess.
+# Without a resettable peak of the system, an estimate: the tensors of a step, and half of that for
+# fragmentation and for buffers of operations.
 _OVERHEAD_FACTOR = 1.5
 
 
 def peak_tensor_bytes(step: Callable[[], object]) -> int:
-    """The most bytes of tensors made by `step()` that are there at one time.
+    """Peak bytes of the tensors that `step()` allocates.
 
-    Forward and backward pass count, also what is computed again for a checkpoint. What a kernel
-    uses inside does not, nor do holes between the tensors: see `growth`.
+    The forward and the backward pass count, with recomputed activations. Internal buffers of
+    kernels and fragmentation do not count: see `step_memory_growth`.
     """
-    births = AllocationTracker()
-    with births:
+    tracker = AllocationTracker()
+    with tracker:
         step()
-    return births.peak_bytes
+    return tracker.peak_bytes
 
 
 def current_memory(device: torch.device) -> int:
-    """Bytes that the process has now; 0 where nobody tells."""
+    """Memory of the process in bytes; 0: unknown."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     return _read_proc_status("VmRSS") or _max_rss()
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that the process had at most, since `forget_most` where that is known."""
+    """Peak memory of the process in bytes, since `reset_peak_memory` where that is supported."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return _read_proc_status("VmHWM") or _max_rss()
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Gives memory that is free back to the system, and begins the count of `most_resident` anew.
+    """Releases free memory to the system and resets `peak_memory`.
 
     Returns:
-        Whether it begins anew: on Linux and on NVIDIA's GPUs.
+        True if the peak was reset: on Linux and on NVIDIA GPUs.
     """
     gc.collect()
     if device.type == "cuda":
@@ -72,36 +72,36 @@ def reset_peak_memory(device: torch.device) -> bool:
 def step_memory_growth(
     step: Callable[[], object], device: torch.device, *, num_steps: int = 3
 ) -> int:
-    """Bytes that steps need beside what is there before them.
+    """Peak bytes of training steps beyond the memory in use before them.
 
-    They are what the process really takes: on a CPU, tensors that come and go leave holes, which
-    may take as much again as the tensors, and the more the longer it goes on.
+    On a CPU, it includes fragmentation, which grows with the number of steps and may double the
+    memory of the tensors.
 
     Args:
-        step: leaves behind what it keeps in training, such as gradients.
-        device: where it computes.
-        times: steps taken.
+        step: runs a step and leaves its gradients.
+        device: device of the step.
+        num_steps: number of steps to run.
     """
-    known, before = reset_peak_memory(device), current_memory(device)
+    was_reset, before = reset_peak_memory(device), current_memory(device)
     tensors = 0 if device.type == "cuda" else peak_tensor_bytes(step)
     for _ in range(num_steps if device.type == "cuda" else num_steps - 1):
         step()
-    if not known:
+    if not was_reset:
         return int(_OVERHEAD_FACTOR * tensors)
     return max(tensors, peak_memory(device) - before)
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that the process can still have, as far as it is told; None: it is not."""
+    """Available memory of the device in bytes; None: unknown."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    left = [_read_proc_field(Path("/proc/meminfo"), "MemAvailable")]
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    available = [_read_proc_field(Path("/proc/meminfo"), "MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # limit of the container
         group = Path("/sys/fs/cgroup")
         limit = int((group / "memory.max").read_text(encoding="ascii"))
-        left.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
-    return min((each for each in left if each is not None), default=None)
+        available.append(limit - int((group / "memory.current").read_text(encoding="ascii")))
+    return min((size for size in available if size is not None), default=None)
 
 
 def _read_proc_status(field: str) -> int | None:
@@ -109,7 +109,7 @@ def _read_proc_status(field: str) -> int | None:
 
 
 def _read_proc_field(path: Path, field: str) -> int | None:
-    """A line `name: 123 kB` of a file of the kernel's, in bytes."""
+    """Reads a line `field: 123 kB` of a /proc file, in bytes."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -120,7 +120,7 @@ def _read_proc_field(path: Path, field: str) -> int | None:
 
 
 def _max_rss() -> int:
-    """The process's largest resident set, of all its life; 0 where nobody tells."""
+    """Lifetime peak of the resident set in bytes; 0: unknown."""
     if os.name != "posix":
         return 0
     import resource
