@@ -1,4 +1,4 @@
-"""Which parameters decay, and how fast each layer learns."""
+"""Parameter groups: weight decay and learning rate scale of each layer."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ _LAYER_PATTERN = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 def build_param_groups(
     model: nn.Module, *, weight_decay: float, layer_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """A model's parameters in groups for an optimiser; frozen ones are left out.
+    """Groups the trainable parameters of a model for an optimizer.
 
-    Only the weights of linear maps decay: not norms, biases and embeddings.
+    Only the weights of linear maps decay, not norms, biases and embeddings.
 
     Args:
-        model: a Transformer, a Seq2SeqTransformer, or any other.
-        weight_decay: of the groups that decay.
+        model: a Transformer, a Seq2SeqTransformer, or another module.
+        weight_decay: weight decay of the groups that decay.
         layer_lr_decay: factor on the learning rate from each layer to the one below it (ELECTRA,
-            Clark et al. 2020): the head has 1, the last layer of each stack this, the embeddings
-            the lowest.
+            Clark et al. 2020): 1 for the head, `layer_lr_decay` for the last layer of each stack,
+            the lowest for the embeddings.
 
     Returns:
-        Groups with `params`, `weight_decay` and `lr_scale`, by which whoever sets the learning
-        rate multiplies it.
+        Groups with `params`, `weight_decay` and `lr_scale`, a factor on the learning rate.
     """
-    maps = [module for module in model.modules() if isinstance(module, nn.Linear | Head)]
-    matrices = {id(module.weight) for module in maps if module.weight is not None}
-    depths = _layer_counts(model)
+    linear_maps = [module for module in model.modules() if isinstance(module, nn.Linear | Head)]
+    matrix_ids = {id(module.weight) for module in linear_maps if module.weight is not None}
+    layer_counts = _layer_counts(model)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = id(parameter) in matrices
-        scale = layer_lr_decay ** _distance_from_head(name, depths)
+        decays = id(parameter) in matrix_ids
+        scale = layer_lr_decay ** _distance_from_head(name, layer_counts)
         group = groups.setdefault(
             (decays, scale),
             {"params": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale},
@@ -48,21 +47,21 @@ def build_param_groups(
 
 
 def _layer_counts(model: nn.Module) -> dict[str, int]:
-    """How many layers each stack has, by what stands before `layers` in their names."""
-    depths: dict[str, int] = {}
+    """Number of layers of each stack, by the prefix of their parameter names."""
+    counts: dict[str, int] = {}
     for name, _ in model.named_parameters():
-        if found := _LAYER_PATTERN.search(name):
-            stack = name[: found.start()]
-            depths[stack] = max(depths.get(stack, 0), int(found[1]) + 1)
-    return depths
+        if match := _LAYER_PATTERN.search(name):
+            stack = name[: match.start()]
+            counts[stack] = max(counts.get(stack, 0), int(match[1]) + 1)
+    return counts
 
 
 def _distance_from_head(name: str, depths: dict[str, int]) -> int:
-    """How many steps a parameter lies below the head."""
-    if found := _LAYER_PATTERN.search(name):
-        return depths[name[: found.start()]] - int(found[1])
+    """Number of layers from the head down to a parameter."""
+    if match := _LAYER_PATTERN.search(name):
+        return depths[name[: match.start()]] - int(match[1])
     if "embedding" in name or "position" in name:
-        stack = max((each for each in depths if name.startswith(each)), key=len, default=None)
+        stack = max((prefix for prefix in depths if name.startswith(prefix)), key=len, default=None)
         # A seq2seq model's embeddings belong to no stack; one of them can serve both.
         deepest = max(depths.values(), default=-1) if stack is None else depths[stack]
         return deepest + 1
