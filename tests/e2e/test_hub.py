@@ -17,6 +17,8 @@ class Hub(BaseHTTPRequestHandler):
     """What huggingface_hub asks of a hub, over commits that are kept in memory."""
 
     commits: dict  # repository -> commit -> path -> content, the latest last
+    created: list  # the requests that create a repository
+    messages: list  # repository and message of each commit
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
@@ -25,6 +27,7 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"errors": [], "warnings": []})
         if self.path == "/api/repos/create":
             given = json.loads(body)
+            self.created.append(given)
             name = (
                 f"{given['organization']}/{given['name']}"
                 if given.get("organization")
@@ -42,6 +45,8 @@ class Hub(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in body.splitlines()]
         files = {line["value"]["path"]: base64.b64decode(line["value"]["content"])
                  for line in lines if line["key"] == "file"}  # fmt: skip
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        self.messages.append((name, header["summary"]))
         commit = hashlib.sha1(body).hexdigest()
         self.commits[name][commit] = files
         url = f"http://{self.headers['Host']}/{name}/commit/{commit}"
@@ -91,7 +96,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    Hub.commits = {}
+    Hub.commits, Hub.created, Hub.messages = {}, [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -103,10 +108,12 @@ def hub():
 
 SCRIPT = """
 import torch, miniformer
-from miniformer.config.architectures import family
+from miniformer import cli
+from miniformer.config.architectures import architecture_config
 
 sizes = dict(vocab_size=300, d_model=16, n_heads=2, n_layers=2, d_ff=24, max_seq_len=32)
-model = miniformer.Transformer(miniformer.TransformerConfig(**family("llama", **sizes))).eval()
+config = miniformer.TransformerConfig(**architecture_config("llama", **sizes))
+model = miniformer.Transformer(config).eval()
 ids = torch.arange(6)[None]
 first = model(ids)
 
@@ -123,16 +130,32 @@ assert torch.equal(load("user/alone", revision=one)(ids), first)
 miniformer.Tokenizer.train("byte", ["abc"], 300).save("theirs.json")
 miniformer.to_hf(model, "theirs")
 miniformer.Tokenizer.from_path("theirs.json").save("theirs/tokenizer.json")
-from miniformer.model.hub import push
+from miniformer.model.hub import upload_directory
 from pathlib import Path
-push(Path("theirs"), "user/theirs")
+their_commit = upload_directory(Path("theirs"), "user/theirs").rpartition("/")[2]
 pipeline = miniformer.from_hf("user/theirs")
 assert torch.equal(pipeline.model(ids), model(ids))
-pipeline.push_to_hub("user/whole", private=True)
+first_commit = pipeline.push_to_hub("user/whole", private=True).rpartition("/")[2]
 again = miniformer.load("user/whole")
 options = {"max_new_tokens": 4, "temperature": 0.0}
 assert again.generate("abc", **options) == pipeline.generate("abc", **options)
-assert again.remembered == pipeline.remembered
+assert again.hf_metadata == pipeline.hf_metadata
+model.push_to_hub("user/secret", private=True)
+
+# a revision, of both kinds of directory
+with torch.no_grad():
+    pipeline.model.head.weight.add_(1)
+pipeline.push_to_hub("user/whole", message="later")
+miniformer.to_hf(pipeline, "theirs-2")
+upload_directory(Path("theirs-2"), "user/theirs")
+before, after = model(ids), pipeline.model(ids)
+assert not torch.equal(before, after)
+assert torch.equal(miniformer.load("user/whole", revision=first_commit).model(ids), before)
+assert torch.equal(miniformer.load("user/whole").model(ids), after)
+assert torch.equal(miniformer.from_hf("user/theirs", revision=their_commit).model(ids), before)
+assert torch.equal(miniformer.from_hf("user/theirs").model(ids), after)
+assert cli.main(["import", "user/theirs", "ours", "--revision", their_commit]) == 0
+assert torch.equal(miniformer.load("ours").model(ids), before)
 
 for call, words in (
     (lambda: load("user/none"), "user/none: there is no such directory, and the hub did not give"),
@@ -151,6 +174,11 @@ print("all is well")
 """
 
 
+@pytest.mark.catches(
+    "private_models_are_public",
+    "private_pipelines_are_public",
+    "imports_are_of_the_latest_revision",
+)
 def test_to_a_hub_and_back(hub, tmp_path):
     pytest.importorskip("huggingface_hub")
     more = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none",
@@ -161,6 +189,21 @@ def test_to_a_hub_and_back(hub, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "all is well" in done.stdout
+    # Earlier versions of huggingface_hub send `private`.
+    private = {
+        f"{each['organization']}/{each['name']}": each.get("private")
+        or each.get("visibility") == "private"
+        for each in reversed(Hub.created)  # the first request counts
+    }
+    assert private == {
+        "user/alone": False, "user/theirs": False, "user/whole": True, "user/secret": True,
+        "nobody/x": False,
+    }  # fmt: skip
+    assert Hub.messages == [
+        ("user/alone", "Upload model"), ("user/alone", "more"), ("user/theirs", "Upload model"),
+        ("user/whole", "Upload model"), ("user/secret", "Upload model"), ("user/whole", "later"),
+        ("user/theirs", "Upload model"),
+    ]  # fmt: skip
     pushed = Hub.commits["user/whole"]
     files = set(next(iter(pushed.values())))
     assert {"config.json", "model.safetensors", "tokenizer.json", "task.json"} <= files

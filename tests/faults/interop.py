@@ -403,3 +403,9 @@ def exports_lose_the_first_end(original):
         return {**made, "eos_token_id": options.stop_ids} if options.stop_ids else made
 
     return to_hf_generation_config
+
+
+@fault("miniformer.interop.hf.api:resolve_directory")
+def imports_are_of_the_latest_revision(original):
+    """An import ignores the revision that is asked for."""
+    return lambda name_or_path, revision=None: original(name_or_path)

@@ -878,3 +878,11 @@ def mistyped_path_is_sent_to_hub(original):
 def no_hint_of_nearest_model(original):
     """The message on a wrong directory names no other."""
     return lambda path: ""
+
+
+@fault("miniformer.model.pretrained:upload_directory")
+def private_models_are_public(original):
+    """`push_to_hub(private=True)` of a model alone makes a public repository."""
+    return lambda directory, repo_id, *, private=False, message=None: original(
+        directory, repo_id, message=message
+    )
