@@ -21,13 +21,13 @@ WORDS = VERSE.split()
 
 
 class Witness(L.Callback):
-    """Has values of all kinds in its state, which depend on every batch and on random numbers."""
+    """A callback with state of all types that depends on every batch and on random numbers."""
 
     def __init__(self, folder, kill=None):
         self.folder, self.kill = folder, kill
         self.state = {
             "batches": 0,
-            "steps": {},  # keys are no texts
+            "steps": {},  # keys are not strings
             "sum": torch.zeros(2, dtype=torch.float64),
             "seen": torch.zeros(0, dtype=torch.bool),
             "array": np.zeros(1, dtype=np.int64),
@@ -42,7 +42,7 @@ class Witness(L.Callback):
         self.state = state
 
     def on_train_start(self, trainer, module):
-        torch.rand(1)  # what a callback draws as it begins changes nothing
+        torch.rand(1)  # a draw in on_train_start has no effect
 
     def on_train_batch_start(self, trainer, module, batch, index):
         if self.kill == trainer.global_step and trainer.global_rank == trainer.world_size - 1:
@@ -67,7 +67,7 @@ class Witness(L.Callback):
 
 
 class Other(Witness):
-    """Of the same class name as another, by `state_key`."""
+    """A callback with the `state_key` of another one."""
 
     @property
     def state_key(self):
@@ -95,7 +95,7 @@ def folder(tmp_path_factory):
 
 
 def witnesses(folder, kill=None):
-    """Two of one key, and a function that makes one of them."""
+    """Two callbacks with one key, one of them as a factory."""
     for name in ("first", "second"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return [Witness(folder / "first", kill), partial(Other, folder / "second")]
@@ -119,14 +119,17 @@ def killed(settings, callbacks):
 @pytest.mark.catches("callback_states_are_not_restored", "second_callback_has_the_first_state")
 @pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_callback_state_survives_a_kill(folder, devices):
-    whole, stopped = folder / f"whole-{devices}", folder / f"killed-{devices}"
-    train(config(folder, whole.name, devices=devices), callbacks=witnesses(whole))
-    killed(config(folder, stopped.name, devices=devices), witnesses(stopped, kill=7))
-    train(TrainConfig(resume=str(folder / "runs" / stopped.name)), callbacks=witnesses(stopped))
-    paths = sorted(path.relative_to(whole) for path in whole.rglob("*.txt"))
+    uninterrupted, interrupted = folder / f"whole-{devices}", folder / f"killed-{devices}"
+    train(config(folder, uninterrupted.name, devices=devices), callbacks=witnesses(uninterrupted))
+    killed(config(folder, interrupted.name, devices=devices), witnesses(interrupted, kill=7))
+    train(
+        TrainConfig(resume=str(folder / "runs" / interrupted.name)),
+        callbacks=witnesses(interrupted),
+    )
+    paths = sorted(path.relative_to(uninterrupted) for path in uninterrupted.rglob("*.txt"))
     assert len(paths) == 2 * devices
     for path in paths:
-        assert (stopped / path).read_text() == (whole / path).read_text(), path
+        assert (interrupted / path).read_text() == (uninterrupted / path).read_text(), path
 
 
 @pytest.mark.catches("callback_state_is_taken_in_the_middle_of_a_step")
@@ -156,12 +159,12 @@ def test_callback_with_a_state_that_cannot_be_saved_is_refused(folder):
         def state_dict(self):
             return {"a": [1, {"b": object()}]}
 
-    wanted = r"callback .*Bad has a state .*\['a'\]\[1\]\['b'\] is of type builtins\.object"
-    with pytest.raises(UserError, match=wanted):
+    message = r"callback .*Bad has a state .*\['a'\]\[1\]\['b'\] is of type builtins\.object"
+    with pytest.raises(UserError, match=message):
         train(config(folder, "bad"), callbacks=[Bad()])
 
 
-def test_callback_whose_state_is_missing_begins_anew_with_a_warning(folder):
+def test_callback_without_a_saved_state_warns(folder):
     class Count(L.Callback):
         def state_dict(self):
             return {"n": 1}
@@ -187,7 +190,7 @@ def test_run_that_stopped_early_takes_no_step_when_it_is_resumed(folder):
 
 
 @pytest.mark.catches("what_is_no_callback_is_left_out")
-def test_what_is_no_callback_is_refused(folder):
+def test_object_that_is_no_callback_is_refused(folder):
     with pytest.raises(UserError, match=r"is no lightning\.Callback"):
         train(config(folder, "none"), callbacks=[dict])
     with pytest.raises(UserError, match=r"<lambda> cannot be copied to the processes"):

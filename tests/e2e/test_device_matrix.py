@@ -1,8 +1,8 @@
-"""Two devices are one, for each task and model, strategy and way to save memory; in float32.
+"""Two devices give the results of one, for each task, model, strategy and checkpointing; float32.
 
-Two processes on the CPU stand for devices. All runs of a strategy are made by one pair of them,
-since starting processes takes longer than a run. Dropout is on: a callback seeds it with the place
-of each batch in the data, so that it is the same whichever process trains on that batch.
+Two processes on the CPU stand for devices. One pair of them makes all runs of a strategy, since
+starting processes takes longer than a run. Dropout is on: a callback seeds it with the position of
+each batch in the data, so that it does not depend on the process that trains on the batch.
 """
 
 import itertools
@@ -31,8 +31,8 @@ TASKS = {
     "regression": {"task": "regression", "train_path": "values"},
     "seq2seq": {"task": "seq2seq", "train_path": "pairs"},
 }
-TESTED = ("classification", "seq2seq")  # on test data, too: a seq2seq model writes there
-# Batches in a step of each device, and what the pass keeps for the backward pass.
+TESTED = ("classification", "seq2seq")  # also on test data, where a seq2seq model generates
+# Batches in a step of each device, and activation checkpointing.
 WAYS = [(1, "selective"), (2, "none"), (2, "full")]
 # Each task with one of them in `make test`; the others are slow.
 QUICK = {(task, *WAYS[number % len(WAYS)]) for number, task in enumerate(TASKS)}
@@ -51,8 +51,8 @@ def write_data(folder):
         "values": [{"input": text, "value": float(i % 7)} for i, text in enumerate(inputs)],
         "pairs": [{"source": text, "target": text[: 5 + i]} for i, text in enumerate(inputs)],
     }
-    for name, each in rows.items():
-        lines = "".join(json.dumps(row) + "\n" for row in each)
+    for name, records in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in records)
         (folder / f"{name}.jsonl").write_text(lines)
 
 
@@ -75,29 +75,29 @@ def config(folder, name, task, accumulated, **changes):
 
 
 class SeedByPlace(L.Callback):
-    """Seeds dropout with the place of the batch in the data."""
+    """Seeds dropout with the position of the batch in the data."""
 
     def on_train_batch_start(self, trainer, module, batch, index):
-        place = batch["about"]["place"]
-        torch.manual_seed(1000 * place["epoch"] + place["batch"])
+        position = batch["about"]["place"]
+        torch.manual_seed(1000 * position["epoch"] + position["batch"])
 
 
 def run(settings):
-    """Trains, and keeps the figures beside the models."""
+    """Trains and saves the metrics in the run folder."""
     result = train(settings, callbacks=[SeedByPlace()])
     if rank() == 0:
-        (result.folder / "figures.json").write_text(json.dumps(result.metrics))
+        (result.folder / "metrics.json").write_text(json.dumps(result.metrics))
 
 
 def no_picture(figure, path, **options):
-    """In place of `Figure.savefig`: pictures take as long as all the rest, and are not compared."""
+    """Replaces `Figure.savefig`, which takes as long as all the rest."""
     path.write_bytes(b"")
 
 
 def cases():
     """Parameters of the test: tasks and ways to save memory."""
-    for task, (accumulated, kept) in itertools.product(TASKS, WAYS):
-        case = (task, accumulated, kept)
+    for task, (accumulated, checkpointing) in itertools.product(TASKS, WAYS):
+        case = (task, accumulated, checkpointing)
         marks = [pytest.mark.slow] if case not in QUICK else []
         if case in CATCHES:
             marks.append(CATCHES[case])
@@ -106,29 +106,29 @@ def cases():
 
 def worker(settings, path, cases):
     """All runs of a strategy."""
-    with worker_context(path) as tell:
+    with worker_context(path) as write_outcome:
         torch.set_num_threads(1)
         Figure.savefig = no_picture
         given = TrainConfig.from_dict(settings)
         folder = Path(given.work_dir).parent
-        for task, accumulated, kept in cases:
-            name = f"{task}-{accumulated}-{kept}-{given.strategy}"
+        for task, accumulated, checkpointing in cases:
+            name = f"{task}-{accumulated}-{checkpointing}-{given.strategy}"
             run(config(folder, name, task, accumulated, devices=2, strategy=given.strategy,
                        accumulate_grad_batches=accumulated,
-                       activation_checkpointing=kept))  # fmt: skip
-        tell({"done": True})
+                       activation_checkpointing=checkpointing))  # fmt: skip
+        write_outcome({"done": True})
 
 
 @pytest.fixture(scope="module")
 def selected(request):
     """The cases of the tests that are to be run."""
-    names = ("task", "accumulated", "kept")
-    found = {
+    names = ("task", "accumulated", "checkpointing")
+    selected_cases = {
         tuple(item.callspec.params[name] for name in names)
         for item in request.session.items
         if item.module.__name__ == __name__
     }
-    return sorted(found)
+    return sorted(selected_cases)
 
 
 @pytest.fixture(scope="module")
@@ -160,11 +160,11 @@ def together(alone, selected):
     return make
 
 
-def figures(folder):
-    """Everything that is measured, by step and name."""
+def read_metrics(folder):
+    """All metrics by step and name."""
     unsteady = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb", "step")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows.append({"step": "end", **json.loads((folder / "figures.json").read_text())})
+    rows.append({"step": "end", **json.loads((folder / "metrics.json").read_text())})
     return {
         (row["step"], name): value
         for row in rows
@@ -173,18 +173,18 @@ def figures(folder):
     }
 
 
-@pytest.mark.parametrize(("task", "accumulated", "kept"), list(cases()))
+@pytest.mark.parametrize(("task", "accumulated", "checkpointing"), list(cases()))
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"], scope="module")
-def test_two_devices_are_one(alone, together, strategy, task, accumulated, kept):
+def test_two_devices_are_one(alone, together, strategy, task, accumulated, checkpointing):
     together(strategy)
     one = alone / "runs" / f"{task}-{accumulated}"
-    two = alone / "runs" / f"{task}-{accumulated}-{kept}-{strategy}"
-    wanted, found = figures(one), figures(two)
-    assert found.keys() == wanted.keys()
+    two = alone / "runs" / f"{task}-{accumulated}-{checkpointing}-{strategy}"
+    expected, result = read_metrics(one), read_metrics(two)
+    assert result.keys() == expected.keys()
     for step in range(1, 6):
-        assert (step, "train_loss") in wanted
-    for key, value in wanted.items():
-        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
+        assert (step, "train_loss") in expected
+    for key, value in expected.items():
+        assert result[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     for name in ("best", "last"):
         weights = [miniformer.load(folder / name).model.state_dict() for folder in (one, two)]
         for key, tensor in weights[0].items():

@@ -1,4 +1,4 @@
-"""Several devices are one: the same losses, weights and states, whatever the strategy.
+"""Several devices give the losses, weights and states of one device, with each strategy.
 
 `test_device_matrix.py` does the same for each task.
 
@@ -46,24 +46,24 @@ def config(folder, name, **changes):
 
 
 def rows(folder, name):
-    found = {}
+    values = {}
     for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         for key in ("train_loss", "val_loss", "val_accuracy", "tokens", "grad_norm"):
             if key in row:
-                found[row["step"], key] = row[key]
-    return found
+                values[row["step"], key] = row[key]
+    return values
 
 
-def assert_same(folder, one, other, steps=STEPS, tolerance=1e-5):
-    alone, together = rows(folder, one), rows(folder, other)
+def assert_same(folder, alone_name, together_name, steps=STEPS, tolerance=1e-5):
+    alone, together = rows(folder, alone_name), rows(folder, together_name)
     assert alone.keys() == together.keys()
     assert {step for step, name in alone if name == "train_loss"} == set(range(1, steps + 1))
     for key, value in alone.items():
         assert together[key] == pytest.approx(value, abs=tolerance, rel=tolerance), key
 
 
-# What one process does with several batches a step, and several processes with fewer.
+# One process with several batches per step, and several processes with fewer.
 PAIRS = {
     "ddp": {},
     "fsdp2": {},
@@ -80,7 +80,7 @@ TOGETHER = {
 
 def worker(settings, path):
     """All runs of two devices, in one launch."""
-    with worker_context(path) as tell:
+    with worker_context(path) as write_outcome:
         folder = dataclasses.replace(TrainConfig.from_dict(settings)).work_dir
         from pathlib import Path
 
@@ -88,13 +88,13 @@ def worker(settings, path):
         for name, changes in TOGETHER.items():
             train(config(folder, f"{name}-2", devices=2, **PAIRS[name], **changes))
         train(TrainConfig(resume=str(folder / "runs" / "from-1")))
-        tell({"done": True})
+        write_outcome({"done": True})
 
 
 def worker_of_four(settings, path):
-    with worker_context(path) as tell:
+    with worker_context(path) as write_outcome:
         train(TrainConfig.from_dict(settings))
-        tell({"done": True})
+        write_outcome({"done": True})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
     write_data(folder)
     for name in PAIRS:
         train(config(folder, f"{name}-1", accumulate_grad_batches=2, **PAIRS[name]))
-    # A run of one device that was stopped after a state of step 45, to go on with two.
+    # A run of one device that is stopped after the checkpoint of step 45, to resume on two.
     runs = folder / "runs"
     shutil.copytree(runs / "fsdp2-1", runs / "from-1")
     settings = json.loads((runs / "from-1" / "train_config.json").read_text())
@@ -125,13 +125,13 @@ def test_a_model_of_two_devices_can_be_used(folder):
     assert (folder / "runs" / "fsdp2-2" / "samples.jsonl").read_text().count("\n") == 3
 
 
-def test_a_state_goes_on_with_any_number_of_devices(folder):
+def test_checkpoint_is_resumed_on_any_number_of_devices(folder):
     """1 -> 2 above; 2 -> 4 and 2 -> 1 here. The reference is one device all the way."""
     runs = folder / "runs"
     for name in ("alone", "from-2-to-1", "from-2-to-4"):
         source = "fsdp2-1" if name == "alone" else "fsdp2-2"
         shutil.copytree(runs / source, runs / name)
-    # Four devices take twice as many batches a step, so compare with one that does, too.
+    # Four devices take twice as many batches per step; the reference does, too.
     shutil.copytree(runs / "fsdp2-1", runs / "alone-4")
     train(TrainConfig(resume=str(runs / "alone"), max_steps=60))
     train(TrainConfig(resume=str(runs / "alone-4"), max_steps=60, accumulate_grad_batches=4))
@@ -146,7 +146,7 @@ def test_a_state_goes_on_with_any_number_of_devices(folder):
     assert_same(folder, "alone-4", "from-2-to-4", steps=60)
 
 
-def test_a_mistake_in_a_worker_is_told_as_one(folder):
+def test_user_error_of_a_worker_is_raised(folder):
     wrong = config(folder, "wrong", devices=2, train_path=str(folder / "missing.jsonl"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         train(wrong)
@@ -173,7 +173,7 @@ def test_two_machines_are_two_launches_of_torchrun(folder):
     outputs = [node.communicate(timeout=200)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert_same(folder, "ddp-1", "nodes")
-    assert sum("run folder" in output for output in outputs) == 1  # only the first tells
+    assert sum("run folder" in output for output in outputs) == 1  # printed by rank 0 only
 
 
 def test_other_machines_need_torchrun(folder):

@@ -1,4 +1,4 @@
-"""Groups of processes that torchrun starts again after one was killed go on where they were."""
+"""Process groups that torchrun restarts after a kill resume bit-exactly."""
 
 import json
 import random
@@ -51,7 +51,7 @@ def config(folder, work_dir, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data, and a run that nobody disturbed."""
+    """Data, and a run without interruption."""
     folder = tmp_path_factory.mktemp("restarts")
     write_jsonl(folder / "train.jsonl", [" ".join(WORDS[i % 9 :]) for i in range(24)])
     write_jsonl(folder / "val.jsonl", [VERSE])
@@ -71,28 +71,28 @@ def torchrun(folder, work_dir, kills, *flags):
     return done.stdout
 
 
-def assert_same_as_undisturbed(folder, work_dir):
-    assert [each.name for each in (folder / work_dir).iterdir()] == ["run"]
+def assert_same_as_uninterrupted(folder, work_dir):
+    assert [path.name for path in (folder / work_dir).iterdir()] == ["run"]
     for name in ("best", "last"):
-        wanted = miniformer.load(folder / "whole" / "run" / name).model.state_dict()
-        found = miniformer.load(folder / work_dir / "run" / name).model.state_dict()
-        for key, tensor in wanted.items():
-            assert torch.equal(found[key], tensor), f"{name}: {key}"
+        expected = miniformer.load(folder / "whole" / "run" / name).model.state_dict()
+        state_dict = miniformer.load(folder / work_dir / "run" / name).model.state_dict()
+        for key, tensor in expected.items():
+            assert torch.equal(state_dict[key], tensor), f"{name}: {key}"
 
 
 @pytest.mark.slow
 @pytest.mark.catches("restart_begins_a_new_folder")
-def test_group_goes_on_in_its_folder_after_a_kill(folder):
-    told = torchrun(folder, "once", [[14, 1]], "--standalone")
-    assert_same_as_undisturbed(folder, "once")
-    assert "resuming from" in told
+def test_killed_group_resumes_in_its_folder(folder):
+    output = torchrun(folder, "once", [[14, 1]], "--standalone")
+    assert_same_as_uninterrupted(folder, "once")
+    assert "resuming from" in output
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("rendezvous", ["c10d", "static"])
 def test_five_random_kills_under_torchrun_change_nothing(folder, rendezvous):
-    """The first comes before there is a state, the others anywhere after where the run goes on."""
+    """The first kill comes before the first checkpoint, the others anywhere after a resumption."""
     chance, kills, step = random.Random(rendezvous), [[1, 1]], 0
     for _ in range(4):
         step = min(step + chance.randint(3, 8), STEPS - 1)
@@ -103,25 +103,25 @@ def test_five_random_kills_under_torchrun_change_nothing(folder, rendezvous):
             free.bind(("localhost", 0))
             flags = [f"--master_port={free.getsockname()[1]}"]
     torchrun(folder, rendezvous, kills, *flags)
-    assert_same_as_undisturbed(folder, rendezvous)
+    assert_same_as_uninterrupted(folder, rendezvous)
 
 
 @pytest.mark.catches("attempts_share_a_store")
-def test_processes_of_an_attempt_meet_whatever_earlier_ones_left():
+def test_rendezvous_ignores_keys_of_earlier_attempts():
     server, left = TCPStore("localhost", 0, is_master=True), []
 
     def client():
         return TCPStore("localhost", server.port, is_master=False)
 
-    def attempt(ranks, found, late=()):
+    def attempt(ranks, ranks_done, late=()):
         def work(rank):
             if rank in late:
                 time.sleep(0.3)
             store = rendezvous(client(), rank, 3, poll_seconds=0.1)
             left.append(store.check([f"here/{rank}"]))  # by an earlier attempt
             store.set(f"here/{rank}", "")
-            store.wait([f"here/{other}" for other in ranks])
-            found.append(rank)
+            store.wait([f"here/{i}" for i in ranks])
+            ranks_done.append(rank)
 
         threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in ranks]
         for thread in threads:
@@ -129,9 +129,9 @@ def test_processes_of_an_attempt_meet_whatever_earlier_ones_left():
         return threads
 
     for late in ((), (0,), (1,)):
-        found = []
-        for thread in attempt(range(3), found, late):
+        ranks_done = []
+        for thread in attempt(range(3), ranks_done, late):
             thread.join(timeout=30)
-        assert sorted(found) == [0, 1, 2]
+        assert sorted(ranks_done) == [0, 1, 2]
         assert not any(left)
         server.set("attempt", "0" * 32)  # of a first process that died before it answered

@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted, or out of room goes on as if nothing had happened."""
+"""A run that is killed, interrupted or out of disk space resumes bit-exactly."""
 
 import json
 import os
@@ -35,8 +35,8 @@ MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    words = VERSE.split()
-    write_jsonl(folder / "train.jsonl", [" ".join(words[i % 7 :]) for i in range(20)])
+    tokens = VERSE.split()
+    write_jsonl(folder / "train.jsonl", [" ".join(tokens[i % 7 :]) for i in range(20)])
     write_jsonl(folder / "val.jsonl", [VERSE])
     return folder
 
@@ -82,33 +82,37 @@ def weights(directory):
 
 
 def without_time(path):
-    kept = []
+    rows = []
     for line in path.read_text().splitlines():
         row = json.loads(line)
         names = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
-        kept.append({name: value for name, value in row.items() if name not in names})
-    return kept
+        rows.append({name: value for name, value in row.items() if name not in names})
+    return rows
 
 
 @pytest.fixture(scope="module")
-def whole(data, tmp_path_factory):
-    """A run that nobody disturbed."""
+def uninterrupted(data, tmp_path_factory):
+    """A run without interruption."""
     work_dir = tmp_path_factory.mktemp("whole")
     train(config(data, work_dir))
     return work_dir / "run"
 
 
-def test_twenty_kills_in_one_run_change_nothing(data, whole, tmp_path):
+def test_twenty_kills_in_one_run_change_nothing(data, uninterrupted, tmp_path):
     chance, run, kills = random.Random(0), tmp_path / "run", 0
     for _ in range(20):
-        begun = config(data, tmp_path) if latest_checkpoint(run) is None else resume_config(run, {})
+        run_config = (
+            config(data, tmp_path) if latest_checkpoint(run) is None else resume_config(run, {})
+        )
         if latest_checkpoint(run) is None and run.exists():
-            begun = config(data, tmp_path, experiment_name="run")
+            run_config = config(data, tmp_path, experiment_name="run")
             for path in sorted(run.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             run.rmdir()
         kill = Kill(chance.randint(3, 8))
-        code = in_child(lambda begun=begun, kill=kill: train(begun, callbacks=[kill]))
+        code = in_child(
+            lambda run_config=run_config, kill=kill: train(run_config, callbacks=[kill])
+        )
         if code == 0:
             break
         assert code == -signal.SIGKILL
@@ -117,20 +121,20 @@ def test_twenty_kills_in_one_run_change_nothing(data, whole, tmp_path):
         assert in_child(lambda: train(resume_config(run, {}))) == 0
     assert kills == 20
     for name in ("best", "last"):
-        assert weights(run / name) == weights(whole / name)
-    assert without_time(run / "metrics.jsonl") == without_time(whole / "metrics.jsonl")
-    assert (run / "gradients.jsonl").read_text() == (whole / "gradients.jsonl").read_text()
-    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+        assert weights(run / name) == weights(uninterrupted / name)
+    assert without_time(run / "metrics.jsonl") == without_time(uninterrupted / "metrics.jsonl")
+    assert (run / "gradients.jsonl").read_text() == (uninterrupted / "gradients.jsonl").read_text()
+    assert (run / "samples.jsonl").read_text() == (uninterrupted / "samples.jsonl").read_text()
 
 
-def test_twenty_kills_while_states_are_written_leave_one_that_can_be_read(tmp_path):
+def test_twenty_kills_while_checkpoints_are_written_leave_a_readable_one(tmp_path):
     chance = random.Random(1)
 
     def write():
         step = (
             0
-            if (found := latest_checkpoint(tmp_path)) is None
-            else read_checkpoint_metadata(found)["step"]
+            if (path := latest_checkpoint(tmp_path)) is None
+            else read_checkpoint_metadata(path)["step"]
         )
         while True:
             step += 1
@@ -146,14 +150,14 @@ def test_twenty_kills_while_states_are_written_leave_one_that_can_be_read(tmp_pa
         time.sleep(chance.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = latest_checkpoint(tmp_path)
-        into = {str(i): torch.zeros(200, 200) for i in range(8)}
-        load_checkpoint_tensors(found, into)
-        step = read_checkpoint_metadata(found)["step"]
-        assert all((each == step).all() for each in into.values()), number
+        path = latest_checkpoint(tmp_path)
+        tensors = {str(i): torch.zeros(200, 200) for i in range(8)}
+        load_checkpoint_tensors(path, tensors)
+        step = read_checkpoint_metadata(path)["step"]
+        assert all((tensor == step).all() for tensor in tensors.values()), number
 
 
-def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp_path):
+def test_twenty_kills_while_a_model_is_replaced_leave_a_loadable_one(tmp_path):
     chance, directory = random.Random(2), tmp_path / "best"
     model = tiny_model()
 
@@ -175,12 +179,12 @@ def test_twenty_kills_while_a_model_is_replaced_leave_one_that_can_be_loaded(tmp
         time.sleep(chance.random() * 0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        found = miniformer.Transformer.from_pretrained(directory).embedding.weight
-        assert (found == found[0, 0]).all()
+        weight = miniformer.Transformer.from_pretrained(directory).embedding.weight
+        assert (weight == weight[0, 0]).all()
 
 
 @pytest.mark.catches("replaced_model_is_lost")
-def test_a_model_that_was_being_replaced_is_found(tmp_path):
+def test_model_is_loaded_after_an_interrupted_replacement(tmp_path):
     tiny_model().save_pretrained(tmp_path / "best.old")
     (tmp_path / "best.part").mkdir()
     assert miniformer.Transformer.from_pretrained(tmp_path / "best").config.d_model == 16
@@ -192,13 +196,13 @@ def small_disk(tmp_path):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to make a small disk")
+        pytest.skip("no permission to mount a small disk")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, capsys):
-    """The disk holds one state, and not the next beside it with all the rest."""
+def test_full_disk_ends_with_a_message_and_an_earlier_checkpoint(data, small_disk, capsys):
+    """The disk has room for one checkpoint, not for two."""
     larger = {**MODEL, "d_model": 48}
     run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
                  val_path=None, val_check_interval=None, max_steps=400)  # fmt: skip
@@ -221,7 +225,7 @@ def test_a_full_disk_ends_with_a_message_and_an_older_state(data, small_disk, ca
         train(run, callbacks=[Fill()])
     state = latest_checkpoint(small_disk / "run")
     assert read_checkpoint_metadata(state)["step"] == 3
-    # From the command line it is one message; with room again the run goes on.
+    # The command line prints one message; with free space the run resumes.
     assert cli.main(["train", *flags]) == 2
     assert "No space left" in capsys.readouterr().err
     filler.unlink()
@@ -254,8 +258,8 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
 
 @pytest.mark.catches("interruption_comes_before_the_state")
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_ctrl_c_while_a_step_is_learnt_loses_no_step(data, tmp_path, monkeypatch, accumulated):
-    """The step under way ends before the run does, and its weights are kept as those after it."""
+def test_ctrl_c_within_a_training_step_loses_no_step(data, tmp_path, monkeypatch, accumulated):
+    """The current step ends before the run does, and the checkpoint has the weights after it."""
     plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None,
              "accumulate_grad_batches": accumulated}  # fmt: skip
     train(config(data, tmp_path, experiment_name="whole", **plain))
@@ -279,7 +283,7 @@ def test_ctrl_c_while_a_step_is_learnt_loses_no_step(data, tmp_path, monkeypatch
     assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
 
 
-def test_ctrl_c_in_a_validation_has_it_made_up_for(data, whole, tmp_path):
+def test_validation_interrupted_by_ctrl_c_is_repeated(data, uninterrupted, tmp_path):
     class Stop(L.Callback):
         def on_validation_batch_start(self, trainer, *args):
             if trainer.global_step == 16:
@@ -288,13 +292,15 @@ def test_ctrl_c_in_a_validation_has_it_made_up_for(data, whole, tmp_path):
     train(config(data, tmp_path), callbacks=[Stop()])
     train(TrainConfig(resume=str(tmp_path / "run")))
     for name in ("best", "last"):
-        assert weights(tmp_path / "run" / name) == weights(whole / name)
-    ours, theirs = (without_time(each / "metrics.jsonl") for each in (tmp_path / "run", whole))
+        assert weights(tmp_path / "run" / name) == weights(uninterrupted / name)
+    ours, theirs = (
+        without_time(folder / "metrics.jsonl") for folder in (tmp_path / "run", uninterrupted)
+    )
     assert ours == theirs
 
 
-def test_early_stopping_remembers(data, tmp_path):
-    """Two validations without a better one end the run, whatever lies between them."""
+def test_early_stopping_is_resumed(data, tmp_path):
+    """Two validations without improvement end the run, also with a kill between them."""
     stops = {"lr": 0.0, "early_stopping_patience": 2, "val_check_interval": 2, "max_steps": 40,
              "ema_decay": None, "average_checkpoints": None}  # fmt: skip
     code = in_child(lambda: train(config(data, tmp_path, **stops), callbacks=[Kill(10)]))
@@ -305,24 +311,24 @@ def test_early_stopping_remembers(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "wanted"),
+    ("change", "message"),
     [
         ({"batch_size": 3}, "batch_size is 6 in .*run, not 3; leave it out"),
         ({"seed": 5}, "seed is 0 in"),
     ],
 )
-def test_a_run_cannot_go_on_as_another(whole, change, wanted):
-    with pytest.raises(UserError, match=wanted):
-        resume_config(whole, change)
+def test_fixed_fields_of_a_resumed_run_are_refused(uninterrupted, change, message):
+    with pytest.raises(UserError, match=message):
+        resume_config(uninterrupted, change)
 
 
-def test_what_is_no_run_is_told(tmp_path, whole, capsys):
+def test_folder_without_a_run_is_reported(tmp_path, uninterrupted, capsys):
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
     assert "is not a run folder: it has no train_config.json" in capsys.readouterr().err
-    (tmp_path / "train_config.json").write_text((whole / "train_config.json").read_text())
+    (tmp_path / "train_config.json").write_text((uninterrupted / "train_config.json").read_text())
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
     assert "has no checkpoint (checkpoints/step-...)" in capsys.readouterr().err
-    shutil.copytree(whole, tmp_path / "run")
+    shutil.copytree(uninterrupted, tmp_path / "run")
     (latest_checkpoint(tmp_path / "run") / "state.json").write_text("{")
     assert cli.main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert "state.json: not a readable checkpoint" in capsys.readouterr().err
@@ -331,36 +337,38 @@ def test_what_is_no_run_is_told(tmp_path, whole, capsys):
 def test_data_that_has_changed_is_refused(data, tmp_path):
     train(config(data, tmp_path, max_steps=4, val_path=None, val_check_interval=None,
                  average_checkpoints=None))  # fmt: skip
-    other = write_jsonl(tmp_path / "other.jsonl", [VERSE])
+    changed = write_jsonl(tmp_path / "other.jsonl", [VERSE])
     with pytest.raises(UserError, match=r"the data of .* has changed: it was"):
-        train(resume_config(tmp_path / "run", {"train_path": str(other), "max_steps": 8}))
+        train(resume_config(tmp_path / "run", {"train_path": str(changed), "max_steps": 8}))
 
 
 @pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
-def test_a_finished_run_can_be_made_longer(data, tmp_path):
-    """Its rows and validations go on as they would have been, where the rate is always the same."""
+def test_finished_run_can_be_extended(data, tmp_path):
+    """Rows and validations continue as in an uninterrupted run with a constant learning rate."""
     short = {"max_steps": 10, "scheduler": "none", "val_check_interval": None}
     train(config(data, tmp_path, **short))
     *before, mean = without_time(tmp_path / "run" / "metrics.jsonl")
-    assert mean["step"] == before[-1]["step"] == 10  # the mean of then is none of the whole run
+    assert (
+        mean["step"] == before[-1]["step"] == 10
+    )  # the mean of the short run is not one of the long run
     done = train(TrainConfig(resume=str(tmp_path / "run"), max_steps=20))
     train(config(data, tmp_path, experiment_name="whole", **{**short, "max_steps": 20}))
-    longer, whole = (without_time(tmp_path / n / "metrics.jsonl") for n in ("run", "whole"))
+    longer, reference = (without_time(tmp_path / n / "metrics.jsonl") for n in ("run", "whole"))
     assert longer[: len(before)] == before
     rows = longer[len(before) :]
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(11, 21))
     assert [row["step"] for row in rows if "val_loss" in row] == [12, 16, 20, 20]  # and the mean
-    losses = {row["step"]: row["train_loss"] for row in whole if "train_loss" in row}
+    losses = {row["step"]: row["train_loss"] for row in reference if "train_loss" in row}
     assert {row["step"]: row["train_loss"] for row in longer if "train_loss" in row} == losses
-    assert done.metrics["training_tokens"] == whole[-1]["tokens"]
+    assert done.metrics["training_tokens"] == reference[-1]["tokens"]
 
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labelled")
-    words = VERSE.split()
+    tokens = VERSE.split()
     for name in ("train", "val"):
-        rows = [{"input": " ".join(words[i % 9 :][:6]), "label": i % 2} for i in range(24)]
+        rows = [{"input": " ".join(tokens[i % 9 :][:6]), "label": i % 2} for i in range(24)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -372,7 +380,7 @@ def warm_config(labelled, work_dir, **changes):
     })  # fmt: skip
 
 
-def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
+def test_run_starts_from_its_pretrained_weights(labelled, tmp_path):
     class Look(L.Callback):
         def on_train_start(self, trainer, module):
             self.weights = {k: v.clone() for k, v in module.model.state_dict().items()}
@@ -394,14 +402,14 @@ def test_a_run_begins_with_its_warm_start(labelled, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole_with_warm_start(labelled, tmp_path_factory):
-    """A run with a warm start that nobody disturbed."""
+    """A run with pretraining and without interruption."""
     return train(warm_config(labelled, tmp_path_factory.mktemp("warm")))
 
 
-# Before the warm start's first state, after it, and before the first of what follows.
+# Before and after the first checkpoint of pretraining, and before the first one after it.
 @pytest.mark.parametrize("step", [2, 8, 14])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_warm_start_that_is_killed_goes_on(
+def test_killed_pretraining_is_resumed(
     labelled, whole_with_warm_start, tmp_path, monkeypatch, capsys, number, step
 ):
     learn, seen = MiniFormerLitModule.training_step, []
@@ -420,21 +428,21 @@ def test_a_warm_start_that_is_killed_goes_on(
 
     assert in_child(work) == (-number if number == signal.SIGKILL else 0)
     assert (tmp_path / "run" / "last").exists() == (step == 14 and number == signal.SIGTERM)
-    kept = latest_checkpoint(tmp_path / "run" / "pretrain") is not None
-    assert kept == (step > 2 or number == signal.SIGTERM)
+    saved = latest_checkpoint(tmp_path / "run" / "pretrain") is not None
+    assert saved == (step > 2 or number == signal.SIGTERM)
     done = train(TrainConfig(resume=str(tmp_path / "run")))
-    figures = whole_with_warm_start.metrics
-    assert {**done.metrics, "seconds": 0} == {**figures, "seconds": 0}
+    metrics = whole_with_warm_start.metrics
+    assert {**done.metrics, "seconds": 0} == {**metrics, "seconds": 0}
     went_on = f"resuming from {tmp_path / 'run' / 'pretrain' / 'checkpoints'}"
-    again = kept and not (step == 14 and number == signal.SIGTERM)  # then its own states are used
+    again = saved and not (step == 14 and number == signal.SIGTERM)  # then its own states are used
     assert (went_on in capsys.readouterr().out.replace("\n", "")) == again
-    for each in ("pretrain/last", "pretrain/best", "last", "best"):
-        assert weights(tmp_path / "run" / each) == weights(whole_with_warm_start.folder / each), (
-            each
+    for name in ("pretrain/last", "pretrain/best", "last", "best"):
+        assert weights(tmp_path / "run" / name) == weights(whole_with_warm_start.folder / name), (
+            name
         )
 
 
-def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tmp_path):
+def test_pretraining_is_for_classification_and_regression(data, labelled, tmp_path):
     for changes in ({}, {"model": "seq2seq"}):
         with pytest.raises(UserError, match="pretrain is for classification and regression"):
             train(config(data, tmp_path, pretrain={}, **changes))
@@ -453,30 +461,30 @@ def test_a_warm_start_is_for_tasks_that_read_texts_as_a_whole(data, labelled, tm
         ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),
     ],
 )
-def test_a_warm_start_that_is_wrong_is_refused_before_it_begins(labelled, tmp_path, given, message):
+def test_invalid_pretraining_settings_are_refused(labelled, tmp_path, given, message):
     with pytest.raises(UserError, match=f"pretrain: {message}"):
         train(warm_config(labelled, tmp_path, pretrain=given))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_warm_start_of_pairs_learns_what_their_marks_mean(labelled, tmp_path):
+def test_pretraining_on_pairs_has_shared_token_types(labelled, tmp_path):
     for name in ("train", "val"):
         rows = [json.loads(line) for line in (labelled / f"{name}.jsonl").read_text().splitlines()]
         pairs = [{**row, "input": [row["input"], row["input"][:9]]} for row in rows]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     short = {"max_steps": 1, "average_checkpoints": None}
     train(warm_config(tmp_path, tmp_path, **short, pretrain={"max_steps": 1}))
-    warm, whole = (miniformer.load(tmp_path / "run" / name) for name in ("pretrain/best", "best"))
+    warm, main = (miniformer.load(tmp_path / "run" / name) for name in ("pretrain/best", "best"))
     assert warm.task.should_mark_shared()
-    assert whole.task.should_mark_shared()
-    assert warm.model.config.token_types == whole.model.config.token_types == 4
+    assert main.task.should_mark_shared()
+    assert warm.model.config.token_types == main.model.config.token_types == 4
 
 
-def test_a_warm_start_learns_with_settings_of_its_own(labelled, tmp_path):
+def test_pretraining_has_its_own_settings(labelled, tmp_path):
     given = {"max_steps": 1, "task_config": {"mask_share": 0.3}, "model_config": {"dropout": 0.4}}
     short = {"max_steps": 1, "average_checkpoints": None}
     train(warm_config(labelled, tmp_path, **short, pretrain=given))
     warm = miniformer.load(tmp_path / "run" / "pretrain" / "best")
     assert (warm.task.mask_share, warm.model.config.dropout) == (0.3, 0.4)
-    whole = miniformer.load(tmp_path / "run" / "best")
-    assert whole.model.config.dropout != 0.4
+    main = miniformer.load(tmp_path / "run" / "best")
+    assert main.model.config.dropout != 0.4

@@ -1,7 +1,7 @@
-"""Runs of every kind go on after a kill with the same bits: weights, states, rows of metrics.
+"""Runs of every kind resume bit-exactly after a kill: weights, states and rows of metrics.
 
-A kill is an exception in a batch here, after which nothing more is written: what is on the disk is
-what a kill leaves. `test_resume` kills processes for real.
+A kill is an exception in a batch here, after which nothing more is written: the files are those
+that a kill leaves. `test_resume` kills real processes.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32, "dropout
 TIMES = ("seconds", "tokens_per_second", "waiting", "mfu", "memory_mb")
 STEPS, KILLS = 15, 3
 WORDS = VERSE.split()
-LARGE = {"MAX_IN_MEMORY_BYTES": 1, "_CHUNK_BYTES": 400}  # pools of a few records
+LARGE = {"MAX_IN_MEMORY_BYTES": 1, "_CHUNK_BYTES": 400}  # chunks of a few records
 
 
 def records(task):
@@ -44,10 +44,11 @@ KINDS = {
     "large": {"limits": LARGE},
     "workers": {"limits": LARGE, "num_workers": 2},
     "stream": {"limits": {}, "streaming": True, "val_check_interval": 5},
-    "buckets": {"task": "seq2seq", "task_config": {"eval_generate_samples": 2}, "batch_tokens": 120},
+    "buckets": {"task": "seq2seq", "batch_tokens": 120,
+                "task_config": {"eval_generate_samples": 2}},
     "large buckets": {"limits": LARGE, "task": "seq2seq", "num_workers": 1, "batch_tokens": 120,
-                      "task_config": {"bpe_dropout": 0.2, "r_drop": 1.0, "eval_generate_samples": 0},
-                      "tokenizer": "bpe"},
+                      "tokenizer": "bpe", "task_config": {"bpe_dropout": 0.2, "r_drop": 1.0,
+                                                          "eval_generate_samples": 0}},
     "masked": {"task": "masked_lm", "limits": LARGE, "optimizer": "adamw"},
     "classes": {"task": "classification", "task_config": {"r_drop": 1.0}},
     "prefixes": {"model": "seq2seq", "scheduler": "wsd"},
@@ -77,7 +78,7 @@ class Stop(L.Callback):
 def settings(folder, name, **changes):
     task = changes.get("task", "language_modeling")
     for part, count in (("train", 30), ("val", 5)):
-        lines = [json.dumps(each) for each in records(task)][:count]
+        lines = [json.dumps(record) for record in records(task)][:count]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
@@ -88,7 +89,7 @@ def settings(folder, name, **changes):
 
 
 def left_by(run):
-    """All that a run leaves but times: its last state, its models, its rows."""
+    """Results of a run without times: its last checkpoint, its models, its rows."""
     state = latest_checkpoint(run)
     left = {
         "state": state_digests(
@@ -97,7 +98,7 @@ def left_by(run):
     }
     for name in ("best", "last"):
         tensors = load_file(run / name / "model.safetensors")
-        left[name] = {key: each.tolist() for key, each in tensors.items()}
+        left[name] = {key: tensor.tolist() for key, tensor in tensors.items()}
     for name in ("metrics", "gradients", "samples"):
         path = run / f"{name}.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
@@ -113,33 +114,33 @@ def left_by(run):
     "a_resumed_stream_leaves_out_a_pool",
 )  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_run_of_a_kind_goes_on_with_the_same_bits(tmp_path, monkeypatch, kind):
+def test_killed_run_resumes_bit_exactly(tmp_path, monkeypatch, kind):
     changes = dict(KINDS[kind])
     for name, value in changes.pop("limits", {}).items():
         monkeypatch.setattr(chunks, name, value)
-    if "streaming" in changes:  # eight records are shuffled at a time
+    if "streaming" in changes:  # a shuffle buffer of eight records
         monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "chunk_size", 8)
     torch.set_num_threads(changes.pop("threads", 1))
     chance = random.Random(f"resume {kind}")
     accumulated = changes.get("accumulate_grad_batches", 1)
 
     train(settings(tmp_path, "whole", **changes))
-    begun, places, begun_in = settings(tmp_path, "killed", **changes), [], []
+    run_config, steps, chunk_indices = settings(tmp_path, "killed", **changes), [], []
     for _ in range(KILLS):
-        batch = chance.randint(3 * accumulated, 7 * accumulated)  # behind the next state
+        batch = chance.randint(3 * accumulated, 7 * accumulated)  # after the next checkpoint
         with contextlib.suppress(Stopped):
-            train(begun, callbacks=[Stop(batch)])
+            train(run_config, callbacks=[Stop(batch)])
         state = read_checkpoint_metadata(latest_checkpoint(tmp_path / "killed"))
-        places.append(state["step"])
-        begun_in.append(state["data"]["pool"])
-        begun = resume_config(tmp_path / "killed", {})
-    assert places == sorted({*places}), "each time it went on from a later state"
-    train(begun)
-    whole, killed = left_by(tmp_path / "whole"), left_by(tmp_path / "killed")
-    assert killed.keys() == whole.keys()
-    for part, left in whole.items():
+        steps.append(state["step"])
+        chunk_indices.append(state["data"]["pool"])
+        run_config = resume_config(tmp_path / "killed", {})
+    assert steps == sorted({*steps}), "each resumption is from a later checkpoint"
+    train(run_config)
+    reference, killed = left_by(tmp_path / "whole"), left_by(tmp_path / "killed")
+    assert killed.keys() == reference.keys()
+    for part, left in reference.items():
         assert killed[part] == left, part
-    if begun.max_steps is not None:
-        assert whole["metrics"][-1]["step"] == STEPS
+    if run_config.max_steps is not None:
+        assert reference["metrics"][-1]["step"] == STEPS
     if "limits" in KINDS[kind]:
-        assert max(begun_in) > 0, "a state was within the data, behind the first pool"
+        assert max(chunk_indices) > 0, "a checkpoint was within the data, after the first chunk"

@@ -1,6 +1,6 @@
-"""`miniformer verify-resume` says yes of runs that remember everything, and no of all others.
+"""`miniformer verify-resume` accepts runs that restore all state, and rejects all others.
 
-Its child processes are forks of the test's process here, with whatever the test has changed.
+Its child processes are forks of the test process, with the patches of the test.
 """
 
 import json
@@ -38,8 +38,8 @@ def command(tmp_path, monkeypatch, capsys):
                 os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), errors.read_text()
 
-    words = VERSE.split()
-    write_jsonl(tmp_path / "train.jsonl", [" ".join(words[i % 7 :][:9]) for i in range(20)])
+    tokens = VERSE.split()
+    write_jsonl(tmp_path / "train.jsonl", [" ".join(tokens[i % 7 :][:9]) for i in range(20)])
     write_jsonl(tmp_path / "val.jsonl", [VERSE[:40]])
     monkeypatch.setattr(verify, "_run_subprocess", forked)
     flags = {
@@ -67,11 +67,11 @@ def command(tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_a_run_that_remembers_everything_is_exact(command, changes):
-    code, said = command(**changes)
+def test_run_that_restores_all_state_is_exact(command, changes):
+    code, line = command(**changes)
     assert re.fullmatch(
         r"exact: 10 losses, all weights and the rest of the state are the same bits; "
-        r"2 kills, resumed from steps \[\d, \d\]", said
+        r"2 kills, resumed from steps \[\d, \d\]", line
     )  # fmt: skip
     assert code == 0
 
@@ -114,8 +114,8 @@ def forgets_how_often_it_averaged(monkeypatch):
 def forgets_the_averages(monkeypatch):
     read = callback.load_checkpoint_tensors
 
-    def forgetful(folder, into):
-        read(folder, {n: each for n, each in into.items() if not n.startswith("averages.")})
+    def forgetful(folder, tensors):
+        read(folder, {n: tensor for n, tensor in tensors.items() if not n.startswith("averages.")})
 
     monkeypatch.setattr(callback, "load_checkpoint_tensors", forgetful)
 
@@ -139,13 +139,13 @@ def forgets_its_tokens(monkeypatch):
 
 
 AVERAGES = "at the end in: averages, callback best"
-LATER = {"kills": 2}  # it goes on from states with little time left to become alike
+LATER = {"kills": 2}  # resumed so late that the states do not become equal
 LOSSES = r"in the loss of step \d+; at the end in: .*"
 
 
 @pytest.mark.catches("verify_compares_no_losses", "verify_compares_no_states")
 @pytest.mark.parametrize(
-    ("plant", "said", "changes"),
+    ("plant", "pattern", "changes"),
     [
         (forgets_the_optimizer, LOSSES + "optimizer.*", {}),
         (forgets_options_of_the_optimizer, LOSSES + "model, .*values of the optimizer.*",
@@ -162,21 +162,21 @@ LOSSES = r"in the loss of step \d+; at the end in: .*"
         (forgets_its_tokens, "at the end in: counted tokens", {}),
     ],
 )  # fmt: skip
-def test_a_run_that_forgets_something_is_not_exact(command, monkeypatch, plant, said, changes):
+def test_run_that_loses_state_is_not_exact(command, monkeypatch, plant, pattern, changes):
     plant(monkeypatch)
     code, line = command(**{"kills": 1, "optimizer": "adamw", "lr": 0.01, **changes})
     start = "NOT exact: the resumed run differs from the undisturbed one "
     assert line.startswith(start)
-    assert re.fullmatch(said, line.removeprefix(start)), line
+    assert re.fullmatch(pattern, line.removeprefix(start)), line
     assert code == 1
 
 
 @pytest.mark.catches("verify_keeps_the_last_loss_of_a_step")
-def test_a_step_that_is_done_twice_must_be_the_same_each_time(tmp_path):
+def test_losses_of_a_repeated_step_are_all_compared(tmp_path):
     rows = [[1, "0x1p0"], [2, "0x2p0"], [2, "0x3p0"], ["state", {"model": "a"}]]
     (tmp_path / "notes").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = verify._read_recording(tmp_path / "notes")
-    assert found == {"losses": {1: {"0x1p0"}, 2: {"0x2p0", "0x3p0"}}, "state": {"model": "a"}}
+    recording = verify._read_recording(tmp_path / "notes")
+    assert recording == {"losses": {1: {"0x1p0"}, 2: {"0x2p0", "0x3p0"}}, "state": {"model": "a"}}
 
 
 def test_children_of_the_command_are_new_processes(tmp_path, capsys):

@@ -5,11 +5,11 @@ from tests.faults import fault
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback._throughput_since")
 def mfu_is_three_times_too_large(original):
-    """The backward pass is counted twice over."""
+    """The backward pass is counted twice."""
 
     def _throughput_since(self, previous, current):
-        speed = original(self, previous, current)
-        return {**speed, "mfu": 3 * speed["mfu"]} if "mfu" in speed else speed
+        throughput = original(self, previous, current)
+        return {**throughput, "mfu": 3 * throughput["mfu"]} if "mfu" in throughput else throughput
 
     return _throughput_since
 
@@ -36,13 +36,13 @@ def padding_is_a_share_of_tokens(original):
 
 @fault("miniformer.training.callbacks.budget:Budget.start_validation")
 def validation_counts_as_training(original):
-    """Tokens/s go down with each validation."""
+    """Validation time lowers tokens/s."""
     return lambda self: None
 
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback.summary")
 def the_summary_counts_validation(original):
-    """The closing line has the time of the whole run, validations included."""
+    """The summary has the total time, including validation."""
 
     def summary(self, trainer, module):
         self._final = self._final._replace(seconds=self.budget.local_seconds)
@@ -63,19 +63,19 @@ def memory_is_in_mebibytes(original):
 
 @fault("miniformer.training.callbacks.monitor:row_lengths")
 def target_flops_are_those_of_sources(original):
-    """The rows of targets are as long as those of sources."""
+    """Target rows have the length of source rows."""
     return lambda batch, declared=None: original(batch, declared)[:1]
 
 
 @fault("miniformer.training.callbacks.monitor:RunMonitor.train_flops")
 def training_is_a_forward_pass(original):
-    """The backward pass is left out of the FLOPs."""
+    """The FLOPs omit the backward pass."""
     return lambda self, batch: original(self, batch) / 3
 
 
 @fault("miniformer.training.callbacks.monitor:RunMonitor.on_before_optimizer_step")
 def layer_norms_are_those_after_clipping(original):
-    """The gradients of layers are measured as they are after they were clipped."""
+    """Gradient norms of layers are those after gradient clipping."""
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         limit, module.gradient_clip_val = module.gradient_clip_val, 0.0
@@ -87,7 +87,7 @@ def layer_norms_are_those_after_clipping(original):
 
 @fault("miniformer.training.distributed.strategies:normalize_and_clip_grads")
 def short_gradients_are_lengthened(original):
-    """Each gradient is made as long as the limit, short ones too."""
+    """Gradients below the limit are scaled up to it."""
 
     def normalize_and_clip_grads(module, count, max_norm):
         norm = original(module, count, 0.0)
@@ -102,13 +102,13 @@ def short_gradients_are_lengthened(original):
 
 @fault("miniformer.training.distributed.strategies:normalize_and_clip_grads")
 def gradients_are_clipped_to_twice_the_limit(original):
-    """The limit holds for the gradient of half the loss."""
+    """Gradient clipping uses twice the limit."""
     return lambda module, count, max_norm: original(module, count, 2 * max_norm)
 
 
 @fault("miniformer.training.distributed.strategies:all_reduce_step_stats")
 def metrics_forget_accumulated_batches(original):
-    """The loss of a step is divided by one label too many."""
+    """The loss of a step is divided by one too many labels."""
 
     def all_reduce_step_stats(module, sums, token_counts, budget, should_stop):
         sums, token_counts, should_stop = original(module, sums, token_counts, budget, should_stop)
@@ -137,13 +137,13 @@ def loggers_count_batches(original):
 
 @fault("miniformer.training.callbacks.budget:Budget.remaining_seconds")
 def time_left_is_time_gone(original):
-    """The progress line shows the time that the run has taken."""
+    """The progress line shows the elapsed time."""
     return lambda self, progress: self.seconds * progress
 
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback._render")
 def the_progress_line_has_the_mean_of_the_run(original):
-    """Tokens/s are those since the run began, not since the line before."""
+    """Tokens/s are those since the start, not since the previous line."""
 
     def _render(self, trainer, module, progress):
         self._throughput = self._throughput_since(self._first, self._snapshot(trainer, module))
@@ -154,31 +154,31 @@ def the_progress_line_has_the_mean_of_the_run(original):
 
 @fault("miniformer.training.report.model_card:_format_value")
 def the_card_rounds_to_three_digits(original):
-    """Figures of the card have three digits."""
+    """Metrics of the model card have three digits."""
     return lambda value: f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
 @fault("miniformer.training.report.page:_format_duration")
 def hours_are_minutes(original):
-    """Durations are those of the seconds divided by 60 twice."""
+    """Durations are divided by 60 once too often."""
     return lambda seconds: original(seconds / 60)
 
 
 @fault("miniformer.training.report.curves:metric_points")
 def the_report_has_the_last_speed(original):
-    """The report is about the last row of each number."""
+    """The report has the last row of each metric only."""
     return lambda rows, key: original(rows, key)[-1:]
 
 
 @fault("miniformer.training.callbacks.budget:Budget.state_dict")
 def a_resumed_clock_forgets_validations(original):
-    """A resumed run counts the validations before as training."""
+    """A resumed run counts earlier validations as training."""
     return lambda self: {**original(self), "validation_seconds": 0.0}
 
 
 @fault("miniformer.training.resume.callback:ResumeCheckpoint._restore")
 def a_resumed_run_counts_tokens_anew(original):
-    """A resumed run begins with no tokens."""
+    """A resumed run counts tokens from 0."""
 
     def _restore(self, trainer, module, folder):
         original(self, trainer, module, folder)
@@ -195,7 +195,7 @@ def a_product_is_half_the_operations(original):
 
 @fault("miniformer.training.callbacks.validation:WeightAveraging.on_train_start")
 def the_moving_average_begins_after_a_step(original):
-    """The first weights of a run are left out of the average."""
+    """The average omits the initial weights."""
     return lambda self, trainer, module: None
 
 
@@ -212,7 +212,7 @@ def the_moving_average_is_of_batches(original):
 
 @fault("miniformer.training.callbacks.validation:WeightAveraging.on_validation_start")
 def validation_has_the_plain_weights(original):
-    """Validations, and so the best model, have the weights of the last step."""
+    """Validation and the best model use the weights of the last step."""
     return lambda self, trainer, module: None
 
 
@@ -231,27 +231,27 @@ def training_goes_on_with_the_averages(original):
 
 @fault("miniformer.training.run:_averaged_weights")
 def last_has_the_plain_weights(original):
-    """The averages are given back before they are saved."""
+    """The averages are swapped out before they are saved."""
     return lambda module, run, callbacks: dict(run.model.state_dict())
 
 
 @fault("miniformer.training.optim.weight_averaging:CheckpointAverage.mean")
 def the_mean_leaves_out_the_last_validation(original):
-    """The mean is that of one validation fewer."""
+    """The mean omits the last validation."""
 
     def mean(self):
-        kept, self._snapshots = self._snapshots, self._snapshots[:-1]
+        snapshots, self._snapshots = self._snapshots, self._snapshots[:-1]
         try:
             return original(self)
         finally:
-            self._snapshots = kept
+            self._snapshots = snapshots
 
     return mean
 
 
 @fault("miniformer.training.lit_module:MiniFormerLitModule.set_optimizer_mode")
 def schedule_free_validates_the_weights_in_training(original):
-    """The optimizer is never told to hold its averages."""
+    """The optimizer never switches to its averages."""
     return lambda self, training: original(self, True)
 
 
@@ -260,25 +260,25 @@ def schedule_free_validates_the_weights_in_training(original):
 
 @fault("miniformer.train_config:TrainConfig.cross_check")
 def problems_between_settings_pass(original):
-    """Settings are checked one by one, and not against each other."""
+    """Fields are checked one by one, not against each other."""
     return lambda self: []
 
 
 @fault("miniformer.config.train_checks:unused_setting_problems")
 def settings_without_effect_pass(original):
-    """Settings of a run that others make void are taken without a word."""
+    """Fields without effect are accepted without an error."""
     return lambda config: []
 
 
 @fault("miniformer.training.setup.prepare:_checkpoint_metric")
 def best_model_is_that_of_the_loss(original):
-    """Whatever the task, its loss tells the best model."""
+    """The loss selects the best model, whatever the task."""
     return lambda config, task: original(config, task) if config.checkpoint_metric else "loss"
 
 
 @fault("miniformer.training.setup.run_folder:create_run_folder")
 def run_overwrites_the_one_before(original):
-    """A second run of a name has the folder of the first."""
+    """A second run of a name uses the folder of the first."""
 
     def create_run_folder(work_dir, name, created=None):
         folder = work_dir / name
@@ -290,7 +290,7 @@ def run_overwrites_the_one_before(original):
 
 @fault("miniformer.training.setup.init_from:load_pretrained_weights")
 def run_begins_with_random_weights(original):
-    """The weights of `init_from` are read and not taken."""
+    """The weights of `init_from` are read and not loaded."""
 
     def load_pretrained_weights(model, directory, model_kind):
         weights = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -307,22 +307,22 @@ def warm_start_may_have_another_shape(original):
 
     def _check_overrides(pretrain):
         model = pretrain.get("model_config", {})
-        found = original({**pretrain, "model_config": {}} if isinstance(model, dict) else
+        overrides = original({**pretrain, "model_config": {}} if isinstance(model, dict) else
                          pretrain)  # fmt: skip
-        return {**found, "model_config": model}
+        return {**overrides, "model_config": model}
 
     return _check_overrides
 
 
 @fault("miniformer.training.tuning.data_defaults:default_batch_size")
 def each_device_takes_the_whole_batch(original):
-    """Several devices do not share a batch."""
+    """The batch is not divided by the number of devices."""
     return lambda total_tokens, row_tokens, num_devices=1: original(total_tokens, row_tokens)
 
 
 @fault("miniformer.training.tuning.data_defaults:with_default_model_size")
 def given_width_is_overwritten(original):
-    """A size is chosen by the data, whatever width was given."""
+    """The model size follows from the data despite a given width."""
 
     def with_default_model_size(config, data):
         import dataclasses
@@ -406,7 +406,7 @@ def limit_of_tokens_stays_for_other_batches(original):
 
 @fault("miniformer.training.tuning.compile:format_compile_summary")
 def compilation_pays_back_in_batches(original):
-    """What compiling saves is counted by batch and told by step."""
+    """The time that compilation saves is counted by batch and printed by step."""
 
     def format_compile_summary(
         compile_seconds, eager_seconds, compiled_seconds, accumulate_grad_batches, max_steps
@@ -434,13 +434,13 @@ def micro_batches_make_up_less_than_the_batch(original):
 
 @fault("miniformer.training.tuning.memory_tracker:peak_tensor_bytes")
 def peak_is_what_is_left_at_the_end(original):
-    """The most memory of a step is what it still has at its end."""
+    """Peak memory of a step is the memory at its end."""
 
     def peak_tensor_bytes(step):
         from miniformer.model.ops.allocation_tracker import AllocationTracker
 
         with AllocationTracker() as births:
-            kept = step()  # noqa: F841 (lives until the end)
+            result = step()  # noqa: F841 (lives until the end)
         return births.live_bytes()
 
     return peak_tensor_bytes
@@ -555,19 +555,19 @@ def cosine_ends_at_a_half(original):
 
 @fault("miniformer.training.callbacks.nan_check:NaNCheck.check")
 def infinite_loss_is_learned(original):
-    """A loss that is NaN or infinite does not end the run."""
+    """A NaN or infinite loss does not end the run."""
     return lambda self, step, *, now=False: None
 
 
 @fault("miniformer.training.run:_nan_error_message")
 def records_of_an_infinite_loss_are_not_named(original):
-    """The message on an infinite loss does not say which records it comes from."""
+    """The message about an infinite loss does not name the records."""
     return lambda error, run, resume_checkpoint: str(error)
 
 
 @fault("miniformer.training.callbacks.grad_norms:_group_name")
 def layers_1_and_11_are_one(original):
-    """Gradient norms go by the first digit of a layer."""
+    """Gradient norms are grouped by the first digit of a layer."""
 
     def _group_name(parameter_name, stacks):
         import re
@@ -582,13 +582,13 @@ def layers_1_and_11_are_one(original):
 
 @fault("miniformer.training.callbacks.validation:BestModelCheckpoint._sort_key")
 def best_model_has_the_smallest_accuracy(original):
-    """A metric of which more is better is ranked like a loss."""
+    """A metric to maximize is minimized."""
     return lambda self, metrics: (metrics[self.monitor], metrics["val_loss"])
 
 
 @fault("miniformer.training.callbacks.validation:BestModelCheckpoint.load_state_dict")
 def resumed_run_forgets_its_patience(original):
-    """A resumed run counts validations without a better one anew."""
+    """A resumed run resets the patience of early stopping."""
 
     def load_state_dict(self, state):
         original(self, {**state, "since_best": 0})
@@ -609,7 +609,7 @@ def validation_comes_within_a_step(original):
 
 @fault("miniformer.training.setup.builders:RunCallbacks.final_callbacks")
 def interruption_comes_before_the_state(original):
-    """Ctrl-C ends a run before its last step is noted."""
+    """Ctrl-C ends a run before the snapshot of its last step."""
 
     def final_callbacks(self):
         states, interrupt, *more = original.fget(self)
@@ -632,7 +632,7 @@ def samples_have_no_seed(original):
 
 @fault("miniformer.training.callbacks.interrupt:InterruptCallback._restore_handlers")
 def signal_handlers_stay(original):
-    """A signal's handler stays after training."""
+    """Signal handlers stay after training."""
     return lambda self: None
 
 
@@ -641,7 +641,7 @@ def signal_handlers_stay(original):
 
 @fault("miniformer.training.resume.storage:write_checkpoint")
 def older_state_goes_before_the_new_one_is_whole(original):
-    """The last state is removed before the next one is written."""
+    """The last checkpoint is removed before the next one is written."""
 
     def write_checkpoint(run_dir, step, tensors, metadata):
         import shutil
@@ -659,16 +659,16 @@ def resumed_run_has_other_numpy_numbers(original):
     def _set_rng_state(state):
         import numpy as np
 
-        kept = np.random.get_state()
+        numpy_state = np.random.get_state()
         original(state)
-        np.random.set_state(kept)
+        np.random.set_state(numpy_state)
 
     return _set_rng_state
 
 
 @fault("miniformer.training.resume.config:resume_config")
 def settings_of_a_resumed_run_may_change(original):
-    """What weights depend on is left out of the changes without a word."""
+    """Overrides of fixed fields are ignored without an error."""
 
     def resume_config(run_dir, overrides):
         from miniformer.training.resume.config import _FIXED_FIELDS
@@ -680,19 +680,19 @@ def settings_of_a_resumed_run_may_change(original):
 
 @fault("miniformer.utils.jsonl:read_rows")
 def rows_of_steps_done_again_stay(original):
-    """Metrics of steps after the state stay in the file of a resumed run."""
+    """Rows after the checkpoint stay in the file of a resumed run."""
     return lambda path, count, *, truncate: original(path, count, truncate=False)
 
 
 @fault("miniformer.training.resume.verify:weights_digest")
 def digest_ignores_the_weights(original):
-    """Two models with the same names of weights have the same hash."""
+    """Models with equal parameter names have the same hash."""
     return lambda weights: original({name: tensor * 0 for name, tensor in weights.items()})
 
 
 @fault("miniformer.training.distributed.launcher:worker_context")
 def mistake_of_a_worker_is_lost(original):
-    """A user's mistake that a worker finds does not reach the launching process."""
+    """A user error in a worker does not reach the launching process."""
     import contextlib
 
     @contextlib.contextmanager
@@ -700,8 +700,8 @@ def mistake_of_a_worker_is_lost(original):
         from pathlib import Path
 
         try:
-            with original(outcome_path) as tell:
-                yield tell
+            with original(outcome_path) as write_outcome:
+                yield write_outcome
         except SystemExit:
             Path(outcome_path).unlink(missing_ok=True)
             raise
@@ -711,7 +711,7 @@ def mistake_of_a_worker_is_lost(original):
 
 @fault("miniformer.training.report.loggers:csv")
 def csv_of_a_resumed_run_overwrites_the_first(original):
-    """A resumed run writes its CSV file over that of the run before."""
+    """A resumed run overwrites the CSV file of the first run."""
 
     def csv(folder):
         from lightning.pytorch.loggers import CSVLogger
@@ -723,13 +723,13 @@ def csv_of_a_resumed_run_overwrites_the_first(original):
 
 @fault("miniformer.training.report.artifacts:RunArtifacts.finalize_model_card")
 def card_of_the_model_stays_unfinished(original):
-    """The card of the best model has no test metrics and no loss curve."""
+    """The model card of the best model has no test metrics and no loss curve."""
     return lambda self, name, metrics: None
 
 
 @fault("miniformer.training.report.plots:plot_lr_search")
 def range_test_is_not_drawn(original):
-    """The picture of a learning-rate range test is not written."""
+    """The plot of a learning-rate range test is not written."""
     return lambda lrs, losses, suggestion, path, *, unit: None
 
 
@@ -738,7 +738,7 @@ def range_test_is_not_drawn(original):
 
 @fault("miniformer.training.report.chart_parts:escape_html")
 def text_of_others_is_markup(original):
-    """Texts are written into the report as they are."""
+    """Text in the report is not escaped."""
     return lambda value: str(value).encode("utf-8", "replace").decode("utf-8")
 
 
@@ -754,7 +754,7 @@ def charts_stand_on_their_heads(original):
 
 @fault("miniformer.training.report.charts:downsample")
 def long_curve_loses_its_spikes(original):
-    """Of many points each n-th is drawn."""
+    """Every n-th point is drawn."""
     return lambda points: points[:: max(1, len(points) // 600)]
 
 
@@ -770,7 +770,7 @@ def curves_go_by_row(original):
 
 @fault("miniformer.training.report.page:write_report")
 def report_may_load_things(original):
-    """The page allows what is loaded from elsewhere."""
+    """The page allows external resources."""
 
     def write_report(path, report):
         original(path, report)
@@ -782,7 +782,7 @@ def report_may_load_things(original):
 
 @fault("miniformer.training.report.loggers:mlflow")
 def mlflow_begins_a_new_run(original):
-    """MLflow begins a new run where one that is resumed has a run already."""
+    """MLflow starts a new run for a resumed run."""
 
     def mlflow(folder):
         (folder / "mlflow_run_id").unlink(missing_ok=True)
@@ -793,55 +793,57 @@ def mlflow_begins_a_new_run(original):
 
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_losses(original):
-    """`verify-resume` compares the state at the end only."""
+    """`verify-resume` compares only the final state."""
     return lambda path: {**original(path), "losses": {}}
 
 
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_compares_no_states(original):
-    """`verify-resume` compares losses only."""
+    """`verify-resume` compares only losses."""
     return lambda path: {**original(path), "state": {}}
 
 
 @fault("miniformer.training.resume.verify:_read_recording")
 def verify_keeps_the_last_loss_of_a_step(original):
-    """Of a step that is done again the first loss is not compared."""
+    """The first loss of a repeated step is not compared."""
 
     def _read_recording(path):
         import json
 
-        found = original(path)
+        recording = original(path)
         for step, loss in map(json.loads, path.read_text().splitlines()):
             if step != "state":
-                found["losses"][step] = {loss}
-        return found
+                recording["losses"][step] = {loss}
+        return recording
 
     return _read_recording
 
 
 @fault("miniformer.utils.jsonl:is_due")
 def a_longer_run_has_no_rows_until_its_end(original):
-    """A finished run that is made longer waits until it is as far as it was."""
+    """An extended run has no rows before its former progress."""
     return lambda progress, last_progress, max_rows: progress - last_progress >= 1 / max_rows
 
 
 @fault("miniformer.training.callbacks.progress:ProgressCallback._throughput_since")
 def the_work_of_one_device_is_that_of_all(original):
-    """Of several devices the FLOPs of one are divided by the peak of all."""
+    """The FLOPs of one device are divided by the peak of all devices."""
 
     def _throughput_since(self, previous, current):
-        speed = original(self, previous, current)
-        if "mfu" in speed:
+        throughput = original(self, previous, current)
+        if "mfu" in throughput:
             work = current.local_flops - previous.local_flops
-            speed["mfu"] = round(work / (current.seconds - previous.seconds) / self.peak_flops, 4)
-        return speed
+            throughput["mfu"] = round(
+                work / (current.seconds - previous.seconds) / self.peak_flops, 4
+            )
+        return throughput
 
     return _throughput_since
 
 
 @fault("miniformer.training.tuning.auto_tune:plan_memory")
 def predicted_memory_leaves_out_the_optimizer(original):
-    """The state of the optimizer is left out of the memory that a run needs."""
+    """The predicted memory omits the optimizer state."""
 
     def plan_memory(*args, optimizer_bytes_per_param, **options):
         return original(*args, optimizer_bytes_per_param=0.0, **options)
@@ -867,13 +869,13 @@ def resumed_run_exceeds_its_limit(original):
 
 @fault("miniformer.training.setup.limits:warn_unreached_limits")
 def limits_beyond_the_end_pass_in_training(original):
-    """A run does not warn of limits that it does not come to."""
+    """A run does not warn of limits that it does not reach."""
     return lambda config, total_steps: None
 
 
 @fault("miniformer.config.train_checks:_initialization_problems")
 def found_settings_are_refused_beside_the_wish(original):
-    """A run is refused once it has found out what its settings ask for."""
+    """A run is refused after its automatic settings are resolved."""
 
     def _initialization_problems(config):
         from miniformer.config.train_checks import overridden_setting_problems
@@ -885,11 +887,11 @@ def found_settings_are_refused_beside_the_wish(original):
 
 @fault("miniformer.config.train_checks:overridden_setting_problems")
 def replaced_settings_pass(original):
-    """Settings that a run replaces by what it finds out are taken without a word."""
+    """Fields that automatic settings replace are accepted without an error."""
     return lambda config: []
 
 
 @fault("miniformer.training.report.model_card:_format_value")
 def card_needs_finite_figures(original):
-    """A figure of a user's task that is NaN or infinite is left empty in the card."""
+    """NaN and infinite metrics are empty in the model card."""
     return lambda value: original(value) if abs(value) < float("inf") else ""

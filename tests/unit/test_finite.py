@@ -1,4 +1,4 @@
-"""A loss that is no number is told with its step and its batch."""
+"""The NaN check names the step and the batch of a NaN or infinite loss."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tests.kit import VERSE
 
 @pytest.mark.catches("infinite_loss_is_learned")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_step_and_the_batch_are_told(value):
+def test_step_and_batch_of_a_nan_are_reported(value):
     check = NaNCheck()
     for step in range(1, 5):
         for micro in range(2):
@@ -32,14 +32,14 @@ def test_the_step_and_the_batch_are_told(value):
 
 
 class OnGpu(torch.Tensor):
-    """A tensor of the CPU that says it is on a GPU."""
+    """A CPU tensor whose device is a GPU."""
 
     device = torch.device("cuda")
 
 
 @pytest.mark.parametrize("now", [False, True])
 def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
-    """The host does not wait for the device at each step; the first bad step is told later on."""
+    """The host does not wait for the device at each step; the first bad step is reported later."""
     check = NaNCheck()
     for step in range(1, 26):
         for micro in range(2):
@@ -56,13 +56,13 @@ def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
 
 
 @pytest.mark.catches("records_of_an_infinite_loss_are_not_named")
-def test_records_and_the_last_good_state_are_told(tmp_path, monkeypatch):
-    """One record in sixteen breaks the loss; its line is named, and the state before is whole."""
+def test_records_and_last_good_checkpoint_are_reported(tmp_path, monkeypatch):
+    """One record in sixteen breaks the loss; its line and the previous checkpoint are named."""
     from miniformer.tasks.classification import Classification
 
     lines = [{"input": "x" * 9 if i == 11 else VERSE[i : i + 4], "label": i % 2} for i in range(16)]
     path = tmp_path / "train.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     real = Classification.loss
 
     def loss(self, model, batch):
@@ -77,10 +77,10 @@ def test_records_and_the_last_good_state_are_told(tmp_path, monkeypatch):
     )  # fmt: skip
     with pytest.raises(UserError) as error:
         train(config)
-    told = str(error.value)
-    assert "the training loss is nan at step" in told
-    assert f"records of that batch: {path}:12;" in told or f"{path}:12" in told
-    step = int(told.split("at step ")[1].split(";")[0])
+    message = str(error.value)
+    assert "the training loss is nan at step" in message
+    assert f"records of that batch: {path}:12;" in message or f"{path}:12" in message
+    step = int(message.split("at step ")[1].split(";")[0])
     if step > 1:
-        assert f"step-{step - 1:08d}-0" in told
-        assert "--resume" in told
+        assert f"step-{step - 1:08d}-0" in message
+        assert "--resume" in message

@@ -11,14 +11,14 @@ from tests.kit import environment, tiny_model
 
 
 def with_gradients(model):
-    """The model with random gradients, each of a size of its own."""
+    """The model with random gradients of different sizes."""
     for i, parameter in enumerate(model.parameters()):
         parameter.grad = (1 + i) * torch.randn_like(parameter)
     return model
 
 
 def norm_of(model, *prefixes):
-    """Norm of the gradients of parameters whose names begin so, summed number by number."""
+    """Gradient norm of the parameters with these prefixes, summed element by element."""
     total = 0.0
     for name, parameter in model.named_parameters():
         if name.startswith(prefixes) and parameter.grad is not None:
@@ -36,10 +36,10 @@ def test_each_layer_has_its_norm():
     assert list(norms) == [
         "embedding", "position", "type_embedding", *layers, "final_norm", "head",
     ]  # fmt: skip
-    for place, norm in norms.items():
-        assert norm == pytest.approx(norm_of(model, place + "."), rel=1e-5), place
-    whole = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    assert math.hypot(*norms.values()) == pytest.approx(float(whole), rel=1e-5)
+    for group, norm in norms.items():
+        assert norm == pytest.approx(norm_of(model, group + "."), rel=1e-5), group
+    total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert math.hypot(*norms.values()) == pytest.approx(float(total), rel=1e-5)
 
 
 def test_each_stack_has_its_layers():
@@ -52,21 +52,21 @@ def test_each_stack_has_its_layers():
         "encoder.layers.0", "encoder.layers.1", "encoder.final_norm",
         "decoder.layers.0", "decoder.layers.1", "decoder.final_norm", "head",
     ]  # fmt: skip
-    for place, norm in norms.items():
-        assert norm == pytest.approx(norm_of(model, place + "."), rel=1e-5), place
+    for group, norm in norms.items():
+        assert norm == pytest.approx(norm_of(model, group + "."), rel=1e-5), group
 
 
-def test_what_has_no_gradient_is_left_out():
+def test_parameters_without_gradient_are_omitted():
     model = with_gradients(tiny_model())
-    measured = GradientNorms(model)
-    assert "head" not in measured.group_names  # tied: its weight is the embedding's
+    grad_norms = GradientNorms(model)
+    assert "head" not in grad_norms.group_names  # tied: its weight is the embedding's
     model.embedding.weight.grad = None
     model.layers[0].attention.q_proj.weight.grad = None
-    norms = measured.compute()
+    norms = grad_norms.compute()
     assert list(norms) == ["layers.0", "layers.1", "final_norm"]
     assert norms["layers.0"] == pytest.approx(norm_of(model, "layers.0."), rel=1e-5)
     model.zero_grad()
-    assert measured.compute() == {}
+    assert grad_norms.compute() == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

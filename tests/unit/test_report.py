@@ -29,7 +29,7 @@ HOSTILE = "</td><script>alert('1')</script><img src=x onerror=\"x\"> & \x00 \ud8
 
 
 class Page(html.parser.HTMLParser):
-    """A page read back: its elements, its text, and whether its tags are balanced."""
+    """A parsed page: its elements and text; its tags must be balanced."""
 
     def __init__(self, text):
         super().__init__()
@@ -59,7 +59,7 @@ def page_of(tmp_path, **parts):
     write_report(
         file, Report(**{"title": "run", "task": "regression", "loss_unit": "nats", **parts})
     )
-    assert [each.name for each in tmp_path.glob("*report*")] == ["report.html"]
+    assert [path.name for path in tmp_path.glob("*report*")] == ["report.html"]
     return Page(file.read_text(encoding="utf-8"))
 
 
@@ -78,13 +78,13 @@ def training_rows(count, *, every=20):
 
 
 def headlines(page):
-    """The charts' names."""
+    """Titles of the charts."""
     names = [e["aria-label"].partition(",")[0] for tag, e in page.elements if "aria-label" in e]
     return [name.partition(" from step")[0] for name in names]
 
 
 @pytest.mark.catches("curves_go_by_row")
-def test_a_whole_page(tmp_path):
+def test_complete_page(tmp_path):
     picture = tmp_path / "answers.png"
     picture.write_bytes(b"\x89PNG, whatever it holds")
     layers = ["embedding", *(f"layers.{i}" for i in range(30)), "head"]
@@ -102,19 +102,19 @@ def test_a_whole_page(tmp_path):
         warnings=["stopped early"],
     )  # fmt: skip
     assert len((tmp_path / "report.html").read_bytes()) < 400_000
-    words = page.text
+    texts = page.text
     for value in ("1.235", "0.8125", "380", "25,600", "1 h 2 min", "0.003", "two cores",
                   '{"d_model": 64}', "stopped early", "The cat",
                   "  sat\n\ton the mat"):  # fmt: skip
-        assert value in words
+        assert value in texts
     rates = [row["tokens_per_second"] for row in rows if "lr" in row]
-    assert f"{statistics.median(rates):,.0f}" in words
-    assert any(word == "best: 2.513 at step 400" for word in words)
+    assert f"{statistics.median(rates):,.0f}" in texts
+    assert any(text == "best: 2.513 at step 400" for text in texts)
     assert list(dict.fromkeys(headlines(page))) == [
         "Loss", "Validation accuracy", "Learning rate", "Gradient norm", "Tokens per second",
         "Model FLOPs utilization", "Memory", "Waiting and padding", "Gradient norms by layer",
     ]  # fmt: skip
-    images = [each["src"] for tag, each in page.elements if tag == "img"]
+    images = [attributes["src"] for tag, attributes in page.elements if tag == "img"]
     assert images == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
 
 
@@ -133,7 +133,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path):
 
 
 @pytest.mark.catches("text_of_others_is_markup")
-def test_text_of_others_stays_text(tmp_path):
+def test_foreign_text_is_escaped(tmp_path):
     page = page_of(
         tmp_path,
         title=HOSTILE,
@@ -149,8 +149,8 @@ def test_text_of_others_stays_text(tmp_path):
     )
     assert not {tag for tag, _ in page.elements} & {"script", "img"}
     readable = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "?")
-    # Each in one piece, so none of it was markup: the title twice, task, note and figure, a layer,
-    # and two each of settings, facts and samples. Others are parts of longer texts.
+    # Unbroken, so none of it is markup: the title twice, task, warning, metric, a layer, and two
+    # each of settings, environment and samples. Others are parts of longer texts.
     assert page.text.count(readable) == 12
 
 
@@ -178,7 +178,7 @@ def test_rows_of_any_kind(tmp_path, rows):
 
 
 def check_numbers(page):
-    """No coordinate is anything but a number within the drawing."""
+    """Every coordinate is a number within the drawing."""
     for _, attributes in page.elements:
         for name in ("d", "cx", "cy", "x", "width"):
             for word in re.findall(r"[^\sMLHVhz%]+", attributes.get(name, "")):
@@ -199,14 +199,14 @@ def test_any_floats_make_a_page(tmp_path_factory, rows):
 
 
 def curve_of(chart, look="s1"):
-    """The corners of a curve in a chart: a list of points for each unbroken part."""
+    """The corners of a curve in a chart: a list of points for each continuous part."""
     (d,) = re.findall(rf'<path class="line {look}" d="([^"]*)"', chart)
     parts = d.removeprefix("M").removesuffix("h0").split("M")
     return [[tuple(map(float, p.split())) for p in part.split("L")] for part in parts]
 
 
 @pytest.mark.catches("charts_stand_on_their_heads")
-def test_points_stand_where_they_belong():
+def test_points_are_at_their_coordinates():
     # The y axis begins with 0 and ends 5 % of the spread above the highest point: 0 .. 4 + 0.2.
     points = [(0, 0.0), (5, 2.0), (10, 4.0)]
     (corners,) = curve_of(line_chart("c", [Series("a", points)], include_zero=True))
@@ -224,7 +224,7 @@ def test_points_stand_where_they_belong():
     assert re.findall(r'cx="([^"]*)%" cy="([^"]*)%"', chart) == [("0", "95.5"), ("80", "4.5")]
 
 
-def test_ticks_stand_at_their_values():
+def test_ticks_are_at_their_values():
     chart = line_chart("c", [Series("a", [(0, 0.0), (40, 1.0)])], include_zero=True)
     ys = [(float(top), float(word)) for top, word in re.findall(r'top:(.*?)%">([^<]*)', chart)]
     assert [value for _, value in ys] == [0.0, 0.5, 1.0]
@@ -255,32 +255,32 @@ def test_ticks_of_a_logarithmic_scale():
     assert make_scale([3.0, 3.0]).ticks()  # equal values have room around them
 
 
-def test_what_is_not_finite_is_a_gap_and_what_stands_alone_a_dot():
+def test_nan_is_a_gap_and_a_single_point_a_dot():
     points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.inf), (5, 1.0), (6, 1.0)]
     d = re.search(r'd="([^"]*)"/>', line_chart("c", [Series("a", points)]).partition("line s1")[2])
     first, dot, last = d[1].removeprefix("M").split("M")
     assert (first.count("L"), dot.endswith("h0"), last.count("L")) == (1, True, 1)
     both = [Series("a", points), Series("b", [(0, math.nan)])]
-    assert "<li" not in line_chart("c", both)  # b is not drawn, so not told either
+    assert "<li" not in line_chart("c", both)  # b is not drawn, so it has no legend
     assert line_chart("c", both[1:]) == ""
 
 
 @pytest.mark.catches("long_curve_loses_its_spikes")
-def test_thinning_keeps_ends_and_extremes():
+def test_downsampling_keeps_ends_and_extremes():
     points = [(i, math.sin(i / 50) + (i == 4321) * 9 - (i == 777) * 9) for i in range(10_000)]
-    kept = downsample(points)
-    assert len(kept) <= 610
-    assert kept == sorted(set(kept))
-    assert set(kept) <= set(points)
+    points_left = downsample(points)
+    assert len(points_left) <= 610
+    assert points_left == sorted(set(points_left))
+    assert set(points_left) <= set(points)
     for point in (points[0], points[-1], points[4321], points[777]):
-        assert point in kept
+        assert point in points_left
     assert downsample(points[:600]) == points[:600]
     # A curve of ten thousand points goes through all of those, and through no other.
     across, up = Scale(0, 9999), Scale(-10, 10)
-    assert svg_path(points, across, up).count("L") == len(kept) - 1
+    assert svg_path(points, across, up).count("L") == len(points_left) - 1
 
 
-def test_smoothing_is_a_mean_of_neighbours():
+def test_moving_average_is_a_mean_of_neighbors():
     values = [5.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0]
     points = list(enumerate(values))
     want = []
@@ -295,16 +295,16 @@ def test_smoothing_is_a_mean_of_neighbours():
     assert moving_average(line, 5)[:18] == [pytest.approx(point) for point in line[:18]]
 
 
-def test_pointing_at_a_place_tells_its_figures():
+def test_hover_bands_show_the_values_of_their_steps():
     training = [(i, float(i)) for i in range(1, 201)]
     chart = line_chart("c", [Series("a", training), Series("b", [(100, 7.5)])])
-    told_of = re.findall(r'<rect x="([^"]*)" width="([^"]*)"[^>]*><title>([^<]*)', chart)
-    assert len(told_of) <= 80
+    bands = re.findall(r'<rect x="([^"]*)" width="([^"]*)"[^>]*><title>([^<]*)', chart)
+    assert len(bands) <= 80
     edge = 0.0
-    for x, width, words in told_of:
+    for x, width, text in bands:
         assert float(x) == pytest.approx(edge, abs=0.2)  # side by side, without a gap
         edge = float(x) + float(width)
-        steps, first, *more = words.split("\n")
+        steps, first, *more = text.split("\n")
         low, high = re.fullmatch(r"steps? (\d+)(?: to (\d+))?", steps).groups()
         assert first == f"a: {low}" + (f" to {high}" if high else "")
         centre = 1 + 199 * (float(x) + float(width) / 2) / 1000
@@ -329,7 +329,7 @@ def test_a_heat_map_is_as_light_as_it_is_large():
     assert heat_map("norms", []) == heat_map("norms", [(1.0, {"a": 0.0})]) == ""
 
 
-def test_many_samples_are_thinned_and_long_ones_cut(tmp_path):
+def test_many_samples_are_sampled_and_long_ones_truncated(tmp_path):
     samples = [{"step": i, "prompt": f"p{i} ", "text": "x" * 5000} for i in range(1000)]
     page = page_of(tmp_path, samples=samples)
     prompts = [word for word in page.text if re.fullmatch(r"p\d+ ", word)]
@@ -342,7 +342,13 @@ def test_many_samples_are_thinned_and_long_ones_cut(tmp_path):
 
 def test_numbers_as_text():
     values = (0.0, 3.0, 12345.6, 0.123456, 1e-5, -2.5, 1e20, math.nan, math.inf)
-    words = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
-    assert [format_number(value) for value in values] == words
-    places = (-0.01, 0.04, 33.333, 1000.0, -2.25)
-    assert [format_coordinate(place) for place in places] == ["0", "0", "33.3", "1000", "-2.2"]
+    texts = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
+    assert [format_number(value) for value in values] == texts
+    positions = (-0.01, 0.04, 33.333, 1000.0, -2.25)
+    assert [format_coordinate(position) for position in positions] == [
+        "0",
+        "0",
+        "33.3",
+        "1000",
+        "-2.2",
+    ]

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder, and what another process makes of it."""
+"""Files in the folder of a run, and what other processes read from them."""
 
 import itertools
 import json
@@ -34,12 +34,12 @@ from miniformer.utils.jsonl import append_row, is_due, read_rows
 from tests.kit import tiny_config, tiny_model
 
 
-def test_lines_come_as_often_as_points_fit_into_a_run():
+def test_rows_are_spread_over_a_run():
     assert is_due(0.0, -1.0, 8)  # the first
     assert not is_due(0.5, 0.4375, 8)
     assert is_due(0.5, 0.375, 8)
     assert is_due(0.5, 0.25, 8)
-    assert is_due(0.25, 0.5, 8)  # of a run that has been made longer
+    assert is_due(0.25, 0.5, 8)  # of a run that has been extended
     written, last = [], -1.0
     for step in range(1, 65):
         if is_due(step / 64, last, 8):
@@ -49,14 +49,14 @@ def test_lines_come_as_often_as_points_fit_into_a_run():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_attempts_go_on_in_the_folder_of_the_first_if_it_has_a_state(
+def test_attempts_resume_in_the_folder_of_the_first_with_a_checkpoint(
     tmp_path, monkeypatch, trained
 ):
     store = torch.distributed.HashStore()
     monkeypatch.setattr(restart_folder, "agent_store", lambda: store)
 
     def attempt():
-        """The runs of a script that makes two of one name."""
+        """The runs of a script with two runs of one name."""
         monkeypatch.setattr(restart_folder, "_RUN_COUNTER", itertools.count())
         return [restart_folder.RunFolder("run") for _ in range(2)]
 
@@ -79,7 +79,7 @@ def test_attempts_go_on_in_the_folder_of_the_first_if_it_has_a_state(
 
 
 @pytest.mark.catches("older_state_goes_before_the_new_one_is_whole")
-def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+def test_failed_checkpoint_leaves_the_earlier_one(tmp_path, monkeypatch):
     first = storage.write_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {"step": 3})
 
     def full(*args, **options):
@@ -96,19 +96,19 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypa
 
 
 @pytest.mark.catches("resumed_run_has_other_numpy_numbers")
-def test_a_random_state_comes_back_from_its_file():
+def test_rng_state_is_restored_from_json():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
 
-    kept = json.loads(json.dumps(_rng_state_to_json(get_rng_state())))
-    wanted = draw()
-    assert draw() != wanted
-    _set_rng_state(kept)
-    assert draw() == wanted
+    saved = json.loads(json.dumps(_rng_state_to_json(get_rng_state())))
+    expected = draw()
+    assert draw() != expected
+    _set_rng_state(saved)
+    assert draw() == expected
 
 
 @pytest.mark.catches("settings_of_a_resumed_run_may_change")
-def test_what_weights_depend_on_cannot_change_when_a_run_is_resumed(tmp_path):
+def test_fixed_fields_cannot_change_in_a_resumed_run(tmp_path):
     config = TrainConfig(train_path="a.jsonl", seed=3, max_steps=5)
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
     assert resume_config(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
@@ -117,7 +117,7 @@ def test_what_weights_depend_on_cannot_change_when_a_run_is_resumed(tmp_path):
 
 
 @pytest.mark.catches("rows_of_steps_done_again_stay")
-def test_rows_after_the_state_of_a_resumed_run_are_removed(tmp_path):
+def test_rows_after_the_checkpoint_of_a_resumed_run_are_removed(tmp_path):
     path, rows = tmp_path / "metrics.jsonl", [{"step": step} for step in range(5)]
     for row in rows:
         append_row(path, row)
@@ -135,7 +135,7 @@ def test_each_run_has_a_folder_of_its_own(tmp_path):
 
 
 @pytest.mark.catches("digest_ignores_the_weights")
-def test_a_digest_is_of_every_bit_and_name():
+def test_digest_covers_every_bit_and_name():
     weights = {"a": torch.arange(3.0), "b": torch.zeros(2)}
     one_bit = torch.tensor([0.0, 1.0, torch.tensor(2.0).nextafter(torch.tensor(3.0))])
     others = [
@@ -143,13 +143,13 @@ def test_a_digest_is_of_every_bit_and_name():
         {**weights, "b": -weights["b"]},
         {"a": weights["a"], "c": weights["b"]},
     ]
-    found = [weights_digest(each) for each in (weights, *others)]
-    assert len(set(found)) == 4
-    assert weights_digest(dict(reversed(weights.items()))) == found[0]
+    digests = [weights_digest(tensors) for tensors in (weights, *others)]
+    assert len(set(digests)) == 4
+    assert weights_digest(dict(reversed(weights.items()))) == digests[0]
 
 
 @pytest.mark.catches("mistake_of_a_worker_is_lost")
-def test_a_mistake_in_a_worker_is_its_outcome(tmp_path, monkeypatch):
+def test_user_error_of_a_worker_is_its_outcome(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "outcome.json"
     with pytest.raises(SystemExit), worker_context(str(path)):
@@ -174,9 +174,9 @@ def test_workers_share_the_cores_of_their_machine(tmp_path, monkeypatch, cores, 
 @pytest.mark.catches("card_needs_finite_figures")
 @pytest.mark.parametrize("kind", ["encoder", "seq2seq"])
 @pytest.mark.parametrize("tokenizer", ["bpe, 300 ids", None])
-def test_the_card_tells_of_the_model_and_its_tokenizer(kind, tokenizer):
-    other = {"causal": False, "n_decoder_layers": 3} if kind == "seq2seq" else {}
-    config = tiny_config(n_layers=2, **other)
+def test_model_card_describes_model_and_tokenizer(kind, tokenizer):
+    changes = {"causal": False, "n_decoder_layers": 3} if kind == "seq2seq" else {}
+    config = tiny_config(n_layers=2, **changes)
     text = model_card.render_model_card(
         config, TrainConfig(train_path="a.txt"),
         {"val_loss": 1.23456, "step": 3.0, "val_odds": math.nan, "val_ratio": math.inf},
@@ -213,8 +213,8 @@ def test_samples_repeat_with_their_seed(beams, seed):
         artifacts=types.SimpleNamespace(generation_config=generation),
         run=types.SimpleNamespace(tokenizer=None, kind="seq2seq"),
     )
-    found = SampleGeneration._generation_config(writer)
-    assert (found.seed, found.num_beams, found.max_new_tokens) == (seed, beams, 64)
+    config = SampleGeneration._generation_config(writer)
+    assert (config.seed, config.num_beams, config.max_new_tokens) == (seed, beams, 64)
 
 
 @pytest.mark.catches("limit_of_tokens_stays_for_other_batches")
@@ -228,7 +228,7 @@ def test_a_limit_of_tokens_shrinks_with_the_batch():
 
 
 @pytest.mark.catches("card_of_the_model_stays_unfinished")
-def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
+def test_final_model_card_has_all_metrics_and_plots(tmp_path):
     run = types.SimpleNamespace(
         tokenizer=None, tokenizer_summary="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
         model_config=tiny_config(), config=TrainConfig(train_path="a.jsonl", seed=3),
@@ -245,20 +245,20 @@ def test_the_card_of_a_model_tells_the_whole_run_in_the_end(tmp_path):
 
 
 @pytest.mark.catches("warm_start_may_have_another_shape")
-def test_a_warm_start_has_the_shape_of_its_run():
-    found = pretraining._check_overrides({"model_config": {"dropout": 0.3}, "max_steps": 5})
-    assert found == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
+def test_pretraining_cannot_change_the_model_shape():
+    overrides = pretraining._check_overrides({"model_config": {"dropout": 0.3}, "max_steps": 5})
+    assert overrides == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
     with pytest.raises(UserError, match=r"pretrain: model_config may set .*, not d_model"):
         pretraining._check_overrides({"model_config": {"d_model": 32}})
 
 
 @pytest.mark.catches("given_width_is_overwritten")
-def test_a_shape_that_is_given_is_not_completed():
+def test_given_width_disables_the_default_model_size():
     config = TrainConfig(train_path="a.jsonl", model_config={"d_model": 48})
-    found, line = with_default_model_size(
+    resolved, line = with_default_model_size(
         config, types.SimpleNamespace(count=lambda name, column: 1000)
     )
-    assert (found.model_config, line) == ({"d_model": 48}, None)
+    assert (resolved.model_config, line) == ({"d_model": 48}, None)
 
 
 @pytest.mark.catches("csv_of_a_resumed_run_overwrites_the_first")
@@ -270,7 +270,7 @@ def test_a_resumed_run_has_a_csv_file_of_its_own(tmp_path):
 
 
 @pytest.mark.catches("resumed_run_forgets_its_patience")
-def test_patience_goes_on_in_a_resumed_run():
+def test_resumed_run_restores_early_stopping_patience():
     saved = []
 
     def validated(callback, losses):
@@ -286,4 +286,4 @@ def test_patience_goes_on_in_a_resumed_run():
     after = BestModelCheckpoint(saved.append, patience=3)
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert validated(after, [2.5])
-    assert [figures["val_loss"] for figures in saved] == [2.0]
+    assert [metrics["val_loss"] for metrics in saved] == [2.0]
