@@ -25,16 +25,16 @@ COLUMNS = {  # heading -> beginning of a test's name
     "sizes": "test_size_is",
 }
 REFUSED = """\
-| combination | what a user is told |
+| combination | message |
 |---|---|
 | `flex` with gradients on a CPU | attention backend 'flex': flex_attention has no backward pass on a CPU |
-| `flex` or `varlen` in cross-attention | attention backend 'flex': it is wired for self-attention only |
-| `matmul` with a soft-cap, sinks or a position bias | attention backend 'matmul': it has no softcap of the scores |
+| `flex` or `varlen` in cross-attention | attention backend 'flex': only self-attention is supported |
+| `matmul` with a soft-cap, sinks or a position bias | attention backend 'matmul': softcap of the scores is not supported |
 | `varlen` without a GPU | attention backend 'varlen': FlashAttention needs a CUDA device |
 | `varlen` in float32 | attention backend 'varlen': FlashAttention needs float16 or bfloat16 |
-| `varlen` with heads of more than 256 numbers, on GPUs `flex` of less than 16 | ...: FlashAttention has heads of 256 numbers at most |
-| `varlen` with a soft-cap, sinks or a position bias | ...: FlashAttention has no softcap of the scores |
-| `varlen` in cached decoding | ...: it is wired for full passes of self-attention |
+| `varlen` with `head_dim` > 256, on GPUs `flex` with `head_dim` < 16 | ...: FlashAttention needs head_dim <= 256 |
+| `varlen` with a soft-cap, sinks or a position bias | ...: softcap of the scores is not supported |
+| `varlen` in cached decoding | ...: only self-attention without a cache is supported |
 | `sdpa` with a soft-cap | attention backend 'sdpa': torch's fused attention has no soft-cap |
 | a cache for an encoder | causal must be true for cached decoding, not false |
 | a cache and `segment_ids` | a cache row holds one sequence |

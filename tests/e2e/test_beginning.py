@@ -127,7 +127,7 @@ def test_a_model_without_a_tokenizer_learns_with_the_one_that_is_said(
     ("words", "told"),
     [
         (["--init_from", "none"], "none: no such model directory"),
-        (["--init_from", "llama"], "is a Hugging Face model; bring it here with"),
+        (["--init_from", "llama"], "is a Hugging Face model; convert it with"),
         (["--init_from", "ours", "--tokenizer", "char"], "tokenizer has no effect with init_from"),
         (["--init_from", "ours", "--model", "seq2seq"], "needs a Seq2SeqTransformer"),
         (

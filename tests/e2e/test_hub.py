@@ -158,11 +158,11 @@ assert cli.main(["import", "user/theirs", "ours", "--revision", their_commit]) =
 assert torch.equal(miniformer.load("ours").model(ids), before)
 
 for call, words in (
-    (lambda: load("user/none"), "user/none: there is no such directory, and the hub did not give"),
-    (lambda: miniformer.load("user/theirs"), "is a Hugging Face model; bring it here with"),
-    (lambda: model.push_to_hub("nobody/x"), "nobody/x: the hub did not take it"),
+    (lambda: load("user/none"), "user/none: no such directory, and the hub returned no model"),
+    (lambda: miniformer.load("user/theirs"), "is a Hugging Face model; convert it with"),
+    (lambda: model.push_to_hub("nobody/x"), "nobody/x: upload to the hub failed"),
     (lambda: model.push_to_hub("x"), "a repository's name is 'user/name', not 'x'"),
-    (lambda: load("theirs", revision="main"), "is of a name on the hub; theirs is a directory"),
+    (lambda: load("theirs", revision="main"), "needs a name on the hub; theirs is a directory"),
 ):
     try:
         call()

@@ -794,11 +794,11 @@ def kernels_of_another_processor_are_taken(original):
 def yarn_has_no_ramp(original):
     """YaRN divides every pair past the fast ones by the whole factor, without a ramp."""
 
-    def _yarn_inv_freq(frequencies, scaling, *, base, dim):
+    def _yarn_inv_freq(inv_freq, scaling, *, base, dim):
         import torch
 
-        scaled = original(frequencies, scaling, base=base, dim=dim)
-        return torch.where(scaled == frequencies, frequencies, frequencies / scaling["factor"])
+        scaled = original(inv_freq, scaling, base=base, dim=dim)
+        return torch.where(scaled == inv_freq, inv_freq, inv_freq / scaling["factor"])
 
     return _yarn_inv_freq
 

@@ -58,15 +58,15 @@ def test_the_backend_that_is_chosen(changes, wanted):
     [
         ("sdpa", {"softcap": True}, "torch's fused attention has no soft-cap"),
         ("flex", {}, "flex_attention has no backward pass on a CPU"),
-        ("flex", {"needs_grad": False, "cross": True}, "wired for self-attention only"),
+        ("flex", {"needs_grad": False, "cross": True}, "only self-attention is supported"),
         ("flex", {"device": "mps"}, "flex_attention does not run on mps"),
-        ("flex", {**HALF, "head_dim": 15}, "needs heads of 16 numbers on a GPU, not 15"),
-        ("varlen", {**HALF, "head_dim": 264}, "heads of 256 numbers at most, not 264"),
+        ("flex", {**HALF, "head_dim": 15}, "needs head_dim >= 16 on a GPU, not 15"),
+        ("varlen", {**HALF, "head_dim": 264}, "needs head_dim <= 256, not 264"),
         ("varlen", {}, "FlashAttention needs a CUDA device"),
         ("varlen", {"device": "cuda"}, "needs float16 or bfloat16, not torch.float32"),
-        ("varlen", {**HALF, "cached": True}, "wired for full passes of self-attention"),
-        ("varlen", {**HALF, "sinks": True}, "FlashAttention has no sinks of the scores"),
-        ("matmul", {"bias": True}, "it has no bias of the scores"),
+        ("varlen", {**HALF, "cached": True}, "only self-attention without a cache"),
+        ("varlen", {**HALF, "sinks": True}, "sinks of the scores is not supported"),
+        ("matmul", {"bias": True}, "bias of the scores is not supported"),
     ],
 )
 def test_a_backend_that_cannot_do_it_says_why(backend, changes, message):
@@ -386,7 +386,7 @@ def test_the_model_says_which_backend_each_layer_uses_and_why():
     set_attention_backend(model, "plain", layers=[1])
     assert model.backend_report() == [
         "layers.0.attention: plain (torch's fused attention has no soft-cap)",
-        "layers.1.attention: plain (asked for)",
+        "layers.1.attention: plain (requested)",
     ]
     lines = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1).backend_report()
     assert [line.partition(":")[0] for line in lines] == [
@@ -479,7 +479,7 @@ def test_a_layer_that_is_not_there_is_refused(layers):
 def test_the_longer_stack_of_two_says_which_layers_there_are():
     model = tiny_model(model=Seq2SeqTransformer, causal=False, n_decoder_layers=3)
     set_attention_backend(model, "plain", [2])
-    chosen = [line.partition(":")[0] for line in model.backend_report() if "asked for" in line]
+    chosen = [line.partition(":")[0] for line in model.backend_report() if "(requested)" in line]
     assert chosen == ["decoder.layers.2.attention", "decoder.layers.2.cross_attention"]
 
 

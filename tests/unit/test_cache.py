@@ -213,9 +213,9 @@ def test_a_state_of_another_kind_or_size_is_refused():
     state = cache.state_dict()
     with pytest.raises(ValueError, match="4 tokens do not fit a cache of capacity 3"):
         model.new_cache(2, 3).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state's keys of layer 0 are \[2, .*another kind"):
+    with pytest.raises(ValueError, match=r"keys of layer 0 in the state: \[2, .*another kind"):
         model.new_cache(1, 4).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"the state's keys of layer 0 are none"):
+    with pytest.raises(ValueError, match=r"keys of layer 0 in the state: missing"):
         model.new_cache(2, 4, "int8").load_state_dict(state)
 
 
@@ -339,7 +339,7 @@ def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
     model = tiny_model(sliding_window=4)
     small, large = model.new_cache(1, 3), model.new_cache(1, 8)
     model(torch.tensor([[1, 2, 3]]), cache=small)
-    with pytest.raises(ValueError, match="it is of another kind of cache or model"):
+    with pytest.raises(ValueError, match="the state is of another kind of cache or model"):
         large.load_state_dict(small.state_dict())
 
 

@@ -290,7 +290,7 @@ def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
     [
         (torch.zeros(6).long(), 3, ValueError, r"labels must be \[7\], .* not \[6\]"),
         (torch.zeros(7, 1).long(), 3, ValueError, r"labels must be \[7\], .* not \[7, 1\]"),
-        (torch.zeros(7).long(), 0, ValueError, "chunk must be at least 1, not 0"),
+        (torch.zeros(7).long(), 0, ValueError, "chunk_size must be at least 1, not 0"),
         (torch.full((7,), 11), 3, RuntimeError, "index 11 is out of bounds"),
         (torch.full((7,), -1), 3, RuntimeError, "index -1 is out of bounds"),
     ],

@@ -394,10 +394,10 @@ def test_the_commands(llama, tmp_path, capsys):
         (["import", str(llama), str(tmp_path / "ours")], "exists and is not empty"),
         (["import", str(llama), "x", "--custom_code", "run"], "must be refuse or ignore"),
         (["import", str(llama), "x", "--max_seq_len", "0"], "max_seq_len must be at least 1"),
-        (["import", str(llama), "x", "--revision", "main"], "is of a name on the hub"),
+        (["import", str(llama), "x", "--revision", "main"], "needs a name on the hub"),
         (["export", str(tmp_path / "ours"), "x", "--to", "gguf"], "to must be hf, not 'gguf'"),
         (["import", str(llama)], "error: missing: out; see --help"),
-        (["export", str(llama), "x"], "is a Hugging Face model; bring it here"),
+        (["export", str(llama), "x"], "is a Hugging Face model; convert it"),
     ):
         assert cli.main(arguments) == 2
         assert words in capsys.readouterr().err

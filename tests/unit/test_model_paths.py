@@ -85,7 +85,7 @@ def test_mistyped_path_is_never_sent_to_hub(name, asked, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["user/model", "some-org/model.v1_2-x", "a/b"])
 def test_name_on_hub_is_asked_for_and_the_message_says_so(name, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"{name}: there is no such directory, and the hub did not"):
+    with pytest.raises(UserError, match=f"{name}: no such directory, and the hub returned no"):
         resolve_directory(name)
     assert asked == [name]
 

@@ -21,11 +21,11 @@ from miniformer.model.position import Rotation, apply_rotary
 
 
 class AttentionContext(NamedTuple):
-    """What all attentions of one kind share in one forward pass."""
+    """Data that equal attention layers share in one forward pass."""
 
     backend: str
     mask: Any  # from `attention_backends.prepare`
-    rotation: Rotation | None = None  # of queries and new keys; None: they are not rotated
+    rotation: Rotation | None = None  # of queries and new keys; None: no rotation
     bias: Tensor | None = None  # [B or 1, H, T, S], added to the scores
 
 
@@ -35,9 +35,9 @@ class MultiHeadAttention(nn.Module):
     To change it, override one of its steps: `queries`, `keys_values` or `attend`.
 
     Args:
-        config: widths, heads, biases and what becomes of the scores.
-        window: sliding window, see `TransformerConfig`; None: every token is seen.
-        cross: this is a decoder's attention to the source.
+        config: widths, heads, biases and options of the scores.
+        window: sliding window, see `TransformerConfig`; None: no window.
+        cross: True for a decoder's attention to the source.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MultiHeadAttention(nn.Module):
         self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
         self.head_dim, self.window, self.cross = config.head_width, window, cross
         self.scale, self.softcap = config.attention_scale, config.logit_softcap
-        self.backend = "auto"  # see `backends`
+        self.backend = "auto"  # see `attention_backends`
         width, kv_width = self.n_heads * self.head_dim, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(config.d_model, width, bias=config.has_qkv_bias)
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
@@ -64,18 +64,18 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """Lets the positions of a sequence read from each other.
+        """Computes self-attention.
 
         Args:
             x: [B, T, D].
             context: mask and positions of this pass.
-            cache: earlier keys and values, to which this pass's are added.
+            cache: earlier keys and values; those of this pass are appended.
             layer: this layer's index in the cache.
 
         Returns:
             [B, T, D].
         """
-        x = x.to(matmul_dtype(x))  # once, where autocast would do it for each map
+        x = x.to(matmul_dtype(x))  # once; autocast would cast it for each linear layer
         q = self.queries(x)
         k, v = self.keys_values(x)
         if context.rotation is not None:
@@ -96,8 +96,8 @@ class MultiHeadAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
         scores = ScoreOptions(self.scale, self.softcap, self.sinks, context.bias)
-        mixed = attention_backends.attend(context.backend, q, k, v, context.mask, scores)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
+        heads = attention_backends.attend(context.backend, q, k, v, context.mask, scores)
+        out: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out
 
     def _split_heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
@@ -125,13 +125,13 @@ class CrossAttention(MultiHeadAttention):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Lets each target position read from the source.
+        """Computes cross-attention.
 
         Args:
             x: [B, T, D].
             context: mask of the source.
             memory: the encoded source, [B, S, D].
-            cache: keeps the keys and values of the source from the first pass on.
+            cache: stores the keys and values of the source in the first pass.
             layer: this layer's index in the cache.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Inputs to vectors: token ids or features, and token types.
+"""Input embedding, and checks of a model's inputs.
 
 Letters: B batch, T length, D model width, I feature width.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_embedding(config: TransformerConfig) -> nn.Module:
-    """Token ids [B, T], or with `input_dim` features [B, T, I] -> [B, T, D]."""
+    """Builds the embedding of token ids [B, T], or with `input_dim` of features [B, T, I]."""
     if config.input_dim is None:
         return nn.Embedding(config.vocab_size, config.d_model)
     return nn.Linear(config.input_dim, config.d_model, bias=config.bias)
@@ -31,29 +31,29 @@ def check_inputs(
     name: str = "inputs",
     cache: KVCache | None = None,
 ) -> None:
-    """Refuses inputs that are not what a model takes.
+    """Checks type, shape and length of a model's inputs.
 
     Args:
-        inputs: what was given.
-        config: the model's.
-        name: what to call them.
-        cache: tokens of the same sequences that came before.
+        inputs: token ids or features.
+        config: the model's config.
+        name: name of the inputs in messages.
+        cache: earlier tokens of the same sequences.
 
     Raises:
-        ValueError: their shape or type is wrong, or they are too long.
+        ValueError: the shape or type is wrong, or the sequence is too long.
     """
     width = config.input_dim
-    wanted = "[B, T] token ids" if width is None else f"[B, T, {width}] floats"
     shape = tuple(inputs.shape)
     if width is None:
-        fits = inputs.dim() == 2 and inputs.dtype in (torch.int32, torch.int64)
+        valid = inputs.dim() == 2 and inputs.dtype in (torch.int32, torch.int64)
     else:
-        fits = inputs.dim() == 3 and shape[2] == width and inputs.is_floating_point()
-    if not fits:
-        raise ValueError(f"{name} must be {wanted}, not {inputs.dtype} {list(shape)}")
+        valid = inputs.dim() == 3 and shape[2] == width and inputs.is_floating_point()
+    if not valid:
+        expected = "[B, T] token ids" if width is None else f"[B, T, {width}] floats"
+        raise ValueError(f"{name} must be {expected}, not {inputs.dtype} {list(shape)}")
     length = shape[1] + (0 if cache is None else cache.length)
     if length > config.max_seq_len and cache is not None and shape[0]:
-        # Columns are more than tokens where rows have padding or were cut back.
+        # A row has fewer tokens than columns if it has padding or was trimmed.
         length = shape[1] + int(cache.lengths.max())
     if length > config.max_seq_len:
         raise ValueError(
@@ -63,10 +63,10 @@ def check_inputs(
 
 
 def check_mask(mask: Tensor | None, inputs: Tensor, name: str = "attention_mask") -> None:
-    """Refuses a mask that does not fit its inputs.
+    """Checks type and shape of a mask.
 
     Raises:
-        ValueError: its shape or type is wrong.
+        ValueError: the shape or type is wrong.
     """
     if mask is None:
         return
@@ -80,11 +80,11 @@ def check_mask(mask: Tensor | None, inputs: Tensor, name: str = "attention_mask"
 
 
 def check_segments(segment_ids: Tensor | None, inputs: Tensor, cache: KVCache | None) -> None:
-    """Refuses segment ids that do not fit their inputs.
+    """Checks segment ids.
 
     Raises:
-        ValueError: their shape or type is wrong, one is below 0 (which is looked for on a CPU only:
-            elsewhere the answer would have to be waited for), or there is a cache.
+        ValueError: the shape or type is wrong, an id is below 0 (checked on a CPU only: on a GPU
+            the check would synchronize), or there is a cache.
     """
     if segment_ids is None:
         return
@@ -95,12 +95,12 @@ def check_segments(segment_ids: Tensor | None, inputs: Tensor, cache: KVCache | 
         )
     if dtype == torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise ValueError(
-            f"segment_ids must be integers (0 is padding), not {dtype}; which tokens are real is "
-            "told by attention_mask"
+            f"segment_ids must be integers (0 is padding), not {dtype}; pass a mask of the real "
+            "tokens as attention_mask"
         )
     if segment_ids.device.type == "cpu" and not torch.compiler.is_compiling():
         negative = False
-        with contextlib.suppress(RuntimeError):  # within torch.func there is nothing to look at
+        with contextlib.suppress(RuntimeError):  # tensors have no values inside torch.func
             negative = bool((segment_ids < 0).any())
         if negative:
             raise ValueError(

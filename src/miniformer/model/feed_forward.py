@@ -1,7 +1,7 @@
 """The feed-forward sub-layer: plain (Vaswani et al. 2017) or gated (Shazeer 2020).
 
 An activation is an elementwise function of a tensor, registered as "activation", or as
-"gated_activation" if it is what the gate goes through.
+"gated_activation" for that of a gate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """Its tanh approximation, as GPT-2 uses it."""
+    """Tanh approximation of GELU, as in GPT-2."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -39,7 +39,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(matmul_dtype(x))  # once, where autocast would do it for each map
+        x = x.to(matmul_dtype(x))  # once; autocast would cast it for each linear layer
         up = self.up_proj(x)  # [B, T, D] -> [B, T, F]
         inner = (
             self.activation(up)

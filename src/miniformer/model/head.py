@@ -1,4 +1,4 @@
-"""The head: from a stack's features to the model's outputs.
+"""Output head and pooling.
 
 Letters: B batch, T length, D model width, N labelled positions, V vocabulary.
 """
@@ -18,20 +18,20 @@ from miniformer.model.ops.cross_entropy import linear_cross_entropy
 
 
 def _head_activation(config: TransformerConfig) -> Callable[[Tensor], Tensor] | None:
-    """The function that follows the head's dense layer; None: it has none."""
-    fixed: dict[str, Callable[[Tensor], Tensor]] = {"dense_tanh": torch.tanh, "dense_relu": F.relu}
+    """Returns the activation of the head's dense layer; None: the head has no dense layer."""
+    activations: dict[str, Callable[[Tensor], Tensor]] = {
+        "dense_tanh": torch.tanh,
+        "dense_relu": F.relu,
+    }
     if config.head == "masked_lm":
-        fixed["masked_lm"] = registry.get("activation", config.head_activation or "gelu")
-    return fixed.get(config.head)
+        activations["masked_lm"] = registry.get("activation", config.head_activation or "gelu")
+    return activations.get(config.head)
 
 
 class Head(nn.Module):
     """Logits over the vocabulary, or `output_dim` numbers.
 
-    A tied head has no weight of its own: it is given the embedding's, so nothing can come untied.
-
-    Args:
-        config: its shape.
+    A tied head has no weight: the embedding's weight is an argument of its methods.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -49,13 +49,13 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """[..., D] and the embedding's weight [V, D] -> [..., V or output_dim]."""
+        """Maps features [..., D] to [..., V or output_dim]; `embedding`: its weight, [V, D]."""
         weight = embedding if self.weight is None else self.weight
         out = F.linear(self.transform(features), weight, self.bias)
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def transform(self, features: Tensor) -> Tensor:
-        """What comes before the map to the outputs: [..., D] -> [..., D]."""
+        """Applies dense layer, norm and scale, as far as the head has them: [..., D] -> [..., D]."""
         if self.dense is not None and self.activation is not None:
             features = self.activation(self.dense(features))
         if self.norm is not None:
@@ -65,13 +65,13 @@ class Head(nn.Module):
     def cross_entropy(
         self, features: Tensor, embedding: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Summed cross-entropy in nats, logits never all in memory.
+        """Computes the summed cross-entropy in nats, in chunks of logits.
 
         Args:
             features: [N, D].
             embedding: the embedding's weight, [V, D].
-            labels: int [N]; -100: nothing is predicted there.
-            label_smoothing: share of each label that is spread over all.
+            labels: int [N]; -100: ignored.
+            label_smoothing: share of each label that is spread over the vocabulary.
         """
         return linear_cross_entropy(
             self.transform(features),
@@ -84,21 +84,21 @@ class Head(nn.Module):
 
 
 def pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """One vector for each sequence: [B, T, D] -> [B, D].
+    """Pools each sequence to a vector: [B, T, D] -> [B, D].
 
     Args:
         features: [B, T, D].
-        attention_mask: bool [B, T], True = a real position; None: all are. A row without any gives
-            zeros, or the vector of its first position.
-        how: mean, max (of each element), first or last of the real positions; or the mean of
+        attention_mask: bool [B, T], True = a real position; None: all are. A row of padding gives
+            zeros (mean, max) or the vector of a padded position.
+        pooling: mean, max (of each element), first or last of the real positions; or the mean of
             several of these, such as mean+max.
 
     Raises:
-        ValueError: the sequences have no positions at all.
+        ValueError: the sequences have length 0.
     """
     if not features.shape[1]:
         raise ValueError("sequences of length 0 have no vector; leave them out")
-    vectors = [_pool(features, attention_mask, each) for each in pooling.split("+")]
+    vectors = [_pool(features, attention_mask, name) for name in pooling.split("+")]
     return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(0)
 
 
@@ -114,13 +114,13 @@ def _pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tens
         total = (features * real).sum(1, dtype=_accumulation_dtype(features))
         return (total / real.sum(1).clamp_min(1)).to(features.dtype)
     if pooling == "max":
-        highest = features.masked_fill(~real, -torch.inf).amax(1)
-        return highest.masked_fill(~attention_mask.any(1)[:, None], 0.0)
-    order = attention_mask.int()
-    column = order.argmax(1) if pooling == "first" else order.shape[1] - 1 - order.flip(1).argmax(1)
+        maxima = features.masked_fill(~real, -torch.inf).amax(1)
+        return maxima.masked_fill(~attention_mask.any(1)[:, None], 0.0)
+    mask = attention_mask.int()
+    column = mask.argmax(1) if pooling == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
     return features[torch.arange(len(features), device=features.device), column]
 
 
 def _accumulation_dtype(features: Tensor) -> torch.dtype:
-    """For sums: one in half precision may overflow, and counts in it are rounded."""
+    """Returns the type of sums: half precision could overflow, and rounds counts."""
     return torch.promote_types(features.dtype, torch.float32)

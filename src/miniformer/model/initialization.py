@@ -1,12 +1,12 @@
-"""Initial values of every weight, in one place.
+"""Initial values of all weights.
 
-| what                                   | value                                             |
-|----------------------------------------|---------------------------------------------------|
-| embeddings, learned positions          | normal, 0.02 (GPT-2, Radford et al. 2019)         |
-| linear maps                            | normal, 1 / sqrt(inputs): unit variance is kept   |
-| maps that write to the residual stream | the same / sqrt(number of them) (GPT-2)           |
-| head of its own                        | normal, 0.02: first predictions are near uniform  |
-| biases (relative positions too), norms | zero, one                                         |
+| weights                                 | value                                            |
+|-----------------------------------------|--------------------------------------------------|
+| embeddings, learned positions           | normal, 0.02 (GPT-2, Radford et al. 2019)        |
+| linear layers                           | normal, 1 / sqrt(inputs): preserves unit variance |
+| linear layers before residual additions | the same / sqrt(number of them) (GPT-2)          |
+| untied head                             | normal, 0.02: near uniform first predictions     |
+| biases (relative positions too), norms  | zero, one                                        |
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 
 
 def initialize(model: nn.Module) -> None:
-    """Sets a model's weights from torch's global random generator."""
+    """Initializes a model's weights with torch's global random generator."""
     names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
-    writers = sum(name in _RESIDUAL_PROJECTIONS for name in names)
+    num_projections = sum(name in _RESIDUAL_PROJECTIONS for name in names)
     for name, (_, module) in zip(names, model.named_modules(), strict=True):
         if isinstance(module, nn.Embedding | LearnedPosition):
             nn.init.normal_(module.weight, std=0.02)
@@ -34,7 +34,7 @@ def initialize(model: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             std = module.in_features**-0.5
             if name in _RESIDUAL_PROJECTIONS:
-                std /= writers**0.5
+                std /= num_projections**0.5
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

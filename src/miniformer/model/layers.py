@@ -20,11 +20,11 @@ from miniformer.model.norm import make_norm
 
 
 class EncoderLayer(nn.Module):
-    """A layer of an encoder or, with a causal mask, of a decoder-only model: [B, T, D] -> the same.
+    """Layer of an encoder or, with a causal mask, of a decoder-only model: [B, T, D] -> [B, T, D].
 
     Args:
-        config: its parts.
-        index: which layer it is, from 0; decides whether it has the sliding window.
+        config: the model's config.
+        index: index of the layer, from 0; determines its sliding window.
     """
 
     def __init__(self, config: TransformerConfig, index: int = 0) -> None:
@@ -50,20 +50,20 @@ class EncoderLayer(nn.Module):
             return out
 
         if self.parallel:
-            read = self.sublayer_output(x, "attention", attention)
-            return x + read + self.sublayer_output(x, "feed_forward", self.feed_forward)
+            attended = self.sublayer_output(x, "attention", attention)
+            return x + attended + self.sublayer_output(x, "feed_forward", self.feed_forward)
         x = self.residual_branch(x, "attention", attention)
         return self.residual_branch(x, "feed_forward", self.feed_forward)
 
     def make_branch_norms(self, config: TransformerConfig, name: str) -> None:
-        """Makes the norms of a branch."""
+        """Makes the norms of a residual branch."""
         if self.placement != "output":
             self.add_module(f"{name}_norm", make_norm(config))
         if self.placement in ("both", "output"):
             self.add_module(f"{name}_out_norm", make_norm(config))
 
     def sublayer_output(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """What a sub-layer adds to x, after its dropout and the norms of `name` in its branch."""
+        """Computes a residual branch: the sub-layer with the norms of `name`, then dropout."""
         if self.placement in ("pre", "both"):
             x = getattr(self, f"{name}_norm")(x)
         out: Tensor = sublayer(x)
@@ -73,7 +73,7 @@ class EncoderLayer(nn.Module):
         return out
 
     def residual_branch(self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """x with what a sub-layer adds to it."""
+        """Adds the output of a residual branch to x."""
         x = x + self.sublayer_output(x, name, sublayer)
         if self.placement == "post":
             x = getattr(self, f"{name}_norm")(x)
@@ -81,7 +81,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(EncoderLayer):
-    """A layer that also reads the encoded source, between its attention and its feed-forward."""
+    """Layer with cross-attention to the source between self-attention and feed-forward."""
 
     def __init__(self, config: TransformerConfig, index: int = 0) -> None:
         super().__init__(config, index)
@@ -103,8 +103,8 @@ class DecoderLayer(EncoderLayer):
         Args:
             x, context, cache, layer: see `MultiHeadAttention.forward`.
             source: mask of the source.
-            memory: the encoded source, [B, S, D]; the layer itself makes keys and values of it, so
-                that a layer whose weights are sharded is called as a whole.
+            memory: the encoded source, [B, S, D]. The layer itself projects it to keys and values,
+                since sharded weights are available only while a layer is called.
         """
 
         def attention(y: Tensor) -> Tensor:

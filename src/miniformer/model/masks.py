@@ -1,4 +1,4 @@
-"""The one place where attention masks and positions are made.
+"""Attention masks and positions; no other module makes any.
 
 Masks are bool, True = may attend. Positions count real tokens, so that left padding, right padding,
 packing and caching all give a token the same position.
@@ -15,20 +15,21 @@ from torch import Tensor
 
 
 class Visibility(NamedTuple):
-    """Who may attend to whom, described; `make_mask` writes it out.
+    """Description of the keys that each query may attend to; `make_mask` makes a mask of it.
 
     A query sees a key of its own segment if the key is real, if it is not later (`causal`), and if
-    it is near enough (`window`: among the last `window` positions when causal, else at most half of
-    it away on either side).
+    it is within the window (`window`: among the last `window` positions when causal, else at most
+    `window // 2` away on either side).
 
-    `in_order` says that there is nothing to know about single tokens: all rows are alike, all
-    tokens real, and the queries are the last T of the S keys. Then only the lengths matter.
+    Attributes:
+        is_dense: all rows are equal, all tokens are real, and the queries are the last T of the S
+            keys. Then only the lengths matter.
     """
 
     causal: bool
     window: int | None
     query_positions: Tensor  # int [B or 1, T]
-    key_positions: Tensor  # int [B or 1, S]; negative: no token is there
+    key_positions: Tensor  # int [B or 1, S]; negative: no token
     query_segments: Tensor | None = None  # int [B, T]; 0: padding; None: one segment
     key_segments: Tensor | None = None  # int [B, S]
     is_dense: bool = False
@@ -45,7 +46,7 @@ class Visibility(NamedTuple):
 
     @property
     def window_active(self) -> bool:
-        """Whether the window hides anything from anyone."""
+        """True if the window masks any key."""
         if self.window is None:
             return False
         return not self.is_dense or self.num_keys > (
@@ -54,12 +55,14 @@ class Visibility(NamedTuple):
 
 
 class AttentionMask(NamedTuple):
-    """Who may attend to whom, in the cheapest form that says it.
+    """The keys that each query may attend to, in the cheapest form.
 
-    `allowed` is bool [B or 1, 1, T, S], or None where every query sees every key, or, with
-    `is_causal` (T == S then), every key up to its own. Every row of `allowed` has at least one
-    True; the rows that had none are listed in `blind`, bool [B, 1, T, 1], and attention must give
-    zeros there.
+    Attributes:
+        allowed: bool [B or 1, 1, T, S]; None: every query sees every key or, with `is_causal`
+            (then T == S), every key up to its own. Every row has at least one True.
+        is_causal: see `allowed`.
+        fully_masked: bool [B, 1, T, 1], the queries that see no key; attention gives zeros there.
+            None: there are none.
     """
 
     allowed: Tensor | None = None
@@ -77,17 +80,17 @@ def make_visibility(
     segment_ids: Tensor | None = None,
     device: torch.device,
 ) -> Visibility:
-    """Visibility in a full pass.
+    """Makes the visibility of a pass without a cache.
 
     Args:
         batch_size: rows B.
         length: tokens T.
-        causal: whether a query sees no later key.
+        causal: True: a query sees no later key.
         window: see `Visibility`.
         attention_mask: bool [B, T], True = a real token; None: all are.
         segment_ids: int [B, T], tokens see only their own segment and 0 is padding; None: one
             segment.
-        device: where to make it.
+        device: device of the tensors.
     """
     positions = make_positions(
         batch_size, length, attention_mask=attention_mask, segment_ids=segment_ids, device=device
@@ -96,16 +99,16 @@ def make_visibility(
     if attention_mask is not None:
         real = attention_mask.long()
         segments = real if segments is None else segments * real
-    in_order = segments is None
-    return Visibility(causal, window, positions, positions, segments, segments, in_order)
+    is_dense = segments is None
+    return Visibility(causal, window, positions, positions, segments, segments, is_dense)
 
 
 def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMask:
-    """Writes a visibility out.
+    """Makes the mask of a visibility.
 
     Args:
-        seen: what to write out.
-        explicit: give `allowed` wherever anything is hidden, even what `is_causal` could say.
+        visibility: its description.
+        explicit: return `allowed` wherever a key is masked, even where `is_causal` would do.
     """
     if visibility.is_dense:
         if not visibility.window_active:
@@ -118,24 +121,25 @@ def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMas
     allowed = (keys >= 0).expand(-1, visibility.num_queries, -1)  # [B, T, S]
     if visibility.key_segments is not None:
         assert visibility.query_segments is not None
-        own, other = visibility.query_segments[:, :, None], visibility.key_segments[:, None, :]
-        allowed = allowed & (own == other) & (other != 0)
+        query_segments = visibility.query_segments[:, :, None]
+        key_segments = visibility.key_segments[:, None, :]
+        allowed = allowed & (query_segments == key_segments) & (key_segments != 0)
     if visibility.causal:
         allowed = allowed & (keys <= queries)
     if visibility.window is not None:
-        reach = visibility.window - 1 if visibility.causal else visibility.window // 2
-        allowed = allowed & ((queries - keys).abs() <= reach)
-    blind = ~allowed.any(-1, keepdim=True)  # softmax over nothing would be NaN
-    return AttentionMask(allowed=(allowed | blind)[:, None], fully_masked=blind[:, None])
+        max_distance = visibility.window - 1 if visibility.causal else visibility.window // 2
+        allowed = allowed & ((queries - keys).abs() <= max_distance)
+    fully_masked = ~allowed.any(-1, keepdim=True)  # an empty softmax would be NaN
+    return AttentionMask((allowed | fully_masked)[:, None], fully_masked=fully_masked[:, None])
 
 
 def make_cross_mask(source_mask: Tensor | None) -> AttentionMask:
-    """Mask of every target token over the source: bool [B, S], True = a real token; None: all."""
+    """Makes the mask over a source: bool [B, S], True = a real token; None: all."""
     if source_mask is None:
         return AttentionMask()
     allowed = source_mask[:, None, None, :]  # [B, 1, 1, S]
-    blind = ~allowed.any(-1, keepdim=True)
-    return AttentionMask(allowed=allowed | blind, fully_masked=blind)
+    fully_masked = ~allowed.any(-1, keepdim=True)
+    return AttentionMask(allowed | fully_masked, fully_masked=fully_masked)
 
 
 def make_positions(
@@ -146,7 +150,7 @@ def make_positions(
     segment_ids: Tensor | None = None,
     device: torch.device,
 ) -> Tensor:
-    """Positions within each sequence: int [B, T], or [1, T] where all rows are alike.
+    """Returns positions within each sequence: int [B, T], or [1, T] where all rows are equal.
 
     Positions of padding are arbitrary but within range.
     """
@@ -157,13 +161,13 @@ def make_positions(
         attention_mask = torch.ones(batch_size, length, dtype=torch.bool, device=device)
     if segment_ids is None:
         return (attention_mask.cumsum(1) - 1).clamp_min(0)
-    # Sorting lays each segment's tokens side by side, in their order, wherever they stand.
+    # Stable sorting makes the tokens of each segment contiguous, in their order.
     segment_ids, order = segment_ids.sort(dim=1, stable=True)
     real = attention_mask.gather(1, order)
-    before = real.cumsum(1) - real.long()  # real tokens of this and smaller segments before each
-    first = torch.searchsorted(segment_ids, segment_ids)  # column where its segment begins
-    counts = before - before.gather(1, first)
-    return torch.zeros_like(counts).scatter(1, order, counts)
+    num_before = real.cumsum(1) - real.long()  # real tokens before each, of smaller segments too
+    start = torch.searchsorted(segment_ids, segment_ids)  # first column of its segment
+    positions = num_before - num_before.gather(1, start)
+    return torch.zeros_like(positions).scatter(1, order, positions)
 
 
 def make_sequence_lengths(
@@ -173,9 +177,9 @@ def make_sequence_lengths(
     segment_ids: Tensor | None = None,
     device: torch.device,
 ) -> Tensor:
-    """Real tokens of the sequence that each token belongs to: int [B or 1, T or 1].
+    """Counts the real tokens of the sequence of each token: int [B or 1, T or 1].
 
-    That of padding is arbitrary.
+    The value for padding is arbitrary.
     """
     if segment_ids is None:
         if attention_mask is None:
@@ -183,15 +187,15 @@ def make_sequence_lengths(
         return attention_mask.sum(1, keepdim=True)
     if attention_mask is not None:
         segment_ids = segment_ids * attention_mask.long()
-    # In order, a segment's tokens stand from the first place that its number fits to the last.
+    # In sorted order the tokens of a segment are contiguous.
     ordered, segment_ids = segment_ids.sort(dim=1).values, segment_ids.contiguous()
-    ends = torch.searchsorted(ordered, segment_ids, right=True)
-    return ends - torch.searchsorted(ordered, segment_ids)
+    stops = torch.searchsorted(ordered, segment_ids, right=True)
+    return stops - torch.searchsorted(ordered, segment_ids)
 
 
 def _dense_mask(visibility: Visibility) -> Tensor:
-    """bool [T, S] where all tokens are real and in order: the last query stands at the last key."""
-    late = visibility.num_keys - visibility.num_queries
+    """Makes the mask of a dense visibility, bool [T, S]; the last query is at the last key."""
+    offset = visibility.num_keys - visibility.num_queries
     allowed = torch.ones(
         visibility.num_queries,
         visibility.num_keys,
@@ -199,8 +203,10 @@ def _dense_mask(visibility: Visibility) -> Tensor:
         device=visibility.key_positions.device,
     )
     if visibility.causal:
-        allowed = allowed.tril(late)
-        return allowed if visibility.window is None else allowed.triu(late - visibility.window + 1)
+        allowed = allowed.tril(offset)
+        if visibility.window is None:
+            return allowed
+        return allowed.triu(offset - visibility.window + 1)
     if visibility.window is None:
         return allowed
-    return allowed.tril(late + visibility.window // 2).triu(late - visibility.window // 2)
+    return allowed.tril(offset + visibility.window // 2).triu(offset - visibility.window // 2)

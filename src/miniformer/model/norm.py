@@ -1,8 +1,8 @@
-"""Normalisation over the last dimension.
+"""Normalization over the last dimension.
 
 A norm is built as `norm(dim, eps=..., bias=...)` and maps [..., dim] to [..., dim].
-LayerNorm: Ba et al. 2016 (torch's own). RMSNorm: Zhang & Sennrich 2019; its weight as a distance
-from one: Gemma Team 2024.
+LayerNorm: Ba et al. 2016 (torch's own). RMSNorm: Zhang & Sennrich 2019; zero-centered weight: Gemma
+Team 2024.
 """
 
 from __future__ import annotations
@@ -18,16 +18,14 @@ from miniformer.config import TransformerConfig
 
 
 def layernorm(dim: int, *, eps: float, bias: bool) -> nn.Module:
-    """torch's LayerNorm with the house's signature."""
+    """Builds torch's LayerNorm; the signature is that of all norms."""
     return nn.LayerNorm(dim, eps=eps, bias=bias)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight; no mean is taken away and there is no bias."""
+    """x / rms(x) * weight, without a mean or a bias; `bias` is ignored."""
 
-    def __init__(
-        self, dim: int, *, eps: float, bias: bool = False
-    ) -> None:  # bias: one signature for all norms
+    def __init__(self, dim: int, *, eps: float, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
@@ -37,33 +35,33 @@ class RMSNorm(nn.Module):
 
 
 class ZeroCenteredRMSNorm(RMSNorm):
-    """x / rms(x) * (1 + weight): what is near zero is exact in bfloat16, and may decay (Gemma)."""
+    """x / rms(x) * (1 + weight): bfloat16 is exact near zero, and weight decay is neutral."""
 
     def __init__(self, dim: int, *, eps: float, bias: bool = False) -> None:
         super().__init__(dim, eps=eps, bias=bias)
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = self.weight.dtype
-        gain = 1 + self.weight.to(torch.promote_types(kind, torch.float32))
-        return _rms_norm(x, gain, self.eps).to(torch.promote_types(x.dtype, kind))
+        dtype = self.weight.dtype
+        scale = 1 + self.weight.to(torch.promote_types(dtype, torch.float32))
+        return _rms_norm(x, scale, self.eps).to(torch.promote_types(x.dtype, dtype))
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if torch.compiler.is_compiling():
-        return _eager_rms_norm(x, weight, eps)  # which the compiler fuses
+        return _eager_rms_norm(x, weight, eps)  # fused by the compiler
     if x.device.type == "cuda":
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     wide = x.dtype in (torch.float32, torch.float64)
-    # torch.func (gradients of single samples, forward mode) takes plain operations only.
-    plain = torch._C._are_functorch_transforms_active()
-    if x.device.type == "cpu" and wide and x.dtype == weight.dtype and not plain:
+    # torch.func (per-sample gradients, forward mode) needs plain operations.
+    in_transform = torch._C._are_functorch_transforms_active()
+    if x.device.type == "cpu" and wide and x.dtype == weight.dtype and not in_transform:
         return _fused_rms_norm(x, weight, eps)
     return _eager_rms_norm(x, weight, eps)
 
 
 def _eager_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    # The square of a half-precision value may overflow or vanish.
+    # The square of a half-precision value may overflow or underflow.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale).to(x.dtype) * weight
@@ -77,9 +75,9 @@ def _fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 class _FusedRMSNorm(torch.autograd.Function):
     """RMSNorm on a CPU in a third of the time.
 
-    Forward and backward of [2048, 384] in float32 on two cores, torch 2.13: 0.93 ms; written out
-    3.0 ms; torch's own 3.5 ms; LayerNorm 0.62 ms. The backward pass is LayerNorm's, whose kernel is
-    fused, with a mean of zero; only its gradient by the mean must be put back.
+    Forward and backward of [2048, 384] in float32 on two cores, torch 2.13: 0.93 ms; eager 3.0 ms;
+    torch's own 3.5 ms; LayerNorm 0.62 ms. The backward pass uses LayerNorm's fused kernel with a
+    mean of zero, and then adds back the gradient by the mean.
 
     Letters: N rows, D width.
     """
@@ -96,11 +94,11 @@ class _FusedRMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
+        if torch.is_grad_enabled():  # for a second derivative
             return *_differentiable_backward(ctx, grad, x, weight), None
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        output_mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
         dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, weight.shape, torch.zeros_like(rstd), rstd, weight, None, wanted
+            grad, x, weight.shape, torch.zeros_like(rstd), rstd, weight, None, output_mask
         )
         if dx is not None:
             dx.add_((grad @ weight)[..., None].mul_(rstd).div_(x.shape[-1]))
@@ -110,19 +108,17 @@ class _FusedRMSNorm(torch.autograd.Function):
 def _differentiable_backward(
     ctx: Any, grad: Tensor, x: Tensor, weight: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients by what wants one, from operations that autograd can go through again."""
-    inputs = (x, weight)
-    wanted = [
-        tensor for tensor, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed
-    ]
+    """Computes the needed gradients with operations that autograd can differentiate again."""
+    needs_grad = ctx.needs_input_grad[:2]
+    inputs = [tensor for tensor, needed in zip((x, weight), needs_grad, strict=True) if needed]
     out = _eager_rms_norm(x, weight, ctx.eps)
-    found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-    dx, dw = (next(found) if needed else None for needed in ctx.needs_input_grad[:2])
+    gradients = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
+    dx, dw = (next(gradients) if needed else None for needed in needs_grad)
     return dx, dw
 
 
 def make_norm(config: TransformerConfig, dim: int | None = None) -> nn.Module:
-    """The norm that the config names, over `dim` elements; None: d_model."""
-    part = registry.get("norm", config.norm)
-    module: nn.Module = part(dim or config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
-    return module
+    """Builds the config's norm over `dim` elements; None: d_model."""
+    build = registry.get("norm", config.norm)
+    norm: nn.Module = build(dim or config.d_model, eps=config.norm_eps, bias=config.has_norm_bias)
+    return norm

@@ -1,8 +1,8 @@
 """Position encodings.
 
-A position part is built as `part(config, causal=...)`, one for each stack of layers, and may act in
-three places: it adds vectors to the embedding, it rotates queries and keys, it adds a bias to the
-scores. Each built-in part does one of them; see `Position`.
+A position encoding is built as `position(config, causal=...)`, one for each stack. It can add
+vectors to the embedding, rotate queries and keys, and add a bias to the scores. Each built-in
+encoding does one of them; see `Position`.
 
 Rotary embedding: Su et al. 2021 (RoFormer), in the half-split layout of GPT-NeoX and Llama, where
 element i of the first half of a head is paired with element i of its second half.
@@ -24,47 +24,47 @@ from miniformer.model.rotary_scaling import scaled_inv_freq
 
 
 class Rotation(NamedTuple):
-    """cos and sin of each pair's angle, float32 [B or 1, 1, T, R/2]: the same for every head."""
+    """cos and sin of each pair's angle, float32 [B or 1, 1, T, R/2], for all heads."""
 
     cos: Tensor
     sin: Tensor
 
 
 class Position(nn.Module):
-    """No position information; a causal mask still tells order (Haviv et al. 2022).
+    """No position encoding; a causal mask still implies order (Haviv et al. 2022).
 
-    The base of all position parts: each overrides what it does.
+    Base class of all position encodings.
     """
 
-    adds_bias = False  # whether `bias` gives one
+    adds_bias = False  # True if `bias` returns a tensor
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__()
 
     def vectors(self, positions: Tensor) -> Tensor | None:
-        """What is added to the embedding: int [B or 1, T] -> [B or 1, T, D]."""
+        """Returns a term of the embedding: int [B or 1, T] -> [B or 1, T, D]; None: none."""
         return None
 
     def rotation(
         self, positions: Tensor, *, length: Tensor, local: bool = False
     ) -> Rotation | None:
-        """How queries and keys at these positions are turned.
+        """Returns the rotation of queries and keys at these positions; None: none.
 
         Args:
             positions: int [B or 1, T].
-            length: tokens of the sequence that each belongs to, int [B or 1, T or 1]; with a
-                cache, those that it will come to have (`KVCache.spans`).
-            local: for a layer with a sliding window.
+            length: length of the sequence of each token, int [B or 1, T or 1]; with a cache, its
+                final length (`KVCache.final_lengths`).
+            local: True for a layer with a sliding window.
         """
         return None
 
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor | None:
-        """What is added to the scores: int [B or 1, T], [B or 1, S] -> [B or 1, H, T, S]."""
+        """Returns a term of the scores: int [B or 1, T], [B or 1, S] -> [B or 1, H, T, S]."""
         return None
 
 
 class RotaryPosition(Position):
-    """Turns pair i of each head by position * base ** (-2i / R): scores depend on distance only."""
+    """Rotates pair i of each head by position * base ** (-2i / R); scores depend on distance."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__(config, causal=causal)
@@ -73,13 +73,14 @@ class RotaryPosition(Position):
         self.base_local = config.rotary_base_local
 
     def rotation(self, positions: Tensor, *, length: Tensor, local: bool = False) -> Rotation:
-        # A base of their own means that local layers were not stretched with the others.
-        unscaled = local and self.base_local is not None
-        base = self.base_local if unscaled and self.base_local is not None else self.base
-        frequencies, factor = scaled_inv_freq(
-            None if unscaled else self.scaling, base=base, dim=self.dim, seq_lens=length
+        # Local layers with their own base are not scaled.
+        base, scaling = self.base, self.scaling
+        if local and self.base_local is not None:
+            base, scaling = self.base_local, None
+        inv_freq, factor = scaled_inv_freq(
+            scaling, base=base, dim=self.dim, seq_lens=length
         )  # [B or 1, T or 1, R/2]
-        angle = positions[:, None, :, None].float() * frequencies[:, None]
+        angle = positions[:, None, :, None].float() * inv_freq[:, None]
         cos, sin = angle.cos(), angle.sin()  # [B, 1, T, R/2]
         if factor != 1.0:
             cos, sin = cos * factor, sin * factor
@@ -87,7 +88,7 @@ class RotaryPosition(Position):
 
 
 class LearnedPosition(Position):
-    """A learnt vector for each position (GPT-2, BERT)."""
+    """Learned vector for each position (GPT-2, BERT)."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool) -> None:
         super().__init__(config, causal=causal)
@@ -105,29 +106,29 @@ class SinusoidalPosition(Position):
         self.width = config.d_model
 
     def vectors(self, positions: Tensor) -> Tensor:
-        sines = (self.width + 1) // 2
-        pair = torch.arange(sines, device=positions.device, dtype=torch.float32)
+        num_sines = (self.width + 1) // 2
+        pair = torch.arange(num_sines, device=positions.device, dtype=torch.float32)
         angle = positions[..., None].float() * 10000.0 ** (-2 * pair / self.width)
-        return torch.cat((angle.sin(), angle[..., : self.width - sines].cos()), -1)
+        return torch.cat((angle.sin(), angle[..., : self.width - num_sines].cos()), -1)
 
 
 class FairseqSinusoidalPosition(SinusoidalPosition):
-    """Sines as fairseq has them (Ott et al. 2019): counted from 2, wavelengths up to 10000.
+    """Sinusoidal positions of fairseq (Ott et al. 2019): from 2, wavelengths up to 10000.
 
-    Where D is odd the last element is zero.
+    The last element is zero if D is odd.
     """
 
     def vectors(self, positions: Tensor) -> Tensor:
         half = self.width // 2
         pair = torch.arange(half, device=positions.device, dtype=torch.float32)
-        rates = (pair * -(math.log(10000.0) / max(half - 1, 1))).exp()
-        angle = (positions[..., None] + 2).float() * rates
-        rest = angle.new_zeros(*angle.shape[:-1], self.width % 2)
-        return torch.cat((angle.sin(), angle.cos(), rest), -1)
+        inv_freq = (pair * -(math.log(10000.0) / max(half - 1, 1))).exp()
+        angle = (positions[..., None] + 2).float() * inv_freq
+        padding = angle.new_zeros(*angle.shape[:-1], self.width % 2)
+        return torch.cat((angle.sin(), angle.cos(), padding), -1)
 
 
 class ALiBiPosition(Position):
-    """Scores fall with distance, at a slope of its own for each head (Press et al. 2021)."""
+    """Bias of -slope * distance, with a slope for each head (Press et al. 2021)."""
 
     adds_bias = True
 
@@ -142,10 +143,10 @@ class ALiBiPosition(Position):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """A geometric series from 2 ** (-8 / n_heads); see Press et al. 2021, section 3.
+    """Returns a geometric series from 2 ** (-8 / n_heads); see Press et al. 2021, section 3.
 
-    Where n_heads is no power of two: that of the next smaller power, then every second one of that
-    of the next larger.
+    If n_heads is not a power of two: the series of the next smaller power, then every second
+    element of the series of the next larger power.
     """
     power = 2 ** int(math.log2(n_heads))
     slopes = [2.0 ** (-8 * (head + 1) / power) for head in range(power)]
@@ -154,7 +155,7 @@ def alibi_slopes(n_heads: int) -> list[float]:
 
 
 class RelativePosition(Position):
-    """A learnt bias for each head and bucket of distances, shared by all layers (T5)."""
+    """Learned bias for each head and bucket of distances, shared by all layers (T5)."""
 
     adds_bias = True
 
@@ -165,41 +166,42 @@ class RelativePosition(Position):
         self.weight = nn.Parameter(torch.empty(config.relative_buckets, config.n_heads))
 
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        ahead = key_positions[:, None, :] - query_positions[:, :, None]  # [B, T, S]
-        return self.weight[self._bucket(ahead)].movedim(-1, 1)  # [B, T, S, H] -> [B, H, T, S]
+        relative_position = key_positions[:, None, :] - query_positions[:, :, None]  # [B, T, S]
+        bias = self.weight[self._bucket(relative_position)]  # [B, T, S, H]
+        return bias.movedim(-1, 1)  # [B, H, T, S]
 
     def _bucket(self, relative_position: Tensor) -> Tensor:
-        """Near distances have a bucket each, farther ones share ever wider buckets."""
+        """Returns bucket indices: one for each near distance, logarithmic ones for far distances."""
         buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
         distance = (
             relative_position.abs() if self.bidirectional else (-relative_position).clamp_min(0)
         )
-        later = (relative_position > 0) * buckets * self.bidirectional
+        direction = (relative_position > 0) * buckets * self.bidirectional
         near = buckets // 2
-        share = (distance.clamp_min(1).float() / near).log() / math.log(self.max_distance / near)
-        far = near + (share * (buckets - near)).long().clamp_max(buckets - near - 1)
-        return later + torch.where(distance < near, distance, far)
+        ratio = (distance.clamp_min(1).float() / near).log() / math.log(self.max_distance / near)
+        far = near + (ratio * (buckets - near)).long().clamp_max(buckets - near - 1)
+        return direction + torch.where(distance < near, distance, far)
 
 
 def apply_rotary(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turns the first R elements of each head of x, [B, H, T, E]; the others pass unchanged."""
+    """Rotates the first R elements of each head of x, [B, H, T, E]; the others are unchanged."""
     dim = 2 * rotation.cos.shape[-1]
     cos, sin = rotation.cos.to(x.dtype), rotation.sin.to(x.dtype)
     if dim == x.shape[-1]:
         out: Tensor = _ApplyRotary.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return out
-    turned: Tensor = _ApplyRotary.apply(x[..., :dim], cos, sin)  # type: ignore[no-untyped-call]
-    return torch.cat((turned, x[..., dim:]), -1)
+    rotated: Tensor = _ApplyRotary.apply(x[..., :dim], cos, sin)  # type: ignore[no-untyped-call]
+    return torch.cat((rotated, x[..., dim:]), -1)
 
 
 def _rotate_half_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, -1)
-    turned = torch.addcmul(first * cos, second, sin, value=-1)
-    return torch.cat((turned, torch.addcmul(second * cos, first, sin)), -1)
+    rotated = torch.addcmul(first * cos, second, sin, value=-1)
+    return torch.cat((rotated, torch.addcmul(second * cos, first, sin)), -1)
 
 
 class _ApplyRotary(torch.autograd.Function):
-    """Its gradient is the rotation back, which is cheaper than going back through each step."""
+    """Rotation whose gradient is the inverse rotation, cheaper than autograd."""
 
     generate_vmap_rule = True
 

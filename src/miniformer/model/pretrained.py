@@ -1,6 +1,6 @@
-"""Saving and loading a model: `config.json`, `model.safetensors`, `format_version`.
+"""Saving and loading of models: `config.json`, `model.safetensors`, `format_version`.
 
-Loading reads JSON and safetensors only: nothing is unpickled and no code from the directory is run.
+Loading reads JSON and safetensors only; it neither unpickles nor runs code of the directory.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ FORMAT_VERSION = "1"
 
 
 class PretrainedMixin:
-    """`save_pretrained` and `from_pretrained` for a module built from a `config`."""
+    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module with a `config`."""
 
     config: TransformerConfig
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes the model into `directory`, made if missing; each file beside, then renamed.
+        """Writes the model to `directory`, created if missing; each file is written atomically.
 
         Raises:
             UserError: two tensors of the model share memory.
@@ -45,18 +45,18 @@ class PretrainedMixin:
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, message: str | None = None
     ) -> str:
-        """Uploads the model; `from_pretrained(name)` brings it back.
+        """Uploads the model; `from_pretrained(repo_id)` loads it.
 
         Args:
-            name: the repository, such as "user/name", made if missing.
-            private: whether a new repository is private.
-            message: of the commit.
+            repo_id: the repository, such as "user/name", created if missing.
+            private: True: a new repository is private.
+            message: the commit message.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            UserError: the hub refuses it or cannot be reached.
+            UserError: the hub refuses the upload or is not reachable.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -64,13 +64,13 @@ class PretrainedMixin:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, *, revision: str | None = None) -> Self:
-        """Builds the model that `save_pretrained` wrote, in eval mode and in the file's float type.
+        """Loads a model of `save_pretrained`, in eval mode and in the float type of the file.
 
-        A file with several float types is read into a float32 model.
+        A file with several float types is loaded as float32.
 
         Args:
             directory: a model directory, or a name on the hub such as "user/name".
-            revision: of a name on the hub: a branch, tag or commit.
+            revision: branch, tag or commit of a name on the hub.
 
         Raises:
             UserError: a file is missing, broken, of another format version or of another model.
@@ -90,14 +90,14 @@ class PretrainedMixin:
             raise UserError(f"{path}: no such file; a model directory needs its weights") from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file: {error}") from None
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        if wanted != found:
-            wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if expected != actual:
+            names = sorted({name for name, _ in expected.items() ^ actual.items()})
             raise UserError(
-                f"{path}: {len(wrong)} tensors do not match config.json; the first is "
-                f"{wrong[0]!r}: config {wanted.get(wrong[0], 'none')}, "
-                f"file {found.get(wrong[0], 'none')}"
+                f"{path}: {len(names)} tensors do not match config.json; the first is "
+                f"{names[0]!r}: config {expected.get(names[0], 'none')}, "
+                f"file {actual.get(names[0], 'none')}"
             )
         types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
         if len(types) == 1:
@@ -107,32 +107,34 @@ class PretrainedMixin:
 
 
 def refuse_shared_tensors(weights: dict[str, Tensor]) -> None:
-    """Refuses tensors that share memory: in the file, and loaded, they would come apart.
+    """Rejects tensors that share memory: the file would store separate copies.
 
     Args:
         weights: contiguous tensors by name.
 
     Raises:
-        UserError: two of them do; it names them.
+        UserError: two tensors share memory; it names them.
     """
-    spans = sorted(
+    intervals = sorted(
         (str(tensor.device), tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes, name)
         for name, tensor in weights.items()
         if tensor.nbytes
     )
-    for (device, _, end, name), (other_device, start, _, other) in itertools.pairwise(spans):
-        if device == other_device and start < end:
+    for (device, _, stop, name), (next_device, start, _, next_name) in itertools.pairwise(
+        intervals
+    ):
+        if device == next_device and start < stop:
             raise UserError(
-                f"tensors {name!r} and {other!r} share memory, which a model directory cannot "
-                "say; give each module tensors of its own, e.g. with copy.deepcopy"
+                f"tensors {name!r} and {next_name!r} share memory, which a model directory cannot "
+                "store; give each module its own tensors, e.g. with copy.deepcopy"
             )
 
 
 def read_config(directory: Path) -> tuple[str, TransformerConfig]:
-    """The architecture's name and the config of a model directory.
+    """Reads the architecture's name and the config of a model directory.
 
     Raises:
-        UserError: the directory is missing, of another format version, or its config is wrong.
+        UserError: the directory is missing, has another format version or an invalid config.
     """
     if not directory.is_dir():
         problem = (
@@ -149,12 +151,11 @@ def read_config(directory: Path) -> tuple[str, TransformerConfig]:
         missing = Path(error.filename).name
         if missing == "format_version" and '"model_type"' in _read_text(path):
             raise UserError(
-                f"{directory}: is a Hugging Face model; bring it here with `miniformer import`, "
+                f"{directory}: is a Hugging Face model; convert it with `miniformer import`, "
                 "or use miniformer.from_hf"
             ) from None
-        raise UserError(
-            f"{directory}: not a model directory: {missing} is missing{suggest_model_directory(directory)}"
-        ) from None
+        hint = suggest_model_directory(directory)
+        raise UserError(f"{directory}: not a model directory: {missing} is missing{hint}") from None
     except ConfigError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
@@ -176,6 +177,6 @@ def _read_text(path: Path) -> str:
 
 def write_config(directory: Path, architecture: str, config: TransformerConfig) -> None:
     """Writes a model directory's `config.json` and its format version."""
-    described = {"architecture": architecture, **config.to_dict()}
-    write_text(directory / "config.json", json.dumps(described, indent=2) + "\n")
+    values = {"architecture": architecture, **config.to_dict()}
+    write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
     write_text(directory / "format_version", FORMAT_VERSION + "\n")

@@ -1,14 +1,14 @@
-"""Stretching rotary embeddings to texts longer than those of training.
+"""Rotary scaling: rotary embeddings for texts longer than those of training.
 
-`rotary_scaling` of a config names one of these; `factor` is how much longer texts become.
+`rotary_scaling` of a config has one of these types; `factor` is the ratio of the lengths.
 
-| type    | what it does                                                 | source                  |
-|---------|--------------------------------------------------------------|-------------------------|
-| linear  | positions are divided by the factor                          | Chen et al. 2023        |
-| dynamic | past the original length the base grows with the text (NTK)  | Peng et al. 2023, 3.3   |
-| yarn    | fast pairs stay, slow ones are divided, a ramp between them  | Peng et al. 2023        |
-| longrope | each pair slowed by a factor of its own, others past the original length | Ding 2024 |
-| llama3  | the same with limits in wavelengths, as Llama 3.1 has it     | Grattafiori et al. 2024 |
+| type     | effect                                                       | source                  |
+|----------|--------------------------------------------------------------|-------------------------|
+| linear   | positions are divided by the factor                          | Chen et al. 2023        |
+| dynamic  | beyond the original length the base grows with the text (NTK) | Peng et al. 2023, 3.3  |
+| yarn     | slow pairs are divided, fast ones not, with a ramp           | Peng et al. 2023        |
+| llama3   | like yarn, with limits in wavelengths (Llama 3.1)            | Grattafiori et al. 2024 |
+| longrope | a factor for each pair, others beyond the original length    | Ding et al. 2024        |
 
 Letters: B batch, T query length, R rotated elements of a head.
 """
@@ -27,72 +27,69 @@ from miniformer.config.model_checks import ROTARY_SCALINGS
 def scaled_inv_freq(
     scaling: dict[str, Any] | None, *, base: float, dim: int, seq_lens: Tensor
 ) -> tuple[Tensor, float]:
-    """Angle of each pair for one position further, and by how much queries and keys lengthen.
+    """Returns the inverse frequency of each pair, and the attention factor.
 
     Args:
-        scaling: the config's `rotary_scaling`; None: as Su et al. 2021 have it.
+        scaling: the config's `rotary_scaling`; None: no scaling.
         base: wavelength base.
         dim: rotated elements R.
-        length: tokens of the sequence that each token belongs to, int [B or 1, T or 1]; `dynamic`
-            goes by it.
+        seq_lens: length of the sequence of each token, int [B or 1, T or 1]; for `dynamic` and
+            `longrope`.
 
     Returns:
-        float32 [B or 1, T or 1, R/2], and a factor on cos and sin.
+        float32 [B or 1, T or 1, R/2], and a factor of cos and sin.
     """
     pair = torch.arange(0, dim, 2, device=seq_lens.device, dtype=torch.float32)
     if scaling is None:
         return (base ** (-pair / dim))[None, None], 1.0
-    given = {**ROTARY_SCALINGS[scaling["type"]], **scaling}
-    factor = given["factor"]
-    if given["type"] == "dynamic":
-        original = given["original_max_seq_len"]
+    scaling = {**ROTARY_SCALINGS[scaling["type"]], **scaling}
+    factor = scaling["factor"]
+    if scaling["type"] == "dynamic":
+        original = scaling["original_max_seq_len"]
         seq_lens = seq_lens.clamp_min(original)
-        stretched = base * (factor * seq_lens / original - (factor - 1)) ** (dim / (dim - 2))
-        return stretched[..., None] ** (-pair / dim), 1.0
-    frequencies = base ** (-pair / dim)
-    if given["type"] == "longrope":
-        short, long = (pair.new_tensor(given[name]) for name in ("short_factors", "long_factors"))
-        is_long = (seq_lens > given["original_max_seq_len"])[..., None]
-        return frequencies / torch.where(is_long, long, short), _longrope_attention_factor(given)
-    if given["type"] == "linear":
-        return (frequencies / factor)[None, None], 1.0
-    if given["type"] == "llama3":
-        return _llama3_inv_freq(frequencies, given)[None, None], 1.0
-    return _yarn_inv_freq(frequencies, given, base=base, dim=dim)[
-        None, None
-    ], _yarn_attention_factor(given)
+        bases = base * (factor * seq_lens / original - (factor - 1)) ** (dim / (dim - 2))
+        return bases[..., None] ** (-pair / dim), 1.0
+    inv_freq = base ** (-pair / dim)
+    if scaling["type"] == "longrope":
+        short, long = (pair.new_tensor(scaling[name]) for name in ("short_factors", "long_factors"))
+        is_long = (seq_lens > scaling["original_max_seq_len"])[..., None]
+        return inv_freq / torch.where(is_long, long, short), _longrope_attention_factor(scaling)
+    if scaling["type"] == "linear":
+        return (inv_freq / factor)[None, None], 1.0
+    if scaling["type"] == "llama3":
+        return _llama3_inv_freq(inv_freq, scaling)[None, None], 1.0
+    inv_freq = _yarn_inv_freq(inv_freq, scaling, base=base, dim=dim)
+    return inv_freq[None, None], _yarn_attention_factor(scaling)
 
 
 def _longrope_attention_factor(scaling: dict[str, Any]) -> float:
-    """LongRoPE's temperature, taken into the length of queries and keys (Ding et al. 2024)."""
-    usual = 1 + math.log(scaling["factor"]) / math.log(max(scaling["original_max_seq_len"], 2))
-    return float(scaling["attention_factor"] or math.sqrt(usual))
+    """Returns LongRoPE's temperature as a factor of queries and keys (Ding et al. 2024)."""
+    default = 1 + math.log(scaling["factor"]) / math.log(max(scaling["original_max_seq_len"], 2))
+    return float(scaling["attention_factor"] or math.sqrt(default))
 
 
-def _llama3_inv_freq(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+def _llama3_inv_freq(inv_freq: Tensor, scaling: dict[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = scaling["original_max_seq_len"] * frequencies / (2 * math.pi)  # in the original length
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    share: Tensor = kept + (1 - kept) / scaling["factor"]
-    return frequencies * share
+    rotations = scaling["original_max_seq_len"] * inv_freq / (2 * math.pi)  # in original length
+    unscaled = ((rotations - low) / (high - low)).clamp(0, 1)
+    ratio: Tensor = unscaled + (1 - unscaled) / scaling["factor"]
+    return inv_freq * ratio
 
 
-def _yarn_inv_freq(
-    frequencies: Tensor, scaling: dict[str, Any], *, base: float, dim: int
-) -> Tensor:
-    def find_correction_dim(turns: float) -> float:
-        """The pair that turns so often in the original length."""
-        wavelengths = scaling["original_max_seq_len"] / (turns * 2 * math.pi)
+def _yarn_inv_freq(inv_freq: Tensor, scaling: dict[str, Any], *, base: float, dim: int) -> Tensor:
+    def find_correction_dim(num_rotations: float) -> float:
+        """Returns the pair with this number of rotations in the original length."""
+        wavelengths = scaling["original_max_seq_len"] / (num_rotations * 2 * math.pi)
         return dim * math.log(wavelengths) / (2 * math.log(base))
 
     low = max(math.floor(find_correction_dim(scaling["beta_fast"])), 0)
     high = min(math.ceil(find_correction_dim(scaling["beta_slow"])), dim - 1)
-    pair = torch.arange(dim // 2, device=frequencies.device, dtype=torch.float32)
-    slowed = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
-    share: Tensor = 1 - slowed + slowed / scaling["factor"]
-    return frequencies * share
+    pair = torch.arange(dim // 2, device=inv_freq.device, dtype=torch.float32)
+    ramp = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
+    ratio: Tensor = 1 - ramp + ramp / scaling["factor"]
+    return inv_freq * ratio
 
 
 def _yarn_attention_factor(scaling: dict[str, Any]) -> float:
-    """YaRN's temperature, taken into the length of queries and keys (its section 3.4)."""
+    """Returns YaRN's temperature as a factor of queries and keys (its section 3.4)."""
     return float(scaling["attention_factor"] or 0.1 * math.log(scaling["factor"]) + 1)

@@ -1,11 +1,10 @@
-"""Seq2SeqTransformer: an encoder reads a source, a decoder writes a target (Vaswani 2017).
+"""Seq2SeqTransformer: an encoder of a source and a decoder of a target (Vaswani 2017).
 
     source -> embedding -> encoder -> memory
                                          |
     target -> embedding -> decoder (self-attention, attention to the memory, feed-forward) -> head
 
-One embedding serves source, target and, where tied, the head; with `source_vocab_size` sources have
-one of their own.
+Source, target and a tied head share one embedding; with `source_vocab_size` the source has another.
 
 Letters: B batch, S source length, T target length, D model width, V vocabulary.
 """
@@ -33,7 +32,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     """An encoder and a decoder.
 
     Args:
-        config: shape and parts of both; the decoder has `n_decoder_layers` layers and is causal.
+        config: sizes and components of both; the decoder is causal.
 
     Example:
         >>> model = Seq2SeqTransformer(TransformerConfig(vocab_size=100, d_model=32, n_heads=4))
@@ -44,7 +43,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         problems = [
-            f"{name} is for a Transformer; leave it out for a Seq2SeqTransformer"
+            f"{name} is for a Transformer; omit it for a Seq2SeqTransformer"
             for name in ("causal", "input_dim", "output_dim", "token_types", "parallel_residual")
             if getattr(config, name)
         ]
@@ -70,11 +69,11 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> Tensor:
-        """Logits of each target position's next token.
+        """Computes next-token logits at each target position.
 
         Args:
             source: token ids, int [B, S].
-            target: the decoder's input, already shifted, int [B, T].
+            target: the decoder's input (shifted right), int [B, T].
             source_mask: bool [B, S], True = a real token; None: all are.
             target_mask: bool [B, T].
 
@@ -88,7 +87,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         return self.logits(self.features(target, memory, target_mask))
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Memory:
-        """Reads the source, once: int [B, S] -> what `features` takes; see `forward`."""
+        """Encodes the source, int [B, S]; see `forward`."""
         check_inputs(source, self.config, name="source")
         check_mask(source_mask, source, "source_mask")
         x = self._embed(source, self.source_embedding or self.embedding)
@@ -103,19 +102,19 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         *,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads, [B, T, D].
+        """Computes the inputs of the head, [B, T, D].
 
         Args:
             target: the decoder's input, int [B, T]; with a cache, the tokens after those in it.
             memory: from `encode`.
             target_mask: bool [B, T], True = a real token; None: all are.
-            cache: from `new_cache`; it holds one memory from its first pass on.
+            cache: from `new_cache`; it stores the memory of its first pass.
         """
         check_inputs(target, self.config, name="target", cache=cache)
         check_mask(target_mask, target, "target_mask")
         if len(memory.features) != len(target):
             rows = f"{len(memory.features)} sources, {len(target)} targets"
-            raise ValueError(f"each target needs a source of its own: {rows}")
+            raise ValueError(f"each target needs its own source: {rows}")
         return self.decoder.run_layers(
             self._embed(target, self.embedding),
             attention_mask=target_mask,
@@ -124,7 +123,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         )
 
     def logits(self, features: Tensor) -> Tensor:
-        """The head: [..., D] -> [..., vocab_size]."""
+        """Applies the head: [..., D] -> [..., vocab_size]."""
         out: Tensor = self.head(features, self.embedding.weight)
         return out
 
@@ -135,11 +134,11 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
 
     def engine(self, weight_dtype: str = "float32") -> Any:
-        """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
+        """See `Transformer.engine`."""
         return registry.get("runtime", "native")(self, weight_dtype)
 
     def cuda_graph_capture(self) -> Any:
-        """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
+        """See `Transformer.cuda_graph_capture`."""
         return registry.get("runtime", "cuda_graphs")(self)
 
     def generate(
@@ -153,32 +152,32 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         processors: Sequence[Processor] = (),
         **options: Any,
     ) -> Tensor | list[list[int]]:
-        """Writes a target to each source, token by token, with a key-value cache.
+        """Generates targets of sources with a key-value cache.
 
         Args:
             source: token ids, int [B, S], or a list of sources of any lengths.
             source_mask: bool [B, S], True = a real token; None: all are. Not for a list.
-            max_new_tokens: tokens of a target at most.
+            max_new_tokens: maximum number of tokens of a target.
             start_id: the decoder's first input; it is not part of the target.
-            prefix: token ids that each target begins with; they are not in what is returned.
+            prefix: first token ids of each target; they are not returned.
             processors: functions that change logits; see `miniformer.generation.logits_processors`.
             **options: the other fields of `GenerationConfig`.
 
         Returns:
-            Targets, `num_return_sequences` of the first source, then of the second, and so on: for
-            a tensor int [B * N, new], rows that ended early filled with `eos_id`; for a list, lists
-            without padding and without `eos_id`.
+            Targets, `num_return_sequences` (N) per source: for a tensor int [B * N, new], rows that
+            finish early padded with `eos_id`; for a list, lists without padding and without
+            `eos_id`.
 
         Raises:
-            ValueError: an option is out of its limits, a source is empty or holds an id outside the
-                vocabulary, or there is no room for `max_new_tokens` within `max_seq_len`.
+            ValueError: an option is out of range, a source is empty or has an id outside the
+                vocabulary, or `max_new_tokens` exceeds `max_seq_len`.
         """
-        settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
+        config = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
         start = [start_id, *prefix]
-        return api.generate_target(self, source, source_mask, start, settings, processors)
+        return api.generate_target(self, source, source_mask, start, config, processors)
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """An empty cache of the decoder; see `KVCache`."""
+        """Makes an empty cache of the decoder; see `KVCache`."""
         return self.decoder.new_cache(batch_size, capacity, kind)
 
     def backend_report(

@@ -1,7 +1,7 @@
-"""A stack of layers with its positions: what encoder and decoder have in common.
+"""Stack of layers with its position encoding; encoder and decoder are stacks.
 
     x -> token dropout -> + position vectors -> norm, if any -> dropout -> layers -> final norm
-                                                                  (but for post-norm)
+                                                                       (none with post-norm)
 
 Letters: B batch, T length, S source length, D model width.
 """
@@ -33,7 +33,7 @@ from miniformer.model.ops.precision import matmul_dtype
 
 
 class Memory(NamedTuple):
-    """An encoded source, which a decoder reads."""
+    """The encoded source of a decoder."""
 
     features: Tensor  # [B, S, D]
     mask: Tensor | None = None  # bool [B, S], True = a real token
@@ -43,10 +43,10 @@ class Stack(nn.Module):
     """Layers of one kind, one after another: [B, T, D] -> [B, T, D].
 
     Args:
-        config: its parts.
+        config: the model's config.
         n_layers: number of layers.
-        causal: whether a position sees no later one.
-        cross: whether the layers read a source, too.
+        causal: True: a position sees no later one.
+        cross: True: the layers have cross-attention to a source.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Stack(nn.Module):
         cache: KVCache | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
-        """Embedded inputs to features, normalised: [B, T, D] -> [B, T, D].
+        """Maps embedded inputs to normalized features: [B, T, D] -> [B, T, D].
 
         Args:
             x: embedded inputs.
             attention_mask: bool [B, T], True = a real position; None: all are.
             segment_ids: int [B, T], see `Transformer.forward`.
             cache: keys and values of earlier tokens.
-            memory: the source that a decoder reads.
+            memory: the encoded source, for a decoder.
         """
         positions, contexts = self._attention_contexts(x, attention_mask, segment_ids, cache)
         if self.training and self.config.token_dropout:
@@ -107,7 +107,7 @@ class Stack(nn.Module):
         return out
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """An empty cache for `batch_size` rows of at most `capacity` tokens; see `KVCache`."""
+        """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `KVCache`."""
         weight = next(self.parameters())
         return KVCache(
             windows=[getattr(layer.attention, "window", None) for layer in self.layers],
@@ -123,13 +123,12 @@ class Stack(nn.Module):
     def backend_report(
         self, *, ragged: bool = False, cached: bool = False, keys: int | None = None
     ) -> list[str]:
-        """For each attention, which backend computes it on this device and type, and why.
+        """Lists the backend of each attention on this device and type, and the reason for it.
 
         Args:
-            ragged: where there is padding, or several texts in a row. What layers with a window
-                need is known without.
-            cached: in cached decoding.
-            keys: number S of keys, as the choice may depend on it; None: `max_seq_len`.
+            ragged: for batches with padding or packed segments.
+            cached: for cached decoding.
+            keys: number S of keys, which the backend may depend on; None: `max_seq_len`.
         """
         weight = next(self.parameters())
         keys = self.config.max_seq_len if keys is None else keys
@@ -138,18 +137,19 @@ class Stack(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, MultiHeadAttention):
                 window = None if module.cross else module.window
-                seen = make_visibility(
+                visibility = make_visibility(
                     1, keys, causal=self.causal, window=window, device=weight.device
                 )
-                uneven = ragged or seen.window_active
-                call = self._attention_requirements(
-                    weight, module, keys=keys, ragged=uneven, cached=cached, grad=grad
+                requirements = self._attention_requirements(
+                    weight,
+                    module,
+                    keys=keys,
+                    ragged=ragged or visibility.window_active,
+                    cached=cached,
+                    grad=grad,
                 )
-                lines.append(
-                    "{}: {} ({})".format(
-                        name, *attention_backends.select_backend(module.backend, call)
-                    )
-                )
+                backend, reason = attention_backends.select_backend(module.backend, requirements)
+                lines.append(f"{name}: {backend} ({reason})")
         return lines
 
     def _attention_contexts(
@@ -159,29 +159,28 @@ class Stack(nn.Module):
         segment_ids: Tensor | None,
         cache: KVCache | None,
     ) -> tuple[Tensor, list[AttentionContext]]:
-        """Positions, and what each layer's attention needs; layers that are alike share it."""
+        """Returns positions, and the context of each layer's attention; equal layers share it."""
         if cache is not None:
             if len(x) != cache.batch_size:
                 raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
             positions = cache.extend(attention_mask, x.shape[1])
-            lengths = (
-                cache.final_lengths
-            )  # rotated keys stay as they are, so one must do for all steps
+            # Cached keys are not rotated again, so all steps use the final length.
+            lengths = cache.final_lengths
         else:
             lengths = make_sequence_lengths(
                 x.shape[1], attention_mask=attention_mask, segment_ids=segment_ids, device=x.device
             )
         grad = self._needs_grad(x)
-        seen: dict[int | None, Visibility] = {}
+        visibilities: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], AttentionContext] = {}
         contexts = []
         for index, layer in enumerate(self.layers):
             attention: Any = layer.attention
             window = getattr(attention, "window", None)
-            if window not in seen and cache is not None:
-                seen[window] = cache.visibility(index, positions, window)
-            elif window not in seen:
-                seen[window] = make_visibility(
+            if window not in visibilities and cache is not None:
+                visibilities[window] = cache.visibility(index, positions, window)
+            elif window not in visibilities:
+                visibilities[window] = make_visibility(
                     *x.shape[:2],
                     causal=self.causal,
                     window=window,
@@ -189,19 +188,23 @@ class Stack(nn.Module):
                     segment_ids=segment_ids,
                     device=x.device,
                 )
-                positions = seen[window].query_positions
-            some = seen[window]
-            ragged, cached = not some.is_dense or some.window_active, cache is not None
-            call = self._attention_requirements(
-                x, attention, keys=some.num_keys, ragged=ragged, cached=cached, grad=grad
+                positions = visibilities[window].query_positions
+            visibility = visibilities[window]
+            requirements = self._attention_requirements(
+                x,
+                attention,
+                keys=visibility.num_keys,
+                ragged=not visibility.is_dense or visibility.window_active,
+                cached=cache is not None,
+                grad=grad,
             )
             backend, _ = attention_backends.select_backend(
-                getattr(attention, "backend", "auto"), call
+                getattr(attention, "backend", "auto"), requirements
             )
-            alike = (window, backend, call.sinks)
-            if alike not in shared:
-                shared[alike] = self._attention_context(x, attention, some, backend, lengths)
-            contexts.append(shared[alike])
+            key = (window, backend, requirements.sinks)
+            if key not in shared:
+                shared[key] = self._attention_context(x, attention, visibility, backend, lengths)
+            contexts.append(shared[key])
         return positions, contexts
 
     def _attention_context(
@@ -222,7 +225,7 @@ class Stack(nn.Module):
         return AttentionContext(backend, mask, rotation, bias)
 
     def _needs_grad(self, *inputs: Tensor) -> bool:
-        """Whether there will be a backward pass, to the inputs or to any weight."""
+        """True if a backward pass may follow, to the inputs or to any weight."""
         tensors = itertools.chain(inputs, self.parameters())
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -245,51 +248,49 @@ class Stack(nn.Module):
             cached=cached,
             cross=cross,
             num_keys=keys,
-            head_dim=getattr(attention, "head_dim", 64),  # a user's own part may not say: as most
+            head_dim=getattr(attention, "head_dim", 64),  # a custom attention may have none
             softcap=getattr(attention, "softcap", None) is not None,
             sinks=getattr(attention, "sinks", None) is not None,
             bias=self.position.adds_bias and not cross,
         )
 
     def _source_contexts(self, x: Tensor, memory: Memory) -> list[AttentionContext]:
-        """For each layer, the mask of the source."""
+        """Returns the context of each layer's cross-attention."""
         mask = make_cross_mask(memory.mask)
         grad = self._needs_grad(x, memory.features)
+        keys, ragged = memory.features.shape[1], memory.mask is not None
         contexts = []
         attentions: list[Any] = [layer.cross_attention for layer in self.layers]
         for attention in attentions:
-            keys, ragged = memory.features.shape[1], memory.mask is not None
-            call = self._attention_requirements(
+            requirements = self._attention_requirements(
                 x, attention, keys=keys, ragged=ragged, cached=False, grad=grad
             )
-            backend, _ = attention_backends.select_backend(attention.backend, call)
-            contexts.append(
-                AttentionContext(
-                    backend, attention_backends.prepare_mask(backend, mask, matmul_dtype(x))
-                )
-            )
+            backend, _ = attention_backends.select_backend(attention.backend, requirements)
+            prepared = attention_backends.prepare_mask(backend, mask, matmul_dtype(x))
+            contexts.append(AttentionContext(backend, prepared))
         return contexts
 
 
 def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:
-    """Chooses how attention is computed: auto, or the name of a backend; see `backends`.
+    """Sets the attention backend of a model; see `attention_backends`.
+
+    A backend that cannot compute the model's attention raises UserError when the model is called.
 
     Args:
-        model: a model, or a part of one.
-        backend: its name.
+        model: a model, or a submodule of one.
+        backend: auto, or the name of a backend.
         layers: indices of the layers to change; None: all.
 
     Raises:
-        UserError: there is no such backend, or no such layer. A backend that cannot compute a
-            model's attention says so when the model is called.
+        UserError: the backend or a layer does not exist.
     """
     attention_backends.check_backend_name(backend)
     stacks = [module for module in model.modules() if isinstance(module, Stack)]
     count = max((len(stack.layers) for stack in stacks), default=0)
     missing = [index for index in layers or [] if not 0 <= index < count]
     if missing:
-        there = f"its layers are 0 to {count - 1}" if count else "it has no stack of layers"
-        raise UserError(f"the model has no layer {missing[0]}; {there}")
+        available = f"its layers are 0 to {count - 1}" if count else "it has no stack of layers"
+        raise UserError(f"the model has no layer {missing[0]}; {available}")
     for stack in stacks:
         for index, layer in enumerate(stack.layers):
             for module in layer.modules():
@@ -298,14 +299,14 @@ def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | No
 
 
 def set_activation_checkpointing(model: nn.Module, mode: str) -> None:
-    """Chooses what a training pass keeps for the backward pass; see `checkpointing`.
+    """Sets the activation checkpointing of a model; see `ops.activation_checkpointing`.
 
     Args:
-        model: a model, or a part of one.
-        how: none, selective or full.
+        model: a model, or a submodule of one.
+        mode: none, selective or full.
 
     Raises:
-        UserError: there is no such way.
+        UserError: the mode does not exist.
     """
     check_mode(mode)
     for stack in (module for module in model.modules() if isinstance(module, Stack)):

@@ -1,4 +1,4 @@
-"""Transformer: an encoder, or with `causal=True` a decoder-only language model.
+"""Transformer: an encoder, or with `causal=True` a decoder-only model.
 
     inputs -> embedding -> + token types -> Stack (positions, layers, final norm) -> head
               (ids or features)
@@ -29,7 +29,7 @@ class Transformer(PretrainedMixin, Stack):
     """A stack of encoder layers over token ids or feature vectors.
 
     Args:
-        config: its shape and parts.
+        config: sizes and components of the model.
 
     Example:
         >>> model = Transformer(TransformerConfig(vocab_size=100, d_model=32, n_heads=4))
@@ -62,19 +62,18 @@ class Transformer(PretrainedMixin, Stack):
         token_types: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """Logits at each position.
+        """Computes logits at each position.
 
         Args:
             inputs: token ids, int [B, T], or with `input_dim` features, float [B, T, input_dim].
             attention_mask: bool [B, T], True = a real position; None: all are.
-            segment_ids: int [B, T]: several sequences packed in a row, numbered from 1; 0 is
-                padding. Each sees only itself, and its positions start from 0.
-            token_types: int [B, T], where the config has them; None: all are of type 0.
-            cache: keys and values of earlier tokens, from `new_cache`; `inputs` are the tokens
-                after them.
+            segment_ids: int [B, T]: sequences packed in a row, numbered from 1; 0 is padding. Each
+                sees only itself, and its positions start from 0.
+            token_types: int [B, T], if the config has `token_types`; None: all are 0.
+            cache: keys and values of the tokens before `inputs`, from `new_cache`.
 
         Returns:
-            [B, T, vocab_size], or [B, T, output_dim] where that is set.
+            [B, T, vocab_size], or [B, T, output_dim] if that is set.
 
         Raises:
             ValueError: the inputs have the wrong shape or type, or are longer than `max_seq_len`.
@@ -93,7 +92,7 @@ class Transformer(PretrainedMixin, Stack):
         token_types: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """What the head reads: the last layer's output, normalised, [B, T, D]; see `forward`."""
+        """Computes the inputs of the head: normalized last layer, [B, T, D]; see `forward`."""
         check_inputs(inputs, self.config, cache=cache)
         check_mask(attention_mask, inputs)
         check_segments(segment_ids, inputs, cache)
@@ -101,8 +100,8 @@ class Transformer(PretrainedMixin, Stack):
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
         if self.type_embedding is not None:
-            kinds = self.type_embedding.weight[0]
-            x = x + (kinds if token_types is None else self.type_embedding(token_types))
+            type_zero = self.type_embedding.weight[0]
+            x = x + (type_zero if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ValueError("the model has no token types; set token_types in its config")
         return self.run_layers(
@@ -110,18 +109,18 @@ class Transformer(PretrainedMixin, Stack):
         )
 
     def logits(self, features: Tensor) -> Tensor:
-        """The head: [..., D] -> [..., vocab_size or output_dim]."""
+        """Applies the head: [..., D] -> [..., vocab_size or output_dim]."""
         out: Tensor = self.head(features, self.embedding.weight)
         return out
 
     def cross_entropy(
         self, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Summed cross-entropy of `logits(features)` in nats, without ever holding them all.
+        """Computes the summed cross-entropy of `logits(features)` in nats, in chunks of logits.
 
         Args:
             features: [N, D].
-            labels: int [N]; -100: nothing is predicted there.
+            labels: int [N]; -100: ignored.
             label_smoothing: share of each label that is spread over the vocabulary.
         """
         return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
@@ -133,7 +132,7 @@ class Transformer(PretrainedMixin, Stack):
         *,
         token_types: Tensor | None = None,
     ) -> Tensor:
-        """One vector for each sequence, [B, D], as the config's `pooling` says; see `forward`."""
+        """Pools each sequence to a vector by the config's `pooling`, [B, D]; see `forward`."""
         features = self.features(inputs, attention_mask, token_types=token_types)
         return pool(features, attention_mask, self.config.pooling)
 
@@ -144,15 +143,14 @@ class Transformer(PretrainedMixin, Stack):
         *,
         token_types: Tensor | None = None,
     ) -> Tensor:
-        """The head on each sequence's one vector: [B, output_dim or vocab_size]; see `forward`."""
+        """Applies the head to pooled vectors: [B, output_dim or vocab_size]; see `forward`."""
         return self.logits(self.embed(inputs, attention_mask, token_types=token_types))
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """An empty cache for `batch_size` rows of at most `capacity` tokens each; see `KVCache`.
+        """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `KVCache`.
 
         Raises:
-            ConfigError: the model is not causal: its earlier outputs would change with later
-                tokens.
+            ConfigError: the model is not causal, so later tokens would change earlier outputs.
         """
         if not self.config.causal:
             raise ConfigError(
@@ -161,11 +159,11 @@ class Transformer(PretrainedMixin, Stack):
         return super().new_cache(batch_size, capacity, kind)
 
     def engine(self, weight_dtype: str = "float32") -> Any:
-        """What decodes on a CPU, as long as weights and parts allow it; see `native.engine`."""
+        """Returns the native CPU engine of this model; see `runtime.native.engine`."""
         return registry.get("runtime", "native")(self, weight_dtype)
 
     def cuda_graph_capture(self) -> Any:
-        """What records decoding steps as a CUDA graph, or a UserError; see `graphs`."""
+        """Returns the function that captures CUDA graphs; see `runtime.cuda_graphs`."""
         return registry.get("runtime", "cuda_graphs")(self)
 
     def generate(
@@ -176,22 +174,22 @@ class Transformer(PretrainedMixin, Stack):
         processors: Sequence[Processor] = (),
         **options: Any,
     ) -> Tensor | list[list[int]]:
-        """Continues prompts, token by token, with a key-value cache.
+        """Generates continuations of prompts with a key-value cache.
 
         Args:
-            input_ids: prompts of one length, int [B, T], or a list of prompts of any lengths.
-            max_new_tokens: tokens to add at most.
+            input_ids: prompts of equal length, int [B, T], or a list of prompts of any lengths.
+            max_new_tokens: maximum number of new tokens.
             processors: functions that change logits; see `miniformer.generation.logits_processors`.
             **options: the other fields of `GenerationConfig`.
 
         Returns:
-            Prompts and continuations, `num_return_sequences` of the first, then of the second, and
-            so on: for a tensor int [B * N, T + new], rows that ended early filled with `eos_id`;
-            for a list, lists without padding and without `eos_id`.
+            Prompts with their continuations, `num_return_sequences` (N) per prompt: for a tensor
+            int [B * N, T + new], rows that finish early padded with `eos_id`; for a list, lists
+            without padding and without `eos_id`.
 
         Raises:
-            ValueError: an option is out of its limits, a prompt is empty, holds an id outside the
-                vocabulary, or leaves no room for `max_new_tokens` within `max_seq_len`.
+            ValueError: an option is out of range, a prompt is empty or has an id outside the
+                vocabulary, or prompt and `max_new_tokens` exceed `max_seq_len`.
         """
-        settings = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
-        return api.generate(self, input_ids, settings, processors)
+        config = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
+        return api.generate(self, input_ids, config, processors)

@@ -1,12 +1,12 @@
-"""How attention is computed: the backends there are, and the choice among them.
+"""Attention backends and their selection.
 
-| backend | what it is                                          | where                          |
+| backend | implementation                                      | supported on                   |
 |---------|-----------------------------------------------------|--------------------------------|
-| plain   | written out, scores in memory                       | everywhere, everything         |
+| plain   | eager; the scores are in memory                     | everywhere, all options        |
 | sdpa    | torch's fused attention (FlashAttention 2 on a GPU) | everywhere; no soft-cap        |
 | flex    | torch's flex_attention (Dong et al. 2024)           | GPU; CPU without gradients     |
 | varlen  | FlashAttention 2 over real tokens only, no padding  | GPU, half precision            |
-| matmul  | batched matrix products, shares kept for backward   | everywhere; a plain softmax    |
+| matmul  | batched matrix products; saves attention weights    | everywhere; plain softmax only |
 
 Letters: B batch, T query length, S key length, H query heads, K key-value heads, E head width,
     N real tokens.
@@ -31,12 +31,12 @@ from miniformer.model.masks import AttentionMask, Visibility, make_mask
 
 
 class AttentionRequirements(NamedTuple):
-    """What decides which backends can compute an attention."""
+    """Properties of an attention call that determine the supported backends."""
 
     device: str
     dtype: torch.dtype
-    needs_grad: bool  # gradients are wanted
-    ragged: bool  # there is padding, several segments in a row, or a window
+    needs_grad: bool
+    ragged: bool  # the batch has padding or packed segments, or the layer has a window
     cached: bool
     cross: bool
     num_keys: int  # S
@@ -46,7 +46,7 @@ class AttentionRequirements(NamedTuple):
     bias: bool
 
 
-# What newer torch versions have.
+# Attributes of newer torch versions.
 _REQUIRED_ATTRIBUTES = {
     "flex": ("torch.nn.attention.flex_attention", "AuxRequest"),
     "varlen": ("torch.nn.attention.varlen", "varlen_attn"),
@@ -62,7 +62,7 @@ def _has_attribute(module: str, name: str) -> bool:
 
 
 def unsupported_reason(backend: str, requirements: AttentionRequirements) -> str | None:
-    """Why a backend cannot compute this attention; None: it can."""
+    """Returns the reason why a backend cannot compute this attention; None: it can."""
     if backend == "sdpa" and requirements.softcap:
         return "torch's fused attention has no soft-cap"
     if backend == "flex":
@@ -71,32 +71,29 @@ def unsupported_reason(backend: str, requirements: AttentionRequirements) -> str
         if requirements.device == "cpu" and requirements.needs_grad:
             return "flex_attention has no backward pass on a CPU"
         if requirements.cross:
-            return "it is wired for self-attention only"
+            return "only self-attention is supported"
         if requirements.device == "cuda" and requirements.head_dim < 16:
-            return f"flex_attention needs heads of 16 numbers on a GPU, not {requirements.head_dim}"
+            return f"flex_attention needs head_dim >= 16 on a GPU, not {requirements.head_dim}"
     if backend == "varlen":
         if requirements.device != "cuda":
             return "FlashAttention needs a CUDA device"
         if requirements.dtype not in (torch.float16, torch.bfloat16):
             return f"FlashAttention needs float16 or bfloat16, not {requirements.dtype}"
         if requirements.head_dim > 256:
-            return f"FlashAttention has heads of 256 numbers at most, not {requirements.head_dim}"
+            return f"FlashAttention needs head_dim <= 256, not {requirements.head_dim}"
         if requirements.cached or requirements.cross:
-            return "it is wired for full passes of self-attention"
+            return "only self-attention without a cache is supported"
+    if backend in ("varlen", "matmul"):
         for name in ("softcap", "sinks", "bias"):
             if getattr(requirements, name):
-                return f"FlashAttention has no {name} of the scores"
-    if backend == "matmul":
-        for name in ("softcap", "sinks", "bias"):
-            if getattr(requirements, name):
-                return f"it has no {name} of the scores"
+                return f"{name} of the scores is not supported"
     if backend in _REQUIRED_ATTRIBUTES and not _has_attribute(*_REQUIRED_ATTRIBUTES[backend]):
         return f"torch {torch.__version__} has no {'.'.join(_REQUIRED_ATTRIBUTES[backend])}"
     return None
 
 
 def check_backend_name(backend: str) -> None:
-    """Raises UserError for a backend that does not exist."""
+    """Raises UserError for an unknown backend."""
     if backend not in ("auto", *BACKENDS):
         raise UserError(
             registry.unknown_name_message("attention backend", backend, ["auto", *BACKENDS])
@@ -104,39 +101,38 @@ def check_backend_name(backend: str) -> None:
 
 
 def select_backend(requested: str, requirements: AttentionRequirements) -> tuple[str, str]:
-    """The backend to use, and why.
+    """Returns the name of the backend, and the reason for it.
 
     Raises:
-        UserError: the one that was asked for cannot compute this attention.
+        UserError: the requested backend cannot compute this attention.
     """
     if requested != "auto":
         reason = unsupported_reason(requested, requirements)
         if reason is not None:
             raise UserError(f"attention backend {requested!r}: {reason}; use 'auto' or 'plain'")
-        return requested, "asked for"
-    # Gathering the real tokens reads their number, which a compiled graph cannot.
+        return requested, "requested"
+    # Gathering the real tokens reads their number; a compiled graph cannot.
     if (
         requirements.ragged
         and not torch.compiler.is_compiling()
         and unsupported_reason("varlen", requirements) is None
     ):
         return "varlen", "FlashAttention over real tokens and within windows only"
-    if unsupported_reason("sdpa", requirements) is not None:
+    reason = unsupported_reason("sdpa", requirements)
+    if reason is not None:
         if requirements.device == "cuda" and unsupported_reason("flex", requirements) is None:
-            return "flex", f"{unsupported_reason('sdpa', requirements)}; flex_attention fuses it"
-        return "plain", f"{unsupported_reason('sdpa', requirements)}"
-    half_on_cpu = requirements.device == "cpu" and requirements.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    )
+            return "flex", f"{reason}; flex_attention fuses it"
+        return "plain", reason
+    half = requirements.dtype in (torch.float16, torch.bfloat16)
     if (
-        half_on_cpu
+        half
+        and requirements.device == "cpu"
         and requirements.needs_grad
         and requirements.num_keys <= MAX_KEYS
         and unsupported_reason("matmul", requirements) is None
     ):
         return "matmul", "faster backward than torch's fused attention at this length and type"
-    flash = requirements.device == "cuda" and requirements.dtype in (torch.float16, torch.bfloat16)
+    flash = half and requirements.device == "cuda"
     if flash and not (requirements.ragged or requirements.bias or requirements.sinks):
         return "sdpa", "torch's fused attention, as FlashAttention"
     return "sdpa", "torch's fused attention"
@@ -150,14 +146,14 @@ def prepare(
     batch_size: int,
     dtype: torch.dtype,
 ) -> Any:
-    """What a backend needs to know of a mask, made once for all layers that share it.
+    """Makes a backend's form of a mask, once for all layers that share it.
 
     Args:
-        backend: which one.
-        seen: who may attend to whom.
-        scores: what becomes of the scores.
-        rows: number B of rows.
-        dtype: type of the products.
+        backend: name of the backend.
+        visibility: the keys that each query may attend to.
+        scores: options of the scores.
+        batch_size: number B of rows.
+        dtype: type of the matrix products.
     """
     if backend == "varlen":
         return functions.pack(visibility, batch_size)
@@ -168,7 +164,7 @@ def prepare(
 
 
 def prepare_mask(backend: str, mask: AttentionMask, dtype: torch.dtype) -> Any:
-    """The same for a mask that is written out already, in `allowed` only."""
+    """Makes a backend's form of an explicit mask, one that has only `allowed`."""
     return additive_mask(mask, dtype) if backend == "matmul" else mask
 
 
@@ -178,13 +174,13 @@ def attend(
     """Scaled dot-product attention.
 
     Args:
-        backend: which one computes it.
+        backend: name of the backend.
         q: queries, [B, H, T, E].
         k: keys, [B, K, S, E]; K divides H, and key-value head j serves query heads j*H/K to
             (j+1)*H/K - 1.
         v: values, [B, K, S, E].
-        mask: from `prepare`; a query that may attend to nothing gets zeros.
-        scores: what becomes of the scores.
+        mask: from `prepare`; a fully masked query gets zeros.
+        scores: options of the scores.
 
     Returns:
         [B, H, T, E].

@@ -1,4 +1,4 @@
-"""Attention computed, a function for each backend; `backends` chooses among them.
+"""Attention functions, one for each backend; `attention_backends.select_backend` selects one.
 
 Letters: B batch, T query length, S key length, H query heads, K key-value heads, E head width,
     N real tokens.
@@ -21,28 +21,28 @@ from miniformer.model.ops.precision import matmul_dtype
 
 
 class ScoreOptions(NamedTuple):
-    """What becomes of query-key products before the softmax."""
+    """Options for the scores, the query-key products before the softmax."""
 
     scale: float | None = None  # factor; None: 1 / sqrt(E)
     softcap: float | None = None  # scores s become c * tanh(s / c)
-    sinks: Tensor | None = None  # [H]: a logit that takes part in each softmax and adds nothing
+    sinks: Tensor | None = None  # [H]: an additional logit of each softmax, without a value
     bias: Tensor | None = None  # [B or 1, H, T, S], added before the soft-cap
 
 
 class VarlenLayout(NamedTuple):
-    """The real tokens of a batch, segment after segment: what `varlen` needs."""
+    """The real tokens of a batch, segment after segment, for `varlen`."""
 
-    indices: Tensor  # int [N]: row * T + column of each
-    cu_seqlens: Tensor  # int32 [segments + 1]: where each segment begins, and the end
+    indices: Tensor  # int [N]: row * T + column of each token
+    cu_seqlens: Tensor  # int32 [segments + 1]: start of each segment, then N
     max_seqlen: int
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: ScoreOptions) -> Tensor:
-    """Attention as it is written in the papers, softmax in float32."""
+    """Eager attention; the softmax is in float32."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
     scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
-    # Scaled before the product, which might overflow in float16.
+    # Scaled before the product, which could overflow in float16.
     s = ((q * scale) @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
     if scores.bias is not None:
         s = s + scores.bias
@@ -53,28 +53,28 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: ScoreOpt
     if scores.sinks is not None:
         sinks = scores.sinks[None, :, None, None].expand(*s.shape[:3], 1)
         s = torch.cat((s, sinks.to(s.dtype)), -1)  # [B, H, T, S + 1]
-    shares = s.softmax(-1)[..., : k.shape[2]].to(v.dtype)
-    return _zero_fully_masked(shares @ v, mask)
+    weights = s.softmax(-1)[..., : k.shape[2]].to(v.dtype)
+    return _zero_fully_masked(weights @ v, mask)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: ScoreOptions) -> Tensor:
     """torch's `scaled_dot_product_attention`."""
-    allowed: Tensor | None = mask.allowed
+    attn_mask: Tensor | None = mask.allowed
     if scores.bias is not None:
-        allowed = scores.bias.to(q.dtype)
+        attn_mask = scores.bias.to(q.dtype)
         if mask.allowed is not None:
-            allowed = allowed.masked_fill(~mask.allowed, float("-inf"))
+            attn_mask = attn_mask.masked_fill(~mask.allowed, float("-inf"))
     if scores.sinks is not None:
         # A key of zeros has the score 0, to which the mask adds the sink; its value is zeros.
         sinks = scores.sinks.to(q.dtype)[None, :, None, None]
-        seen = _mask_to_bias(allowed, q, k)
-        allowed = torch.cat((seen, sinks.expand(seen.shape[0], -1, seen.shape[2], 1)), -1)
+        bias = _mask_to_bias(attn_mask, q, k)
+        attn_mask = torch.cat((bias, sinks.expand(bias.shape[0], -1, bias.shape[2], 1)), -1)
         k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
     out = F.scaled_dot_product_attention(
         q,
         k,
         v,
-        attn_mask=allowed,
+        attn_mask=attn_mask,
         is_causal=mask.is_causal,
         scale=scores.scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -83,10 +83,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: ScoreOpti
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scores: ScoreOptions) -> Tensor:
-    """torch's `flex_attention`; compiled on a GPU, where it is made for."""
+    """torch's `flex_attention`; compiled on a GPU."""
     from torch.nn.attention.flex_attention import AuxRequest, create_block_mask
 
-    if not q.numel():  # of which flex_attention can make no blocks
+    if not q.numel():  # flex_attention cannot make blocks of an empty tensor
         return plain(q, k, v, make_mask(visibility), scores)
 
     def score_mod(s: Tensor, b: Tensor, h: Tensor, t: Tensor, key: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scores: ScoreO
             s = scores.softcap * torch.tanh(s / scores.softcap)
         return s
 
-    changed = scores.bias is not None or scores.softcap is not None
+    modified = scores.bias is not None or scores.softcap is not None
     blocks = None
     if visibility.causal or visibility.window_active or not visibility.is_dense:
         rows = None if visibility.is_dense else q.shape[0]
@@ -108,13 +108,13 @@ def flex(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scores: ScoreO
         q,
         k,
         v,
-        score_mod=score_mod if changed else None,
+        score_mod=score_mod if modified else None,
         block_mask=blocks,
         scale=scores.scale,
         enable_gqa=q.shape[1] != k.shape[1],
         return_aux=AuxRequest(lse=True),
     )
-    if scores.sinks is not None:  # the sink only makes the softmax's denominator larger
+    if scores.sinks is not None:  # a sink only increases the softmax's denominator
         out = out * torch.sigmoid(aux.lse - scores.sinks[None, :, None]).to(out.dtype)[..., None]
     if visibility.is_dense:
         return out  # type: ignore[no-any-return]
@@ -124,12 +124,12 @@ def flex(q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, scores: ScoreO
 def varlen(
     q: Tensor, k: Tensor, v: Tensor, packed: tuple[VarlenLayout, Visibility], scores: ScoreOptions
 ) -> Tensor:
-    """FlashAttention 2 over the real tokens laid end to end."""
+    """FlashAttention 2 over the concatenated real tokens."""
     from torch.nn.attention.varlen import varlen_attn
 
-    tokens, seen = packed
-    if not len(tokens.indices):
-        return plain(q, k, v, make_mask(seen), scores)
+    layout, visibility = packed
+    if not len(layout.indices):
+        return plain(q, k, v, make_mask(visibility), scores)
     dtype = matmul_dtype(q)
     batch, heads, length, width = q.shape
     group = heads // k.shape[1]
@@ -137,27 +137,31 @@ def varlen(
     if shared and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # torch 2.11
         shared, (k, v) = {}, (x.repeat_interleave(group, 1) for x in (k, v))
 
-    def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E, rounded up to eights]
-        x = x.transpose(1, 2).reshape(batch * length, -1, width)[tokens.indices].to(dtype)
-        return F.pad(x, (0, -width % 8))  # numbers of 0 add nothing
+    def gather(x: Tensor) -> Tensor:  # [B, heads, T, E] -> [N, heads, E up to a multiple of 8]
+        x = x.transpose(1, 2).reshape(batch * length, -1, width)[layout.indices].to(dtype)
+        return F.pad(x, (0, -width % 8))  # zeros add nothing to the products
 
-    side = -1 if seen.window is None else seen.window // 2
-    window = (-1 if seen.window is None else seen.window - 1, 0) if seen.causal else (side, side)
+    if visibility.window is None:
+        window = (-1, 0 if visibility.causal else -1)
+    elif visibility.causal:
+        window = (visibility.window - 1, 0)
+    else:
+        window = (visibility.window // 2, visibility.window // 2)
     out = varlen_attn(
         gather(q),
         gather(k),
         gather(v),
-        tokens.cu_seqlens,
-        tokens.cu_seqlens,
-        tokens.max_seqlen,
-        tokens.max_seqlen,
+        layout.cu_seqlens,
+        layout.cu_seqlens,
+        layout.max_seqlen,
+        layout.max_seqlen,
         scale=width**-0.5 if scores.scale is None else scores.scale,
         window_size=window,
         **shared,
     )
     assert isinstance(out, Tensor)
     rows = out.new_zeros(batch * length, heads, width)
-    rows = rows.index_copy(0, tokens.indices, out[..., :width])
+    rows = rows.index_copy(0, layout.indices, out[..., :width])
     return rows.view(batch, length, heads, width).transpose(1, 2)
 
 
@@ -167,19 +171,19 @@ def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scores: ScoreOpt
 
 
 def pack(visibility: Visibility, batch_size: int) -> tuple[VarlenLayout, Visibility]:
-    """The order in which each segment's real tokens lie side by side."""
+    """Returns the layout in which the real tokens of each segment are contiguous."""
     segments = visibility.query_segments
     if segments is None:
         segments = torch.ones_like(visibility.query_positions).expand(batch_size, -1)
     row = torch.arange(len(segments), device=segments.device)[:, None].expand_as(segments)
-    order = segments.sort(dim=1, stable=True).indices + row * segments.shape[1]
-    order = order.flatten()
-    order = order[segments.flatten()[order] != 0]
-    row, segments = row.flatten()[order], segments.flatten()[order]
-    begins = (row[1:] != row[:-1]) | (segments[1:] != segments[:-1])
-    starts = F.pad(begins.nonzero()[:, 0] + 1, (1, 1))  # [segments + 1]
-    starts[-1] = len(order)
-    return VarlenLayout(order, starts.to(torch.int32), int(starts.diff().max())), visibility
+    indices = segments.sort(dim=1, stable=True).indices + row * segments.shape[1]
+    indices = indices.flatten()
+    indices = indices[segments.flatten()[indices] != 0]
+    row, segments = row.flatten()[indices], segments.flatten()[indices]
+    is_start = (row[1:] != row[:-1]) | (segments[1:] != segments[:-1])
+    starts = F.pad(is_start.nonzero()[:, 0] + 1, (1, 1))  # [segments + 1]
+    starts[-1] = len(indices)
+    return VarlenLayout(indices, starts.to(torch.int32), int(starts.diff().max())), visibility
 
 
 def _zero_fully_masked(out: Tensor, mask: AttentionMask) -> Tensor:
@@ -187,7 +191,7 @@ def _zero_fully_masked(out: Tensor, mask: AttentionMask) -> Tensor:
 
 
 def _mask_to_bias(allowed: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
-    """A mask as what is added to the scores, [B or 1, H, T, S]."""
+    """Converts a mask to a bias of the scores, [B or 1, H, T, S]."""
     shape = (-1, q.shape[1], q.shape[2], k.shape[2])
     if allowed is None:
         return q.new_zeros(1, 1, 1, 1).expand(1, *shape[1:])
@@ -197,24 +201,24 @@ def _mask_to_bias(allowed: Tensor | None, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _make_mask_mod(visibility: Visibility) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """A visibility as flex_attention's function of row, head, query and key."""
-    late = visibility.num_keys - visibility.num_queries
+    """Makes flex_attention's `mask_mod` of a visibility."""
+    offset = visibility.num_keys - visibility.num_queries
 
     def mask_mod(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if visibility.is_dense:
-            query, key, allowed = t + late, s, s >= 0
+            query, key, allowed = t + offset, s, s >= 0
         else:
             query = visibility.query_positions[b if len(visibility.query_positions) > 1 else 0, t]
             key = visibility.key_positions[b if len(visibility.key_positions) > 1 else 0, s]
             allowed = key >= 0
         if visibility.key_segments is not None and visibility.query_segments is not None:
-            other = visibility.key_segments[b, s]
-            allowed = allowed & (visibility.query_segments[b, t] == other) & (other != 0)
+            segment = visibility.key_segments[b, s]
+            allowed = allowed & (visibility.query_segments[b, t] == segment) & (segment != 0)
         if visibility.causal:
             allowed = allowed & (key <= query)
         if visibility.window is not None:
-            reach = visibility.window - 1 if visibility.causal else visibility.window // 2
-            allowed = allowed & ((query - key).abs() <= reach)
+            max_distance = visibility.window - 1 if visibility.causal else visibility.window // 2
+            allowed = allowed & ((query - key).abs() <= max_distance)
         return allowed
 
     return mask_mod

@@ -1,9 +1,9 @@
 """Attention as batched matrix products, for short texts in half precision on a CPU.
 
-torch's fused CPU attention is slow at going backward in bfloat16: forward and backward of 48 heads
-x 256 tokens x 64 take 11.2 ms, this 5.4 ms (two cores with AMX, torch 2.13). The price: the shares
-of all pairs are kept for the backward pass, and scores are rounded to bfloat16, so that the result
-is off by 0.3 to 0.6 % instead of 0.2 %, as written-out attention is in other libraries.
+The backward pass of torch's fused CPU attention is slow in bfloat16: forward and backward of 48
+heads x 256 tokens x 64 take 11.2 ms, these functions 5.4 ms (two cores with AMX, torch 2.13). The
+cost: all attention weights are saved for the backward pass, and scores are rounded to bfloat16. The
+error is 0.3 to 0.6 % instead of 0.2 %, like that of eager attention in other libraries.
 
 Letters: B batch, T query length, S key length, H query heads, K key-value heads, E head width.
 """
@@ -18,18 +18,18 @@ from torch import Tensor
 from miniformer.model.masks import AttentionMask
 from miniformer.model.ops.precision import matmul_dtype
 
-MAX_KEYS = 512  # keys up to which it is faster than torch's fused attention
+MAX_KEYS = 512  # with more keys torch's fused attention is faster
 
 
 class AdditiveMask(NamedTuple):
-    """A mask as what is added to the scores."""
+    """A mask that is added to the scores."""
 
     bias: Tensor | None  # 0 or -inf, [B or 1, 1, T, S]
     fully_masked: Tensor | None  # see `AttentionMask`
 
 
 def additive_mask(mask: AttentionMask, dtype: torch.dtype) -> AdditiveMask:
-    """Writes `allowed` as what is added to scores of type `dtype`."""
+    """Converts a mask to a bias for scores of type `dtype`."""
     if mask.allowed is None:
         return AdditiveMask(None, mask.fully_masked)
     zeros = torch.zeros_like(mask.allowed, dtype=dtype)
@@ -39,7 +39,7 @@ def additive_mask(mask: AttentionMask, dtype: torch.dtype) -> AdditiveMask:
 def matmul_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scale: float | None
 ) -> Tensor:
-    """See `backends.attend`."""
+    """See `attention_backends.attend`."""
     dtype, group = matmul_dtype(q), q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
@@ -51,22 +51,22 @@ def matmul_attention(
 
 
 class _MatmulAttention(torch.autograd.Function):
-    """Keeps the shares, and nothing else of that size."""
+    """Attention that saves its weights [B*H, T, S], and no other tensor of that size."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
     ) -> Tensor:
         batch, heads, length, width = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        if added is not None and added.shape[0] == 1:
-            added = added[0]
-        elif added is not None:
-            added = added.expand(-1, heads, length, -1).flatten(0, 1)
-        shares = _scaled_bmm(q, k.transpose(1, 2), scale, added).softmax(-1)  # [B*H, T, S]
-        ctx.save_for_backward(q, k, v, shares)
+        if bias is not None and bias.shape[0] == 1:
+            bias = bias[0]
+        elif bias is not None:
+            bias = bias.expand(-1, heads, length, -1).flatten(0, 1)
+        weights = _scaled_bmm(q, k.transpose(1, 2), scale, bias).softmax(-1)  # [B*H, T, S]
+        ctx.save_for_backward(q, k, v, weights)
         ctx.scale = scale
-        return torch.bmm(shares, v).view(batch, heads, length, width)
+        return torch.bmm(weights, v).view(batch, heads, length, width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -74,20 +74,20 @@ class _MatmulAttention(torch.autograd.Function):
             raise RuntimeError(
                 "this attention has no second derivative; use set_attention_backend(model, 'plain')"
             )
-        q, k, v, shares = ctx.saved_tensors
+        q, k, v, weights = ctx.saved_tensors
         heads = grad.shape[:2]
         grad = grad.flatten(0, 1).to(v.dtype)
-        dv = torch.bmm(shares.transpose(1, 2), grad)
-        d_shares = torch.bmm(grad, v.transpose(1, 2))
-        d_scores = torch._softmax_backward_data(d_shares, shares, -1, shares.dtype)
+        dv = torch.bmm(weights.transpose(1, 2), grad)
+        d_weights = torch.bmm(grad, v.transpose(1, 2))
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
         dq = _scaled_bmm(d_scores, k, ctx.scale)
         dk = _scaled_bmm(d_scores.transpose(1, 2), q, ctx.scale)
         return *(x.view(*heads, *x.shape[1:]) for x in (dq, dk, dv)), None, None
 
 
 def _scaled_bmm(a: Tensor, b: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """one @ two * scale + added, scaled before it is rounded: in float16 it might overflow."""
+    """Computes a @ b * scale + bias; scales before rounding, as float16 could overflow."""
     beta = 1 if bias is not None else 0
-    if bias is None:  # which is then not read
+    if bias is None:  # baddbmm does not read it then
         bias = a.new_empty(1, 1, 1)
     return torch.baddbmm(bias, a, b, beta=beta, alpha=scale)

@@ -1,9 +1,9 @@
-"""The key-value cache. It owns position: callers only say which of the new tokens are real.
+"""Key-value cache. It computes positions: callers only pass which of the new tokens are real.
 
-A forward pass first calls `extend`, which places its tokens and gives their positions; then
-`visibility`, for who sees whom; each attention layer then calls `append`. Rows of a batch may hold
-padding anywhere: padded columns are never attended to and take no position. Rows may also be cut
-back to different lengths (`trim`) and exchanged (`reorder`).
+A forward pass first calls `extend`, which reserves columns and returns positions, then
+`visibility`; each attention layer then calls `append`. Rows of a batch may hold padding anywhere:
+padded columns are never attended to and take no position. `trim` truncates rows to different
+lengths, `reorder` and `select` reindex them.
 
 Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, E head width, W
     sliding window.
@@ -23,24 +23,24 @@ CACHE_KINDS = ("window", "full", "int8")
 
 
 class KVCache:
-    """Keys and values of earlier tokens, in memory taken once.
+    """Keys and values of earlier tokens, in preallocated memory.
 
     Args:
         windows: sliding window of each layer; None: it has none.
         batch_size: number B of rows.
-        capacity: number C of columns, the most that a row can hold: tokens, its padding, and what
-            is cut from it while another row keeps as much.
+        capacity: number C of columns: the tokens of a row, its padding, and the columns trimmed
+            from it that another row still uses.
         kv_heads: number K of key-value heads.
         head_dim: width E of a head.
-        device: where keys and values live.
-        dtype: their type.
-        kind: window: layers with a window keep its W tokens only; full: all layers keep all; int8:
-            so do they, in a byte for each value and a scale for each vector.
+        device: device of keys and values.
+        dtype: type of keys and values.
+        kind: window: layers with a window store its W tokens only; full: all layers store all
+            tokens; int8: like full, with a byte for each value and a scale for each vector.
 
     Attributes:
-        spans: int [B, 1], tokens that each row will have come to hold in the end. What depends on
-            the length of a text, as dynamic rotary scaling does, goes by it from the first pass
-            on. At first the capacity; set it before that pass where you know better.
+        final_lengths: int [B, 1], length of each row when decoding is done; used by rotary scaling
+            that depends on the length. The capacity by default; set it before the first pass if
+            the length is known.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class KVCache:
             raise ValueError(f"kind must be one of {', '.join(CACHE_KINDS)}, not {kind!r}")
         self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
         self.dtype = dtype
-        self.start = self.stop = 0  # columns in use before and after the pass under way
-        self.in_pass = False  # whether a pass has begun and not ended
+        self.start = self.stop = 0  # columns in use before and after the current pass
+        self.in_pass = False  # between `extend` and `end_pass`
         self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
         self.lengths_before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
         self.final_lengths = torch.full((batch_size, 1), capacity, device=device)
-        self.cross_kv: list[tuple[Tensor, Tensor]] | None = None  # of the source, for each layer
+        self.cross_kv: list[tuple[Tensor, Tensor]] | None = None  # of the source, by layer
         shape = (batch_size, kv_heads, capacity, head_dim)
         self.layers: list[Columns] = []
         for window in windows:
@@ -77,7 +77,7 @@ class KVCache:
 
     @property
     def length(self) -> int:
-        """Columns in use; without padding, tokens of each row."""
+        """Columns in use; without padding, the tokens of each row."""
         return self.start if self.in_pass else self.stop
 
     @property
@@ -89,24 +89,24 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, the source's too."""
+        """Bytes of keys and values, including those of the source."""
         cross = sum(keys.nbytes + values.nbytes for keys, values in self.cross_kv or [])
         return cross + sum(layer.nbytes for layer in self.layers)
 
     def extend(self, attention_mask: Tensor | None, num_new: int) -> Tensor:
-        """Makes room for T = `new` tokens.
+        """Begins a pass with T = `num_new` tokens.
 
         Args:
             attention_mask: bool [B, T], True = a real token; None: all are.
-            new: number of columns to add.
+            num_new: number of columns to add.
 
         Returns:
-            Positions, int [B, T] ([1, T] where all rows are alike).
+            Positions, int [B, T] ([1, T] where all rows are equal).
 
         Raises:
             ValueError: the cache is full.
         """
-        self._truncate(self.length)  # a pass that failed half-way leaves nothing
+        self._truncate(self.length)  # discards the columns of a pass that failed
         self._check_capacity(self.stop + num_new)
         if attention_mask is not None and self.positions is None and not attention_mask.all():
             self.make_positions()
@@ -117,12 +117,12 @@ class KVCache:
         if real is None:
             real = torch.ones(self.batch_size, num_new, dtype=torch.bool, device=self.device)
         self.lengths_before = (self.positions[:, : self.start] >= 0).sum(1, keepdim=True)
-        counts = self.lengths_before + real.cumsum(1) - 1
-        self.positions[:, self.start : self.stop] = counts.masked_fill(~real, -1)
-        return counts.clamp_min(0)
+        positions = self.lengths_before + real.cumsum(1) - 1
+        self.positions[:, self.start : self.stop] = positions.masked_fill(~real, -1)
+        return positions.clamp_min(0)
 
     def reserve(self, num_new: int) -> None:
-        """Counts T = `new` columns that somebody else fills, positions and all.
+        """Adds T = `num_new` columns whose keys, values and positions the caller writes.
 
         Raises:
             ValueError: the cache is full.
@@ -132,7 +132,7 @@ class KVCache:
         self.start, self.stop = self.stop, self.stop + num_new
 
     def make_positions(self) -> None:
-        """Notes the position of each column, even where all are real and it is their number."""
+        """Makes `positions` if it is None."""
         if self.positions is not None:
             return
         shape = (self.batch_size, self.capacity)
@@ -140,20 +140,20 @@ class KVCache:
         self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
 
     def end_pass(self) -> None:
-        """Says that every layer has its keys and values of the pass that `extend` began."""
+        """Ends the pass that `extend` began: every layer has appended its keys and values."""
         self.in_pass = False
 
     def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
-        """Which keys, in the order in which `append` gives them, the new queries see.
+        """Returns the visibility of the keys, in the order of `append`, for the new queries.
 
         Args:
-            layer: the layer that asks.
+            layer: index of the layer.
             positions: from `extend`.
-            window: the layer's sliding window.
+            window: sliding window of the layer.
         """
         keys = self.layers[layer].key_positions(self)
-        in_order = self.positions is None and self.layers[layer].is_dense(self)
-        return Visibility(True, window, positions, keys, is_dense=in_order)
+        is_dense = self.positions is None and self.layers[layer].is_dense(self)
+        return Visibility(True, window, positions, keys, is_dense=is_dense)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores a layer's new keys and values, [B, K, T, E]; returns all, [B, K, S, E]."""
@@ -162,46 +162,46 @@ class KVCache:
     def source_kv(
         self, layer: int, project: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
-        """A decoder layer's keys and values of the source, two of [B, K, S, E].
+        """Returns a decoder layer's keys and values of the source, two of [B, K, S, E].
 
         Args:
-            layer: the layer that asks; the layers ask in order.
-            project: makes them; called in the first pass only.
+            layer: index of the layer; the layers call in order.
+            project: computes them; called in the first pass only.
         """
         if self.cross_kv is None:
             self.cross_kv = []
         if layer == len(self.cross_kv):
             keys, values = project()
-            # Of the cache's type, whatever autocast makes of products.
+            # In the cache's type, also under autocast.
             self.cross_kv.append((keys.to(self.dtype), values.to(self.dtype)))
         return self.cross_kv[layer]
 
     def reorder(self, rows: Tensor, *, same_source: bool = False) -> None:
-        """Row b becomes what row `rows[b]` was, as beams do, in the memory that is there.
+        """Replaces row b by row `rows[b]` in place, as beam search needs.
 
         Args:
             rows: int [B].
-            same_source: whether both are always of one source, which then can stay as it is.
+            same_source: each row is replaced by a row with the same source.
 
         Raises:
-            ValueError: there is not one for each row of the cache.
+            ValueError: `rows` has another shape.
         """
         if rows.shape != (self.batch_size,):
-            wanted = f"int [{self.batch_size}], one for each row of the cache"
-            raise ValueError(f"rows must be {wanted}, not {list(rows.shape)}")
+            expected = f"int [{self.batch_size}], one for each row of the cache"
+            raise ValueError(f"rows must be {expected}, not {list(rows.shape)}")
         for layer in self.layers:
             layer.reorder(rows, self.length)
-        for kept in (self.final_lengths, self.positions):
-            if kept is not None:
-                kept.copy_(kept[rows])
+        for tensor in (self.final_lengths, self.positions):
+            if tensor is not None:
+                tensor.copy_(tensor[rows])
         self._reindex_rows(rows, None if same_source else rows)
 
     def select(self, rows: Tensor, sources: Tensor | None = None) -> None:
-        """Goes on with these rows: fewer, as when some have ended, or some of them several times.
+        """Keeps these rows only, in this order; rows may repeat.
 
         Args:
             rows: int [any].
-            sources: the same of a decoder's sources, where rows share them; None: as `rows`.
+            sources: indices of a decoder's sources, where rows share them; None: `rows`.
         """
         for layer in self.layers:
             layer.select(rows, self.length)
@@ -211,19 +211,19 @@ class KVCache:
         self._reindex_rows(rows, rows if sources is None else sources)
 
     def trim(self, lengths: int | Tensor) -> None:
-        """Forgets all but the first tokens of each row, as after a wrong guess.
+        """Truncates each row to its first tokens, as after a rejected draft.
 
-        A cache that has no token left forgets its source, too, and can take another.
+        An empty cache drops its source, too, and can take another.
 
         Args:
-            lengths: how many to keep: one number, or int [B], one for each row.
+            lengths: tokens to retain: one number, or int [B], one for each row.
 
         Raises:
-            ValueError: a ring no longer has them, or a length is below 0.
+            ValueError: a sliding window has overwritten the tokens, or a length is below 0.
         """
-        kept = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
-        if (kept < 0).any():
-            raise ValueError(f"lengths must be at least 0, not {int(kept.min())}")
+        limits = torch.as_tensor(lengths, device=self.device).reshape(-1, 1)
+        if (limits < 0).any():
+            raise ValueError(f"lengths must be at least 0, not {int(limits.min())}")
         self.stop, self.in_pass = self.length, False
         for layer in self.layers:
             if isinstance(layer, Ring) and bool((self.lengths > layer.window).any()):
@@ -237,12 +237,12 @@ class KVCache:
         if self.positions is None:
             self.make_positions()
         assert self.positions is not None
-        self.positions[self.positions >= kept] = -1
+        self.positions[self.positions >= limits] = -1
         used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
         self._truncate(int(used.max()) + 1 if len(used) else 0)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that is stored, as tensors that safetensors can write; see `load_state`."""
+        """Returns the content as contiguous tensors, for safetensors; see `load_state_dict`."""
         state = {"length": torch.tensor(self.length), "spans": self.final_lengths}
         if self.positions is not None:
             state["positions"] = self.positions[:, : self.length]
@@ -251,14 +251,14 @@ class KVCache:
                 state[_state_key(index, layer, name)] = tensor
         for index, (keys, values) in enumerate(self.cross_kv or []):
             state[f"cross.{index}.keys"], state[f"cross.{index}.values"] = keys, values
-        copied = torch.contiguous_format
-        return {name: tensor.clone(memory_format=copied) for name, tensor in state.items()}
+        contiguous = torch.contiguous_format
+        return {name: tensor.clone(memory_format=contiguous) for name, tensor in state.items()}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Takes over what `state` gave, from a cache of the same kind, model and rows.
+        """Loads the `state_dict` of a cache of the same kind, model and number of rows.
 
         Raises:
-            ValueError: it does not fit.
+            ValueError: the state does not fit.
         """
         length = int(state_dict["length"])
         self._check_capacity(length)
@@ -266,10 +266,10 @@ class KVCache:
             for name, tensor in layer.used(length).items():
                 stored = state_dict.get(_state_key(index, layer, name))
                 if stored is None or stored.shape != tensor.shape:
-                    found = "none" if stored is None else list(stored.shape)
+                    shape = "missing" if stored is None else list(stored.shape)
                     raise ValueError(
-                        f"the state's {name} of layer {index} are {found}, this cache's "
-                        f"{list(tensor.shape)}; it is of another kind of cache or model"
+                        f"{name} of layer {index} in the state: {shape}, in this cache: "
+                        f"{list(tensor.shape)}; the state is of another kind of cache or model"
                     )
                 tensor.copy_(stored)
         self.start = self.stop = length
@@ -288,7 +288,7 @@ class KVCache:
             ]
 
     def _reindex_rows(self, rows: Tensor, sources: Tensor | None) -> None:
-        """What `reorder` and `select` do alike; sources: None: they stay."""
+        """Reindexes the tensors outside of layers; sources: None: they stay."""
         if self.lengths_before is not None:
             self.lengths_before = self.lengths_before[rows]
         if sources is not None and self.cross_kv is not None:
@@ -301,12 +301,12 @@ class KVCache:
 
     def _check_capacity(self, tokens: int) -> None:
         if tokens > self.capacity:
-            what = "tokens" if self.positions is None else "columns of tokens and padding"
+            unit = "tokens" if self.positions is None else "columns of tokens and padding"
             raise ValueError(
-                f"{tokens} {what} do not fit a cache of capacity {self.capacity}; make a larger one"
+                f"{tokens} {unit} do not fit a cache of capacity {self.capacity}; make a larger one"
             )
 
 
 def _state_key(index: int, layer: Columns, name: str) -> str:
-    # The same shape lies otherwise in a ring than in columns, so a state says which it is of.
+    # The key names the storage: tensors of one shape have another layout in a ring.
     return f"{index}.{type(layer).__name__.lower()}.{name}"

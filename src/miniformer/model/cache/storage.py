@@ -1,4 +1,4 @@
-"""How one layer's keys and values lie in memory. `KVCache` decides where tokens go.
+"""Storage of one layer's keys and values. `KVCache` assigns columns to tokens.
 
 Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, E head width, W
     sliding window.
@@ -18,11 +18,11 @@ Shape = tuple[int, int, int, int]
 
 
 class Columns:
-    """A column for each token.
+    """Storage with a column for each token.
 
     Args:
         shape: [B, K, C, E].
-        device: where they live.
+        device: device of keys and values.
         dtype: type of keys and values.
     """
 
@@ -31,52 +31,52 @@ class Columns:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything stored, tokens along dimension 2."""
+        """Returns all tensors; tokens are along dimension 2."""
         return {"keys": self.keys, "values": self.values}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything stored."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def used(self, length: int) -> dict[str, Tensor]:
-        """What of it holds tokens after `length` columns."""
+        """Returns the slices of the tensors that are in use when the cache has `length` columns."""
         return {name: tensor[:, :, :length] for name, tensor in self.tensors().items()}
 
     def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores new keys and values, [B, K, T, E]; returns all to be seen, [B, K, S, E]."""
+        """Stores new keys and values, [B, K, T, E]; returns all visible ones, [B, K, S, E]."""
         self.keys[:, :, cache.start : cache.stop] = keys
         self.values[:, :, cache.start : cache.stop] = values
         return self.keys[:, :, : cache.stop], self.values[:, :, : cache.stop]
 
     def key_positions(self, cache: KVCache) -> Tensor:
-        """Positions of what `append` returns, int [B or 1, S]; negative: no token there."""
+        """Returns positions of the keys of `append`, int [B or 1, S]; negative: no token."""
         if cache.positions is None:
             return torch.arange(cache.stop, device=self.keys.device)[None]
         return cache.positions[:, : cache.stop]
 
     def is_dense(self, cache: KVCache) -> bool:
-        """Whether what `append` returns ends with the new tokens, in their order."""
+        """True if the keys of `append` are in order and end with the new tokens."""
         return True
 
     def reorder(self, rows: Tensor, length: int) -> None:
-        """Row b becomes what row `rows[b]` was; `length` columns are in use."""
+        """Replaces row b by row `rows[b]` in place; `length` columns are in use."""
         for tensor in self.used(length).values():
             tensor.copy_(tensor[rows])
 
     def select(self, rows: Tensor, length: int) -> None:
-        """The same in new memory, for another number of rows."""
+        """Replaces the rows by `rows`, in new memory; `length` columns are in use."""
         for name, used in self.used(length).items():
-            whole = getattr(self, name)
-            chosen = whole.new_zeros(len(rows), *whole.shape[1:])
-            chosen[:, :, : used.shape[2]] = used[rows]
-            setattr(self, name, chosen)
+            tensor = getattr(self, name)
+            selected = tensor.new_zeros(len(rows), *tensor.shape[1:])
+            selected[:, :, : used.shape[2]] = used[rows]
+            setattr(self, name, selected)
 
 
 class Int8Columns(Columns):
-    """A byte for each value, with a scale for each key and value vector.
+    """Int8 storage with a scale for each key and value vector.
 
-    A vector's largest magnitude becomes 127, so no value moves by more than 1/254 of it.
+    The largest magnitude of a vector becomes 127; no value changes by more than 1/254 of it.
     """
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
@@ -86,7 +86,7 @@ class Int8Columns(Columns):
         self.value_scales = torch.zeros(*shape[:3], 1, device=device)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Scales, too: float32 [B, K, C, 1]."""
+        """Returns the scales too, float32 [B, K, C, 1]."""
         return {
             **super().tensors(),
             "key_scales": self.key_scales,
@@ -94,7 +94,7 @@ class Int8Columns(Columns):
         }
 
     def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Columns.append`; what it returns is of the cache's own type again."""
+        """See `Columns.append`; the returned tensors have the cache's type."""
         new, all_ = slice(cache.start, cache.stop), slice(cache.stop)
         for x, stored, scales in (
             (keys, self.keys, self.key_scales),
@@ -110,7 +110,7 @@ class Int8Columns(Columns):
 
 
 class Ring(Columns):
-    """The last W tokens of each row only: position p lies in slot p mod W.
+    """Ring buffer of the last W tokens of each row: position p is in slot p mod W.
 
     Args:
         shape, device, dtype: see `Columns`.
@@ -122,7 +122,7 @@ class Ring(Columns):
         self.window = window
 
     def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Columns.append`; several new tokens see what was in the ring before them, too."""
+        """See `Columns.append`; with several new tokens the earlier content is returned too."""
         if cache.positions is None and keys.shape[2] == 1:
             slot = cache.start % self.window
             self.keys[:, :, slot : slot + 1] = keys
@@ -130,11 +130,11 @@ class Ring(Columns):
             used = min(cache.stop, self.window)
             return self.keys[:, :, :used], self.values[:, :, :used]
         if cache.start == 0:
-            seen = keys, values
+            visible = keys, values
         else:
-            seen = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
+            visible = torch.cat((self.keys, keys), 2), torch.cat((self.values, values), 2)
         self._write_slots(cache, keys, values)
-        return seen
+        return visible
 
     def key_positions(self, cache: KVCache) -> Tensor:
         """See `Columns.key_positions`."""
@@ -150,8 +150,8 @@ class Ring(Columns):
         return new if cache.start == 0 else torch.cat((self._slot_positions(slots, last), new), 1)
 
     def is_dense(self, cache: KVCache) -> bool:
-        """See `Columns.in_order`."""
-        # One query sees all that is left; what a first pass returns was never in the ring.
+        """See `Columns.is_dense`."""
+        # One query sees the whole ring; a first pass returns keys that are not from the ring.
         return cache.stop - cache.start == 1 or cache.start == 0
 
     def used(self, length: int) -> dict[str, Tensor]:
@@ -159,29 +159,28 @@ class Ring(Columns):
         return super().used(min(length, self.window))
 
     def _slot_positions(self, slots: Tensor, last_positions: Tensor) -> Tensor:
-        """Position in each slot of a row whose last position is `last`; negative: none yet."""
+        """Returns the position in each slot of rows with these last positions; negative: none."""
         return last_positions - (last_positions - slots) % self.window
 
     def _write_slots(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
-        kept = min(keys.shape[2], self.window)
+        count = min(keys.shape[2], self.window)
         if cache.positions is None:
-            slots = torch.arange(cache.stop - kept, cache.stop, device=keys.device) % self.window
-            self.keys.index_copy_(2, slots, keys[:, :, -kept:].to(self.keys.dtype))
-            self.values.index_copy_(2, slots, values[:, :, -kept:].to(self.values.dtype))
+            slots = torch.arange(cache.stop - count, cache.stop, device=keys.device) % self.window
+            self.keys.index_copy_(2, slots, keys[:, :, -count:].to(self.keys.dtype))
+            self.values.index_copy_(2, slots, values[:, :, -count:].to(self.values.dtype))
             return
-        # Rows have taken different numbers of tokens: each slot looks up its own.
+        # Rows have different numbers of tokens: each slot gathers its own column.
         assert cache.lengths_before is not None
         if not keys.shape[2]:
             return
         real = cache.positions[:, cache.start : cache.stop] >= 0  # [B, T]
-        columns = (~real).to(torch.int8).argsort(dim=1, stable=True)  # real ones first
+        columns = (~real).to(torch.int8).argsort(dim=1, stable=True)  # real tokens first
         slots = torch.arange(self.window, device=keys.device)[None]
         last = cache.lengths_before + real.sum(1, keepdim=True) - 1
-        nth = (
-            self._slot_positions(slots, last) - cache.lengths_before
-        )  # [B, W]: the row's nth new token
-        column = columns.gather(1, nth.clamp(0, real.shape[1] - 1))[:, None, :, None]
-        fresh = (nth >= 0)[:, None, :, None]
+        # [B, W]: index among the row's new tokens; negative: the slot keeps its token
+        new_index = self._slot_positions(slots, last) - cache.lengths_before
+        column = columns.gather(1, new_index.clamp(0, real.shape[1] - 1))[:, None, :, None]
+        is_new = (new_index >= 0)[:, None, :, None]
         for stored, new in ((self.keys, keys), (self.values, values)):
             index = column.expand(-1, stored.shape[1], -1, stored.shape[3])
-            stored.copy_(torch.where(fresh, new.to(stored.dtype).gather(2, index), stored))
+            stored.copy_(torch.where(is_new, new.to(stored.dtype).gather(2, index), stored))

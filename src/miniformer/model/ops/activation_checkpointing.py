@@ -1,12 +1,12 @@
-"""Activation checkpointing: what a training pass keeps for the backward pass (Chen et al. 2016).
+"""Activation checkpointing: the tensors saved for the backward pass (Chen et al. 2016).
 
-| how       | kept of a layer                        | computed again                          |
+| mode      | saved of a layer                       | recomputed                              |
 |-----------|----------------------------------------|-----------------------------------------|
-| none      | everything                             | nothing                                 |
+| none      | all activations                        | nothing                                 |
 | selective | its input, matrix products, attention  | norms, activations, rotations, dropout  |
-| full      | its input                              | the whole layer: a third more work      |
+| full      | its input                              | the layer: a third more compute         |
 
-Gradients are the same whichever is chosen.
+Gradients are equal in all modes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _SAVED_OPS = {
 
 
 def check_mode(mode: str) -> None:
-    """Raises UserError for a way that does not exist."""
+    """Raises UserError for an unknown mode."""
     if mode not in CHECKPOINTING_MODES:
         raise UserError(
             registry.unknown_name_message(
@@ -52,7 +52,7 @@ def check_mode(mode: str) -> None:
 
 
 def checkpoint_layer(mode: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-    """What `layer(*args, **kwargs)` gives, keeping less of it."""
+    """Calls `layer(*args, **kwargs)` with activation checkpointing."""
     options: dict[str, Any] = {}
     if mode == "selective":
         options["context_fn"] = partial(create_selective_checkpoint_contexts, _checkpoint_policy)
@@ -61,14 +61,14 @@ def checkpoint_layer(mode: str, layer: nn.Module, *args: Any, **kwargs: Any) -> 
 
 
 def saved_activation_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of tensors made by `forward()` that are still there after it: for the backward pass."""
-    with AllocationTracker() as births:
+    """Returns bytes of the tensors that `forward()` leaves in memory for the backward pass."""
+    with AllocationTracker() as tracker:
         out = forward()
-    kept: int = births.live_bytes()
+    saved: int = tracker.live_bytes()
     del out
-    return kept
+    return saved
 
 
 def _checkpoint_policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = operator in _SAVED_OPS
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+    saved = operator in _SAVED_OPS
+    return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
