@@ -1,7 +1,7 @@
-"""What the battery proves, as a table: `python -m tests.battery.matrix` writes docs/matrix.md.
+"""Table of the battery's coverage: `python -m tests.battery.matrix` writes docs/matrix.md.
 
-It counts for each value of each option the variants that hold it and that each test runs on. The
-tests run with all others; `tests/contract/test_matrix.py` sees that the page is what they hold.
+For each value of each option it counts the variants with that value that each test runs on.
+`tests/contract/test_matrix.py` compares the page with the tests.
 """
 
 import subprocess
@@ -84,36 +84,35 @@ def table(counts):
 def document(counts):
     excluded = ", ".join(f"{option} {value}" for option, value in sorted(NOT_SEQ2SEQ))
     return f"""\
-# What is proven
+# Tested combinations
 
-The battery (`tests/battery`) runs on {len(VARIANTS)} variants of the models. They are chosen so
-that any two values of two options meet in at least one of them; the full product of the options
-has billions. A number counts the variants with that value that a test runs on; `-` marks what
-does not concern them (an encoder has no cache). This page is written by
-`python -m tests.battery.matrix`.
+The battery (`tests/battery`) runs on {len(VARIANTS)} variants of the models. Each pair of values of
+two options is in at least one variant; the full product of the options has billions. A number
+counts the variants with that value that a test runs on; `-` marks values that the test does not
+apply to (an encoder has no cache). `python -m tests.battery.matrix` writes this page.
 
-- **logits**, **gradients**: equal to the plain reference (`tests/reference`, loops in float64), without
-  padding, with padding on the left or right, and packed; through the backends `auto` (`sdpa`), `plain`,
-  `matmul` where it can; logits also through `flex`, on {len(FOR_FLEX)} of the variants, which hold each position, each
-  way to share heads and each pair of a window and scores. `varlen` is held against loops with its GPU kernel written
-  out (`tests/unit/test_backends.py`).
-- **cached**: tokens one by one and in chunks of several sizes, with and without padding, for the caches
-  `full`, `window` and, within its tolerance, `int8`, give what one full pass gives; through `auto`, `plain` and
-  `matmul` where it can (`flex` in `tests/unit/test_cache.py`).
-- **batch = singles**: a padded row gives what it gives alone. **no leak**: no later token moves an
+- **logits**, **gradients**: equal to the reference (`tests/reference`, loops in float64), without
+  padding, with left or right padding, and packed; with the backends `auto` (`sdpa`), `plain` and, if supported,
+  `matmul`; logits also with `flex`, on {len(FOR_FLEX)} of the variants, which cover each position encoding, each
+  grouping of heads and each pair of a window and score options. `varlen` is compared with loops, with a Python
+  version of its GPU kernel (`tests/unit/test_backends.py`).
+- **cached**: decoding token by token and in chunks of several sizes, with and without padding, with the caches
+  `full`, `window` and (within its tolerance) `int8`, gives the logits of one full pass; with `auto`, `plain` and, if
+  supported, `matmul` (`flex` in `tests/unit/test_cache.py`).
+- **batch = singles**: a padded row gives the same logits as alone. **no leak**: no later token changes an
   earlier logit. **sizes** computed from the config are those of the model.
-- What does not depend on how options meet runs on {len(EACH_VALUE)} of the variants, which hold each value and each kind
-  of layer in each architecture. **bfloat16**, whole models and autocast: logits and gradients are as near to
-  float32 as rounding errors by chance leave them. **checkpointed** layers give the same gradients, bit
-  for bit, and keep less. **saved** models load as they were.
-- Rotary scaling at real widths (heads of 64, 2,048 positions and more) and windows, caches and limits at their
-  boundaries are in `test_real_widths.py` and `test_boundaries.py`.
+- Tests that do not depend on pairs of options run on {len(EACH_VALUE)} of the variants, which cover each value and each
+  kind of layer in each architecture. **bfloat16** (models and autocast): logits and gradients differ from
+  float32 by no more than random rounding errors. **checkpointed** layers give bit-identical gradients and save
+  less memory. **saved** models load unchanged.
+- Rotary scaling at real widths (heads of 64, 2,048 positions and more) is in `test_real_widths.py`; windows, caches
+  and limits at their boundaries are in `test_boundaries.py`.
 
 {table(counts)}
 
-Not for two stacks: {excluded}.
+Not for sequence-to-sequence models: {excluded}.
 
-## What is refused
+## Unsupported combinations
 
 {REFUSED}"""
 

@@ -1,4 +1,4 @@
-"""What the files of the battery share: the layouts, and how a variant is built and called."""
+"""Shared helpers of the battery: layouts of batches, and building and calling of variants."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def of(*architectures):
 
 
 def each_with(rows, *arguments, when=lambda row, *values: True):
-    """Cases (row, *values) of those that go together; what does not is no case at all."""
+    """Cases (row, *values) for which `when` is true."""
     return [
         pytest.param(row, *values, id="-".join((name(row), *values)))
         for row in rows
@@ -34,7 +34,7 @@ def each_with(rows, *arguments, when=lambda row, *values: True):
 
 
 every_variant = pytest.mark.parametrize("row", VARIANTS, ids=name)
-# For what concerns a model as a whole, whatever meets whatever in it.
+# For tests that do not depend on pairs of options.
 each_value = pytest.mark.parametrize("row", EACH_VALUE, ids=name)
 decoding = of("causal", "seq2seq")
 
@@ -51,7 +51,7 @@ def ids_of(model, batch=2, length=LENGTH):
 
 
 def call(model, inputs, segments, *, as_mask=False):
-    """Logits of both kinds of model, with inputs that are drawn from the first ids."""
+    """Logits of both kinds of model; source ids and token types are made from the inputs."""
     if isinstance(model, Seq2SeqTransformer):
         return model(inputs[:, :SOURCE], inputs, SOURCES.bool(), segments != 0)
     types = inputs % model.config.token_types if model.config.token_types else None
@@ -78,9 +78,9 @@ def layouts_of(row):
 
 
 def takes_matmul(row):
-    return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "t5_relative")
+    return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "relative")
 
 
 def close(actual, wanted, real):
-    """Compares where tokens are real: what a padded position gives is nobody's business."""
+    """Compares real tokens only; outputs at padding are arbitrary."""
     torch.testing.assert_close(actual[real].double(), wanted[real].double(), rtol=1e-4, atol=1e-4)

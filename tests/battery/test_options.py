@@ -1,4 +1,4 @@
-"""Each option of a model by itself against the plain reference: says which one is wrong."""
+"""Each option of a model alone against the reference, so that a failure names the option."""
 
 import pytest
 import torch

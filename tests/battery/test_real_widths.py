@@ -1,6 +1,6 @@
-"""Rotary scaling as real models have it: heads of 64, texts of thousands of tokens.
+"""Rotary scaling at the sizes of real models: heads of 64, texts of thousands of tokens.
 
-At the widths of the other tests a scaling that goes by the wavelength treats all pairs alike.
+At the widths of the other tests a scaling by wavelength treats all pairs equally.
 """
 
 import math
@@ -32,7 +32,7 @@ every_scaling = pytest.mark.parametrize("scaling", SCALINGS)
 
 
 def angles_of(scaling, positions, length):
-    """Angle [T, pairs] in float64, the size of float32's error in it, and the factor."""
+    """Angle [T, pairs] in float64, bound of float32's error in it, and the factor."""
     rates, factor = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, scaling, length)
     angles = torch.tensor(positions, dtype=torch.float64)[:, None] * rates
     # A rate is the result of some operations, each within half a unit in the last place.
@@ -54,7 +54,7 @@ def test_rotation_of_positions_in_long_texts_is_that_of_the_reference(scaling):
 
 @pytest.mark.parametrize("scaling", ["yarn", "yarn, other limits", "llama3"])
 def test_the_ramp_of_a_scaling_is_in_use_at_these_widths(scaling):
-    """Pairs that are neither kept nor divided by the whole factor: the tests here see them."""
+    """Some pairs are neither unchanged nor divided by the full factor."""
     scaling = SCALINGS[scaling]
     plain, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, None, 1)
     rates, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, scaling, 1)
@@ -103,10 +103,10 @@ def test_logits_and_cached_steps_are_those_of_the_reference(scaling):
 
 
 def test_yarns_limits_are_those_of_its_paper():
-    """Peng et al. 2023, section 3.2, by the pair's turns in the original length, not by its number.
+    """Peng et al. 2023, section 3.2, by the rotations of a pair in the original length.
 
-    Pairs that turn more than beta_fast times there stay; of those that turn less than beta_slow
-    times only wavelengths above the original length are left: they are divided by the factor.
+    Pairs with more than beta_fast rotations are unchanged; those with less than beta_slow are
+    divided by the factor.
     """
     scaling = {"type": "yarn", "factor": 4.0, "original_max_seq_len": 2048}
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)

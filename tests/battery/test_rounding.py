@@ -1,10 +1,9 @@
-"""Models in bfloat16, within what rounding does to them.
+"""Models in bfloat16 stay within the error of rounding.
 
-How far rounding moves a model's outputs depends on its weights and on how errors go on from layer
-to layer; no share of the outputs fits all. So the bound is measured: the model in float32 is run
-several times, with every result of its arithmetic moved by chance as far as bfloat16 may move it
-(Monte Carlo arithmetic: Parker 1997). A pass in bfloat16 must stay within the largest of these
-differences, times a factor for chance.
+The error depends on a model's weights and on its propagation from layer to layer, so no fixed
+tolerance fits all models. The tests estimate it: they run the model in float32 several times, with a
+random error of the size of bfloat16 rounding on each result (Monte Carlo arithmetic: Parker 1997). A
+pass in bfloat16 must stay within the largest of these differences, times a safety factor.
 """
 
 import pytest
@@ -28,10 +27,10 @@ ROUNDED = {
 
 
 class Rounding(TorchFunctionMode):
-    """Moves what depends on weights as bfloat16 may move it; angles and masks stay as they are.
+    """Adds bfloat16 rounding errors to results that depend on weights, not to angles and masks.
 
-    Where a CPU adds products up in bfloat16, too, the error of a sum of K grows with the root of
-    K, and is relative to the magnitudes that are added rather than to their sum.
+    On a CPU that also accumulates products in bfloat16, the error of a sum of K grows with the root
+    of K, and is relative to the magnitudes of its terms, not to the sum.
     """
 
     def __init__(self):
@@ -56,7 +55,7 @@ class Rounding(TorchFunctionMode):
 
 
 def off(one, other):
-    """How far one tensor is from another, as a share of that."""
+    """Relative distance of a tensor from another."""
     return float((one - other).detach().float().norm() / other.detach().norm())
 
 
@@ -67,7 +66,7 @@ def gradients(model, out, real):
 
 
 def rounded_by_chance(model, inputs, segments):
-    """Largest distances of logits and of gradients that errors by chance have caused."""
+    """Largest distances of logits and of gradients under random rounding errors."""
     real, far = segments != 0, []
     exact = call(model, inputs, segments)
     wanted = gradients(model, exact, real)

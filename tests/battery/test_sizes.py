@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations that a config tells, against those of its model."""
+"""Parameters and FLOPs computed from a config, against those of its model."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def test_size_is_what_the_config_says(row):
     ids=str,
 )  # fmt: skip
 def test_flops_are_those_of_the_matrix_products(changes):
-    """Counted by torch's own counter, on the full attention of an encoder."""
+    """Compared with torch's counter, on the full attention of an encoder."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +38,7 @@ def test_flops_are_those_of_the_matrix_products(changes):
 
 
 def test_flops_of_two_stacks_are_those_of_the_matrix_products():
-    """The decoder's own attention is counted as what a causal mask lets through."""
+    """Self-attention of the decoder counts the pairs that its causal mask allows."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 

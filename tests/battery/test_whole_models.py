@@ -1,7 +1,6 @@
-"""What concerns a model as a whole: copies, files, dropout, checkpointed layers.
+"""Copies, files, dropout and activation checkpointing of models.
 
-What one option has to do with another makes no difference here, so each value of each option is in
-some of a few variants.
+These do not depend on pairs of options, so a few variants cover each value of each option.
 """
 
 import copy

@@ -322,16 +322,16 @@ def rms_norm_has_the_gradient_of_layer_norm(original):
     return backward
 
 
-@fault("miniformer.model.head:pool")
+@fault("miniformer.model.head:pool_sequences")
 def mean_of_a_sequence_counts_padding(original):
     """The mean of a sequence is divided by the length of its row."""
 
-    def pool(features, attention_mask, pooling):
+    def pool_sequences(features, attention_mask, pooling):
         if attention_mask is not None and "mean" in pooling:
             features, attention_mask = features * attention_mask[..., None], None
         return original(features, attention_mask, pooling)
 
-    return pool
+    return pool_sequences
 
 
 @fault("miniformer.model.head:Head.transform")

@@ -1,4 +1,4 @@
-"""What all tests share: tiny models, tiny files, and a way to run the command line."""
+"""Shared helpers of all tests: tiny models, tiny files, and child processes."""
 
 import json
 import os
@@ -34,18 +34,17 @@ def tiny_config(**changes):
 
 
 def tiny_model(seed=0, model=Transformer, **changes):
-    """A model in eval mode whose weights are all random: biases and norms too, so that none
-    hides."""
+    """A model in eval mode with random weights, biases and norms too."""
     torch.manual_seed(seed)
-    built = model(tiny_config(**changes)).eval()
+    instance = model(tiny_config(**changes)).eval()
     with torch.no_grad():
-        for parameter in built.parameters():
+        for parameter in instance.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return built
+    return instance
 
 
 def filled(config):
-    """A config's fields for the plain reference: every null replaced by what it stands for."""
+    """Fields of a config for the reference, with every null replaced by its default."""
     return {
         **config.to_dict(),
         "head_dim": config.head_dim or config.d_model // config.n_heads,
@@ -62,13 +61,12 @@ def write_jsonl(path, texts):
 
 
 def environment():
-    """Environment for a child process: one thread each, so that parallel tests leave each other
-    be."""
+    """Environment for a child process, with one thread, since tests run in parallel."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def run_python(*arguments, timeout=120, **options):
-    """Runs Python in a child process and returns it, output captured as text."""
+    """Runs Python in a child process; captures its output as text."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,

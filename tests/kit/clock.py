@@ -1,4 +1,4 @@
-"""A clock that goes on only when a test says so."""
+"""A clock that only tests advance."""
 
 import miniformer.data.batching.loader
 import miniformer.training.callbacks.budget
@@ -7,10 +7,10 @@ from miniformer.training.lit_module import MiniFormerLitModule
 
 
 class Clock:
-    """Stands for the module `time` where training reads the time.
+    """Replacement of the module `time` in training.
 
     Args:
-        now: seconds at first, an arbitrary number as that of the machine's clock is.
+        now: initial time in seconds.
     """
 
     def __init__(self, now=1000.0):
@@ -22,7 +22,7 @@ class Clock:
     perf_counter = monotonic
 
     def install(self, monkeypatch):
-        """Has a run go by this clock."""
+        """Makes training use this clock."""
         modules = (
             miniformer.training.callbacks.budget,
             miniformer.data.batching.loader,
@@ -33,12 +33,12 @@ class Clock:
         return self
 
     def install_per_batch(self, monkeypatch, seconds):
-        """Has a run go by this clock, of which each training batch takes so many seconds."""
-        learn = MiniFormerLitModule.training_step
+        """Makes training use this clock; each training batch advances it by `seconds`."""
+        original = MiniFormerLitModule.training_step
 
         def training_step(module, *args):
             self.now += seconds
-            return learn(module, *args)
+            return original(module, *args)
 
         monkeypatch.setattr(MiniFormerLitModule, "training_step", training_step)
         return self.install(monkeypatch)

@@ -1,7 +1,7 @@
-"""The seed that tests draw from.
+"""The random seed of tests.
 
-MINIFORMER_TEST_SEED is a number, or `random` for a new one, which is printed. Without it tests draw
-the same examples each time.
+MINIFORMER_TEST_SEED is a number, or `random` for a new one, which is printed. By default tests draw
+the same examples in every run.
 """
 
 import os
@@ -11,11 +11,11 @@ VARIABLE = "MINIFORMER_TEST_SEED"
 
 
 def chosen_seed(text=None):
-    """The seed's number, or None for the same examples each time.
+    """Returns the seed; None: the same examples in every run.
 
     Args:
-        text: what was asked for; None: what the variable says. A new number is kept there, so that
-            child processes draw from it, too.
+        text: a number or `random`; None: the value of the variable. A new seed is stored in the
+            variable, so that child processes use it.
 
     Raises:
         ValueError: it is neither a number nor `random`.

@@ -8,7 +8,7 @@ import torch
 from miniformer.config import TransformerConfig, UserError
 from miniformer.model.attention import AttentionContext
 from miniformer.model.cache.kv_cache import KVCache
-from miniformer.model.head import pool
+from miniformer.model.head import pool_sequences
 from miniformer.model.masks import AttentionMask
 from miniformer.model.position import (
     RelativePosition,
@@ -116,9 +116,9 @@ def test_one_vector_of_a_sequence(how):
     mask = torch.tensor([[True] * 4, [False, True, True, False], [False] * 4])
     real = x[1, 1:3]
     wanted = {"mean": real.mean(0), "first": real[0], "last": real[1]}[how]
-    torch.testing.assert_close(pool(x, mask, how)[1], wanted)
-    torch.testing.assert_close(pool(x, mask, how)[0], pool(x, None, how)[0])
-    assert pool(x, mask, how)[2].isfinite().all()
+    torch.testing.assert_close(pool_sequences(x, mask, how)[1], wanted)
+    torch.testing.assert_close(pool_sequences(x, mask, how)[0], pool_sequences(x, None, how)[0])
+    assert pool_sequences(x, mask, how)[2].isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
 def test_a_mean_in_half_precision_neither_overflows_nor_miscounts(dtype, value, masked):
     x = torch.full((1, 700, 2), value, dtype=dtype)
     mask = torch.arange(700)[None] < 597 if masked else None
-    got = pool(x, mask, "mean")
+    got = pool_sequences(x, mask, "mean")
     assert got.dtype == dtype
     assert torch.equal(got, x[:, 0])
 

@@ -1,5 +1,5 @@
-"""The parts of a Transformer and the models assembled from them.
+"""Transformer models and their components.
 
-Reading order: `transformer`, `stack`, `layers`, `attention`, `masks`, then the other parts. The folder
-has more than 12 files because each part is one file.
+Reading order: `transformer`, `stack`, `layers`, `attention`, `masks`, then the other files. The
+folder has more than 12 files because each component is one file.
 """

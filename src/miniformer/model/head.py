@@ -55,7 +55,7 @@ class Head(nn.Module):
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
 
     def transform(self, features: Tensor) -> Tensor:
-        """Applies dense layer, norm and scale, as far as the head has them: [..., D] -> [..., D]."""
+        """Applies the optional dense layer, norm and scale: [..., D] -> [..., D]."""
         if self.dense is not None and self.activation is not None:
             features = self.activation(self.dense(features))
         if self.norm is not None:
@@ -83,7 +83,7 @@ class Head(nn.Module):
         )
 
 
-def pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+def pool_sequences(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     """Pools each sequence to a vector: [B, T, D] -> [B, D].
 
     Args:
@@ -98,11 +98,11 @@ def pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tenso
     """
     if not features.shape[1]:
         raise ValueError("sequences of length 0 have no vector; leave them out")
-    vectors = [_pool(features, attention_mask, name) for name in pooling.split("+")]
+    vectors = [_pool_single(features, attention_mask, name) for name in pooling.split("+")]
     return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(0)
 
 
-def _pool(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
+def _pool_single(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:
     if attention_mask is None:
         if pooling == "mean":
             return features.mean(1, dtype=_accumulation_dtype(features)).to(features.dtype)

@@ -1,12 +1,12 @@
 """Initial values of all weights.
 
-| weights                                 | value                                            |
-|-----------------------------------------|--------------------------------------------------|
-| embeddings, learned positions           | normal, 0.02 (GPT-2, Radford et al. 2019)        |
+| weights                                 | value                                             |
+|-----------------------------------------|---------------------------------------------------|
+| embeddings, learned positions           | normal, 0.02 (GPT-2, Radford et al. 2019)         |
 | linear layers                           | normal, 1 / sqrt(inputs): preserves unit variance |
-| linear layers before residual additions | the same / sqrt(number of them) (GPT-2)          |
-| untied head                             | normal, 0.02: near uniform first predictions     |
-| biases (relative positions too), norms  | zero, one                                        |
+| linear layers before residual additions | the same / sqrt(number of them) (GPT-2)           |
+| untied head                             | normal, 0.02: near uniform first predictions      |
+| biases (relative positions too), norms  | zero, one                                         |
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ class RelativePosition(Position):
         return bias.movedim(-1, 1)  # [B, H, T, S]
 
     def _bucket(self, relative_position: Tensor) -> Tensor:
-        """Returns bucket indices: one for each near distance, logarithmic ones for far distances."""
+        """Returns bucket indices: one for each near distance, logarithmic for far distances."""
         buckets = self.num_buckets // 2 if self.bidirectional else self.num_buckets
         distance = (
             relative_position.abs() if self.bidirectional else (-relative_position).clamp_min(0)

@@ -2,13 +2,13 @@
 
 `rotary_scaling` of a config has one of these types; `factor` is the ratio of the lengths.
 
-| type     | effect                                                       | source                  |
-|----------|--------------------------------------------------------------|-------------------------|
-| linear   | positions are divided by the factor                          | Chen et al. 2023        |
-| dynamic  | beyond the original length the base grows with the text (NTK) | Peng et al. 2023, 3.3  |
-| yarn     | slow pairs are divided, fast ones not, with a ramp           | Peng et al. 2023        |
-| llama3   | like yarn, with limits in wavelengths (Llama 3.1)            | Grattafiori et al. 2024 |
-| longrope | a factor for each pair, others beyond the original length    | Ding et al. 2024        |
+| type     | effect                                                    | source                  |
+|----------|-----------------------------------------------------------|-------------------------|
+| linear   | positions are divided by the factor                       | Chen et al. 2023        |
+| dynamic  | the base grows with the text beyond the original length   | Peng et al. 2023, 3.3   |
+| yarn     | slow pairs are divided, fast ones not, with a ramp        | Peng et al. 2023        |
+| llama3   | like yarn, with limits in wavelengths (Llama 3.1)         | Grattafiori et al. 2024 |
+| longrope | a factor for each pair, others beyond the original length | Ding et al. 2024        |
 
 Letters: B batch, T query length, R rotated elements of a head.
 """

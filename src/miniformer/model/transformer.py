@@ -19,7 +19,7 @@ from miniformer.generation import api
 from miniformer.generation.logits_processors import Processor
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
-from miniformer.model.head import Head, pool
+from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
@@ -134,7 +134,7 @@ class Transformer(PretrainedMixin, Stack):
     ) -> Tensor:
         """Pools each sequence to a vector by the config's `pooling`, [B, D]; see `forward`."""
         features = self.features(inputs, attention_mask, token_types=token_types)
-        return pool(features, attention_mask, self.config.pooling)
+        return pool_sequences(features, attention_mask, self.config.pooling)
 
     def classify(
         self,

@@ -28,7 +28,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("model/hub.py", (HUB, _unit("finding"))),
     ("model/attention_backends/functions.py", (_unit("backends"), BATTERY)),
     ("model/masks.py", (_unit("masks", "backends"), BATTERY)),
-    ("model/native/*", (_unit("native"), _unit("beam"))),
+    ("runtime/native/*", (_unit("native"), _unit("beam"))),
     ("model/norm.py", (_unit("norm"), REFERENCE, BATTERY)),
     ("model/pretrained.py", (_unit("families", "hf_files", "config"), HUB, REFERENCE)),
     ("model/rotary_scaling.py", (["tests/battery/test_real_widths.py"], BATTERY)),
