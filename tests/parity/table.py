@@ -1,4 +1,4 @@
-"""What is proven of each family, as a table. `python -m tests.parity.table` writes docs/families.md
+"""Table of the proofs of each family. `python -m tests.parity.table` writes docs/families.md.
 
 It runs the tests of families, and counts for each family the draws that passed each check. A test
 that failed makes this fail.
@@ -56,25 +56,25 @@ def row(family, counts):
 
 
 def document(counts):
-    heads = ["family", *CHECKS, "tokenizer", "classes", "bare", "their classes"]
+    heads = ["family", *CHECKS, "tokenizer", "classes", "bare", "transformers classes"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     lines += [row(family, counts) for family in FAMILIES]
     return f"""\
-# Published families, both ways
+# Published families
 
-Each family is held against transformers: a tiny model of theirs is imported, compared, trained, written again and
-loaded by them. Each field of its config class is drawn at random, or `NOT_DRAWN` in `tests/parity/published.py` says
-why it is not. `make slow` draws five other configs of each family in every run. A number counts the draws that passed; `-` marks what does not concern a family or is not tested of it.
-This page is written by `python -m tests.parity.table`.
+Each family is compared with transformers: a tiny transformers model is imported, compared, trained, exported and loaded again by
+transformers. Each field of its config class is drawn at random, or `NOT_DRAWN` in `tests/parity/published.py` gives the reason.
+`make slow` draws five other configs of each family in every run. A number counts the draws that passed; `-` marks checks that do
+not apply to a family or do not test it. `python -m tests.parity.table` writes this page.
 
-- **logits**, **hidden states**: within 2e-5 in float32. **left-padded**: each row of a batch padded on the left is
-  what theirs says of it alone. **5 steps**: the losses of five steps of AdamW, within 1e-4.
-- **greedy**: the same tokens, of one prompt and of two of unequal length at once. **beams**: the same best hypothesis
-  of four beams. Encoders write no text.
-- **export**: transformers loads the directory that is written, and its weights are the same bits. **bare export**: the
-  same of a module of which nothing is remembered; left to choose the family, the export has the same logits.
-- **tokenizer**: a text gives the same tokens here, there and after the export, and the same answer.
-  **classes**: the same of a model for classes, with their names. **bare**: of a backbone without a head.
+- **logits**, **hidden states**: within 2e-5 in float32. **left-padded**: each row of a left-padded batch has the logits that
+  transformers gives it alone. **5 steps**: the losses of five AdamW steps, within 1e-4.
+- **greedy**: the same tokens, for one prompt and for two of unequal length in a batch. **beams**: the same best hypothesis of
+  four beams. Encoders generate no text.
+- **export**: transformers loads the exported directory, and its weights are bit-identical. **bare export**: the same for a module
+  without metadata of an import; the automatically selected family gives the same logits.
+- **tokenizer**: a text has the same tokens here, in transformers and after the export, and the same generated text.
+  **classes**: the same for a classifier, with its class names. **bare**: for a backbone without a head.
 
 {chr(10).join(lines)}
 
