@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -18,7 +17,7 @@ from miniformer.commands.tokenizer import add_tokenizer_command, run_tokenizer
 from miniformer.commands.verify_resume import add_verify_command, run_verify
 from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.config.command_line import (
-    add_former_flags,
+    add_config_flags,
     command_parser,
     miniformer_command,
     run_command,
@@ -26,7 +25,9 @@ from miniformer.config.command_line import (
 from miniformer.trainer import run_training, train_parser
 from miniformer.utils.streams import read_stdin
 
-_GENERATION_FIELDS = [f.name for f in dataclasses.fields(GenerationConfig) if f.name != "eos_id"]
+# Commands that need only the flags that were given: the others come from a run or a model
+# directory, or are defaults of `TrainConfig`.
+_EXPLICIT_COMMANDS = {"train", "verify-resume", "generate"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,11 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on Python's own source, now"
     )
-    words = sys.argv[1:] if argv is None else argv
-    # A run that goes on must know which of its settings were said anew.
-    return run_command(
-        parser, words, _dispatch, defaults=words[:1] not in (["train"], ["verify-resume"])
-    )
+    args = sys.argv[1:] if argv is None else argv
+    return run_command(parser, args, _dispatch, defaults=not {*args[:1]} & _EXPLICIT_COMMANDS)
 
 
 def _dispatch(values: dict[str, Any]) -> int:
@@ -98,16 +96,16 @@ def _generate_parser() -> Any:
         help="cut prompts that are too long: sources at their end, texts to continue at their "
         "beginning",
     )
-    parser.add_class_arguments(GenerationConfig, skip={"eos_id"})
-    parser.set_defaults(dict.fromkeys(_GENERATION_FIELDS))
-    add_former_flags(parser, GenerationConfig)
+    add_config_flags(parser, GenerationConfig, skip=("eos_id",))
     return parser
 
 
 def _run_generate(values: dict[str, Any]) -> int:
-    directory, prompts, draft = (values.pop(name) for name in ("directory", "prompts", "draft"))
-    truncate = values.pop("truncate")
-    options = {name: value for name, value in values.items() if value is not None}
+    directory, prompts, draft = (
+        values.pop(name, None) for name in ("directory", "prompts", "draft")
+    )
+    truncate = values.pop("truncate", False)
+    options = values
     GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
     options, _ = GenerationConfig.current_names(options, warn=False)
     for prompt in prompts:

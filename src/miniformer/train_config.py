@@ -19,158 +19,160 @@ _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(StrictConfig):
-    """A training run.
+    """Configuration of a training run.
 
     Args:
-        train_path: data to train on: .jsonl with one record a line, or .txt for language modelling;
-            either packed as .gz or .zst; a pattern such as 'data/*.jsonl'; or a list of these.
-        val_path: data to validate on, of the same kind; null: no validation.
-        test_path: data to test the best model on at the end; null: no test.
-        task: what to learn, and from which records: language_modeling {"text"}, masked_lm
-            {"text"}, classification {"input", "label"}, regression {"input", "value"}, seq2seq
-            {"source", "target"}; an input is a string, two strings, or a list of vectors.
+        train_path: training data: .jsonl with one record per line, or .txt for language modeling;
+            .gz and .zst are decompressed; a glob such as 'data/*.jsonl', or a list of paths.
+        val_path: validation data in the same formats; null: no validation.
+        test_path: test data, evaluated with the best checkpoint at the end; null: no test.
+        task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
+            classification {"input", "label"}, regression {"input", "value"}, seq2seq {"source",
+            "target"}; an input is a string, two strings, or a list of vectors.
         task_config: options of the task, such as {"label_smoothing": 0.1}.
-        model: decoder: a causal Transformer; encoder: a bidirectional Transformer (for
-            language_modeling the same as decoder); seq2seq: an encoder and a decoder; null: by the
-            task.
-        model_config: fields of TransformerConfig; those that follow from task, data and tokenizer,
+        tokenizer: bpe (byte-level), unigram, wordpiece, word (separated by spaces), byte or char,
+            trained on train_path; or the path of a tokenizer.json, a Hugging Face directory or a
+            model directory; null: bpe. vocab_size in model_config sets its vocabulary size; null:
+            10,000, or fewer for language modeling of small data with bpe or unigram.
+        source_tokenizer: separate tokenizer for the sources of seq2seq, with source_vocab_size in
+            model_config; null: one shared tokenizer, or char for sources that are single words.
+        seq_len: tokens per window, and maximum tokens of an input and of a target; null: the
+            model's max_seq_len.
+        batch_size: windows (packed) or average examples (length buckets) per batch and device;
+            null: 16; for language_modeling and seq2seq 1/1000 of the training tokens, clamped to
+            2,048 to 16,384 tokens per batch of all devices.
+        batch_tokens: maximum tokens per batch, padding included; null: derived from batch_size.
+        num_workers: worker processes that read and encode data too large for memory; 0: a thread
+            of the training process.
+        streaming: read train_path once, in order, such as from a pipe ("-" is standard input), with
+            a shuffle buffer.
+        model: decoder: causal Transformer; encoder: bidirectional Transformer (causal for
+            language_modeling); seq2seq: encoder-decoder; null: depends on the task.
+        model_config: fields of TransformerConfig. Those that follow from task, data and tokenizer,
             such as causal, output_dim and vocab_size, can be left out.
-        model_size: of the model, where model_config says nothing of it: tiny (2 layers, d_model 64),
-            small (2, 128), medium (3, 192) or base (4, 256); null: by the tokens of the training
-            data.
-        init_from: model directory that the run begins with, such as one from `miniformer import`:
-            its shape, weights and tokenizer, if it has one; null: weights are random.
-        pretrain: settings of a run before this one, in which the model learns to guess hidden
-            tokens of the training texts (task masked_lm), such as {"max_epochs": 40}; for
-            classification and regression of texts; null: there is none.
-        tokenizer: bpe (byte-level), unigram, wordpiece, word (what is between spaces), byte or
-            char, trained on train_path; or the path of a tokenizer.json, of a Hugging Face
-            directory or of a model directory; null: bpe. Its ids are vocab_size in model_config;
-            null: 10,000, or fewer in language modelling of little text by bpe or unigram.
-        source_tokenizer: the same for the sources of seq2seq, where they have a vocabulary of their
-            own, as large as source_vocab_size in model_config; null: one serves both, unless no
-            tokenizer is named and sources are single words, which are read letter by letter.
-        batch_size: windows in a batch; where batches are of like lengths, examples on average;
-            null: 16; in language modelling and seq2seq as many as hold a thousandth of the tokens,
-            2,048 at least where there are as many, shared by the devices.
-        batch_tokens: tokens in a batch at most, padding included; null: as many as batch_size
-            gives.
-        seq_len: tokens in a window, or of an input and of a target at most; null: the model's
-            max_seq_len.
-        lr: learning rate at its highest; null: 0.005 for muon, 0.001 for adamw, 0.002 for
-            schedulefree, and a tenth of it after init_from or a warm start.
-        find_lr: try rates on the training data first, and train with the one that they suggest.
-        weight_decay: decoupled decay of weight matrices; biases, norms and embeddings have none.
-        layer_lr_decay: factor on the learning rate from each layer to the one below it.
-        scheduler: how the learning rate goes down: cosine, onecycle, linear, wsd, none.
-        warmup_steps: optimiser steps in which it first goes up; null: as warmup_ratio says.
-        warmup_ratio: the same as a share of the run; null: 0.05, or onecycle's own.
-        max_epochs: passes over the training data; null: 10 unless max_steps or max_time is set.
-        max_steps: optimiser steps at most.
-        max_time: time at most, as 90s, 10m, 1h30m; the learning rate follows the clock.
-        val_check_interval: optimiser steps between validations; null: five times over the run.
-        optimizer: muon: Muon for the matrices within layers, AdamW for the rest; adamw;
+        model_size: default shape: tiny (2 layers, d_model 64), small (2, 128), medium (3, 192) or
+            base (4, 256); null: depends on the number of training tokens.
+        init_from: model directory to initialize from, such as one made by `miniformer import`: its
+            config, weights and tokenizer; null: random weights.
+        pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
+            {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
+        lr: peak learning rate; null: 0.005 for muon, 0.001 for adamw, 0.002 for schedulefree; a
+            tenth of it with init_from or pretrain.
+        find_lr: run the learning-rate finder on the training data first and use its suggestion.
+        weight_decay: decoupled weight decay of matrices; not of biases, norms and embeddings.
+        layer_lr_decay: factor of the learning rate from each layer to the layer below it.
+        scheduler: learning-rate schedule: cosine, onecycle, linear, wsd, none.
+        warmup_steps: optimizer steps of learning-rate warmup; null: see warmup_ratio.
+        warmup_ratio: warmup as a share of the run; null: 0.05, or onecycle's own warmup.
+        optimizer: muon: Muon for the matrices of layers and AdamW for other weights; adamw;
             schedulefree: AdamW without a schedule (needs the extra miniformer[optim]).
         optimizer_config: options of the optimizer, such as {"betas": [0.9, 0.99]}.
-        gradient_clip_val: longest gradient (its norm); 0: any.
-        accumulate_grad_batches: batches in one optimiser step, as one large batch.
-        ema_decay: validate and keep the moving average of the weights, which keeps this share of
-            itself at each step, such as 0.999; null: the weights themselves.
-        average_checkpoints: at the end, also try the mean of the weights at this many last
-            validations, and keep it if it is the best model; null: not.
-        activation_checkpointing: what a training pass keeps for the backward pass: none:
-            everything; selective: matrix products and attention; full: each layer's input, and
-            computes the rest again. The gradients are the same.
-        memory_limit: what the process may take, such as 4GB: batches are split and activations computed
-            again as it needs; null: no limit.
-        find_batch_size: try sizes first, and train with the one of most tokens a second.
-        precision: float32, or bf16 (mixed); auto: bf16 where it is measured to be fast (GPUs that
-            have it, CPUs with AVX512-BF16 or AMX), else float32.
-        compile: compile the layers, and tell when that pays back.
-        accelerator: cpu, cuda, mps, or auto: the best there is.
-        devices: processes on this machine, one for each device.
-        num_nodes: machines; each starts its own, by torchrun.
-        strategy: ddp: each device has the whole model; fsdp2: each has a share of it; deepspeed:
-            ZeRO (needs CUDA and the extra miniformer[deepspeed]); null: ddp where there are
-            several.
-        num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
-            of the training process.
-        streaming: read train_path front to back as it comes, such as from a pipe ("-" is standard
-            input), shuffled among neighbours only.
-        seed: decides initial weights, order of the data and dropout.
-        deterministic: refuse operations that may differ from run to run on a GPU.
-        work_dir: folder for runs.
-        experiment_name: the run's folder within work_dir; null: the task's name. A number is added
-            if it exists.
-        resume: a run's folder to go on in, as if it had never stopped; of the flags beside it only
-            those that are not at their defaults change its settings.
-        checkpoint_interval: optimiser steps between two states of the run that can be resumed;
-            null: with each validation, and so often that it takes 2 % of the time.
-        sample_prompt: what to continue at each validation, to be read; null: the beginning of a
-            text of val_path.
-        logger: tensorboard, csv, wandb and mlflow (each needs the extra of its name), none.
-        checkpoint_metric: validation figure that tells the best model, such as mcc, and of two that
-            are as good the loss; null: accuracy in classification, RMSE in regression, else
-            the loss.
-        early_stopping_patience: validations without a better checkpoint_metric before the run
-            stops; null: never.
+        gradient_clip_val: maximum gradient norm; 0: no gradient clipping.
+        accumulate_grad_batches: batches per optimizer step, equivalent to one large batch.
+        ema_decay: EMA decay per optimizer step, such as 0.999. EMA weights are validated and saved.
+            null: no EMA.
+        average_checkpoints: number of last validations whose averaged weights are evaluated at the
+            end, and saved if they are the best; null: no averaging.
+        seed: seed of initial weights, data order and dropout.
+        val_check_interval: optimizer steps between validations; null: five validations per run.
+        checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
+            decides ties; null: accuracy for classification, RMSE for regression, else the loss.
+        early_stopping_patience: validations without improvement of checkpoint_metric before
+            training stops; null: no early stopping.
+        sample_prompt: prompt that is continued at each validation; null: the start of a text of
+            val_path.
+        max_epochs: maximum passes over the training data; null: 10, or no limit with max_steps or
+            max_time.
+        max_steps: maximum optimizer steps; null: no limit.
+        max_time: maximum training time, such as 90s, 10m or 1h30m; the learning-rate schedule
+            follows the clock; null: no limit.
+        memory_limit: memory limit of the process, such as 4GB. Sets the micro-batch size and
+            activation checkpointing to fit. null: no limit.
+        accelerator: cpu, cuda, mps, or auto: the fastest that is available.
+        devices: processes on this machine, one per device.
+        num_nodes: number of machines; torchrun starts the processes on each.
+        strategy: ddp: replicated model; fsdp2: sharded model; deepspeed: ZeRO (needs CUDA and the
+            extra miniformer[deepspeed]); null: ddp for several devices.
+        precision: float32 or bf16 (mixed precision); auto: bf16 where it is fast (GPUs with bf16,
+            CPUs with AVX512-BF16 or AMX), else float32.
+        compile: compile the layers with torch.compile and report when the time is regained.
+        activation_checkpointing: activations stored for the backward pass: none: all of them;
+            selective: matrix products and attention; full: the input of each layer. The others are
+            recomputed; gradients are the same.
+        find_batch_size: measure batch sizes first and use the one with the most tokens per second.
+        deterministic: refuse operations that are not deterministic on a GPU.
+        work_dir: folder for run folders.
+        experiment_name: name of the run folder; a number is appended if it exists; null: the task.
+        resume: run folder to resume. Other flags change its settings only if they differ from their
+            defaults.
+        checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
+            validation, and as often as 2 % of the time allows.
+        logger: tensorboard, csv, wandb or mlflow (each needs the extra of its name), none.
     """
 
     former_names: ClassVar[Mapping[str, str]] = TRAIN_FIELDS
 
-    train_path: list[str] | str = ""
-    val_path: list[str] | str | None = None
-    test_path: list[str] | str | None = None
-    task: str = option("language_modeling", kind="task")
-    task_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    model: str | None = option(None, choices=("encoder", "decoder", "seq2seq"))
-    model_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
-    init_from: str | None = None
-    pretrain: dict[str, Any] | None = None
-    tokenizer: str | None = None
-    source_tokenizer: str | None = None
-    batch_size: int | None = option(None, low=1)
-    batch_tokens: int | None = option(None, low=1)
-    seq_len: int | None = option(None, low=1)
-    lr: float | None = option(None, low=0.0)
-    find_lr: bool = False
-    weight_decay: float = option(0.1, low=0.0)
-    layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
-    scheduler: str = option("cosine", kind="scheduler")
-    warmup_steps: int | None = option(None, low=0)
-    warmup_ratio: float | None = option(None, low=0.0, high=1.0)
-    max_epochs: int | None = option(None, low=1)
-    max_steps: int | None = option(None, low=1)
-    max_time: str | None = None
-    val_check_interval: int | None = option(None, low=1)
-    optimizer: str = option("muon", kind="optimizer")
-    optimizer_config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    gradient_clip_val: float = option(1.0, low=0.0)
-    accumulate_grad_batches: int = option(1, low=1)
-    ema_decay: float | None = option(None, above=0.0, high=0.999999)
-    average_checkpoints: int | None = option(None, low=2)
-    activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
-    memory_limit: str | None = None
-    find_batch_size: bool = False
-    precision: str = option("auto", choices=("auto", "float32", "bf16"))
-    compile: bool = False
-    accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
-    devices: int = option(1, low=1)
-    num_nodes: int = option(1, low=1)
-    strategy: str | None = option(None, choices=("ddp", "fsdp2", "deepspeed"))
-    num_workers: int = option(0, low=0)
-    streaming: bool = False
-    seed: int = option(0, low=0, high=2**32 - 1)
-    deterministic: bool = False
-    work_dir: str = "runs"
-    experiment_name: str | None = None
-    resume: str | None = None
-    checkpoint_interval: int | None = option(None, low=1)
-    sample_prompt: str | None = None
-    logger: str = option("tensorboard", kind="logger")
-    checkpoint_metric: str | None = None
-    early_stopping_patience: int | None = option(None, low=1)
+    train_path: list[str] | str = option("", group="data")
+    val_path: list[str] | str | None = option(None, group="data")
+    test_path: list[str] | str | None = option(None, group="data")
+    task: str = option("language_modeling", kind="task", group="data")
+    task_config: dict[str, Any] = option({}, group="data")
+    tokenizer: str | None = option(None, group="data")
+    source_tokenizer: str | None = option(None, group="data")
+    seq_len: int | None = option(None, low=1, group="data")
+    batch_size: int | None = option(None, low=1, group="data")
+    batch_tokens: int | None = option(None, low=1, group="data")
+    num_workers: int = option(0, low=0, group="data")
+    streaming: bool = option(False, group="data")
+
+    model: str | None = option(None, choices=("encoder", "decoder", "seq2seq"), group="model")
+    model_config: dict[str, Any] = option({}, group="model")
+    model_size: str | None = option(None, choices=tuple(SIZE_PRESETS), group="model")
+    init_from: str | None = option(None, group="model")
+    pretrain: dict[str, Any] | None = option(None, group="model")
+
+    lr: float | None = option(None, low=0.0, group="optimization")
+    find_lr: bool = option(False, group="optimization")
+    weight_decay: float = option(0.1, low=0.0, group="optimization")
+    layer_lr_decay: float = option(1.0, above=0.0, high=1.0, group="optimization")
+    scheduler: str = option("cosine", kind="scheduler", group="optimization")
+    warmup_steps: int | None = option(None, low=0, group="optimization")
+    warmup_ratio: float | None = option(None, low=0.0, high=1.0, group="optimization")
+    optimizer: str = option("muon", kind="optimizer", group="optimization")
+    optimizer_config: dict[str, Any] = option({}, group="optimization")
+    gradient_clip_val: float = option(1.0, low=0.0, group="optimization")
+    accumulate_grad_batches: int = option(1, low=1, group="optimization")
+    ema_decay: float | None = option(None, above=0.0, high=0.999999, group="optimization")
+    average_checkpoints: int | None = option(None, low=2, group="optimization")
+    seed: int = option(0, low=0, high=2**32 - 1, group="optimization")
+
+    val_check_interval: int | None = option(None, low=1, group="evaluation")
+    checkpoint_metric: str | None = option(None, group="evaluation")
+    early_stopping_patience: int | None = option(None, low=1, group="evaluation")
+    sample_prompt: str | None = option(None, group="evaluation")
+
+    max_epochs: int | None = option(None, low=1, group="budgets")
+    max_steps: int | None = option(None, low=1, group="budgets")
+    max_time: str | None = option(None, group="budgets")
+    memory_limit: str | None = option(None, group="budgets")
+
+    accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"), group="hardware")
+    devices: int = option(1, low=1, group="hardware")
+    num_nodes: int = option(1, low=1, group="hardware")
+    strategy: str | None = option(None, choices=("ddp", "fsdp2", "deepspeed"), group="hardware")
+    precision: str = option("auto", choices=("auto", "float32", "bf16"), group="hardware")
+    compile: bool = option(False, group="hardware")
+    activation_checkpointing: str = option(
+        "none", choices=("none", "selective", "full"), group="hardware"
+    )
+    find_batch_size: bool = option(False, group="hardware")
+    deterministic: bool = option(False, group="hardware")
+
+    work_dir: str = option("runs", group="output")
+    experiment_name: str | None = option(None, group="output")
+    resume: str | None = option(None, group="output")
+    checkpoint_interval: int | None = option(None, low=1, group="output")
+    logger: str = option("tensorboard", kind="logger", group="output")
 
     @classmethod
     def current_names(

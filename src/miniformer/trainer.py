@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.config.command_line import (
-    add_former_flags,
+    add_config_flags,
     command_parser,
     miniformer_command,
     run_command,
@@ -30,8 +30,7 @@ def train_parser() -> Any:
     parser.add_argument(
         "--config", action="config", help="YAML or JSON file with any of the fields below"
     )
-    parser.add_class_arguments(TrainConfig, fail_untyped=False)
-    add_former_flags(parser, TrainConfig)
+    add_config_flags(parser, TrainConfig)
     return parser
 
 

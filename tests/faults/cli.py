@@ -124,3 +124,19 @@ def data_check_suggests_large_batches(original):
 def file_name_is_taken_as_text(original):
     """The name of a file is taken as the text itself."""
     return lambda word, kind, command, more="": None
+
+
+@fault("miniformer.config.command_line:add_config_flags")
+def help_has_no_groups(original):
+    """`--help` lists all flags under one heading."""
+
+    def add_config_flags(parser, config, *, skip=()):
+        parser.add_class_arguments(config, skip=set(skip), fail_untyped=False)
+
+    return add_config_flags
+
+
+@fault("miniformer.config.command_line:_HelpFormatter._get_help_string")
+def help_shows_no_default(original):
+    """`--help` leaves defaults out."""
+    return lambda self, action: action.help

@@ -13,13 +13,13 @@ def unknown_name_gets_no_suggestion(original):
 def unknown_keys_are_dropped(original):
     """Keys that no field has are left out without a word."""
 
-    def from_dict(cls, values):
+    def from_dict(cls, values, *, stored=False):
         import dataclasses
 
         known = {field.name for field in dataclasses.fields(cls)}
         if hasattr(values, "items"):
             values = {key: value for key, value in values.items() if key in known}
-        return original(cls, values)
+        return original(cls, values, stored=stored)
 
     return from_dict
 
@@ -165,3 +165,63 @@ def cross_attention_keys_are_those_of_targets(original):
 def limits_beyond_the_end_pass(original):
     """Limits that lie beyond the end of a run are taken without a word."""
     return lambda run, steps: []
+
+
+@fault("miniformer.config.strict:rename_keys")
+def former_names_are_unknown(original):
+    """A former name of a setting is an unknown name."""
+    return lambda values, former_names, *, warn: (dict(values), [])
+
+
+@fault("miniformer.config.strict:_warn_renamed")
+def former_names_have_no_warning(original):
+    """A former name is replaced silently."""
+    return lambda former, current: None
+
+
+@fault("miniformer.config.strict:rename_keys")
+def former_name_wins_over_the_current_one(original):
+    """A setting given under both names has the value of one of them."""
+    return lambda values, former_names, *, warn: (
+        original(values, former_names, warn=warn)[0],
+        [],
+    )
+
+
+@fault("miniformer.train_config:TrainConfig.current_names")
+def nested_former_names_stay(original):
+    """Former names within task_config, model_config and pretrain are not replaced."""
+
+    def current_names(cls, values, *, warn=True):
+        from miniformer.config import StrictConfig
+
+        return StrictConfig.current_names.__func__(cls, values, warn=warn)
+
+    return current_names
+
+
+@fault("miniformer.registry:current_name")
+def former_registered_names_are_unknown(original):
+    """A former name of a registered part is an unknown name."""
+    return lambda kind, name: name
+
+
+@fault("miniformer.config.strict:StrictConfig.from_dict")
+def stored_former_names_warn(original):
+    """Former names in files of earlier versions give warnings."""
+    return lambda cls, values, *, stored=False: original(cls, values)
+
+
+@fault("miniformer.checkpoint.text_generation:TextGenerationMixin._generation_config")
+def generation_options_have_no_former_names(original):
+    """Former names of generation options are refused as unknown."""
+
+    def _generation_config(self, options, stacklevel=3):
+        import dataclasses
+
+        from miniformer.config import GenerationConfig
+
+        known = {field.name for field in dataclasses.fields(GenerationConfig)}
+        return original(self, {k: v for k, v in options.items() if k in known}, stacklevel)
+
+    return _generation_config

@@ -895,3 +895,17 @@ def replaced_settings_pass(original):
 def card_needs_finite_figures(original):
     """NaN and infinite metrics are empty in the model card."""
     return lambda value: original(value) if abs(value) < float("inf") else ""
+
+
+@fault("miniformer.training.setup.prepare:prepare")
+def decoder_is_not_causal(original):
+    """`--model decoder` builds a bidirectional Transformer."""
+
+    def prepare(config, console, *, resume_dir=None):
+        import dataclasses
+
+        if config.model == "decoder" and config.task != "language_modeling":
+            config = dataclasses.replace(config, model=None)
+        return original(config, console, resume_dir=resume_dir)
+
+    return prepare

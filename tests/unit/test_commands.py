@@ -1,5 +1,8 @@
 """What commands print and which exit code they have, without what they run."""
 
+import dataclasses
+import json
+import re
 import types
 from pathlib import Path
 
@@ -8,6 +11,7 @@ from rich.console import Console
 
 from miniformer import cli
 from miniformer.config import UserError
+from miniformer.train_config import TrainConfig
 from miniformer.trainer import report_result
 
 
@@ -15,7 +19,12 @@ from miniformer.trainer import report_result
 @pytest.mark.parametrize("exact", [True, False])
 def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypatch, capsys):
     verdict = types.SimpleNamespace(
-        exact=exact, steps=5, kills=[2], states=[1], different=3, parts=["model"]
+        bit_exact=exact,
+        steps=5,
+        kills=[2],
+        resumed_steps=[1],
+        first_different_step=3,
+        different_parts=["model"],
     )
     monkeypatch.setattr(
         "miniformer.training.resume.verify.verify_resume", lambda config, folder, **options: verdict
@@ -29,9 +38,11 @@ def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypat
 @pytest.mark.catches("interrupted_run_exits_with_0")
 @pytest.mark.parametrize(("number", "code"), [(None, 0), (2, 130), (15, 143)])
 def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
-    task = types.SimpleNamespace(metrics=("loss",), command=lambda directory: f"x {directory}")
+    task = types.SimpleNamespace(
+        metrics=("loss",), usage_command=lambda directory: f"x {directory}"
+    )
     result = types.SimpleNamespace(
-        interrupted=number, figures={"val_loss": 1.5, "step": 3.0}, task=task, model=Path("best")
+        interrupted=number, metrics={"val_loss": 1.5, "step": 3.0}, task=task, model=Path("best")
     )
     assert report_result(result, Console(quiet=True)) == code
 
@@ -50,3 +61,45 @@ def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
 def test_a_mistake_on_standard_input_is_named_by_its_line(text, message):
     with pytest.raises(UserError, match=message):
         cli._parse_json_lines(text, ["text"])
+
+
+GROUPS = ["data", "model", "optimization", "evaluation", "budgets", "hardware", "output"]
+
+
+def flags_by_group(text):
+    """The flags below each heading of a help text, each with its description."""
+    result, flags = {}, {}
+    for line in text.splitlines():
+        if line and not line.startswith(" ") and line.endswith(":"):
+            flags = result.setdefault(line.removesuffix(":"), {})
+        elif match := re.match(r"  --(\w+)", line):
+            name = match[1]
+            flags[name] = line
+        elif flags and line.startswith("      "):
+            flags[name] += " " + line.strip()
+    return result
+
+
+@pytest.mark.catches("help_has_no_groups", "help_shows_no_default")
+def test_help_of_train_is_grouped_and_shows_every_default(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    groups = flags_by_group(capsys.readouterr().out)
+    assert [name for name in groups if name != "options"] == GROUPS
+    fields = dataclasses.fields(TrainConfig)
+    for group in GROUPS:
+        assert list(groups[group]) == [f.name for f in fields if f.metadata["group"] == group]
+    assert sum(len(groups[name]) for name in GROUPS) == len(fields)
+    for flags in groups.values():
+        for name, text in flags.items():
+            default = getattr(TrainConfig(train_path="a"), name, None)
+            if name not in ("config", "print_config", "train_path"):
+                assert text.endswith(f"(default: {default or json.dumps(default)})"), name
+
+
+def test_help_of_generate_shows_the_defaults_of_the_config(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: 50)" in text
+    assert "--stop_strings+" not in text

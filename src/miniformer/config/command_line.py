@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
+import json
 import os
 import re
 import shlex
@@ -22,20 +24,55 @@ from miniformer.utils.streams import printable_output
 
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
-    """A parser whose mistakes are raised, not printed."""
+    """Parser that raises its errors instead of printing them."""
     jsonargparse.set_parsing_settings(docstring_parse_style=_google_style())
     return jsonargparse.ArgumentParser(
-        description=description, exit_on_error=False, allow_abbrev=False
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=_HelpFormatter,
     )
 
 
-def add_former_flags(parser: jsonargparse.ArgumentParser, config: type[StrictConfig]) -> None:
-    """Accepts the former names of a config's fields as flags that `--help` does not list."""
+def add_config_flags(
+    parser: jsonargparse.ArgumentParser, config: type[StrictConfig], *, skip: tuple[str, ...] = ()
+) -> None:
+    """Adds a flag for each field of a config, under the headings that its `option`s name.
+
+    Former names of fields are flags that `--help` does not list.
+
+    Args:
+        parser: parser of the command.
+        config: the config class.
+        skip: fields without a flag.
+    """
+    names_by_group: dict[str, list[str]] = {}
+    for field in dataclasses.fields(config):
+        group = field.metadata.get("group") or config.__name__
+        names_by_group.setdefault(group, []).append(field.name)
+    for group, names in names_by_group.items():
+        others = {field.name for field in dataclasses.fields(config)} - set(names)
+        parser.add_argument_group(group).add_class_arguments(
+            config, as_group=False, skip=others | set(skip), fail_untyped=False
+        )
     types = get_type_hints(config)
     for former, name in config.former_names.items():
         parser.add_argument(
             f"--{former}", type=types[name], default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
+
+
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Help text with `default: X` for each flag, and without flags that append to a list."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return re.sub(r", --\w+\+ \S+", "", super()._format_action_invocation(action))
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default == argparse.SUPPRESS or not action.option_strings:
+            return action.help or ""
+        default = action.default or json.dumps(action.default)
+        return f"{action.help} (default: {default})"
 
 
 def run_command(
