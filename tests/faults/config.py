@@ -225,3 +225,9 @@ def generation_options_have_no_former_names(original):
         return original(self, {k: v for k, v in options.items() if k in known}, stacklevel)
 
     return _generation_config
+
+
+@fault("miniformer.config.renames:TRAIN_FIELDS")
+def former_name_is_forgotten(original):
+    """The table of former names lacks one."""
+    return {name: original[name] for name in sorted(original)[1:]}

@@ -8,7 +8,7 @@ import pytest
 from miniformer import cli, registry
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError, GenerationConfig, RenamedWarning, TransformerConfig
-from miniformer.config.renames import GENERATION_FIELDS, TASK_OPTIONS, TRAIN_FIELDS
+from miniformer.config.renames import TASK_OPTIONS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import stored_settings
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -24,8 +24,8 @@ GENERATION_VALUES = {
     "stop": ["x"], "stop_ids": [4], "weights": "int8",
 }  # fmt: skip
 RENAMED = [
-    *((TrainConfig, former, TRAIN_VALUES[former]) for former in TRAIN_FIELDS),
-    *((GenerationConfig, former, GENERATION_VALUES[former]) for former in GENERATION_FIELDS),
+    *((TrainConfig, former, value) for former, value in TRAIN_VALUES.items()),
+    *((GenerationConfig, former, value) for former, value in GENERATION_VALUES.items()),
 ]
 NEEDED = {TrainConfig: {"train_path": "a.txt", "val_path": "b.txt"},
           GenerationConfig: {"num_beams": 2}}  # fmt: skip
@@ -40,7 +40,9 @@ def load(config, **values):
     return result, [str(item.message) for item in caught]
 
 
-@pytest.mark.catches("former_names_are_unknown", "former_names_have_no_warning")
+@pytest.mark.catches(
+    "former_names_are_unknown", "former_names_have_no_warning", "former_name_is_forgotten"
+)
 @pytest.mark.parametrize(("config", "former", "value"), RENAMED)
 def test_former_name_of_a_field_is_accepted_with_one_warning(config, former, value):
     name = config.former_names[former]
