@@ -96,8 +96,10 @@ def main():
     parser.add_argument("--save", action="store_true", help="write results/hf_files.json")
     options = parser.parse_args()
     config = TransformerConfig(
-        **architecture_config("llama", vocab_size=64000, d_model=options.d_model, n_heads=16, n_kv_heads=4,
-                 n_layers=options.n_layers, d_ff=3 * options.d_model, tie_embeddings=True)
+        **architecture_config(
+            "llama", vocab_size=64000, d_model=options.d_model, n_heads=16, n_kv_heads=4,
+            n_layers=options.n_layers, d_ff=3 * options.d_model, tie_embeddings=True,
+        )
     )  # fmt: skip
     rows = {}
     with tempfile.TemporaryDirectory() as name:

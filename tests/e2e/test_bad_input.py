@@ -233,7 +233,7 @@ def directory(tmp_path):
         (["--topp", "0.5"], "unknown flag --topp; did you mean --top_p?"),
         (["--seed", str(2**63)], "seed must be at most 9223372036854775807"),
         (["--max_steps", "1"], "unknown flag --max_steps"),
-        (["\ud83d"], "prompt: character 0 is '\\ud83d', half of a surrogate pair"),
+        (["\ud83d"], "prompt: character 0 is '\\ud83d', an unpaired surrogate"),
         (["--max_new_tokens", "30"], "a prompt of 5 tokens and max_new_tokens=30 exceed "
                                      "max_seq_len=32; ask for at most 27 new tokens"),
     ],

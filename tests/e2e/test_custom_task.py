@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from miniformer.data.reading import schema
-from miniformer.data.batching.length_bucketing import LengthBuckets, pad
+from miniformer.data.batching.length_bucketing import LengthBucketBatcher, pad_sequences
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.tasks.base import Task
 
@@ -31,7 +31,7 @@ class Reversal(Seq2Seq):
 
     @property
     def schema(self):
-        return {"text": schema.text}
+        return {"text": schema.check_text}
 
     def texts(self, record):
         yield record["text"]
@@ -49,7 +49,7 @@ class Shouting(Task):
 
     @property
     def schema(self):
-        return {"letters": schema.text}
+        return {"letters": schema.check_text}
 
     def texts(self, record):
         yield record["letters"]
@@ -61,14 +61,14 @@ class Shouting(Task):
             for row in rows
         ]
 
-    def cutter(self, tokenizer, *, seq_len, batch_size, batch_tokens, training):
+    def batcher(self, tokenizer, *, seq_len, batch_size, batch_tokens, training):
         def collate(examples, random):
-            chars, mask = pad([each["chars"] for each in examples])
+            chars, mask = pad_sequences([e["chars"] for e in examples])
             mask = torch.ones_like(chars, dtype=torch.bool) if mask is None else mask
             return {"chars": chars, "real": mask}
 
-        return LengthBuckets(
-            collate, length=("chars",), batch_size=batch_size, batch_tokens=batch_tokens
+        return LengthBucketBatcher(
+            collate, length_columns=("chars",), batch_size=batch_size, batch_tokens=batch_tokens
         )
 
     def loss(self, model, batch):

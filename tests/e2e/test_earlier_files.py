@@ -39,12 +39,12 @@ def predictions(folder, records):
     if folder.name == "seq2seq":
         targets = [record["target"] for record in records]
         scored = pipeline.score(targets, [record["source"] for record in records])
-        return [item.total_log_prob for item in scored]
+        return [item.total_logprob for item in scored]
     if folder.name in ("classification", "regression"):
         return pipeline.predict([record["input"] for record in records])
     texts = [record["text"] for record in records]
     scored = pipeline.score([text[20:30] for text in texts], [text[:20] for text in texts])
-    return [item.total_log_prob for item in scored]
+    return [item.total_logprob for item in scored]
 
 
 def numbers(value):

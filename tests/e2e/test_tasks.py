@@ -67,7 +67,7 @@ def test_classification_by_name(train, tmp_path, capsys):
     card = (best / "README.md").read_text()
     assert "| test accuracy |" in card
     assert "On the test data:" in card
-    assert "| class | taken for has a | none |" in card
+    assert "| class | predicted as has a | none |" in card
     assert (best / "answers.png").read_bytes().startswith(b"\x89PNG")
     assert f"predict {best}" in out
     assert cli.main(["predict", str(best), "bcbcd", "bcabc"]) == 0
@@ -111,7 +111,7 @@ def test_regression_of_vectors(train, capsys):
     assert abs(np.mean(m.predict(inputs)) - np.mean(values)) < 3, "in the units of the data"
     assert cli.main(["predict", str(best), json.dumps(inputs[0])]) == 0
     assert float(capsys.readouterr().out) == pytest.approx(m.predict(inputs[:1])[0], rel=1e-5)
-    with pytest.raises(ValueError, match="of vectors writes no text; use predict"):
+    with pytest.raises(ValueError, match="of vectors generates no text; use predict"):
         m.generate("a")
 
 
@@ -123,7 +123,7 @@ def test_a_series_is_found_and_foretold_where_it_never_was(train):
         walk = random.normal(0, 20) + step * np.arange(5)
         records.append({"input": walk[:4, None].tolist(), "value": float(walk[4])})
     best, out = train(records, "--task", "regression", steps=100)
-    assert "target_delta_of: 0; values are learnt as what comes next of that feature" in out
+    assert "target_delta_of: 0; the target is the change from its last number" in out
     m = miniformer.load(best)
     answers = m.predict([[[1000.0], [1010.0], [1020.0], [1030.0]], [[3.0], [2.0], [1.0], [0.0]]])
     assert answers == pytest.approx([1040, -1], abs=1), "far higher than any of the training"
@@ -142,7 +142,8 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
         "--test_path", str(write(tmp_path / "test.jsonl", records * 9)),
-        "--task_config", '{"eval_generate_samples": 20, "num_beams": 2}', model={"d_model": 64, "n_heads": 4},
+        "--task_config", '{"eval_generate_samples": 20, "num_beams": 2}',
+        model={"d_model": 64, "n_heads": 4},
     )  # fmt: skip
     assert "sample: 'one two three four -> " in out
     tokens = sum(len(f"{source}{target}".encode()) + 2 for source, target in PHRASES.items())
@@ -152,7 +153,7 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     assert m.generate("a cat") == "eine Katze"
     card = (best / "README.md").read_text()  # of all of the test
-    assert f"BLEU and chrF: a search of 2 beams of {9 * len(PHRASES)} examples" in card
+    assert f"BLEU, chrF: beam search with 2 beams, {9 * len(PHRASES)} examples" in card
 
 
 def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
@@ -231,7 +232,7 @@ class Parity(Classification):
 
     @property
     def schema(self):
-        return {"input": schema.text}
+        return {"input": schema.check_text}
 
     def fit(self, records):
         return dataclasses.replace(self, classes=["even", "odd"], input_kind="text")
@@ -347,13 +348,13 @@ def mistake(capsys, arguments):
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
-        (["--model", "seq2seq"], "task=classification is learnt by model=encoder"),
+        (["--model", "seq2seq"], "task=classification needs model=encoder"),
         (["--task_config", '{"smoothing": 1}'], "task_config: Classification: unknown field"),
         (["--checkpoint_metric", "acuracy"], "unknown checkpoint_metric 'acuracy' (did you mean"),
         (["--model_config", '{"output_dim": 7}'], "output_dim must be 2 for this data, not 7"),
         (["--streaming", "true"], "streaming needs max_steps or max_time"),
         (["--source_tokenizer", "byte"], "source_tokenizer is for tasks with sources and targets"),
-        (["--model_config", '{"source_vocab_size": 9}'], "source_vocab_size=9 is for sources with"),
+        (["--model_config", '{"source_vocab_size": 9}'], "source_vocab_size=9 needs a separate"),
         (["--seq_len", "4096"], "seq_len=4096 is longer than the model's max_seq_len=1024"),
     ],
 )

@@ -5,7 +5,7 @@ from tests.faults import fault
 
 @fault("miniformer.checkpoint.directory:require_empty")
 def export_overwrites_a_full_directory(original):
-    """Files are written into a directory that holds something."""
+    """Files are written into a directory that is not empty."""
     return lambda directory: None
 
 
@@ -13,7 +13,7 @@ def export_overwrites_a_full_directory(original):
 def tokenizer_of_another_model_is_taken(original):
     """A tokenizer may have more ids than its model."""
 
-    def read_tokenizer(path, name, config):
+    def read_tokenizer(path, size_field, config):
         from miniformer.data.tokenizers.tokenizer import Tokenizer
 
         return Tokenizer.from_path(path)
@@ -23,14 +23,14 @@ def tokenizer_of_another_model_is_taken(original):
 
 @fault("miniformer.checkpoint.pipeline:Pipeline.save")
 def saved_pipeline_samples_by_default(original):
-    """A model directory is written with default decoding settings."""
+    """A model directory is saved with default decoding options."""
 
     def save(self, directory):
-        kept, self.generation = self.generation, type(self.generation)()
+        generation, self.generation = self.generation, type(self.generation)()
         try:
             original(self, directory)
         finally:
-            self.generation = kept
+            self.generation = generation
 
     return save
 
@@ -39,52 +39,54 @@ def saved_pipeline_samples_by_default(original):
 def speculation_answers_with_every_second_text(original):
     """Answers are given for the last of the prompts only."""
 
-    def speculated(pipeline, draft, prompts, options):
+    def benchmark_speculation(pipeline, draft, prompts, options):
         texts, verdict = original(pipeline, draft, prompts, options)
         return [texts[-1]] * len(texts), verdict
 
-    return speculated
+    return benchmark_speculation
 
 
 @fault("miniformer.checkpoint.text_generation:TextGenerationMixin._generation_config")
 def settings_of_the_directory_are_ignored(original):
-    """Text is written with default settings where nothing is given."""
+    """Default decoding options replace those of the model directory."""
 
-    def settings(self, options, depth=3):
+    def generation_config(self, options, stacklevel=3):
         from miniformer.config import GenerationConfig
 
-        kept, self.generation = self.generation, GenerationConfig()
+        generation, self.generation = self.generation, GenerationConfig()
         try:
-            return original(self, options, depth)
+            return original(self, options, stacklevel)
         finally:
-            self.generation = kept
+            self.generation = generation
 
-    return settings
+    return generation_config
 
 
-@fault("miniformer.checkpoint.pipeline:batches_of")
+@fault("miniformer.checkpoint.pipeline:predict_batches")
 def embed_reads_features_as_they_stand(original):
-    """`embed` reads inputs without what the task knows of them."""
+    """`embed` ignores the task's statistics of features."""
 
-    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
+    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
         from miniformer.tasks.embedding import EmbeddingTask
 
-        bare = EmbeddingTask(input_kind=task.kind(), input_dim=model.config.input_dim)
-        return original(bare, model, tokenizer, inputs, truncate=truncate, output=output)
+        bare = EmbeddingTask(
+            input_kind=task.resolved_input_kind(), input_dim=model.config.input_dim
+        )
+        return original(bare, model, tokenizer, inputs, truncate=truncate, output_fn=output_fn)
 
-    return batches_of
+    return predict_batches
 
 
 @fault("miniformer.checkpoint.artifacts:read_task")
 def features_of_earlier_directories_are_standardized(original):
-    """A model whose task.json says nothing of standardization is fine-tuned with it."""
+    """A task.json without `standardize` is read as standardize=true."""
 
     def read_task(path, kind):
         import dataclasses
 
-        found = original(path, kind)
-        known = hasattr(found, "standardize")
-        return dataclasses.replace(found, standardize=True) if known else found
+        task = original(path, kind)
+        known = hasattr(task, "standardize")
+        return dataclasses.replace(task, standardize=True) if known else task
 
     return read_task
 

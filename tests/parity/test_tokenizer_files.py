@@ -131,7 +131,7 @@ def test_tokenizer_files_must_not_lead_out(name, theirs, tmp_path):
     (tmp_path / "secret").write_text("secret")
     (theirs / name).unlink()
     (theirs / name).symlink_to(tmp_path / "secret")
-    with pytest.raises(miniformer.UserError, match="leads out of the directory"):
+    with pytest.raises(miniformer.UserError, match="links out of the directory"):
         miniformer.import_hf(theirs, tmp_path / "ours")
 
 

@@ -84,7 +84,7 @@ def test_what_is_said_of_tokenizers_is_heard(tmp_path):
     assert "of sources byte, 258 ids" in said
     tokenizer, said = prepared(tmp_path, SOUNDS, task_config={"bpe_dropout": 0.1})
     assert tokenizer.separate_source_tokenizer is None, "letters have no merges to be undone"
-    with pytest.raises(UserError, match="source_vocab_size=50 is for sources with a tokenizer"):
+    with pytest.raises(UserError, match="source_vocab_size=50 needs a separate source tokenizer"):
         prepared(tmp_path, SOUNDS, model_config={"source_vocab_size": 50})
 
 

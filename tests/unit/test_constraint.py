@@ -103,7 +103,7 @@ def test_of_what_is_allowed_the_likeliest_is_written():
 @pytest.mark.catches("cut_answer_passes_for_whole")
 def test_an_answer_that_is_not_whole_is_no_answer():
     m = pipeline("byte")
-    message = "not whole after max_new_tokens=3, as regex has it; raise max_new_tokens"
+    message = "did not complete regex within max_new_tokens=3; raise max_new_tokens"
     with pytest.raises(UserError, match=message):
         m.generate("The", regex="[0-9]{5}", max_new_tokens=3)
     with pytest.raises(UserError, match=message):
@@ -120,7 +120,7 @@ def test_an_answer_that_is_not_whole_is_no_answer():
         ({"regex": "a", "choices": ["a"]}, "regex and choices both say what form text has"),
         (
             {"regex": "a", "stop_strings": ["b"]},
-            "regex says where an answer ends; leave stop_strings out",
+            "regex determines where an answer ends; leave stop_strings out",
         ),
         ({"regex": "a", "eos_id": None}, "regex needs eos_id, the EOS token"),
     ],

@@ -56,10 +56,10 @@ def refusal(path, **options):
             "llama: tensor 'model.layers.0.self_attn.q_proj.weight' is [16, 16], but the config "
             "makes it [16, 32]",
         ),
-        ({"vocab_size": 10**15}, f"is [40, 16], but the config makes it [{10**15}, 16]"),
-        ({"vocab_size": 10**20}, "weights, more than any file holds"),
+        ({"vocab_size": 10**15}, f"has shape [40, 16], but the config requires [{10**15}, 16]"),
+        ({"vocab_size": 10**20}, "parameters is not supported"),
         ({"num_hidden_layers": 10_000}, "llama: the files have no tensor 'model.layers.2."),
-        ({"num_hidden_layers": 10**15}, "layers is not supported, only of 10000 at most"),
+        ({"num_hidden_layers": 10**15}, "layers is not supported, only up to 10000"),
         ({"num_hidden_layers": 10**15, "layer_types": None}, "only of 10000 at most"),
         ({"num_attention_heads": 0}, "n_heads must be at least 1, not 0"),
         ({"rms_norm_eps": float("nan")}, "norm_eps must be above 0.0, not nan"),
@@ -77,10 +77,10 @@ def refusal(path, **options):
             {"attention_bias": True},
             "llama: the files have no tensor 'model.layers.0.self_attn.q_proj.bias', "
             "'model.layers.0.self_attn.k_proj.bias', 'model.layers.0.self_attn.v_proj.bias', "
-            "'model.layers.0.self_attn.o_proj.bias' and 4 more, which the config asks for",
+            "'model.layers.0.self_attn.o_proj.bias' and 4 more, which the config requires",
         ),
         ({"auto_map": {"AutoModel": "evil.Evil"}}, "which is never run here"),
-        ({"quantization_config": {"bits": 4}}, "quantized weights are not read"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
         ({"eos_token_id": 4000}, "eos_token_id=4000 is outside the vocabulary"),
         ({"eos_token_id": "x"}, "a token id must be an integer"),
     ],
@@ -149,20 +149,20 @@ def weights_with(path, change):
     [
         (
             lambda w: w.pop("model.norm.weight"),
-            "llama: the files have no tensor 'model.norm.weight', which the config asks for",
+            "llama: the files have no tensor 'model.norm.weight', which the config requires",
         ),
         (
             lambda w: w.update({"zzz": w.pop("model.norm.weight")}),
             "no tensor 'model.norm.weight'",
         ),
-        (lambda w: w.update(zzz=torch.zeros(3)), "llama: tensor 'zzz' is of no part that we know"),
+        (lambda w: w.update(zzz=torch.zeros(3)), "llama: tensor 'zzz' is unknown"),
         (
             lambda w: w.update({"model.norm.weight": torch.zeros(4, 4)}),
-            "'model.norm.weight' is [4, 4], but the config makes it [16]",
+            "'model.norm.weight' has shape [4, 4], but the config requires [16]",
         ),
         (
             lambda w: w.update({"model.norm.weight": torch.zeros(16, dtype=torch.int64)}),
-            "is of type I64, none of F64, F32, F16, BF16",
+            "has dtype I64, none of F64, F32, F16, BF16",
         ),
     ],
     ids=["missing", "renamed", "extra", "shape", "type"],
@@ -230,7 +230,7 @@ def test_a_wrong_index(llama):
     index = llama / "model.safetensors.index.json"
     for wrong, words in (
         ({**names, "lm_head.weight": "../x.safetensors"}, "'../x.safetensors' is no name of a"),
-        ({**names, "lm_head.weight": ["x"]}, "is no name of a file"),
+        ({**names, "lm_head.weight": ["x"]}, "is not a file name"),
         ({**names, "lm_head.weight": "c.safetensors"}, "c.safetensors is missing"),
         ({**names, "zzz": "a.safetensors"}, "'zzz' is in the index, but in no file"),
         ({}, "has no weight_map"),
@@ -248,7 +248,7 @@ def test_a_link_must_not_lead_out(llama, tmp_path):
     shutil.copy(llama / "config.json", secret)
     (llama / "config.json").unlink()
     (llama / "config.json").symlink_to(secret)
-    assert "leads out of the directory" in refusal(llama)
+    assert "links out of the directory" in refusal(llama)
 
 
 def test_the_links_of_a_hubs_cache_lead_to_its_blobs(llama, tmp_path):
@@ -349,7 +349,7 @@ def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
     with pytest.raises(UserError) as caught:
         miniformer.to_hf(model, tmp_path / "out")
     told = str(caught.value)
-    assert "no family of Hugging Face's has these parts; the nearest is" in told
+    assert "no Hugging Face family fits this model; the nearest is" in told
     assert words in told
 
 

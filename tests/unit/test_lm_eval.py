@@ -77,14 +77,14 @@ def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
 
 def test_texts_may_be_longer_than_the_model_reads(adapter):
     m, text = language_model(), "on the mat " * 20
-    evaluated = adapter.MiniformerLM(m, stride=8)
-    [total] = evaluated.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
-    assert total == pytest.approx(m.score([text], stride=8)[0].total_log_prob)
-    [(after, _)] = evaluated.loglikelihood(requests((text, "x")), disable_tqdm=True)
+    adapted = adapter.MiniformerLM(m, stride=8)
+    [total] = adapted.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
+    assert total == pytest.approx(m.score([text], stride=8)[0].total_logprob)
+    [(after, _)] = adapted.loglikelihood(requests((text, "x")), disable_tqdm=True)
     ids = torch.tensor([BYTES.encode(text + "x")])[:, -65:]  # as many as the model reads, and one
     wanted = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])
     assert after == pytest.approx(float(wanted.sum()), abs=1e-3)
-    [written] = evaluated.generate_until(requests((text, {"max_gen_toks": 5})), disable_tqdm=True)
+    [written] = adapted.generate_until(requests((text, {"max_gen_toks": 5})), disable_tqdm=True)
     assert written == m.generate(text, max_new_tokens=5, temperature=0.0, context_shift=True)
 
 
@@ -106,7 +106,7 @@ def test_answers_up_to_a_stop(adapter):
 
 
 def test_mistakes(adapter, tmp_path):
-    with pytest.raises(UserError, match="'num_fewshot' is not known here"):
+    with pytest.raises(UserError, match="'num_fewshot' is not supported"):
         adapter.MiniformerLM(language_model()).generate_until(
             requests(("a", {"num_fewshot": 3})), disable_tqdm=True
         )
@@ -116,7 +116,7 @@ def test_mistakes(adapter, tmp_path):
         tiny_model(output_dim=2, causal=False), BYTES, generation=GenerationConfig(),
         task=Classification(classes=[0, 1], input_kind="text"),
     )  # fmt: skip
-    with pytest.raises(UserError, match="a model for classification writes no text"):
+    with pytest.raises(UserError, match="a model for classification generates no text"):
         adapter.MiniformerLM(m)
 
 

@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused():
         task.check(config, BYTES)
     of_inputs = MaskedLM(field="input")
     vectors = as_records([{"input": [[1.0]]}], of_inputs.schema)
-    with pytest.raises(UserError, match="masked_lm reads texts, and these are vectors"):
+    with pytest.raises(UserError, match="masked_lm needs texts, not vectors"):
         of_inputs.fit(vectors)
     model = tiny_model(vocab_size=258, causal=False, max_seq_len=8)
     with pytest.raises(UserError, match=r"input 1 must be a text with a \[MASK\], not 'b'"):
@@ -172,5 +172,5 @@ def test_a_tokenizer_without_a_mask_is_refused():
     import tokenizers
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<eos>": 1, "?": 2}, "?"))
-    with pytest.raises(UserError, match="has no token to hide others with"):
+    with pytest.raises(UserError, match="has no mask token"):
         mask_token_id(Tokenizer(backend))

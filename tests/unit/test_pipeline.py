@@ -29,9 +29,9 @@ def test_settings_that_are_not_given_are_those_of_the_directory(pipeline):
     wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram_size=2)[0][
         len(ids) :
     ]
-    ((_, written),) = pipeline.write(["ab"])
+    ((_, written),) = pipeline.generate_outputs(["ab"])
     assert written.tokens == wanted
-    ((_, written),) = pipeline.write(["ab"], max_new_tokens=1)
+    ((_, written),) = pipeline.generate_outputs(["ab"], max_new_tokens=1)
     assert written.tokens == wanted[:1]
 
 

@@ -55,8 +55,8 @@ def test_every_token_is_scored_once_with_what_its_window_holds(lengths, stride):
     for row, start, text, each in zip(rows, starts, texts, found, strict=True):
         assert each.tokens == text
         wanted = one_by_one(model, row, len(start.input_ids), stride)
-        assert each.log_probs == pytest.approx(wanted, abs=1e-4)
-        assert each.total_log_prob == pytest.approx(math.fsum(wanted), abs=1e-3)
+        assert each.logprobs == pytest.approx(wanted, abs=1e-4)
+        assert each.total_logprob == pytest.approx(math.fsum(wanted), abs=1e-3)
 
 
 def test_targets_are_scored_by_their_sources():
@@ -66,8 +66,10 @@ def test_targets_are_scored_by_their_sources():
     for source, target, each in zip(sources, targets, score(model, starts, targets), strict=True):
         log_p = model(torch.tensor([source]), torch.tensor([[2, *target[:-1]]]))[0].detach()
         wanted = log_p.log_softmax(-1).gather(1, torch.tensor(target)[:, None])[:, 0]
-        assert each.log_probs == pytest.approx(wanted.tolist(), abs=1e-4)
-    with pytest.raises(UserError, match="target 0 is 33 tokens long; the model writes at most 32"):
+        assert each.logprobs == pytest.approx(wanted.tolist(), abs=1e-4)
+    with pytest.raises(
+        UserError, match="target 0 is 33 tokens long; the model generates at most 32"
+    ):
         score(model, [GenerationInput([2], [3])], [[4] * 33])
 
 
@@ -82,9 +84,9 @@ def test_what_comes_before_a_text_changes_how_likely_it_is():
     ids = [BYTES.eos_id, *BYTES.encode("the cat")]
     log_p = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
     wanted = [float(log_p[place - 1, ids[place]]) for place in range(5, 8)]
-    assert after[0].log_probs == pytest.approx(wanted, abs=1e-4)
-    assert alone[0].log_probs != pytest.approx(wanted, abs=1e-4)
-    with pytest.raises(UserError, match="1 texts need as many given, not 2"):
+    assert after[0].logprobs == pytest.approx(wanted, abs=1e-4)
+    assert alone[0].logprobs != pytest.approx(wanted, abs=1e-4)
+    with pytest.raises(UserError, match="1 texts need as many prompts, not 2"):
         m.score(["cat"], prompts=["a", "b"])
 
 
@@ -112,7 +114,7 @@ def test_bits_per_byte_are_of_utf_8():
     m, text = language_model(), "žluťoučký 猫"
     assert (len(text), len(text.encode())) == (11, 17)
     found = m.perplexity([{"text": text}])
-    nats = -m.score([text])[0].total_log_prob  # the byte tokenizer's ids, no end
+    nats = -m.score([text])[0].total_logprob  # the byte tokenizer's ids, no end
     ids = torch.tensor([[BYTES.eos_id, *BYTES.encode(text)]])
     end = float(m.model(ids)[0, -1].detach().log_softmax(-1)[BYTES.eos_id])
     assert found["tokens"] == 17 + 1
@@ -126,7 +128,7 @@ def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
     path.write_text(VERSE * 3)
     found = m.perplexity(str(path), stride=5)
     row = [BYTES.eos_id, *BYTES.encode(VERSE * 3)]
-    wanted = -score(m.model, [GenerationInput(row[:1])], [row[1:]], stride=5)[0].total_log_prob
+    wanted = -score(m.model, [GenerationInput(row[:1])], [row[1:]], stride=5)[0].total_logprob
     assert found["tokens"] == len(row) - 1
     assert found["loss"] == pytest.approx(wanted / (len(row) - 1), rel=1e-6)
 
@@ -161,8 +163,8 @@ def test_what_has_no_perplexity():
     with pytest.raises(UserError, match="every record's text is empty"):
         m.perplexity([{"text": ""}])
     m.task = Seq2Seq()
-    with pytest.raises(UserError, match="perplexity is of causal language models"):
+    with pytest.raises(UserError, match="perplexity needs a causal language model"):
         m.perplexity([{"text": "a"}])
     m.task = Classification(classes=[0, 1], input_kind="text")
-    with pytest.raises(UserError, match="writes no text"):
+    with pytest.raises(UserError, match="generates no text"):
         m.score(["a"])

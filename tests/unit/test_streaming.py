@@ -300,5 +300,7 @@ def test_what_cannot_be_streamed():
     with pytest.raises(UserError, match="num_beams=3 cannot be streamed; set num_beams=1"):
         next(m.stream("The", num_beams=3))
     m.task = Classification(classes=["a", "b"], input_kind="text")
-    with pytest.raises(UserError, match="a model for classification writes no text; use predict"):
+    with pytest.raises(
+        UserError, match="a model for classification generates no text; use predict"
+    ):
         next(m.stream("The"))

@@ -72,8 +72,8 @@ def test_figures():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"causal": False}, "causal must be true for language modelling"),
-        ({"input_dim": 3}, "input_dim must be null for language modelling, not 3"),
+        ({"causal": False}, "causal must be true for language modeling"),
+        ({"input_dim": 3}, "input_dim must be null for language modeling, not 3"),
         ({"output_dim": 3}, "output_dim must be null"),
         ({"vocab_size": 257}, "vocab_size=257 is smaller than the tokenizer's 258 ids"),
     ],

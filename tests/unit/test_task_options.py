@@ -28,7 +28,8 @@ GIVEN = {
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
     "label_smoothing": [0.1], "r_drop": [0.5], "target_mean": [0.5], "target_std": [2.0],
-    "target_delta_of": [0, 1, "none"], "scale_epsilon": [0.25], "field": ["input"], "mask_share": [0.3],
+    "target_delta_of": [0, 1, "none"], "scale_epsilon": [0.25], "field": ["input"],
+    "mask_share": [0.3],
     "prepend_bos": [False, True], "max_source_len": [9], "max_target_len": [9],
     "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip

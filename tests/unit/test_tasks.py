@@ -200,7 +200,7 @@ def test_a_prefix_model_reads_documents_whole_and_never_across():
 def test_figures_of_classification_are_those_of_the_textbook(pairs):
     task = Classification(classes=list("abcd"), input_kind="text")
     labels, guesses = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    measured = [{"loss": 1.0, "count": 1.0, "labels": labels, "guesses": guesses}]
+    measured = [{"loss": 1.0, "count": 1.0, "labels": labels, "predictions": guesses}]
     figures = task.compute_metrics(measured)
     counts = Counter(pairs)
     n = len(pairs)
@@ -235,7 +235,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
     task = Regression(target_mean=7.0, target_std=2.5, input_kind="text")
     inside = {
         "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
-        "guesses": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
+        "predictions": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
     }
     figures = task.compute_metrics([inside])
 
@@ -253,7 +253,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
 def test_a_correlation_with_what_does_not_vary_is_0():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text")
     figures = task.compute_metrics(
-        [{"values": torch.tensor([1.0, 2.0]), "guesses": torch.tensor([1.0, 1])}]
+        [{"values": torch.tensor([1.0, 2.0]), "predictions": torch.tensor([1.0, 1])}]
     )
     assert figures["pearson"] == figures["spearman"] == 0.0
 
@@ -431,7 +431,7 @@ def test_values_that_are_all_the_same():
     ("task", "options", "message"),
     [
         (Classification, {"class_weights": "heavy"}, "class_weights must be balanced or a list"),
-        (Classification, {"class_weights": [1.0]}, "in the order of classes; give classes, too"),
+        (Classification, {"class_weights": [1.0]}, "set classes, too"),
         (Classification, {"classes": [0, 1], "class_weights": [1.0]}, "1 weights for 2 classes"),
         (Classification, {"classes": [0, 1], "class_weights": [-1.0, 1]}, "must be at least 0"),
         (Classification, {"classes": [0]}, "classes must be two or more"),
@@ -451,7 +451,7 @@ def test_options_that_make_no_sense(task, options, message):
 
 @pytest.mark.parametrize(("task", "kind"), [("classification", "seq2seq"), ("seq2seq", "encoder")])
 def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
-    with pytest.raises(UserError, match=f"task={task} is learnt by model="):
+    with pytest.raises(UserError, match=f"task={task} needs model="):
         registry.get("task", task)().for_model(kind)
 
 
@@ -528,9 +528,7 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
     records = a_series(np.random.default_rng(0))
     task = fitted(records)
     assert task.target_delta_of == 1
-    assert "target_delta_of: 1; values are learnt as what comes next" in "".join(
-        task.data_warnings()
-    )
+    assert "target_delta_of: 1; the target is the change" in "".join(task.data_warnings())
     assert fitted(records, target_delta_of="none").target_delta_of == "none"
     assert fitted(records, target_mean=0.0, target_std=9.0).target_delta_of == "none"
     values = np.random.default_rng(1).normal(0, 20, len(records))
@@ -576,7 +574,7 @@ def test_what_is_no_series_is_told():
     same = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
     with pytest.raises(UserError, match=r"every change is .*; there is nothing to learn"):
         fitted(same, target_delta_of=0)
-    with pytest.raises(ConfigError, match="must be a feature's number, auto or none, not 'rides'"):
+    with pytest.raises(ConfigError, match="index of a feature, auto or none, not 'rides'"):
         Regression(target_delta_of="rides")
 
 
@@ -585,7 +583,7 @@ def test_what_is_no_series_is_told():
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
 def test_a_series_is_that_of_a_feature(given, message):
-    told = f"task_config: target_delta_of=2 is the number of a feature, and {message}"
+    told = f"task_config: target_delta_of=2 is the index of a feature, and {message}"
     with pytest.raises(UserError, match=told):
         fitted([{"input": given, "value": 1.0}], target_delta_of=2)
 
@@ -595,11 +593,13 @@ def test_a_series_is_that_of_a_feature(given, message):
     [
         (Classification(classes=[0, 1, 2], input_kind="text"), {"output_dim": 2},
          "output_dim must be 3 for this data, not 2"),
-        (Regression(target_mean=0.0, target_std=1.0, input_kind="features", input_dim=4), {"input_dim": 3},
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="features", input_dim=4),
+         {"input_dim": 3},
          "input_dim must be 4 for this data, not 3"),
         (Regression(target_mean=0.0, target_std=1.0, input_kind="text"), {"vocab_size": 100},
          "vocab_size=100 is smaller than the tokenizer's 258 ids"),
-        (Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False), {"token_types": 1},
+        (Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False),
+         {"token_types": 1},
          "token_types must be 2 or null for pairs of texts, not 1; leave it out$"),
         (Seq2Seq(), {"vocab_size": 100}, "vocab_size=100 is smaller"),
         (PrefixLanguageModeling(), {"output_dim": 3}, "output_dim must be null"),
@@ -630,9 +630,9 @@ def test_written_text_is_held_against_what_should_have_been():
     written = ["a cat sits on the mat", "the dog barks at night", "no"]
     wanted = ["a cat sits on the mat", "the dog sleeps at night", "yes"]
     measured = [
-        {"loss": 6.0, "count": 2.0, "written": list(map(BYTES.encode, written[:2])),
+        {"loss": 6.0, "count": 2.0, "generated": list(map(BYTES.encode, written[:2])),
          "references": wanted[:2]},
-        {"loss": 2.0, "count": 2.0, "written": [BYTES.encode(written[2])],
+        {"loss": 2.0, "count": 2.0, "generated": [BYTES.encode(written[2])],
          "references": wanted[2:]},
         {"loss": 4.0, "count": 2.0},
     ]  # fmt: skip
@@ -648,10 +648,10 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     task = Seq2Seq()
-    measured = [{"loss": 1.0, "count": 1.0, "written": [BYTES.encode("a")], "references": ["a"]}]
+    measured = [{"loss": 1.0, "count": 1.0, "generated": [BYTES.encode("a")], "references": ["a"]}]
     assert task.compute_metrics(measured, BYTES) == {"loss": 1.0, "exact_match": 1.0}
     (note,) = task.pre_run_warnings("loss")
-    assert note == 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
+    assert note == 'BLEU and chrF are not computed; they need pip install "miniformer[eval]"'
     with pytest.raises(UserError, match="checkpoint_metric=bleu needs the package sacrebleu"):
         list(task.pre_run_warnings("bleu"))
 
@@ -662,7 +662,7 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
     measured = [task.eval_step(model, batch) for batch in batches]
-    written = [row for each in measured for row in each.get("written", [])]
+    written = [row for each in measured for row in each.get("generated", [])]
     references = [text for each in measured for text in each.get("references", [])]
     assert len(written) == len(references) == 7
     by_target = {}
@@ -684,16 +684,16 @@ def test_a_test_writes_to_all_examples_and_searches():
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
     measured = [task.test_step(model, batch) for batch in batches]
-    assert sum(len(each["written"]) for each in measured) == len(TARGETS)
-    assert f"a search of 3 beams of {len(TARGETS)} examples" in task.report_markdown(measured)
+    assert sum(len(each["generated"]) for each in measured) == len(TARGETS)
+    assert f"beam search with 3 beams, {len(TARGETS)} examples" in task.report_markdown(measured)
     longest = int((batches[0]["labels"] != IGNORE_INDEX).sum(1).max())
     searched = model.generate(
         batches[0]["source"], 2 * longest + 10, source_mask=batches[0].get("source_mask"),
         start_id=B, num_beams=3, eos_id=B,
     )  # fmt: skip
     ids = [[x for x in row if x != B] for row in searched.tolist()]
-    assert [[x for x in row if x != B] for row in measured[0]["written"]] == ids
-    assert "written" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
+    assert [[x for x in row if x != B] for row in measured[0]["generated"]] == ids
+    assert "generated" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
 
 
 @pytest.mark.catches("tests_ignore_the_length_penalty", "models_ignore_the_length_penalty")
@@ -712,7 +712,7 @@ def test_a_test_and_the_trained_model_search_with_the_length_penalty_of_the_task
                 start_id=B, num_beams=3, eos_id=B, temperature=0, length_penalty=penalty,
             )  # fmt: skip
             expected = [[x for x in row if x != B] for row in searched.tolist()]
-            written = task.test_step(model, batch)["written"]
+            written = task.test_step(model, batch)["generated"]
             assert [[x for x in row if x != B] for row in written] == expected
             total += sum(map(len, expected))
         lengths.add(total)
@@ -750,7 +750,7 @@ def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
          "input 0 is a string, where others are two strings"),
         (Seq2Seq(), ["a", None], "input 1 must be a string, not None"),
         (Seq2Seq(), ["a" * 80], "input 0 is 17 tokens longer than the model reads"),
-        (LanguageModeling(), ["a"], "predicts nothing but text; use generate"),
+        (LanguageModeling(), ["a"], "only generates text; use generate"),
     ],
 )  # fmt: skip
 def test_inputs_that_cannot_be_answered(task, given, message):
@@ -776,12 +776,12 @@ def test_samples_go_on_from_the_first_text():
 def test_confusions_of_at_most_twenty_classes_are_told(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
     labels, guesses = torch.arange(count), torch.arange(count).roll(1)
-    told = task.report_markdown([{"labels": labels, "guesses": guesses}]).splitlines()
+    told = task.report_markdown([{"labels": labels, "predictions": guesses}]).splitlines()
     if count > 20:
         assert told == []
         return
     names = [f"c{i}" for i in range(count)]
-    assert told[0] == f"| class | taken for {' | '.join(names)} |"
+    assert told[0] == f"| class | predicted as {' | '.join(names)} |"
     assert set(told[1]) == set("|-")
     assert told[1].count("|") == count + 2
     for i, name in enumerate(names):  # each class is taken for the one before it
@@ -797,7 +797,7 @@ def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
     task = task.fit(as_records(records, task.schema))
     model = model_for(task)
     measured = [task.eval_step(model, batch) for batch in served(task, records)]
-    assert task.draw(measured, tmp_path / "answers.png")
+    assert task.plot(measured, tmp_path / "answers.png")
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -81,7 +81,7 @@ def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
     """What is written is exactly the tokens of the targets; all of them are known."""
     tokenizer, targets = TOKENIZERS[kind], SENTENCES if kind != "lower" else ["a , B", "A b,  b"]
     measured = [
-        {"loss": 1.0, "count": 1.0, "written": tokenizer.encode_batch(targets),
+        {"loss": 1.0, "count": 1.0, "generated": tokenizer.encode_batch(targets),
          "references": targets}
     ]  # fmt: skip
     metrics = Seq2Seq().compute_metrics(measured, tokenizer)
@@ -103,8 +103,8 @@ def test_a_target_with_unknown_words_is_never_matched():
     tokenizer = TOKENIZERS["lower"]
     assert round_trip(tokenizer, ["A dog, b", "A b"]) == ["A dog, b", "a b"]
     written = tokenizer.encode_batch(["a dog, b", "a b"])
-    measured = [{"loss": 1.0, "count": 1.0, "written": written, "references": ["A dog, b", "A b"]}]
-    assert Seq2Seq().compute_metrics(measured, tokenizer)["exact_match"] == 0.5
+    stats = {"loss": 1.0, "count": 1.0, "generated": written, "references": ["A dog, b", "A b"]}
+    assert Seq2Seq().compute_metrics([stats], tokenizer)["exact_match"] == 0.5
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))

@@ -1,1 +1,1 @@
-"""The model directory, and `load`, which makes one ready to use."""
+"""Model directories: saving, loading, and the `Pipeline` API."""

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a model directory: tokenizer, task, decoding settings."""
+"""Reads the tokenizer, task and decoding options of a model directory."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ MODEL_CLASSES: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
 def read_artifacts(
     directory: Path, architecture: str, config: TransformerConfig
 ) -> tuple[Tokenizer | None, Task, GenerationConfig]:
-    """What stands beside the weights in a model directory.
+    """Reads the tokenizer, task and decoding options of a model directory.
 
     Raises:
-        UserError: a file is missing or broken, or they do not fit each other.
+        UserError: a file is missing or broken, or files do not fit each other.
     """
     task = read_task(directory / "task.json", get_model_kind(directory, architecture))
     tokenizer = None
-    # What was imported may have come without a tokenizer: it takes token ids only.
-    bare = (directory / HF_METADATA).exists() and not (directory / "tokenizer.json").exists()
-    if task.reads_text() and not bare:
+    # An imported model may have no tokenizer and take token ids only.
+    ids_only = (directory / HF_METADATA).exists() and not (directory / "tokenizer.json").exists()
+    if task.reads_text() and not ids_only:
         tokenizer = _read_tokenizer(directory / "tokenizer.json", "vocab_size", config)
         if config.source_vocab_size is not None:
             path = directory / SOURCE_TOKENIZER / "tokenizer.json"
@@ -48,10 +48,10 @@ def read_artifacts(
 
 
 def get_model_kind(directory: Path, architecture: str) -> str:
-    """The kind of model that an architecture is: encoder or seq2seq.
+    """Model kind of an architecture: encoder or seq2seq.
 
     Raises:
-        UserError: it is neither.
+        UserError: the architecture is unknown.
     """
     kinds = {model.__name__: kind for kind, model in MODEL_CLASSES.items()}
     if architecture not in kinds:
@@ -61,21 +61,21 @@ def get_model_kind(directory: Path, architecture: str) -> str:
 
 
 def _read_tokenizer(path: Path, size_field: str, config: TransformerConfig) -> Tokenizer:
-    """The tokenizer at `path`, whose ids `config` gives room as `name`."""
-    tokenizer, room = Tokenizer.from_path(path), getattr(config, size_field)
-    if tokenizer.vocab_size > room:
+    """Reads a tokenizer and checks it against the vocabulary size of the config."""
+    tokenizer, vocab_size = Tokenizer.from_path(path), getattr(config, size_field)
+    if tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{path}: has {tokenizer.vocab_size} ids, more than the model's {size_field}={room}; they "
-            "belong to different models"
+            f"{path}: has {tokenizer.vocab_size} ids, more than the model's "
+            f"{size_field}={vocab_size}; they belong to different models"
         )
     return tokenizer
 
 
 def read_task(path: Path, kind: str) -> Task:
-    """The task that a `task.json` describes, as a kind of model learns it.
+    """Reads the task of a `task.json`, for a model kind.
 
     Raises:
-        UserError: the file is missing, or describes no task.
+        UserError: the file is missing or invalid.
     """
     try:
         settings = stored_settings(json.loads(path.read_text(encoding="utf-8")))
@@ -88,12 +88,13 @@ def read_task(path: Path, kind: str) -> Task:
         raise UserError(
             f"{path}: {registry.unknown_name_message('task', name, registry.names('task'))}"
         )
-    made_by = registry.get("task", name)
-    # Earlier versions read features as they stand, and have no setting that says so.
-    if settings.get("input_kind") == "features" and "standardize" in made_by.__dataclass_fields__:
+    task_class = registry.get("task", name)
+    # Earlier versions used raw features and had no field `standardize`.
+    features = settings.get("input_kind") == "features"
+    if features and "standardize" in task_class.__dataclass_fields__:
         settings.setdefault("standardize", False)
     try:
-        task: Task = made_by.from_dict(settings, stored=True)
+        task: Task = task_class.from_dict(settings, stored=True)
         task = task.for_model(kind)
         task.reads_text()
     except ConfigError as error:
@@ -104,14 +105,14 @@ def read_task(path: Path, kind: str) -> Task:
 
 
 def check_texts(inputs: Sequence[Any]) -> None:
-    """Refuses inputs with what is no text, all in one error.
+    """Checks the texts of inputs; one error lists all invalid inputs.
 
     Raises:
-        InputError: a text holds half of a surrogate pair.
+        InputError: a text contains an unpaired surrogate.
     """
     problems: dict[int, str] = {}
-    for number, given in enumerate(inputs):
-        for text in given if isinstance(given, list | tuple) else [given]:
+    for number, item in enumerate(inputs):
+        for text in item if isinstance(item, list | tuple) else [item]:
             try:
                 if isinstance(text, str):
                     check_text(text, f"input {number}")
@@ -122,15 +123,15 @@ def check_texts(inputs: Sequence[Any]) -> None:
 
 
 def check_text(text: str, name: str) -> None:
-    """Refuses what is no text.
+    """Checks that a string can be encoded as UTF-8.
 
     Raises:
-        UserError: it holds half of a surrogate pair.
+        UserError: it contains an unpaired surrogate.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{name}: character {error.start} is {text[error.start]!a}, half of a surrogate "
-            f"pair and no text by itself; is the {name.split()[0]} UTF-8?"
+            f"{name}: character {error.start} is {text[error.start]!a}, an unpaired "
+            f"surrogate; is the {name.split()[0]} UTF-8?"
         ) from None

@@ -1,10 +1,10 @@
-"""Writing a model directory: everything needed to use a model, and nothing else.
+"""Saves model directories.
 
 config.json  model.safetensors  format_version     the model
 tokenizer.json  task.json  generation_config.json  how to use it
-source_tokenizer/tokenizer.json                    of sources, where they have one of their own
-README.md (and its pictures)                       the model card: where its figures come from
-huggingface.json                                   of an imported model: what ours have no place for
+source_tokenizer/tokenizer.json                    the source tokenizer, if it is separate
+README.md (and its images)                         the model card
+huggingface.json                                   metadata of an imported model, for an export
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from miniformer.utils.atomic import atomic_directory, write_text
 
 SOURCE_TOKENIZER = "source_tokenizer"
 HF_METADATA = "huggingface.json"
-# Files that transformers reads a tokenizer from; a model uses those of its class.
+# Files that transformers reads a tokenizer from; each tokenizer class uses some of them.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "target_vocab.json"),
     *("source.spm", "target.spm"),
 )
-CHAT_TEMPLATES = "additional_chat_templates"  # a folder of more templates, by name
+CHAT_TEMPLATES = "additional_chat_templates"  # folder of further templates
 
 
 def save_directory(
@@ -48,55 +48,55 @@ def save_directory(
     hf_metadata: dict[str, Any] | None = None,
     source_directory: Path | None = None,
 ) -> None:
-    """Writes a whole model directory beside `directory`, then puts it in its place.
+    """Writes a model directory atomically.
 
     Args:
-        directory: where it goes; a directory there is replaced only once the new one is complete.
+        directory: target; an existing directory is replaced once the new one is complete.
         model: the model.
-        tokenizer: its tokenizer; None: it reads no text.
+        tokenizer: its tokenizer; None: the model reads no text.
         task: the task's settings, plain JSON types.
-        generation: default decoding settings.
-        card: text of README.md.
-        pictures: files that the card shows.
-        remembered: what an import remembered of other formats, see `read_remembered`.
-        origin: the directory of the imported model, whose tokenizer's files go as they came.
+        generation: default decoding options.
+        model_card: text of README.md.
+        image_paths: files that the card shows.
+        hf_metadata: metadata of an imported model, see `read_hf_metadata`.
+        source_directory: directory of the imported model; its tokenizer files are copied.
     """
-    with atomic_model_directory(directory) as beside:
-        model.save_pretrained(beside)
+    with atomic_model_directory(directory) as tmp_path:
+        model.save_pretrained(tmp_path)
         if tokenizer is not None:
-            tokenizer.save(beside / "tokenizer.json")
+            tokenizer.save(tmp_path / "tokenizer.json")
             if tokenizer.separate_source_tokenizer is not None:
-                (beside / SOURCE_TOKENIZER).mkdir()
+                (tmp_path / SOURCE_TOKENIZER).mkdir()
                 tokenizer.separate_source_tokenizer.save(
-                    beside / SOURCE_TOKENIZER / "tokenizer.json"
+                    tmp_path / SOURCE_TOKENIZER / "tokenizer.json"
                 )
-        write_text(beside / "task.json", json.dumps(task, indent=2) + "\n")
+        write_text(tmp_path / "task.json", json.dumps(task, indent=2) + "\n")
         write_text(
-            beside / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n"
+            tmp_path / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n"
         )
-        write_text(beside / "README.md", model_card)
-        for picture in image_paths:
-            shutil.copyfile(picture, beside / picture.name)
+        write_text(tmp_path / "README.md", model_card)
+        for path in image_paths:
+            shutil.copyfile(path, tmp_path / path.name)
         if hf_metadata:
-            write_text(beside / HF_METADATA, json.dumps(hf_metadata, indent=2) + "\n")
-            if source_directory is not None:  # theirs say more than ours
+            write_text(tmp_path / HF_METADATA, json.dumps(hf_metadata, indent=2) + "\n")
+            if source_directory is not None:  # the original files hold more than `tokenizer`
                 for name in tokenizer_files(source_directory):
-                    (beside / name).parent.mkdir(exist_ok=True)
-                    shutil.copyfile(source_directory / name, beside / name)
+                    (tmp_path / name).parent.mkdir(exist_ok=True)
+                    shutil.copyfile(source_directory / name, tmp_path / name)
 
 
 def tokenizer_files(directory: Path) -> list[str]:
-    """Names of the files in a directory that transformers reads a tokenizer from."""
+    """Names of the tokenizer files of transformers in a directory."""
     templates = sorted(path.name for path in (directory / CHAT_TEMPLATES).glob("*.jinja"))
     names = [*TOKENIZER_FILES, *(f"{CHAT_TEMPLATES}/{name}" for name in templates)]
     return [name for name in names if os.path.lexists(directory / name)]
 
 
 def read_hf_metadata(directory: Path) -> dict[str, Any]:
-    """What an import remembered of other formats' files; of other models nothing.
+    """Reads the Hugging Face metadata of an imported model; empty for other models.
 
     Raises:
-        UserError: the file is broken.
+        UserError: the file is invalid.
     """
     path = directory / HF_METADATA
     try:
@@ -111,7 +111,7 @@ def read_hf_metadata(directory: Path) -> dict[str, Any]:
 
 
 def require_empty(directory: Path) -> None:
-    """Refuses to write where something is.
+    """Checks that a directory does not exist or is empty.
 
     Raises:
         UserError: the directory is not empty, or is a file.
@@ -124,14 +124,14 @@ def require_empty(directory: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_model_directory(directory: Path) -> Iterator[Path]:
-    """A new folder to write into, which takes the place of `directory` if all goes well.
+    """Yields a temporary folder that replaces `directory` on success.
 
     Raises:
-        UserError: it cannot be written: there is no permission or no room.
+        UserError: it cannot be written, for lack of permission or space.
     """
     try:
         with atomic_directory(directory) as tmp_path:
             yield tmp_path
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"{directory}: cannot be written: {why}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{directory}: cannot be written: {reason}") from None

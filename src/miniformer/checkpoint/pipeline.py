@@ -1,4 +1,4 @@
-"""Pipeline: a model directory, loaded and ready to use."""
+"""Pipeline: a loaded model directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from miniformer.checkpoint.artifacts import (
     read_artifacts,
 )
 from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
-from miniformer.checkpoint.text_generation import TextGenerationMixin
+from miniformer.checkpoint.text_generation import TextGenerationMixin, truncate_kwargs
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.hub import resolve_directory, upload_directory
@@ -31,14 +31,14 @@ from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 
 def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
-    """Loads a model directory: model, tokenizer and task. Nothing in it is unpickled or run.
+    """Loads a model directory: model, tokenizer and task. No file is unpickled or executed.
 
     Args:
         directory: a model directory, or a name on the hub such as "user/name".
-        revision: of a name on the hub: a branch, tag or commit.
+        revision: branch, tag or commit of a name on the hub.
 
     Raises:
-        UserError: a file is missing or broken, or they do not fit each other.
+        UserError: a file is missing or broken, or files do not fit each other.
     """
     directory = resolve_directory(directory, revision)
     architecture, config = read_config(directory)
@@ -54,9 +54,9 @@ class Pipeline(TextGenerationMixin):
 
     Args:
         model: the model.
-        tokenizer: its tokenizer; None: it reads no text, or only `model` can be used.
-        task: what it was trained for.
-        generation: default decoding settings.
+        tokenizer: its tokenizer; None: the model reads no text, or takes token ids only.
+        task: the task it was trained for.
+        generation: default decoding options.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class Pipeline(TextGenerationMixin):
         generation: GenerationConfig,
     ) -> None:
         self.model, self.tokenizer, self.task, self.generation = model, tokenizer, task, generation
-        # Where it was loaded from, and what other formats' files said that ours have no place for.
+        # The loaded directory, and its Hugging Face metadata.
         self.directory: Path | None = None
         self.hf_metadata: dict[str, Any] = {}
 
     def predict(
         self, inputs: Sequence[Any], *, truncate: bool = False, **options: Any
     ) -> list[Any]:
-        """Answers to inputs as they stand in records: texts, pairs of texts, or feature vectors.
+        """Predictions for inputs: texts, pairs of texts, or feature vectors.
 
         Args:
-            inputs: what records have as `input`, or as `source`.
-            truncate: cut inputs that are longer than the model reads, as training does.
+            inputs: in the format of `input` or `source` of records.
+            truncate: truncate inputs longer than `max_seq_len`, as training does.
             **options: fields of `GenerationConfig`, for seq2seq.
 
         Returns:
@@ -87,34 +87,34 @@ class Pipeline(TextGenerationMixin):
             seq2seq a string each.
 
         Raises:
-            InputError: inputs are not what the model was trained on, or longer than it reads; its
-                `problems` has the number of each.
+            InputError: inputs differ in kind from the training data, or are too long; its
+                `problems` are by input number.
         """
         if isinstance(inputs, str):
-            raise UserError("predict takes a list of inputs; write [input] for a single one")
+            raise UserError("predict takes a list of inputs; use [input] for a single one")
         settings = self._generation_config(options)
         check_texts(inputs)
-        how = {"truncate": True} if truncate else {}
-        return self.task.predict(self.model, self._require_tokenizer(), inputs, settings, **how)
+        kwargs = truncate_kwargs(truncate)
+        return self.task.predict(self.model, self._require_tokenizer(), inputs, settings, **kwargs)
 
     def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
 
         Args:
-            inputs: what records have as `input`: texts, pairs of texts, or feature vectors.
-            truncate: cut inputs that are longer than the model reads, as training does.
+            inputs: in the format of `input` of records: texts, pairs of texts, or feature vectors.
+            truncate: truncate inputs longer than `max_seq_len`, as training does.
 
         Raises:
-            ValueError: an input is none, or longer than the model reads, or it is a seq2seq model.
+            ValueError: an input is invalid or too long, or the model is seq2seq.
         """
         if isinstance(inputs, str):
-            raise UserError("embed takes a list of inputs; write [input] for a single one")
+            raise UserError("embed takes a list of inputs; use [input] for a single one")
         if not isinstance(self.model, Transformer):
-            raise UserError("a seq2seq model has no one vector for a text; use an encoder")
+            raise UserError("a seq2seq model has no single vector for a text; use an encoder")
         check_texts(inputs)
-        # Inputs are read as the task reads them: standardized, as a series, with shared tokens.
+        # The task encodes inputs as in training: features standardized, shared tokens marked.
         task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
-        found = list(
+        batches = list(
             predict_batches(
                 task,
                 self.model,
@@ -124,21 +124,21 @@ class Pipeline(TextGenerationMixin):
                 output_fn=embed_batch,
             )
         )
-        return torch.cat(found) if found else torch.empty(0, self.model.config.d_model)
+        return torch.cat(batches) if batches else torch.empty(0, self.model.config.d_model)
 
     def save(self, directory: str | Path) -> None:
         """Writes a model directory, which `load` reads.
 
         Args:
-            directory: it must not exist, or be empty.
+            directory: must not exist, or be empty.
 
         Raises:
-            UserError: the directory holds something.
+            UserError: the directory is not empty.
         """
         directory = Path(directory)
         require_empty(directory)
         card = None if self.directory is None else self.directory / "README.md"
-        told = card is not None and card.is_file()
+        has_card = card is not None and card.is_file()
         save_directory(
             directory,
             model=self.model,
@@ -146,23 +146,23 @@ class Pipeline(TextGenerationMixin):
             task=self.task.settings(),
             generation=self.generation,
             model_card=card.read_text(encoding="utf-8")
-            if card is not None and told
+            if card is not None and has_card
             else "# A model\n",
             hf_metadata=self.hf_metadata,
             source_directory=self.directory,
         )
 
     def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:
-        """Uploads the whole model directory; `load(name)` brings it back.
+        """Uploads the whole model directory; `load(name)` downloads it.
 
         Args:
             name, private, message: see `PretrainedMixin.push_to_hub`.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
-            UserError: the hub refuses it or cannot be reached.
+            UserError: the hub rejects the upload or cannot be reached.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model")

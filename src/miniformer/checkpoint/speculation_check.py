@@ -1,4 +1,4 @@
-"""Whether speculation pays: the same prompts with it and without it, by the clock."""
+"""Benchmark of speculative decoding against plain decoding of the same prompts."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from miniformer.generation.speculative import Speculation
 def benchmark_speculation(
     pipeline: Pipeline, draft: str, prompts: list[str], options: dict[str, Any]
 ) -> tuple[list[str], str]:
-    """Answers with guesses, and a line that says what these were worth.
+    """Generates answers with a draft, and reports the speedup over plain decoding.
 
     Args:
         pipeline: the model.
-        draft: a smaller model's directory, or lookup.
+        draft: directory of a smaller model, or lookup.
         prompts: texts.
         options: fields of `GenerationConfig`.
 
     Returns:
-        An answer for each prompt, and the verdict, which takes as long as answering once more, a
-        prompt at a time.
+        An answer for each prompt, and a report line. The comparison generates all answers again
+        without a draft, one prompt at a time.
     """
     speculation = Speculation(None if draft == "lookup" else load(draft).model)
-    began = time.perf_counter()
-    found = pipeline.generate_outputs(prompts, draft=speculation, **options)
-    taken = time.perf_counter() - began
-    began = time.perf_counter()
-    plain = [each for prompt in prompts for each in pipeline.generate_outputs([prompt], **options)]
-    usual = time.perf_counter() - began
-    # Sampled texts differ in length.
-    rates = [
-        sum(len(written.logprobs) for _, written in texts) / seconds
-        for texts, seconds in ((found, taken), (plain, usual))
+    start = time.perf_counter()
+    drafted = pipeline.generate_outputs(prompts, draft=speculation, **options)
+    drafted_seconds = time.perf_counter() - start
+    start = time.perf_counter()
+    plain = [out for prompt in prompts for out in pipeline.generate_outputs([prompt], **options)]
+    plain_seconds = time.perf_counter() - start
+    rates = [  # tokens/s, since sampled texts differ in length
+        sum(len(output.logprobs) for _, output in outputs) / seconds
+        for outputs, seconds in ((drafted, drafted_seconds), (plain, plain_seconds))
     ]
     ratio = rates[0] / rates[1]
     verdict = f"{ratio:.2f} times as fast" if ratio >= 1 else f"slower: {ratio:.2f} times as fast"
-    copies = len(found) // len(prompts)
-    return [text for text, _ in found[::copies]], (
+    copies = len(drafted) // len(prompts)
+    return [text for text, _ in drafted[::copies]], (
         f"speculation: {speculation.stats}; {rates[0]:,.0f} tokens/s, {verdict} as without"
     )

@@ -1,4 +1,4 @@
-"""Writing and scoring text with a loaded model; `Pipeline` inherits it."""
+"""Text generation and scoring of a `Pipeline`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from miniformer.tasks.common.text_generation import TextGenerationTask
 
 
 class TextGenerationMixin:
-    """What a pipeline does with text."""
+    """Text generation and scoring; `Pipeline` inherits it."""
 
     model: Transformer | Seq2SeqTransformer
     tokenizer: Tokenizer | None
@@ -44,32 +44,32 @@ class TextGenerationMixin:
         truncate: bool = False,
         **options: Any,
     ) -> Any:
-        """Continues a prompt, or several of any lengths at once; of seq2seq writes their targets.
+        """Generates continuations of one or more prompts, or seq2seq targets.
 
         Args:
-            prompt: the text or texts to continue; an empty one begins a new document.
+            prompt: one or more prompts of any lengths; an empty prompt starts a new document.
             processors: functions that change logits; see `miniformer.generation.logits_processors`.
-            draft: guesses tokens that the model then judges, several at once: a smaller model's
-                `Pipeline`, "lookup" for what stood in the text before, or a `Speculation`.
-            truncate: cut prompts that are too long: the end of a source, as training does, or the
-                beginning of a text to be continued, so that `max_new_tokens` fit.
-            **options: fields of `GenerationConfig`, over the model directory's own.
+            draft: proposes tokens for speculative decoding: a smaller model's `Pipeline`, "lookup"
+                for prompt lookup, or a `Speculation`.
+            truncate: truncate prompts that are too long: a source at the end, as training does; a
+                prompt of a causal model at the beginning, so that `max_new_tokens` fit.
+            **options: fields of `GenerationConfig` that override those of the model directory.
 
         Returns:
-            What comes after the prompt: a string for a string, a list for a list; with
+            The text after the prompt: a string for a string, a list for a list; with
             `num_return_sequences` above 1 a list in place of each string.
 
         Raises:
-            ValueError: an option is unknown or out of its limits, a prompt leaves no room for
-                `max_new_tokens` within `max_seq_len`, or the model writes no text.
+            ValueError: an option is unknown or out of range, a prompt leaves no room for
+                `max_new_tokens` within `max_seq_len`, or the model generates no text.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        kwargs: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
         task, tokenizer, settings = self._prepare_generation(prompts, options)
-        found = task.generate(
-            self.model, tokenizer, prompts, settings, **_truncate_kwargs(truncate), **how
+        outputs = task.generate(
+            self.model, tokenizer, prompts, settings, **truncate_kwargs(truncate), **kwargs
         )
-        texts: list[Any] = [text for text, _ in found]
+        texts: list[Any] = [text for text, _ in outputs]
         copies = settings.num_return_sequences
         if copies > 1:
             texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
@@ -84,15 +84,16 @@ class TextGenerationMixin:
         truncate: bool = False,
         **options: Any,
     ) -> list[tuple[str, GenerationOutput]]:
-        """The same with token ids, their log-probabilities and scores; see `generate`.
+        """Generates text with token ids, log-probabilities and scores; see `generate`.
 
         Returns:
-            A text and a `Written` each: `num_return_sequences` of the first prompt, and so on.
+            A text and a `GenerationOutput` each: `num_return_sequences` of the first prompt, and so
+            on.
         """
-        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        kwargs: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
         task, tokenizer, settings = self._prepare_generation(prompts, options)
         return task.generate(
-            self.model, tokenizer, prompts, settings, **_truncate_kwargs(truncate), **how
+            self.model, tokenizer, prompts, settings, **truncate_kwargs(truncate), **kwargs
         )
 
     def stream(
@@ -104,21 +105,18 @@ class TextGenerationMixin:
         truncate: bool = False,
         **options: Any,
     ) -> Iterator[str]:
-        """The answer to one prompt in pieces, as they are written; see `generate`.
-
-        A piece holds whole characters. Together they are what `generate` gives.
-        """
-        how: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
+        """Streams the answer to one prompt in chunks of complete characters; see `generate`."""
+        kwargs: dict[str, Any] = {"processors": processors, "speculation": _resolve_draft(draft)}
         task, tokenizer, settings = self._prepare_generation([prompt], options)
         return task.stream(
-            self.model, tokenizer, prompt, settings, **_truncate_kwargs(truncate), **how
+            self.model, tokenizer, prompt, settings, **truncate_kwargs(truncate), **kwargs
         )
 
     async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
-        """The same for `async for`: the model runs in a thread, others go on meanwhile."""
-        pieces = self.stream(prompt, **options)
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            yield piece
+        """Streams for `async for`; the model runs in a thread. See `stream`."""
+        chunks = self.stream(prompt, **options)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield chunk
 
     def score(
         self,
@@ -128,27 +126,25 @@ class TextGenerationMixin:
         stride: int | None = None,
         truncate: bool = False,
     ) -> list[ScoredText]:
-        """How likely texts are, token by token; of seq2seq, as targets of sources.
+        """Log-probabilities of texts, token by token; of seq2seq, as targets of sources.
 
         Args:
-            texts: what is scored; the end of a text is not.
-            given: what comes before each, or its source; None: nothing does.
-            stride: for texts longer than the model reads; see `miniformer.tasks.common.scoring`.
-            truncate: cut sources that are too long, as training does.
+            texts: texts to score, without EOS.
+            prompts: prompt or source of each text; None: empty prompts.
+            stride: for texts longer than `max_seq_len`; see `miniformer.tasks.common.scoring`.
+            truncate: truncate sources that are too long, as training does.
 
         Raises:
-            ValueError: there are not as many as texts, or the model writes none.
+            ValueError: the numbers of texts and prompts differ, or the model generates no text.
         """
         prompts = [""] * len(texts) if prompts is None else prompts
         if len(prompts) != len(texts):
-            raise UserError(f"{len(texts)} texts need as many given, not {len(prompts)}")
+            raise UserError(f"{len(texts)} texts need as many prompts, not {len(prompts)}")
         task, tokenizer, _ = self._prepare_generation([*prompts, *texts], {})
         if truncate and not isinstance(self.model, Seq2SeqTransformer):
             raise UserError("truncate is for sources; texts of any length are scored in windows")
-        starts = task.generation_inputs(
-            self.model, tokenizer, prompts, **_truncate_kwargs(truncate)
-        )
-        return score(self.model, starts, tokenizer.encode_batch(texts), stride=stride)
+        inputs = task.generation_inputs(self.model, tokenizer, prompts, **truncate_kwargs(truncate))
+        return score(self.model, inputs, tokenizer.encode_batch(texts), stride=stride)
 
     def perplexity(
         self,
@@ -160,17 +156,17 @@ class TextGenerationMixin:
         """Loss, perplexity, bits per byte and perplexity per word of texts.
 
         Args:
-            data: files as training takes them, or records in memory.
+            data: files in the formats of training data, or records in memory.
             stride, progress: see `miniformer.tasks.common.scoring.score`.
 
         Raises:
-            ValueError: it is no causal language model, or a record is wrong.
+            ValueError: the model is no causal language model, or a record is invalid.
         """
         task, tokenizer, _ = self._prepare_generation([], {})
         if task.name != "language_modeling" or not isinstance(self.model, Transformer):
             raise UserError(
-                "perplexity is of causal language models; for other models see score and figures "
-                "of a test"
+                "perplexity needs a causal language model; for other models see score and the "
+                "metrics of a test"
             )
         records = as_records(data, task.schema)
         return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
@@ -178,14 +174,16 @@ class TextGenerationMixin:
     def _prepare_generation(
         self, prompts: Sequence[str], options: dict[str, Any]
     ) -> tuple[TextGenerationTask, Tokenizer, GenerationConfig]:
-        """What answers prompts: the task, its tokenizer, and decoding settings."""
+        """Checks prompts, and returns task, tokenizer and decoding options."""
         settings = self._generation_config(options, stacklevel=4)
         for text in prompts:
             check_text(text, "prompt")
         if self.tokenizer is None and not self.task.reads_text():
-            raise UserError(f"a model for {self.task.name} of vectors writes no text; use predict")
+            raise UserError(
+                f"a model for {self.task.name} of vectors generates no text; use predict"
+            )
         if not isinstance(self.task, TextGenerationTask):
-            raise UserError(f"a model for {self.task.name} writes no text; use predict")
+            raise UserError(f"a model for {self.task.name} generates no text; use predict")
         tokenizer = self._require_tokenizer()
         assert tokenizer is not None
         return self.task, tokenizer, settings
@@ -205,7 +203,7 @@ class TextGenerationMixin:
             raise ConfigError("GenerationConfig", problems)
         own = dataclasses.asdict(self.generation)
         beams = options.get("num_beams")
-        if isinstance(beams, int) and beams > 1:  # a search, whatever is sampled without one
+        if isinstance(beams, int) and beams > 1:  # the model's sampling defaults do not apply
             own |= {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None}
         settings = GenerationConfig.from_dict({**own, **options})
         if settings.temperature == 0:
@@ -216,13 +214,13 @@ class TextGenerationMixin:
         return settings
 
 
-def _truncate_kwargs(truncate: bool) -> dict[str, bool]:
-    """An argument that tasks written before it was added are only given where it is asked for."""
+def truncate_kwargs(truncate: bool) -> dict[str, bool]:
+    """Keyword argument `truncate` if true: custom tasks of earlier versions lack it."""
     return {"truncate": True} if truncate else {}
 
 
 def _resolve_draft(draft: Any) -> Speculation | None:
-    """What a user means by a draft."""
+    """Converts the argument `draft` to a `Speculation`."""
     if draft is None or isinstance(draft, Speculation):
         return draft
     if hasattr(draft, "model"):

@@ -1,1 +1,1 @@
-"""Other programs' files: they come in and go out here."""
+"""Import from and export to other programs: Hugging Face, lm-evaluation-harness."""

@@ -1,9 +1,9 @@
-"""A model directory in EleutherAI's lm-evaluation-harness; `pip install "miniformer[lm-eval]"`.
+"""Adapter for EleutherAI's lm-evaluation-harness; `pip install "miniformer[lm-eval]"`.
 
     python -m miniformer.interop.lm_eval --model miniformer \\
         --model_args pretrained=runs/demo/best --tasks hellaswag
 
-or, in Python, `lm_eval.simple_evaluate(model=Evaluated("runs/demo/best"), tasks=["hellaswag"])`.
+or, in Python, `lm_eval.simple_evaluate(model=MiniformerLM("runs/demo/best"), tasks=["hellaswag"])`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,27 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ModuleNotFoundError:
-    _MISSING = 'the harness is missing; pip install "miniformer[lm-eval]"'
+    _MISSING = 'lm_eval is not installed; pip install "miniformer[lm-eval]"'
     if __name__ == "__main__":
         print(f"miniformer: error: {_MISSING}", file=sys.stderr)
         sys.exit(2)
     raise ModuleNotFoundError(_MISSING) from None
 
-_CHUNK_SIZE = 64  # requests between two steps of the progress bar
-_DEFAULT_MAX_NEW_TOKENS = (
-    256  # tokens of an answer where a task says nothing, as the harness has it
-)
+_CHUNK_SIZE = 64  # requests per step of the progress bar
+_DEFAULT_MAX_NEW_TOKENS = 256  # the default of the harness
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @register_model("miniformer")
 class MiniformerLM(LM):  # type: ignore[misc]
-    """What the harness asks of a model.
+    """The harness's interface of a model.
 
     Args:
-        pretrained: a model directory, a name on the hub, or a `Pipeline`; one that writes text.
-        device: where it computes; None: a GPU if there is one.
-        stride: for texts longer than the model reads; see `miniformer.tasks.common.scoring`.
-        seed: of the answers to tasks that sample.
-        batch_size, max_batch_size: the harness passes them; batches here go by tokens.
+        pretrained: a model directory, a name on the hub, or a `Pipeline`; it must generate text.
+        device: torch device; None: a GPU if there is one.
+        stride: for texts longer than `max_seq_len`; see `miniformer.tasks.common.scoring`.
+        seed: seed of tasks that sample.
+        batch_size, max_batch_size: ignored; batches are sized by tokens.
     """
 
     def __init__(
@@ -64,82 +62,80 @@ class MiniformerLM(LM):  # type: ignore[misc]
         self.pipeline = load(pretrained) if isinstance(pretrained, str) else pretrained
         self.pipeline.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.stride, self.seed = stride, seed
-        self.pipeline.score([])  # says so at once where the model writes no text
+        self.pipeline.score([])  # raises if the model generates no text
 
     def loglikelihood(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-probability of what goes on after a context, and whether it is the greedy answer.
+        """Log-probability of a continuation, and whether it is the greedy one.
 
-        A context's last spaces are counted to what comes after it, where tokenizers have them.
+        Trailing spaces of a context move to the continuation, as tokenizers attach them to words.
         """
-        asked = []
+        pairs = []
         for request in requests:
             context, text = request.args
-            kept = context.rstrip(" ")
-            asked.append((kept, context[len(kept) :] + text))
-        return [
-            (each.total_log_prob, all(each.is_greedy)) for each in self._score(asked, disable_tqdm)
-        ]
+            stripped = context.rstrip(" ")
+            pairs.append((stripped, context[len(stripped) :] + text))
+        scored = self._score(pairs, disable_tqdm)
+        return [(text.total_logprob, all(text.is_greedy)) for text in scored]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of whole texts, however long."""
-        asked = [("", request.args[0]) for request in requests]
-        return [each.total_log_prob for each in self._score(asked, disable_tqdm)]
+        """Log-probability of whole texts of any length."""
+        pairs = [("", request.args[0]) for request in requests]
+        return [text.total_logprob for text in self._score(pairs, disable_tqdm)]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """What the model writes up to a stop; of contexts that are too long the end is read."""
-        alike = defaultdict(list)
-        for number, request in enumerate(requests):
-            alike[json.dumps(request.args[1], sort_keys=True)].append(number)
+        """Generates text up to a stop string; contexts that are too long lose their beginning."""
+        by_options = defaultdict(list)
+        for index, request in enumerate(requests):
+            by_options[json.dumps(request.args[1], sort_keys=True)].append(index)
         chunks = [
-            (options, numbers[first : first + _CHUNK_SIZE])
-            for options, numbers in alike.items()
-            for first in range(0, len(numbers), _CHUNK_SIZE)
+            (options, indices[first : first + _CHUNK_SIZE])
+            for options, indices in by_options.items()
+            for first in range(0, len(indices), _CHUNK_SIZE)
         ]
-        found: dict[int, str] = {}
-        for options, some in track(chunks, "writing", disable=disable_tqdm):
-            contexts = [requests[number].args[0] for number in some]
+        outputs: dict[int, str] = {}
+        for options, indices in track(chunks, "generating", disable=disable_tqdm):
+            contexts = [requests[index].args[0] for index in indices]
             texts = self.pipeline.generate(
                 contexts, **self._generation_options(json.loads(options))
             )
-            found |= zip(some, texts, strict=True)
-        return [found[number] for number in range(len(requests))]
+            outputs |= zip(indices, texts, strict=True)
+        return [outputs[index] for index in range(len(requests))]
 
     def _score(self, requests: list[tuple[str, str]], disable_tqdm: bool) -> list[Any]:
-        found: list[Any] = []
+        scored: list[Any] = []
         for first in track(range(0, len(requests), _CHUNK_SIZE), "scoring", disable=disable_tqdm):
-            some = requests[first : first + _CHUNK_SIZE]
-            given, texts = zip(*some, strict=True)
-            found += self.pipeline.score(texts, given, stride=self.stride)
-        return found
+            prompts, texts = zip(*requests[first : first + _CHUNK_SIZE], strict=True)
+            scored += self.pipeline.score(texts, prompts, stride=self.stride)
+        return scored
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Ours for the harness's."""
+        """Converts the harness's generation options."""
         until = options.pop("until", [])
         config = self.pipeline.model.config
-        new = options.pop("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)
-        found = {
+        max_new_tokens = options.pop("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)
+        converted = {
             "stop_strings": [until]
             if isinstance(until, str)
             else [stop for stop in until if stop] or None,
-            "max_new_tokens": min(new, config.max_seq_len - 1),
+            "max_new_tokens": min(max_new_tokens, config.max_seq_len - 1),
             "context_shift": isinstance(self.pipeline.model, Transformer),
             "temperature": 0.0,
         }
         if options.pop("do_sample", options.get("temperature", 0) > 0):
-            found |= {"temperature": 1.0, "seed": self.seed}
-            found |= {name: options[name] for name in _SAMPLING_OPTIONS if name in options}
+            converted |= {"temperature": 1.0, "seed": self.seed}
+            converted |= {name: options[name] for name in _SAMPLING_OPTIONS if name in options}
         unknown = sorted(set(options) - set(_SAMPLING_OPTIONS))
         if unknown:
-            raise UserError(f"generation_kwargs of the task: {unknown[0]!r} is not known here")
-        return found
+            raise UserError(f"generation_kwargs of the task: {unknown[0]!r} is not supported")
+        return converted
 
 
 def main() -> int:
-    """The harness's own command, which now knows the model; returns its exit code."""
+    """Runs the harness's command with the adapter registered; returns its exit code."""
     from lm_eval.__main__ import cli_evaluate
 
     return run_guarded(lambda: cli_evaluate() or 0)

@@ -1,1 +1,1 @@
-"""What a batch means: how a record is encoded, what is lost on it, which figures tell."""
+"""Tasks: how records are encoded, the loss, and the metrics."""

@@ -1,15 +1,15 @@
-"""Task: what a batch means, from a record of a file to a figure that tells.
+"""Base class of tasks: encoding of records, loss, metrics, and prediction.
 
-    records -> fit -> encode -> examples -> cutter -> batch -> loss, measure -> figures
-    inputs of a user -> predict or answer
+    records -> fit -> encode -> examples -> batcher -> batch -> loss, eval_step -> compute_metrics
+    inputs of a user -> predict or generate_text
 
-A task is a frozen config whose fields are its options and what it has learnt from the training
-data; with its name in front it is a model directory's `task.json`. To add one, subclass `Task` in a
-file of its own and register it:
+A task is a frozen config. Its fields are its options and the values that `fit` derives from the
+training data. A model directory stores them, with the task's name, as `task.json`. To add a task,
+subclass `Task` in a file of its own and register it:
 
     miniformer.register("task", "my_task", MyTask)
 
-Letters: B batch, T length, S source length, N labelled positions, D width, V vocabulary, C classes.
+Letters: B batch, T length, S source length, N labeled positions, D width, V vocabulary, C classes.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 
-BatchStats = dict[str, Any]  # what `measure` says of a batch
+BatchStats = dict[str, Any]  # output of `Task.eval_step` for one batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Task(StrictConfig):
-    """Base of the tasks; a subclass is a frozen dataclass, too."""
+    """Base class of tasks. Subclasses are frozen dataclasses, too."""
 
     name: ClassVar[str]
-    models: ClassVar[tuple[str, ...]]  # the kinds of model that learn it, the usual one first
-    loss_unit: ClassVar[str] = "nats"  # of its loss
-    maximize: ClassVar[frozenset[str]] = frozenset()  # figures; the others are losses
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)  # its figures, the most telling first
-    per_token_loss: ClassVar[bool] = False  # of texts: a batch is so many tokens, not examples
-    # Arrays of an example that have an entry for each token that a model reads or predicts, and the
-    # tensors [B, T, ...] of a batch that have one, each with its mask: the name of a tensor [B, T]
-    # that is 0 where there is padding ("labels": -100). Sizes, tokens/s and padding follow from
-    # them; of a task that does not say so, from the first array.
+    models: ClassVar[tuple[str, ...]]  # supported model kinds, the default first
+    loss_unit: ClassVar[str] = "nats"
+    maximize: ClassVar[frozenset[str]] = frozenset()  # metrics where higher is better
+    metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first
+    per_token_loss: ClassVar[bool] = False  # of texts: batch sizes are in tokens, not examples
+    # `token_arrays`: arrays of an example with an entry for each token that is read or predicted.
+    # `token_tensors`: the tensors [B, T, ...] of a batch with such entries, each with its mask: the
+    # name of a tensor [B, T] that is 0 at padding ("labels": -100). Lengths, tokens/s and the
+    # padding fraction are computed from them, or else from the first array.
     token_arrays: ClassVar[tuple[str, ...]] = ()
     token_tensors: ClassVar[dict[str, str]] = {}
-    # Fields of a record whose texts may have a tokenizer each: the source and its target.
+    # Record fields that may have separate tokenizers: source and target.
     text_fields: ClassVar[tuple[str, str] | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -63,47 +63,47 @@ class Task(StrictConfig):
 
     @property
     def schema(self) -> Schema:
-        """The fields of a record, and their checks."""
+        """Fields of a record with their checks."""
         raise NotImplementedError
 
     def for_model(self, kind: str) -> Task:
-        """The task as a kind of model learns it: encoder or seq2seq.
+        """Returns the variant of the task for a model kind: encoder or seq2seq.
 
         Raises:
-            UserError: it cannot.
+            UserError: the model kind does not support the task.
         """
         if kind not in self.models:
-            raise UserError(f"task={self.name} is learnt by model={' or '.join(self.models)}")
+            raise UserError(f"task={self.name} needs model={' or '.join(self.models)}")
         return self
 
     def fit(self, records: Records) -> Self:
-        """This task, with what it must know of the training data, such as the classes there are.
+        """Returns the task with statistics of the training data filled in, such as the classes.
 
         Raises:
-            RecordError: a record does not keep to the schema.
-            UserError: the data cannot be learnt from.
+            RecordError: a record violates the schema.
+            UserError: the data cannot be used for training.
         """
         return self
 
     def is_empty(self, record: Record) -> bool:
-        """Whether a record has nothing that a loss could be of; all of a file must not."""
+        """True for a record without labels. A file needs at least one other record."""
         return False
 
     def texts(self, record: Record) -> Iterator[str]:
-        """The text of a record, for a tokenizer to learn from; nothing where there is none."""
+        """Yields the texts of a record, for tokenizer training."""
         raise NotImplementedError
 
     def reads_text(self) -> bool:
-        """Whether a tokenizer is needed; known after `fit`."""
+        """True if a tokenizer is needed. Known after `fit`."""
         return True
 
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None
     ) -> dict[str, Any]:
-        """A model's config: what the user gave, and what follows from data and task.
+        """Model config fields derived from data and task, updated with the user's overrides.
 
         Raises:
-            UserError: what was given does not go with them.
+            UserError: an override conflicts with data or task.
         """
         vocabulary = {} if tokenizer is None else {"vocab_size": tokenizer.vocab_size}
         if tokenizer is not None and tokenizer.separate_source_tokenizer is not None:
@@ -111,36 +111,36 @@ class Task(StrictConfig):
         return {**vocabulary, **overrides}
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
-        """Refuses a model that cannot learn this task.
+        """Checks that a model config fits this task.
 
         Raises:
-            UserError: what stands in its way, and what to set.
+            UserError: names the conflicting field and its fix.
         """
         source = None if tokenizer is None else tokenizer.separate_source_tokenizer
         if config.source_vocab_size is not None and source is None:
             raise UserError(
-                f"model_config: source_vocab_size={config.source_vocab_size} is for sources with a "
-                "tokenizer of their own; set source_tokenizer, or leave it out"
+                f"model_config: source_vocab_size={config.source_vocab_size} needs a separate "
+                "source tokenizer; set source_tokenizer, or leave it out"
             )
-        for name, one in (("vocab_size", tokenizer), ("source_vocab_size", source)):
+        for name, part in (("vocab_size", tokenizer), ("source_vocab_size", source)):
             size = getattr(config, name)
-            if one is not None and size < one.vocab_size:
+            if part is not None and size < part.vocab_size:
                 raise UserError(
                     f"model_config: {name}={size} is smaller than the tokenizer's "
-                    f"{one.vocab_size} ids; leave {name} out to take the tokenizer's"
+                    f"{part.vocab_size} ids; leave {name} out to take the tokenizer's"
                 )
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """Examples, of one record none, one or several, all with the same names.
+        """Encodes records into examples with equal keys; a record gives none, one or several.
 
-        An example may say how many places of it were cut off, as `cut`, to be told to the user.
+        The key `cut` of an example counts the tokens that were truncated; the run reports it.
 
         Args:
             records: checked by `schema`.
             tokenizer: None: the task reads no text.
-            seq_len: tokens at most, of inputs and targets each.
+            seq_len: maximum tokens of inputs and of targets.
         """
         raise NotImplementedError
 
@@ -153,61 +153,61 @@ class Task(StrictConfig):
         batch_tokens: int | None,
         training: bool,
     ) -> Batcher:
-        """How examples become batches: packed windows, or buckets of like length."""
+        """Batcher of the examples: packed windows or length buckets."""
         raise NotImplementedError
 
     @property
     def num_forward_passes(self) -> int:
-        """Forward passes over each training batch: two with R-Drop."""
+        """Forward passes per training batch: two with R-Drop."""
         return 2 if getattr(self, "r_drop", 0.0) else 1
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss, and what it sums over (its number or weight): the loss is their quotient."""
+        """Summed loss, and the count or weight that it sums over; the loss is their quotient."""
         raise NotImplementedError
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
-        """What `figures` needs to know of a batch of validation; the model is in eval mode."""
+        """Statistics of a validation batch for `compute_metrics`; the model is in eval mode."""
         loss, count = self.loss(model, batch)
         return {"loss": loss, "count": count}
 
     def test_step(self, model: Any, batch: Batch) -> BatchStats:
-        """The same of a batch of the test at the end of a run."""
+        """Statistics of a batch of the final test."""
         return self.eval_step(model, batch)
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
-        """The figures of a validation, `loss` among them."""
+        """Metrics of a validation; `loss` is one of them."""
         return {"loss": mean(batch_stats, "loss", "count")}
 
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
-        """What a user should know before a run whose best model `metric` tells.
+        """Warnings before a run that selects the best checkpoint by `metric`.
 
         Raises:
-            UserError: the metric cannot be had.
+            UserError: the metric is not available.
         """
         return iter(())
 
     def data_warnings(self) -> Iterator[str]:
-        """What was found out of the training data, of which a user may think otherwise."""
+        """Warnings about settings that `fit` derived from the training data."""
         return iter(())
 
     def tokenizer_warnings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
-        """What a user should know of how a tokenizer treats the texts of records."""
+        """Warnings about texts that the tokenizer does not preserve."""
         return iter(())
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
-        """More than figures can say, as Markdown for the model card; may be empty."""
+        """Markdown for the model card, beside the metrics; may be empty."""
         return ""
 
     def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
-        """Draws what there is to see of a validation into a PNG file; False: nothing."""
+        """Draws a plot of a validation into a PNG file. Returns False if there is none."""
         return False
 
     def default_generation_config(
         self, config: TransformerConfig, tokenizer: Tokenizer
     ) -> GenerationConfig:
-        """How a new model decodes by default."""
+        """Default decoding options of a new model."""
         return GenerationConfig(
             max_new_tokens=min(128, -(-config.max_seq_len // 2)),
             temperature=0.8,
@@ -215,15 +215,15 @@ class Task(StrictConfig):
         )
 
     def usage_snippet(self) -> str:
-        """A line of Python that uses a trained model `m`, for its card."""
+        """A line of Python that uses a trained model `m`, for the model card."""
         return 'print(m.predict(["..."]))'
 
     def sample_prompts(self, records: Records) -> list[str]:
-        """Prompts to be answered at each validation, for a user to read; none by default."""
+        """Prompts for the generation samples of each validation; none by default."""
         return []
 
     def usage_command(self, directory: str) -> str:
-        """Arguments of `miniformer` that use a trained model."""
+        """Command-line arguments of `miniformer` that use a trained model."""
         return f'predict {directory} "your input"'
 
     def generate_text(
@@ -235,12 +235,12 @@ class Task(StrictConfig):
         *,
         truncate: bool = False,
     ) -> list[str]:
-        """Text written to each prompt.
+        """Generates text for each prompt.
 
         Raises:
-            UserError: a prompt leaves no room for `max_new_tokens`, or the task writes none.
+            UserError: a prompt leaves no room for `max_new_tokens`, or the task generates no text.
         """
-        raise UserError(f"a model for {self.name} writes no text; use predict")
+        raise UserError(f"a model for {self.name} generates no text; use predict")
 
     def predict(
         self,
@@ -251,27 +251,27 @@ class Task(StrictConfig):
         *,
         truncate: bool = False,
     ) -> list[Any]:
-        """Answers to inputs as they stand in records, in plain types.
+        """Predictions for inputs, in plain types.
 
         Args:
-            model, tokenizer: the model directory's own.
-            inputs: as in records.
-            options: how text is decoded.
-            truncate: cut inputs that are longer than the model reads, as training does.
+            model, tokenizer: those of the model directory.
+            inputs: in the format of records.
+            options: decoding options of generated text.
+            truncate: truncate inputs longer than `max_seq_len`, as training does.
 
         Raises:
-            InputError: inputs are none, or too long.
-            UserError: the task gives no answers.
+            InputError: inputs are invalid or too long.
+            UserError: the task only generates text.
         """
-        raise UserError(f"a model for {self.name} predicts nothing but text; use generate")
+        raise UserError(f"a model for {self.name} only generates text; use generate")
 
     def settings(self) -> dict[str, Any]:
-        """What `task.json` holds."""
+        """Content of `task.json`."""
         return {"task": self.name, **self.to_dict()}
 
 
 def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """The content of a `task.json` under current names."""
+    """Content of a `task.json` under current names."""
     name = settings.get("task")
     if not isinstance(name, str):
         return settings
@@ -281,42 +281,42 @@ def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def total(batch_stats: Sequence[BatchStats], name: str) -> float:
-    """The sum of a number over batches."""
-    return float(sum(float(each[name]) for each in batch_stats))
+    """Sum of a statistic over batches."""
+    return float(sum(float(stats[name]) for stats in batch_stats))
 
 
 def mean(batch_stats: Sequence[BatchStats], name: str, count: str) -> float:
-    """The sum of one number over that of another."""
+    """Ratio of two sums over batches."""
     return total(batch_stats, name) / max(total(batch_stats, count), 1e-12)
 
 
 def concat_batches(batch_stats: Sequence[BatchStats], name: str) -> Tensor:
-    """Tensors [B, ...] of all batches, one after another, on the CPU."""
-    return torch.cat([each[name].detach().cpu() for each in batch_stats])
+    """Concatenated tensors [B, ...] of all batches, on the CPU."""
+    return torch.cat([stats[name].detach().cpu() for stats in batch_stats])
 
 
 def token_loss(
     model: Any, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats of labelled positions, and how many there are.
+    """Summed cross-entropy in nats of labeled positions, and their number.
 
     Args:
         model: has a `cross_entropy`.
         features: [B, T, D].
-        labels: int [B, T]; -100: nothing is predicted there.
-        label_smoothing: share of each label that is spread over the vocabulary; in training only,
-            so that figures stay what they are.
+        labels: int [B, T]; -100: not predicted.
+        label_smoothing: fraction of each label that is spread over the vocabulary, in training
+            only, so that it does not change validation metrics.
     """
-    kept = labels != IGNORE_INDEX
-    if not bool(kept.all()):  # the head need not see what is not predicted
-        features, labels = features[kept], labels[kept]  # [N, D], [N]
+    labeled = labels != IGNORE_INDEX
+    if not bool(labeled.all()):  # the head runs on labeled positions only
+        features, labels = features[labeled], labels[labeled]  # [N, D], [N]
     smoothing = {"label_smoothing": label_smoothing} if label_smoothing and model.training else {}
     loss = model.cross_entropy(features.flatten(0, -2), labels.flatten(), **smoothing)
     return loss, loss.new_tensor(labels.numel())
 
 
 def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """Mean of both Kullback-Leibler divergences between two distributions, in nats, summed.
+    """Symmetric Kullback-Leibler divergence (mean of both directions) in nats, summed.
 
     Args:
         first, second: logits, [..., C].

@@ -1,4 +1,4 @@
-"""Classification: which class an input is of, by the head on its one vector (`pooling`)."""
+"""Classification: predicts the class of an input from its pooled vector (`pooling`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional import classification as measures
+from torchmetrics.functional.classification import (
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_matthews_corrcoef,
+)
 
 from miniformer.config import GenerationConfig, UserError, option
 from miniformer.data.batching.columnar import Example
@@ -32,13 +36,13 @@ class Classification(InputTask):
     Args:
         classes: names or numbers of the classes, in the order of the model's outputs; null: those
             of the training data, sorted.
-        class_weights: balanced: each class weighs the same in all, however rare it is; or a weight
-            for each class, in the order of `classes`; null: each record weighs the same.
-        label_smoothing: share of each label that is spread over all classes, in training.
+        class_weights: balanced: each class has the same total weight; or a weight for each class,
+            in the order of `classes`; null: each record has the same weight.
+        label_smoothing: fraction of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means, feature_stds:
-            see `InputTask`.
+        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
+            feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "classification"
@@ -58,7 +62,9 @@ class Classification(InputTask):
             problems.append(f"class_weights must be balanced or a list, not {weights!r}")
         if isinstance(weights, list):
             if self.classes is None:
-                problems.append("class_weights are in the order of classes; give classes, too")
+                problems.append(
+                    "class_weights need classes, whose order they follow; set classes, too"
+                )
             elif len(weights) != len(self.classes):
                 problems.append(
                     f"class_weights has {len(weights)} weights for {len(self.classes)} classes"
@@ -66,10 +72,10 @@ class Classification(InputTask):
             if any(weight < 0 for weight in weights) or not sum(weights):
                 problems.append("class_weights must be at least 0, and not all of them 0")
         if self.classes is not None:
-            wrong = [each for each in self.classes if schema.check_label(each) is not None]
-            if wrong:
-                problems.append(f"classes must be names or integers, not {wrong[0]!r}")
-            elif len({type(each) for each in self.classes}) > 1:
+            invalid = [label for label in self.classes if schema.check_label(label) is not None]
+            if invalid:
+                problems.append(f"classes must be names or integers, not {invalid[0]!r}")
+            elif len({type(label) for label in self.classes}) > 1:
                 problems.append("classes must be all names or all integers")
             elif len(set(self.classes)) != len(self.classes):
                 problems.append("classes must differ from one another")
@@ -117,14 +123,14 @@ class Classification(InputTask):
             )
         weights = self.class_weights
         if weights == "balanced":
-            missing = [each for each in classes if not counts[each]]
+            missing = [label for label in classes if not counts[label]]
             if missing:
                 raise UserError(
                     f"{records.name}: class_weights=balanced, but no record is of class "
                     f"{missing[0]!r}"
                 )
-            whole = sum(counts.values())
-            weights = [whole / (len(classes) * counts[each]) for each in classes]
+            total = sum(counts.values())
+            weights = [total / (len(classes) * counts[label]) for label in classes]
         return dataclasses.replace(fitted, classes=classes, class_weights=weights)
 
     def data_warnings(self) -> Iterator[str]:
@@ -141,11 +147,11 @@ class Classification(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` of each record, see `encoded`, and the number of its class, `labels`."""
-        numbers = {name: number for number, name in enumerate(self._require_classes())}
+        """Examples with `inputs`, see `encode_inputs`, and `labels`, the class index."""
+        indices = {name: index for index, name in enumerate(self._require_classes())}
         examples = self.encode_inputs(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
-            example["labels"] = numbers[record["label"]]
+            example["labels"] = indices[record["label"]]
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -163,55 +169,55 @@ class Classification(InputTask):
         self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> tuple[Tensor, Tensor]:
         logits = logits.float()  # [B, C]
-        kept = labels >= 0
+        labeled = labels >= 0
         weights = None
         if isinstance(self.class_weights, list):
             weights = logits.new_tensor(self.class_weights)
         loss = F.cross_entropy(
             logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
         )
-        return loss, kept.sum() if weights is None else weights[labels[kept]].sum()
+        return loss, labeled.sum() if weights is None else weights[labels[labeled]].sum()
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         logits = self.logits(model, batch)
         loss, count = self._weighted_cross_entropy(logits, batch["labels"])
-        kept = batch["labels"] >= 0
-        guesses = logits.argmax(-1)[kept]
-        return {"loss": loss, "count": count, "guesses": guesses, "labels": batch["labels"][kept]}
+        labeled = batch["labels"] >= 0
+        return {
+            "loss": loss,
+            "count": count,
+            "predictions": logits.argmax(-1)[labeled],
+            "labels": batch["labels"][labeled],
+        }
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss, accuracy, F1 averaged over classes, and Matthews' correlation coefficient."""
-        guesses, labels = (
-            concat_batches(batch_stats, "guesses"),
-            concat_batches(batch_stats, "labels"),
-        )
+        predictions = concat_batches(batch_stats, "predictions")
+        labels = concat_batches(batch_stats, "labels")
         count = self.num_outputs()
         return {
             "loss": mean(batch_stats, "loss", "count"),
-            "accuracy": float((guesses == labels).float().mean()),
-            "macro_f1": float(measures.multiclass_f1_score(guesses, labels, count, "macro")),
-            "mcc": float(measures.multiclass_matthews_corrcoef(guesses, labels, count)),
+            "accuracy": float((predictions == labels).float().mean()),
+            "macro_f1": float(multiclass_f1_score(predictions, labels, count, "macro")),
+            "mcc": float(multiclass_matthews_corrcoef(predictions, labels, count)),
         }
 
     def confusion_matrix(self, batch_stats: Sequence[BatchStats]) -> Tensor:
-        """Records by class (rows) and what the model takes them for (columns), int [C, C]."""
-        guesses, labels = (
-            concat_batches(batch_stats, "guesses"),
-            concat_batches(batch_stats, "labels"),
-        )
-        return measures.multiclass_confusion_matrix(guesses, labels, self.num_outputs())
+        """Records by class (rows) and predicted class (columns), int [C, C]."""
+        predictions = concat_batches(batch_stats, "predictions")
+        labels = concat_batches(batch_stats, "labels")
+        return multiclass_confusion_matrix(predictions, labels, self.num_outputs())
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
-        """The confusion matrix, where it is small enough to read."""
-        classes = [str(each).replace("|", "\\|") for each in self._require_classes()]
+        """The confusion matrix, for up to 20 classes."""
+        classes = [str(label).replace("|", "\\|") for label in self._require_classes()]
         if len(classes) > 20:
             return ""
         rows = self.confusion_matrix(batch_stats).tolist()
         return "\n".join(
             [
-                f"| class | taken for {' | '.join(classes)} |",
+                f"| class | predicted as {' | '.join(classes)} |",
                 f"|---|{'---|' * len(classes)}",
                 *(
                     f"| {name} | {' | '.join(map(str, row))} |"
@@ -239,17 +245,17 @@ class Classification(InputTask):
         *,
         truncate: bool = False,
     ) -> list[Any]:
-        """For each input its `label`, the probability of it as `score`, and all as `scores`."""
+        """For each input: `label`, its probability `score`, and all probabilities `scores`."""
         classes = self._require_classes()
         answers = []
         for logits in predict_batches(self, model, tokenizer, inputs, truncate=truncate):
-            shares = logits.float().softmax(-1)
-            for row, best in zip(shares.tolist(), shares.argmax(-1).tolist(), strict=True):
+            probs = logits.float().softmax(-1)
+            for row, best in zip(probs.tolist(), probs.argmax(-1).tolist(), strict=True):
                 scores = dict(zip(classes, row, strict=True))
                 answers.append({"label": classes[best], "score": row[best], "scores": scores})
         return answers
 
     def _require_classes(self) -> list[Any]:
         if self.classes is None:
-            raise UserError("the classes are not known yet; give classes, or call fit(records)")
+            raise UserError("the classes are not known yet; set classes, or call fit(records)")
         return self.classes

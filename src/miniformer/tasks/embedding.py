@@ -1,4 +1,4 @@
-"""Encoding: a vector for each input. What an imported encoder without a head for a task is for."""
+"""Embedding: a vector for each input, for imported encoders without a task head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from miniformer.tasks.common.sequence_input import InputTask
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingTask(InputTask):
-    """Nothing is learnt for it, so there are no records of it.
+    """The task `embedding` of imported encoders. It cannot be trained.
 
     Args:
         input_kind, input_dim, standardize, feature_means, feature_stds: see `InputTask`.
@@ -28,12 +28,12 @@ class EmbeddingTask(InputTask):
 
     def fit(self, records: Records) -> Self:
         raise UserError(
-            "task=embedding is of imported encoders and cannot be learnt; train for "
+            "task=embedding is for imported encoders and cannot be trained; use "
             "language_modeling, classification, regression or seq2seq"
         )
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        """The model's vectors, [B, D]."""
+        """Embeddings, [B, D]."""
         return embed_batch(model, batch)
 
     def predict(
@@ -45,12 +45,12 @@ class EmbeddingTask(InputTask):
         *,
         truncate: bool = False,
     ) -> list[Any]:
-        """The vector of each input, as a list of numbers."""
+        """The embedding of each input, as a list of numbers."""
         batches = predict_batches(self, model, tokenizer, inputs, truncate=truncate)
-        return [row for some in batches for row in some.tolist()]
+        return [row for batch in batches for row in batch.tolist()]
 
 
 def embed_batch(model: Any, batch: Batch) -> Tensor:
-    """The model's vectors of a batch of `collate_inputs`, [B, D]."""
+    """Embeddings of a batch of `collate_inputs`, [B, D]."""
     out: Tensor = model.embed(**model_inputs(model, batch))
     return out

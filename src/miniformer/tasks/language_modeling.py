@@ -1,7 +1,7 @@
-"""Language modelling: predict each next token of a text.
+"""Language modeling: predicts each next token of a text.
 
 A causal Transformer (`--model decoder`) predicts every token of packed windows. A
-Seq2SeqTransformer learns it as a prefix language model: see `prefix_language_modeling`.
+Seq2SeqTransformer is trained as a prefix language model, see `miniformer.tasks.prefix_lm`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from miniformer.tasks.base import BatchStats, Task, mean, token_loss, total
 from miniformer.tasks.common.input_encoding import ids_to_array
 from miniformer.tasks.common.text_generation import TextGenerationTask
 
-_SAMPLE_PROMPT_CHARS = 24  # of a text, for the model to go on from
+_SAMPLE_PROMPT_CHARS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class LanguageModeling(TextGenerationTask):
     """The task of `{"text": ...}` records and plain text.
 
     Args:
-        prepend_bos: whether a prompt is the beginning of a document, as a record is;
-            running text has no beginnings to speak of. Null: as in the training data.
-        label_smoothing: share of each label that is spread over the vocabulary, in training.
+        prepend_bos: true: BOS is prepended to prompts, since they begin a document, as
+            records do; false: prompts continue running text. Null: as in the training data.
+        label_smoothing: fraction of each label that is spread over the vocabulary, in training.
     """
 
     name: ClassVar[str] = "language_modeling"
@@ -57,8 +57,8 @@ class LanguageModeling(TextGenerationTask):
     def for_model(self, kind: str) -> Task:
         from miniformer.tasks.prefix_lm import PrefixLanguageModeling
 
-        chosen = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
-        return chosen(**self.to_dict()) if kind in self.models else super().for_model(kind)
+        task_class = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
+        return task_class(**self.to_dict()) if kind in self.models else super().for_model(kind)
 
     def fit(self, records: Records) -> Self:
         if self.prepend_bos is not None:
@@ -66,7 +66,7 @@ class LanguageModeling(TextGenerationTask):
         return dataclasses.replace(self, prepend_bos=not records.is_plain_text)
 
     def prepends_bos(self) -> bool:
-        """Whether a prompt is the beginning of a document; so it is where nothing is known."""
+        """True if BOS is prepended to prompts; also if `prepend_bos` is null."""
         return self.prepend_bos is not False
 
     def is_empty(self, record: Record) -> bool:
@@ -83,25 +83,23 @@ class LanguageModeling(TextGenerationTask):
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         if not config.causal:
             raise UserError(
-                "model_config: causal must be true for language modelling, "
+                "model_config: causal must be true for language modeling, "
                 "or the model sees its own labels"
             )
-        require_null(config, ("input_dim", "output_dim"), "language modelling")
+        require_null(config, ("input_dim", "output_dim"), "language modeling")
         super().check(config, tokenizer)
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`ids` of each record, begun by the boundary where a document begins, and its `bytes`."""
+        """Examples with `ids`, framed by BOS and EOS as the task needs them, and `bytes`."""
         assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
-        begin, end = [tokenizer.bos_id], [tokenizer.eos_id]
-        end = [] if begin == end or not self.prepends_bos() else end
+        bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+        eos = [] if bos == eos or not self.prepends_bos() else eos
         return [
             {
-                "ids": ids_to_array(
-                    ids if record.get("continues") else begin + ids + end, tokenizer
-                ),
+                "ids": ids_to_array(ids if record.get("continues") else bos + ids + eos, tokenizer),
                 "bytes": len(record["text"].encode()),
             }
             for record, ids in zip(records, encoded, strict=True)
@@ -125,12 +123,12 @@ class LanguageModeling(TextGenerationTask):
         )
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy in nats, and how many tokens it sums over.
+        """Summed cross-entropy in nats, and the number of tokens.
 
         Args:
             model: a causal Transformer.
-            batch: `input_ids` and `labels`, int [B, T], and maybe `segment_ids`; `labels` is
-                already shifted, and where it is -100 nothing is predicted.
+            batch: `input_ids` and `labels`, int [B, T], and optional `segment_ids`; `labels` are
+                already shifted, and -100 is not predicted.
         """
         features = model.features(batch["input_ids"], segment_ids=batch.get("segment_ids"))
         return token_loss(model, features, batch["labels"], self.label_smoothing)  # [B, T, D]
@@ -142,12 +140,12 @@ class LanguageModeling(TextGenerationTask):
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
-        """Loss in nats a token, perplexity, and where known bits per byte of text."""
+        """Loss in nats per token, perplexity, and if the byte count is known bits per byte."""
         loss = mean(batch_stats, "loss", "count")
-        figures = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+        metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
         if n_bytes := total(batch_stats, "bytes"):
-            figures["bits_per_byte"] = total(batch_stats, "loss") / math.log(2) / n_bytes
-        return figures
+            metrics["bits_per_byte"] = total(batch_stats, "loss") / math.log(2) / n_bytes
+        return metrics
 
     def generation_inputs(
         self,
@@ -159,16 +157,16 @@ class LanguageModeling(TextGenerationTask):
         max_new_tokens: int = 0,
     ) -> list[GenerationInput]:
         rows = self.encode_prompts(prompts, tokenizer)
-        room = model.config.max_seq_len - max_new_tokens
-        if truncate and room > 0:
-            rows = [row[-room:] for row in rows]
+        max_length = model.config.max_seq_len - max_new_tokens
+        if truncate and max_length > 0:
+            rows = [row[-max_length:] for row in rows]
         return [GenerationInput(row) for row in rows]
 
     def encode_prompts(self, prompts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
-        """Token ids of prompts; an empty one begins a document."""
+        """Token ids of prompts; an empty prompt is BOS alone."""
         rows = tokenizer.encode_batch(prompts)
-        begin = [tokenizer.bos_id]
-        return [begin + ids if self.prepends_bos() or not ids else ids for ids in rows]
+        bos = [tokenizer.bos_id]
+        return [bos + ids if self.prepends_bos() or not ids else ids for ids in rows]
 
     def sample_prompts(self, records: Records) -> list[str]:
         text = next((r["text"] for r in records if r["text"].strip()), "")
@@ -182,7 +180,7 @@ class LanguageModeling(TextGenerationTask):
 
 
 def require_null(config: TransformerConfig, names: tuple[str, ...], task: str) -> None:
-    """Refuses fields that a task has no use for."""
+    """Raises a UserError for fields that the task does not use."""
     for name in names:
         value = getattr(config, name)
         if value is not None:

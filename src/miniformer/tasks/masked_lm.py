@@ -1,8 +1,8 @@
-"""Masked language modelling: guess hidden tokens of a text from those on both sides (BERT).
+"""Masked language modeling: predicts masked tokens of a text from both sides (BERT).
 
 text      | B a b c d e
-inputs    | B a M c x e      M: the mask; x: any token
-labels    | . . b . d .      what is guessed; some of the guessed tokens stay as they are
+inputs    | B a M c x e      M: the mask token; x: a random token
+labels    | . . b . d .      predicted tokens; some of them are unchanged in the inputs
 """
 
 from __future__ import annotations
@@ -38,12 +38,10 @@ from miniformer.tasks.common.input_encoding import ids_to_array, input_validator
 from miniformer.tasks.common.inputs import collate_inputs, model_inputs
 from miniformer.tasks.common.sequence_input import InputTask
 
-MASK_TOKEN = "[MASK]"  # what stands for a hidden token in a user's text
-_MASK_PROB, _RANDOM_PROB = (
-    0.8,
-    0.1,
-)  # shares of the guessed tokens; the rest stay (Devlin et al. 2019)
-_TOP_K = 5  # guesses at each gap
+MASK_TOKEN = "[MASK]"  # marks a masked token in a user's text
+# Of the predicted tokens; the rest are unchanged (Devlin et al. 2019).
+_MASK_PROB, _RANDOM_PROB = 0.8, 0.1
+_TOP_K = 5  # predictions for each mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +49,11 @@ class MaskedLM(InputTask):
     """The task of `{"text": ...}` records and plain text, or of other tasks' `{"input": ...}`.
 
     Args:
-        field: what of a record is read: text, in pieces where it is longer than a window; or input,
-            a text or a pair of texts.
-        mask_share: share of the tokens that is guessed, others with each pass.
-        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means, feature_stds:
-            see `InputTask`.
+        field: the record field to read: text, split into windows of `seq_len`; or input, a text or
+            a pair of texts.
+        mask_share: fraction of tokens to predict, drawn anew in each epoch.
+        input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
+            feature_stds: see `InputTask`.
     """
 
     name: ClassVar[str] = "masked_lm"
@@ -74,7 +72,7 @@ class MaskedLM(InputTask):
                 f"input_kind={self.input_kind} has no effect with field=text; set field=input"
             )
         if self.input_kind == "features" or self.input_dim is not None or not self.standardize:
-            problems.append("masked_lm reads texts; input_dim and standardize are for vectors")
+            problems.append("masked_lm needs texts; input_dim and standardize are for vectors")
         return problems
 
     @property
@@ -87,7 +85,7 @@ class MaskedLM(InputTask):
             return dataclasses.replace(self, input_kind="text")
         first = next(islice(iter(records), 1))["input"]
         if schema.input_kind(first) == "features":
-            raise UserError(f"{records.name}: task=masked_lm reads texts, and these are vectors")
+            raise UserError(f"{records.name}: task=masked_lm needs texts, not vectors")
         return super().fit(records)
 
     def is_empty(self, record: Record) -> bool:
@@ -102,8 +100,8 @@ class MaskedLM(InputTask):
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
         if config.causal:
             raise UserError(
-                "model_config: causal must be false for masked_lm, which reads both sides; for a "
-                "causal model use task=language_modeling"
+                "model_config: causal must be false for masked_lm, which attends to both sides; "
+                "for a causal model use task=language_modeling"
             )
         assert tokenizer is not None
         mask_token_id(tokenizer)
@@ -112,22 +110,22 @@ class MaskedLM(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`inputs` as classification has them (see `encoded`), or pieces of a text."""
+        """Examples with `inputs`: see `encode_inputs`, or windows of a text."""
         assert tokenizer is not None
         if self.field == "input":
             examples = self.encode_inputs(records, tokenizer, seq_len)
         else:
             examples = [
-                {"inputs": piece}
+                {"inputs": window}
                 for record, ids in zip(
                     records,
                     tokenizer.encode_batch([record["text"] for record in records]),
                     strict=True,
                 )
-                for piece in _split_windows(ids, record, tokenizer, seq_len)
+                for window in _split_windows(ids, record, tokenizer, seq_len)
             ]
         special = _special_token_ids(tokenizer)
-        return [each for each in examples if not np.isin(each["inputs"], special).all()]
+        return [e for e in examples if not np.isin(e["inputs"], special).all()]
 
     def batcher(
         self,
@@ -139,7 +137,7 @@ class MaskedLM(InputTask):
         training: bool,
     ) -> Batcher:
         assert tokenizer is not None
-        hide = partial(
+        collate = partial(
             collate_masked,
             mask_share=self.mask_share,
             mask=mask_token_id(tokenizer),
@@ -147,32 +145,33 @@ class MaskedLM(InputTask):
             vocab_size=tokenizer.vocab_size,
         )
         return LengthBucketBatcher(
-            self.apply_bpe_dropout(hide, tokenizer, seq_len),
+            self.apply_bpe_dropout(collate, tokenizer, seq_len),
             length_columns=("inputs",),
             batch_size=batch_size,
             batch_tokens=batch_tokens,
         )
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy in nats of the tokens to guess, and how many there are."""
+        """Summed cross-entropy in nats of the masked tokens, and their number."""
         return token_loss(model, self._features(model, batch), batch["labels"])
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         features = self._features(model, batch)
         loss, count = token_loss(model, features, batch["labels"])
-        kept = batch["labels"] != IGNORE_INDEX
-        right = (model.logits(features[kept]).argmax(-1) == batch["labels"][kept]).sum()
-        return {"loss": loss, "count": count, "right": right}
+        labeled = batch["labels"] != IGNORE_INDEX
+        predictions = model.logits(features[labeled]).argmax(-1)
+        correct = (predictions == batch["labels"][labeled]).sum()
+        return {"loss": loss, "count": count, "correct": correct}
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
-        """Loss in nats a guessed token, its exponential, and the share guessed right."""
+        """Loss in nats per masked token, perplexity, and accuracy."""
         loss = mean(batch_stats, "loss", "count")
         return {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
-            "accuracy": mean(batch_stats, "right", "count"),
+            "accuracy": mean(batch_stats, "correct", "count"),
         }
 
     def usage_snippet(self) -> str:
@@ -191,9 +190,9 @@ class MaskedLM(InputTask):
         *,
         truncate: bool = False,
     ) -> list[Any]:
-        """For each text its gaps filled, `text`, and the best guesses at each, `gaps`.
+        """For each text: `text` with masks filled, and `gaps`, the best tokens of each mask.
 
-        Each gap is guessed on its own: one token, given the others as gaps.
+        Each mask stands for one token and is predicted independently of the others.
         """
         assert tokenizer is not None
         device = next(model.parameters()).device
@@ -201,24 +200,24 @@ class MaskedLM(InputTask):
         for row in self._encode_masked_texts(
             inputs, tokenizer, model.config.max_seq_len, truncate=truncate
         ):
-            gaps = np.flatnonzero(row == mask_token_id(tokenizer))
+            masks = np.flatnonzero(row == mask_token_id(tokenizer))
             features = model.features(torch.from_numpy(row)[None].to(device))
-            shares = model.logits(features[0, gaps]).float().softmax(-1).cpu()  # [gaps, V]
-            scores, best = shares.topk(min(_TOP_K, shares.shape[1]))
-            guesses = [
-                [{"token": tokenizer.decode([i]), "score": s} for i, s in zip(*each, strict=True)]
-                for each in zip(best.tolist(), scores.tolist(), strict=True)
+            probs = model.logits(features[0, masks]).float().softmax(-1).cpu()  # [masks, V]
+            scores, best = probs.topk(min(_TOP_K, probs.shape[1]))
+            predictions = [
+                [{"token": tokenizer.decode([i]), "score": s} for i, s in zip(*top, strict=True)]
+                for top in zip(best.tolist(), scores.tolist(), strict=True)
             ]
-            row[gaps] = best[:, 0].numpy()
+            row[masks] = best[:, 0].numpy()
             filled = row[len(frame.prefix) : len(row) - len(frame.suffix)]
-            answers.append({"text": tokenizer.decode(filled.tolist()), "gaps": guesses})
+            answers.append({"text": tokenizer.decode(filled.tolist()), "gaps": predictions})
         return answers
 
     def _encode_masked_texts(
         self, inputs: Sequence[Any], tokenizer: Tokenizer, max_length: int, *, truncate: bool
     ) -> list[np.ndarray]:
-        """Token ids of texts with gaps, int [T] each."""
-        frame, gap = tokenizer.input_template, mask_token_id(tokenizer)
+        """Token ids of texts with mask tokens, int [T] each."""
+        frame, mask = tokenizer.input_template, mask_token_id(tokenizer)
         room = max(0, max_length - len(frame.prefix) - len(frame.suffix))
         rows, problems = [], {}
         for number, text in enumerate(inputs):
@@ -227,18 +226,18 @@ class MaskedLM(InputTask):
                 continue
             ids: list[int] = []
             for part in tokenizer.encode_batch(text.split(MASK_TOKEN)):
-                ids += [gap, *part]
-            kept = ids[1:][:room] if truncate else ids[1:]
-            if len(kept) > room:
+                ids += [mask, *part]
+            ids = ids[1:][:room] if truncate else ids[1:]
+            if len(ids) > room:
                 problems[number] = (
-                    f"is {len(kept) + max_length - room} tokens long; the model reads at most "
+                    f"is {len(ids) + max_length - room} tokens long; the model reads at most "
                     f"{max_length}; shorten it, or truncate it"
                 )
-            elif gap not in kept:
+            elif mask not in ids:
                 problems[number] = (
                     f"has no {MASK_TOKEN} within the {max_length} tokens that the model reads"
                 )
-            rows.append(np.array([*frame.prefix, *kept, *frame.suffix]))
+            rows.append(np.array([*frame.prefix, *ids, *frame.suffix]))
         if problems:
             raise InputError(problems)
         return rows
@@ -249,19 +248,19 @@ class MaskedLM(InputTask):
 
 
 def mask_token_id(tokenizer: Tokenizer) -> int:
-    """The token that hides another: the tokenizer's own, or the one for padding, else unused.
+    """Id of the mask token: the tokenizer's own, or its padding token, which is unused otherwise.
 
     Raises:
-        UserError: it has neither.
+        UserError: the tokenizer has neither.
     """
     names = ("[MASK]", "<mask>", "<|mask|>", "<|pad|>", "[PAD]", "<pad>")
     for name in names:
-        found = tokenizer.backend.token_to_id(name)
-        if found is not None:
-            return int(found)
+        token_id = tokenizer.backend.token_to_id(name)
+        if token_id is not None:
+            return int(token_id)
     raise UserError(
-        f"the tokenizer has no token to hide others with: none of {', '.join(names)}; train one "
-        "with tokenizer=bpe, or add a token to its file"
+        f"the tokenizer has no mask token: none of {', '.join(names)}; train one with "
+        "tokenizer=bpe, or add a token to its file"
     )
 
 
@@ -274,37 +273,37 @@ def collate_masked(
     special: np.ndarray,
     vocab_size: int,
 ) -> Batch:
-    """A batch of `collate_inputs` with tokens hidden, and `labels`, int64 [B, T].
+    """Collates with `collate_inputs`, masks tokens, and adds `labels`, int64 [B, T].
 
     Args:
         examples: with `inputs`.
-        random: decides what is hidden; None: always the same.
-        mask_share: share of each row's tokens to guess, one at least.
-        mask: the token that hides.
-        special: tokens that are never guessed.
-        vocab_size: of the tokens that may stand in for one.
+        random: draws the masked tokens; None: a fixed seed.
+        mask_share: fraction of each row's tokens to predict, at least one token.
+        mask: id of the mask token.
+        special: ids that are never predicted.
+        vocab_size: upper limit of random replacement ids.
     """
     random = np.random.default_rng(0) if random is None else random
     batch = collate_inputs(examples)
     inputs = batch["inputs"].numpy()  # [B, T]
-    open_ = ~np.isin(inputs, special)
+    maskable = ~np.isin(inputs, special)
     if "attention_mask" in batch:
-        open_ &= batch["attention_mask"].numpy()
-    wanted = np.maximum(1, np.rint(mask_share * open_.sum(1)))  # of each row
-    order = np.where(open_, random.random(inputs.shape), np.inf).argsort(1).argsort(1)
-    guessed = open_ & (order < wanted[:, None])
-    batch["labels"] = torch.from_numpy(np.where(guessed, inputs, IGNORE_INDEX))
-    way = random.random(inputs.shape)
-    anything = random.integers(vocab_size, size=inputs.shape)
-    hidden = np.where(
-        way < _MASK_PROB, mask, np.where(way < _MASK_PROB + _RANDOM_PROB, anything, inputs)
+        maskable &= batch["attention_mask"].numpy()
+    num_masked = np.maximum(1, np.rint(mask_share * maskable.sum(1)))  # of each row
+    rank = np.where(maskable, random.random(inputs.shape), np.inf).argsort(1).argsort(1)
+    masked = maskable & (rank < num_masked[:, None])
+    batch["labels"] = torch.from_numpy(np.where(masked, inputs, IGNORE_INDEX))
+    u = random.random(inputs.shape)
+    random_ids = random.integers(vocab_size, size=inputs.shape)
+    replacement = np.where(
+        u < _MASK_PROB, mask, np.where(u < _MASK_PROB + _RANDOM_PROB, random_ids, inputs)
     )
-    batch["inputs"] = torch.from_numpy(np.where(guessed, hidden, inputs))
+    batch["inputs"] = torch.from_numpy(np.where(masked, replacement, inputs))
     return batch
 
 
 def _special_token_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Tokens that are not of the text."""
+    """Ids of special tokens, which are never masked."""
     frame = tokenizer.input_template
     around = [*frame.prefix, *frame.separator, *frame.suffix]
     return np.unique([tokenizer.eos_id, mask_token_id(tokenizer), *around])
@@ -313,8 +312,8 @@ def _special_token_ids(tokenizer: Tokenizer) -> np.ndarray:
 def _split_windows(
     ids: list[int], record: Record, tokenizer: Tokenizer, seq_len: int
 ) -> Iterator[np.ndarray]:
-    """A text as windows of at most `seq_len` tokens, as equal as can be."""
+    """Yields windows of at most `seq_len` tokens and nearly equal length."""
     frame = tokenizer.input_template
-    begin = [] if record.get("continues") else frame.prefix
-    whole = ids_to_array([*begin, *ids, *frame.suffix], tokenizer)
-    yield from np.array_split(whole, max(1, -(-len(whole) // seq_len)))
+    prefix = [] if record.get("continues") else frame.prefix
+    row = ids_to_array([*prefix, *ids, *frame.suffix], tokenizer)
+    yield from np.array_split(row, max(1, -(-len(row) // seq_len)))

@@ -1,12 +1,12 @@
-"""Prefix language modelling: an encoder reads the first part of a text, a decoder the second.
+"""Prefix language modeling: the encoder reads a prefix of a text, the decoder predicts the rest.
 
-    document  | B a b c d e f B          B: the boundary token
-    source    | B a b c                  cut at random in training, in the middle in validation
-    target    | B d e f                  begins with the boundary
-    labels    | d e f B                  only these are predicted, and counted
+    document  | B a b c d e f B          B: the boundary token (BOS and EOS)
+    source    | B a b c                  split at random in training, in the middle in validation
+    target    | B d e f                  starts with the boundary
+    labels    | d e f B                  only these are predicted and counted
 
-No label is ever in the source, so loss and perplexity mean what they say. A document longer than
-`seq_len` gives several pieces, each cut in two; none reaches into another document.
+The source contains no label. A document longer than `seq_len` is split into windows, each of which
+is split into source and target; no window spans two documents.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from miniformer.tasks.language_modeling import LanguageModeling, require_null
 
 @dataclasses.dataclass(frozen=True)
 class PrefixLanguageModeling(LanguageModeling):
-    """Language modelling with a Seq2SeqTransformer; see `LanguageModeling`."""
+    """Language modeling with a Seq2SeqTransformer; see `LanguageModeling`."""
 
     models: ClassVar[tuple[str, ...]] = LanguageModeling.models
     token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
@@ -46,7 +46,7 @@ class PrefixLanguageModeling(LanguageModeling):
         return Task.model_config(self, overrides, tokenizer)
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
-        require_null(config, ("input_dim", "output_dim"), "language modelling")
+        require_null(config, ("input_dim", "output_dim"), "language modeling")
         if config.max_seq_len < 2:
             raise UserError("model_config: max_seq_len must be at least 2, a prefix and a label")
         Task.check(self, config, tokenizer)
@@ -54,18 +54,18 @@ class PrefixLanguageModeling(LanguageModeling):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`ids` of each piece, two tokens or more, and its `bytes`."""
+        """Examples with `ids` of a window, two tokens or more, and its `bytes`."""
         assert tokenizer is not None
         examples = []
         for example in super().encode(records, tokenizer, seq_len):
             ids = example["ids"]
-            ended = tokenizer.bos_id != tokenizer.eos_id  # by a token of its own
-            if self.prepends_bos() and not ended:  # a record is whole: its end is known
+            has_eos = tokenizer.bos_id != tokenizer.eos_id  # `super().encode` has appended EOS
+            if self.prepends_bos() and not has_eos:
                 ids = np.append(ids, ids_to_array([tokenizer.eos_id], tokenizer))
             per_token = example["bytes"] / len(ids)
             examples += [
-                {"ids": piece, "bytes": per_token * len(piece)}
-                for piece in _split_windows(ids, max(2, seq_len))
+                {"ids": window, "bytes": per_token * len(window)}
+                for window in _split_windows(ids, max(2, seq_len))
             ]
         return examples
 
@@ -97,22 +97,22 @@ class PrefixLanguageModeling(LanguageModeling):
         truncate: bool = False,
         max_new_tokens: int = 0,
     ) -> list[GenerationInput]:
-        begin = [tokenizer.eos_id]
+        decoder_start = [tokenizer.eos_id]
         rows = self.encode_prompts(prompts, tokenizer)
         if truncate:
             rows = [row[-model.config.max_seq_len :] for row in rows]
-        return [GenerationInput(begin, row) for row in rows]
+        return [GenerationInput(decoder_start, row) for row in rows]
 
 
 def collate_prefixes(
     examples: list[Example], random: np.random.Generator | None, *, boundary_id: int
 ) -> Batch:
-    """Cuts pieces of like length at the same share of each, which `random` draws; None: 1/2."""
-    share = 0.5 if random is None else random.random()
+    """Splits windows into source and target at one random fraction; `random=None`: 1/2."""
+    fraction = 0.5 if random is None else random.random()
     sources, targets, labels, n_bytes = [], [], [], 0.0
     for example in examples:
         ids = example["ids"].astype(np.int64)
-        cut = min(max(1, round(share * len(ids))), len(ids) - 1)
+        cut = min(max(1, round(fraction * len(ids))), len(ids) - 1)
         sources.append(ids[:cut])
         labels.append(ids[cut:])
         targets.append(np.concatenate(([boundary_id], ids[cut:-1])))
@@ -128,7 +128,7 @@ def collate_prefixes(
 
 
 def _split_windows(ids: np.ndarray, max_length: int) -> list[np.ndarray]:
-    """Pieces as equal as can be; of a document of one token, which has nothing to predict, none."""
+    """Windows of nearly equal length; none for a single token, which has no label."""
     if len(ids) < 2:
         return []
     return list(np.array_split(ids, -(-len(ids) // max_length)))

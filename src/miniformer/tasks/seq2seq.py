@@ -1,7 +1,7 @@
-"""Sequence to sequence: write a target to a source, as in translation.
+"""Sequence to sequence: generates a target from a source, as in translation.
 
-source    | a b c B        B: the boundary token, which ends a text
-target    | B d e          the decoder's input begins with it
+source    | a b c B        B: the boundary token, which is EOS
+target    | B d e          and the decoder's start token
 labels    | d e B
 """
 
@@ -51,19 +51,19 @@ class Seq2Seq(TextGenerationTask):
     """The task of `{"source": ..., "target": ...}` records.
 
     Args:
-        max_source_len: tokens of a source at most, its end included; null: seq_len.
-        max_target_len: tokens of a target at most, its end included; null: seq_len. Longer texts
-            are cut, and counted.
-        start_id: the token that a decoder begins with; null: the tokenizer's boundary.
-        label_smoothing: share of each label that is spread over the vocabulary, in training.
+        max_source_len: maximum tokens of a source, including EOS; null: seq_len.
+        max_target_len: maximum tokens of a target, including EOS; null: seq_len. Longer texts are
+            truncated, and counted.
+        start_id: the decoder's start token; null: the tokenizer's boundary token.
+        label_smoothing: fraction of each label that is spread over the vocabulary, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
-        bpe_dropout: chance of undoing each merge of a token, in sources and targets, others with
-            each pass of training (see `miniformer.data.tokenizers.bpe_dropout`); needs bpe tokenizers.
-        eval_generate_samples: examples of each validation, chosen by chance, to which targets are written, for
-            exact match, BLEU and chrF; a test writes to all. 0: none, in a test either.
-        num_beams, length_penalty: see `GenerationConfig`; of a test and of the trained model. To
-            save time validation is greedy.
+        bpe_dropout: probability of undoing each BPE merge in sources and targets, drawn anew in
+            each epoch (see `miniformer.data.tokenizers.bpe_dropout`); needs bpe tokenizers.
+        eval_generate_samples: number of random validation examples to generate targets for, for
+            exact match, BLEU and chrF; the test generates all. 0: none, in the test either.
+        num_beams, length_penalty: see `GenerationConfig`; of the test and the trained model.
+            Validation decodes greedily to save time.
     """
 
     name: ClassVar[str] = "seq2seq"
@@ -97,21 +97,21 @@ class Seq2Seq(TextGenerationTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """`source` and `labels` of each record, and its target's text as bytes, `reference`."""
+        """Examples with `source`, `labels`, and `reference`, the target text as bytes."""
         assert tokenizer is not None
         sources = self.encode_sources([record["source"] for record in records], tokenizer, seq_len)
-        longest = min(self.max_target_len or seq_len, seq_len)
+        max_length = min(self.max_target_len or seq_len, seq_len)
         targets = tokenizer.encode_batch([record["target"] for record in records])
         frame = tokenizer.sequence_template
         examples = []
         for record, (source, cut), target in zip(records, sources, targets, strict=True):
-            whole = [*frame.prefix, *target, *frame.suffix]  # a target that is cut has no end
+            row = [*frame.prefix, *target, *frame.suffix]  # a truncated target has no EOS
             examples.append(
                 {
                     "source": ids_to_array(source, tokenizer.source_tokenizer),
-                    "labels": ids_to_array(whole[:longest], tokenizer),
+                    "labels": ids_to_array(row[:max_length], tokenizer),
                     "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
-                    "cut": cut + max(0, len(whole) - longest),
+                    "cut": cut + max(0, len(row) - max_length),
                 }
             )
         return examples
@@ -119,7 +119,7 @@ class Seq2Seq(TextGenerationTask):
     def encode_sources(
         self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
     ) -> list[tuple[list[int], int]]:
-        """Token ids of each source, and how many of them did not fit."""
+        """Token ids of each source, and the number of truncated tokens."""
         tokenizer = tokenizer.source_tokenizer
         frame = tokenizer.sequence_template
         room = min(self.max_source_len or seq_len, seq_len) - len(frame.prefix) - len(frame.suffix)
@@ -133,14 +133,14 @@ class Seq2Seq(TextGenerationTask):
         super().check(config, tokenizer)
         if tokenizer is not None:
             frame = tokenizer.source_tokenizer.sequence_template
-            # A target has a token to begin with, and one to learn.
-            least = max(2, len(frame.prefix) + len(frame.suffix) + 1)
-            check_max_seq_len(config, least, "sources and targets")
+            # A target has a start token and at least one label.
+            min_length = max(2, len(frame.prefix) + len(frame.suffix) + 1)
+            check_max_seq_len(config, min_length, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
             BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # refuse what is no bpe
 
     def decoder_start_token_id(self, tokenizer: Tokenizer) -> int:
-        """The decoder's first input."""
+        """Id of the decoder's first input token."""
         return tokenizer.eos_id if self.start_id is None else self.start_id
 
     def batcher(
@@ -163,8 +163,7 @@ class Seq2Seq(TextGenerationTask):
             }
 
         def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
-            ends = None if training else end_id
-            return collate_seq2seq(examples, start_id=start_id, end_id=ends)
+            return collate_seq2seq(examples, start_id=start_id, end_id=None if training else end_id)
 
         return LengthBucketBatcher(
             with_bpe_dropout(collate, self.bpe_dropout, merges=merges, max_length=seq_len),
@@ -178,60 +177,59 @@ class Seq2Seq(TextGenerationTask):
         return seq2seq_loss(model, batch, self.label_smoothing, self.r_drop)
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
-        """Loss, and for the first examples what the model writes and what it should have."""
+        """Loss, and of the first `eval_generate_samples` examples generated texts."""
         served = batch.get("about", {}).get("examples", 0)
         return self._generate_and_eval(
             model, batch, self.eval_generate_samples - served, GenerationConfig()
         )
 
     def test_step(self, model: Any, batch: Batch) -> BatchStats:
-        beams = GenerationConfig(num_beams=self.num_beams, length_penalty=self.length_penalty)
-        return self._generate_and_eval(
-            model, batch, len(batch["source"]) if self.eval_generate_samples else 0, beams
-        )
+        config = GenerationConfig(num_beams=self.num_beams, length_penalty=self.length_penalty)
+        num_samples = len(batch["source"]) if self.eval_generate_samples else 0
+        return self._generate_and_eval(model, batch, num_samples, config)
 
     def _generate_and_eval(
         self, model: Any, batch: Batch, num_samples: int, generation_config: GenerationConfig
     ) -> BatchStats:
-        measured = super().eval_step(model, batch)
+        stats = super().eval_step(model, batch)
         num_samples = min(len(batch["source"]), num_samples)
         if "references" not in batch or num_samples <= 0:
-            return measured
-        longest = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
-        options = dataclasses.replace(  # what runs on far beyond any target is cut
+            return stats
+        max_target_len = int((batch["labels"] != IGNORE_INDEX).sum(1).max())
+        options = dataclasses.replace(  # stops generation far beyond the longest target
             generation_config,
-            max_new_tokens=min(2 * longest + 10, model.config.max_seq_len - 1),
+            max_new_tokens=min(2 * max_target_len + 10, model.config.max_seq_len - 1),
             temperature=0.0,
             eos_id=batch["end_id"],
         )
         source, mask = batch["source"][:num_samples], batch.get("source_mask")
-        ends = (
+        lengths = (
             [source.shape[1]] * num_samples if mask is None else mask[:num_samples].sum(1).tolist()
         )
-        rows = [row[:end] for row, end in zip(source.tolist(), ends, strict=True)]
-        begin = [int(batch["target"][0, 0])]
-        written = generate_batch(model, [GenerationInput(begin, row) for row in rows], options)
-        measured["written"] = [each.tokens for each in written]
-        measured["references"] = batch["references"][:num_samples]
+        rows = [row[:length] for row, length in zip(source.tolist(), lengths, strict=True)]
+        start = [int(batch["target"][0, 0])]
+        outputs = generate_batch(model, [GenerationInput(start, row) for row in rows], options)
+        stats["generated"] = [output.tokens for output in outputs]
+        stats["references"] = batch["references"][:num_samples]
         beams = generation_config.num_beams
-        measured["decoding"] = "greedy decoding" if beams == 1 else f"a search of {beams} beams"
-        return measured
+        stats["decoding"] = "greedy decoding" if beams == 1 else f"beam search with {beams} beams"
+        return stats
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
-        """Loss, and over what was written exact match (a share), BLEU and chrF (0 to 100).
+        """Loss, and of generated texts exact match (a fraction), BLEU and chrF (0 to 100).
 
-        BLEU and chrF are sacrebleu's, with its default settings (13a tokens, cased). References
-        are targets as the tokenizer gives them back, since a model can write no others; those with
-        unknown tokens stay as they are.
+        BLEU and chrF are sacrebleu's with default settings (13a tokens, cased). References are
+        targets after encoding and decoding, see `round_trip`.
         """
-        figures = super().compute_metrics(batch_stats)
-        references = [text for each in batch_stats for text in each.get("references", [])]
+        metrics = super().compute_metrics(batch_stats)
+        references = [text for stats in batch_stats for text in stats.get("references", [])]
         if not references or tokenizer is None:
-            return figures
-        written = [tokenizer.decode(ids) for each in batch_stats for ids in each.get("written", [])]
-        return {**figures, **compute_text_metrics(written, round_trip(tokenizer, references))}
+            return metrics
+        rows = [ids for stats in batch_stats for ids in stats.get("generated", [])]
+        predictions = [tokenizer.decode(ids) for ids in rows]
+        return {**metrics, **compute_text_metrics(predictions, round_trip(tokenizer, references))}
 
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
         if self.eval_generate_samples and not has_sacrebleu():
@@ -240,22 +238,22 @@ class Seq2Seq(TextGenerationTask):
                     f"checkpoint_metric={metric} needs the package sacrebleu; "
                     'pip install "miniformer[eval]"'
                 )
-            yield 'BLEU and chrF are left out; pip install "miniformer[eval]" to have them'
+            yield 'BLEU and chrF are not computed; they need pip install "miniformer[eval]"'
 
     def tokenizer_warnings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
-        some = list(islice(records, _MAX_CHECKED_TARGETS))
-        examples = self.encode(some, tokenizer, 2)  # for their references, which are whole
+        sample = list(islice(records, _MAX_CHECKED_TARGETS))
+        examples = self.encode(sample, tokenizer, 2)  # for references, which are not truncated
         yield from lossy_target_warnings(
             [_reference_text(example) for example in examples], tokenizer
         )
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
-        """On how many examples the figures of written text stand."""
-        count = sum(len(each.get("references", [])) for each in batch_stats)
+        """Decoding method and number of examples of the text metrics."""
+        count = sum(len(stats.get("references", [])) for stats in batch_stats)
         if not count:
             return ""
-        how = {each["decoding"] for each in batch_stats if "decoding" in each}
-        return f"Exact match, BLEU and chrF: {', '.join(how)} of {count:,} examples, by sacrebleu."
+        decoding = {stats["decoding"] for stats in batch_stats if "decoding" in stats}
+        return f"Exact match, BLEU, chrF: {', '.join(decoding)}, {count:,} examples, sacrebleu."
 
     def default_generation_config(
         self, config: TransformerConfig, tokenizer: Tokenizer
@@ -269,11 +267,11 @@ class Seq2Seq(TextGenerationTask):
         )
 
     def sample_prompts(self, records: Records) -> list[str]:
-        """The first source; of a task of other fields, its first text."""
-        some = list(islice(records, 1))
+        """The first source; in subclasses with other fields, the first text."""
+        first = list(islice(records, 1))
         if "source" in self.schema:
-            return [record["source"] for record in some]
-        return [text for record in some for text in islice(self.texts(record), 1)]
+            return [record["source"] for record in first]
+        return [text for record in first for text in islice(self.texts(record), 1)]
 
     def generation_inputs(
         self,
@@ -284,17 +282,17 @@ class Seq2Seq(TextGenerationTask):
         truncate: bool = False,
         max_new_tokens: int = 0,
     ) -> list[GenerationInput]:
-        begin = [self.decoder_start_token_id(tokenizer)]
-        found = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
+        start = [self.decoder_start_token_id(tokenizer)]
+        sources = self.encode_sources(prompts, tokenizer, model.config.max_seq_len)
         if not truncate:
             problems = {
                 number: f"is {cut} tokens longer than the model reads; shorten it, or truncate it"
-                for number, (_, cut) in enumerate(found)
+                for number, (_, cut) in enumerate(sources)
                 if cut
             }
             if problems:
                 raise InputError(problems)
-        return [GenerationInput(begin, ids) for ids, _ in found]
+        return [GenerationInput(start, ids) for ids, _ in sources]
 
     def predict(
         self,
@@ -305,7 +303,7 @@ class Seq2Seq(TextGenerationTask):
         *,
         truncate: bool = False,
     ) -> list[Any]:
-        """The best target of each source; see `answer`."""
+        """The best target of each source; see `generate_text`."""
         assert tokenizer is not None
         problems = {
             number: f"must be a string, not {text!r}"
@@ -314,11 +312,11 @@ class Seq2Seq(TextGenerationTask):
         }
         if problems:
             raise InputError(problems)
-        one = dataclasses.replace(options, num_return_sequences=1)
-        return self.generate_text(model, tokenizer, inputs, one, truncate=truncate)
+        options = dataclasses.replace(options, num_return_sequences=1)
+        return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
 
 
 def _reference_text(example: Example) -> str:
-    """The target of an example, whole."""
+    """The untruncated target text of an example."""
     text: str = example["reference"].tobytes().decode()
     return text

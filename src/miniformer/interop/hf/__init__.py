@@ -1,13 +1,13 @@
-"""Hugging Face's files, both ways.
+"""Import and export of Hugging Face checkpoints.
 
-| file | holds |
+| file | content |
 |---|---|
-| `configs.py` | a family's `config.json`, read and written: its keys and our fields |
-| `attention.py` | the same for rotations and sliding windows, which take several keys |
-| `weights.py` | the names of its tensors, and how they are laid out in its files |
-| `families/` | every family: the two above as data |
-| `files.py` | directories of strangers, read with care and tensor by tensor |
-| `reading.py`, `writing.py` | from a directory of theirs to a model of ours, and back |
-| `texts.py` | tokenizers, class names, decoding settings |
-| `importing.py` | what a user calls: `from_hf`, `import_hf`; `to_hf` is in `writing.py` |
+| `configs.py` | conversion of a family's `config.json` |
+| `attention.py` | the same for rotary embeddings and sliding windows, which take several keys |
+| `weights.py` | tensor names and layouts of a family |
+| `families/` | all families, as data for the two above |
+| `files.py` | safe reading of untrusted directories, one tensor at a time |
+| `load.py`, `export.py` | from a checkpoint to a model, and back (`to_hf`) |
+| `metadata.py`, `decoding.py` | tokenizers, class names and token ids; decoding options |
+| `api.py` | entry points of the import: `from_hf`, `import_hf` |
 """

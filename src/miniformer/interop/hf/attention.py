@@ -1,8 +1,8 @@
-"""Rotations and sliding windows in a `config.json`, which take several keys and have changed.
+"""Rotary embeddings and sliding windows of a `config.json`, which take several keys.
 
-transformers 5 writes `rope_parameters`, with one entry for each type of layer where they differ;
-before that there were `rope_theta`, `rope_scaling` and keys of single families. Both are read; what
-is written holds both, so that older readers have their own.
+transformers 5 writes `rope_parameters`, with an entry for each type of layer if they differ. Older
+versions write `rope_theta`, `rope_scaling` and family-specific keys. Both forms are read; an export
+writes both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from miniformer.config.model_checks import ROTARY_SCALINGS
 from miniformer.interop.hf.configs import Config, Reader, Writer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-# type of scaling -> their setting -> ours
+# type of scaling -> key of rope_parameters -> key of rotary_scaling
 _ROPE_SCALING_KEYS: dict[str, dict[str, str]] = {
     "linear": {"factor": "factor"},
     "dynamic": {"factor": "factor"},
@@ -39,7 +39,7 @@ _ROPE_SCALING_KEYS: dict[str, dict[str, str]] = {
         "attention_factor": "attention_factor",
     },
 }
-# What stands beside a scaling, and the length that transformers adds to all of them.
+# Keys of rope_parameters that are not part of a scaling; transformers adds the last to each.
 _NON_SCALING_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),
     "original_max_position_embeddings",
@@ -53,44 +53,44 @@ def read_rope(
     rotary_pct: float = 1.0,
     keys: tuple[str, ...] = ("rope_theta",),
 ) -> Reader:
-    """Reads one rotation for all layers.
+    """Reads rotary embeddings with one base for all layers.
 
     Args:
-        base: where a file says none.
-        partial: whether a part of a head may be left as it is.
-        share: the part of a head that is rotated, where a file says none.
+        base: default base.
+        allow_partial: accept a `partial_rotary_factor` below 1.
+        rotary_pct: default `partial_rotary_factor`.
         keys: older keys of the base.
     """
 
     def read(config: Config, fields: Config) -> None:
-        given = _get_rope_parameters(config)
-        old = next((config[key] for key in keys if key in config), base)
-        fields["rotary_base"] = given.get("rope_theta", old)
-        old = config.get("partial_rotary_factor", config.get("rotary_pct", rotary_pct))
-        share_of_head = given.get("partial_rotary_factor", old)
+        parameters = _get_rope_parameters(config)
+        legacy_base = next((config[key] for key in keys if key in config), base)
+        fields["rotary_base"] = parameters.get("rope_theta", legacy_base)
+        legacy_pct = config.get("partial_rotary_factor", config.get("rotary_pct", rotary_pct))
+        pct = parameters.get("partial_rotary_factor", legacy_pct)
         width = fields.get("head_dim") or fields["d_model"] // fields["n_heads"]
-        if share_of_head != 1 and not allow_partial:
-            raise UserError(f"partial_rotary_factor={share_of_head} is not supported, only 1.0")
-        if int(width * share_of_head) % 2:
-            raise UserError(f"partial_rotary_factor={share_of_head} turns an odd part of {width}")
-        fields["rotary_pct"] = share_of_head
-        _read_rope_scaling(given, config, fields)
+        if pct != 1 and not allow_partial:
+            raise UserError(f"partial_rotary_factor={pct} is not supported, only 1.0")
+        if int(width * pct) % 2:
+            raise UserError(f"partial_rotary_factor={pct} rotates an odd part of {width}")
+        fields["rotary_pct"] = pct
+        _read_rope_scaling(parameters, config, fields)
 
     return read
 
 
 def read_dual_rope(*, base: float, local: float, keys: tuple[str, str]) -> Reader:
-    """Reads the rotation of full layers and that of layers with a window.
+    """Reads rotary embeddings with separate bases for full and sliding-window layers.
 
     Args:
-        base, local: where a file says none.
+        base, local: default bases.
         keys: older keys of both.
     """
 
     def read(config: Config, fields: Config) -> None:
-        given = config.get("rope_parameters") or {}
-        if _FULL in given or _SLIDING in given:
-            full, sliding = given.get(_FULL) or {}, given.get(_SLIDING) or {}
+        parameters = config.get("rope_parameters") or {}
+        if _FULL in parameters or _SLIDING in parameters:
+            full, sliding = parameters.get(_FULL) or {}, parameters.get(_SLIDING) or {}
         else:
             full, sliding = _get_rope_parameters(config), {}
         if sliding.get("rope_type", "default") != "default":
@@ -98,50 +98,50 @@ def read_dual_rope(*, base: float, local: float, keys: tuple[str, str]) -> Reade
         fields["rotary_base"] = full.get("rope_theta", config.get(keys[0], base))
         fields["rotary_base_local"] = sliding.get("rope_theta", config.get(keys[1], local))
         _read_rope_scaling(full, config, fields)
-        if fields.get("sliding_window") is None:  # no layer has it
+        if fields.get("sliding_window") is None:
             fields["rotary_base_local"] = None
 
     return read
 
 
-def write_rope(config: TransformerConfig, theirs: Config) -> None:
-    """Writes one rotation for all layers, in the new form and in the old one."""
+def write_rope(config: TransformerConfig, hf_config: Config) -> None:
+    """Writes rotary embeddings with one base, in the current and the legacy form."""
     if config.rotary_pct != 1.0:
-        theirs["partial_rotary_factor"] = config.rotary_pct
-    theirs["rope_theta"] = config.rotary_base
-    theirs["rope_parameters"] = _make_rope_parameters(config, theirs, config.rotary_base)
-    _write_legacy_rope_scaling(theirs["rope_parameters"], theirs)
+        hf_config["partial_rotary_factor"] = config.rotary_pct
+    hf_config["rope_theta"] = config.rotary_base
+    hf_config["rope_parameters"] = _make_rope_parameters(config, hf_config, config.rotary_base)
+    _write_legacy_rope_scaling(hf_config["rope_parameters"], hf_config)
 
 
 def write_dual_rope(keys: tuple[str, str], *, legacy_scaling: bool = True) -> Writer:
-    """Writes the rotation of full layers and that of layers with a window.
+    """Writes rotary embeddings with separate bases for full and sliding-window layers.
 
     Args:
         keys: older keys of both bases.
-        old: whether an older `rope_scaling` is that of full layers only (Gemma 3).
+        legacy_scaling: also write `rope_scaling`, for full layers only (Gemma 3).
     """
 
-    def write(config: TransformerConfig, theirs: Config) -> None:
+    def write(config: TransformerConfig, hf_config: Config) -> None:
         local = config.rotary_base_local or config.rotary_base
-        theirs[keys[0]], theirs[keys[1]] = config.rotary_base, local
-        theirs["rope_parameters"] = {
-            _FULL: _make_rope_parameters(config, theirs, config.rotary_base),
+        hf_config[keys[0]], hf_config[keys[1]] = config.rotary_base, local
+        hf_config["rope_parameters"] = {
+            _FULL: _make_rope_parameters(config, hf_config, config.rotary_base),
             _SLIDING: {"rope_type": "default", "rope_theta": local},
         }
         if legacy_scaling:
-            _write_legacy_rope_scaling(theirs["rope_parameters"][_FULL], theirs)
+            _write_legacy_rope_scaling(hf_config["rope_parameters"][_FULL], hf_config)
 
     return write
 
 
 def read_sliding_window(kind: str, default: int | None = None) -> Reader:
-    """Reads which layers have a sliding window.
+    """Reads the sliding window and its layers.
 
     Args:
-        kind: what a file without `layer_types` means: all (Mistral), late (Qwen: those from
-            `max_window_layers` on), period (every n-th layer sees everything, the last of its
-            group: Gemma), first (the first of its group: ModernBERT).
-        default: the window where a file says none.
+        kind: layers with a window if `layer_types` is missing: all (Mistral), late (Qwen: from
+            `max_window_layers` on), period (all but the last of each group: Gemma), first (all but
+            the first of each group: ModernBERT).
+        default: default window.
     """
     name = "local_attention" if kind == "first" else "sliding_window"
 
@@ -158,9 +158,9 @@ def read_sliding_window(kind: str, default: int | None = None) -> Reader:
                 f"layer_types must be {_FULL} or {_SLIDING} for each of {layers} layers"
             )
         else:
-            letters = "".join("L" if each == _SLIDING else "G" for each in types)
+            letters = "".join("L" if layer_type == _SLIDING else "G" for layer_type in types)
         if window is None and "L" in letters and types is not None and kind != "all":
-            raise UserError("layer_types names sliding layers, but there is no sliding_window")
+            raise UserError("layer_types has sliding layers, but sliding_window is missing")
         if window is None or "L" not in letters:
             fields["sliding_window"] = fields["window_pattern"] = None
             return
@@ -171,20 +171,20 @@ def read_sliding_window(kind: str, default: int | None = None) -> Reader:
 
 
 def write_sliding_window(kind: str) -> Writer:
-    """Writes which layers have a sliding window; see `read_windows`."""
+    """Writes the sliding window and its layers; see `read_sliding_window`."""
 
-    def write(config: TransformerConfig, theirs: Config) -> None:
+    def write(config: TransformerConfig, hf_config: Config) -> None:
         windows = [config.layer_window(layer) for layer in range(config.n_layers)]
-        window = next((each for each in windows if each is not None), None)
+        window = next((window for window in windows if window is not None), None)
         if kind == "late":
-            theirs["use_sliding_window"] = window is not None
-            theirs["max_window_layers"] = windows.index(window) if window else config.n_layers
+            hf_config["use_sliding_window"] = window is not None
+            hf_config["max_window_layers"] = windows.index(window) if window else config.n_layers
         if kind == "first":
-            theirs["local_attention"] = window or 128
-        else:  # Gemma's must be there even if no layer has it
-            theirs["sliding_window"] = window or (4096 if kind == "period" else None)
+            hf_config["local_attention"] = window or 128
+        else:  # Gemma needs a value even if no layer has a window
+            hf_config["sliding_window"] = window or (4096 if kind == "period" else None)
         if kind != "all":
-            theirs["layer_types"] = [_FULL if each is None else _SLIDING for each in windows]
+            hf_config["layer_types"] = [_FULL if size is None else _SLIDING for size in windows]
 
     return write
 
@@ -204,7 +204,7 @@ def _default_window_pattern(kind: str, config: Config, layers: int) -> str:
 
 
 def _shortest_period(letters: str) -> str:
-    """The shortest pattern that repeats to these letters."""
+    """The shortest pattern whose repetition gives `letters`."""
     for length in range(1, len(letters) + 1):
         if (letters[:length] * (len(letters) // length + 1))[: len(letters)] == letters:
             return letters[:length]
@@ -212,34 +212,34 @@ def _shortest_period(letters: str) -> str:
 
 
 def _get_rope_parameters(config: Config) -> Config:
-    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(given, dict):
-        raise UserError(f"rope_parameters must be an object, not {given!r}")
-    return given
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise UserError(f"rope_parameters must be an object, not {parameters!r}")
+    return parameters
 
 
 def _read_rope_scaling(rope_parameters: Config, config: Config, fields: Config) -> None:
     kind = rope_parameters.get("rope_type", rope_parameters.get("type", "default"))
-    kind = "longrope" if kind == "su" else kind  # as Phi-3's first files call it
+    kind = "longrope" if kind == "su" else kind  # in early files of Phi-3
     if kind == "default":
         return
     if not isinstance(kind, str) or kind not in _ROPE_SCALING_KEYS:
         raise UserError(f"rope_type={kind!r} is none of default, {', '.join(_ROPE_SCALING_KEYS)}")
     names = _ROPE_SCALING_KEYS[kind]
     length = config.get("max_position_embeddings")
-    strange = [
+    unknown = [
         name for name in rope_parameters if name not in names and name not in _NON_SCALING_KEYS
     ]
-    if strange == ["truncate"] and rope_parameters["truncate"] is True:  # yarn's usual rounding
-        strange = []
-    if strange:
+    if unknown == ["truncate"] and rope_parameters["truncate"] is True:  # the default of yarn
+        unknown = []
+    if unknown:
         raise UserError(
-            f"rope_parameters: {strange[0]}={rope_parameters[strange[0]]!r} is not supported"
+            f"rope_parameters: {unknown[0]}={rope_parameters[unknown[0]]!r} is not supported"
         )
     scaling: dict[str, Any] = {"type": kind}
-    for theirs, ours in names.items():
-        if rope_parameters.get(theirs) is not None:
-            scaling[ours] = rope_parameters[theirs]
+    for hf_key, key in names.items():
+        if rope_parameters.get(hf_key) is not None:
+            scaling[key] = rope_parameters[hf_key]
     if kind in ("dynamic", "yarn"):
         scaling.setdefault("original_max_seq_len", length)
     if kind == "longrope":
@@ -247,31 +247,31 @@ def _read_rope_scaling(rope_parameters: Config, config: Config, fields: Config) 
         scaling.setdefault("original_max_seq_len", original)
         scaling.setdefault("factor", max(1.0, length / scaling["original_max_seq_len"]))
     fields["rotary_scaling"] = scaling
-    if kind == "dynamic":  # theirs says how long a text was in training
+    if kind == "dynamic":  # max_position_embeddings is the length in training
         fields["max_seq_len"] = int(length * scaling["factor"])
 
 
-def _write_legacy_rope_scaling(parameters: Config, theirs: Config) -> None:
-    """What was `rope_scaling` before transformers 5, which had base and share beside it."""
+def _write_legacy_rope_scaling(parameters: Config, hf_config: Config) -> None:
+    """Writes `rope_scaling`, the form before transformers 5, without base and rotary fraction."""
     if parameters["rope_type"] != "default":
-        beside = ("rope_theta", "partial_rotary_factor")
-        theirs["rope_scaling"] = {k: v for k, v in parameters.items() if k not in beside}
+        separate = ("rope_theta", "partial_rotary_factor")
+        hf_config["rope_scaling"] = {k: v for k, v in parameters.items() if k not in separate}
 
 
-def _make_rope_parameters(config: TransformerConfig, theirs: Config, base: float) -> Config:
-    made: Config = {"rope_type": "default", "rope_theta": base}
+def _make_rope_parameters(config: TransformerConfig, hf_config: Config, base: float) -> Config:
+    parameters: Config = {"rope_type": "default", "rope_theta": base}
     if config.rotary_pct != 1.0:
-        made["partial_rotary_factor"] = config.rotary_pct
+        parameters["partial_rotary_factor"] = config.rotary_pct
     if config.rotary_scaling is None:
-        return made
+        return parameters
     kind = config.rotary_scaling["type"]
     scaling = {**ROTARY_SCALINGS[kind], **config.rotary_scaling}
-    made["rope_type"] = kind
-    for name, ours in _ROPE_SCALING_KEYS[kind].items():
-        if scaling[ours]:  # an attention factor of 0 follows from the factor
-            made[name] = scaling[ours]
+    parameters["rope_type"] = kind
+    for hf_key, key in _ROPE_SCALING_KEYS[kind].items():
+        if scaling[key]:  # an attention factor of 0 means the default
+            parameters[hf_key] = scaling[key]
     if kind == "longrope":
-        theirs["original_max_position_embeddings"] = scaling["original_max_seq_len"]
+        hf_config["original_max_position_embeddings"] = scaling["original_max_seq_len"]
     if kind == "dynamic":
-        theirs["max_position_embeddings"] = scaling["original_max_seq_len"]
-    return made
+        hf_config["max_position_embeddings"] = scaling["original_max_seq_len"]
+    return parameters

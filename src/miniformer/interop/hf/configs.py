@@ -1,4 +1,4 @@
-"""A family's `config.json`, read and written: which of its keys is which of our fields."""
+"""Conversion of a family's `config.json` to and from `TransformerConfig` fields."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from miniformer.config.model_checks import ROTARY_SCALINGS
 from miniformer.interop.hf.weights import Rule
 
 REQUIRED = object()
-_MAX_LAYERS = 10_000  # more than any model has; what a file claims is made up for each of them
+_MAX_LAYERS = 10_000  # limit for untrusted files: memory use grows with each layer
 
 Config = dict[str, Any]
-Reader = Callable[[Config, Config], None]  # their config, our fields so far, which it adds to
-Writer = Callable[[TransformerConfig, Config], None]  # our config, theirs so far
+Reader = Callable[[Config, Config], None]  # (config.json, fields); adds to the fields
+Writer = Callable[[TransformerConfig, Config], None]  # (config, config.json); adds to the latter
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigKey:
-    """One key of a `config.json` and the field that it is.
+    """Maps a key of a `config.json` to a `TransformerConfig` field.
 
     Args:
-        theirs: the key.
-        ours: the field.
-        default: what it is where a file leaves it out, as in transformers; REQUIRED: none may.
-        words: their value -> ours; None: they are the same.
-        null: whether it may be null.
+        hf_key: the key.
+        field: the field.
+        default: value of a missing key, as in transformers; REQUIRED: the key is required.
+        value_map: value of the key -> value of the field; None: equal values.
+        nullable: true if the key may be null.
     """
 
     hf_key: str
@@ -38,10 +38,10 @@ class ConfigKey:
     nullable: bool = False
 
     def read(self, config: Config) -> Any:
-        """Our value.
+        """Reads the field's value.
 
         Raises:
-            UserError: there is none, or it is none that we know.
+            UserError: the key is missing, or its value is unknown.
         """
         value = config.get(self.hf_key, self.default)
         if value is REQUIRED:
@@ -56,20 +56,20 @@ class ConfigKey:
         return self.value_map[value]
 
     def write(self, value: Any) -> Any:
-        """Their value; None: they have none for it."""
+        """The key's value; None: there is no such value."""
         if self.value_map is None:
             return value
-        return next((theirs for theirs, ours in self.value_map.items() if ours == value), None)
+        return next((key for key, own in self.value_map.items() if own == value), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelClass:
-    """What a family's backbone is used for: one of its classes.
+    """One of a family's classes: the backbone with a head.
 
     Args:
-        fields: our fields that make it; `output_dim` of None stands for the number of labels.
-        rules: names of the head's weights.
-        bare: whether it is the backbone alone, whose files leave the prefix out.
+        fields: config fields of the class; an `output_dim` of None means the number of labels.
+        rules: rules of the head's weights.
+        is_backbone: true for the backbone alone, whose files lack the prefix.
     """
 
     fields: Config
@@ -78,32 +78,30 @@ class ModelClass:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether its outputs are classes or a value."""
+        """True if the outputs are classes or a value."""
         return "output_dim" in self.fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A published architecture, as its files are.
+    """File format of a published architecture.
 
     Args:
         preset: its name in `miniformer.config.architectures`.
         model_type: its name in a `config.json`.
-        keys: keys that are a field of ours each.
-        kinds: class name -> what it is for, the main one first.
-        rules: names of the backbone's weights.
-        prefix: what those names begin with, but in files of the backbone alone.
-        fixed: keys that we have no choice for, with the value that they must have; a file that
-            leaves one out has that value.
-        written: keys that have no meaning here, and what is written for them.
-        ids: its keys of special tokens, and the ids where a file leaves them out.
-        read, write: what keys alone cannot say.
-        adapt: changes rules to what a config says.
-        copies: name of a tensor -> those of which the first that there is it is a copy of, if a
-            file has it.
-        free: our fields that no key tells, but the weights.
-        buffers: endings of names in files that hold nothing learnt.
-        left_out: beginnings of names whose weights we have no use for; a user is told.
+        keys: keys that map to one field each.
+        model_classes: class name -> class, the main one first.
+        rules: rules of the backbone's weights.
+        prefix: prefix of these names, except in files of the backbone alone.
+        fixed: keys with only one supported value, which is also their default.
+        constants: keys without a field, and the value that an export writes.
+        ids: keys of special token ids, with their defaults.
+        read, write: conversions that `keys` cannot express.
+        adapt_rule: changes a rule according to the config.
+        tied_weights: name of a tensor -> names of tensors; it is a copy of the first one present.
+        weight_only_fields: fields that depend on the weights, not on a key.
+        ignored_suffixes: suffixes of names of buffers, which are not loaded.
+        ignored_prefixes: prefixes of names of weights that are not loaded; a note lists them.
     """
 
     preset: str
@@ -125,22 +123,22 @@ class Family:
 
     @property
     def seq2seq(self) -> bool:
-        """Whether it has an encoder and a decoder."""
+        """True if it has an encoder and a decoder."""
         return self.preset in SEQ2SEQ_ARCHITECTURES
 
     def weight_rules(self, name: str, config: TransformerConfig) -> list[Rule]:
-        """The rules for one of its classes and one config."""
-        table = [*self.rules, *self.model_classes[name].rules]
-        return (
-            table if self.adapt_rule is None else [self.adapt_rule(config, rule) for rule in table]
-        )
+        """Rules of one of its classes for a config."""
+        rules = [*self.rules, *self.model_classes[name].rules]
+        if self.adapt_rule is None:
+            return rules
+        return [self.adapt_rule(config, rule) for rule in rules]
 
 
 def read_fields(family: Family, config: Config) -> tuple[str, Config]:
-    """The class that a `config.json` names, and our fields for it.
+    """Class name and config fields of a `config.json`.
 
     Raises:
-        UserError: with every problem: a key is missing, or says what we have no part for.
+        UserError: lists all missing keys and unsupported values.
     """
     problems = [
         f"{key}={config[key]!r} is not supported, only {value!r}"
@@ -160,14 +158,12 @@ def read_fields(family: Family, config: Config) -> tuple[str, Config]:
         problems.append(str(error))
     layers = fields.get("n_layers")
     if isinstance(layers, int) and layers > _MAX_LAYERS:
-        problems.append(
-            f"a model of {layers} layers is not supported, only of {_MAX_LAYERS} at most"
-        )
+        problems.append(f"a model of {layers} layers is not supported, only up to {_MAX_LAYERS}")
     if problems:
         raise UserError("; ".join(problems))
-    kind = family.model_classes[name]
-    fields |= kind.fields
-    if kind.is_classifier:
+    model_class = family.model_classes[name]
+    fields |= model_class.fields
+    if model_class.is_classifier:
         fields["output_dim"] = _num_labels(config)
         for field in ("head_bias", "final_softcap", "logit_scale"):
             fields.pop(field, None)
@@ -182,10 +178,10 @@ def read_fields(family: Family, config: Config) -> tuple[str, Config]:
 
 
 def to_config(fields: Config) -> TransformerConfig:
-    """Our config.
+    """Builds the config.
 
     Raises:
-        UserError: the fields are wrong, or do not go together.
+        UserError: a field is invalid, or fields conflict.
     """
     try:
         return TransformerConfig.from_dict(fields)
@@ -194,38 +190,38 @@ def to_config(fields: Config) -> TransformerConfig:
 
 
 def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[Config, list[str]]:
-    """Their config, and which of our fields stand in its way."""
+    """Returns a `config.json`, and the fields or problems that prevent an export."""
     values = effective_fields(config)
-    theirs: Config = {"architectures": [name], "model_type": family.model_type}
+    hf_config: Config = {"architectures": [name], "model_type": family.model_type}
     blocked = []
-    # What has no effect is written as it stands.
+    # Fields without effect keep their value.
     plain = config.to_dict() | {name: value for name, value in values.items() if value is not None}
     for key in family.keys:
-        theirs[key.hf_key] = key.write(plain[key.field])
-        if theirs[key.hf_key] is None and not (key.nullable and plain[key.field] is None):
+        hf_config[key.hf_key] = key.write(plain[key.field])
+        if hf_config[key.hf_key] is None and not (key.nullable and plain[key.field] is None):
             blocked.append(key.field)
-            theirs[key.hf_key] = next(iter(key.value_map or [key.default]))
+            hf_config[key.hf_key] = next(iter(key.value_map or [key.default]))
     if family.model_classes[name].is_classifier and config.output_dim is not None:
-        theirs["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.output_dim)}
-    theirs |= family.fixed | family.constants
+        hf_config["id2label"] = {str(index): f"LABEL_{index}" for index in range(config.output_dim)}
+    hf_config |= family.fixed | family.constants
     for writer in family.write:
-        writer(config, theirs)
+        writer(config, hf_config)
     try:
-        back = effective_fields(to_config(read_fields(family, theirs)[1]))
+        reread = effective_fields(to_config(read_fields(family, hf_config)[1]))
     except UserError as error:
-        return theirs, [*blocked, str(error)]
+        return hf_config, [*blocked, str(error)]
     different = [
         field
         for field in values
-        if values[field] != back[field] and field not in family.weight_only_fields
+        if values[field] != reread[field] and field not in family.weight_only_fields
     ]
-    return theirs, sorted({*blocked, *different})
+    return hf_config, sorted({*blocked, *different})
 
 
 def effective_fields(config: TransformerConfig) -> Config:
-    """The fields with every null filled in, and null where a field has no effect on the outputs.
+    """Fields with defaults filled in, and null for fields without effect on the outputs.
 
-    Two configs with the same have the same weights and the same arithmetic.
+    Configs with equal effective fields have equal weights and outputs.
     """
     values = config.to_dict()
     values |= {
@@ -263,7 +259,7 @@ def effective_fields(config: TransformerConfig) -> Config:
     if config.position != "learned":
         no_effect.add("max_seq_len")
     if config.head == "linear" and config.input_dim is None:
-        no_effect.add("bias")  # what is left of it has a field of its own
+        no_effect.add("bias")  # specific fields replace it
     no_effect |= {"pooling"} if config.output_dim is None else {"tie_embeddings", "head_bias"}
     return {name: None if name in no_effect else value for name, value in values.items()}
 
@@ -273,7 +269,7 @@ def _rounded(value: float) -> float:
 
 
 def _class_name(family: Family, config: Config) -> str:
-    """The class that a config names; the family's main one where it names none."""
+    """Class name in `architectures`; the family's main class if it is missing."""
     names = config.get("architectures")
     if names is None:
         return next(iter(family.model_classes))
@@ -286,7 +282,7 @@ def _class_name(family: Family, config: Config) -> str:
     return name
 
 
-# Classes whose heads are those of another, with a part more that we leave out.
+# Classes that are loaded as another one; their additional head is ignored.
 _CLASS_ALIASES = {"BertForPreTraining": "BertForMaskedLM"}
 
 

@@ -1,6 +1,6 @@
-"""Decoding settings: `generation_config.json` in their words and in ours.
+"""Conversion of decoding options to and from `generation_config.json`.
 
-Each of their settings is applied here, or has no effect on what is written, or is reported.
+Each option of transformers is converted, has no effect on generated text, or is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from miniformer.interop.hf.metadata import (
     read_special_token_ids,
 )
 
-# theirs -> ours, and the value that asks for nothing
+# transformers option -> (field of GenerationConfig, value without effect)
 _COMMON_OPTIONS: dict[str, tuple[str, Any]] = {
     "min_new_tokens": ("min_new_tokens", 0),
     "repetition_penalty": ("repetition_penalty", 1.0),
@@ -38,8 +38,8 @@ _BEAM_OPTIONS: dict[str, tuple[str, Any]] = {
     "num_beams": ("num_beams", 1),
     "length_penalty": ("length_penalty", 1.0),
 }
-_DEFAULT_TOP_K = 50  # what transformers samples among where a file says nothing
-# Settings that change what is written and that we do not have, and the value that asks for nothing.
+_DEFAULT_TOP_K = 50  # the default of transformers
+# Unsupported options that change generated text, with their value without effect.
 _UNSUPPORTED: dict[str, Any] = {
     "begin_suppress_tokens": [],
     "constraints": [],
@@ -67,12 +67,12 @@ _UNSUPPORTED_SAMPLING: dict[str, Any] = {
     "eta_cutoff": 0.0,
 }
 _UNSUPPORTED_BEAM: dict[str, Any] = {"renormalize_logits": False}
-# Read by name below.
+# Options that are read by name below.
 _HANDLED_KEYS = {
     *("do_sample", "max_new_tokens", "max_length", "min_length", "suppress_tokens"),
     *("early_stopping", "forced_eos_token_id", "eos_token_id", "decoder_start_token_id"),
 }
-# What is returned, how it is computed, and ids that `config.json` has: the text is the same.
+# Options of outputs and of speed, and ids of `config.json`; they do not change generated text.
 _NO_EFFECT_KEYS = {
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits"),
     *("return_dict_in_generate", "bos_token_id", "pad_token_id", "transformers_version"),
@@ -95,8 +95,8 @@ _KNOWN_KEYS = {
     *_SAMPLING_KEYS,
     *_BEAM_KEYS,
 }
-# Ours that theirs have no word for, and the value that asks for nothing; those of speed are left
-# out: the text is the same.
+# Options that transformers lacks, with their value without effect; options of speed, which do not
+# change generated text, are omitted.
 _MINIFORMER_ONLY: dict[str, Any] = {
     "context_shift": False,
     "frequency_penalty": 0.0,
@@ -112,170 +112,175 @@ _MINIFORMER_ONLY: dict[str, Any] = {
 
 
 def from_hf_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
-    """Decoding settings, as far as ours have them; a warning names the others.
+    """Reads decoding options; a warning lists those that are not supported.
 
     Raises:
-        UserError: a value is none that decoding can have.
+        UserError: a value is invalid.
     """
-    given = _read_hf_generation(checkpoint)
+    hf_generation = _read_hf_generation(checkpoint)
     path = checkpoint.directory.path / "generation_config.json"
     try:
-        values, reported = _convert_options(checkpoint, given)
-        made = GenerationConfig.from_dict(values)
+        values, not_applied = _convert_options(checkpoint, hf_generation)
+        config = GenerationConfig.from_dict(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    named = [("eos_token_id", token) for token in made.eos_token_ids]
-    named += [("bad_words_ids", token) for run in made.bad_words_ids or [] for token in run]
-    for name, token in named:
+    ids = [("eos_token_id", token) for token in config.eos_token_ids]
+    ids += [("bad_words_ids", token) for run in config.bad_words_ids or [] for token in run]
+    for name, token in ids:
         if not 0 <= token < checkpoint.config.vocab_size:
             raise UserError(f"{path.parent}: {name}={token} is outside the vocabulary")
-    if reported and (checkpoint.family.seq2seq or checkpoint.config.causal):
-        _warn_not_applied(path, reported)
-    return made
+    if not_applied and (checkpoint.family.seq2seq or checkpoint.config.causal):
+        _warn_not_applied(path, not_applied)
+    return config
 
 
 def _read_hf_generation(checkpoint: Checkpoint) -> Config:
-    """What their files say of decoding; older ones say it in `config.json`."""
-    given = checkpoint.directory.read_json("generation_config.json")
-    if given is None:
-        told = {**checkpoint.hf_config, **read_special_token_ids(checkpoint)}
-        given = {name: told[name] for name in _KNOWN_KEYS if name in told}
-    return {name: value for name, value in given.items() if value is not None}
+    """Reads `generation_config.json`, or the options that older files have in `config.json`."""
+    options = checkpoint.directory.read_json("generation_config.json")
+    if options is None:
+        config = {**checkpoint.hf_config, **read_special_token_ids(checkpoint)}
+        options = {name: config[name] for name in _KNOWN_KEYS if name in config}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _warn_not_applied(path: Path, not_applied: Mapping[str, Any]) -> None:
     settings = ", ".join(f"{name}={value!r}" for name, value in sorted(not_applied.items()))
     warnings.warn(
-        f"{path}: {settings}: not applied when text is written here; an export writes it again",
+        f"{path}: {settings}: not applied by generation; an export writes it again",
         NoEffectWarning,
         stacklevel=2,
     )
 
 
 def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Config, Config]:
-    """Our settings, and those of theirs that are not applied."""
-    sampled = hf_generation.get("do_sample") is True
-    searched = not sampled and hf_generation.get("num_beams", 1) != 1
-    values: Config = {"temperature": 1.0 if sampled else 0.0}
-    ends = generation_token_id(checkpoint, "eos_token_id")
-    ends = [
-        first_token_id(end)
-        for end in (ends if isinstance(ends, list) else [ends])
-        if end is not None
+    """Fields of `GenerationConfig`, and the options that are not applied."""
+    do_sample = hf_generation.get("do_sample") is True
+    beam_search = not do_sample and hf_generation.get("num_beams", 1) != 1
+    values: Config = {"temperature": 1.0 if do_sample else 0.0}
+    eos = generation_token_id(checkpoint, "eos_token_id")
+    eos_token_ids = [
+        first_token_id(token_id)
+        for token_id in (eos if isinstance(eos, list) else [eos])
+        if token_id is not None
     ]
-    values |= {"eos_id": ends[0] if ends else None, "stop_token_ids": ends[1:] or None}
-    if sampled:
+    values |= {
+        "eos_id": next(iter(eos_token_ids), None),
+        "stop_token_ids": eos_token_ids[1:] or None,
+    }
+    if do_sample:
         hf_generation = {"top_k": _DEFAULT_TOP_K, **hf_generation}
-    for theirs, (ours, nothing) in {
+    for name, (field, no_effect) in {
         **_COMMON_OPTIONS,
-        **(_SAMPLING_OPTIONS if sampled else _BEAM_OPTIONS),
+        **(_SAMPLING_OPTIONS if do_sample else _BEAM_OPTIONS),
     }.items():
-        if theirs in hf_generation and hf_generation[theirs] != nothing:
-            values[ours] = hf_generation[theirs]
+        if name in hf_generation and hf_generation[name] != no_effect:
+            values[field] = hf_generation[name]
     if isinstance(values.get("stop_strings"), str):
         values["stop_strings"] = [values["stop_strings"]]
-    values["bad_words_ids"] = (
-        _bad_words_ids(hf_generation, ends, checkpoint.config.vocab_size) or None
-    )
-    reported = _unsupported_options(hf_generation, do_sample=sampled, beam_search=searched)
-    lengths, unread = _length_limits(checkpoint, hf_generation, beam_search=searched)
-    return values | lengths, reported | unread
+    vocab_size = checkpoint.config.vocab_size
+    values["bad_words_ids"] = _bad_words_ids(hf_generation, eos_token_ids, vocab_size) or None
+    not_applied = _unsupported_options(hf_generation, do_sample=do_sample, beam_search=beam_search)
+    limits, unused_limits = _length_limits(checkpoint, hf_generation, beam_search=beam_search)
+    return values | limits, not_applied | unused_limits
 
 
 def _unsupported_options(hf_generation: Config, *, do_sample: bool, beam_search: bool) -> Config:
-    """Settings that are asked for and that ours do not have."""
-    asks = dict(_UNSUPPORTED)
-    asks |= _UNSUPPORTED_SAMPLING if do_sample else {}
-    asks |= _UNSUPPORTED_BEAM if beam_search else {}
-    found = {
+    """Options with an effect that are not supported."""
+    unsupported = dict(_UNSUPPORTED)
+    unsupported |= _UNSUPPORTED_SAMPLING if do_sample else {}
+    unsupported |= _UNSUPPORTED_BEAM if beam_search else {}
+    result = {
         name: hf_generation[name]
-        for name in asks
-        if name in hf_generation and hf_generation[name] != asks[name]
+        for name in unsupported
+        if name in hf_generation and hf_generation[name] != unsupported[name]
     }
     if beam_search and hf_generation.get("early_stopping", False) != "never":
-        found["early_stopping"] = hf_generation.get("early_stopping", False)
-    strange = [
+        result["early_stopping"] = hf_generation.get("early_stopping", False)
+    unknown = [
         name for name in hf_generation if name not in _KNOWN_KEYS and not name.startswith("_")
     ]
-    return found | {name: hf_generation[name] for name in strange}
+    return result | {name: hf_generation[name] for name in unknown}
 
 
 def _bad_words_ids(hf_generation: Config, eos_token_ids: list[Any], vocab_size: int) -> list[Any]:
-    """Runs of tokens that are never written; what ends a text is no bad word to transformers."""
-    words, tokens = hf_generation.get("bad_words_ids", []), hf_generation.get("suppress_tokens", [])
-    if not isinstance(words, list):
-        raise UserError(f"bad_words_ids must be a list, not {words!r}")
+    """Token sequences that are never generated, without EOS, which transformers exempts."""
+    bad_words, tokens = (hf_generation.get(k, []) for k in ("bad_words_ids", "suppress_tokens"))
+    if not isinstance(bad_words, list):
+        raise UserError(f"bad_words_ids must be a list, not {bad_words!r}")
     if not isinstance(tokens, list):
         raise UserError(f"suppress_tokens must be a list, not {tokens!r}")
-    runs = [run for run in words if run not in [[end] for end in eos_token_ids]]
-    return runs + [[token] for token in map(first_token_id, tokens) if token < vocab_size]
+    bad_words = [ids for ids in bad_words if ids not in [[eos] for eos in eos_token_ids]]
+    return bad_words + [[token] for token in map(first_token_id, tokens) if token < vocab_size]
 
 
 def _length_limits(
     checkpoint: Checkpoint, hf_generation: Config, *, beam_search: bool
 ) -> tuple[Config, dict[str, Any]]:
-    """Our limits of length, and those of theirs that are not applied.
+    """Length limits, and those that are not applied.
 
-    Theirs count what a decoder begins with: a token of a target, a whole prompt of a text.
+    `max_length` and `min_length` of transformers include the decoder's start token or the prompt.
     """
-    longest, reported = checkpoint.config.max_seq_len, {}
-    most, least = hf_generation.get("max_new_tokens"), hf_generation.get("min_new_tokens")
+    max_seq_len, not_applied = checkpoint.config.max_seq_len, {}
+    max_new = hf_generation.get("max_new_tokens")
+    min_new = hf_generation.get("min_new_tokens")
     for name in ("max_length", "min_length"):
         value = hf_generation.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int):
             raise UserError(f"{name} must be an integer, not {value!r}")
     if checkpoint.family.seq2seq:
-        if most is None and "max_length" in hf_generation:
-            most = max(1, min(hf_generation["max_length"], longest) - 1)
-        if least is None:
-            least = max(0, hf_generation.get("min_length", 0) - 1)
+        if max_new is None and "max_length" in hf_generation:
+            max_new = max(1, min(hf_generation["max_length"], max_seq_len) - 1)
+        if min_new is None:
+            min_new = max(0, hf_generation.get("min_length", 0) - 1)
     else:
-        if most is None and "max_length" in hf_generation:
-            reported["max_length"] = hf_generation["max_length"]
-        if least is None and hf_generation.get("min_length", 0):
-            reported["min_length"] = hf_generation["min_length"]
-    if most is None:  # theirs have 20
-        most = max(min(50, max(1, longest // 2)), least if isinstance(least, int) else 0)
-    elif hf_generation.get("forced_eos_token_id") is not None and not beam_search and most != 1:
-        most -= 1  # the last token is the end, which is not part of the text
-    elif hf_generation.get("forced_eos_token_id") is not None:
-        reported["forced_eos_token_id"] = hf_generation["forced_eos_token_id"]
-    return {"max_new_tokens": most, "min_new_tokens": 0 if least is None else least}, reported
+        if max_new is None and "max_length" in hf_generation:
+            not_applied["max_length"] = hf_generation["max_length"]
+        if min_new is None and hf_generation.get("min_length", 0):
+            not_applied["min_length"] = hf_generation["min_length"]
+    forced_eos = hf_generation.get("forced_eos_token_id")
+    if max_new is None:  # the default of transformers is 20
+        max_new = max(min(50, max(1, max_seq_len // 2)), min_new if isinstance(min_new, int) else 0)
+    elif forced_eos is not None and not beam_search and max_new != 1:
+        max_new -= 1  # the last token is EOS, which is not part of the text
+    elif forced_eos is not None:
+        not_applied["forced_eos_token_id"] = forced_eos
+    limits = {"max_new_tokens": max_new, "min_new_tokens": 0 if min_new is None else min_new}
+    return limits, not_applied
 
 
 def to_hf_generation_config(
     options: GenerationConfig, special_token_ids: Config, hf_metadata: Config
 ) -> Config:
-    """A `generation_config.json`: theirs again where it is remembered, else ours in their words.
+    """A `generation_config.json`: that of the imported model, else the converted options.
 
-    A warning names what they have no word for.
+    A warning lists options that transformers lacks.
     """
     if isinstance(hf_metadata.get("generation_config"), dict):
         return dict(hf_metadata["generation_config"])
-    sampled = options.temperature > 0 and options.num_beams == 1
-    made: Config = {
+    do_sample = options.temperature > 0 and options.num_beams == 1
+    config: Config = {
         **{name: value for name, value in special_token_ids.items() if value is not None},
         "max_new_tokens": options.max_new_tokens,
-        "do_sample": sampled,
+        "do_sample": do_sample,
     }
     if options.stop_token_ids:
-        made["eos_token_id"] = options.eos_token_ids
+        config["eos_token_id"] = options.eos_token_ids
     if options.num_beams > 1:
-        made["early_stopping"] = "never"
-    for theirs, (ours, nothing) in {
+        config["early_stopping"] = "never"
+    for name, (field, no_effect) in {
         **_COMMON_OPTIONS,
-        **(_SAMPLING_OPTIONS if sampled else _BEAM_OPTIONS),
+        **(_SAMPLING_OPTIONS if do_sample else _BEAM_OPTIONS),
     }.items():
-        value = getattr(options, ours)
-        if (sampled and theirs in _SAMPLING_OPTIONS) or value not in (None, nothing):
-            made[theirs] = nothing if value is None else value
-    asked = {name: getattr(options, name) for name in _MINIFORMER_ONLY}
-    lost = {name: value for name, value in asked.items() if value != _MINIFORMER_ONLY[name]}
-    if lost:
-        settings = ", ".join(f"{name}={value!r}" for name, value in lost.items())
+        value = getattr(options, field)
+        if (do_sample and name in _SAMPLING_OPTIONS) or value not in (None, no_effect):
+            config[name] = no_effect if value is None else value
+    values = {name: getattr(options, name) for name in _MINIFORMER_ONLY}
+    omitted = {name: value for name, value in values.items() if value != _MINIFORMER_ONLY[name]}
+    if omitted:
+        settings = ", ".join(f"{name}={value!r}" for name, value in omitted.items())
         warnings.warn(
-            f"generation_config.json: {settings}: transformers has no such setting; left out",
+            f"generation_config.json: {settings}: transformers has no such option; left out",
             NoEffectWarning,
             stacklevel=2,
         )
-    return made
+    return config

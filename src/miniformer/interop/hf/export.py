@@ -1,9 +1,8 @@
-"""From a model of ours to a directory of Hugging Face's, which their Auto classes load.
+"""Export to a Hugging Face checkpoint, which the Auto classes of transformers load.
 
-    TransformerConfig -> the family that has its parts -> config.json -> tensors, one by one
+    TransformerConfig -> family -> config.json -> tensors, one at a time
 
-Which family that is, is found by writing a family's config and reading it again: what comes back
-must be what went in.
+A family fits if its `config.json` of the model, read again, gives the same config.
 """
 
 from __future__ import annotations
@@ -33,70 +32,72 @@ from miniformer.utils.atomic import write_text
 
 @dataclasses.dataclass
 class ExportSource:
-    """What is to be written: a model in memory or in a directory, and what stands beside it."""
+    """A model in memory or in a directory, with its task, tokenizer and metadata."""
 
     config: TransformerConfig
     seq2seq: bool
-    tensor_specs: Mapping[str, TensorSpec]  # our names
+    tensor_specs: Mapping[str, TensorSpec]  # by the names of the model
     load_tensor: Callable[[str], Tensor]
-    task: Config  # as in task.json; empty: not known
+    task: Config  # as in task.json; empty: unknown
     tokenizer: Tokenizer | None
     generation: GenerationConfig
-    hf_metadata: Config  # what was remembered at import
-    directory: Path | None  # a model directory whose tokenizer goes as it came
+    hf_metadata: Config  # of an imported model
+    directory: Path | None  # a model directory whose tokenizer files are copied
 
 
 def to_hf(
     model: Model | Pipeline | str | Path, out: str | Path, *, family: str | None = None
 ) -> Path:
-    """Writes a model as Hugging Face's files, which `AutoModel...from_pretrained(out)` loads.
+    """Writes a Hugging Face checkpoint, which `AutoModel...from_pretrained(out)` loads.
 
     Args:
         model: a model, a pipeline, or a model directory, which is read tensor by tensor.
-        out: the directory to make; it must not exist, or be empty.
-        family: the `model_type` to write, such as llama; None: that which it was imported as, or
-            else the first that has its parts.
+        out: the directory to write; it must not exist, or be empty.
+        family: the `model_type` to write, such as llama; None: that of the import, or the first
+            that fits.
 
     Returns:
         The directory.
 
     Raises:
-        UserError: no family has the model's parts: it names the nearest, and what stands in its
-            way; or `out` holds something.
+        UserError: no family fits the model; the message names the nearest family and the fields
+            that differ. Or `out` is not empty.
     """
     out = Path(out)
     require_empty(out)
     source = _make_export_source(model)
-    wanted = family or source.hf_metadata.get("model_type")
-    chosen, name, theirs = select_family(source.config, seq2seq=source.seq2seq, model_type=wanted)
+    model_type = family or source.hf_metadata.get("model_type")
+    target, name, hf_config = select_family(
+        source.config, seq2seq=source.seq2seq, model_type=model_type
+    )
     ids = metadata.make_special_token_ids(
-        chosen,
+        target,
         source.hf_metadata,
         source.tokenizer,
         vocab_size=source.config.vocab_size,
         decoder_start_id=source.task.get("start_id"),
     )
-    kinds = {str(outline.dtype).removeprefix("torch.") for outline in source.tensor_specs.values()}
-    kind = kinds.pop() if len(kinds) == 1 else "float32"
-    theirs = {
-        **theirs,
+    dtypes = {str(spec.dtype).removeprefix("torch.") for spec in source.tensor_specs.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
+    hf_config = {
+        **hf_config,
         **ids,
         **metadata.label_config(
             source.task.get("classes"), source.config.output_dim, source.hf_metadata
         ),
-        "dtype": kind,
-        "torch_dtype": kind,  # what it was called before transformers 5
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name before transformers 5
     }
     plan = map_tensors(
-        chosen.weight_rules(name, source.config),
-        {key: outline.shape for key, outline in source.tensor_specs.items()},
+        target.weight_rules(name, source.config),
+        {key: spec.shape for key, spec in source.tensor_specs.items()},
     )
     if not source.config.tie_embeddings:
-        plan += _tied_embeddings(chosen, plan)
-    prefix = chosen.prefix if chosen.model_classes[name].is_backbone else ""
+        plan += _tied_embeddings(target, plan)
+    prefix = target.prefix if target.model_classes[name].is_backbone else ""
     with atomic_model_directory(out) as folder:
         _write_weights(folder, source, plan, prefix)
-        _write_json(folder / "config.json", theirs)
+        _write_json(folder / "config.json", hf_config)
         _write_json(
             folder / "generation_config.json",
             decoding.to_hf_generation_config(source.generation, ids, source.hf_metadata),
@@ -110,46 +111,46 @@ def to_hf(
 def select_family(
     config: TransformerConfig, *, seq2seq: bool, model_type: str | None = None
 ) -> tuple[Family, str, Config]:
-    """The family and the class that a model is, and its `config.json`.
+    """Family, class name and `config.json` of a model.
 
     Args:
-        config: the model's.
-        seq2seq: whether it is a Seq2SeqTransformer.
-        wanted: a `model_type` that goes before others; no other will do if it is a family's name.
+        config: config of the model.
+        seq2seq: true for a Seq2SeqTransformer.
+        model_type: a `model_type` that is tried first.
 
     Raises:
-        UserError: there is none.
+        UserError: no family fits.
     """
     known = sorted({family.model_type for family in ALL_FAMILIES})
     if model_type is not None and model_type not in known:
         raise UserError(f"family {model_type!r} is none of {', '.join(known)}")
     nearest: tuple[int, str, list[str]] | None = None
-    for family in sorted(ALL_FAMILIES, key=lambda each: each.model_type != model_type):
+    for family in sorted(ALL_FAMILIES, key=lambda family: family.model_type != model_type):
         if family.seq2seq != seq2seq:
             continue
-        for name, kind in family.model_classes.items():
-            if kind.is_classifier != (config.output_dim is not None):
+        for name, model_class in family.model_classes.items():
+            if model_class.is_classifier != (config.output_dim is not None):
                 continue
-            theirs, blocked = write_config(family, name, config)
+            hf_config, blocked = write_config(family, name, config)
             if config.input_dim is not None:
                 blocked = ["input_dim", *blocked]
             if not blocked:
-                return family, name, theirs
+                return family, name, hf_config
             if nearest is None or len(blocked) < nearest[0]:
                 nearest = len(blocked), name, blocked
     if nearest is None:
-        raise UserError("no family of Hugging Face's is a model of this kind")
+        raise UserError("no Hugging Face family has models of this kind")
     _, name, blocked = nearest
     values = {
         **effective_fields(config),
         **{k: v for k, v in config.to_dict().items() if v is not None},
     }
-    ways = ", ".join(
+    problems = ", ".join(
         f"{field}={values[field]!r}" if field in values else field for field in blocked
     )
     raise UserError(
-        f"no family of Hugging Face's has these parts; the nearest is {name}, "
-        f"in whose way stands {ways}"
+        f"no Hugging Face family fits this model; the nearest is {name}, which does not support "
+        f"{problems}"
     )
 
 
@@ -161,9 +162,7 @@ def _make_export_source(model: Model | Pipeline | str | Path) -> ExportSource:
     return ExportSource(
         config=inner.config,
         seq2seq=isinstance(inner, Seq2SeqTransformer),
-        tensor_specs={
-            name: TensorSpec(name, each.dtype, each.shape) for name, each in weights.items()
-        },
+        tensor_specs={name: TensorSpec(name, x.dtype, x.shape) for name, x in weights.items()},
         load_tensor=weights.__getitem__,
         task={} if pipeline is None else pipeline.task.settings(),
         tokenizer=None if pipeline is None else pipeline.tokenizer,
@@ -177,7 +176,7 @@ def _source_from_directory(path: Path) -> ExportSource:
     architecture, config = read_config(path)
     entries = CheckpointDirectory(path).tensor_entries()
     tokenizer, task, generation = read_artifacts(path, architecture, config)
-    kept = read_hf_metadata(path)
+    hf_metadata = read_hf_metadata(path)
     return ExportSource(
         config=config,
         seq2seq=architecture == "Seq2SeqTransformer",
@@ -186,14 +185,14 @@ def _source_from_directory(path: Path) -> ExportSource:
         task=task.settings(),
         tokenizer=tokenizer,
         generation=generation,
-        hf_metadata=kept,
-        directory=path if kept else None,
+        hf_metadata=hf_metadata,
+        directory=path if hf_metadata else None,
     )
 
 
 def _tied_embeddings(family: Family, plan: list[TensorMapping]) -> list[TensorMapping]:
-    """Tables that stacks share with the embedding, which transformers ties only with the head."""
-    known = {piece.hf_name: piece for piece in plan}
+    """Embeddings of the stacks, which transformers does not tie if the head is untied."""
+    known = {mapping.hf_name: mapping for mapping in plan}
     return [
         dataclasses.replace(known[original], hf_name=name)
         for name, originals in family.tied_weights.items()
@@ -205,20 +204,21 @@ def _tied_embeddings(family: Family, plan: list[TensorMapping]) -> list[TensorMa
 def _write_weights(
     folder: Path, source: ExportSource, plan: list[TensorMapping], prefix: str
 ) -> None:
-    outlines = []
-    for piece in plan:
-        kind = source.tensor_specs[piece.names[0]].dtype
-        outlines.append(TensorSpec(piece.hf_name.removeprefix(prefix), kind, piece.shape()))
+    specs = []
+    for mapping in plan:
+        dtype = source.tensor_specs[mapping.names[0]].dtype
+        specs.append(TensorSpec(mapping.hf_name.removeprefix(prefix), dtype, mapping.shape()))
 
     def tensors() -> Iterator[Tensor]:
-        for piece in plan:
-            yield piece.layout.join([_denormalized_weight(source, name) for name in piece.names])
+        for mapping in plan:
+            weights = [_denormalized_weight(source, name) for name in mapping.names]
+            yield mapping.layout.join(weights)
 
-    write_tensors(folder / "model.safetensors", outlines, tensors())
+    write_tensors(folder / "model.safetensors", specs, tensors())
 
 
 def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
-    """A weight; that of a regression's head gives values in the units of the data."""
+    """A weight; the head of a regression is scaled to the units of the data."""
     tensor = source.load_tensor(name)
     mean, spread = source.task.get("target_mean"), source.task.get("target_std")
     if source.task.get("task") != "regression" or not name.startswith("head.") or spread is None:
@@ -237,8 +237,8 @@ def _write_json(path: Path, values: Config) -> None:
 def _model_card(name: str, source: ExportSource) -> str:
     pairs = source.task.get("input_kind") == "pair" and source.config.token_types == 4
     marks = """
-The model was trained with marks: `token_type_ids` are 2 and 3, instead of 0 and 1, at tokens that
-both texts of a pair have. A tokenizer does not give them.
+The model was trained with shared-token marks: `token_type_ids` are 2 and 3, instead of 0 and 1, at
+tokens that both texts of a pair contain. The tokenizer does not set them.
 """
     return f"""---
 library_name: transformers
@@ -246,7 +246,7 @@ library_name: transformers
 
 # {name}
 
-Written by Miniformer. Load it with
+Exported by Miniformer. Load it with
 
 ```python
 from transformers import AutoTokenizer, {name}

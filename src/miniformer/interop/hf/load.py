@@ -1,7 +1,7 @@
-"""From a directory of Hugging Face's to a model of ours.
+"""Loads a Hugging Face checkpoint.
 
-config.json -> family, class -> TransformerConfig -> which tensors there must be
--> names and shapes are compared with the files' headers -> tensors, one by one
+config.json -> family, class -> TransformerConfig -> required tensors
+-> comparison of names and shapes with the headers of the files -> tensors, one at a time
 """
 
 from __future__ import annotations
@@ -30,45 +30,46 @@ from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
 Model = Transformer | Seq2SeqTransformer
-_MAX_PARAMS = 2**60  # their bytes are still a 64-bit integer
-_MAX_SHOWN = 4  # missing tensors that a message names
+_MAX_PARAMS = 2**60  # their size in bytes fits into a 64-bit integer
+_MAX_SHOWN = 4  # missing tensors in a message
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A directory of theirs, understood but for its values.
+    """A checked checkpoint, whose tensors are not read yet.
 
-    `entries` are in the order of `plan`; `left_out` are names whose weights are not read.
+    `entries` are in the order of `plan`; `unused_tensors` are names that are not loaded.
     """
 
     directory: CheckpointDirectory
     hf_config: Config
     family: Family
-    class_name: str  # of their class
+    class_name: str  # of transformers
     config: TransformerConfig
     plan: list[TensorMapping]
     entries: list[TensorEntry]
     unused_tensors: list[str]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Our names and values, one by one, in the order of the model's own."""
-        for piece, entry in zip(self.plan, self.entries, strict=True):
-            yield from zip(piece.names, self._split_tensor(piece, entry), strict=True)
+        """Yields names and tensors of the model, in the order of its state dict."""
+        for mapping, entry in zip(self.plan, self.entries, strict=True):
+            yield from zip(mapping.names, self._split_tensor(mapping, entry), strict=True)
 
-    def _split_tensor(self, piece: TensorMapping, entry: TensorEntry) -> list[Tensor]:
-        return piece.layout.split(read_tensor(entry), piece.shapes)
+    def _split_tensor(self, mapping: TensorMapping, entry: TensorEntry) -> list[Tensor]:
+        return mapping.layout.split(read_tensor(entry), mapping.shapes)
 
     def build_model(self, dtype: torch.dtype | None = None) -> Model:
-        """The model, in eval mode, in the type of the files or in `dtype`."""
+        """Builds the model in eval mode, with the dtype of the files or `dtype`."""
         model: Model = meta_model(self.config, seq2seq=self.family.seq2seq)
         model = model.to(dtype or common_dtype(self.entries)).to_empty(device="cpu")
         weights = model.state_dict()
         with torch.no_grad():
-            for piece, entry in zip(self.plan, self.entries, strict=True):
-                if piece.layout is IDENTITY:
-                    copy_tensor(entry, weights[piece.names[0]])
+            for mapping, entry in zip(self.plan, self.entries, strict=True):
+                if mapping.layout is IDENTITY:
+                    copy_tensor(entry, weights[mapping.names[0]])
                     continue
-                for name, tensor in zip(piece.names, self._split_tensor(piece, entry), strict=True):
+                tensors = self._split_tensor(mapping, entry)
+                for name, tensor in zip(mapping.names, tensors, strict=True):
                     weights[name].copy_(tensor)
         return model.eval()
 
@@ -76,48 +77,50 @@ class Checkpoint:
 def open_checkpoint(
     path: str | Path, *, overrides: Config | None = None, custom_code: str = "refuse"
 ) -> Checkpoint:
-    """Reads everything but the values of a directory of Hugging Face's.
+    """Reads and checks a Hugging Face checkpoint without its tensors.
 
     Args:
         path: the directory.
-        settings: fields of ours over what the files say: `max_seq_len`, `dropout`.
-        custom_code: what to do where a config names code of its own: refuse, or ignore.
+        overrides: config fields that override the files: `max_seq_len`, `dropout`.
+        custom_code: for a config that names custom code: refuse, or ignore.
 
     Raises:
-        UserError: a file is missing, broken or hostile, or the model has parts that we have not.
+        UserError: a file is missing, broken or malicious, or the model is not supported.
     """
     directory = CheckpointDirectory(path)
-    where = directory.path / "config.json"
-    theirs = directory.read_json("config.json")
-    if theirs is None:
+    config_path = directory.path / "config.json"
+    hf_config = directory.read_json("config.json")
+    if hf_config is None:
         raise UserError(f"{directory.path}: config.json is missing; is it a Hugging Face model?")
-    if "architecture" in theirs and "model_type" not in theirs:
-        raise UserError(f"{directory.path}: is a model directory of ours already; use it as it is")
-    if theirs.get("auto_map") is not None and custom_code == "refuse":
+    if "architecture" in hf_config and "model_type" not in hf_config:
         raise UserError(
-            f"{where}: auto_map names code of the model's own, which is never run here; "
-            "where it computes what the family does, say custom_code=ignore"
+            f"{directory.path}: is a Miniformer model directory already; use it directly"
         )
-    if theirs.get("quantization_config") is not None:
-        raise UserError(f"{where}: quantization_config: quantized weights are not read")
-    with _prefix_errors(where):
-        family = get_family(theirs)
-        name, fields = read_fields(family, theirs)
+    if hf_config.get("auto_map") is not None and custom_code == "refuse":
+        raise UserError(
+            f"{config_path}: auto_map names custom code, which is never executed; if it computes "
+            "the same as the family, set custom_code=ignore"
+        )
+    if hf_config.get("quantization_config") is not None:
+        raise UserError(f"{config_path}: quantization_config: quantized weights are not supported")
+    with _prefix_errors(config_path):
+        family = get_family(hf_config)
+        name, fields = read_fields(family, hf_config)
     entries = _canonical_names(family, directory.tensor_entries())
     fields |= _infer_fields_from_weights(family, name, fields, entries)
     fields |= _read_pooling(directory, family.model_classes[name].is_backbone)
-    with _prefix_errors(where):
+    with _prefix_errors(config_path):
         config = to_config({**fields, **(overrides or {})})
         _check_num_params(config, family)
     with _prefix_errors(directory.path):
         plan = _plan_tensors(family, name, config, len(entries))
-        chosen, left_out = _match_entries(family, plan, entries)
-    return Checkpoint(directory, theirs, family, name, config, plan, chosen, left_out)
+        matched, unused = _match_entries(family, plan, entries)
+    return Checkpoint(directory, hf_config, family, name, config, plan, matched, unused)
 
 
 @contextlib.contextmanager
 def _prefix_errors(path: Path) -> Iterator[None]:
-    """Puts a path before the messages of mistakes."""
+    """Prefixes the messages of user errors with a path."""
     try:
         yield
     except UserError as error:
@@ -125,7 +128,7 @@ def _prefix_errors(path: Path) -> Iterator[None]:
 
 
 def meta_model(config: TransformerConfig, *, seq2seq: bool) -> Any:
-    """A model without values."""
+    """A model on the meta device."""
     with torch.device("meta"):
         return Seq2SeqTransformer(config) if seq2seq else Transformer(config)
 
@@ -133,10 +136,10 @@ def meta_model(config: TransformerConfig, *, seq2seq: bool) -> Any:
 def _plan_tensors(
     family: Family, name: str, config: TransformerConfig, entries: int
 ) -> list[TensorMapping]:
-    """The tensors that a config wants.
+    """Maps the tensors that a config requires.
 
-    A config may claim any number of layers: where it has more than the files have tensors, those of
-    so many layers that one must be missing.
+    An untrusted config may have any number of layers. If it has more layers than there are tensors,
+    the layers are limited to one more than the tensors: one must be missing in any case.
     """
     layers: dict[str, Any] = {
         field: entries + 1
@@ -150,7 +153,7 @@ def _plan_tensors(
 
 
 def _canonical_names(family: Family, entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """Entries by the names that rules have: with the prefix, which a bare backbone's lack."""
+    """Entries by the names of the rules, with the prefix that files of a backbone lack."""
     renamed = {
         name.replace(".LayerNorm.gamma", ".LayerNorm.weight").replace(
             ".LayerNorm.beta", ".LayerNorm.bias"
@@ -165,39 +168,39 @@ def _canonical_names(family: Family, entries: dict[str, TensorEntry]) -> dict[st
 def _infer_fields_from_weights(
     family: Family, name: str, fields: Config, entries: dict[str, TensorEntry]
 ) -> Config:
-    """Fields that only the weights tell: whether a tied head is one, and whether a bias is used."""
-    found: Config = {}
+    """Infers `tie_embeddings` and `head_bias` from the weights."""
+    inferred: Config = {}
     if "head_bias" in family.weight_only_fields:
         bias = entries.get("final_logits_bias")
-        found["head_bias"] = bias is not None and bool(read_tensor(bias).any())
+        inferred["head_bias"] = bias is not None and bool(read_tensor(bias).any())
     if not fields.get("tie_embeddings") or fields.get("output_dim") is not None:
-        return found
+        return inferred
     heads = [
         rule.hf_name.removesuffix(".weight") + ".weight"
         for rule in family.model_classes[name].rules
         if rule.names[0] in ("head", "head.weight")
     ]
     for copy in heads:
-        originals = [entries[each] for each in family.tied_weights.get(copy, ()) if each in entries]
+        originals = [entries[n] for n in family.tied_weights.get(copy, ()) if n in entries]
         if copy in entries and originals:
-            found["tie_embeddings"] = _tensors_equal(entries[copy], originals[0])
-    return found
+            inferred["tie_embeddings"] = _tensors_equal(entries[copy], originals[0])
+    return inferred
 
 
-def _read_pooling(directory: CheckpointDirectory, bare: bool) -> Config:
-    """How a sentence encoder makes one vector, as sentence-transformers has it in a file."""
-    said = directory.read_json("1_Pooling/config.json") if bare else None
-    if said is None:
+def _read_pooling(directory: CheckpointDirectory, is_backbone: bool) -> Config:
+    """Reads the pooling of a sentence encoder from the file of sentence-transformers."""
+    config = directory.read_json("1_Pooling/config.json") if is_backbone else None
+    if config is None:
         return {}
-    ways = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last", "max_tokens": "max"}
-    chosen = [name for name, value in said.items() if name.startswith("pooling_mode_") and value]
-    found = [ways.get(name.removeprefix("pooling_mode_")) for name in chosen]
-    if len(found) != 1 or found[0] is None:
+    modes = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last", "max_tokens": "max"}
+    active = [name for name, value in config.items() if name.startswith("pooling_mode_") and value]
+    poolings = [modes.get(name.removeprefix("pooling_mode_")) for name in active]
+    if len(poolings) != 1 or poolings[0] is None:
         raise UserError(
-            f"{directory.path}/1_Pooling/config.json: {' and '.join(chosen) or 'no pooling'} is "
-            f"not supported, only one of {', '.join(ways)}"
+            f"{directory.path}/1_Pooling/config.json: {' and '.join(active) or 'no pooling'} is "
+            f"not supported, only one of {', '.join(modes)}"
         )
-    return {"pooling": found[0]}
+    return {"pooling": poolings[0]}
 
 
 def _tensors_equal(first: TensorEntry, second: TensorEntry) -> bool:
@@ -205,40 +208,39 @@ def _tensors_equal(first: TensorEntry, second: TensorEntry) -> bool:
 
 
 def _check_num_params(config: TransformerConfig, family: Family) -> None:
-    """Refuses sizes that torch cannot even count."""
-    wanted = config.num_params(seq2seq=family.seq2seq)
-    if wanted > _MAX_PARAMS:
-        raise UserError(f"makes a model of {wanted:,} weights, more than any file holds")
+    """Checks that the number of parameters fits into torch's integers."""
+    num_params = config.num_params(seq2seq=family.seq2seq)
+    if num_params > _MAX_PARAMS:
+        raise UserError(f"a model of {num_params:,} parameters is not supported")
 
 
 def _match_entries(
     family: Family, plan: list[TensorMapping], entries: dict[str, TensorEntry]
 ) -> tuple[list[TensorEntry], list[str]]:
-    """The entry of each piece, and the names of what we have no use for.
+    """The entry of each planned tensor, and the names of unused tensors.
 
     Raises:
-        UserError: a tensor is missing, of another shape, or of no use that we know.
+        UserError: a tensor is missing, has another shape, or is unknown.
     """
-    missing = [piece.hf_name for piece in plan if piece.hf_name not in entries]
+    missing = [mapping.hf_name for mapping in plan if mapping.hf_name not in entries]
     if missing:
         shown = ", ".join(map(repr, missing[:_MAX_SHOWN]))
         more = f" and {len(missing) - _MAX_SHOWN} more" if len(missing) > _MAX_SHOWN else ""
-        raise UserError(f"the files have no tensor {shown}{more}, which the config asks for")
-    left = dict(entries)
-    chosen = []
-    for piece in plan:
-        entry = left.pop(piece.hf_name)
-        if entry.shape != piece.shape():
+        raise UserError(f"the files have no tensor {shown}{more}, which the config requires")
+    remaining = dict(entries)
+    matched = {}
+    for mapping in plan:
+        entry = remaining.pop(mapping.hf_name)
+        if entry.shape != mapping.shape():
             raise UserError(
-                f"tensor {entry.name!r} is {list(entry.shape)}, but the config makes it "
-                f"{list(piece.shape())}"
+                f"tensor {entry.name!r} has shape {list(entry.shape)}, but the config requires "
+                f"{list(mapping.shape())}"
             )
-        chosen.append(entry)
-    by_name = {piece.hf_name: entry for piece, entry in zip(plan, chosen, strict=True)}
-    out = []
-    for name, entry in left.items():
+        matched[mapping.hf_name] = entry
+    unused = []
+    for name, entry in remaining.items():
         originals = family.tied_weights.get(name, ())
-        original = next((by_name[each] for each in originals if each in by_name), None)
+        original = next((matched[n] for n in originals if n in matched), None)
         if original is not None and _tensors_equal(entry, original):
             continue
         if (original is None and name == "final_logits_bias") or name.endswith(
@@ -246,10 +248,8 @@ def _match_entries(
         ):
             continue
         if family.ignored_prefixes and name.startswith(family.ignored_prefixes):
-            out.append(entry.name)
+            unused.append(entry.name)
             continue
-        why = (
-            "differs from what it should be a copy of" if original else "is of no part that we know"
-        )
-        raise UserError(f"tensor {entry.name!r} {why}")
-    return chosen, out
+        problem = "differs from the tensor it should be a copy of" if original else "is unknown"
+        raise UserError(f"tensor {entry.name!r} {problem}")
+    return list(matched.values()), unused

@@ -1,4 +1,4 @@
-"""What stands beside the weights: the task, names of classes, special tokens, tokenizers."""
+"""Conversion of the task, class names, special tokens and tokenizers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from miniformer.interop.hf.configs import Config, Family
 from miniformer.interop.hf.files import CheckpointDirectory
 from miniformer.interop.hf.load import Checkpoint
 
-# What transformers makes one of.
+# Files that transformers can convert to a tokenizer.json.
 _SLOW_TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
@@ -32,14 +32,14 @@ _SPECIAL_TOKEN_KEYS = tuple(
         *("decoder_start", "forced_bos", "forced_eos"),
     )
 )
-_DECODER_START_ID = 0  # as `Seq2SeqTransformer.generate` begins
+_DECODER_START_ID = 0  # the default of `Seq2SeqTransformer.generate`
 _LABEL_KEYS = ("id2label", "label2id", "problem_type")
 
 
 def collect_hf_metadata(checkpoint: Checkpoint) -> Config:
-    """What their files say that ours have no place for, to be written again: plain data only."""
+    """Collects metadata that only an export needs; plain data."""
     labels = {name: checkpoint.hf_config.get(name) for name in _LABEL_KEYS}
-    heads = [kind.fields for kind in checkpoint.family.model_classes.values() if kind.is_classifier]
+    heads = [c.fields for c in checkpoint.family.model_classes.values() if c.is_classifier]
     classifier = dict(heads[0]) if heads else {}
     classifier.pop("output_dim", None)
     return {
@@ -49,30 +49,30 @@ def collect_hf_metadata(checkpoint: Checkpoint) -> Config:
             **read_special_token_ids(checkpoint),
             **{name: value for name, value in labels.items() if value is not None},
         },
-        "classifier": classifier,  # our fields of the family's head for classes
+        "classifier": classifier,  # config fields of the family's classification head
         "generation_config": checkpoint.directory.read_json("generation_config.json"),
     }
 
 
 def read_special_token_ids(checkpoint: Checkpoint) -> Config:
-    """Special tokens as a `config.json` has them, those that it leaves out included."""
-    usual = _ids_in_vocab(checkpoint.family.ids, checkpoint.config.vocab_size)
-    given = checkpoint.hf_config
-    return {**usual, **{name: given[name] for name in _SPECIAL_TOKEN_KEYS if name in given}}
+    """Special token ids of a `config.json`, with the defaults of its family."""
+    defaults = _ids_in_vocab(checkpoint.family.ids, checkpoint.config.vocab_size)
+    config = checkpoint.hf_config
+    return {**defaults, **{name: config[name] for name in _SPECIAL_TOKEN_KEYS if name in config}}
 
 
 def _ids_in_vocab(ids: Config, vocab_size: int) -> Config:
-    """A family's usual ids: null where a vocabulary has no such id."""
+    """A family's default ids; null for ids outside the vocabulary."""
     return {k: v if v is not None and v < vocab_size else None for k, v in ids.items()}
 
 
 def infer_task(checkpoint: Checkpoint) -> Config:
-    """Settings of the task that a model is for, as `task.json` has them.
+    """Infers the content of `task.json` from the class and config.
 
     Raises:
-        UserError: its labels are none.
+        UserError: the labels are invalid.
     """
-    config, theirs, kind = checkpoint.config, checkpoint.hf_config, _infer_task_name(checkpoint)
+    config, hf_config, kind = checkpoint.config, checkpoint.hf_config, _infer_task_name(checkpoint)
     if kind == "seq2seq":
         start = first_token_id(generation_token_id(checkpoint, "decoder_start_token_id"))
         return {"task": "seq2seq", "start_id": start}
@@ -80,15 +80,19 @@ def infer_task(checkpoint: Checkpoint) -> Config:
         return {"task": kind, "prepend_bos": _adds_bos(checkpoint.directory)}
     if kind == "embedding":
         return {"task": kind, "input_kind": "text"}
-    problem = theirs.get("problem_type")
+    problem = hf_config.get("problem_type")
     if problem == "regression" or (problem is None and config.output_dim == 1):
         if config.output_dim != 1:
             raise UserError(f"a regression of {config.output_dim} values is not supported, only 1")
         return {"task": "regression", "input_kind": "text", "target_mean": 0.0, "target_std": 1.0}
     if problem == "multi_label_classification":
-        raise UserError(f"problem_type={problem!r} is not supported: one label for each text")
+        raise UserError(f"problem_type={problem!r} is not supported, only one label per text")
     assert config.output_dim is not None
-    return {"task": "classification", "input_kind": "text", "classes": _class_names(theirs, config)}
+    return {
+        "task": "classification",
+        "input_kind": "text",
+        "classes": _class_names(hf_config, config),
+    }
 
 
 def _infer_task_name(checkpoint: Checkpoint) -> str:
@@ -99,40 +103,40 @@ def _infer_task_name(checkpoint: Checkpoint) -> str:
     return "language_modeling" if checkpoint.config.causal else "embedding"
 
 
-def _class_names(theirs: Config, config: TransformerConfig) -> list[Any]:
+def _class_names(hf_config: Config, config: TransformerConfig) -> list[Any]:
     width = config.output_dim or 0
-    names = theirs.get("id2label")
+    names = hf_config.get("id2label")
     if not isinstance(names, dict):
         return list(range(width))
-    found = [names.get(str(index)) for index in range(width)]
-    if not all(isinstance(name, str) for name in found) or len(set(found)) != width:
-        raise UserError(f"id2label must name {width} labels by number, all different: {names!r}")
-    return found
+    labels = [names.get(str(index)) for index in range(width)]
+    if not all(isinstance(name, str) for name in labels) or len(set(labels)) != width:
+        raise UserError(f"id2label must have {width} different labels by index, not {names!r}")
+    return labels
 
 
 def copy_tokenizer(directory: CheckpointDirectory, out: Path, vocab_size: int) -> str | None:
-    """Copies a tokenizer's files as they are; returns a note for the user where there is none.
+    """Copies or converts a tokenizer; returns a note if that fails or needs attention.
 
     Raises:
-        UserError: it is broken, or has more ids than the model.
+        UserError: the tokenizer is invalid, or has more ids than the model.
     """
     _copy_files(directory, out)
-    told = None
+    note = None
     if not (out / "tokenizer.json").exists():
-        told = _convert_tokenizer(directory, out)
+        note = _convert_tokenizer(directory, out)
         if not (out / "tokenizer.json").exists():
-            return told
+            return note
     tokenizer = Tokenizer.from_path(out / "tokenizer.json")
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"{directory.path}/tokenizer.json: has {tokenizer.vocab_size} ids, more than the "
             f"model's {vocab_size}; they belong to different models"
         )
-    return told or tokenizer.warning
+    return note or tokenizer.warning
 
 
 def _copy_files(directory: CheckpointDirectory, out: Path) -> None:
-    """Copies every file that transformers reads a tokenizer from, byte by byte."""
+    """Copies the tokenizer files of transformers."""
     for name in tokenizer_files(directory.path):
         data = directory.read_bytes(name)
         assert data is not None, name
@@ -141,57 +145,57 @@ def _copy_files(directory: CheckpointDirectory, out: Path) -> None:
 
 
 def _convert_tokenizer(directory: CheckpointDirectory, out: Path) -> str:
-    """Has transformers write a `tokenizer.json`, from older files that only it reads."""
-    none = "there is no tokenizer.json, so the model takes token ids only"
-    older = [name for name in _SLOW_TOKENIZER_FILES if directory.resolve_file(name) is not None]
-    if not older:
-        return none
+    """Converts older tokenizer files to a `tokenizer.json` with transformers; returns a note."""
+    missing = "there is no tokenizer.json, so the model takes token ids only"
+    files = [name for name in _SLOW_TOKENIZER_FILES if directory.resolve_file(name) is not None]
+    if not files:
+        return missing
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        return f"{none}; transformers, if it is installed, may convert {older[0]}"
+        return f"{missing}; transformers, if it is installed, may convert {files[0]}"
     try:
-        made = AutoTokenizer.from_pretrained(
+        converted = AutoTokenizer.from_pretrained(
             directory.path, local_files_only=True, trust_remote_code=False
         )
-        if getattr(made, "backend_tokenizer", None) is None:
-            return f"{none}: transformers has no fast form of it"
-        made.save_pretrained(out)
-    except Exception as error:  # whatever their readers raise
-        return f"{none}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
-    return f"tokenizer.json was written by transformers, from {older[0]}"
+        if getattr(converted, "backend_tokenizer", None) is None:
+            return f"{missing}: transformers has no fast tokenizer for it"
+        converted.save_pretrained(out)
+    except Exception as error:  # transformers raises errors of any type
+        return f"{missing}: transformers cannot convert it: {str(error).splitlines()[0][:200]}"
+    return f"tokenizer.json was converted by transformers from {files[0]}"
 
 
 def _adds_bos(directory: CheckpointDirectory) -> bool:
-    """Whether their tokenizer puts a token before a text."""
+    """True if the tokenizer prepends a token to texts."""
     text = directory.read_text("tokenizer.json")
     if text is None:
         return False
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # tokenizers raises bare Exception
-        where = directory.path / "tokenizer.json"
-        raise UserError(f"{where}: not a tokenizer.json: {error}") from None
+        path = directory.path / "tokenizer.json"
+        raise UserError(f"{path}: not a tokenizer.json: {error}") from None
     return bool(Tokenizer(backend).sequence_template.prefix)
 
 
 def generation_token_id(checkpoint: Checkpoint, name: str) -> Any:
-    """A token id of decoding: that of `generation_config.json`, else that of `config.json`."""
-    given = checkpoint.directory.read_json("generation_config.json")
-    if given is None:  # transformers makes one of the config, with what its class has by default
+    """A token id from `generation_config.json`, or else from `config.json`."""
+    options = checkpoint.directory.read_json("generation_config.json")
+    if options is None:  # transformers derives one from the config and its class defaults
         return read_special_token_ids(checkpoint).get(name)
-    return given.get(name, checkpoint.hf_config.get(name))
+    return options.get(name, checkpoint.hf_config.get(name))
 
 
 def first_token_id(value: Any) -> Any:
-    """A token id; of several the first."""
+    """Checks a token id; returns the first of a list."""
     value = value[0] if isinstance(value, list) and value else value
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise UserError(f"a token id must be an integer from 0 on, not {value!r}")
+        raise UserError(f"a token id must be a non-negative integer, not {value!r}")
     return value
 
 
-# ---- out ----
+# ---- export ----
 
 
 def make_special_token_ids(
@@ -202,19 +206,19 @@ def make_special_token_ids(
     vocab_size: int,
     decoder_start_id: Any,
 ) -> Config:
-    """Every special token of a family's `config.json`, null where there is none.
+    """All special token ids of a family's `config.json`; null for missing tokens.
 
-    All are said: what a file leaves out is an id of the family's own vocabulary to transformers.
+    A key must not be omitted: transformers would use the default id of the family.
 
     Args:
         family: the family.
-        kept: what was remembered of an import; empty: the model was made here.
-        tokenizer: ours; None: the model takes ids only.
-        vocab_size: the model's.
-        start: the id that a decoder begins with, if the task says one.
+        hf_metadata: metadata of an imported model; empty for other models.
+        tokenizer: the tokenizer; None: the model takes ids only.
+        vocab_size: vocabulary size of the model.
+        decoder_start_id: the decoder's start token, if the task sets one.
 
     Raises:
-        UserError: the family's padding is another token than the tokenizer's.
+        UserError: the family's pad token differs from the tokenizer's.
     """
     ids: Config = dict.fromkeys(family.ids)
     if hf_metadata:
@@ -226,18 +230,18 @@ def make_special_token_ids(
             if name in _SPECIAL_TOKEN_KEYS
         }
     elif tokenizer is not None:
-        pad, end = tokenizer.backend.token_to_id(PAD_TOKEN), tokenizer.eos_id
-        ours = {
+        pad, eos = tokenizer.backend.token_to_id(PAD_TOKEN), tokenizer.eos_id
+        own_ids = {
             **dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.bos_id),
-            **dict.fromkeys(("eos_token_id", "sep_token_id"), end),
-            "pad_token_id": end if pad is None else pad,
-            "decoder_start_token_id": end if decoder_start_id is None else decoder_start_id,
+            **dict.fromkeys(("eos_token_id", "sep_token_id"), eos),
+            "pad_token_id": eos if pad is None else pad,
+            "decoder_start_token_id": eos if decoder_start_id is None else decoder_start_id,
         }
-        ids |= {name: value for name, value in ours.items() if name in ids}
+        ids |= {name: value for name, value in own_ids.items() if name in ids}
         fixed = family.fixed.get("pad_token_id", ids["pad_token_id"])
         if ids["pad_token_id"] != fixed:
             raise UserError(
-                f"{family.model_type} pads with token {fixed}, and counts positions without it, "
+                f"{family.model_type} pads with token {fixed}, whose positions it does not count, "
                 f"but the tokenizer pads with {ids['pad_token_id']}; train with another position"
             )
     elif family.seq2seq:
@@ -246,7 +250,7 @@ def make_special_token_ids(
 
 
 def label_config(classes: list[Any] | None, width: int | None, hf_metadata: Config) -> Config:
-    """Names of classes, as a `config.json` has them."""
+    """Keys of a `config.json` that name the classes."""
     if width is None:
         return {}
     if classes is None and width == 1:
@@ -255,9 +259,9 @@ def label_config(classes: list[Any] | None, width: int | None, hf_metadata: Conf
         names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
         problem = {"problem_type": "single_label_classification"}
     if classes is None:
-        given = {name: hf_metadata.get("config", {}).get(name) for name in _LABEL_KEYS}
-        if isinstance(given["id2label"], dict) and len(given["id2label"]) == width:
-            return problem | {name: value for name, value in given.items() if value is not None}
+        labels = {name: hf_metadata.get("config", {}).get(name) for name in _LABEL_KEYS}
+        if isinstance(labels["id2label"], dict) and len(labels["id2label"]) == width:
+            return problem | {name: value for name, value in labels.items() if value is not None}
     return {
         "id2label": {str(index): name for index, name in enumerate(names)},
         "label2id": {name: index for index, name in enumerate(names)},
@@ -272,14 +276,14 @@ def write_tokenizer(
     config: TransformerConfig,
     task: str,
 ) -> None:
-    """Writes a tokenizer that gives the ids our tasks give.
+    """Writes a tokenizer that gives the same ids as the task.
 
     Args:
-        tokenizer: ours.
-        source: the model directory, if its tokenizer came from elsewhere and goes as it came.
-        out: where it goes.
-        config: the model's.
-        task: the task's name: what is put around a text depends on it.
+        tokenizer: the tokenizer.
+        source_directory: a model directory whose tokenizer files are copied; None: none.
+        out: target directory.
+        config: config of the model.
+        task: name of the task, which determines the template.
     """
     if source_directory is not None:
         _copy_files(CheckpointDirectory(source_directory), out)
@@ -298,7 +302,7 @@ def write_tokenizer(
     pad = PAD_TOKEN if backend.token_to_id(PAD_TOKEN) is not None else tokenizer.eos_token
     names = ["input_ids", "attention_mask"]
     names += ["token_type_ids"] if (config.token_types or 1) > 1 else []
-    described = {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.eos_token,
         "eos_token": tokenizer.eos_token,
@@ -308,5 +312,5 @@ def write_tokenizer(
         "model_max_length": config.max_seq_len,
         "padding_side": "left" if config.causal and config.output_dim is None else "right",
     }
-    text = json.dumps(described, indent=2) + "\n"
+    text = json.dumps(tokenizer_config, indent=2) + "\n"
     (out / "tokenizer_config.json").write_text(text, encoding="utf-8")

@@ -1,9 +1,9 @@
-"""Names of tensors, ours and theirs, and how theirs are laid out.
+"""Tensor names of Hugging Face checkpoints and of Miniformer, and the layouts of their tensors.
 
-A rule names modules; what follows, `.weight` or `.bias`, is the same on both sides. `{}` stands for
-the number of a layer. Where theirs is several of ours in one tensor, or turned, a layout says how.
+A rule maps module names; the suffix, `.weight` or `.bias`, is the same on both sides. `{}` stands
+for the layer index. A layout converts a checkpoint tensor that is stacked or transposed.
 
-Letters: D inputs of a map, O its outputs, H heads, E head width, V vocabulary.
+Letters: D input width, O output width, H heads, E head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Shapes = Sequence[torch.Size]
 
 
 class Layout(NamedTuple):
-    """How one tensor of theirs is made of ours, and taken apart.
+    """Conversion between one checkpoint tensor and one or more model tensors.
 
     Args:
-        join: ours -> theirs.
-        split: theirs, and the shapes of ours -> ours.
-        of_bias: the layout of a bias, where it is another than that of a weight.
+        join: model tensors -> checkpoint tensor.
+        split: checkpoint tensor and shapes of the model tensors -> model tensors.
+        bias_layout: layout of a bias, if it differs from that of a weight.
     """
 
     join: Callable[[Sequence[Tensor]], Tensor]
@@ -39,53 +39,53 @@ def _split_rows(tensor: Tensor, shapes: Shapes) -> list[Tensor]:
     return list(torch.split(tensor, [shape[0] for shape in shapes]))
 
 
-# One is the other.
-IDENTITY = Layout(lambda ours: ours[0], lambda theirs, _: [theirs])
-# Weights [D, O], as GPT-2's Conv1D has them.
-TRANSPOSED = Layout(lambda ours: ours[0].t(), lambda theirs, _: [theirs.t()], bias_layout=IDENTITY)
-# Ours one above the other, [O1 + O2 + ..., D].
-STACKED = Layout(lambda ours: torch.cat(list(ours)), _split_rows)
-# Both at once.
+IDENTITY = Layout(lambda tensors: tensors[0], lambda tensor, _: [tensor])
+# Weights [D, O] of GPT-2's Conv1D.
+TRANSPOSED = Layout(
+    lambda tensors: tensors[0].t(), lambda tensor, _: [tensor.t()], bias_layout=IDENTITY
+)
+# Concatenated rows, [O1 + O2 + ..., D].
+STACKED = Layout(lambda tensors: torch.cat(list(tensors)), _split_rows)
 STACKED_TRANSPOSED = Layout(
-    lambda ours: torch.cat(list(ours)).t(),
-    lambda theirs, shapes: _split_rows(theirs.t(), shapes),
+    lambda tensors: torch.cat(list(tensors)).t(),
+    lambda tensor, shapes: _split_rows(tensor.t(), shapes),
     bias_layout=STACKED,
 )
-# [1, V], a row of its own.
-ONE_ROW = Layout(lambda ours: ours[0][None], lambda theirs, _: [theirs[0]])
+# A vector as a matrix of one row, [1, V].
+ONE_ROW = Layout(lambda tensors: tensors[0][None], lambda tensor, _: [tensor[0]])
 
 
 def interleaved_heads(heads: int) -> Layout:
-    """Query, key and value of the first head, then of the second: [H * 3 * E, D] (GPT-NeoX)."""
+    """Query, key and value interleaved by head: [H * 3 * E, D] (GPT-NeoX)."""
 
-    def join(ours: Sequence[Tensor]) -> Tensor:
-        parts = [each.reshape(heads, -1, *each.shape[1:]) for each in ours]  # each [H, E, D]
-        return torch.stack(parts, 1).flatten(0, 2)
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        by_head = [x.reshape(heads, -1, *x.shape[1:]) for x in tensors]  # [H, E, D] each
+        return torch.stack(by_head, 1).flatten(0, 2)
 
-    def split(theirs: Tensor, shapes: Shapes) -> list[Tensor]:
-        parts = theirs.reshape(heads, len(shapes), -1, *theirs.shape[1:])  # [H, 3, E, D]
-        return [part.flatten(0, 1) for part in parts.unbind(1)]
+    def split(tensor: Tensor, shapes: Shapes) -> list[Tensor]:
+        by_head = tensor.reshape(heads, len(shapes), -1, *tensor.shape[1:])  # [H, 3, E, D]
+        return [x.flatten(0, 1) for x in by_head.unbind(1)]
 
     return Layout(join, split)
 
 
 def skip_leading_rows(rows: int) -> Layout:
-    """Rows that no real token uses come first (RoBERTa, BART); they are lost, and zeros again."""
+    """Skips leading rows that only padding uses (RoBERTa, BART); an export writes zeros."""
 
-    def join(ours: Sequence[Tensor]) -> Tensor:
-        return torch.cat((ours[0].new_zeros(rows, *ours[0].shape[1:]), ours[0]))
+    def join(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat((tensors[0].new_zeros(rows, *tensors[0].shape[1:]), tensors[0]))
 
-    return Layout(join, lambda theirs, _: [theirs[rows:]])
+    return Layout(join, lambda tensor, _: [tensor[rows:]])
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which module of theirs is which of ours.
+    """Maps a checkpoint module to one or more model modules.
 
     Args:
-        ours: our module, or several.
-        theirs: their module.
-        layout: how its tensors are laid out.
+        names: model modules.
+        hf_name: checkpoint module.
+        layout: layout of the checkpoint tensors.
     """
 
     names: tuple[str, ...]
@@ -94,25 +94,25 @@ class Rule:
 
 
 def rules(names: Mapping[str | tuple[str, ...], str | tuple[str, Layout]]) -> tuple[Rule, ...]:
-    """Rules from a table: our module or modules -> theirs, maybe with its layout."""
-    made = []
-    for ours, right in names.items():
-        theirs, layout = (right, IDENTITY) if isinstance(right, str) else right
-        made.append(Rule((ours,) if isinstance(ours, str) else ours, theirs, layout))
-    return tuple(made)
+    """Rules from a table: model module or modules -> checkpoint module, or that and a layout."""
+    result = []
+    for left, right in names.items():
+        hf_name, layout = (right, IDENTITY) if isinstance(right, str) else right
+        result.append(Rule((left,) if isinstance(left, str) else left, hf_name, layout))
+    return tuple(result)
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorMapping:
-    """A tensor of theirs and what it is of ours."""
+    """A checkpoint tensor and its model tensors."""
 
     hf_name: str
     names: tuple[str, ...]
     layout: Layout
-    shapes: tuple[torch.Size, ...]  # of ours
+    shapes: tuple[torch.Size, ...]  # of the model tensors
 
     def shape(self) -> torch.Size:
-        """Its shape in their file."""
+        """Shape of the checkpoint tensor."""
         empty = [torch.empty(shape, device="meta") for shape in self.shapes]
         return self.layout.join(empty).shape
 
@@ -120,37 +120,36 @@ class TensorMapping:
 def map_tensors(
     weight_rules: Sequence[Rule], shapes: Mapping[str, torch.Size]
 ) -> list[TensorMapping]:
-    """Their tensors for all of ours, in the order of ours.
+    """Maps all model tensors to checkpoint tensors, in the order of the model tensors.
 
     Args:
-        table: the rules.
-        weights: our names and shapes.
+        weight_rules: the rules.
+        shapes: names and shapes of the model tensors.
 
     Raises:
-        UserError: no rule knows a weight, or only half of what belongs together is there.
+        UserError: no rule covers a tensor, or a stacked tensor is incomplete.
     """
     known = {name: rule for rule in weight_rules for name in rule.names}
-    found: dict[str, TensorMapping] = {}
+    mappings: dict[str, TensorMapping] = {}
     for name in shapes:
         number = re.search(r"(?<=layers\.)\d+", name)
         pattern = re.sub(r"(?<=layers\.)\d+", "{}", name)
         module, _, ending = pattern.rpartition(".")
-        # A whole name goes before its module's: a bias may be elsewhere than its weight.
+        # A rule for a tensor precedes that of its module: bias and weight may have two modules.
         exact = pattern in known
         rule = known.get(pattern) or known.get(module)
         if rule is None:
-            raise UserError(f"there is no place for our weight {name}")
+            raise UserError(f"no rule for the weight {name}")
         layer = "" if number is None else number[0]
         suffix = "" if exact else f".{ending}"
-        ours = tuple(each.replace("{}", layer) + suffix for each in rule.names)
-        theirs = rule.hf_name.replace("{}", layer) + suffix
-        missing = [each for each in ours if each not in shapes]
+        names = tuple(target.replace("{}", layer) + suffix for target in rule.names)
+        hf_name = rule.hf_name.replace("{}", layer) + suffix
+        missing = [target for target in names if target not in shapes]
         if missing:
-            raise UserError(f"{theirs} holds {missing[0]} too, which the model does not have")
+            raise UserError(f"{hf_name} holds {missing[0]} too, which the model does not have")
         layout = rule.layout
         if ending == "bias" and layout.bias_layout is not None:
             layout = layout.bias_layout
-        found.setdefault(
-            theirs, TensorMapping(theirs, ours, layout, tuple(shapes[each] for each in ours))
-        )
-    return list(found.values())
+        mapping = TensorMapping(hf_name, names, layout, tuple(map(shapes.__getitem__, names)))
+        mappings.setdefault(hf_name, mapping)
+    return list(mappings.values())

@@ -1,4 +1,4 @@
-"""Token ids of texts, as tasks lay them out."""
+"""Encoding of inputs: texts, pairs of texts, and feature vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from miniformer.tasks.common.standardize import standardize
 
 
 def ids_to_array(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
-    """Token ids in as few bytes as the vocabulary allows, int [T]."""
+    """Token ids in the smallest unsigned type for the vocabulary, int [T]."""
     return np.array(ids, dtype=np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
 
 
@@ -30,18 +30,17 @@ def encode_inputs(
     shared_token_types: bool = False,
     feature_scales: tuple[list[float], list[float]] | None = None,
 ) -> list[Example]:
-    """What a model reads of each record's `input`, and the places cut off to keep to `seq_len`.
+    """Examples with `inputs`, from the `input` of records, and `cut`, the truncated length.
 
     | kind     | inputs                                        | token_types           |
     |----------|-----------------------------------------------|-----------------------|
     | text     | boundary, text: int [T]                       |                       |
-    | pair     | boundary, first, boundary, second: int [T]    | 0 up to the second's  |
+    | pair     | boundary, first, boundary, second: int [T]    | 0, 1 from the second  |
     | features | vectors: float32 [T, input_dim]               |                       |
 
-    Where a tokenizer has a template of its own, that takes the place of the boundaries. With
-    `shared_token_types` tokens that both texts of a pair have are of type 2 in the first and 3 in the
-    second. With `feature_scales`, the means and standard deviations of the features, vectors are
-    standardized.
+    The template of a tokenizer, if it has one, replaces the boundaries. With `shared_token_types`,
+    tokens that both texts of a pair contain have type 2 in the first and 3 in the second. With
+    `feature_scales`, the means and standard deviations of the features, vectors are standardized.
     """
     values = [record["input"] for record in records]
     if kind == "features":
@@ -56,7 +55,7 @@ def encode_inputs(
             {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
         ]
     assert tokenizer is not None
-    frame, room = tokenizer.input_template, max(0, seq_len - marks(kind, tokenizer))
+    frame, room = tokenizer.input_template, max(0, seq_len - num_special_tokens(kind, tokenizer))
     if kind == "text":
         return [
             {
@@ -82,57 +81,60 @@ def encode_inputs(
     return examples
 
 
-def marks(kind: str, tokenizer: Tokenizer) -> int:
-    """Number of tokens of an input, text or pair, that are not of its texts."""
+def num_special_tokens(kind: str, tokenizer: Tokenizer) -> int:
+    """Number of tokens that the template adds to an input, text or pair."""
     frame = tokenizer.input_template
-    between = len(frame.separator) if kind == "pair" else 0
-    return len(frame.prefix) + between + len(frame.suffix)
+    separator = len(frame.separator) if kind == "pair" else 0
+    return len(frame.prefix) + separator + len(frame.suffix)
 
 
-def check_max_seq_len(config: TransformerConfig, least: int, inputs: str) -> None:
-    """Refuses a model that is too short for a token of each text.
+def check_max_seq_len(config: TransformerConfig, min_length: int, inputs: str) -> None:
+    """Checks that the model's `max_seq_len` fits the shortest input that is not empty.
 
     Args:
         config: of the model.
-        least: tokens of the shortest input that is not empty.
-        inputs: their name in the message.
+        min_length: tokens of that input.
+        inputs: name of the inputs in the message.
 
     Raises:
-        UserError: `max_seq_len` is less than that.
+        UserError: `max_seq_len` is smaller.
     """
-    if config.max_seq_len < least:
+    if config.max_seq_len < min_length:
         raise UserError(
-            f"model_config: max_seq_len must be at least {least} for {inputs} with the marks of "
-            f"this tokenizer, not {config.max_seq_len}"
+            f"model_config: max_seq_len must be at least {min_length} for {inputs} with this "
+            f"tokenizer's special tokens, not {config.max_seq_len}"
         )
 
 
 def check_inputs(inputs: Sequence[Any], kind: str, width: int | None) -> list[Record]:
-    """A user's inputs as records.
+    """Converts a user's inputs to records.
 
     Raises:
-        InputError: some are not what the model was trained on.
+        InputError: inputs differ in kind or width from the training data.
     """
     check = input_validator(kind, width)
-    records = [{"input": list(each) if isinstance(each, tuple) else each} for each in inputs]
-    found = ((number, check(record["input"])) for number, record in enumerate(records))
-    problems = {number: problem for number, problem in found if problem is not None}
+    records = [{"input": list(item) if isinstance(item, tuple) else item} for item in inputs]
+    checked = ((number, check(record["input"])) for number, record in enumerate(records))
+    problems = {number: problem for number, problem in checked if problem is not None}
     if problems:
         raise InputError(problems)
     return records
 
 
 def input_validator(kind: str | None, width: int | None) -> schema.FieldCheck:
-    """A check of `input`: any, or of one kind and width only."""
-    words = {"text": "a string", "pair": "two strings", "features": "a list of vectors"}
+    """Returns a check of `input`, optionally of its kind and vector width."""
+    descriptions = {"text": "a string", "pair": "two strings", "features": "a list of vectors"}
 
     def check(value: Any) -> str | None:
         problem = schema.check_model_input(value)
         if problem is not None or kind is None:
             return problem
-        found = schema.input_kind(value)
-        if found != kind:
-            return f"is {words[found]}, where others are {words[kind]}; all must be of one kind"
+        actual = schema.input_kind(value)
+        if actual != kind:
+            return (
+                f"is {descriptions[actual]}, where others are {descriptions[kind]}; all must be of "
+                "one kind"
+            )
         if width is not None and kind == "features" and len(value[0]) != width:
             return f"has vectors of {len(value[0])} numbers, where others have {width}"
         return None
@@ -141,7 +143,7 @@ def input_validator(kind: str | None, width: int | None) -> schema.FieldCheck:
 
 
 def _truncated_lengths(first: int, second: int, max_length: int) -> tuple[int, int]:
-    """Lengths that fit into `room` together, the longer one cut first."""
+    """Lengths whose sum is at most `max_length`; the longer one is truncated first."""
     if first + second <= max_length:
         return first, second
     half = max_length // 2

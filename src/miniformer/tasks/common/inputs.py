@@ -1,4 +1,4 @@
-"""Batches of inputs that are read as a whole, and a model's outputs for a user's inputs."""
+"""Collation of inputs, and model outputs for a user's inputs."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ _BATCH_SIZE = 32  # inputs predicted at once
 
 
 def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
-    """A batch: `inputs`, int64 [B, T] or float32 [B, T, F].
+    """Collates `inputs`, int64 [B, T] or float32 [B, T, F], and the other keys of examples.
 
-    Also what else the examples have: numbers as [B], such as `labels`, and arrays filled with 0 on
-    the right, such as `token_types`, int64 [B, T]. Where it is needed there is `attention_mask`,
-    bool [B, T].
+    Numbers, such as `labels`, become [B]; arrays, such as `token_types`, int64 [B, T], are padded
+    with 0 on the right. A batch with padding has `attention_mask`, bool [B, T].
     """
     inputs, mask = pad_sequences([example["inputs"] for example in examples])
     batch: Batch = {"inputs": inputs}
@@ -43,7 +42,7 @@ def collate_inputs(examples: list[Example], random: np.random.Generator | None =
 
 
 def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
-    """What a model reads of such a batch, by the names of `Transformer.features`' arguments."""
+    """Keyword arguments of `Transformer.features` from a batch of `collate_inputs`."""
     types = batch.get("token_types") if model.config.token_types is not None else None
     mask = batch.get("attention_mask")
     return {"inputs": batch["inputs"], "attention_mask": mask, "token_types": types}
@@ -58,20 +57,20 @@ def predict_batches(
     truncate: bool = False,
     output_fn: Callable[[Any, Batch], Tensor] | None = None,
 ) -> Iterator[Tensor]:
-    """The model's outputs for a user's inputs, some at a time, [some, outputs] each.
+    """Yields the model's outputs for a user's inputs in batches, [B, outputs] each.
 
-    All inputs are encoded, as in training, before the model runs.
+    All inputs are encoded and checked before the model runs.
 
     Args:
         task: encodes them.
         model: the model.
         tokenizer: None: the task reads no text.
-        inputs: as in records.
-        truncate: cut inputs that are too long, as training does.
-        output: the model's output for a batch, [B, ...]; None: the task's `logits`.
+        inputs: in the format of records.
+        truncate: truncate inputs that are too long, as training does.
+        output_fn: computes the output of a batch, [B, ...]; None: the task's `logits`.
 
     Raises:
-        InputError: inputs are not what the model was trained on, or longer than it reads.
+        InputError: inputs differ in kind from the training data, or are longer than max_seq_len.
     """
     limit = model.config.max_seq_len
     records = check_inputs(inputs, task.resolved_input_kind(), task.input_dim)
@@ -99,5 +98,5 @@ def _run_batches(
         batch = collate_inputs(examples[first : first + _BATCH_SIZE])
         batch = {name: value.to(device) for name, value in batch.items()}
         with torch.inference_mode():
-            found = output_fn(model, batch).cpu()
-        yield found
+            output = output_fn(model, batch).cpu()
+        yield output

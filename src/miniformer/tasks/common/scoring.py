@@ -1,7 +1,7 @@
-"""How likely given text is: log-probabilities of its tokens, and the perplexity of a file.
+"""Scoring: log-probabilities of given texts, and the perplexity of a file.
 
-A text longer than the model reads goes through windows: each but the first scores its last `stride`
-tokens, so that every token sees at least `max_seq_len - stride` before it, or all there are.
+A text longer than `max_seq_len` is scored in overlapping windows. Each window but the first scores
+its last `stride` tokens, so that every token has a context of at least `max_seq_len - stride`.
 
     tokens     | a b c d e f g h i j
     1st window | a b c d e            scores b c d e f      (max_seq_len 5, stride 3)
@@ -26,28 +26,28 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.generation.modes import eval_mode
 
-_BATCH_TOKENS = 4096  # of windows that the model reads at once
-_MAX_LOGITS = 2**24  # numbers of logits that are in memory at once
+_BATCH_TOKENS = 4096  # of the windows of a batch
+_MAX_LOGITS = 2**24  # elements of logits in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredText:
-    """A text and how likely it is.
+    """Log-probabilities of a text.
 
     Args:
         tokens: its token ids.
-        log_p: the log-probability of each, in nats, given those before it.
-        greedy: whether each is the likeliest of all there, that greedy decoding would choose.
+        logprobs: log-probability of each token, in nats, given the tokens before it.
+        is_greedy: true for each token that is the most probable one.
     """
 
     tokens: list[int]
-    log_probs: list[float]
+    logprobs: list[float]
     is_greedy: list[bool]
 
     @property
-    def total_log_prob(self) -> float:
-        """The text's log-probability, in nats."""
-        return math.fsum(self.log_probs)
+    def total_logprob(self) -> float:
+        """Log-probability of the text, in nats."""
+        return math.fsum(self.logprobs)
 
 
 def score(
@@ -58,53 +58,54 @@ def score(
     stride: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[ScoredText]:
-    """How likely each text is after its start.
+    """Scores each text given its input.
 
     Args:
-        model: a causal Transformer, or a Seq2SeqTransformer where starts have sources.
-        starts: what comes before the texts.
+        model: a causal Transformer, or a Seq2SeqTransformer if inputs have sources.
+        inputs: prompts or sources of the texts.
         texts: token ids.
-        stride: see above; None: half of what the model reads.
-        progress: told the windows done, and all of them.
+        stride: see above; None: half of `max_seq_len`.
+        progress: called with the number of scored windows and of all windows.
 
     Raises:
         UserError: the stride is not between 1 and max_seq_len, or a target is too long.
     """
-    longest = model.config.max_seq_len
-    stride = max(1, longest // 2) if stride is None else stride
-    if not 1 <= stride <= longest:
-        raise UserError(f"stride must be between 1 and max_seq_len={longest}, not {stride}")
+    max_length = model.config.max_seq_len
+    stride = max(1, max_length // 2) if stride is None else stride
+    if not 1 <= stride <= max_length:
+        raise UserError(f"stride must be between 1 and max_seq_len={max_length}, not {stride}")
     rows = [[*start.input_ids, *text] for start, text in zip(inputs, texts, strict=True)]
     windows = []
     for number, (row, start) in enumerate(zip(rows, inputs, strict=True)):
-        if start.source is not None and len(row) - 1 > longest:
+        if start.source is not None and len(row) - 1 > max_length:
             raise UserError(
-                f"target {number} is {len(row) - 1} tokens long; the model writes at most {longest}"
+                f"target {number} is {len(row) - 1} tokens long; the model generates at most "
+                f"{max_length}"
             )
+        first_scored = len(start.input_ids)
         windows += [
-            (number, *each) for each in _windows(len(row), len(start.input_ids), longest, stride)
+            (number, *window) for window in _windows(len(row), first_scored, max_length, stride)
         ]
-    found: list[list[tuple[float, bool]]] = [[] for _ in rows]
-    windows.sort(key=lambda each: each[2] - each[1])
+    windows.sort(key=lambda window: window[2] - window[1])
     done = 0
     scored: dict[tuple[int, int], list[tuple[float, bool]]] = {}
     with eval_mode(model), torch.inference_mode():
-        for some in _length_batches(windows):
-            parts = [rows[number][begin : end + 1] for number, begin, end, _ in some]
-            sources = [inputs[number].source for number, *_ in some]
-            firsts = [first - begin - 1 for _, begin, _, first in some]
-            for (number, begin, *_), each in zip(
-                some, _score_batch(model, parts, sources, firsts), strict=True
-            ):
-                scored[number, begin] = each
-            done += len(some)
+        for batch in _length_batches(windows):
+            token_rows = [rows[number][begin : end + 1] for number, begin, end, _ in batch]
+            sources = [inputs[number].source for number, *_ in batch]
+            firsts = [first - begin - 1 for _, begin, _, first in batch]
+            scores = _score_batch(model, token_rows, sources, firsts)
+            for (number, begin, *_), window_scores in zip(batch, scores, strict=True):
+                scored[number, begin] = window_scores
+            done += len(batch)
             if progress is not None:
                 progress(done, len(windows))
+    merged: list[list[tuple[float, bool]]] = [[] for _ in rows]
     for number, begin in sorted(scored):
-        found[number] += scored[number, begin]
+        merged[number] += scored[number, begin]
     return [
-        ScoredText([*text], [log_p for log_p, _ in each], [greedy for _, greedy in each])
-        for text, each in zip(texts, found, strict=True)
+        ScoredText([*text], [logprob for logprob, _ in row], [greedy for _, greedy in row])
+        for text, row in zip(texts, merged, strict=True)
     ]
 
 
@@ -119,12 +120,12 @@ def perplexity(
 ) -> dict[str, float]:
     """Loss, perplexity, bits per byte and perplexity per word of a file's texts.
 
-    A document's end is predicted, too, as in training; each word and each end of a line counts as a
-    word, as the WikiText figures of the literature do.
+    EOS is predicted, too, as in training. Each word and each line end counts as a word, as in
+    published WikiText perplexities.
 
     Args:
-        task: language modelling.
-        model, tokenizer: its own.
+        task: language modeling.
+        model, tokenizer: the model and its tokenizer.
         records: texts.
         stride, progress: see `score`.
     """
@@ -143,10 +144,10 @@ def perplexity(
     documents = [ids for ids in documents if len(ids) > 1]
     if not documents or not n_bytes:
         raise UserError(f"{records.name}: every record's text is empty")
-    starts = [GenerationInput(ids[:1]) for ids in documents]
+    inputs = [GenerationInput(ids[:1]) for ids in documents]
     texts = [ids[1:] for ids in documents]
-    scored = score(model, starts, texts, stride=stride, progress=progress)
-    total, count = -math.fsum(each.total_log_prob for each in scored), sum(map(len, texts))
+    scored = score(model, inputs, texts, stride=stride, progress=progress)
+    total, count = -math.fsum(text.total_logprob for text in scored), sum(map(len, texts))
     return {
         "tokens": count,
         "loss": total / count,
@@ -159,17 +160,17 @@ def perplexity(
 def _windows(
     length: int, first_scored: int, max_length: int, stride: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Inputs [begin, end) of each window, and the place of the first token that it scores.
+    """Yields the inputs [begin, end) of each window, and the index of its first scored token.
 
     Args:
         length: of the row.
-        first: the place of the first token to be scored.
-        longest: inputs of a window at most.
-        stride: tokens that each but the first scores.
+        first_scored: index of the first token to score.
+        max_length: maximum length of a window.
+        stride: number of tokens that each window but the first scores.
     """
     end = min(max_length, length - 1)
     begin = 0
-    if end < first_scored:  # a start longer than a window: its end is what is read
+    if end < first_scored:  # a prompt longer than a window is truncated
         end = min(first_scored - 1 + stride, length - 1)
         begin = max(0, end - max_length)
     while first_scored < length:
@@ -181,16 +182,16 @@ def _windows(
 def _length_batches(
     windows: list[tuple[int, int, int, int]],
 ) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Windows of like length, as many as are read at once."""
-    some: list[tuple[int, int, int, int]] = []
+    """Groups windows, sorted by length, into batches of up to `_BATCH_TOKENS` tokens."""
+    batch: list[tuple[int, int, int, int]] = []
     for window in windows:
         length = window[2] - window[1]
-        if some and (len(some) + 1) * length > _BATCH_TOKENS:
-            yield some
-            some = []
-        some.append(window)
-    if some:
-        yield some
+        if batch and (len(batch) + 1) * length > _BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
 
 
 def _score_batch(
@@ -199,34 +200,35 @@ def _score_batch(
     sources: list[Sequence[int] | None],
     first_scored: list[int],
 ) -> list[list[tuple[float, bool]]]:
-    """What `Scored` has of each part's tokens, from its input number `first` on."""
+    """Log-probability and greedy flag of each row's tokens after input `first_scored`."""
     device = next(model.parameters()).device
-    ids, mask = pad_sequences([np.array(part[:-1]) for part in token_rows])
+    ids, mask = pad_sequences([np.array(row[:-1]) for row in token_rows])
     memory = []
     if sources[0] is not None:
-        source, real = pad_sequences([np.array(each or []) for each in sources])
-        memory = [model.encode(source.to(device), None if real is None else real.to(device))]
+        padded, source_mask = pad_sequences([np.array(source or []) for source in sources])
+        source_mask = None if source_mask is None else source_mask.to(device)
+        memory = [model.encode(padded.to(device), source_mask)]
     features = model.features(
         ids.to(device), *memory, None if mask is None else mask.to(device)
     )  # [B, T, D]
-    kept = [features[row, first : len(part) - 1] for row, (part, first) in
-            enumerate(zip(token_rows, first_scored, strict=True))]  # fmt: skip
-    labels = [part[first + 1 :] for part, first in zip(token_rows, first_scored, strict=True)]
-    found = _label_log_probs(
-        model, torch.cat(kept), torch.tensor([i for row in labels for i in row])
+    pairs = list(zip(token_rows, first_scored, strict=True))
+    scored = [features[n, first : len(row) - 1] for n, (row, first) in enumerate(pairs)]
+    labels = [row[first + 1 :] for row, first in pairs]
+    scores = _label_logprobs(
+        model, torch.cat(scored), torch.tensor([i for row in labels for i in row])
     )
-    return [[next(found) for _ in row] for row in labels]
+    return [[next(scores) for _ in row] for row in labels]
 
 
-def _label_log_probs(model: Any, features: Tensor, labels: Tensor) -> Iterator[tuple[float, bool]]:
-    """Each label's log-probability, and whether it is the likeliest; features: [N, D]."""
-    at_once = max(1, _MAX_LOGITS // model.config.vocab_size)
-    for some, wanted in zip(
-        torch.split(features, at_once), torch.split(labels, at_once), strict=True
+def _label_logprobs(model: Any, features: Tensor, labels: Tensor) -> Iterator[tuple[float, bool]]:
+    """Yields log-probability and greedy flag of each label; features: [N, D]."""
+    size = max(1, _MAX_LOGITS // model.config.vocab_size)
+    for chunk, chunk_labels in zip(
+        torch.split(features, size), torch.split(labels, size), strict=True
     ):
-        log_p = model.logits(some).float().log_softmax(-1).cpu()
+        logprobs = model.logits(chunk).float().log_softmax(-1).cpu()
         yield from zip(
-            log_p.gather(1, wanted[:, None])[:, 0].tolist(),
-            (log_p.argmax(-1) == wanted).tolist(),
+            logprobs.gather(1, chunk_labels[:, None])[:, 0].tolist(),
+            (logprobs.argmax(-1) == chunk_labels).tolist(),
             strict=True,
         )

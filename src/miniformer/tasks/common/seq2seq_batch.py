@@ -1,4 +1,4 @@
-"""Sources and targets: batches of them, and their loss."""
+"""Collation and loss of source and target pairs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from miniformer.tasks.base import symmetric_kl, token_loss
 
 
 def collate_seq2seq(examples: list[Example], *, start_id: int, end_id: int | None = None) -> Batch:
-    """A batch: `source`, `target`, `labels`, int64 [B, S or T], maybe `source_mask`.
+    """Collates `source`, `target` and `labels`, int64 [B, S or T], and `source_mask` if needed.
 
-    With `end_id`, which ends a target, also that and the targets' texts, to write and compare.
+    With `end_id`, the EOS token of targets, the batch also has it and the reference texts, for
+    metrics of generated text.
     """
     source, mask = pad_sequences([example["source"] for example in examples])
     labels = [example["labels"].astype(np.int64) for example in examples]
@@ -37,24 +38,24 @@ def collate_seq2seq(examples: list[Example], *, start_id: int, end_id: int | Non
 def seq2seq_loss(
     model: Any, batch: Batch, label_smoothing: float = 0.0, r_drop: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats of a decoder's labels, and how many it sums over.
+    """Summed cross-entropy in nats of a decoder's labels, and their number.
 
     Args:
         model: a Seq2SeqTransformer.
-        batch: `source`, int [B, S], maybe its mask, `source_mask`, bool; `target` and `labels`, int
-            [B, T]; where a label is -100 nothing is predicted. Padding of targets is on the right,
-            where no real token sees it, so that they need no mask.
+        batch: `source`, int [B, S], an optional `source_mask`, bool; `target` and `labels`, int
+            [B, T]; labels of -100 are not predicted. Targets are padded on the right, where no
+            token attends to padding, so they need no mask.
         label_smoothing: see `token_loss`.
         r_drop: weight of the divergence between two passes, in training; 0: one pass.
     """
     labels, passes = batch["labels"], 2 if r_drop and model.training else 1
-    read = [_features(model, batch) for _ in range(passes)]  # [B, T, D] each
-    losses = [token_loss(model, features, labels, label_smoothing) for features in read]
+    outputs = [_features(model, batch) for _ in range(passes)]  # [B, T, D] each
+    losses = [token_loss(model, features, labels, label_smoothing) for features in outputs]
     loss, count = losses[0]
     if passes == 2:
-        kept = labels != IGNORE_INDEX
-        apart = symmetric_kl(*(model.logits(features[kept]) for features in read))
-        loss = (loss + losses[1][0]) / 2 + r_drop * apart
+        labeled = labels != IGNORE_INDEX
+        divergence = symmetric_kl(*(model.logits(features[labeled]) for features in outputs))
+        loss = (loss + losses[1][0]) / 2 + r_drop * divergence
     return loss, count
 
 

@@ -1,4 +1,4 @@
-"""What classification and regression share: an input read as a whole, and one answer to it."""
+"""Base class of classification, regression, embedding and masked LM: one input, one output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from miniformer.tasks.common.input_encoding import (
     check_max_seq_len,
     encode_inputs,
     input_validator,
-    marks,
+    num_special_tokens,
 )
 from miniformer.tasks.common.inputs import collate_inputs, model_inputs
 from miniformer.tasks.common.standardize import feature_statistics
@@ -32,27 +32,24 @@ from miniformer.tasks.common.standardize import feature_statistics
 
 @dataclasses.dataclass(frozen=True)
 class InputTask(Task):
-    """Base of the tasks of `{"input": ..., ...}` records.
+    """Base class of the tasks of `{"input": ..., ...}` records.
 
     Args:
-        input_kind: what an input is: text, pair (two texts) or features (vectors); null: as in the
-            training data.
-        bpe_dropout: chance of undoing each merge of a token, others with each pass of training
-            (see `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
-        input_dim: numbers in a feature vector; null: as in the training data.
-        shared_token_types: say of each token of a pair whether the other text has it, too, by token types
-            2 and 3; what a model of little data can hardly find out by itself. Null: for pairs, but
-            not in masked-LM, where it would tell of what is hidden (a warm start has it all the
-            same: its model is that of the run), nor after `init_from`, which goes on as its model
-            was trained.
-        standardize: of inputs that are vectors, whether each feature is read less its mean, in
-            units of its standard deviation; false: as it stands.
-        feature_means, feature_stds: those of each feature, in the units of the data; null: those
-            of the training data, over all vectors. A constant feature has the deviation 1.
+        input_kind: text, pair (two texts) or features (vectors); null: as in the training data.
+        bpe_dropout: probability of undoing each BPE merge, drawn anew in each epoch (see
+            `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
+        input_dim: width of feature vectors; null: as in the training data.
+        shared_token_types: mark tokens of a pair that the other text contains, too, by token types
+            2 and 3, which a model can hardly learn from little data. Null: true for pairs; false in
+            masked-LM, where the marks reveal masked tokens (except in pretraining, whose model is
+            that of the run), and after `init_from`, which keeps the setting of its model.
+        standardize: standardize each feature of vector inputs; false: use raw features.
+        feature_means, feature_stds: statistics of each feature, in the units of the data; null:
+            those of the training data, over all vectors. A constant feature has std 1.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
-    marks_shared_tokens: ClassVar[bool] = True  # where nothing is said
+    marks_shared_tokens: ClassVar[bool] = True  # default of `shared_token_types` for pairs
     token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
     token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
 
@@ -77,14 +74,14 @@ class InputTask(Task):
         if means is None and stds is None:
             return []
         if means is None or stds is None:
-            return ["feature_means and feature_stds need each other; give both or none"]
+            return ["feature_means and feature_stds need each other; set both or none"]
         if not self.standardize:
             return ["feature_means and feature_stds have no effect with standardize=false"]
         problems = []
         if len(means) != len(stds) or self.input_dim not in (None, len(means)):
-            of = f", and input_dim is {self.input_dim}" if self.input_dim is not None else ""
+            dim = f", and input_dim is {self.input_dim}" if self.input_dim is not None else ""
             problems.append(
-                f"feature_means has {len(means)} numbers and feature_stds {len(stds)}{of}; each "
+                f"feature_means has {len(means)} numbers and feature_stds {len(stds)}{dim}; each "
                 "needs one for each feature"
             )
         if not all(map(math.isfinite, [*means, *stds])) or not all(std > 0 for std in stds):
@@ -96,10 +93,10 @@ class InputTask(Task):
         return {"input": input_validator(self.input_kind, self.input_dim)}
 
     def fit(self, records: Records) -> Self:
-        """Learns of the first record what an input is, and of all of them how features are scaled.
+        """Infers the input kind from the first record, and feature statistics from all records.
 
         Raises:
-            RecordError: an input is of another kind or width than the first, or than was given.
+            RecordError: an input differs in kind or width from the first, or from the options.
         """
         first = next(islice(iter(records), 1))["input"]
         kind = schema.input_kind(first)
@@ -119,18 +116,18 @@ class InputTask(Task):
             and self.feature_means is None
         ):
             yield (
-                "warning: features are read as they stand, since nothing is known of a stream "
-                "before it ends; give feature_means and feature_stds in task_config"
+                "warning: features are not standardized, since the statistics of a stream are "
+                "unknown; set feature_means and feature_stds in task_config"
             )
 
     def resolved_input_kind(self) -> str:
-        """What an input is: text, pair or features."""
+        """Kind of the inputs: text, pair or features."""
         if self.input_kind is None:
-            raise UserError("input_kind is not known yet; give it, or call fit(records)")
+            raise UserError("input_kind is not known yet; set it, or call fit(records)")
         return self.input_kind
 
     def num_outputs(self) -> int | None:
-        """Outputs of the model; None: one for each token of the vocabulary."""
+        """Number of model outputs; None: the vocabulary size."""
         raise NotImplementedError
 
     def reads_text(self) -> bool:
@@ -153,11 +150,11 @@ class InputTask(Task):
         return super().model_config(config, tokenizer)
 
     def num_token_types(self) -> int:
-        """Token types of pairs."""
+        """Number of token types of pairs."""
         return 4 if self.should_mark_shared() else 2
 
     def should_mark_shared(self) -> bool:
-        """Whether tokens that both texts of a pair have are marked."""
+        """True if tokens that both texts of a pair contain are marked."""
         if self.shared_token_types is None:
             return self.marks_shared_tokens and self.resolved_input_kind() == "pair"
         return self.shared_token_types
@@ -165,7 +162,7 @@ class InputTask(Task):
     def encode_inputs(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """What the model reads of each record; see `encode_inputs`."""
+        """Encodes the inputs of records; see `input_encoding.encode_inputs`."""
         scales = None
         if self.feature_means is not None and self.feature_stds is not None:
             scales = (self.feature_means, self.feature_stds)
@@ -179,31 +176,34 @@ class InputTask(Task):
         )
 
     def can_truncate(self) -> bool:
-        """Whether an input that is too long may be cut at its end."""
+        """True if inputs that are too long may be truncated at the end."""
         return True
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
-        for name, wanted in (("output_dim", self.num_outputs()), ("input_dim", self.input_dim)):
-            if getattr(config, name) != wanted:
+        for name, required in (("output_dim", self.num_outputs()), ("input_dim", self.input_dim)):
+            if getattr(config, name) != required:
+                value = "null" if required is None else required
                 raise UserError(
-                    f"model_config: {name} must be {'null' if wanted is None else wanted} for this "
-                    f"data, not {getattr(config, name)}; leave it out"
+                    f"model_config: {name} must be {value} for this data, "
+                    f"not {getattr(config, name)}; leave it out"
                 )
         if self.bpe_dropout and tokenizer is None:
             raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
         if self.bpe_dropout and tokenizer is not None:
-            BPEMerges(tokenizer)  # refuses what is no bpe
+            BPEMerges(tokenizer)  # raises unless bpe
         if self.shared_token_types and self.resolved_input_kind() != "pair":
             raise UserError("task_config: shared_token_types is for pairs of texts; leave it out")
         if tokenizer is not None and self.reads_text():
-            texts, inputs = (2, "pairs") if self.resolved_input_kind() == "pair" else (1, "texts")
-            check_max_seq_len(config, marks(self.resolved_input_kind(), tokenizer) + texts, inputs)
+            kind = self.resolved_input_kind()
+            texts, inputs = (2, "pairs") if kind == "pair" else (1, "texts")
+            check_max_seq_len(config, num_special_tokens(kind, tokenizer) + texts, inputs)
         types, marked = config.token_types, self.should_mark_shared()
-        few = marked if types is None else types < self.num_token_types()
-        if self.resolved_input_kind() == "pair" and few:
+        too_few = marked if types is None else types < self.num_token_types()
+        if self.resolved_input_kind() == "pair" and too_few:
+            allowed = f"{self.num_token_types()}{'' if marked else ' or null'}"
             raise UserError(
-                f"model_config: token_types must be {self.num_token_types()}{'' if marked else ' or null'} "
-                f"for pairs of texts, not {'null' if types is None else types}; leave it out"
+                f"model_config: token_types must be {allowed} for pairs of texts, not "
+                f"{'null' if types is None else types}; leave it out"
                 + (", or set shared_token_types=false in task_config" if marked else "")
             )
         super().check(config, tokenizer)
@@ -227,28 +227,28 @@ class InputTask(Task):
     def apply_bpe_dropout(
         self, collate: CollateFn, tokenizer: Tokenizer | None, seq_len: int
     ) -> CollateFn:
-        """A `collate` with the task's `bpe_dropout`."""
+        """Wraps `collate` with the task's `bpe_dropout`."""
         if tokenizer is None or not self.bpe_dropout:
             return collate
-        beside = ("token_types",) if self.resolved_input_kind() == "pair" else ()
+        aligned = ("token_types",) if self.resolved_input_kind() == "pair" else ()
         merges = {"inputs": BPEMerges(tokenizer)}
         return with_bpe_dropout(
-            collate, self.bpe_dropout, merges=merges, aligned_columns=beside, max_length=seq_len
+            collate, self.bpe_dropout, merges=merges, aligned_columns=aligned, max_length=seq_len
         )
 
     def usage_snippet(self) -> str:
-        shown = {"text": '"..."', "pair": '["...", "..."]', "features": "[[0.1, ...], ...]"}
-        return f"print(m.predict([{shown[self.resolved_input_kind()]}]))"
+        example = {"text": '"..."', "pair": '["...", "..."]', "features": "[[0.1, ...], ...]"}
+        return f"print(m.predict([{example[self.resolved_input_kind()]}]))"
 
     def usage_command(self, directory: str) -> str:
-        shown = {
+        example = {
             "text": '"your input"',
             "pair": """'["first text", "second text"]'""",
             "features": f"'{[[0.0] * (self.input_dim or 1)]}'",
         }
-        return f"predict {directory} {shown[self.resolved_input_kind()]}"
+        return f"predict {directory} {example[self.resolved_input_kind()]}"
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        """The model's answers, [B, outputs]."""
+        """The model's outputs, [B, outputs]."""
         out: Tensor = model.classify(**model_inputs(model, batch))
         return out

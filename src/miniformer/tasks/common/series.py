@@ -1,9 +1,9 @@
-"""Series: the choice of the feature that a regression's value is the next number of.
+"""Series detection: the feature whose next number is a regression's target.
 
-A series target is learned as a change from the feature's last number, in units of how much the
-feature moves. This pays where the value really is of the same level and units as the feature; where
-it is not (Kelvin and Celsius), it makes the target noise. So the choice is judged on training
-records that it was not made from.
+A series target is the change from the feature's last number, divided by the feature's standard
+deviation within the input. This helps if target and feature have the same level and unit; else
+(Kelvin and Celsius) the target becomes noise. The choice is therefore checked on held-out training
+records.
 """
 
 from __future__ import annotations
@@ -14,67 +14,62 @@ from miniformer.data.reading import schema
 from miniformer.data.reading.records import Records
 from miniformer.data.reading.schema import features_to_array
 
-SCALE_EPSILON_RATIO = (
-    0.05  # of how much a feature moves on average; added to how much it moves in an input
-)
-_MAX_RECORDS = 10_000  # records that are looked at
+SCALE_EPSILON_RATIO = 0.05  # of the mean std of a feature within inputs; added to each std
+_MAX_RECORDS = 10_000  # records that are read
 _MIN_RECORDS = 10
 _HOLDOUT_EVERY = 5  # every fifth record
-_MAX_DISTANCE_RATIO = (
-    0.75  # share of the values' spread that their distance from the feature may be at most
-)
-# A series target may have that much more error than a plain one in a linear model, and a share of
-# the values' spread on top: it pays off where values leave the range of training.
+_MAX_DISTANCE_RATIO = 0.75  # maximum RMS distance of values from the feature, in stds of values
+# Maximum error of a series target in a linear model: this multiple of the plain target's error plus
+# this multiple of the values' std. A series target extrapolates better beyond the training range.
 _MAX_ERROR_RATIO, _ERROR_TOLERANCE = 1.25, 0.05
 
 
 def detect_series_feature(records: Records) -> int | None:
-    """The number of the feature that values are the next of, from 0; None: of none.
+    """Index of the feature whose next number is the target; None: no such feature.
 
-    The nearest feature is adopted if, on held-out records, its last number is nearer to the value
-    (root mean square) than 3/4 of the values' spread around the mean of the others, and a linear
-    model of the series target does not do worse than one of the plain target.
+    The nearest feature is used if two checks on held-out records pass. The RMS distance of its last
+    number from the value is below 3/4 of the RMS distance from the mean of the other records, and a
+    linear model of the series target is not worse than one of the plain target.
 
     Args:
-        records: with `input` and `value`; up to 10,000 of them, evenly spaced, are read.
+        records: with `input` and `value`; up to 10,000, evenly spaced, are read.
     """
     rows = np.unique(
         np.linspace(0, len(records) - 1, min(_MAX_RECORDS, len(records))).astype(np.int64)
     )
-    some = records.read(rows)
-    if len(some) < _MIN_RECORDS or schema.input_kind(some[0]["input"]) != "features":
+    sample = records.read(rows)
+    if len(sample) < _MIN_RECORDS or schema.input_kind(sample[0]["input"]) != "features":
         return None
-    inputs = [features_to_array(record["input"], np.float64) for record in some]  # [T_i, F] each
+    inputs = [features_to_array(record["input"], np.float64) for record in sample]  # [T_i, F]
     if all(len(vectors) == 1 for vectors in inputs):
         return None
-    values = np.array([float(record["value"]) for record in some])
-    held = np.arange(len(some)) % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1
+    values = np.array([float(record["value"]) for record in sample])
+    held_out = np.arange(len(sample)) % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1
     last = np.array([vectors[-1] for vectors in inputs])  # [n, F]
-    nearest = int(np.argmin(((values[:, None] - last)[~held] ** 2).mean(0)))
-    by_mean = _rms(values[held] - values[~held].mean())
-    if not _rms(values[held] - last[held, nearest]) < _MAX_DISTANCE_RATIO * by_mean:
+    nearest = int(np.argmin(((values[:, None] - last)[~held_out] ** 2).mean(0)))
+    mean_error = _rms(values[held_out] - values[~held_out].mean())
+    distance = _rms(values[held_out] - last[held_out, nearest])
+    if not distance < _MAX_DISTANCE_RATIO * mean_error:
         return None
     columns = [vectors[:, nearest] for vectors in inputs]
-    plain, series = _linear_model_errors(values, columns, held)
-    return (
-        nearest
-        if series <= min(by_mean, _MAX_ERROR_RATIO * plain + _ERROR_TOLERANCE * by_mean)
-        else None
-    )
+    plain, series = _linear_model_errors(values, columns, held_out)
+    limit = min(mean_error, _MAX_ERROR_RATIO * plain + _ERROR_TOLERANCE * mean_error)
+    return nearest if series <= limit else None
 
 
 def _linear_model_errors(
     values: np.ndarray, columns: list[np.ndarray], held_out: np.ndarray
 ) -> tuple[float, float]:
-    """Errors on held-out records, in the units of the data, of linear models of both targets.
+    """RMS errors of linear models of the plain and the series target on held-out records.
 
-    Both read the feature's last number and its mean; the second as `Regression` has it in a series.
+    Both models read the feature's last number and its mean; the second normalized as in
+    `Regression`. Errors are in the units of the data.
     """
     last = np.array([column[-1] for column in columns])
     middle = np.array([column.mean() for column in columns])
-    moves = np.array([column.std() for column in columns])
-    scales = moves + (SCALE_EPSILON_RATIO * float(moves[~held_out].mean()) or 1.0)
-    center = float(values[~held_out].mean())  # taken off for the sake of numbers far from 0
+    stds = np.array([column.std() for column in columns])
+    scales = stds + (SCALE_EPSILON_RATIO * float(stds[~held_out].mean()) or 1.0)
+    center = float(values[~held_out].mean())  # subtracted for precision with numbers far from 0
     plain = _least_squares_predictions(
         np.stack([last - center, middle - last], 1), values - center, held_out
     )
@@ -90,10 +85,10 @@ def _linear_model_errors(
 def _least_squares_predictions(
     features: np.ndarray, target: np.ndarray, held_out: np.ndarray
 ) -> np.ndarray:
-    """Predictions for all records of a least-squares fit to those that are not held out, [n]."""
+    """Predictions for all records, [n], of a least-squares fit to those not held out."""
     design = np.column_stack([np.ones(len(target)), features])
-    found, *_ = np.linalg.lstsq(design[~held_out], target[~held_out], rcond=None)
-    return np.asarray(design @ found)
+    coefficients, *_ = np.linalg.lstsq(design[~held_out], target[~held_out], rcond=None)
+    return np.asarray(design @ coefficients)
 
 
 def _rms(numbers: np.ndarray) -> float:

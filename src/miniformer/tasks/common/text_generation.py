@@ -1,4 +1,4 @@
-"""What tasks share whose models write text: answers whole, and piece by piece."""
+"""Base class of tasks whose models generate text, whole or streamed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from miniformer.generation.constrained import Constraint, Vocabulary
 from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
 from miniformer.tasks.base import Task
 
-_BATCH_SIZE = 32  # texts that are written at once
+_BATCH_SIZE = 32  # texts that are generated at once
 
 
 @dataclasses.dataclass(frozen=True)
 class TextGenerationTask(Task):
-    """Base of the tasks whose models write text."""
+    """Base class of tasks whose models generate text."""
 
     def generation_inputs(
         self,
@@ -29,14 +29,14 @@ class TextGenerationTask(Task):
         truncate: bool = False,
         max_new_tokens: int = 0,
     ) -> list[GenerationInput]:
-        """What each answer begins with.
+        """Encodes prompts.
 
         Args:
-            model, tokenizer: the model directory's own.
+            model, tokenizer: those of the model directory.
             prompts: texts.
-            truncate: cut prompts that are too long: of a source the end, as training does; of a
-                text to be continued the beginning.
-            new_tokens: room that a text to be continued must leave.
+            truncate: truncate prompts that are too long: a source at the end, as training does; a
+                prompt of a causal model at the beginning.
+            max_new_tokens: room that the prompt of a causal model must leave.
 
         Raises:
             InputError: prompts are longer than the model reads.
@@ -53,44 +53,46 @@ class TextGenerationTask(Task):
         truncate: bool = False,
         **generate_kwargs: Any,
     ) -> list[tuple[str, GenerationOutput]]:
-        """Answers as text and as tokens: `num_return_sequences` of the first prompt, and so on.
+        """Generates text and tokens: `num_return_sequences` of the first prompt, and so on.
 
         Args:
             model: the model.
             tokenizer: its tokenizer.
             prompts: texts.
-            options: how.
-            truncate: see `starts`.
-            **how: more for `miniformer.generation.api.generate_batch`.
+            options: decoding options.
+            truncate: see `generation_inputs`.
+            **generate_kwargs: further arguments of `miniformer.generation.api.generate_batch`.
         """
-        starts = self.generation_inputs(
+        inputs = self.generation_inputs(
             model, tokenizer, prompts, truncate=truncate, max_new_tokens=options.max_new_tokens
         )
         stop = StopStringChecker(tokenizer.decode, options.stop_strings or [])
-        settings, generate_kwargs, form = _token_level_options(tokenizer, options, generate_kwargs)
-        # Those of like length go together.
-        order = sorted(
-            range(len(starts)), key=lambda n: len(starts[n].source or starts[n].input_ids)
+        settings, generate_kwargs, constraint = _token_level_options(
+            tokenizer, options, generate_kwargs
         )
-        found: dict[int, list[GenerationOutput]] = {}
+        # Batches are of similar lengths.
+        order = sorted(
+            range(len(inputs)), key=lambda n: len(inputs[n].source or inputs[n].input_ids)
+        )
+        outputs: dict[int, list[GenerationOutput]] = {}
         for first in range(0, len(order), _BATCH_SIZE):
-            some = order[first : first + _BATCH_SIZE]
-            written = generate_batch(
+            indices = order[first : first + _BATCH_SIZE]
+            batch = generate_batch(
                 model,
-                [starts[number] for number in some],
+                [inputs[index] for index in indices],
                 settings,
-                prompt_indices=some,
+                prompt_indices=indices,
                 **generate_kwargs,
             )
             copies = options.num_return_sequences
-            for place, number in enumerate(some):
-                found[number] = written[place * copies : (place + 1) * copies]
-        for each in (each for number in found for each in found[number]):
-            _check_complete(form, each.tokens, options)
+            for row, index in enumerate(indices):
+                outputs[index] = batch[row * copies : (row + 1) * copies]
+        for output in (output for copies_of in outputs.values() for output in copies_of):
+            _check_complete(constraint, output.tokens, options)
         return [
-            (stop.truncate(tokenizer.decode(each.tokens)), each)
-            for number in range(len(starts))
-            for each in found[number]
+            (stop.truncate(tokenizer.decode(output.tokens)), output)
+            for index in range(len(inputs))
+            for output in outputs[index]
         ]
 
     def generate_text(
@@ -102,9 +104,9 @@ class TextGenerationTask(Task):
         *,
         truncate: bool = False,
     ) -> list[str]:
-        """The texts of `write`."""
-        found = self.generate(model, tokenizer, prompts, options, truncate=truncate)
-        return [text for text, _ in found]
+        """The texts of `generate`."""
+        outputs = self.generate(model, tokenizer, prompts, options, truncate=truncate)
+        return [text for text, _ in outputs]
 
     def stream(
         self,
@@ -116,44 +118,48 @@ class TextGenerationTask(Task):
         truncate: bool = False,
         **generate_kwargs: Any,
     ) -> Iterator[str]:
-        """An answer in pieces as they come; together they are what `answer` gives."""
+        """Streams generated text; the chunks join to the text of `generate_text`."""
         (start,) = self.generation_inputs(
             model, tokenizer, [prompt], truncate=truncate, max_new_tokens=options.max_new_tokens
         )
-        settings, generate_kwargs, form = _token_level_options(tokenizer, options, generate_kwargs)
-        pieces = StreamingDetokenizer(
+        settings, generate_kwargs, constraint = _token_level_options(
+            tokenizer, options, generate_kwargs
+        )
+        detokenizer = StreamingDetokenizer(
             tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
         )
         for token in stream(model, start, settings, **generate_kwargs):
-            if piece := pieces.add_token(token):
-                yield piece
-        if piece := pieces.flush():
-            yield piece
-        _check_complete(form, pieces.tokens, options)
+            if text := detokenizer.add_token(token):
+                yield text
+        if text := detokenizer.flush():
+            yield text
+        _check_complete(constraint, detokenizer.tokens, options)
 
 
 def _token_level_options(
     tokenizer: Tokenizer, options: GenerationConfig, generate_kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any], Constraint | None]:
-    """What options say of text, as what a model that writes tokens can do."""
+    """Converts text-level options (stop strings, constraints) to token-level arguments."""
     if options.stop_strings:
         generate_kwargs = {
             **generate_kwargs,
             "stop_fn": StopStringChecker(tokenizer.decode, options.stop_strings),
         }
-    form = None
+    constraint = None
     if options.constraint is not None:
         if options.stop_strings:
-            raise UserError(f"{options.constraint} says where an answer ends; leave stop_strings out")
-        form = Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))
+            raise UserError(
+                f"{options.constraint} determines where an answer ends; leave stop_strings out"
+            )
+        constraint = Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))
         generate_kwargs = {
             **generate_kwargs,
-            "processors": [*generate_kwargs.get("processors", ()), form],
+            "processors": [*generate_kwargs.get("processors", ()), constraint],
         }
     plain = dataclasses.replace(
         options, stop_strings=None, regex=None, choices=None, json_schema=None
     )
-    return plain, generate_kwargs, form
+    return plain, generate_kwargs, constraint
 
 
 def _check_complete(
@@ -161,6 +167,6 @@ def _check_complete(
 ) -> None:
     if constraint is not None and not constraint.is_complete(tokens):
         raise UserError(
-            f"an answer was not whole after max_new_tokens={options.max_new_tokens}, as "
-            f"{constraint.name} has it; raise max_new_tokens"
+            f"an answer did not complete {constraint.name} within "
+            f"max_new_tokens={options.max_new_tokens}; raise max_new_tokens"
         )

@@ -1,4 +1,4 @@
-"""Metrics of written text, and what a tokenizer that does not give texts back means for them."""
+"""Metrics of generated text, and warnings about tokenizers that do not preserve targets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 
-_MAX_SHOWN_CHARS = 60  # characters of a text in a message
+_MAX_SHOWN_CHARS = 60  # of a text in a message
 
 
 def compute_text_metrics(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Exact match (a share), and where sacrebleu is installed BLEU and chrF (0 to 100).
+    """Exact match (a fraction), and BLEU and chrF (0 to 100) if sacrebleu is installed.
 
     Args:
-        written: what a model wrote; spaces around it do not count.
-        references: what it should have written, in the same order.
+        predictions: generated texts; surrounding spaces are stripped.
+        references: expected texts, in the same order.
     """
     predictions, references = (
         [text.strip() for text in texts] for texts in (predictions, references)
@@ -31,14 +31,14 @@ def compute_text_metrics(predictions: Sequence[str], references: Sequence[str]) 
 
 
 def has_sacrebleu() -> bool:
-    """Whether sacrebleu is installed."""
+    """True if sacrebleu is installed."""
     return importlib.util.find_spec("sacrebleu") is not None
 
 
 def round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """Texts as encoding and decoding give them back: what a perfect model would write.
+    """Texts after encoding and decoding: the output of a perfect model.
 
-    A text with unknown tokens stays as it is, since no model can write it.
+    A text with unknown tokens is unchanged, since no model can generate it.
     """
     return [
         text if tokenizer.unk_id in ids else tokenizer.decode(ids)
@@ -47,7 +47,7 @@ def round_trip(tokenizer: Tokenizer, texts: Sequence[str]) -> list[str]:
 
 
 def lossy_target_warnings(targets: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:
-    """A warning with an example, where a tokenizer does not give targets back as they are."""
+    """A warning with an example, if the tokenizer does not round-trip the targets."""
     rows = tokenizer.encode_batch(targets)
     pairs = [
         (target.strip(), tokenizer.decode(ids).strip())
@@ -59,8 +59,8 @@ def lossy_target_warnings(targets: Sequence[str], tokenizer: Tokenizer) -> Itera
     before, after = (repr(_truncated(text)) for text in min(changed, key=lambda pair: len(pair[0])))
     yield (
         f"warning: the tokenizer changes {len(changed):,} of {len(targets):,} targets, such as "
-        f"{before} to {after}; the model writes them so, and exact match, BLEU and chrF compare "
-        "with what the tokenizer gives back (--tokenizer bpe gives back any text)"
+        f"{before} to {after}; the model generates the latter, and exact match, BLEU and "
+        "chrF compare with it (--tokenizer bpe preserves any text)"
     )
 
 

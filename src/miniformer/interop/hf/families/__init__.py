@@ -1,6 +1,6 @@
-"""Every family whose files are read and written.
+"""All supported families.
 
-Keys and names are those of transformers 5 and of the files on the hub, which are older.
+Keys and names are those of transformers 5 and of older files on the hub.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from miniformer.interop.hf.families.llama import (
 )
 from miniformer.interop.hf.families.seq2seq import BART, M2M_100, MARIAN, T5, T5_V1_1
 
-# The order in which a model of ours is tried for one that it is.
+# In the order in which an export tries them.
 ALL_FAMILIES: tuple[Family, ...] = (
     LLAMA,
     GPT2,
@@ -55,17 +55,17 @@ ALL_FAMILIES: tuple[Family, ...] = (
 
 
 def get_family(config: Config) -> Family:
-    """The family that a `config.json` names.
+    """Family of a `config.json`.
 
     Raises:
-        UserError: it names none, or none of ours.
+        UserError: `model_type` is missing or not supported.
     """
-    kind = config.get("model_type")
+    model_type = config.get("model_type")
     known = sorted({family.model_type for family in ALL_FAMILIES})
-    found = [family for family in ALL_FAMILIES if family.model_type == kind]
-    if not found:
-        raise UserError(f"model_type={kind!r} is none of {', '.join(known)}")
-    if kind == "t5":
+    matches = [family for family in ALL_FAMILIES if family.model_type == model_type]
+    if not matches:
+        raise UserError(f"model_type={model_type!r} is none of {', '.join(known)}")
+    if model_type == "t5":
         gated = str(config.get("feed_forward_proj", "relu")).startswith("gated-")
         return T5_V1_1 if gated else T5
-    return found[0]
+    return matches[0]

@@ -66,15 +66,15 @@ def _bert_rules(prefix: str, position: Any) -> tuple[Rule, ...]:
 
 
 def _copy_head_activation(config: Config, fields: Config) -> None:
-    """The masked-LM head has the activation of the layers."""
+    """Sets the activation of the masked-LM head to that of the layers."""
     if fields["head"] == "masked_lm":
         fields["head_activation"] = fields["activation"]
 
 
 def _adapt_untied_bias(config: TransformerConfig, rule: Rule) -> Rule:
-    """Where the head is untied, so is its bias, and the usual one is of no use."""
-    usual = ("cls.predictions.bias", "lm_head.bias")
-    if config.tie_embeddings or rule.hf_name not in usual:
+    """Renames the bias of an untied head, which uses that of the decoder."""
+    tied_names = ("cls.predictions.bias", "lm_head.bias")
+    if config.tie_embeddings or rule.hf_name not in tied_names:
         return rule
     return dataclasses.replace(rule, hf_name=rule.hf_name.removesuffix("bias") + "decoder.bias")
 
@@ -122,13 +122,13 @@ BERT = Family(
 
 
 def _roberta_positions(config: Config, fields: Config) -> None:
-    """Its table begins with rows for padding, and for what comes before it."""
+    """Subtracts the leading rows of the position table, up to that of padding."""
     fields["max_seq_len"] -= config.get("pad_token_id", 1) + 1
 
 
-def _write_roberta_positions(config: TransformerConfig, theirs: Config) -> None:
-    theirs["pad_token_id"] = 1
-    theirs["max_position_embeddings"] += 2
+def _write_roberta_positions(config: TransformerConfig, hf_config: Config) -> None:
+    hf_config["pad_token_id"] = 1
+    hf_config["max_position_embeddings"] += 2
 
 
 def _roberta(model_type: str, name: str) -> Family:
@@ -242,17 +242,17 @@ def _modernbert_head(config: Config, fields: Config) -> None:
     if fields["head"] == "masked_lm":
         fields["head_activation"] = _CLASSIFIER_ACTIVATION.read(config)
     if "output_dim" in fields:
-        ways = {"cls": "first", "mean": "mean"}
-        given = config.get("classifier_pooling", "cls")
-        if given not in ways:
-            raise UserError(f"classifier_pooling={given!r} is none of cls, mean")
-        fields["pooling"] = ways[given]
+        poolings = {"cls": "first", "mean": "mean"}
+        pooling = config.get("classifier_pooling", "cls")
+        if pooling not in poolings:
+            raise UserError(f"classifier_pooling={pooling!r} is none of cls, mean")
+        fields["pooling"] = poolings[pooling]
 
 
-def _write_modernbert_head(config: TransformerConfig, theirs: Config) -> None:
+def _write_modernbert_head(config: TransformerConfig, hf_config: Config) -> None:
     activation = config.head_activation or "gelu"
-    theirs["classifier_activation"] = _CLASSIFIER_ACTIVATION.write(activation) or "gelu"
-    theirs["classifier_pooling"] = "mean" if config.pooling == "mean" else "cls"
+    hf_config["classifier_activation"] = _CLASSIFIER_ACTIVATION.write(activation) or "gelu"
+    hf_config["classifier_pooling"] = "mean" if config.pooling == "mean" else "cls"
 
 
 MODERNBERT = Family(

@@ -122,7 +122,7 @@ GPT_NEOX = Family(
                 {
                     ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
                         "attention.query_key_value",
-                        interleaved_heads(1),  # of as many heads as there are
+                        interleaved_heads(1),  # `adapt_rule` sets the number of heads
                     ),
                     "attention.o_proj": "attention.dense",
                     "feed_forward.up_proj": "mlp.dense_h_to_4h",
@@ -141,7 +141,7 @@ GPT_NEOX = Family(
     ),
     write=(
         write_rope,
-        lambda config, theirs: theirs.update(
+        lambda config, hf_config: hf_config.update(
             rotary_pct=config.rotary_pct, rotary_emb_base=config.rotary_base
         ),
     ),

@@ -1,4 +1,4 @@
-"""Decoders in the manner of Llama."""
+"""Llama and decoders with its layout."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from miniformer.interop.hf.weights import (
 )
 
 _LLAMA_LAYER: dict[Any, Any] = {
-    **{f"attention.{each}_proj": f"self_attn.{each}_proj" for each in "qkvo"},
-    **{f"feed_forward.{each}_proj": f"mlp.{each}_proj" for each in ("gate", "up", "down")},
+    **{f"attention.{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"},
+    **{f"feed_forward.{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
     "attention.q_norm": "self_attn.q_norm",
     "attention.k_norm": "self_attn.k_norm",
     "attention_norm": "input_layernorm",
@@ -195,16 +195,16 @@ def _query_scale(config: Config, fields: Config) -> None:
     fields["attention_scale"] = config.get("query_pre_attn_scalar", 256) ** -0.5
 
 
-def _write_gemma_scale(config: TransformerConfig, theirs: Config) -> None:
+def _write_gemma_scale(config: TransformerConfig, hf_config: Config) -> None:
     scale = config.attention_scale or config.head_width**-0.5
     number = scale**-2
-    whole = abs(number - round(number)) < 1e-6
-    theirs["query_pre_attn_scalar"] = round(number) if whole else number
+    is_integer = abs(number - round(number)) < 1e-6
+    hf_config["query_pre_attn_scalar"] = round(number) if is_integer else number
 
 
 def _sandwich_keys(max_seq_len: int, *, final_softcap: float | None) -> tuple[ConfigKey, ...]:
     """Keys of Gemma 2 and 3."""
-    usual = _llama_keys(
+    llama_keys = _llama_keys(
         eps=1e-6,
         max_seq_len=max_seq_len,
         kv_heads=4,
@@ -213,7 +213,7 @@ def _sandwich_keys(max_seq_len: int, *, final_softcap: float | None) -> tuple[Co
         tie_embeddings=True,
     )
     return (
-        *usual,
+        *llama_keys,
         _ATTENTION_BIAS,
         ConfigKey("final_logit_softcapping", "final_softcap", final_softcap, nullable=True),
     )
@@ -251,7 +251,7 @@ GEMMA3 = dataclasses.replace(
     preset="gemma3",
     model_type="gemma3_text",
     keys=_sandwich_keys(131072, final_softcap=None),
-    fixed={**_GEMMA_FIXED, "attn_logit_softcapping": None},  # transformers reads it nowhere
+    fixed={**_GEMMA_FIXED, "attn_logit_softcapping": None},  # transformers ignores it
     model_classes=_decoder_classes("Gemma3", "Gemma3Text"),
     read=(
         _no_dropout,

@@ -22,25 +22,25 @@ from miniformer.interop.hf.weights import (
 
 
 def _read_t5_scale(config: Config, fields: Config) -> None:
-    """Logits are scaled where embedding and head were tied in training; files tell it twice."""
+    """Scales logits if embedding and head were tied in training; two keys may set it."""
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     fields["logit_scale"] = fields["d_model"] ** -0.5 if scaled else None
 
 
-def _write_t5_scale(config: TransformerConfig, theirs: Config) -> None:
-    theirs["scale_decoder_outputs"] = config.logit_scale is not None
-    theirs["is_gated_act"] = config.is_gated
-    theirs["dense_act_fn"] = theirs["feed_forward_proj"].removeprefix("gated-")
-    if theirs["feed_forward_proj"] == "gated-gelu":
-        theirs["dense_act_fn"] = "gelu_new"
+def _write_t5_scale(config: TransformerConfig, hf_config: Config) -> None:
+    hf_config["scale_decoder_outputs"] = config.logit_scale is not None
+    hf_config["is_gated_act"] = config.is_gated
+    hf_config["dense_act_fn"] = hf_config["feed_forward_proj"].removeprefix("gated-")
+    if hf_config["feed_forward_proj"] == "gated-gelu":
+        hf_config["dense_act_fn"] = "gelu_new"
 
 
 def _t5_layer(stack: str, feed_forward_index: int) -> dict[Any, Any]:
-    names = {f"attention.{each}_proj": f"layer.0.SelfAttention.{each}" for each in "qkvo"}
+    names = {f"attention.{name}_proj": f"layer.0.SelfAttention.{name}" for name in "qkvo"}
     names["attention_norm"] = "layer.0.layer_norm"
     if stack == "decoder":
         names |= {
-            f"cross_attention.{each}_proj": f"layer.1.EncDecAttention.{each}" for each in "qkvo"
+            f"cross_attention.{name}_proj": f"layer.1.EncDecAttention.{name}" for name in "qkvo"
         }
         names["cross_attention_norm"] = "layer.1.layer_norm"
     inner = f"layer.{feed_forward_index}.DenseReluDense."
@@ -64,17 +64,17 @@ _T5_RULES: dict[Any, Any] = {
 
 def _t5_feed_forward_rules(gated: bool) -> tuple[Rule, ...]:
     table: dict[Any, Any] = {}
-    for stack, last in (("encoder", 1), ("decoder", 2)):
-        ours = f"{stack}.layers.{{}}.feed_forward."
-        theirs = f"{stack}.block.{{}}.layer.{last}.DenseReluDense."
+    for stack, index in (("encoder", 1), ("decoder", 2)):
+        prefix = f"{stack}.layers.{{}}.feed_forward."
+        hf_prefix = f"{stack}.block.{{}}.layer.{index}.DenseReluDense."
         if gated:
-            table[f"{ours}gate_proj"] = theirs + "wi_0"
-        table[f"{ours}up_proj"] = theirs + ("wi_1" if gated else "wi")
+            table[f"{prefix}gate_proj"] = hf_prefix + "wi_0"
+        table[f"{prefix}up_proj"] = hf_prefix + ("wi_1" if gated else "wi")
     return rules(table)
 
 
 def _t5(preset: str, *, gated: bool) -> Family:
-    words = (
+    activations = (
         {"gated-gelu": "geglu_tanh", "gated-silu": "swiglu", "gated-relu": "reglu"}
         if gated
         else {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
@@ -96,7 +96,7 @@ def _t5(preset: str, *, gated: bool) -> Family:
             ConfigKey("layer_norm_epsilon", "norm_eps", 1e-6),
             ConfigKey("n_positions", "max_seq_len", 512),
             ConfigKey("dropout_rate", "dropout", 0.1),
-            ConfigKey("feed_forward_proj", "activation", "relu", words),
+            ConfigKey("feed_forward_proj", "activation", "relu", activations),
             ConfigKey("tie_word_embeddings", "tie_embeddings", True),
         ),
         model_classes={"T5ForConditionalGeneration": ModelClass({}, rules({"head": "lm_head"}))},
@@ -110,7 +110,7 @@ def _t5(preset: str, *, gated: bool) -> Family:
             "decoder.embed_tokens.weight": ("shared.weight",),
             "lm_head.weight": ("shared.weight",),
         },
-        # Of T5 1.0's first files; nothing reads it.
+        # In early files of T5 1.0; transformers ignores it.
         ignored_suffixes=("EncDecAttention.relative_attention_bias.weight",),
     )
 
@@ -121,12 +121,12 @@ T5_V1_1 = _t5("t5_v1_1", gated=True)
 
 def _bart_layer(stack: str) -> dict[Any, Any]:
     names: dict[Any, Any] = {}
-    parts = [("attention", "self_attn")]
-    parts += [("cross_attention", "encoder_attn")] if stack == "decoder" else []
-    for ours, theirs in parts:
-        names |= {f"{ours}.{each}_proj": f"{theirs}.{each}_proj" for each in "qkv"}
-        names[f"{ours}.o_proj"] = f"{theirs}.out_proj"
-        names[f"{ours}_norm"] = f"{theirs}_layer_norm"
+    modules = [("attention", "self_attn")]
+    modules += [("cross_attention", "encoder_attn")] if stack == "decoder" else []
+    for module, hf_name in modules:
+        names |= {f"{module}.{name}_proj": f"{hf_name}.{name}_proj" for name in "qkv"}
+        names[f"{module}.o_proj"] = f"{hf_name}.out_proj"
+        names[f"{module}_norm"] = f"{hf_name}_layer_norm"
     names["feed_forward.up_proj"] = "fc1"
     names["feed_forward.down_proj"] = "fc2"
     names["feed_forward_norm"] = "final_layer_norm"
@@ -149,21 +149,23 @@ def _bart_keys(activation: str, max_seq_len: int) -> tuple[ConfigKey, ...]:
 
 def _read_bart_stacks(scale_embedding: bool) -> Reader:
     def read(config: Config, fields: Config) -> None:
-        """Both stacks must be of one width; embeddings may be scaled."""
+        """Checks that both stacks have the same width, and reads the embedding scale."""
         for name, default in (("attention_heads", 16), ("ffn_dim", 4096)):
-            one, other = config[f"encoder_{name}"], config.get(f"decoder_{name}", default)
-            if one != other:
-                raise UserError(f"encoder_{name}={one!r} and decoder_{name}={other!r} must be same")
+            encoder, decoder = config[f"encoder_{name}"], config.get(f"decoder_{name}", default)
+            if encoder != decoder:
+                raise UserError(
+                    f"encoder_{name}={encoder!r} and decoder_{name}={decoder!r} must be equal"
+                )
         scale = config.get("scale_embedding", scale_embedding)
         fields["embedding_scale"] = fields["d_model"] ** 0.5 if scale else None
 
     return read
 
 
-def _write_bart_stacks(config: TransformerConfig, theirs: Config) -> None:
-    theirs["decoder_attention_heads"] = config.n_heads
-    theirs["decoder_ffn_dim"] = config.ff_width
-    theirs["scale_embedding"] = config.embedding_scale is not None
+def _write_bart_stacks(config: TransformerConfig, hf_config: Config) -> None:
+    hf_config["decoder_attention_heads"] = config.n_heads
+    hf_config["decoder_ffn_dim"] = config.ff_width
+    hf_config["scale_embedding"] = config.embedding_scale is not None
 
 
 _BART_TIED_WEIGHTS = {
@@ -217,10 +219,10 @@ def _read_marian_vocab(config: Config, fields: Config) -> None:
     fields["vocab_size"] = config.get("decoder_vocab_size") or fields["vocab_size"]
 
 
-def _write_marian_vocab(config: TransformerConfig, theirs: Config) -> None:
-    theirs["decoder_vocab_size"] = config.vocab_size
-    theirs["vocab_size"] = config.source_vocab_size or config.vocab_size
-    theirs["share_encoder_decoder_embeddings"] = config.source_vocab_size is None
+def _write_marian_vocab(config: TransformerConfig, hf_config: Config) -> None:
+    hf_config["decoder_vocab_size"] = config.vocab_size
+    hf_config["vocab_size"] = config.source_vocab_size or config.vocab_size
+    hf_config["share_encoder_decoder_embeddings"] = config.source_vocab_size is None
 
 
 def _adapt_marian_embedding(config: TransformerConfig, rule: Rule) -> Rule:

@@ -1,4 +1,4 @@
-"""What the families' tables have in common."""
+"""Tables and helpers that families share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from miniformer.interop.hf.configs import Config
 
-# their activation -> ours, plain and with a gate
+# activation of transformers -> activation, plain and gated
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -29,31 +29,31 @@ GATED_ACTIVATIONS = {
 def token_ids(
     *, bos: int | None = None, eos: int | None = None, pad: int | None = None, **more: int | None
 ) -> Config:
-    """A family's keys of special tokens, with the ids where a file leaves them out."""
+    """Keys of a family's special token ids, with their defaults."""
     ids = {"bos": bos, "eos": eos, "pad": pad, **more}
     return {f"{name}_token_id": value for name, value in ids.items()}
 
 
 def seq2seq_token_ids(**ids: int | None) -> Config:
-    """The same of a family with an encoder and a decoder."""
+    """Special token ids of a family with an encoder and a decoder."""
     return token_ids(**{"decoder_start": None, "forced_bos": None, "forced_eos": None, **ids})
 
 
-# How decoders make classes: a map of the last token, without a bias.
+# Classifiers of decoders: a linear head without bias on the last token.
 LAST_TOKEN_CLASSIFIER: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
 
 
 def prefix_names(names: dict[Any, Any], prefix: str, hf_prefix: str) -> dict[Any, Any]:
-    """A table of names within a layer, with what is before them on both sides."""
-    made: dict[Any, Any] = {}
+    """Adds prefixes to both sides of a table of names."""
+    result: dict[Any, Any] = {}
     for left, right in names.items():
-        key = prefix + left if isinstance(left, str) else tuple(prefix + each for each in left)
-        made[key] = (
+        key = prefix + left if isinstance(left, str) else tuple(prefix + name for name in left)
+        result[key] = (
             hf_prefix + right if isinstance(right, str) else (hf_prefix + right[0], right[1])
         )
-    return made
+    return result
 
 
 def no_head_dim(config: Config, fields: Config) -> None:
-    """The width of a head follows from the model's."""
+    """Derives the head width from the model width."""
     fields["head_dim"] = None
