@@ -53,14 +53,14 @@ def refusal(path, **options):
         ({"hidden_size": "16"}, "d_model must be an integer, not '16'"),
         (
             {"hidden_size": 32},
-            "llama: tensor 'model.layers.0.self_attn.q_proj.weight' is [16, 16], but the config "
-            "makes it [16, 32]",
+            "llama: tensor 'model.layers.0.self_attn.q_proj.weight' has shape [16, 16], but the "
+            "config requires [16, 32]",
         ),
         ({"vocab_size": 10**15}, f"has shape [40, 16], but the config requires [{10**15}, 16]"),
         ({"vocab_size": 10**20}, "parameters is not supported"),
         ({"num_hidden_layers": 10_000}, "llama: the files have no tensor 'model.layers.2."),
         ({"num_hidden_layers": 10**15}, "layers is not supported, only up to 10000"),
-        ({"num_hidden_layers": 10**15, "layer_types": None}, "only of 10000 at most"),
+        ({"num_hidden_layers": 10**15, "layer_types": None}, "only up to 10000"),
         ({"num_attention_heads": 0}, "n_heads must be at least 1, not 0"),
         ({"rms_norm_eps": float("nan")}, "norm_eps must be above 0.0, not nan"),
         ({"hidden_act": "xielu"}, "hidden_act='xielu' is none of"),
@@ -79,10 +79,10 @@ def refusal(path, **options):
             "'model.layers.0.self_attn.k_proj.bias', 'model.layers.0.self_attn.v_proj.bias', "
             "'model.layers.0.self_attn.o_proj.bias' and 4 more, which the config requires",
         ),
-        ({"auto_map": {"AutoModel": "evil.Evil"}}, "which is never run here"),
+        ({"auto_map": {"AutoModel": "evil.Evil"}}, "which is never executed"),
         ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
         ({"eos_token_id": 4000}, "eos_token_id=4000 is outside the vocabulary"),
-        ({"eos_token_id": "x"}, "a token id must be an integer"),
+        ({"eos_token_id": "x"}, "a token id must be a non-negative integer"),
     ],
 )
 def test_a_config_is_refused(llama, values, words):
@@ -229,7 +229,7 @@ def test_a_wrong_index(llama):
     names, weights = shard(llama)
     index = llama / "model.safetensors.index.json"
     for wrong, words in (
-        ({**names, "lm_head.weight": "../x.safetensors"}, "'../x.safetensors' is no name of a"),
+        ({**names, "lm_head.weight": "../x.safetensors"}, "'../x.safetensors' is not a file name"),
         ({**names, "lm_head.weight": ["x"]}, "is not a file name"),
         ({**names, "lm_head.weight": "c.safetensors"}, "c.safetensors is missing"),
         ({**names, "zzz": "a.safetensors"}, "'zzz' is in the index, but in no file"),
@@ -297,7 +297,7 @@ def test_what_is_no_directory_of_theirs(tmp_path):
     assert "config.json is missing; is it a Hugging Face model?" in refusal(tmp_path)
     model = miniformer.Transformer(TransformerConfig(**SIZES))
     model.save_pretrained(tmp_path / "ours")
-    assert "is a model directory of ours already" in refusal(tmp_path / "ours")
+    assert "is a Miniformer model directory already" in refusal(tmp_path / "ours")
 
 
 @pytest.mark.catches("export_overwrites_a_full_directory")
@@ -384,7 +384,7 @@ def test_the_commands(llama, tmp_path, capsys):
     assert "LlamaForCausalLM: 2 layers of width 16" in capsys.readouterr().out
     assert miniformer.load(tmp_path / "ours").model.config.max_seq_len == 20
     card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
-    assert "files of a LlamaForCausalLM" in card
+    assert "Hugging Face LlamaForCausalLM" in card
     assert cli.main(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
     one, other = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
     assert one.keys() == other.keys()

@@ -88,7 +88,7 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
     torch.testing.assert_close(m.embed(inputs), vectors, rtol=1e-3, atol=1e-4)
     answers = m.predict(inputs)
     if task.name == "regression":
-        wanted = task.mean + task.spread * outputs[:, 0].double().numpy()
+        wanted = task.target_mean + task.target_std * outputs[:, 0].double().numpy()
         np.testing.assert_allclose(answers, wanted, rtol=1e-3, atol=1e-3)
     else:
         shares = [list(answer["scores"].values()) for answer in answers]

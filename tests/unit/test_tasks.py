@@ -147,7 +147,7 @@ def test_marks_need_pairs_and_types():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair")
     for types, told in ((2, "2"), (None, "null")):
         few = TransformerConfig(**{**config.to_dict(), "token_types": types})
-        wanted = f"token_types must be 4 for pairs of texts, not {told}; leave it out, or set mark"
+        wanted = f"must be 4 for pairs of texts, not {told}; leave it out, or set shared_token_types"
         with pytest.raises(UserError, match=wanted):
             task.check(few, BYTES)
 

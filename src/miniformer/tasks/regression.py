@@ -41,9 +41,9 @@ class Regression(InputTask):
             the value. The target is then (value - last) / (std + scale_epsilon), with last number
             and std of the feature within the input, and the feature is normalized the same way
             (reversible instance normalization, Kim et al. 2022). This extrapolates to levels and
-            swings beyond the training data. auto: the feature whose last number is nearest to the values, if
-            held-out training records confirm it (see `miniformer.tasks.common.series`), and none if
-            `target_mean` or `target_std` is set; none: values are plain targets.
+            swings beyond the training data. auto: the feature whose last number is nearest to the
+            values, if held-out training records confirm it (see `miniformer.tasks.common.series`),
+            and none if `target_mean` or `target_std` is set; none: values are plain targets.
         scale_epsilon: added to the std of the feature, which may be 0; null: 0.05 times its mean
             std within the inputs of the training data, or 1 if that is 0.
         input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
