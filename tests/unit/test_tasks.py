@@ -147,7 +147,9 @@ def test_marks_need_pairs_and_types():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair")
     for types, told in ((2, "2"), (None, "null")):
         few = TransformerConfig(**{**config.to_dict(), "token_types": types})
-        wanted = f"must be 4 for pairs of texts, not {told}; leave it out, or set shared_token_types"
+        wanted = (
+            f"must be 4 for pairs of texts, not {told}; leave it out, or set shared_token_types"
+        )
         with pytest.raises(UserError, match=wanted):
             task.check(few, BYTES)
 
