@@ -1,12 +1,11 @@
-"""Does memory grow with the file? Training from a large JSON-lines file beside a small one.
+"""Memory of training on a large JSON Lines file compared with a small one.
 
     python benchmarks/data_size.py --save
 
-Both are generated, with records of the same kind; each is trained on in a process of its own, for
-the same number of steps, by the command that users run. `peak_mb` is the most memory that the
-process ever held (its resident set). How fast a file is indexed is measured beside it. What grows
-with the file is its index, some bytes for each record: `bytes_a_record` is the difference of the
-peaks over that of the records.
+Both files are generated, with records of the same kind. Each is trained on in a separate process,
+for the same number of steps, by the command that users run. `peak_mb` is the peak resident set of
+the process. The indexing speed is measured, too. Only the index grows with the file, by some bytes
+per record: `bytes_a_record` is the difference of the peaks divided by that of the record counts.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ INDEX = """
 import sys, time
 from miniformer.data.reading.records import JSONLinesDataset
 path, cache = sys.argv[1:]
-began = time.perf_counter()
+start_time = time.perf_counter()
 records = JSONLinesDataset(path, cache_dir=cache)
-first = time.perf_counter() - began
-began = time.perf_counter()
+first = time.perf_counter() - start_time
+start_time = time.perf_counter()
 JSONLinesDataset(path, cache_dir=cache)
-print(len(records), first, time.perf_counter() - began)
+print(len(records), first, time.perf_counter() - start_time)
 """
 
 
 def generate(path, megabytes):
-    """Writes a file of records of about 500 bytes; a block of them again and again."""
+    """Writes a file of records of about 500 bytes, by repetition of a block."""
     words = [f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "ru") for b in ("ta", "so", "v", "n", "")]
-    chance = random.Random(0)
+    rng = random.Random(0)
     block = "".join(
-        json.dumps({"text": " ".join(chance.choices(words, k=chance.randint(60, 160)))}) + "\n"
+        json.dumps({"text": " ".join(rng.choices(words, k=rng.randint(60, 160)))}) + "\n"
         for _ in range(2000)
     ).encode()
     with path.open("wb") as file:
@@ -71,8 +70,8 @@ def main():
             path = work / f"{name}.jsonl"
             generate(path, size)
             command = [sys.executable, "-c", INDEX, str(path), str(work / "cache")]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            count, first, again = map(float, done.stdout.split())
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
+            count, first, again = map(float, process.stdout.split())
             model = {
                 "vocab_size": 2000,
                 "d_model": 128,
@@ -86,30 +85,30 @@ def main():
                 "--logger", "none", "--work_dir", str(work / "runs"),
                 "--num_workers", str(options.num_workers),
             ]  # fmt: skip
-            began = time.perf_counter()
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            start_time = time.perf_counter()
+            process = subprocess.run(command, capture_output=True, text=True, check=True)
             row = {
                 "file_mb": round(path.stat().st_size / 1e6),
                 "records": int(count),
                 "index_mb_per_s": round(path.stat().st_size / 1e6 / first),
                 "index_again_s": round(again, 3),
-                "peak_mb": round(int(re.findall(r"PEAK (\d+)", done.stdout)[0]) / 1024),
-                "seconds": round(time.perf_counter() - began, 1),
-                "told": re.findall(r"trained on [\d,]+ tokens.*", done.stdout)[0],
+                "peak_mb": round(int(re.findall(r"PEAK (\d+)", process.stdout)[0]) / 1024),
+                "seconds": round(time.perf_counter() - start_time, 1),
+                "told": re.findall(r"trained on [\d,]+ tokens.*", process.stdout)[0],
             }
             rows.append(row)
             print(json.dumps(row), flush=True)
             path.unlink()
     more = rows[1]["peak_mb"] - rows[0]["peak_mb"]
     records = rows[1]["records"] - rows[0]["records"]
-    each = round(more * 1e6 / records, 1) if records else None
-    print(f"the large file takes {more} MB more, {each} bytes a record")
+    per_record = round(more * 1e6 / records, 1) if records else None
+    print(f"the large file takes {more} MB more, {per_record} bytes per record")
     if options.save:
         result = {
             "environment": environment(),
             "steps": options.steps,
             "more_mb": more,
-            "bytes_a_record": each,
+            "bytes_a_record": per_record,
             "rows": rows,
         }
         path = Path(__file__).parent / "results" / "data_size.json"

@@ -1,12 +1,12 @@
-"""How many steps Muon needs for the loss that AdamW ends with.
+"""Steps that Muon needs to reach the final loss of AdamW.
 
     python benchmarks/optimizers.py --text DIR [--pairs DIR] [--seeds 3] [--jobs 2] [--save]
 
-DIR is a folder with train.txt and val.txt (a language model of characters), or with train.jsonl and
-val.jsonl of sources and targets (seq2seq). AdamW has all steps, Muon seven tenths of them; each has
-the best learning rate of its list, found with the first seed on the validation data, and the same
-cosine schedule over its own steps. Runs are counted in steps, so that a busy machine changes
-nothing: `--jobs` of them go at a time, with one thread each.
+DIR is a folder with train.txt and val.txt (a character language model), or with train.jsonl and
+val.jsonl of sources and targets (seq2seq). Muon gets seven tenths of the steps of AdamW. Each uses
+the best learning rate of its list, selected with the first seed on the validation data, and a
+cosine schedule over its own steps. Results depend on steps, not on time: `--jobs` runs are
+concurrent, with one thread each.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PAIRS = {
 
 
 def final_loss(data, kind, optimizer, steps, lr, seed):
-    """Validation loss at the end of a run."""
+    """Final validation loss of a run."""
     train, val = kind["files"]
     flags = {
         **kind["flags"], "train_path": data / train, "val_path": data / val, "lr": lr,
@@ -45,24 +45,24 @@ def final_loss(data, kind, optimizer, steps, lr, seed):
         "logger": "none", "model_config": json.dumps(kind["model"]),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 sys.executable, "-m", "miniformer.trainer", "--work_dir", folder,
-                *(word for key, value in flags.items() for word in (f"--{key}", str(value))),
+                *(part for key, value in flags.items() for part in (f"--{key}", str(value))),
             ],
             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
         )  # fmt: skip
-    if done.returncode != 0:
-        raise SystemExit(f"{optimizer}, lr {lr}: {done.stderr[-2000:]}")
-    return float(re.findall(r"validation loss ([\d.]+)", done.stdout)[-1])
+    if process.returncode != 0:
+        raise SystemExit(f"{optimizer}, lr {lr}: {process.stderr[-2000:]}")
+    return float(re.findall(r"validation loss ([\d.]+)", process.stdout)[-1])
 
 
-def compare(data, kind, seeds, pool):
-    """Losses of both optimisers, each at its best rate."""
+def compare(data, kind, seeds, executor):
+    """Losses of both optimizers, each at its best learning rate."""
     steps = {"adamw": kind["steps"], "muon": round(SHARE * kind["steps"])}
 
     def start(name, lr, seed):
-        return pool.submit(final_loss, data, kind, name, steps[name], lr, seed)
+        return executor.submit(final_loss, data, kind, name, steps[name], lr, seed)
 
     first = {name: {lr: start(name, lr, 0) for lr in RATES[name]} for name in RATES}
     tried = {name: {lr: run.result() for lr, run in runs.items()} for name, runs in first.items()}
@@ -86,22 +86,22 @@ def main():
     parser.add_argument("--text", type=Path, help="folder with train.txt and val.txt")
     parser.add_argument("--pairs", type=Path, help="folder with train.jsonl and val.jsonl")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument("--steps", type=int, help="of AdamW, instead of those of each task")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs")
+    parser.add_argument("--steps", type=int, help="steps of AdamW; default: by task")
     parser.add_argument("--save", action="store_true", help="add to results/optimizers.json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     path = Path(__file__).parent / "results" / "optimizers.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool:
-        for data, kind in ((given.text, TEXT), (given.pairs, PAIRS)):
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as executor:
+        for data, kind in ((options.text, TEXT), (options.pairs, PAIRS)):
             if data is not None:
-                steps = given.steps or kind["steps"]
+                steps = options.steps or kind["steps"]
                 result[data.name] = {
                     "environment": environment(threads=1),
-                    **compare(data, {**kind, "steps": steps}, given.seeds, pool),
+                    **compare(data, {**kind, "steps": steps}, options.seeds, executor),
                 }
                 print(json.dumps({data.name: result[data.name]}, indent=2), flush=True)
-    if given.save:
+    if options.save:
         path.write_text(json.dumps(result, indent=2) + "\n")
 
 

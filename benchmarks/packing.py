@@ -1,13 +1,13 @@
-"""How much faster is training without padding? Length buckets beside random, padded batches.
+"""Speedup of length buckets over random, padded batches.
 
     python benchmarks/packing.py --pairs train.jsonl --texts train.jsonl --save
 
-Both have the same model, task and records, and train; batches of both hold as many real tokens on
-average. `useful_tokens_ratio` is Miniformer's real tokens per second over those of batches of
-records drawn at random and padded to the longest, the median over rounds in which the two take
-turns. `--pairs` takes {"source", "target"} records, such as Multi30k's, `--texts` {"input",
-"label"} records, such as SST-2's; without them, lengths like theirs are made up. Uniform lengths
-come in any case: there buckets cannot win, and must not lose.
+Both train the same model and task on the same records, with the same mean number of real tokens
+per batch. `useful_tokens_ratio` is the real tokens per second of Miniformer divided by those of
+random batches padded to the longest record: the median over alternating rounds. `--pairs` takes
+{"source", "target"} records, such as Multi30k, `--texts` {"input", "label"} records, such as SST-2;
+without them, records of similar lengths are generated. Uniform lengths are always included: there,
+buckets cannot be faster, and must not be slower.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from miniformer.tasks.seq2seq import Seq2Seq
 
 
 class RandomBatches(LengthBucketBatcher):
-    """What most loaders do: records in random order, `batch_size` at a time, padded."""
+    """Batches of `batch_size` records in random order, padded, as in most data loaders."""
 
     def plan_batches(self, chunk, rng):
         order = np.arange(len(chunk)) if rng is None else rng.permutation(len(chunk))
@@ -40,7 +40,7 @@ class RandomBatches(LengthBucketBatcher):
 
 
 class PaddedSeq2Seq(Seq2Seq):
-    """Padding of targets goes through the head, too, as it does in most training loops."""
+    """Seq2seq whose padding of targets goes through the head, as in most training loops."""
 
     def loss(self, model, batch):
         memory = model.encode(batch["source"], batch.get("source_mask"))
@@ -49,8 +49,8 @@ class PaddedSeq2Seq(Seq2Seq):
         return loss, (batch["labels"] != IGNORE_INDEX).sum()
 
 
-def made_up(kind, count=3000):
-    """Records with lengths like those of Multi30k or SST-2, or all alike."""
+def generate_records(kind, count=3000):
+    """Records with lengths like those of Multi30k or SST-2, or of one length."""
     random = np.random.default_rng(0)
 
     def text(words):
@@ -68,11 +68,11 @@ def made_up(kind, count=3000):
     raise ValueError(kind)
 
 
-def steps_of(model, task, loader, seconds, optimizer):
-    """Trains for some seconds; returns real tokens per second and the share of padding."""
+def train_for(model, task, loader, seconds, optimizer):
+    """Trains for `seconds`; returns real tokens per second and the fraction of padding."""
     tokens = padding = 0
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    start_time = time.perf_counter()
+    while time.perf_counter() - start_time < seconds:
         for batch in loader:
             loss, count = task.loss(model, batch)
             optimizer.zero_grad()
@@ -80,9 +80,9 @@ def steps_of(model, task, loader, seconds, optimizer):
             optimizer.step()
             tokens += batch["about"]["tokens"]
             padding += batch["about"]["padding"]
-            if time.perf_counter() - began >= seconds:
+            if time.perf_counter() - start_time >= seconds:
                 break
-    return tokens / (time.perf_counter() - began), padding / (tokens + padding)
+    return tokens / (time.perf_counter() - start_time), padding / (tokens + padding)
 
 
 def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
@@ -106,20 +106,21 @@ def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
         if contestant == "padded":
             bucketed = loader.batcher
             if not isinstance(bucketed, LengthBucketBatcher):
-                raise ValueError("packed tasks have a comparison of their own")
+                raise ValueError("packed tasks have a separate comparison")
             loader.batcher = RandomBatches(
                 bucketed.collate_fn, length_columns=bucketed.length_columns, batch_size=batch_size
             )
         contestants[contestant] = (model, loader, torch.optim.AdamW(model.parameters()))
     rates = {contestant: [] for contestant in contestants}
-    shares = {}
+    padding = {}
     for turn in range(rounds + 1):
         order = list(contestants) if turn % 2 else list(contestants)[::-1]
         for contestant in order:
             model, loader, optimizer = contestants[contestant]
-            learnt = PaddedSeq2Seq() if contestant == "padded" and task.name == "seq2seq" else task
-            rate, shares[contestant] = steps_of(model, learnt, loader, seconds, optimizer)
-            if turn:  # the first round only warms up
+            is_padded = contestant == "padded" and task.name == "seq2seq"
+            trained_task = PaddedSeq2Seq() if is_padded else task
+            rate, padding[contestant] = train_for(model, trained_task, loader, seconds, optimizer)
+            if turn:  # the first round is warmup
                 rates[contestant].append(rate)
     ratios = [a / b for a, b in zip(rates["miniformer"], rates["padded"], strict=True)]
     row = {
@@ -129,8 +130,8 @@ def compare(name, task, records, *, batch_size, rounds, seconds, tokenizer):
         "useful_tokens_ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "tokens_per_second": round(statistics.median(rates["miniformer"])),
-        "padding": round(shares["miniformer"], 4),
-        "padding_of_random_batches": round(shares["padded"], 4),
+        "padding": round(padding["miniformer"], 4),
+        "padding_of_random_batches": round(padding["padded"], 4),
     }
     print(json.dumps(row), flush=True)
     return row
@@ -142,26 +143,26 @@ def main():
     parser.add_argument("--texts", help="JSON lines with input and label")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each round")
     parser.add_argument("--save", action="store_true", help="write results/packing.json")
     options = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    pairs = options.pairs or made_up("pairs")
-    texts = options.texts or made_up("texts")
+    pairs = options.pairs or generate_records("pairs")
+    texts = options.texts or generate_records("texts")
     bpe = Tokenizer.train("bpe", _texts(pairs), 4000)
     word = Tokenizer.train("bpe", _texts(texts), 4000)
-    byte = Tokenizer.train("byte", [])  # a token for each letter: all lengths are the same
+    byte = Tokenizer.train("byte", [])  # one token per letter: equal lengths
     rows = []
     for size in options.batch_sizes:
-        some = {
+        common = {
             "batch_size": size,
             "rounds": options.rounds,
             "seconds": options.seconds,
         }
-        rows.append(compare("pairs", Seq2Seq(), pairs, tokenizer=bpe, **some))
-        rows.append(compare("texts", Classification(), texts, tokenizer=word, **some))
-        uniform = made_up("uniform")
-        rows.append(compare("uniform", Classification(), uniform, tokenizer=byte, **some))
+        rows.append(compare("pairs", Seq2Seq(), pairs, tokenizer=bpe, **common))
+        rows.append(compare("texts", Classification(), texts, tokenizer=word, **common))
+        uniform = generate_records("uniform")
+        rows.append(compare("uniform", Classification(), uniform, tokenizer=byte, **common))
     result = {
         "environment": environment(),
         "pairs": "made up" if not options.pairs else Path(options.pairs).parent.name,

@@ -1,14 +1,14 @@
-"""What a recipe gives: its figure over seeds, on the test split, with time and size.
+"""Quality of a recipe: its metric over seeds on the test split, time and parameters.
 
     python benchmarks/quality.py RECIPE DATA [--seeds 3] [--jobs 1] [--defaults | --change JSON]
         [--save]
 
-RECIPE is the name of a file in recipes/; DATA is a folder with train, val and test files (.jsonl or
-.txt; without a test file the figure is of val). Each run is a process of its own; `--jobs 2` has
-two of them at once, with half of the cores each. `--defaults` leaves the recipe's settings out:
-only paths and task are said. `--change JSON` changes some of them, such as {"task_config":
-{"r_drop": 0}}, to see on val what they are worth; nothing is tested. `--save` adds the result to
-results/quality.json and writes docs/recipes.md from it (`quality_page.py`).
+RECIPE is the name of a file in recipes/. DATA is a folder with train, val and test files (.jsonl or
+.txt; without a test file the metric is that of val). Each run is a separate process; `--jobs 2`
+runs two at once, with half of the cores each. `--defaults` omits the settings of the recipe, except
+for paths and task. `--change JSON` changes settings, such as {"task_config": {"r_drop": 0}}, and
+evaluates them on val only. `--save` adds the result to results/quality.json and writes
+docs/recipes.md from it (`quality_page.py`).
 """
 
 import argparse
@@ -35,80 +35,80 @@ from quality_page import PAGE, RESULTS, ROOT, facts, merged, page
 
 def files_of(data):
     """The train, val and test files in a folder, by split."""
-    ends = ("jsonl", "txt")
-    found = {(n, e): data / f"{n}.{e}" for n in ("train", "val", "test") for e in ends}
-    return {name: path for (name, _), path in found.items() if path.exists()}
+    suffixes = ("jsonl", "txt")
+    paths = {(n, s): data / f"{n}.{s}" for n in ("train", "val", "test") for s in suffixes}
+    return {name: path for (name, _), path in paths.items() if path.exists()}
 
 
 def settings_of(recipe, data, *, seed, defaults, change):
-    """Settings of a run: the recipe's, changed, or only its task; and the paths.
+    """Settings of a run: those of `recipe_settings`, and the paths.
 
-    What is changed is not tested: that would be a choice made on the test split.
+    A changed recipe is not tested: that would be a selection on the test split.
     """
     paths = {
         f"{name}_path": str(path)
         for name, path in files_of(data).items()
         if name != "test" or not change
     }
-    settings = {**chosen(recipe, defaults=defaults, change=change), **paths}
+    settings = {**recipe_settings(recipe, defaults=defaults, change=change), **paths}
     return {**settings, "seed": seed, "logger": "none", "experiment_name": "run"}
 
 
-def chosen(recipe, *, defaults, change):
-    """The recipe's settings, changed, or only its task."""
+def recipe_settings(recipe, *, defaults, change):
+    """Settings of the recipe with the changes, or only its task."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())
     return merged({"task": settings["task"]} if defaults else settings, change)
 
 
 def run(settings):
-    """A run's seed, wall-clock seconds, figures and parameters; in a process of its own."""
+    """Seed, wall-clock seconds, metrics and parameters of a run; in a separate process."""
     from miniformer.training.run import train
 
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = train(TrainConfig.from_dict({**settings, "work_dir": folder}))
         kind, config = read_config(result.model)
-        about = {"seed": settings["seed"], "seconds": round(time.perf_counter() - began, 1)}
-        figures = result.metrics | of_text(settings, result) | of_beams(settings, result)
+        info = {"seed": settings["seed"], "seconds": round(time.perf_counter() - start_time, 1)}
+        metrics = result.metrics | text_metrics(settings, result) | beam_metrics(settings, result)
     parameters = config.num_params(seq2seq=kind.startswith("Seq2Seq"))
-    return {**figures, **about, "parameters": parameters}  # whose seconds are those of all
+    return {**metrics, **info, "parameters": parameters}  # the seconds of the complete run
 
 
-def of_text(settings, result):
-    """Figures of a language model that mean the same whatever its tokens are.
+def text_metrics(settings, result):
+    """Metrics of a language model that do not depend on its tokenizer.
 
-    nats_per_byte is what a validation measures; word_perplexity, what `miniformer score` does.
+    nats_per_byte is a validation metric; word_perplexity is that of `miniformer score`.
     """
-    found = {}
+    metrics = {}
     if settings["task"] == "language_modeling":
         for split in [name for name in ("val", "test") if f"{name}_path" in settings]:
             nats = result.metrics[f"{split}_bits_per_byte"] * math.log(2)
             scored = load(result.model).perplexity(settings[f"{split}_path"])
-            found[f"{split}_nats_per_byte"] = nats
-            found[f"{split}_word_perplexity"] = scored["word_perplexity"]
-    return found
+            metrics[f"{split}_nats_per_byte"] = nats
+            metrics[f"{split}_word_perplexity"] = scored["word_perplexity"]
+    return metrics
 
 
-def of_beams(settings, result):
-    """What a search is worth where there is one: figures of all of val, greedy and with its beams.
+def beam_metrics(settings, result):
+    """Metrics of greedy decoding and beam search on all of val, if the recipe uses beam search.
 
-    The val figures of training are greedy, and of some examples only.
+    The validation metrics of training use greedy decoding of some examples.
     """
     beams = settings.get("task_config", {}).get("num_beams", 1)
     if beams == 1:
         return {}
     lines = Path(settings["val_path"]).read_text(encoding="utf-8").splitlines()
-    records, model, found = [json.loads(line) for line in lines], load(result.model), {}
-    wanted = [record["target"].strip() for record in records]
+    records, model, metrics = [json.loads(line) for line in lines], load(result.model), {}
+    targets = [record["target"].strip() for record in records]
     for name, number in (("greedy", 1), ("beams", beams)):
-        written = model.predict([record["source"] for record in records], num_beams=number)
-        written = [text.strip() for text in written]
-        found[f"val_{name}_exact_match"] = statistics.mean(map(str.__eq__, written, wanted))
+        outputs = model.predict([record["source"] for record in records], num_beams=number)
+        outputs = [text.strip() for text in outputs]
+        metrics[f"val_{name}_exact_match"] = statistics.mean(map(str.__eq__, outputs, targets))
         if importlib.util.find_spec("sacrebleu"):
             import sacrebleu
 
-            found[f"val_{name}_bleu"] = sacrebleu.corpus_bleu(written, [wanted]).score
-    return found
+            metrics[f"val_{name}_bleu"] = sacrebleu.corpus_bleu(outputs, [targets]).score
+    return metrics
 
 
 def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
@@ -121,25 +121,25 @@ def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
         for seed in range(seeds)
     ]
     threads = max(1, torch.get_num_threads() // jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # the processes to come read it
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the child processes
     context = multiprocessing.get_context("spawn")
     runs = []
-    with concurrent.futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        for figures in pool.map(run, all_settings):
-            parameters = figures.pop("parameters")
-            runs.append({name: round(value, 4) for name, value in figures.items()})
+    with concurrent.futures.ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as executor:
+        for metrics in executor.map(run, all_settings):
+            parameters = metrics.pop("parameters")
+            runs.append({name: round(value, 4) for name, value in metrics.items()})
             print(json.dumps(runs[-1]), flush=True)
-    found = [each[f"{split}_{metric}"] for each in runs]
+    values = [result[f"{split}_{metric}"] for result in runs]
     return {
         "recipe": recipe,
         "defaults": defaults,
         "change": change,
-        "settings": chosen(recipe, defaults=defaults, change=change),
+        "settings": recipe_settings(recipe, defaults=defaults, change=change),
         "split": split,
         "metric": metric,
-        "mean": round(statistics.mean(found), 4),
-        "spread": round(statistics.stdev(found), 4) if seeds > 1 else None,
-        "minutes": round(statistics.mean(each["seconds"] for each in runs) / 60, 1),
+        "mean": round(statistics.mean(values), 4),
+        "spread": round(statistics.stdev(values), 4) if seeds > 1 else None,
+        "minutes": round(statistics.mean(result["seconds"] for result in runs) / 60, 1),
         "parameters": parameters,
         "machine": machine(threads),
         "environment": environment("sacrebleu", threads=threads),
@@ -148,7 +148,7 @@ def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
 
 
 def machine(threads):
-    """Where a run is, in words."""
+    """Description of the machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{threads} of {os.cpu_count()} cores, {platform.machine()}"
@@ -160,28 +160,26 @@ def main():
     parser.add_argument("recipe", choices=known)
     parser.add_argument("data", type=Path, help="folder with train, val and test files")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--defaults", action="store_true", help="only paths and task are said")
-    parser.add_argument(
-        "--change", type=json.loads, metavar="JSON", help="of the recipe's settings"
-    )
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent runs")
+    parser.add_argument("--defaults", action="store_true", help="omit the settings of the recipe")
+    parser.add_argument("--change", type=json.loads, metavar="JSON", help="changes of the settings")
     parser.add_argument("--save", action="store_true", help="add to results/quality.json")
-    given = parser.parse_args()
-    missing = [name for name in ("train", "val") if name not in files_of(given.data)]
+    options = parser.parse_args()
+    missing = [name for name in ("train", "val") if name not in files_of(options.data)]
     if missing:
-        parser.error(f"{given.data} has no {missing[0]}.jsonl or .txt")
-    if given.defaults and given.change:
-        parser.error("--change is of the recipe's settings; leave --defaults out")
+        parser.error(f"{options.data} has no {missing[0]}.jsonl or .txt")
+    if options.defaults and options.change:
+        parser.error("--change needs the settings of the recipe; leave --defaults out")
     entry = measure(
-        given.recipe,
-        given.data,
-        given.seeds,
-        jobs=given.jobs,
-        defaults=given.defaults,
-        change=given.change,
+        options.recipe,
+        options.data,
+        options.seeds,
+        jobs=options.jobs,
+        defaults=options.defaults,
+        change=options.change,
     )
     print(json.dumps({name: entry[name] for name in ("recipe", "mean", "spread")}))
-    if given.save:  # read only now: another run may have added to it
+    if options.save:  # read after the runs: another process may have added entries
         entries = json.loads(RESULTS.read_text(encoding="utf-8"))
         RESULTS.write_text(json.dumps([*entries, entry], indent=2) + "\n", encoding="utf-8")
         PAGE.write_text(page([*entries, entry]), encoding="utf-8")

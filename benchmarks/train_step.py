@@ -1,21 +1,21 @@
-"""One training step of models of one size: Miniformer beside others.
+"""Time of a training step of models of one size: Miniformer and other libraries.
 
     python benchmarks/train_step.py [--memory] [--save]
 
 A step is zero_grad, forward, loss, backward and AdamW, on the same random tokens and with the same
-optimiser for all. Contestants take turns in one process, in another order each round, so a slow
-moment of the machine meets all; figures are medians over rounds. Each gets its loss as its own
-library does: Miniformer from LanguageModeling, the others from `labels=` or its like.
+optimizer for all. Contestants alternate in one process, in a rotated order each round, so that load
+of the machine affects all. Results are medians over rounds. Each computes its loss like its
+library: Miniformer by LanguageModeling, the others by `labels=` or similar.
 
 All models have the same layers, width, heads, feed-forward, tied embeddings and no dropout, and
-are of one of two shapes:
+one of two shapes:
 
     gpt2    gelu, layernorm, biases; learned positions (rotary in Miniformer unless --position)
     llama   swiglu, rmsnorm, no biases; rotary positions
 
-"GEMM peak" is the faster of two matrix products, measured in the same rounds; the share of it is
-what a step does in model FLOPs (Kaplan et al. 2020: matrix products, three times a forward pass).
-Needs `pip install transformers`; nanoGPT and LitGPT take part where a checkout is named.
+"GEMM peak" is the faster of two matrix products, measured in the same rounds. A step is compared
+with it in model FLOPs (Kaplan et al. 2020: matrix products, three times a forward pass).
+`pip install transformers` is required; nanoGPT and LitGPT need a checkout.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from miniformer import Transformer, TransformerConfig
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.optim.optimizers import adamw
 
-WARM_UP = 2  # steps of each contestant that do not count
+WARM_UP = 2  # steps of each contestant that are not timed
 SHAPES = {
     "gpt2": {"activation": "gelu", "norm": "layernorm", "bias": True},
     "llama": {"activation": "swiglu", "norm": "rmsnorm", "bias": False, "position": "rotary"},
@@ -47,7 +47,7 @@ PRODUCTS_A_ROUND = 5
 
 
 def config_of(shape, vocab, options):
-    """The size, as a Miniformer config: the others are built from it."""
+    """The size as a Miniformer config, from which the others are built."""
     choices = {"position": options.position, **SHAPES[shape]}
     return TransformerConfig(
         vocab_size=vocab, d_model=options.width, n_heads=options.heads, n_layers=options.layers,
@@ -55,7 +55,7 @@ def config_of(shape, vocab, options):
     )  # fmt: skip
 
 
-# Contestants: (config, options) -> the model, and a function of a batch that gives its mean loss.
+# Contestants: (config, options) -> the model, and a function that returns the mean loss of a batch.
 
 
 def miniformer(config, options):
@@ -71,7 +71,7 @@ def miniformer(config, options):
 def hf_gpt2(config, options):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    # Exact GELU, as the others have; "gelu_new", its default, is slower.
+    # Exact GELU, as in the others; its default "gelu_new" is slower.
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=config.vocab_size, n_positions=config.max_seq_len, n_embd=config.d_model,
@@ -101,9 +101,9 @@ def hf_llama(config, options):
 def nanogpt(config, options):
     spec = importlib.util.spec_from_file_location("nanogpt", options.nanogpt / "model.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt"] = module  # its dataclass looks itself up there
+    sys.modules["nanogpt"] = module  # its dataclass needs its module
     spec.loader.exec_module(module)
-    with contextlib.redirect_stdout(None):  # it says how many parameters it has
+    with contextlib.redirect_stdout(None):  # it prints its parameter count
         model = module.GPT(
             module.GPTConfig(
                 block_size=config.max_seq_len, vocab_size=config.vocab_size, bias=True,
@@ -144,13 +144,13 @@ CONTESTANTS = {  # name -> shape, builder
 }
 
 
-def taking_part(options):
+def enabled_contestants(options):
     missing = {"nanogpt": options.nanogpt is None, "litgpt": options.litgpt is None}
     return [name for name in CONTESTANTS if not missing.get(name)]
 
 
 class Contestant:
-    """A model with its optimiser, ready to step."""
+    """A model with its optimizer."""
 
     def __init__(self, name, vocab, dtype, options):
         torch.manual_seed(0)
@@ -162,7 +162,7 @@ class Contestant:
         )
         model, self.loss = build(self.config, options)
         self.model = model.to(options.device).train()
-        # The loss and all before it: where the graph breaks is each library's own doing.
+        # The forward pass and the loss; graph breaks depend on the library.
         if options.compile:
             self.loss = torch.compile(self.loss)
         self.optimizer = adamw(self.model, lr=1e-4, weight_decay=0.1)
@@ -184,10 +184,10 @@ class Contestant:
 def seconds_of(work, device):
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     work()
     synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - start_time
 
 
 def batch_of(vocab, options, rows=None, seq_len=None):
@@ -214,22 +214,20 @@ class Gemm:
 
 
 def peak_on_cpu(name, vocab, dtype, options):
-    """Bytes of the second step; for a process of its own, in which nothing else comes and goes."""
+    """Bytes of the second step, in a separate process without other allocations."""
     torch.set_num_threads(options.threads)
     contestant, batch = Contestant(name, vocab, dtype, options), batch_of(vocab, options)
-    contestant.step(batch)  # makes the optimiser's state, and what libraries allocate but once
+    contestant.step(batch)  # allocates optimizer state and one-time buffers of libraries
     contestant.optimizer.zero_grad()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free is given back, or it would be used unseen
-    Path("/proc/self/clear_refs").write_text(
-        "5", encoding="utf-8"
-    )  # the high-water mark falls to what is in use
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory, whose use would not be measured
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
     before = high_water_mark()
     contestant.step(batch)
     return high_water_mark() - before
 
 
 def high_water_mark():
-    """Bytes. Not getrusage's ru_maxrss: a child inherits that of its parent."""
+    """Peak resident set in bytes; not ru_maxrss, which a child process inherits."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])
 
@@ -243,8 +241,8 @@ def peak_on_cuda(contestant, batch):
 
 
 def measure(vocab, dtype, options):
-    """One table: every contestant at one size of vocabulary and in one type."""
-    names = taking_part(options)
+    """Results of every contestant for one vocabulary size and dtype."""
+    names = enabled_contestants(options)
     peaks = {}
     if options.memory and options.device == "cpu":
         for name in names:
@@ -270,38 +268,38 @@ def measure(vocab, dtype, options):
 
 def table(contestants, peak_gflops, peaks, options):
     tokens = options.batch_size * options.seq_len
-    medians = {name: statistics.median(one.seconds) for name, one in contestants.items()}
+    medians = {name: statistics.median(c.seconds) for name, c in contestants.items()}
     rows = {}
-    for name, one in contestants.items():
-        flops = 3 * one.config.flops_per_token(options.seq_len) * tokens
+    for name, contestant in contestants.items():
+        flops = 3 * contestant.config.flops_per_token(options.seq_len) * tokens
         rows[name] = {
-            "parameters": sum(p.numel() for p in one.model.parameters()),
+            "parameters": sum(p.numel() for p in contestant.model.parameters()),
             "step_ms": round(1e3 * medians[name], 2),
-            "step_ms_min": round(1e3 * min(one.seconds), 2),
+            "step_ms_min": round(1e3 * min(contestant.seconds), 2),
             "tokens_per_s": round(tokens / medians[name]),
             "share_of_gemm_peak": round(flops / medians[name] / 1e9 / peak_gflops, 3),
         }
         if name in peaks:
             rows[name]["peak_mb"] = round(peaks[name] / 1e6, 1)
         if name.startswith("miniformer"):
-            rows[name].update(beside_others(name, contestants, medians))
+            rows[name].update(time_ratios(name, contestants, medians))
     return {"gemm_peak_gflops": round(peak_gflops), **rows}
 
 
-def beside_others(name, contestants, medians):
-    """Its time over that of the best other, and of the best other of its shape: < 1 is faster."""
+def time_ratios(name, contestants, medians):
+    """Its time divided by that of the best other, of any and of its shape: < 1 is faster."""
     others = [other for other in medians if not other.startswith("miniformer")]
-    alike = [other for other in others if contestants[other].shape == contestants[name].shape]
+    same_shape = [other for other in others if contestants[other].shape == contestants[name].shape]
     ratios = {}
-    for what, among in (("best_other", others), ("best_of_its_shape", alike)):
-        best = min(among, key=medians.get)
+    for key, candidates in (("best_other", others), ("best_of_its_shape", same_shape)):
+        best = min(candidates, key=medians.get)
         pairs = zip(contestants[name].seconds, contestants[best].seconds, strict=True)
-        ratio = statistics.median(mine / its for mine, its in pairs)
-        ratios[what] = {"name": best, "time_ratio": round(ratio, 4)}
+        ratio = statistics.median(own / reference for own, reference in pairs)
+        ratios[key] = {"name": best, "time_ratio": round(ratio, 4)}
     return ratios
 
 
-def arguments():
+def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -313,15 +311,17 @@ def arguments():
     parser.add_argument("--vocab", type=int, nargs="+", default=[65, 32000])
     parser.add_argument(
         "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"],
-        help="bfloat16 is autocast",
+        help="bfloat16: autocast",
     )  # fmt: skip
-    parser.add_argument("--position", default="rotary", help="of Miniformer's gpt2 shape")
+    parser.add_argument(
+        "--position", default="rotary", help="position encoding of Miniformer's gpt2 shape"
+    )
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile every contestant")
     parser.add_argument(
         "--memory", action="store_true",
-        help="what a step takes beside weights and optimiser state, at its peak (on a CPU: Linux)",
+        help="measure the peak memory of a step beyond weights and optimizer state (CPU: Linux)",
     )  # fmt: skip
     parser.add_argument("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT")
     parser.add_argument("--litgpt", type=Path, metavar="PATH", help="a checkout of LitGPT")
@@ -336,16 +336,18 @@ def arguments():
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     if options.memory and options.device == "cpu" and (options.compile or sys.platform != "linux"):
-        parser.error("--memory on a CPU reads Linux's high-water mark, which compiling raises too")
+        parser.error(
+            "--memory on a CPU reads the peak memory of Linux, which compilation raises, too"
+        )
     for name, marker in (("nanogpt", "model.py"), ("litgpt", "litgpt/model.py")):
         checkout = getattr(options, name)
         if checkout is not None and not (checkout / marker).is_file():
-            parser.error(f"--{name} {checkout}: there is no {marker} in it")
+            parser.error(f"--{name} {checkout}: it has no {marker}")
     return options
 
 
 def main():
-    options = arguments()
+    options = parse_arguments()
     result = {
         "environment": environment(
             "transformers", checkouts={"nanogpt": options.nanogpt, "litgpt": options.litgpt}

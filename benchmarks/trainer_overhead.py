@@ -1,19 +1,18 @@
-"""What the trainer costs: the same optimizer step through `miniformer train` and in a bare loop.
+"""Overhead of the trainer: the same optimizer step in `miniformer train` and in a bare loop.
 
     python benchmarks/trainer_overhead.py [--steps 400] [--sizes 1M 10M] [--save]
 
-A run of the trainer as users have it, by `train(TrainConfig(...))`, with all that it switches on by
-itself: Muon, progress, metrics.jsonl, gradient norms, TensorBoard, signal handling, the state of
-the run, and with `--validations` of them, after each the state written, the best model kept and a
-sample text decoded. The bare loop does the same steps on the same batches with the same optimizer,
-clipping included, and nothing else.
+The run uses `train(TrainConfig(...))` with its defaults: Muon, progress, metrics.jsonl, gradient
+norms, TensorBoard, signal handling and checkpoints. With `--validations`, each validation saves a
+checkpoint and the best model, and generates a sample text. The bare loop takes the same steps on
+the same batches with the same optimizer, including clipping.
 
-The two take turns in one process, a step each, so that a slow moment of the machine meets both: the
-bare loop runs within the trainer's own, while its clock stands.
+The two alternate in one process, step by step, so that load of the machine affects both: the bare
+loop runs inside the loop of the trainer, and its time is not counted for the trainer.
 
-- `ratio`: median over turns of (step through the trainer) / (step in the loop).
-- `ratio_of_all`: time from the first step to the last through the trainer over the time of the
-  bare steps. Of the validations it has all but their passes over the data, which are
+- `ratio`: median of (step of the trainer) / (step of the bare loop).
+- `ratio_of_all`: total time of the trainer from the first step to the last divided by the total
+  time of the bare steps. The passes of validations over the data are excluded; they are
   `validation_seconds`.
 """
 
@@ -35,13 +34,13 @@ from miniformer import TrainConfig, registry
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.training.run import train
 
-SKIPPED = 10  # steps at the start that do not count
+SKIPPED = 10  # first steps, which are not timed
 SIZES = {"tiny": (64, 1), "1M": (128, 5), "10M": (448, 4)}  # width, layers
 RESULTS = Path(__file__).parent / "results" / "trainer_overhead.json"
 
 
 def bare_loop(model, data, optimizer):
-    """A function that does a step and returns its seconds."""
+    """Returns a function that takes a step and returns its seconds."""
     task, batches = LanguageModeling(), iter(data.train_dataloader())
 
     def step():
@@ -50,23 +49,23 @@ def bare_loop(model, data, optimizer):
         if batch is None:
             batches = iter(data.train_dataloader())
             batch = next(batches)
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         total, count = task.loss(model, batch)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - started
+        return time.perf_counter() - start_time
 
     return step
 
 
-class TakeTurns(L.Callback):
-    """Times from the end of one step to the end of the next: nothing in between can hide."""
+class AlternatingTimer(L.Callback):
+    """Times each step from the end of the step before, so that all overhead counts."""
 
     def __init__(self, optimizer):
-        self.optimizer, self.began, self.turns = optimizer, None, []
-        self.validation_began, self.validated = 0.0, 0.0
+        self.optimizer, self.start_time, self.turns = optimizer, None, []
+        self.validation_start, self.validation_seconds = 0.0, 0.0
 
     def on_train_start(self, trainer, module):
         model = copy.deepcopy(module.model)
@@ -74,26 +73,26 @@ class TakeTurns(L.Callback):
         self.bare = bare_loop(model, trainer.datamodule, make(model, lr=1e-3, weight_decay=0.1))
 
     def on_train_batch_end(self, *args):
-        ended = time.perf_counter()
-        if self.began is not None:
-            self.turns.append((ended - self.began, self.bare(), self.validated))
-        self.began, self.validated = time.perf_counter(), 0.0
+        seconds = time.perf_counter() - (self.start_time or 0.0)
+        if self.start_time is not None:
+            self.turns.append((seconds, self.bare(), self.validation_seconds))
+        self.start_time, self.validation_seconds = time.perf_counter(), 0.0
 
     def on_validation_epoch_start(self, *args):
-        self.validation_began = time.perf_counter()
+        self.validation_start = time.perf_counter()
 
     def on_validation_epoch_end(self, *args):
-        self.validated += time.perf_counter() - self.validation_began
+        self.validation_seconds += time.perf_counter() - self.validation_start
 
 
 def write_text(path, letters, seed):
-    draw = random.Random(seed)
-    path.write_text("".join(draw.choices("abcdefghijklmnopqrstuvwxyz .,\n", k=letters)))
+    rng = random.Random(seed)
+    path.write_text("".join(rng.choices("abcdefghijklmnopqrstuvwxyz .,\n", k=letters)))
 
 
 def measure(width, layers, *, steps, validations, optimizer, seq_len=64, batch_size=12):
-    """A run; what it took beside the bare loop."""
-    clock = TakeTurns(optimizer)
+    """Runs the trainer and returns its overhead over the bare loop."""
+    timer = AlternatingTimer(optimizer)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_text(folder / "train.txt", 300_000, 0)
@@ -112,14 +111,14 @@ def measure(width, layers, *, steps, validations, optimizer, seq_len=64, batch_s
                 },
             ),
             console=Console(quiet=True),
-            callbacks=[clock],
+            callbacks=[timer],
         )  # fmt: skip
-        turns = clock.turns[SKIPPED:]
+        turns = timer.turns[SKIPPED:]
         config = json.loads((result.model / "config.json").read_text())
         samples = result.folder / "samples.jsonl"
-        written = len(samples.read_text().splitlines()) if samples.exists() else 0
-    ratios = [ours / bare for ours, bare, _ in turns]
-    ours, bare, validating = (sum(each) for each in zip(*turns, strict=True))
+        num_samples = len(samples.read_text().splitlines()) if samples.exists() else 0
+    ratios = [trainer / bare for trainer, bare, _ in turns]
+    trainer, bare, validation = (sum(column) for column in zip(*turns, strict=True))
     return {
         "width": config["d_model"],
         "layers": config["n_layers"],
@@ -127,11 +126,11 @@ def measure(width, layers, *, steps, validations, optimizer, seq_len=64, batch_s
         "steps": len(turns),
         "bare_step_ms": round(1e3 * statistics.median(bare for _, bare, _ in turns), 2),
         "ratio": round(statistics.median(ratios), 4),
-        "ratio_quartiles": [round(each, 4) for each in statistics.quantiles(ratios)[::2]],
-        "ratio_of_all": round((ours - validating) / bare, 4),
+        "ratio_quartiles": [round(ratio, 4) for ratio in statistics.quantiles(ratios)[::2]],
+        "ratio_of_all": round((trainer - validation) / bare, 4),
         "validations_between_steps": sum(seconds > 0 for *_, seconds in turns),
-        "validation_seconds": round(validating, 2),
-        "samples": written,
+        "validation_seconds": round(validation, 2),
+        "samples": num_samples,
     }
 
 
@@ -144,15 +143,18 @@ def main():
     parser.add_argument("--validations", type=int, default=4)
     parser.add_argument("--optimizers", nargs="+", default=["muon", "adamw"])
     parser.add_argument("--save", action="store_true", help=f"write results/{RESULTS.name}")
-    given = parser.parse_args()
+    options = parser.parse_args()
     result = {"environment": environment()}
-    for size in given.sizes:
-        for optimizer in given.optimizers:
+    for size in options.sizes:
+        for optimizer in options.optimizers:
             result[f"{size}, {optimizer}"] = measure(
-                *SIZES[size], steps=given.steps, validations=given.validations, optimizer=optimizer
+                *SIZES[size],
+                steps=options.steps,
+                validations=options.validations,
+                optimizer=optimizer,
             )
             print(json.dumps({f"{size}, {optimizer}": result[f"{size}, {optimizer}"]}), flush=True)
-    if given.save:
+    if options.save:
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 

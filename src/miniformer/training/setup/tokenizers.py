@@ -76,11 +76,11 @@ def make_tokenizer(
 
 def mostly_single_words(texts: Iterable[str]) -> bool:
     """Returns whether most of the first texts are single words, such as names."""
-    total = words = 0
+    total = single = 0
     for text in islice(filter(str.strip, texts), _MAX_SAMPLED_TEXTS):
         total += 1
-        words += len(text) <= _MAX_WORD_CHARS and len(text.split()) == 1
-    return words > 0.9 * total
+        single += len(text) <= _MAX_WORD_CHARS and len(text.split()) == 1
+    return single > 0.9 * total
 
 
 def _allows_char_source_tokenizer(config: TrainConfig, task: Task) -> bool:
