@@ -36,7 +36,7 @@ def test_a_part_that_passed_is_skipped_until_a_file_of_its_changes(ring, tmp_pat
     assert ring("some", "--record") == 0
     assert "ran" in capfd.readouterr().out
     assert ring("some", "--changed") == 0
-    assert capfd.readouterr().out == ("some: skipped, its files are as they were when it passed\n")
+    assert capfd.readouterr().out == ("some: skipped, its files have not changed since it passed\n")
     assert ring("some") == 0  # named without --changed, it runs
     assert "ran" in capfd.readouterr().out
     (tmp_path / "a.py").write_text("2")

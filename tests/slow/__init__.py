@@ -2,12 +2,12 @@
 
     python -m tests.slow [PART...] [--changed] [--minutes N] [--record] [--list]
 
-Its parts are listed in `parts.py`. A part names the files that it covers. With `--record`, a part
+The parts are listed in `parts.py`. A part names the files that it covers. With `--record`, a part
 that passes leaves the digest of these files in `passed.json`, which is committed; `--changed` then
-skips the part until one of the files changes. A part that needs packages with pins of their own
-runs in an environment below `.venv-slow`, which is made on first use.
+skips the part until one of the files changes. A part that needs packages with their own pins
+runs in an environment below `.venv-slow`, which is created on first use.
 """
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]  # of the repository; nothing of the package is imported
+ROOT = Path(__file__).resolve().parents[2]  # of the repository; the package is not imported

@@ -1,6 +1,6 @@
 """One quick round of every script in benchmarks/: `python -m tests.slow.benchmarks [SCRIPT...]`.
 
-It shows that the scripts run; the numbers of so short a round mean nothing and nothing is saved.
+It checks that the scripts run. The results are not meaningful and are not saved.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from tests.slow import ROOT
 
 LIMIT_S = 900
 TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
-# Arguments of each script; {data} is a folder of made-up text, {model} a tiny model of it.
+# Arguments of each script; {data} is a folder of random text, {model} a tiny model of it.
 SCRIPTS = {
     "beams.py": ["--rounds", "1"],
     "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
@@ -40,7 +40,7 @@ SCRIPTS = {
     "trainer_overhead.py": ["--steps", "20", "--sizes", "tiny", "--validations", "1"],
     "weights.py": ["{model}", "{data}/val.txt", "--rows", "2", "--tokens", "32"],
 }  # fmt: skip
-# Others that a script measures where they are there; without them it measures the rest.
+# Packages that a script measures if they are installed.
 PEERS = {
     "beams.py": ("transformers", "ctranslate2"),
     "generation.py": ("transformers", "llama_cpp", "gguf"),
@@ -51,10 +51,10 @@ CHECKOUTS = {"train_step.py": ("nanoGPT", "LitGPT"), "time_to_loss.py": ("nanoGP
 
 def main(names: list[str]) -> int:
     """Runs the scripts; returns the exit code."""
-    there = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
     failed = []
-    for name in sorted(there ^ SCRIPTS.keys()):
-        print(f"{name}: {'has no arguments in SCRIPTS' if name in there else 'is not there'}")
+    for name in sorted(scripts ^ SCRIPTS.keys()):
+        print(f"{name}: {'has no arguments in SCRIPTS' if name in scripts else 'is not there'}")
         failed.append(name)
     with tempfile.TemporaryDirectory() as folder:
         values = {"data": f"{folder}/data", "model": f"{folder}/runs/tiny/last"}
@@ -65,13 +65,13 @@ def main(names: list[str]) -> int:
                     print(f"{name}: without {peer}, which is not installed")
             for peer in CHECKOUTS.get(name, ()):
                 print(f"{name}: without {peer}, of which a checkout is needed")
-            began = time.monotonic()
+            start_time = time.monotonic()
             arguments = [
-                each.replace("{data}", values["data"]).replace("{model}", values["model"])
-                for each in SCRIPTS[name]
+                argument.replace("{data}", values["data"]).replace("{model}", values["model"])
+                for argument in SCRIPTS[name]
             ]
             problem = run([f"benchmarks/{name}", *arguments])
-            print(f"{name}: {problem or 'ran'} ({time.monotonic() - began:.0f} s)", flush=True)
+            print(f"{name}: {problem or 'ran'} ({time.monotonic() - start_time:.0f} s)", flush=True)
             if problem:
                 failed.append(name)
     print(f"benchmarks: {'failed: ' + ', '.join(failed) if failed else 'all scripts run'}")
@@ -79,13 +79,13 @@ def main(names: list[str]) -> int:
 
 
 def make(folder: Path, values: dict[str, str]) -> None:
-    """Writes made-up text and trains a tiny model of it."""
+    """Writes random text and trains a tiny model on it."""
     data = Path(values["data"])
     data.mkdir()
-    dice = random.Random(0)
-    words = ["".join(dice.choices("abcdefghij", k=dice.randint(1, 8))) for _ in range(300)]
+    rng = random.Random(0)
+    tokens = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 8))) for _ in range(300)]
     for split, lines in (("train", 3000), ("val", 300)):
-        text = "\n".join(" ".join(dice.choices(words, k=8)) for _ in range(lines))
+        text = "\n".join(" ".join(rng.choices(tokens, k=8)) for _ in range(lines))
         (data / f"{split}.txt").write_text(text + "\n", encoding="utf-8")
     problem = run([
         "-m", "miniformer.trainer", "--train_path", f"{data}/train.txt", "--tokenizer", "char",

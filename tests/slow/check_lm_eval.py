@@ -1,4 +1,4 @@
-"""EleutherAI's harness for real: it loads a model directory and runs tasks of local files."""
+"""EleutherAI's lm-evaluation-harness loads a model directory and runs tasks of local files."""
 
 import json
 import math
@@ -46,16 +46,16 @@ def model():
 
 
 def log_p(before, text):
-    """Natural log of a text's probability after another: one whole pass, token by token."""
+    """Natural log of the probability of a text after another, from one full forward pass."""
     ids = [BYTES.eos_id, *BYTES.encode(before + text)]
     first = len(ids) - len(BYTES.encode(text))
     with torch.no_grad():
-        found = model()(torch.tensor([ids]))[0].double().log_softmax(-1)
-    return sum(float(found[place - 1, ids[place]]) for place in range(first, len(ids)))
+        log_probs = model()(torch.tensor([ids]))[0].double().log_softmax(-1)
+    return sum(float(log_probs[i - 1, ids[i]]) for i in range(first, len(ids)))
 
 
 def greedy(text, count):
-    """The likeliest bytes that follow, by a whole pass for each."""
+    """Greedy continuation with a full forward pass for each byte."""
     ids = [BYTES.eos_id, *BYTES.encode(text)]
     for _ in range(count):
         with torch.no_grad():
@@ -64,7 +64,7 @@ def greedy(text, count):
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def evaluation(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
     save_directory(
         folder / "model", model=model(), tokenizer=BYTES, task=LanguageModeling().settings(),
@@ -85,31 +85,33 @@ def found(tmp_path_factory):
     )  # fmt: skip
 
 
-def samples(found, task):
-    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+def samples(evaluation, task):
+    return sorted(evaluation["samples"][task], key=lambda sample: sample["doc_id"])
 
 
-def test_choices_have_their_log_probabilities(found):
+def test_choices_have_their_log_probabilities(evaluation):
     right = []
-    for row, sample in zip(CHOICES, samples(found, "choice"), strict=True):
-        kept = row["q"].rstrip(" ")  # the harness and tokenizers count spaces to what follows
-        wanted = [log_p(kept, row["q"][len(kept) :] + text) for text in row["a"]]
-        for (total, _), expected in zip(sample["filtered_resps"], wanted, strict=True):
+    for row, sample in zip(CHOICES, samples(evaluation, "choice"), strict=True):
+        prompt = row["q"].rstrip(
+            " "
+        )  # the harness and tokenizers move trailing spaces to the continuation
+        log_probs = [log_p(prompt, row["q"][len(prompt) :] + text) for text in row["a"]]
+        for (total, _), expected in zip(sample["filtered_resps"], log_probs, strict=True):
             assert float(total) == pytest.approx(expected, abs=1e-3)
-        right.append(wanted.index(max(wanted)) == row["gold"])
-    assert found["results"]["choice"]["acc,none"] == pytest.approx(sum(right) / len(right))
+        right.append(log_probs.index(max(log_probs)) == row["gold"])
+    assert evaluation["results"]["choice"]["acc,none"] == pytest.approx(sum(right) / len(right))
 
 
-def test_texts_have_their_bits_per_byte(found):
+def test_texts_have_their_bits_per_byte(evaluation):
     totals = [log_p("", text) for text in TEXTS]
-    for sample, expected in zip(samples(found, "perplexity"), totals, strict=True):
+    for sample, expected in zip(samples(evaluation, "perplexity"), totals, strict=True):
         assert float(sample["filtered_resps"][0]) == pytest.approx(expected, abs=1e-3)
     bits = -sum(totals) / math.log(2) / sum(len(text.encode()) for text in TEXTS)
-    result = found["results"]["perplexity"]
+    result = evaluation["results"]["perplexity"]
     assert result["bits_per_byte,none"] == pytest.approx(bits, rel=1e-4)
     assert result["byte_perplexity,none"] == pytest.approx(2**bits, rel=1e-4)
 
 
-def test_answers_are_greedy_and_as_long_as_the_task_says(found):
-    for text, sample in zip(TEXTS, samples(found, "answer"), strict=True):
+def test_answers_are_greedy_and_have_the_length_of_the_task(evaluation):
+    for text, sample in zip(TEXTS, samples(evaluation, "answer"), strict=True):
         assert sample["resps"][0][0] == greedy(text, 7)

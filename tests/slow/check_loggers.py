@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow: what they keep of a run is what metrics.jsonl says."""
+"""Weights & Biases and MLflow log the metrics of metrics.jsonl."""
 
 import json
 import struct
@@ -26,42 +26,42 @@ def run(tmp_path, logger):
         "model_config": json.dumps(MODEL), "work_dir": "runs", "experiment_name": "run",
         "logger": logger,
     }  # fmt: skip
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    return train(*words, cwd=tmp_path)
+    args = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    return train(*args, cwd=tmp_path)
 
 
 def written(folder):
-    """Value by step and name, as the run itself writes them."""
-    found = {}
+    """Values by step and name in metrics.jsonl."""
+    values = {}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         sparse = set() if row["step"] % EVERY == 0 else {"train_loss", "lr", "grad_norm"}
         for name in row.keys() - NOT_SENT - sparse:
-            found[row["step"], name] = row[name]
-    assert {(EVERY, "train_loss"), (EVERY, "val_loss"), (1, "memory_mb")} <= found.keys()
-    return found
+            values[row["step"], name] = row[name]
+    assert {(EVERY, "train_loss"), (EVERY, "val_loss"), (1, "memory_mb")} <= values.keys()
+    return values
 
 
 def records(path):
     """The records of a .wandb file: a LevelDB log of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    data, at, whole = path.read_bytes(), 7, b""
+    data, at, buffer = path.read_bytes(), 7, b""
     while at < len(data):
         left = 32768 - at % 32768
         if left < 7:  # the end of a block
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
-        whole += data[at + 7 : at + 7 + length]
+        buffer += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # all of a record, or its last part
-            yield Record.FromString(whole)
-            whole = b""
+        if kind in (1, 4):  # a full record, or its last part
+            yield Record.FromString(buffer)
+            buffer = b""
 
 
 def of_wandb(folder):
-    found, names = {}, set()
+    logged, names = {}, set()
     for path in sorted(folder.rglob("*.wandb")):
         for record in records(path):
             kind = record.WhichOneof("record_type")
@@ -75,9 +75,9 @@ def of_wandb(folder):
                 step = items.pop("trainer/global_step")
                 for name, value in items.items():
                     if not name.startswith(("_", "grad_norm/")):
-                        assert (step, name) not in found
-                        found[step, name] = value
-    return found, names
+                        assert (step, name) not in logged
+                        logged[step, name] = value
+    return logged, names
 
 
 def of_mlflow(folder):
@@ -85,35 +85,33 @@ def of_mlflow(folder):
 
     client = mlflow.MlflowClient(f"sqlite:///{folder.parent / 'mlflow.db'}")
     run_id = (folder / "mlflow_run_id").read_text().strip()
-    told = client.get_run(run_id)
-    found = {}
-    for name in told.data.metrics:
+    run = client.get_run(run_id)
+    values = {}
+    for name in run.data.metrics:
         if not name.startswith("grad_norm/"):
             for point in client.get_metric_history(run_id, name):
-                assert (point.step, name) not in found
-                found[point.step, name] = point.value
+                assert (point.step, name) not in values
+                values[point.step, name] = point.value
     (experiment,) = (e for e in client.search_experiments() if e.name == "miniformer")
     (only,) = client.search_runs([experiment.experiment_id])
     assert only.info.run_id == run_id
-    return found, {(told.info.run_name, told.info.status)}
+    return values, {(run.info.run_name, run.info.status)}
 
 
-@pytest.mark.filterwarnings("ignore")  # of packages that are not ours
+@pytest.mark.filterwarnings("ignore")  # of third-party packages
 @pytest.mark.parametrize(("logger", "read"), [("wandb", of_wandb), ("mlflow", of_mlflow)])
-def test_a_logger_keeps_the_metrics_of_the_run_and_of_its_resumption(
-    logger, read, tmp_path, monkeypatch
-):
+def test_logger_has_the_metrics_of_a_run_and_its_resumption(logger, read, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = run(tmp_path, logger)
-    found, names = read(folder)
-    assert found == pytest.approx(written(folder), rel=1e-6)  # rounded to float32 there
+    values, names = read(folder)
+    assert values == pytest.approx(written(folder), rel=1e-6)  # rounded to float32 there
     assert len(names) == 1
     if logger == "mlflow":
         assert names == {("run", "FINISHED")}
     train("--resume", folder, "--max_steps", 30, cwd=tmp_path)
-    found, again = read(folder)
-    assert found == pytest.approx(written(folder), rel=1e-6)  # rounded to float32 there
-    assert (30, "val_loss") in found
-    assert again == names
+    values, names_after = read(folder)
+    assert values == pytest.approx(written(folder), rel=1e-6)  # rounded to float32 there
+    assert (30, "val_loss") in values
+    assert names_after == names

@@ -1,7 +1,7 @@
-"""A recipe learns what it is for, from the command that a user types to the metric of `best`.
+"""A recipe reaches its metric, from the command line to the metric of `best`.
 
-The text is Python's own source, which is on every machine. The floors are far from what a healthy
-run gives, and far from what one gives that learns only how often each byte occurs.
+The text is Python's own source, which is on every machine. The thresholds are far from the results
+of a correct run, and far from those of a model of byte frequencies.
 """
 
 import json
@@ -26,23 +26,25 @@ MODEL = {"d_model": 128, "n_heads": 4, "n_layers": 3, "max_seq_len": 128, "dropo
 
 
 def texts():
-    """Training and validation text: the last modules are held back."""
+    """Training and validation text; the last modules are held out."""
     library = Path(sysconfig.get_path("stdlib"))
-    found = [(library / f"{name}.py", library / name / "__init__.py") for name in MODULES]
-    read = [next(path for path in paths if path.exists()).read_text("utf-8") for paths in found]
+    candidates = [(library / f"{name}.py", library / name / "__init__.py") for name in MODULES]
+    read = [
+        next(path for path in paths if path.exists()).read_text("utf-8") for paths in candidates
+    ]
     ascii_only = ["".join(letter for letter in text if letter.isascii()) for text in read]
     return "".join(ascii_only[:-3]), "".join(ascii_only[-3:])
 
 
 def pair_entropy(train, val):
-    """Bits a byte of a model that knows, of each byte, only the one before it."""
+    """Bits per byte of a bigram model of bytes."""
     pairs, before = Counter(pairwise(train)), Counter(train[:-1])
     total = -sum(math.log2((pairs[a, b] + 0.1) / (before[a] + 0.1 * 128)) for a, b in pairwise(val))
     return total / (len(val) - 1)
 
 
 @pytest.mark.timeout(1800)
-def test_a_language_model_of_source_is_much_better_than_pairs_of_letters(tmp_path):
+def test_language_model_of_source_beats_a_bigram_model(tmp_path):
     train, val = texts()
     (tmp_path / "train.txt").write_text(train)
     (tmp_path / "val.txt").write_text(val[:60_000])
@@ -53,8 +55,8 @@ def test_a_language_model_of_source_is_much_better_than_pairs_of_letters(tmp_pat
         "model_config": json.dumps(MODEL), "logger": "none", "work_dir": "runs",
         "experiment_name": "recipe",
     }  # fmt: skip
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    done = run_python("-m", "miniformer.cli", "train", *words, cwd=tmp_path, timeout=1700)
+    args = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    done = run_python("-m", "miniformer.cli", "train", *args, cwd=tmp_path, timeout=1700)
     assert done.returncode == 0, done.stderr
     rows = [
         json.loads(line)

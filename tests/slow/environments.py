@@ -1,7 +1,7 @@
-"""Virtual environments of parts that need packages with pins of their own.
+"""Virtual environments of parts that need packages with their own pins.
 
-Each lies over the environment that runs the ring: what is installed there is seen here, and what is
-installed here comes first. Versions are those of constraints-slow.txt, then of constraints.txt.
+Each environment extends the one that runs the ring; its own packages come first. Versions are
+those of constraints-slow.txt, then of constraints.txt.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ _PIN = re.compile(r"([A-Za-z0-9._-]+)==\S+")
 
 
 def python_of(name: str, requirements: tuple[str, ...]) -> Path:
-    """The interpreter of an environment, made where it is missing or its requirements changed."""
+    """The interpreter of an environment, which is created if missing or outdated."""
     folder = FOLDER / name
     python, ready = folder / "bin" / "python", folder / "ready"
     pins = constraints(
@@ -44,14 +44,14 @@ def python_of(name: str, requirements: tuple[str, ...]) -> Path:
 
 
 def constraints(common: str, own: str) -> list[str]:
-    """Lines `name==version`; those of `own` take the place of those of `common`.
+    """Lines `name==version`; those of `own` replace those of `common`.
 
-    torch has none: the one that is installed stays, whichever build it is.
+    torch is not pinned, so that the installed build stays.
     """
-    found = {}
+    pins = {}
     for line in (*common.splitlines(), *own.splitlines()):
         pin = _PIN.match(line)
         if pin:
-            found[re.sub(r"[-_.]+", "-", pin[1]).lower()] = pin[0]
-    found.pop("torch", None)
-    return sorted(found.values())
+            pins[re.sub(r"[-_.]+", "-", pin[1]).lower()] = pin[0]
+    pins.pop("torch", None)
+    return sorted(pins.values())

@@ -1,7 +1,7 @@
 """Tests with new examples: `python -m tests.slow.explore [--seed N]`.
 
-Hypothesis and the fuzzer draw from a seed that is printed, so that what they find can be drawn
-again; the tests with the mark `slow` run as well.
+Hypothesis and the fuzzer draw from a seed that is printed, so that failures can be reproduced. The
+tests with the mark `slow` run as well.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _DRAWS = re.compile(r"^from hypothesis import|^import hypothesis", re.MULTILINE)
 
 
 def main() -> int:
-    """Runs all three; returns the exit code."""
+    """Runs hypothesis, slow tests and the fuzzer; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.slow.explore", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     seed = parser.parse_args().seed

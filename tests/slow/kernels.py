@@ -1,7 +1,7 @@
-"""The decoding kernels built for other processors than this one: `python -m tests.slow.kernels`.
+"""The decoding kernels built for other processors: `python -m tests.slow.kernels`.
 
-The sources have paths for AVX-512, for AVX2 and for neither. Here those are compiled and tested
-that `-march=native` leaves out. What this processor cannot run is left out, with a message.
+The sources have paths for AVX-512, for AVX2 and for neither. The builds that `-march=native` does
+not cover are compiled and tested. Builds that this processor cannot run are skipped with a message.
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tests.slow import ROOT
 
-# Architectures, and what /proc/cpuinfo must list for each.
+# Architectures, and the flags in /proc/cpuinfo that they need.
 ARCHITECTURES = {"haswell": {"avx2", "fma", "bmi2", "movbe"}, "x86-64": set()}
-# Instructions that none of its code may have; their registers or names in a disassembly.
+# Registers that must not occur in the disassembly of a build.
 FORBIDDEN = {"haswell": ("%zmm",), "x86-64": ("%zmm", "%ymm")}
 
 
@@ -25,8 +25,8 @@ def main() -> int:
         print(f"kernels: skipped on {platform.machine()}; these are builds for x86-64")
         return 0
     failed = []
-    for architecture, needed in ARCHITECTURES.items():
-        missing = sorted(needed - abilities())
+    for architecture, required in ARCHITECTURES.items():
+        missing = sorted(required - cpu_flags())
         if missing:
             print(f"{architecture}: skipped, this processor has no {', '.join(missing)}")
             continue
@@ -40,17 +40,19 @@ def main() -> int:
                 cwd=ROOT, env=environment, check=False,
             ).returncode  # fmt: skip
             (library,) = Path(cache).glob("*.so")
-            found = [word for word in FORBIDDEN[architecture] if word in disassembly(library)]
-        if found:
-            print(f"{architecture}: the build has {', '.join(found)}: it is of another processor")
-        if code or found:
+            forbidden = [word for word in FORBIDDEN[architecture] if word in disassembly(library)]
+        if forbidden:
+            print(
+                f"{architecture}: the build has {', '.join(forbidden)}: it is for another processor"
+            )
+        if code or forbidden:
             failed.append(architecture)
     print(f"kernels: {'failed for ' + ', '.join(failed) if failed else 'all builds pass'}")
     return int(bool(failed))
 
 
-def abilities() -> set[str]:
-    """What this processor can do."""
+def cpu_flags() -> set[str]:
+    """CPU flags of this processor."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("flags"):
             return set(line.partition(":")[2].split())

@@ -13,9 +13,9 @@ class Part:
     Attributes:
         name: its name on the command line.
         command: arguments of Python, run from the root of the repository.
-        covers: patterns of the files whose change asks for another run.
-        minutes: an estimate of its time on two cores.
-        requirements: packages beside those of `.venv`; the part then has its own environment.
+        covers: patterns of the files whose changes require another run.
+        minutes: estimated time on two cores.
+        requirements: packages beyond those of `.venv`; the part then has its own environment.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Chooses parts of the slow ring, runs them, and records those that pass."""
+"""Selects parts of the slow ring, runs them, and records those that pass."""
 
 import argparse
 import hashlib
@@ -23,10 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.slow", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(names)}; all")
     parser.add_argument(
-        "--changed", action="store_true", help="skip parts whose files are as they were recorded"
+        "--changed",
+        action="store_true",
+        help="skip parts whose files have not changed since they passed",
     )
-    parser.add_argument("--minutes", type=float, help="skip parts that take longer than is left")
-    parser.add_argument("--record", action="store_true", help="note in passed.json what passes")
+    parser.add_argument(
+        "--minutes", type=float, help="skip parts that take longer than the remaining time"
+    )
+    parser.add_argument("--record", action="store_true", help="record passed parts in passed.json")
     parser.add_argument("--list", action="store_true", help="list the parts and run none")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.parts) - set(names))
@@ -43,16 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
     for part in parts:
         now = digest(part)
         if options.changed and passed.get(part.name) == now:
-            print(f"{part.name}: skipped, its files are as they were when it passed")
+            print(f"{part.name}: skipped, its files have not changed since it passed")
         elif left is not None and part.minutes > left:
             print(
                 f"{part.name}: skipped, CHANGED but not run: it takes about {part.minutes} min, "
                 f"and {left:.0f} of {options.minutes:.0f} are left; `make slow` runs it"
             )
         else:
-            began = time.monotonic()
+            start_time = time.monotonic()
             ok = run(part)
-            minutes = (time.monotonic() - began) / 60
+            minutes = (time.monotonic() - start_time) / 60
             left = None if left is None else max(0.0, left - minutes)
             print(f"{part.name}: {'passed' if ok else 'FAILED'} in {minutes:.1f} min", flush=True)
             if not ok:
@@ -71,7 +75,7 @@ def digest(part: Part, root: Path | None = None) -> str:
         FileNotFoundError: a pattern matches no file.
     """
     root = root or ROOT
-    found = hashlib.sha256("\0".join((*part.command, *part.requirements)).encode())
+    hasher = hashlib.sha256("\0".join((*part.command, *part.requirements)).encode())
     files: set[Path] = set()
     for pattern in part.covers:
         matches = {path for path in root.glob(pattern) if path.is_file()}
@@ -80,8 +84,8 @@ def digest(part: Part, root: Path | None = None) -> str:
             raise FileNotFoundError(f"part {part.name}: no file is {pattern}")
     for path in sorted(files):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return found.hexdigest()
+        hasher.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return hasher.hexdigest()
 
 
 def run(part: Part) -> bool:
@@ -96,7 +100,7 @@ def run(part: Part) -> bool:
 
 
 def record(part: Part, now: str) -> None:
-    """Notes that a part has passed with files of this digest."""
+    """Records that a part passed with files of this digest."""
     passed = json.loads(PASSED.read_text(encoding="utf-8"))
     passed[part.name] = now
     PASSED.write_text(json.dumps(passed, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -21,19 +21,19 @@ from tests.slow.mutations.survivors import judge
 PACKAGE = ROOT / "src" / "miniformer"
 FOLDERS = ("model", "generation", "runtime", "tasks", "training")
 _PROCESSES = multiprocessing.get_context("forkserver")
-# Slow imports that every test process needs. Nothing of the package itself: the mutant comes first.
+# Slow imports that every test process needs. The package is not imported: the mutant comes first.
 _PRELOADED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]
 _OPTIONS = [
     "-q", "-x", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning",
     "--hypothesis-profile=unshrunk",
 ]  # fmt: skip
-# A loop that has no end may hold a process where no signal reaches it.
+# An endless loop may block a process so that no signal reaches it.
 _LIMIT_S = 1200.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant: the test that failed, or None if all passed."""
+    """Result of a mutant: the test that failed, or None if all passed."""
 
     mutant: Mutant
     killer: str | None
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--mutants", type=int, default=4, help="of a module (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default 0)")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="bring survivors.json up to date")
+    parser.add_argument("--write", action="store_true", help="update survivors.json")
     options = parser.parse_args(arguments)
     paths = [path for path in modules() if _chosen(path, options.modules)]
     if not paths:
@@ -58,12 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as threads:
         verdicts = list(threads.map(test, mutants))
         killers = sorted(
-            {each.killer for each in verdicts if each.killer and _is_test(each.killer)}
+            {verdict.killer for verdict in verdicts if verdict.killer and _is_test(verdict.killer)}
         )
         passing = not killers or _run_tests(PACKAGE.parent, killers, repeat=True) is None
     if not passing:
         print("a test that killed a mutant fails on the package as it is as well")
-    results = [(_entry(each.mutant), each.killer is not None) for each in verdicts]
+    results = [(_entry(verdict.mutant), verdict.killer is not None) for verdict in verdicts]
     return max(judge(results, write=options.write), int(not passing))
 
 
@@ -90,7 +90,7 @@ def test(mutant: Mutant) -> Verdict:
     killer = None
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "miniformer"
-        shutil.copytree(PACKAGE, copy)  # with what is compiled: times are kept
+        shutil.copytree(PACKAGE, copy)  # with compiled files: copytree keeps the times
         changed = copy / below(mutant.path)
         changed.unlink()
         changed.write_text(mutant.source, encoding="utf-8")
@@ -134,7 +134,7 @@ def _run_tests(source: Path, tests: list[str], repeat: bool = False) -> str | No
 
 def _run(sender, source: Path, tests: list[str], folder: Path) -> None:
     """Runs pytest in this process and sends its exit code and the test that failed."""
-    gc.freeze()  # spares every test a look through what was preloaded
+    gc.freeze()  # excludes preloaded modules from garbage collection
     import pytest
 
     class First:
@@ -144,7 +144,7 @@ def _run(sender, source: Path, tests: list[str], folder: Path) -> None:
             if report.failed and not self.failed:
                 self.failed = report.nodeid
                 if "Failed: Timeout" in str(report.longrepr):
-                    self.failed += " (timeout)"  # a loop without an end, or a busy machine
+                    self.failed += " (timeout)"  # an endless loop, or a busy machine
 
     if "miniformer" in sys.modules:
         raise RuntimeError("the package is imported before the mutant")

@@ -12,7 +12,7 @@ from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
-# Operators of one kind replace each other: others end in an error at once, as `0.5 << 2` does.
+# Operators of one kind replace each other; others fail at once, such as `0.5 << 2`.
 _KINDS = (
     {"Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow"},
     {"BitAnd", "BitOr", "BitXor", "LShift", "RShift"},
@@ -27,8 +27,8 @@ class Mutant:
     """A module with one change.
 
     Attributes:
-        line: the lines that are changed, stripped.
-        mutation: what takes their place.
+        line: the changed lines, stripped.
+        mutation: their replacement.
         source: the whole module after the change.
     """
 
@@ -39,36 +39,36 @@ class Mutant:
 
 
 def sample(path: Path, count: int, seed: int) -> list[Mutant]:
-    """At most `count` mutants of a module, each at another place.
+    """At most `count` mutants of a module, each at another position.
 
-    Places are drawn by a hash of their line, not of their number: a change elsewhere in the file,
-    or another name of it, leaves the sample as it is.
+    Positions are drawn by a hash of their line, not of its number: a change elsewhere in the file,
+    or a new name of the file, does not change the sample.
     """
     source = path.read_text(encoding="utf-8")
     lines, skipped = source.splitlines(), _ineffective(source)
-    places: dict[Position, list[tuple[str, int]]] = defaultdict(list)
+    positions: dict[Position, list[tuple[str, int]]] = defaultdict(list)
     for start, name, occurrence in _all(source):
         if not any(first <= start < last for first, last in skipped):
-            places[start].append((name, occurrence))
+            positions[start].append((name, occurrence))
     drawn, seen = [], defaultdict(int)
-    for start in sorted(places):
+    for start in sorted(positions):
         text = lines[start[0] - 1].strip()
-        seen[text] += 1  # which place of such lines
+        seen[text] += 1  # index among equal lines
         drawn.append((_hash(seed, text, seen[text]), start))
-    found = []
+    mutants = []
     for order, start in sorted(drawn):
-        if len(found) == count:
+        if len(mutants) == count:
             break
-        options = places[start]
+        options = positions[start]
         name, occurrence = options[int(order, 16) % len(options)]
         changed = mutate_code(source, get_operator(name)(), occurrence)
         if changed is not None and _differs(source, changed):
-            found.append(Mutant(path, *_difference(source, changed), changed))
-    return found
+            mutants.append(Mutant(path, *_difference(source, changed), changed))
+    return mutants
 
 
 def _all(source: str) -> Iterator[tuple[Position, str, int]]:
-    """Start, operator and number of each mutation that there is."""
+    """Start, operator and occurrence of every possible mutation."""
     nodes = list(ast_nodes(get_ast(source)))
     for name in sorted(operator_names()):
         kind = get_operator(name)
@@ -89,14 +89,14 @@ def _of_one_kind(name: str) -> bool:
 
 
 def _ineffective(source: str) -> list[tuple[Position, Position]]:
-    """Where a change cannot matter: annotations, and what only a type checker reads."""
-    found = []
+    """Ranges in which a change has no effect: annotations, and code for type checkers only."""
+    ranges = []
 
     def skip(node: ast.AST | None) -> None:
         if node is not None:
-            # Columns of ast are bytes of UTF-8, those of parso characters: whole lines differ in
-            # few files, and only what stands after a non-ASCII character of a line.
-            found.append(((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)))
+            # Columns are UTF-8 bytes in ast and characters in parso: they differ after a non-ASCII
+            # character of a line.
+            ranges.append(((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)))
 
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -105,14 +105,14 @@ def _ineffective(source: str) -> list[tuple[Position, Position]]:
             skip(node.returns)
             if any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list):
                 first = node.decorator_list[0].lineno
-                found.append(((first, 0), (node.end_lineno, node.end_col_offset)))
+                ranges.append(((first, 0), (node.end_lineno, node.end_col_offset)))
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             skip(node)
-    return found
+    return ranges
 
 
 def _differs(source: str, changed: str) -> bool:
-    """False for what is no Python, or the same Python written in another way."""
+    """Returns False for a syntax error, and for the same code in another notation."""
     try:
         return _meaning(source) != _meaning(changed)
     except SyntaxError:
@@ -120,7 +120,7 @@ def _differs(source: str, changed: str) -> bool:
 
 
 def _meaning(source: str) -> str:
-    """What a source does, whether arguments are given by position or by name.
+    """The syntax tree of a source, without the kinds of parameters.
 
     The `*` of `f(x, *, y)` is an operator to cosmic-ray, which makes it `f(x, /, y)`.
     """

@@ -1,7 +1,7 @@
 """The tests that run against a mutant, by its module.
 
-Each module has stages, which run one after the other until one fails. The first stage is what is
-written for the module; the next is what uses it.
+Each module has stages, which run in order until one fails. The first stage has the tests of the
+module; the next ones have tests of its users.
 """
 
 from fnmatch import fnmatch
@@ -17,7 +17,7 @@ def _unit(*names: str) -> list[str]:
     return [UNIT.format(name) for name in names]
 
 
-# Patterns below src/miniformer, the first that fits; and their stages.
+# Patterns below src/miniformer with their stages; the first match applies.
 TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("model/ops/allocation_tracker.py", (_unit("memory", "cross_entropy"), BATTERY)),
     ("model/attention_backends/__init__.py", (_unit("backends", "masks"), BATTERY)),
@@ -78,10 +78,10 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("training/optim/optimizers.py", (_unit("optimizers", "training"),)),
     ("training/optim/param_groups.py", (_unit("optimizers", "training"),)),
     ("training/tuning/memory_tracker.py", (_unit("memory"),)),
-    ("training/setup/prepare.py", (_unit("sizing", "choosing_tokenizers", "training"), TASKS, RUNS)),
+    ("training/setup/prepare.py",
+     (_unit("sizing", "choosing_tokenizers", "training"), TASKS, RUNS)),
     ("training/report/*", (_unit("report"), RUNS)),
-    ("training/report/plots.py", (_unit("report"), RUNS)),
-    ("training/restart*.py", (_unit("run_files"), [E2E.format("restarts")])),
+    ("training/*/restart*.py", (_unit("run_files"), [E2E.format("restarts")])),
     ("training/resume/config.py", ([E2E.format("resume")],)),
     ("utils/jsonl.py", (_unit("run_files"), RUNS)),
     ("training/setup/run_folder.py", (_unit("run_files"), [E2E.format("run_folder")], RUNS)),

@@ -1,4 +1,4 @@
-"""The list of known survivors, and what a run says about it."""
+"""The list of known survivors, and its comparison with a run."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ def judge(results: list[tuple[Entry, bool]], *, write: bool = False, file: Path 
 
     Args:
         results: mutants (module, line and mutation), each with whether a test killed it.
-        write: bring the file up to date: new survivors are added, without a reason, and those
-            that are killed now are removed.
+        write: update the file: new survivors are added without a reason, and killed ones are
+            removed.
 
     Returns:
         The exit code: 1 if a survivor is new and the file is not written.
@@ -26,13 +26,14 @@ def judge(results: list[tuple[Entry, bool]], *, write: bool = False, file: Path 
           f"{len(survivors) - len(new)} survivors are known, {len(new)} are new")  # fmt: skip
     for key in sorted(known.keys() & killed):
         print(f"killed now, to be removed from {file.name}: {key[0]}: {key[2]}")
-    for each in new:
-        print(f"NEW survivor in {each['module']}\n    - {each['line']}\n    + {each['mutation']}")
+    for mutant in new:
+        print(f"NEW survivor in {mutant['module']}")
+        print(f"    - {mutant['line']}\n    + {mutant['mutation']}")
     if not write:
         return int(bool(new))
-    kept = [entry for key, entry in known.items() if key not in killed]
-    kept += [{**each, "reason": None} for each in new]
-    text = json.dumps(sorted(kept, key=_key), indent=1, ensure_ascii=False)
+    entries = [entry for key, entry in known.items() if key not in killed]
+    entries += [{**mutant, "reason": None} for mutant in new]
+    text = json.dumps(sorted(entries, key=_key), indent=1, ensure_ascii=False)
     file.write_text(text + "\n", encoding="utf-8")
     return 0
 
