@@ -1,4 +1,4 @@
-"""MiniFormerDataModule: files in, batches out."""
+"""MiniFormerDataModule: from files to batches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data import rules
 from miniformer.data.batching.chunks import ChunkSource, RecordChunks, StreamChunks
-from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.loader import Batcher, BatchLoader
 from miniformer.data.reading.files import DataFiles
-from miniformer.data.reading.records import (
-    Record,
-    Records,
-    RecordSequence,
-    as_records,
-)
+from miniformer.data.reading.records import Record, Records, RecordSequence, as_records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.reading.streaming import stream_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -30,7 +25,7 @@ DataSource = DataFiles | Records | RecordSequence
 
 
 class DataTask(Protocol):
-    """What the data module asks of a task (see `miniformer.tasks.base`)."""
+    """Task interface that the data module needs (see `miniformer.tasks.base`)."""
 
     @property
     def schema(self) -> Schema: ...
@@ -51,29 +46,29 @@ class DataTask(Protocol):
 
 
 class MiniFormerDataModule(L.LightningDataModule):
-    """Reads files, encodes their records and serves batches, packed or of like lengths.
+    """Reads files, encodes their records and serves packed or length-bucketed batches.
 
-    A batch is a dict of tensors for the task's `loss`, and `about`: see `Batches`. After `setup`,
-    `task` knows what it must of the training data, such as its classes.
+    A batch is a dict of tensors for the task's `loss`, and `about`: see `BatchLoader`. `setup` fits
+    `task` to the training data, such as its classes.
 
     Args:
-        train_path: what to train on: files (see `JSONLinesDataset`), or records in memory.
-        tokenizer: turns text into ids; None: the data holds none, but vectors.
-        val_path: what to validate on; None: nothing.
-        test_path: what to test on; None: nothing.
-        task: a task's registered name, or a task.
-        batch_size: windows in a batch; where batches are of like lengths, examples on average.
-        batch_tokens: tokens in a batch at most, padding included; None: `batch_size` decides.
-        seq_len: tokens in a window, or of an input and of a target at most.
-        num_workers: processes that read and encode data too large to be kept in memory; 0: a thread
+        train_path: training data: files (see `JSONLinesDataset`), or records in memory.
+        tokenizer: the tokenizer; None: the data has vectors instead of text.
+        val_path: validation data, or None.
+        test_path: test data, or None.
+        task: registered name of a task, or a task.
+        batch_size: windows per batch if packed, otherwise the mean number of examples.
+        batch_tokens: maximum number of tokens per batch, padding included; None: by `batch_size`.
+        seq_len: tokens per window, or maximum length of an input and of a target.
+        num_workers: processes that read and encode data too large to be held in memory; 0: a thread
             of the training process.
-        streaming: read the training data front to back as it comes, such as from a pipe ("-" is
-            standard input): nothing is indexed, and records are shuffled among neighbours only.
-        seed: decides the order of training.
-        progress: told what is being read, the part done, and all of it.
+        streaming: reads the training data sequentially, such as from a pipe ("-" is standard
+            input): without an index, and shuffled only within chunks.
+        seed: seed of the training order.
+        progress: called with (task, done, total) during reading.
 
     Raises:
-        UserError: a file is missing or holds a bad record (the message begins with file:line).
+        UserError: a file is missing or has an invalid record (the message begins with file:line).
     """
 
     def __init__(
@@ -103,38 +98,38 @@ class MiniFormerDataModule(L.LightningDataModule):
         self._resume_state: dict[str, int] | None = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Has the next training begin at the `state` of a batch (see `Batches`)."""
+        """Starts the next training at the `state` of a batch (see `BatchLoader`)."""
         self._resume_state = state_dict
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens all data, and encodes what is small enough to be kept; a second call does nothing.
+        """Opens all data, and encodes small data; a second call does nothing.
 
         Raises:
             UserError: see the class.
         """
         if self.chunks:
             return
-        pools: dict[str, ChunkSource] = {}
+        chunks: dict[str, ChunkSource] = {}
         if self.streaming:
-            pools["train"] = self._stream_chunks()
+            chunks["train"] = self._stream_chunks()
         else:
             records = as_records(self.train_path, self.task.schema)
             self.task = rules.fit_task(self.task, records)
-            pools["train"] = self._record_chunks("train", records, self.num_workers)
-        for name, source in (("val", self.val_path), ("test", self.test_path)):
+            chunks["train"] = self._record_chunks("train", records, self.num_workers)
+        for split, source in (("val", self.val_path), ("test", self.test_path)):
             if source is not None:
                 records = as_records(source, self.task.schema)
                 rules.require_nonempty(self.task, records)
-                pools[name] = self._record_chunks(name, records)
-        self.chunks = pools
+                chunks[split] = self._record_chunks(split, records)
+        self.chunks = chunks
 
     def train_dataloader(self) -> BatchLoader:
-        """Endless variety: each pass is shuffled anew."""
-        batches = self._loader("train")
+        """Loader of the training data, shuffled differently in each epoch."""
+        loader = self._loader("train")
         if self._resume_state is not None:
-            batches.load_state_dict(self._resume_state)
+            loader.load_state_dict(self._resume_state)
             self._resume_state = None
-        return batches
+        return loader
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
         return self._loader("val") if self.val_path is not None else []
@@ -143,46 +138,42 @@ class MiniFormerDataModule(L.LightningDataModule):
         return self._loader("test") if self.test_path is not None else []
 
     def column_total(self, split: str, column: str) -> int | None:
-        """The sum of a number, or all places of an array, over the examples of train, val or test.
+        """Sum of a column of numbers, or total length of a column of arrays, over a split.
 
-        None: they are not all in memory, or hold no such thing.
+        None: the examples are not all in memory, or lack the column.
         """
-        self.setup()
-        kept = getattr(self.chunks.get(split), "in_memory", None)
-        if kept is None or column not in kept.columns:
+        store = self._in_memory(split)
+        if store is None or column not in store.columns:
             return None
-        values = kept.columns[column]
-        return len(values) if column in kept.offsets else int(values.sum())
+        values = store.columns[column]
+        return len(values) if column in store.offsets else int(values.sum())
 
     def num_tokens(self, split: str) -> int | None:
-        """Tokens, or vectors, of the examples of train, val or test; see `Task.token_arrays`.
+        """Number of tokens or vectors in a split (see `Task.token_arrays`).
 
-        None: they are not all in memory.
+        None: the examples are not all in memory.
         """
-        self.setup()
-        kept = getattr(self.chunks.get(split), "in_memory", None)
-        if kept is None:
+        store = self._in_memory(split)
+        if store is None:
             return None
-        names = getattr(self.task, "token_arrays", ()) or list(kept.offsets)[:1]
-        counts = [self.column_total(split, column) for column in names]
-        return sum(filter(None, counts)) if counts else len(kept)
+        columns = getattr(self.task, "token_arrays", ()) or list(store.offsets)[:1]
+        counts = [self.column_total(split, column) for column in columns]
+        return sum(filter(None, counts)) if counts else len(store)
 
     def row_tokens(self, split: str) -> float | None:
-        """Tokens of a window of train, val or test, or of an example on average.
+        """Tokens per window, or mean tokens per example, of a split.
 
-        None: they are not all in memory.
+        None: the examples are not all in memory.
         """
-        self.setup()
-        kept = getattr(self.chunks.get(split), "in_memory", None)
-        return None if kept is None else self._loader(split).batcher.row_tokens(kept)
+        store = self._in_memory(split)
+        return None if store is None else self._loader(split).batcher.row_tokens(store)
 
     def truncation_warning(self, split: str) -> str | None:
-        """A line about what of train, val or test is longer than it may be; None: nothing known."""
-        self.setup()
-        kept = getattr(self.chunks.get(split), "in_memory", None)
-        if kept is None or "cut" not in kept.columns:
+        """Warning about truncated examples of a split; None: none are known."""
+        store = self._in_memory(split)
+        if store is None or "cut" not in store.columns:
             return None
-        cut = kept.columns["cut"]
+        cut = store.columns["cut"]
         if not cut.any():
             return None
         return (
@@ -190,23 +181,27 @@ class MiniFormerDataModule(L.LightningDataModule):
             f"seq_len={self.seq_len} or the task's own limits; {int(cut.sum()):,} tokens are lost"
         )
 
+    def _in_memory(self, split: str) -> ColumnarStore | None:
+        self.setup()
+        return getattr(self.chunks.get(split), "in_memory", None)
+
     def _loader(self, split: str) -> BatchLoader:
         self.setup()
         training = split == "train"
-        cutter = self.task.batcher(
+        batcher = self.task.batcher(
             self.tokenizer,
             seq_len=self.seq_len,
             batch_size=self.batch_size,
             batch_tokens=self.batch_tokens,
             training=training,
         )
-        attached = self.trainer
+        trainer = self.trainer
         return BatchLoader(
             self.chunks[split],
-            cutter,
+            batcher,
             seed=self.seed if training else None,
-            rank=0 if attached is None else attached.global_rank,
-            world_size=1 if attached is None else attached.world_size,
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
             token_tensors=getattr(self.task, "token_tensors", None),
         )
 
@@ -225,10 +220,10 @@ class MiniFormerDataModule(L.LightningDataModule):
             raise UserError("streaming reads files or '-' (standard input); name one as train_path")
         schema = self.task.schema
 
-        def records() -> Iterator[Record]:
+        def iter_records() -> Iterator[Record]:
             return (record for _, record in stream_records(source, schema))
 
-        return StreamChunks(records, self._encode)
+        return StreamChunks(iter_records, self._encode)
 
     def _encode(self, records: Sequence[Record]) -> list[Example]:
         examples: list[Example] = self.task.encode(records, self.tokenizer, self.seq_len)

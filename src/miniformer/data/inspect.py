@@ -1,8 +1,8 @@
-"""A data file looked over before it is trained on: counts, lengths, labels, duplicates, faults.
+"""Inspection of data files before training: counts, lengths, labels, duplicates, errors.
 
-Records are read front to back, and none is kept: of each, its length, its label and 8 bytes that
-tell its input from others are. The rules of whole files are those of training (see `rules`); each
-record is then held to what the training data says that all must be.
+Records are read sequentially and not stored, except for the length, the label and an 8-byte hash of
+the input. The rules for whole data sets are those of training (see `rules`); each record is then
+checked against the schema of the fitted task.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from miniformer.data.reading.records import JSONLinesDataset, Record, RecordErro
 from miniformer.data.reading.schema import Schema
 from miniformer.data.selection import RecordSubset
 
-_READ_BATCH_SIZE = 256  # records measured at once, so that a tokenizer can work in parallel
-_MAX_DUPLICATES_SHOWN = 3  # pairs of duplicates that are named
+_READ_BATCH_SIZE = 256  # enough for a tokenizer to encode in parallel
+_MAX_DUPLICATES_SHOWN = 3
 
 
 @dataclasses.dataclass
 class SplitReport:
-    """What there is to know of one file or several.
+    """Statistics and errors of a split, in one or more files.
 
     Args:
         name: train, val or test.
-        records: all of them.
-        lengths: of each good record, for each of its texts, int [n]: name -> lengths.
-        labels: how often each label occurs.
-        first: the record at which each label is first.
-        values: those of regression.
-        keys: int64 [n], equal where inputs are.
-        rows: the record's index of each key.
-        faults: what is wrong, with file:line.
-        broken: records that are faulty.
+        records: all records.
+        lengths: text field -> its length in each valid record, int [n].
+        label_counts: label -> number of records.
+        label_first_row: label -> first record with it.
+        values: targets of a regression.
+        input_hashes: int64 [n], equal for equal inputs.
+        rows: index of each valid record, int64 [n].
+        errors: the first errors, with file:line.
+        num_invalid: number of invalid records.
     """
 
     name: str
@@ -57,11 +57,11 @@ class SplitReport:
     num_invalid: int
 
     def valid_records(self) -> RecordSubset:
-        """The records that keep to the schema."""
+        """Records that satisfy the schema."""
         return RecordSubset(self.records, self.rows)
 
     def add_error(self, error: str, max_errors: int) -> None:
-        """Counts a fault, and remembers it among the first `most`."""
+        """Counts an invalid record, and stores the error if it is among the first `max_errors`."""
         self.num_invalid += 1
         if len(self.errors) < max_errors:
             self.errors.append(error)
@@ -76,133 +76,133 @@ def inspect_dataset(
     max_errors: int = 10,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SplitReport:
-    """Reads a file once.
+    """Inspects a data set in one pass.
 
     Args:
         name: train, val or test.
-        source: as `JSONLinesDataset` takes it.
-        schema: the fields each record must have, and their checks.
-        measure: lengths of some records' texts, by name.
-        most_faults: faults that are remembered; all are counted.
-        progress: told what is read, the records done, and all.
+        source: files, as in `JSONLinesDataset`.
+        schema: required fields and their checks.
+        length_fn: records -> text field -> length in each record.
+        max_errors: number of errors to store; all are counted.
+        progress: called with (task, records done, total records).
 
     Raises:
         UserError: a file is missing, unreadable or empty.
     """
     records = JSONLinesDataset(source, schema, progress=progress)
     lengths: dict[str, list[np.ndarray]] = {}
-    labels: Counter[Any] = Counter()
-    first_of: dict[Any, int] = {}
+    label_counts: Counter[Any] = Counter()
+    label_first_row: dict[Any, int] = {}
     values: list[float] = []
-    keys: list[int] = []
+    input_hashes: list[int] = []
     rows: list[int] = []
-    faults: list[str] = []
-    broken = 0
-    for first in range(0, len(records), _READ_BATCH_SIZE):
-        good = []
-        for row, found in _read_or_error(
-            records, range(first, min(first + _READ_BATCH_SIZE, len(records)))
-        ):
-            if isinstance(found, UserError):
-                broken += 1
-                if len(faults) < max_errors:
-                    faults.append(str(found))
+    errors: list[str] = []
+    num_invalid = 0
+    for start in range(0, len(records), _READ_BATCH_SIZE):
+        stop = min(start + _READ_BATCH_SIZE, len(records))
+        valid = []
+        for row, record in _read_or_error(records, range(start, stop)):
+            if isinstance(record, UserError):
+                num_invalid += 1
+                if len(errors) < max_errors:
+                    errors.append(str(record))
                 continue
-            good.append(found)
+            valid.append(record)
             rows.append(row)
-            keys.append(_input_hash(found, schema))
+            input_hashes.append(_input_hash(record, schema))
             if "label" in schema:
-                labels[found["label"]] += 1
-                first_of.setdefault(found["label"], row)
+                label_counts[record["label"]] += 1
+                label_first_row.setdefault(record["label"], row)
             if "value" in schema:
-                values.append(float(found["value"]))
-        for text, found_lengths in length_fn(good).items() if good else ():
-            lengths.setdefault(text, []).append(np.array(found_lengths, dtype=np.int32))
+                values.append(float(record["value"]))
+        for text, batch_lengths in length_fn(valid).items() if valid else ():
+            lengths.setdefault(text, []).append(np.array(batch_lengths, dtype=np.int32))
         if progress is not None:
-            progress(f"checking {name}", min(first + _READ_BATCH_SIZE, len(records)), len(records))
+            progress(f"checking {name}", stop, len(records))
     return SplitReport(
         name,
         records,
-        {text: np.concatenate(parts) for text, parts in lengths.items()},
-        labels,
-        first_of,
+        {text: np.concatenate(arrays) for text, arrays in lengths.items()},
+        label_counts,
+        label_first_row,
         np.array(values),
-        np.array(keys, dtype=np.int64),
+        np.array(input_hashes, dtype=np.int64),
         np.array(rows, dtype=np.int64),
-        faults,
-        broken,
+        errors,
+        num_invalid,
     )
 
 
 def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors: int = 10) -> None:
-    """Adds faults that only whole files show: those for which training would refuse them.
+    """Adds the errors for which training would refuse the data sets.
 
     Args:
-        task: as the user configured it.
+        task: the task as configured by the user.
         splits: the training data, then others.
-        most_faults: faults that are remembered of each.
+        max_errors: number of errors to store of each.
     """
     train = splits[0]
     if not len(train.rows):
-        return  # each record is a fault already
+        return  # each record is an error already
     try:
         task = rules.fit_task(task, train.valid_records())
     except UserError as error:
-        # Where records have faults, those without them need not have all that the file has.
+        # With invalid records, the valid ones may lack what the whole file has.
         if isinstance(error, RecordError) or not train.num_invalid:
             train.add_error(str(error), max_errors)
         return
     for split in splits:
-        good = split.valid_records().with_schema(task.schema)
-        before = split.num_invalid
-        for first in range(0, len(good), _READ_BATCH_SIZE):
-            rows = good.indices[first : first + _READ_BATCH_SIZE]
-            for _, found in _read_or_error(good.records, rows.tolist()):
-                if isinstance(found, UserError):
-                    split.add_error(str(found), max_errors)
-        if split is not train and split.num_invalid == before and len(good):
+        valid = split.valid_records().with_schema(task.schema)
+        num_invalid = split.num_invalid
+        for start in range(0, len(valid), _READ_BATCH_SIZE):
+            rows = valid.indices[start : start + _READ_BATCH_SIZE]
+            for _, record in _read_or_error(valid.records, rows.tolist()):
+                if isinstance(record, UserError):
+                    split.add_error(str(record), max_errors)
+        if split is not train and split.num_invalid == num_invalid and len(valid):
             try:
-                rules.require_nonempty(task, good)
+                rules.require_nonempty(task, valid)
             except UserError as error:
                 split.add_error(str(error), max_errors)
 
 
 def similar_label_warnings(splits: Sequence[SplitReport]) -> list[str]:
-    """Lines about labels that differ only by spaces or Unicode normalization."""
-    places: dict[Any, str] = {}
+    """Warnings about labels that differ only by spaces or Unicode normalization."""
+    locations: dict[Any, str] = {}
     for split in splits:
         for label, row in split.label_first_row.items():
-            places.setdefault(label, split.records.location(row))
+            locations.setdefault(label, split.records.location(row))
     return [
         "labels that differ only by spaces or Unicode normalization: "
-        + ", ".join(f"{label!a} ({places[label]})" for label in group)
-        for group in rules.group_similar_labels(places)
+        + ", ".join(f"{label!a} ({locations[label]})" for label in group)
+        for group in rules.group_similar_labels(locations)
     ]
 
 
 def find_duplicates(reference: SplitReport, split: SplitReport) -> tuple[int, list[str]]:
-    """Records of `other` whose input is in `one`, too, or was in it before: how many, and some.
+    """Number of records in `split` whose input is also in `reference`, and the first of them.
 
-    Spaces and the way in which Unicode spells a letter make no difference.
+    If both are the same split, the first record of each input does not count. Spaces and Unicode
+    normalization are ignored.
     """
     if reference is split:
         order = np.argsort(reference.input_hashes, kind="stable")
-        again = order[1:][reference.input_hashes[order][1:] == reference.input_hashes[order][:-1]]
-        places = np.sort(again)
+        hashes = reference.input_hashes[order]
+        positions = np.sort(order[1:][hashes[1:] == hashes[:-1]])
     else:
-        places = np.flatnonzero(np.isin(split.input_hashes, reference.input_hashes))
-    shown = []
-    for place in places[:_MAX_DUPLICATES_SHOWN]:
-        first = int(np.flatnonzero(reference.input_hashes == split.input_hashes[place])[0])
-        where = split.records.location(int(split.rows[place]))
-        shown.append(f"{where} repeats {reference.records.location(int(reference.rows[first]))}")
-    return len(places), shown
+        positions = np.flatnonzero(np.isin(split.input_hashes, reference.input_hashes))
+    lines = []
+    for position in positions[:_MAX_DUPLICATES_SHOWN]:
+        first = int(np.flatnonzero(reference.input_hashes == split.input_hashes[position])[0])
+        location = split.records.location(int(split.rows[position]))
+        lines.append(f"{location} repeats {reference.records.location(int(reference.rows[first]))}")
+    return len(positions), lines
 
 
 def _read_or_error(
     records: JSONLinesDataset, rows: Sequence[int]
 ) -> Iterator[tuple[int, Record | UserError]]:
-    """Records, or what is wrong with them; most are read together."""
+    """Yields records or their errors; a batch without errors is read at once."""
     try:
         yield from zip(rows, records.read(rows), strict=True)
         return
@@ -216,9 +216,9 @@ def _read_or_error(
 
 
 def _input_hash(record: Record, schema: Schema) -> int:
-    """A number for a record's first field; a hash of 64 bits, the same in every process."""
+    """64-bit hash of a record's first field, the same in every process."""
     value = record[next(iter(schema))]
-    spelled = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    spelled = " ".join(unicodedata.normalize("NFC", spelled).split())
-    digest = hashlib.blake2b(spelled.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    text = " ".join(unicodedata.normalize("NFC", text).split())
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)

@@ -1,4 +1,4 @@
-"""Rules of whole files: what one record alone cannot tell. `data check` and training share them."""
+"""Rules for whole data sets, beyond single records; shared by `data check` and training."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from miniformer.data.reading.records import Record, Records
 
 
 class FittableTask(Protocol):
-    """What the rules ask of a task (see `miniformer.tasks.base`)."""
+    """Task interface that the rules need (see `miniformer.tasks.base`)."""
 
     def fit(self, records: Records) -> Self:
-        """The task, with what it must know of the training data."""
+        """Returns the task with its settings from the training data."""
 
     def is_empty(self, record: Record) -> bool:
-        """Whether a record has nothing that a loss could be of."""
+        """Returns whether a record has no target for a loss."""
 
 
 T = TypeVar("T", bound=FittableTask)
 
 
 def fit_task(task: T, records: Records) -> T:
-    """A task with what it must know of its training data.
+    """Fits a task to its training data.
 
     Args:
-        task: as the user configured it.
+        task: the task as configured by the user.
         records: the training data.
 
     Raises:
-        RecordError: a record does not keep to the schema, or not to that of the others.
-        UserError: nothing can be learned from the data.
+        RecordError: a record violates the schema, or differs in structure from the others.
+        UserError: the data has nothing to train on.
     """
     task = task.fit(records)
     require_nonempty(task, records)
@@ -40,10 +40,10 @@ def fit_task(task: T, records: Records) -> T:
 
 
 def require_nonempty(task: FittableTask, records: Records) -> None:
-    """Refuses training, validation or test data of which every record is empty.
+    """Refuses training, validation or test data in which every record is empty.
 
     Raises:
-        UserError: there is nothing in the records that a loss could be of.
+        UserError: no record has a target for a loss.
     """
     if all(task.is_empty(record) for record in records):
         raise UserError(f"{records.name}: every record's text is empty or blank")
@@ -54,6 +54,6 @@ def group_similar_labels(labels: Iterable[Any]) -> list[list[Any]]:
     groups: dict[str, list[Any]] = {}
     for label in labels:
         if isinstance(label, str):
-            spelled = " ".join(unicodedata.normalize("NFKC", label).split())
-            groups.setdefault(spelled, []).append(label)
+            normalized = " ".join(unicodedata.normalize("NFKC", label).split())
+            groups.setdefault(normalized, []).append(label)
     return [group for group in groups.values() if len(group) > 1]

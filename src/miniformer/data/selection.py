@@ -1,4 +1,4 @@
-"""Some of the records of files, such as those without faults."""
+"""Subsets of the records of files, such as the valid ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _READ_BATCH_SIZE = 1024
 
 
 class RecordSubset:
-    """Some of the records of files, with all that a `JSONLinesDataset` offers.
+    """Subset of the records of files, with the interface of `JSONLinesDataset`.
 
     Args:
-        records: all of them.
-        rows: the indices of those that count, int64 [n], ascending.
+        records: all records.
+        indices: ascending indices of the subset, int64 [n].
     """
 
     def __init__(self, records: JSONLinesDataset, indices: np.ndarray) -> None:
@@ -27,7 +27,7 @@ class RecordSubset:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of each record as it stands in its file, int64 [n]."""
+        """Bytes of each record in its file, int64 [n]."""
         return np.asarray(self.records.sizes[self.indices])
 
     @property
@@ -36,25 +36,25 @@ class RecordSubset:
         return int(self.sizes.sum())
 
     def with_schema(self, schema: Schema) -> RecordSubset:
-        """The same records, held to another schema."""
+        """Same records with another schema."""
         return RecordSubset(self.records.with_schema(schema), self.indices)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Record:
-        """The record at `index` of these; see `JSONLinesDataset`."""
+        """Record at `index` of the subset; see `JSONLinesDataset`."""
         return self.read([index])[0]
 
     def __iter__(self) -> Iterator[Record]:
-        """These records in order."""
-        for first in range(0, len(self), _READ_BATCH_SIZE):
-            yield from self.records.read(self.indices[first : first + _READ_BATCH_SIZE])
+        """Records of the subset in order."""
+        for start in range(0, len(self), _READ_BATCH_SIZE):
+            yield from self.records.read(self.indices[start : start + _READ_BATCH_SIZE])
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
-        """The records at some indices of these; see `JSONLinesDataset`."""
+        """Records at the given indices of the subset; see `JSONLinesDataset`."""
         return self.records.read([self.indices[index] for index in indices])
 
     def location(self, index: int) -> str:
-        """The file and line of a record, as messages name it."""
+        """File and line of a record, as file:line."""
         return self.records.location(int(self.indices[index]))

@@ -1,1 +1,1 @@
-"""Grouping of examples into batches."""
+"""Grouping examples into batches."""

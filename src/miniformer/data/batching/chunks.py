@@ -1,8 +1,8 @@
-"""Pools: a file's examples, some at a time.
+"""Chunks: encoded examples of a file, some at a time.
 
-A pool is what is read, encoded, shuffled and cut into batches together. Small data is one pool,
-encoded once and kept; large data is many, read as they are needed, so that memory grows with the
-file by its index only, some bytes a record, and training begins at once.
+A chunk is read, encoded, shuffled and divided into batches together (a shuffle buffer). Small data
+is one chunk, encoded once and held in memory. Large data is many chunks, read on demand: memory
+grows with the file only by its index, a few bytes per record, and training starts at once.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.reading.records import Record, Records
 
 EncodeFn = Callable[[Sequence[Record]], list[Example]]
-MAX_IN_MEMORY_BYTES = 2**25  # of records whose examples are all kept in memory: 32 MB
-_CHUNK_BYTES = 2**20  # of records in a pool that is read as it is needed
-_ENCODE_BATCH_SIZE = 256  # enough for a tokenizer to work in parallel
+MAX_IN_MEMORY_BYTES = 2**25  # data set size up to which all examples are held in memory: 32 MB
+_CHUNK_BYTES = 2**20  # bytes of the records in a chunk that is read on demand
+_ENCODE_BATCH_SIZE = 256  # enough for a tokenizer to encode in parallel
 
 
 class ChunkSource(Protocol):
-    """Where batches come from. A pool may be empty."""
+    """Source of chunks. A chunk may be empty."""
 
     @property
     def num_chunks(self) -> int | None:
-        """Pools in a pass; None: not known before its end."""
+        """Chunks per epoch; None: not known before its end."""
 
     def iter_epoch(
         self, rng: np.random.Generator | None, start_chunk: int = 0
     ) -> Iterator[ColumnarStore]:
-        """The pools of one pass, from number `first` on; without `random` in the file's order."""
+        """Chunks of one epoch from `start_chunk`; without `rng`, in the order of the file."""
 
 
 class RecordChunks:
-    """Pools of records that can be had by index.
+    """Chunks of records with random access.
 
     Args:
         records: the file or files.
-        encode: makes examples of records.
-        size: records in a pool that is not kept; None: about 1 MB of them.
-        num_workers: processes that read and encode what is not kept; 0: a thread of this one.
-        keep: whether to encode everything now and hold it; None: up to 32 MB of records.
-        progress: told the records encoded so far, and all, while everything is.
+        encode_fn: makes examples of records.
+        chunk_size: records per chunk that is read on demand; None: about 1 MB of records.
+        num_workers: processes that read and encode on demand; 0: a thread of this process.
+        keep_in_memory: whether to encode everything now and hold it; None: up to 32 MB of records.
+        progress: called with (records encoded, total records) when everything is encoded.
 
     Raises:
-        UserError: there is nothing in the records to learn from.
+        UserError: no record has a token to train on.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class RecordChunks:
 
     @property
     def num_chunks(self) -> int:
-        """Pools in a pass."""
+        """Chunks per epoch."""
         return 1 if self.in_memory is not None else -(-len(self.records) // self.chunk_size)
 
     def __len__(self) -> int:
@@ -82,32 +82,32 @@ class RecordChunks:
     def iter_epoch(
         self, rng: np.random.Generator | None, start_chunk: int = 0
     ) -> Iterator[ColumnarStore]:
-        """See `Pools.epoch`."""
+        """See `ChunkSource.iter_epoch`."""
         if self.in_memory is not None:
             if not start_chunk:
-                yield self.in_memory  # what is cut from it is shuffled anyway
+                yield self.in_memory  # not shuffled: its batches are
             return
-        parts = self._chunk_indices(rng)[start_chunk:]
+        chunk_indices = self._chunk_indices(rng)[start_chunk:]
         if self.num_workers:
-            found: Iterable[ColumnarStore | UserError] = DataLoader(
-                self,  # type: ignore[arg-type]  # a Dataset in all but name
+            chunks: Iterable[ColumnarStore | UserError] = DataLoader(
+                self,  # type: ignore[arg-type]  # has the methods of a Dataset
                 batch_size=None,
-                sampler=parts,
+                sampler=chunk_indices,
                 num_workers=self.num_workers,
                 prefetch_factor=1,
                 worker_init_fn=_ignore_sigint,
             )
         else:
-            found = _prefetch(self.__getitem__, parts)
-        for table in found:
-            if isinstance(table, UserError):
-                raise table
-            yield table
+            chunks = _prefetch(self.__getitem__, chunk_indices)
+        for chunk in chunks:
+            if isinstance(chunk, UserError):
+                raise chunk
+            yield chunk
 
     def __getitem__(self, indices: np.ndarray) -> ColumnarStore | UserError:
-        """Reads and encodes the records at the indices `part`.
+        """Chunk of the records at `indices`.
 
-        A mistake in the data is returned: raised in a worker process, it would lose its kind.
+        A UserError is returned, not raised: raised in a worker process, it would lose its type.
         """
         try:
             return _encode_records(
@@ -117,36 +117,36 @@ class RecordChunks:
             return error
 
     def _chunk_indices(self, rng: np.random.Generator | None) -> list[np.ndarray]:
-        """What each pool holds."""
+        """Record indices of each chunk."""
         count = len(self.records)
         order = np.arange(count, dtype=np.uint32 if count < 2**32 else np.int64)
-        borders = range(self.chunk_size, count, self.chunk_size)
+        splits = range(self.chunk_size, count, self.chunk_size)
         if rng is None:
-            return np.split(order, borders)
-        if self.records.is_plain_text:  # the pieces of a text stay together
-            parts = np.split(order, borders)
-            return [parts[index] for index in rng.permutation(len(parts))]
+            return np.split(order, splits)
+        if self.records.is_plain_text:  # the blocks of a text stay together
+            chunks = np.split(order, splits)
+            return [chunks[index] for index in rng.permutation(len(chunks))]
         rng.shuffle(order)
-        return np.split(order, borders)
+        return np.split(order, splits)
 
     def _encode_all(self, progress: Callable[[int, int], None] | None) -> ColumnarStore:
         count = len(self.records)
-        told = None if progress is None else lambda done: progress(done, count)
-        whole = _encode_records(
-            iter(self.records), self.encode_fn, told, record_indices=range(count)
+        report = None if progress is None else lambda done: progress(done, count)
+        store = _encode_records(
+            iter(self.records), self.encode_fn, report, record_indices=range(count)
         )
-        if not len(whole):
-            raise UserError(f"{self.records.name}: no record has a token that could be learned")
-        return whole
+        if not len(store):
+            raise UserError(f"{self.records.name}: no record has a token to train on")
+        return store
 
 
 class StreamChunks:
-    """Pools of records that come one after another: a pipe, or files read front to back.
+    """Chunks of streamed records: a pipe, or files read sequentially.
 
     Args:
-        stream: begins a pass over the records.
-        encode: makes examples of records.
-        size: records in a pool: they are shuffled among themselves only.
+        iter_records: starts an iteration over the records.
+        encode_fn: makes examples of records.
+        chunk_size: records per chunk; they are shuffled within their chunk only.
     """
 
     num_chunks = None
@@ -163,24 +163,24 @@ class StreamChunks:
     def iter_epoch(
         self, rng: np.random.Generator | None, start_chunk: int = 0
     ) -> Iterator[ColumnarStore]:
-        """See `Pools.epoch`."""
+        """See `ChunkSource.iter_epoch`."""
         records = islice(self.iter_records(), start_chunk * self.chunk_size, None)
         return _prefetch(
-            lambda some: _encode_records(iter(some), self.encode_fn),
+            lambda batch: _encode_records(iter(batch), self.encode_fn),
             _batched(records, self.chunk_size),
         )
 
 
 def _prefetch(fn: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """`make` of each part, each next one while the last is in use."""
-    with ThreadPoolExecutor(1) as thread:
-        following = None
-        for part in items:
-            now, following = following, thread.submit(fn, part)
-            if now is not None:
-                yield now.result()
-        if following is not None:
-            yield following.result()
+    """Yields `fn` of each item; a thread computes the next result in the background."""
+    with ThreadPoolExecutor(1) as executor:
+        pending = None
+        for item in items:
+            current, pending = pending, executor.submit(fn, item)
+            if current is not None:
+                yield current.result()
+        if pending is not None:
+            yield pending.result()
 
 
 def _encode_records(
@@ -190,34 +190,34 @@ def _encode_records(
     *,
     record_indices: Sequence[int] | np.ndarray | None = None,
 ) -> ColumnarStore:
-    """The examples of records, encoded some at a time: what encoding needs is far larger.
+    """Encodes records batch by batch, since encoding takes far more memory than its result.
 
     Args:
-        records: one after another.
-        encode: makes examples of them.
-        progress: told the records encoded so far.
-        numbers: by which the records are known; where each gives one example, it is kept as
-            `record`, to say later where an example comes from.
+        records: the records.
+        encode_fn: makes examples of records.
+        progress: called with the number of encoded records.
+        record_indices: indices of the records; stored as the column `record` if each record gives
+            one example.
     """
-    tables, done, one_each = [], 0, record_indices is not None
-    for some in _batched(records, _ENCODE_BATCH_SIZE):
-        examples = encode_fn(some)
-        tables.append(ColumnarStore.from_examples(examples))
-        done += len(some)
-        one_each &= len(examples) == len(some)
+    stores, done, one_to_one = [], 0, record_indices is not None
+    for batch in _batched(records, _ENCODE_BATCH_SIZE):
+        examples = encode_fn(batch)
+        stores.append(ColumnarStore.from_examples(examples))
+        done += len(batch)
+        one_to_one &= len(examples) == len(batch)
         if progress is not None:
             progress(done)
-    table = ColumnarStore.concatenate(tables)
-    if one_each and len(table):
-        table.columns["record"] = np.asarray(record_indices)
-    return table
+    result = ColumnarStore.concatenate(stores)
+    if one_to_one and len(result):
+        result.columns["record"] = np.asarray(record_indices)
+    return result
 
 
 def _batched(records: Iterator[Record], batch_size: int) -> Iterator[list[Record]]:
-    while some := list(islice(records, batch_size)):
-        yield some
+    while batch := list(islice(records, batch_size)):
+        yield batch
 
 
 def _ignore_sigint(worker_id: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process is the one to answer it."""
+    """Ignores Ctrl-C in a worker: it reaches all processes, and the training process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

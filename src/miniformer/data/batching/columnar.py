@@ -1,7 +1,7 @@
-"""Table: many examples in a few arrays.
+"""Columnar store: many examples in a few arrays.
 
-An example is a dict of arrays (token ids, feature vectors) and numbers (a label). A hundred
-thousand dicts would cost more memory than what they hold, and pass slowly between processes.
+An example is a dict of arrays (token ids, feature vectors) and numbers (a label). Many small dicts
+would take more memory than their contents, and would be slow to send between processes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ Example = dict[str, Any]
 
 
 class ColumnarStore:
-    """Examples by column: arrays of any length end to end, numbers one each.
+    """Examples by column: concatenated arrays, or one number per example.
 
     Args:
-        columns: name -> values; those of arrays [total, ...], those of numbers [n].
-        offsets: for each column of arrays, where each example's begins, and the end: int64 [n + 1].
+        columns: name -> values: concatenated arrays [total, ...], or numbers [n].
+        offsets: name of a column of arrays -> start of each example's array, and the end, int64
+            [n + 1].
     """
 
     def __init__(self, columns: dict[str, np.ndarray], offsets: dict[str, np.ndarray]) -> None:
@@ -27,7 +28,7 @@ class ColumnarStore:
 
     @classmethod
     def from_examples(cls, examples: Sequence[Example]) -> ColumnarStore:
-        """The examples, which must all have the same names."""
+        """Stores examples, which must all have the same names."""
         columns: dict[str, np.ndarray] = {}
         offsets: dict[str, np.ndarray] = {}
         for name, first in examples[0].items() if examples else ():
@@ -41,16 +42,16 @@ class ColumnarStore:
 
     @classmethod
     def concatenate(cls, stores: Sequence[ColumnarStore]) -> ColumnarStore:
-        """The tables' examples, one after another."""
-        stores = [table for table in stores if len(table)]
+        """Concatenates stores."""
+        stores = [store for store in stores if len(store)]
         if not stores:
             return cls({}, {})
         columns = {
-            name: np.concatenate([table.columns[name] for table in stores])
+            name: np.concatenate([store.columns[name] for store in stores])
             for name in stores[0].columns
         }
         offsets = {
-            name: np.cumsum(np.concatenate([[0], *(table.lengths(name) for table in stores)]))
+            name: np.cumsum(np.concatenate([[0], *(store.lengths(name) for store in stores)]))
             for name in stores[0].offsets
         }
         return cls(columns, offsets)
@@ -69,5 +70,5 @@ class ColumnarStore:
         }
 
     def lengths(self, name: str) -> np.ndarray:
-        """Length of each example's array `name`, int64 [n]."""
+        """Lengths of the arrays in a column, int64 [n]."""
         return np.diff(self.offsets[name])

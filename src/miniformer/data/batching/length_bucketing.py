@@ -1,4 +1,4 @@
-"""Length buckets: batches of examples of like length, so that little of them is padding."""
+"""Length bucketing: batches of examples of similar length, with little padding."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ CollateFn = Callable[[list[Example], np.random.Generator | None], Batch]
 
 
 class LengthBucketBatcher:
-    """Cuts a pool of examples into batches of like length.
+    """Divides a chunk of examples into batches of similar length.
 
     Args:
-        collate: makes a batch of examples; in training it may draw random numbers.
-        length: names of the arrays that are padded.
-        batch_size: examples in a batch, on average.
-        batch_tokens: tokens in a batch at most, of all arrays and padding included, or one example;
-            None: as many as `batch_size` examples of the pool's mean length have.
+        collate_fn: makes a batch of examples; in training it may draw random numbers.
+        length_columns: columns that are padded.
+        batch_size: mean number of examples per batch.
+        batch_tokens: maximum number of tokens per batch, over all columns and including padding; a
+            batch has at least one example. None: `batch_size` times the mean length of an example.
     """
 
     def __init__(
@@ -38,75 +38,75 @@ class LengthBucketBatcher:
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
 
     def row_tokens(self, chunk: ColumnarStore) -> float:
-        """Tokens of an example, of all its arrays, on average."""
+        """Mean number of tokens per example, over all columns."""
         return max(1.0, float(self._lengths(chunk).sum(1).mean()))
 
     def plan_batches(
         self, chunk: ColumnarStore, rng: np.random.Generator | None
     ) -> list[np.ndarray]:
-        """Each batch's examples, by index, in random order; None: in one that never changes."""
+        """Indices of each batch's examples, in random order; without `rng`, in a fixed order."""
         lengths = self._lengths(chunk)
-        tokens = self.batch_tokens or self.batch_size * self.row_tokens(chunk)
+        max_tokens = self.batch_tokens or self.batch_size * self.row_tokens(chunk)
         order = self._sort_by_length(lengths, rng)
-        batches, begin, longest = [], 0, [0] * lengths.shape[1]
-        for end, found in enumerate(lengths[order].tolist()):
-            longest = list(map(max, longest, found))
-            if end > begin and (end + 1 - begin) * sum(longest) > tokens:
-                batches.append(order[begin:end])
-                begin, longest = end, found
-        batches.append(order[begin:])
-        # Mixed in any case: the first batches of a validation stand for all of them.
+        batches, start, longest = [], 0, [0] * lengths.shape[1]
+        for stop, row_lengths in enumerate(lengths[order].tolist()):
+            longest = list(map(max, longest, row_lengths))
+            if stop > start and (stop + 1 - start) * sum(longest) > max_tokens:
+                batches.append(order[start:stop])
+                start, longest = stop, row_lengths
+        batches.append(order[start:])
+        # Always shuffled, so that the first validation batches are a sample of all lengths.
         (np.random.default_rng(0) if rng is None else rng).shuffle(batches)
         return batches
 
     def _lengths(self, chunk: ColumnarStore) -> np.ndarray:
-        """The lengths of each example's arrays, [n, arrays]."""
+        """Lengths of each example's arrays, [n, columns]."""
         return np.stack([chunk.lengths(name) for name in self.length_columns], 1)
 
     def _sort_by_length(self, lengths: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-        """Examples by one length, those alike by the next; chance decides the rest.
+        """Indices sorted by one length, then by the next; ties are in random order.
 
-        The next length goes up, then down, then up again, so that neighbours are alike in both.
+        The secondary length alternately ascends and descends, so that neighbors are similar in
+        both.
         """
-        count, arrays = lengths.shape
+        count, num_columns = lengths.shape
         if rng is None:
-            order, columns = np.arange(count), list(range(arrays))
+            order, columns = np.arange(count), list(range(num_columns))
         else:
-            order, columns = rng.permutation(count), rng.permutation(arrays).tolist()
-        first, *others = (lengths[order, column] for column in columns)
-        ways = 1 - 2 * (first % 2)
-        return order[np.lexsort([*(ways * other for other in others[::-1]), first])]
+            order, columns = rng.permutation(count), rng.permutation(num_columns).tolist()
+        primary, *secondary = (lengths[order, column] for column in columns)
+        sign = 1 - 2 * (primary % 2)
+        return order[np.lexsort([*(sign * length for length in secondary[::-1]), primary])]
 
     def collate(
         self, chunk: ColumnarStore, indices: np.ndarray, rng: np.random.Generator | None
     ) -> Batch:
-        """The batch of the examples `some`."""
+        """Batch of the examples at `indices`."""
         return self.collate_fn([chunk[int(index)] for index in indices], rng)
 
     def example_indices(self, chunk: ColumnarStore, indices: np.ndarray) -> np.ndarray:
-        """Numbers of the examples in a batch."""
+        """Indices of the examples in a batch."""
         return indices
 
 
 def pad_sequences(
     sequences: list[np.ndarray], padding_value: float = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Rows of unequal length as one tensor, filled on the right.
+    """Pads sequences on the right to one tensor.
 
     Args:
-        rows: [T_i] or [T_i, F] each.
-        fill: what stands behind a row's end.
+        sequences: [T_i] or [T_i, F] each.
+        padding_value: value of padded positions.
 
     Returns:
-        [B, T] or [B, T, F], int64 or float32; and its mask, bool [B, T], True = a real position;
-        None: all are.
+        Tensor [B, T] or [B, T, F], int64 or float32; and its mask, bool [B, T], True = a real
+        position, or None without padding.
     """
-    lengths = np.array([len(row) for row in sequences])
-    kind = np.float32 if sequences[0].dtype.kind == "f" else np.int64
-    out = np.full(
-        (len(sequences), lengths.max(), *sequences[0].shape[1:]), padding_value, dtype=kind
-    )
-    for index, row in enumerate(sequences):
-        out[index, : len(row)] = row
-    mask = np.arange(out.shape[1]) < lengths[:, None]
-    return torch.from_numpy(out), None if mask.all() else torch.from_numpy(mask)
+    lengths = np.array([len(sequence) for sequence in sequences])
+    dtype = np.float32 if sequences[0].dtype.kind == "f" else np.int64
+    shape = (len(sequences), lengths.max(), *sequences[0].shape[1:])
+    padded = np.full(shape, padding_value, dtype=dtype)
+    for row, sequence in enumerate(sequences):
+        padded[row, : len(sequence)] = sequence
+    mask = np.arange(padded.shape[1]) < lengths[:, None]
+    return torch.from_numpy(padded), None if mask.all() else torch.from_numpy(mask)

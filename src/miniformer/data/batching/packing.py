@@ -1,12 +1,11 @@
-"""Packing: documents laid end to end in one long row of tokens, cut into windows without padding.
+"""Packing: concatenated documents, divided into windows without padding.
 
-    tokens   | B a b c d B e f B g h i ...        B: the boundary token, which begins each document
-    inputs   | B a b c | d B e f | B g h i        (windows of 4)
-    labels   | a b c d | B e f B | g h i ...      the boundary is also the label that ends a
-    document segments | 1 1 1 1 | 1 2 2 2 | 1 1 1 1        tokens attend within their own document
-    only
+    tokens   | B a b c d B e f B g h i ...        B: BOS token, which precedes each document
+    inputs   | B a b c | d B e f | B g h i        windows of 4
+    labels   | a b c d | B e f B | g h i ...      the last label of a document is the next BOS
+    segments | 1 1 1 1 | 1 2 2 2 | 1 1 1 1        tokens attend within their own document only
 
-Every token is predicted once an epoch; none is wasted on padding.
+Every token is predicted once per epoch.
 """
 
 from __future__ import annotations
@@ -17,20 +16,21 @@ import torch
 from miniformer.data.batching.columnar import ColumnarStore
 from miniformer.data.batching.length_bucketing import Batch
 
-IGNORE_INDEX = -100  # a label that is not predicted; torch's own default
+IGNORE_INDEX = -100  # label without a loss, as in torch
 
 
 class PackedBatcher:
-    """Cuts a pool of documents into batches of windows.
+    """Divides a chunk of documents into batches of windows.
 
-    A pool is a table with `ids`, token ids of each document or piece of one, and `bytes`, the
-    UTF-8 bytes of its text.
+    A chunk has the columns `ids`, token ids of each document or text block, and `bytes`, the UTF-8
+    bytes of its text.
 
     Args:
         seq_len: window length T.
-        batch_size: windows in a batch at most, B.
-        boundary_id: the token that begins a document.
-        endless: past its end a pool begins again, as training wants; else the rest is padding.
+        batch_size: maximum number of windows per batch, B.
+        bos_id: token that precedes a document.
+        wrap: whether windows wrap around at the end of a chunk, as in training; otherwise the rest
+            is padding.
     """
 
     def __init__(self, *, seq_len: int, batch_size: int, bos_id: int, wrap: bool) -> None:
@@ -38,20 +38,20 @@ class PackedBatcher:
         self.bos_id, self.wrap = bos_id, wrap
 
     def row_tokens(self, chunk: ColumnarStore) -> float:
-        """Tokens of a window."""
+        """Tokens per window."""
         return self.seq_len
 
     def num_windows(self, chunk: ColumnarStore) -> int:
-        """Number of windows that cover the pool's row once."""
+        """Number of windows that cover the chunk once."""
         full, rest = divmod(len(chunk.columns["ids"]), self.seq_len)
         return max(1, full) if self.wrap else full + (rest > 0)
 
     def plan_batches(
         self, chunk: ColumnarStore, rng: np.random.Generator | None
     ) -> list[np.ndarray]:
-        """The columns at which each batch's windows start, int [B] each, B as equal as can be.
+        """Start positions of each batch's windows, int [B] each, with nearly equal B.
 
-        With `random`, from a random offset and in random order.
+        With `rng`, windows have a random offset and a random order.
         """
         starts = np.arange(self.num_windows(chunk)) * self.seq_len
         if rng is not None:
@@ -62,11 +62,11 @@ class PackedBatcher:
     def collate(
         self, chunk: ColumnarStore, starts: np.ndarray, rng: np.random.Generator | None = None
     ) -> Batch:
-        """The batch of the windows that start at `starts`.
+        """Batch of the windows at `starts`.
 
         Returns:
-            `input_ids`, `labels`, int64 [B, T]; where documents meet `segment_ids`; and `bytes`,
-            about how many bytes of text the labels stand for.
+            `input_ids` and `labels`, int64 [B, T]; `segment_ids`, if a window has several documents
+            or padding; `bytes`, the approximate bytes of text of the labels.
         """
         tokens = chunk.columns["ids"]
         columns = starts[:, None] + np.arange(self.seq_len + 1)  # [B, T + 1]
@@ -74,26 +74,26 @@ class PackedBatcher:
         inputs, labels = np.ascontiguousarray(rows[:, :-1]), rows[:, 1:].copy()
         predicted = len(tokens)
         if not self.wrap:
-            # The last token's label is the boundary at which the row wraps, unless the pool is a
-            # middle part of a text; what follows is padding.
+            # The last token's label is the BOS token at the start, unless the chunk starts within
+            # a text; what follows is padding.
             predicted -= int(tokens[0] != self.bos_id)
             labels[columns[:, :-1] >= predicted] = IGNORE_INDEX
-        per_label = float(chunk.columns["bytes"].sum()) / max(1, predicted)
+        bytes_per_label = float(chunk.columns["bytes"].sum()) / max(1, predicted)
         batch: Batch = {
             "input_ids": torch.from_numpy(inputs),
             "labels": torch.from_numpy(labels),
-            "bytes": per_label * int((labels != IGNORE_INDEX).sum()),
+            "bytes": bytes_per_label * int((labels != IGNORE_INDEX).sum()),
         }
-        begins = inputs == self.bos_id
-        begins[:, 0] = False
+        is_start = inputs == self.bos_id
+        is_start[:, 0] = False
         padding = labels == IGNORE_INDEX
-        if begins.any() or padding.any():
-            segments = np.where(padding, 0, begins.cumsum(1) + 1)
+        if is_start.any() or padding.any():
+            segments = np.where(padding, 0, is_start.cumsum(1) + 1)
             batch["segment_ids"] = torch.from_numpy(segments)
         return batch
 
     def example_indices(self, chunk: ColumnarStore, starts: np.ndarray) -> np.ndarray:
-        """Numbers of the examples that lie within the windows that start at `starts`."""
-        row, columns = len(chunk.columns["ids"]), starts[:, None] + np.arange(self.seq_len)
-        places = columns[columns < row] if not self.wrap else columns.ravel() % row
-        return np.unique(np.searchsorted(chunk.offsets["ids"], places, side="right") - 1)
+        """Indices of the examples within the windows at `starts`."""
+        size, columns = len(chunk.columns["ids"]), starts[:, None] + np.arange(self.seq_len)
+        positions = columns.ravel() % size if self.wrap else columns[columns < size]
+        return np.unique(np.searchsorted(chunk.offsets["ids"], positions, side="right") - 1)

@@ -1,10 +1,10 @@
-"""Subword regularisation: other splits of the same text with each pass (BPE-dropout).
+"""BPE dropout: subword regularization with a different split of each text in each epoch.
 
-    tokens  | trans lation s        each was merged of two, those of two, and so on
-    undone  | tr ans lation s       with a chance for each merge, from the last one on
+    tokens  | trans lation s        each token was merged from two, recursively
+    undone  | tr ans lation s       each merge is undone at random, starting with the last
 
-BPE-dropout (Provilkov et al. 2020) leaves merges out while a text is encoded; here they are undone
-afterwards, at the cost of a few array operations, so that data is encoded once.
+BPE-dropout (Provilkov et al. 2020) skips merges during encoding. Here they are undone afterwards,
+with a few array operations, so that data is encoded once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 
 
 class BPEMerges:
-    """The two tokens that each token of a bpe tokenizer was merged of.
+    """The two tokens that were merged into each token of a BPE tokenizer.
 
     Args:
-        tokenizer: its file tells.
+        tokenizer: a BPE tokenizer.
 
     Raises:
-        UserError: it is no bpe tokenizer.
+        UserError: the tokenizer is not BPE.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -39,34 +39,34 @@ class BPEMerges:
                 "tokenizer=bpe, or leave it out"
             )
         vocab, prefix = model["vocab"], model.get("continuing_subword_prefix") or ""
-        self.left = np.full(tokenizer.vocab_size, -1)  # -1: merged of nothing
+        self.left = np.full(tokenizer.vocab_size, -1)  # -1: not a merged token
         self.right = self.left.copy()
         for merge in model["merges"]:
-            one, two = merge.split(" ") if isinstance(merge, str) else merge
-            whole = vocab.get(one + two.removeprefix(prefix))
-            if whole is not None and self.left[whole] < 0:  # the merge that it comes of first
-                self.left[whole], self.right[whole] = vocab[one], vocab[two]
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            merged = vocab.get(left + right.removeprefix(prefix))
+            if merged is not None and self.left[merged] < 0:  # the first merge of a token counts
+                self.left[merged], self.right[merged] = vocab[left], vocab[right]
 
     def apply_dropout(
         self, ids: np.ndarray, dropout: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens with merges undone, int [T'], and for each the place that it had, int [T'].
+        """Token ids with merges undone, int [T'], and the source position of each, int [T'].
 
         Args:
             ids: int [T].
-            share: the chance of a merge to be undone.
-            random: decides.
+            dropout: probability of undoing a merge.
+            rng: random generator.
         """
-        places, fresh = np.arange(len(ids)), np.ones(len(ids), dtype=bool)
+        positions, is_new = np.arange(len(ids)), np.ones(len(ids), dtype=bool)
         while True:
-            chosen = fresh & (self.left[ids] >= 0) & (rng.random(len(ids)) < dropout)
-            if not chosen.any():
-                return ids, places
-            counts = 1 + chosen
-            begins = (counts.cumsum() - counts)[chosen]
-            split, ids = ids[chosen], ids.repeat(counts)
-            ids[begins], ids[begins + 1] = self.left[split], self.right[split]
-            places, fresh = places.repeat(counts), chosen.repeat(counts)
+            is_split = is_new & (self.left[ids] >= 0) & (rng.random(len(ids)) < dropout)
+            if not is_split.any():
+                return ids, positions
+            counts = 1 + is_split
+            starts = (counts.cumsum() - counts)[is_split]
+            split_ids, ids = ids[is_split], ids.repeat(counts)
+            ids[starts], ids[starts + 1] = self.left[split_ids], self.right[split_ids]
+            positions, is_new = positions.repeat(counts), is_split.repeat(counts)
 
 
 def with_bpe_dropout(
@@ -77,14 +77,14 @@ def with_bpe_dropout(
     aligned_columns: tuple[str, ...] = (),
     max_length: int,
 ) -> CollateFn:
-    """A `collate` whose batches have merges undone, where it is given chance; else as it is.
+    """Adds BPE dropout to a collate function; it applies only with a random generator.
 
     Args:
-        collate: makes a batch of examples.
-        share: the chance of a merge to be undone; 0: `collate` itself.
-        merges: name of an example's token ids -> what they are merged of.
-        beside: names of arrays that have a number for each of those tokens.
-        limit: tokens in a row at most; one that would be longer stays as it is.
+        collate_fn: makes a batch of examples.
+        dropout: probability of undoing a merge; 0: returns `collate_fn` itself.
+        merges: column of token ids -> merges of its tokenizer.
+        aligned_columns: columns with one value for each of those tokens.
+        max_length: maximum number of tokens; an example that would exceed it is not changed.
     """
     if not dropout:
         return collate_fn
@@ -110,12 +110,14 @@ def _collate_with_dropout(
 ) -> Batch:
     if rng is None:
         return collate_fn(examples, rng)
-    changed = []
+    result = []
     for example in examples:
-        changed.append(dict(example))
-        for name, each in merges.items():
-            ids, places = each.apply_dropout(example[name], dropout, rng)
+        result.append(dict(example))
+        for name, column_merges in merges.items():
+            ids, positions = column_merges.apply_dropout(example[name], dropout, rng)
             if len(ids) <= max_length:
-                changed[-1][name] = ids
-                changed[-1].update({other: example[other][places] for other in aligned_columns})
-    return collate_fn(changed, rng)
+                result[-1][name] = ids
+                result[-1].update(
+                    {column: example[column][positions] for column in aligned_columns}
+                )
+    return collate_fn(result, rng)

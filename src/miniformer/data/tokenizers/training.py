@@ -1,16 +1,16 @@
-"""Training a tokenizer on the user's own text, with Hugging Face `tokenizers`.
+"""Training of tokenizers on the user's text, with Hugging Face `tokenizers`.
 
-| kind      | a token is                           | text comes back        | trained again       |
-|-----------|--------------------------------------|------------------------|---------------------|
-| bpe       | a run of bytes, merged by frequency  | any                    | the same            |
-| unigram   | a run of bytes, chosen by likelihood | any                    | may differ a little |
-| wordpiece | a piece of a word, ## inside one     | words, but not spacing | the same            |
-| word      | what is between spaces               | words seen, one space  | the same            |
-| char      | a character                          | of characters seen     | the same            |
-| byte      | a byte                               | any                    | the same            |
+| kind      | token                              | decode(encode(text))      | training        |
+|-----------|------------------------------------|---------------------------|-----------------|
+| bpe       | byte sequence, merged by frequency | any text                  | deterministic   |
+| unigram   | byte sequence, by likelihood       | any text                  | varies a little |
+| wordpiece | subword, ## inside a word          | words, not spacing        | deterministic   |
+| word      | text between spaces                | known words, single space | deterministic   |
+| char      | character                          | known characters          | deterministic   |
+| byte      | byte                               | any text                  | deterministic   |
 
-Each takes texts and a vocabulary size, special tokens included, and gives a backend that has the
-boundary token.
+Each function takes texts and a vocabulary size, special tokens included, and returns a backend with
+the EOS token.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from miniformer.config import UserError
 
 EOS_TOKEN, PAD_TOKEN, UNK_TOKEN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
-SAMPLE_BYTES = 2**26  # of text is enough to learn from: 64 MB
-_MAX_ALPHABET_SIZE = 1000  # characters that wordpiece knows; rarer ones are unknown
+SAMPLE_BYTES = 2**26  # text used for training: 64 MB
+_MAX_ALPHABET_SIZE = 1000  # of wordpiece; rarer characters are unknown
 
 
 class TextSample:
-    """The beginning of some texts, about `SAMPLE_BYTES` of it; `cut` says whether that is all.
+    """First `max_chars` characters of some texts, in whole texts.
 
     Args:
-        texts: all of it; read anew each time that the sample is.
-        most: characters at most.
+        texts: all texts; iterated again with each iteration of the sample.
+        max_chars: limit; the text that exceeds it is the last one.
+
+    Attributes:
+        num_chars: characters yielded by the last iteration.
+        truncated: whether it left texts out.
     """
 
     def __init__(self, texts: Iterable[str], max_chars: int = SAMPLE_BYTES) -> None:
@@ -85,7 +89,7 @@ def train_unigram(texts: Iterable[str], vocab_size: int | None = None) -> tokeni
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """Pieces of words, as in BERT (Schuster & Nakajima 2012); runs of spaces do not come back."""
+    """WordPiece subwords, as in BERT (Schuster & Nakajima 2012); decoding loses the spacing."""
     vocab_size = vocab_size or 10_000
     words: Counter[str] = Counter()
     split = pre_tokenizers.BertPreTokenizer()
@@ -95,13 +99,13 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
     for word, count in words.items():
         for character in word:
             characters[character] += count
-    common = sorted(characters, key=lambda each: (-characters[each], each))[:_MAX_ALPHABET_SIZE]
-    alphabet = sorted(common) + ["##" + each for each in sorted(common)]
+    common = sorted(characters, key=lambda char: (-characters[char], char))[:_MAX_ALPHABET_SIZE]
+    alphabet = sorted(common) + ["##" + char for char in sorted(common)]
     _require_vocab_size(
         vocab_size, 3 + len(alphabet), "wordpiece", "each character, first or not, of the text"
     )
-    # Trained as BPE. Its tokens are numbered in the order of a hash table, which breaks ties, but
-    # for those that it is given: so it is given the whole alphabet.
+    # Trained as BPE. Its ids follow a hash table's order, which breaks ties, except for special
+    # tokens; so the whole alphabet is passed as special tokens.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[EOS_TOKEN, PAD_TOKEN, UNK_TOKEN, *alphabet],
@@ -110,12 +114,12 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
         continuing_subword_prefix="##",
         show_progress=False,
     )
-    learner = tokenizers.Tokenizer(models.BPE(unk_token=UNK_TOKEN, continuing_subword_prefix="##"))
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    bpe = tokenizers.Tokenizer(models.BPE(unk_token=UNK_TOKEN, continuing_subword_prefix="##"))
+    bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     known = set(common)
-    usual = (word for word in sorted(words) if known.issuperset(word))
-    learner.train_from_iterator((" ".join([word] * words[word]) for word in usual), trainer)
-    vocab = learner.get_vocab()
+    known_words = (word for word in sorted(words) if known.issuperset(word))
+    bpe.train_from_iterator((" ".join([word] * words[word]) for word in known_words), trainer)
+    vocab = bpe.get_vocab()
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=UNK_TOKEN))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = split
@@ -125,7 +129,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
 
 
 def train_word(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """One id for each of the commonest words, as spaces divide them; others become unknown."""
+    """One id per word between spaces, the most frequent first; other words become unknown."""
     vocab_size = vocab_size or 10_000
     special = [EOS_TOKEN, PAD_TOKEN, UNK_TOKEN]
     _require_vocab_size(vocab_size, 1 + len(special), "word", "one id for a word")
@@ -139,12 +143,12 @@ def train_word(texts: Iterable[str], vocab_size: int | None = None) -> tokenizer
         models.WordLevel(vocab={token: i for i, token in enumerate(tokens)}, unk_token=UNK_TOKEN)
     )
     backend.pre_tokenizer = split
-    backend.add_special_tokens(special)  # no words of the model, so that no text spells them
+    backend.add_special_tokens(special)  # not in the model's vocabulary: no text encodes to them
     return backend
 
 
 def train_byte(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """One id for each byte of UTF-8; nothing is learnt from the text."""
+    """One id for each byte of UTF-8; the text is not used."""
     _require_vocab_size(vocab_size, 2 + 256, "byte", "one id for each byte value")
     tokens = [EOS_TOKEN, PAD_TOKEN, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     backend = tokenizers.Tokenizer(
@@ -157,7 +161,7 @@ def train_byte(texts: Iterable[str], vocab_size: int | None = None) -> tokenizer
 
 
 def train_char(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """One id for each character seen in the text; others become one unknown token."""
+    """One id for each character of the text; other characters become the unknown token."""
     seen: set[str] = set()
     for text in texts:
         seen.update(text)
