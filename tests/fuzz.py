@@ -1,10 +1,10 @@
-"""Files from strangers, broken in every way that chance finds.
+"""Fuzzing of checkpoint imports: randomly damaged files.
 
     python -m tests.fuzz --inputs 20000 [--seed random]
 
-Each input is a small directory of Hugging Face's with one file changed: bytes flipped or cut, a
-header that lies, values of a config that no model has. It must be imported or refused with one
-message for its user: anything else raised, a second of work, or a gigabyte of memory is a finding.
+Each input is a small Hugging Face directory with one file changed: bytes flipped or cut, a wrong
+header, invalid config values. It must be imported or refused with one UserError: any other
+exception, more than 5 seconds, or more than a gigabyte of memory is a finding.
 """
 
 import argparse
@@ -39,13 +39,13 @@ FAMILIES = (
 
 
 def originals(folder):
-    """Directories to begin with, one for each of some families; with all files that are read."""
+    """Valid directories of several families, with all files that are read."""
     import transformers
 
     from tests.parity import published
 
     transformers.logging.set_verbosity_error()
-    made = []
+    paths = []
     for name in FAMILIES:
         kind, settings = published.draw(name, 1)
         kind = getattr(transformers, kind)
@@ -55,29 +55,29 @@ def originals(folder):
         model.save_pretrained(path, max_shard_size="6KB" if name in ("llama", "t5_v1_1") else "1GB")
         byte_level = miniformer.Tokenizer.train("char", ["abc"], None)
         byte_level.save(path / "tokenizer.json")
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
 def change_value(value, dice):
-    """A JSON value with one place in it changed."""
+    """A JSON value with one change."""
     value = copy.deepcopy(value)
-    places = []
+    positions = []
 
     def walk(node):
         if isinstance(node, dict):
-            places.extend((node, key) for key in node)
-            for each in node.values():
-                walk(each)
+            positions.extend((node, key) for key in node)
+            for item in node.values():
+                walk(item)
         elif isinstance(node, list):
-            places.extend((node, index) for index in range(len(node)))
-            for each in node:
-                walk(each)
+            positions.extend((node, index) for index in range(len(node)))
+            for item in node:
+                walk(item)
 
     walk(value)
-    if not places:
+    if not positions:
         return dice.choice(HOSTILE)
-    node, key = dice.choice(places)
+    node, key = dice.choice(positions)
     what = dice.random()
     if what < 0.15:
         del node[key]
@@ -89,25 +89,27 @@ def change_value(value, dice):
 
 
 def change_bytes(data, dice):
-    """Bytes flipped, cut off, doubled or put in."""
+    """Bytes flipped, truncated, inserted or replaced."""
     data = bytearray(data)
     for _ in range(dice.choice([1, 1, 2, 5])):
         if not data:
             break
-        place = (
+        position = (
             dice.randrange(len(data))
             if dice.random() < 0.5
             else dice.randrange(min(300, len(data)))
         )
         what = dice.randrange(4)
         if what == 0:
-            data[place] ^= 1 << dice.randrange(8)
+            data[position] ^= 1 << dice.randrange(8)
         elif what == 1:
-            del data[place:]
+            del data[position:]
         elif what == 2:
-            data[place:place] = dice.choice([b"\x80", b"\xff\xfe", b"{", b"\x00" * 8, b"9" * 30])
+            data[position:position] = dice.choice(
+                [b"\x80", b"\xff\xfe", b"{", b"\x00" * 8, b"9" * 30]
+            )
         else:
-            data[place] = dice.randrange(256)
+            data[position] = dice.randrange(256)
     return bytes(data)
 
 
@@ -116,18 +118,18 @@ def change_json(data, dice):
 
 
 def change_header(data, dice):
-    """A safetensors file whose header was read and changed, its length set right or not."""
+    """A safetensors file with a changed header, whose length is correct or wrong."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     text = json.dumps(change_value(header, dice)).encode()
-    told = len(text) if dice.random() < 0.8 else dice.choice([0, 1, 2**40, 2**63, len(text) + 9])
-    return told.to_bytes(8, "little") + text + data[8 + length :]
+    size = len(text) if dice.random() < 0.8 else dice.choice([0, 1, 2**40, 2**63, len(text) + 9])
+    return size.to_bytes(8, "little") + text + data[8 + length :]
 
 
 def mutate(path, dice):
-    """Changes one file of a directory; returns what was done."""
+    """Changes one file of a directory; returns its name and the kind of change."""
     file = dice.choice(
-        sorted(each for each in path.iterdir() if each.suffix in (".json", ".safetensors"))
+        sorted(item for item in path.iterdir() if item.suffix in (".json", ".safetensors"))
     )
     if dice.random() < 0.5 and (path / "config.json").exists():
         file = path / "config.json"
@@ -138,7 +140,7 @@ def mutate(path, dice):
         change = change_header if file.suffix == ".safetensors" else change_json
         try:
             data, what = change(data, dice), "value"
-        except (ValueError, RecursionError):  # it is broken already
+        except (ValueError, RecursionError):  # already invalid
             data, what = change_bytes(data, dice), "bytes"
     else:
         data, what = change_bytes(data, dice), "bytes"
@@ -146,8 +148,8 @@ def mutate(path, dice):
     return file.name, what
 
 
-def run(count, seed=0, told=lambda *_: None):
-    """Tries `count` inputs; returns what became of them, and the findings."""
+def run(count, seed=0, report=lambda *_: None):
+    """Tries `count` inputs; returns the counts of outcomes, and the findings."""
     outcomes, findings = Counter(), []
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -160,7 +162,7 @@ def run(count, seed=0, told=lambda *_: None):
             shutil.copytree(dice.choice(starts), path)
             done = [mutate(path, dice) for _ in range(dice.choice([1, 1, 1, 2]))]
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            began = time.monotonic()
+            start_time = time.monotonic()
             try:
                 miniformer.from_hf(path)
                 outcomes["imported"] += 1
@@ -170,13 +172,13 @@ def run(count, seed=0, told=lambda *_: None):
                     findings.append((number, done, f"a message of {len(str(error))} characters"))
             except BaseException as error:
                 findings.append((number, done, f"{type(error).__name__}: {error}"))
-            took = time.monotonic() - began
+            took = time.monotonic() - start_time
             more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             if took > SECONDS:
                 findings.append((number, done, f"{took:.1f} s"))
             if more * 1024 > GIGABYTE:
                 findings.append((number, done, f"{more / 1e6:.1f} GB"))
-            told(number, outcomes, findings)
+            report(number, outcomes, findings)
         if Path("pwned").exists():
             findings.append((-1, [], "a pickle was run"))
     return outcomes, findings
@@ -191,16 +193,16 @@ def main():
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
     torch.set_num_threads(1)
-    began = time.monotonic()
+    start_time = time.monotonic()
 
-    def told(number, outcomes, findings):
+    def report(number, outcomes, findings):
         if number % 1000 == 999:
             print(number + 1, dict(outcomes), f"{len(findings)} findings", flush=True)
 
-    outcomes, findings = run(options.inputs, options.seed, told)
+    outcomes, findings = run(options.inputs, options.seed, report)
     for finding in findings[:50]:
         print(*finding)
-    print(f"{options.inputs} inputs in {time.monotonic() - began:.0f} s: {dict(outcomes)}, "
+    print(f"{options.inputs} inputs in {time.monotonic() - start_time:.0f} s: {dict(outcomes)}, "
           f"{len(findings)} findings")  # fmt: skip
     return 1 if findings else 0
 

@@ -1,4 +1,4 @@
-"""A user's mistake: exit code 2, one message that names it and how to mend it, no traceback."""
+"""User errors: exit code 2, one message with the problem and the fix, no traceback."""
 
 import io
 import json
@@ -15,7 +15,7 @@ SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
 
 
 def mistake(capsys, command, arguments):
-    """Runs a command that must fail, and returns its one message."""
+    """Runs a command that must fail, and returns its message."""
     assert command(arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith("miniformer: error: ")
@@ -26,7 +26,7 @@ def mistake(capsys, command, arguments):
 
 @pytest.fixture
 def train_with(tmp_path, capsys):
-    """Runs the training command with one thing wrong, and returns the message."""
+    """Runs the training command with one mistake, and returns the message."""
     good = write_jsonl(tmp_path / "good.jsonl", [VERSE])
 
     def run(*more, path=good, **model):
@@ -36,14 +36,14 @@ def train_with(tmp_path, capsys):
             "--max_steps", "1", "--logger", "none", "--work_dir", str(work_dir), *more,
         ]  # fmt: skip
         message = mistake(capsys, trainer.main, arguments)
-        assert not work_dir.exists(), "a run that cannot begin must leave nothing behind"
+        assert not work_dir.exists(), "a run that cannot start must leave no files"
         return message
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         ('{"text": "fine"}\n{"text": "cut', "bad.jsonl:2: not JSON"),
         (
@@ -62,11 +62,11 @@ def train_with(tmp_path, capsys):
         ),
     ],
 )
-def test_a_bad_data_file(train_with, tmp_path, content, wanted):
+def test_a_bad_data_file(train_with, tmp_path, content, expected):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(content)
-    assert wanted in train_with(path=bad)
-    assert wanted in train_with("--val_path", str(bad))
+    assert expected in train_with(path=bad)
+    assert expected in train_with("--val_path", str(bad))
 
 
 def test_a_missing_file(train_with, tmp_path):
@@ -96,16 +96,16 @@ def test_heads_that_do_not_divide_the_width(train_with):
 
 @pytest.mark.catches("unknown_flag_gets_no_suggestion")
 @pytest.mark.parametrize(
-    ("flag", "wanted"),
+    ("flag", "expected"),
     [
         ("--batchsize", "unknown flag --batchsize; did you mean --batch_size?"),
         ("--xyzzy", "unknown flag --xyzzy; see --help"),
         ("--train_pat", "unknown flag --train_pat; did you mean --train_path?"),
     ],
 )
-def test_an_unknown_flag(train_with, flag, wanted):
-    assert wanted in train_with(flag, "3")
-    assert wanted in train_with(f"{flag}=3")
+def test_an_unknown_flag(train_with, flag, expected):
+    assert expected in train_with(flag, "3")
+    assert expected in train_with(f"{flag}=3")
 
 
 def test_an_unknown_key_of_the_model(train_with):
@@ -113,7 +113,7 @@ def test_an_unknown_key_of_the_model(train_with):
 
 
 @pytest.mark.parametrize(
-    ("content", "wanted"),
+    ("content", "expected"),
     [
         ("bach_size: 3\n", "recipe.yaml: unknown field 'bach_size'; did you mean batch_size?"),
         ("lr: [1\n b: {", "recipe.yaml: not YAML: while parsing a flow sequence"),
@@ -122,11 +122,11 @@ def test_an_unknown_key_of_the_model(train_with):
         (None, "recipe.yaml: no such file"),
     ],
 )
-def test_a_wrong_yaml_file(train_with, tmp_path, content, wanted):
+def test_a_wrong_yaml_file(train_with, tmp_path, content, expected):
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_text(content)
-    assert wanted in train_with("--config", str(path))
+    assert expected in train_with("--config", str(path))
 
 
 def test_a_window_longer_than_the_model_accepts(train_with):
@@ -135,7 +135,7 @@ def test_a_window_longer_than_the_model_accepts(train_with):
 
 
 @pytest.mark.parametrize(
-    ("more", "wanted"),
+    ("more", "expected"),
     [
         (["--lr", "fast"], "lr must be a number or null, not fast"),
         (["--max_steps", "ten"], "max_steps must be an integer or null, not ten"),
@@ -153,10 +153,10 @@ def test_a_window_longer_than_the_model_accepts(train_with):
         (["--accelerator", "cuda"], "accelerator=cuda"),
     ],
 )
-def test_a_wrong_value(train_with, more, wanted, monkeypatch):
+def test_a_wrong_value(train_with, more, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert wanted in train_with(*more)
+    assert expected in train_with(*more)
 
 
 def test_a_work_dir_that_is_a_file(tmp_path, capsys):
@@ -226,7 +226,7 @@ def directory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "wanted"),
+    ("more", "expected"),
     [
         (["--temperature", "-1"], "temperature must be at least 0.0, not -1.0"),
         (["--top_p", "2"], "top_p must be at most 1.0, not 2.0"),
@@ -238,12 +238,12 @@ def directory(tmp_path):
                                      "max_seq_len=32; ask for at most 27 new tokens"),
     ],
 )  # fmt: skip
-def test_wrong_decoding_options(directory, capsys, more, wanted):
-    assert wanted in mistake(capsys, cli.main, ["generate", str(directory), "abcde", *more])
+def test_wrong_decoding_options(directory, capsys, more, expected):
+    assert expected in mistake(capsys, cli.main, ["generate", str(directory), "abcde", *more])
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "wanted"),
+    ("name", "content", "expected"),
     [
         ("config.json", None, "not a model directory: config.json is missing"),
         ("config.json", b"{", "config.json: not a model config"),
@@ -263,10 +263,10 @@ def test_wrong_decoding_options(directory, capsys, more, wanted):
         ("generation_config.json", b'{"top_q": 1}', "unknown field 'top_q'"),
     ],
 )  # fmt: skip
-def test_a_broken_model_directory(directory, capsys, name, content, wanted):
+def test_a_broken_model_directory(directory, capsys, name, content, expected):
     path = directory / name
     path.unlink() if content is None else path.write_bytes(content)
-    assert wanted in mistake(capsys, cli.main, ["generate", str(directory), "a"])
+    assert expected in mistake(capsys, cli.main, ["generate", str(directory), "a"])
 
 
 @pytest.mark.catches("tokenizer_of_another_model_is_taken")

@@ -1,4 +1,4 @@
-"""`data check` finds faults in exactly the files that training refuses."""
+"""`data check` reports errors in exactly the files that training refuses."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from miniformer.training.callbacks.progress import make_console
 from miniformer.training.setup.prepare import prepare
 
 SHAPE = {"d_model": 8, "n_heads": 1, "n_layers": 1, "max_seq_len": 32}
-# Values of a field: pools of those that may stand together in a file, and what spoils one.
+# Values of a field: sets of values that may share a file, and invalid ones.
 TEXTS = ["ab", "c d", "e", "", " ", "\u2028"]
 BLANK = [" ", "", "\u2028"]
 INPUTS = [
@@ -35,18 +35,20 @@ BAD_LINES = ['{"a": 1}', "[]", "{", "\ufeff", '{"text": "a", "text": "b"}', '{"t
 
 @st.composite
 def lines(draw, fields):
-    """A file of records that go together, which may have a few that do not."""
-    pools = {name: draw(st.sampled_from(good)) for name, (good, _) in fields.items()}
-    sound = st.fixed_dictionaries({name: st.sampled_from(pool) for name, pool in pools.items()})
+    """Lines of a file with consistent records, and perhaps an invalid one."""
+    choices = {name: draw(st.sampled_from(good)) for name, (good, _) in fields.items()}
+    sound = st.fixed_dictionaries(
+        {name: st.sampled_from(values) for name, values in choices.items()}
+    )
     records = draw(st.lists(sound, min_size=1, max_size=6))
-    written = [json.dumps(record) for record in records]
+    result = [json.dumps(record) for record in records]
     spoiled = draw(st.sampled_from([None, None, None, "line", *fields]))
     if spoiled == "line":
-        written.insert(draw(st.integers(0, len(written))), draw(st.sampled_from(BAD_LINES)))
+        result.insert(draw(st.integers(0, len(result))), draw(st.sampled_from(BAD_LINES)))
     elif spoiled is not None:
         record = {**draw(sound), spoiled: draw(st.sampled_from(fields[spoiled][1]))}
-        written.insert(draw(st.integers(0, len(written))), json.dumps(record))
-    return written
+        result.insert(draw(st.integers(0, len(result))), json.dumps(record))
+    return result
 
 
 TEXT = ([TEXTS, BLANK], [None, 3])
@@ -67,7 +69,7 @@ RUNS = [
 
 
 def refused(task, task_config, model, train, val, tokenizer="byte"):
-    """What training says of files before its first step; None: it takes them."""
+    """Error of training on the files before its first step, or None."""
     config = TrainConfig(
         task=task, task_config=task_config, model=model, train_path=str(train),
         val_path=None if val is None else str(val), tokenizer=tokenizer, model_config=SHAPE,
@@ -97,14 +99,14 @@ def verdict(task, task_config, train, val):
 def test_data_check_and_training_agree(tmp_path_factory, task, task_config, model, data):
     tmp = tmp_path_factory.mktemp("files")
     fields = FIELDS[task] if "field" not in task_config else {"input": (INPUTS, BAD_INPUTS)}
-    written = []
+    paths = []
     for name in ("train", "val")[: data.draw(st.integers(1, 2), label="files")]:
-        written.append(tmp / f"{name}.jsonl")
+        paths.append(tmp / f"{name}.jsonl")
         content = "\n".join(data.draw(lines(fields), label=name)) + "\n"
-        written[-1].write_text(content, encoding="utf-8")
-    train, val = (*written, None)[:2]
+        paths[-1].write_text(content, encoding="utf-8")
+    train, val = (*paths, None)[:2]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = verdict(task, task_config, train, val)
-        said = refused(task, task_config, model, train, val)
-    assert (code == 0) == (said is None), (said, printed.getvalue())
+        refusal = refused(task, task_config, model, train, val)
+    assert (code == 0) == (refusal is None), (refusal, printed.getvalue())

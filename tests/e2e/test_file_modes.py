@@ -1,4 +1,4 @@
-"""Permissions of everything that runs, imports and exports write: those that the umask gives."""
+"""Permissions of all written files follow the umask."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Every command beside a terminal or pipe that cannot show a character of its texts."""
+"""All commands with a terminal or pipe that cannot encode some characters."""
 
 import io
 import json
@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 class Streams:
-    """Standard output and error of an encoding, in place of the process's own."""
+    """Replaces standard output and error by streams of an encoding."""
 
     def __init__(self, encoding, monkeypatch):
         self.encoding = encoding
@@ -41,7 +41,7 @@ class Streams:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with data and a run in names and texts that latin-1 has no characters for."""
+    """A folder with data and a run, with names and texts outside latin-1."""
     folder = tmp_path_factory.mktemp("encoding")
     lines = [json.dumps({"text": text * 4}, ensure_ascii=False) for text in TEXTS]
     (folder / "\u65e5.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

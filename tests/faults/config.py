@@ -5,13 +5,13 @@ from tests.faults import fault
 
 @fault("miniformer.registry:unknown_name_message")
 def unknown_name_gets_no_suggestion(original):
-    """The message on an unknown name does not give the nearest one."""
+    """The message for an unknown name does not suggest the closest one."""
     return lambda label, value, known: f"unknown {label} {value!r}"
 
 
 @fault("miniformer.config.strict:StrictConfig.from_dict")
 def unknown_keys_are_dropped(original):
-    """Keys that no field has are left out without a word."""
+    """Unknown keys are dropped silently."""
 
     def from_dict(cls, values, *, stored=False):
         import dataclasses
@@ -38,7 +38,7 @@ def infinite_settings_pass(original):
 
 @fault("miniformer.config.errors:ConfigError.__reduce__")
 def error_of_another_process_loses_its_problems(original):
-    """A ConfigError cannot be made again in another process."""
+    """A ConfigError cannot be unpickled in another process."""
     return lambda self: (type(self), (str(self),))
 
 
@@ -56,13 +56,13 @@ def gigabytes_are_powers_of_1024(original):
 
 @fault("miniformer.config.size_presets:size_for_tokens")
 def little_data_gets_a_large_model(original):
-    """Sizes begin at half of the tokens that they are for."""
+    """Model sizes start at half of their token limits."""
     return lambda num_tokens: original(None if num_tokens is None else 2 * num_tokens)
 
 
 @fault("miniformer.config.architectures:architecture_config")
 def family_ignores_its_width(original):
-    """What follows from the width of a family's models is left out."""
+    """Fields that depend on the width of an architecture are left out."""
 
     def architecture_config(name, **sizes):
         from miniformer.config.architectures import ARCHITECTURES
@@ -75,19 +75,19 @@ def family_ignores_its_width(original):
 
 @fault("miniformer.config.generation_config:GenerationConfig.eos_token_ids")
 def stop_ids_end_nothing(original):
-    """Only eos_id ends a text."""
+    """Only eos_id ends a generation."""
     return property(lambda self: [] if self.eos_id is None else [self.eos_id])
 
 
 @fault("miniformer.config.model_checks:_head_problems")
 def heads_need_not_divide_the_width(original):
-    """Heads that do not divide the width are not refused."""
+    """Heads that do not divide the width are accepted."""
     return lambda config: []
 
 
 @fault("miniformer.config.model_config:TransformerConfig.layer_window")
 def every_layer_has_the_window(original):
-    """A pattern of layers with and without a window is ignored."""
+    """The window pattern is ignored."""
     return lambda self, layer: self.sliding_window
 
 
@@ -104,7 +104,7 @@ def tied_head_counts_twice(original):
 
 @fault("miniformer.config.estimates:flops_per_token")
 def operations_ignore_the_window(original):
-    """Attention counts all keys, whatever the window hides."""
+    """FLOPs of attention ignore the sliding window."""
 
     def flops_per_token(config, seq_len, *, seq2seq=False):
         import dataclasses
@@ -118,7 +118,7 @@ def operations_ignore_the_window(original):
 
 @fault("miniformer.config.estimates:cache_bytes")
 def int8_cache_is_counted_without_scales(original):
-    """An int8 cache is one byte for each value."""
+    """The scales of an int8 cache are not counted."""
 
     def cache_bytes(config, batch_size, seq_len, bytes_per_value, *, kind="full", source_len=None):
         if kind == "int8":
@@ -132,7 +132,7 @@ def int8_cache_is_counted_without_scales(original):
 
 @fault("miniformer.config.estimates:num_params")
 def a_tied_weight_is_counted_twice(original):
-    """The head counts, whether it is the embedding or not."""
+    """A tied head counts in addition to the embedding."""
 
     def num_params(config, *, seq2seq=False):
         tied = config.d_model * config.vocab_size if config.is_head_tied else 0
@@ -143,13 +143,13 @@ def a_tied_weight_is_counted_twice(original):
 
 @fault("miniformer.config.estimates:forward_flops")
 def the_head_reads_every_token(original):
-    """FLOPs of the head are counted for each token, predicted or not."""
+    """FLOPs of the head count every token, predicted or not."""
     return lambda config, *, head_tokens=None, **work: original(config, **work)
 
 
 @fault("miniformer.config.estimates:forward_flops")
 def cross_attention_keys_are_those_of_targets(original):
-    """Sources of cross-attention are as many as its targets."""
+    """Cross-attention counts as many source tokens as target tokens."""
 
     def forward_flops(config, *, tokens, target_tokens=0.0, **work):
         extra = 0
@@ -163,7 +163,7 @@ def cross_attention_keys_are_those_of_targets(original):
 
 @fault("miniformer.config.train_checks:unreachable_limit_warnings")
 def limits_beyond_the_end_pass(original):
-    """Limits that lie beyond the end of a run are taken without a word."""
+    """Limits beyond the end of a run cause no warning."""
     return lambda run, steps: []
 
 

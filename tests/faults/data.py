@@ -20,7 +20,7 @@ def labels_are_the_inputs(original):
 
 @fault("miniformer.data.batching.packing:PackedBatcher.collate")
 def documents_of_a_window_are_one(original):
-    """Windows do not say where documents meet."""
+    """Windows have no document segments."""
 
     def collate(self, chunk, starts, rng=None):
         batch = original(self, chunk, starts, rng)
@@ -33,13 +33,13 @@ def documents_of_a_window_are_one(original):
 
 @fault("miniformer.data.batching.packing:PackedBatcher.num_windows")
 def validation_leaves_out_the_last_window(original):
-    """A last window that is not full is not validated."""
+    """An incomplete last window is not validated."""
     return lambda self, chunk: max(1, len(chunk.columns["ids"]) // self.seq_len)
 
 
 @fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def budget_of_a_batch_ignores_padding(original):
-    """Batches are cut by the tokens in them, without padding."""
+    """Batches are planned by tokens without padding."""
 
     def plan_batches(self, chunk, rng):
         import numpy as np
@@ -55,7 +55,7 @@ def budget_of_a_batch_ignores_padding(original):
 
 @fault("miniformer.data.batching.length_bucketing:LengthBucketBatcher.plan_batches")
 def batch_that_is_just_full_is_cut_short(original):
-    """A batch may not be as long as its limit, only shorter."""
+    """A batch must be shorter than its token limit."""
 
     def plan_batches(self, chunk, rng):
         limit = self.batch_tokens
@@ -70,7 +70,7 @@ def batch_that_is_just_full_is_cut_short(original):
 
 @fault("miniformer.data.batching.length_bucketing:pad_sequences")
 def padding_has_no_mask(original):
-    """Rows of unequal length are filled, and the mask does not say where."""
+    """Padded sequences have no mask."""
     return lambda sequences, padding_value=0: (original(sequences, padding_value)[0], None)
 
 
@@ -82,13 +82,13 @@ def every_epoch_has_the_same_order(original):
 
 @fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
 def resumed_pass_begins_with_its_first_batch(original):
-    """A pass that is resumed begins with the pool's first batch."""
+    """A resumed epoch starts with the first batch of the chunk."""
     return lambda self, state: original(self, {**state, "batch": 0})
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._batch_of_rank")
 def all_ranks_get_the_same_batches(original):
-    """Every rank is given the batch of the first."""
+    """Every rank gets the batch of rank 0."""
 
     def _batch_of_rank(self, rank_batches):
         rank, self.rank = self.rank, 0
@@ -102,19 +102,19 @@ def all_ranks_get_the_same_batches(original):
 
 @fault("miniformer.data.batching.loader:count_tokens")
 def padding_counts_as_tokens(original):
-    """Positions of padding count as tokens."""
+    """Padding counts as tokens."""
     return lambda batch, declared=None: (original(batch, declared)[1],) * 2
 
 
 @fault("miniformer.data.batching.chunks:RecordChunks._chunk_indices")
 def large_files_are_read_in_order(original):
-    """Data that is not kept in memory has the file's order in each epoch."""
+    """Data read on demand has the order of the file in each epoch."""
     return lambda self, rng: original(self, None)
 
 
 @fault("miniformer.data.batching.chunks:RecordChunks.__getitem__")
 def bad_record_of_a_worker_is_dropped(original):
-    """A pool with a bad record is an empty one."""
+    """A chunk with an invalid record is empty."""
 
     def getitem(self, indices):
         from miniformer.data.batching.columnar import ColumnarStore
@@ -149,7 +149,7 @@ def joined_examples_lose_their_borders(original):
 
 @fault("miniformer.data.reading.index:RecordIndex.line_number")
 def line_numbers_skip_blank_lines(original):
-    """The number of a line does not count the blank lines before it."""
+    """Line numbers do not count blank lines."""
     return lambda self, row: row + 1
 
 
@@ -167,7 +167,7 @@ def text_is_cut_within_lines(original):
 
 @fault("miniformer.data.reading.parsing:_field_names")
 def repeated_names_are_not_noticed(original):
-    """Of a name that is there twice the last value is taken."""
+    """The last value of a duplicate field is used."""
     return lambda text: list(dict.fromkeys(original(text)))
 
 
@@ -179,13 +179,13 @@ def error_of_a_worker_loses_its_line(original):
 
 @fault("miniformer.data.reading.records:JSONLinesDataset.read")
 def records_come_in_the_order_of_the_file(original):
-    """Records are returned in ascending order, whatever order was asked for."""
+    """Records are returned in ascending order instead of the requested one."""
     return lambda self, indices: original(self, sorted(int(index) for index in indices))
 
 
 @fault("miniformer.data.reading.streaming:_stream_lines")
 def stream_numbers_records_instead_of_lines(original):
-    """Blank lines of a stream do not count in the place of a record."""
+    """Line numbers of a stream do not count blank lines."""
 
     def stream_lines(stream, name, checks):
         for number, (_, record) in enumerate(original(stream, name, checks), 1):
@@ -214,7 +214,7 @@ def stream_names_the_line_that_a_piece_begins_with(original):
 
 @fault("miniformer.data.reading.decompression:_DecompressedStream._decompress_next")
 def cut_off_file_passes_for_whole(original):
-    """A packed file that ends too early is not an error."""
+    """A truncated compressed file is not an error."""
 
     def _decompress_next(self):
         from miniformer.config import UserError
@@ -231,13 +231,13 @@ def cut_off_file_passes_for_whole(original):
 
 @fault("miniformer.data.reading.files:RandomAccessFile.check_unchanged")
 def changed_file_is_read_on(original):
-    """A file that changes while it is in use is not noticed."""
+    """A file that changes during use is not detected."""
     return lambda self: None
 
 
 @fault("miniformer.data.reading.schema:features_to_array")
 def keys_of_objects_have_no_order(original):
-    """Features of objects come in the order in which a record names them."""
+    """Features of objects have the order of the record's keys."""
 
     def features_to_array(value, dtype=None):
         import numpy as np
@@ -252,13 +252,13 @@ def keys_of_objects_have_no_order(original):
 
 @fault("miniformer.data.inspect:find_duplicates")
 def duplicates_within_a_split_are_missed(original):
-    """Only inputs that are in both splits count as duplicates."""
+    """Duplicates within a split are not counted."""
     return lambda reference, split: (0, []) if reference is split else original(reference, split)
 
 
 @fault("miniformer.data.inspect:_read_or_error")
 def check_ends_at_the_first_fault(original):
-    """Records after a faulty one are not looked at."""
+    """Records after an invalid one are not checked."""
 
     def _read_or_error(records, rows):
         for row, result in original(records, rows):
@@ -274,25 +274,25 @@ def check_ends_at_the_first_fault(original):
 
 @fault("miniformer.data.tokenizers.tokenizer:Tokenizer.decode")
 def decoded_text_is_stripped(original):
-    """Spaces around a decoded text are lost."""
+    """Decoded text is stripped."""
     return lambda self, ids: original(self, ids).strip()
 
 
 @fault("miniformer.data.tokenizers.tokenizer:_read_eos_token")
 def declared_end_of_text_is_not_read(original):
-    """The token that a tokenizer_config.json says ends a text is not looked for."""
+    """The EOS token of a tokenizer_config.json is ignored."""
     return lambda path, backend: None
 
 
 @fault("miniformer.data.tokenizers.tokenizer:_infer_template")
 def template_of_a_tokenizer_is_ignored(original):
-    """What a tokenizer's file puts around texts is left out."""
+    """The special tokens of a tokenizer's template are left out."""
     return lambda backend: None
 
 
 @fault("miniformer.data.tokenizers.tokenizer:_bytes_to_unicode")
 def one_byte_is_taken_for_another(original):
-    """Two bytes of byte-level tokens change places."""
+    """Two bytes of byte-level tokens are swapped."""
 
     def _bytes_to_unicode():
         characters = original()
@@ -304,13 +304,13 @@ def one_byte_is_taken_for_another(original):
 
 @fault("miniformer.data.tokenizers.training:TextSample.__iter__")
 def tokenizer_learns_from_all_of_a_large_text(original):
-    """A sample of a large text is all of it."""
+    """The sample of a large text is not truncated."""
     return lambda self: iter(self.texts)
 
 
 @fault("miniformer.data.tokenizers.bpe_dropout:BPEMerges.apply_dropout")
 def undone_merge_loses_a_token(original):
-    """Of a merge that is undone only the first token stays."""
+    """An undone merge loses its second token."""
 
     def apply_dropout(self, ids, dropout, rng):
         import numpy as np
@@ -336,19 +336,19 @@ def bpe_dropout_stays_on_in_validation(original):
 
 @fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def half_character_is_given(original):
-    """A stream gives U+FFFD for the first bytes of a character."""
+    """A stream yields U+FFFD for the first bytes of a character."""
     return lambda self, ids, text: len(text)
 
 
 @fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def run_of_bytes_is_given(original):
-    """A stream gives characters of bytes that a later byte turns to U+FFFD."""
+    """A stream yields characters that a later byte turns to U+FFFD."""
     return lambda self, ids, text: len(text.rstrip("\ufffd"))
 
 
 @fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")
 def rewritten_text_is_given(original):
-    """A stream gives the last word, though its decoder may take a space back."""
+    """A stream yields the last word, although its decoder may remove a space."""
 
     def stable_length(self, ids, text):
         self.__dict__["has_contextual_decoding"] = False
@@ -359,7 +359,7 @@ def rewritten_text_is_given(original):
 
 @fault("miniformer.data.inspect:check_training_rules")
 def data_check_knows_records_only(original):
-    """`data check` does not know the rules of whole files."""
+    """`data check` does not apply the rules for whole data sets."""
 
     def check_training_rules(task, splits, *, max_errors=10):
         pass
@@ -369,7 +369,7 @@ def data_check_knows_records_only(original):
 
 @fault("miniformer.data.rules:require_nonempty")
 def training_takes_empty_files(original):
-    """A file whose records are all empty is trained on."""
+    """Training accepts a file of empty records."""
 
     def require_nonempty(task, records):
         pass
@@ -379,7 +379,7 @@ def training_takes_empty_files(original):
 
 @fault("miniformer.data.rules:group_similar_labels")
 def labels_alike_are_not_found(original):
-    """Labels are compared by their spaces, but not by how Unicode spells them."""
+    """Labels are compared without Unicode normalization."""
 
     def group_similar_labels(labels):
         groups = {}
@@ -392,7 +392,7 @@ def labels_alike_are_not_found(original):
 
 @fault("miniformer.data.reading.parsing:_decode")
 def marks_within_files_are_kept(original):
-    """A byte-order mark within a file of joined files makes a line no JSON."""
+    """A byte-order mark within a concatenated file is a JSON error."""
 
     def _decode(raw):
         text = original(raw)
@@ -403,7 +403,7 @@ def marks_within_files_are_kept(original):
 
 @fault("miniformer.data.reading.parsing:parse_line")
 def carriage_returns_are_bad_json(original):
-    """A file whose lines end in carriage returns alone is reported as JSON with extra data."""
+    """A file with carriage returns as line ends is reported as JSON with extra data."""
 
     def parse_line(raw, checks):
         return original(raw.replace(b"\r", b" "), checks)
@@ -413,7 +413,7 @@ def carriage_returns_are_bad_json(original):
 
 @fault("miniformer.data.inspect:check_training_rules")
 def labels_that_training_lacks_are_not_reported(original):
-    """Validation data is not held to what training data says of all records."""
+    """Validation data is not checked against the fitted task."""
 
     def check_training_rules(task, splits, *, max_errors=10):
         original(task, splits[:1], max_errors=max_errors)
@@ -423,42 +423,42 @@ def labels_that_training_lacks_are_not_reported(original):
 
 @fault("miniformer.data.batching.loader:BatchLoader.load_state_dict")
 def a_pass_begins_with_its_first_pool(original):
-    """A pass that is taken up again begins with the first pool."""
+    """A resumed epoch starts with the first chunk."""
     return lambda self, state: original(self, {**state, "pool": 0})
 
 
 @fault("miniformer.data.batching.chunks:StreamChunks.iter_epoch")
 def a_resumed_stream_leaves_out_a_pool(original):
-    """A stream that is taken up again leaves out the pool that was begun."""
+    """A resumed stream skips the current chunk."""
     return lambda self, rng, start_chunk=0: original(self, rng, start_chunk + (start_chunk > 0))
 
 
 @fault("miniformer.data.selection:RecordSubset.location")
 def line_of_a_selected_record_is_its_number(original):
-    """A record among the good ones is named by the line of another."""
+    """The location of a valid record is that of another record."""
     return lambda self, index: self.records.location(index)
 
 
 @fault("miniformer.data.batching.loader:find_token_tensors")
 def declared_tokens_are_not_counted(original):
-    """Tokens are counted in tensors of usual names only."""
+    """Tokens are counted only in tensors with usual names."""
 
     def find_token_tensors(batch, declared=None):
-        usual = ("input_ids", "inputs", "source", "target")
-        return {name: mask for name, mask in original(batch, declared).items() if name in usual}
+        defaults = ("input_ids", "inputs", "source", "target")
+        return {name: mask for name, mask in original(batch, declared).items() if name in defaults}
 
     return find_token_tensors
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._rng")
 def batches_of_a_chunk_draw_the_same(original):
-    """The number of a batch within its chunk does not decide its chance."""
+    """Batches of a chunk share one random generator state."""
     return lambda self, *position: original(self, *position[:2], *[0] * len(position[2:]))
 
 
 @fault("miniformer.data.batching.loader:BatchLoader._rng")
 def chunks_draw_the_same(original):
-    """The number of a chunk does not decide its chance."""
+    """Chunks share one random generator state."""
     return lambda self, *position: original(
         self, position[0], *[0] * len(position[1:2]), *position[2:]
     )

@@ -5,7 +5,7 @@ from tests.faults import fault
 
 @fault("miniformer.utils.atomic:PendingFile.commit")
 def commit_keeps_private_mode(original):
-    """The permissions that a library gave a file stay."""
+    """Permissions set by a library are kept."""
 
     def commit(self, path, *, durable=False):
         self._mode = self.path.stat().st_mode & 0o777
@@ -34,7 +34,7 @@ def failed_write_leaves_temporary_file(original):
 
 @fault("miniformer.utils.streams:printable_output")
 def output_stays_strict(original):
-    """Output streams raise UnicodeEncodeError where they did before."""
+    """Output streams still raise UnicodeEncodeError."""
     import contextlib
 
     return lambda *extra_streams: contextlib.nullcontext()
@@ -42,5 +42,5 @@ def output_stays_strict(original):
 
 @fault("miniformer.utils.names:name_problem")
 def names_may_leave_folder(original):
-    """A name may be a path that leads out of its folder."""
+    """A name may be a path out of its folder."""
     return lambda name: None if name else "it is empty"

@@ -1,4 +1,4 @@
-"""Atomic writes: complete or not at all, with the umask's permissions, and nothing left behind."""
+"""Atomic writes: complete or not at all, permissions by umask, no leftover files."""
 
 import errno
 import os
@@ -79,12 +79,12 @@ def test_atomic_path_failure_keeps_previous_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (tmp_path / "a").read_text() == "before"
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.catches("atomic_path_writes_in_place", "failed_write_leaves_temporary_file")
 def test_write_bytes_without_room_leaves_nothing(tmp_path):
-    """A write that the kernel refuses halfway, as on a full disk."""
+    """A write that fails halfway, as on a full disk."""
     write_bytes(tmp_path / "a", b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -95,11 +95,11 @@ def test_write_bytes_without_room_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert error.value.errno == errno.EFBIG
     assert (tmp_path / "a").read_bytes() == b"before"
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_atomic_path_of_two_writers_is_one_of_them(tmp_path):
-    """Both fill their own file at the same time; the later one ends last and wins."""
+    """Two concurrent writers have separate temporary files; the last to finish wins."""
     both = threading.Barrier(2)
 
     def write(text):
@@ -114,7 +114,7 @@ def test_atomic_path_of_two_writers_is_one_of_them(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "a").read_text() in ("x" * 1000, "y" * 1000)
-    assert [each.name for each in tmp_path.iterdir()] == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
 def test_pending_file_without_commit_is_removed(tmp_path):

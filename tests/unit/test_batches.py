@@ -1,4 +1,4 @@
-"""Buckets and batches: everything once, in an order that can be left and taken up again."""
+"""Length bucketing and batch loading: each example once, in a resumable order."""
 
 import itertools
 import json
@@ -38,30 +38,30 @@ def collate(examples, random=None):
 @pytest.mark.catches("budget_of_a_batch_ignores_padding")
 @given(LENGTHS, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(0, 9))
 def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens, seed):
-    buckets = LengthBucketBatcher(
+    batcher = LengthBucketBatcher(
         collate, length_columns=("ids",), batch_size=size, batch_tokens=tokens
     )
     random = None if seed is None else np.random.default_rng(seed)
-    pool = table(lengths)
-    cuts = buckets.plan_batches(pool, random)
-    assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
+    chunk = table(lengths)
+    plans = batcher.plan_batches(chunk, random)
+    assert sorted(np.concatenate(plans)) == list(range(len(lengths)))
     most = tokens or size * np.mean(lengths)
-    for cut in cuts:
-        longest = max(lengths[index] for index in cut)
-        assert len(cut) == 1 or len(cut) * longest <= most
+    for plan in plans:
+        longest = max(lengths[index] for index in plan)
+        assert len(plan) == 1 or len(plan) * longest <= most
     # Like lengths are together: whatever lies between two of a batch is of that batch, or like one.
-    ends = sorted((min(lengths[i] for i in cut), max(lengths[i] for i in cut)) for cut in cuts)
+    ends = sorted((min(lengths[i] for i in plan), max(lengths[i] for i in plan)) for plan in plans)
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
 
 
 @pytest.mark.catches("batch_that_is_just_full_is_cut_short")
 @pytest.mark.parametrize("tokens", [None, 12])
 def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
-    buckets = LengthBucketBatcher(
+    batcher = LengthBucketBatcher(
         collate, length_columns=("ids",), batch_size=4, batch_tokens=tokens
     )
-    cuts = buckets.plan_batches(table([3] * 10), np.random.default_rng(0))
-    assert sorted(map(len, cuts)) == [2, 4, 4]
+    plans = batcher.plan_batches(table([3] * 10), np.random.default_rng(0))
+    assert sorted(map(len, plans)) == [2, 4, 4]
 
 
 @given(
@@ -69,26 +69,26 @@ def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
     st.none() | st.integers(0, 9),
 )
 def test_buckets_of_pairs_count_both_sides(lengths, seed):
-    pool = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
-    buckets = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=3, batch_tokens=40)
+    chunk = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    batcher = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=3, batch_tokens=40)
     random = None if seed is None else np.random.default_rng(seed)
-    cuts = buckets.plan_batches(pool, random)
-    assert sorted(np.concatenate(cuts)) == list(range(len(lengths)))
-    for cut in cuts:
-        places = sum(max(lengths[index][side] for index in cut) for side in (0, 1))
-        assert len(cut) == 1 or len(cut) * places <= 40
+    plans = batcher.plan_batches(chunk, random)
+    assert sorted(np.concatenate(plans)) == list(range(len(lengths)))
+    for plan in plans:
+        positions = sum(max(lengths[index][side] for index in plan) for side in (0, 1))
+        assert len(plan) == 1 or len(plan) * positions <= 40
 
 
 def test_pairs_of_like_lengths_are_together_on_both_sides():
     random = np.random.default_rng(0)
     lengths = random.integers(1, 20, (4000, 2))
-    pool = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
-    buckets = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=8)
-    real = places = 0
-    for cut in buckets.plan_batches(pool, random):
-        real += lengths[cut].sum()
-        places += len(cut) * lengths[cut].max(0).sum()
-    assert real / places > 0.95
+    chunk = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
+    batcher = LengthBucketBatcher(collate, length_columns=("a", "b"), batch_size=8)
+    real = positions = 0
+    for plan in batcher.plan_batches(chunk, random):
+        real += lengths[plan].sum()
+        positions += len(plan) * lengths[plan].max(0).sum()
+    assert real / positions > 0.95
 
 
 @pytest.mark.catches("padding_has_no_mask")
@@ -106,22 +106,22 @@ def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
 @pytest.mark.catches("joined_examples_lose_their_borders")
 @given(LENGTHS.filter(len), st.data())
 def test_a_table_gives_back_its_examples(lengths, data):
-    cut = data.draw(st.integers(0, len(lengths)))
+    plan = data.draw(st.integers(0, len(lengths)))
     rows = [{"x": np.arange(length), "y": length, "z": np.ones((length, 2))} for length in lengths]
-    whole = ColumnarStore.concatenate(
+    full = ColumnarStore.concatenate(
         [
-            ColumnarStore.from_examples(rows[:cut]),
+            ColumnarStore.from_examples(rows[:plan]),
             ColumnarStore.from_examples([]),
-            ColumnarStore.from_examples(rows[cut:]),
+            ColumnarStore.from_examples(rows[plan:]),
         ]
     )
-    assert len(whole) == len(rows)
-    assert whole.lengths("x").tolist() == lengths
+    assert len(full) == len(rows)
+    assert full.lengths("x").tolist() == lengths
     for index, row in enumerate(rows):
-        found = whole[index]
-        assert found["x"].tolist() == row["x"].tolist()
-        assert found["z"].shape == row["z"].shape
-        assert found["y"] == row["y"]
+        result = full[index]
+        assert result["x"].tolist() == row["x"].tolist()
+        assert result["z"].shape == row["z"].shape
+        assert result["y"] == row["y"]
 
 
 RECORDS = [{"text": f"{'x' * (index % 7)}{index}"} for index in range(57)]
@@ -135,11 +135,11 @@ def encode(records):
 
 
 def batches(tmp_path=None, *, keep=True, size=10, workers=0, **options):
-    pools = RecordChunks(
+    chunks = RecordChunks(
         as_records(RECORDS), encode, chunk_size=size, keep_in_memory=keep, num_workers=workers
     )
-    buckets = LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4)
-    return BatchLoader(pools, buckets, **{"seed": 5, **options})
+    batcher = LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4)
+    return BatchLoader(chunks, batcher, **{"seed": 5, **options})
 
 
 def flat(lists):
@@ -157,10 +157,10 @@ def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
     for epoch in range(2):
         served = list(loader)
         assert sorted(flat(labels(served))) == list(range(57))
-        shares = [batch["about"]["epochs"] for batch in served]
-        assert shares == sorted(shares)
-        assert shares[0] > epoch
-        assert shares[-1] == epoch + 1
+        epochs = [batch["about"]["epochs"] for batch in served]
+        assert epochs == sorted(epochs)
+        assert epochs[0] > epoch
+        assert epochs[-1] == epoch + 1
         before = [batch["about"]["examples"] for batch in served]
         assert before == [0, *np.cumsum([len(batch["labels"]) for batch in served])[:-1]]
         for batch in served:
@@ -190,24 +190,24 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
 
 @pytest.mark.catches("large_files_are_read_in_order")
 def test_a_pool_of_data_that_is_not_kept_holds_other_records_each_epoch():
-    pools = RecordChunks(as_records(RECORDS), encode, chunk_size=10, keep_in_memory=False)
+    chunks = RecordChunks(as_records(RECORDS), encode, chunk_size=10, keep_in_memory=False)
     first, second = (
         [
-            sorted(pool.columns["labels"].tolist())
-            for pool in pools.iter_epoch(np.random.default_rng(seed))
+            sorted(chunk.columns["labels"].tolist())
+            for chunk in chunks.iter_epoch(np.random.default_rng(seed))
         ]
         for seed in range(2)
     )
     assert sorted(flat(first)) == sorted(flat(second)) == list(range(57))
-    assert [len(pool) for pool in first] == [10, 10, 10, 10, 10, 7]
-    assert not any(pool in first for pool in second)
+    assert [len(chunk) for chunk in first] == [10, 10, 10, 10, 10, 7]
+    assert not any(chunk in first for chunk in second)
 
 
 @pytest.mark.catches("resumed_pass_begins_with_its_first_batch")
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
-    whole = batches(keep=keep)
-    served = [batch for _ in range(2) for batch in whole]
+    full = batches(keep=keep)
+    served = [batch for _ in range(2) for batch in full]
     for at in range(len(served)):
         resumed = batches(keep=keep)
         resumed.load_state_dict(json.loads(json.dumps(served[at]["about"]["state"])))
@@ -221,9 +221,9 @@ def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
 def test_a_pass_that_is_left_is_followed_by_the_next():
     loader = batches()
     next(iter(loader))
-    whole = batches()
-    list(whole)
-    assert labels(loader) == labels(whole)
+    full = batches()
+    list(full)
+    assert labels(loader) == labels(full)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -254,8 +254,8 @@ def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
 def test_a_batch_can_be_traced_to_its_records(keep):
     served = list(batches(keep=keep))
     for batch in served:
-        found = batches(keep=keep).record_indices(batch["about"]["place"])
-        assert sorted(found) == sorted(batch["labels"].tolist())
+        result = batches(keep=keep).record_indices(batch["about"]["place"])
+        assert sorted(result) == sorted(batch["labels"].tolist())
 
 
 def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():
@@ -266,16 +266,16 @@ def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():
 
 
 def test_a_stream_is_served_in_pools_as_it_comes():
-    pools = StreamChunks(lambda: iter(RECORDS), encode, chunk_size=10)
+    chunks = StreamChunks(lambda: iter(RECORDS), encode, chunk_size=10)
     loader = BatchLoader(
-        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+        chunks, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
     )
     served = list(loader)
     assert sorted(flat(labels(served))) == list(range(57))
     first_pool = [batch for batch in served if batch["about"]["state"]["pool"] == 0]
     assert max(flat(labels(first_pool))) < 10
     resumed = BatchLoader(
-        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+        chunks, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
     )
     resumed.load_state_dict(served[4]["about"]["state"])
     assert labels(resumed) == labels(served[5:])
@@ -286,9 +286,9 @@ def test_a_stream_is_served_in_pools_as_it_comes():
 def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, workers):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "1"}\n' * 9 + '{"text": 3}\n')
-    pools = RecordChunks(as_records(path), encode, keep_in_memory=False, num_workers=workers)
+    chunks = RecordChunks(as_records(path), encode, keep_in_memory=False, num_workers=workers)
     loader = BatchLoader(
-        pools, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
+        chunks, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
     )
     with pytest.raises(UserError, match=r"bad.jsonl:10: 'text' must be a string, not an integer"):
         list(loader)
@@ -301,12 +301,12 @@ def test_the_data_module_serves_what_the_files_hold(tmp_path):
     val = write_jsonl(tmp_path / "val.jsonl", ["short"])
     data = MiniFormerDataModule(train, val_path=val, tokenizer=tokenizer, batch_size=2, seq_len=8)
     loader = data.train_dataloader()
-    whole = [i for text in texts for i in (tokenizer.eos_id, *tokenizer.encode(text))]
-    assert data.column_total("train", "ids") == len(whole)
+    full = [i for text in texts for i in (tokenizer.eos_id, *tokenizer.encode(text))]
+    assert data.column_total("train", "ids") == len(full)
     assert data.column_total("train", "bytes") == len("".join(texts).encode())
     assert data.column_total("test", "ids") is None
     seen = torch.cat([batch["input_ids"] for batch in loader])
-    assert seen.shape == (len(whole) // 8, 8)
+    assert seen.shape == (len(full) // 8, 8)
     (batch,) = data.val_dataloader()
     text = [i for i in batch["labels"].flatten().tolist() if i != IGNORE_INDEX]
     assert tokenizer.decode(text) == "short"
@@ -339,8 +339,8 @@ def test_what_is_cut_is_counted_and_told():
         "14 tokens are lost"
     )
     (batch,) = list(data.train_dataloader())
-    kept = sorted((row != IGNORE_INDEX).sum().item() for row in batch["labels"])
-    assert kept == [4, 8, 8, 8]
+    lengths_seen = sorted((row != IGNORE_INDEX).sum().item() for row in batch["labels"])
+    assert lengths_seen == [4, 8, 8, 8]
     ends = {
         row[row != IGNORE_INDEX][-1].item()
         for row in batch["labels"]
@@ -349,8 +349,8 @@ def test_what_is_cut_is_counted_and_told():
     assert ends == {tokenizer.eos_id, tokenizer.encode("c")[0]}, "a cut target has no end"
 
 
-def test_large_data_is_not_kept_and_trains_alike(tmp_path, monkeypatch):
-    """The same windows, whether a file is encoded at once or pool by pool (here: all in one)."""
+def test_large_data_is_not_in_memory_and_trains_alike(tmp_path, monkeypatch):
+    """The windows are the same for data in memory and for data in chunks (here: one chunk)."""
     path = write_jsonl(tmp_path / "train.jsonl", [VERSE, "b", "ccc"])
     tokenizer = Tokenizer.train("byte", [])
 
@@ -358,9 +358,9 @@ def test_large_data_is_not_kept_and_trains_alike(tmp_path, monkeypatch):
         data = MiniFormerDataModule(path, val_path=path, tokenizer=tokenizer, seq_len=8)
         return data, [batch["input_ids"] for batch in data.val_dataloader()]
 
-    kept, served = first()
+    data, served = first()
     monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1)
     read, again = first()
-    assert kept.chunks["val"].in_memory is not None
+    assert data.chunks["val"].in_memory is not None
     assert read.chunks["val"].in_memory is None
     assert torch.equal(torch.cat(served), torch.cat(again))

@@ -1,4 +1,4 @@
-"""Tokenizers that nobody named: words that something is written to are read by their letters."""
+"""Automatic choice of tokenizers: single words as sources get a char tokenizer."""
 
 import dataclasses
 import io
@@ -40,7 +40,7 @@ def test_the_first_texts_tell_whether_they_are_single_words(texts, found):
 
 
 def prepared(folder, records, task="seq2seq", **settings):
-    """A run on records; and what it says of its tokenizer."""
+    """Tokenizer of a prepared run on records, and its console message."""
     path = folder / "train.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     console = Console(width=300, file=io.StringIO())
@@ -50,13 +50,13 @@ def prepared(folder, records, task="seq2seq", **settings):
 
 
 def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
-    tokenizer, said = prepared(tmp_path, SOUNDS)
+    tokenizer, output = prepared(tmp_path, SOUNDS)
     letters = set("".join(WORDS))
     assert tokenizer.separate_source_tokenizer.vocab_size == len(letters) + 3
     assert len(tokenizer.separate_source_tokenizer.encode(WORDS[0])) == len(WORDS[0])
     assert tokenizer.decode(tokenizer.encode("T O")) == "T O"
-    assert said.startswith("tokenizer: of targets bpe, ")
-    assert f"; of sources char, {len(letters) + 3} ids" in said
+    assert output.startswith("tokenizer: of targets bpe, ")
+    assert f"; of sources char, {len(letters) + 3} ids" in output
 
 
 @pytest.mark.parametrize(
@@ -68,21 +68,21 @@ def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
     ],
 )
 def test_others_share_one(tmp_path, record):
-    tokenizer, said = prepared(tmp_path, [record(word) for word in WORDS])
+    tokenizer, output = prepared(tmp_path, [record(word) for word in WORDS])
     assert tokenizer.separate_source_tokenizer is None
-    assert said.startswith("tokenizer: bpe, ")
+    assert output.startswith("tokenizer: bpe, ")
 
 
 @pytest.mark.catches("named_tokenizer_is_not_heard")
 def test_what_is_said_of_tokenizers_is_heard(tmp_path):
     for name in ("bpe", "char"):
-        tokenizer, said = prepared(tmp_path, SOUNDS, tokenizer=name)
+        tokenizer, output = prepared(tmp_path, SOUNDS, tokenizer=name)
         assert tokenizer.separate_source_tokenizer is None
-        assert said.startswith(f"tokenizer: {name}, ")
-    tokenizer, said = prepared(tmp_path, SOUNDS, source_tokenizer="byte")
-    assert said.startswith("tokenizer: of targets bpe, ")
-    assert "of sources byte, 258 ids" in said
-    tokenizer, said = prepared(tmp_path, SOUNDS, task_config={"bpe_dropout": 0.1})
+        assert output.startswith(f"tokenizer: {name}, ")
+    tokenizer, output = prepared(tmp_path, SOUNDS, source_tokenizer="byte")
+    assert output.startswith("tokenizer: of targets bpe, ")
+    assert "of sources byte, 258 ids" in output
+    tokenizer, output = prepared(tmp_path, SOUNDS, task_config={"bpe_dropout": 0.1})
     assert tokenizer.separate_source_tokenizer is None, "letters have no merges to be undone"
     with pytest.raises(UserError, match="source_vocab_size=50 needs a separate source tokenizer"):
         prepared(tmp_path, SOUNDS, model_config={"source_vocab_size": 50})
@@ -96,7 +96,7 @@ def test_a_stream_has_no_texts_that_tell():
 
 @dataclasses.dataclass(frozen=True)
 class Reversal(Seq2Seq):
-    """A task whose sources and targets are made of another field."""
+    """A task that derives sources and targets from another field."""
 
     name = "reversal"
 
@@ -114,7 +114,7 @@ class Reversal(Seq2Seq):
 
 @dataclasses.dataclass(frozen=True)
 class Shout(Seq2Seq):
-    """A task that reads its sources in capitals."""
+    """A task with upper-case sources."""
 
     name = "shout"
 

@@ -1,4 +1,4 @@
-"""`miniformer data check` against files of which everything is known."""
+"""`miniformer data check` on files with known content."""
 
 import json
 import re
@@ -31,7 +31,10 @@ SCHEMA = {"text": schema.check_text}
 def looked(tmp, name, texts):
     path = write(tmp / f"{name}.jsonl", [{"text": text} for text in texts])
     return inspect_dataset(
-        name, str(path), SCHEMA, length_fn=lambda some: {"text": [len(r["text"]) for r in some]}
+        name,
+        str(path),
+        SCHEMA,
+        length_fn=lambda records: {"text": [len(r["text"]) for r in records]},
     )
 
 
@@ -177,11 +180,11 @@ def test_mistakes(tmp_path, capsys, more, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "size"), [(3, None), (150, None), (400, 4), (5000, 1)])
+@pytest.mark.parametrize(("length", "size"), [(3, None), (150, None), (400, 4), (5000, 1)])
 @pytest.mark.catches("data_check_suggests_large_batches")
-def test_suggest_batch_size_only_where_inputs_are_long(tmp_path, capsys, words, size):
-    """4,096 tokens in a batch at most, 1.5 to a word, in a power of two; runs take 16."""
-    records = [{"input": "w " * words, "label": n % 2} for n in range(30)]
+def test_suggest_batch_size_only_where_inputs_are_long(tmp_path, capsys, length, size):
+    """At most 4,096 tokens per batch, 1.5 per word, a power of two; the default is 16."""
+    records = [{"input": "w " * length, "label": n % 2} for n in range(30)]
     assert check(write(tmp_path / "a.jsonl", records), "--task", "classification") == 0
     found = re.findall(r"--batch_size (\d+)", capsys.readouterr().out)
     assert found == ([] if size is None else [str(size)])
@@ -195,9 +198,9 @@ def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, ca
     path = write(tmp_path / "a.jsonl", [{"input": "x", "label": label} for label in LABELS])
     assert check(path, "--task", "classification") == 0
     out = capsys.readouterr().out
-    said = "warning: labels that differ only by spaces or Unicode normalization: "
-    assert f"{said}'good' ({path}:1), 'good ' ({path}:3); spell them alike" in out
-    assert f"{said}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); spell them alike" in out
+    prefix = "warning: labels that differ only by spaces or Unicode normalization: "
+    assert f"{prefix}'good' ({path}:1), 'good ' ({path}:3); spell them alike" in out
+    assert f"{prefix}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); spell them alike" in out
     assert out.count("warning: ") == 2
     task = Classification().fit(as_records(str(path), Classification().schema))
     found = [line for line in task.data_warnings() if "differ only by spaces" in line]

@@ -39,7 +39,7 @@ def test_what_is_right_passes(check, value):
 
 
 @pytest.mark.parametrize(
-    ("check", "value", "wanted"),
+    ("check", "value", "expected"),
     [
         (check_text, 7, "must be a string, not an integer"),
         (check_text, None, "must be a string, not null"),
@@ -79,8 +79,8 @@ def test_what_is_right_passes(check, value):
         (check_input, [{"x": 1}, {"x": float("nan")}], "object 2 contains NaN at 'x'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(check, value, wanted):
-    assert check(value).startswith(wanted) or wanted in check(value)
+def test_what_is_wrong_is_named(check, value, expected):
+    assert check(value).startswith(expected) or expected in check(value)
 
 
 @given(MATRICES)

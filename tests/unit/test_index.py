@@ -1,4 +1,4 @@
-"""Files, packed or not, and the index of what is in them, against a naive reading in one go."""
+"""Indexes of plain and compressed files, compared with reading them at once."""
 
 import contextlib
 import gzip
@@ -50,22 +50,24 @@ def lines_of(content):
 @given(LINES, st.booleans(), st.booleans(), st.integers(1, 12))
 def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, ended, chunk):
     content = MARK * marked + b"\n".join(lines) + b"\n" * ended
-    wanted = lines_of(content)
+    expected = lines_of(content)
     path = write(tmp_path_factory.mktemp("lines"), content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "_SCAN_BYTES", chunk)
-        if not wanted:
+        if not expected:
             with pytest.raises(UserError, match="the file is empty"):
                 IndexedFile(path, is_plain_text=False)
             return
         file = IndexedFile(path, is_plain_text=False)
     rows = range(len(file))
-    assert list(zip(map(file.line_number, rows), file.read(rows), strict=True)) == wanted
-    assert file.sizes.tolist() == [len(line) for _, line in wanted]
-    for row, (_, line) in enumerate(wanted):
+    assert list(zip(map(file.line_number, rows), file.read(rows), strict=True)) == expected
+    assert file.sizes.tolist() == [len(line) for _, line in expected]
+    for row, (_, line) in enumerate(expected):
         assert list(file.read([row])) == [line]
     assert file.index.n_bytes == file.sizes.sum()
-    assert file.index.blank_lines.shape[1] + len(wanted) >= content.removeprefix(MARK).count(b"\n")
+    assert file.index.blank_lines.shape[1] + len(expected) >= content.removeprefix(MARK).count(
+        b"\n"
+    )
 
 
 @pytest.mark.catches("text_is_cut_within_lines")
@@ -75,29 +77,29 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
     st.integers(1, 9),
     st.integers(4, 12),
 )
-def test_pieces_join_to_the_whole_text(tmp_path_factory, text, marked, piece, most):
+def test_blocks_join_to_the_text(tmp_path_factory, text, marked, block_bytes, most):
     path = write(tmp_path_factory.mktemp("text"), MARK * marked + text.encode(), "a.txt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "TEXT_BLOCK_BYTES", piece)
-        patch.setattr(index, "MAX_TEXT_BLOCK_BYTES", max(most, piece))
+        patch.setattr(index, "TEXT_BLOCK_BYTES", block_bytes)
+        patch.setattr(index, "MAX_TEXT_BLOCK_BYTES", max(most, block_bytes))
         patch.setattr(index, "_LINE_END_SEARCH_BYTES", 3)
         file = IndexedFile(path, is_plain_text=True)
-    pieces = list(file.read(range(len(file))))
-    assert b"".join(pieces) == text.encode()
-    for row, found in enumerate(pieces):
-        found.decode()  # cut between characters
-        assert 1 <= len(found) <= max(most, piece)
-        assert file.line_number(row) == 1 + b"".join(pieces[:row]).count(b"\n")
-    for found in pieces[:-1]:
-        assert b"\n" not in found[piece - 1 : -1], "a piece ends at the first line end"
-        assert found.endswith(b"\n") or len(found) > max(most, piece) - 4
+    blocks = list(file.read(range(len(file))))
+    assert b"".join(blocks) == text.encode()
+    for row, block in enumerate(blocks):
+        block.decode()  # cut between characters
+        assert 1 <= len(block) <= max(most, block_bytes)
+        assert file.line_number(row) == 1 + b"".join(blocks[:row]).count(b"\n")
+    for block in blocks[:-1]:
+        assert b"\n" not in block[block_bytes - 1 : -1], "a block ends at the first line end"
+        assert block.endswith(b"\n") or len(block) > max(most, block_bytes) - 4
 
 
 def test_text_without_line_ends_is_cut_where_bytes_mean_nothing_too(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "TEXT_BLOCK_BYTES", 4)
     monkeypatch.setattr(index, "MAX_TEXT_BLOCK_BYTES", 8)
     file = IndexedFile(write(tmp_path, b"\x80" * 20, "a.txt"), is_plain_text=True)
-    assert [len(piece) for piece in file.read(range(3))] == [8, 8, 4]
+    assert [len(block) for block in file.read(range(3))] == [8, 8, 4]
 
 
 def test_a_line_too_long_is_named_and_never_held(tmp_path):
@@ -116,12 +118,12 @@ def test_a_line_too_long_is_named_and_never_held(tmp_path):
 def test_the_index_is_kept_and_found_again(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\n\nb\n")
     first = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
-    (kept,) = (tmp_path / "cache").iterdir()
+    (cached,) = (tmp_path / "cache").iterdir()
     monkeypatch.setattr(index, "_index_lines", None)
     second = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list(second.read([0, 1])) == list(first.read([0, 1])) == [b"a\n", b"b\n"]
     assert second.line_number(1) == 3
-    assert np.load(kept, allow_pickle=False).dtype == np.int64
+    assert np.load(cached, allow_pickle=False).dtype == np.int64
     assert not second.index.starts.flags.owndata, "it stays on disk"
 
 
@@ -139,9 +141,9 @@ def test_small_files_have_no_index_on_disk_and_large_ones_do(tmp_path, monkeypat
 def test_the_index_of_a_changed_file_is_not_used(tmp_path):
     path = write(tmp_path, b"aa\nbb\n")
     IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
-    found = path.stat()
+    stat = path.stat()
     path.write_bytes(b"a\nbbb\n")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # same size, same time
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # same size, same time
     file = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list(file.read([0, 1])) == [b"a\n", b"bbb\n"]
 
@@ -151,25 +153,25 @@ def test_a_cached_index_that_cannot_be_trusted_is_made_anew(tmp_path, damage):
     path = write(tmp_path, b"a\nbb\n\nccc\n")
     cache = tmp_path / "cache"
     IndexedFile(path, is_plain_text=False, cache_dir=cache)
-    (kept,) = cache.iterdir()
-    good = kept.read_bytes()
-    other = write(tmp_path, b"1\n2\n\n3333\n", "b.jsonl")
-    IndexedFile(other, is_plain_text=False, cache_dir=cache)
-    (kept_of_other,) = set(cache.iterdir()) - {kept}
+    (cached,) = cache.iterdir()
+    good = cached.read_bytes()
+    second_path = write(tmp_path, b"1\n2\n\n3333\n", "b.jsonl")
+    IndexedFile(second_path, is_plain_text=False, cache_dir=cache)
+    (second_cached,) = set(cache.iterdir()) - {cached}
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    kept.write_bytes(
+    cached.write_bytes(
         {
             "empty": b"",
             "cut": good[:-8],
             "text": b"not an array",
             "one bit": good[:-24] + bytes([good[-24] ^ 1]) + good[-23:],
-            "of another file": kept_of_other.read_bytes(),
+            "of another file": second_cached.read_bytes(),
             "pickle": (tmp_path / "objects.npy").read_bytes(),
         }[damage]
     )
     file = IndexedFile(path, is_plain_text=False, cache_dir=cache)
     assert list(file.read([0, 1, 2])) == [b"a\n", b"bb\n", b"ccc\n"]
-    assert kept.read_bytes() == good
+    assert cached.read_bytes() == good
 
 
 def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
@@ -217,14 +219,14 @@ PACKERS = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}
 def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch):
     content = [b"%d\n" % i for i in range(50_000)]
     frames = [b"".join(content[:30_000]), b"", b"".join(content[30_000:])]
-    told = []
+    calls = []
     path = write(tmp_path, b"".join(map(PACKERS[packing], frames)), f"a.jsonl.{packing}")
-    file = IndexedFile(path, is_plain_text=False, progress=lambda *figures: told.append(figures))
+    file = IndexedFile(path, is_plain_text=False, progress=lambda *args: calls.append(args))
     assert list(file.read(range(len(file)))) == content
     size = path.stat().st_size
-    assert (str(path), size, size) in told
-    assert told[-1] == (str(path), len(b"".join(content)), len(b"".join(content)))
-    assert all(0 < done <= whole for _, done, whole in told)
+    assert (str(path), size, size) in calls
+    assert calls[-1] == (str(path), len(b"".join(content)), len(b"".join(content)))
+    assert all(0 < done <= total for _, done, total in calls)
     with open_stream(path) as stream:
         assert stream.read() == b"".join(content)
 
@@ -240,11 +242,11 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("damage", ["cut", "cut after the first frame", "spoilt", "not packed"])
 def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
-    whole = PACKERS[packing](os.urandom(40_000) + b"\n")
+    packed = PACKERS[packing](os.urandom(40_000) + b"\n")
     content = {
-        "cut": whole[:-100],
-        "cut after the first frame": whole + whole[:20],
-        "spoilt": whole + b"spoilt spoilt spoilt",
+        "cut": packed[:-100],
+        "cut after the first frame": packed + packed[:20],
+        "spoilt": packed + b"spoilt spoilt spoilt",
         "not packed": b'{"text": "a"}\n',
     }[damage]
     path = write(tmp_path, content, f"a.jsonl.{packing}")

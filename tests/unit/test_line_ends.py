@@ -1,4 +1,4 @@
-"""Line ends and byte-order marks of all kinds, in the indexed and the streaming reader alike."""
+"""Line ends and byte-order marks in the indexed and the streaming reader."""
 
 import json
 import os

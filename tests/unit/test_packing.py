@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from miniformer.data.batching.columnar import ColumnarStore
 from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 
-B = 0  # the boundary
+B = 0  # BOS token
 DOCUMENTS = st.lists(st.lists(st.integers(1, 9), max_size=7), min_size=1, max_size=5)
 
 
-def pool_of(documents, begins=True):
-    """A pool of documents; the first may be the middle of one."""
+def make_chunk(documents, begins=True):
+    """A chunk of documents; the first may start mid-document."""
     rows = [np.array([B, *document], dtype=np.uint16) for document in documents]
     if not begins:
         rows[0] = rows[0][1:]
@@ -36,21 +36,21 @@ def pairs(inputs, labels):
     ]
 
 
-def wanted_pairs(documents):
-    """(token, next token) of every document: from its beginning boundary to its end."""
-    whole = [token for document in documents for token in (B, *document)] + [B]
-    return list(itertools.pairwise(whole))
+def expected_pairs(documents):
+    """Pairs (token, next token) of all documents, from the BOS token to the next one."""
+    full = [token for document in documents for token in (B, *document)] + [B]
+    return list(itertools.pairwise(full))
 
 
 @pytest.mark.catches("labels_are_the_inputs", "validation_leaves_out_the_last_window")
 @given(DOCUMENTS, st.integers(1, 6), st.integers(1, 4))
 def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_size):
-    cutter, pool = windows(seq_len, endless=False, batch_size=batch_size), pool_of(documents)
-    batches = [cutter.collate(pool, cut) for cut in cutter.plan_batches(pool, None)]
-    found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
-    assert found == wanted_pairs(documents)
-    # Every byte of text is counted once, too, for figures per byte.
-    assert abs(sum(b["bytes"] for b in batches) - 2 * len(found)) < 1e-6
+    batcher, chunk = windows(seq_len, endless=False, batch_size=batch_size), make_chunk(documents)
+    batches = [batcher.collate(chunk, plan) for plan in batcher.plan_batches(chunk, None)]
+    result = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
+    assert result == expected_pairs(documents)
+    # Every byte of text counts once, for metrics per byte.
+    assert abs(sum(b["bytes"] for b in batches) - 2 * len(result)) < 1e-6
     assert {len(b["labels"]) for b in batches} <= {batch_size, *range(1, batch_size)}
 
 
@@ -58,39 +58,39 @@ def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_
 def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
     rest, documents, seq_len
 ):
-    """Its last token may go on in the next pool: no boundary may be predicted there."""
-    cutter, pool = windows(seq_len, endless=False), pool_of([rest, *documents], begins=False)
-    (cut,) = cutter.plan_batches(pool, None)
-    batch = cutter.collate(pool, cut)
-    whole = [*rest, *(token for document in documents for token in (B, *document))]
-    assert pairs(batch["input_ids"], batch["labels"]) == list(itertools.pairwise(whole))
+    """The document may continue in the next chunk, so its last token has no label."""
+    batcher, chunk = windows(seq_len, endless=False), make_chunk([rest, *documents], begins=False)
+    (plan,) = batcher.plan_batches(chunk, None)
+    batch = batcher.collate(chunk, plan)
+    full = [*rest, *(token for document in documents for token in (B, *document))]
+    assert pairs(batch["input_ids"], batch["labels"]) == list(itertools.pairwise(full))
 
 
 @given(DOCUMENTS, st.integers(1, 6), st.integers(0, 3), st.integers(1, 4))
 def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, seed, batch_size):
-    cutter, pool = windows(seq_len, endless=True, batch_size=batch_size), pool_of(documents)
-    tokens = pool.columns["ids"]
-    cuts = cutter.plan_batches(pool, np.random.default_rng(seed))
-    starts = np.concatenate(cuts)
-    assert len(starts) == cutter.num_windows(pool) == max(1, len(tokens) // seq_len)
-    sizes = [len(cut) for cut in cuts]
+    batcher, chunk = windows(seq_len, endless=True, batch_size=batch_size), make_chunk(documents)
+    tokens = chunk.columns["ids"]
+    plans = batcher.plan_batches(chunk, np.random.default_rng(seed))
+    starts = np.concatenate(plans)
+    assert len(starts) == batcher.num_windows(chunk) == max(1, len(tokens) // seq_len)
+    sizes = [len(plan) for plan in plans]
     assert max(sizes) <= batch_size
     assert max(sizes) - min(sizes) <= 1, "no small batch is left over at the end"
     columns = [(start + t) % len(tokens) for start in starts for t in range(seq_len)]
     if len(tokens) >= seq_len:
         assert len(set(columns)) == len(columns)
-    batches = [cutter.collate(pool, cut) for cut in cuts]
-    ring = wanted_pairs(documents)
-    found = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
-    assert found == [ring[column] for column in columns]
+    batches = [batcher.collate(chunk, plan) for plan in plans]
+    ring = expected_pairs(documents)
+    result = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
+    assert result == [ring[column] for column in columns]
 
 
 @pytest.mark.catches("documents_of_a_window_are_one")
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
 def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, seq_len, endless):
-    cutter, pool = windows(seq_len, endless=endless), pool_of(documents)
-    (cut,) = cutter.plan_batches(pool, None)
-    batch = cutter.collate(pool, cut)
+    batcher, chunk = windows(seq_len, endless=endless), make_chunk(documents)
+    (plan,) = batcher.plan_batches(chunk, None)
+    batch = batcher.collate(chunk, plan)
     inputs, labels = batch["input_ids"], batch["labels"]
     segments = batch.get("segment_ids", torch.ones_like(inputs))
     for row, ids, targets in zip(segments, inputs, labels, strict=True):
@@ -103,10 +103,10 @@ def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, 
 
 
 def test_windows_come_in_random_order_from_a_random_offset():
-    cutter, pool = windows(4, endless=True), pool_of([list(range(1, 200))])
+    batcher, chunk = windows(4, endless=True), make_chunk([list(range(1, 200))])
 
     def order(seed):
-        return np.concatenate(cutter.plan_batches(pool, np.random.default_rng(seed))).tolist()
+        return np.concatenate(batcher.plan_batches(chunk, np.random.default_rng(seed))).tolist()
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -116,11 +116,11 @@ def test_windows_come_in_random_order_from_a_random_offset():
 
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
 def test_windows_know_the_documents_that_they_are_cut_from(documents, seq_len, endless):
-    pool = pool_of(documents)
-    cutter = windows(seq_len, endless=endless, batch_size=2)
-    owner = np.repeat(np.arange(len(documents)), pool.lengths("ids"))
-    for starts in cutter.plan_batches(pool, np.random.default_rng(0) if endless else None):
-        places = [int(start) + i for start in starts for i in range(seq_len)]
-        inside = [place for place in places if endless or place < len(owner)]
-        wanted = sorted({int(owner[place % len(owner)]) for place in inside})
-        assert cutter.example_indices(pool, starts).tolist() == wanted
+    chunk = make_chunk(documents)
+    batcher = windows(seq_len, endless=endless, batch_size=2)
+    owner = np.repeat(np.arange(len(documents)), chunk.lengths("ids"))
+    for starts in batcher.plan_batches(chunk, np.random.default_rng(0) if endless else None):
+        positions = [int(start) + i for start in starts for i in range(seq_len)]
+        inside = [position for position in positions if endless or position < len(owner)]
+        expected = sorted({int(owner[position % len(owner)]) for position in inside})
+        assert batcher.example_indices(chunk, starts).tolist() == expected

@@ -1,4 +1,4 @@
-"""Order and chance of training: others with each epoch, chunk and batch, the same with a seed."""
+"""Order and randomness of training: new in each epoch, chunk and batch, equal with equal seeds."""
 
 import json
 from itertools import combinations, pairwise
@@ -19,7 +19,7 @@ COUNT = 60
 
 @pytest.fixture(params=["kept", "large"])
 def chunks(request, monkeypatch):
-    """Data in one chunk that is kept, or in several that are read as they are needed."""
+    """Data in one chunk in memory, or in several chunks that are read on demand."""
     if request.param == "large":
         monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
         monkeypatch.setattr(chunking, "_CHUNK_BYTES", 400)
@@ -27,7 +27,7 @@ def chunks(request, monkeypatch):
 
 
 def epochs(path, task, number=3, *, tokenizer=BYTES, seed=0, **options):
-    """The batches of some epochs."""
+    """Batches of several epochs."""
     data = MiniFormerDataModule(
         path, task=task, tokenizer=tokenizer, seed=seed, batch_size=4, seq_len=64, **options
     )
@@ -47,20 +47,20 @@ def test_epochs_have_every_record_once_in_orders_that_differ(tmp_path, chunks):
     task = Classification(standardize=False)
 
     def orders(seed):
-        found = epochs(path, task, tokenizer=None, seed=seed)
+        batches = epochs(path, task, tokenizer=None, seed=seed)
         return [
-            [round(x) for b in epoch for x in b["inputs"].flatten().tolist()] for epoch in found
+            [round(x) for b in epoch for x in b["inputs"].flatten().tolist()] for epoch in batches
         ]
 
-    found = orders(0)
-    for order in found:
+    batches = orders(0)
+    for order in batches:
         assert sorted(order) == list(range(COUNT))
         assert order != list(range(COUNT))
-    assert all(one != other for one, other in combinations(found, 2))
-    assert orders(0) == found
-    assert orders(1) != found
+    assert all(one != other for one, other in combinations(batches, 2))
+    assert orders(0) == batches
+    assert orders(1) != batches
     if chunks == "large":  # records of a chunk are not those of the next epoch's
-        shared = [len(set(one[:12]) & set(other[:12])) for one, other in combinations(found, 2)]
+        shared = [len(set(one[:12]) & set(other[:12])) for one, other in combinations(batches, 2)]
         assert max(shared) < 12
 
 
@@ -81,16 +81,16 @@ def test_epochs_of_large_running_text_have_every_piece_once(tmp_path, monkeypatc
     assert all(one != other for one, other in combinations(orders, 2))
 
 
-def drawn(found, name):
-    """What chance made of each batch, when all records are alike."""
-    return [[batch[name] for batch in epoch if len(batch[name]) == 4] for epoch in found]
+def drawn(batches, name):
+    """Random tensor `name` of each full batch; all records are equal."""
+    return [[batch[name] for batch in epoch if len(batch[name]) == 4] for epoch in batches]
 
 
 @pytest.mark.catches("batches_of_a_chunk_draw_the_same", "chunks_draw_the_same")
 def test_masks_differ_between_batches_chunks_and_epochs(tmp_path, chunks):
     path = written(tmp_path / "a.jsonl", [{"text": "abcdefghijklmnopqrstuvwxyz" * 2}] * COUNT)
-    found = drawn(epochs(path, MaskedLM(), number=2), "labels")
-    every = [labels.tolist() for epoch in found for labels in epoch]
+    batches = drawn(epochs(path, MaskedLM(), number=2), "labels")
+    every = [labels.tolist() for epoch in batches for labels in epoch]
     assert len(every) >= 2 * COUNT // 4 - 2 * 8
     assert len({json.dumps(labels) for labels in every}) == len(every)
     again = drawn(epochs(path, MaskedLM(), number=2), "labels")
@@ -104,8 +104,8 @@ def test_bpe_dropout_differs_between_batches_chunks_and_epochs(tmp_path, chunks)
     records = [{"input": text, "label": n % 2} for n in range(COUNT)]
     path = written(tmp_path / "a.jsonl", records)
     task = Classification(bpe_dropout=0.3)
-    found = drawn(epochs(path, task, number=2, tokenizer=bpe), "inputs")
-    every = [inputs.tolist() for epoch in found for inputs in epoch]
+    batches = drawn(epochs(path, task, number=2, tokenizer=bpe), "inputs")
+    every = [inputs.tolist() for epoch in batches for inputs in epoch]
     assert len({json.dumps(inputs) for inputs in every}) == len(every) >= 20
     (usual,) = {bpe.decode(row) for inputs in every for row in inputs}
     assert usual.startswith(text)
@@ -113,7 +113,7 @@ def test_bpe_dropout_differs_between_batches_chunks_and_epochs(tmp_path, chunks)
 
 @pytest.mark.catches("chunks_draw_the_same")
 def test_windows_of_chunks_begin_at_other_offsets(tmp_path, monkeypatch):
-    """The offset of each chunk's windows, where all documents are alike."""
+    """Offset of each chunk's windows; all documents are equal."""
     monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunking, "_CHUNK_BYTES", 2000)
     path = written(tmp_path / "a.jsonl", [{"text": "abcdefghijklmnopqrs"}] * 400)

@@ -34,9 +34,9 @@ def test_records_are_had_by_index_and_in_order(tmp_path):
     path.write_bytes(b'{"text": "one"}\r\n\n  \n{"text": "zw\xc3\xb6lf", "more": 1}\n{"text": ""}')
     data = JSONLinesDataset(path)
     assert len(data) == 3
-    wanted = [{"text": "one"}, {"text": "zwölf", "more": 1}, {"text": ""}]
-    assert [data[0], data[1], data[2]] == wanted == list(data)
-    assert data[-1] == wanted[2]
+    expected = [{"text": "one"}, {"text": "zwölf", "more": 1}, {"text": ""}]
+    assert [data[0], data[1], data[2]] == expected == list(data)
+    assert data[-1] == expected[2]
     with pytest.raises(IndexError, match="record 3 of 3"):
         data[3]
 
@@ -171,7 +171,7 @@ def test_a_name_that_is_there_again_but_not_as_a_name(tmp_path, record):
 
 
 def three_files(folder):
-    """Records r0 to r8 in three files, one of them packed, with a blank line."""
+    """Records r0 to r8 in three files, one compressed, one with a blank line."""
     rows = [json.dumps({"text": f"r{i}"}) + "\n" for i in range(9)]
     (folder / "a.jsonl").write_text("".join(rows[:3]))
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(("\n" + "".join(rows[3:7])).encode()))
@@ -179,8 +179,8 @@ def three_files(folder):
     return [folder / "a.jsonl", folder / "b.jsonl.gz", folder / "c.jsonl.zst"]
 
 
-def texts_of(found):
-    return [record["text"] for record in found]
+def texts_of(result):
+    return [record["text"] for record in result]
 
 
 @pytest.mark.catches("records_come_in_the_order_of_the_file")
@@ -242,10 +242,10 @@ def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
         patch.setattr(index, "TEXT_BLOCK_BYTES", piece)
         patch.setattr(index, "MAX_TEXT_BLOCK_BYTES", 12)
         data = JSONLinesDataset(path)
-        found = list(data)
-        assert "".join(texts_of(found)) == text
-        assert [record.get("continues", False) for record in found] == [
-            i > 0 for i in range(len(found))
+        result = list(data)
+        assert "".join(texts_of(result)) == text
+        assert [record.get("continues", False) for record in result] == [
+            i > 0 for i in range(len(result))
         ]
         assert list(stream_records(path)) == [(data.location(i), data[i]) for i in range(len(data))]
 
@@ -328,7 +328,7 @@ def test_a_line_too_long_is_not_streamed(tmp_path, monkeypatch):
 
 
 class Borrowed:
-    """What of a Hugging Face dataset is needed here."""
+    """Minimal Hugging Face dataset."""
 
     def __init__(self, rows):
         self.rows, self.batches = rows, 0
@@ -387,10 +387,10 @@ def test_records_in_memory_that_are_wrong(source, message):
 @pytest.mark.catches("line_of_a_selected_record_is_its_number")
 def test_some_records_are_named_by_their_lines(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "bb", "ccc", "dddd"])
-    some = RecordSubset(JSONLinesDataset(path), np.array([1, 3]))
-    assert [record["text"] for record in some] == ["bb", "dddd"]
-    assert (some[-1]["text"], len(some), some.location(1)) == ("dddd", 2, f"{path}:4")
-    assert some.n_bytes == len(b'{"text": "bb"}\n{"text": "dddd"}\n')
+    subset = RecordSubset(JSONLinesDataset(path), np.array([1, 3]))
+    assert [record["text"] for record in subset] == ["bb", "dddd"]
+    assert (subset[-1]["text"], len(subset), subset.location(1)) == ("dddd", 2, f"{path}:4")
+    assert subset.n_bytes == len(b'{"text": "bb"}\n{"text": "dddd"}\n')
 
 
 def test_files_are_records_too(tmp_path):

@@ -1,4 +1,4 @@
-"""Sizes of models, batches and vocabularies where nobody gave one: by what there is to learn."""
+"""Defaults of model, batch and vocabulary sizes, by the amount of training data."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def test_more_data_has_a_larger_model(tokens, size):
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Trains a step on so many letters; returns what the run keeps of its settings, and says."""
+    """Trains one step on so many letters; returns the saved model config and the output."""
 
     def train(letters, *more, code=0):
         write_jsonl(tmp_path / "train.jsonl", ["abcdefghi "] * (letters // 10))
@@ -40,11 +40,11 @@ def run(tmp_path, capsys):
             "--logger", "none", "--experiment_name", "run", *more,
         ]  # fmt: skip
         assert trainer.main(arguments) == code
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         if code:
-            return said.err
+            return output.err
         folder = max((tmp_path / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        return json.loads((folder / "train_config.json").read_text())["model_config"], said.out
+        return json.loads((folder / "train_config.json").read_text())["model_config"], output.out
 
     return train
 
@@ -103,13 +103,13 @@ def test_little_text_is_learnt_in_small_batches(tokens, row, devices, size):
 
 def test_a_vocabulary_grows_with_the_root_of_its_text():
     sizes = {1_000_000: 1_000, 4_000_000: 2_000, 100_000_000: 10_000}
-    assert {each: default_vocab_size(each) for each in sizes} == sizes
+    assert {size: default_vocab_size(size) for size in sizes} == sizes
     assert default_vocab_size(0) == default_vocab_size(200_000) == 512
     assert default_vocab_size(10**9) == 10_000
 
 
 def data(folder):
-    """A file of 900,000 letters, in words that chance made up."""
+    """A file of 900,000 letters in random words."""
     letters = random.Random(0).choices("abcdefghijkl     ", k=900_000)
     texts = ["".join(letters[begin : begin + 3_000]) for begin in range(0, len(letters), 3_000)]
     records = [
@@ -122,58 +122,58 @@ def data(folder):
 
 
 def prepared(folder, task="language_modeling", **settings):
-    """A run on them; and what it says."""
+    """A prepared run on that file, and its console output."""
     console = Console(width=200, file=io.StringIO())
     run = prepare(TrainConfig(train_path=str(data(folder)), task=task, **settings), console)
     return run, console.file.getvalue()
 
 
 def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
-    run, said = prepared(tmp_path)
+    run, output = prepared(tmp_path)
     assert run.tokenizer.vocab_size == 949  # the root of 900,000
-    assert "tokenizer: bpe, 949 ids" in said
-    assert "batches: 2 x 1,024 tokens\n" in said
+    assert "tokenizer: bpe, 949 ids" in output
+    assert "batches: 2 x 1,024 tokens\n" in output
     assert run.config.batch_size == run.data.batch_size == 2
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 2
     run, _ = prepared(tmp_path, model="seq2seq", seq_len=512)
-    assert run.config.batch_size == 4, "of shorter pieces, more"
-    run, said = prepared(tmp_path, devices=2, seq_len=512)
+    assert run.config.batch_size == 4, "more windows of a shorter length"
+    run, output = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_size == 2, "four are shared"
     run, pairs = prepared(tmp_path, "seq2seq", model_config={"max_seq_len": 32})
     assert run.config.batch_size == 16, "three hundred examples are few"
     assert "batches: 16 x 64 tokens" in pairs, "of sources and targets"
-    assert "batches: 2 x 512 tokens on each device\n" in said
+    assert "batches: 2 x 512 tokens on each device\n" in output
 
 
 def test_what_is_given_of_them_is_taken(tmp_path):
-    run, said = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
+    run, output = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
     assert (run.config.batch_size, run.tokenizer.vocab_size) == (3, 300)
-    assert "batches" not in said
-    run, said = prepared(tmp_path, batch_tokens=3_072)
+    assert "batches" not in output
+    run, output = prepared(tmp_path, batch_tokens=3_072)
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 3
-    assert "batches" not in said
-    run, said = prepared(tmp_path, tokenizer="byte")
+    assert "batches" not in output
+    run, output = prepared(tmp_path, tokenizer="byte")
     assert run.tokenizer.vocab_size == 258
-    run, said = prepared(tmp_path, find_batch_size=True)
-    assert "batches" not in said, "another size is still to be found"
+    run, output = prepared(tmp_path, find_batch_size=True)
+    assert "batches" not in output, "another size is still to be found"
 
 
 def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch):
     monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1_000)
-    run, said = prepared(tmp_path, devices=2, seq_len=512)
+    run, output = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_tokens == run.data.batch_tokens == 8_192
-    assert "batches: up to 8,192 tokens on each device\n" in said
+    assert "batches: up to 8,192 tokens on each device\n" in output
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 16
 
 
 def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
-    """More is there than the tokenizer learns from: it has the ids of a large text."""
+    """The text exceeds the tokenizer's sample, so the vocabulary has the size for a large text."""
     monkeypatch.setattr(
         TextSample, "__init__", partialmethod(TextSample.__init__, max_chars=500_000)
     )
-    run, said = prepared(tmp_path)
+    run, output = prepared(tmp_path)
     assert run.tokenizer.vocab_size == 10_000
-    assert "trained on the first" in said
+    assert "trained on the first" in output
 
 
 @pytest.mark.catches("found_settings_are_refused_beside_the_wish")
@@ -191,7 +191,7 @@ def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
 
 
 def test_other_tasks_take_sixteen_and_all_their_words(tmp_path):
-    run, said = prepared(tmp_path, task="classification")
+    run, output = prepared(tmp_path, task="classification")
     assert run.config.batch_size == run.data.batch_size == 16
     assert run.tokenizer.vocab_size == 10_000
-    assert "batches" not in said
+    assert "batches" not in output

@@ -38,10 +38,10 @@ def test_printable_output_escapes_what_encoding_lacks(encoding, written, errors,
     with printable_output(streams["more"], sys.stdout):
         for stream in streams.values():
             stream.write(TEXT)
-    assert {name: _written(each) for name, each in streams.items()} == dict.fromkeys(
+    assert {name: _written(stream) for name, stream in streams.items()} == dict.fromkeys(
         streams, written
     )
-    assert [each.errors for each in streams.values()] == [errors] * 3
+    assert [stream.errors for stream in streams.values()] == [errors] * 3
 
 
 def test_printable_output_keeps_what_user_has_chosen(monkeypatch):

@@ -1,4 +1,4 @@
-"""BPE-dropout: merges undone by chance spell the same text."""
+"""BPE dropout: randomly undone merges decode to the same text."""
 
 import numpy as np
 import pytest
@@ -29,22 +29,22 @@ LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
 )
 def test_undone_merges_spell_the_same_text(text, seed, share):
     ids = np.array(BPE.encode(text), dtype=np.uint16)
-    found, places = MERGES.apply_dropout(ids, share, np.random.default_rng(seed))
-    assert BPE.decode(found.tolist()) == text
-    assert found.dtype == ids.dtype
-    assert len(found) == len(places)
-    for place, token in enumerate(ids.tolist()):  # each token by itself
-        assert BPE.decode(found[places == place].tolist()) == BPE.decode([token])
+    tokens, positions = MERGES.apply_dropout(ids, share, np.random.default_rng(seed))
+    assert BPE.decode(tokens.tolist()) == text
+    assert tokens.dtype == ids.dtype
+    assert len(tokens) == len(positions)
+    for position, token in enumerate(ids.tolist()):  # each token by itself
+        assert BPE.decode(tokens[positions == position].tolist()) == BPE.decode([token])
     if share == 0:
-        assert found.tolist() == ids.tolist()
+        assert tokens.tolist() == ids.tolist()
 
 
 def test_each_merge_is_undone_with_the_chance_that_was_asked():
     ids = np.full(20_000, LONGEST)
-    _, places = MERGES.apply_dropout(ids, 0.25, np.random.default_rng(0))
-    counts = np.bincount(places)
+    _, positions = MERGES.apply_dropout(ids, 0.25, np.random.default_rng(0))
+    counts = np.bincount(positions)
     assert (counts > 1).mean() == pytest.approx(0.25, abs=0.01)
-    # The pieces of an undone merge are undone with the same chance, by and by.
+    # The parts of an undone merge are undone with the same probability, recursively.
     first, second = MERGES.left[LONGEST], MERGES.right[LONGEST]
     merged = 2 - (MERGES.left[[first, second]] < 0).sum()
     more = (counts[counts > 1] > 2).mean()
@@ -60,8 +60,8 @@ def served(task, records, *, training, tokenizer=BPE, **options):
 
 
 def rows(batch, name, mask):
-    kept = batch[name] != IGNORE_INDEX if mask is None else batch.get(mask, batch[name] >= 0)
-    return [row[real].tolist() for row, real in zip(batch[name], kept, strict=True)]
+    real_mask = batch[name] != IGNORE_INDEX if mask is None else batch.get(mask, batch[name] >= 0)
+    return [row[real].tolist() for row, real in zip(batch[name], real_mask, strict=True)]
 
 
 TEXTS = [{"input": line, "label": n % 2} for n, line in enumerate(VERSE.split(",")[:4])]
@@ -74,9 +74,9 @@ def test_training_sees_other_splits_with_each_seed_and_validation_only_the_usual
     seen = []
     for seed in (0, 0, 1):
         (batch,) = served(task, TEXTS, training=True, seed=seed)
-        found = [row[1:] for row in rows(batch, "inputs", "attention_mask")]
-        assert sorted(map(BPE.decode, found)) == sorted(usual)
-        seen.append({BPE.decode(row): row for row in found})
+        tokens = [row[1:] for row in rows(batch, "inputs", "attention_mask")]
+        assert sorted(map(BPE.decode, tokens)) == sorted(usual)
+        seen.append({BPE.decode(row): row for row in tokens})
     assert seen[0] == seen[1] != seen[2]
     assert seen[0] != usual
     for batch in served(task, TEXTS, training=False):
@@ -122,9 +122,9 @@ def test_hidden_tokens_are_chosen_after_merges_are_undone():
 
 def test_it_needs_merges():
     config = Classification(classes=[0, 1], input_kind="text", bpe_dropout=0.1)
-    for kind, words in (("unigram", "this one is Unigram"), ("byte", "without merges")):
+    for kind, phrase in (("unigram", "this one is Unigram"), ("byte", "without merges")):
         tokenizer = Tokenizer.train(kind, [VERSE] * 3, 300)
-        with pytest.raises(UserError, match=rf"bpe_dropout undoes merges .*{words}"):
+        with pytest.raises(UserError, match=rf"bpe_dropout undoes merges .*{phrase}"):
             config.check(shape(output_dim=2, vocab_size=tokenizer.vocab_size), tokenizer)
     with pytest.raises(UserError, match="Unigram"):
         Seq2Seq(bpe_dropout=0.1).check(shape(), Tokenizer.train("unigram", [VERSE] * 3, 300))

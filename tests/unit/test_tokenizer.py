@@ -84,7 +84,7 @@ def test_a_broken_tokenizer_file_is_named(tmp_path, content):
 
 
 def foreign(folder, *special, config=None):
-    """A tokenizer of somebody else's, with their names for special tokens."""
+    """A third-party tokenizer with its own special tokens."""
     vocab = {token: index for index, token in enumerate(["a", "b", "?", *special])}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token="?"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -98,7 +98,7 @@ def foreign(folder, *special, config=None):
 
 @pytest.mark.catches("declared_end_of_text_is_not_read")
 @pytest.mark.parametrize(
-    ("special", "config", "wanted"),
+    ("special", "config", "expected"),
     [
         (["</s>", "<s>"], None, "</s>"),
         (["[CLS]", "[SEP]"], {"sep_token": "[SEP]"}, "[SEP]"),
@@ -108,18 +108,18 @@ def foreign(folder, *special, config=None):
         ([], None, EOS_TOKEN),
     ],
 )
-def test_the_boundary_of_a_foreign_tokenizer(tmp_path, special, config, wanted):
+def test_the_boundary_of_a_foreign_tokenizer(tmp_path, special, config, expected):
     folder = foreign(tmp_path / "theirs", *special, config=config)
     tokenizer = Tokenizer.from_path(folder)
-    assert tokenizer.eos_token == wanted
-    assert tokenizer.eos_id == tokenizer.backend.token_to_id(wanted)
+    assert tokenizer.eos_token == expected
+    assert tokenizer.eos_id == tokenizer.backend.token_to_id(expected)
     assert (tokenizer.warning is None) == bool(special)
-    assert tokenizer.eos_id not in tokenizer.encode(f"a {wanted} b")
+    assert tokenizer.eos_id not in tokenizer.encode(f"a {expected} b")
     # What is saved is read as it was, its boundary too.
     (tmp_path / "ours").mkdir()
     tokenizer.save(tmp_path / "ours" / "tokenizer.json")
     again = Tokenizer.from_path(tmp_path / "ours")
-    assert (again.eos_token, again.eos_id) == (wanted, tokenizer.eos_id)
+    assert (again.eos_token, again.eos_id) == (expected, tokenizer.eos_id)
     assert again.warning is None
 
 
@@ -190,9 +190,9 @@ def test_word_has_one_id_for_each_of_the_commonest_words():
     assert ids[0] == ids[3]
     assert [ids[2], ids[4]] == [unknown, unknown]  # the vocabulary has room for two words
     assert tokenizer.decode(ids) == "a b a"
-    whole = Tokenizer.train("word", ["I_RUN  a\tb a"])
-    assert whole.decode(whole.encode("a  I_RUN\n b")) == "a I_RUN b"
-    assert whole.vocab_size == 6
+    full = Tokenizer.train("word", ["I_RUN  a\tb a"])
+    assert full.decode(full.encode("a  I_RUN\n b")) == "a I_RUN b"
+    assert full.vocab_size == 6
 
 
 @pytest.mark.catches("tokenizer_learns_from_all_of_a_large_text")
@@ -202,9 +202,9 @@ def test_a_tokenizer_learns_from_the_beginning_of_what_is_large():
     assert sample.truncated
     again = TextSample(["abc"] * 10, max_chars=7)
     assert list(again) == list(again) == ["abc"] * 3
-    whole = TextSample(["abc"] * 2, max_chars=7)
-    assert list(whole) == ["abc"] * 2
-    assert not whole.truncated
+    full = TextSample(["abc"] * 2, max_chars=7)
+    assert list(full) == ["abc"] * 2
+    assert not full.truncated
 
 
 def tokenizer_command(*arguments):
@@ -222,9 +222,9 @@ def test_the_command_trains_on_every_text_of_every_record(tmp_path, capsys):
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
     out = tmp_path / "mine"
     assert tokenizer_command(data, "--kind", "char", "--out", out) == 0
-    told = capsys.readouterr().out
-    assert "char: 8 ids" in told
-    assert f"--tokenizer {out}" in told
+    output = capsys.readouterr().out
+    assert "char: 8 ids" in output
+    assert f"--tokenizer {out}" in output
     tokenizer = Tokenizer.from_path(out)
     assert len(set(tokenizer.encode("abcde"))) == 5
     assert tokenizer_command(data, "--out", out) == 2
@@ -263,14 +263,14 @@ def test_a_foreign_file_neither_cuts_nor_fills_texts(tmp_path):
 
 
 def test_the_vocabulary_reaches_to_the_largest_id():
-    """Ids of foreign files may have gaps."""
+    """Ids of third-party files may have gaps."""
     vocab = {EOS_TOKEN: 0, "a": 1, "b": 900}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=EOS_TOKEN))
     assert Tokenizer(backend).vocab_size == 901
 
 
 def test_a_backend_is_asked_once_for_all_its_tokens():
-    """It makes a dict of them, which takes longer than to encode a text."""
+    """The backend builds a dict of all tokens, which takes longer than encoding a text."""
 
     class Counting:
         def __init__(self, backend):
@@ -297,21 +297,21 @@ def test_the_command_learns_from_the_fields_that_it_is_told(tmp_path, capsys):
         fields = ("--fields", f"[{field}]", "--kind", "char", "--out", out)
         assert tokenizer_command(data, *fields) == 0
         tokenizer = Tokenizer.from_path(out)
-        assert all(tokenizer.decode(tokenizer.encode(each)) == each for each in letters)
+        assert all(tokenizer.decode(tokenizer.encode(letter)) == letter for letter in letters)
         assert tokenizer.vocab_size <= 3 + len(letters)
     assert tokenizer_command(data, "--fields", "[text]", "--out", tmp_path / "no") == 2
     assert "it needs a string as one of 'text'" in capsys.readouterr().err
 
 
 def templated(single, pair):
-    """A tokenizer with a template of its own, as Hugging Face directories have."""
-    made = Tokenizer.train("byte", [VERSE]).backend
-    made.add_special_tokens(["<s>", "</s>"])
-    tokens = [(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
-    made.post_processor = tokenizers.processors.TemplateProcessing(
+    """A tokenizer with a template, as in Hugging Face directories."""
+    backend = Tokenizer.train("byte", [VERSE]).backend
+    backend.add_special_tokens(["<s>", "</s>"])
+    tokens = [(name, backend.token_to_id(name)) for name in ("<s>", "</s>")]
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
         single=single, pair=pair, special_tokens=tokens
     )
-    return Tokenizer(made, "</s>")
+    return Tokenizer(backend, "</s>")
 
 
 @pytest.mark.catches("template_of_a_tokenizer_is_ignored")
@@ -333,14 +333,14 @@ def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
     tokenizer = templated("<s> $A", "<s> $A <s> $B:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
     records = [{"text": "ab"}]
-    whole = [begin, *tokenizer.encode("ab"), end]
+    full = [begin, *tokenizer.encode("ab"), end]
     task = LanguageModeling()
-    assert task.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole
-    assert task.encode_prompts(["ab"], tokenizer) == [whole[:-1]]
+    assert task.encode(records, tokenizer, 64)[0]["ids"].tolist() == full
+    assert task.encode_prompts(["ab"], tokenizer) == [full[:-1]]
     prefix = task.for_model("seq2seq").encode(records, tokenizer, 64)
-    assert prefix[0]["ids"].tolist() == whole
+    assert prefix[0]["ids"].tolist() == full
     running = LanguageModeling(prepend_bos=False)
-    assert running.encode(records, tokenizer, 64)[0]["ids"].tolist() == whole[:-1]
+    assert running.encode(records, tokenizer, 64)[0]["ids"].tolist() == full[:-1]
     assert running.encode_prompts(["ab", ""], tokenizer) == [tokenizer.encode("ab"), [begin]]
 
 
@@ -350,11 +350,11 @@ def test_what_is_cut_leaves_the_template_whole(room):
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
     (text,) = encode_inputs([{"input": "abcdefgh"}], "text", tokenizer, room)
     (pair,) = encode_inputs([{"input": ["abcd", "efgh"]}], "pair", tokenizer, room)
-    for example, kept in ((text, min(8, room - 2)), (pair, min(8, room - 3))):
+    for example, num_kept in ((text, min(8, room - 2)), (pair, min(8, room - 3))):
         ids = example["inputs"].tolist()
         assert (ids[0], ids[-1]) == (begin, end)
         assert len(ids) <= room
-        assert example["cut"] == 8 - kept
+        assert example["cut"] == 8 - num_kept
     types = pair["token_types"].tolist()
     assert types == sorted(types)
     assert types.count(0) == 1 + pair["inputs"].tolist().index(end)

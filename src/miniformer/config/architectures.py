@@ -24,7 +24,7 @@
 | m2m_100 | Fan et al. 2020 (2010.11125); NLLB Team 2022 (2207.04672) |
 
 Some fields differ between the checkpoints of an architecture: sizes, `tie_embeddings` (small Llama
-3.2, Qwen 2 and Qwen 3 are tied, large ones are not), `rotary_scaling` (Llama 3.1 and later: llama3).
+3.2, Qwen 2 and Qwen 3 are tied, large are not), `rotary_scaling` (Llama 3.1 and later: llama3).
 The presets have the values of the paper's main checkpoint; arguments of `architecture_config`
 override them.
 

@@ -159,9 +159,9 @@ def _scaling_setting_problems(kind: str, name: str, value: Any, num_pairs: int) 
     if value is None:
         return [f"rotary_scaling: {kind} needs {name}"]
     if name in _PER_PAIR_SETTINGS:
-        if isinstance(value, list) and len(value) == num_pairs:
-            if all(map(_is_positive_number, value)):
-                return []
+        is_complete = isinstance(value, list) and len(value) == num_pairs
+        if is_complete and all(map(_is_positive_number, value)):
+            return []
         return [
             f"rotary_scaling: {name} must be {num_pairs} numbers above 0, one for each rotated pair"
         ]

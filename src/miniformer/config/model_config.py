@@ -33,8 +33,8 @@ class TransformerConfig(StrictConfig):
         activation: gelu, gelu_tanh, relu, silu, or gated (Shazeer 2020): swiglu, geglu, geglu_tanh,
             reglu.
         position: rotary (Su et al. 2021), learned, sinusoidal (Vaswani et al. 2017),
-            sinusoidal_fairseq (Ott et al. 2019), alibi (Press et al. 2021), relative (T5's buckets,
-            Raffel et al. 2019) or none.
+            sinusoidal_fairseq (Ott et al. 2019), alibi (Press et al. 2021), t5_relative (T5's
+            buckets, Raffel et al. 2019) or none.
         rotary_pct: rotated fraction of each head, in (0, 1]; rounded down to whole pairs.
         rotary_base: wavelength base of the rotation.
         rotary_base_local: base in layers with a sliding window; null: rotary_base.

@@ -91,12 +91,13 @@ def train_unigram(texts: Iterable[str], vocab_size: int | None = None) -> tokeni
 def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
     """WordPiece subwords, as in BERT (Schuster & Nakajima 2012); decoding loses the spacing."""
     vocab_size = vocab_size or 10_000
-    words: Counter[str] = Counter()
+    word_counts: Counter[str] = Counter()
     split = pre_tokenizers.BertPreTokenizer()
     for text in texts:
-        words.update(word for word, _ in split.pre_tokenize_str(unicodedata.normalize("NFC", text)))
+        text = unicodedata.normalize("NFC", text)
+        word_counts.update(word for word, _ in split.pre_tokenize_str(text))
     characters: Counter[str] = Counter()
-    for word, count in words.items():
+    for word, count in word_counts.items():
         for character in word:
             characters[character] += count
     common = sorted(characters, key=lambda char: (-characters[char], char))[:_MAX_ALPHABET_SIZE]
@@ -117,8 +118,8 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
     bpe = tokenizers.Tokenizer(models.BPE(unk_token=UNK_TOKEN, continuing_subword_prefix="##"))
     bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     known = set(common)
-    known_words = (word for word in sorted(words) if known.issuperset(word))
-    bpe.train_from_iterator((" ".join([word] * words[word]) for word in known_words), trainer)
+    known_words = (word for word in sorted(word_counts) if known.issuperset(word))
+    bpe.train_from_iterator((" ".join([word] * word_counts[word]) for word in known_words), trainer)
     vocab = bpe.get_vocab()
     backend = tokenizers.Tokenizer(models.WordPiece(vocab=vocab, unk_token=UNK_TOKEN))
     backend.normalizer = normalizers.NFC()
