@@ -1,11 +1,11 @@
-"""How fast a large checkpoint of Hugging Face's comes in and goes out, and in how much memory.
+"""Speed and peak memory of the import and export of a large Hugging Face checkpoint.
 
     python benchmarks/hf_files.py --save
 
-A random checkpoint in the shape of Llama is written, then read and written by each way in a process
-of its own. `peak` is the most memory the process ever held (its resident set) over the size of the
-weights, `peak_beside` the same less what the process held before, with torch loaded; `mb_s` is the
-size over the time. Copying the file, synchronised to the disk and not, is measured beside it.
+A random Llama checkpoint is written, then each function processes it in a separate process. `peak`
+is the peak resident set of the process relative to the size of the weights; `peak_beside` excludes
+the memory in use before the call, with torch loaded; `mb_s` is the size over the time. The baseline
+is a copy of the file, with and without a sync to the disk.
 """
 
 from __future__ import annotations
@@ -31,60 +31,60 @@ from miniformer.interop.hf.files import TensorSpec, write_tensors
 from miniformer.interop.hf.load import meta_model
 from miniformer.interop.hf.weights import map_tensors
 
-PART = """
+SCRIPT = """
 import sys, time
 import torch, miniformer
-miniformer.import_hf, miniformer.to_hf, miniformer.from_hf  # loaded before it is measured
-what, source, out = sys.argv[1:]
-def held():
-    # Not getrusage: what the parent held when it forked counts there.
+miniformer.import_hf, miniformer.to_hf, miniformer.from_hf  # imported before the measurement
+name, source, out = sys.argv[1:]
+def peak_rss():
+    # Not getrusage, which includes the memory of the parent at the fork.
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-before, began = held(), time.perf_counter()
-if what == "from_hf":
-    kept = miniformer.from_hf(source)
+before, start_time = peak_rss(), time.perf_counter()
+if name == "from_hf":
+    pipeline = miniformer.from_hf(source)
 else:
-    getattr(miniformer, what)(source, out)
-print(time.perf_counter() - began, held(), before)
+    getattr(miniformer, name)(source, out)
+print(time.perf_counter() - start_time, peak_rss(), before)
 """
 
 
-def make(path, config, kind):
-    """Writes a checkpoint of random numbers, tensor by tensor; returns its bytes."""
-    chosen, name, theirs = select_family(config, seq2seq=False)
-    weights = {
-        key: each.shape for key, each in meta_model(config, seq2seq=False).state_dict().items()
-    }
-    plan = map_tensors(chosen.weight_rules(name, config), weights)
+def write_checkpoint(path, config, dtype):
+    """Writes a checkpoint of random numbers, tensor by tensor; returns its size in bytes."""
+    family, name, hf_config = select_family(config, seq2seq=False)
+    weights = meta_model(config, seq2seq=False).state_dict()
+    shapes = {key: tensor.shape for key, tensor in weights.items()}
+    plan = map_tensors(family.weight_rules(name, config), shapes)
     path.mkdir()
-    (path / "config.json").write_text(json.dumps(theirs))
+    (path / "config.json").write_text(json.dumps(hf_config))
     write_tensors(
         path / "model.safetensors",
-        [TensorSpec(piece.hf_name, kind, piece.shape()) for piece in plan],
-        (torch.randn(piece.shape(), dtype=kind) for piece in plan),
+        [TensorSpec(mapping.hf_name, dtype, mapping.shape()) for mapping in plan],
+        (torch.randn(mapping.shape(), dtype=dtype) for mapping in plan),
     )
     return (path / "model.safetensors").stat().st_size
 
 
-def measured(what, source, out):
-    """Seconds, most bytes held, bytes held before."""
+def benchmark(name, source, out):
+    """Seconds, peak memory in bytes, and memory before the call."""
     shutil.rmtree(out, ignore_errors=True)
-    done = subprocess.run(
-        [sys.executable, "-c", PART, what, source, out], capture_output=True, text=True, check=True
-    )
-    return [float(word) for word in done.stdout.split()]
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, name, source, out],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [float(number) for number in result.stdout.split()]
 
 
-def copied(source, folder, *, to_disk):
-    """Seconds that copying a file takes."""
-    began = time.perf_counter()
+def copy_seconds(source, folder, *, to_disk):
+    """Duration of a copy of a file."""
+    start_time = time.perf_counter()
     shutil.copyfile(source, folder / "copy")
     if to_disk:
         with (folder / "copy").open("rb+") as file:
             os.fsync(file.fileno())
-    took = time.perf_counter() - began
+    seconds = time.perf_counter() - start_time
     (folder / "copy").unlink()
-    return took
+    return seconds
 
 
 def main():
@@ -102,40 +102,38 @@ def main():
         )
     )  # fmt: skip
     rows = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for kind in options.types:
-            size = make(folder / "theirs", config, getattr(torch, kind))
-            measured("import_hf", folder / "theirs", folder / "ours")
-            ways = {
-                "import_hf": (folder / "theirs", folder / "imported"),
-                "to_hf": (folder / "ours", folder / "exported"),
-                "from_hf": (folder / "theirs", folder / "none"),
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)
+        for dtype in options.types:
+            size = write_checkpoint(folder / "hf", config, getattr(torch, dtype))
+            benchmark("import_hf", folder / "hf", folder / "model")
+            functions = {
+                "import_hf": (folder / "hf", folder / "imported"),
+                "to_hf": (folder / "model", folder / "exported"),
+                "from_hf": (folder / "hf", folder / "none"),
             }
-            found = {way: [] for way in ways}
+            runs = {name: [] for name in functions}
             copies = {"copy": [], "copy_to_disk": []}
             for _ in range(options.rounds):
-                for way, (source, out) in ways.items():
-                    found[way].append(measured(way, source, out))
+                for name, (source, out) in functions.items():
+                    runs[name].append(benchmark(name, source, out))
                     shutil.rmtree(out, ignore_errors=True)
-                for each in copies:
-                    weights = folder / "theirs" / "model.safetensors"
-                    copies[each].append(copied(weights, folder, to_disk=each == "copy_to_disk"))
-            rows[kind] = {"parameters": config.num_params(), "megabytes": round(size / 1e6)} | {
-                each: {"mb_s": round(size / 1e6 / statistics.median(times))}
-                for each, times in copies.items()
+                for name, times in copies.items():
+                    weights = folder / "hf" / "model.safetensors"
+                    times.append(copy_seconds(weights, folder, to_disk=name == "copy_to_disk"))
+            rows[dtype] = {"parameters": config.num_params(), "megabytes": round(size / 1e6)} | {
+                name: {"mb_s": round(size / 1e6 / statistics.median(times))}
+                for name, times in copies.items()
             }
-            for way, runs in found.items():
-                seconds, peak, before = (
-                    statistics.median(each) for each in zip(*runs, strict=True)
-                )
-                rows[kind][way] = {
+            for name, rounds in runs.items():
+                seconds, peak, before = map(statistics.median, zip(*rounds, strict=True))
+                rows[dtype][name] = {
                     "mb_s": round(size / 1e6 / seconds),
                     "peak": round(peak / size, 3),
                     "peak_beside": round((peak - before) / size, 3),
                 }
-            shutil.rmtree(folder / "theirs")
-            shutil.rmtree(folder / "ours")
+            shutil.rmtree(folder / "hf")
+            shutil.rmtree(folder / "model")
     result = {
         "environment": environment(),
         "rounds": options.rounds,

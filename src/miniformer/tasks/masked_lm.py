@@ -218,7 +218,7 @@ class MaskedLM(InputTask):
     ) -> list[np.ndarray]:
         """Token ids of texts with mask tokens, int [T] each."""
         frame, mask = tokenizer.input_template, mask_token_id(tokenizer)
-        room = max(0, max_length - len(frame.prefix) - len(frame.suffix))
+        max_ids = max(0, max_length - len(frame.prefix) - len(frame.suffix))
         rows, problems = [], {}
         for number, text in enumerate(inputs):
             if not isinstance(text, str) or MASK_TOKEN not in text:
@@ -227,10 +227,10 @@ class MaskedLM(InputTask):
             ids: list[int] = []
             for part in tokenizer.encode_batch(text.split(MASK_TOKEN)):
                 ids += [mask, *part]
-            ids = ids[1:][:room] if truncate else ids[1:]
-            if len(ids) > room:
+            ids = ids[1:][:max_ids] if truncate else ids[1:]
+            if len(ids) > max_ids:
                 problems[number] = (
-                    f"is {len(ids) + max_length - room} tokens long; the model reads at most "
+                    f"is {len(ids) + max_length - max_ids} tokens long; the model reads at most "
                     f"{max_length}; shorten it, or truncate it"
                 )
             elif mask not in ids:

@@ -122,10 +122,12 @@ class Seq2Seq(TextGenerationTask):
         """Token ids of each source, and the number of truncated tokens."""
         tokenizer = tokenizer.source_tokenizer
         frame = tokenizer.sequence_template
-        room = min(self.max_source_len or seq_len, seq_len) - len(frame.prefix) - len(frame.suffix)
-        room = max(0, room)
+        max_ids = (
+            min(self.max_source_len or seq_len, seq_len) - len(frame.prefix) - len(frame.suffix)
+        )
+        max_ids = max(0, max_ids)
         return [
-            ([*frame.prefix, *ids[:room], *frame.suffix], max(0, len(ids) - room))
+            ([*frame.prefix, *ids[:max_ids], *frame.suffix], max(0, len(ids) - max_ids))
             for ids in tokenizer.encode_batch(texts)
         ]
 

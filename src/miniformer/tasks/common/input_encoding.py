@@ -55,12 +55,12 @@ def encode_inputs(
             {"inputs": array[:seq_len], "cut": max(0, len(array) - seq_len)} for array in arrays
         ]
     assert tokenizer is not None
-    frame, room = tokenizer.input_template, max(0, seq_len - num_special_tokens(kind, tokenizer))
+    frame, max_ids = tokenizer.input_template, max(0, seq_len - num_special_tokens(kind, tokenizer))
     if kind == "text":
         return [
             {
-                "inputs": ids_to_array([*frame.prefix, *ids[:room], *frame.suffix], tokenizer),
-                "cut": max(0, len(ids) - room),
+                "inputs": ids_to_array([*frame.prefix, *ids[:max_ids], *frame.suffix], tokenizer),
+                "cut": max(0, len(ids) - max_ids),
             }
             for ids in tokenizer.encode_batch(values)
         ]
@@ -68,7 +68,7 @@ def encode_inputs(
     firsts = tokenizer.encode_batch([value[0] for value in values])
     seconds = tokenizer.encode_batch([value[1] for value in values])
     for first, second in zip(firsts, seconds, strict=True):
-        a, b = _truncated_lengths(len(first), len(second), room)
+        a, b = _truncated_lengths(len(first), len(second), max_ids)
         row = [*frame.prefix, *first[:a], *frame.separator, *second[:b], *frame.suffix]
         types = np.full(len(row), frame.second_type_id, dtype=np.uint8)
         types[: len(frame.prefix) + a] = 0

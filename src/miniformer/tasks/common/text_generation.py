@@ -87,13 +87,10 @@ class TextGenerationTask(Task):
             copies = options.num_return_sequences
             for row, index in enumerate(indices):
                 outputs[index] = batch[row * copies : (row + 1) * copies]
-        for output in (output for copies_of in outputs.values() for output in copies_of):
+        results = [output for index in range(len(inputs)) for output in outputs[index]]
+        for output in results:
             _check_complete(constraint, output.tokens, options)
-        return [
-            (stop.truncate(tokenizer.decode(output.tokens)), output)
-            for index in range(len(inputs))
-            for output in outputs[index]
-        ]
+        return [(stop.truncate(tokenizer.decode(output.tokens)), output) for output in results]
 
     def generate_text(
         self,
