@@ -1,4 +1,4 @@
-"""Tasks of an installed package: trained, shown, saved and used from the command line."""
+"""Tasks of an installed package: training, report, saving and use from the command line."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 from tests.kit import ROOT, environment
 
-# One as docs/extending.md has it, one whose columns and batches have names of their own.
+# One as in docs/extending.md, one with custom names of columns and batch tensors.
 PACKAGE = """
 import dataclasses
 from typing import ClassVar
@@ -89,7 +89,7 @@ ENTRIES = """[miniformer.task]
 reversal = miniformer_shouting:Reversal
 shouting = miniformer_shouting:Shouting
 """
-# All commands in one process: what a command costs is its imports.
+# All commands in one process, since imports dominate the time of a command.
 SCRIPT = """
 import io, json, sys
 from miniformer import cli
@@ -102,7 +102,7 @@ TEXTS = ["abc", "bca", "ab", "cab", "bacca", "a"]
 
 
 def installed(tmp_path, declared):
-    """A folder that holds the package as an installer leaves it."""
+    """A folder with the installed package."""
     folder = tmp_path / "installed"
     about = folder / "miniformer_shouting-1.0.dist-info"
     about.mkdir(parents=True)
@@ -114,7 +114,7 @@ def installed(tmp_path, declared):
 
 
 def commands(tmp_path, folder, *runs):
-    """What some commands print, and their exit codes."""
+    """Output and exit codes of commands."""
     (tmp_path / "commands.json").write_text(json.dumps(runs))
     (tmp_path / "run.py").write_text(SCRIPT)
     paths = os.pathsep.join(

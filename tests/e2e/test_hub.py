@@ -1,4 +1,4 @@
-"""To a hub and back, by way of huggingface_hub: a server on this machine plays the hub."""
+"""Upload and download through huggingface_hub, with a local server as the hub."""
 
 import base64
 import hashlib
@@ -14,7 +14,7 @@ import pytest
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What huggingface_hub asks of a hub, over commits that are kept in memory."""
+    """The API that huggingface_hub uses, with commits in memory."""
 
     commits: dict  # repository -> commit -> path -> content, the latest last
     created: list  # the requests that create a repository

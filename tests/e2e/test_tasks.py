@@ -1,4 +1,4 @@
-"""Each task from a file to answers, through the command line, as a user would go."""
+"""Each task from data files to predictions through the command line."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def write(path, records):
 
 @pytest.fixture
 def train(tmp_path, capsys):
-    """Trains on records and returns the model directory to use, and what was printed."""
+    """Trains on records; returns the model directory and the output."""
 
     def run(records, *more, val=None, model=None, path=None, steps=150):
         file = path or write(tmp_path / "train.jsonl", records)
@@ -187,7 +187,7 @@ def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
 
 
 def test_the_command_of_the_specification(tmp_path):
-    """As printed there, on text of the user's own; smaller only in its number of epochs."""
+    """The command as in the specification, with fewer epochs."""
     write_jsonl(tmp_path / "train.jsonl", [VERSE[:40], VERSE[30:90], VERSE] * 8)
     write_jsonl(tmp_path / "val.jsonl", [VERSE])
     (tmp_path / "data").mkdir()
@@ -215,7 +215,7 @@ def test_a_prefix_model_continues_what_it_has_learnt(train):
 
 
 EXTERNAL = '''
-"""A task of a user's own: how many tokens an input has, guessed as one of two classes."""
+"""A custom task: parity of the length of an input, as one of two classes."""
 
 import dataclasses
 from typing import ClassVar
@@ -226,7 +226,7 @@ from miniformer.tasks.classification import Classification
 
 @dataclasses.dataclass(frozen=True)
 class Parity(Classification):
-    """`{"input": ...}` records; the label is whether the text has an even number of letters."""
+    """`{"input": ...}` records; the label is the parity of its length."""
 
     name: ClassVar[str] = "parity"
 

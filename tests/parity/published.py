@@ -1,4 +1,4 @@
-"""Tiny models of Hugging Face's, drawn at random: every family, with what its configs vary.
+"""Tiny random Hugging Face models of every family, with random values of their config fields.
 
 `NOT_DRAWN` says of every other field of a family's config class why it is not drawn.
 """
@@ -13,13 +13,13 @@ PLAIN = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
 
 def draw(name, number):
-    """(class name, config) of a family: shapes, ties, windows and rotations by chance."""
+    """(class name, config) of a family with random shapes, tying, windows and rotary embeddings."""
     dice = random.Random(f"{name} {number}")
     return FAMILIES[name](dice)
 
 
 def sizes(dice, *, even):
-    """Width, heads and inner width; a head's width is even where it is rotated."""
+    """Model width, heads and feed-forward width; rotary embeddings get an even head width."""
     heads = dice.choice([2, 3, 4])
     each = dice.choice([4, 6, 10] if even else [3, 5, 7, 8])
     return {"heads": heads, "each": each, "d": heads * each, "inner": dice.choice([17, 20, 33])}
@@ -30,7 +30,7 @@ def chance(dice, share=0.5):
 
 
 def vocabulary(dice):
-    """The number of tokens, and the ids of special ones."""
+    """Vocabulary size and special token ids."""
     return {
         "vocab_size": dice.choice([V, V + 9]), "pad_token_id": dice.choice([0, 1]),
         "bos_token_id": dice.choice([2, 4]), "eos_token_id": dice.choice([3, 5]),
@@ -42,7 +42,7 @@ def lengths(dice):
 
 
 def rotation(dice, base=10000.0, **more):
-    """One rotation, maybe scaled."""
+    """Rotary embeddings with one base, optionally scaled."""
     kind = dice.choice(["default", "linear", "dynamic", "yarn", "llama3"])
     extra = {
         "default": {},
@@ -58,7 +58,7 @@ def rotation(dice, base=10000.0, **more):
 
 
 def two_rotations(dice, base, local):
-    """That of layers that see everything, maybe scaled, and that of layers with a window."""
+    """Rotary embeddings of full layers, optionally scaled, and of sliding-window layers."""
     far = dice.choice([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}])
     return {
         "full_attention": {**far, "rope_theta": dice.choice([base, 1000.0])},
@@ -76,7 +76,7 @@ def decoder(dice, *, own_head=True, act="hidden_act", biased=False):
         "rms_norm_eps": dice.choice([1e-6, 1e-2]), "tie_word_embeddings": chance(dice),
         "rope_parameters": rotation(dice), act: dice.choice(GATES),
     }  # fmt: skip
-    if own_head:  # a head's width of its own
+    if own_head:  # a separate head width
         config["head_dim"] = dice.choice([4, 6, 10])
     if biased:
         config["attention_bias"] = chance(dice)
@@ -88,7 +88,7 @@ def llama(dice):
 
 
 def llama_yarn(dice):
-    """Heads of a real width, whose rotation is stretched from a real length."""
+    """Heads of a real width with YaRN scaling of a real length."""
     return "LlamaForCausalLM", decoder(dice) | {
         "head_dim": 64, "max_position_embeddings": 16384,
         "rope_parameters": {
@@ -129,7 +129,7 @@ def layer_types(dice, layers):
 
 
 def sandwiched(dice):
-    """What Gemma 2 and 3 vary."""
+    """Fields of Gemma 2 and 3."""
     config = decoder(dice, act="hidden_activation", biased=True)
     return config | {
         "sliding_window": dice.choice([3, 4]),
@@ -161,7 +161,7 @@ def phi3(dice):
         "rope_type": "default", "rope_theta": dice.choice([500.0, 1e4]),
         "partial_rotary_factor": share,
     }  # fmt: skip
-    if chance(dice, 0.6):  # every text of the tests is long, or none
+    if chance(dice, 0.6):  # all texts of the tests are long, or none
         pairs = int(each * share) // 2
         config["original_max_position_embeddings"] = dice.choice([3, 30])
         config["rope_parameters"] |= {
@@ -217,7 +217,7 @@ def bert(dice):
 
 
 def roberta(dice):
-    # Positions are counted from the padding token on, which ours has to be 1.
+    # Positions start after the padding id, which must be 1.
     more = {"type_vocab_size": dice.choice([1, 2]), "pad_token_id": 1}
     return "RobertaForMaskedLM", bert_config(dice) | more
 
@@ -258,7 +258,7 @@ def t5_config(dice):
     return {
         **vocabulary(dice), "d_model": size["d"], "d_kv": dice.choice([4, 5, 8]),
         "d_ff": size["inner"], "num_heads": size["heads"], "num_layers": layers,
-        # Theirs cannot generate where the decoder is deeper than the encoder.
+        # transformers cannot generate if the decoder is deeper than the encoder.
         "num_decoder_layers": dice.choice([1, layers]), "dropout_rate": 0.0,
         "decoder_start_token_id": dice.choice([2, 6]),
         "layer_norm_epsilon": dice.choice([1e-6, 1e-2]),
@@ -281,7 +281,7 @@ def t5_v1_1(dice):
 
 def bart_config(dice):
     size = sizes(dice, even=False)
-    d = size["d"] + size["d"] % 2  # sines want an even width
+    d = size["d"] + size["d"] % 2  # sinusoidal positions need an even width
     heads = 2 if d % size["heads"] else size["heads"]
     return {
         **vocabulary(dice), **lengths(dice), "d_model": d, "encoder_layers": dice.choice([1, 2]),
@@ -307,7 +307,7 @@ def marian(dice):
 
 
 def m2m_100(dice):
-    # Positions are counted from the padding token on, which ours has to be 1.
+    # Positions start after the padding id, which must be 1.
     return "M2M100ForConditionalGeneration", bart_config(dice) | {"pad_token_id": 1}
 
 
@@ -358,7 +358,7 @@ _T5 = {
     "initializer_factor": _STARTING, "use_cache": _SPEED, "dropout_rate": _TRAINING,
     "classifier_dropout": _CLASSIFIER, "is_decoder": "of a stack of theirs alone",
 }  # fmt: skip
-# family -> field of its config class -> why it is not drawn, or drawn with one value only
+# family -> field of its config class -> reason for not drawing it, or only one value
 NOT_DRAWN = {
     "gpt2": {
         "initializer_range": _STARTING, "use_cache": _SPEED,

@@ -1,4 +1,4 @@
-"""Table of the proofs of each family. `python -m tests.parity.table` writes docs/families.md.
+"""Table of the parity tests of each family. `python -m tests.parity.table` writes docs/families.md.
 
 It runs the tests of families, and counts for each family the draws that passed each check. A test
 that failed makes this fail.
@@ -22,7 +22,7 @@ TESTS = ["tests/parity/test_hugging_face.py", "tests/parity/test_hugging_face_te
 
 
 def results():
-    """(test or check, family) -> how many passed; raises if one failed."""
+    """(test or check, family) -> number of passed tests; raises if one failed."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = ["-m", "pytest", *TESTS, f"--junitxml={report}"]

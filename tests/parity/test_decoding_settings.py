@@ -16,8 +16,8 @@ from tests.parity.test_hugging_face_texts import random_model
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default")
 SAMPLING, SEARCH = {"do_sample": True}, {"num_beams": 2, "early_stopping": "never"}
-# setting -> a value that asks for something, what else the file says, and what becomes of it:
-# fields of ours, or "reported"
+# option -> a value with effect, other options of the file, and the result: fields of
+# `GenerationConfig`, or "reported"
 SETTINGS = {
     "max_new_tokens": (7, {}, {"max_new_tokens": 7}),
     "min_new_tokens": (2, {}, {"min_new_tokens": 2}),
@@ -57,15 +57,15 @@ SETTINGS = {
     "renormalize_logits": (True, SEARCH, "reported"),
     "forced_eos_token_id": (3, {**SEARCH, "max_new_tokens": 7}, "reported"),
 }  # fmt: skip
-# setting -> why the text is the same with it
+# option -> reason why it does not change generated text
 SAME_TEXT = {
     **dict.fromkeys(
         ("output_attentions", "output_hidden_states", "output_scores", "output_logits",
-         "return_dict_in_generate"), "what is returned beside the text"),
+         "return_dict_in_generate"), "outputs beside the text"),
     **dict.fromkeys(
         ("use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config",
          "disable_compile", "continuous_batching_config", "low_memory", "prefill_chunk_size"),
-        "how it is computed"),
+        "speed"),
     **dict.fromkeys(
         ("use_mtp", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
          "assistant_confidence_threshold", "assistant_early_exit", "assistant_lookbehind",
@@ -98,7 +98,7 @@ def two_stacks(tmp_path_factory):
 
 
 def read(folder, **settings):
-    """The pipeline of a directory whose file says so, and the settings that were reported."""
+    """The pipeline of a directory with these options, and the reported options."""
     (folder / "generation_config.json").write_text(json.dumps(settings))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -257,14 +257,14 @@ def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp
 
 @pytest.mark.catches("exports_lose_the_first_end")
 @pytest.mark.parametrize(
-    ("stop_ids", "expected"), [(None, 0), ([12], [0, 12]), ([12, 9], [0, 12, 9])]
+    ("stop_token_ids", "expected"), [(None, 0), ([12], [0, 12]), ([12, 9], [0, 12, 9])]
 )
-def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_ids, expected):
-    """Of a model that was trained here: nothing is remembered from a file of theirs."""
+def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_token_ids, expected):
+    """The export of a model without metadata has all EOS ids."""
     sizes = {"vocab_size": 300, "d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 24}
     values = architecture_config("llama", **sizes, max_seq_len=32)
     model = miniformer.Transformer(miniformer.TransformerConfig(**values))
-    options = miniformer.GenerationConfig(eos_id=0, stop_ids=stop_ids, max_new_tokens=5)
+    options = miniformer.GenerationConfig(eos_id=0, stop_token_ids=stop_token_ids, max_new_tokens=5)
     pipeline = Pipeline(
         model, miniformer.Tokenizer.train("byte", []), task=LanguageModeling(), generation=options
     )
@@ -272,5 +272,5 @@ def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_ids, expected
     theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "theirs")
     assert theirs.eos_token_id == expected
     assert miniformer.from_hf(tmp_path / "theirs").generation.eos_token_ids == [
-        0, *(stop_ids or [])
+        0, *(stop_token_ids or [])
     ]  # fmt: skip

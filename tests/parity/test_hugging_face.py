@@ -1,6 +1,6 @@
-"""Every family, both ways: a tiny random model of transformers', here and back again.
+"""Round trip of every family: import and export of tiny random models of transformers.
 
-theirs -> save_pretrained -> import_hf -> a model directory of ours -> to_hf -> from_pretrained
+HF model -> save_pretrained -> import_hf -> model directory -> to_hf -> from_pretrained
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ CATCHES = {
     "llama": pytest.mark.catches("rotation_has_the_usual_base"),
     "gemma2": pytest.mark.catches("windows_are_in_the_other_layers"),
 }
-# The slow tests draw other configs in each run; this seed repeats those of a run that failed.
+# The slow tests draw new configs in each run; this seed reproduces those of a failed run.
 SEED = chosen_seed() or random.SystemRandom().randrange(1, 2**31)
 
 
 def make(name, number, folder):
-    """Their model, where it was saved, and what we made of it."""
+    """HF model, its directory, and the imported model."""
     kind, settings = published.draw(name, number)
     return make_of(kind, settings, folder, odd=str(number)[-1] in "13579")
 
@@ -56,7 +56,7 @@ def make_of(kind, settings, folder, *, odd):
     theirs = kind(kind.config_class(**settings, attn_implementation="eager")).eval()
     untied = settings.get("tie_word_embeddings") is False and theirs.config.model_type == "t5"
     with torch.no_grad():
-        if untied:  # they tie T5's as it is built, whatever the config says
+        if untied:  # transformers ties T5 at construction, in spite of the config
             theirs.lm_head.weight = torch.nn.Parameter(theirs.lm_head.weight.clone())
         for parameter in theirs.parameters():
             if parameter.requires_grad:
@@ -77,13 +77,12 @@ def make_of(kind, settings, folder, *, odd):
 
 
 def copied(weights):
-    """Each name with a tensor of its own, as files have them."""
+    """A state dict without shared tensors."""
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def share_tables(theirs):
-    """Gives both stacks of an untied BART one table: as theirs are built anew, each has its own,
-    which no published model has."""
+    """Ties the embeddings of both stacks of an untied BART, as in all published models."""
     config, inner = theirs.config, getattr(theirs, "model", None)
     one_vocabulary = getattr(config, "share_encoder_decoder_embeddings", True)
     if hasattr(inner, "shared") and one_vocabulary and not config.tie_word_embeddings:
@@ -93,12 +92,12 @@ def share_tables(theirs):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """`make`, once for each draw."""
+    """`make`, cached for each draw."""
     return functools.cache(lambda *draw: make(*draw, tmp_path_factory.mktemp("family")))
 
 
 def read(theirs, folder):
-    """Their model from a folder, as it computes elsewhere, and what they tell of the reading."""
+    """The HF model of a folder with eager attention, and the loading info."""
     return type(theirs).from_pretrained(
         folder, output_loading_info=True, attn_implementation="eager"
     )
@@ -115,7 +114,7 @@ def their_logits(theirs, source, target=None):
         return theirs(input_ids=source, decoder_input_ids=target).logits
 
 
-def close(actual, wanted, atol=2e-5):  # of logits of several, summed up in another order
+def close(actual, wanted, atol=2e-5):  # logits are sums in another order
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=atol)
 
 
@@ -126,7 +125,7 @@ def test_every_family_is_here():
 
 @pytest.mark.parametrize("name", published.FAMILIES)
 def test_every_field_of_a_config_is_drawn_or_has_a_reason(name):
-    """A field that a new version of transformers brings is noticed."""
+    """Detects config fields that a new version of transformers adds."""
     drawn = {}
     for number in range(60):
         kind, settings = published.draw(name, number)
@@ -145,10 +144,10 @@ def test_every_field_of_a_config_is_drawn_or_has_a_reason(name):
     "family", ALL_FAMILIES, ids=lambda family: f"{family.preset}-{family.model_type}"
 )
 def test_what_a_config_leaves_out_is_what_their_class_has(family):
-    """A config with sizes alone, and the same with what the class adds to it."""
+    """A config with sizes only equals that with the defaults of the class."""
     name = next(iter(family.model_classes))
     sizes = {"vocab_size": 600, "n_layers": 12, "n_decoder_layers": 12, "d_model": 256}
-    # Those of BART's decoder have defaults, and must be those of its encoder.
+    # Sizes of BART's decoder have defaults, and must equal those of the encoder.
     sizes |= {"n_heads": 16, "d_ff": 4096} if family.seq2seq else {"n_heads": 32, "d_ff": 80}
     sizes |= {"head_dim": 8}
     given = {"model_type": family.model_type, "architectures": [name]}
@@ -174,7 +173,7 @@ def check_logits(case):
 
 
 def check_hidden_states(case):
-    """What the head reads, and of an encoder and decoder what both write."""
+    """Compares the hidden states of all stacks."""
     source, target = ids(2, LENGTH), ids(2, LENGTH - 2)
     with torch.no_grad():
         if not case.seq2seq:
@@ -188,7 +187,7 @@ def check_hidden_states(case):
 
 
 def check_left_padded(case):
-    """Each row of a batch that is padded on the left is what theirs says of it alone."""
+    """Compares the rows of a left-padded batch with unpadded HF rows."""
     source, real = ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.bool)
     real[1, : LENGTH - SHORT] = False
     source[~real] = case.pad
@@ -205,13 +204,13 @@ def check_left_padded(case):
 
 
 def check_training(case):
-    """Losses of five steps of AdamW."""
+    """Compares the losses of five AdamW steps."""
     ours, theirs = miniformer.load(case.ours).model, read(case.theirs, case.saved)[0]
     share_tables(theirs)
     theirs.train()
     ours.train()
     if hasattr(theirs, "final_logits_bias") and ours.head.bias is not None:
-        ours.head.bias.requires_grad_(False)  # a buffer of theirs, which does not learn
+        ours.head.bias.requires_grad_(False)  # a buffer in transformers
     steps = [
         torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], lr=1e-2)
         for model in (ours, theirs)
@@ -232,7 +231,7 @@ def check_training(case):
 
 
 def check_greedy(case):
-    """The same tokens, one prompt alone and two of unequal length at once."""
+    """Compares greedy tokens of one prompt and of two prompts of different length."""
     prompts = [ids(1, 7), ids(1, 4)]
     options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, **NO_PADDING}
     wanted = [case.theirs.generate(prompt, **options)[0].tolist() for prompt in prompts]
@@ -245,7 +244,7 @@ def check_greedy(case):
 
 
 def check_beams(case):
-    """The same best hypothesis of a search that stops when theirs must, too."""
+    """Compares the best hypothesis of beam search with equal stopping."""
     eos = 9
     options = {
         "do_sample": False, "max_new_tokens": 7, "num_beams": 4, "early_stopping": "never",
@@ -263,17 +262,17 @@ def check_beams(case):
 
 
 def same_weights(again, theirs):
-    """Every weight has the same bits; logits may differ by how a file is laid out in memory."""
+    """Compares weights exactly, and logits up to differences of memory layout."""
     wanted = theirs.state_dict()
     for name, tensor in again.state_dict().items():
-        # RoBERTa's and BART's tables of positions begin with two rows that no token has.
+        # The first two rows of RoBERTa's and BART's position tables are unused.
         unused = 2 if name.endswith(POSITIONS.get(theirs.config.model_type, "-")) else 0
         same = name in UNUSED or torch.equal(tensor[unused:], wanted[name][unused:])
         assert same, name
 
 
 def check_export(case):
-    """transformers loads what we write, and it is what it was."""
+    """Checks that transformers loads the export as the same model."""
     with tempfile.TemporaryDirectory() as folder:
         out = miniformer.to_hf(case.ours, Path(folder) / "out")
         again, told = read(case.theirs, out)
@@ -287,7 +286,7 @@ def check_export(case):
 
 
 def check_bare(case):
-    """A module alone, of which nothing is remembered, is loaded by the class that it names.
+    """Exports a module without metadata, and loads it by the class in its config.
 
     As the family that it is of, the weights are the same bits; left to choose, it may be another.
     """
@@ -315,8 +314,8 @@ def check_bare(case):
 
 
 def check_bare_ids(again, case):
-    """Ids of special tokens are those that this module's own `generate` has: none but a start."""
-    fixed = {"roberta": 1, "m2m_100": 1}  # positions are counted from it on
+    """Checks that no special token ids are set but the decoder start of `generate`."""
+    fixed = {"roberta": 1, "m2m_100": 1}  # positions start after it
     config = again.config
     assert config.pad_token_id == fixed.get(config.model_type)
     assert config.bos_token_id is None
@@ -329,10 +328,10 @@ def check_bare_ids(again, case):
         assert found == [theirs[1:]]
 
 
-# M2M-100's positions do not count its padding token, wherever it is.
+# M2M-100's positions do not count the padding token, at any position.
 NO_PADDING = {"suppress_tokens": [1]}
 POSITIONS = {"roberta": "position_embeddings.weight", "bart": "embed_positions.weight"}
-# A bias that is zero, and one that is of no use where the head is not tied.
+# A zero bias, and one that an untied head does not use.
 UNUSED = {"final_logits_bias", "cls.predictions.bias", "lm_head.bias"}
 CHECKS = {
     "logits": check_logits,
@@ -344,7 +343,7 @@ CHECKS = {
     "export": check_export,
     "bare export": check_bare,
 }
-WRITING = ("greedy", "beams")  # checks of models that write text
+WRITING = ("greedy", "beams")  # checks of models that generate text
 
 
 def writes(name):
@@ -409,7 +408,7 @@ def test_a_masked_lm_head_has_the_activation_of_its_config(name, field, tmp_path
 @pytest.mark.catches("special_ids_left_out")
 @pytest.mark.parametrize("name", ["modernbert", "phi3", "marian", "olmo2"])
 def test_a_bare_model_has_no_special_tokens_of_a_larger_vocabulary(name, tmp_path):
-    """Theirs are told of each token that there is none; else they take that of their class."""
+    """The export sets missing token ids to null, which overrides the class defaults."""
     case = make_of(*published.draw(name, 0), tmp_path, odd=False)
     out = miniformer.to_hf(case.model, tmp_path / "bare", family=case.theirs.config.model_type)
     config = transformers.AutoConfig.from_pretrained(out)
@@ -438,7 +437,7 @@ def test_a_model_without_token_types_is_no_bert(tmp_path):
 
 @pytest.mark.catches("partial_rotation_of_any_family")
 def test_a_partial_rotation_is_of_a_family_that_has_one(tmp_path):
-    """Llama's class rotates whole heads, whatever its config says."""
+    """transformers' Llama ignores a partial rotary factor."""
     _, settings = published.draw("phi3", 0)
     plain = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -452,7 +451,7 @@ def test_a_partial_rotation_is_of_a_family_that_has_one(tmp_path):
 
 @pytest.mark.parametrize("check", ["logits", "greedy", "export"])
 def test_yarn_at_a_real_width(check, tmp_path):
-    """Some pairs of the rotation are neither left alone nor slowed down by the whole factor."""
+    """Some rotary frequencies lie between the original and the fully scaled ones."""
     settings = published.llama_yarn(random.Random(0))
     case = make_of(*settings, tmp_path, odd=False)
     rotation = case.theirs.config.rope_parameters
@@ -463,6 +462,6 @@ def test_yarn_at_a_real_width(check, tmp_path):
     assert len(between) > 8
     assert math.isclose(min(shares), 1 / rotation["factor"], rel_tol=1e-4)
     CHECKS[check](case)
-    source = ids(1, 300)  # where the slow pairs have turned, too
+    source = ids(1, 300)  # long enough for low frequencies
     with torch.no_grad():
         close(case.model(source), their_logits(case.theirs, source))

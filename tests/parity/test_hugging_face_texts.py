@@ -1,5 +1,4 @@
-"""What stands beside the weights, both ways: classes, tokenizers, decoding settings; and a real
-model of sentences."""
+"""Import and export of classes, tokenizers and decoding options, and a published encoder."""
 
 import dataclasses
 import importlib.util
@@ -22,18 +21,18 @@ transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("default")
 transformers.logging.set_verbosity_error()
 TEXTS = ["a fine film", "the cat sat on the mat, twice", "b"]
-# Every class of theirs that we know, and the family whose draws fit it.
+# All supported classifiers, with the family whose draws fit.
 CLASSES = [
-    (name, each.preset)
-    for each in ALL_FAMILIES
-    for name, k in each.model_classes.items()
-    if k.is_classifier
+    (name, family.preset)
+    for family in ALL_FAMILIES
+    for name, model_class in family.model_classes.items()
+    if model_class.is_classifier
 ]
 BARE = [
-    (name, each.preset)
-    for each in ALL_FAMILIES
-    for name, kind in each.model_classes.items()
-    if kind.is_backbone
+    (name, family.preset)
+    for family in ALL_FAMILIES
+    for name, model_class in family.model_classes.items()
+    if model_class.is_backbone
 ]
 LABELS = {0: "bad", 1: "fine", 2: "odd"}
 
@@ -97,7 +96,7 @@ def check_classes(name, family, number, tmp_path):
     with torch.no_grad():
         found = again(input_ids=source, attention_mask=real.long()).logits
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-    # A module alone, of which nothing is remembered: no padding, so each text by itself.
+    # A module without metadata has no pad token, so texts are not batched.
     bare = miniformer.to_hf(pipeline.model, tmp_path / "bare", family=theirs.config.model_type)
     again = type(theirs).from_pretrained(bare, attn_implementation="eager")
     assert again.config.id2label == {index: f"LABEL_{index}" for index in range(3)}
@@ -143,7 +142,7 @@ def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
 
 
 def tokenizer_like(family, folder):
-    """A small tokenizer in the manner of a family, and its files."""
+    """A small tokenizer with the template of a family, and its files."""
     texts = TEXTS * 3
     special = ["<unk>", "<pad>", "<s>", "</s>"]
     if family in ("bert", "distilbert", "modernbert"):
@@ -202,14 +201,14 @@ def test_every_family_has_a_tokenizer():
 
 @pytest.mark.parametrize("family", STYLES)
 def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
-    """From text to text: our pipeline and their tokenizer and model, before and after."""
+    """Compares the pipeline with tokenizer and model of transformers, before and after export."""
     kind, settings = published.draw(family, 0)
     settings |= published.IDS
-    if family == "marian":  # one tokenizer is of one vocabulary
+    if family == "marian":  # one tokenizer has one vocabulary
         settings |= {"share_encoder_decoder_embeddings": True}
     kind = getattr(transformers, kind)
     fast = tokenizer_like(family, tmp_path / "theirs")
-    # Every id that is written is a piece of text.
+    # All ids decode to text.
     sizes = [name for name in ("vocab_size", "decoder_vocab_size") if name in settings]
     settings |= dict.fromkeys(sizes, len(fast))
     torch.manual_seed(0)
@@ -254,7 +253,7 @@ def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
 
 @pytest.mark.parametrize("task", ["classification", "language_modeling", "seq2seq"])
 def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
-    """Their Auto classes load it, tokenizer included, and give the same answer to a text."""
+    """The Auto classes load model and tokenizer, and give the same answer."""
     monkeypatch.chdir(tmp_path)
     records = {
         "classification": [{"input": text, "label": "ab"[text == "b"]} for text in TEXTS * 4],
@@ -263,7 +262,7 @@ def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
     }[task]
     Path("train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}
-    parts = {  # of DistilBERT's, of GPT-NeoX's by default, of M2M-100's
+    parts = {  # fits DistilBERT, GPT-NeoX (the defaults), M2M-100
         "classification": presets("distilbert") | {
             "head": "dense_relu", "head_bias": False, "pooling": "first"},
         "language_modeling": {},
@@ -315,13 +314,13 @@ def test_decoding_settings_come_and_go(tmp_path):
     assert found.repetition_penalty == 1.3
     miniformer.to_hf(ours, tmp_path / "out")
     again = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
-    assert again.typical_p == 0.9  # which we have no place for
+    assert again.typical_p == 0.9  # not supported by Miniformer
     assert again.eos_token_id == [3, 4]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
-    """The same tokens as theirs with their settings; and with ours, written in their words."""
+    """Imported options give the tokens of transformers, and exported options do, too."""
     theirs = random_model("LlamaForCausalLM", "llama")
     settings = {
         "do_sample": False, "max_new_tokens": 11, "min_new_tokens": 4, "pad_token_id": 0,
@@ -332,7 +331,7 @@ def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
     theirs.generation_config = transformers.GenerationConfig(**settings)
     prompts = torch.randint(5, 300, (8, 1, 6), generator=torch.Generator().manual_seed(0))
     free = [theirs.generate(prompt)[0, 6:].tolist() for prompt in prompts]
-    ends = [free[0][2], free[1][7]]  # one that comes too early, one that comes late
+    ends = [free[0][2], free[1][7]]  # one within min_new_tokens, one after
     theirs.generation_config = transformers.GenerationConfig(**settings, eos_token_id=ends)
     theirs.save_pretrained(tmp_path / "theirs")
     ours = miniformer.from_hf(tmp_path / "theirs")
@@ -353,7 +352,7 @@ def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
 
 @pytest.mark.catches("padding_of_the_tokenizer_passed_over")
 def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
-    """M2M-100's positions do not count token 1: as a word it would be passed over."""
+    """M2M-100's positions do not count token 1, so it cannot be a word."""
     tokenizer = miniformer.Tokenizer.train("word", ["a fine film"], 20)
     pad = tokenizer.backend.token_to_id("<|pad|>")
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": tokenizer.vocab_size}

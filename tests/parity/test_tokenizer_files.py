@@ -1,4 +1,4 @@
-"""Files that transformers reads a tokenizer from, through import, save, training and export."""
+"""Tokenizer files of transformers through import, save, training and export."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ MESSAGES = [{"role": "user", "content": "a fine film"}]
 
 
 def tokenizer_names():
-    """Names of files that the tokenizers of every family say they are read from."""
+    """File names in the tokenizer classes of all families."""
     names = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
     for family in ALL_FAMILIES:
         kind = getattr(transformers, names.get(family.model_type) or "LlamaTokenizer")
@@ -37,7 +37,7 @@ def test_tokenizer_files_include_every_name_that_a_family_reads():
 
 @pytest.fixture
 def theirs(tmp_path):
-    """A chat model with more files than one beside its tokenizer, and what is in them."""
+    """A chat model with several tokenizer files, and their content."""
     folder = tmp_path / "theirs"
     fast = tokenizer_like("llama", folder)
     fast.chat_template = {"default": CHAT, **OTHERS}
@@ -52,7 +52,7 @@ def theirs(tmp_path):
 
 
 def companions(folder):
-    """The bytes of every file but those that a model itself is made of."""
+    """Content of all files but those of the model itself."""
     own = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
     own |= {"task.json", "huggingface.json", "format_version"}
     return {
@@ -136,7 +136,7 @@ def test_tokenizer_files_must_not_lead_out(name, theirs, tmp_path):
 
 
 def test_tokenizer_files_come_from_the_hub(theirs, tmp_path, monkeypatch):
-    """The patterns of a download take every file of a tokenizer."""
+    """The patterns of a download match all tokenizer files."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
 

@@ -1,4 +1,4 @@
-"""Files from strangers: what is wrong with them is told, and nothing of them is run."""
+"""Untrusted checkpoints: invalid files give errors, and no code is executed."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SIZES = {"vocab_size": 40, "d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_
 
 @pytest.fixture
 def llama(tmp_path):
-    """A directory of Hugging Face's, written without transformers."""
+    """A Hugging Face checkpoint, written without transformers."""
     torch.manual_seed(0)
     model = miniformer.Transformer(
         TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
@@ -111,7 +111,7 @@ def test_a_config_is_refused(llama, values, words):
     ids=str,
 )
 def test_windows_of_file_without_layer_types_are_those_of_its_class(kind, given):
-    """Older files leave it to the class which layers have a window."""
+    """In older files the class determines the layers with a window."""
     transformers = pytest.importorskip("transformers")
     layers = 30
     usual = getattr(transformers, f"{kind}Config")(num_hidden_layers=layers, **given)
@@ -206,7 +206,7 @@ def test_a_pickle_is_not_read(llama):
 
 
 def shard(path):
-    """Two files in place of one."""
+    """A checkpoint of two shards."""
     weights = load_file(path / "model.safetensors")
     names = list(weights)
     parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
@@ -404,7 +404,7 @@ def test_the_commands(llama, tmp_path, capsys):
 
 
 def test_chance_finds_nothing():
-    """See `tests.fuzz`, which tries many more."""
+    """A few cases; `tests.fuzz` tries many more."""
     pytest.importorskip("transformers")
     _, findings = fuzz.run(300, chosen_seed() or 0)
     assert findings == []

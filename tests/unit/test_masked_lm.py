@@ -1,4 +1,4 @@
-"""Masked language modelling: what is hidden, what is guessed, and what is refused."""
+"""Masked language modeling: masking, predictions and errors."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_inputs_are_laid_out_as_for_classification():
 
 
 def trained(texts, steps=150):
-    """A model that has learnt to guess tokens of some texts."""
+    """A model trained to predict masked tokens of some texts."""
     task = MaskedLM(mask_share=0.3).fit(None)
     data = MiniFormerDataModule(
         [{"text": text} for text in texts], task=task, tokenizer=BYTES, batch_size=16, seq_len=16

@@ -1,4 +1,4 @@
-"""The choice of the feature that values are the next of, judged on held-out records."""
+"""Detection of the feature whose next number is the target, checked on held-out records."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def chosen(inputs, values):
 
 
 def temperatures(seed, count=100):
-    """Celsius, [count]; and vectors of noisy readings of them and of noise, [T, 2] each."""
+    """Celsius, [count], and vectors of noisy readings of it and of noise, [T, 2] each."""
     random = np.random.default_rng(seed)
     true = random.normal(17, 8, count)
     readings = [
@@ -35,7 +35,7 @@ def temperatures(seed, count=100):
 )
 @pytest.mark.catches("series_ignores_level")
 def test_next_feature_of_another_level_or_unit_is_not_adopted(seed, scale, offset):
-    """A feature that tells the value in other units: its distance varies little, but is far."""
+    """A feature with the value in other units: its distance varies little, but is large."""
     true, readings = temperatures(seed)
     other = [x * [scale, 1] + [offset, 0] for x in readings]
     assert chosen(other, true) is None
@@ -58,7 +58,7 @@ def test_next_feature_of_a_walk_is_adopted_at_any_level(column, level):
 
 @pytest.mark.catches("series_judged_on_its_own_records")
 def test_next_feature_is_judged_on_records_that_it_was_not_chosen_by():
-    """Every fifth record has nothing to do with its feature; the others follow it exactly."""
+    """In every fifth record the value is unrelated to the feature; else it is equal."""
     random = np.random.default_rng(0)
     inputs = [random.normal(0, 10, (4, 1)) for _ in range(100)]
     values = [
@@ -72,7 +72,7 @@ def test_next_feature_is_judged_on_records_that_it_was_not_chosen_by():
 @pytest.mark.parametrize("level", [0.0, 50.0])
 @pytest.mark.parametrize(("share", "wanted"), [(0.7, None), (0.98, 0)])
 def test_next_feature_that_the_plain_target_follows_better_is_not_adopted(level, share, wanted):
-    """Values that fall back to their mean are near the feature; a linear map of it has no error.
+    """Mean-reverting values are near the feature; a linear map of it has no error.
 
     A series target leaves an error of 1 - share of the feature's spread, and 5 % are allowed.
     """

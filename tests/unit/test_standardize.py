@@ -23,7 +23,7 @@ CENTERS, SPREADS = np.array([1.7e9, -3.0, 5e-4, 7.0]), np.array([250.0, 40.0, 1e
 
 
 def records(count=50, seed=0):
-    """Vectors of which one feature is a time in Unix seconds and one constant."""
+    """Vectors with a Unix time and a constant feature."""
     random = np.random.default_rng(seed)
     inputs = [
         CENTERS + SPREADS * random.normal(size=(random.integers(1, 5), 4)) for _ in range(count)
@@ -34,7 +34,7 @@ def records(count=50, seed=0):
 
 
 def by_hand(some, over):
-    """Inputs less the means over all vectors, in units of their deviations, float32."""
+    """Inputs, standardized over all vectors, float32."""
     whole = np.concatenate([np.array(record["input"]) for record in over])
     stds = whole.std(0)
     stds[3] = 1.0
@@ -108,7 +108,7 @@ def test_embed_of_a_series_reads_it_in_its_own_units():
 
 
 def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
-    """Those that earlier versions wrote."""
+    """Model directories of earlier versions."""
     task = dataclasses.replace(
         fitted(Classification(), records()), feature_means=None, feature_stds=None
     )

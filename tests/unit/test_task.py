@@ -42,7 +42,7 @@ def test_a_label_that_is_ignored_counts_nothing_without_segments_too():
 
 
 def test_no_label_can_be_read_off_the_inputs():
-    """On random tokens nothing can be learnt: a loss below ln(V) would mean that labels leak."""
+    """On random tokens a loss below ln(V) would mean that labels leak."""
     torch.manual_seed(0)
     model = tiny_model(vocab_size=8, n_layers=1).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

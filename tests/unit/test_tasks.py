@@ -1,4 +1,4 @@
-"""Classification, regression, seq2seq and prefix language modelling, each against plain code."""
+"""Classification, regression, seq2seq and prefix language modeling against plain code."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ WORDS = st.text("abcdef ", max_size=12)
 
 
 def model_for(task, model=None, **changes):
-    """A tiny model with the shape that the task asks for."""
+    """A tiny model with the config of the task."""
     kind = Seq2SeqTransformer if model == "seq2seq" else None
     given = {"vocab_size": 258, "max_seq_len": 64, "causal": False, **changes}
     fields = {**given, **task.model_config({}, None)}
@@ -45,7 +45,7 @@ def model_for(task, model=None, **changes):
 
 
 def served(task, records, *, training=False, **options):
-    """All batches of some records, as training or validation has them."""
+    """All batches of the records, in training or validation mode."""
     options = {"seq_len": 64, "batch_size": 4, **options}
     data = MiniFormerDataModule(records, val_path=records, task=task, tokenizer=BYTES, **options)
     return list(data.train_dataloader() if training else data.val_dataloader())
@@ -69,7 +69,7 @@ FITTED = {
 @pytest.mark.catches("padding_of_inputs_is_read")
 @pytest.mark.parametrize("name", FITTED)
 def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time(name):
-    """Buckets, padding and masks change nothing: sums over batches are sums over records."""
+    """Bucketing, padding and masks do not change sums over records."""
     task, records, kind = FITTED[name]
     task = task.fit(as_records(records, task.schema))
     model = model_for(task, kind, max_seq_len=150)
@@ -81,7 +81,7 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
         gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         return float(sum(losses).detach()), float(sum(counts)), gradients
 
-    # A window that cuts no document, for what comes before a cut is no longer seen.
+    # A window that splits no document, since a split loses context.
     alone = [
         batch for record in records for batch in served(task, [record], batch_size=1, seq_len=150)
     ]
@@ -130,7 +130,7 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
 
 @pytest.mark.catches("pairs_are_marked_only_where_it_is_said")
 def test_a_pair_is_marked_where_nothing_is_said():
-    """But not for masked-LM, which would be told what is hidden."""
+    """Masked-LM has no marks, which would reveal masked tokens."""
     pair = {"input_kind": "pair"}
     assert Regression(**pair).num_token_types() == Classification(**pair).num_token_types() == 4
     assert MaskedLM(field="input", **pair).num_token_types() == 2
@@ -305,7 +305,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
 @pytest.mark.catches("validation_is_smoothed")
 @pytest.mark.parametrize("name", ["classification", "language_modeling", "seq2seq"])
 def test_labels_are_smoothed_in_training_only(name):
-    """What is spread evenly over V costs the mean of all log-probabilities."""
+    """The uniform part of a smoothed label costs the mean of all log-probabilities."""
     torch.manual_seed(0)
     ids, labels = torch.randint(1, 9, (3, 5)), torch.randint(0, 9, (3, 5))
     options = {"d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 9, "dropout": 0.0}
@@ -331,7 +331,7 @@ def test_labels_are_smoothed_in_training_only(name):
 
 @pytest.mark.catches("r_drop_compares_a_pass_with_itself")
 def test_two_passes_are_drawn_together():
-    """R-Drop by its formula, with what each of the two passes gives."""
+    """R-Drop by its formula, from the outputs of two passes."""
     task = Classification(classes=[0, 1, 2], input_kind="text", r_drop=0.7)
     config = TransformerConfig(
         d_model=16, n_heads=2, n_layers=1, vocab_size=9, dropout=0.5, output_dim=3
@@ -354,7 +354,7 @@ def test_two_passes_are_drawn_together():
 
 
 def test_two_passes_over_targets_are_drawn_together():
-    """R-Drop by its formula, token by token, padding left out."""
+    """R-Drop by its formula, token by token, without padding."""
     config = TransformerConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=9, dropout=0.5)
     model = Seq2SeqTransformer(config).train()
     torch.nn.init.normal_(model.embedding.weight)
@@ -458,7 +458,7 @@ def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
 
 
 def a_series(random, count=40):
-    """Inputs of three features, the middle one a walk, and the value that comes next of it."""
+    """Inputs of three features, the middle one a random walk, and its next value."""
     series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(count)]
     for vectors in series:
         vectors[:, 1] = 10 * random.normal() + np.cumsum(vectors[:, 1] - 5)
@@ -471,7 +471,7 @@ def fitted(records, **settings):
 
 
 def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
-    """The figures and answers are those of values; higher or wider, it is the same to a model."""
+    """Metrics and predictions are in the units of values; shift and scale do not change inputs."""
     records = a_series(np.random.default_rng(0))
     task = fitted(records, target_delta_of=1)
     inputs = [record["input"] for record in records]
@@ -548,7 +548,7 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
 
 @pytest.mark.catches("keys_of_objects_have_no_order")
 def test_vectors_with_names_are_a_series_too():
-    """A feature's number is its place among the names in alphabetical order."""
+    """The index of a feature is its position among the sorted names."""
     plain = [{"input": [[1.0, n], [2.0, 3.0 * n]], "value": n * n} for n in (1.0, 2.0, 4.0)]
     named = [
         {"input": [{"b": b, "a": a} for a, b in each["input"]], "value": each["value"]}
@@ -804,7 +804,7 @@ def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
 
 
 def uniform(task, vocabulary, count, random):
-    """Records of uniformly random tokens: the best loss there is, is that of guessing."""
+    """Records of uniformly random tokens; the best possible loss is that of a uniform guess."""
 
     def text(length):
         return "".join(random.choice(list(vocabulary), length))
@@ -818,7 +818,7 @@ def uniform(task, vocabulary, count, random):
 
 @pytest.mark.parametrize("name", ["causal", "prefix", "seq2seq", "text"])
 def test_nothing_can_be_learnt_from_random_tokens(name):
-    """The leak test: a validation loss below that of guessing would mean that labels are seen."""
+    """Leak test: a validation loss below that of a uniform guess would mean that labels leak."""
     random = np.random.default_rng(0)
     task, _, kind = FITTED[name]
     train, val = (uniform(task, "abcdefgh", n, random) for n in (400, 200))
@@ -842,7 +842,7 @@ def test_nothing_can_be_learnt_from_random_tokens(name):
         assert figures["loss"] > math.log(4) - 0.02
         assert abs(figures["accuracy"] - 0.25) < 0.1
         return
-    # The end of a text of known length can be known: one certain token beside the random ones.
+    # EOS of a text of known length is predictable: one certain token.
     certain = {"causal": 17, "prefix": 9, "seq2seq": 9}[name]
     floor = math.log(8) * (certain - 1) / certain
     assert floor - 0.02 < figures["loss"] < math.log(8) + 0.7

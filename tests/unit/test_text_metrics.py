@@ -1,4 +1,4 @@
-"""Exact match, BLEU and chrF, with tokenizers that do and do not give texts back."""
+"""Exact match, BLEU and chrF with lossless and lossy tokenizers."""
 
 import math
 from collections import Counter
@@ -24,7 +24,7 @@ WANTED = ["the cat sat on the mat", "a dog barks at night", "it rains again"]
 
 
 def bleu_by_hand(hypotheses, references):
-    """Corpus BLEU of texts whose tokens are words (Papineni et al. 2002)."""
+    """Corpus BLEU of words (Papineni et al. 2002)."""
     found, counted, lengths = [0] * 4, [0] * 4, [0, 0]
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         h, r = hypothesis.split(), reference.split()
@@ -41,7 +41,7 @@ def bleu_by_hand(hypotheses, references):
 @pytest.mark.parametrize("exchanged", [False, True])
 @pytest.mark.catches("bleu_exchanges_references")
 def test_text_metrics_of_unequal_lengths_are_those_of_sacrebleu(exchanged):
-    """Longer and shorter than what was wanted: the one is not the other way around."""
+    """Predictions longer and shorter than references; BLEU is not symmetric."""
     written, wanted = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
     found = compute_text_metrics(written, wanted)
     assert found["bleu"] == pytest.approx(bleu_by_hand(written, wanted), rel=1e-9)
@@ -60,7 +60,7 @@ def test_exact_match_does_not_count_spaces_around_a_text():
 
 
 def lower():
-    """A tokenizer of words that does not know cases, as many of BERT's do not."""
+    """A lowercasing word tokenizer, as in many BERT models."""
     backend = Backend(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, ",": 3}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -78,7 +78,7 @@ TOKENIZERS = {
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.catches("references_stay_as_they_are")
 def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
-    """What is written is exactly the tokens of the targets; all of them are known."""
+    """Predictions equal the tokens of the targets, which are all in the vocabulary."""
     tokenizer, targets = TOKENIZERS[kind], SENTENCES if kind != "lower" else ["a , B", "A b,  b"]
     measured = [
         {"loss": 1.0, "count": 1.0, "generated": tokenizer.encode_batch(targets),
