@@ -386,7 +386,7 @@ def test_int8_products_are_those_of_integers():
     library = build.load_library()
     x = torch.randn(96)
     q, scales = torch.empty(96, dtype=torch.int8), torch.empty(3)
-    library.engine_quantise(x.data_ptr(), 96, q.data_ptr(), scales.data_ptr())
+    library.engine_quantize(x.data_ptr(), 96, q.data_ptr(), scales.data_ptr())
     wanted = x.view(3, 32).abs().amax(1) / 127
     torch.testing.assert_close(scales, wanted)
     torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / wanted[:, None]).round())

@@ -38,7 +38,7 @@ class Attention(Structure):
     _fields_: ClassVar[Fields] = [
         *_fields(Linear, "qkv out"),
         *_fields(Norm, "q_norm k_norm"),
-        *_fields(c_int32, "each_head window rotation has_sinks"),
+        *_fields(c_int32, "norm_per_head window rotation has_sinks"),
         *_fields(c_float, "scale softcap"),
         *_fields(c_void_p, "sinks"),
     ]
@@ -48,7 +48,7 @@ class Layer(Structure):
     """Transformer layer."""
 
     _fields_: ClassVar[Fields] = [
-        *_fields(Norm, "attention_in attention_out cross_in cross_out feed_in feed_out"),
+        *_fields(Norm, "attention_in attention_out cross_in cross_out ffn_in ffn_out"),
         *_fields(Attention, "attention cross"),
         *_fields(Linear, "up down"),
     ]
@@ -59,7 +59,7 @@ class Model(Structure):
 
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "width heads kv_heads head_dim inner layers"),
-        *_fields(c_int32, "gated activation post parallel has_cross rotated vocabulary padding"),
+        *_fields(c_int32, "gated activation post parallel has_cross rotary_dim vocabulary padding"),
         *_fields(c_float, "embedding_scale logit_scale logit_softcap padding2"),
         *_fields(c_void_p, "embedding"),
         *_fields(Norm, "embedding_norm final_norm"),
@@ -74,9 +74,10 @@ class Step(Structure):
     _fields_: ClassVar[Fields] = [
         *_fields(c_int32, "count columns capacity source_columns"),
         *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
-        *_fields(c_int32, "wanted_count padding"),
+        *_fields(c_int32, "num_outputs padding"),
         *_fields(
-            c_void_p, "tokens positions rows places wanted key_positions vectors cosines sines bias"
+            c_void_p,
+            "tokens positions rows token_columns output_tokens key_positions vectors cosines sines bias",
         ),
         *_fields(
             c_void_p, "key_rows keys values source_keys source_values source_mask logits work"
@@ -90,10 +91,10 @@ def declare_signatures(library: ctypes.CDLL) -> None:
     library.engine_new.argtypes = [ctypes.c_int]
     library.engine_free.argtypes = [c_void_p]
     library.engine_step.argtypes = [c_void_p, c_void_p, c_void_p]
-    library.engine_best.argtypes = [
+    library.engine_top_logprobs.argtypes = [
         c_void_p, c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_int, c_void_p, c_void_p,
     ]  # fmt: skip
-    library.engine_quantise.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
+    library.engine_quantize.argtypes = [c_void_p, c_int64, c_void_p, c_void_p]
     sizes = (c_int64 * 6)()
     library.engine_sizes(sizes)
     expected = [ctypes.sizeof(struct) for struct in (Linear, Norm, Attention, Layer, Model, Step)]

@@ -40,7 +40,7 @@ class NativeRunner:
             count=cache.batch_size,
             capacity=cache.capacity,
             rows_per_source=copies,
-            wanted_count=-1,
+            num_outputs=-1,
         )
         width = 3 * config.d_model + config.ff_width
         self._work_width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
@@ -108,8 +108,14 @@ class NativeRunner:
         for chunk in torch.split(torch.arange(len(tokens)), _PREFILL_CHUNK):
             last = (columns[chunk] == ids.shape[1] - 1).nonzero().flatten()
             inputs = [x[chunk].contiguous() for x in (tokens, positions, rows, columns)]
-            step.tokens, step.positions, step.rows, step.places = (x.data_ptr() for x in inputs)
-            step.count, step.wanted_count, step.wanted = len(chunk), len(last), last.data_ptr()
+            step.tokens, step.positions, step.rows, step.token_columns = (
+                x.data_ptr() for x in inputs
+            )
+            step.count, step.num_outputs, step.output_tokens = (
+                len(chunk),
+                len(last),
+                last.data_ptr(),
+            )
             if vectors is not None:
                 chunk_vectors = vectors.expand(*ids.shape, -1)[token_mask][chunk]
                 chunk_vectors = chunk_vectors.float().contiguous()

@@ -127,7 +127,7 @@ class Engine:
         logprobs = torch.empty(rows, k)
         tokens = torch.empty(rows, k, dtype=torch.long)
         with self._lock:
-            self.library.engine_best(
+            self.library.engine_top_logprobs(
                 self.handle, logits.data_ptr(), rows, vocab_size, k, logprobs.data_ptr(),
                 tokens.data_ptr(),
             )  # fmt: skip

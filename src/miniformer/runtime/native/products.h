@@ -1,9 +1,9 @@
-// A matrix by some vectors, which is nearly all that a model does.
+// Products of a matrix with several vectors, nearly all of the work of a model.
 //
-// A matrix is kept in panels of PANEL rows. Within a panel numbers of one column lie side by side, so
-// that an input's number is multiplied with all of them at once, and sums need not be added up across.
-// With few inputs, what counts is that memory is read front to back; with more, that a panel is taken
-// from the cache for TILE inputs at a time, whose sums fill the processor's registers.
+// A matrix is stored in panels of PANEL rows. The values of one column of a panel are adjacent, so one
+// input value is multiplied with all of them by vector instructions without horizontal sums. With few
+// inputs the memory bandwidth limits the speed: weights are read sequentially. With more inputs a panel
+// is read from the cache for TILE inputs at a time, whose sums fill the registers.
 
 #pragma once
 
@@ -22,7 +22,7 @@ constexpr int LANES = 8, TILE = 6;
 #else
 constexpr int LANES = 4, TILE = 5;
 #endif
-constexpr int PANEL = 16, HALF = PANEL / 2;
+constexpr int PANEL = 16, INTERLEAVE = PANEL / 2;
 
 typedef float Lanes __attribute__((vector_size(LANES * 4)));
 typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
@@ -32,14 +32,14 @@ enum Kind : int32_t { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 
 struct Linear {
     int32_t kind, rows, columns, padding;
-    const void* weight;   // of each panel: [columns, PANEL]; int8: [columns / 4, PANEL, 4]; int4: [columns / 8, PANEL, 4],
-                          // bytes of two numbers, each 8 up: below of the first four columns, above of the next
-    const float* scales;  // int8 and int4, of each panel: [columns / GROUP, PANEL]
-    const float* bias;    // [rows, up to whole panels]; null: none
+    const void* weight;   // per panel: [columns, PANEL]; int8: [columns / 4, PANEL, 4]; int4: [columns / 8, PANEL, 4],
+                          // bytes of two values offset by 8: low bits for the first four columns, high for the next
+    const float* scales;  // int8 and int4, per panel: [columns / GROUP, PANEL]
+    const float* bias;    // [rows, padded to full panels]; null: none
     int panels() const { return (rows + PANEL - 1) / PANEL; }
 };
 
-// Inputs of a product: as they are, and for int8 and int4 weights in int8 with a scale for each GROUP.
+// Inputs of a product: float32, and int8 with a scale per GROUP for int8 and int4 weights.
 struct Input {
     const float* x;
     const int8_t* q;
@@ -48,9 +48,9 @@ struct Input {
 };
 
 inline Lanes load(const float* from) {
-    Lanes found;
-    std::memcpy(&found, from, sizeof(found));
-    return found;
+    Lanes values;
+    std::memcpy(&values, from, sizeof(values));
+    return values;
 }
 inline Lanes load(const uint16_t* from) {
 #if defined(__AVX512F__)
@@ -64,7 +64,7 @@ inline Lanes load(const uint16_t* from) {
 #endif
     return (Lanes)(words << 16);
 }
-// Has a compiler load once what it would rather read again from memory in each operation.
+// Forces a value into a register; some compilers would reload it from memory in each operation.
 inline void in_register(Lanes& x) {
 #if defined(__x86_64__)
     asm("" : "+x"(x));
@@ -72,15 +72,15 @@ inline void in_register(Lanes& x) {
     asm("" : "+w"(x));
 #endif
 }
-inline void store(float* to, Lanes what) { std::memcpy(to, &what, sizeof(what)); }
+inline void store(float* to, Lanes values) { std::memcpy(to, &values, sizeof(values)); }
 
-// A panel by N inputs of n numbers: out[N, PANEL]. Meanwhile `next` is brought nearer, another panel.
+// Product of a panel with N inputs of n values: out[N, PANEL]. Prefetches the panel `next`.
 template <int N, class W> void panel(const W* w, const W* next, const float* x, int n, float* out) {
-    constexpr int PARTS = PANEL / LANES, TURNS = N * PARTS < 3 ? 4 : N * PARTS < 8 ? 2 : 1;  // enough sums under way
-    Lanes sums[TURNS][N][PARTS] = {};
+    constexpr int PARTS = PANEL / LANES, UNROLL = N * PARTS < 3 ? 4 : N * PARTS < 8 ? 2 : 1;  // enough independent sums
+    Lanes sums[UNROLL][N][PARTS] = {};
     int i = 0;
-    for (; i + TURNS <= n; i += TURNS)
-        for (int u = 0; u < TURNS; u++) {
+    for (; i + UNROLL <= n; i += UNROLL)
+        for (int u = 0; u < UNROLL; u++) {
             Lanes part[PARTS];
             if (N > 2) __builtin_prefetch(next + (int64_t)(i + u) * PANEL);
             for (int p = 0; p < PARTS; p++) {
@@ -95,140 +95,140 @@ template <int N, class W> void panel(const W* w, const W* next, const float* x, 
             for (int p = 0; p < PARTS; p++) sums[0][b][p] += load(w + (int64_t)i * PANEL + p * LANES) * x[(int64_t)b * n + i];
     for (int b = 0; b < N; b++)
         for (int p = 0; p < PARTS; p++) {
-            for (int u = 1; u < TURNS; u++) sums[0][b][p] += sums[u][b][p];
+            for (int u = 1; u < UNROLL; u++) sums[0][b][p] += sums[u][b][p];
             store(out + b * PANEL + p * LANES, sums[0][b][p]);
         }
 }
 
-// The same of int8 or int4: integers are added up within a group, and then scaled. Bytes are multiplied unsigned by
-// signed: numbers are `up` by as much as makes them unsigned, or are taken without their sign, which inputs get.
+// Product of an int8 or int4 panel: integer sums within a group, which are then scaled. The instructions multiply
+// unsigned by signed bytes: weights are offset to be unsigned, or their sign is moved to the inputs.
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
 template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
-    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4;  // numbers in a byte; four columns each
+    constexpr int PER_BYTE = 8 / BITS, BLOCKS = GROUP / 4;  // values per byte; blocks of four columns
     const int groups = n / GROUP;
-    const __m512i up = _mm512_set1_epi8(-128), low = _mm512_set1_epi8(15);
+    const __m512i offset = _mm512_set1_epi8(-128), low = _mm512_set1_epi8(15);
     __m512 sums[N];
     for (int b = 0; b < N; b++) sums[b] = _mm512_setzero_ps();
     for (int g = 0; g < groups; g++) {
-        __m512i whole[N];
-        for (int b = 0; b < N; b++) whole[b] = _mm512_set1_epi32(in.shifts[b * groups + g] / (BITS == 8 ? 1 : 16));
-        const __m512i* rows = (const __m512i*)w + g * (BLOCKS / IN_ONE);
+        __m512i group_sums[N];
+        for (int b = 0; b < N; b++) group_sums[b] = _mm512_set1_epi32(in.shifts[b * groups + g] / (BITS == 8 ? 1 : 16));
+        const __m512i* rows = (const __m512i*)w + g * (BLOCKS / PER_BYTE);
         const int8_t* x = in.q + g * GROUP;
 #pragma GCC unroll 8
         for (int i = 0; i < BLOCKS; i++) {
-            __m512i row = _mm512_loadu_si512(rows + i / IN_ONE);
-            if (BITS == 8) row = _mm512_xor_si512(row, up);
+            __m512i row = _mm512_loadu_si512(rows + i / PER_BYTE);
+            if (BITS == 8) row = _mm512_xor_si512(row, offset);
             else row = _mm512_and_si512(i % 2 ? _mm512_srli_epi16(row, 4) : row, low);
 #pragma GCC unroll 16
             for (int b = 0; b < N; b++) {
                 int32_t four;
                 std::memcpy(&four, x + (int64_t)b * n + i * 4, 4);
-                whole[b] = _mm512_dpbusd_epi32(whole[b], row, _mm512_set1_epi32(four));
+                group_sums[b] = _mm512_dpbusd_epi32(group_sums[b], row, _mm512_set1_epi32(four));
             }
         }
         const __m512 scale = _mm512_loadu_ps(scales + g * PANEL);
         for (int b = 0; b < N; b++)
-            sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[b]), _mm512_mul_ps(scale, _mm512_set1_ps(in.scales[b * groups + g])), sums[b]);
+            sums[b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(group_sums[b]), _mm512_mul_ps(scale, _mm512_set1_ps(in.scales[b * groups + g])), sums[b]);
     }
     for (int b = 0; b < N; b++) _mm512_storeu_ps(out + b * PANEL, sums[b]);
 }
 #elif defined(__AVX2__)
-// sums + the products of four bytes each.
-inline __m256i add_products(__m256i sums, __m256i sizes, __m256i x) {
+// Adds products of four adjacent bytes to the sums.
+inline __m256i add_products(__m256i sums, __m256i magnitudes, __m256i x) {
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(sums, sizes, x);
+    return _mm256_dpbusd_avx_epi32(sums, magnitudes, x);
 #else
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(sizes, x), _mm256_set1_epi16(1)));
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(magnitudes, x), _mm256_set1_epi16(1)));
 #endif
 }
 template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
-    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4, PARTS = PANEL / 8;
+    constexpr int PER_BYTE = 8 / BITS, BLOCKS = GROUP / 4, PARTS = PANEL / 8;
     const int groups = n / GROUP;
     const __m256i low = _mm256_set1_epi8(15);
     __m256 sums[PARTS][N] = {};
     for (int g = 0; g < groups; g++)
         for (int p = 0; p < PARTS; p++) {
-            __m256i whole[N];
-            for (int b = 0; b < N; b++) whole[b] = _mm256_set1_epi32(BITS == 8 ? 0 : in.shifts[b * groups + g] / 16);
-            const __m256i* rows = (const __m256i*)w + g * (BLOCKS / IN_ONE) * PARTS + p;
+            __m256i group_sums[N];
+            for (int b = 0; b < N; b++) group_sums[b] = _mm256_set1_epi32(BITS == 8 ? 0 : in.shifts[b * groups + g] / 16);
+            const __m256i* rows = (const __m256i*)w + g * (BLOCKS / PER_BYTE) * PARTS + p;
             for (int i = 0; i < BLOCKS; i++) {
-                const __m256i row = _mm256_loadu_si256(rows + i / IN_ONE * PARTS);
-                const __m256i sizes = BITS == 8 ? _mm256_abs_epi8(row) : _mm256_and_si256(i % 2 ? _mm256_srli_epi16(row, 4) : row, low);
+                const __m256i row = _mm256_loadu_si256(rows + i / PER_BYTE * PARTS);
+                const __m256i magnitudes = BITS == 8 ? _mm256_abs_epi8(row) : _mm256_and_si256(i % 2 ? _mm256_srli_epi16(row, 4) : row, low);
                 for (int b = 0; b < N; b++) {
                     int32_t four;
                     std::memcpy(&four, in.q + (int64_t)b * n + g * GROUP + i * 4, 4);
                     const __m256i x = _mm256_set1_epi32(four);
-                    whole[b] = add_products(whole[b], sizes, BITS == 8 ? _mm256_sign_epi8(x, row) : x);
+                    group_sums[b] = add_products(group_sums[b], magnitudes, BITS == 8 ? _mm256_sign_epi8(x, row) : x);
                 }
             }
             const __m256 scale = _mm256_loadu_ps(scales + g * PANEL + p * 8);
             for (int b = 0; b < N; b++)
-                sums[p][b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole[b]), _mm256_mul_ps(scale, _mm256_set1_ps(in.scales[b * groups + g])), sums[p][b]);
+                sums[p][b] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(group_sums[b]), _mm256_mul_ps(scale, _mm256_set1_ps(in.scales[b * groups + g])), sums[p][b]);
         }
     for (int b = 0; b < N; b++)
         for (int p = 0; p < PARTS; p++) _mm256_storeu_ps(out + b * PANEL + p * 8, sums[p][b]);
 }
 #else
 template <int N, int BITS> void panel(const int8_t* w, const float* scales, const Input& in, int n, float* out) {
-    constexpr int IN_ONE = 8 / BITS, BLOCKS = GROUP / 4;
+    constexpr int PER_BYTE = 8 / BITS, BLOCKS = GROUP / 4;
     const int groups = n / GROUP;
     for (int b = 0; b < N; b++) {
         float sums[PANEL] = {};
         for (int g = 0; g < groups; g++) {
-            int32_t whole[PANEL] = {};
+            int32_t group_sums[PANEL] = {};
             for (int i = 0; i < BLOCKS; i++) {
-                const int8_t* four = w + (g * BLOCKS + i) / IN_ONE * PANEL * 4;
+                const int8_t* four = w + (g * BLOCKS + i) / PER_BYTE * PANEL * 4;
                 const int8_t* x = in.q + (int64_t)b * n + g * GROUP + i * 4;
                 for (int r = 0; r < PANEL; r++)
                     for (int k = 0; k < 4; k++) {
                         const int byte = four[r * 4 + k], half = (byte >> (i % 2 * 4) & 15) - 8;
-                        whole[r] += (BITS == 8 ? byte : half) * x[k];
+                        group_sums[r] += (BITS == 8 ? byte : half) * x[k];
                     }
             }
-            for (int r = 0; r < PANEL; r++) sums[r] += (float)whole[r] * scales[g * PANEL + r] * in.scales[b * groups + g];
+            for (int r = 0; r < PANEL; r++) sums[r] += (float)group_sums[r] * scales[g * PANEL + r] * in.scales[b * groups + g];
         }
         std::memcpy(out + b * PANEL, sums, sizeof(sums));
     }
 }
 #endif
 
-// Panel number p by `count` inputs, at most TILE, of which `in` is the first: out[count, PANEL].
+// Product of panel p with `count` inputs, at most TILE: out[count, PANEL].
 template <int N = TILE> void panel(const Linear& w, int p, int next, const Input& in, int count, float* out) {
     if constexpr (N > 1)
         if (count < N) return panel<N - 1>(w, p, next, in, count, out);
-    const int64_t n = w.columns, begin = p * n * PANEL, ahead = next * n * PANEL;
-    if (w.kind == F32) panel<N>((const float*)w.weight + begin, (const float*)w.weight + ahead, in.x, n, out);
-    else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, (const uint16_t*)w.weight + ahead, in.x, n, out);
+    const int64_t n = w.columns, begin = p * n * PANEL, next_begin = next * n * PANEL;
+    if (w.kind == F32) panel<N>((const float*)w.weight + begin, (const float*)w.weight + next_begin, in.x, n, out);
+    else if (w.kind == BF16) panel<N>((const uint16_t*)w.weight + begin, (const uint16_t*)w.weight + next_begin, in.x, n, out);
     else if (w.kind == INT8) panel<N, 8>((const int8_t*)w.weight + begin, w.scales + begin / GROUP, in, n, out);
     else panel<N, 4>((const int8_t*)w.weight + begin / 2, w.scales + begin / GROUP, in, n, out);
 }
 
-// Panels `begin` to `end` by `count` inputs. take(input, row, numbers, how many) gets what comes out.
-template <class Take> void product(const Linear& w, int begin, int end, const Input& in, int count, Take&& take) {
+// Product of panels `begin` to `end` with `count` inputs. Calls output(input, row, values, number of values).
+template <class Output> void product(const Linear& w, int begin, int end, const Input& in, int count, Output&& output) {
     const int64_t n = w.columns;
     const int tiles = (count + TILE - 1) / TILE;
-    const int block = std::max<int64_t>(1, (1 << 15) / (n * PANEL));  // panels that stay in the cache
+    const int block = std::max<int64_t>(1, (1 << 15) / (n * PANEL));  // panels that fit in the cache
     float out[TILE * PANEL];
-    for (int from = begin; from < end; from += block)
+    for (int block_begin = begin; block_begin < end; block_begin += block)
         for (int tile = 0; tile < tiles; tile++) {
-            const int first = (int64_t)count * tile / tiles, many = (int64_t)count * (tile + 1) / tiles - first;
-            const Input some{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP), in.shifts + first * (n / GROUP)};
-            for (int p = from; p < std::min(from + block, end); p++) {
-                // Each tile fetches its part of the next block, so that none waits for all of it.
-                const int next = (p - from) % tiles == tile && p + block < end ? p + block : p;
-                panel(w, p, next, some, many, out);
-                for (int b = 0; b < many; b++) {
-                    float* numbers = out + b * PANEL;
-                    if (w.bias) for (int i = 0; i < PANEL; i++) numbers[i] += w.bias[p * PANEL + i];
-                    take(first + b, p * PANEL, numbers, std::min(PANEL, w.rows - p * PANEL));
+            const int first = (int64_t)count * tile / tiles, num_inputs = (int64_t)count * (tile + 1) / tiles - first;
+            const Input inputs{in.x + first * n, in.q + first * n, in.scales + first * (n / GROUP), in.shifts + first * (n / GROUP)};
+            for (int p = block_begin; p < std::min(block_begin + block, end); p++) {
+                // Each tile prefetches its part of the next block.
+                const int next = (p - block_begin) % tiles == tile && p + block < end ? p + block : p;
+                panel(w, p, next, inputs, num_inputs, out);
+                for (int b = 0; b < num_inputs; b++) {
+                    float* values = out + b * PANEL;
+                    if (w.bias) for (int i = 0; i < PANEL; i++) values[i] += w.bias[p * PANEL + i];
+                    output(first + b, p * PANEL, values, std::min(PANEL, w.rows - p * PANEL));
                 }
             }
         }
 }
 
-// The products of one vector with each of n others: out[c] = x * vectors[c], each of some width. Where
-// `rows` are given, vector c lies `rows[c]` strides further.
-void match(const float* x, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
+// Dot products of one vector with n others: out[c] = x * vectors[c]. With `rows` vector c has the offset
+// `rows[c]` times stride.
+void dot_products(const float* x, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
     const auto at = [&](int c) { return vectors + (rows ? rows[c] * stride : 0) + (int64_t)c * width; };
     int c = 0;
     for (; c + 4 <= n; c += 4) {
@@ -238,10 +238,10 @@ void match(const float* x, const float* vectors, const int32_t* rows, int64_t st
         for (; i + LANES <= width; i += LANES)
             for (int k = 0; k < 4; k++) sums[k] += load(x + i) * load(four[k] + i);
         for (int k = 0; k < 4; k++) {
-            float found = 0;
-            for (int j = 0; j < LANES; j++) found += sums[k][j];
-            for (int j = i; j < width; j++) found += x[j] * four[k][j];
-            out[c + k] = found;
+            float sum = 0;
+            for (int j = 0; j < LANES; j++) sum += sums[k][j];
+            for (int j = i; j < width; j++) sum += x[j] * four[k][j];
+            out[c + k] = sum;
         }
     }
     for (; c < n; c++) {
@@ -250,8 +250,8 @@ void match(const float* x, const float* vectors, const int32_t* rows, int64_t st
     }
 }
 
-// The sum of such vectors, each times its weight.
-void weigh(const float* weights, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
+// Weighted sum of such vectors.
+void weighted_sum(const float* weights, const float* vectors, const int32_t* rows, int64_t stride, int n, int width, float* out) {
     const auto at = [&](int c) { return vectors + (rows ? rows[c] * stride : 0) + (int64_t)c * width; };
     int i = 0;
     for (; i + 4 * LANES <= width; i += 4 * LANES) {

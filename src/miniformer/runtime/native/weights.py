@@ -99,7 +99,7 @@ class NativeWeights:
             post=config.effective_norm_placement == "post",
             parallel=config.parallel_residual,
             has_cross=hasattr(model, "decoder"),
-            rotated=config.rotary_dim if config.position == "rotary" else 0,
+            rotary_dim=config.rotary_dim if config.position == "rotary" else 0,
             vocabulary=config.vocab_size,
             embedding_scale=scale,
             logit_scale=1.0 if config.logit_scale is None else config.logit_scale,
@@ -126,7 +126,7 @@ class NativeWeights:
         for field, name in (
             ("attention_in", "attention_norm"), ("attention_out", "attention_out_norm"),
             ("cross_in", "cross_attention_norm"), ("cross_out", "cross_attention_out_norm"),
-            ("feed_in", "feed_forward_norm"), ("feed_out", "feed_forward_out_norm"),
+            ("ffn_in", "feed_forward_norm"), ("ffn_out", "feed_forward_out_norm"),
         ):  # fmt: skip
             setattr(struct, field, self._norm(getattr(layer, name, None)))
         self_attention = layer.attention
@@ -155,7 +155,7 @@ class NativeWeights:
             out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
             q_norm=self._norm(attention.q_norm),
             k_norm=self._norm(attention.k_norm),
-            each_head=attention.qk_norm_per_head,
+            norm_per_head=attention.qk_norm_per_head,
             window=attention.window or 0,
             rotation=int(local) if is_rotary else -1,
             has_sinks=attention.sinks is not None,
@@ -206,7 +206,7 @@ class NativeWeights:
         weight = weight.contiguous()
         quantized = torch.empty(weight.shape, dtype=torch.int8)
         scales = torch.empty(len(weight), weight.shape[1] // _GROUP_SIZE)
-        load_library().engine_quantise(
+        load_library().engine_quantize(
             weight.data_ptr(), weight.numel(), quantized.data_ptr(), scales.data_ptr()
         )
         return quantized, scales
