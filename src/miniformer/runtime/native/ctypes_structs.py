@@ -75,13 +75,9 @@ class Step(Structure):
         *_fields(c_int32, "count columns capacity source_columns"),
         *_fields(c_int32, "tables_per_row bias_per_row table_length rows_per_source"),
         *_fields(c_int32, "num_outputs padding"),
-        *_fields(
-            c_void_p,
-            "tokens positions rows token_columns output_tokens key_positions vectors cosines sines bias",
-        ),
-        *_fields(
-            c_void_p, "key_rows keys values source_keys source_values source_mask logits work"
-        ),
+        *_fields(c_void_p, "tokens positions rows token_columns output_tokens key_positions"),
+        *_fields(c_void_p, "vectors cosines sines bias key_rows keys values"),
+        *_fields(c_void_p, "source_keys source_values source_mask logits work"),
     ]
 
 

@@ -108,14 +108,10 @@ class NativeRunner:
         for chunk in torch.split(torch.arange(len(tokens)), _PREFILL_CHUNK):
             last = (columns[chunk] == ids.shape[1] - 1).nonzero().flatten()
             inputs = [x[chunk].contiguous() for x in (tokens, positions, rows, columns)]
-            step.tokens, step.positions, step.rows, step.token_columns = (
-                x.data_ptr() for x in inputs
-            )
-            step.count, step.num_outputs, step.output_tokens = (
-                len(chunk),
-                len(last),
-                last.data_ptr(),
-            )
+            pointers = (x.data_ptr() for x in inputs)
+            step.tokens, step.positions, step.rows, step.token_columns = pointers
+            step.count = len(chunk)
+            step.num_outputs, step.output_tokens = len(last), last.data_ptr()
             if vectors is not None:
                 chunk_vectors = vectors.expand(*ids.shape, -1)[token_mask][chunk]
                 chunk_vectors = chunk_vectors.float().contiguous()
