@@ -1,4 +1,4 @@
-"""Beam search against exhaustive search, and against itself without its shortcuts."""
+"""Beam search against exhaustive search, and against itself without early stopping."""
 
 import itertools
 import math
@@ -19,20 +19,20 @@ PROMPT = [3, 1, 2]
 
 
 def sharp(**changes):
-    """A model of four ids whose answers are far apart."""
+    """A model with four token ids and well-separated logits."""
     model = tiny_model(vocab_size=4, tie_embeddings=False, **changes)
     torch.manual_seed(5)
     torch.nn.init.normal_(model.head.weight, std=0.5)
     return model
 
 
-def found_by(model, options, prompts=(PROMPT,)):
-    """Of each prompt, its hypotheses without what ends them, and their scores."""
+def search(model, options, prompts=(PROMPT,)):
+    """Hypotheses of each prompt and their scores."""
     with torch.inference_mode():
-        begun = DecodingState(
+        state = DecodingState(
             model, torch.tensor(prompts), None, options.max_new_tokens, copies=options.num_beams
         )
-        beams = beam_search(begun, options)
+        beams = beam_search(state, options)
     return [
         [
             (row[:length].tolist(), float(score))
@@ -43,17 +43,17 @@ def found_by(model, options, prompts=(PROMPT,)):
     ]
 
 
-def exhaustive(model, longest, penalty, eos=END):
-    """Every continuation that there is with its score, the best first; no cache, no search."""
-    whole = {}
-    for ids in itertools.product(range(4), repeat=longest):
+def exhaustive(model, max_length, penalty, eos=END):
+    """Every possible continuation with its score, without cache or search."""
+    full = {}
+    for ids in itertools.product(range(4), repeat=max_length):
         ids = [*ids]
         ids = ids[: ids.index(eos) + 1] if eos in ids else ids
         logits = model(torch.tensor([PROMPT + ids]))[0, len(PROMPT) - 1 : -1].detach()
         log_p = logits.double().log_softmax(-1)
         total = float(log_p[torch.arange(len(ids)), torch.tensor(ids)].sum())
-        whole[tuple(ids)] = total / len(ids) ** penalty
-    return sorted(([*ids], score) for ids, score in whole.items())
+        full[tuple(ids)] = total / len(ids) ** penalty
+    return sorted(([*ids], score) for ids, score in full.items())
 
 
 @pytest.mark.catches("length_penalty_is_ignored", "beams_change_places_without_their_tokens")
@@ -62,11 +62,11 @@ def exhaustive(model, longest, penalty, eos=END):
 def test_a_search_wide_enough_finds_the_best_there_is(penalty, eos):
     model = sharp()
     options = GenerationConfig(max_new_tokens=4, num_beams=4**4, length_penalty=penalty, eos_id=eos)
-    (found,) = found_by(model, options)
-    wanted = sorted(exhaustive(model, 4, penalty, eos), key=lambda each: -each[1])
-    assert [score for _, score in found] == pytest.approx([s for _, s in wanted], abs=1e-4)
-    assert sorted(ids for ids, _ in found) == sorted(ids for ids, _ in wanted)
-    assert found[0][0] == wanted[0][0]
+    (hypotheses,) = search(model, options)
+    expected = sorted(exhaustive(model, 4, penalty, eos), key=lambda item: -item[1])
+    assert [score for _, score in hypotheses] == pytest.approx([s for _, s in expected], abs=1e-4)
+    assert sorted(ids for ids, _ in hypotheses) == sorted(ids for ids, _ in expected)
+    assert hypotheses[0][0] == expected[0][0]
 
 
 @pytest.mark.catches("search_stops_at_the_next_token")
@@ -77,7 +77,7 @@ def test_a_search_wide_enough_finds_the_best_there_is(penalty, eos):
     seed=st.integers(0, 999),
 )
 def test_stopping_early_changes_nothing(beams, penalty, seed):
-    """The same search, which goes on to the last token whatever it has found."""
+    """Compares the search with one that always continues to max_new_tokens."""
     options = GenerationConfig(
         max_new_tokens=9, num_beams=beams, length_penalty=penalty, eos_id=END
     )
@@ -98,15 +98,15 @@ def test_stopping_early_changes_nothing(beams, penalty, seed):
             _, token = search.advance(step.log_softmax(-1))
         return search.finished, steps
 
-    (early, steps), (whole, all_steps) = run(True), run(False)
+    (early, steps), (full, all_steps) = run(True), run(False)
     assert steps <= all_steps == 9
-    kept = whole.scores > -torch.inf
-    torch.testing.assert_close(early.scores[kept], whole.scores[kept])
-    assert torch.equal(early.tokens[kept], whole.tokens[kept])
+    finished = full.scores > -torch.inf
+    torch.testing.assert_close(early.scores[finished], full.scores[finished])
+    assert torch.equal(early.tokens[finished], full.tokens[finished])
 
 
 def test_a_search_ends_once_nothing_better_can_come():
-    """An end that is almost certain: one step, not fifty."""
+    """With an almost certain EOS the search takes one step instead of fifty."""
     options = GenerationConfig(max_new_tokens=50, num_beams=1, eos_id=END)
     search = BeamSearch(1, options, torch.device("cpu"))
     search.advance(torch.tensor([[9.0, 0.0, 0.0]]).log_softmax(-1))
@@ -122,9 +122,9 @@ def test_each_prompt_of_a_batch_gets_what_it_gets_alone(position):
     together = model.generate(prompts, 9, **options)
     alone = [model.generate([prompt], 9, **options)[0] for prompt in prompts]
     assert together == alone
-    one = model.generate(torch.tensor([prompts[0]]), 9, **options)[0].tolist()
-    assert one[: len(alone[0])] == alone[0]
-    assert set(one[len(alone[0]) :]) <= {7}
+    padded = model.generate(torch.tensor([prompts[0]]), 9, **options)[0].tolist()
+    assert padded[: len(alone[0])] == alone[0]
+    assert set(padded[len(alone[0]) :]) <= {7}
 
 
 def test_sources_of_a_batch_get_what_they_get_alone():
@@ -132,7 +132,7 @@ def test_sources_of_a_batch_get_what_they_get_alone():
     sources = [[3, 1, 4, 1, 5], [9, 2], [6]]
     options = {"num_beams": 3, "eos_id": 7, "start_id": 2}
     together = model.generate(sources, 8, **options)
-    assert together == [model.generate([each], 8, **options)[0] for each in sources]
+    assert together == [model.generate([item], 8, **options)[0] for item in sources]
     likelier = [
         math.fsum(log_p(model, source, 2, row) for row in (beam,))
         - log_p(model, source, 2, greedy)
@@ -146,7 +146,7 @@ def test_sources_of_a_batch_get_what_they_get_alone():
 
 
 def log_p(model, source, start, target):
-    """Log-probability of a target, from one whole pass."""
+    """Log-probability of a target in one forward pass."""
     logits = model(torch.tensor([source]), torch.tensor([[start, *target[:-1]]]))[0].detach()
     return float(logits.log_softmax(-1).gather(1, torch.tensor(target)[:, None]).sum())
 
@@ -165,7 +165,7 @@ def test_what_does_not_go_with_a_search_is_refused(options, message):
 
 
 def diverse(model, options):
-    """Groups of beams by plain lists: each ends where it may, what earlier groups took costs."""
+    """Diverse beam search with Python lists."""
     groups, width = options.num_beam_groups, options.num_beams // options.num_beam_groups
     running = [[([], 0.0)] for _ in range(groups)]
     ended = [[] for _ in range(groups)]
@@ -180,18 +180,18 @@ def diverse(model, options):
                     ([*ids, token], score + p - options.diversity_penalty * taken[token])
                     for token, p in enumerate(log_p)
                 ]
-            candidates.sort(key=lambda each: -each[1])
+            candidates.sort(key=lambda item: -item[1])
             running[group] = []
-            for place, (ids, score) in enumerate(candidates[: 2 * width]):
+            for rank, (ids, score) in enumerate(candidates[: 2 * width]):
                 if ids[-1] == options.eos_id or step == options.max_new_tokens:
-                    if place < width:
+                    if rank < width:
                         ended[group].append((ids, score / len(ids) ** options.length_penalty))
                 elif len(running[group]) < width:
                     running[group].append((ids, score))
             for ids, _ in candidates[:width]:
                 taken[ids[-1]] += 1
-    best = [sorted(each, key=lambda e: -e[1])[:width] for each in ended]
-    return sorted((each for group in best for each in group), key=lambda each: -each[1])
+    best = [sorted(item, key=lambda e: -e[1])[:width] for item in ended]
+    return sorted((item for group in best for item in group), key=lambda item: -item[1])
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 4.0])
@@ -201,25 +201,25 @@ def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
     options = GenerationConfig(
         max_new_tokens=5, num_beams=6, num_beam_groups=3, diversity_penalty=penalty, eos_id=eos
     )
-    (found,) = found_by(model, options)
-    wanted = diverse(model, options)
-    assert [score for _, score in found] == pytest.approx([s for _, s in wanted], abs=1e-4)
+    (hypotheses,) = search(model, options)
+    expected = diverse(model, options)
+    assert [score for _, score in hypotheses] == pytest.approx([s for _, s in expected], abs=1e-4)
     if penalty:
-        assert [ids for ids, _ in found] == [ids for ids, _ in wanted]
+        assert [ids for ids, _ in hypotheses] == [ids for ids, _ in expected]
     if penalty == 4 and eos is None:  # it outweighs every difference of the model
-        assert len({ids[0] for ids, _ in found}) == 3
+        assert len({ids[0] for ids, _ in hypotheses}) == 3
 
 
 def test_the_length_of_gnmt():
     """((5 + length) / 6) ** penalty, Wu et al. 2016, equation 14."""
     model = sharp()
     options = {"max_new_tokens": 4, "num_beams": 4**4, "eos_id": END}
-    (sums,) = found_by(model, GenerationConfig(length_penalty=0.0, **options))
-    (found,) = found_by(
+    (sums,) = search(model, GenerationConfig(length_penalty=0.0, **options))
+    (hypotheses,) = search(
         model, GenerationConfig(length_penalty=0.6, length_normalization="gnmt", **options)
     )
-    wanted = {tuple(ids): score / ((5 + len(ids)) / 6) ** 0.6 for ids, score in sums}
-    assert {tuple(ids): score for ids, score in found} == pytest.approx(wanted, abs=1e-4)
-    assert [score for _, score in found] == pytest.approx(
-        sorted(wanted.values(), reverse=True), abs=1e-4
+    expected = {tuple(ids): score / ((5 + len(ids)) / 6) ** 0.6 for ids, score in sums}
+    assert {tuple(ids): score for ids, score in hypotheses} == pytest.approx(expected, abs=1e-4)
+    assert [score for _, score in hypotheses] == pytest.approx(
+        sorted(expected.values(), reverse=True), abs=1e-4
     )

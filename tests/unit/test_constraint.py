@@ -1,4 +1,4 @@
-"""Text that keeps to a form, held against Python's own `re` and `json`."""
+"""Constrained decoding, checked with Python's `re` and `json`."""
 
 import importlib.util
 import json
@@ -37,18 +37,18 @@ def pipeline(kind="bpe", seed=0, task=None, **changes):
 @given(st.sampled_from(sorted(TOKENIZERS)), st.sampled_from(REGEXES), st.integers(0, 20))
 def test_an_answer_matches_its_regular_expression(kind, regex, seed):
     m = pipeline(kind, seed)
-    ending = {"frequency_penalty": 1.0}  # so that what may go on for ever does not
+    ending = {"frequency_penalty": 1.0}  # prevents endless repetition
     for options in ({"temperature": 0.0}, {"seed": seed, "num_return_sequences": 3}):
-        found = m.generate(["The", "Nobody knew"], regex=regex, **options, **ending)
-        for texts in found:
+        result = m.generate(["The", "Nobody knew"], regex=regex, **options, **ending)
+        for texts in result:
             for text in [texts] if isinstance(texts, str) else texts:
                 assert re.fullmatch(regex, text), (regex, text)
 
 
 def test_every_choice_can_be_the_answer_and_nothing_else():
     m, choices = pipeline(), ["yes", "no", "maybe", 'he said "no"', "yes, but"]
-    found = m.generate("The", choices=choices, num_return_sequences=200, seed=0)
-    assert set(found) == set(choices)
+    result = m.generate("The", choices=choices, num_return_sequences=200, seed=0)
+    assert set(result) == set(choices)
 
 
 SCHEMA = {
@@ -68,12 +68,12 @@ def test_an_answer_keeps_to_a_json_schema(kind):
     m = pipeline(kind)
     for text in m.generate("The", json_schema=SCHEMA, num_return_sequences=20, seed=1,
                            max_new_tokens=150):  # fmt: skip
-        found = json.loads(text)
-        assert set(found) == {"name", "age", "likes"}
-        assert len(found["name"]) <= 8
-        assert 0 <= found["age"] <= 150
-        assert isinstance(found["age"], int)
-        assert set(found["likes"]) <= {"fish", "milk"}
+        result = json.loads(text)
+        assert set(result) == {"name", "age", "likes"}
+        assert len(result["name"]) <= 8
+        assert 0 <= result["age"] <= 150
+        assert isinstance(result["age"], int)
+        assert set(result["likes"]) <= {"fish", "milk"}
 
 
 def test_beams_streams_targets_and_guesses_keep_to_it():
@@ -89,14 +89,14 @@ def test_beams_streams_targets_and_guesses_keep_to_it():
 
 
 def test_of_what_is_allowed_the_likeliest_is_written():
-    """Token by token: the best of those after which a choice can still come."""
+    """Greedy reference: the most likely token of those that can still lead to a choice."""
     m, choices = pipeline("byte"), ["cat", "cow", "dog"]
     ids = m.task.encode_prompts(["The"], m.tokenizer)[0]
     text = ""
     while text not in choices:
-        starts = {c[len(text)] for c in choices if c.startswith(text)}
+        prefixes = {c[len(text)] for c in choices if c.startswith(text)}
         logits = m.model(torch.tensor([ids + m.tokenizer.encode(text)]))[0, -1].detach()
-        text += max(starts, key=lambda c: float(logits[m.tokenizer.encode(c)[0]]))
+        text += max(prefixes, key=lambda c: float(logits[m.tokenizer.encode(c)[0]]))
     assert m.generate("The", choices=choices, temperature=0.0) == text
 
 

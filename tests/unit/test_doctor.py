@@ -1,4 +1,4 @@
-"""The leak detector finds what was let in on purpose, and nothing else."""
+"""The leak detector finds deliberate leaks, and reports none for correct models."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_a_sound_model_with_two_stacks_has_no_leaks():
 
 
 class SeesAll(MultiHeadAttention):
-    """Attention that forgets its mask."""
+    """Attention without a mask."""
 
     def attend(self, q, k, v, context):
         return super().attend(q, k, v, context._replace(mask=AttentionMask()))
@@ -51,7 +51,7 @@ class MixesOverTime(FeedForward):
 
 
 class MixesRows(FeedForward):
-    """A feed-forward that takes the mean of the batch away."""
+    """A feed-forward that subtracts the batch mean."""
 
     def forward(self, x):
         return super().forward(x - x.mean(0, keepdim=True))
@@ -97,17 +97,17 @@ def test_a_source_mask_that_is_ignored_is_found():
 
 
 class ForgetsToBeCausal(Transformer):
-    """Only once it is told of padding or segments."""
+    """A model that is not causal if it receives a mask or segment ids."""
 
-    told_by = "attention_mask"
+    mask_argument = "attention_mask"
 
     def run_layers(self, x, **options):
-        self.causal = options[self.told_by] is None
+        self.causal = options[self.mask_argument] is None
         return super().run_layers(x, **options)
 
 
 class ForgetsSegments(ForgetsToBeCausal):
-    told_by = "segment_ids"
+    mask_argument = "segment_ids"
 
 
 class Lagging(FeedForward):
@@ -143,7 +143,7 @@ class ForgetsTarget(Seq2SeqTransformer):
 
 @pytest.mark.catches("rows_of_a_layout_are_alike")
 @pytest.mark.parametrize(
-    ("broken", "causal", "wanted"),
+    ("broken", "causal", "expected"),
     [
         (ForgetsToBeCausal, True, {"future"}),
         (ForgetsSegments, True, {"future"}),
@@ -153,14 +153,14 @@ class ForgetsTarget(Seq2SeqTransformer):
         (ForgetsTarget, False, {"future"}),
     ],
 )
-def test_what_only_some_inputs_show_is_found(broken, causal, wanted):
-    assert kinds(tiny_model(model=broken, causal=causal)) == wanted
+def test_what_only_some_inputs_show_is_found(broken, causal, expected):
+    assert kinds(tiny_model(model=broken, causal=causal)) == expected
 
 
 @pytest.mark.catches("detector_changes_one_row_only")
 def test_each_row_is_changed_in_turn():
-    found = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
-    leaks = [leak for leak in found if leak.kind == "batch"]
+    result = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
+    leaks = [leak for leak in result if leak.kind == "batch"]
     assert {leak.perturbation for leak in leaks if leak.output_name == "outputs"} == {
         "row 0",
         "row 1",
@@ -186,42 +186,42 @@ def test_a_compiled_model_is_what_it_was_before():
 class Head(nn.Module):
     """Adds to the logits, whatever the head was."""
 
-    def __init__(self, head, added):
+    def __init__(self, head, bias):
         super().__init__()
-        self.head, self.added = head, added
+        self.head, self.bias = head, bias
 
     def forward(self, features, embedding):
-        return self.head(features, embedding) + self.added
+        return self.head(features, embedding) + self.bias
 
 
 def test_logits_that_are_minus_infinity_are_equal():
     model = tiny_model()
-    added = torch.zeros(31)
-    added[3] = float("-inf")
-    model.head = Head(model.head, added)
+    bias = torch.zeros(31)
+    bias[3] = float("-inf")
+    model.head = Head(model.head, bias)
     assert miniformer.find_leaks(model) == []
 
 
 @pytest.mark.catches("large_output_hides_leaks")
 def test_a_huge_logit_hides_no_leak():
     model = with_part("feed_forward", MixesOverTime)
-    added = torch.zeros(31)
-    added[3] = 1e7
-    model.head = Head(model.head, added)
+    bias = torch.zeros(31)
+    bias[3] = 1e7
+    model.head = Head(model.head, bias)
     assert "future" in kinds(model)
 
 
 @pytest.mark.parametrize("architecture", [Transformer, Seq2SeqTransformer])
-@pytest.mark.parametrize("longest", [1, 2, 3, 4])
-def test_a_model_of_few_positions_is_examined_with_those(architecture, longest):
+@pytest.mark.parametrize("max_seq_len", [1, 2, 3, 4])
+def test_a_model_of_few_positions_is_examined_with_those(architecture, max_seq_len):
     model = tiny_model(
-        model=architecture, causal=architecture is Transformer, max_seq_len=longest,
+        model=architecture, causal=architecture is Transformer, max_seq_len=max_seq_len,
         position="learned",
     )  # fmt: skip
     assert miniformer.find_leaks(model) == []
     layers = (model if architecture is Transformer else model.decoder).layers
     layers[0].feed_forward = MixesOverTime(model.config).eval()
-    assert ("future" in kinds(model)) == (longest > 1)
+    assert ("future" in kinds(model)) == (max_seq_len > 1)
 
 
 def test_features_are_drawn_in_the_type_of_the_model():

@@ -1,9 +1,9 @@
-"""Recorded decoding steps: what a recording may hold, and that texts are the same.
+"""CUDA graph decoding: supported models, and the same texts as without graphs.
 
-Without a GPU a `Tape` stands in for torch's CUDA graphs: it keeps the operations of a recording,
-and plays them with the same tensors into the same memory, as a CUDA graph does; whatever would make
-a GPU wait for the CPU is refused. Two things are replaced, and only `test_on_a_gpu` shows that they
-are so there: that the operations can be recorded by CUDA, and that `why_not` finds a GPU.
+Without a GPU a `Tape` replaces torch's CUDA graphs: it records operations and replays them with the
+same tensors into the same memory, as a CUDA graph does; operations that synchronize with the CPU
+are rejected. Only `test_on_a_gpu` verifies that CUDA can capture the operations and that
+`unsupported_reason` detects a GPU.
 """
 
 import contextlib
@@ -23,25 +23,29 @@ from tests.unit.test_native import SHAPES
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 RECORDED = [name for name in SHAPES if name not in ("alibi", "both")]
 STEPS = 23  # of 24 new tokens: the first follows from the prompt
-WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero")  # read into Python, or made of its numbers
+WAITS = (
+    "_local_scalar_dense",
+    "lift_fresh",
+    "nonzero",
+)  # read by Python, or created from its values
 
 
 class Tape:
-    """What stands in for `torch.cuda.CUDAGraph`."""
+    """Stub of `torch.cuda.CUDAGraph`."""
 
     def __init__(self):
         self.operations, self.played = [], 0
 
     def replay(self):
         self.played += 1
-        for op, args, options, kept in self.operations:
-            for new, old in zip(tree_leaves(op(*args, **options)), kept, strict=True):
+        for op, args, options, outputs in self.operations:
+            for new, old in zip(tree_leaves(op(*args, **options)), outputs, strict=True):
                 if isinstance(new, torch.Tensor) and new.data_ptr() != old.data_ptr():
                     old.copy_(new)
 
 
 class OnTape(TorchDispatchMode):
-    """Keeps operations on a tape, and refuses those that a CUDA graph could not hold."""
+    """Records operations on a tape; rejects those that a CUDA graph does not support."""
 
     def __init__(self, tape):
         super().__init__()
@@ -57,11 +61,11 @@ class OnTape(TorchDispatchMode):
 
 @pytest.fixture
 def recordings(monkeypatch):
-    """The graphs that are made, though there is no GPU; each knows how often it was played."""
-    made = []
+    """The captured graphs, without a GPU; each counts its replays."""
+    tapes = []
     stream = types.SimpleNamespace(wait_stream=lambda other: None)
     for name, stand_in in {
-        "CUDAGraph": type("Noted", (Tape,), {"__init__": lambda self: noted(self)}),
+        "CUDAGraph": type("Noted", (Tape,), {"__init__": lambda self: record(self)}),
         "graph": lambda tape, **options: OnTape(tape),
         "device": contextlib.nullcontext,
         "stream": contextlib.nullcontext,
@@ -71,9 +75,9 @@ def recordings(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(cuda_graphs, "_capture_stream", lambda device: stream)
 
-    def noted(tape):
+    def record(tape):
         Tape.__init__(tape)
-        made.append(tape)
+        tapes.append(tape)
 
     for kind in (type(tiny_model()), Seq2SeqTransformer):
         monkeypatch.setattr(kind, "engine", lambda self, weights: None)
@@ -84,7 +88,7 @@ def recordings(monkeypatch):
             cuda_graphs.dynamic_component(model) or cuda_graphs.unsupported_component(model)
         ),
     )
-    return made
+    return tapes
 
 
 @pytest.mark.catches("recorded_step_counts_its_own_column")
@@ -92,47 +96,47 @@ def recordings(monkeypatch):
 def test_texts_are_those_of_steps_one_by_one(shape, recordings):
     model = tiny_model(**SHAPES[shape])
     for options in ({"temperature": 0}, {"seed": 1}, {"num_beams": 3}):
-        found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
-        assert found == model.generate(PROMPTS, 24, **options)
+        result = model.generate(PROMPTS, 24, cuda_graph=True, **options)
+        assert result == model.generate(PROMPTS, 24, **options)
     assert [tape.played for tape in recordings] == [STEPS] * 3
 
 
 @pytest.mark.catches("recorded_logits_share_memory")
 def test_logits_of_a_step_stay_when_the_next_is_played(recordings):
-    """Against passes over the whole text; a recording writes to the same memory each time."""
+    """Compares with a full forward pass; a graph writes to the same memory at each replay."""
     model, ids = tiny_model(), torch.randint(0, 31, (2, 9))
     with torch.inference_mode():
-        whole, cache = model(ids), model.new_cache(2, 9, "full")
+        full, cache = model(ids), model.new_cache(2, 9, "full")
         model.features(ids[:, :5], cache=cache)
         steps = cuda_graphs.CudaGraphRunner(model, cache, [])
-        found = torch.stack([steps(token) for token in ids[:, 5:].T], 1)
-    torch.testing.assert_close(found, whole[:, 5:], rtol=1e-4, atol=1e-4)
+        result = torch.stack([steps(token) for token in ids[:, 5:].T], 1)
+    torch.testing.assert_close(result, full[:, 5:], rtol=1e-4, atol=1e-4)
     assert [tape.played for tape in recordings] == [4]
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads"])
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"seed": 2, "num_return_sequences": 2}])
 def test_searches_samples_and_sources_too(shape, options, recordings):
-    """Beams exchange their places, and rows that have ended are taken out."""
+    """Beams are reordered, and finished rows are removed."""
     model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
     end = model.generate([[4]], 6, temperature=0)[0][3]
     options = {**options, "eos_id": end}
-    found = model.generate(PROMPTS, 30, cuda_graph=True, **options)
+    result = model.generate(PROMPTS, 30, cuda_graph=True, **options)
     assert recordings
-    assert found == model.generate(PROMPTS, 30, **options)
+    assert result == model.generate(PROMPTS, 30, **options)
 
 
 def test_a_text_that_slides_is_recorded_again(recordings):
     model = tiny_model(max_seq_len=40)
-    found = model.generate(PROMPTS, 90, temperature=0, context_shift=True, cuda_graph=True)
+    result = model.generate(PROMPTS, 90, temperature=0, context_shift=True, cuda_graph=True)
     assert len(recordings) > 1
-    assert found == model.generate(PROMPTS, 90, temperature=0, context_shift=True)
+    assert result == model.generate(PROMPTS, 90, temperature=0, context_shift=True)
 
 
-@pytest.mark.parametrize(("new", "made"), [(8, 0), (16, 0), (17, 1)])
-def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, made, recordings):
+@pytest.mark.parametrize(("new", "tapes"), [(8, 0), (16, 0), (17, 1)])
+def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, tapes, recordings):
     tiny_model().generate(PROMPTS, new, temperature=0, cuda_graph=True)
-    assert len(recordings) == made
+    assert len(recordings) == tapes
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", RECORDED)
 def test_on_a_gpu(shape, monkeypatch):
-    """Graphs are recorded and played there, not only asked for."""
+    """Graphs are captured and replayed on the GPU."""
     graphs_made = []
 
     class Noted(torch.cuda.CUDAGraph):
@@ -184,8 +188,8 @@ def test_on_a_gpu(shape, monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Noted)
     model = tiny_model(**SHAPES[shape]).cuda()
     for options in ({"temperature": 0}, {"num_beams": 3}):
-        found = model.generate(PROMPTS, 24, cuda_graph=True, **options)
+        result = model.generate(PROMPTS, 24, cuda_graph=True, **options)
         assert sum(graph.played for graph in graphs_made) == STEPS
         graphs_made.clear()
-        assert found == model.generate(PROMPTS, 24, **options)
+        assert result == model.generate(PROMPTS, 24, **options)
         assert graphs_made == []

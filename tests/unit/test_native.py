@@ -1,4 +1,4 @@
-"""The kernels against the model itself, part by part, and what happens where there are none."""
+"""The native kernels against PyTorch, per component, and the fallback without kernels."""
 
 import concurrent.futures
 import copy
@@ -44,7 +44,7 @@ SHAPES = {
     "sinks": {"attention_sinks": True, "n_kv_heads": 1, "attention_scale": 0.3},
     "types": {"token_types": 2, "embedding_scale": 2.0, "final_softcap": 9.0},
     "odd": {"head_dim": 5, "d_ff": 37, "n_kv_heads": 2, "position": "learned", "vocab_size": 41},
-    "many": {"vocab_size": 1100},  # rows of a matrix, more than stay in the cache
+    "many": {"vocab_size": 1100},  # more matrix rows than fit in the CPU cache
     "dynamic": {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}},
 }  # fmt: skip
 GREEDY = GenerationConfig(max_new_tokens=1, temperature=0.0)
@@ -56,10 +56,10 @@ MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
 
 def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps=5, rows=3):
-    """Logits of some steps, by the kernels and by the model."""
+    """Logits of several steps, by the kernels and by the model."""
     ids = torch.randint(0, 31, (rows, 5))
     caches = [model.new_cache(rows, 5 + steps, "full") for _ in range(2)]
-    found = []
+    result = []
     with torch.inference_mode():
         for cache in caches:
             if mask is not None:
@@ -70,8 +70,8 @@ def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps
         for _ in range(steps):
             token = torch.randint(0, 31, (rows,))
             features = model.features(token[:, None], *memory, cache=caches[1])[:, 0]
-            found.append((kernels(token), model.logits(features)))
-    return found
+            result.append((kernels(token), model.logits(features)))
+    return result
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -79,8 +79,8 @@ def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps
 @pytest.mark.parametrize("shape", EVERY_SHAPE)
 def test_a_step_is_that_of_the_model(shape, mask, threads):
     model = tiny_model(**SHAPES[shape])
-    for ours, theirs in steps_of(model, mask=mask, threads=threads):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+    for actual, reference in steps_of(model, mask=mask, threads=threads):
+        torch.testing.assert_close(actual, reference, rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,9 +93,9 @@ def test_kernels_leave_prompts_to_a_model_with_a_bias_of_positions(shape):
 @pytest.mark.catches("last_panel_repeats_a_row", "kernels_read_padding")
 @pytest.mark.parametrize("at_once", [1, 4, 256])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["even", "ragged"])
-@pytest.mark.parametrize("shape", [each for each in SHAPES if each not in ("alibi", "relative")])
+@pytest.mark.parametrize("shape", [item for item in SHAPES if item not in ("alibi", "relative")])
 def test_prompts_are_read_as_by_the_model(shape, mask, at_once, monkeypatch):
-    """All tokens at once, or in pieces that begin anywhere in a row; and steps go on from there."""
+    """Prefill in one chunk or several, followed by a decode step."""
     monkeypatch.setattr("miniformer.runtime.native.decode_step._PREFILL_CHUNK", at_once)
     model = tiny_model(**SHAPES[shape])
     kernels, ids, token = (
@@ -109,36 +109,36 @@ def test_prompts_are_read_as_by_the_model(shape, mask, at_once, monkeypatch):
             if mask is not None:
                 cache.final_lengths = mask.sum(1, keepdim=True) + 2
         steps = kernels.make_runner(caches[0])
-        ours = [steps.prefill(ids, mask), steps(token)]
-        theirs = model.features(ids, mask, cache=caches[1])[:, -1]
-        theirs = [theirs, model.features(token[:, None], cache=caches[1])[:, 0]]
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, model.logits(other), rtol=1e-4, atol=3e-5)
+        actual = [steps.prefill(ids, mask), steps(token)]
+        reference = model.features(ids, mask, cache=caches[1])[:, -1]
+        reference = [reference, model.features(token[:, None], cache=caches[1])[:, 0]]
+        for a, b in zip(actual, reference, strict=True):
+            torch.testing.assert_close(a, model.logits(b), rtol=1e-4, atol=3e-5)
 
 
 def test_a_prompt_of_more_tokens_than_are_read_at_once():
     model = tiny_model(max_seq_len=700)
     for length in (300, 600):  # the longer one is left to the model
         prompt = torch.randint(0, 31, (1, length))
-        wanted = model(prompt)[0, -1].detach().log_softmax(-1)
-        (found,) = generate_batch(model, [GenerationInput(prompt[0].tolist())], GREEDY)
-        assert found.tokens == [int(wanted.argmax())]
-        assert found.logprobs == pytest.approx([float(wanted.max())], abs=1e-4)
+        expected = model(prompt)[0, -1].detach().log_softmax(-1)
+        (result,) = generate_batch(model, [GenerationInput(prompt[0].tolist())], GREEDY)
+        assert result.tokens == [int(expected.argmax())]
+        assert result.logprobs == pytest.approx([float(expected.max())], abs=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 30])
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8", "int4"])
 def test_rows_together_are_rows_alone(weights, rows):
-    """As many rows go through a matrix at once as there are registers for; each as if alone."""
+    """Rows in a batch have the same results as rows alone, for any number of rows per tile."""
     model = tiny_model(d_model=64, d_ff=96, vocab_size=700, **SHAPES["llama"])  # two blocks
     ids, token = torch.randint(0, 31, (rows, 5)), torch.randint(0, 31, (rows,))
     kernels = Engine(model, weights)
 
-    def step(some):
-        cache = model.new_cache(len(some), 6, "full")
+    def step(selected):
+        cache = model.new_cache(len(selected), 6, "full")
         with torch.inference_mode():
-            model.features(ids[some], cache=cache)
-            return kernels.make_runner(cache)(token[some])
+            model.features(ids[selected], cache=cache)
+            return kernels.make_runner(cache)(token[selected])
 
     alone = torch.cat([step(torch.tensor([row])) for row in range(rows)])
     torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=5e-5)
@@ -146,21 +146,21 @@ def test_rows_together_are_rows_alone(weights, rows):
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_the_likeliest_tokens_are_those_of_a_whole_softmax(vocabulary, many, seed):
-    many = min(many, vocabulary)
+def test_the_likeliest_tokens_are_those_of_a_whole_softmax(vocabulary, k, seed):
+    k = min(k, vocabulary)
     logits = 9 * torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed))
     logits[1, ::3] = -torch.inf
     logits[1, 0] = 0.0
-    log_p, tokens = LIKELIEST.top_logprobs(logits, many)
-    whole = logits.log_softmax(-1)
-    torch.testing.assert_close(log_p, whole.topk(many).values, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(whole.gather(1, tokens), log_p, rtol=1e-5, atol=1e-5)
-    assert all(len(set(row)) == many for row in tokens.tolist())
+    log_p, tokens = LIKELIEST.top_logprobs(logits, k)
+    full = logits.log_softmax(-1)
+    torch.testing.assert_close(log_p, full.topk(k).values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(full.gather(1, tokens), log_p, rtol=1e-5, atol=1e-5)
+    assert all(len(set(row)) == k for row in tokens.tolist())
 
 
 @pytest.mark.parametrize("what", [torch.nan, torch.inf])
 def test_what_is_not_finite_does_not_get_lost(what):
-    """Neither in a search nor where inputs are rounded to int8."""
+    """Non-finite values propagate through beam search and int8 quantization."""
     logits = torch.randn(2, 31)
     logits[1, 7] = what
     log_p, _ = LIKELIEST.top_logprobs(logits, 4)
@@ -179,7 +179,7 @@ def test_what_is_not_finite_does_not_get_lost(what):
 
 @pytest.mark.catches("rows_settle_without_their_keys")
 def test_rows_exchange_places_without_moving_their_keys():
-    """As a cache that is reordered; and in the end it is one."""
+    """The result equals that of a reordered cache, and so does the materialized cache."""
     model = tiny_model(n_kv_heads=2)
     ids, random = torch.randint(0, 31, (2, 5)), torch.Generator().manual_seed(3)
     caches = [model.new_cache(2, 12, "full") for _ in range(2)]
@@ -188,18 +188,18 @@ def test_rows_exchange_places_without_moving_their_keys():
         for cache in caches:
             model.features(ids, cache=cache)
             cache.select(torch.tensor([0, 0, 0, 1, 1, 1]))
-        ours, theirs = (kernels.make_runner(cache) for cache in caches)
+        actual, reference = (kernels.make_runner(cache) for cache in caches)
         for _ in range(5):
             token = torch.randint(0, 31, (6,), generator=random)
-            torch.testing.assert_close(ours(token), theirs(token), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(actual(token), reference(token), rtol=1e-5, atol=1e-6)
             rows = torch.randint(0, 3, (6,), generator=random) + torch.tensor([0, 0, 0, 3, 3, 3])
-            ours.reorder_rows(rows)
+            actual.reorder_rows(rows)
             caches[1].reorder(rows)
-        ours.materialize_cache()
-        for one, other in zip(caches[0].layers, caches[1].layers, strict=True):
+        actual.materialize_cache()
+        for a, b in zip(caches[0].layers, caches[1].layers, strict=True):
             for name in ("keys", "values"):
-                kept = [getattr(layer, name)[:, :, : caches[0].length] for layer in (one, other)]
-                torch.testing.assert_close(*kept)
+                stored = [getattr(layer, name)[:, :, : caches[0].length] for layer in (a, b)]
+                torch.testing.assert_close(*stored)
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 3, "seed": 1}])
@@ -216,10 +216,10 @@ def test_sources_are_shared_by_all_that_is_written_to_them(options, monkeypatch)
 @pytest.mark.catches("more_threads_pass_for_faster")
 @given(st.integers(1, 64), st.integers(1, 64))
 @settings(max_examples=30, deadline=None)
-def test_threads_are_as_many_as_are_fastest(most, fastest):
-    """Of halves of what there may be; each third step is disturbed; then it is another machine."""
-    tuning = ThreadTuner(most)
-    halves = [most]
+def test_threads_are_as_many_as_are_fastest(max_threads, fastest):
+    """Every third step is slowed down; then the optimum changes."""
+    tuning = ThreadTuner(max_threads)
+    halves = [max_threads]
     while halves[-1] > 1:
         halves.append(halves[-1] // 2)
 
@@ -231,10 +231,10 @@ def test_threads_are_as_many_as_are_fastest(most, fastest):
             took = 1 + abs(math.log(threads / best))
             tuning.record_time(3, took * (9 if step % 3 == 0 else 1))
 
-    for best in (fastest, most + 1 - min(fastest, most)):
+    for best in (fastest, max_threads + 1 - min(fastest, max_threads)):
         off = {threads: abs(math.log(threads / best)) for threads in halves}
-        found = list(steps(1250, best))[-40:]
-        assert {off[threads] for threads in found} == {min(off.values())}
+        result = list(steps(1250, best))[-40:]
+        assert {off[threads] for threads in result} == {min(off.values())}
 
 
 @pytest.mark.catches("weights_overlap_in_memory")
@@ -242,13 +242,11 @@ def test_threads_are_as_many_as_are_fastest(most, fastest):
 @settings(max_examples=30, deadline=None)
 def test_weights_lie_side_by_side_and_apart(sizes):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            huge_pages, "_CHUNK_BYTES", 256
-        )  # of which a few fill one, and some are larger
+        patch.setattr(huge_pages, "_CHUNK_BYTES", 256)  # a few tensors fill a chunk
         pages = huge_pages.HugePageArena()
-        given_ = [torch.randn(size, 2) if whole else torch.arange(size) for size, whole in sizes]
-        placed = [pages.copy_tensor(each) for each in given_]
-    for before, after in zip(given_, placed, strict=True):
+        tensors = [torch.randn(size, 2) if full else torch.arange(size) for size, full in sizes]
+        placed = [pages.copy_tensor(item) for item in tensors]
+    for before, after in zip(tensors, placed, strict=True):
         assert after.data_ptr() % 64 == 0
         torch.testing.assert_close(after, before, rtol=0, atol=0)
 
@@ -260,10 +258,10 @@ def test_a_number_of_threads_is_measured_while_texts_are_written():
         steps = kernels.make_runner(model.new_cache(1, 30, "full"))
         logits = [steps(torch.tensor([3])) for _ in range(20)]
         alone = Engine(model, threads=1).make_runner(model.new_cache(1, 30, "full"))
-        for each in logits:  # whoever takes a part of a step: the same bits
-            torch.testing.assert_close(alone(torch.tensor([3])), each, rtol=0, atol=0)
+        for item in logits:  # bit-identical for any number of threads
+            torch.testing.assert_close(alone(torch.tensor([3])), item, rtol=0, atol=0)
     assert set(kernels._thread_pools) == {1, 2}
-    assert kernels.thread_tuner._trials[1].chosen in (1, 2)
+    assert kernels.thread_tuner._trials[1].selected in (1, 2)
 
 
 @pytest.mark.catches("torch_threads_run_beside_the_kernels")
@@ -271,11 +269,11 @@ def test_what_is_done_between_steps_leaves_their_cores_alone():
     model, ids = tiny_model(), torch.randint(0, 31, (2, 5))
     torch.set_num_threads(2)
     try:
-        begun = DecodingState(model, ids, None, 3)
-        with begun.exclusive_threads():
+        state = DecodingState(model, ids, None, 3)
+        with state.exclusive_threads():
             assert torch.get_num_threads() == 1
-            with concurrent.futures.ThreadPoolExecutor(1) as other:  # a thread that begins now
-                assert other.submit(torch.get_num_threads).result() == 2
+            with concurrent.futures.ThreadPoolExecutor(1) as executor:  # a new thread
+                assert executor.submit(torch.get_num_threads).result() == 2
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -296,11 +294,11 @@ def test_rows_that_have_changed_need_new_steps():
 def test_a_decoders_step_too(shape):
     model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
     source = torch.randint(0, 31, (3, 6))
-    real = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [0] * 3 + [1] * 3]).bool()
-    for mask in (None, real):
+    source_mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [0] * 3 + [1] * 3]).bool()
+    for mask in (None, source_mask):
         memory = [model.encode(source, mask)]
-        for ours, theirs in steps_of(model, memory, mask=MASK):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=3e-5)
+        for actual, reference in steps_of(model, memory, mask=MASK):
+            torch.testing.assert_close(actual, reference, rtol=1e-4, atol=3e-5)
 
 
 def as_kept(weight, weights):
@@ -314,21 +312,21 @@ def as_kept(weight, weights):
 
 
 def in_int8(x):
-    """Each 32 numbers as the nearest of 255 multiples of a 127th of their largest magnitude."""
+    """Rounds to int8 with a scale per 32 values."""
     groups = x.unflatten(-1, (-1, 32))
     scale = groups.abs().amax(-1, keepdim=True) / 127
     return ((groups / scale).round() * scale).flatten(-2)
 
 
 def stand_in(model, weights):
-    """The model in float32 with all that the kernels round: weights, and inputs beside int8."""
+    """A float32 model with the same rounding of weights and inputs as the kernels."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if not isinstance(module, torch.nn.Linear) and module is not copied.head:
             continue
-        kept = "int8" if module is copied.head and weights == "int4" else weights
+        stored = "int8" if module is copied.head and weights == "int4" else weights
         with torch.no_grad():
-            module.weight.copy_(as_kept(module.weight, kept))
+            module.weight.copy_(as_kept(module.weight, stored))
         if weights != "bf16":
             module.register_forward_pre_hook(lambda _, inputs: (in_int8(inputs[0]), *inputs[1:]))
     return copied
@@ -340,14 +338,14 @@ def test_kept_weights_are_within_half_a_step_of_what_they_were(weights):
     torch.manual_seed(0)
     weight = torch.randn(48, 96) * torch.logspace(-3, 3, 48)[:, None]
     error = (as_kept(weight, weights) - weight).abs()
-    most = weight.unflatten(1, (-1, 32)).abs().amax(-1).repeat_interleave(32, 1)
+    max_abs = weight.unflatten(1, (-1, 32)).abs().amax(-1).repeat_interleave(32, 1)
     if weights == "bf16":  # 8 bits of significand
         assert (error <= 2.0**-8 * weight.abs()).all()
     elif weights == "int8":
-        assert (error <= most / 254 * (1 + 1e-5)).all()
+        assert (error <= max_abs / 254 * (1 + 1e-5)).all()
     else:
         step = quantize_int4(weight, 32)[1].abs().repeat_interleave(32, 1)
-        assert (step <= most / 6.8 * (1 + 1e-5)).all()
+        assert (step <= max_abs / 6.8 * (1 + 1e-5)).all()
         inside = error <= step / 2 * (1 + 1e-5)
         assert (error <= step * (1 + 1e-5)).all()  # 8 steps of the other sign are 7
         assert inside.unflatten(1, (-1, 32)).float().mean() > 0.9
@@ -356,53 +354,53 @@ def test_kept_weights_are_within_half_a_step_of_what_they_were(weights):
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
 def test_steps_with_smaller_weights_are_those_of_a_model_rounded_alike(weights):
-    """bf16: of its weights; int8 and int4: of the inputs of products, too."""
+    """bf16 rounds weights; int8 and int4 also round the inputs of products."""
     torch.manual_seed(0)
     shape = {"d_model": 64, "n_heads": 4, "d_ff": 96, "tie_embeddings": False, "norm": "rmsnorm"}
     model = tiny_model(**shape)
     rounded, ids = stand_in(model, weights), torch.randint(0, 31, (3, 10))
-    found = {"kernels": [], "rounded": [], "plain": []}
+    result = {"kernels": [], "rounded": [], "plain": []}
     with torch.inference_mode():
-        caches = {name: model.new_cache(3, 10, "full") for name in found}
+        caches = {name: model.new_cache(3, 10, "full") for name in result}
         for cache in caches.values():
             model.features(ids[:, :5], cache=cache)
         kernels = Engine(model, weights).make_runner(caches["kernels"])
         for token in ids[:, 5:].T:
-            found["kernels"].append(kernels(token.contiguous()))
-            for name, one in (("rounded", rounded), ("plain", model)):
-                features = one.features(token[:, None], cache=caches[name])
-                found[name].append(one.logits(features[:, 0]))
-    ours, wanted, plain = (torch.stack(each) for each in found.values())
-    error = (ours - wanted).abs() / wanted.std()
-    # An input that lies between two steps of int8 may be rounded to either of them.
+            result["kernels"].append(kernels(token.contiguous()))
+            for name, variant in (("rounded", rounded), ("plain", model)):
+                features = variant.features(token[:, None], cache=caches[name])
+                result[name].append(variant.logits(features[:, 0]))
+    actual, expected, plain = (torch.stack(item) for item in result.values())
+    error = (actual - expected).abs() / expected.std()
+    # An input between two int8 values may be rounded to either.
     assert error.quantile(0.9) < 2e-5
     assert error.max() < (2e-5 if weights == "bf16" else 0.02)
-    assert (ours - plain).abs().max() / wanted.std() > 1e-3  # rounding is seen at all
+    assert (actual - plain).abs().max() / expected.std() > 1e-3  # rounding has an effect
 
 
 def test_int8_products_are_those_of_integers():
-    """Against plain arithmetic: sums of integer products, scaled, for a single matrix."""
+    """Compares quantization with its definition."""
     torch.manual_seed(0)
     library = build.load_library()
     x = torch.randn(96)
     q, scales = torch.empty(96, dtype=torch.int8), torch.empty(3)
     library.engine_quantize(x.data_ptr(), 96, q.data_ptr(), scales.data_ptr())
-    wanted = x.view(3, 32).abs().amax(1) / 127
-    torch.testing.assert_close(scales, wanted)
-    torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / wanted[:, None]).round())
+    expected = x.view(3, 32).abs().amax(1) / 127
+    torch.testing.assert_close(scales, expected)
+    torch.testing.assert_close(q.view(3, 32).float(), (x.view(3, 32) / expected[:, None]).round())
     assert q.abs().max() == 127
 
 
 @pytest.mark.catches("four_bits_have_no_minus_eight")
 def test_four_bits_are_nearer_than_plain_rounding():
-    """Beside a scale that makes a group's largest magnitude 7; and where nothing is to round."""
+    """Compares with a scale that maps the largest magnitude to 7; exact values stay exact."""
     torch.manual_seed(0)
     weight = torch.randn(40, 96)
     groups = weight.unflatten(1, (-1, 32))
     plain = groups.abs().amax(-1, keepdim=True) / 7
     plainly = (groups / plain).round() * plain
-    kept = as_kept(weight, "int4").view_as(groups)
-    errors = [(x - groups).square().sum(-1) for x in (kept, plainly)]
+    stored = as_kept(weight, "int4").view_as(groups)
+    errors = [(x - groups).square().sum(-1) for x in (stored, plainly)]
     assert (errors[0] <= errors[1] + 1e-6).all()
     assert errors[0].mean() < 0.8 * errors[1].mean()
     exact = torch.arange(-8.0, 8).repeat(2)[None] * 0.25
@@ -442,23 +440,23 @@ def test_kernels_follow_the_weights():
 def test_an_engine_goes_with_its_model():
     model = tiny_model()
     gone = weakref.ref(model.engine())
-    copy.deepcopy(model)  # what is kept for a model is no part of it
+    copy.deepcopy(model)  # the cached engine is not part of the model
     del model
     gc.collect()
     assert gone() is None
 
 
 def test_a_child_process_and_several_threads_get_the_same_text(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # so that there are threads to lose
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # a fork loses these threads
     model = tiny_model(max_seq_len=200)
-    wanted = model.generate([[1, 2]], 100, temperature=0)
+    expected = model.generate([[1, 2]], 100, temperature=0)
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: model.generate([[1, 2]], 100, temperature=0), range(8)))
-    assert found == [wanted] * 8
+        result = list(threads.map(lambda _: model.generate([[1, 2]], 100, temperature=0), range(8)))
+    assert result == [expected] * 8
     child = os.fork()
     if child == 0:
         signal.alarm(60)
-        os._exit(0 if model.generate([[1, 2]], 100, temperature=0) == wanted else 1)
+        os._exit(0 if model.generate([[1, 2]], 100, temperature=0) == expected else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -502,7 +500,7 @@ def test_autocast_is_left_to_the_model():
 
 @pytest.fixture
 def afresh(monkeypatch, tmp_path):
-    """As if nothing had been compiled yet."""
+    """An empty cache of compiled kernels."""
     monkeypatch.setenv("MINIFORMER_CACHE", str(tmp_path / "cache"))
     for cached in (build.load_library, engine._warn_once):
         cached.cache_clear()
@@ -547,13 +545,13 @@ def test_they_are_compiled_once_and_kept(afresh):
     code = "from miniformer.runtime.native.build import load_library; print(load_library()._name)"
     first, again = (run_python("-c", code) for _ in range(2))
     assert first.stdout == again.stdout
-    (kept,) = (afresh / "cache").iterdir()
-    assert first.stdout.strip() == str(kept)
+    (stored,) = (afresh / "cache").iterdir()
+    assert first.stdout.strip() == str(stored)
 
 
 @pytest.mark.catches("kernels_of_another_processor_are_taken")
 def test_kernels_are_kept_for_each_processor_and_compiler(monkeypatch, tmp_path):
-    compilers = [tmp_path / name for name in ("one", "other")]
+    compilers = [tmp_path / name for name in ("a", "b")]
     for compiler in compilers:
         compiler.write_text(f"#!/bin/sh\necho {compiler.name}\n")
         compiler.chmod(0o755)
@@ -566,7 +564,7 @@ def test_kernels_are_kept_for_each_processor_and_compiler(monkeypatch, tmp_path)
 @pytest.mark.catches("library_of_other_structures_is_taken")
 def test_a_library_with_structures_of_other_sizes_is_refused():
     class Library:
-        """Stands for kernels compiled from another source."""
+        """Stub of kernels compiled from another source."""
 
         def __getattr__(self, name):
             return SimpleNamespace()
@@ -580,7 +578,7 @@ def test_a_library_with_structures_of_other_sizes_is_refused():
 
 @pytest.mark.catches("kernels_are_always_native")
 def test_kernels_are_compiled_for_the_architecture_that_is_named(afresh, monkeypatch):
-    fake = afresh / "noting"  # notes how it is called; its output is the library of before
+    fake = afresh / "noting"  # records its arguments; outputs the compiled library
     fake.write_text(
         f'#!/bin/sh\necho "$@" >> {afresh}/calls\nfor last; do :; done\ncp {COMPILED} "$last"\n'
     )
@@ -592,8 +590,8 @@ def test_kernels_are_compiled_for_the_architecture_that_is_named(afresh, monkeyp
     monkeypatch.setenv("MINIFORMER_KERNELS_ARCH", "haswell")
     assert build.load_library()._name != native._name
     calls = (afresh / "calls").read_text().splitlines()
-    found = [[word for word in call.split() if word.startswith("-march")] for call in calls]
-    assert [words for words in found if words] == [["-march=native"], ["-march=haswell"]]
+    result = [[word for word in call.split() if word.startswith("-march")] for call in calls]
+    assert [words for words in result if words] == [["-march=native"], ["-march=haswell"]]
 
 
 def test_an_unknown_architecture_is_the_compilers_message(afresh, monkeypatch):
@@ -603,7 +601,7 @@ def test_an_unknown_architecture_is_the_compilers_message(afresh, monkeypatch):
 
 
 def test_long_texts_and_many_rows():
-    """Rows beyond what the kernels take, and rows that end at different times."""
+    """Long generation with many rows."""
     model = tiny_model(max_seq_len=64)
     prompts = [[n % 31, (3 * n) % 31] for n in range(12)]
     free = model.generate(prompts, 40, temperature=0)

@@ -1,4 +1,4 @@
-"""Penalties and bans against plain loops, and against transformers' own."""
+"""Logits processors against plain loops, and against those of transformers."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from transformers.generation import logits_process as theirs
+from transformers.generation import logits_process as reference
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig, UserError
@@ -21,9 +21,9 @@ TEXTS = st.lists(st.integers(0, V - 1), min_size=1, max_size=9)
 
 
 def changed(options, texts, logits, prompt_length=0):
-    """Logits after the processors, of rows that are padded on the left."""
-    longest = max(map(len, texts))
-    rows = torch.tensor([[-1] * (longest - len(text)) + text for text in texts])
+    """Logits after the processors, for left-padded rows."""
+    max_length = max(map(len, texts))
+    rows = torch.tensor([[-1] * (max_length - len(text)) + text for text in texts])
     return apply_processors(build_processors(options, prompt_length, ()), rows, logits, 1)
 
 
@@ -31,11 +31,11 @@ def changed(options, texts, logits, prompt_length=0):
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.sampled_from([0.5, 1.3]), st.integers(0, 99))
 def test_repetition_penalty(texts, penalty, seed):
     logits = torch.randn(len(texts), V, generator=torch.Generator().manual_seed(seed))
-    found = changed(GenerationConfig(repetition_penalty=penalty), texts, logits)
+    result = changed(GenerationConfig(repetition_penalty=penalty), texts, logits)
     for row, text in enumerate(texts):
-        other = theirs.RepetitionPenaltyLogitsProcessor(penalty)
-        wanted = other(torch.tensor([text]), logits[row : row + 1].clone())
-        torch.testing.assert_close(found[row : row + 1], wanted)
+        other = reference.RepetitionPenaltyLogitsProcessor(penalty)
+        expected = other(torch.tensor([text]), logits[row : row + 1].clone())
+        torch.testing.assert_close(result[row : row + 1], expected)
 
 
 @pytest.mark.catches("penalties_count_the_prompt")
@@ -46,12 +46,12 @@ def test_frequency_and_presence_penalties_count_what_was_written(texts, frequenc
     options = GenerationConfig(frequency_penalty=frequency, presence_penalty=presence)
     rows = [[1, 2, 3, *text] for text in texts]
     rows = [row[: min(map(len, rows))] for row in rows]
-    found = changed(options, rows, torch.zeros(len(rows), V), prompt)
+    result = changed(options, rows, torch.zeros(len(rows), V), prompt)
     for row, text in enumerate(rows):
         for token in range(V):
             count = text[prompt:].count(token)
-            wanted = -count * frequency - (count > 0) * presence
-            assert float(found[row, token]) == pytest.approx(wanted, abs=1e-5)
+            expected = -count * frequency - (count > 0) * presence
+            assert float(result[row, token]) == pytest.approx(expected, abs=1e-5)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 4))
@@ -59,7 +59,7 @@ def test_no_run_comes_twice(texts, size):
     logits = torch.zeros(len(texts), V)
     options = GenerationConfig(no_repeat_ngram_size=size)
     try:
-        found = changed(options, texts, logits)
+        result = changed(options, texts, logits)
     except UserError:  # every token is forbidden in some row
         assert size == 1
         assert any(len(set(text)) == V for text in texts)
@@ -68,9 +68,11 @@ def test_no_run_comes_twice(texts, size):
         runs = {tuple(text[i : i + size]) for i in range(len(text) - size + 1)}
         last = text[len(text) - size + 1 :] if len(text) >= size - 1 else None
         forbidden = {t for t in range(V) if last is not None and (*last, t) in runs}
-        assert {t for t in range(V) if found[row, t] == -math.inf} == forbidden
-        ours = theirs.NoRepeatNGramLogitsProcessor(size)(torch.tensor([text]), logits[row][None])
-        torch.testing.assert_close(found[row][None], ours)
+        assert {t for t in range(V) if result[row, t] == -math.inf} == forbidden
+        actual = reference.NoRepeatNGramLogitsProcessor(size)(
+            torch.tensor([text]), logits[row][None]
+        )
+        torch.testing.assert_close(result[row][None], actual)
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.lists(TEXTS, min_size=1, max_size=4))
@@ -82,14 +84,14 @@ def test_bad_runs_are_never_completed(texts, bad):
          and len(text) >= len(run) - 1}
         for text in texts
     ]  # fmt: skip
-    assume(all(len(each) < V for each in forbidden))  # a text that nothing can follow is refused
-    found = changed(GenerationConfig(bad_words_ids=bad), texts, logits)
-    for row, wanted in enumerate(forbidden):
-        assert {t for t in range(V) if found[row, t] == -math.inf} == wanted
-        single = theirs.NoBadWordsLogitsProcessor(bad)(
+    assume(all(len(item) < V for item in forbidden))  # a text that nothing can follow is refused
+    result = changed(GenerationConfig(bad_words_ids=bad), texts, logits)
+    for row, expected in enumerate(forbidden):
+        assert {t for t in range(V) if result[row, t] == -math.inf} == expected
+        single = reference.NoBadWordsLogitsProcessor(bad)(
             torch.tensor([texts[row]]), logits[row][None]
         )
-        torch.testing.assert_close(found[row][None], single)
+        torch.testing.assert_close(result[row][None], single)
 
 
 @pytest.mark.catches("min_p_is_of_the_whole")
@@ -97,19 +99,19 @@ def test_bad_runs_are_never_completed(texts, bad):
 def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
     torch.manual_seed(0)
     logits = torch.randn(1, V) * 2
-    kept = theirs.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
+    kept = reference.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
     options = GenerationConfig(min_p=min_p)
     numbers = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = sample_next_token(logits.expand(5000, -1), options, numbers)
     assert set(drawn.tolist()) == set(kept[0].nonzero()[:, 0].tolist())
 
 
-def greedy(model, prompt, longest, end, least):
-    """By whole passes; what ends a text is not chosen before its shortest length."""
+def greedy(model, prompt, max_length, end, min_length):
+    """Greedy reference without a cache; EOS is masked up to the minimum length."""
     text = []
-    while len(text) < longest:
+    while len(text) < max_length:
         logits = model(torch.tensor([prompt + text]))[0, -1].detach()
-        if len(text) < least:
+        if len(text) < min_length:
             logits[end] = -math.inf
         token = int(logits.argmax())
         if token == end:
@@ -118,21 +120,21 @@ def greedy(model, prompt, longest, end, least):
     return text
 
 
-def searched(model, prompt, longest, end, least, beams):
-    """The best text of a plain beam search without a shortcut, by whole passes."""
+def searched(model, prompt, max_length, end, min_length, beams):
+    """Beam search reference without cache and early stopping."""
     running, ended = [([], 0.0)], []
     while running:
         grown = []
         for text, score in running:
             logits = model(torch.tensor([prompt + text]))[0, -1].detach().double()
             log_p = logits.log_softmax(-1)
-            if len(text) < least:
+            if len(text) < min_length:
                 log_p[end] = -math.inf
             grown += [([*text, token], score + p) for token, p in enumerate(log_p.tolist())]
-        grown = sorted(grown, key=lambda each: -each[1])[: 2 * beams]
+        grown = sorted(grown, key=lambda item: -item[1])[: 2 * beams]
         running = []
         for rank, (text, score) in enumerate(grown):
-            if text[-1] == end or len(text) == longest:
+            if text[-1] == end or len(text) == max_length:
                 if rank < beams and score > -math.inf:
                     ended.append((score / len(text), text))
             elif len(running) < beams:
@@ -142,23 +144,23 @@ def searched(model, prompt, longest, end, least, beams):
 
 
 @pytest.mark.catches("text_may_end_one_token_early", "text_may_end_one_token_late")
-@pytest.mark.parametrize("least", [0, 1, 2, 4, 9])
-@pytest.mark.parametrize("longest", [1, 4, 9])
-def test_text_ends_no_sooner_than_its_shortest_length(least, longest):
-    if least > longest:
-        with pytest.raises(UserError, match=f"min_new_tokens={least} is above max_new_tokens"):
-            tiny_model().generate([[1, 2]], longest, min_new_tokens=least)
+@pytest.mark.parametrize("min_length", [0, 1, 2, 4, 9])
+@pytest.mark.parametrize("max_length", [1, 4, 9])
+def test_text_ends_no_sooner_than_its_shortest_length(min_length, max_length):
+    if min_length > max_length:
+        with pytest.raises(UserError, match=f"min_new_tokens={min_length} is above max_new_tokens"):
+            tiny_model().generate([[1, 2]], max_length, min_new_tokens=min_length)
         return
     # Models of which the likeliest token at once, and later, is that which ends a text.
     for seed, prompt in ((0, [1, 2]), (1, [3]), (2, [4, 5, 6])):
         model = tiny_model(seed=seed)
         free = greedy(model, prompt, 9, None, 0)
         for end in {free[0], free[1], free[4]}:
-            how = {"eos_id": end, "min_new_tokens": least}
-            (text,) = model.generate([prompt], longest, temperature=0, **how)
-            assert text == prompt + greedy(model, prompt, longest, end, least)
-            (text,) = model.generate([prompt], longest, num_beams=3, **how)
-            assert text == prompt + searched(model, prompt, longest, end, least, 3)
+            how = {"eos_id": end, "min_new_tokens": min_length}
+            (text,) = model.generate([prompt], max_length, temperature=0, **how)
+            assert text == prompt + greedy(model, prompt, max_length, end, min_length)
+            (text,) = model.generate([prompt], max_length, num_beams=3, **how)
+            assert text == prompt + searched(model, prompt, max_length, end, min_length, 3)
 
 
 @pytest.mark.catches("stop_ids_end_nothing")
@@ -167,8 +169,8 @@ def test_several_tokens_may_end_a_text():
     free = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0)
     ends = [free[0][4], free[1][3]]
     for options in ({"eos_id": ends[0], "stop_token_ids": ends[1:]}, {"stop_token_ids": ends}):
-        found = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0, **options)
-        for before, after in zip(free, found, strict=True):
+        result = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0, **options)
+        for before, after in zip(free, result, strict=True):
             new = before[2:]
             first = min((new.index(end) for end in ends if end in new), default=8)
             assert after == before[: 2 + first]
@@ -205,22 +207,22 @@ def test_penalties_change_what_is_written():
 @pytest.mark.catches("log_probabilities_are_not_normalized")
 def test_what_is_written_comes_with_its_log_probabilities():
     model = tiny_model()
-    starts = [GenerationInput([1, 2, 3]), GenerationInput([4])]
+    inputs = [GenerationInput([1, 2, 3]), GenerationInput([4])]
     end = model.generate([[4]], 6, temperature=0)[0][3]
     for options in ({"temperature": 0.0}, {"seed": 1}, {"seed": 1, "top_k": 2},
                     {"num_beams": 3, "length_penalty": 0.0}):  # fmt: skip
-        for start, written in zip(
-            starts,
-            generate_batch(model, starts, GenerationConfig(6, eos_id=end, **options)),
+        for start, output in zip(
+            inputs,
+            generate_batch(model, inputs, GenerationConfig(6, eos_id=end, **options)),
             strict=True,
         ):
-            ended = [end] if len(written.logprobs) > len(written.tokens) else []
-            whole = [*start.input_ids, *written.tokens, *ended]
-            log_p = model(torch.tensor([whole]))[0].detach().log_softmax(-1)
-            new = torch.tensor(whole[len(start.input_ids) :])
-            wanted = log_p[len(start.input_ids) - 1 : -1].gather(1, new[:, None])[:, 0].tolist()
-            assert written.logprobs == pytest.approx(wanted, abs=1e-4)
-            assert written.score == pytest.approx(sum(wanted), abs=1e-3)
+            ended = [end] if len(output.logprobs) > len(output.tokens) else []
+            full = [*start.input_ids, *output.tokens, *ended]
+            log_p = model(torch.tensor([full]))[0].detach().log_softmax(-1)
+            new = torch.tensor(full[len(start.input_ids) :])
+            expected = log_p[len(start.input_ids) - 1 : -1].gather(1, new[:, None])[:, 0].tolist()
+            assert output.logprobs == pytest.approx(expected, abs=1e-4)
+            assert output.score == pytest.approx(sum(expected), abs=1e-3)
 
 
 def test_several_continuations_of_each_prompt():
@@ -272,7 +274,8 @@ def test_logits_that_are_no_numbers_stop_with_the_step(device):
         ({"min_new_tokens": 6}, "min_new_tokens=6 is above max_new_tokens=5; lower it"),
         ({"min_p": 1.5}, "min_p must be at most 1.0"),
         ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
-        ({"bad_words_ids": [[]]}, r"bad_words_ids must hold runs of one token or more, such as \[\[17\]"),
+        ({"bad_words_ids": [[]]},
+         r"bad_words_ids must hold runs of one token or more, such as \[\[17\]"),
         ({"bad_words_ids": [[31]]}, "bad_words_ids=31 is outside the model's vocabulary, 0 to 30"),
         ({"stop_token_ids": [40]}, "stop_token_ids=40 is outside the model's vocabulary, 0 to 30"),
         ({"stop_strings": ["\n"]}, "stop_strings needs a tokenizer; use a Pipeline"),
@@ -295,7 +298,7 @@ def test_wrong_options_are_refused(options, message):
 
 @pytest.mark.catches("remaining_rows_continue_other_texts")
 def test_rows_that_have_ended_no_longer_cost_anything(monkeypatch):
-    """The batch shrinks, and what the others get stays the same."""
+    """Finished rows are removed without changing the others."""
     model = tiny_model()
     prompts = [[1, 2], [3, 4, 9], [5, 6], [7]]
     free = model.generate(prompts, 12, temperature=0)
@@ -310,8 +313,8 @@ def test_rows_that_have_ended_no_longer_cost_anything(monkeypatch):
         return features(inputs, *args, **options)
 
     monkeypatch.setattr(model, "features", counted)
-    found = model.generate(prompts, 12, temperature=0, eos_id=end)
-    for before, after, prompt in zip(free, found, prompts, strict=True):
+    result = model.generate(prompts, 12, temperature=0, eos_id=end)
+    for before, after, prompt in zip(free, result, prompts, strict=True):
         new = before[len(prompt) :]
         assert after == prompt + (new[: new.index(end)] if end in new else new)
     assert sizes[0] == 4

@@ -15,7 +15,7 @@ from tests.kit import tiny_model
 
 
 def shares(logits, options, draws=4000):
-    """How often each token is drawn."""
+    """Frequency of each sampled token."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits)[None].expand(draws, -1)
     tokens = sample_next_token(
@@ -25,13 +25,13 @@ def shares(logits, options, draws=4000):
 
 
 def by_definition(logits, options):
-    """The distribution that temperature, then top-k, then top-p ask for, token by token."""
+    """Reference distribution: temperature, then top-k, then top-p, with Python lists."""
     scores = [score / options.temperature for score in logits]
     order = sorted(range(len(scores)), key=lambda token: -scores[token])
-    kept = order[: options.top_k or len(order)]
-    weights = {token: float(torch.tensor(scores[token]).exp()) for token in kept}
+    allowed = order[: options.top_k or len(order)]
+    weights = {token: float(torch.tensor(scores[token]).exp()) for token in allowed}
     total, before, nucleus = sum(weights.values()), 0.0, {}
-    for token in kept:
+    for token in allowed:
         if options.top_p is None or before < options.top_p:
             nucleus[token] = weights[token]
         before += weights[token] / total
@@ -48,10 +48,10 @@ def by_definition(logits, options):
 )
 def test_tokens_are_drawn_as_often_as_the_definition_says(logits, temperature, top_k, top_p):
     options = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    wanted = torch.tensor(by_definition(logits, options))
+    expected = torch.tensor(by_definition(logits, options))
     drawn = shares(logits, options)
-    assert torch.all(drawn[wanted == 0] == 0), "a token was drawn that was filtered out"
-    torch.testing.assert_close(drawn, wanted, atol=0.05, rtol=0)
+    assert torch.all(drawn[expected == 0] == 0), "a token was drawn that was filtered out"
+    torch.testing.assert_close(drawn, expected, atol=0.05, rtol=0)
 
 
 LAST = 1 - 2**-53  # the largest number below 1
@@ -64,7 +64,7 @@ SHARES = [0.25, 0.0, 0.5, 0.25]
     [(0.0, 0), (0.2499, 0), (0.25, 2), (0.5, 2), (0.7499, 2), (0.75, 3), (LAST, 3)],
 )
 def test_token_is_where_the_number_falls(number, token):
-    """Shares are powers of two, so that sums are exact; a token of no share is never chosen."""
+    """Probabilities are powers of two, so sums are exact; zeros are not sampled."""
     logits = torch.tensor([SHARES]).log()
     uniform = torch.tensor([number], dtype=torch.float64)
     assert sample_next_token(logits, GenerationConfig(), uniform).tolist() == [token]
@@ -73,7 +73,7 @@ def test_token_is_where_the_number_falls(number, token):
 @pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 2}, {"min_p": 0.5}, {}])
 @pytest.mark.parametrize("size", [4, 1000])
 def test_the_largest_number_chooses_a_token_that_is_allowed(options, size):
-    """Rounding of the sum must not lead to a token behind the last one that may be chosen."""
+    """Rounding of the cumulative sum must not select a masked token."""
     options = GenerationConfig(**options)
     logits = torch.linspace(5, -5, size).repeat(3, 1)
     logits[:, -1] = -torch.inf
@@ -96,20 +96,19 @@ PROMPTS = [[1, 2, 3], [1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3], [2], [30] * 7,
                 {"context_shift": True}],
 )  # fmt: skip
 def test_a_row_depends_on_its_number_and_the_seed_only(monkeypatch, kernels, options):
-    """Whatever the batch: its size, the other rows, and when these end."""
+    """Samples are independent of the batch size and of the other rows."""
     monkeypatch.setenv("MINIFORMER_KERNELS", kernels)
     model = tiny_model()
     options = {"max_new_tokens": 12, "seed": 3, **options}
-    whole = model.generate(PROMPTS, **options)
+    full = model.generate(PROMPTS, **options)
     for size in (1, 2, 5):
-        assert model.generate(PROMPTS[:size], **options) == whole[:size]
+        assert model.generate(PROMPTS[:size], **options) == full[:size]
     others = [[9] if number != 4 else prompt for number, prompt in enumerate(PROMPTS)]
-    assert model.generate(others, **options)[4] == whole[4]
-    same = [whole[number] for number, prompt in enumerate(PROMPTS) if prompt == [1, 2, 3]]
+    assert model.generate(others, **options)[4] == full[4]
+    same = [full[number] for number, prompt in enumerate(PROMPTS) if prompt == [1, 2, 3]]
     assert len(set(map(tuple, same))) == len(same) == 4, "the same prompt, other samples"
     assert model.generate(torch.tensor([[1, 2, 3]] * 2), **options)[:, :15].tolist() == [
-        row + [options.get("eos_id", 0)] * (max(map(len, whole[:2])) - len(row))
-        for row in whole[:2]
+        row + [options.get("eos_id", 0)] * (max(map(len, full[:2])) - len(row)) for row in full[:2]
     ]
 
 
@@ -126,15 +125,17 @@ def test_samples_of_a_prompt_depend_on_its_number_and_theirs():
 def test_speculated_rows_depend_on_their_number_and_the_seed_only():
     model, options = tiny_model(), GenerationConfig(max_new_tokens=8, seed=1)
     how = {"speculation": Speculation(tiny_model(seed=9))}
-    starts = [GenerationInput(prompt) for prompt in PROMPTS]
-    found = [each.tokens for each in generate_batch(model, starts, options, **how)]
-    assert [each.tokens for each in generate_batch(model, starts[:2], options, **how)] == found[:2]
-    assert found[0] != found[1]
+    inputs = [GenerationInput(prompt) for prompt in PROMPTS]
+    result = [output.tokens for output in generate_batch(model, inputs, options, **how)]
+    assert [
+        output.tokens for output in generate_batch(model, inputs[:2], options, **how)
+    ] == result[:2]
+    assert result[0] != result[1]
 
 
 @pytest.mark.catches("rows_are_sampled_alike")
 def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
-    """A pipeline sorts prompts by length and writes some at a time."""
+    """A pipeline sorts prompts by length and generates in batches."""
     tokenizer = Tokenizer.train("byte", [])
     model = tiny_model(vocab_size=tokenizer.vocab_size)
     pipeline = Pipeline(model, tokenizer, task=LanguageModeling(), generation=GenerationConfig())
@@ -204,7 +205,7 @@ def test_dropout_is_off_in_generation_and_the_mode_comes_back(hooks):
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"num_beams": 2}, {"seed": 0}])
 @pytest.mark.parametrize(("length", "new"), [(1, 1), (1, 7), (7, 1), (5, 3)])
 def test_texts_reach_the_limit_exactly(length, new, options):
-    """Prompts of one token, one new token, and all of them as long as the model reads."""
+    """One-token prompts, one new token, and sequences of max_seq_len tokens."""
     model = tiny_model(max_seq_len=8)
     prompts = [[1 + n for n in range(length)], [2] * length]
     for some in (prompts, prompts[:1], torch.tensor(prompts)):
@@ -277,8 +278,8 @@ def test_a_model_without_tokens_cannot_generate(field):
 def test_prompts_of_any_integer_type_are_the_same(kind):
     model = tiny_model()
     prompt = torch.tensor([[1, 2, 3]])
-    wanted = model.generate(prompt, 4, temperature=0)
-    assert torch.equal(model.generate(prompt.to(kind), 4, temperature=0), wanted)
+    expected = model.generate(prompt, 4, temperature=0)
+    assert torch.equal(model.generate(prompt.to(kind), 4, temperature=0), expected)
 
 
 @pytest.mark.catches("model_is_left_in_eval_mode")
@@ -291,15 +292,15 @@ def test_every_part_is_in_its_own_mode_again_after_generating():
 
 
 def sliding(model, prompt, new):
-    """Greedy, by whole passes over what is left of a text that has grown too long."""
-    longest = model.config.max_seq_len
-    seen = prompt if len(prompt) <= longest else prompt[-(longest // 2) :]
+    """Greedy reference without a cache, with truncation of the context."""
+    max_length = model.config.max_seq_len
+    seen = prompt if len(prompt) <= max_length else prompt[-(max_length // 2) :]
     text = []
     for _ in range(new):
         text.append(int(model(torch.tensor([seen]))[0, -1].argmax()))
         seen = [*seen, text[-1]]
-        if len(seen) > longest:
-            seen = seen[-(longest // 2) :]
+        if len(seen) > max_length:
+            seen = seen[-(max_length // 2) :]
     return text
 
 
@@ -314,18 +315,18 @@ def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]]
     if "rotary_scaling" in changes:  # what it goes by is how long a text comes to be
         prompts = prompts[2:]
-        wanted = [
+        expected = [
             model.generate([prompt], 21, temperature=0, context_shift=True)[0] for prompt in prompts
         ]
     else:
-        wanted = [prompt + sliding(model, prompt, 21) for prompt in prompts]
-    assert model.generate(prompts, 21, temperature=0, context_shift=True) == wanted
+        expected = [prompt + sliding(model, prompt, 21) for prompt in prompts]
+    assert model.generate(prompts, 21, temperature=0, context_shift=True) == expected
     single = model.generate(torch.tensor([prompts[-1]]), 21, temperature=0, context_shift=True)
-    assert single[0].tolist() == wanted[-1]
-    end = wanted[-1][-3]
+    assert single[0].tolist() == expected[-1]
+    end = expected[-1][-3]
     ended = model.generate(prompts, 21, temperature=0, context_shift=True, eos_id=end)
-    for prompt, text, whole in zip(prompts, ended, wanted, strict=True):
-        new = whole[len(prompt) :]
+    for prompt, text, full in zip(prompts, ended, expected, strict=True):
+        new = full[len(prompt) :]
         assert text == prompt + (new[: new.index(end)] if end in new else new)
     beams = model.generate(prompts[-2:], 15, num_beams=3, context_shift=True)
     assert beams == [

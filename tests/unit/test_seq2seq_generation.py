@@ -1,4 +1,4 @@
-"""Seq2SeqTransformer.generate against a loop over whole forward passes."""
+"""Seq2SeqTransformer.generate against a loop of full forward passes."""
 
 import pytest
 import torch
@@ -8,15 +8,15 @@ from miniformer.config import ConfigError
 from tests.kit import tiny_model
 
 
-def model(**changes):
+def seq2seq(**changes):
     return tiny_model(model=Seq2SeqTransformer, causal=False, **changes)
 
 
-def by_whole_passes(built, source, new, start):
-    """The likeliest token after each prefix of the target, no cache in sight."""
+def by_whole_passes(transformer, source, new, start):
+    """Greedy decoding without a cache."""
     target = [start]
     for _ in range(new):
-        logits = built(torch.tensor([source]), torch.tensor([target]))
+        logits = transformer(torch.tensor([source]), torch.tensor([target]))
         target.append(int(logits[0, -1].argmax()))
     return target[1:]
 
@@ -24,35 +24,35 @@ def by_whole_passes(built, source, new, start):
 @pytest.mark.catches("prompts_are_padded_without_a_mask")
 @pytest.mark.parametrize("position", ["rotary", "learned", "t5_relative", "alibi"])
 def test_each_source_gets_what_whole_passes_give_it_alone(position):
-    built = model(position=position)
+    transformer = seq2seq(position=position)
     sources = [[3, 1, 4, 1, 5], [9, 2], [6]]
-    wanted = [by_whole_passes(built, source, 8, start=2) for source in sources]
-    assert built.generate(sources, 8, start_id=2, temperature=0) == wanted
-    alone = built.generate(torch.tensor([[9, 2]]), 8, start_id=2, temperature=0)
-    assert alone.tolist() == wanted[1:2]
+    expected = [by_whole_passes(transformer, source, 8, start=2) for source in sources]
+    assert transformer.generate(sources, 8, start_id=2, temperature=0) == expected
+    alone = transformer.generate(torch.tensor([[9, 2]]), 8, start_id=2, temperature=0)
+    assert alone.tolist() == expected[1:2]
 
 
 def test_padding_of_a_source_is_not_read():
-    built = model()
+    transformer = seq2seq()
     mask = torch.tensor([[True, True, False, False]])
     padded = torch.tensor([[9, 2, 7, 7]])
-    found = built.generate(padded, 6, source_mask=mask, temperature=0)
-    assert torch.equal(found, built.generate(padded[:, :2], 6, temperature=0))
+    result = transformer.generate(padded, 6, source_mask=mask, temperature=0)
+    assert torch.equal(result, transformer.generate(padded[:, :2], 6, temperature=0))
 
 
 def test_a_target_ends_at_eos_and_the_others_go_on():
-    built = model()
+    transformer = seq2seq()
     sources = [[3, 1, 4, 1, 5], [9, 2]]
-    whole = built.generate(sources, 8, temperature=0)
-    eos = whole[0][2]
-    found = built.generate(sources, 8, temperature=0, eos_id=eos)
-    cut = [row[: row.index(eos)] if eos in row else row for row in whole]
-    assert found == cut
+    full = transformer.generate(sources, 8, temperature=0)
+    eos = full[0][2]
+    result = transformer.generate(sources, 8, temperature=0, eos_id=eos)
+    cut = [row[: row.index(eos)] if eos in row else row for row in full]
+    assert result == cut
 
 
 def test_sampling_repeats_with_its_seed():
-    built = model()
-    first, second, other = (built.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1))
+    transformer = seq2seq()
+    first, second, other = (transformer.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1))
     assert first == second != other
 
 
@@ -70,16 +70,16 @@ def test_sampling_repeats_with_its_seed():
 )
 def test_what_cannot_be_answered_is_refused(source, options, message):
     with pytest.raises(UserError if isinstance(source, list) else ValueError, match=message):
-        model().generate(source, **options)
+        seq2seq().generate(source, **options)
 
 
 def test_no_sources_give_no_targets():
-    assert model().generate([]) == []
-    assert model().generate(torch.zeros(0, 3).long()).shape == (0, 0)
+    assert seq2seq().generate([]) == []
+    assert seq2seq().generate(torch.zeros(0, 3).long()).shape == (0, 0)
 
 
 def test_sources_have_the_ids_of_their_own_vocabulary():
-    two = model(source_vocab_size=50)
+    two = seq2seq(source_vocab_size=50)
     assert two.embedding.weight is not two.source_embedding.weight
     assert len(two.generate([[49, 40]], 3)[0]) == 3  # targets go up to 30 only
     with pytest.raises(UserError, match="token id 50 is outside the model's vocabulary, 0 to 49"):

@@ -1,4 +1,4 @@
-"""Guesses change how fast text comes, and nothing else."""
+"""Speculative decoding changes the speed of generation, but not its output distribution."""
 
 import itertools
 import re
@@ -28,7 +28,7 @@ SHAPES = {
 
 
 def near(model, amount=0.02):
-    """A draft that is often right."""
+    """A draft model whose tokens are often accepted."""
     draft = type(model)(model.config).eval()
     draft.load_state_dict(model.state_dict())
     torch.manual_seed(1)
@@ -47,104 +47,106 @@ def near(model, amount=0.02):
     st.integers(1, 6),
     st.sampled_from([{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"eos_id": 5}]),
 )
-def test_greedy_text_is_the_same(shape, prompt, kind, ahead, more):
+def test_greedy_text_is_the_same(shape, prompt, kind, num_draft_tokens, extra):
     model = tiny_model(**SHAPES[shape])
     draft = {"near": near(model), "far": tiny_model(seed=9), "lookup": None}[kind]
-    options = GenerationConfig(max_new_tokens=20, temperature=0.0, **more)
-    speculation = Speculation(draft, num_draft_tokens=ahead)
+    options = GenerationConfig(max_new_tokens=20, temperature=0.0, **extra)
+    speculation = Speculation(draft, num_draft_tokens=num_draft_tokens)
     (plain,) = generate_batch(model, [GenerationInput(prompt)], options)
-    (found,) = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
-    assert found.tokens == plain.tokens
-    assert found.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
-    tally = speculation.stats
-    assert tally.num_generated_tokens == len(plain.logprobs)
-    assert tally.num_accepted_tokens <= tally.num_draft_tokens
-    assert tally.num_passes + tally.num_accepted_tokens == tally.num_generated_tokens
-    if kind == "near" and not more and ahead > 1:
-        assert tally.num_passes < tally.num_generated_tokens
+    (result,) = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
+    assert result.tokens == plain.tokens
+    assert result.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
+    stats = speculation.stats
+    assert stats.num_generated_tokens == len(plain.logprobs)
+    assert stats.num_accepted_tokens <= stats.num_draft_tokens
+    assert stats.num_passes + stats.num_accepted_tokens == stats.num_generated_tokens
+    if kind == "near" and not extra and num_draft_tokens > 1:
+        assert stats.num_passes < stats.num_generated_tokens
 
 
 @pytest.mark.catches("rejected_draft_leaves_the_distribution_whole")
 def test_a_judged_token_is_drawn_from_the_distribution_of_the_model():
-    """Whatever the draft drew its token from: within five deviations of a binomial."""
-    allowed, drawn_from = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.2, 0.6]])
+    """For any draft distribution: counts are within five standard deviations."""
+    target_probs, draft_probs = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.2, 0.6]])
     generator, draws = torch.Generator().manual_seed(0), 4000
     counts = torch.zeros(3)
     for _ in range(draws):
-        guess = torch.multinomial(drawn_from, 1, generator=generator)[0]
-        counts[_accept_or_resample(allowed, guess, drawn_from, generator)[0]] += 1
-    deviation = (draws * allowed[0] * (1 - allowed[0])).sqrt()
-    assert ((counts - draws * allowed[0]).abs() < 5 * deviation).all()
+        draft_token = torch.multinomial(draft_probs, 1, generator=generator)[0]
+        counts[_accept_or_resample(target_probs, draft_token, draft_probs, generator)[0]] += 1
+    deviation = (draws * target_probs[0] * (1 - target_probs[0])).sqrt()
+    assert ((counts - draws * target_probs[0]).abs() < 5 * deviation).all()
 
 
 @pytest.mark.parametrize("kind", ["near", "far", "lookup"])
-@pytest.mark.parametrize("how", [{}, {"temperature": 0.7, "top_k": 3, "presence_penalty": 0.5}])
-def test_sampled_text_has_the_same_distribution(kind, how):
-    """Chi-square of two tokens together, against the model's own probabilities."""
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.7, "top_k": 3, "presence_penalty": 0.5}]
+)
+def test_sampled_text_has_the_same_distribution(kind, sampling):
+    """Chi-square test of three tokens against the probabilities of the model."""
     shape = {"vocab_size": 4, "n_layers": 1, "d_model": 8, "n_heads": 2}
     model = tiny_model(**shape)
     drafts = {"near": near(model, 0.1), "far": tiny_model(seed=9, **shape), "lookup": None}
     prompt, draws = [1, 2, 1], 500
-    options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **how)
+    options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **sampling)
     speculation = Speculation(drafts[kind], num_draft_tokens=2)
-    found = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
+    result = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
     assert speculation.stats.num_draft_tokens > draws / 2
-    wanted = torch.zeros(4, 4, 4)
+    expected = torch.zeros(4, 4, 4)
     for cell in itertools.product(range(4), repeat=3):  # by the chain rule, token by token
-        wanted[cell] = 1.0
+        expected[cell] = 1.0
         for n in range(3):
             logits = model(torch.tensor([[*prompt, *cell[:n]]]))[:, -1].detach()
-            if "presence_penalty" in how:
+            if "presence_penalty" in sampling:
                 logits[0, [*set(cell[:n])]] -= 0.5
-            wanted[cell] *= sampling_distribution(logits, options)[0, cell[n]]
+            expected[cell] *= sampling_distribution(logits, options)[0, cell[n]]
     counts = torch.zeros(4, 4, 4)
-    for each in found:
-        counts[tuple(each.tokens)] += 1
-    assert float(counts[wanted == 0].sum()) == 0
-    order = wanted.flatten().argsort(descending=True)
-    expected, counts = draws * wanted.flatten()[order], counts.flatten()[order]
-    some = int((expected >= 5).sum())  # rare ones together, as the test needs
-    expected = torch.cat((expected[:some], expected[some:].sum()[None]))
-    counts = torch.cat((counts[:some], counts[some:].sum()[None]))
-    kept = expected > 0
-    chi2 = float(((counts - expected) ** 2 / expected)[kept].sum())
-    freedom = int(kept.sum()) - 1
-    assert chi2 < freedom + 4 * (2 * freedom) ** 0.5 + 4  # once in some thousands by chance
+    for item in result:
+        counts[tuple(item.tokens)] += 1
+    assert float(counts[expected == 0].sum()) == 0
+    order = expected.flatten().argsort(descending=True)
+    expected, counts = draws * expected.flatten()[order], counts.flatten()[order]
+    num_cells = int((expected >= 5).sum())  # pools rare cells, as the test requires
+    expected = torch.cat((expected[:num_cells], expected[num_cells:].sum()[None]))
+    counts = torch.cat((counts[:num_cells], counts[num_cells:].sum()[None]))
+    nonzero = expected > 0
+    chi2 = float(((counts - expected) ** 2 / expected)[nonzero].sum())
+    freedom = int(nonzero.sum()) - 1
+    assert chi2 < freedom + 4 * (2 * freedom) ** 0.5 + 4  # fails by chance once in thousands
 
 
 def test_a_decoder_speculates_too():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
-    starts = [GenerationInput([2], [3, 1, 4]), GenerationInput([2], [9])]
+    inputs = [GenerationInput([2], [3, 1, 4]), GenerationInput([2], [9])]
     options = GenerationConfig(max_new_tokens=15, temperature=0.0)
-    plain = generate_batch(model, starts, options)
+    plain = generate_batch(model, inputs, options)
     for draft in (near(model), None):
-        found = generate_batch(model, starts, options, speculation=Speculation(draft))
-        assert [each.tokens for each in found] == [each.tokens for each in plain]
+        result = generate_batch(model, inputs, options, speculation=Speculation(draft))
+        assert [item.tokens for item in result] == [item.tokens for item in plain]
 
 
 def test_a_stream_may_be_speculated():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=12, temperature=0.0)
-    found = list(
+    result = list(
         stream(model, GenerationInput([1, 2]), options, speculation=Speculation(near(model)))
     )
-    assert found == generate_batch(model, [GenerationInput([1, 2])], options)[0].tokens
+    assert result == generate_batch(model, [GenerationInput([1, 2])], options)[0].tokens
 
 
 @pytest.mark.parametrize(
-    ("tokens", "wanted"),
+    ("tokens", "expected"),
     [
-        ([1, 2, 3, 4, 9, 2, 3, 4], [9, 2]),  # three tokens were there
-        ([7, 4, 5, 6, 4], [5, 6]),  # one was
-        ([4, 1, 4, 2, 4], [2, 4]),  # the last place counts
+        ([1, 2, 3, 4, 9, 2, 3, 4], [9, 2]),  # an n-gram of three tokens
+        ([7, 4, 5, 6, 4], [5, 6]),  # one token
+        ([4, 1, 4, 2, 4], [2, 4]),  # the last occurrence
         ([1, 2, 3], []),
         ([1], []),
     ],
 )
-def test_what_is_looked_up(tokens, wanted):
-    found, shares = PromptLookupDraft().propose(torch.tensor(tokens), 2)
-    assert found.tolist() == wanted
-    assert shares is None
+def test_what_is_looked_up(tokens, expected):
+    result, probs = PromptLookupDraft().propose(torch.tensor(tokens), 2)
+    assert result.tolist() == expected
+    assert probs is None
 
 
 def pipeline(**changes):
@@ -161,16 +163,22 @@ def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
     for draft in (small, "lookup", Speculation(small.model, num_draft_tokens=2)):
         assert m.generate("ab", temperature=0.0, draft=draft) == plain
         assert "".join(m.stream("ab", temperature=0.0, draft=draft)) == plain
-    for name, each in (("large", m), ("small", small)):
-        save_directory(tmp_path / name, model=each.model, tokenizer=each.tokenizer, model_card="# x\n",
-                       task=each.task.settings(), generation=each.generation)  # fmt: skip
+    for name, item in (("large", m), ("small", small)):
+        save_directory(
+            tmp_path / name,
+            model=item.model,
+            tokenizer=item.tokenizer,
+            model_card="# x\n",
+            task=item.task.settings(),
+            generation=item.generation,
+        )
     for draft in ("lookup", str(tmp_path / "small")):
         arguments = ["generate", str(tmp_path / "large"), "ab", "c", "--temperature", "0"]
         assert cli.main([*arguments, "--draft", draft]) == 0
-        told = capsys.readouterr()
-        assert told.out == f"ab{plain}\nc{m.generate('c', temperature=0.0)}\n"
+        captured = capsys.readouterr()
+        assert captured.out == f"ab{plain}\nc{m.generate('c', temperature=0.0)}\n"
         assert re.search(
-            r"tokens per pass; \d+ of \d+ draft tokens accepted .* as fast as without", told.err
+            r"tokens per pass; \d+ of \d+ draft tokens accepted .* as fast as without", captured.err
         )
 
 

@@ -1,4 +1,4 @@
-"""Streams: whole characters only, stop strings, and in the end the whole answer."""
+"""Streaming: complete characters, stop strings, and the same text as without streaming."""
 
 import asyncio
 import threading
@@ -27,33 +27,30 @@ KINDS = {
 
 
 def answer(tokenizer, ids, stops):
-    """The answer and its number of tokens: all text is decoded anew after each token."""
+    """The expected text and number of tokens: decodes all tokens after each one."""
     for count in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:count])
-        found = [text.index(stop) for stop in stops if stop in text]
-        if found:
-            return text[: min(found)], count
+        result = [text.index(stop) for stop in stops if stop in text]
+        if result:
+            return text[: min(result)], count
     return tokenizer.decode(ids), len(ids)
 
 
 def streamed(tokenizer, ids, stops):
-    """The pieces of a stream, which ends as generation does, and its number of tokens."""
+    """The chunks of a stream with stop strings, and its number of tokens."""
     stop = StopStringChecker(tokenizer.decode, stops)
-    pieces, found, count = (
-        StreamingDetokenizer(tokenizer.decode, stops, tokenizer.stable_length),
-        [],
-        0,
-    )
+    detokenizer = StreamingDetokenizer(tokenizer.decode, stops, tokenizer.stable_length)
+    result, count = [], 0
     for token in ids:
         count += 1
-        found.append(pieces.add_token(token))
-        if stop(pieces.tokens):
+        result.append(detokenizer.add_token(token))
+        if stop(detokenizer.tokens):
             break
-    return [*found, pieces.flush()], count
+    return [*result, detokenizer.flush()], count
 
 
 def byte_fallback():
-    """A tokenizer like Llama's: letters, and bytes of all other characters."""
+    """A tokenizer like that of Llama: letters, and bytes for all other characters."""
     names = [f"<0x{byte:02X}>" for byte in range(256)] + ["a", "b", "\u2581"]
     vocabulary = {name: number for number, name in enumerate(names)}
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
@@ -92,20 +89,20 @@ LETTERS = "ab \u00e9\u65e5\U0001f44d.,\n"
     st.randoms(),
 )
 def test_stream_equals_answer_for_any_tokens_and_stops(kind, given, stops, chance):
-    """Texts as the tokenizer cuts them, and tokens in any order, whose bytes may be no text."""
+    """Tests tokenized texts, and random tokens, whose bytes may be invalid UTF-8."""
     tokenizer = ALL_KINDS[kind]
     if isinstance(given, str):
         ids = tokenizer.encode(given)
         # Stops that are in the text: its end, all of it, one that overlaps another.
-        whole = tokenizer.decode(ids)
-        if whole and chance.random() < 0.7:
-            start = chance.randrange(len(whole))
-            stops = [*stops, whole[start : start + chance.randint(1, 4)], whole[-1:]][-2:]
+        full = tokenizer.decode(ids)
+        if full and chance.random() < 0.7:
+            start = chance.randrange(len(full))
+            stops = [*stops, full[start : start + chance.randint(1, 4)], full[-1:]][-2:]
     else:
         ids = [number % tokenizer.vocab_size for number in given]
     text, count = answer(tokenizer, ids, stops)
-    found, steps = streamed(tokenizer, ids, stops)
-    assert "".join(found) == text
+    result, steps = streamed(tokenizer, ids, stops)
+    assert "".join(result) == text
     assert steps == count
 
 
@@ -127,7 +124,7 @@ STOPS = {
 @pytest.mark.parametrize("case", STOPS)
 @pytest.mark.parametrize("kind", ["byte", "bpe", "bytes of other characters"])
 def test_generate_and_stream_end_before_stop(kind, case):
-    """A model that is made to write a text: its answer, and its stream, end before the stop."""
+    """A processor forces a text; generation and stream end before the stop string."""
     text, stops, expected = STOPS[case]
     tokenizer = ALL_KINDS[kind]
     as_bytes = kind == "bytes of other characters"  # in which letters are bytes, too
@@ -147,7 +144,7 @@ def test_generate_and_stream_end_before_stop(kind, case):
 
 @pytest.mark.catches("stop_window_starts_within_character")
 def test_stop_is_found_behind_half_of_a_character():
-    """The window of bytes begins within a character, which spoils the run that they are."""
+    """The window of the stop check starts inside a character."""
     stop = StopStringChecker(byte_fallback().decode, ["\U0001f44d"])
     for text in ("\u00e9" * 40 + "\U0001f44d", "\u00e9" * 40 + "a\U0001f44d"):
         ids = list(text.encode())
@@ -157,7 +154,7 @@ def test_stop_is_found_behind_half_of_a_character():
 
 @pytest.mark.catches("stop_window_is_too_short")
 def test_stop_is_found_behind_tokens_of_no_text():
-    """Special tokens are no part of a text, however many of them a model writes."""
+    """Special tokens decode to no text."""
     tokenizer = KINDS["byte"]
     nothing = [tokenizer.eos_id] * 100
     a, b = tokenizer.encode("ab")
@@ -173,33 +170,35 @@ def test_what_a_decoder_may_take_back_is_held(text):
     parts = [tokenizer.backend.decoder, decoders.Fuse(), decoders.Replace(" ,", ",")]
     tokenizer.backend.decoder = decoders.Sequence(parts)
     assert tokenizer.has_contextual_decoding
-    pieces = StreamingDetokenizer(tokenizer.decode, stable_length=tokenizer.stable_length)
-    found = [pieces.add_token(token) for token in tokenizer.encode(text)]
-    assert "".join([*found, pieces.flush()]) == text.replace(" ,", ",")
+    detokenizer = StreamingDetokenizer(tokenizer.decode, stable_length=tokenizer.stable_length)
+    result = [detokenizer.add_token(token) for token in tokenizer.encode(text)]
+    assert "".join([*result, detokenizer.flush()]) == text.replace(" ,", ",")
 
 
 @pytest.mark.catches("half_character_is_given")
 def test_a_character_of_several_bytes_comes_whole():
     tokenizer = KINDS["byte"]
-    pieces = StreamingDetokenizer(tokenizer.decode)
-    found = [pieces.add_token(token) for token in tokenizer.encode("aé😀b")]
-    assert [piece for piece in found if piece] == ["a", "é", "😀", "b"]
+    detokenizer = StreamingDetokenizer(tokenizer.decode)
+    result = [detokenizer.add_token(token) for token in tokenizer.encode("aé😀b")]
+    assert [piece for piece in result if piece] == ["a", "é", "😀", "b"]
 
 
 @pytest.mark.catches("stop_prefix_is_given")
 def test_what_may_be_the_beginning_of_a_stop_is_held_back():
     tokenizer = KINDS["byte"]
-    pieces = StreamingDetokenizer(tokenizer.decode, ["END"])
-    found = [pieces.add_token(token) for token in tokenizer.encode("xENyENDz")]
-    assert found == ["x", "", "", "ENy", "", "", "", ""]
-    assert pieces.flush() == ""
+    detokenizer = StreamingDetokenizer(tokenizer.decode, ["END"])
+    result = [detokenizer.add_token(token) for token in tokenizer.encode("xENyENDz")]
+    assert result == ["x", "", "", "ENy", "", "", "", ""]
+    assert detokenizer.flush() == ""
 
 
 def pipeline(kind="bpe", model=None, task=None, **options):
     tokenizer = ALL_KINDS[kind]
-    built = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=64, **(model or {}))
+    language_model = tiny_model(vocab_size=tokenizer.vocab_size, max_seq_len=64, **(model or {}))
     generation = GenerationConfig(**{"max_new_tokens": 20, "eos_id": tokenizer.eos_id, **options})
-    return Pipeline(built, tokenizer, task=task or LanguageModeling(), generation=generation)
+    return Pipeline(
+        language_model, tokenizer, task=task or LanguageModeling(), generation=generation
+    )
 
 
 SEQ2SEQ = {"model": Seq2SeqTransformer, "causal": False}
@@ -211,9 +210,9 @@ def test_a_stream_is_the_whole_answer(kind, task):
     more = {"model": SEQ2SEQ, "task": Seq2Seq()} if task == "seq2seq" else {}
     m = pipeline(kind, **more)
     for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 5, "stop_strings": ["a", " t"]}):
-        pieces = list(m.stream("The cat", **options))
-        assert all(pieces)
-        assert "".join(pieces) == m.generate("The cat", **options)
+        chunks = list(m.stream("The cat", **options))
+        assert all(chunks)
+        assert "".join(chunks) == m.generate("The cat", **options)
 
 
 def test_pieces_come_while_the_model_still_writes(monkeypatch):
@@ -228,14 +227,14 @@ def test_pieces_come_while_the_model_still_writes(monkeypatch):
 
 def test_stop_strings_end_an_answer_and_are_not_in_it():
     m = pipeline("bpe", eos_id=None)
-    whole = m.generate("The", seed=1)
-    stop = whole[5:7]
-    assert m.generate("The", seed=1, stop_strings=[stop]) == whole[: whole.index(stop)]
+    full = m.generate("The", seed=1)
+    stop = full[5:7]
+    assert m.generate("The", seed=1, stop_strings=[stop]) == full[: full.index(stop)]
     together = m.generate(["The", "Nobody"], seed=1, stop_strings=[stop])
     apart = [text.split(stop)[0] for text in m.generate(["The", "Nobody"], seed=1)]
     assert together[0] == apart[0]
     text, written = m.generate_outputs(["The"], seed=1, stop_strings=[stop])[0]
-    assert text == whole[: whole.index(stop)]
+    assert text == full[: full.index(stop)]
     assert len(written.tokens) < 20
 
 
@@ -243,10 +242,10 @@ def test_a_stop_ends_a_hypothesis_of_a_search():
     m = pipeline("byte", eos_id=None)
     best = m.generate("The", num_beams=3)
     stop = best[4]
-    short = {"num_beams": 3, "length_penalty": -2.0}  # shorter texts are the better ones
-    found = m.generate("The", stop_strings=[stop], num_return_sequences=3, **short)
-    assert all(stop not in text for text in found)
-    assert len(found[0]) < 20
+    short = {"num_beams": 3, "length_penalty": -2.0}  # favors shorter texts
+    result = m.generate("The", stop_strings=[stop], num_return_sequences=3, **short)
+    assert all(stop not in text for text in result)
+    assert len(result[0]) < 20
 
 
 def test_several_answers_are_a_list_for_each_prompt():
@@ -268,7 +267,7 @@ def test_processors_reach_the_model():
 
 
 def test_others_go_on_while_a_stream_waits():
-    """Each pass of the model waits for another task, which a blocked loop never runs."""
+    """Each model pass waits for another task, which never runs if the event loop is blocked."""
     m = pipeline("byte")
     features, ticked, passes = m.model.features, threading.Event(), []
 
@@ -284,9 +283,9 @@ def test_others_go_on_while_a_stream_waits():
 
     async def read():
         other = asyncio.ensure_future(tick())
-        pieces = [piece async for piece in m.astream("a", seed=0, eos_id=None)]
+        chunks = [chunk async for chunk in m.astream("a", seed=0, eos_id=None)]
         other.cancel()
-        return pieces
+        return chunks
 
     want = m.generate("a", seed=0, eos_id=None)
     m.model.features = slow

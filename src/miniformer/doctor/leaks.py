@@ -33,7 +33,7 @@ _MAX_LENGTH, _MAX_SOURCE_LENGTH = 8, 6
 
 
 class Leak(NamedTuple):
-    """One output that depends on what it must not see."""
+    """Output that depends on an input that it must not depend on."""
 
     kind: str  # future, padding, batch or packing
     perturbation: str  # the perturbed inputs

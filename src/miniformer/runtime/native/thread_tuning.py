@@ -1,4 +1,4 @@
-"""Selection of the number of threads per step, by measured time.
+"""Selection of the number of threads per step by timing.
 
 Each additional thread adds some microseconds to every synchronization, of which a layer has
 several. So fewer threads are faster for a small model or on a busy machine.
@@ -21,7 +21,7 @@ class _ThreadTrial:
     fewer_threads: int
     min_seconds: dict[int, float] = dataclasses.field(default_factory=dict)
     num_steps: int = 0
-    chosen: int | None = None
+    selected: int | None = None
 
     def next_candidate(self) -> int:
         """Number of threads of the next step."""
@@ -42,32 +42,32 @@ class ThreadTuner:
     def num_threads(self, rows: int) -> int:
         """Number of threads for the next step with `rows` rows."""
         trial = self._trial(rows)
-        return trial.next_candidate() if trial.chosen is None else trial.chosen
+        return trial.next_candidate() if trial.selected is None else trial.selected
 
     def record_time(self, rows: int, seconds: float) -> None:
         """Records the duration of the last step."""
         trial, key = self._trial(rows), rows.bit_length()
-        if trial.chosen is None and trial.num_steps % _STEPS_PER_CANDIDATE:
+        if trial.selected is None and trial.num_steps % _STEPS_PER_CANDIDATE:
             # The minimum excludes interference by other processes.
             threads = trial.next_candidate()
             trial.min_seconds[threads] = min(seconds, trial.min_seconds.get(threads, seconds))
         trial.num_steps += 1
-        if trial.chosen is not None:
+        if trial.selected is not None:
             if trial.num_steps == _RETUNE_INTERVAL:
                 del self._trials[key]
         elif trial.num_steps == 2 * _STEPS_PER_CANDIDATE * _ROUNDS:
             if trial.min_seconds[trial.more_threads] <= trial.min_seconds[trial.fewer_threads]:
-                trial.chosen = trial.more_threads
+                trial.selected = trial.more_threads
             elif trial.fewer_threads == 1:
-                trial.chosen = 1
+                trial.selected = 1
             else:
                 self._trials[key] = _ThreadTrial(trial.fewer_threads, trial.fewer_threads // 2)
 
     def _trial(self, rows: int) -> _ThreadTrial:
         key = rows.bit_length()
         if key not in self._trials:
-            chosen = 1 if self.max_threads == 1 else None
+            selected = 1 if self.max_threads == 1 else None
             self._trials[key] = _ThreadTrial(
-                self.max_threads, max(1, self.max_threads // 2), chosen=chosen
+                self.max_threads, max(1, self.max_threads // 2), selected=selected
             )
         return self._trials[key]
