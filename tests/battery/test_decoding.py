@@ -1,4 +1,4 @@
-"""Decoding with a cache gives what a pass without one gives, for every variant that decodes."""
+"""Decoding with a cache gives the logits of a pass without one, for every variant that decodes."""
 
 import random
 
@@ -26,7 +26,7 @@ from tests.kit import tiny_model
 
 
 def cached(model, inputs, real, chunks, kind, padded):
-    """Logits of a model that is given its tokens in chunks, and the cache."""
+    """Logits of a model that reads its tokens in chunks, and the cache."""
     cache, parts = model.new_cache(2, LENGTH, kind), []
     cache.final_lengths = real.sum(1, keepdim=True)
     memory = None
@@ -42,7 +42,7 @@ def cached(model, inputs, real, chunks, kind, padded):
     return torch.cat(parts, 1), cache
 
 
-# Scores that are not for `matmul` make no case here: test_reference_gradients.py sees them refused.
+# Scores that `matmul` does not support are in test_reference_gradients.py.
 @pytest.mark.parametrize(
     ("row", "kind", "backend"),
     each_with(
@@ -78,8 +78,7 @@ def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
 @of("causal")
 @pytest.mark.parametrize("kind", ["window", "full"])
 def test_padding_inside_the_cache_takes_no_position(row, kind):
-    """A right-padded prompt, then more tokens: the padding stays in the cache and must not be
-    seen."""
+    """A right-padded prompt, then more tokens: the padding stays in the cache, masked."""
     model = build(row)
     inputs = ids_of(model)
     alone = model(inputs[:1, [0, 1, 2, 5, 6]])
@@ -97,12 +96,12 @@ def test_a_model_that_is_not_causal_has_no_cache():
 
 
 def greedy_by_hand(model, prompt, steps):
-    ids, room = list(prompt), len(prompt) + steps
+    ids, final_length = list(prompt), len(prompt) + steps
     dynamic = (model.config.rotary_scaling or {}).get("type") in ("dynamic", "longrope")
     for _ in range(steps):
         text = ids
-        if dynamic:  # which goes by the length of the whole text, from its first token on
-            text = ids + [0] * (room - len(ids))
+        if dynamic:  # it depends on the final length, from the first token on
+            text = ids + [0] * (final_length - len(ids))
         ids.append(int(model(torch.tensor([text]))[0, len(ids) - 1].argmax()))
     return ids
 

@@ -1,6 +1,6 @@
-"""Every variant of both models against the plain reference.
+"""Every variant of both models against the reference.
 
-`matrix.py` says which combinations are left out, and what a user is told there.
+`matrix.py` lists unsupported combinations and their messages.
 """
 
 import pytest

@@ -63,5 +63,5 @@ def test_gradients_are_those_of_the_plain_reference(row, backend):
 def test_matmul_refuses_scores_that_it_cannot_compute(row):
     model = build(row)
     set_attention_backend(model, "matmul")
-    with pytest.raises(UserError, match="attention backend 'matmul': .* is not supported"):
+    with pytest.raises(UserError, match=r"attention backend 'matmul': .* is not supported"):
         call(model, ids_of(model), torch.tensor(LAYOUTS["no padding"]))

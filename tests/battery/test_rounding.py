@@ -1,9 +1,9 @@
 """Models in bfloat16 stay within the error of rounding.
 
 The error depends on a model's weights and on its propagation from layer to layer, so no fixed
-tolerance fits all models. The tests estimate it: they run the model in float32 several times, with a
-random error of the size of bfloat16 rounding on each result (Monte Carlo arithmetic: Parker 1997). A
-pass in bfloat16 must stay within the largest of these differences, times a safety factor.
+tolerance fits all models. The tests estimate it: they run the model in float32 several times, with
+a random error of the size of bfloat16 rounding on each result (Monte Carlo arithmetic: Parker
+1997). A pass in bfloat16 must stay within the largest of these differences, times a safety factor.
 """
 
 import pytest
@@ -15,10 +15,7 @@ from miniformer.model.stack import set_attention_backend
 from tests.battery.models import LAYOUTS, build, call, each_value, ids_of
 
 UNIT = 2.0**-8  # bfloat16 has 8 bits of significand: the relative error of one rounding is below it
-RUNS, CHANCE = (
-    6,
-    2.0,
-)  # passes with errors by chance; a real pass may be less lucky than all of them
+RUNS, SAFETY = 6, 2.0  # passes with random errors; a real pass may have larger ones than all
 PRODUCTS = {F.linear, torch.matmul, torch.Tensor.matmul}
 ROUNDED = {
     F.layer_norm, F.gelu, F.silu, torch.softmax, torch.Tensor.softmax, torch.tanh, torch.Tensor.add,
@@ -87,7 +84,7 @@ def test_bfloat16_moves_logits_and_gradients_no_further_than_rounding_does(row):
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
     real = segments != 0
     (most, most_of_gradients), exact, wanted = rounded_by_chance(model, inputs, segments)
-    assert CHANCE * most < 0.5, "a bound that other weights would pass, too"
+    assert SAFETY * most < 0.5, "a bound that other weights would pass, too"
     with torch.autocast("cpu", torch.bfloat16):
         mixed = call(model, inputs, segments)
     of_mixed = off(gradients(model, mixed, real), wanted)
@@ -100,6 +97,6 @@ def test_bfloat16_moves_logits_and_gradients_no_further_than_rounding_does(row):
         found |= {"bfloat16": whole, "bfloat16 without gradients": call(model, inputs, segments)}
     assert whole.dtype == found["bfloat16 without gradients"].dtype == torch.bfloat16
     for name, logits in found.items():
-        assert off(logits[real], exact) < CHANCE * most, name
-    assert of_mixed < CHANCE * most_of_gradients
-    assert of_whole < CHANCE * most_of_gradients
+        assert off(logits[real], exact) < SAFETY * most, name
+    assert of_mixed < SAFETY * most_of_gradients
+    assert of_whole < SAFETY * most_of_gradients

@@ -1,4 +1,4 @@
-"""What a token sees and does not see, for every variant: other rows, padding, later tokens."""
+"""Visibility of other rows, padding and later tokens, for every variant."""
 
 import torch
 
@@ -19,7 +19,7 @@ from tests.battery.models import (
 
 @every_variant
 def test_a_batch_gives_what_its_rows_give_alone(row):
-    """Rows alone have no padding at all."""
+    """Single rows have no padding."""
     model = build(row)
     inputs = ids_of(model)
     segments = torch.tensor(LAYOUTS["left padding"])

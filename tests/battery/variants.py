@@ -1,9 +1,8 @@
 """The model configurations that every test of the battery runs on.
 
-Together they hold each pair of values of any two options at least once (`test_variants.py` checks
-it), which is where options break each other; the full product has billions. `EACH_VALUE` is a few
-of them that hold each value, and each kind of layer in each architecture, for what does not depend
-on how other options meet.
+Together they cover each pair of values of two options (`test_variants.py` checks it), since pairs
+of options cause most faults; the full product has billions. `EACH_VALUE` is a subset that covers
+each value, and each kind of layer in each architecture, for tests that do not depend on pairs.
 """
 
 import itertools
@@ -89,17 +88,17 @@ OPTIONS = {
         "biased": {"tie_embeddings": False, "head_bias": True},
     },
 }
-# What a model with two stacks has not.
+# Options that a Seq2SeqTransformer does not support.
 NOT_SEQ2SEQ = {
     ("layer", "parallel"), ("embedding", "types"),
     ("head", "outputdim"), ("head", "pooler"), ("head", "relu"),
 }  # fmt: skip
-# What a model with one stack has, and so has no sources.
+# Options of models without a source.
 ONLY_ONE_STACK = {*NOT_SEQ2SEQ, ("architecture", "encoder"), ("architecture", "causal")}
 
 
 def allowed(one, other):
-    """Whether two (option, value) can occur together."""
+    """True if two (option, value) can occur together."""
     pair = {one, other}
     if ("architecture", "seq2seq") in pair and pair & NOT_SEQ2SEQ:
         return False
@@ -124,8 +123,8 @@ def pairs_of(row):
 
 
 def pairwise():
-    """A small set of rows that covers all pairs: each begins with a pair that is not yet covered,
-    and takes of each other option the value that covers most."""
+    """A small set of rows that covers all pairs: each row starts with an uncovered pair, and takes
+    the value of each other option that covers most pairs."""
     draw = random.Random(0)
     left, rows = all_pairs(), []
     while left:
@@ -151,18 +150,18 @@ def pairwise():
 
 
 def held(row):
-    """What the few variants hold: values, and the kinds of layer of each architecture."""
+    """Values of a row, and its kind of layer with its architecture."""
     return {*row.items(), (row["architecture"], row["layer"])}
 
 
 def masked(row):
-    """What flex_attention has to do with: the scores and who sees whom, and where they meet."""
+    """Values of a row that matter to flex_attention: scores, mask and their combination."""
     own = {item for item in row.items() if item[0] in ("architecture", "heads", "position")}
     return {*own, tuple(row[option] for option in ("architecture", "window", "scores"))}
 
 
 def few(rows, held=held):
-    """Few of the rows, which together hold what all of them do."""
+    """A small subset of the rows that covers what all rows cover, by a greedy search."""
     left, chosen = set().union(*map(held, rows)), []
     while left:
         chosen.append(max(rows, key=lambda row: len(left & held(row))))

@@ -67,7 +67,7 @@ def packed_documents_see_each_other(original):
 
 @fault("miniformer.model.masks:make_positions")
 def positions_do_not_restart_with_a_document(original):
-    """Positions of a packed row count on from document to document."""
+    """Positions of a packed row continue across documents."""
 
     def make_positions(*args, segment_ids=None, **kwargs):
         return original(*args, **kwargs)
@@ -171,13 +171,13 @@ def relative_buckets_ignore_direction(original):
 
 @fault("miniformer.model.attention_backends.functions:_zero_fully_masked")
 def row_that_sees_nothing_gives_a_mean(original):
-    """A query without keys gets the mean of all values instead of zeros."""
+    """A fully masked query gets the mean of all values instead of zeros."""
     return lambda out, mask: out
 
 
 @fault("miniformer.model.attention_backends.functions:plain")
 def shared_heads_are_interleaved(original):
-    """Query heads share key-value heads in turns instead of in groups."""
+    """Query heads share interleaved key-value heads instead of groups."""
 
     def plain(q, k, v, mask, scores):
         group = q.shape[1] // k.shape[1]
@@ -207,7 +207,7 @@ def position_bias_comes_after_the_softcap(original):
 
 @fault("miniformer.model.attention_backends.functions:pack")
 def varlen_joins_rows(original):
-    """Packed rows flow into each other where the next begins with the same segment."""
+    """Packed rows are one sequence."""
 
     def pack(visibility, batch_size):
         layout, visibility = original(visibility, batch_size)
@@ -237,7 +237,7 @@ def attention_keeps_no_gradient_of_its_softmax(original):
 
 @fault("miniformer.model.attention_backends:unsupported_reason")
 def gpu_is_asked_for_wide_heads(original):
-    """FlashAttention is chosen for heads that it does not have."""
+    """FlashAttention is selected for unsupported head widths."""
 
     def unsupported_reason(backend, requirements):
         head_dim = min(requirements.head_dim, 64)
@@ -248,7 +248,7 @@ def gpu_is_asked_for_wide_heads(original):
 
 @fault("miniformer.model.attention:MultiHeadAttention.attend")
 def sinks_are_dropped(original):
-    """Attention sinks are parameters that nothing reads."""
+    """Attention sinks are ignored."""
 
     def attend(self, *args, **kwargs):
         sinks, self.sinks = self.sinks, None
@@ -350,7 +350,7 @@ def logit_scale_is_dropped(original):
 
 @fault("miniformer.model.head:Head.forward")
 def tied_head_is_a_copy(original):
-    """A tied head keeps the weights that the embedding had at first."""
+    """A tied head is a copy of the initial embedding."""
 
     def forward(self, features, embedding):
         if not hasattr(self, "_copy"):
@@ -384,7 +384,7 @@ def ignored_labels_are_predicted(original):
 
 @fault("miniformer.model.ops.activation_checkpointing:checkpoint_layer")
 def recomputed_layers_draw_other_dropout(original):
-    """A layer that is computed again draws its dropout anew."""
+    """A recomputed layer draws new dropout."""
 
     def checkpoint_layer(mode, layer, *args, **kwargs):
         from torch.utils.checkpoint import checkpoint
@@ -396,7 +396,7 @@ def recomputed_layers_draw_other_dropout(original):
 
 @fault("miniformer.model.initialization:initialize")
 def writers_to_the_residual_stream_start_large(original):
-    """Depth is not taken into account by the initial weights."""
+    """Initial weights do not depend on depth."""
 
     def initialize(model):
         import torch
@@ -438,7 +438,7 @@ def frozen_inputs_mean_no_gradients(original):
 
 @fault("miniformer.model.embedding:check_inputs")
 def max_seq_len_counts_columns(original):
-    """Padding within the cache counts as text."""
+    """Padding within the cache counts as tokens."""
 
     def check_inputs(inputs, config, *, name="inputs", cache=None):
         return original(inputs, config, name=name, cache=cache and _Columns(cache))
@@ -447,7 +447,7 @@ def max_seq_len_counts_columns(original):
 
 
 class _Columns:
-    """A cache whose rows all have as many tokens as columns."""
+    """A cache whose rows have as many tokens as columns."""
 
     def __init__(self, cache):
         self.length = cache.length
@@ -456,7 +456,7 @@ class _Columns:
 
 @fault("miniformer.model.embedding:check_segments")
 def any_number_names_a_segment(original):
-    """Segment ids below 0 are taken."""
+    """Segment ids below 0 are accepted."""
 
     def check_segments(segment_ids, inputs, cache):
         import torch
@@ -480,7 +480,7 @@ def vectors_of_sequences_ignore_token_types(original):
 
 @fault("miniformer.model.seq2seq:Seq2SeqTransformer._embed")
 def targets_are_embedded_as_sources(original):
-    """A vocabulary of sources is that of targets, too."""
+    """Targets use the embedding of sources."""
 
     def embed(self, ids, embedding):
         own = getattr(self, "source_embedding", None)
@@ -496,7 +496,7 @@ def targets_are_embedded_as_sources(original):
 
 @fault("miniformer.model.cache.kv_cache:KVCache.extend")
 def positions_restart_in_the_cache(original):
-    """New tokens begin at position 0 again."""
+    """Positions of new tokens begin at 0."""
 
     def extend(self, attention_mask, num_new):
         positions = original(self, attention_mask, num_new)
@@ -507,13 +507,13 @@ def positions_restart_in_the_cache(original):
 
 @fault("miniformer.model.cache.kv_cache:KVCache.length")
 def failed_pass_stays_in_the_cache(original):
-    """Columns of a pass that did not end count as text."""
+    """Columns of a failed pass count as tokens."""
     return property(lambda self: self.stop)
 
 
 @fault("miniformer.model.cache.kv_cache:KVCache.trim")
 def trimmed_tokens_stay_visible(original):
-    """A cache whose rows are trimmed to different lengths keeps all."""
+    """Trimming rows to different lengths retains all tokens."""
 
     def trim(self, lengths):
         if not isinstance(lengths, int):
@@ -528,7 +528,7 @@ def trimmed_tokens_stay_visible(original):
 
 @fault("miniformer.model.cache.kv_cache:KVCache._truncate")
 def emptied_cache_keeps_its_source(original):
-    """A cache trimmed to nothing reads its old source."""
+    """A cache trimmed to nothing retains its source."""
 
     def _truncate(self, columns):
         self.stop = columns
@@ -538,7 +538,7 @@ def emptied_cache_keeps_its_source(original):
 
 @fault("miniformer.model.cache.kv_cache:KVCache.source_kv")
 def source_is_projected_in_every_pass(original):
-    """The cache keeps no keys and values of the source."""
+    """The cache does not store keys and values of the source."""
 
     def source_kv(self, layer, project):
         self.cross_kv = None if layer == 0 else self.cross_kv
@@ -561,13 +561,13 @@ def source_is_projected_outside_of_layers(original):
 
 @fault("miniformer.model.cache.kv_cache:KVCache._reindex_rows")
 def beams_keep_their_source(original):
-    """Rows that change places keep the source of the row before."""
+    """Reordered rows keep their former sources."""
     return lambda self, rows, sources: original(self, rows, None)
 
 
 @fault("miniformer.model.cache.kv_cache:KVCache.reorder")
 def spans_stay_where_they_were(original):
-    """Rows that change places keep each other's length."""
+    """Reordered rows keep their former final lengths."""
 
     def reorder(self, rows, *, same_source=False):
         final_lengths = self.final_lengths.clone()
@@ -579,7 +579,7 @@ def spans_stay_where_they_were(original):
 
 @fault("miniformer.model.cache.kv_cache:_state_key")
 def state_of_columns_passes_for_a_ring(original):
-    """The state of a cache does not say how it lies in memory."""
+    """The state of a cache does not name its storage."""
     return lambda index, layer, name: f"{index}.{name}"
 
 
@@ -612,13 +612,13 @@ def int8_cache_keeps_four_bits(original):
 
 @fault("miniformer.model.cache.storage:Columns.reorder")
 def keys_stay_where_they_were(original):
-    """Rows that change places leave their keys and values behind."""
+    """Reordering does not move keys and values."""
     return lambda self, rows, length: None
 
 
 @fault("miniformer.model.cache.storage:Columns.select")
 def remaining_rows_take_keys_of_the_first(original):
-    """Rows that are taken out leave their keys to the others."""
+    """Selected rows get the keys of the first rows."""
 
     def select(self, rows, length):
         import torch
@@ -633,7 +633,7 @@ def remaining_rows_take_keys_of_the_first(original):
 
 @fault("miniformer.model.pretrained:PretrainedMixin.from_pretrained")
 def loaded_model_is_float32(original):
-    """A model is loaded in float32, whichever type its file has."""
+    """A model is loaded in float32 for any type of its file."""
 
     def from_pretrained(cls, directory, *, revision=None):
         return original(cls, directory, revision=revision).float()
@@ -643,13 +643,13 @@ def loaded_model_is_float32(original):
 
 @fault("miniformer.model.pretrained:refuse_shared_tensors")
 def shared_tensors_are_saved_apart(original):
-    """Layers that share their weights are written twice."""
+    """Shared weights are saved twice."""
     return lambda weights: None
 
 
 @fault("miniformer.model.hub:_existing_or_backup")
 def replaced_model_is_lost(original):
-    """A directory that was being replaced at a kill is not looked for."""
+    """The backup of a directory is not found after a kill."""
     return lambda directory: directory
 
 
@@ -658,7 +658,7 @@ def replaced_model_is_lost(original):
 
 @fault("miniformer.model.ops.allocation_tracker:AllocationTracker.live_bytes")
 def freed_tensors_still_count(original):
-    """Tensors that are gone count as living."""
+    """Freed tensors count as live."""
     return lambda self: self._total_bytes
 
 
@@ -667,7 +667,7 @@ def freed_tensors_still_count(original):
 
 @fault("miniformer.runtime.cuda_graphs:_StaticCacheView.extend")
 def recorded_step_counts_its_own_column(original):
-    """A recorded step counts the token that it wrote when it was recorded."""
+    """A captured step counts the token of its capture."""
 
     def extend(self, attention_mask, num_new):
         positions = self.cache.positions
@@ -686,7 +686,7 @@ def four_bits_have_no_minus_eight(original):
 
 @fault("miniformer.runtime.native.weight_layout:pad_rows")
 def last_panel_repeats_a_row(original):
-    """Rows that fill the last panel are not zeros."""
+    """Padding of the last panel is not zero."""
 
     def pad_rows(rows, multiple):
         import torch
@@ -699,7 +699,7 @@ def last_panel_repeats_a_row(original):
 
 @fault("miniformer.runtime.native.huge_pages:HugePageArena.copy_tensor")
 def weights_overlap_in_memory(original):
-    """Every tensor of a chunk begins at the chunk's beginning."""
+    """All tensors of a chunk start at its first byte."""
 
     def copy_tensor(self, tensor):
         self._used = 0
@@ -723,7 +723,7 @@ def library_of_other_structures_is_taken(original):
 
 @fault("miniformer.runtime.native.weights:NativeWeights._attention")
 def kernels_see_the_whole_text(original):
-    """Layers with a window are given to the kernels without one."""
+    """The kernels get no sliding window."""
 
     def attention(self, attention, projections):
         struct = original(self, attention, projections)
@@ -735,7 +735,7 @@ def kernels_see_the_whole_text(original):
 
 @fault("miniformer.runtime.native.weights:unsupported_component")
 def hooks_are_passed_over(original):
-    """A model with hooks is given to the kernels, which call none."""
+    """The kernels run models with hooks, and ignore the hooks."""
 
     def unsupported_component(model):
         reason = original(model)
@@ -746,7 +746,7 @@ def hooks_are_passed_over(original):
 
 @fault("miniformer.runtime.native.decode_step:NativeRunner.materialize_cache")
 def rows_settle_without_their_keys(original):
-    """Rows that changed places do not get their keys and values in the end."""
+    """Keys and values of reordered rows are not moved in the cache."""
 
     def materialize_cache(self):
         self._key_rows, self.step.key_rows = None, None
@@ -756,19 +756,19 @@ def rows_settle_without_their_keys(original):
 
 @fault("miniformer.runtime.native.decode_step:NativeRunner.prefill")
 def kernels_read_padding(original):
-    """Padding of prompts is a token to the kernels."""
+    """The kernels read padding as tokens."""
     return lambda self, ids, mask: original(self, ids, None)
 
 
 @fault("miniformer.runtime.native.engine:_weight_version")
 def engine_keeps_weights_that_have_changed(original):
-    """A change of a weight in place is not noticed."""
+    """In-place changes of weights are not detected."""
     return lambda parameter: (parameter.data_ptr(), 0)
 
 
 @fault("miniformer.runtime.native.threads:single_openmp_thread")
 def torch_threads_run_beside_the_kernels(original):
-    """PyTorch keeps its threads while a text is written."""
+    """PyTorch keeps its threads during decoding."""
 
     def single_openmp_thread():
         import contextlib
@@ -786,13 +786,13 @@ def more_threads_pass_for_faster(original):
 
 @fault("miniformer.runtime.native.build:_cache_key")
 def kernels_of_another_processor_are_taken(original):
-    """A library is kept under a name that says nothing of its compiler and processor."""
+    """The name of a cached library does not depend on compiler and processor."""
     return lambda compiler: "any"
 
 
 @fault("miniformer.model.rotary_scaling:_yarn_inv_freq")
 def yarn_has_no_ramp(original):
-    """YaRN divides every pair past the fast ones by the whole factor, without a ramp."""
+    """YaRN divides every slow pair by the full factor, without a ramp."""
 
     def _yarn_inv_freq(inv_freq, scaling, *, base, dim):
         import torch
@@ -805,7 +805,7 @@ def yarn_has_no_ramp(original):
 
 @fault("miniformer.model.cache.storage:Ring.__init__")
 def ring_is_one_token_short(original):
-    """A ring keeps one token fewer than its window."""
+    """A ring stores one token fewer than its window."""
 
     def init(self, shape, device, dtype, window):
         original(self, shape, device, dtype, max(1, window - 1))
@@ -815,7 +815,7 @@ def ring_is_one_token_short(original):
 
 @fault("miniformer.model.attention_backends.matmul:_scaled_bmm")
 def bfloat16_attention_rounds_its_scale(original):
-    """In bfloat16 the scale of scores is rounded to a power of two, which loses no bits of them."""
+    """In bfloat16 the scale of scores is rounded to a power of two."""
 
     def _scaled_bmm(a, b, scale, bias=None):
         import math
@@ -831,7 +831,7 @@ def bfloat16_attention_rounds_its_scale(original):
 
 @fault("miniformer.runtime.native.weight_layout:_round_int4")
 def four_bits_are_cut_off(original):
-    """Weights of four bits are cut off to the next step toward zero, not rounded."""
+    """int4 weights are truncated toward zero, not rounded."""
 
     def fours(groups, scales):
         return (groups / scales).nan_to_num().trunc().clamp(-8, 7)
@@ -841,7 +841,7 @@ def four_bits_are_cut_off(original):
 
 @fault("miniformer.runtime.cuda_graphs:CudaGraphRunner.__call__")
 def recorded_logits_share_memory(original):
-    """Logits of a recorded step are the memory that the next step writes to."""
+    """Logits of a captured step share memory with the next step."""
 
     def call(self, token):
         self.cache.reserve(1)
@@ -854,7 +854,7 @@ def recorded_logits_share_memory(original):
 
 @fault("miniformer.runtime.native.build:_compiler_flags")
 def kernels_are_always_native(original):
-    """The kernels are compiled for this processor, whichever is named."""
+    """The kernels are always compiled for this processor."""
 
     def flags():
         return (*(flag for flag in original() if "-march" not in flag), "-march=native")
@@ -864,7 +864,7 @@ def kernels_are_always_native(original):
 
 @fault("miniformer.model.hub:_is_path")
 def mistyped_path_is_sent_to_hub(original):
-    """A mistyped path of the form of a hub's name is looked for there."""
+    """A mistyped path of the form user/name is looked up on the hub."""
 
     def _is_path(name_or_path):
         from pathlib import Path
@@ -876,7 +876,7 @@ def mistyped_path_is_sent_to_hub(original):
 
 @fault("miniformer.model.hub:suggest_model_directory")
 def no_hint_of_nearest_model(original):
-    """The message on a wrong directory names no other."""
+    """The message for a wrong directory has no suggestion."""
     return lambda path: ""
 
 

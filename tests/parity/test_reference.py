@@ -1,7 +1,7 @@
-"""The plain reference is the published architecture: the logits of Hugging Face's models.
+"""Logits of the reference against those of Hugging Face's models.
 
-Each model is built at random from a tiny config, nothing is downloaded. Its weights are renamed to
-ours here, by hand, so that what an importer will do is not what proves the reference.
+Each model has random weights and a tiny config; nothing is downloaded. This file renames the
+weights itself, so that it does not depend on the importer.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from miniformer.config.architectures import (
 from tests.reference import transformer as reference
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("default")  # what they deprecate is not ours to mend
+pytestmark = pytest.mark.filterwarnings("default")  # for deprecations in transformers
 
 V, D, F, H, K, E = 37, 24, 20, 4, 2, 8
 PAD, LENGTH, SHORT = 1, 12, 8  # RoBERTa reads positions off the padding token
@@ -225,14 +225,14 @@ BART_NAMES = [
 ]
 
 
-def pull_apart(weights, fused, parts, pieces):
-    """Puts the `pieces` of each tensor whose name has `fused` under the names of `parts`."""
+def split_tensors(weights, fused, parts, split):
+    """Splits each tensor whose name has `fused` into tensors with the names of `parts`."""
     result = {}
     for name, tensor in weights.items():
         if fused not in name:
             result[name] = tensor
             continue
-        for part, piece in zip(parts, pieces(tensor), strict=True):
+        for part, piece in zip(parts, split(tensor), strict=True):
             result[name.replace(fused, part)] = piece
     return result
 
@@ -242,7 +242,7 @@ def projections(*parts):
 
 
 def from_gpt2(weights):
-    weights = pull_apart(
+    weights = split_tensors(
         weights, ".attn.c_attn.", projections(*"qkv"), lambda tensor: tensor.chunk(3, dim=-1)
     )
     return {
@@ -255,7 +255,7 @@ def from_neox(weights, heads=H):
     def of_all_heads(tensor):
         return (part.flatten(0, 1) for part in tensor.unflatten(0, (heads, 3, -1)).unbind(1))
 
-    return pull_apart(weights, ".attention.query_key_value.", projections(*"qkv"), of_all_heads)
+    return split_tensors(weights, ".attention.query_key_value.", projections(*"qkv"), of_all_heads)
 
 
 def from_bloom(weights):
@@ -264,17 +264,17 @@ def from_bloom(weights):
 
 def from_phi3(weights):
     sizes = [H * E, K * E, K * E]
-    weights = pull_apart(
+    weights = split_tensors(
         weights, ".attention.qkv_proj.", projections(*"qkv"), lambda x: x.split(sizes)
     )
     halves = [".feed_forward.gate_proj.", ".feed_forward.up_proj."]
-    return pull_apart(weights, ".feed_forward.gate_up_proj.", halves, lambda x: x.chunk(2))
+    return split_tensors(weights, ".feed_forward.gate_up_proj.", halves, lambda x: x.chunk(2))
 
 
 def from_modernbert(weights):
-    weights = pull_apart(weights, ".attn.Wqkv.", projections(*"qkv"), lambda x: x.chunk(3))
+    weights = split_tensors(weights, ".attn.Wqkv.", projections(*"qkv"), lambda x: x.chunk(3))
     halves = [".feed_forward.gate_proj.", ".feed_forward.up_proj."]
-    return pull_apart(weights, ".mlp.Wi.", halves, lambda x: x.chunk(2))
+    return split_tensors(weights, ".mlp.Wi.", halves, lambda x: x.chunk(2))
 
 
 def without_two_positions(weights):
@@ -285,8 +285,7 @@ def without_two_positions(weights):
 
 
 def from_t5(weights):
-    """The feed-forward is the last of a block's parts: the second in the encoder, else the
-    third."""
+    """The feed-forward is the last sub-layer: the second in the encoder, else the third."""
     result = {}
     for name, tensor in weights.items():
         last = ".layer.1." if name.startswith("encoder.") else ".layer.2."
@@ -308,7 +307,7 @@ def from_marian(weights):
 
 @dataclasses.dataclass
 class Case:
-    """A family here and there: their model and config, our settings, how names become ours."""
+    """An architecture: the model and config of transformers, our settings, and a renaming."""
 
     model: str
     config: dict
@@ -322,7 +321,7 @@ def rotary(base, **scaling):
 
 
 def llama_like(name, model, names=LLAMA_NAMES, convert=lambda weights: weights, **changes):
-    """A family whose config is Llama's; changes: (theirs, ours)."""
+    """An architecture with Llama's config; changes: (theirs, ours)."""
     theirs, ours = changes.get("theirs", {}), changes.get("ours", {})
     base = rotary(ARCHITECTURES[name]["rotary_base"])
     tied = {"tie_word_embeddings": ARCHITECTURES[name]["tie_embeddings"]}
@@ -510,7 +509,7 @@ MORE = {
 
 @contextlib.contextmanager
 def full_precision():
-    """Theirs goes through float32 here and there, whatever the model's type; here it is float64."""
+    """Replaces float32 casts of transformers by float64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
@@ -520,7 +519,7 @@ def full_precision():
 
 
 def build(case):
-    """Their model in float64, its weights under our names, and our settings."""
+    """The model of transformers in float64, its weights with our names, and our settings."""
     kind = getattr(transformers, case.model)
     config = kind.config_class(**case.config, attn_implementation="eager")
     with full_precision():
@@ -550,7 +549,7 @@ def build(case):
 
 
 def rows_of_ids(length=LENGTH, short=SHORT):
-    """A full row and one that is padded on the right."""
+    """A full row and a right-padded row."""
     ids = torch.randint(PAD + 1, V, (2, length))
     real = torch.ones(2, length, dtype=torch.bool)
     real[1, short:] = False
@@ -724,7 +723,7 @@ def test_pooled_outputs(pooling):
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_with_sinks(window):
-    """Of gpt-oss only the attention: its experts are no feed-forward of ours."""
+    """Only the attention of gpt-oss: its mixture of experts is not supported."""
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
     config = transformers.GptOssConfig(
@@ -751,8 +750,10 @@ def test_attention_with_sinks(window):
     settings = DEFAULTS | GROUPED | {"position": "none", "causal": True, "attention_sinks": True}
     settings["sliding_window"] = window
     weights = module.state_dict()
-    seen = reference.seen_keys(settings, list(range(LENGTH)), [1] * LENGTH, window is not None)
-    actual = reference.attention(weights, settings, "", x, x, seen, sinks=weights["sinks"])
+    visible = reference.visible_keys(
+        settings, list(range(LENGTH)), [1] * LENGTH, window is not None
+    )
+    actual = reference.attention(weights, settings, "", x, x, visible, sinks=weights["sinks"])
     close(actual, wanted, slice(None))
 
 

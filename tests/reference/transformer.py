@@ -1,8 +1,8 @@
-"""The Transformer written out: one row, one head and one query at a time, in float64.
+"""Reference Transformer in float64: one row, one head and one query at a time.
 
-Only torch's arithmetic is used, so gradients can be compared too. `settings` are the fields of a
-TransformerConfig as a dict with every null filled in; `weights` is a state dict. `tests/parity`
-holds this file against the published models of Hugging Face's transformers.
+It uses torch's arithmetic only, so gradients can be compared too. `settings` are the fields of a
+TransformerConfig as a dict with every null replaced; `weights` is a state dict. `tests/parity`
+compares this file with the published models of Hugging Face's transformers.
 """
 
 import functools
@@ -31,20 +31,19 @@ def logits(weights, settings, inputs, segments, token_types=None):
 
 
 def pooled(weights, settings, inputs, segments, token_types=None):
-    """The head's outputs [outputs] on one vector for the row: its real tokens' mean, largest,
-    first or last, or the mean of several of these."""
+    """Outputs [outputs] of the head for the pooled vector of a row."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = features(weights, settings, inputs, segments, token_types)
     return pool(weights, settings, x, segments)
 
 
 def pool(weights, settings, x, segments):
-    """The head's outputs on one vector made of features [T, D], of weights in float64."""
+    """Outputs of the head for the pooled features [T, D], with float64 weights."""
     real = x[[t for t, segment in enumerate(segments) if segment != 0]]
-    largest = torch.stack([column.max() for column in real.T])
-    ways = {"mean": real.mean(dim=0), "max": largest, "first": real[0], "last": real[-1]}
-    chosen = [ways[each] for each in settings["pooling"].split("+")]
-    return head(weights, settings, sum(chosen) / len(chosen))
+    maxima = torch.stack([column.max() for column in real.T])
+    poolings = {"mean": real.mean(dim=0), "max": maxima, "first": real[0], "last": real[-1]}
+    vectors = [poolings[name] for name in settings["pooling"].split("+")]
+    return head(weights, settings, sum(vectors) / len(vectors))
 
 
 def seq2seq_logits(weights, settings, source, source_segments, target, target_segments):
@@ -80,7 +79,7 @@ def embed(weights, settings, inputs, token_types, name="embedding"):
 
 
 def head(weights, settings, x):
-    """Outputs or logits of features [..., D]; scale and cap are for vocabularies."""
+    """Outputs or logits of features [..., D]; scale and soft-cap apply to logits only."""
     if settings["head"] != "linear":
         name = HEADS.get(settings["head"]) or settings.get("head_activation") or "gelu"
         x = ACTIVATIONS[name](linear(weights, "head.dense", x))
@@ -97,8 +96,8 @@ def head(weights, settings, x):
 
 
 def stack(weights, settings, name, x, segments, source=None):
-    """The layers over x [T, D]; a decoder also reads source: (its features, which are real)."""
-    positions = places(segments)
+    """Applies the layers to x [T, D]; source of a decoder: (features, indices of real tokens)."""
+    positions = token_positions(segments)
     x = x + position_vectors(weights, settings, name, positions)
     if settings["embedding_norm"]:
         x = normalize(weights, settings, name + "embedding_norm", x)
@@ -106,25 +105,28 @@ def stack(weights, settings, name, x, segments, source=None):
     for index in range(settings["n_layers"]):
         layer = f"{name}layers.{index}."
         windowed = is_windowed(settings, index)
-        seen = seen_keys(settings, positions, segments, windowed)
-        turns = rotation(settings, positions, segments, windowed)
+        visible = visible_keys(settings, positions, segments, windowed)
+        rotations = rotation(settings, positions, segments, windowed)
 
-        def attend(y, layer=layer, seen=seen, turns=turns):
+        def self_attention(y, layer=layer, visible=visible, rotations=rotations):
             sinks = weights[layer + "attention.sinks"] if settings["attention_sinks"] else None
             return attention(
-                weights, settings, layer + "attention.", y, y, seen, turns, bias, sinks
+                weights, settings, layer + "attention.", y, y, visible, rotations, bias, sinks
             )
 
-        def read(y, layer=layer):
-            # What is read has its own positions and no order in common with what reads it.
-            memory, readable = source
-            seen = [readable] * len(y)
-            return attention(weights, settings, layer + "cross_attention.", y, memory, seen)
+        def cross_attention(y, layer=layer):
+            # Without positions: source and target have separate ones.
+            memory, real = source
+            return attention(
+                weights, settings, layer + "cross_attention.", y, memory, [real] * len(y)
+            )
 
-        def feed(y, layer=layer):
+        def mlp(y, layer=layer):
             return feed_forward(weights, settings, layer + "feed_forward.", y)
 
-        sublayers = {"attention": attend, "cross_attention": read, "feed_forward": feed}
+        sublayers = {
+            "attention": self_attention, "cross_attention": cross_attention, "feed_forward": mlp,
+        }  # fmt: skip
         if source is None:
             del sublayers["cross_attention"]
         if settings["parallel_residual"]:
@@ -142,7 +144,7 @@ def stack(weights, settings, name, x, segments, source=None):
 
 def residual(weights, settings, name, x, sublayer):
     def norm(part, y):
-        # ModernBERT: the embedding's norm stands in for the first layer's.
+        # ModernBERT: the embedding's norm replaces that of the first layer.
         first = name.endswith("layers.0.attention") and part == "_norm"
         if first and not settings.get("first_attention_norm", True):
             return y
@@ -159,8 +161,8 @@ def residual(weights, settings, name, x, sublayer):
     return x + norm("_out_norm", sublayer(x))
 
 
-def places(segments):
-    """Position of each token: how many real ones of its segment came before it."""
+def token_positions(segments):
+    """Position of each token: the number of earlier tokens of its segment."""
     return [
         sum(1 for earlier in segments[:t] if earlier == segment)
         for t, segment in enumerate(segments)
@@ -172,8 +174,8 @@ def is_windowed(settings, index):
     return settings["sliding_window"] is not None and pattern[index % len(pattern)] == "L"
 
 
-def seen_keys(settings, positions, segments, windowed):
-    """For each query the indexes of the keys that it may attend to."""
+def visible_keys(settings, positions, segments, windowed):
+    """Indices of the keys that each query may attend to."""
     window, causal = settings["sliding_window"], settings["causal"]
 
     def sees(t, s):
@@ -182,13 +184,12 @@ def seen_keys(settings, positions, segments, windowed):
         distance = abs(positions[t] - positions[s])
         return not windowed or distance <= (window - 1 if causal else window // 2)
 
-    every = range(len(segments))
-    return [[s for s in every if sees(t, s)] for t in every]
+    indices = range(len(segments))
+    return [[s for s in indices if sees(t, s)] for t in indices]
 
 
-def attention(
-    weights, settings, name, x, memory, seen, turns=None, bias=None, sinks=None
-):  # x [T, D] reads memory [S, D]; bias [H, T, S]; sinks [H]
+def attention(weights, settings, name, x, memory, visible, rotations=None, bias=None, sinks=None):
+    """Attention of x [T, D] to memory [S, D]; bias [H, T, S]; sinks [H]."""
     width = settings["head_dim"]
     scale = given(settings["attention_scale"], width**-0.5)
     q = linear(weights, name + "q_proj", x)
@@ -205,28 +206,28 @@ def attention(
         if settings["qk_norm"] == "head":
             queries = normalize(weights, settings, name + "q_norm", queries)
             keys = normalize(weights, settings, name + "k_norm", keys)
-        if turns is not None:
-            queries, keys = turn(queries, turns), turn(keys, turns)
+        if rotations is not None:
+            queries, keys = rotate(queries, rotations), rotate(keys, rotations)
         rows = []
-        for t, visible in enumerate(seen):
-            if not visible:
+        for t, indices in enumerate(visible):
+            if not indices:
                 rows.append(torch.zeros(width, dtype=torch.float64))
                 continue
-            scores = scale * (keys[visible] @ queries[t])
+            scores = scale * (keys[indices] @ queries[t])
             if bias is not None:
-                scores = scores + bias[index, t, visible]
+                scores = scores + bias[index, t, indices]
             scores = softcap(scores, settings["logit_softcap"])
-            if sinks is not None:  # one more key, of no value
+            if sinks is not None:  # another key, without a value
                 scores = torch.cat([scores, sinks[index : index + 1]])
-            shares = torch.exp(scores - scores.max())
-            shares = shares / shares.sum()
-            rows.append(shares[: len(visible)] @ values[visible])
+            probs = torch.exp(scores - scores.max())
+            probs = probs / probs.sum()
+            rows.append(probs[: len(indices)] @ values[indices])
         heads.append(torch.stack(rows))
     return linear(weights, name + "o_proj", torch.cat(heads, dim=1))
 
 
 def position_vectors(weights, settings, name, positions):
-    """What is added to the embedding."""
+    """Position vectors that are added to the embedding."""
     if settings["position"] == "learned":
         return torch.stack([weights[name + "position.weight"][position] for position in positions])
     if settings["position"] == "sinusoidal":
@@ -243,7 +244,7 @@ def position_vectors(weights, settings, name, positions):
 
 
 def position_bias(weights, settings, name, positions):
-    """What is added to the scores [H, T, T], or None."""
+    """Bias [H, T, T] of the scores, or None."""
     if settings["position"] == "alibi":
         at = torch.tensor(positions, dtype=torch.float64)
         slopes = torch.tensor(alibi_slopes(settings["n_heads"]), dtype=torch.float64)
@@ -260,7 +261,7 @@ def position_bias(weights, settings, name, positions):
 
 
 def alibi_slopes(heads):
-    """Press et al. 2021: a geometric series; what a power of two lacks comes from the next one."""
+    """Press et al. 2021: a geometric series, completed from that of the next power of two."""
     power = 2 ** int(math.log2(heads))
     slopes = [2 ** (-8 * (head + 1) / power) for head in range(power)]
     finer = [2 ** (-8 * (head + 1) / (2 * power)) for head in range(0, 2 * power, 2)]
@@ -268,10 +269,10 @@ def alibi_slopes(heads):
 
 
 @functools.cache
-def bucket(distance, both_ways, buckets, max_distance):
-    """T5's bucket of key minus query position: exact near by, then ever wider."""
+def bucket(distance, bidirectional, buckets, max_distance):
+    """T5's bucket of key minus query position: exact for near ones, then logarithmic."""
     start = 0
-    if both_ways:
+    if bidirectional:
         buckets //= 2
         start = buckets if distance > 0 else 0
         distance = abs(distance)
@@ -280,12 +281,12 @@ def bucket(distance, both_ways, buckets, max_distance):
     exact = buckets // 2
     if distance < exact:
         return start + distance
-    share = math.log(distance / exact) / math.log(max_distance / exact)
-    return start + min(exact + int(share * (buckets - exact)), buckets - 1)
+    ratio = math.log(distance / exact) / math.log(max_distance / exact)
+    return start + min(exact + int(ratio * (buckets - exact)), buckets - 1)
 
 
 def rotation(settings, positions, segments, windowed):
-    """Complex numbers [T, pairs] that queries and keys are multiplied with, or None."""
+    """Complex factors [T, pairs] of queries and keys, or None."""
     if settings["position"] != "rotary":
         return None
     dim = int(settings["head_dim"] * settings["rotary_pct"]) // 2 * 2
@@ -293,16 +294,16 @@ def rotation(settings, positions, segments, windowed):
     local = given(settings["rotary_base_local"], base)
     if windowed and local != base:
         base, scaling = local, None
-    turns = []
+    rotations = []
     for position, segment in zip(positions, segments, strict=True):
         rates, radius = frequencies(base, dim, scaling, segments.count(segment))
         angles = position * rates
-        turns.append(torch.polar(torch.full_like(angles, radius), angles))
-    return torch.stack(turns)
+        rotations.append(torch.polar(torch.full_like(angles, radius), angles))
+    return torch.stack(rotations)
 
 
 def frequencies(base, dim, scaling, length):
-    """Radians a position for each pair, and the factor on sine and cosine."""
+    """Radians per position for each pair, and the factor of sine and cosine."""
     pairs = torch.arange(dim // 2, dtype=torch.float64)
     rates = base ** (-2 * pairs / dim)
     if scaling is None:
@@ -314,34 +315,34 @@ def frequencies(base, dim, scaling, length):
     if kind == "dynamic":  # the base grows with the text
         growth = factor * max(length, original) / original - (factor - 1)
         return (base * growth ** (dim / (dim - 2))) ** (-2 * pairs / dim), 1.0
-    if kind == "llama3":  # long waves are stretched, short ones kept, those between blended
+    if kind == "llama3":  # long wavelengths are divided, short ones unchanged, others blended
         low = given(scaling.get("low_freq_factor"), 1)
         high = given(scaling.get("high_freq_factor"), 4)
-        turns = original * rates / (2 * math.pi)  # over the original length
-        kept = torch.clamp((turns - low) / (high - low), 0, 1)
-        return (1 - kept) * rates / factor + kept * rates, 1.0
+        rotations = original * rates / (2 * math.pi)  # in the original length
+        unscaled = torch.clamp((rotations - low) / (high - low), 0, 1)
+        return (1 - unscaled) * rates / factor + unscaled * rates, 1.0
     if kind == "longrope":  # a factor for each pair, others for a long text
-        slower = scaling["long_factors" if length > original else "short_factors"]
-        usual = math.sqrt(1 + math.log(factor) / math.log(original))
-        radius = scaling.get("attention_factor") or usual
-        return rates / torch.tensor(slower, dtype=torch.float64), radius
-    assert kind == "yarn", kind  # the same by the pair's number (Peng et al. 2023)
+        factors = scaling["long_factors" if length > original else "short_factors"]
+        default = math.sqrt(1 + math.log(factor) / math.log(original))
+        radius = scaling.get("attention_factor") or default
+        return rates / torch.tensor(factors, dtype=torch.float64), radius
+    assert kind == "yarn", kind  # the same by the index of the pair (Peng et al. 2023)
 
-    def pair_of(turns):
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+    def pair_of(rotations):
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low = max(math.floor(pair_of(given(scaling.get("beta_fast"), 32))), 0)
     high = min(math.ceil(pair_of(given(scaling.get("beta_slow"), 1))), dim - 1)
-    stretched = torch.clamp((pairs - low) / (high - low if high != low else 0.001), 0, 1)
-    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-    radius = scaling.get("attention_factor") or usual
-    return rates / factor * stretched + rates * (1 - stretched), radius
+    ramp = torch.clamp((pairs - low) / (high - low if high != low else 0.001), 0, 1)
+    default = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    radius = scaling.get("attention_factor") or default
+    return rates / factor * ramp + rates * (1 - ramp), radius
 
 
-def turn(vectors, turns):
+def rotate(vectors, rotations):
     """Rotary embedding as multiplication of complex numbers: element i is paired with i + half."""
-    half = turns.shape[1]
-    pairs = torch.complex(vectors[:, :half], vectors[:, half : 2 * half]) * turns
+    half = rotations.shape[1]
+    pairs = torch.complex(vectors[:, :half], vectors[:, half : 2 * half]) * rotations
     return torch.cat([pairs.real, pairs.imag, vectors[:, 2 * half :]], dim=1)
 
 

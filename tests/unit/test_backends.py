@@ -1,4 +1,4 @@
-"""The ways to compute attention: which can do what, and each against loops."""
+"""Attention backends: their selection, and each against loops."""
 
 import math
 
@@ -206,7 +206,7 @@ def test_matmul_refuses_a_second_derivative():
 def fake_varlen(
     q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size, enable_gqa=False
 ):
-    """What torch's kernel is documented to do, in loops over the segments."""
+    """The documented behavior of torch's kernel, in loops over the segments."""
     assert torch.equal(starts, key_starts)
     assert starts.dtype == torch.int32
     lengths = (starts[1:] - starts[:-1]).tolist()
@@ -234,7 +234,7 @@ def fake_varlen(
 
 @pytest.fixture
 def torchs_varlen():
-    """torch's own `varlen_attn`, checks and all, above its kernel written out for CPUs."""
+    """torch's own `varlen_attn` with its checks, with a Python kernel for CPUs."""
     from torch.nn.attention import varlen
 
     def kernel(
@@ -269,7 +269,7 @@ def test_varlen_calls_torchs_function_as_it_wants_to_be_called(torchs_varlen, ca
 
 
 def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, window_size):
-    """The same in torch 2.11, where query heads share no keys."""
+    """The same in torch 2.11, without `enable_gqa`."""
     return fake_varlen(
         q, k, v, starts, key_starts, longest, key_longest, scale=scale, window_size=window_size
     )
@@ -282,7 +282,7 @@ def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, wi
 def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
     monkeypatch, causal, window, kernel
 ):
-    """Gradients, too. Only `test_on_a_gpu` shows what torch's kernel makes of this layout."""
+    """Gradients too. Only `test_on_a_gpu` runs torch's kernel with this layout."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
@@ -306,7 +306,7 @@ def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
 
 @pytest.mark.parametrize("scale", [None, 0.7])
 def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
-    """FlashAttention has multiples of 8 only."""
+    """FlashAttention supports multiples of 8 only."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True)
     inputs, scores = drawn(grad=True, width=6), ScoreOptions(scale)
@@ -324,7 +324,7 @@ def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
 
 
 def test_varlen_tells_rows_apart_whatever_their_segments_are_called(monkeypatch):
-    """On a GPU nobody looks for numbers below 0, so they must do no harm."""
+    """Negative ids are not rejected on a GPU."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True, segments=[[-3, -3, 1, 1, 0, 1], [-1, -3, -1, 1, 1, 0]])
     inputs = drawn()
@@ -433,7 +433,7 @@ def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
 @pytest.mark.catches("frozen_inputs_mean_no_gradients")
 @pytest.mark.parametrize("trained", ["all", "layers", "none"])
 def test_gradients_are_wanted_where_any_weight_has_them(trained):
-    """A frozen embedding does not mean that nothing is trained, nor training that something is."""
+    """Neither a frozen embedding nor train mode decides it."""
     model = tiny_model().bfloat16()
     ids = torch.zeros(1, 3).long()
     model.requires_grad_(trained == "all")
@@ -497,7 +497,7 @@ def test_a_backend_that_cannot_compute_the_model_says_so_when_it_is_called():
 
 @pytest.mark.parametrize("change", ["softcap", "sinks", "window"])
 def test_layers_that_differ_each_get_what_they_need(change):
-    """One layer is changed by hand: what suits the others must not be used for it."""
+    """One layer is changed after construction; it does not share the context of the others."""
     model = tiny_model(position="alibi")
     attention = model.layers[1].attention
     if change == "sinks":

@@ -1,4 +1,4 @@
-"""The cache's protocol: whatever is done to it, a row goes on as if it had always been so."""
+"""The key-value cache: after any operations, logits are those of a full pass."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def tokens(model, rows, length):
 
 @torch.inference_mode()
 def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
-    """Beyond the length from which it stretches; else no step would fit another."""
+    """Cached keys are not rotated again, so all steps must use one length."""
     dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 6}
     model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 20))
     cache = model.new_cache(2, 20)
@@ -91,7 +91,7 @@ def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
 @pytest.mark.parametrize("kind", ["window", "full"])
 @torch.inference_mode()
 def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
-    """The battery leaves it out: it is slow where it is not compiled."""
+    """Not in the battery, since flex_attention is slow without compilation."""
     model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 9))
     mask = torch.tensor([[False, False, *[True] * 7], [True, True, True, False, *[True] * 5]])
     for real in (None, mask):
@@ -144,7 +144,7 @@ def test_rows_may_be_taken_out_and_come_several_times(shape, rows):
 @every_shape
 @torch.inference_mode()
 def test_what_is_trimmed_was_never_there(shape):
-    """As in speculation: several tokens are guessed, each row keeps another number of them."""
+    """As in speculative decoding: each row accepts another number of draft tokens."""
     model = tiny_model(**SHAPES[shape])
     prompt, guess, new = tokens(model, 3, 4), tokens(model, 3, 3), tokens(model, 3, 1)
     cache = model.new_cache(3, 12, "full")
@@ -266,7 +266,7 @@ def test_the_source_is_projected_once_and_follows_its_rows():
 
 @pytest.mark.catches("source_is_projected_outside_of_layers")
 def test_the_source_is_projected_within_each_layer():
-    """Where weights are sharded, a layer has them while it is called only."""
+    """Sharded weights are available only while a layer is called."""
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     called, seen = [], []
     for layer in model.decoder.layers:
@@ -295,7 +295,7 @@ OPERATIONS = st.lists(
 @given(OPERATIONS, st.sampled_from(["rotary", "pattern", "alibi"]), st.booleans())
 @torch.inference_mode()
 def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, shape, ring):
-    """With a ring there is no trimming: it may have overwritten what trimming would bring back."""
+    """A ring is not trimmed: it may have overwritten the tokens to restore."""
     model = tiny_model(**SHAPES[shape])
     cache = model.new_cache(2, 32, "window" if ring else "full")
     rows = [[], []]
@@ -408,7 +408,7 @@ def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
 @pytest.mark.parametrize("shape", ["rotary", "learned"])
 @torch.inference_mode()
 def test_max_seq_len_is_of_tokens_not_of_columns(shape):
-    """Rows cut back to different lengths leave holes, which are no part of a text."""
+    """Rows trimmed to different lengths leave holes, which do not count."""
     model = tiny_model(**SHAPES[shape], max_seq_len=8)
     ids, cache = tokens(model, 2, 8), model.new_cache(2, 12, "full")
     model(ids[:, :6], cache=cache)

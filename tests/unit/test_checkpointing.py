@@ -1,4 +1,4 @@
-"""Activation checkpointing beside the gradients of the battery: randomness, and unknown ways."""
+"""Activation checkpointing: dropout, saved bytes and unknown modes."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_an_unknown_way_is_refused():
 
 
 def test_what_is_kept_is_counted():
-    """Of a chain of exp, each output is kept; of a detached tensor, nothing."""
+    """A chain of exp saves each output; a detached tensor saves nothing."""
     x = torch.zeros(10, 100, requires_grad=True)
     assert saved_activation_bytes(lambda: x.exp().exp().exp()) == 3 * 4000
     assert saved_activation_bytes(lambda: x.exp().detach().sum()) == 4

@@ -47,7 +47,7 @@ def _fresh_compiler():
 
 
 def traced(function):
-    """`function`, compiled whole, and a list with an entry for each time it was traced."""
+    """`function` compiled as one graph, and a list with an entry for each trace."""
     graphs = []
 
     def note(graph, inputs):
@@ -115,7 +115,7 @@ def test_a_family_decodes_as_one_graph_at_any_length(name):
 
 @pytest.mark.parametrize("name", ["llama"])
 def test_compiled_gradients_are_those_of_the_model(name):
-    """Once with everything, down to machine code."""
+    """With the full compiler, down to machine code."""
     model = build(name, n_kv_heads=2).train()
     inputs, labels = ids(2, 9), ids(2, 9)
 

@@ -1,4 +1,4 @@
-"""The head and its loss in one step, against torch's own on whole logits."""
+"""Fused linear cross-entropy against torch's cross-entropy of all logits."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def by_torch(features, weight, labels, *, bias=None, softcap=None, label_smoothing=0.0):
-    """The same from whole logits; what is narrow is made float32 after the matrix product."""
+    """The same from all logits, cast to float32 after the matrix product."""
     logits = F.linear(features, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if softcap is not None:
@@ -23,7 +23,7 @@ def by_torch(features, weight, labels, *, bias=None, softcap=None, label_smoothi
 
 
 def example(n=7, v=11, d=5, *, dtype=torch.float64, seed=0, ignored=(2, 3)):
-    """features [n, d], weight [v, d], labels [n], bias [v]; the first three want gradients."""
+    """features [n, d], weight [v, d], labels [n], bias [v]; floats require gradients."""
     rng = torch.Generator().manual_seed(seed)
     features, weight, bias = (
         (2 * torch.randn(shape, generator=rng, dtype=torch.float64)).to(dtype).requires_grad_()
@@ -35,13 +35,13 @@ def example(n=7, v=11, d=5, *, dtype=torch.float64, seed=0, ignored=(2, 3)):
 
 
 def results(loss, sources, incoming=1.0):
-    """The loss and its gradients by the sources that want one, from an incoming gradient."""
+    """The loss, and its gradients by the sources that require one."""
     wanting = [source for source in sources if source.requires_grad]
     return [loss.detach(), *torch.autograd.grad(incoming * loss, wanting)]
 
 
 def assert_alike(sources, labels, *, bias=None, incoming=1.0, tolerance=TIGHT, **options):
-    """Loss and gradients are torch's, and so are their types."""
+    """Loss, gradients and their types are those of torch."""
     chunk = options.pop("chunk", None)
     every = [*sources, *([] if bias is None else [bias])]
     ours = linear_cross_entropy(*sources, labels, bias=bias, chunk_size=chunk, **options)
@@ -128,7 +128,7 @@ def test_shapes_alone_will_do():
 
 
 def test_sums_over_many_chunks_are_not_rounded_to_a_narrow_type():
-    """Each row adds as much to one row of the weight: in bfloat16 the sum would stand still."""
+    """Each row adds the same to one row of the weight: a sum in bfloat16 would stop growing."""
     features = torch.ones(2000, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     labels = torch.zeros(2000, dtype=torch.long)
@@ -161,7 +161,7 @@ def test_features_may_be_a_view():
 
 
 def test_certain_predictions_keep_their_gradient():
-    """Where p is nearly 1, bfloat16 has no digits left for p, but it has for p - 1."""
+    """If p is nearly 1, bfloat16 represents p - 1 but not p."""
     features = torch.tensor([[1.0]])
     weight = torch.tensor([[0.0], [-8.0]], requires_grad=True)  # p = 0.99966
     with torch.autocast("cpu", torch.bfloat16):
@@ -190,7 +190,7 @@ def test_an_ignored_position_may_have_an_infinite_loss():
 
 
 class _Watch(TorchDispatchMode):
-    """The names of the operations that ran, and the elements of their largest output."""
+    """Records names of operations, and the elements of their largest output."""
 
     def __init__(self):
         super().__init__()
@@ -224,7 +224,7 @@ def test_whole_logits_are_never_in_memory(dtype, softcap):
 
 
 def test_chunks_are_of_one_size():
-    """Of 9 positions at most 8 at once: 5 and 4, not 8 and 1."""
+    """9 positions in chunks of at most 8: 5 and 4, not 8 and 1."""
     features, weight, labels, _ = example(9, 100, 2)
     with _Watch() as watch:
         linear_cross_entropy(features, weight, labels, chunk_size=8)

@@ -1,4 +1,4 @@
-"""Every family: what its config says of sizes is what the built model has."""
+"""Every architecture: sizes computed from the config are those of the model."""
 
 import dataclasses
 
@@ -49,7 +49,7 @@ def test_parameters(name):
 
 @every_family
 def test_operations(name):
-    """torch counts those of masked pairs, too: so the masks are taken away first."""
+    """torch counts masked pairs too, so the masks are removed first."""
     from torch.utils.flop_counter import FlopCounterMode
 
     model = build(name)

@@ -35,7 +35,7 @@ def records(task):
 
 
 def prepared(tmp_path, monkeypatch, task, **settings):
-    """A run of examples that are all of one length, so that no batch is padded; and a batch."""
+    """A run with examples of equal length, so that no batch is padded; and a batch."""
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: 1e9
     )
@@ -55,7 +55,7 @@ def prepared(tmp_path, monkeypatch, task, **settings):
 
 
 def counted(run, batch):
-    """Operations of matrix products in a forward and a backward pass, by torch's counter."""
+    """FLOPs of a forward and a backward pass by torch's counter."""
     model = run.model.train()
     set_attention_backend(model, "plain")
 
@@ -69,7 +69,7 @@ def counted(run, batch):
 
 
 def masked_products(rows, length, width=16):
-    """What the counter has of query-key pairs that a causal mask hides, in a layer."""
+    """FLOPs that the counter adds for causally masked query-key pairs, in a layer."""
     hidden = sum(key > query for query in range(length) for key in range(length))
     multiply_adds = 2 * rows * hidden * width  # scores, and the mean of values
     return 3 * 2 * multiply_adds  # forward, and twice back
@@ -95,7 +95,7 @@ def test_training_flops_of_an_encoder_are_those_that_torch_counts(
 
 
 def test_training_flops_of_feature_inputs_are_those_that_torch_counts(tmp_path, monkeypatch):
-    """Nobody asks for the gradient of features, so the product that gives it is not made."""
+    """Features need no gradient, so its product is not computed."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "features")
     assert batch["inputs"].shape == (4, 11, 3)
     assert watch.train_flops(batch) == counted(run, batch) + 2 * (4 * 11) * 3 * 16
@@ -114,7 +114,7 @@ def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path,
     "cross_attention_keys_are_those_of_targets", "target_flops_are_those_of_sources"
 )
 def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monkeypatch, task):
-    """Each stack has its own number of tokens: targets here are shorter than sources, or longer."""
+    """Each stack has its own number of tokens: targets and sources differ in length."""
     settings = {"model_config": {"n_decoder_layers": 3}, "model": "seq2seq"}
     run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
     source, target = batch["source"].shape, batch["target"].shape
@@ -126,7 +126,7 @@ def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monk
 
 @pytest.mark.catches("padding_counts_as_tokens")
 def test_training_flops_of_a_padded_batch_are_those_of_its_real_tokens(tmp_path, monkeypatch):
-    """A batch with rows that are all padding is the batch without them."""
+    """Rows of padding do not count."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "masked_lm")
     rows, length = batch["inputs"].shape
     padded = {

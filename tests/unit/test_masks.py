@@ -23,7 +23,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_siz
 
 
 def spelled_out(mask, queries, keys):
-    """Who may attend to whom, as a list of lists, whichever form the mask has."""
+    """A mask of any form as a list of lists."""
     if mask.allowed is None:
         return [[not mask.is_causal or s <= t for s in range(keys)] for t in range(queries)]
     allowed = mask.allowed
@@ -102,7 +102,7 @@ def test_cached_queries_see_the_columns_up_to_their_own(past, new, window):
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), WINDOWS)
 def test_keys_may_lie_in_any_order_with_holes(data, keys, queries, window):
-    """As in a ring, or where rows were cut back."""
+    """As in a ring buffer, or after rows were trimmed."""
     places = data.draw(st.permutations(range(-2, keys)))
     asked = data.draw(st.lists(st.integers(0, 8), min_size=queries, max_size=queries))
     seen = Visibility(True, window, torch.tensor([asked]), torch.tensor([places]))
@@ -191,7 +191,7 @@ def test_segment_ids_may_be_integers_of_any_width(dtype):
 
 
 def test_segment_ids_within_a_transform_are_not_looked_at():
-    """There is nothing to look at: gradients of single samples hold no single number."""
+    """Tensors inside torch.func have no values to check."""
     from torch.func import functional_call, grad, vmap
 
     model = tiny_model()

@@ -1,4 +1,4 @@
-"""Names of model directories: what is a path, what is sent to the hub, and hints for mistakes."""
+"""Names of model directories: paths, names on the hub, and hints for mistakes."""
 
 import huggingface_hub
 import pytest
@@ -54,7 +54,7 @@ def test_empty_path_is_refused(field):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Names that are sent to the hub, which has none."""
+    """Names that are looked up on the hub, which has none of them."""
     names = []
 
     def snapshot_download(name, **options):
@@ -92,7 +92,7 @@ def test_name_on_hub_is_asked_for_and_the_message_says_so(name, asked, tmp_path,
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run's folder with two model directories, named from its parent's folder."""
+    """The parent of a run's folder with two model directories."""
     monkeypatch.chdir(tmp_path)
     for name in ("best", "last"):
         tiny_model().save_pretrained(tmp_path / "runs" / "mine" / name)

@@ -1,4 +1,4 @@
-"""RMSNorm's own gradients against those of autograd through the formula."""
+"""Gradients of RMSNorm against those of autograd through the formula."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Single parts against closed forms."""
+"""Single components against closed forms."""
 
 import math
 
@@ -230,7 +230,7 @@ def test_a_sequence_of_no_tokens_has_no_vector():
 
 
 def test_token_dropout_takes_whole_tokens_while_training_only():
-    """What the first layer sees of a token is its scaled embedding, or nothing."""
+    """The input of the first layer is the scaled embedding of a token, or zeros."""
     torch.manual_seed(0)
     model = tiny_model(dropout=0.0, token_dropout=0.25, position="none")
     seen = []
