@@ -14,15 +14,15 @@ from tests.battery.variants import EACH_VALUE, FOR_FLEX, NOT_SEQ2SEQ, OPTIONS, V
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs" / "matrix.md"
 COLUMNS = {  # heading -> beginning of a test's name
-    "logits": "test_logits_are",
-    "gradients": "test_gradients_are_those",
+    "logits": "test_logits_match",
+    "gradients": "test_gradients_match",
     "cached": "test_cached_decoding",
-    "batch = singles": "test_a_batch_gives",
+    "batch = singles": "test_batch_matches",
     "no leak": "test_no_later_token",
     "bfloat16": "test_bfloat16",
     "checkpointed": "test_checkpointed_layers",
     "saved": "test_saving",
-    "sizes": "test_size_is",
+    "sizes": "test_size_matches",
 }
 REFUSED = """\
 | combination | message |

@@ -59,14 +59,14 @@ def test_ring_holds_the_last_tokens_of_its_window(tokens, kept, at_once):
     ("capacity", "kind"),
     [(WINDOW - 1, Columns), (WINDOW, Columns), (WINDOW + 1, Ring)],
 )
-def test_layer_has_a_ring_only_where_its_window_is_shorter_than_the_cache(capacity, kind):
+def test_layer_has_a_ring_only_if_its_window_is_shorter_than_the_cache(capacity, kind):
     (layer,) = small_cache(capacity).layers
     assert type(layer) is kind
     assert layer.nbytes == 2 * 4 * min(capacity, WINDOW)
 
 
 @pytest.mark.parametrize("kind", ["window", "full", "int8"])
-def test_cache_takes_as_many_tokens_as_its_capacity_and_not_one_more(kind):
+def test_cache_takes_no_more_tokens_than_its_capacity(kind):
     cache = small_cache(5, kind=kind)
     append(cache, 0, 4)
     append(cache, 4, 1)
@@ -80,7 +80,7 @@ def test_cache_takes_as_many_tokens_as_its_capacity_and_not_one_more(kind):
         small_cache(5, kind=kind).extend(None, 6)
 
 
-def test_ring_can_be_trimmed_until_it_has_overwritten_one_token():
+def test_ring_can_be_trimmed_before_it_overwrites_a_token():
     cache = small_cache()
     append(cache, 0, WINDOW)
     cache.trim(WINDOW - 1)
@@ -95,7 +95,7 @@ def test_ring_can_be_trimmed_until_it_has_overwritten_one_token():
 @pytest.mark.parametrize("then", AROUND)
 @pytest.mark.parametrize("first", AROUND)
 @pytest.mark.parametrize("kind", ["window", "full"])
-def test_windows_around_the_lengths_of_passes_give_the_reference(kind, first, then, padding):
+def test_windows_around_the_lengths_of_passes_match_the_reference(kind, first, then, padding):
     """A pass, another, and one more token, of a cache that is full in the end."""
     model = tiny_model(sliding_window=WINDOW)
     length = padding + first + then + 1
@@ -113,7 +113,7 @@ def test_windows_around_the_lengths_of_passes_give_the_reference(kind, first, th
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [WINDOW - 1, WINDOW, WINDOW + 1, WINDOW + 2])
-def test_window_hides_nothing_until_a_text_is_longer_than_it(causal, length):
+def test_window_masks_nothing_in_shorter_texts(causal, length):
     """A causal window of 4 is the token and three before; both ways, two on each side."""
     model, plain = (tiny_model(causal=causal, sliding_window=w) for w in (WINDOW, None))
     inputs = torch.randint(0, 31, (1, length))
@@ -136,7 +136,7 @@ def greedy(model, prompt, steps, longest=None):
 
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("length", [1, 2, 10, 11])
-def test_generate_fills_max_seq_len_and_refuses_one_token_more(length, steps):
+def test_generate_fills_max_seq_len_and_rejects_more(length, steps):
     model = tiny_model(max_seq_len=12)
     prompt = torch.randint(0, 31, (length,)).tolist()
     if length + steps > 12:
@@ -154,9 +154,7 @@ def test_generate_fills_max_seq_len_and_refuses_one_token_more(length, steps):
 @pytest.mark.parametrize("kernels", ["kernels", "torch"])
 @pytest.mark.parametrize("total", [11, 12, 13, 14, 19, 20])
 @pytest.mark.parametrize("length", [1, 11, 12])
-def test_sliding_text_is_cut_when_it_is_one_token_longer_than_the_model_reads(
-    length, total, kernels, monkeypatch
-):
+def test_sliding_text_is_cut_one_token_beyond_max_seq_len(length, total, kernels, monkeypatch):
     if kernels == "torch":
         monkeypatch.setenv("MINIFORMER_KERNELS", "off")
     model = tiny_model(max_seq_len=12)
@@ -166,7 +164,7 @@ def test_sliding_text_is_cut_when_it_is_one_token_longer_than_the_model_reads(
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 513])
-def test_prompts_around_the_lengths_that_kernels_read_at_once(length):
+def test_prompts_around_the_prefill_chunk_of_kernels(length):
     """256 tokens of a prompt go through the kernels together; past 512 PyTorch reads it."""
     model = tiny_model(max_seq_len=520, n_layers=1)
     prompt = torch.randint(0, 31, (1, length))
@@ -177,7 +175,7 @@ def test_prompts_around_the_lengths_that_kernels_read_at_once(length):
 
 
 @pytest.mark.parametrize("ended", range(4))
-def test_row_that_ends_with_its_first_token_leaves_the_others_as_they_are(ended):
+def test_row_that_finishes_with_its_first_token_does_not_change_others(ended):
     """A quarter of the rows is the fewest that are taken out of a batch."""
     model = tiny_model()
     prompts = torch.randint(0, 31, (4, 3)).tolist()
@@ -196,7 +194,7 @@ def test_row_that_ends_with_its_first_token_leaves_the_others_as_they_are(ended)
         ([7, 8, 7], 2, [8]), ([1, 2, 1], 3, []), ([1, 2, 3, 1, 2], 3, [3]),
     ],
 )  # fmt: skip
-def test_repeated_ngrams_are_forbidden_from_the_first_that_is_complete(text, size, forbidden):
+def test_no_repeat_ngram_at_its_limits(text, size, forbidden):
     logits = no_repeat_ngram(
         torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), ngram_size=size
     )
@@ -208,7 +206,7 @@ def test_repeated_ngrams_are_forbidden_from_the_first_that_is_complete(text, siz
     [([], [3], [3]), ([], [2, 3], []), ([2], [2, 3], [3]), ([2, 1], [2, 3], []),
      ([1, 2], [1, 2, 3], [3]), ([2], [1, 2, 3], [])],
 )  # fmt: skip
-def test_run_of_banned_tokens_is_forbidden_at_its_last_token(text, run, forbidden):
+def test_bad_words_mask_the_last_token_of_a_sequence(text, run, forbidden):
     logits = bad_words(
         torch.tensor([text]).long().view(1, -1), torch.zeros(1, 9), bad_words_ids=[run]
     )
@@ -216,7 +214,7 @@ def test_run_of_banned_tokens_is_forbidden_at_its_last_token(text, run, forbidde
 
 
 @pytest.mark.parametrize(("new", "refused"), [(0, True), (1, True), (2, False)])
-def test_end_is_forbidden_until_as_many_tokens_are_there_as_asked_for(new, refused):
+def test_min_new_tokens_at_its_limits(new, refused):
     """A prompt of 3 tokens and at least 2 new ones: the third may be the end."""
     logits = min_new_tokens(
         torch.zeros(1, 3 + new).long(), torch.zeros(1, 9), eos_token_ids=[5], min_length=3 + 2
@@ -234,7 +232,7 @@ def test_end_is_forbidden_until_as_many_tokens_are_there_as_asked_for(new, refus
     ],
     ids=str,
 )  # fmt: skip
-def test_limits_of_sampling_keep_no_token_more_and_none_fewer(options, kept):
+def test_sampling_limits_retain_the_right_tokens(options, kept):
     """Of probabilities 1/2, 1/4, 1/8 and 1/8; top_p is of what top_k has left."""
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     found = sampling_distribution(logits, GenerationConfig(**options))
@@ -244,7 +242,7 @@ def test_limits_of_sampling_keep_no_token_more_and_none_fewer(options, kept):
 
 @pytest.mark.parametrize("distance", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 100])
 @pytest.mark.parametrize("both_ways", [True, False])
-def test_buckets_of_distances_at_their_limits(distance, both_ways):
+def test_t5_buckets_at_their_limits(distance, both_ways):
     """32 buckets up to a distance of 16, as T5 has them of 128: half of them of one distance."""
     model = tiny_model(
         causal=not both_ways, position="t5_relative", relative_buckets=16, relative_max_distance=16

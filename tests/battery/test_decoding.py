@@ -52,7 +52,7 @@ def cached(model, inputs, real, chunks, kind, padded):
         when=lambda row, kind, backend: backend != "matmul" or takes_matmul(row),
     ),
 )  # fmt: skip
-def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
+def test_cached_decoding_matches_uncached_logits(row, kind, backend):
     model = build(row)
     inputs = ids_of(model)
     for layout in ("no padding", "left padding", "right padding"):
@@ -77,7 +77,7 @@ def test_cached_decoding_gives_the_uncached_logits(row, kind, backend):
 
 @of("causal")
 @pytest.mark.parametrize("kind", ["window", "full"])
-def test_padding_inside_the_cache_takes_no_position(row, kind):
+def test_padding_in_the_cache_takes_no_position(row, kind):
     """A right-padded prompt, then more tokens: the padding stays in the cache, masked."""
     model = build(row)
     inputs = ids_of(model)
@@ -90,7 +90,7 @@ def test_padding_inside_the_cache_takes_no_position(row, kind):
     torch.testing.assert_close(continued[0], alone[0, 3:], rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_is_not_causal_has_no_cache():
+def test_non_causal_model_has_no_cache():
     with pytest.raises(ConfigError, match="causal must be true for cached decoding"):
         tiny_model(causal=False).new_cache(1, 4)
 
@@ -115,7 +115,7 @@ def greedy_by_hand(model, prompt, steps):
     ],
     ids=name,
 )
-def test_generate_is_the_uncached_loop_for_prompts_of_any_lengths(row):
+def test_generate_matches_the_uncached_loop_for_prompts_of_any_lengths(row):
     model = build(row)
     draw = random.Random(0)
     prompts = [[draw.randrange(31) for _ in range(length)] for length in (1, 7, 3)]

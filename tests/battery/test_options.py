@@ -42,7 +42,7 @@ def close(actual, wanted, real):
 
 
 @pytest.mark.parametrize("changes", ONE_STACK)
-def test_one_option_of_a_decoder_is_that_of_the_reference(changes):
+def test_one_option_of_a_decoder_matches_the_reference(changes):
     compare(tiny_model(**with_needs(changes)))
 
 
@@ -63,7 +63,7 @@ def test_one_option_of_a_decoder_is_that_of_the_reference(changes):
     ],
     ids=str,
 )
-def test_one_option_of_an_encoder_is_that_of_the_reference(changes):
+def test_one_option_of_an_encoder_matches_the_reference(changes):
     compare(tiny_model(**changes, causal=False))
 
 
@@ -99,7 +99,7 @@ def compare(model):
     ],
     ids=str,
 )
-def test_one_option_of_two_stacks_is_that_of_the_reference(changes):
+def test_one_option_of_seq2seq_matches_the_reference(changes):
     model = tiny_model(model=Seq2SeqTransformer, causal=False, n_decoder_layers=2, **changes)
     settings, targets = filled(model.config), torch.randint(0, 31, (2, 6))
     sources, rows = torch.randint(0, 31, (2, 7)), [[1] * 7, [1, 1, 1, 1, 0, 0, 0]]

@@ -41,7 +41,7 @@ def angles_of(scaling, positions, length):
 
 @pytest.mark.catches("yarn_has_no_ramp")
 @every_scaling
-def test_rotation_of_positions_in_long_texts_is_that_of_the_reference(scaling):
+def test_rotation_in_long_texts_matches_the_reference(scaling):
     scaling, length = SCALINGS[scaling], 16384
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)
     positions = [0, 1, 17, 2047, 2048, 2049, 8191, 8192, length - 1]
@@ -53,7 +53,7 @@ def test_rotation_of_positions_in_long_texts_is_that_of_the_reference(scaling):
 
 
 @pytest.mark.parametrize("scaling", ["yarn", "yarn, other limits", "llama3"])
-def test_the_ramp_of_a_scaling_is_in_use_at_these_widths(scaling):
+def test_ramp_of_a_scaling_is_used_at_these_widths(scaling):
     """Some pairs are neither unchanged nor divided by the full factor."""
     scaling = SCALINGS[scaling]
     plain, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, None, 1)
@@ -67,7 +67,7 @@ def test_the_ramp_of_a_scaling_is_in_use_at_these_widths(scaling):
 
 
 @pytest.mark.parametrize("scaling", ["dynamic", "longrope"])
-def test_scaling_by_length_begins_one_token_past_the_original_length(scaling):
+def test_scaling_by_length_starts_beyond_the_original_length(scaling):
     scaling = SCALINGS[scaling]
     original = scaling["original_max_seq_len"]
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)
@@ -83,7 +83,7 @@ def test_scaling_by_length_begins_one_token_past_the_original_length(scaling):
 
 @pytest.mark.catches("yarn_has_no_ramp")
 @every_scaling
-def test_logits_and_cached_steps_are_those_of_the_reference(scaling):
+def test_logits_and_cached_steps_match_the_reference(scaling):
     model = tiny_model(**REAL, rotary_scaling=SCALINGS[scaling])
     segments = [[0] * 3 + [1] * 21, [1] * 24]
     real, inputs = torch.tensor(segments) != 0, torch.randint(0, 31, (2, 24))
@@ -102,7 +102,7 @@ def test_logits_and_cached_steps_are_those_of_the_reference(scaling):
     assert filled(model.config)["head_dim"] == 2 * PAIRS
 
 
-def test_yarns_limits_are_those_of_its_paper():
+def test_yarn_limits_match_the_paper():
     """Peng et al. 2023, section 3.2, by the rotations of a pair in the original length.
 
     Pairs with more than beta_fast rotations are unchanged; those with less than beta_slow are

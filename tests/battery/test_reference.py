@@ -27,7 +27,7 @@ from tests.reference import transformer as reference
 
 
 @every_variant
-def test_logits_are_those_of_the_plain_reference(row):
+def test_logits_match_the_reference(row):
     model = build(row)
     inputs = ids_of(model)
     for layout in layouts_of(row):
@@ -46,7 +46,7 @@ def test_logits_are_those_of_the_plain_reference(row):
 
 
 @pytest.mark.parametrize("row", FOR_FLEX, ids=name)
-def test_flex_logits_are_those_of_the_plain_reference(row):
+def test_flex_logits_match_the_reference(row):
     model = build(row)
     set_attention_backend(model, "flex")
     inputs = ids_of(model)
@@ -60,7 +60,7 @@ def test_flex_logits_are_those_of_the_plain_reference(row):
 
 
 @of("encoder", "causal")
-def test_a_sequence_as_one_vector(row):
+def test_pooled_outputs_match_the_reference(row):
     models = {
         pooling: build(row, pooling=pooling)
         for pooling in ("mean", "max", "first", "last", "mean+max+first")
@@ -92,7 +92,7 @@ def test_a_sequence_as_one_vector(row):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("output_dim", [None, 3])
-def test_features_in_place_of_tokens(causal, output_dim):
+def test_feature_inputs_match_the_reference(causal, output_dim):
     model = tiny_model(causal=causal, input_dim=7, output_dim=output_dim)
     inputs = torch.randn(2, LENGTH, 7)
     segments = LAYOUTS["packed"]

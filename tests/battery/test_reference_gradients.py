@@ -42,7 +42,7 @@ def reference_gradients(variant):
         when=lambda row, backend: backend != "matmul" or takes_matmul(row),
     ),
 )  # fmt: skip
-def test_gradients_are_those_of_the_plain_reference(row, backend):
+def test_gradients_match_the_reference(row, backend):
     model = build(row)
     set_attention_backend(model, backend)
     inputs, segments, weight, wanted = reference_gradients(name(row))
@@ -60,7 +60,7 @@ def test_gradients_are_those_of_the_plain_reference(row, backend):
 
 
 @pytest.mark.parametrize("row", [row for row in VARIANTS if not takes_matmul(row)], ids=name)
-def test_matmul_refuses_scores_that_it_cannot_compute(row):
+def test_matmul_rejects_unsupported_scores(row):
     model = build(row)
     set_attention_backend(model, "matmul")
     with pytest.raises(UserError, match=r"attention backend 'matmul': .* is not supported"):

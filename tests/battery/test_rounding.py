@@ -79,7 +79,7 @@ def rounded_by_chance(model, inputs, segments):
 
 @pytest.mark.catches("bfloat16_attention_rounds_its_scale")
 @each_value
-def test_bfloat16_moves_logits_and_gradients_no_further_than_rounding_does(row):
+def test_bfloat16_error_of_logits_and_gradients_is_that_of_rounding(row):
     model = build(row).bfloat16().float()  # weights are rounded alike
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
     real = segments != 0

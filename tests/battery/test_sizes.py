@@ -10,7 +10,7 @@ from tests.kit import tiny_config
 
 
 @every_variant
-def test_size_is_what_the_config_says(row):
+def test_size_matches_the_config(row):
     model = build(row)
     seq2seq = row["architecture"] == "seq2seq"
     counted = sum(parameter.numel() for parameter in model.parameters())
@@ -25,7 +25,7 @@ def test_size_is_what_the_config_says(row):
     ],
     ids=str,
 )  # fmt: skip
-def test_flops_are_those_of_the_matrix_products(changes):
+def test_flops_match_matrix_products(changes):
     """Compared with torch's counter, on the full attention of an encoder."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +37,7 @@ def test_flops_are_those_of_the_matrix_products(changes):
     assert counter.get_total_flops() == LENGTH * config.flops_per_token(LENGTH)
 
 
-def test_flops_of_two_stacks_are_those_of_the_matrix_products():
+def test_flops_of_seq2seq_match_matrix_products():
     """Self-attention of the decoder counts the pairs that its causal mask allows."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
@@ -55,7 +55,7 @@ def test_flops_of_two_stacks_are_those_of_the_matrix_products():
 @pytest.mark.catches("operations_ignore_the_window")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 8, 9, 20])
-def test_flops_of_a_window_count_the_pairs_it_lets_through(causal, window):
+def test_flops_of_a_window_count_visible_pairs(causal, window):
     whole = tiny_config(causal=False, n_layers=1)
     config = tiny_config(causal=causal, n_layers=1, sliding_window=window)
     pairs = sum(

@@ -18,7 +18,7 @@ from tests.battery.models import (
 
 
 @every_variant
-def test_a_batch_gives_what_its_rows_give_alone(row):
+def test_batch_matches_single_rows(row):
     """Single rows have no padding."""
     model = build(row)
     inputs = ids_of(model)
@@ -55,7 +55,7 @@ def test_no_later_token_changes_an_earlier_logit(row):
 
 
 @of("encoder", "seq2seq")
-def test_an_encoder_sees_both_ways(row):
+def test_encoder_sees_later_tokens(row):
     model = build(row)
     inputs = ids_of(model, batch=2)
     changed = inputs.clone()

@@ -17,7 +17,7 @@ from tests.kit import tiny_model
 
 @each_value
 @pytest.mark.parametrize("how", ["selective", "full"])
-def test_checkpointed_layers_give_the_same_gradients_and_keep_less(row, how):
+def test_checkpointed_layers_have_equal_gradients_and_save_less(row, how):
     model = build(row).train()
     segments = torch.tensor(LAYOUTS["left padding"])
     inputs = ids_of(model)
@@ -44,7 +44,7 @@ def test_saving_and_loading_changes_nothing(row, tmp_path):
 
 
 @each_value
-def test_a_deep_copy_is_equal_and_independent(row):
+def test_deep_copy_is_equal_and_independent(row):
     model = build(row)
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["no padding"])
     before = call(model, inputs, segments)
@@ -67,7 +67,7 @@ def test_dropout_is_off_in_eval_and_on_in_training(row):
 
 
 @pytest.mark.catches("tied_head_is_a_copy")
-def test_a_tied_head_is_the_embedding_before_and_after_loading(tmp_path):
+def test_tied_head_is_the_embedding_before_and_after_loading(tmp_path):
     model = tiny_model(tie_embeddings=True)
     model.save_pretrained(tmp_path)
     for candidate in (model, Transformer.from_pretrained(tmp_path), copy.deepcopy(model)):

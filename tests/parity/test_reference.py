@@ -757,7 +757,7 @@ def test_attention_with_sinks(window):
     close(actual, wanted, slice(None))
 
 
-def test_a_family_needs_its_name_and_width():
+def test_architecture_needs_its_name_and_width():
     with pytest.raises(ValueError, match="did you mean 'mistral'"):
         architecture_config("mistrel")
     with pytest.raises(ValueError, match="needs d_model"):

@@ -49,7 +49,7 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
     ],
     ids=str,
 )
-def test_the_backend_that_is_chosen(changes, wanted):
+def test_select_backend(changes, wanted):
     assert attention_backends.select_backend("auto", CALL._replace(**changes))[0] == wanted
 
 
@@ -69,12 +69,12 @@ def test_the_backend_that_is_chosen(changes, wanted):
         ("matmul", {"bias": True}, "bias of the scores is not supported"),
     ],
 )
-def test_a_backend_that_cannot_do_it_says_why(backend, changes, message):
+def test_select_backend_rejects_unsupported_backend(backend, changes, message):
     with pytest.raises(UserError, match=f"attention backend '{backend}': .*{message}.*use 'auto'"):
         attention_backends.select_backend(backend, CALL._replace(**changes))
 
 
-def test_a_torch_without_a_backend_is_told(monkeypatch):
+def test_select_backend_rejects_backend_missing_in_torch(monkeypatch):
     monkeypatch.setitem(
         attention_backends._REQUIRED_ATTRIBUTES,
         "varlen",
@@ -152,7 +152,7 @@ SCORES = {
 }
 
 
-# What a backend cannot compute is no case here: `test_a_backend_that_cannot_do_it_says_why`.
+# What a backend cannot compute is no case here: `test_select_backend_rejects_unsupported_backend`.
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("backend", "name"),
@@ -162,7 +162,7 @@ SCORES = {
         ("matmul", "nothing"), ("matmul", "scale"),
     ],
 )  # fmt: skip
-def test_a_backend_computes_what_loops_do(backend, name, causal):
+def test_backend_matches_loops(backend, name, causal):
     scores = SCORES[name]
     seen, allowed = seen_by(causal)
     q, k, v = drawn()
@@ -178,7 +178,7 @@ def test_a_backend_computes_what_loops_do(backend, name, causal):
     "attention_keeps_no_gradient_of_its_softmax",
 )
 @pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
-def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
+def test_backend_gradients_match_loops_without_nan(backend):
     seen, allowed = seen_by(True)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
@@ -193,7 +193,7 @@ def test_gradients_are_those_of_loops_and_no_row_gives_nan(backend):
         torch.testing.assert_close(one, other)
 
 
-def test_matmul_refuses_a_second_derivative():
+def test_matmul_rejects_second_derivative():
     q, k, v = drawn(grad=True)
     mask = attention_backends.prepare(
         "matmul", seen_by(True)[0], ScoreOptions(), batch_size=B, dtype=torch.float64
@@ -256,8 +256,8 @@ def torchs_varlen():
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_calls_torchs_function_as_it_wants_to_be_called(torchs_varlen, causal, window):
-    """Forward, in the installed torch; its kernel itself runs in `test_on_a_gpu` only."""
+def test_varlen_arguments_of_torch_function(torchs_varlen, causal, window):
+    """Forward, in the installed torch; its kernel itself runs in `test_backend_on_gpu` only."""
     seen, allowed = seen_by(causal, window)
     inputs = drawn()
     with torch.no_grad():
@@ -279,10 +279,8 @@ def older_varlen(q, k, v, starts, key_starts, longest, key_longest, *, scale, wi
 @pytest.mark.parametrize("kernel", [fake_varlen, older_varlen])
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
 @pytest.mark.parametrize("causal", [True, False])
-def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
-    monkeypatch, causal, window, kernel
-):
-    """Gradients too. Only `test_on_a_gpu` runs torch's kernel with this layout."""
+def test_varlen_layout_with_python_kernel(monkeypatch, causal, window, kernel):
+    """Gradients too. Only `test_backend_on_gpu` runs torch's kernel with this layout."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
@@ -305,7 +303,7 @@ def test_varlen_lays_out_the_real_tokens_for_a_kernel_written_out(
 
 
 @pytest.mark.parametrize("scale", [None, 0.7])
-def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
+def test_varlen_pads_head_dim(monkeypatch, scale):
     """FlashAttention supports multiples of 8 only."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True)
@@ -323,7 +321,7 @@ def test_varlen_rounds_the_width_of_heads_up(monkeypatch, scale):
         torch.testing.assert_close(one, other)
 
 
-def test_varlen_tells_rows_apart_whatever_their_segments_are_called(monkeypatch):
+def test_varlen_separates_rows_for_any_segment_ids(monkeypatch):
     """Negative ids are not rejected on a GPU."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen, allowed = seen_by(True, segments=[[-3, -3, 1, 1, 0, 1], [-1, -3, -1, 1, 1, 0]])
@@ -358,7 +356,7 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("width", [8, 6, 64])
-def test_on_a_gpu(backend, causal, window, width):
+def test_backend_on_gpu(backend, causal, window, width):
     call = CALL._replace(**HALF, ragged=True, head_dim=width)
     if attention_backends.unsupported_reason(backend, call):
         pytest.skip(attention_backends.unsupported_reason(backend, call))
@@ -381,7 +379,7 @@ def test_on_a_gpu(backend, causal, window, width):
         torch.testing.assert_close(one.cpu().double(), other, rtol=0.03, atol=0.03)
 
 
-def test_the_model_says_which_backend_each_layer_uses_and_why():
+def test_backend_report():
     model = tiny_model(logit_softcap=2.0)
     set_attention_backend(model, "plain", layers=[1])
     assert model.backend_report() == [
@@ -396,7 +394,7 @@ def test_the_model_says_which_backend_each_layer_uses_and_why():
     ]
 
 
-def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
+def test_backend_report_uses_length_and_windows():
     model = tiny_model(sliding_window=4, window_pattern="LG", max_seq_len=1024).bfloat16()
     assert model.backend_report()[1].startswith("layers.1.attention: sdpa (torch's fused")
     for line in model.backend_report(keys=64):
@@ -418,7 +416,7 @@ def test_the_report_is_of_the_length_and_the_windows_that_are_asked_for():
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
+def test_backend_report_of_cached_decoder(cached):
     model, calls = tiny_model(model=Seq2SeqTransformer, causal=False, n_layers=1), []
     original = attention_backends.select_backend
     with pytest.MonkeyPatch.context() as patch:
@@ -432,7 +430,7 @@ def test_only_the_decoder_is_reported_as_decoding_with_a_cache(cached):
 
 @pytest.mark.catches("frozen_inputs_mean_no_gradients")
 @pytest.mark.parametrize("trained", ["all", "layers", "none"])
-def test_gradients_are_wanted_where_any_weight_has_them(trained):
+def test_needs_grad_if_any_weight_requires_grad(trained):
     """Neither a frozen embedding nor train mode decides it."""
     model = tiny_model().bfloat16()
     ids = torch.zeros(1, 3).long()
@@ -451,7 +449,7 @@ def test_gradients_are_wanted_where_any_weight_has_them(trained):
     assert f"attention: {chosen} " in model.backend_report()[0]
 
 
-def test_gradients_may_be_wanted_of_the_source_alone():
+def test_needs_grad_of_the_source():
     model = tiny_model(model=Seq2SeqTransformer, causal=False).requires_grad_(False)
     ids = torch.zeros(1, 3).long()
     memory = model.encode(ids)
@@ -467,7 +465,7 @@ def test_gradients_may_be_wanted_of_the_source_alone():
 
 
 @pytest.mark.parametrize("layers", [[99], [0, 2], [-1]])
-def test_a_layer_that_is_not_there_is_refused(layers):
+def test_set_attention_backend_rejects_missing_layer(layers):
     model = tiny_model()
     with pytest.raises(UserError, match=f"no layer {layers[-1]}; its layers are 0 to 1"):
         set_attention_backend(model, "plain", layers)
@@ -476,19 +474,19 @@ def test_a_layer_that_is_not_there_is_refused(layers):
         set_attention_backend(model.embedding, "plain", [0])
 
 
-def test_the_longer_stack_of_two_says_which_layers_there_are():
+def test_set_attention_backend_of_layers_in_the_longer_stack():
     model = tiny_model(model=Seq2SeqTransformer, causal=False, n_decoder_layers=3)
     set_attention_backend(model, "plain", [2])
     chosen = [line.partition(":")[0] for line in model.backend_report() if "(requested)" in line]
     assert chosen == ["decoder.layers.2.attention", "decoder.layers.2.cross_attention"]
 
 
-def test_an_unknown_backend_is_refused_with_the_nearest():
+def test_set_attention_backend_rejects_unknown_name_with_a_suggestion():
     with pytest.raises(UserError, match=r"unknown attention backend 'flx' .*'flex'"):
         set_attention_backend(tiny_model(), "flx")
 
 
-def test_a_backend_that_cannot_compute_the_model_says_so_when_it_is_called():
+def test_unsupported_backend_fails_when_the_model_is_called():
     model = tiny_model()
     set_attention_backend(model, "varlen")
     with pytest.raises(UserError, match="FlashAttention needs a CUDA device"):
@@ -496,7 +494,7 @@ def test_a_backend_that_cannot_compute_the_model_says_so_when_it_is_called():
 
 
 @pytest.mark.parametrize("change", ["softcap", "sinks", "window"])
-def test_layers_that_differ_each_get_what_they_need(change):
+def test_different_layers_get_separate_contexts(change):
     """One layer is changed after construction; it does not share the context of the others."""
     model = tiny_model(position="alibi")
     attention = model.layers[1].attention
@@ -522,7 +520,7 @@ EMPTY = [(2, 0), (0, 3), (0, 0)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["auto", "plain", "sdpa", "matmul", "flex"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_nothing_in_gives_nothing_out(backend, dtype, shape, causal):
+def test_backend_with_empty_inputs(backend, dtype, shape, causal):
     model = tiny_model(causal=causal).to(dtype)
     set_attention_backend(model, backend)
     ids = torch.zeros(shape, dtype=torch.long)
@@ -539,7 +537,7 @@ def test_nothing_in_gives_nothing_out(backend, dtype, shape, causal):
 
 @pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0), (0, 0)])
 @pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
-def test_a_source_or_a_target_of_nothing(backend, sources, targets):
+def test_seq2seq_with_empty_source_or_target(backend, sources, targets):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     set_attention_backend(model, backend)
     ids = torch.zeros(2, 3).long()
@@ -561,7 +559,7 @@ def test_varlen_of_padding_only(monkeypatch):
 @pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
 @pytest.mark.parametrize("segments", [None, [[1] * 6, [1] * 5 + [0]]], ids=["all", "padded"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_scores_do_not_overflow_before_they_are_scaled(backend, segments, causal):
+def test_scores_are_scaled_before_they_overflow(backend, segments, causal):
     """q.k is 80000, above what float16 holds; scaled, 20000."""
     ids = None if segments is None else torch.tensor(segments)
     seen = make_visibility(B, T, causal=causal, segment_ids=ids, device=CPU)

@@ -37,7 +37,7 @@ def tokens(model, rows, length):
 
 
 @torch.inference_mode()
-def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
+def test_dynamic_scaling_uses_the_capacity_by_default():
     """Cached keys are not rotated again, so all steps must use one length."""
     dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 6}
     model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 20))
@@ -48,7 +48,7 @@ def test_dynamic_scaling_goes_by_the_capacity_from_the_start():
 
 @pytest.mark.catches("spans_stay_where_they_were")
 @torch.inference_mode()
-def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
+def test_dynamic_scaling_uses_final_lengths_of_reordered_rows():
     dynamic = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 3}
     model, ids = tiny_model(rotary_scaling=dynamic), torch.randint(0, 31, (2, 9))
     cache = model.new_cache(2, 12)
@@ -65,7 +65,7 @@ def test_dynamic_scaling_goes_by_the_span_of_each_row_wherever_it_is_moved():
 
 
 @pytest.mark.parametrize("new", [4, 12])
-def test_dynamic_scaling_of_a_prompt_does_not_depend_on_its_company(new):
+def test_dynamic_scaling_does_not_depend_on_other_prompts(new):
     dynamic = {"type": "dynamic", "factor": 4.0, "original_max_seq_len": 4}
     model = tiny_model(rotary_scaling=dynamic)
     prompts = torch.randint(0, 31, (3, 9)).tolist()
@@ -77,7 +77,7 @@ def test_dynamic_scaling_of_a_prompt_does_not_depend_on_its_company(new):
 @pytest.mark.catches("positions_restart_in_the_cache", "ring_forgets_within_the_window")
 @every_shape
 @torch.inference_mode()
-def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
+def test_cached_steps_equal_full_passes(shape):
     """Far beyond the windows."""
     model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 20))
     cache = model.new_cache(2, 20)
@@ -90,7 +90,7 @@ def test_each_step_is_a_full_pass_over_the_text_so_far(shape):
 @every_shape
 @pytest.mark.parametrize("kind", ["window", "full"])
 @torch.inference_mode()
-def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
+def test_cache_with_padding_and_flex_attention(shape, kind):
     """Not in the battery, since flex_attention is slow without compilation."""
     model, ids = tiny_model(**SHAPES[shape]), torch.randint(0, 31, (2, 9))
     mask = torch.tensor([[False, False, *[True] * 7], [True, True, True, False, *[True] * 5]])
@@ -109,7 +109,7 @@ def test_flex_attention_decodes_with_padding_in_the_cache(shape, kind):
 @pytest.mark.catches("keys_stay_where_they_were")
 @every_shape
 @torch.inference_mode()
-def test_rows_may_change_places_and_double(shape):
+def test_cache_reorder(shape):
     model = tiny_model(**SHAPES[shape])
     ids = tokens(model, 3, 5)
     cache = model.new_cache(3, 8)
@@ -124,7 +124,7 @@ def test_rows_may_change_places_and_double(shape):
 @every_shape
 @pytest.mark.parametrize("rows", [[2], [1, 0], [0, 0, 1, 2, 2]])
 @torch.inference_mode()
-def test_rows_may_be_taken_out_and_come_several_times(shape, rows):
+def test_cache_select(shape, rows):
     model = tiny_model(**SHAPES[shape])
     ids, rows = tokens(model, 3, 5), torch.tensor(rows)
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
@@ -143,7 +143,7 @@ def test_rows_may_be_taken_out_and_come_several_times(shape, rows):
 @pytest.mark.catches("trimmed_tokens_stay_visible")
 @every_shape
 @torch.inference_mode()
-def test_what_is_trimmed_was_never_there(shape):
+def test_cache_trim_to_different_lengths(shape):
     """As in speculative decoding: each row accepts another number of draft tokens."""
     model = tiny_model(**SHAPES[shape])
     prompt, guess, new = tokens(model, 3, 4), tokens(model, 3, 3), tokens(model, 3, 1)
@@ -162,7 +162,7 @@ def test_what_is_trimmed_was_never_there(shape):
 
 
 @torch.inference_mode()
-def test_trimming_to_one_length_keeps_the_cache_plain():
+def test_cache_trim_to_one_length():
     model = tiny_model()
     ids = tokens(model, 2, 9)
     cache = model.new_cache(2, 9)
@@ -176,7 +176,7 @@ def test_trimming_to_one_length_keeps_the_cache_plain():
 
 
 @torch.inference_mode()
-def test_a_ring_that_has_come_round_cannot_be_trimmed():
+def test_cache_trim_rejects_overwritten_ring():
     model = tiny_model(sliding_window=3)
     cache = model.new_cache(1, 9)
     model(tokens(model, 1, 3), cache=cache)
@@ -191,7 +191,7 @@ def test_a_ring_that_has_come_round_cannot_be_trimmed():
 @every_shape
 @pytest.mark.parametrize("kind", ["window", "full", "int8"])
 @torch.inference_mode()
-def test_a_cache_can_be_put_away_and_taken_up(shape, kind, tmp_path):
+def test_cache_state_dict_round_trip(shape, kind, tmp_path):
     model = tiny_model(**SHAPES[shape])
     ids = tokens(model, 2, 8)
     mask = torch.tensor([[True] * 6, [True, True, False, False, True, True]])
@@ -206,7 +206,7 @@ def test_a_cache_can_be_put_away_and_taken_up(shape, kind, tmp_path):
 
 
 @torch.inference_mode()
-def test_a_state_of_another_kind_or_size_is_refused():
+def test_cache_load_state_dict_rejects_other_kind_or_size():
     model = tiny_model()
     cache = model.new_cache(2, 4)
     model(tokens(model, 2, 4), cache=cache)
@@ -219,14 +219,14 @@ def test_a_state_of_another_kind_or_size_is_refused():
         model.new_cache(2, 4, "int8").load_state_dict(state)
 
 
-def test_an_unknown_kind_is_refused():
+def test_cache_rejects_unknown_kind():
     with pytest.raises(ValueError, match="kind must be one of window, full, int8, not 'int4'"):
         tiny_model().new_cache(1, 4, "int4")
 
 
 @pytest.mark.catches("int8_cache_keeps_four_bits")
 @torch.inference_mode()
-def test_int8_rounds_by_at_most_half_a_step():
+def test_int8_cache_rounding_error():
     cache = KVCache(
         windows=[None], batch_size=2, capacity=5, kv_heads=3, head_dim=4,
         device=torch.device("cpu"), dtype=torch.float32, kind="int8",
@@ -241,7 +241,7 @@ def test_int8_rounds_by_at_most_half_a_step():
 
 @pytest.mark.catches("beams_keep_their_source", "source_is_projected_in_every_pass")
 @torch.inference_mode()
-def test_the_source_is_projected_once_and_follows_its_rows():
+def test_cross_attention_keys_are_projected_once_and_reordered():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     calls = []
     for layer in model.decoder.layers:
@@ -265,7 +265,7 @@ def test_the_source_is_projected_once_and_follows_its_rows():
 
 
 @pytest.mark.catches("source_is_projected_outside_of_layers")
-def test_the_source_is_projected_within_each_layer():
+def test_cross_attention_keys_are_projected_within_layers():
     """Sharded weights are available only while a layer is called."""
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     called, seen = [], []
@@ -294,7 +294,7 @@ OPERATIONS = st.lists(
 @settings(max_examples=60)
 @given(OPERATIONS, st.sampled_from(["rotary", "pattern", "alibi"]), st.booleans())
 @torch.inference_mode()
-def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, shape, ring):
+def test_cache_operations_equal_operations_on_token_lists(program, shape, ring):
     """A ring is not trimmed: it may have overwritten the tokens to restore."""
     model = tiny_model(**SHAPES[shape])
     cache = model.new_cache(2, 32, "window" if ring else "full")
@@ -319,7 +319,7 @@ def test_any_sequence_of_operations_is_what_it_does_to_lists_of_tokens(program, 
 
 
 @pytest.mark.catches("failed_pass_stays_in_the_cache")
-def test_a_pass_that_fails_leaves_the_cache_as_it_was():
+def test_cache_after_a_failed_pass():
     model = tiny_model()
     ids = torch.randint(0, 31, (1, 6))
     wanted = model(ids)
@@ -335,7 +335,7 @@ def test_a_pass_that_fails_leaves_the_cache_as_it_was():
 
 
 @pytest.mark.catches("state_of_columns_passes_for_a_ring")
-def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
+def test_cache_load_state_dict_rejects_columns_for_a_ring():
     model = tiny_model(sliding_window=4)
     small, large = model.new_cache(1, 3), model.new_cache(1, 8)
     model(torch.tensor([[1, 2, 3]]), cache=small)
@@ -343,7 +343,7 @@ def test_a_state_of_columns_does_not_pass_for_one_of_a_ring():
         large.load_state_dict(small.state_dict())
 
 
-def test_the_state_of_a_decoder_can_be_written_and_read(tmp_path):
+def test_cache_state_dict_round_trip_of_a_decoder(tmp_path):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     memory = model.encode(torch.tensor([[4, 5, 6]]))
     target = torch.tensor([[1, 2, 3, 4]])
@@ -357,7 +357,7 @@ def test_the_state_of_a_decoder_can_be_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_another_number_of_rows_is_refused(rows):
+def test_cache_rejects_other_batch_size(rows):
     model = tiny_model()
     cache = model.new_cache(2, 8)
     with pytest.raises(ValueError, match=f"{rows} rows do not fit a cache of 2 rows"):
@@ -366,28 +366,28 @@ def test_another_number_of_rows_is_refused(rows):
         cache.reorder(torch.zeros(rows).long())
 
 
-def test_a_length_below_zero_is_refused():
+def test_cache_trim_rejects_negative_lengths():
     cache = tiny_model().new_cache(2, 8)
     for lengths in (-1, torch.tensor([1, -1])):
         with pytest.raises(ValueError, match="lengths must be at least 0, not -1"):
             cache.trim(lengths)
 
 
-def test_a_target_without_a_source_is_refused():
+def test_seq2seq_rejects_target_without_source():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     with pytest.raises(ValueError, match="1 sources, 2 targets"):
         model(torch.zeros(1, 3).long(), torch.zeros(2, 3).long())
 
 
 @pytest.mark.parametrize("kind", [torch.bool, torch.uint8, torch.int16])
-def test_ids_of_a_type_that_indexes_nothing_are_refused(kind):
+def test_check_inputs_rejects_ids_of_wrong_type(kind):
     with pytest.raises(ValueError, match=r"must be \[B, T\] token ids, not torch"):
         tiny_model()(torch.zeros(1, 3).to(kind))
 
 
 @pytest.mark.parametrize("shape", ["rotary", "window"])
 @torch.inference_mode()
-def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
+def test_cache_with_no_tokens_or_no_rows(shape):
     model, ids = tiny_model(**SHAPES[shape]), torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
     cache = model.new_cache(2, 5)
     mask = torch.tensor([[True] * 3, [False, True, True]])
@@ -407,7 +407,7 @@ def test_a_pass_of_no_tokens_and_a_cache_of_no_rows(shape):
 @pytest.mark.catches("max_seq_len_counts_columns")
 @pytest.mark.parametrize("shape", ["rotary", "learned"])
 @torch.inference_mode()
-def test_max_seq_len_is_of_tokens_not_of_columns(shape):
+def test_max_seq_len_counts_tokens_not_columns(shape):
     """Rows trimmed to different lengths leave holes, which do not count."""
     model = tiny_model(**SHAPES[shape], max_seq_len=8)
     ids, cache = tokens(model, 2, 8), model.new_cache(2, 12, "full")
@@ -430,7 +430,7 @@ def test_max_seq_len_is_of_tokens_not_of_columns(shape):
 @pytest.mark.catches("emptied_cache_keeps_its_source")
 @pytest.mark.parametrize("none", [0, torch.tensor([0, 0])], ids=["number", "rows"])
 @torch.inference_mode()
-def test_a_cache_trimmed_to_nothing_can_take_another_source(none):
+def test_cache_trimmed_to_zero_takes_another_source(none):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     target, cache = tokens(model, 2, 4), model.new_cache(2, 8)
     for _ in range(2):
@@ -448,7 +448,7 @@ def test_a_cache_trimmed_to_nothing_can_take_another_source(none):
 
 @pytest.mark.parametrize("backend", ["auto", "plain", "matmul"])
 @torch.inference_mode()
-def test_a_source_under_autocast_takes_what_the_config_says(backend):
+def test_cross_attention_keys_have_the_cache_dtype_under_autocast(backend):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     set_attention_backend(model, backend)
     source, target = tokens(model, 2, 6), tokens(model, 2, 5)
@@ -466,7 +466,7 @@ def test_a_source_under_autocast_takes_what_the_config_says(backend):
 
 
 @torch.inference_mode()
-def test_cache_takes_another_source_after_a_first_pass_that_failed():
+def test_cache_takes_another_source_after_a_failed_first_pass():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     target, cache = tokens(model, 2, 4), model.new_cache(2, 8)
     failing = model.decoder.layers[1].register_forward_hook(lambda *args: 1 / 0)

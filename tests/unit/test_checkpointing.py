@@ -11,7 +11,7 @@ from tests.kit import tiny_model
 
 @pytest.mark.catches("recomputed_layers_draw_other_dropout")
 @pytest.mark.parametrize("how", ["selective", "full"])
-def test_what_is_computed_again_has_the_same_dropout(how):
+def test_recomputed_layers_have_the_same_dropout(how):
     """Gradients of a network with dropout are right only if both passes drop the same elements."""
     model = tiny_model(dropout=0.5).train()
     inputs = torch.randint(0, 31, (2, 9))
@@ -26,12 +26,12 @@ def test_what_is_computed_again_has_the_same_dropout(how):
         assert torch.equal(one, other)
 
 
-def test_an_unknown_way_is_refused():
+def test_unknown_checkpointing_mode_is_rejected():
     with pytest.raises(UserError, match=r"unknown activation checkpointing 'ful' .*'full'"):
         set_activation_checkpointing(tiny_model(), "ful")
 
 
-def test_what_is_kept_is_counted():
+def test_saved_activation_bytes():
     """A chain of exp saves each output; a detached tensor saves nothing."""
     x = torch.zeros(10, 100, requires_grad=True)
     assert saved_activation_bytes(lambda: x.exp().exp().exp()) == 3 * 4000
@@ -39,7 +39,7 @@ def test_what_is_kept_is_counted():
     assert saved_activation_bytes(lambda: (x.exp() + 1).sum()) == 4000 + 4  # adding keeps nothing
 
 
-def test_each_way_keeps_less_than_the_one_before():
+def test_each_checkpointing_mode_saves_less_than_the_one_before():
     model = tiny_model(d_model=64, n_layers=4).train()
     inputs = torch.randint(0, 31, (4, 32))
     kept = []

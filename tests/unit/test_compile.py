@@ -62,7 +62,7 @@ def ids(rows, length):
 
 
 @pytest.mark.parametrize("name", families(ARCHITECTURES))
-def test_a_family_trains_as_one_graph_for_any_length(name):
+def test_architecture_trains_as_one_graph_for_any_length(name):
     model = build(name).train()
 
     def loss(source, target, labels):
@@ -89,7 +89,7 @@ def test_a_family_trains_as_one_graph_for_any_length(name):
     ),
 )
 @torch.inference_mode()
-def test_a_family_decodes_as_one_graph_at_any_length(name):
+def test_architecture_decodes_as_one_graph_at_any_length(name):
     model = build(name).eval()
     prompt = ids(2, 5)
     memory = model.encode(ids(2, 4)) if name in SEQ2SEQ_ARCHITECTURES else None
@@ -114,7 +114,7 @@ def test_a_family_decodes_as_one_graph_at_any_length(name):
 
 
 @pytest.mark.parametrize("name", ["llama"])
-def test_compiled_gradients_are_those_of_the_model(name):
+def test_compiled_gradients_match_eager(name):
     """With the full compiler, down to machine code."""
     model = build(name, n_kv_heads=2).train()
     inputs, labels = ids(2, 9), ids(2, 9)

@@ -65,7 +65,7 @@ def assert_alike(sources, labels, *, bias=None, incoming=1.0, tolerance=TIGHT, *
     incoming=st.sampled_from([1.0, 0.0, -0.25, 3.0]),
     seed=st.integers(0, 99),
 )
-def test_loss_and_gradients_are_those_of_whole_logits(
+def test_cross_entropy_and_gradients_match_torch(
     n, v, d, chunk, share, softcap, smoothing, biased, incoming, seed
 ):
     ignored = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share
@@ -87,7 +87,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     ],
 )
 @pytest.mark.parametrize("chunk", [None, 10])
-def test_narrower_types(dtype, tolerance, chunk):
+def test_cross_entropy_in_narrow_types(dtype, tolerance, chunk):
     features, weight, labels, bias = example(40, 50, 16, dtype=dtype)
     assert_alike((features, weight), labels, bias=bias, chunk=chunk, tolerance=tolerance)
     loss = linear_cross_entropy(features, weight, labels, chunk_size=chunk)
@@ -97,9 +97,7 @@ def test_narrower_types(dtype, tolerance, chunk):
 
 @pytest.mark.parametrize("features_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("chunk", [None, 10])
-def test_autocast_multiplies_in_its_type_and_returns_gradients_in_the_weights(
-    features_dtype, chunk
-):
+def test_cross_entropy_under_autocast(features_dtype, chunk):
     features, weight, labels, bias = example(40, 50, 16, dtype=torch.float32)
     features = features.detach().to(features_dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
@@ -114,20 +112,20 @@ def test_autocast_multiplies_in_its_type_and_returns_gradients_in_the_weights(
 
 
 @pytest.mark.catches("autocast_reaches_float64")
-def test_autocast_leaves_float64_alone():
+def test_cross_entropy_of_float64_under_autocast():
     features, weight, labels, _ = example()
     with torch.autocast("cpu", torch.bfloat16):
         assert linear_cross_entropy(features, weight, labels).dtype == torch.float64
 
 
-def test_shapes_alone_will_do():
+def test_cross_entropy_on_meta_device():
     features, weight, labels, bias = (x.detach().to("meta") for x in example())
     loss = linear_cross_entropy(features, weight.requires_grad_(), labels, bias=bias, chunk_size=3)
     loss.backward()
     assert weight.grad.shape == (11, 5)
 
 
-def test_sums_over_many_chunks_are_not_rounded_to_a_narrow_type():
+def test_cross_entropy_accumulates_chunks_in_float32():
     """Each row adds the same to one row of the weight: a sum in bfloat16 would stop growing."""
     features = torch.ones(2000, 1, dtype=torch.bfloat16)
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -137,14 +135,14 @@ def test_sums_over_many_chunks_are_not_rounded_to_a_narrow_type():
 
 
 @pytest.mark.parametrize("wanting", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 0, 1)])
-def test_only_what_wants_a_gradient_gets_one(wanting):
+def test_cross_entropy_gradients_of_required_inputs_only(wanting):
     features, weight, labels, bias = example()
     for source, wants in zip((features, weight, bias), wanting, strict=True):
         source.requires_grad_(bool(wants))
     assert_alike((features, weight), labels, bias=bias, chunk=3)
 
 
-def test_without_gradients_there_is_the_loss_alone():
+def test_cross_entropy_without_gradients():
     features, weight, labels, _ = example()
     with torch.no_grad():
         loss = linear_cross_entropy(features, weight, labels, chunk_size=3)
@@ -153,14 +151,14 @@ def test_without_gradients_there_is_the_loss_alone():
     assert not linear_cross_entropy(features.detach(), weight.detach(), labels).requires_grad
 
 
-def test_features_may_be_a_view():
+def test_cross_entropy_of_feature_views():
     wide = torch.randn(2, 6, 4, dtype=torch.float64, requires_grad=True)
     weight, labels = torch.randn(9, 4, dtype=torch.float64), torch.arange(6)
     for view in (wide.transpose(0, 1)[:, 1], wide[1, :1].expand(6, 4)):
         assert_alike((view, weight), labels, chunk=4)
 
 
-def test_certain_predictions_keep_their_gradient():
+def test_cross_entropy_gradient_of_confident_predictions():
     """If p is nearly 1, bfloat16 represents p - 1 but not p."""
     features = torch.tensor([[1.0]])
     weight = torch.tensor([[0.0], [-8.0]], requires_grad=True)  # p = 0.99966
@@ -171,7 +169,7 @@ def test_certain_predictions_keep_their_gradient():
     )
 
 
-def test_extreme_logits_stay_finite():
+def test_cross_entropy_of_extreme_logits_is_finite():
     features = torch.tensor([[1e4], [-1e4], [3.0]], requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]], requires_grad=True)
     bias = torch.tensor([0.0, 0.0, -torch.inf])  # an id that is never predicted
@@ -181,7 +179,7 @@ def test_extreme_logits_stay_finite():
     assert all(x.isfinite().all() for x in torch.autograd.grad(loss, [features, weight]))
 
 
-def test_an_ignored_position_may_have_an_infinite_loss():
+def test_cross_entropy_ignores_infinite_loss_of_ignored_position():
     bias = torch.tensor([-torch.inf, 0.0])
     loss = linear_cross_entropy(
         torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([1, -100]), bias=bias
@@ -207,7 +205,7 @@ class _Watch(TorchDispatchMode):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("softcap", [None, 4.0])
-def test_whole_logits_are_never_in_memory(dtype, softcap):
+def test_cross_entropy_never_stores_all_logits(dtype, softcap):
     features, weight, labels, bias = example(64, 100, 8, dtype=dtype)  # N * V = 6400
     with _Watch() as watch:
         loss = linear_cross_entropy(
@@ -223,7 +221,7 @@ def test_whole_logits_are_never_in_memory(dtype, softcap):
     assert watch.largest == 6400  # the watch sees what there is to see
 
 
-def test_chunks_are_of_one_size():
+def test_cross_entropy_chunks_have_equal_size():
     """9 positions in chunks of at most 8: 5 and 4, not 8 and 1."""
     features, weight, labels, _ = example(9, 100, 2)
     with _Watch() as watch:
@@ -231,7 +229,7 @@ def test_chunks_are_of_one_size():
     assert watch.largest == 500
 
 
-def test_the_default_chunk_is_some_32_megabytes_of_logits():
+def test_cross_entropy_default_chunk_size():
     with _Watch() as watch:
         linear_cross_entropy(
             torch.zeros(70, 1), torch.zeros(200_000, 1), torch.zeros(70, dtype=torch.long)
@@ -244,14 +242,14 @@ def test_the_default_chunk_is_some_32_megabytes_of_logits():
     assert watch.largest == 1000 * 5000  # at most 2**23 / 5000 = 1677 rows
 
 
-def test_the_backward_pass_only_scales():
+def test_cross_entropy_backward_only_scales():
     loss = linear_cross_entropy(*example()[:3], chunk_size=3)
     with _Watch() as watch:
         loss.backward()
     assert not watch.names & {"mm", "addmm", "_log_softmax", "exp"}
 
 
-def test_a_kept_graph_gives_the_same_again():
+def test_cross_entropy_with_retained_graph():
     features, weight, labels, _ = example()
     loss = linear_cross_entropy(features, weight, labels, chunk_size=3)
     once = torch.autograd.grad(loss, [features, weight], retain_graph=True)
@@ -259,14 +257,14 @@ def test_a_kept_graph_gives_the_same_again():
     torch.testing.assert_close(once, again, rtol=0, atol=0)
 
 
-def test_a_second_derivative_is_refused_rather_than_zero():
+def test_cross_entropy_rejects_second_derivative():
     features, weight, labels, _ = example()
     loss = linear_cross_entropy(features, weight, labels)
     with pytest.raises(RuntimeError, match="no second derivative: create_graph must be false"):
         torch.autograd.grad(loss, features, create_graph=True)
 
 
-def test_gradients_by_finite_differences():
+def test_cross_entropy_gradients_match_finite_differences():
     features, weight, labels, bias = example(4, 5, 3, ignored=(1,))
     assert torch.autograd.gradcheck(
         lambda f, w, b: linear_cross_entropy(f, w, labels, bias=b, softcap=3.0, chunk_size=3),
@@ -276,7 +274,7 @@ def test_gradients_by_finite_differences():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [[True] * 3, [False, True, False], [False] * 3])
-def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
+def test_cross_entropy_custom_op_schema(dtype, wanted):
     features, weight, labels, bias = (x.detach() for x in example(dtype=torch.float32))
     torch.library.opcheck(
         cross_entropy._custom_op,
@@ -295,7 +293,7 @@ def test_what_torch_compile_is_told_of_it_is_true(dtype, wanted):
         (torch.full((7,), -1), 3, RuntimeError, "index -1 is out of bounds"),
     ],
 )
-def test_wrong_labels_and_chunks_are_refused(labels, chunk, error, message):
+def test_cross_entropy_rejects_wrong_labels_and_chunk_size(labels, chunk, error, message):
     features, weight, _, _ = example()
     with pytest.raises(error, match=message):
         linear_cross_entropy(features, weight, labels, chunk_size=chunk)

@@ -95,7 +95,7 @@ def test_bytes_of_the_cache(name, kind, length):
     assert sum(stored.values()) + cross == wanted
 
 
-def test_an_unknown_family_is_refused_with_the_nearest():
+def test_unknown_architecture_is_rejected_with_a_suggestion():
     with pytest.raises(ValueError, match=r"unknown architecture 'lama' \(did you mean 'llama'\?\)"):
         architecture_config("lama", d_model=16)
     with pytest.raises(ValueError, match="architecture 'gemma' needs d_model"):
@@ -103,7 +103,7 @@ def test_an_unknown_family_is_refused_with_the_nearest():
 
 
 @pytest.mark.catches("family_ignores_its_width")
-def test_what_follows_from_the_sizes():
+def test_derived_sizes():
     assert architecture_config("gemma", d_model=64)["embedding_scale"] == 8.0
     assert architecture_config("t5", d_model=64)["logit_scale"] == 0.125
     assert (
@@ -113,7 +113,7 @@ def test_what_follows_from_the_sizes():
     assert architecture_config("llama", d_model=64, rotary_base=3.0)["rotary_base"] == 3.0
 
 
-def test_t5_scales_its_logits_only_where_they_are_tied():
+def test_t5_scales_logits_of_a_tied_head_only():
     assert "logit_scale" not in architecture_config("t5", d_model=64, tie_embeddings=False)
     assert (
         architecture_config("t5", d_model=64, tie_embeddings=False, logit_scale=0.5)["logit_scale"]

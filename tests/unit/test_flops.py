@@ -87,21 +87,19 @@ def masked_products(rows, length, width=16):
     ids=str,
 )
 @pytest.mark.catches("the_head_reads_every_token", "training_is_a_forward_pass")
-def test_training_flops_of_an_encoder_are_those_that_torch_counts(
-    tmp_path, monkeypatch, task, settings
-):
+def test_training_flops_of_an_encoder_match_torch(tmp_path, monkeypatch, task, settings):
     run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
     assert watch.train_flops(batch) == counted(run, batch)
 
 
-def test_training_flops_of_feature_inputs_are_those_that_torch_counts(tmp_path, monkeypatch):
+def test_training_flops_of_feature_inputs_match_torch(tmp_path, monkeypatch):
     """Features need no gradient, so its product is not computed."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "features")
     assert batch["inputs"].shape == (4, 11, 3)
     assert watch.train_flops(batch) == counted(run, batch) + 2 * (4 * 11) * 3 * 16
 
 
-def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path, monkeypatch):
+def test_training_flops_of_a_causal_model_count_visible_pairs(tmp_path, monkeypatch):
     run, batch, watch = prepared(tmp_path, monkeypatch, "language_modeling", seq_len=16)
     rows, length = batch["input_ids"].shape
     assert (rows, length) == (4, 16)
@@ -113,7 +111,7 @@ def test_training_flops_of_a_causal_model_count_the_pairs_that_it_sees(tmp_path,
 @pytest.mark.catches(
     "cross_attention_keys_are_those_of_targets", "target_flops_are_those_of_sources"
 )
-def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monkeypatch, task):
+def test_training_flops_of_seq2seq_match_torch(tmp_path, monkeypatch, task):
     """Each stack has its own number of tokens: targets and sources differ in length."""
     settings = {"model_config": {"n_decoder_layers": 3}, "model": "seq2seq"}
     run, batch, watch = prepared(tmp_path, monkeypatch, task, **settings)
@@ -125,7 +123,7 @@ def test_training_flops_of_two_stacks_are_those_that_torch_counts(tmp_path, monk
 
 
 @pytest.mark.catches("padding_counts_as_tokens")
-def test_training_flops_of_a_padded_batch_are_those_of_its_real_tokens(tmp_path, monkeypatch):
+def test_training_flops_do_not_count_padding(tmp_path, monkeypatch):
     """Rows of padding do not count."""
     run, batch, watch = prepared(tmp_path, monkeypatch, "masked_lm")
     rows, length = batch["inputs"].shape

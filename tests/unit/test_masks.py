@@ -41,7 +41,7 @@ def near(query, key, window, causal):
 
 @pytest.mark.catches("causal_mask_shows_the_next_token", "window_sees_one_token_more")
 @given(st.booleans(), st.integers(1, 8), WINDOWS, st.booleans())
-def test_without_padding_a_mask_goes_by_column(causal, length, window, explicit):
+def test_make_mask_without_padding(causal, length, window, explicit):
     seen = make_visibility(2, length, causal=causal, window=window, device=CPU)
     mask = make_mask(seen, explicit=explicit)
     assert spelled_out(mask, length, length) == [
@@ -56,7 +56,7 @@ def test_without_padding_a_mask_goes_by_column(causal, length, window, explicit)
 
 @pytest.mark.catches("packed_documents_see_each_other")
 @given(st.booleans(), ROWS, WINDOWS)
-def test_segments_and_padding_and_windows_together(causal, row, window):
+def test_make_mask_with_segments_padding_and_windows(causal, row, window):
     segments, real = zip(*row, strict=True)
     seen = make_visibility(
         1, len(row), causal=causal, window=window, segment_ids=torch.tensor([segments]),
@@ -80,7 +80,7 @@ def test_segments_and_padding_and_windows_together(causal, row, window):
 
 @pytest.mark.catches("padding_is_attended_to")
 @given(st.booleans(), st.lists(st.booleans(), min_size=1, max_size=8))
-def test_padding_is_seen_by_nobody(causal, real):
+def test_make_mask_hides_padding(causal, real):
     seen = make_visibility(
         1, len(real), causal=causal, attention_mask=torch.tensor([real]), device=CPU
     )
@@ -91,7 +91,7 @@ def test_padding_is_seen_by_nobody(causal, real):
 
 
 @given(st.integers(1, 8), st.integers(1, 8), WINDOWS)
-def test_cached_queries_see_the_columns_up_to_their_own(past, new, window):
+def test_make_mask_of_cached_queries(past, new, window):
     stop = past + new
     queries = torch.arange(past, stop)[None]
     seen = Visibility(True, window, queries, torch.arange(stop)[None], is_dense=True)
@@ -101,7 +101,7 @@ def test_cached_queries_see_the_columns_up_to_their_own(past, new, window):
 
 
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), WINDOWS)
-def test_keys_may_lie_in_any_order_with_holes(data, keys, queries, window):
+def test_make_mask_of_keys_in_any_order(data, keys, queries, window):
     """As in a ring buffer, or after rows were trimmed."""
     places = data.draw(st.permutations(range(-2, keys)))
     asked = data.draw(st.lists(st.integers(0, 8), min_size=queries, max_size=queries))
@@ -112,7 +112,7 @@ def test_keys_may_lie_in_any_order_with_holes(data, keys, queries, window):
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=3))
-def test_a_source_is_seen_where_it_is_real(real):
+def test_make_cross_mask(real):
     mask = make_cross_mask(torch.tensor(real))
     allowed = mask.allowed & ~mask.fully_masked
     assert allowed[:, 0, 0].tolist() == real
@@ -122,7 +122,7 @@ def test_a_source_is_seen_where_it_is_real(real):
 
 @pytest.mark.catches("padding_takes_a_position")
 @given(st.lists(st.booleans(), min_size=1, max_size=8))
-def test_positions_count_real_tokens(real):
+def test_make_positions_counts_real_tokens(real):
     positions = make_positions(1, len(real), attention_mask=torch.tensor([real]), device=CPU)
     for t, is_real in enumerate(real):
         if is_real:
@@ -132,14 +132,14 @@ def test_positions_count_real_tokens(real):
 
 @pytest.mark.catches("positions_do_not_restart_with_a_document")
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_positions_restart_with_each_segment(lengths):
+def test_make_positions_restarts_with_each_segment(lengths):
     segments = [number for number, length in enumerate(lengths, 1) for _ in range(length)]
     positions = make_positions(1, len(segments), segment_ids=torch.tensor([segments]), device=CPU)
     assert positions[0].tolist() == [t for length in lengths for t in range(length)]
 
 
 @given(ROWS)
-def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
+def test_make_positions_of_interleaved_segments(row):
     """Segments in any order and interleaved, padding inside them."""
     segments, real = zip(*row, strict=True)
     positions = make_positions(
@@ -153,7 +153,7 @@ def test_positions_count_the_real_tokens_of_a_segment_wherever_they_stand(row):
 
 
 @given(ROWS, st.booleans())
-def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
+def test_make_sequence_lengths(row, packed):
     segments, real = zip(*row, strict=True)
     if not packed:
         segments = (1,) * len(row)
@@ -177,20 +177,20 @@ def test_lengths_count_the_real_tokens_of_each_sequence(row, packed):
         (torch.ones(2, 4).long(), r"must be \[2, 3\], as the inputs are, not \[2, 4\]"),
     ],
 )
-def test_segment_ids_that_number_nothing_are_refused(segment_ids, message):
+def test_check_segments_rejects_wrong_ids(segment_ids, message):
     with pytest.raises(ValueError, match=f"segment_ids {message}"):
         tiny_model()(torch.zeros(2, 3).long(), segment_ids=segment_ids)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_segment_ids_may_be_integers_of_any_width(dtype):
+def test_segment_ids_of_any_integer_type(dtype):
     model, ids = tiny_model(), torch.tensor([[3, 1, 4, 1, 5, 9]])
     segments, mask = torch.tensor([[0, 1, 1, 2, 2, 2]]), ids != 9
     wanted = model(ids, mask, segment_ids=segments)
     torch.testing.assert_close(model(ids, mask, segment_ids=segments.to(dtype)), wanted)
 
 
-def test_segment_ids_within_a_transform_are_not_looked_at():
+def test_segment_ids_in_functorch_transforms():
     """Tensors inside torch.func have no values to check."""
     from torch.func import functional_call, grad, vmap
 

@@ -21,7 +21,7 @@ GOOD_NAMES = ["a", "a.b", "...", "..a", ".a", "caf\u00e9 \u65e5", "x" * 200, "\u
 
 @pytest.mark.catches("names_may_leave_folder")
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_name_that_cannot_be_a_folder_is_refused_everywhere(name):
+def test_name_that_cannot_be_a_folder_is_rejected(name):
     assert name_problem(name) is not None
     with pytest.raises(ConfigError, match="experiment_name must be the name of one folder"):
         TrainConfig(train_path="a.txt", experiment_name=name)
@@ -30,7 +30,7 @@ def test_name_that_cannot_be_a_folder_is_refused_everywhere(name):
 
 
 @pytest.mark.parametrize("name", GOOD_NAMES)
-def test_name_of_a_folder_is_taken(name, tmp_path):
+def test_name_of_a_folder_is_accepted(name, tmp_path):
     assert TrainConfig(train_path="a.txt", experiment_name=name).experiment_name == name
     (tmp_path / f"{name}-99.part").mkdir()
 
@@ -47,7 +47,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("field", PATHS)
-def test_empty_path_is_refused(field):
+def test_empty_path_is_rejected(field):
     with pytest.raises(ConfigError, match=f"{field} is empty; leave it out or name one"):
         TrainConfig(train_path="a.txt", **{field: ""})
 
@@ -83,7 +83,7 @@ def test_mistyped_path_is_never_sent_to_hub(name, asked, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["user/model", "some-org/model.v1_2-x", "a/b"])
-def test_name_on_hub_is_asked_for_and_the_message_says_so(name, asked, tmp_path, monkeypatch):
+def test_name_on_hub_is_looked_up(name, asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"{name}: no such directory, and the hub returned no"):
         resolve_directory(name)
@@ -143,7 +143,7 @@ def test_resume_of_a_model_directory_names_its_run(run, capsys):
 
 @pytest.mark.catches("file_name_is_taken_as_text")
 @pytest.mark.parametrize("command", ["predict", "generate"])
-def test_file_where_a_text_is_expected_is_refused(run, command, capsys):
+def test_file_name_in_place_of_a_text_is_rejected(run, command, capsys):
     (run / "new texts.txt").write_text("text")
     assert cli.main([command, "runs/mine/best", "new texts.txt"]) == 2
     message = capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_file_where_a_text_is_expected_is_refused(run, command, capsys):
 
 
 @pytest.mark.parametrize("text", ["nowhere.txt", "README", "x" * 5000 + ".a", "a\0.b", "runs/mine"])
-def test_text_that_is_no_file_is_a_text(run, text, capsys):
+def test_text_that_is_not_a_file_is_accepted(run, text, capsys):
     (run / "README").write_text("text")  # a word that a user may well mean
     assert cli.main(["generate", "runs/mine/best", text]) == 2
     assert "name of a file" not in capsys.readouterr().err

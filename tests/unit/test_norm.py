@@ -23,7 +23,7 @@ def norm():
 
 @pytest.mark.catches("rms_norm_has_the_gradient_of_layer_norm")
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 3, 6), (2, 2, 3, 6), (0, 6)])
-def test_value_and_gradients_are_those_of_the_formula(norm, shape):
+def test_rms_norm_value_and_gradients_match_the_formula(norm, shape):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(shape, dtype=torch.float64)
     out = norm(x)
@@ -34,13 +34,13 @@ def test_value_and_gradients_are_those_of_the_formula(norm, shape):
         torch.testing.assert_close(one, other)
 
 
-def test_first_and_second_derivatives_are_those_of_finite_differences(norm):
+def test_rms_norm_derivatives_match_finite_differences(norm):
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norm, x)
     assert torch.autograd.gradgradcheck(norm, x)
 
 
-def test_strided_inputs_and_gradients(norm):
+def test_rms_norm_of_strided_inputs_and_gradients(norm):
     x = torch.randn(6, 5, dtype=torch.float64).t().requires_grad_()
     norm(x).transpose(0, 1).square().sum().backward()
     got, x.grad = x.grad.clone(), None
@@ -49,7 +49,7 @@ def test_strided_inputs_and_gradients(norm):
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])
-def test_what_wants_no_gradient_gets_none(norm, frozen):
+def test_rms_norm_with_frozen_input_or_weight(norm, frozen):
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=frozen != "input")
     norm.weight.requires_grad_(frozen != "weight")
     norm(x).sum().backward()
@@ -58,7 +58,7 @@ def test_what_wants_no_gradient_gets_none(norm, frozen):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_neither_overflows_nor_vanishes(dtype):
+def test_rms_norm_in_half_precision(dtype):
     norm = RMSNorm(6, eps=0.0).to(dtype)
     for size in (1e-4, 1.0, 3e4):
         out = norm(torch.full((2, 6), size, dtype=dtype))
@@ -67,7 +67,7 @@ def test_half_precision_neither_overflows_nor_vanishes(dtype):
 
 
 @pytest.mark.parametrize("frozen", ["input", "weight"])
-def test_second_derivatives_where_one_side_is_frozen(norm, frozen):
+def test_rms_norm_second_derivatives_with_frozen_input_or_weight(norm, frozen):
     x = torch.randn(3, 6, dtype=torch.float64, requires_grad=frozen != "input")
     norm.weight.requires_grad_(frozen != "weight")
     leaf = x if frozen == "weight" else norm.weight
@@ -80,14 +80,14 @@ def test_second_derivatives_where_one_side_is_frozen(norm, frozen):
     torch.testing.assert_close(twice(lambda: norm(x)), wanted)
 
 
-def test_forward_mode(norm):
+def test_rms_norm_forward_mode(norm):
     x, tangent = torch.randn(2, 3, 6, dtype=torch.float64)
     weight = norm.weight.detach()
     wanted = jvp(lambda y: by_formula(y, weight, 0.1), (x,), (tangent,))
     torch.testing.assert_close(jvp(norm, (x,), (tangent,)), wanted)
 
 
-def test_gradients_of_single_samples_are_those_of_a_loop():
+def test_rms_norm_per_sample_gradients():
     model = tiny_model(norm="rmsnorm", qk_norm="head")
     set_attention_backend(model, "plain")  # torch has no batching rule for its fused kernel
     weights = dict(model.named_parameters())

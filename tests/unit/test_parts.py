@@ -36,7 +36,7 @@ SCALINGS = [
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.3])
-def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
+def test_rotary_preserves_norms_and_depends_on_distance_only(share, scaling):
     config = TransformerConfig(d_model=64, n_heads=4, rotary_pct=share, rotary_scaling=scaling)
     position = RotaryPosition(config, causal=True)
     q, k = torch.randn(2, 1, 1, 1, 16)
@@ -55,19 +55,19 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only(share, scaling):
 
 
 @pytest.mark.catches("rotation_turns_its_gradient_forward")
-def test_rotation_has_the_gradient_of_finite_differences():
+def test_rotary_gradient_matches_finite_differences():
     x = torch.randn(1, 2, 3, 6, dtype=torch.float64, requires_grad=True)
     angle = torch.randn(1, 1, 3, 2, dtype=torch.float64)
     torch.autograd.gradcheck(lambda x: apply_rotary(x, Rotation(angle.cos(), angle.sin())), x)
 
 
-def test_rotation_at_position_zero_changes_nothing():
+def test_rotary_at_position_zero_is_identity():
     q = torch.randn(1, 2, 1, 32)
     position = RotaryPosition(TransformerConfig(), causal=True)
     assert torch.equal(apply_rotary(q, rotation(position, 0)), q)
 
 
-def test_dynamic_scaling_begins_past_the_original_length():
+def test_dynamic_scaling_starts_beyond_the_original_length():
     scaling = {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 10}
     position = RotaryPosition(TransformerConfig(rotary_scaling=scaling), causal=True)
     plain = RotaryPosition(TransformerConfig(), causal=True)
@@ -76,7 +76,7 @@ def test_dynamic_scaling_begins_past_the_original_length():
         assert torch.equal(cos, rotation(plain, 4, length).cos) == same
 
 
-def test_slopes_of_alibi():
+def test_alibi_slopes():
     """Press et al. 2021, section 3: 8 heads 1/2 ... 1/256; 12 heads: those, and between them."""
     eight = [2.0**-n for n in range(1, 9)]
     assert alibi_slopes(8) == eight
@@ -86,7 +86,7 @@ def test_slopes_of_alibi():
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(("buckets", "farthest"), [(32, 128), (8, 20), (6, 9)])
-def test_buckets_of_t5(causal, buckets, farthest):
+def test_t5_buckets(causal, buckets, farthest):
     config = TransformerConfig(
         position="t5_relative", relative_buckets=buckets, relative_max_distance=farthest
     )
@@ -111,7 +111,7 @@ def test_buckets_of_t5(causal, buckets, farthest):
 
 @pytest.mark.catches("mean_of_a_sequence_counts_padding")
 @pytest.mark.parametrize("how", ["mean", "first", "last"])
-def test_one_vector_of_a_sequence(how):
+def test_pool_sequences(how):
     x = torch.randn(3, 4, 2)
     mask = torch.tensor([[True] * 4, [False, True, True, False], [False] * 4])
     real = x[1, 1:3]
@@ -143,24 +143,24 @@ def test_one_vector_of_a_sequence(how):
         ),
     ],
 )
-def test_wrong_inputs_are_refused_with_their_shape(inputs, options, message):
+def test_check_inputs_rejects_wrong_shapes_and_types(inputs, options, message):
     with pytest.raises(ValueError, match=message):
         tiny_model()(inputs, **options)
 
 
-def test_wrong_features_are_refused_with_the_width_wanted():
+def test_check_inputs_rejects_features_of_wrong_width():
     with pytest.raises(ValueError, match=r"inputs must be \[B, T, 7\] floats"):
         tiny_model(input_dim=7)(torch.zeros(1, 4, 6))
 
 
-def test_segments_and_a_cache_exclude_each_other():
+def test_check_segments_rejects_cache():
     model = tiny_model()
     ids = torch.zeros(1, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="segment_ids and cache exclude each other"):
         model(ids, segment_ids=ids + 1, cache=model.new_cache(1, 4))
 
 
-def test_a_full_cache_says_so():
+def test_cache_rejects_more_tokens_than_its_capacity():
     cache = KVCache(
         windows=[None], batch_size=1, capacity=3, kv_heads=1, head_dim=2,
         device=torch.device("cpu"), dtype=torch.float32,
@@ -172,7 +172,7 @@ def test_a_full_cache_says_so():
 
 
 @pytest.mark.catches("writers_to_the_residual_stream_start_large")
-def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
+def test_initialization_gives_near_uniform_predictions_at_any_depth():
     torch.manual_seed(0)
     model = Transformer(tiny_config(d_model=128, n_layers=12, vocab_size=500)).eval()
     ids = torch.randint(0, 500, (4, 32))
@@ -187,7 +187,7 @@ def test_initial_predictions_are_near_uniform_and_depth_does_not_blow_up():
 
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 1000.0), (torch.bfloat16, 1.0)])
-def test_a_mean_in_half_precision_neither_overflows_nor_miscounts(dtype, value, masked):
+def test_pool_sequences_mean_in_half_precision(dtype, value, masked):
     x = torch.full((1, 700, 2), value, dtype=dtype)
     mask = torch.arange(700)[None] < 597 if masked else None
     got = pool_sequences(x, mask, "mean")
@@ -197,7 +197,7 @@ def test_a_mean_in_half_precision_neither_overflows_nor_miscounts(dtype, value, 
 
 @pytest.mark.catches("loaded_model_is_float32")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_a_loaded_model_has_the_type_of_the_saved_one(tmp_path, dtype):
+def test_from_pretrained_preserves_dtype(tmp_path, dtype):
     model = tiny_model().to(dtype)
     model.save_pretrained(tmp_path)
     loaded = Transformer.from_pretrained(tmp_path)
@@ -206,7 +206,7 @@ def test_a_loaded_model_has_the_type_of_the_saved_one(tmp_path, dtype):
         assert torch.equal(tensor, model.state_dict()[name]), name
 
 
-def test_a_file_of_several_types_is_read_as_float32(tmp_path):
+def test_from_pretrained_loads_mixed_dtypes_as_float32(tmp_path):
     model = tiny_model()
     model.layers[0].bfloat16()
     model.save_pretrained(tmp_path)
@@ -215,7 +215,7 @@ def test_a_file_of_several_types_is_read_as_float32(tmp_path):
 
 
 @pytest.mark.catches("shared_tensors_are_saved_apart")
-def test_layers_that_share_their_weights_are_not_saved(tmp_path):
+def test_save_pretrained_rejects_shared_weights(tmp_path):
     model = tiny_model()
     model.layers[1] = model.layers[0]
     with pytest.raises(UserError, match=r"tensors 'layers.0.\S+' and 'layers.1.\S+' share memory"):
@@ -223,13 +223,13 @@ def test_layers_that_share_their_weights_are_not_saved(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_a_sequence_of_no_tokens_has_no_vector():
+def test_pool_sequences_rejects_empty_sequences():
     for pooling in ("mean", "max", "first", "last", "mean+first"):
         with pytest.raises(ValueError, match="sequences of length 0 have no vector"):
             tiny_model(pooling=pooling).embed(torch.zeros(2, 0).long())
 
 
-def test_token_dropout_takes_whole_tokens_while_training_only():
+def test_token_dropout_drops_tokens_in_training_only():
     """The input of the first layer is the scaled embedding of a token, or zeros."""
     torch.manual_seed(0)
     model = tiny_model(dropout=0.0, token_dropout=0.25, position="none")
