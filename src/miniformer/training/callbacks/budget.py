@@ -50,10 +50,8 @@ class Budget:
 
     def end_validation(self) -> None:
         """Counts time as training again."""
-        self._finished_validation_seconds, self._validation_start_time = (
-            self.validation_seconds,
-            None,
-        )
+        self._finished_validation_seconds = self.validation_seconds
+        self._validation_start_time = None
 
     @property
     def seconds(self) -> float:
@@ -69,9 +67,8 @@ class Budget:
     def validation_seconds(self) -> float:
         """Part of `local_seconds` spent in validation, including the current one."""
         start_time = self._validation_start_time
-        return self._finished_validation_seconds + (
-            0.0 if start_time is None else time.monotonic() - start_time
-        )
+        current = 0.0 if start_time is None else time.monotonic() - start_time
+        return self._finished_validation_seconds + current
 
     @property
     def training_seconds(self) -> float:

@@ -55,9 +55,8 @@ class SampleGeneration(L.Callback):
         for row in self._generate(model, trainer.global_step):
             self.rows.append(row)
             append_row(self.path, row)
-            text = (row["prompt"] + " -> " if self.run.kind == "seq2seq" else row["prompt"]) + (
-                row["text"]
-            )
+            separator = " -> " if self.run.kind == "seq2seq" else ""
+            text = f"{row['prompt']}{separator}{row['text']}"
             self.console.print(f"step {row['step']} sample: {text[:_MAX_SHOWN_CHARS]!r}")
 
     def _generate(self, model: Any, step: int) -> list[dict[str, Any]]:

@@ -43,12 +43,8 @@ class RunMonitor(L.Callback):
         precision: str,
         is_global_zero: bool,
     ) -> None:
-        self.run, self.module, self.is_global_zero, self.precision = (
-            run,
-            module,
-            is_global_zero,
-            precision,
-        )
+        self.run, self.module = run, module
+        self.is_global_zero, self.precision = is_global_zero, precision
         self.path = folder / "gradients.jsonl"
         self.rows: list[dict[str, float]] = []
         self.device = torch.device(resolve_device_type(run.config))

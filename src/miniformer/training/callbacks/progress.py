@@ -78,13 +78,9 @@ class ProgressCallback(L.Callback):
         is_global_zero: bool = True,
     ) -> None:
         self.budget, self.path, self.console = budget, path, console
-        self.flops_per_batch, self.peak_flops, self.extra_metrics = (
-            flops_per_batch,
-            peak_flops,
-            extra_metrics,
-        )
+        self.flops_per_batch, self.peak_flops = flops_per_batch, peak_flops
+        self.extra_metrics, self.is_global_zero = extra_metrics, is_global_zero
         self.rows: list[dict[str, float]] = []
-        self.is_global_zero = is_global_zero
         self._local_work = [0, 0.0]  # of this rank: tokens, FLOPs
         self._first: _Snapshot | None = None  # after the first step of this process
         self._final: _Snapshot | None = None

@@ -71,11 +71,8 @@ class ValidationSchedule(L.Callback):
     def __init__(
         self, budget: Budget, *, every_n_steps: int | None = None, num_validations: int = 5
     ) -> None:
-        self.budget, self.every_n_steps, self.num_validations = (
-            budget,
-            every_n_steps,
-            num_validations,
-        )
+        self.budget = budget
+        self.every_n_steps, self.num_validations = every_n_steps, num_validations
         self.pending = False  # a validation is due, or was interrupted
         self._validations_done = self._last_step = 0
 
@@ -86,11 +83,10 @@ class ValidationSchedule(L.Callback):
             return
         self._last_step = step
         progress = self.budget.progress(step)
-        due = (
-            step // self.every_n_steps
-            if self.every_n_steps is not None
-            else int(progress * self.num_validations)
-        )
+        if self.every_n_steps is not None:
+            due = step // self.every_n_steps
+        else:
+            due = int(progress * self.num_validations)
         last = progress >= 1.0 and (self.num_validations > 0 or self.every_n_steps is not None)
         self.pending = self.pending or due > self._validations_done or last
         self._validations_done = due
@@ -110,11 +106,8 @@ class ValidationSchedule(L.Callback):
         return {"done": self._validations_done, "step": self._last_step, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._validations_done, self._last_step, self.pending = (
-            state["done"],
-            state["step"],
-            state["pending"],
-        )
+        self._validations_done, self._last_step = state["done"], state["step"]
+        self.pending = state["pending"]
 
 
 def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, float]:
@@ -169,9 +162,8 @@ class BestModelCheckpoint(L.Callback):
 
     def update(self, metrics: dict[str, float]) -> bool:
         """Saves the model if its metrics are the best so far; returns True if they are."""
-        if self.best_metrics is not None and not self._sort_key(metrics) < self._sort_key(
-            self.best_metrics
-        ):
+        best = self.best_metrics
+        if best is not None and not self._sort_key(metrics) < self._sort_key(best):
             return False
         self.best_metrics = metrics
         self.save_fn(metrics)
@@ -263,8 +255,9 @@ class WeightAveraging(L.Callback):
     def _swap_in(self, module: Any) -> None:
         if self._swap_context is None:
             module.set_optimizer_mode(False)
+            ema = self.ema
             self._swap_context = (
-                contextlib.nullcontext() if self.ema is None else self.ema.average_parameters()
+                contextlib.nullcontext() if ema is None else ema.average_parameters()
             )
             self._swap_context.__enter__()
 

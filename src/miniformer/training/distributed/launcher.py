@@ -79,9 +79,7 @@ def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) 
             if type(error).__name__ != "SignalException":  # the workers ended normally
                 raise
             worker_error = error
-        outcome: dict[str, Any] = (
-            json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        )
+        outcome: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if "error" in outcome:
         raise UserError(outcome["error"])
     if not outcome:

@@ -96,9 +96,8 @@ class RunArtifacts:
         """Plots and describes the predictions on validation or test data."""
         report = self.run.task.report_markdown(stats)
         has_plot = self.run.task.plot(stats, self.predictions_plot)
-        self.task_report = (
-            f"On the {split} data:\n\n{report}".rstrip() if has_plot or report else ""
-        )
+        text = f"On the {split} data:\n\n{report}".rstrip()
+        self.task_report = text if has_plot or report else ""
 
     def save_loss_plot(self, rows: list[dict[str, float]]) -> None:
         """Plots the loss curve."""

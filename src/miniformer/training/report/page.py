@@ -70,10 +70,8 @@ def write_report(path: Path, report: Report) -> None:
     """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     style = style.replace("SCALE", ",".join(f"#{shade}" for shade in _VIRIDIS)) + _heatmap_css()
-    title, charts = (
-        escape_html(report.title),
-        render_curves(report.metric_rows, report.gradient_rows, report.loss_unit),
-    )
+    title = escape_html(report.title)
+    charts = render_curves(report.metric_rows, report.gradient_rows, report.loss_unit)
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>

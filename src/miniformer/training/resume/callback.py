@@ -82,11 +82,8 @@ class ResumeCheckpoint(L.Callback):
         resume_from: Path | None = None,
     ) -> None:
         self.run, self.budget, self.resume_from = run, budget, resume_from
-        self.stateful, self.weight_averages, self.validation_schedule = (
-            stateful,
-            weight_averages,
-            validation_schedule,
-        )
+        self.stateful, self.weight_averages = stateful, weight_averages
+        self.validation_schedule = validation_schedule
         self.interval, self.fingerprint = interval, fingerprint or {}
         self.callback_states = UserCallbackStates(stateful.values())
         self.last_checkpoint: Path | None = None
@@ -174,9 +171,7 @@ class ResumeCheckpoint(L.Callback):
             return
         module.nan_check.check(self._snapshot["step"], now=True)
         tensors, metadata = self.collect_state(trainer, module)
-        key = (
-            metadata["step"], str(metadata["callbacks"]), str(metadata["callback_states"]),
-        )  # fmt: skip
+        key = metadata["step"], str(metadata["callbacks"]), str(metadata["callback_states"])
         if key == self._last_saved_key:
             return
         start_time = time.monotonic()

@@ -16,9 +16,9 @@ CONFIG_FILE = "train_config.json"
 # Fields that determine weights, optimizer states and positions in the data.
 _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
-    "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer", "streaming",
-    "seed", "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "find_lr",
-    "work_dir", "experiment_name",
+    "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
+    "streaming", "seed", "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size",
+    "find_lr", "work_dir", "experiment_name",
 )  # fmt: skip
 
 
