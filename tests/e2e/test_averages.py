@@ -1,4 +1,4 @@
-"""Averages of weights through a whole run, against sums over the weights of each step."""
+"""Weight averages in a run, compared with sums over the weights of each step."""
 
 import copy
 import json
@@ -25,25 +25,26 @@ def settings(folder, **changes):
     return TrainConfig(**{
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "tokenizer": "byte", "model_config": MODEL, "seq_len": 16, "batch_size": 4, "lr": 0.03,
-        "optimizer": "adamw", "scheduler": "none", "max_steps": STEPS, "val_check_interval": INTERVAL,
-        "accumulate_grad_batches": 2, "logger": "none", "precision": "float32",
-        "work_dir": str(folder), "experiment_name": "run", "checkpoint_interval": 3, **changes,
+        "optimizer": "adamw", "scheduler": "none", "max_steps": STEPS,
+        "val_check_interval": INTERVAL, "accumulate_grad_batches": 2, "logger": "none",
+        "precision": "float32", "work_dir": str(folder), "experiment_name": "run",
+        "checkpoint_interval": 3, **changes,
     })  # fmt: skip
 
 
 def loss_of(model):
-    """Mean loss of the validation texts, in windows of 16 tokens; no text sees another."""
+    """Mean loss of the validation texts in windows of 16 tokens, without attention across texts."""
     tokenizer = miniformer.Tokenizer.train("byte", [])
     end = tokenizer.eos_id
     row = [i for text in VAL for i in (end, *tokenizer.encode(text))] + [end]
-    total = begin = 0
-    for place in range(1, len(row)):
-        if place % 16 == 0 or row[place] == end:  # what is read together ends here
-            part = torch.tensor(row[begin : place + 1])
+    total = start = 0
+    for position in range(1, len(row)):
+        if position % 16 == 0 or row[position] == end:  # the end of a window or a text
+            part = torch.tensor(row[start : position + 1])
             with torch.no_grad():
                 logits = model(part[None, :-1])[0]
             total += float(F.cross_entropy(logits, part[1:], reduction="sum"))
-            begin = place
+            start = position
     return total / (len(row) - 1)
 
 
@@ -64,16 +65,16 @@ class Sums(L.Callback):
         if trainer.global_step == self.steps:
             return
         self.steps = trainer.global_step
-        kept = min(DECAY, (1 + self.steps) / (10 + self.steps))
+        decay = min(DECAY, (1 + self.steps) / (10 + self.steps))
         for name, weight in self.raw.items():
-            self.average[name] = kept * self.average[name] + (1 - kept) * weight
+            self.average[name] = decay * self.average[name] + (1 - decay) * weight
 
     def on_validation_start(self, trainer, module):
         used, average = weights_of(module.model), copy.deepcopy(self.average)
         self.seen.append({"step": trainer.global_step, "used": used, "average": average})
 
     def on_train_batch_start(self, trainer, module, *args):
-        if self.raw is not None:  # a validation in between has left the weights alone
+        if self.raw is not None:  # a validation in between did not change the weights
             assert_same(weights_of(module.model), self.raw, rtol=0, atol=0)
 
 
@@ -82,7 +83,7 @@ class Stopped(Exception):
 
 
 class Stop(L.Callback):
-    """Ends the process's training in a batch, with nothing more written."""
+    """Stops training at a batch, without further writes."""
 
     def __init__(self, step):
         self.step = step
@@ -93,13 +94,15 @@ class Stop(L.Callback):
 
 
 def weights_of(model):
-    return {name: each.detach().clone() for name, each in model.named_parameters()}
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def assert_same(found, wanted, **tolerance):
-    assert found.keys() == wanted.keys()
-    for name, each in wanted.items():
-        torch.testing.assert_close(found[name], each, **tolerance or {"rtol": 1e-5, "atol": 1e-7})
+def assert_same(actual, expected, **tolerance):
+    assert actual.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(
+            actual[name], weight, **tolerance or {"rtol": 1e-5, "atol": 1e-7}
+        )
 
 
 def saved(folder, name):
@@ -120,7 +123,7 @@ def validations(folder):
 )  # fmt: skip
 @pytest.mark.parametrize("stop", [None, 6])
 def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
-    """With a stop in the seventh step the run goes on from the state of the sixth."""
+    """A run that stops in the seventh step resumes from the checkpoint of the sixth."""
     sums = Sums()
     config = settings(tmp_path, ema_decay=DECAY)
     if stop is not None:
@@ -137,15 +140,15 @@ def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
         assert_same(seen["used"], seen["average"])
         sums.model.load_state_dict(seen["average"], strict=False)
         losses.append(loss_of(sums.model))
-    found = validations(tmp_path)
-    assert [step for step, _ in found] == [4, 8, 12, STEPS]
-    assert [loss for _, loss in found] == pytest.approx(losses, rel=1e-5)
+    rows = validations(tmp_path)
+    assert [step for step, _ in rows] == [4, 8, 12, STEPS]
+    assert [loss for _, loss in rows] == pytest.approx(losses, rel=1e-5)
     best = min(range(4), key=losses.__getitem__)
     assert result.metrics["val_loss"] == pytest.approx(losses[best], rel=1e-5)
     assert_same(saved(tmp_path, "best"), sums.seen[best]["average"])
     assert_same(saved(tmp_path, "last"), sums.average)
     apart = [float((sums.raw[n] - sums.average[n]).abs().max()) for n in sums.raw]
-    assert max(apart) > 1e-2, "the plain weights are others"
+    assert max(apart) > 1e-2, "the averaged weights differ from the plain ones"
 
 
 @pytest.mark.catches("the_mean_leaves_out_the_last_validation")
@@ -153,13 +156,14 @@ def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
 def test_the_mean_of_validations_is_that_of_the_weights_they_had(tmp_path, ema_decay):
     sums = Sums()
     train(settings(tmp_path, ema_decay=ema_decay, average_checkpoints=3), callbacks=[sums])
-    *seen, judged = sums.seen
-    assert [each["step"] for each in seen] == [4, 8, 12, STEPS]
+    *seen, averaged = sums.seen
+    assert [validation["step"] for validation in seen] == [4, 8, 12, STEPS]
     kind = "used" if ema_decay is None else "average"
     mean = {
-        name: torch.stack([each[kind][name] for each in seen[-3:]]).mean(0) for name in sums.raw
+        name: torch.stack([validation[kind][name] for validation in seen[-3:]]).mean(0)
+        for name in sums.raw
     }
-    assert_same(judged["used"], mean)
+    assert_same(averaged["used"], mean)
     sums.model.load_state_dict(mean, strict=False)
     assert validations(tmp_path)[-1] == (STEPS, pytest.approx(loss_of(sums.model), rel=1e-5))
     losses = [loss for _, loss in validations(tmp_path)]
@@ -170,9 +174,9 @@ def test_the_mean_of_validations_is_that_of_the_weights_they_had(tmp_path, ema_d
 
 @pytest.mark.catches("schedule_free_validates_the_weights_in_training")
 def test_schedule_free_weights_are_its_averages(tmp_path):
-    """y = (1 - b) z + b x, where the gradient is taken; x is validated and saved (b: 0.9)."""
+    """Gradients are taken at y = (1 - b) z + b x, b = 0.9; x is validated and saved."""
 
-    class Parts(L.Callback):
+    class Averages(L.Callback):
         def __init__(self):
             self.x, self.seen = None, []
 
@@ -187,14 +191,14 @@ def test_schedule_free_weights_are_its_averages(tmp_path):
         def on_validation_start(self, trainer, module):
             self.seen.append((weights_of(module.model), self.x))
 
-    parts = Parts()
+    averages = Averages()
     config = settings(tmp_path, optimizer="schedulefree", accumulate_grad_batches=1)
-    result = train(config, callbacks=[parts])
-    assert len(parts.seen) == 4
-    for used, wanted in parts.seen:
-        assert_same(used, wanted, rtol=1e-4, atol=1e-5)
-    assert_same(saved(tmp_path, "last"), parts.x, rtol=1e-4, atol=1e-5)
-    found = validations(tmp_path)
-    best = min(range(4), key=lambda i: found[i][1])
-    assert result.metrics["step"] == found[best][0]
-    assert_same(saved(tmp_path, "best"), parts.seen[best][1], rtol=1e-4, atol=1e-5)
+    result = train(config, callbacks=[averages])
+    assert len(averages.seen) == 4
+    for used, expected in averages.seen:
+        assert_same(used, expected, rtol=1e-4, atol=1e-5)
+    assert_same(saved(tmp_path, "last"), averages.x, rtol=1e-4, atol=1e-5)
+    rows = validations(tmp_path)
+    best = min(range(4), key=lambda i: rows[i][1])
+    assert result.metrics["step"] == rows[best][0]
+    assert_same(saved(tmp_path, "best"), averages.seen[best][1], rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Runs that begin with a model there is, from the command line: import, train, export."""
+"""Runs with `init_from`, by the command line: import, train, export."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ SIZES = {"d_model": 16, "n_heads": 2, "n_layers": 2, "d_ff": 24, "max_seq_len": 
 
 
 def theirs(folder, name, **fields):
-    """A directory as others write it, tokenizer included."""
-    torch.manual_seed(7)  # another than a run's
+    """A Hugging Face model directory with a tokenizer."""
+    torch.manual_seed(7)  # not the seed of a run
     tokenizer = miniformer.Tokenizer.train("byte", [VERSE])
     values = architecture_config(name, **SIZES, vocab_size=tokenizer.vocab_size, **fields)
     model = miniformer.Transformer(TransformerConfig(**values))
@@ -28,11 +28,11 @@ def theirs(folder, name, **fields):
 
 def write_pairs(path):
     records = [{"input": [f"a {i} c", f"b {i} d"], "label": i % 2} for i in range(8)]
-    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def run(*words):
-    return trainer.main([*map(str, words), "--logger", "none"])
+def run(*arguments):
+    return trainer.main([*map(str, arguments), "--logger", "none"])
 
 
 @pytest.mark.catches("run_begins_with_random_weights")
@@ -41,12 +41,12 @@ def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys
     theirs(tmp_path / "bert", "bert")
     assert cli.main(["import", "bert", "ours"]) == 0
     records = [{"input": f"{word} {i}", "label": word} for i in range(8) for word in ("a", "b")]
-    lines = "".join(json.dumps(each) + "\n" for each in records)
+    lines = "".join(json.dumps(record) + "\n" for record in records)
     (tmp_path / "train.jsonl").write_text(lines)
     arguments = ["--task", "classification", "--train_path", "train.jsonl", "--init_from", "ours"]
     assert run(*arguments, "--max_steps", 1, "--lr", 0) == 0
-    told = capsys.readouterr().out
-    assert "weights: from ours; newly initialized: head.weight, head.bias" in told.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert "weights: from ours; newly initialized: head.weight, head.bias" in out.replace("\n", " ")
     trained = miniformer.load("runs/classification/last")
     before, after = (m.model.state_dict() for m in (miniformer.load("ours"), trained))
     shared = [name for name in after if name in before and not name.startswith("head.")]
@@ -67,27 +67,27 @@ def test_a_published_language_model_learns_on(tmp_path, capsys, monkeypatch):
     arguments = ["--train_path", "train.jsonl", "--init_from", "ours", "--seq_len", 32]
     assert run(*arguments, "--max_steps", 2) == 0
     settings = json.loads(Path("runs/language_modeling/train_config.json").read_text())
-    assert settings["lr"] == pytest.approx(5e-4)  # a tenth of what random weights begin with
+    assert settings["lr"] == pytest.approx(5e-4)  # a tenth of the default for random weights
     assert cli.main(["export", "runs/language_modeling/last", "home"]) == 0
-    there = json.loads((tmp_path / "home" / "config.json").read_text())
-    assert there["architectures"] == ["LlamaForCausalLM"]
+    exported = json.loads((tmp_path / "home" / "config.json").read_text())
+    assert exported["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
-    """Marked where it knows the marks of shared tokens, and not where it does not."""
+    """Shared tokens are marked only if the first model marks them."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
     model = json.dumps({"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32})
     shared = ["--train_path", "pairs.jsonl", "--max_steps", 1]
-    anew = ["--tokenizer", "byte", "--model_config", model]
+    from_scratch = ["--tokenizer", "byte", "--model_config", model]
     for task, more, types in (
         ("masked_lm", ["--task_config", '{"field": "input"}'], 2),
         ("classification", [], 4),
     ):
-        assert run("--task", task, *more, *shared, *anew) == 0
+        assert run("--task", task, *more, *shared, *from_scratch) == 0
         first = f"runs/{task}/last"
-        words = ["--task", "classification", "--init_from", first, "--experiment_name", "next"]
-        assert run(*words, *shared) == 0
+        arguments = ["--task", "classification", "--init_from", first, "--experiment_name", "next"]
+        assert run(*arguments, *shared) == 0
         after = sorted(Path("runs").glob("next*"))[-1] / "last"
         for folder in (first, after):
             assert json.loads((Path(folder) / "config.json").read_text())["token_types"] == types
@@ -96,35 +96,33 @@ def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
         assert len(pipeline.predict([["a 1", "b 1"]])) == 1
 
 
-def test_an_export_tells_of_marks_that_no_tokenizer_gives(tmp_path, monkeypatch):
+def test_an_export_documents_marks_of_shared_tokens(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
     values = architecture_config("bert", **SIZES, vocab_size=258)
-    for name in ("token_types", "vocab_size", "head_bias"):  # as the data says
+    for name in ("token_types", "vocab_size", "head_bias"):  # set by the data
         del values[name]
     values |= {"pooling": "first", "head": "dense_tanh"}
-    words = ["--task", "classification", "--train_path", "pairs.jsonl", "--tokenizer", "byte"]
-    assert run(*words, "--max_steps", 1, "--model_config", json.dumps(values)) == 0
+    arguments = ["--task", "classification", "--train_path", "pairs.jsonl", "--tokenizer", "byte"]
+    assert run(*arguments, "--max_steps", 1, "--model_config", json.dumps(values)) == 0
     miniformer.to_hf("runs/classification/last", "home")
     assert "at tokens that\nboth texts of a pair have" in Path("home/README.md").read_text()
 
 
-def test_a_model_without_a_tokenizer_learns_with_the_one_that_is_said(
-    tmp_path, capsys, monkeypatch
-):
+def test_a_model_without_a_tokenizer_learns_with_the_given_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (theirs(tmp_path / "llama", "llama") / "tokenizer.json").rename("tokenizer.json")
     miniformer.import_hf("llama", "ours")
     write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
-    words = ["--train_path", "train.jsonl", "--max_steps", 1, "--init_from", "ours"]
-    assert run(*words) == 2
-    assert "ours has no tokenizer.json; set tokenizer to that" in capsys.readouterr().err
-    assert run(*words, "--tokenizer", "tokenizer.json") == 0
+    arguments = ["--train_path", "train.jsonl", "--max_steps", 1, "--init_from", "ours"]
+    assert run(*arguments) == 2
+    assert "ours has no tokenizer.json; set tokenizer to the one" in capsys.readouterr().err
+    assert run(*arguments, "--tokenizer", "tokenizer.json") == 0
     assert miniformer.load("runs/language_modeling/last").tokenizer.encode("ab") == [66, 67]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["--init_from", "none"], "none: no such model directory"),
         (["--init_from", "llama"], "is a Hugging Face model; convert it with"),
@@ -136,10 +134,10 @@ def test_a_model_without_a_tokenizer_learns_with_the_one_that_is_said(
         ),
     ],
 )
-def test_what_does_not_fit_is_told(tmp_path, capsys, monkeypatch, words, told):
+def test_a_model_that_does_not_fit_is_refused(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     theirs(tmp_path / "llama", "llama")
     miniformer.import_hf("llama", "ours")
     write_jsonl(tmp_path / "train.jsonl", [VERSE * 4])
-    assert run("--train_path", "train.jsonl", "--max_steps", 1, *words) == 2
-    assert told in capsys.readouterr().err
+    assert run("--train_path", "train.jsonl", "--max_steps", 1, *arguments) == 2
+    assert message in capsys.readouterr().err

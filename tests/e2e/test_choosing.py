@@ -1,4 +1,4 @@
-"""Settings that a run finds by trying are told, used, and written down."""
+"""Settings that a run determines by trial steps are printed, used, and saved."""
 
 import json
 import re
@@ -41,8 +41,8 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
 
 
 @pytest.mark.catches("predicted_memory_leaves_out_the_optimizer")
-def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
-    """1 GB is there, steps grow by 2 GB and a fifth for holes, Muon keeps 8 bytes a parameter."""
+def test_memory_predicted_and_used_are_reported(tmp_path, capsys, monkeypatch):
+    """1 GB is in use, steps grow by 2 GB plus a fifth, Muon stores 8 bytes per parameter."""
     monkeypatch.setattr(
         "miniformer.training.tuning.memory_planner.step_memory_growth",
         lambda step, device: 2 * 10**9,
@@ -67,7 +67,7 @@ def test_memory_predicted_and_used_are_told(tmp_path, capsys, monkeypatch):
     assert f"{used} at most, {predicted} predicted" in (folder / "report.html").read_text()
 
 
-def test_too_little_memory_is_told(tmp_path, capsys):
+def test_too_little_memory_is_refused(tmp_path, capsys):
     code, settings = run(tmp_path, "--memory_limit", "10MB")
     assert code == 2
     assert settings is None
@@ -90,9 +90,9 @@ def test_compiled_layers_learn_the_same(tmp_path, capsys):
         assert run(tmp_path / compiled, "--compile", compiled, "--precision", "float32")[0] == 0
         folder = tmp_path / compiled / "runs" / "run" / "last"
         weights.append(load_file(folder / "model.safetensors"))
-        told = re.search(
+        summary = re.search(
             r"compiled in [\d.]+ s; a batch takes [\d.]+ ms, [\d.]+ before: it (pays|does not)",
             capsys.readouterr().out,
         )
-        assert bool(told) == (compiled == "true")
+        assert bool(summary) == (compiled == "true")
     torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-5)

@@ -1,7 +1,6 @@
-"""Every number that a run shows, against plain code: loops over the records, a clock of the test.
+"""All numbers of a run, compared with plain code: loops over the records, a simulated clock.
 
-A run is trained beside a plain loop: before each step the model is copied, and loss, gradients,
-clipping and AdamW are done again with torch alone.
+A plain torch loop takes the same steps with a copy of the model: loss, gradients, clipping, AdamW.
 """
 
 import copy
@@ -29,7 +28,7 @@ WORDS = VERSE.split()
 WIDTH, INNER, LAYERS, LIMIT, RATE, STEPS = 16, 64, 2, 1.25, 3e-3, 12
 MODEL = {"d_model": WIDTH, "n_heads": 2, "n_layers": LAYERS, "d_ff": INNER, "max_seq_len": 64,
          "dropout": 0.0, "bias": False, "activation": "gelu"}  # fmt: skip
-MAKING, LEARNING, VALIDATING, SAVING = 0.25, 2.0, 7.0, 3.0  # seconds of a batch, of a save
+LOADING, LEARNING, VALIDATING, SAVING = 0.25, 2.0, 7.0, 3.0  # seconds of a batch, of a save
 PEAK, MEMORY_KB = 5e6, 123_456
 
 
@@ -45,13 +44,13 @@ TRAIN, VAL = pairs(40), pairs(7, 3)
 
 
 class Witness(L.Callback):
-    """Takes each step again with torch alone, and notes what each number should be."""
+    """Repeats each step in plain torch and records the expected numbers."""
 
     def __init__(self, clock):
         self.clock = clock
         self.steps = []  # of each optimizer step: a dict
         self.validations = []
-        self.tokens = self.padding = self.flops = self.made = 0
+        self.tokens = self.padding = self.flops = self.num_loaded = 0
         self.validated = 0.0  # seconds
         self.batches = []  # of the step under way
         self.optimizer = None
@@ -96,34 +95,34 @@ class Witness(L.Callback):
         (loss / count).backward()
         norms = {}
         for name, parameter in self.model.named_parameters():
-            place = re.match(r"(?:en|de)coder\.layers\.\d+|(?:en|de)coder\.\w+|\w+", name)[0]
+            group = re.match(r"(?:en|de)coder\.layers\.\d+|(?:en|de)coder\.\w+|\w+", name)[0]
             square = float(parameter.grad.double().square().sum())
-            norms[place] = norms.get(place, 0.0) + square
-        norms = {place: math.sqrt(square) for place, square in norms.items()}
+            norms[group] = norms.get(group, 0.0) + square
+        norms = {group: math.sqrt(square) for group, square in norms.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), LIMIT)
         (rate,) = self.rates
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        both = zip(self.model.parameters(), module.model.parameters(), strict=True)
-        apart = max(float((one - other).detach().abs().max()) for one, other in both)
+        pairs = zip(self.model.parameters(), module.model.parameters(), strict=True)
+        apart = max(float((plain - actual).detach().abs().max()) for plain, actual in pairs)
         self.steps.append({
             "apart": apart,
             "loss": float(loss.detach()) / count, "rate": rate, "norm": float(norm),
             "norms": norms, "tokens": self.tokens, "flops": self.flops,
             "padding": self.padding / (self.padding + self.tokens),
             "now": self.clock.now - self.start, "validated": self.validated,
-            "waited": self.made * MAKING, "batches": len(self.batches),
+            "waited": self.num_loaded * LOADING, "batches": len(self.batches),
         })  # fmt: skip
 
     def on_validation_start(self, trainer, module):
-        self.began = self.clock.now
+        self.validation_start = self.clock.now
         total, count = 0.0, 0
         with torch.no_grad():
-            for record in VAL:  # one by one: nothing is padded
+            for record in VAL:  # one by one, without padding
                 source, target = (encoded(record[name]) for name in ("source", "target"))
-                begun = torch.cat([target[:, -1:], target[:, :-1]], 1)  # the end begins it, too
-                logits = self.model(source, begun)
+                shifted = torch.cat([target[:, -1:], target[:, :-1]], 1)  # EOS is the start, too
+                logits = self.model(source, shifted)
                 total += float(F.cross_entropy(logits[0], target[0], reduction="sum"))
                 count += target.numel()
         self.validations.append({"loss": total / count, "step": trainer.global_step})
@@ -134,16 +133,16 @@ class Witness(L.Callback):
     def on_validation_end(self, trainer, module):
         self.validations[-1]["now"] = self.clock.now - self.start
         self.clock.now += SAVING
-        self.validated += self.clock.now - self.began
+        self.validated += self.clock.now - self.validation_start
 
 
 def is_matrix(name):
-    """Whether weight decay is for it: the matrices of linear layers."""
+    """Returns whether a parameter decays: only matrices of linear layers."""
     return "proj" in name
 
 
 def encoded(text):
-    """Ids of a text: its bytes and the end."""
+    """Ids of a text: its bytes and EOS."""
     ids = miniformer.Tokenizer.train("byte", []).encode(text)
     assert len(ids) == len(text.encode())
     return torch.tensor([[*ids, END]])
@@ -153,14 +152,14 @@ END = miniformer.Tokenizer.train("byte", []).eos_id
 
 
 def real_tokens(batch):
-    """Tokens of sources and of targets: up to each row's last end."""
+    """Tokens of sources and of targets, including EOS."""
     sources = sum(row.tolist().index(END) + 1 for row in batch["source"])
     targets = sum(sum(label != -100 for label in row) for row in batch["labels"].tolist())
     return sources, targets
 
 
 def flops(sources, source_length, targets, target_length):
-    """Of a forward pass and twice that back, spelled out for this model: 2 a multiply-add."""
+    """FLOPs of forward and backward passes of this model: 2 per multiply-add, backward twice."""
     layer = 4 * WIDTH * WIDTH + 2 * WIDTH * INNER
     total = LAYERS * sources * (layer + 2 * WIDTH * source_length)
     seen = sum(range(1, target_length + 1)) / target_length
@@ -176,8 +175,8 @@ def settings(folder, **changes):
         "train_path": str(folder / "train.jsonl"), "val_path": str(folder / "val.jsonl"),
         "task": "seq2seq", "task_config": {"eval_generate_samples": 0}, "tokenizer": "byte",
         "model_config": MODEL, "batch_size": 4, "accumulate_grad_batches": 2, "lr": RATE,
-        "optimizer": "adamw", "gradient_clip_val": LIMIT, "max_steps": STEPS, "val_check_interval": 5,
-        "precision": "float32", "logger": "csv", "work_dir": str(folder / "runs"), **changes,
+        "optimizer": "adamw", "gradient_clip_val": LIMIT, "max_steps": STEPS,
+        "val_check_interval": 5, "precision": "float32", "logger": "csv", "work_dir": str(folder / "runs"), **changes,
     }  # fmt: skip
 
 
@@ -189,21 +188,21 @@ def write(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run by the test's clock: its folder, its witness, what it printed, and its result."""
+    """A run with the simulated clock: its folder, its witness, its output, and its result."""
     folder = tmp_path_factory.mktemp("numbers")
     write(folder)
     (folder / "status").write_text(f"VmRSS:\t 5 kB\nVmHWM:\t {MEMORY_KB} kB\n")
     with pytest.MonkeyPatch.context() as patched:
         clock = Clock().install(patched)
         witness = Witness(clock)
-        make = LengthBucketBatcher.collate
+        original = LengthBucketBatcher.collate
 
-        def made(self, *args):
-            clock.now += MAKING
-            witness.made += args[-1] is not None  # chance is for training only
-            return make(self, *args)
+        def collate(self, *args):
+            clock.now += LOADING
+            witness.num_loaded += args[-1] is not None  # only training has a random generator
+            return original(self, *args)
 
-        patched.setattr(LengthBucketBatcher, "collate", made)
+        patched.setattr(LengthBucketBatcher, "collate", collate)
         patched.setattr(memory_tracker, "_PROC_STATUS", folder / "status")
         patched.setattr(
             "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
@@ -219,17 +218,17 @@ def rows_of(folder, name="metrics.jsonl"):
 
 
 def speeds(witness):
-    """Tokens/s, share of the peak and of waiting from each step to the next, by hand."""
-    found = []
+    """Tokens/s, MFU and wait fraction from each step to the next, in plain code."""
+    result = []
     for before, now in zip(witness.steps, witness.steps[1:], strict=False):
         passed = now["now"] - before["now"] - (now["validated"] - before["validated"])
-        assert passed == pytest.approx(now["batches"] * (MAKING + LEARNING))
-        found.append({
+        assert passed == pytest.approx(now["batches"] * (LOADING + LEARNING))
+        result.append({
             "tokens_per_second": (now["tokens"] - before["tokens"]) / passed,
             "mfu": (now["flops"] - before["flops"]) / passed / PEAK,
             "waiting": (now["waited"] - before["waited"]) / passed,
         })  # fmt: skip
-    return found
+    return result
 
 
 @pytest.mark.catches(
@@ -257,7 +256,7 @@ def test_metrics_of_each_step_are_those_of_a_plain_loop(run):
         assert row["padding"] == round(step["padding"], 4)
         assert row["seconds"] == round(step["now"], 3)
         assert row["memory_mb"] == 126.4  # 123,456 kB
-    assert "tokens_per_second" not in rows[0], "nothing is known before the first step"
+    assert "tokens_per_second" not in rows[0], "there is no throughput before the first step"
     for row, speed in zip(rows[1:], speeds(witness), strict=True):
         assert row["tokens_per_second"] == round(speed["tokens_per_second"], 1)
         assert row["mfu"] == round(speed["mfu"], 4)
@@ -313,9 +312,9 @@ def test_loggers_get_the_numbers_of_metrics_jsonl(run):
         want = {row["step"]: row[name] for row in rows if name in row and row["step"] == 10}
         assert {s: v for (s, n), v in logged.items() if n == name} == pytest.approx(want, rel=1e-6)
     for row in gradients:
-        for place, norm in row.items():
-            if place != "step":
-                assert logged[row["step"], f"grad_norm/{place}"] == pytest.approx(norm, rel=1e-6)
+        for group, norm in row.items():
+            if group != "step":
+                assert logged[row["step"], f"grad_norm/{group}"] == pytest.approx(norm, rel=1e-6)
 
 
 LINE = re.compile(
@@ -326,7 +325,7 @@ LINE = re.compile(
 
 @pytest.mark.catches("time_left_is_time_gone", "the_progress_line_has_the_mean_of_the_run")
 def test_the_progress_line_has_the_numbers_since_the_one_before(run):
-    """One is due as soon as 15 seconds of training have gone by since the last."""
+    """A line is due 15 seconds of training after the last one."""
     _, witness, out, _ = run
     lines = LINE.findall(out)
     before, due = witness.steps[0], []
@@ -429,8 +428,8 @@ WINDOW = 16
 
 
 def packed_tokens():
-    whole = sum(len(text) + 1 for text in TEXTS)
-    return whole // WINDOW * WINDOW  # whole windows; the rest comes in another pass
+    total = sum(len(text) + 1 for text in TEXTS)
+    return total // WINDOW * WINDOW  # complete windows; the rest is for a later epoch
 
 
 @pytest.mark.catches("padding_counts_as_tokens")
@@ -451,21 +450,21 @@ def packed_tokens():
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, records, tokens):
-    """Two passes; padding is whatever else the batches hold, counted as they go by."""
+    """Two epochs; padding is the number of positions of batches minus the tokens."""
 
-    class Places(L.Callback):
+    class Positions(L.Callback):
         def __init__(self):
-            self.places = 0
+            self.count = 0
 
         def on_train_batch_start(self, trainer, module, batch, index):
             for name in ("input_ids", "inputs", "source", "target"):
-                self.places += math.prod(batch[name].shape[:2]) if name in batch else 0
+                self.count += math.prod(batch[name].shape[:2]) if name in batch else 0
 
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
     )
-    seen, console = Places(), Console(file=io.StringIO(), width=300)
+    positions, console = Positions(), Console(file=io.StringIO(), width=300)
     long = {} if task in ("seq2seq", "classification", "regression") else {"seq_len": WINDOW}
     vectors = isinstance(records[0].get("input", "-")[0], list)
     tokenizer = None if vectors else "byte"
@@ -474,16 +473,16 @@ def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, r
         model_config={**MODEL, "n_layers": 1}, max_epochs=2, logger="none", work_dir=str(tmp_path),
         precision="float32", **long,
     )  # fmt: skip
-    result = train(config, console=console, callbacks=[seen])
+    result = train(config, console=console, callbacks=[positions])
     assert result.metrics["training_tokens"] == 2 * tokens
     rows = rows_of(result.folder)
     assert rows[-1]["tokens"] == 2 * tokens
-    assert rows[-1]["padding"] == round(1 - 2 * tokens / seen.places, 4)
-    assert f"; padding {1 - 2 * tokens / seen.places:.1%}; " in console.file.getvalue()
+    assert rows[-1]["padding"] == round(1 - 2 * tokens / positions.count, 4)
+    assert f"; padding {1 - 2 * tokens / positions.count:.1%}; " in console.file.getvalue()
 
 
 class Stop(L.Callback):
-    """Leaves a run as a kill in a batch would: nothing more is written."""
+    """Stops a run at a batch, without further writes, as a kill would."""
 
     def __init__(self, batch):
         self.left = batch
@@ -500,14 +499,14 @@ class Stopped(Exception):
 
 @pytest.mark.catches("a_resumed_clock_forgets_validations", "a_resumed_run_counts_tokens_anew")
 def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
-    """Its clock stands still while nothing runs, and the steps done again are counted once."""
+    """Its clock stops between the processes, and repeated steps count once."""
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
     )
-    monkeypatch.setattr("tests.e2e.test_numbers.MAKING", 0.0)
+    monkeypatch.setattr("tests.e2e.test_numbers.LOADING", 0.0)
     write(tmp_path)
-    found = {}
-    for name, stop in (("whole", None), ("stopped", 17)):
+    results = {}
+    for name, stop in (("complete", None), ("stopped", 17)):
         clock = Clock().install(monkeypatch)
         console = Console(file=io.StringIO(), width=300)
         config = TrainConfig(
@@ -533,12 +532,12 @@ def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
         rows = rows_of(result.folder)
         for row in rows:
             row.pop("memory_mb", None)
-        found[name] = rows, result.metrics, re.findall("trained on .*", console.file.getvalue())
-    whole, stopped = found["whole"], found["stopped"]
+        results[name] = rows, result.metrics, re.findall("trained on .*", console.file.getvalue())
+    complete, stopped = results["complete"], results["stopped"]
     again = [row for row in stopped[0] if "train_loss" in row and "mfu" not in row]
     assert [row["step"] for row in again] == [1, 9]  # the first step of each process
     for row in again[1:]:
         index = stopped[0].index(row)
         for name in ("tokens_per_second", "mfu", "waiting"):
-            del whole[0][index][name]
-    assert stopped == whole
+            del complete[0][index][name]
+    assert stopped == complete

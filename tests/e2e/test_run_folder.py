@@ -1,4 +1,4 @@
-"""A run's folder: within work_dir, gone after a start that failed; and a stopped run's test."""
+"""Run folders: removed after a failed start; test of the model of an interrupted run."""
 
 import io
 import os
@@ -28,7 +28,7 @@ def settings(tmp_path, **changes):
 
 
 class Fails(L.Callback):
-    """Raises an error after so many steps."""
+    """Raises an error after `after` steps."""
 
     def __init__(self, error, after=0):
         self.error, self.after = error, after
@@ -67,7 +67,7 @@ def test_failed_resume_keeps_the_folder(tmp_path):
 
 
 class Interrupts(L.Callback):
-    """A request to stop after so many steps; unlike SIGINT it also reaches background jobs."""
+    """Interrupts after `after` steps, with SIGTERM, which background jobs do not ignore."""
 
     def __init__(self, after):
         self.after = after
@@ -92,7 +92,7 @@ def test_stopped_run_names_the_command_that_tests_its_model(tmp_path, capsys):
     assert trainer.main(arguments.split()) == 0
     (loss,) = re.findall(r"^test loss ([\d.]+)", capsys.readouterr().out, re.MULTILINE)
     expected = miniformer.load(stopped.folder / "best").perplexity(data)["loss"]
-    assert float(loss) == pytest.approx(expected, abs=0.02)  # windows are cut in another way
+    assert float(loss) == pytest.approx(expected, abs=0.02)  # the windows differ
     lines = (stopped.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [line for line in lines if "train_loss" in line]
     assert len(steps) == int(arguments.split()[-1]), "no step was added"

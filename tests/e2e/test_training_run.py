@@ -1,4 +1,4 @@
-"""From a file to a model in use, through the command line, as a user would go."""
+"""Training and use of a model by the command line, from a file to generated text."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def test_training_learns_and_says_what_it_did(run):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [row["val_loss"] for row in rows if "val_loss" in row]
     assert len(validations) == 5
-    assert validations[-1] < 0.5 * validations[0], "the verse is learnt by heart"
+    assert validations[-1] < 0.5 * validations[0], "the verse is memorized"
     assert rows[-1]["step"] == 200
     for text in (
         "tokenizer: char",
@@ -104,7 +104,7 @@ def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
 def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_the_end(
     files, tmp_path
 ):
-    """A rate that rises until the model unlearns: best and last differ, and each is its own."""
+    """With a rising learning rate the loss rises in the end: best and last differ."""
     config = miniformer.TrainConfig(
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
         tokenizer="char", model_config=json.loads(MODEL), seq_len=32, batch_size=8, lr=0.3,
@@ -124,21 +124,19 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
             batch_size=8, seq_len=32,
         )  # fmt: skip
         with torch.no_grad():
-            measured = [
-                LanguageModeling().eval_step(pipeline.model, b) for b in data.val_dataloader()
-            ]
-        loss = LanguageModeling().compute_metrics(measured)["loss"]
+            stats = [LanguageModeling().eval_step(pipeline.model, b) for b in data.val_dataloader()]
+        loss = LanguageModeling().compute_metrics(stats)["loss"]
         assert loss == pytest.approx(losses[step], rel=1e-4), name
 
 
 def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
     epochs = []
-    begin = BatchLoader._global_batches
+    original = BatchLoader._global_batches
 
-    def noted(self, epoch, *place):
+    def noted(self, epoch, *position):
         if self.seed is not None:
             epochs.append(epoch)
-        return begin(self, epoch, *place)
+        return original(self, epoch, *position)
 
     monkeypatch.setattr(BatchLoader, "_global_batches", noted)
     arguments = flags(files, tmp_path, "--max_epochs", "3")
@@ -148,7 +146,7 @@ def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
 
 
 def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
-    """Only the flags that are given go over its generation_config.json."""
+    """Flags override only their fields of generation_config.json."""
     best = tmp_path / "best"
     shutil.copytree(run[0] / "best", best)
     settings = json.loads((best / "generation_config.json").read_text())
@@ -162,7 +160,7 @@ def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
 
 
 def test_a_search_leaves_out_what_the_directory_samples_with(run, capsys):
-    """Its temperature is 0.8, which goes with no search unless it is asked for."""
+    """The directory's temperature of 0.8 does not apply to beam search, a given one is refused."""
     best = str(run[0] / "best")
     search = ["--num_beams", "3", "--max_new_tokens", "8"]
     assert cli.main(["generate", best, "The cat sat", *search]) == 0
@@ -202,7 +200,7 @@ def test_the_same_seed_gives_the_same_weights(files, tmp_path):
 
 
 def test_plain_text_time_budget_and_no_validation(files, tmp_path, capsys, monkeypatch):
-    """40 seconds, of which each batch takes 8: five steps, and a rate that falls by the clock."""
+    """40 seconds and 8 per batch: five steps, and a learning rate that falls with time."""
     Clock().install_per_batch(monkeypatch, 8.0)
     arguments = flags(files, tmp_path, "--max_time", "40s", "--max_steps", "100000",
                       "--scheduler", "linear", "--warmup_steps", "0", kind="txt")  # fmt: skip
@@ -250,7 +248,7 @@ def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_pa
 
         def on_validation_end(self, trainer, module):
             state = module.model.state_dict()
-            self.weights.append({name: each.clone() for name, each in state.items()})
+            self.weights.append({name: weight.clone() for name, weight in state.items()})
             self.losses.append(float(trainer.callback_metrics["val_loss"]))
 
     seen = Seen()
@@ -266,15 +264,15 @@ def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_pa
     assert result.metrics["val_loss"] == pytest.approx(of_mean)
     best = miniformer.load(result.model).model.state_dict()
     for name, weight in best.items():
-        mean = torch.stack([each[name] for each in seen.weights[-4:-1]]).mean(0)
+        mean = torch.stack([weights[name] for weights in seen.weights[-4:-1]]).mean(0)
         torch.testing.assert_close(weight, mean)
 
 
 def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):
     tokenizer = str(run[0] / "best" / "tokenizer.json")
     assert trainer.main(flags(files, tmp_path, "--tokenizer", tokenizer, "--max_steps", "1")) == 0
-    kept = tmp_path / "language_modeling" / "best" / "tokenizer.json"
-    assert json.loads(kept.read_text()) == json.loads(
+    saved = tmp_path / "language_modeling" / "best" / "tokenizer.json"
+    assert json.loads(saved.read_text()) == json.loads(
         (run[0] / "best" / "tokenizer.json").read_text()
     )
 
@@ -311,7 +309,9 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(files, tmp_pat
     checkpointed = weights("checkpointed", "--activation_checkpointing", how)
     assert all(torch.equal(plain[name], checkpointed[name]) for name in plain)
     out = capsys.readouterr().out
-    after, before = re.search(r"pass of a batch: ([\d.]+) MB, ([\d.]+) MB without", out).groups()
+    after, before = re.search(
+        r"activations of a batch: ([\d.]+) MB, ([\d.]+) MB without", out
+    ).groups()
     assert 0 < float(after) < float(before)
 
 
@@ -396,8 +396,8 @@ def test_a_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, co
     assert done.stderr == ""
     folder = tmp_path / "language_modeling"
     assert "training was stopped early" in done.stdout
-    for kept in ("best", "last"):
-        assert isinstance(miniformer.load(folder / kept).generate("a", max_new_tokens=2), str)
+    for name in ("best", "last"):
+        assert isinstance(miniformer.load(folder / name).generate("a", max_new_tokens=2), str)
 
 
 def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
@@ -421,10 +421,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(files, tmp_path, 
 
 
 def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
-    # One package of the standard library is text enough for thirty steps; a quarter held out.
+    # One package of the standard library suffices for thirty steps, with a quarter for validation.
     Clock().install_per_batch(monkeypatch, 0.1)
-    whole = Path(sysconfig.get_paths()["stdlib"])
-    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(whole / "asyncio")})
+    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(stdlib / "asyncio")})
     monkeypatch.setattr("miniformer.commands.demo._VAL_MODULE_INTERVAL", 4)
     for _ in range(2):
         assert cli.main(["demo", "--minutes", "0.05", "--work_dir", str(tmp_path)]) == 0
@@ -466,7 +466,7 @@ def test_the_demo_leaves_other_files_alone(tmp_path, capsys):
 
 
 def test_printed_commands_can_be_pasted(run, tmp_path, files, capsys):
-    """Whatever the folders are called, and whatever `python` and `miniformer` mean to the shell."""
+    """Paths may have special characters; the commands name the Python executable."""
     work_dir = tmp_path / "my $HOME 'runs'"
     assert trainer.main(flags(files, work_dir, "--max_steps", "1")) == 0
     (line,) = re.findall(r"use it: (.*)", capsys.readouterr().out)

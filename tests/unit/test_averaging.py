@@ -1,4 +1,4 @@
-"""Averages of weights against their formulas."""
+"""Weight averages compared with their formulas."""
 
 import contextlib
 
@@ -21,14 +21,14 @@ def train(model, seed):
 
 def test_the_moving_average_is_the_sum_it_is_defined_by():
     model = nn.Linear(3, 2, bias=False)
-    ema, wanted = Ema(model, 0.6), weights_of(model)
+    ema, expected = Ema(model, 0.6), weights_of(model)
     ema.state_tensors()
     for step in range(1, 12):
         train(model, step)
         ema.update()
         decay = min(0.6, (1 + step) / (10 + step))
-        wanted = decay * wanted + (1 - decay) * weights_of(model)
-        torch.testing.assert_close(ema.state_tensors()["weight"], wanted)
+        expected = decay * expected + (1 - decay) * weights_of(model)
+        torch.testing.assert_close(ema.state_tensors()["weight"], expected)
 
 
 def test_the_model_has_the_averages_for_a_while_only():
@@ -59,20 +59,20 @@ def test_the_mean_is_of_the_last_weights():
 
 
 @pytest.mark.parametrize("make", [lambda m: Ema(m, 0.9), lambda m: CheckpointAverage(m, 3)])
-def test_averages_go_on_from_their_state(make):
+def test_averages_resume_from_their_state(make):
     model = nn.Linear(3, 2)
-    one = make(model)
-    advance = one.update if isinstance(one, Ema) else one.add
+    average = make(model)
+    advance = average.update if isinstance(average, Ema) else average.add
     for step in range(2):
         train(model, step)
         advance()
-    other = make(model)
-    other.set_extra_state(one.get_extra_state())
-    for name, tensor in other.state_tensors().items():
-        tensor.copy_(one.state_tensors()[name])
+    resumed = make(model)
+    resumed.set_extra_state(average.get_extra_state())
+    for name, tensor in resumed.state_tensors().items():
+        tensor.copy_(average.state_tensors()[name])
     train(model, 9)
     advance()
-    (other.update if isinstance(other, Ema) else other.add)()
-    assert one.get_extra_state() == other.get_extra_state()
-    for name, tensor in one.state_tensors().items():
-        assert torch.equal(tensor, other.state_tensors()[name])
+    (resumed.update if isinstance(resumed, Ema) else resumed.add)()
+    assert average.get_extra_state() == resumed.get_extra_state()
+    for name, tensor in average.state_tensors().items():
+        assert torch.equal(tensor, resumed.state_tensors()[name])

@@ -1,4 +1,4 @@
-"""Settings found by trying: nothing here goes by the machine's own speed."""
+"""Learning rate and batch size finders, independent of the speed of the machine."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from tests.kit import tiny_model
 
 
 class Bowl(LanguageModeling):
-    """The loss of a weight w at curvature h: h w^2 / 2 for each of `count`."""
+    """Loss of a weight w at curvature h: h w^2 / 2 for each example."""
 
     def loss(self, model, batch):
         losses = 0.5 * batch["curvature"] * model.weight.square().sum()
@@ -39,12 +39,12 @@ def sgd(model, *, lr):
 
 
 def descent(curvatures, rates, weight=1.0, smoothing=0.9, clip=math.inf):
-    """Smoothed losses of gradient descent on bowls, spelled out; None from where it diverges."""
+    """Smoothed losses of plain gradient descent on bowls, up to where it diverges."""
     losses, smooth = [], []
     for curvature, rate in zip(curvatures, rates, strict=False):
         losses.append(0.5 * curvature * weight**2)
-        shares = [smoothing**age for age in range(len(losses))][::-1]
-        mean = sum(a * b for a, b in zip(shares, losses, strict=True)) / sum(shares)
+        weights = [smoothing**age for age in range(len(losses))][::-1]
+        mean = sum(a * b for a, b in zip(weights, losses, strict=True)) / sum(weights)
         if mean > 4 * min([*smooth, mean]):
             return smooth
         smooth.append(mean)
@@ -60,36 +60,36 @@ def exponential(low, high, steps):
 @pytest.mark.catches("rate_of_the_lowest_loss_is_suggested")
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
-    found = find_lr(
+    result = find_lr(
         bowl(), Bowl(), curvatures([1.0], [3.0]), sgd, min_lr=1e-3, max_lr=100.0, num_steps=60,
         gradient_clip_val=clip,
     )  # fmt: skip
     rates = exponential(1e-3, 100.0, 60)
-    wanted = descent(itertools.cycle([1.0, 3.0]), rates, clip=clip or math.inf)
-    assert len(wanted) < 60  # it diverges on the way
-    assert found.losses == pytest.approx(wanted, rel=1e-3)
-    assert found.lrs == pytest.approx(rates[: len(wanted)])
-    lowest = rates[wanted.index(min(wanted))]
-    assert found.suggestion == pytest.approx(lowest / 10)
+    expected = descent(itertools.cycle([1.0, 3.0]), rates, clip=clip or math.inf)
+    assert len(expected) < 60  # it diverges on the way
+    assert result.losses == pytest.approx(expected, rel=1e-3)
+    assert result.lrs == pytest.approx(rates[: len(expected)])
+    lowest = rates[expected.index(min(expected))]
+    assert result.suggestion == pytest.approx(lowest / 10)
 
 
 def test_it_stops_soon_after_descent_does_not_converge_any_more():
     """On a bowl of curvature h gradient descent diverges from 2 / h on."""
     for curvature in (1.0, 10.0):
-        found = find_lr(
+        result = find_lr(
             bowl(), Bowl(), curvatures([curvature]), sgd, min_lr=1e-4, max_lr=1e4, num_steps=200
         )
-        assert 2 / curvature < found.lrs[-1] < 10 * 2 / curvature
-        assert 2 / curvature / 100 < found.suggestion < 2 / curvature
+        assert 2 / curvature < result.lrs[-1] < 10 * 2 / curvature
+        assert 2 / curvature / 100 < result.suggestion < 2 / curvature
 
 
 def test_several_batches_make_one_step():
     """However unevenly they are spread, the loss is the sum divided once."""
     parts = curvatures([1.0, 2.0, 6.0], [7.0])
-    whole = curvatures([1.0, 2.0, 6.0, 7.0])
+    joined = curvatures([1.0, 2.0, 6.0, 7.0])
     options = {"min_lr": 1e-3, "max_lr": 0.1, "num_steps": 20, "gradient_clip_val": 0.0}
     apart = find_lr(bowl(), Bowl(), parts, sgd, accumulate_grad_batches=2, **options)
-    assert apart.losses == pytest.approx(find_lr(bowl(), Bowl(), whole, sgd, **options).losses)
+    assert apart.losses == pytest.approx(find_lr(bowl(), Bowl(), joined, sgd, **options).losses)
 
 
 def test_a_group_has_its_share_of_the_rate():
@@ -98,29 +98,29 @@ def test_a_group_has_its_share_of_the_rate():
 
     options = {"num_steps": 30, "gradient_clip_val": 0.0}
     batches = curvatures([1.0])
-    found = find_lr(bowl(), Bowl(), batches, scaled, min_lr=1e-2, max_lr=10.0, **options)
-    wanted = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-3, max_lr=1.0, **options)
-    assert found.losses == pytest.approx(wanted.losses)
+    result = find_lr(bowl(), Bowl(), batches, scaled, min_lr=1e-2, max_lr=10.0, **options)
+    expected = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-3, max_lr=1.0, **options)
+    assert result.losses == pytest.approx(expected.losses)
 
 
 def test_a_loss_that_is_not_finite_ends_it():
     batches = curvatures([1.0], [1.0], [1.0], [math.nan], [1.0])
-    found = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-4, max_lr=1e-3, num_steps=50)
-    assert len(found.lrs) == 3
-    assert all(map(math.isfinite, found.losses))
+    result = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-4, max_lr=1e-3, num_steps=50)
+    assert len(result.lrs) == 3
+    assert all(map(math.isfinite, result.losses))
     with pytest.raises(UserError, match="the loss is nan before any step"):
         find_lr(bowl(), Bowl(), curvatures([math.nan]), sgd)
     with pytest.raises(UserError, match="no training data"):
         find_lr(bowl(), Bowl(), [], sgd)
 
 
-def test_progress_is_told():
-    told = []
+def test_progress_is_reported():
+    calls = []
     find_lr(
         bowl(), Bowl(), curvatures([1.0]), sgd, max_lr=1e-3, num_steps=5,
-        progress=lambda *done: told.append(done),
+        progress=lambda *done: calls.append(done),
     )  # fmt: skip
-    assert told == [(step, 5) for step in range(1, 6)]
+    assert calls == [(step, 5) for step in range(1, 6)]
 
 
 # The model is left as it was
@@ -189,10 +189,10 @@ def test_dropout_is_on_while_rates_are_tried():
 
 @pytest.mark.catches("range_test_is_not_drawn")
 def test_the_search_is_drawn(tmp_path):
-    found = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, num_steps=4)
-    found.plot(tmp_path / "lr.png")
+    result = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, num_steps=4)
+    result.plot(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
-    assert [each.name for each in tmp_path.iterdir()] == ["lr.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["lr.png"]
 
 
 # Batch sizes
@@ -201,7 +201,7 @@ LENGTH = 16
 
 
 class Machine(LanguageModeling):
-    """A device whose clock and memory go by rules: a batch of B takes `overhead` + B seconds."""
+    """A device with a simulated clock and memory: a batch of B takes `overhead` + B seconds."""
 
     def __init__(self, monkeypatch, *, overhead, memory=lambda size: 1000 * size, most=None):
         super().__init__()
@@ -230,14 +230,14 @@ class Machine(LanguageModeling):
 
 @pytest.mark.parametrize("overhead", [0.01, 1.0, 10.0, 60.0])
 def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
-    found = Machine(monkeypatch, overhead=overhead).search()
+    result = Machine(monkeypatch, overhead=overhead).search()
     speeds = {size: LENGTH * size / (overhead + size) for size in (2**k for k in range(14))}
     last = next(size for size in list(speeds)[1:] if speeds[size] < 1.05 * speeds[size // 2])
-    assert found.batch_sizes == [2**k for k in range(last.bit_length())]
-    assert found.tokens_per_second == pytest.approx([speeds[size] for size in found.batch_sizes])
-    near = [size for size in found.batch_sizes if speeds[size] >= speeds[last] / 1.05]
-    assert found.suggestion == near[0]
-    assert found.stop_reason == f"{last} is hardly faster than {last // 2}"
+    assert result.batch_sizes == [2**k for k in range(last.bit_length())]
+    assert result.tokens_per_second == pytest.approx([speeds[size] for size in result.batch_sizes])
+    near = [size for size in result.batch_sizes if speeds[size] >= speeds[last] / 1.05]
+    assert result.suggestion == near[0]
+    assert result.stop_reason == f"{last} is hardly faster than {last // 2}"
 
 
 @pytest.mark.catches("next_batch_is_expected_to_take_no_more")
@@ -246,37 +246,37 @@ def test_memory_ends_it_before_it_runs_out(monkeypatch):
     machine = Machine(
         monkeypatch, overhead=1000.0, memory=lambda size: tried.append(size) or 500 + 1000 * size
     )
-    found = machine.search(memory_limit=10_000)
-    assert found.batch_sizes == tried == [1, 2, 4, 8]
-    assert found.memory_bytes == [1500, 2500, 4500, 8500]
-    assert found.suggestion == 8
-    assert found.stop_reason.startswith("16 would take more")
+    result = machine.search(memory_limit=10_000)
+    assert result.batch_sizes == tried == [1, 2, 4, 8]
+    assert result.memory_bytes == [1500, 2500, 4500, 8500]
+    assert result.suggestion == 8
+    assert result.stop_reason.startswith("16 would take more")
 
 
 def test_a_size_that_takes_more_than_it_seemed_is_not_suggested(monkeypatch):
     machine = Machine(monkeypatch, overhead=1000.0, memory=lambda size: 100 * size**3)
-    found = machine.search(memory_limit=20_000)
-    assert found.batch_sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
-    assert found.stop_reason.startswith("8 takes")
+    result = machine.search(memory_limit=20_000)
+    assert result.batch_sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
+    assert result.stop_reason.startswith("8 takes")
 
 
 def test_a_device_without_memory_left_ends_it(monkeypatch):
-    found = Machine(monkeypatch, overhead=1000.0, most=8).search()
-    assert found.batch_sizes == [1, 2, 4, 8]
-    assert found.stop_reason == "16 takes more memory than there is"
+    result = Machine(monkeypatch, overhead=1000.0, most=8).search()
+    assert result.batch_sizes == [1, 2, 4, 8]
+    assert result.stop_reason == "16 takes more memory than there is"
     with pytest.raises(UserError, match="4 takes more memory than there is; make the model"):
         Machine(monkeypatch, overhead=1000.0, most=2).search(initial_batch_size=4)
 
 
 def test_data_that_has_no_larger_batch_ends_it(monkeypatch):
     """Asked for 8 of 5 examples, the data gives what it has; or nothing."""
-    some = Machine(monkeypatch, overhead=1000.0).search(lambda size: batches_for(min(size, 5)))
+    smaller = Machine(monkeypatch, overhead=1000.0).search(lambda size: batches_for(min(size, 5)))
     none = Machine(monkeypatch, overhead=1000.0).search(
         lambda size: batches_for(size) if size <= 5 else iter(())
     )
-    for found in (some, none):
-        assert found.batch_sizes == [1, 2, 4]
-        assert found.stop_reason == "the data has no batch of 8"
+    for result in (smaller, none):
+        assert result.batch_sizes == [1, 2, 4]
+        assert result.stop_reason == "the data has no batch of 8"
 
 
 def test_the_table_says_which():

@@ -1,4 +1,4 @@
-"""Where figures go: each logger gets those of every step, and a resumed run goes on there."""
+"""Loggers: each gets the metrics of every step, and a resumed run continues its log."""
 
 import json
 

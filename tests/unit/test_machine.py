@@ -20,12 +20,12 @@ def _nothing_measured_yet(monkeypatch):
 
 @pytest.mark.catches("a_product_is_half_the_operations")
 def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
-    """On a machine of 2 GFLOP/s in products of 256 x 256, and of half that in all others."""
+    """A machine of 2 GFLOP/s in products of 256 x 256, and of 1 GFLOP/s in others."""
     now, before = [50.0], torch.get_rng_state()
 
     def mm(a, b):
         assert a.shape == b.shape
-        assert a.std() > 0.1, "of zeros some machines are faster"
+        assert a.std() > 0.1, "products of zeros are faster on some machines"
         size = len(a)
         now[0] += (size * size * (2 * size - 1) + size * size) / (2e9 if size == 256 else 1e9)
         return a
@@ -39,14 +39,14 @@ def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
 
 
 def test_the_peak_of_this_machine_is_a_number():
-    """Products, clock and generator as they are: of how fast nothing is said."""
+    """With real products, clock and generator, whose speed is not checked."""
     before = torch.get_rng_state()
     assert math.isfinite(peak_flops(CPU, torch.float32))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
-    """1, 2 and 4 ns for each operation at the three sizes, first times three times as long."""
+    """1, 2 and 4 ns per operation at the three sizes; first products take three times as long."""
     per_operation = {128: 4e-9, 256: 1e-9, 512: 2e-9}
     timed = []
 
@@ -63,13 +63,13 @@ def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
     assert peak_flops(CPU, torch.float16) == pytest.approx(1e9)  # never computed on a CPU
     many = len(timed)
     assert peak_flops(CPU, torch.float32) == pytest.approx(1e9)
-    assert len(timed) == many  # kept
+    assert len(timed) == many  # cached
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     peak_flops(CPU, torch.float32)
-    assert len(timed) == 2 * many  # other threads are another machine
+    assert len(timed) == 2 * many  # another number of threads is benchmarked separately
 
 
-def test_a_slow_machine_is_not_kept_busy(monkeypatch):
+def test_the_benchmark_of_a_slow_machine_is_short(monkeypatch):
     """At a million operations a second, a product of 256 x 256 takes half a minute."""
     timed = []
     monkeypatch.setattr(
@@ -80,7 +80,7 @@ def test_a_slow_machine_is_not_kept_busy(monkeypatch):
 
 
 def test_a_library_that_is_slow_to_begin_does_not_count(monkeypatch):
-    """As on a GPU: the first product of a process takes longer than the whole measurement may."""
+    """As on a GPU: the first product of a process takes longer than the time of the benchmark."""
     now, product, done = [0.0], torch.mm, []
 
     def mm(a, b):

@@ -1,4 +1,4 @@
-"""Memory planned before a run: sizes, peaks of steps, and the choice of what fits."""
+"""Memory planner: sizes, peaks of steps, the largest batch that fits."""
 
 import gc
 import json
@@ -29,14 +29,12 @@ from tests.kit import run_python, tiny_model
 
 CPU = torch.device("cpu")
 LENGTH = 128
-resettable = pytest.mark.skipif(
-    not reset_peak_memory(CPU), reason="Linux tells and forgets the peak"
-)
+resettable = pytest.mark.skipif(not reset_peak_memory(CPU), reason="only Linux resets the peak")
 
 
 @pytest.mark.catches("gigabytes_are_powers_of_1024")
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("4GB", 4 * 10**9), ("1.5 GiB", 3 * 2**29), ("500MB", 5 * 10**8), ("2e9", 2 * 10**9),
         ("64 kib", 65536), ("1TB", 10**12), (".5gb", 5 * 10**8), ("123", 123), ("12B", 12),
@@ -44,8 +42,8 @@ resettable = pytest.mark.skipif(
         ("4G", None), ("nan", None), ("inf", None), ("0", None), ("1.2.3MB", None), ("1,5GB", None),
     ],
 )  # fmt: skip
-def test_sizes_are_read(text, wanted):
-    assert parse_bytes(text) == wanted
+def test_sizes_are_read(text, expected):
+    assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("count", [5 * 10**6, 999 * 10**6, 10**9, 3_250_000_000, 48 * 10**9])
@@ -61,20 +59,20 @@ def test_peaks_of_chains():
     x = torch.zeros(10, 100)
     assert (
         peak_tensor_bytes(lambda: x.exp().exp().exp()) == 2 * 4000
-    )  # the first is gone with the third
+    )  # the first is freed before the third
     assert peak_tensor_bytes(lambda: [x.exp() for _ in range(5)]) == 5 * 4000
     assert peak_tensor_bytes(lambda: [x.exp() for _ in range(5)] and None) == 5 * 4000
     assert peak_tensor_bytes(lambda: x.view(100, 10).add_(1)) == 0  # a view, changed in place
 
 
 def test_the_backward_pass_counts():
-    """exp keeps its output; the gradient by it is as large, beside two scalars."""
+    """exp saves its output; its gradient is as large, and there are two scalars."""
     x = torch.zeros(10, 100, requires_grad=True)
     assert peak_tensor_bytes(lambda: x.exp().sum().backward()) == 2 * 4000 + 2 * 4
 
 
 class Wasteful(torch.autograd.Function):
-    """Takes 40 kB for a moment in its backward pass only."""
+    """Allocates 40 kB temporarily in its backward pass."""
 
     @staticmethod
     def forward(ctx, x):
@@ -107,7 +105,7 @@ def test_logits_of_the_fused_loss_count():
 
 
 def allocated(step):
-    """The peak of a step by the profiler of torch's allocator, within kernels too."""
+    """Peak of a step by the profiler of torch's allocator, including kernels."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         step()
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -125,7 +123,7 @@ def test_a_training_step_takes_what_the_allocator_says(how):
 
     def afresh(measure):
         model.zero_grad()
-        gc.collect()  # what is freed in the step was not made in it
+        gc.collect()  # so that the step frees no earlier tensors
         return measure(step)
 
     model = tiny_model(d_model=64, n_layers=4, vocab_size=500, dropout=0.1).train()
@@ -139,9 +137,9 @@ def test_a_training_step_takes_what_the_allocator_says(how):
 def test_growth_is_what_the_process_takes():
     def step():
         torch.ones(200 * 2**20, dtype=torch.uint8)
-        kept.append(torch.ones(40 * 2**20, dtype=torch.uint8))
+        retained.append(torch.ones(40 * 2**20, dtype=torch.uint8))
 
-    kept = []
+    retained = []
     grown = step_memory_growth(step, CPU, num_steps=2)
     assert grown == pytest.approx((40 + 200) * 2**20, rel=0.05)
     assert current_memory(CPU) < peak_memory(CPU) - 150 * 2**20
@@ -166,11 +164,11 @@ def test_micro_batches_make_up_the_batch(batch_size):
         size, _ = largest_fitting_micro_batch(lambda size: size, batch_size, most)
         many = math.ceil(batch_size / size)
         assert most / 2 < size <= most
-        assert batch_size <= size * many < batch_size + many  # with one fewer it is not enough
+        assert batch_size <= size * many < batch_size + many  # one fewer is not enough
 
 
 def search(grown, room, batch_size=64):
-    """What is found, and the micro-batches that were tried."""
+    """The largest micro-batch and the sizes that were tried."""
     tried = []
 
     def measured(size):
@@ -196,7 +194,7 @@ POWERS = (1, 2, 4, 8, 16, 32, 64)
 def test_what_is_found_fits_and_took_few_trials(grown, share):
     for room in range(150, 8000, 50):
         size, tried = search(grown, room)
-        largest = max((each for each in POWERS if grown(each) <= room), default=0)
+        largest = max((power for power in POWERS if grown(power) <= room), default=0)
         assert largest * share <= size <= room
         assert not size or grown(size) <= room
         assert len(tried) == len(set(tried)) <= 10
@@ -205,8 +203,8 @@ def test_what_is_found_fits_and_took_few_trials(grown, share):
 def test_along_a_straight_line_nothing_is_tried_that_does_not_fit():
     for room in range(100, 5000, 50):
         size, tried = search(lambda size: 50 * size, room)
-        assert size == max(each for each in POWERS if 50 * each <= room)
-        assert all(50 * each <= room for each in tried)
+        assert size == max(power for power in POWERS if 50 * power <= room)
+        assert all(50 * size <= room for size in tried)
 
 
 PER_TOKEN = {"none": 1_000_000, "selective": 500_000, "full": 100_000}  # bytes of a token's passes
@@ -238,16 +236,16 @@ def plan(model, room, **options):
     defaults = {"optimizer_bytes_per_param": 8, "base_bytes": BASE, "batch_size": FULL_BATCH}
     state = 8 * sum(parameter.numel() for parameter in model.parameters())
     limit = BASE + state + int(room)
-    made = plan_memory(
+    memory_plan = plan_memory(
         model, LanguageModeling(), batches_for, limit_bytes=limit, **{**defaults, **options}
     )
-    assert made.predicted_bytes <= limit
-    return made, made.predicted_bytes - BASE - state
+    assert memory_plan.predicted_bytes <= limit
+    return memory_plan, memory_plan.predicted_bytes - BASE - state
 
 
 @pytest.mark.catches("state_of_the_optimizer_takes_no_memory")
 @pytest.mark.parametrize(
-    ("tokens_that_fit", "wanted"),
+    ("tokens_that_fit", "expected"),
     [
         (16 * LENGTH, (16, 1, "none")),
         (16 * LENGTH - 1, (8, 2, "none")),
@@ -257,21 +255,25 @@ def plan(model, room, **options):
         (LENGTH / 10, (1, 16, "full")),  # none gets as far
     ],
 )
-def test_the_fastest_that_fits(model, tokens_that_fit, wanted):
-    made, grown = plan(model, tokens_that_fit * PER_TOKEN["none"])
-    found = (made.batch_size, made.accumulate_grad_batches, made.activation_checkpointing)
-    assert found == wanted
-    assert grown == wanted[0] * LENGTH * PER_TOKEN[wanted[2]]
+def test_the_fastest_that_fits(model, tokens_that_fit, expected):
+    memory_plan, grown = plan(model, tokens_that_fit * PER_TOKEN["none"])
+    result = (
+        memory_plan.batch_size,
+        memory_plan.accumulate_grad_batches,
+        memory_plan.activation_checkpointing,
+    )
+    assert result == expected
+    assert grown == expected[0] * LENGTH * PER_TOKEN[expected[2]]
 
 
 def test_a_whole_batch_needs_no_512_tokens(model):
-    made, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"], batch_size=2)
-    assert (made.batch_size, made.activation_checkpointing) == (2, "none")
+    memory_plan, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"], batch_size=2)
+    assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (2, "none")
 
 
 def test_micro_batches_are_never_fewer_than_asked(model):
-    made, _ = plan(model, 5 * LENGTH * PER_TOKEN["none"], batch_size=7)
-    assert (made.batch_size, made.accumulate_grad_batches) == (4, 2)
+    memory_plan, _ = plan(model, 5 * LENGTH * PER_TOKEN["none"], batch_size=7)
+    assert (memory_plan.batch_size, memory_plan.accumulate_grad_batches) == (4, 2)
 
 
 def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
@@ -288,15 +290,15 @@ def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
         "count_positions",
         lambda batch: sizes.append(len(batch["labels"])) or growing(batch),
     )
-    made, _ = plan(model, 10**12)
-    assert (made.batch_size, made.activation_checkpointing) == (4, "none")
+    memory_plan, _ = plan(model, 10**12)
+    assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (4, "none")
 
 
 def test_of_equal_ways_the_one_without_recomputation(model, monkeypatch):
     monkeypatch.setitem(PER_TOKEN, "selective", PER_TOKEN["none"])
     monkeypatch.setitem(PER_TOKEN, "full", PER_TOKEN["none"])
-    made, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"])
-    assert (made.batch_size, made.activation_checkpointing) == (2, "none")
+    memory_plan, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"])
+    assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (2, "none")
 
 
 def test_too_little_is_refused_with_what_is_needed(model):
@@ -307,9 +309,9 @@ def test_too_little_is_refused_with_what_is_needed(model):
 
 
 def test_a_plan_says_what_it_is():
-    made = memory_planner.MemoryPlan(4, 8, "selective", 3_250_000_000)
-    wanted = "8 batches of 4, accumulated; selective activation checkpointing; 3.25 GB predicted"
-    assert made.summary().startswith(wanted)
+    memory_plan = memory_planner.MemoryPlan(4, 8, "selective", 3_250_000_000)
+    expected = "8 batches of 4, accumulated; selective activation checkpointing; 3.25 GB predicted"
+    assert memory_plan.summary().startswith(expected)
     assert (
         memory_planner.MemoryPlan(32, 1, "none", 10**9)
         .summary()
@@ -322,11 +324,11 @@ def test_the_heaviest_batch_counts(model):
         for length in (LENGTH // 4, LENGTH, LENGTH // 2):
             yield next(batches_for(size, length=length))
 
-    made = plan_memory(
+    memory_plan = plan_memory(
         model, LanguageModeling(), uneven, batch_size=4, limit_bytes=10**12, base_bytes=0,
         optimizer_bytes_per_param=0,
     )  # fmt: skip
-    assert made.predicted_bytes == 4 * LENGTH * PER_TOKEN["none"]
+    assert memory_plan.predicted_bytes == 4 * LENGTH * PER_TOKEN["none"]
 
 
 @pytest.mark.parametrize(("batch_size", "standing"), [(1, 1), (2, 2)])
@@ -343,8 +345,8 @@ def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch
 
     ratios = []
     monkeypatch.setattr(memory_planner, "step_memory_growth", twice)
-    made, _ = plan(model, 0, batch_size=batch_size)
-    assert made.batch_size == 1
+    memory_plan, _ = plan(model, 0, batch_size=batch_size)
+    assert memory_plan.batch_size == 1
     assert ratios[0] == pytest.approx(standing, rel=1e-4)
 
 
@@ -391,8 +393,8 @@ def batches_for(size):
         ids = torch.randint(0, 8000, (size, 257))
         yield {"input_ids": ids[:, :-1].clone(), "labels": ids[:, 1:].clone()}
 if len(sys.argv) > 2:
-    plan = plan_memory(model, task, batches_for, batch_size=size * many, limit_bytes=int(sys.argv[2]),
-                       optimizer_bytes_per_param=8)
+    plan = plan_memory(model, task, batches_for, batch_size=size * many,
+                       limit_bytes=int(sys.argv[2]), optimizer_bytes_per_param=8)
     print(json.dumps([plan.batch_size, plan.accumulate_grad_batches,
                       plan.activation_checkpointing, plan.predicted_bytes]))
     sys.exit()

@@ -1,4 +1,4 @@
-"""Optimisers against torch's own, and against what they are defined by."""
+"""Optimizers compared with those of torch and with their definitions."""
 
 import copy
 import inspect
@@ -41,11 +41,11 @@ def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, col
     """Singular vectors stay; values go where each step's polynomial takes them."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, rows, columns, generator=generator)
-    found = orthogonalize(x, steps).double()
+    result = orthogonalize(x, steps).double()
     u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
-    inside = u.mT @ found @ v.mT  # diagonal, if the vectors are the same
-    values = inside.diagonal(dim1=-2, dim2=-1)
-    assert (inside - torch.diag_embed(values)).abs().max() < 1e-3
+    rotated = u.mT @ result @ v.mT  # diagonal, if the vectors are the same
+    values = rotated.diagonal(dim1=-2, dim2=-1)
+    assert (rotated - torch.diag_embed(values)).abs().max() < 1e-3
     least = {3: 0.01, 4: 0.003, 5: 0.001}[steps]
     reached = s / s.norm(dim=-1, keepdim=True) >= least
     assert (values[reached] > 0.72).all()
@@ -57,31 +57,31 @@ def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, col
 def test_matrices_in_a_stack_do_not_see_each_other(shape):
     torch.manual_seed(0)
     x = torch.randn(3, *shape)
-    alone = torch.cat([orthogonalize(each[None]) for each in x])
+    alone = torch.cat([orthogonalize(matrix[None]) for matrix in x])
     torch.testing.assert_close(orthogonalize(x), alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
 def test_muon_is_torchs_but_for_its_polynomials(shape):
-    """Both bring singular values near 1, by other ways: compare directions and sizes."""
+    """The polynomials differ, so that only directions and norms are compared."""
     torch.manual_seed(0)
     start = torch.randn(shape)
     ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
-    one = Muon([{"params": [ours], "kind": "muon", "weight_decay": 0.1}], lr=0.05, steps=5)
-    other = torch.optim.Muon(
+    optimizer = Muon([{"params": [ours], "kind": "muon", "weight_decay": 0.1}], lr=0.05, steps=5)
+    torch_optimizer = torch.optim.Muon(
         [theirs], lr=0.05, weight_decay=0.1, adjust_lr_fn="match_rms_adamw", ns_steps=5
     )
     for seed in range(4):
         torch.manual_seed(seed)
         ours.grad = theirs.grad = torch.randn(shape)
         before = ours.detach().clone(), theirs.detach().clone()
-        one.step()
-        other.step()
-        update, wanted = ours.detach() - before[0], theirs.detach() - before[1]
-        cosine = nn.functional.cosine_similarity(update.flatten(), wanted.flatten(), dim=0)
+        optimizer.step()
+        torch_optimizer.step()
+        update, expected = ours.detach() - before[0], theirs.detach() - before[1]
+        cosine = nn.functional.cosine_similarity(update.flatten(), expected.flatten(), dim=0)
         assert cosine > 0.96
-        assert float(update.norm()) == pytest.approx(float(wanted.norm()), rel=0.2)
+        assert float(update.norm()) == pytest.approx(float(expected.norm()), rel=0.2)
 
 
 def test_an_update_of_muon_is_as_large_as_one_of_adamw():
@@ -103,29 +103,29 @@ def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw(options):
             with_gradients(built, seed)
             optimizer.step()
     inner = 0
-    for (name, one), other in zip(model.named_parameters(), theirs.parameters(), strict=True):
-        if one.dim() == 2 and "layers" in name:
+    for (name, ours), reference in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        if ours.dim() == 2 and "layers" in name:
             inner += 1
-            assert not torch.equal(one, other)
+            assert not torch.equal(ours, reference)
         else:
-            assert torch.equal(one, other), name
+            assert torch.equal(ours, reference), name
     assert inner == 2 * 6
 
 
 @pytest.mark.parametrize("make", [adamw, muon])
-def test_an_optimiser_goes_on_from_its_state_with_the_same_bits(make):
+def test_an_optimizer_resumes_bit_exactly(make):
     model = tiny_model()
     optimizer = make(model, lr=0.01, weight_decay=0.1)
     for seed in range(2):
         with_gradients(model, seed)
         optimizer.step()
-    other = copy.deepcopy(model)
-    again = make(other, lr=0.01, weight_decay=0.1)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for each, its in ((model, optimizer), (other, again)):
-        with_gradients(each, 7)
-        its.step()
-    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    resumed = copy.deepcopy(model)
+    resumed_optimizer = make(resumed, lr=0.01, weight_decay=0.1)
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for trained, its_optimizer in ((model, optimizer), (resumed, resumed_optimizer)):
+        with_gradients(trained, 7)
+        its_optimizer.step()
+    assert all(map(torch.equal, model.parameters(), resumed.parameters()))
 
 
 def test_sharded_matrices_are_made_orthogonal_whole(tmp_path):
@@ -141,36 +141,36 @@ def test_sharded_matrices_are_made_orthogonal_whole(tmp_path):
         start, gradient = torch.randn(8, 24), torch.randn(8, 24)
         plain = nn.Parameter(start.clone())
         plain.grad = gradient.clone()
-        cut = nn.Parameter(distribute_tensor(start, mesh, [Shard(0)]))
-        cut.grad = distribute_tensor(gradient, mesh, [Shard(0)])
-        for parameter in (plain, cut):
+        sharded = nn.Parameter(distribute_tensor(start, mesh, [Shard(0)]))
+        sharded.grad = distribute_tensor(gradient, mesh, [Shard(0)])
+        for parameter in (plain, sharded):
             Muon([{"params": [parameter], "kind": "muon", "weight_decay": 0.1}], lr=0.1).step()
-        assert torch.equal(cut.full_tensor(), plain)
+        assert torch.equal(sharded.full_tensor(), plain)
     finally:
         dist.destroy_process_group()
 
 
 def scales(model, **options):
     groups = build_param_groups(model, weight_decay=0.1, **options)
-    of = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    assert len(of) == sum(len(group["params"]) for group in groups)
-    return {name: of[id(parameter)] for name, parameter in model.named_parameters()}
+    scale_by_id = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    assert len(scale_by_id) == sum(len(group["params"]) for group in groups)
+    return {name: scale_by_id[id(parameter)] for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.catches("all_layers_learn_at_one_rate")
 def test_each_layer_learns_slower_than_the_one_above():
-    found = scales(tiny_model(n_layers=3, tie_embeddings=False), layer_lr_decay=0.5)
-    assert found["head.weight"] == found["final_norm.weight"] == 1.0
-    for layer, wanted in enumerate((0.125, 0.25, 0.5)):
-        assert found[f"layers.{layer}.attention.q_proj.weight"] == wanted
-        assert found[f"layers.{layer}.attention_norm.weight"] == wanted
-    assert found["embedding.weight"] == 0.0625
+    result = scales(tiny_model(n_layers=3, tie_embeddings=False), layer_lr_decay=0.5)
+    assert result["head.weight"] == result["final_norm.weight"] == 1.0
+    for layer, expected in enumerate((0.125, 0.25, 0.5)):
+        assert result[f"layers.{layer}.attention.q_proj.weight"] == expected
+        assert result[f"layers.{layer}.attention_norm.weight"] == expected
+    assert result["embedding.weight"] == 0.0625
 
 
 def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
     model = tiny_model(model=Seq2SeqTransformer, n_layers=1, n_decoder_layers=2, causal=False)
-    found = scales(model, layer_lr_decay=0.5)
-    layers = {name: scale for name, scale in found.items() if "layers." in name}
+    result = scales(model, layer_lr_decay=0.5)
+    layers = {name: scale for name, scale in result.items() if "layers." in name}
     assert len({scale for name, scale in layers.items() if "encoder" in name}) == 1
     assert {scale for name, scale in layers.items() if "decoder" in name} == {0.5, 0.25}
 
@@ -183,10 +183,10 @@ def test_embeddings_of_a_seq2seq_model_learn_the_slowest(n_layers, n_decoder_lay
         model=Seq2SeqTransformer, n_layers=n_layers, n_decoder_layers=n_decoder_layers,
         causal=False, source_vocab_size=17, position="learned", tie_embeddings=False,
     )  # fmt: skip
-    found = scales(model, layer_lr_decay=0.5)
-    assert found["embedding.weight"] == found["source_embedding.weight"] == 0.5**4
-    assert found["head.weight"] == found["decoder.final_norm.weight"] == 1.0
-    assert min(scale for name, scale in found.items() if "layers." in name) == 0.5**3
+    result = scales(model, layer_lr_decay=0.5)
+    assert result["embedding.weight"] == result["source_embedding.weight"] == 0.5**4
+    assert result["head.weight"] == result["decoder.final_norm.weight"] == 1.0
+    assert min(scale for name, scale in result.items() if "layers." in name) == 0.5**3
 
 
 # An option that all registered optimizers take -> a value, and the groups' fields that have it.
@@ -204,7 +204,7 @@ def shared_options():
     signatures = [
         inspect.signature(registry.get("optimizer", name)) for name in registry.names("optimizer")
     ]
-    return set.intersection(*({*list(each.parameters)[1:]} for each in signatures))
+    return set.intersection(*({*list(signature.parameters)[1:]} for signature in signatures))
 
 
 def test_the_options_that_all_optimizers_share_are_tested():
@@ -219,7 +219,7 @@ def test_an_option_reaches_each_parameter_of_every_optimizer(name, option):
     model = tiny_model(n_layers=3, tie_embeddings=False)
     given = {"lr": 0.1, "weight_decay": 0.1, option: value}
     optimizer = registry.get("optimizer", name)(model, **given)
-    found = {id(p): group[field] for group in optimizer.param_groups for p in group["params"]}
+    result = {id(p): group[field] for group in optimizer.param_groups for p in group["params"]}
     depth = {"layers.2": 1, "layers.1": 2, "layers.0": 3, "embedding": 4}
     for parameter_name, parameter in model.named_parameters():
         expected = value
@@ -228,10 +228,10 @@ def test_an_option_reaches_each_parameter_of_every_optimizer(name, option):
             expected = 0.5 ** (below[0] if below else 0)
         elif option == "weight_decay" and not re.search(r"(_proj|head)\.weight$", parameter_name):
             expected = 0.0
-        assert found[id(parameter)] == expected, parameter_name
+        assert result[id(parameter)] == expected, parameter_name
 
 
-def test_what_is_frozen_is_left_out():
+def test_frozen_parameters_are_in_no_group():
     model = tiny_model()
     model.embedding.weight.requires_grad_(False)
     groups = build_param_groups(model, weight_decay=0.1)
@@ -246,7 +246,7 @@ def test_a_models_rate_follows_its_scale():
 
 
 @pytest.mark.parametrize("name", registry.names("optimizer"))
-def test_every_optimiser_learns(name):
+def test_every_optimizer_learns(name):
     torch.manual_seed(0)
     model = tiny_model()
     optimizer = registry.get("optimizer", name)(model, lr=0.01, weight_decay=0.0)
@@ -284,21 +284,21 @@ def test_schedulefree_trains_at_one_point_and_is_good_at_another():
     torch.testing.assert_close(point, model.embedding.weight.detach())
 
 
-def test_a_rate_that_is_not_said_is_the_optimisers_own():
+def test_default_lr_is_that_of_the_optimizer():
     assert MiniFormerLitModule(tiny_model(), optimizer="muon").lr == 5e-3
     assert MiniFormerLitModule(tiny_model(), optimizer="adamw").lr == 1e-3
     assert default_lr("muon", from_scratch=False) == pytest.approx(5e-4)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_options_that_an_optimiser_does_not_take_are_refused(name):
+def test_unknown_options_of_an_optimizer_are_refused(name):
     check_optimizer_options(name, ["betas", "eps"])
     for option in ("model", "nesterov"):  # the model is no option
         with pytest.raises(UserError, match=f"unknown option of optimizer={name}.* '{option}'"):
             check_optimizer_options(name, ["betas", option])
 
 
-def test_an_optimiser_without_a_rate_asks_for_one(monkeypatch):
+def test_an_optimizer_without_default_lr_asks_for_one(monkeypatch):
     for make in (lambda model, *, lr, weight_decay: None, lambda model, **options: None):
         monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
         with pytest.raises(UserError, match="optimizer=mine has no default learning rate; set"):

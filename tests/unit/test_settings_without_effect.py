@@ -273,4 +273,4 @@ def test_run_warns_of_limits_beyond_its_end(files, case):
 
 def test_run_warns_of_workers_without_work(files):
     (told,) = outcome({"num_workers": 1, "max_steps": 1})[-1]
-    assert "num_workers=1 has no effect: the training data is small" in told
+    assert "num_workers=1 has no effect: the training data is in memory" in told

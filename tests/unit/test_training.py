@@ -30,7 +30,7 @@ from miniformer.training.setup.prepare import prepare
 from tests.kit import tiny_model
 from tests.kit.clock import Clock
 
-pytestmark = [  # hints of Lightning's about the small loaders made here
+pytestmark = [  # hints of Lightning about the small loaders of these tests
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:You defined a `validation_step`.*"),
 ]
@@ -83,7 +83,7 @@ def test_a_budget_starts_with_nothing_spent(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batches", "max_steps", "epochs", "devices", "accumulated", "wanted"),
+    ("batches", "max_steps", "epochs", "devices", "accumulated", "expected"),
     [
         (7, None, 3, 1, 1, 21),
         (7, None, 3, 1, 2, 12),  # 4 steps in a pass, the last of one batch
@@ -97,9 +97,9 @@ def test_a_budget_starts_with_nothing_spent(monkeypatch):
     ],
 )
 def test_a_run_has_at_most_the_steps_of_its_first_limit(
-    batches, max_steps, epochs, devices, accumulated, wanted
+    batches, max_steps, epochs, devices, accumulated, expected
 ):
-    loader = iter(()) if batches is None else range(batches)  # of a stream no length is known
+    loader = iter(()) if batches is None else range(batches)  # a stream has no length
     data = types.SimpleNamespace(train_dataloader=lambda: loader)
     config = types.SimpleNamespace(
         max_steps=max_steps,
@@ -107,14 +107,14 @@ def test_a_run_has_at_most_the_steps_of_its_first_limit(
         world_size=devices,
         accumulate_grad_batches=accumulated,
     )
-    assert max_total_steps(config, data) == wanted
+    assert max_total_steps(config, data) == expected
 
 
 @pytest.mark.catches("time_left_is_time_gone")
 def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
     clock = Clock().install(monkeypatch)
     budget = Budget(max_steps=10)
-    budget.start(seconds=30.0)  # of a run that goes on
+    budget.start(seconds=30.0)  # of a resumed run
     assert budget.remaining_seconds(0.0) == 0.0
     clock.now += 10.0
     assert budget.remaining_seconds(budget.progress(4)) == pytest.approx(60.0)
@@ -125,21 +125,22 @@ def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devices):
     """Each device does 4,000 FLOPs for each of 500 tokens in 10 s: 20 % of 1 MFLOP/s."""
-    seen = ProgressCallback(
+    progress = ProgressCallback(
         Budget(max_steps=9), tmp_path / "metrics.jsonl", Console(file=io.StringIO()),
-        flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"], peak_flops=devices * 1e6, is_global_zero=False,
+        flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"],
+        peak_flops=devices * 1e6, is_global_zero=False,
     )  # fmt: skip
     module = types.SimpleNamespace(tokens=7, padding=0)
     fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(load_seconds=1.0))
-    seen.budget.start()
-    seen._step = fake.global_step = 1  # in the middle of a step: work is counted all the same
-    before = seen._snapshot(fake, module)._replace(seconds=100.0)
+    progress.budget.start()
+    progress._step = fake.global_step = 1  # work within a step counts as well
+    before = progress._snapshot(fake, module)._replace(seconds=100.0)
     for tokens in (300, 200):
-        seen.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
+        progress.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
     module.tokens += devices * 500
     fake.train_dataloader.load_seconds += 2.5
-    after = seen._snapshot(fake, module)._replace(seconds=110.0)
-    assert seen._throughput_since(before, after) == {
+    after = progress._snapshot(fake, module)._replace(seconds=110.0)
+    assert progress._throughput_since(before, after) == {
         "tokens_per_second": 50.0 * devices, "waiting": 0.25, "mfu": 0.2,
     }  # fmt: skip
 
@@ -183,18 +184,18 @@ def test_only_the_matrices_of_linear_layers_decay():
 def batches(sizes, length=6):
     """Batches with very different numbers of labels, so that averaging averages would show."""
     torch.manual_seed(1)
-    made = []
+    created = []
     for size, labelled in sizes:
         ids = torch.randint(0, 31, (size, length + 1))
         labels = ids[:, 1:].clone()
         labels[:, labelled:] = -100
         segments = (labels != -100).long()
-        made.append({"input_ids": ids[:, :-1], "labels": labels, "segment_ids": segments})
-    return made
+        created.append({"input_ids": ids[:, :-1], "labels": labels, "segment_ids": segments})
+    return created
 
 
-def joined(made):
-    return {key: torch.cat([batch[key] for batch in made]) for key in made[0]}
+def joined(parts):
+    return {key: torch.cat([batch[key] for batch in parts]) for key in parts[0]}
 
 
 def trainer(**options):
@@ -204,12 +205,12 @@ def trainer(**options):
     )  # fmt: skip
 
 
-def fit(made, **options):
-    """A model after one epoch over the batches."""
-    # Without biases: that of a key has no gradient but rounding, which Adam would blow up.
+def fit(train_batches, **options):
+    """The module after one epoch over the batches."""
+    # Without biases: the gradient of a key bias is rounding noise, which Adam amplifies.
     model = tiny_model(bias=False)
     module = MiniFormerLitModule(model, lr=0.01, scheduler="none", warmup_steps=0, **options)
-    loader = DataLoader(made, batch_size=None, shuffle=False)
+    loader = DataLoader(train_batches, batch_size=None, shuffle=False)
     trainer(max_epochs=1, log_every_n_steps=1).fit(module, loader)
     return module
 
@@ -217,20 +218,22 @@ def fit(made, **options):
 @pytest.mark.catches("loss_is_averaged_over_each_batch")
 @pytest.mark.parametrize("clip", [0.0, 0.05])
 def test_accumulating_batches_is_one_large_batch(clip):
-    made = batches([(2, 6), (3, 1), (1, 2), (4, 5)])
-    small = fit(made, accumulate_grad_batches=2, gradient_clip_val=clip)
-    large = fit([joined(made[:2]), joined(made[2:])], gradient_clip_val=clip)
+    train_batches = batches([(2, 6), (3, 1), (1, 2), (4, 5)])
+    small = fit(train_batches, accumulate_grad_batches=2, gradient_clip_val=clip)
+    large = fit([joined(train_batches[:2]), joined(train_batches[2:])], gradient_clip_val=clip)
     assert small.trainer.global_step == large.trainer.global_step == 2
-    for one, other in zip(small.model.parameters(), large.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for small_param, large_param in zip(
+        small.model.parameters(), large.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(small_param, large_param, rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_is_the_one_of_a_plain_loop():
-    made = batches([(2, 6), (3, 4), (2, 2)])
-    module = fit(made, gradient_clip_val=0.7, optimizer="adamw")
+    train_batches = batches([(2, 6), (3, 4), (2, 2)])
+    module = fit(train_batches, gradient_clip_val=0.7, optimizer="adamw")
     model = tiny_model(bias=False)
     optimizer = adamw(model, lr=0.01, weight_decay=0.1)
-    for batch in made:
+    for batch in train_batches:
         logits = model(batch["input_ids"], segment_ids=batch["segment_ids"])
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         optimizer.zero_grad()
@@ -238,21 +241,21 @@ def test_a_step_is_the_one_of_a_plain_loop():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.7)
         optimizer.step()
     assert float(module.train_loss) == pytest.approx(float(loss.detach()), rel=1e-5)
-    for one, other in zip(module.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for actual, expected in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.catches("short_gradients_are_lengthened", "gradients_are_clipped_to_twice_the_limit")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999, 1.0, 1.001, 2.0, 1e6])
 def test_clipping_is_that_of_torch(share):
-    """By SGD, whose steps are as long as the gradients are; the limit is a share of the norm."""
-    (made,) = batches([(3, 5)])
+    """With SGD, whose steps are proportional to gradients; the limit is a fraction of the norm."""
+    (batch,) = batches([(3, 5)])
     model = tiny_model()
 
     def gradients():
         model.zero_grad()
-        logits = model(made["input_ids"], segment_ids=made["segment_ids"])
-        F.cross_entropy(logits.flatten(0, 1), made["labels"].flatten()).backward()
+        logits = model(batch["input_ids"], segment_ids=batch["segment_ids"])
+        F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).backward()
 
     gradients()
     norm = float(torch.nn.utils.get_total_norm(p.grad for p in model.parameters()))
@@ -263,7 +266,7 @@ def test_clipping_is_that_of_torch(share):
     module._make_optimizer = lambda trained, lr, weight_decay: torch.optim.SGD(
         trained.parameters(), lr
     )
-    trainer(max_steps=1).fit(module, DataLoader([made], batch_size=None))
+    trainer(max_steps=1).fit(module, DataLoader([batch], batch_size=None))
     gradients()
     if limit:
         torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
@@ -277,17 +280,17 @@ def test_clipping_is_that_of_torch(share):
     )
     assert moved == pytest.approx(0.5 * min(norm, limit or norm), rel=1e-5)
     assert float(module.gradient_norm) == pytest.approx(norm, rel=1e-5)
-    for one, other in zip(module.model.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    for actual, expected in zip(module.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_last_batches_of_an_epoch_are_not_lost():
-    made = batches([(2, 6), (2, 6), (2, 6)])
-    assert fit(made, accumulate_grad_batches=2).trainer.global_step == 2
+    train_batches = batches([(2, 6), (2, 6), (2, 6)])
+    assert fit(train_batches, accumulate_grad_batches=2).trainer.global_step == 2
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "expected"),
     [
         ({"scheduler": "none"}, [1, 1, 1]),
         ({"scheduler": "linear", "warmup_steps": 0}, [1, 0.99, 0.98]),
@@ -296,13 +299,13 @@ def test_the_last_batches_of_an_epoch_are_not_lost():
         ({"scheduler": "onecycle"}, [0.04, 0.0426, 0.0505]),
     ],
 )
-def test_the_learning_rate_goes_up_then_follows_the_schedule(options, wanted):
+def test_the_learning_rate_goes_up_then_follows_the_schedule(options, expected):
     module = MiniFormerLitModule(tiny_model(), budget=Budget(max_steps=100), **options)
-    assert [module._lr_factor(step) for step in range(3)] == pytest.approx(wanted, abs=2e-3)
+    assert [module._lr_factor(step) for step in range(3)] == pytest.approx(expected, abs=2e-3)
 
 
 class Rates(L.Callback):
-    """The learning rate of each optimiser step."""
+    """Records the learning rate of each optimizer step."""
 
     def __init__(self):
         self.seen = []
@@ -326,14 +329,14 @@ def test_in_a_trainer_of_the_users_the_rate_falls_over_its_own_steps(options, ac
         tiny_model(), lr=1.0, scheduler="linear", warmup_steps=0, accumulate_grad_batches=accumulate
     )
     loader = DataLoader(batches([(2, 6)] * 5), batch_size=None)
-    for _ in range(2):  # a second fit begins anew
+    for _ in range(2):  # a second fit starts again
         rates = Rates()
         trainer(callbacks=[rates], **options).fit(module, loader)
         assert rates.seen == pytest.approx([1 - step / steps for step in range(steps)])
 
 
 def test_in_a_trainer_with_a_time_limit_the_rate_falls_with_the_clock(monkeypatch):
-    """Each batch takes an eighth of the time that there is."""
+    """Each batch takes an eighth of the time limit."""
     clock = Clock().install(monkeypatch)
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", clock)
 
@@ -363,10 +366,12 @@ def test_a_schedule_needs_an_end():
 
 
 def test_a_scaled_loss_is_refused():
-    one = trainer(max_steps=1)
-    one.precision_plugin.scaler = object()
+    scaled = trainer(max_steps=1)
+    scaled.precision_plugin.scaler = object()
     with pytest.raises(UserError, match="use precision='bf16-mixed' or '32-true'"):
-        one.fit(MiniFormerLitModule(tiny_model()), DataLoader(batches([(2, 6)]), batch_size=None))
+        scaled.fit(
+            MiniFormerLitModule(tiny_model()), DataLoader(batches([(2, 6)]), batch_size=None)
+        )
 
 
 def test_a_step_without_labels_leaves_finite_weights():
@@ -375,25 +380,26 @@ def test_a_step_without_labels_leaves_finite_weights():
     assert torch.isfinite(module.train_loss)
 
 
-def test_figures_are_logged_at_optimiser_steps(tmp_path):
+def test_metrics_are_logged_at_optimizer_steps(tmp_path):
     logger = L.pytorch.loggers.CSVLogger(tmp_path)
     module = MiniFormerLitModule(tiny_model(), accumulate_grad_batches=3)
-    one = L.Trainer(
+    lightning_trainer = L.Trainer(
         max_epochs=1, accelerator="cpu", devices=1, logger=logger, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=2,
     )  # fmt: skip
-    one.fit(module, DataLoader(batches([(2, 6)] * 12), batch_size=None))
+    lightning_trainer.fit(module, DataLoader(batches([(2, 6)] * 12), batch_size=None))
     (file,) = tmp_path.rglob("metrics.csv")
     lines = [line.split(",") for line in file.read_text().splitlines()]
     column = lines[0].index("step")
     assert [line[column] for line in lines[1:]] == ["2", "4"]
-    assert float(one.callback_metrics["train_loss"]) == pytest.approx(float(module.train_loss))
+    logged = lightning_trainer.callback_metrics["train_loss"]
+    assert float(logged) == pytest.approx(float(module.train_loss))
 
 
 @pytest.mark.parametrize(
-    ("interval", "steps", "wanted"), [(2, 7, [2, 4, 6, 7]), (None, 10, [2, 4, 6, 8, 10])]
+    ("interval", "steps", "expected"), [(2, 7, [2, 4, 6, 7]), (None, 10, [2, 4, 6, 8, 10])]
 )
-def test_validations_are_counted_in_optimiser_steps(interval, steps, wanted):
+def test_validations_are_counted_in_optimizer_steps(interval, steps, expected):
     """5 batches an epoch, two a step: the third step of each epoch has one batch only."""
     budget, validated = Budget(max_steps=steps), []
     module = MiniFormerLitModule(tiny_model(), accumulate_grad_batches=2, budget=budget)
@@ -402,60 +408,78 @@ def test_validations_are_counted_in_optimiser_steps(interval, steps, wanted):
         def on_validation_end(self, trainer, module):
             validated.append(trainer.global_step)
 
-    one = trainer(
+    schedule = ValidationSchedule(budget, every_n_steps=interval)
+    lightning_trainer = trainer(
         max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=1, num_sanity_val_steps=0,
-        callbacks=[BudgetStopping(budget, print), ValidationSchedule(budget, every_n_steps=interval), Note()],
+        callbacks=[BudgetStopping(budget, print), schedule, Note()],
     )  # fmt: skip
-    made = batches([(2, 6)] * 5)
-    one.fit(module, DataLoader(made, batch_size=None), DataLoader(made[:1], batch_size=None))
-    assert validated == wanted
+    train_batches = batches([(2, 6)] * 5)
+    val_batches = train_batches[:1]
+    lightning_trainer.fit(
+        module,
+        DataLoader(train_batches, batch_size=None),
+        DataLoader(val_batches, batch_size=None),
+    )
+    assert validated == expected
 
 
 def test_validation_goes_by_the_limit_that_comes_first():
     class At(Budget):
         def progress(self, steps):
-            return steps / 20  # the clock will end it at 20, long before max_steps
+            return steps / 20  # the time limit is reached at step 20, before max_steps
 
-    due = ValidationSchedule(At(max_steps=1000, max_seconds=5))
+    schedule = ValidationSchedule(At(max_steps=1000, max_seconds=5))
     fake = types.SimpleNamespace(global_step=0)
     validated = []
     for fake.global_step in range(1, 21):
-        due.on_train_batch_end(fake)
+        schedule.on_train_batch_end(fake)
         if fake.val_check_batch == 1:
             validated.append(fake.global_step)
-            due.on_validation_end(fake, None)
+            schedule.on_validation_end(fake, None)
     assert validated == [4, 8, 12, 16, 20]
 
 
-def test_a_validation_loss_that_is_not_finite_is_never_kept():
+def test_a_model_with_a_nan_validation_loss_is_not_saved():
     saved = []
-    keep = BestModelCheckpoint(saved.append)
+    checkpoint = BestModelCheckpoint(saved.append)
     fake = types.SimpleNamespace(global_step=3, callback_metrics={"val_loss": float("nan")})
     with pytest.raises(UserError, match="the validation loss is nan at step 3"):
-        keep.on_validation_end(fake, None)
+        checkpoint.on_validation_end(fake, None)
     assert not saved
 
 
 @pytest.mark.catches("best_model_has_the_smallest_accuracy")
 @pytest.mark.parametrize(
-    ("larger", "kept", "ends_at"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
+    ("maximize", "expected_saved", "last_step"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
 )
-def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(larger, kept, ends_at):
+def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(
+    maximize, expected_saved, last_step
+):
     saved = []
-    keep = BestModelCheckpoint(
-        lambda figures: saved.append(figures["step"]),
-        monitor="val_accuracy", maximize=larger, patience=2,
+    checkpoint = BestModelCheckpoint(
+        lambda metrics: saved.append(metrics["step"]),
+        monitor="val_accuracy", maximize=maximize, patience=2,
     )  # fmt: skip
     fake = types.SimpleNamespace(should_stop=False)
-    losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 4.0, 2.0, 4.0]  # of two that are as good, the lesser
+    losses = [
+        8.0,
+        7.0,
+        6.0,
+        5.0,
+        4.0,
+        3.0,
+        4.0,
+        2.0,
+        4.0,
+    ]  # of equal accuracies, the lower loss is better
     accuracies = [0.5, 0.6, 0.4, 0.65, 0.7, 0.7, 0.7, 0.1, 0.1]
     for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), 1):
         fake.global_step = step
         fake.callback_metrics = {"val_loss": loss, "val_accuracy": accuracy}
-        keep.on_validation_end(fake, None)
+        checkpoint.on_validation_end(fake, None)
         if fake.should_stop:
             break
-    assert (saved, step) == (kept, ends_at)
+    assert (saved, step) == (expected_saved, last_step)
 
 
 RECORDS = {
@@ -469,12 +493,12 @@ RECORDS = {
 
 @pytest.mark.catches("best_model_is_that_of_the_loss")
 @pytest.mark.parametrize("task", RECORDS)
-def test_where_nothing_is_said_the_task_says_what_tells_the_best_model(task, tmp_path):
+def test_the_default_checkpoint_metric_is_that_of_the_task(task, tmp_path):
     metric, record = RECORDS[task]
-    other = {"classification": {"label": "c"}, "regression": {"value": 2}}
+    second = {"classification": {"label": "c"}, "regression": {"value": 2}}
     path = tmp_path / "train.jsonl"
     path.write_text(
-        json.dumps(record) + "\n" + json.dumps({**record, **other.get(task, {})}) + "\n"
+        json.dumps(record) + "\n" + json.dumps({**record, **second.get(task, {})}) + "\n"
     )
     settings = {"train_path": str(path), "val_path": str(path), "task": task}
     console = Console(file=io.StringIO())
@@ -520,7 +544,7 @@ def _default_signals():
 @pytest.mark.catches("signal_handlers_stay")
 @pytest.mark.usefixtures("_default_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_handlers_come_back_whatever_happens(number):
+def test_signal_handlers_are_restored(number):
     before = signal.getsignal(number)
     with contextlib.suppress(TrainingInterrupted), InterruptCallback() as interrupt:
         signal.raise_signal(number)
@@ -534,20 +558,20 @@ def test_signal_handlers_come_back_whatever_happens(number):
 
 @pytest.mark.catches("validation_comes_within_a_step")
 def test_no_validation_comes_in_the_middle_of_a_step():
-    """By the clock one may be due there; gradients of the step would be lost in it."""
+    """A time limit may be due there; the validation would clear the gradients of the step."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
-    due = ValidationSchedule(clock)
+    schedule = ValidationSchedule(clock)
     fake = types.SimpleNamespace(global_step=1)
-    due.on_train_batch_end(fake)
+    schedule.on_train_batch_end(fake)
     clock.now = 0.5
-    due.on_train_batch_end(fake)  # the same step still
+    schedule.on_train_batch_end(fake)  # the same step still
     assert fake.val_check_batch != 1
     fake.global_step = 2
-    due.on_train_batch_end(fake)
+    schedule.on_train_batch_end(fake)
     assert fake.val_check_batch == 1
 
 
-def test_several_signals_of_a_launcher_are_one_wish():
+def test_several_signals_of_a_launcher_are_one_request():
     with contextlib.suppress(TrainingInterrupted), InterruptCallback(grace_period=60) as interrupt:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -556,7 +580,7 @@ def test_several_signals_of_a_launcher_are_one_wish():
 
 
 def test_devices_stop_after_the_same_step():
-    """Whoever is asked to tells the others with the next step; then all of them end."""
+    """The rank with the signal sends it to the others with the next step; then all stop."""
     module = types.SimpleNamespace(stop_requested=False, between_steps=True)
     trainer = types.SimpleNamespace(world_size=2)
     with InterruptCallback(grace_period=60) as interrupt:
@@ -564,7 +588,7 @@ def test_devices_stop_after_the_same_step():
         assert not module.stop_requested
         signal.raise_signal(signal.SIGTERM)
         interrupt.on_train_batch_end(trainer, module)
-        assert module.stop_requested  # a wish, which the next step adds up over devices
+        assert module.stop_requested  # a request, which the next step reduces over devices
         with pytest.raises(TrainingInterrupted):
             interrupt.on_train_batch_end(trainer, module)
 
@@ -577,7 +601,7 @@ def test_a_share_of_the_run_to_warm_up_in():
 
 
 @pytest.mark.catches("compilation_pays_back_in_batches")
-def test_what_compiling_costs_and_saves_is_told():
+def test_compile_summary_has_cost_and_speedup():
     from miniformer.training.tuning.compile import format_compile_summary
 
     assert format_compile_summary(10.0, 0.05, 0.03, 1, 2000).endswith(
@@ -596,12 +620,12 @@ def test_a_batch_that_another_device_has_counts_nothing_but_is_gone_through():
     from miniformer.tasks.language_modeling import LanguageModeling
     from miniformer.training.loss_module import LossModule
 
-    objective = LossModule(tiny_model(), LanguageModeling())
+    loss_module = LossModule(tiny_model(), LanguageModeling())
     (batch,) = batches([(2, 6)])
-    loss, count = objective({**batch, "about": {"repeated": True}})
+    loss, count = loss_module({**batch, "about": {"repeated": True}})
     assert (float(loss.detach()), float(count)) == (0.0, 0.0)
-    loss.backward()  # as the others do, who wait for its gradients
-    assert all(not p.grad.any() for p in objective.parameters() if p.grad is not None)
-    loss, count = objective({**batch, "about": {"repeated": False}})
+    loss.backward()  # other ranks wait for its gradients
+    assert all(not p.grad.any() for p in loss_module.parameters() if p.grad is not None)
+    loss, count = loss_module({**batch, "about": {"repeated": False}})
     assert float(loss.detach()) > 0
     assert float(count) == 12
