@@ -176,7 +176,8 @@ def settings(folder, **changes):
         "task": "seq2seq", "task_config": {"eval_generate_samples": 0}, "tokenizer": "byte",
         "model_config": MODEL, "batch_size": 4, "accumulate_grad_batches": 2, "lr": RATE,
         "optimizer": "adamw", "gradient_clip_val": LIMIT, "max_steps": STEPS,
-        "val_check_interval": 5, "precision": "float32", "logger": "csv", "work_dir": str(folder / "runs"), **changes,
+        "val_check_interval": 5, "precision": "float32", "logger": "csv",
+        "work_dir": str(folder / "runs"), **changes,
     }  # fmt: skip
 
 
