@@ -25,14 +25,14 @@ from miniformer.config.command_line import (
 from miniformer.trainer import run_training, train_parser
 from miniformer.utils.streams import read_stdin
 
-# Commands that need only the flags that were given: the others come from a run or a model
-# directory, or are defaults of `TrainConfig`.
+# Commands that get only the given flags: other values come from a run, a model directory or
+# `TrainConfig`.
 _EXPLICIT_COMMANDS = {"train", "verify-resume", "generate"}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = command_parser("Miniformer: a Transformer from a JSON-lines file to a model in use.")
+    parser = command_parser("Miniformer: train and use Transformers.")
     parser.add_argument("--version", action="version", version=f"miniformer {__version__}")
     commands = parser.add_subcommands(required=True, dest="command")
     commands.add_subcommand("train", train_parser(), help="train a model on your text")
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         "generate", _generate_parser(), help="continue a prompt with a trained model"
     )
     commands.add_subcommand(
-        "predict", _predict_parser(), help="classes, values or targets of inputs, as JSON lines"
+        "predict",
+        _predict_parser(),
+        help="print classes, values or targets of inputs as JSON lines",
     )
     add_score_command(commands)
     add_verify_command(commands)
@@ -48,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     add_data_command(commands)
     add_hf_commands(commands)
     commands.add_subcommand(
-        "demo", _demo_parser(), help="train a small model on Python's own source, now"
+        "demo",
+        _demo_parser(),
+        help="train a small model on the source of Python's standard library",
     )
     args = sys.argv[1:] if argv is None else argv
     return run_command(parser, args, _dispatch, defaults=not {*args[:1]} & _EXPLICIT_COMMANDS)
@@ -67,15 +71,15 @@ def _dispatch(values: dict[str, Any]) -> int:
         "export": run_export,
         "demo": _run_demo,
     }
-    chosen = values[values["command"]]
-    chosen.pop("config", None)
-    return run[values["command"]](chosen)
+    command_values = values[values["command"]]
+    command_values.pop("config", None)
+    return run[values["command"]](command_values)
 
 
 def _generate_parser() -> Any:
     parser = command_parser(
-        "Continue prompts with a trained model. What is left out is as the model directory's "
-        "generation_config.json says."
+        "Continue prompts with a trained model. The model directory's generation_config.json "
+        "overrides the defaults below."
     )
     parser.add_argument("directory", type=str, help="model directory")
     parser.add_argument(
@@ -87,14 +91,13 @@ def _generate_parser() -> Any:
     parser.add_argument(
         "--draft",
         type=str,
-        help="model directory of a smaller model that guesses tokens ahead, or lookup; tells "
-        "whether that was faster",
+        help="model directory of a draft model for speculative decoding, or lookup; the speedup is "
+        "printed",
     )
     parser.add_argument(
         "--truncate",
         action="store_true",
-        help="cut prompts that are too long: sources at their end, texts to continue at their "
-        "beginning",
+        help="truncate prompts that are too long: sources at the end, other prompts at the start",
     )
     add_config_flags(parser, GenerationConfig, skip=("eos_id",))
     return parser
@@ -106,7 +109,7 @@ def _run_generate(values: dict[str, Any]) -> int:
     )
     truncate = values.pop("truncate", False)
     options = values
-    GenerationConfig.from_dict(options)  # mistakes are told before torch is loaded
+    GenerationConfig.from_dict(options)  # reports errors before torch is imported
     options, _ = GenerationConfig.current_names(options, warn=False)
     for prompt in prompts:
         _reject_file_name(
@@ -120,30 +123,28 @@ def _run_generate(values: dict[str, Any]) -> int:
     if draft is not None:
         from miniformer.checkpoint.speculation_check import benchmark_speculation
 
-        answers, verdict = benchmark_speculation(pipeline, draft, prompts, options)
-        for prompt, text in zip(prompts, answers, strict=True):
+        texts, summary = benchmark_speculation(pipeline, draft, prompts, options)
+        for prompt, text in zip(prompts, texts, strict=True):
             print(prompt + text)
-        print(verdict, file=sys.stderr)
+        print(summary, file=sys.stderr)
         return 0
     settings = {**pipeline.generation.to_dict(), **options}
     if len(prompts) == settings["num_beams"] == settings["num_return_sequences"] == 1:
-        pieces = pipeline.stream(prompts[0], **options)
-        first = next(pieces, "")  # mistakes are told before anything is printed
+        stream = pipeline.stream(prompts[0], **options)
+        first = next(stream, "")  # raises errors before anything is printed
         print(prompts[0] + first, end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        for text in stream:
+            print(text, end="", flush=True)
         print()
         return 0
-    for prompt, texts in zip(prompts, pipeline.generate(prompts, **options), strict=True):
-        for text in [texts] if isinstance(texts, str) else texts:
+    for prompt, result in zip(prompts, pipeline.generate(prompts, **options), strict=True):
+        for text in [result] if isinstance(result, str) else result:
             print(prompt + text)
     return 0
 
 
 def _predict_parser() -> Any:
-    parser = command_parser(
-        "Answer inputs with a trained model, one JSON line each: classes, values, or targets."
-    )
+    parser = command_parser("Print the class, value or target of each input, one JSON line each.")
     parser.add_argument("directory", type=str, help="model directory")
     parser.add_argument(
         "inputs",
@@ -155,51 +156,48 @@ def _predict_parser() -> Any:
     parser.add_argument(
         "--truncate",
         action="store_true",
-        help="cut inputs that are longer than the model reads, as training does; without it they "
-        "are reported, their answer is null, and the exit code is 2",
+        help="truncate inputs that are longer than the context, as training does; without it they "
+        "are errors, their output is null, and the exit code is 2",
     )
     return parser
 
 
 def _run_predict(values: dict[str, Any]) -> int:
-    given = values["inputs"]
-    for word in given:
-        command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} -"
-        _reject_file_name(word, "input", command, ", a record or a JSON value a line")
+    command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} -"
+    for arg in values["inputs"]:
+        _reject_file_name(arg, "input", command, ", a record or a JSON value a line")
     from miniformer.checkpoint.pipeline import load
 
     pipeline = load(values["directory"])
-    text = getattr(pipeline.task, "input_kind", "text") == "text"
-    inputs: list[tuple[str, Any]] = []  # the name of each in messages, and itself
-    for word in given:
-        if word == "-":
+    is_text = getattr(pipeline.task, "input_kind", "text") == "text"
+    inputs: list[tuple[str, Any]] = []  # each with its name in messages
+    for arg in values["inputs"]:
+        if arg == "-":
             inputs += _parse_json_lines(_read_stdin(), list(pipeline.task.schema))
         else:
-            name = f"input {word[:40]!r}"
-            inputs.append((name, word if text else _parse_json(word, name)))
-    answers, problems = _predict_valid(pipeline, inputs, truncate=values["truncate"])
+            name = f"input {arg[:40]!r}"
+            inputs.append((name, arg if is_text else _parse_json(arg, name)))
+    predictions, problems = _predict_valid(pipeline, inputs, truncate=values["truncate"])
     for problem in problems:
         print(f"miniformer: error: {problem}", file=sys.stderr)
-    for number in range(len(inputs)) if answers else ():
-        print(json.dumps(answers.get(number), ensure_ascii=False))
+    for index in range(len(inputs)) if predictions else ():
+        print(json.dumps(predictions.get(index), ensure_ascii=False))
     return 2 if problems else 0
 
 
 def _predict_valid(
     pipeline: Any, inputs: list[tuple[str, Any]], *, truncate: bool
 ) -> tuple[dict[int, Any], list[str]]:
-    """The answers to inputs by number, and messages about those that cannot be answered."""
-    left = list(range(len(inputs)))
+    """Predictions by index of the input, and messages about invalid inputs."""
+    valid = list(range(len(inputs)))
     problems: list[str] = []
-    while left:
+    while valid:
         try:
-            found = pipeline.predict([inputs[number][1] for number in left], truncate=truncate)
-            return dict(zip(left, found, strict=True)), problems
+            results = pipeline.predict([inputs[index][1] for index in valid], truncate=truncate)
+            return dict(zip(valid, results, strict=True)), problems
         except InputError as error:
-            problems += [
-                error.message_for(place, inputs[left[place]][0]) for place in error.problems
-            ]
-            left = [each for place, each in enumerate(left) if place not in error.problems]
+            problems += [error.message_for(row, inputs[valid[row]][0]) for row in error.problems]
+            valid = [index for row, index in enumerate(valid) if row not in error.problems]
     return {}, problems
 
 
@@ -207,40 +205,40 @@ def _reject_file_name(text: str, argument: str, command: str, hint: str = "") ->
     """Refuses the name of an existing file where a text is expected.
 
     Raises:
-        UserError: it is one, and looks like one: it has a suffix or a folder.
+        UserError: the file exists, and its name has a suffix or a folder.
     """
     try:
         is_file = ("/" in text or Path(text).suffix != "") and Path(text).is_file()
-    except (OSError, ValueError):  # too long for a path, or with a null character: a text
+    except (OSError, ValueError):  # too long for a path, or with a null character
         return
     if is_file:
         raise UserError(
-            f"{argument} {text!r} is the name of a file, and would be taken as the text itself; "
+            f"{argument} {text!r} is the name of a file, and would be used as text; "
             f"to read the file: {command} < {shlex.quote(text)}{hint}"
         )
 
 
 def _parse_json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
-    """Inputs, or those of records that have one, each with its line.
+    """Inputs, or the inputs of records, each with its line.
 
     Args:
         text: JSON lines.
-        fields: those of the task's records; the first that a record has is its input.
+        fields: fields of the task's records; the first that a record has is its input.
     """
     names = ["input", "source", *fields]
     inputs = []
-    # Only line feeds end a line: U+2028 and others may be in a string.
+    # Only line feeds end a line: JSON strings may contain U+2028 and others.
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if line.strip():
-            where = f"standard input:{number}"
-            value = _parse_json(line, where)
+            location = f"standard input:{number}"
+            value = _parse_json(line, location)
             if isinstance(value, dict):
-                found = [value[name] for name in names if name in value]
-                if not found:
-                    needed = " and no ".join(map(repr, dict.fromkeys(names)))
-                    raise UserError(f"{where}: the record has no {needed}")
-                value = found[0]
-            inputs.append((f"{where}:", value))
+                candidates = [value[name] for name in names if name in value]
+                if not candidates:
+                    missing = " and no ".join(map(repr, dict.fromkeys(names)))
+                    raise UserError(f"{location}: the record has no {missing}")
+                value = candidates[0]
+            inputs.append((f"{location}:", value))
     return inputs
 
 

@@ -1,4 +1,4 @@
-"""TrainConfig: everything that decides a training run; each field is a flag."""
+"""TrainConfig: all settings of a training run; each field is a flag."""
 
 from __future__ import annotations
 
@@ -200,17 +200,17 @@ class TrainConfig(StrictConfig):
         return current, problems
 
     def non_default_fields(self) -> dict[str, Any]:
-        """The fields that are not at their defaults."""
+        """Fields that differ from their defaults."""
         changed = {}
         for field in dataclasses.fields(self):
-            value, made = getattr(self, field.name), field.default_factory
-            default = field.default if made is dataclasses.MISSING else made()
+            value, factory = getattr(self, field.name), field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
             if value != default:
                 changed[field.name] = value
         return copy.deepcopy(changed)
 
     def cross_check(self) -> list[str]:
-        """Problems between fields, each with its fix."""
+        """Conflicts between fields, each with its fix."""
         problems = []
         if not self.train_path and self.resume is None:
             problems.append("train_path is missing: name a .jsonl or .txt file to train on")
@@ -218,7 +218,7 @@ class TrainConfig(StrictConfig):
         problems += train_checks.unused_setting_problems(self)
         if self.streaming and self.max_steps is None and self.max_time is None:
             problems.append(
-                "streaming needs max_steps or max_time: nobody knows how long the stream is"
+                "streaming needs max_steps or max_time: the length of the stream is unknown"
             )
         if self.max_time is not None and self.max_seconds is None:
             problems.append(
@@ -229,7 +229,9 @@ class TrainConfig(StrictConfig):
                 f"memory_limit must be a size such as 500MB or 4GB, not {self.memory_limit!r}"
             )
         if self.warmup_steps is not None and self.warmup_ratio is not None:
-            problems.append("warmup_steps and warmup_ratio say the same; leave one of them out")
+            problems.append(
+                "warmup_steps and warmup_ratio both set the warmup; leave one of them out"
+            )
         if self.model == "decoder" and self.model_config.get("causal") is False:
             problems.append(
                 "model=decoder is causal; leave causal out of model_config, or set model=encoder"
@@ -243,12 +245,12 @@ class TrainConfig(StrictConfig):
 
     @property
     def world_size(self) -> int:
-        """Devices of all machines."""
+        """Number of devices on all machines."""
         return self.devices * self.num_nodes
 
     @property
     def max_seconds(self) -> float | None:
-        """`max_time` in seconds; None where it is not set or not a time."""
+        """`max_time` in seconds; None: not set or invalid."""
         parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", self.max_time or "")
         if not parts or "".join(number + unit for number, unit in parts) != self.max_time:
             return None
@@ -256,7 +258,7 @@ class TrainConfig(StrictConfig):
 
     @property
     def effective_max_epochs(self) -> int | None:
-        """Passes over the training text at most; None: another limit ends the run."""
+        """Maximum passes over the training data; None: another limit ends the run."""
         if self.max_epochs is None and self.max_steps is None and self.max_time is None:
             return 10
         return self.max_epochs

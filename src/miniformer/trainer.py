@@ -1,6 +1,6 @@
-"""The training command: `python -m miniformer.trainer`, and `miniformer train`.
+"""The training command: `python -m miniformer.trainer` and `miniformer train`.
 
-Its flags are the fields of TrainConfig; `--config FILE.yaml` gives several at once, and flags win.
+Its flags are the fields of `TrainConfig`; `--config FILE.yaml` sets several, and flags override it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def train_parser() -> Any:
-    """The parser of the training command."""
+    """Parser of the training command."""
     parser = command_parser("Train a Transformer on a JSON-lines or text file.")
     parser.add_argument(
         "--config", action="config", help="YAML or JSON file with any of the fields below"
@@ -35,7 +35,7 @@ def train_parser() -> Any:
 
 
 def run_training(values: dict[str, Any]) -> int:
-    """Trains as the flags that were given say; returns the exit code."""
+    """Trains with the given flags; returns the exit code."""
     config = TrainConfig.from_dict(values)
     values, _ = TrainConfig.current_names(values, warn=False)
     from miniformer.training.callbacks.progress import (
@@ -53,21 +53,20 @@ def run_training(values: dict[str, Any]) -> int:
 
 
 def report_result(result: RunResult, console: Console) -> int:
-    """Says where the model is and what comes next; returns the exit code."""
+    """Prints metrics, the model directory and a command that uses it; returns the exit code."""
     from miniformer.training.callbacks.progress import format_metrics
 
-    figures = result.metrics
     if result.interrupted is not None:
-        console.print("training was stopped early; what it had learnt is kept")
-    for kind, words in (("val", "validation"), ("test", "test")):
-        found = {
-            name: figures[f"{kind}_{name}"]
+        console.print("training interrupted; the model so far is saved")
+    for split, title in (("val", "validation"), ("test", "test")):
+        metrics = {
+            name: result.metrics[f"{split}_{name}"]
             for name in result.task.metrics
-            if f"{kind}_{name}" in figures
+            if f"{split}_{name}" in result.metrics
         }
-        if found:
-            at = f", at step {figures['step']:.0f}" if kind == "val" else ""
-            console.print(f"{words} {format_metrics(found)}{at}")
+        if metrics:
+            step = f", at step {result.metrics['step']:.0f}" if split == "val" else ""
+            console.print(f"{title} {format_metrics(metrics)}{step}")
     console.print(f"model: {result.model}")
     directory = shlex.quote(str(result.model))
     console.print(f"use it: {miniformer_command()} {result.task.usage_command(directory)}")

@@ -78,7 +78,7 @@ def layouts_of(row):
 
 
 def takes_matmul(row):
-    return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "relative")
+    return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "t5_relative")
 
 
 def close(actual, wanted, real):

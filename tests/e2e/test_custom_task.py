@@ -172,7 +172,7 @@ def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path, declared):
             assert described["task"] == each
     assert isinstance(json.loads(printed[2]), str)
     assert [json.loads(line) for line in printed[3].splitlines()] == ["AB", "C"]
-    assert "train: 30 good records" in printed[4]
+    assert "train: 30 valid records" in printed[4]
     rows = list(
         map(json.loads, (tmp_path / "runs/shouting/metrics.jsonl").read_text().splitlines())
     )

@@ -368,7 +368,7 @@ def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_pa
     assert "Traceback" not in err
     last = tmp_path / "language_modeling" / "last"
     assert f"model: {last}" in out
-    assert "training was stopped early; what it had learnt is kept" in out
+    assert "training interrupted; the model so far is saved" in out
     assert isinstance(miniformer.load(last).generate("The", max_new_tokens=3), str)
 
 
@@ -404,7 +404,7 @@ def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
     script = KILL_IN_SAVE.format(signal="SIGINT", more="signal.raise_signal(signal.SIGINT)")
     done = run_python("-c", script, *flags(files, tmp_path))
     assert done.returncode == 130, done.stderr
-    assert done.stderr.strip().endswith("miniformer: stopped; nothing more was written")
+    assert done.stderr.strip().endswith("miniformer: interrupted; nothing more was written")
     assert "Traceback" not in done.stderr
 
 
@@ -432,7 +432,7 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
     assert "wrote" in out
     assert "kept" in out
     assert "python -m miniformer.trainer" in out
-    for text in ("single bytes", "xz -9", "this model", "what it writes after 'def '"):
+    for text in ("single bytes", "xz -9", "this model", "continuation of 'def '"):
         assert text in out
     assert (tmp_path / "demo-2" / "best" / "loss.png").exists()
     train, val = (
@@ -460,9 +460,9 @@ def test_the_demo_leaves_other_files_alone(tmp_path, capsys):
     assert own.read_text() == before
     assert not (tmp_path / "demo-data" / "train.jsonl").exists()
     out = capsys.readouterr().out
-    assert f"{tmp_path / 'demo-data'} holds other files, which stay as they are" in out
+    assert f"{tmp_path / 'demo-data'} has other files, which are not changed" in out
     assert f"wrote {folder / 'train.jsonl'}" in out
-    assert f"kept {folder / 'train.jsonl'}" in out
+    assert f"reused {folder / 'train.jsonl'}" in out
 
 
 def test_printed_commands_can_be_pasted(run, tmp_path, files, capsys):

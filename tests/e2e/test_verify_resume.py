@@ -70,7 +70,7 @@ def command(tmp_path, monkeypatch, capsys):
 def test_run_that_restores_all_state_is_exact(command, changes):
     code, line = command(**changes)
     assert re.fullmatch(
-        r"exact: 10 losses, all weights and the rest of the state are the same bits; "
+        r"exact: 10 losses, all weights and the rest of the state are equal; "
         r"2 kills, resumed from steps \[\d, \d\]", line
     )  # fmt: skip
     assert code == 0
@@ -165,7 +165,7 @@ LOSSES = r"in the loss of step \d+; at the end in: .*"
 def test_run_that_loses_state_is_not_exact(command, monkeypatch, plant, pattern, changes):
     plant(monkeypatch)
     code, line = command(**{"kills": 1, "optimizer": "adamw", "lr": 0.01, **changes})
-    start = "NOT exact: the resumed run differs from the undisturbed one "
+    start = "NOT exact: the resumed run differs from the uninterrupted one "
     assert line.startswith(start)
     assert re.fullmatch(pattern, line.removeprefix(start)), line
     assert code == 1

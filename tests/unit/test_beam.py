@@ -156,7 +156,7 @@ def log_p(model, source, start, target):
     [
         ({"num_beams": 0}, "num_beams must be at least 1, not 0"),
         ({"num_beams": 2, "temperature": 0.7}, "set temperature=0, not 0.7"),
-        ({"num_beams": 2, "top_k": 3}, "num_beams=2 samples nothing; leave top_k out"),
+        ({"num_beams": 2, "top_k": 3}, "num_beams=2 does not sample; leave top_k out"),
     ],
 )
 def test_what_does_not_go_with_a_search_is_refused(options, message):

@@ -116,8 +116,8 @@ def test_an_answer_that_is_not_whole_is_no_answer():
     [
         ({"regex": "(a"}, "regex: .*unclosed group"),
         ({"json_schema": {"type": "nix"}}, "json_schema: .*nix"),
-        ({"choices": []}, "choices must hold texts of one character or more"),
-        ({"regex": "a", "choices": ["a"]}, "regex and choices both say what form text has"),
+        ({"choices": []}, "choices must hold strings of one character or more"),
+        ({"regex": "a", "choices": ["a"]}, "regex and choices are both constraints"),
         (
             {"regex": "a", "stop_strings": ["b"]},
             "regex determines where an answer ends; leave stop_strings out",

@@ -77,11 +77,11 @@ def test_all_faults_are_counted_and_the_first_shown(tmp_path, capsys):
     path.write_bytes(b"\n".join(lines))
     assert check(path, "--task", "classification", "--faults", "4") == 1
     out = capsys.readouterr().out
-    assert "train: 3 good records" in out
-    assert "faults of train: 6" in out
+    assert "train: 3 valid records" in out
+    assert "invalid records of train: 6" in out
     named = re.findall(r"^  \S*bad.jsonl:(\d+): ", out, re.MULTILINE)
     assert named == ["2", "3", "5", "6"]
-    assert "6 faults; mend them, then train" in out
+    assert "6 invalid records; fix them before training" in out
 
 
 def test_a_sound_classification_file(tmp_path, capsys):
@@ -99,17 +99,17 @@ def test_a_sound_classification_file(tmp_path, capsys):
     out = capsys.readouterr().out
     lengths = [len(record["input"].split()) for record in records]
     assert f"median {int(np.median(lengths))}, 90 % up to {int(np.percentile(lengths, 90))}" in out
-    assert f"longest {max(lengths)}" in out
-    counted = re.findall(r"█* +([\d,]+) \(", out.split("labels:")[0].split("longest")[1])
+    assert f"maximum {max(lengths)}" in out
+    counted = re.findall(r"█* +([\d,]+) \(", out.split("labels:")[0].split("maximum")[1])
     assert sum(map(int, counted)) == 200, "every record is in one bar"
     assert re.search(r"often █{40} 180 \(90.0%\)", out)
     assert re.search(r"rare █{4} +20 \(10.0%\)", out)
     assert 'unbalanced: consider --task_config \'{"class_weights": "balanced"}\'' in out
     assert "duplicates of val in train: 5" in out
-    assert "nothing is wrong" in out
+    assert "no problems found" in out
     (length,) = re.findall(r"max_seq_len (\d+) \(", out)
     assert int(length) >= 1.5 * np.percentile(lengths, 99)
-    command = re.findall(r"^train it: (.*)$", out, re.MULTILINE)[0]
+    command = re.findall(r"^train: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
     assert f"--val_path {val}" in command
 
@@ -118,7 +118,7 @@ def test_batches_of_text_that_is_written_are_left_to_the_run(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"text": VERSE}] * 40)
     assert check(train) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^suggestion: max_seq_len \d+ \(words", out, re.MULTILINE)
+    assert re.search(r"^suggestion: max_seq_len \d+ \(a word", out, re.MULTILINE)
     assert "batch_size" not in out
     train = write(tmp_path / "pairs.jsonl", [{"source": VERSE, "target": VERSE}] * 40)
     assert check(train, "--task", "seq2seq") == 0
@@ -131,7 +131,7 @@ def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
     val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)
     assert check(train, "--task", "classification", "--val_path", val) == 1
     out = capsys.readouterr().out
-    assert "faults of val: 2" in out
+    assert "invalid records of val: 2" in out
     assert f"{val}:2: 'label' is 7, which is none of the classes trained on: 0, 1" in out
 
 
@@ -140,10 +140,10 @@ def test_values_pairs_vectors_and_targets(tmp_path, capsys):
     assert check(write(tmp_path / "a.jsonl", pairs), "--task", "regression") == 0
     out = capsys.readouterr().out
     assert "values: 0 to 10, mean 5, standard deviation 3.16228" in out
-    assert "longest 3" in out
+    assert "maximum 3" in out
     vectors = [{"input": [[0.5, 1.0]] * n, "value": float(n)} for n in (1, 4)]
     assert check(write(tmp_path / "b.jsonl", vectors), "--task", "regression") == 0
-    assert "longest 4" in capsys.readouterr().out
+    assert "maximum 4" in capsys.readouterr().out
     targets = [{"source": "ab", "target": "abc"}] * 3
     arguments = [write(tmp_path / "c.jsonl", targets), "--task", "seq2seq", "--tokenizer", "byte"]
     assert check(*arguments) == 0
@@ -157,7 +157,7 @@ def test_running_text(tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_text(VERSE)
     assert check(path) == 0
-    assert "train: 1 good records" in capsys.readouterr().out
+    assert "train: 1 valid records" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_running_text(tmp_path, capsys):
             ["--task", "clasification"],
             "unknown task 'clasification' (did you mean 'classification'",
         ),
-        (["--tokenizer", "bpe"], "tokenizer: bpe has to be trained first"),
+        (["--tokenizer", "bpe"], "tokenizer: bpe must be trained first"),
         (["--tokenizer", "nowhere"], "nowhere: no such tokenizer file"),
         (["--faults", "-1"], "faults must be at least 0, not -1"),
         (["--fault", "1"], "unknown flag --fault; did you mean --faults?"),
@@ -199,8 +199,8 @@ def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, ca
     assert check(path, "--task", "classification") == 0
     out = capsys.readouterr().out
     prefix = "warning: labels that differ only by spaces or Unicode normalization: "
-    assert f"{prefix}'good' ({path}:1), 'good ' ({path}:3); spell them alike" in out
-    assert f"{prefix}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); spell them alike" in out
+    assert f"{prefix}'good' ({path}:1), 'good ' ({path}:3); use one spelling" in out
+    assert f"{prefix}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); use one spelling" in out
     assert out.count("warning: ") == 2
     task = Classification().fit(as_records(str(path), Classification().schema))
     found = [line for line in task.data_warnings() if "differ only by spaces" in line]

@@ -23,7 +23,7 @@ GOOD_NAMES = ["a", "a.b", "...", "..a", ".a", "caf\u00e9 \u65e5", "x" * 200, "\u
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_name_that_cannot_be_a_folder_is_rejected(name):
     assert name_problem(name) is not None
-    with pytest.raises(ConfigError, match="experiment_name must be the name of one folder"):
+    with pytest.raises(ConfigError, match="experiment_name must be the name of a folder"):
         TrainConfig(train_path="a.txt", experiment_name=name)
     with pytest.raises(ValueError, match="cannot be registered"):
         registry.register("task", name, object())
@@ -48,7 +48,7 @@ PATHS = [
 
 @pytest.mark.parametrize("field", PATHS)
 def test_empty_path_is_rejected(field):
-    with pytest.raises(ConfigError, match=f"{field} is empty; leave it out or name one"):
+    with pytest.raises(ConfigError, match=f"{field} is empty; leave it out or give a path"):
         TrainConfig(train_path="a.txt", **{field: ""})
 
 

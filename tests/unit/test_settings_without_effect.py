@@ -22,8 +22,8 @@ SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32}
 
 REFUSED = {
     "warm-up": ({"warmup_steps": 7, "max_steps": 6}, "warmup_steps=7 is longer than the run of"),
-    "rate": ({"optimizer_config": {"lr": 1.0}}, "optimizer_config: lr is a setting of its own"),
-    "decay": ({"optimizer_config": {"weight_decay": 1.0}}, "weight_decay is a setting of its own"),
+    "rate": ({"optimizer_config": {"lr": 1.0}}, "optimizer_config: lr is a separate setting"),
+    "decay": ({"optimizer_config": {"weight_decay": 1.0}}, "weight_decay is a separate setting"),
     "workers of a stream": (
         {"streaming": True, "max_steps": 1, "num_workers": 1},
         "num_workers has no effect with streaming",
@@ -64,9 +64,9 @@ LIMITS = {
         {"early_stopping_patience": 3, "val_check_interval": 25}, 100, "a run of 4 validations early"
     ),
     "patience by unknown interval": ({"early_stopping_patience": 9, "val_check_interval": 5}, None, None),
-    "average": ({"average_checkpoints": 6}, 100, "average_checkpoints=6 is the mean of 5 only"),
+    "average": ({"average_checkpoints": 6}, 100, "average_checkpoints=6 averages 5 only"),
     "average of all": ({"average_checkpoints": 5}, 100, None),
-    "average by time": ({"average_checkpoints": 6}, None, "is the mean of 5 only"),
+    "average by time": ({"average_checkpoints": 6}, None, "averages 5 only"),
 }  # fmt: skip
 
 
@@ -203,15 +203,15 @@ def test_setting_has_effect_or_is_refused_or_warns(files, field):
 
 
 FROM_FILES = {
-    "find_lr": ({"find_lr": True, "lr": 0.1}, "find_lr would replace lr=0.1"),
+    "find_lr": ({"find_lr": True, "lr": 0.1}, "find_lr would override lr=0.1"),
     "model_size": (
         {"model_size": "tiny", "model_config": {**SMALL, "n_heads": 4}},
-        "model_size=tiny has no effect: model_config has all of it",
+        "model_size=tiny has no effect: model_config sets the whole shape",
     ),
-    "batch": ({"find_batch_size": True}, "find_batch_size would replace batch_size=2"),
+    "batch": ({"find_batch_size": True}, "find_batch_size would override batch_size=2"),
     "memory_limit": (
         {"memory_limit": "8GB", "activation_checkpointing": "full"},
-        "memory_limit would replace activation_checkpointing=full",
+        "memory_limit would override activation_checkpointing=full",
     ),
     "options": (
         {"optimizer_config": {"momentun": 0.9}},

@@ -1,4 +1,4 @@
-"""`miniformer data check`: what is in a file, and what is wrong with it, before hours are spent."""
+"""`miniformer data check`: statistics and invalid records of data files."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     from miniformer.data.inspect import SplitReport
 
 _BAR_WIDTH, _MAX_BARS = 40, 12  # width of the longest bar; bars of a histogram
-_MAX_BATCH_TOKENS = 4096  # in a batch that is suggested, at most
-_DEFAULT_BATCH_SIZE = 16  # examples, where nobody says otherwise
+_MAX_BATCH_TOKENS = 4096  # of a suggested batch
+_DEFAULT_BATCH_SIZE = 16  # examples
 
 
 def add_data_command(commands: Any) -> None:
-    """Adds `data`, which has subcommands of its own, to those of a parser."""
-    parser = command_parser("Look at data files.")
-    commands.add_subcommand("data", parser, help="look over data files before training")
+    """Adds `data`, which has its own subcommands, to the subcommands of a parser."""
+    parser = command_parser("Check data files.")
+    commands.add_subcommand("data", parser, help="check data files before training")
     check = command_parser(
-        "Print counts, lengths, labels, duplicates and faults of data files. A file without "
-        "faults is one that training takes. The exit code is 0 without faults, else 1."
+        "Print counts, lengths, labels, duplicates and invalid records of data files. Training "
+        "accepts files without invalid records. The exit code is 1 if there are any, else 0."
     )
-    check.add_argument("files", type=str, nargs="+", help="training files or patterns")
+    check.add_argument("files", type=str, nargs="+", help="training files or globs")
     check.add_argument(
         "--task", type=str, default="language_modeling", help=", ".join(_task_names())
     )
     check.add_argument(
-        "--task_config", type=dict, default={}, help="settings of the task, as train takes them"
+        "--task_config", type=dict, default={}, help="options of the task, as for train"
     )
     check.add_argument("--val_path", type=str | None, default=None, help="validation data")
     check.add_argument("--test_path", type=str | None, default=None, help="test data")
@@ -42,11 +42,13 @@ def add_data_command(commands: Any) -> None:
         "--tokenizer",
         type=str | None,
         default=None,
-        help="byte, or a tokenizer.json or directory, to count tokens; else words are counted",
+        help="byte, or a tokenizer.json or directory, to count tokens; null: words are counted",
     )
-    check.add_argument("--faults", type=int, default=10, help="faults to show of each split")
+    check.add_argument("--faults", type=int, default=10, help="invalid records shown per split")
     inner = parser.add_subcommands(required=True, dest="what")
-    inner.add_subcommand("check", check, help="counts, lengths, labels, duplicates, faults")
+    inner.add_subcommand(
+        "check", check, help="counts, lengths, labels, duplicates, invalid records"
+    )
 
 
 def run_data(values: dict[str, Any]) -> int:
@@ -69,7 +71,7 @@ def run_data(values: dict[str, Any]) -> int:
         task = registry.get("task", options["task"]).from_dict(options["task_config"])
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
-    count, unit = _length_counter(options["tokenizer"], list(task.schema))
+    length_fn, unit = _length_counter(options["tokenizer"], list(task.schema))
     console = make_console()
 
     def show(line: str) -> None:
@@ -80,7 +82,7 @@ def run_data(values: dict[str, Any]) -> int:
     with progress_bars(console) as progress:
         splits = [
             inspect_dataset(
-                name, path, task.schema, length_fn=count, max_errors=options["faults"],
+                name, path, task.schema, length_fn=length_fn, max_errors=options["faults"],
                 progress=progress,
             )
             for name, path in sources
@@ -89,26 +91,29 @@ def run_data(values: dict[str, Any]) -> int:
     for split in splits:
         for line in _format_split(split, unit):
             show(line)
-    for index, one in enumerate(splits):
-        for other in splits[index:]:
-            number, shown = find_duplicates(one, other)
-            within = f"within {one.name}" if one is other else f"of {other.name} in {one.name}"
-            show(f"duplicates {within}: {number:,}")
-            for line in shown:
+    for index, first in enumerate(splits):
+        for second in splits[index:]:
+            count, examples = find_duplicates(first, second)
+            name = (
+                f"within {first.name}" if first is second else f"of {second.name} in {first.name}"
+            )
+            show(f"duplicates {name}: {count:,}")
+            for line in examples:
                 show(f"  {line}")
     for line in similar_label_warnings(splits):
-        show(f"warning: {line}; spell them alike")
+        show(f"warning: {line}; use one spelling")
     check_training_rules(task, splits, max_errors=options["faults"])
-    wrong = sum(split.num_invalid for split in splits)
+    num_invalid = sum(split.num_invalid for split in splits)
     for split in splits:
         if split.num_invalid:
-            show(f"faults of {split.name}: {split.num_invalid:,}")
-            for fault in split.errors:
-                show(f"  {fault}")
+            show(f"invalid records of {split.name}: {split.num_invalid:,}")
+            for problem in split.errors:
+                show(f"  {problem}")
     for line in _suggest_settings(splits[0], unit, options):
         show(line)
-    show("nothing is wrong" if not wrong else f"{wrong:,} faults; mend them, then train")
-    return 1 if wrong else 0
+    summary = f"{num_invalid:,} invalid records; fix them before training"
+    show(summary if num_invalid else "no problems found")
+    return 1 if num_invalid else 0
 
 
 def _task_names() -> list[str]:
@@ -116,7 +121,7 @@ def _task_names() -> list[str]:
 
 
 def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]:
-    """A function that gives the lengths of records' fields, and their unit."""
+    """Function that returns the lengths of records' fields, and their unit."""
     if tokenizer is None:
 
         def length(texts: list[str]) -> list[int]:
@@ -128,18 +133,20 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
 
         if tokenizer != "byte" and tokenizer in registry.names("tokenizer"):
             raise UserError(
-                f"tokenizer: {tokenizer} has to be trained first; run miniformer tokenizer train, "
-                "and name its directory"
+                f"tokenizer: {tokenizer} must be trained first; run miniformer tokenizer train "
+                "and give its directory"
             )
-        one = Tokenizer.train("byte", []) if tokenizer == "byte" else Tokenizer.from_path(tokenizer)
+        loaded = (
+            Tokenizer.train("byte", []) if tokenizer == "byte" else Tokenizer.from_path(tokenizer)
+        )
 
         def length(texts: list[str]) -> list[int]:
-            return [len(ids) for ids in one.encode_batch(texts)]
+            return [len(ids) for ids in loaded.encode_batch(texts)]
 
         unit = "tokens"
 
     def count(records: list[Any]) -> dict[str, list[int]]:
-        found = {}
+        lengths = {}
         for name in fields:
             values = [record[name] for record in records if isinstance(record[name], str | list)]
             if not values or name == "label":
@@ -152,8 +159,8 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
             vectors = [
                 len(v) for v in values if not isinstance(v, str) and not isinstance(v[0], str)
             ]
-            found[name] = length(texts) + vectors
-        return found
+            lengths[name] = length(texts) + vectors
+        return lengths
 
     return count, unit
 
@@ -161,23 +168,23 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
 def _format_split(split: SplitReport, unit: str) -> Iterator[str]:
     import numpy as np
 
-    good = len(split.rows)
-    yield f"{split.name}: {good:,} good records, {split.records.n_bytes:,} bytes"
+    num_valid = len(split.rows)
+    yield f"{split.name}: {num_valid:,} valid records, {split.records.n_bytes:,} bytes"
     for name, lengths in split.lengths.items():
-        some = [int(np.percentile(lengths, q)) for q in (50, 90, 99)]
+        percentiles = [int(np.percentile(lengths, q)) for q in (50, 90, 99)]
         yield (
-            f"length of {name} in {unit} (vectors where it has them): median {some[0]}, 90 % up to "
-            f"{some[1]}, 99 % up to {some[2]}, longest {int(lengths.max())}"
+            f"length of {name} in {unit} (or vectors): median {percentiles[0]}, 90 % up to "
+            f"{percentiles[1]}, 99 % up to {percentiles[2]}, maximum {int(lengths.max())}"
         )
         yield from _histogram(lengths)
     if split.label_counts:
         yield f"labels: {len(split.label_counts)} classes"
-        most = split.label_counts.most_common()
-        for label, number in most[:_MAX_BARS]:
-            yield _bar(str(label), number, most[0][1], good)
-        if len(most) > _MAX_BARS:
-            yield f"  ... and {len(most) - _MAX_BARS} more, the rarest with {most[-1][1]:,}"
-        if most[0][1] > 3 * most[-1][1]:
+        counts = split.label_counts.most_common()
+        for label, count in counts[:_MAX_BARS]:
+            yield _bar(str(label), count, counts[0][1], num_valid)
+        if len(counts) > _MAX_BARS:
+            yield f"  ... and {len(counts) - _MAX_BARS} more, the rarest with {counts[-1][1]:,}"
+        if counts[0][1] > 3 * counts[-1][1]:
             yield """  unbalanced: consider --task_config '{"class_weights": "balanced"}'"""
     if len(split.values):
         low, high = float(split.values.min()), float(split.values.max())
@@ -193,16 +200,16 @@ def _histogram(values: np.ndarray) -> Iterator[str]:
 
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind == "i":
-        width = -(-int(high - low + 1) // _MAX_BARS)  # as many whole numbers in each bar
+        width = -(-int(high - low + 1) // _MAX_BARS)  # integers per bar
         edges = np.arange(int(low), int(high) + width + 1, width) - 0.5
         names = [f"{ceil(edge)}-{ceil(edge) + width - 1}" for edge in edges[:-1]]
         names = [name.split("-")[0] for name in names] if width == 1 else names
     else:
         edges = np.linspace(low, high, _MAX_BARS + 1)
         names = [f"{edge:.3g}" for edge in edges[:-1]]
-    numbers, _ = np.histogram(values, edges)
-    for name, number in zip(names, numbers.tolist(), strict=True):
-        yield _bar(name, number, int(numbers.max()), len(values))
+    counts, _ = np.histogram(values, edges)
+    for name, count in zip(names, counts.tolist(), strict=True):
+        yield _bar(name, count, int(counts.max()), len(values))
 
 
 def _bar(name: str, count: int, max_count: int, total: int) -> str:
@@ -216,30 +223,32 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
 
     if not split.lengths:
         return
-    # A pair or a prompt has a boundary or two beside its text.
+    # A pair or prompt has one or two boundary tokens.
     covered = max(float(np.percentile(lengths, 99)) for lengths in split.lengths.values()) + 2
     length = -(-int(covered * (1.5 if unit == "words" else 1.0)) // 16) * 16
     if unit == "words":
-        length = max(length, 48)  # a single word may be read letter by letter
-    name = options["task"]
-    if name == "language_modeling":
+        length = max(length, 48)  # single words may be tokenized by characters
+    task = options["task"]
+    if task == "language_modeling":
         length = min(max(length, 128), 256)
-    told, flags = "", ""
-    if not registry.get("task", name).per_token_loss:  # else they follow from the text
+    batch_size, flags = "", ""
+    if not registry.get(
+        "task", task
+    ).per_token_loss:  # otherwise the batch size follows from the tokens
         mean = sum(float(lengths.mean()) for lengths in split.lengths.values())
         mean = min(mean * (1.5 if unit == "words" else 1.0) + 1, length)
-        fits = max(1, _MAX_BATCH_TOKENS // int(mean))
-        size = 2 ** (fits.bit_length() - 1)
+        max_size = max(1, _MAX_BATCH_TOKENS // int(mean))
+        size = 2 ** (max_size.bit_length() - 1)
         if size < _DEFAULT_BATCH_SIZE:
-            told, flags = f", batch_size {size}", f" --batch_size {size}"
-    about = " (words, counted as 1.5 tokens each)" if unit == "words" else ""
-    yield f"suggestion: max_seq_len {length}{told}{about}"
+            batch_size, flags = f", batch_size {size}", f" --batch_size {size}"
+    note = " (a word counts as 1.5 tokens)" if unit == "words" else ""
+    yield f"suggestion: max_seq_len {length}{batch_size}{note}"
     paths = "".join(
-        f" --{each} {shlex.quote(options[each])}" for each in ("val_path", "test_path")
-        if options[each]
+        f" --{name} {shlex.quote(options[name])}" for name in ("val_path", "test_path")
+        if options[name]
     )  # fmt: skip
     first = shlex.quote(options["files"][0])
     yield (
-        f"train it: {python_command()} -m miniformer.trainer --task {name} --train_path {first}{paths} "
-        f"--model_config '{{\"max_seq_len\": {length}}}'{flags}"
+        f"train: {python_command()} -m miniformer.trainer --task {task} --train_path {first}"
+        f"{paths} --model_config '{{\"max_seq_len\": {length}}}'{flags}"
     )

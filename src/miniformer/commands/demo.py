@@ -1,7 +1,7 @@
-"""The demo: a language model of Python, trained on the standard library's own source, in minutes.
+"""`miniformer demo`: trains a language model on the source of Python's standard library in minutes.
 
-The text is real, large, and on every machine that runs Python. Validation is on whole modules that
-were never trained on, chosen by a hash of their names, so the split is the same everywhere.
+A hash of a module's name decides whether it is validation data, so the split is the same on every
+machine.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from miniformer.training.callbacks.progress import make_console
 from miniformer.training.run import train
 from miniformer.utils.atomic import write_text
 
-_VAL_MODULE_INTERVAL = 20  # one module in so many is held out
-# Not everywhere, not written by hand, or tests.
+_VAL_MODULE_INTERVAL = 20  # one module in 20 is validation data
+# Platform-specific, generated, or tests.
 _EXCLUDED_DIRS = {
     *("__pycache__", "dist-packages", "encodings", "idlelib", "lib2to3", "pydoc_data"),
     *("site-packages", "test", "tests", "turtledemo"),
@@ -42,20 +42,20 @@ _MODEL_CONFIG = {
     "max_seq_len": 256,
     "dropout": 0.0,
     "activation": "swiglu",
-    "norm": "rmsnorm",  # with it and without biases it is a Llama, and can be exported as one
+    "norm": "rmsnorm",  # with rmsnorm and without biases it can be exported as a Llama
     "bias": False,
 }
 
 
 def run_demo(*, minutes: float, work_dir: str) -> int:
-    """Writes the data, trains, and tells how good the model is; returns the exit code.
+    """Writes the data, trains, and prints metrics; returns the exit code.
 
     Args:
         minutes: training time.
         work_dir: folder for data and run.
 
     Raises:
-        UserError: see `train`; or there is no Python source on this machine.
+        UserError: see `train`; or this machine has no Python source.
     """
     console = make_console()
     texts = _read_modules(Path(sysconfig.get_paths()["stdlib"]))
@@ -71,7 +71,7 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
         work_dir=work_dir,
         experiment_name="demo",
     )
-    console.print("\nthe same, by hand:\n" + _training_command(config) + "\n")
+    console.print("\nthe same command line:\n" + _training_command(config) + "\n")
     result = train(config, console=console)
     code = report_result(result, console)
     if result.interrupted is None:
@@ -81,7 +81,7 @@ def run_demo(*, minutes: float, work_dir: str) -> int:
 
 
 def _read_modules(root: Path) -> dict[str, str]:
-    """File name -> its lines, one module of the standard library each."""
+    """Text of each file; each line is a module of the standard library."""
     lines: dict[str, list[str]] = {"train.jsonl": [], "val.jsonl": []}
     for path in _find_modules(root):
         try:
@@ -93,71 +93,69 @@ def _read_modules(root: Path) -> dict[str, str]:
         record = json.dumps({"text": text, "file": name})
         lines["val.jsonl" if held_out else "train.jsonl"].append(record)
     if not all(lines.values()):
-        raise UserError(
-            f"no Python source was found in {root}; train on a file of your own instead"
-        )
-    return {name: "\n".join(some) + "\n" for name, some in lines.items()}
+        raise UserError(f"no Python source found in {root}; train on a file of your own instead")
+    return {name: "\n".join(records) + "\n" for name, records in lines.items()}
 
 
 def _write_data(texts: dict[str, str], work_dir: Path, console: Console) -> Path:
-    """Writes the files to `work_dir/demo-data`, or the first of `demo-data-2`, ... that is free.
+    """Writes the files to `work_dir/demo-data`, or to the first free of `demo-data-2`, ...
 
-    Files that are there already are kept if they are the same; no others are touched.
+    Existing equal files are reused; other files are not changed.
     """
     for number in itertools.count(1):
         folder = work_dir / ("demo-data" if number == 1 else f"demo-data-{number}")
         try:
-            there = {
+            existing = {
                 name: (folder / name).read_bytes() for name in texts if (folder / name).exists()
             }
-            if any(there[name] != texts[name].encode() for name in there):
-                console.print(f"{folder} holds other files, which stay as they are")
+            if any(existing[name] != texts[name].encode() for name in existing):
+                console.print(f"{folder} has other files, which are not changed")
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in texts.items():
-                if name not in there:
+                if name not in existing:
                     write_text(folder / name, text)
-                verb = "kept" if name in there else "wrote"
+                verb = "reused" if name in existing else "wrote"
                 size = f"{text.count(chr(10))} modules, {len(text) / 1e6:.2f} MB"
                 console.print(f"{verb} {folder / name}: {size}")
         except OSError as error:
             raise UserError(f"work_dir: cannot write {folder}: {error.strerror}") from None
-        console.print(f"its first line: {texts['train.jsonl'][:88]}...")
+        console.print(f"first line: {texts['train.jsonl'][:88]}...")
         return folder
     raise AssertionError("there is always a free number")
 
 
 def _find_modules(root: Path) -> list[Path]:
-    found = []
-    for directory, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if name not in _EXCLUDED_DIRS)
-        found += [Path(directory, name) for name in files if name.endswith(".py")]
-    return sorted(found)
+    paths = []
+    for directory, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if name not in _EXCLUDED_DIRS)
+        paths += [Path(directory, name) for name in files if name.endswith(".py")]
+    return sorted(paths)
 
 
 def _training_command(config: TrainConfig) -> str:
-    """The command line that trains the same model."""
-    words = [
+    """Command line that trains the same model."""
+    flags = [
         f"--{name} {shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))}"
         for name, value in config.non_default_fields().items()
     ]
-    return " \\\n  ".join([f"{python_command()} -m miniformer.trainer", *words])
+    return " \\\n  ".join([f"{python_command()} -m miniformer.trainer", *flags])
 
 
 def _print_baselines(val_path: Path, bits_per_byte: float, console: Console) -> None:
-    """Sets the model's bits per byte beside what others need for the same held-out text."""
+    """Prints bits per byte of the validation text: single bytes, xz and the model."""
     records = [json.loads(line) for line in val_path.read_text(encoding="utf-8").splitlines()]
     text = "".join(record["text"] for record in records).encode()
     counts = Counter(text)
     unigram = -sum(n / len(text) * math.log2(n / len(text)) for n in counts.values())
     xz = 8 * len(lzma.compress(text, preset=9)) / len(text)
-    console.print("\nbits per byte of the held-out modules (lower is better):")
+    console.print("\nbits per byte of the validation modules (lower is better):")
     for name, value in (("single bytes", unigram), ("xz -9", xz), ("this model", bits_per_byte)):
         console.print(f"  {name:<14}{value:5.2f}  {'#' * round(value * 10)}")
 
 
 def _print_completion(directory: Path, console: Console) -> None:
     prompt = "def "
-    console.print(f"\nwhat it writes after {prompt!r}:\n")
+    console.print(f"\ncontinuation of {prompt!r}:\n")
     text = load(directory).generate(prompt, max_new_tokens=80, temperature=0.7, top_p=0.95, seed=0)
     console.print(prompt + text)

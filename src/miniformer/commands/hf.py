@@ -1,4 +1,4 @@
-"""`miniformer import` and `miniformer export`: Hugging Face's files, in and out."""
+"""`miniformer import` and `miniformer export`: conversion from and to Hugging Face files."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from miniformer.config.command_line import command_parser, miniformer_command, p
 
 def add_hf_commands(commands: Any) -> None:
     """Adds `import` and `export` to the subcommands of a parser."""
-    importing = command_parser("Make a model directory of a Hugging Face model.")
-    importing.add_argument("source", type=str, help="a directory, or a name on the hub: user/name")
-    importing.add_argument("out", type=str, help="model directory to make")
+    importing = command_parser("Convert a Hugging Face model to a model directory.")
+    importing.add_argument("source", type=str, help="directory, or name on the hub: user/name")
+    importing.add_argument("out", type=str, help="model directory to write")
     importing.add_argument(
         "--revision", type=str | None, default=None, help="branch, tag or commit"
     )
     importing.add_argument(
-        "--max_seq_len", type=int | None, default=None, help="tokens at most; default: the files'"
+        "--max_seq_len",
+        type=int | None,
+        default=None,
+        help="context length; null: that of the model",
     )
     importing.add_argument(
         "--custom_code", type=str, default="refuse",
-        help="refuse a model that names code of its own, or ignore the code (it is never run)",
+        help="refuse a model that has custom code, or ignore the code (it is never run)",
     )  # fmt: skip
-    commands.add_subcommand("import", importing, help="bring a Hugging Face model here")
-    exporting = command_parser("Write a model directory as files that others load.")
+    commands.add_subcommand(
+        "import", importing, help="convert a Hugging Face model to a model directory"
+    )
+    exporting = command_parser("Convert a model directory to Hugging Face files.")
     exporting.add_argument("directory", type=str, help="model directory")
-    exporting.add_argument("out", type=str, help="directory to make")
-    exporting.add_argument("--to", type=str, default="hf", help="hf: Hugging Face's files")
+    exporting.add_argument("out", type=str, help="directory to write")
+    exporting.add_argument("--to", type=str, default="hf", help="hf: Hugging Face files")
     exporting.add_argument(
         "--family", type=str | None, default=None, help="model_type to write, such as llama"
     )
-    commands.add_subcommand("export", exporting, help="write a model for transformers and others")
+    commands.add_subcommand("export", exporting, help="convert a model for transformers and others")
 
 
 def run_import(values: dict[str, Any]) -> int:
@@ -45,24 +50,24 @@ def run_import(values: dict[str, Any]) -> int:
     settings = {} if length is None else {"max_seq_len": length}
     from miniformer.interop.hf.api import import_hf
 
-    began = time.monotonic()
-    made = import_hf(
+    start_time = time.monotonic()
+    result = import_hf(
         values["source"],
         values["out"],
         revision=values["revision"],
         custom_code=values["custom_code"],
         **settings,
     )
-    took = time.monotonic() - began
-    config = made.config
+    seconds = time.monotonic() - start_time
+    config = result.config
     print(
-        f"{made.class_name}: {config.n_layers} layers of width {config.d_model}, "
-        f"{made.n_bytes / 1e6:,.1f} MB in {took:.1f} s"
+        f"{result.class_name}: {config.n_layers} layers of width {config.d_model}, "
+        f"{result.n_bytes / 1e6:,.1f} MB in {seconds:.1f} s"
     )
-    for note in made.notes:
+    for note in result.notes:
         print(note)
-    look = f"{python_command()} -m miniformer.doctor {shlex.quote(values['out'])}"
-    print(f"it is in {values['out']}; look at it: {look}")
+    doctor = f"{python_command()} -m miniformer.doctor {shlex.quote(values['out'])}"
+    print(f"written to {values['out']}; check it: {doctor}")
     return 0
 
 
@@ -73,6 +78,6 @@ def run_export(values: dict[str, Any]) -> int:
     from miniformer.interop.hf.export import to_hf
 
     to_hf(Path(values["directory"]), values["out"], family=values["family"])
-    print(f"transformers loads it from {values['out']}, see its README.md")
-    print(f"and back: {miniformer_command()} import {shlex.quote(values['out'])} DIRECTORY")
+    print(f"written to {values['out']} for transformers; see its README.md")
+    print(f"convert back: {miniformer_command()} import {shlex.quote(values['out'])} DIRECTORY")
     return 0

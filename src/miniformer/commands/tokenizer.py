@@ -1,4 +1,4 @@
-"""`miniformer tokenizer train`: a tokenizer from the user's own text, to be used by many runs."""
+"""`miniformer tokenizer train`: trains a tokenizer that several runs can use."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.config.command_line import command_parser, python_command
 
-_TEXT_FIELDS = ("text", "input", "source", "target")  # of the records of all tasks
+_TEXT_FIELDS = ("text", "input", "source", "target")  # text fields of all tasks
 
 
 def add_tokenizer_command(commands: Any) -> None:
-    """Adds `tokenizer`, which has subcommands of its own, to those of a parser."""
-    parser = command_parser("Train a tokenizer by itself.")
-    commands.add_subcommand("tokenizer", parser, help="train a tokenizer by itself")
+    """Adds `tokenizer`, which has its own subcommands, to the subcommands of a parser."""
+    parser = command_parser("Train a tokenizer.")
+    commands.add_subcommand("tokenizer", parser, help="train a tokenizer")
     train = command_parser("Train a tokenizer on the text of .jsonl and .txt files.")
-    train.add_argument("files", type=str, nargs="+", help="files or patterns, maybe .gz or .zst")
+    train.add_argument("files", type=str, nargs="+", help="files or globs, optionally .gz or .zst")
     train.add_argument("--kind", type=str, default="bpe", help=", ".join(_tokenizer_kinds()))
-    train.add_argument("--vocab_size", type=int | None, default=None, help="ids at most")
+    train.add_argument("--vocab_size", type=int | None, default=None, help="maximum number of ids")
     train.add_argument(
         "--fields", type=list[str], default=list(_TEXT_FIELDS),
-        help="fields of a record whose text it learns from, such as '[source]'",
+        help="fields of a record to train on, such as '[source]'",
     )  # fmt: skip
     train.add_argument("--out", type=str, default="tokenizer", help="directory to write")
     inner = parser.add_subcommands(required=True, dest="what")
-    inner.add_subcommand("train", train, help="train one on your text")
+    inner.add_subcommand("train", train, help="train a tokenizer on your text")
 
 
 def run_tokenizer(values: dict[str, Any]) -> int:
@@ -39,9 +39,9 @@ def run_tokenizer(values: dict[str, Any]) -> int:
     if kind not in _tokenizer_kinds():
         raise UserError(registry.unknown_name_message("kind", kind, _tokenizer_kinds()))
     if (out / "tokenizer.json").exists():
-        raise UserError(f"out: {out} holds a tokenizer already; name another directory")
+        raise UserError(f"out: {out} already has a tokenizer; use another directory")
     if out.exists() and not out.is_dir():
-        raise UserError(f"out: {out} is a file; name a directory")
+        raise UserError(f"out: {out} is a file; use a directory")
     from miniformer.data.reading.records import JSONLinesDataset
     from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.data.tokenizers.training import SAMPLE_BYTES, TextSample
@@ -52,10 +52,10 @@ def run_tokenizer(values: dict[str, Any]) -> int:
         records = JSONLinesDataset(options["files"], {}, progress=progress)
         fields = options["fields"]
         sample = TextSample(_iter_texts(records, fields, progress))
-        began = time.monotonic()
+        start_time = time.monotonic()
         tokenizer = Tokenizer.train(kind, sample, options["vocab_size"])
     if not sample.num_chars:
-        raise UserError(f"{records.name}: there is no text in it")
+        raise UserError(f"{records.name}: no text found")
     size = tokens = 0
     for text in TextSample(_iter_texts(records, fields, lambda *_: None), 2**20):
         size += len(text.encode())
@@ -65,11 +65,11 @@ def run_tokenizer(values: dict[str, Any]) -> int:
         tokenizer.save(out / "tokenizer.json")
     except OSError as error:
         raise UserError(f"out: cannot write {out}: {error.strerror}") from None
-    part = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.truncated else ""
+    prefix = f"the first {SAMPLE_BYTES / 1e6:.0f} MB of " if sample.truncated else ""
     console.print(
-        f"{kind}: {tokenizer.vocab_size:,} ids, trained on {part}{records.name} in "
-        f"{time.monotonic() - began:.1f} s; {size / max(1, tokens):.2f} bytes a token on its "
-        "beginning"
+        f"{kind}: {tokenizer.vocab_size:,} ids, trained on {prefix}{records.name} in "
+        f"{time.monotonic() - start_time:.1f} s; {size / max(1, tokens):.2f} bytes per token "
+        "at its start"
     )
     console.print(f"tokenizer: {out}")
     first = shlex.quote(str(records.files[0]))
@@ -85,12 +85,12 @@ def _tokenizer_kinds() -> list[str]:
 
 
 def _iter_texts(records: Any, fields: list[str], progress: Any) -> Iterator[str]:
-    """Every text of every record's fields."""
+    """All texts in the fields of all records."""
     for index, record in enumerate(records):
         texts = [text for name in fields for text in _strings(record.get(name))]
         if not texts:
             raise UserError(
-                f"{records.location(index)}: the record has no text; it needs a string as one of "
+                f"{records.location(index)}: the record has no text; it needs a string in one of "
                 f"{', '.join(map(repr, fields))}"
             )
         yield from texts

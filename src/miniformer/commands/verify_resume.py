@@ -1,4 +1,4 @@
-"""`miniformer verify-resume`: proves that a run goes on after a kill with the same bits."""
+"""`miniformer verify-resume`: checks that a killed run resumes bit-exactly."""
 
 from __future__ import annotations
 
@@ -17,48 +17,47 @@ def add_verify_command(commands: Any) -> None:
     """Adds the subcommand."""
     parser = train_parser()
     parser.description = (
-        "Kill the first steps of a run at batches chosen by chance, resume them, and compare every "
-        "loss, and weights and state at the end, with those of a run left alone. Its flags are "
-        "those of train."
+        "Kill the first steps of a run at random batches, resume, and compare all losses and the "
+        "final weights and state with those of an uninterrupted run. Has the flags of train."
     )
     parser.add_argument(
-        "--steps", type=int, default=_VERIFY_DEFAULTS["steps"], help="optimiser steps to compare"
+        "--steps", type=int, default=_VERIFY_DEFAULTS["steps"], help="optimizer steps to compare"
     )
     parser.add_argument(
-        "--kills", type=int, default=_VERIFY_DEFAULTS["kills"], help="how often the run is killed"
+        "--kills", type=int, default=_VERIFY_DEFAULTS["kills"], help="number of kills"
     )
     commands.add_subcommand(
-        "verify-resume", parser, help="prove that a run can be killed and resumed, bit for bit"
+        "verify-resume", parser, help="check that a killed run resumes bit-exactly"
     )
 
 
 def run_verify(values: dict[str, Any]) -> int:
     """Runs the subcommand; exit code 1: the runs differ."""
-    own = {name: values.pop(name, default) for name, default in _VERIFY_DEFAULTS.items()}
-    for name, value in own.items():
+    options = {name: values.pop(name, default) for name, default in _VERIFY_DEFAULTS.items()}
+    for name, value in options.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
     config = TrainConfig.from_dict(values)
     if config.resume is not None:
-        raise UserError("verify-resume begins runs of its own; leave resume out")
+        raise UserError("verify-resume starts its own runs; leave resume out")
     from miniformer.training.resume.verify import (
-        verify_resume,  # only now: it takes seconds to import
+        verify_resume,  # the import takes seconds
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        verdict = verify_resume(config, Path(folder), seed=config.seed, **own)
-    if verdict.bit_exact:
+        result = verify_resume(config, Path(folder), seed=config.seed, **options)
+    if result.bit_exact:
         print(
-            f"exact: {verdict.steps} losses, all weights and the rest of the state are the same "
-            f"bits; {len(verdict.kills)} kills, resumed from steps {verdict.resumed_steps}"
+            f"exact: {result.steps} losses, all weights and the rest of the state are "
+            f"equal; {len(result.kills)} kills, resumed from steps {result.resumed_steps}"
         )
         return 0
-    where = (
+    differences = (
         []
-        if verdict.first_different_step is None
-        else [f"in the loss of step {verdict.first_different_step}"]
+        if result.first_different_step is None
+        else [f"in the loss of step {result.first_different_step}"]
     )
-    if verdict.different_parts:
-        where.append(f"at the end in: {', '.join(verdict.different_parts)}")
-    print(f"NOT exact: the resumed run differs from the undisturbed one {'; '.join(where)}")
+    if result.different_parts:
+        differences.append(f"at the end in: {', '.join(result.different_parts)}")
+    print(f"NOT exact: the resumed run differs from the uninterrupted one {'; '.join(differences)}")
     return 1

@@ -1,4 +1,4 @@
-"""What all commands share: flags made from dataclasses, one clear message for a mistake."""
+"""Helpers of the commands: flags from configs, user errors, warnings."""
 
 from __future__ import annotations
 
@@ -82,25 +82,25 @@ def run_command(
     *,
     defaults: bool = True,
 ) -> int:
-    """Parses `arguments` (None: the process's own) and runs the command with them.
+    """Parses arguments and runs a command.
 
     Args:
-        parser: of the command.
-        arguments: its words.
-        run: given the values by name.
-        defaults: whether they include what was not said.
+        parser: parser of the command.
+        argv: arguments; None: those of the process.
+        run: called with the values by name; returns the exit code.
+        defaults: add defaults for flags that are not given.
 
     Returns:
-        The exit code: what `run` returns, 2 after a user's mistake, 130 after Ctrl-C.
+        The exit code of `run`; 2 after a user error, 130 after Ctrl-C.
     """
-    words = sys.argv[1:] if argv is None else argv
+    args = sys.argv[1:] if argv is None else argv
 
     def parse_and_run() -> int:
         with _user_warnings():
             try:
-                values = parser.parse_args(words, defaults=defaults).as_dict()
+                values = parser.parse_args(args, defaults=defaults).as_dict()
             except jsonargparse.ArgumentError as error:
-                raise UserError(_rewrite_parser_error(str(error), parser, words)) from None
+                raise UserError(_rewrite_parser_error(str(error), parser, args)) from None
             values.pop("config", None)
             return run(values)
 
@@ -108,7 +108,7 @@ def run_command(
 
 
 def run_guarded(run: Callable[[], int]) -> int:
-    """What `run` returns; 2 after a user's mistake, which is told, and 130 after Ctrl-C."""
+    """Exit code of `run`; 2 after a user error, which is printed, and 130 after Ctrl-C."""
     with printable_output():
         try:
             return run()
@@ -116,7 +116,7 @@ def run_guarded(run: Callable[[], int]) -> int:
             print(f"miniformer: error: {error}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("\nminiformer: stopped; nothing more was written", file=sys.stderr)
+            print("\nminiformer: interrupted; nothing more was written", file=sys.stderr)
             return 130
 
 
@@ -128,19 +128,19 @@ def _google_style() -> Any:
 
 @contextlib.contextmanager
 def _user_warnings() -> Iterator[None]:
-    """Shows our warnings to a user, who has no use for the line of code that gave them."""
+    """Prints warnings for users without the line of code that emitted them."""
     with warnings.catch_warnings():
-        for shown in (NoEffectWarning, RenamedWarning):
-            warnings.simplefilter("always", shown)
-        show = warnings.showwarning
+        for category in (NoEffectWarning, RenamedWarning):
+            warnings.simplefilter("always", category)
+        original = warnings.showwarning
 
-        def tell(message: Any, category: type[Warning], *more: Any, **options: Any) -> None:
+        def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
             if category in (NoEffectWarning, RenamedWarning):
                 print(f"miniformer: warning: {message}", file=sys.stderr)
             else:
-                show(message, category, *more, **options)
+                original(message, category, *args, **kwargs)
 
-        warnings.showwarning = tell
+        warnings.showwarning = show
         yield
 
 
@@ -157,28 +157,28 @@ _TYPE_NAMES = {
 def _rewrite_parser_error(
     message: str, parser: jsonargparse.ArgumentParser, argv: list[str]
 ) -> str:
-    """The parser's message in the words of this house, with the nearest flag for an unknown one."""
+    """Parser message reworded for users, with the closest flag for an unknown one."""
     message = " ".join(message.split())
     names = _flag_names(parser, argv)
-    if found := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        flag = found[1].partition("=")[0]
+    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        flag = match[1].partition("=")[0]
         if not flag.startswith("-"):
             return f"unexpected argument {flag!r}; see --help"
         return f"unknown flag {flag}{_suggest_name(flag, names)}"
-    if found := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
+    if match := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
         types = [
             _TYPE_NAMES.get(name, name)
             for name in re.findall(r"Expected a <class '(\w+)'>", message)
         ]
         if types:
-            return f"{found[1]} must be {' or '.join(dict.fromkeys(types))}, not {found[2]}"
-    if found := re.search(r"arguments are required: (.*)", message):
-        missing = [name.rpartition(".")[2] for name in found[1].split(", ")]
+            return f"{match[1]} must be {' or '.join(dict.fromkeys(types))}, not {match[2]}"
+    if match := re.search(r"arguments are required: (.*)", message):
+        missing = [name.rpartition(".")[2] for name in match[1].split(", ")]
         return f"missing: {', '.join(missing)}; see --help"
     file = _config_path(argv)
-    if found := re.search(r"Option '(\w+)' is not accepted", message):
+    if match := re.search(r"Option '(\w+)' is not accepted", message):
         known = [name.removeprefix("--") for name in names]
-        return f"{file}: unknown field {found[1]!r}{_suggest_name(found[1], known)}"
+        return f"{file}: unknown field {match[1]!r}{_suggest_name(match[1], known)}"
     if "File does not exist" in message:
         return f"{file}: no such file"
     if "Unexpected config" in message:
@@ -190,43 +190,43 @@ def _rewrite_parser_error(
 
 
 def _suggest_name(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else "; see --help"
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else "; see --help"
 
 
 def _flag_names(parser: Any, argv: list[str]) -> list[str]:
-    """The flags of the chosen subcommand, or of a parser that has none."""
+    """Flags of the subcommand in `argv`, or of the parser itself."""
     flags: list[str] = []
     for action in parser._actions:
         children = getattr(action, "_name_parser_map", None)
         if isinstance(children, dict):
-            for place, name in enumerate(argv):
+            for index, name in enumerate(argv):
                 if name in children:
-                    return _flag_names(children[name], argv[place + 1 :])
+                    return _flag_names(children[name], argv[index + 1 :])
         flags += action.option_strings if action.help != argparse.SUPPRESS else []
     return flags
 
 
 def _config_path(argv: list[str]) -> str:
-    """The value of the last --config."""
-    joined = " ".join(re.sub(r"^--config=", "--config ", word) for word in argv)
+    """Value of the last --config."""
+    joined = " ".join(re.sub(r"^--config=", "--config ", arg) for arg in argv)
     files: list[str] = re.findall(r"--config (\S+)", joined)
     return files[-1] if files else "config"
 
 
 def python_command() -> str:
-    """How to call this Python from a shell: `python` where that is the same one."""
-    this, named = Path(sys.executable), Path(shutil.which("python") or "")
-    # Environments are links to one and the same file, so the folder counts as well.
-    if named.parent == this.parent and named.samefile(this):
+    """Shell command of this Python: `python` if that is the same one."""
+    this, found = Path(sys.executable), Path(shutil.which("python") or "")
+    # Virtual environments link to the same file, so the folders must be equal, too.
+    if found.parent == this.parent and found.samefile(this):
         return "python"
-    near = os.path.relpath(sys.executable)
-    return shlex.quote(sys.executable if near.startswith("..") else near)
+    relative = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if relative.startswith("..") else relative)
 
 
 def miniformer_command() -> str:
-    """How to call the `miniformer` command of this installation from a shell."""
-    beside = Path(sys.executable).with_name("miniformer")
-    if shutil.which("miniformer") == str(beside):
+    """Shell command of this installation's `miniformer`."""
+    script = Path(sys.executable).with_name("miniformer")
+    if shutil.which("miniformer") == str(script):
         return "miniformer"
     return f"{python_command()} -m miniformer.cli"

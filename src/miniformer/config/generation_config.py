@@ -1,4 +1,4 @@
-"""GenerationConfig: how the next token is chosen and when to stop."""
+"""GenerationConfig: decoding settings."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from typing import Any, ClassVar
 from miniformer.config.renames import GENERATION_FIELDS
 from miniformer.config.strict import StrictConfig, option
 
+_CONSTRAINTS = ("regex", "choices", "json_schema")
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig(StrictConfig):
-    """Decoding settings; saved in the model directory as its defaults.
+    """Decoding settings; a model directory stores its defaults.
 
-    What is chosen goes through these in their order: penalties and bans, temperature, top_k, top_p,
-    min_p. That of Hugging Face and vLLM is the same.
+    Logits go through, in this order: penalties and bans, temperature, top_k, top_p, min_p. The
+    order is that of Hugging Face and vLLM.
 
     Args:
-        max_new_tokens: tokens to add to each prompt at most.
-        context_shift: forget the beginning of what is longer than the model reads: of a prompt, and of a
-            text that has grown so long, the last half is read again and gone on from.
-        min_new_tokens: tokens to add before one that ends the text may come.
-        temperature: logits are divided by it before sampling; 0: always the likeliest token
-            (greedy).
-        top_k: sample among the k likeliest tokens only.
-        top_p: sample among the fewest tokens that hold at least this probability (nucleus sampling,
-            Holtzman et al. 2019).
-        min_p: sample among tokens at least this many times as likely as the likeliest one (Nguyen
-            et al. 2024).
-        repetition_penalty: logits of tokens that are in prompt or text are divided by it where they
-            are above 0, else multiplied with it (CTRL, Keskar et al. 2019); 1: none.
-        frequency_penalty: taken off a token's logit for each time that it has been written.
-        presence_penalty: taken off once it has been written at all.
-        no_repeat_ngram_size: no run of so many tokens comes twice, in prompt and text; null: it may.
-        bad_words_ids: runs of token ids that are never written, such as [[17], [4, 5]].
-        eos_id: token at which a sequence ends; it is not part of the text.
-        stop_token_ids: more of these.
-        stop_strings: texts before which an answer ends; they need a tokenizer, so they are for a
-            `Pipeline`.
-        regex: a regular expression that an answer matches as a whole; like choices and json_schema
-            it needs a tokenizer and the extra miniformer[constrain].
-        choices: texts of which an answer is one.
-        json_schema: a JSON schema that an answer keeps to.
-        weight_dtype: how a model's weights are read while it writes on a CPU: float32 as they are, bf16,
-            or int8 or int4 with a scale for each 32; fewer bytes are read in less time.
-        cuda_graph: on an NVIDIA GPU, record a step once and play it back, without Python between
-            its operations; of models of built-in parts. Each step reads the room of the whole text.
-        seed: makes sampling repeatable: a text depends on it, on the prompt, and on the number of
-            the prompt and of its continuation, but on no other prompt; null: a new draw each time.
-        num_return_sequences: continuations of each prompt; of a beam search its best ones.
-        num_beams: hypotheses that beam search keeps of each text; 1: none is searched.
-        length_penalty: beam search divides a log-probability by its length to this power; above 0
-            it favours longer texts.
-        length_normalization: what counts as the length: tokens, or gnmt: (5 + tokens) / 6 (Wu et al. 2016).
-        num_beam_groups: groups that num_beams is divided into, which are to differ (diverse beam
-            search, Vijayakumar et al. 2016).
-        diversity_penalty: taken off a token's log-probability for each beam of an earlier group
-            that has chosen it at the same step.
+        max_new_tokens: maximum number of new tokens per prompt.
+        context_shift: drop the start of a prompt that is longer than the context; when a text
+            reaches the end of the context, prefill its last half again and continue.
+        min_new_tokens: new tokens before EOS is allowed.
+        temperature: divisor of the logits before sampling; 0: greedy decoding.
+        top_k: sample from the k most likely tokens only.
+        top_p: sample from the fewest tokens that have at least this probability together (nucleus
+            sampling, Holtzman et al. 2019).
+        min_p: sample from tokens with at least this share of the highest probability (Nguyen et al.
+            2024).
+        repetition_penalty: divisor of positive logits, and factor of negative logits, of tokens in
+            the prompt or text (CTRL, Keskar et al. 2019); 1: off.
+        frequency_penalty: subtracted from a token's logit for each time it was generated.
+        presence_penalty: subtracted from a token's logit if it was generated.
+        no_repeat_ngram_size: n-grams of this size occur at most once in prompt and text; null: off.
+        bad_words_ids: sequences of token ids that are never generated, such as [[17], [4, 5]].
+        eos_id: EOS token; it is not part of the text.
+        stop_token_ids: more EOS tokens.
+        stop_strings: strings before which the text ends. They need a tokenizer, so a `Pipeline`.
+        regex: regular expression that the text must match; like choices and json_schema it needs a
+            tokenizer and the extra miniformer[constrain].
+        choices: the text must be one of these strings.
+        json_schema: JSON schema that the text must match.
+        weight_dtype: dtype of weights for decoding on a CPU: float32, bf16, or int8 or int4 with a
+            scale per 32 weights. Fewer bytes take less time.
+        cuda_graph: on an NVIDIA GPU, capture a decoding step as a CUDA graph and replay it; for
+            models of built-in parts. Each step attends to the full length of the cache.
+        seed: seed of sampling. A text depends on it, on the prompt, and on the indices of the
+            prompt and of the continuation, but not on other prompts; null: random.
+        num_return_sequences: continuations per prompt; with beam search the best ones.
+        num_beams: beams per prompt; 1: no beam search.
+        length_penalty: beam search divides log-probabilities by the length to this power; above 0
+            it prefers longer texts.
+        length_normalization: the length: tokens, or gnmt: (5 + tokens) / 6 (Wu et al. 2016).
+        num_beam_groups: groups of beams that should differ (diverse beam search, Vijayakumar et al.
+            2016).
+        diversity_penalty: subtracted from a token's log-probability for each beam of an earlier
+            group that selected it in the same step.
     """
 
     former_names: ClassVar[Mapping[str, str]] = GENERATION_FIELDS
@@ -92,22 +92,19 @@ class GenerationConfig(StrictConfig):
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Tokens that end a text: eos_id and stop_token_ids."""
+        """EOS tokens: eos_id and stop_token_ids."""
         return [*([] if self.eos_id is None else [self.eos_id]), *(self.stop_token_ids or [])]
 
     @property
     def constraint(self) -> str | None:
-        """The name of the field that says what form text has to keep to."""
-        names = ("regex", "choices", "json_schema")
-        return next((name for name in names if getattr(self, name) is not None), None)
+        """Name of the field that constrains the text, if any."""
+        return next((name for name in _CONSTRAINTS if getattr(self, name) is not None), None)
 
     def cross_check(self) -> list[str]:
-        """Problems between fields, each with its fix."""
+        """Conflicts between fields, each with its fix."""
         problems = []
         if self.top_p == 0:
-            problems.append(
-                "top_p must be above 0, not 0; for the likeliest token use temperature=0"
-            )
+            problems.append("top_p must be above 0, not 0; for greedy decoding use temperature=0")
         if self.min_new_tokens > self.max_new_tokens:
             problems.append(
                 f"min_new_tokens={self.min_new_tokens} is above "
@@ -115,15 +112,15 @@ class GenerationConfig(StrictConfig):
             )
         if self.bad_words_ids is not None and not all(self.bad_words_ids):
             problems.append(
-                "bad_words_ids must hold runs of one token or more, such as [[17], [4, 5]]"
+                "bad_words_ids must hold sequences of one token or more, such as [[17], [4, 5]]"
             )
         if self.stop_strings is not None and not all(self.stop_strings):
-            problems.append("stop_strings must hold texts of one character or more")
-        forms = [n for n in ("regex", "choices", "json_schema") if getattr(self, n) is not None]
-        if len(forms) > 1:
-            problems.append(f"{' and '.join(forms)} both say what form text has; leave one out")
+            problems.append("stop_strings must hold strings of one character or more")
+        constraints = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if len(constraints) > 1:
+            problems.append(f"{' and '.join(constraints)} are both constraints; leave one out")
         if self.choices is not None and (not self.choices or not all(self.choices)):
-            problems.append("choices must hold texts of one character or more")
+            problems.append("choices must hold strings of one character or more")
         return problems + (
             self._beam_search_problems() if self.num_beams > 1 else self._sampling_problems()
         )
@@ -132,36 +129,36 @@ class GenerationConfig(StrictConfig):
         problems = []
         if self.temperature not in (0.0, 1.0):
             problems.append(
-                f"num_beams={self.num_beams} searches what is likeliest and samples nothing; "
+                f"num_beams={self.num_beams} is beam search, which does not sample; "
                 f"set temperature=0, not {self.temperature}, or num_beams=1"
             )
         problems += [
-            f"num_beams={self.num_beams} samples nothing; leave {name} out"
+            f"num_beams={self.num_beams} does not sample; leave {name} out"
             for name in ("top_k", "top_p", "min_p", "seed")
             if getattr(self, name) is not None
         ]
         if self.num_return_sequences > self.num_beams:
             problems.append(
-                f"num_return_sequences={self.num_return_sequences} are more than "
-                f"num_beams={self.num_beams} find; raise num_beams"
+                f"num_return_sequences={self.num_return_sequences} is above "
+                f"num_beams={self.num_beams}; raise num_beams"
             )
         if self.num_beams % self.num_beam_groups:
             problems.append(
                 f"num_beam_groups={self.num_beam_groups} does not divide num_beams={self.num_beams}"
             )
         if self.diversity_penalty and self.num_beam_groups == 1:
-            problems.append("diversity_penalty is between groups; set num_beam_groups to 2 or more")
+            problems.append("diversity_penalty needs groups; set num_beam_groups to 2 or more")
         return problems
 
     def _sampling_problems(self) -> list[str]:
         problems = [
-            f"{name} is of a beam search; set num_beams to 2 or more, or leave it out"
-            for name, usual in (("num_beam_groups", 1), ("diversity_penalty", 0.0))
-            if getattr(self, name) != usual
+            f"{name} is an option of beam search; set num_beams to 2 or more, or leave it out"
+            for name, default in (("num_beam_groups", 1), ("diversity_penalty", 0.0))
+            if getattr(self, name) != default
         ]
         if self.num_return_sequences > 1 and self.temperature == 0:
             problems.append(
-                f"num_return_sequences={self.num_return_sequences} would all be the same with "
+                f"num_return_sequences={self.num_return_sequences} would all be equal with "
                 "temperature=0; raise it, or set num_beams"
             )
         return problems
