@@ -51,7 +51,7 @@ class Regression(InputTask):
     """
 
     name: ClassVar[str] = "regression"
-    loss_unit: ClassVar[str] = "squared spreads"
+    loss_unit: ClassVar[str] = "squared stds"
     maximize: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman"})
     metrics: ClassVar[tuple[str, ...]] = ("rmse", "mae", "pearson", "spearman", "loss")
 
@@ -95,8 +95,8 @@ class Regression(InputTask):
             )
         if self.target_mean is not None and self.target_std is not None:
             return fitted
-        mean, spread = map(float, mean_std(fitted.raw_target(record) for record in records))
-        if self.target_std is None and is_constant(mean, spread):
+        mean, std = map(float, mean_std(fitted.raw_target(record) for record in records))
+        if self.target_std is None and is_constant(mean, std):
             target = "change" if fitted.is_series() else "value"
             raise UserError(
                 f"{records.name}: every {target} is {mean:g}; there is nothing to learn"
@@ -104,7 +104,7 @@ class Regression(InputTask):
         return dataclasses.replace(
             fitted,
             target_mean=mean if self.target_mean is None else self.target_mean,
-            target_std=spread if self.target_std is None else self.target_std,
+            target_std=std if self.target_std is None else self.target_std,
         )
 
     def num_outputs(self) -> int:
@@ -117,8 +117,7 @@ class Regression(InputTask):
         if self.is_series():
             yield (
                 f"target_delta_of: {self.target_delta_of}; the target is the change from its last "
-                "number "
-                '(--task_config \'{"target_delta_of": "none"}\' turns this off)'
+                'number (--task_config \'{"target_delta_of": "none"}\' turns this off)'
             )
 
     def is_series(self) -> bool:
@@ -187,7 +186,7 @@ class Regression(InputTask):
 
         Examples of a series also have `bases` and `scales`: offset and scale of the target.
         """
-        mean, spread = self._require_mean_std()
+        mean, std = self._require_mean_std()
         examples = self.encode_inputs(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             if self.is_series() and example["cut"]:
@@ -196,7 +195,7 @@ class Regression(InputTask):
                     f"target_delta_of={self.target_delta_of} needs its last vector: raise seq_len, "
                     "or set target_delta_of in task_config to none"
                 )
-            example["labels"] = (self.raw_target(record) - mean) / spread
+            example["labels"] = (self.raw_target(record) - mean) / std
             if self.is_series():
                 example["bases"], example["scales"] = self.offset_scale(record["input"])
         return examples
@@ -221,12 +220,12 @@ class Regression(InputTask):
 
         A correlation with constant values is undefined and reported as 0.
         """
-        _, spread = self._require_mean_std()
+        _, std = self._require_mean_std()
         predictions = concat_batches(batch_stats, "predictions").double()
         values = concat_batches(batch_stats, "values").double()
         error = predictions - values  # before denormalization, whose offset would round it away
         loss = float(error.square().mean())
-        error = spread * error * self._scales(batch_stats)
+        error = std * error * self._scales(batch_stats)
         predictions = self._denormalize(batch_stats, predictions)
         values = self._denormalize(batch_stats, values)
         varies = len(values) > 1 and float(values.std()) > 0 and float(predictions.std()) > 0
@@ -258,20 +257,20 @@ class Regression(InputTask):
         truncate: bool = False,
     ) -> list[Any]:
         """The value of each input, in the units of the training data."""
-        mean, spread = self._require_mean_std()
+        mean, std = self._require_mean_std()
         batches = predict_batches(self, model, tokenizer, inputs, truncate=truncate)
         outputs = [output for batch in batches for output in batch[:, 0].tolist()]
         units = [self.offset_scale(raw_input) for raw_input in inputs]
         return [
-            base + scale * (mean + spread * output)
+            base + scale * (mean + std * output)
             for (base, scale), output in zip(units, outputs, strict=True)
         ]
 
     def _denormalize(self, batch_stats: Sequence[BatchStats], normalized: Tensor) -> Tensor:
         """Converts standardized targets to the units of the data; float64 [N]."""
-        mean, spread = self._require_mean_std()
+        mean, std = self._require_mean_std()
         bases = concat_batches(batch_stats, "bases").double() if self.is_series() else 0.0
-        return bases + self._scales(batch_stats) * (mean + spread * normalized)
+        return bases + self._scales(batch_stats) * (mean + std * normalized)
 
     def _scales(self, batch_stats: Sequence[BatchStats]) -> Tensor | float:
         return concat_batches(batch_stats, "scales").double() if self.is_series() else 1.0

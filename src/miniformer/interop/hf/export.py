@@ -220,13 +220,13 @@ def _write_weights(
 def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
     """A weight; the head of a regression is scaled to the units of the data."""
     tensor = source.load_tensor(name)
-    mean, spread = source.task.get("target_mean"), source.task.get("target_std")
-    if source.task.get("task") != "regression" or not name.startswith("head.") or spread is None:
+    mean, std = source.task.get("target_mean"), source.task.get("target_std")
+    if source.task.get("task") != "regression" or not name.startswith("head.") or std is None:
         return tensor
     if name == "head.weight":
-        tensor = (tensor.double() * spread).to(tensor.dtype)
+        tensor = (tensor.double() * std).to(tensor.dtype)
     if name == "head.bias":
-        tensor = (tensor.double() * spread + mean).to(tensor.dtype)
+        tensor = (tensor.double() * std + mean).to(tensor.dtype)
     return tensor
 
 
