@@ -165,11 +165,11 @@ def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path, declared):
     assert f"training data: 30 records, {both:,} tokens" in printed[0]
     assert re.search(r"sample: 'abc -> ", printed[0])
     assert f"training data: 30 records, {tokens:,} tokens" in printed[1]
-    for text, each in zip(printed[:2], ("reversal", "shouting"), strict=True):
+    for text, item in zip(printed[:2], ("reversal", "shouting"), strict=True):
         assert re.search(r"step 60: validation loss [\d.]+", text)
         for name in ("best", "last"):
-            described = json.loads((tmp_path / "runs" / each / name / "task.json").read_text())
-            assert described["task"] == each
+            described = json.loads((tmp_path / "runs" / item / name / "task.json").read_text())
+            assert described["task"] == item
     assert isinstance(json.loads(printed[2]), str)
     assert [json.loads(line) for line in printed[3].splitlines()] == ["AB", "C"]
     assert "train: 30 valid records" in printed[4]
@@ -177,8 +177,8 @@ def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path, declared):
         map(json.loads, (tmp_path / "runs/shouting/metrics.jsonl").read_text().splitlines())
     )
     last = rows[-1]
-    (told,) = re.findall(r"trained on ([\d,]+) tokens", printed[1])
-    assert int(told.replace(",", "")) == last["tokens"]
+    (message,) = re.findall(r"trained on ([\d,]+) tokens", printed[1])
+    assert int(message.replace(",", "")) == last["tokens"]
     if declared:  # 60 steps are 20 passes of 3 batches; padding is no token
         assert last["tokens"] == 20 * tokens
     else:

@@ -58,11 +58,11 @@ class Hub(BaseHTTPRequestHandler):
             name, revision = "/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main"
         else:
             name, revision = "/".join(parts[:2]), parts[3]
-        kept = self.commits.get(name, {})
-        commit = next(reversed(kept), None) if revision == "main" else revision
-        if commit not in kept:
+        retained = self.commits.get(name, {})
+        commit = next(reversed(retained), None) if revision == "main" else revision
+        if commit not in retained:
             return self.answer({"error": "Repository not found"}, 404, code="RepoNotFound")
-        files = kept[commit]
+        files = retained[commit]
         if parts[0] == "api" and parts[4] == "tree":
             return self.answer([{"type": "file", "path": file, "size": len(data), "oid": "0"}
                                 for file, data in files.items()])  # fmt: skip
@@ -191,9 +191,9 @@ def test_to_a_hub_and_back(hub, tmp_path):
     assert "all is well" in done.stdout
     # Earlier versions of huggingface_hub send `private`.
     private = {
-        f"{each['organization']}/{each['name']}": each.get("private")
-        or each.get("visibility") == "private"
-        for each in reversed(Hub.created)  # the first request counts
+        f"{item['organization']}/{item['name']}": item.get("private")
+        or item.get("visibility") == "private"
+        for item in reversed(Hub.created)  # the first request counts
     }
     assert private == {
         "user/alone": False, "user/theirs": False, "user/whole": True, "user/secret": True,

@@ -76,19 +76,19 @@ def test_classification_by_name(train, tmp_path, capsys):
 
 
 def test_classification_of_pairs(train, capsys, monkeypatch):
-    some = words(300)
+    sample = words(300)
     records = [
         {"input": [text, text if n % 2 else text[::-1] + "d"], "label": n % 2}
-        for n, text in enumerate(some)
+        for n, text in enumerate(sample)
     ]
     best, _ = train(records, "--task", "classification", steps=20)
     assert json.loads((best / "config.json").read_text())["token_types"] == 4
-    wanted = miniformer.load(best).predict([("abc", "abc"), ["abc", "d"]])
+    expected = miniformer.load(best).predict([("abc", "abc"), ["abc", "d"]])
     lines = '{"input": ["abc", "abc"], "label": 1}\n\n["abc", "d"]\n'
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert cli.main(["predict", str(best), "-"]) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [answer["label"] for answer in found] == [answer["label"] for answer in wanted]
+    actual = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["label"] for answer in actual] == [answer["label"] for answer in expected]
     assert cli.main(["predict", str(best), "no pair"]) == 2
     assert "input 'no pair': not JSON" in capsys.readouterr().err
 
@@ -172,13 +172,13 @@ def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
     ) == m.tokenizer.separate_source_tokenizer.encode("the  dog")
     assert m.predict(list(PHRASES)) == list(PHRASES.values())
     # The tokenizers of one model serve another.
-    again, _ = train(
+    reloaded, _ = train(
         records, "--task", "seq2seq", "--tokenizer", str(best), "--source_tokenizer",
         str(best / "source_tokenizer"), "--experiment_name", "again", steps=2,
     )  # fmt: skip
-    again = again.parent.with_name("again") / "best"
+    reloaded = reloaded.parent.with_name("again") / "best"
     for name in ("tokenizer.json", "source_tokenizer/tokenizer.json"):
-        assert (again / name).read_text() == (best / name).read_text()
+        assert (reloaded / name).read_text() == (best / name).read_text()
     (best / "source_tokenizer" / "tokenizer.json").write_text(
         Tokenizer.train("byte", []).backend.to_str()
     )
@@ -346,7 +346,7 @@ def mistake(capsys, arguments):
 
 
 @pytest.mark.parametrize(
-    ("more", "wanted"),
+    ("more", "expected"),
     [
         (["--model", "seq2seq"], "task=classification needs model=encoder"),
         (["--task_config", '{"smoothing": 1}'], "task_config: Classification: unknown field"),
@@ -358,18 +358,18 @@ def mistake(capsys, arguments):
         (["--seq_len", "4096"], "seq_len=4096 is longer than the model's max_seq_len=1024"),
     ],
 )
-def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, wanted):
+def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, expected):
     path = write(tmp_path / "a.jsonl", [{"input": "a", "label": n} for n in range(2)])
     arguments = [
         "--train_path", str(path), "--val_path", str(path), "--task", "classification",
         "--work_dir", str(tmp_path / "runs"), "--tokenizer", "byte", *more,
     ]  # fmt: skip
-    assert wanted in mistake(capsys, arguments)
+    assert expected in mistake(capsys, arguments)
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("task", "content", "wanted"),
+    ("task", "content", "expected"),
     [
         ("classification", b'{"input": "a", "label": 0}\n{"input": "b", "label": "x"}\n',
          "bad.jsonl:2: 'label' is 'x', a name, but that of"),
@@ -385,11 +385,11 @@ def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, wanted):
         ("language_modeling", b'{"text": "a"}\n{"text": "b', "bad.jsonl:2: not JSON"),
     ],
 )  # fmt: skip
-def test_a_bad_record_is_named_by_file_and_line(tmp_path, capsys, task, content, wanted):
+def test_a_bad_record_is_named_by_file_and_line(tmp_path, capsys, task, content, expected):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     arguments = ["--train_path", str(path), "--task", task, "--work_dir", str(tmp_path / "runs")]
-    assert wanted in mistake(capsys, arguments)
+    assert expected in mistake(capsys, arguments)
     assert not (tmp_path / "runs").exists()
 
 

@@ -14,36 +14,36 @@ PLAIN = ["gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"]
 
 def draw(name, number):
     """(class name, config) of a family with random shapes, tying, windows and rotary embeddings."""
-    dice = random.Random(f"{name} {number}")
-    return FAMILIES[name](dice)
+    rng = random.Random(f"{name} {number}")
+    return FAMILIES[name](rng)
 
 
-def sizes(dice, *, even):
+def sizes(rng, *, even):
     """Model width, heads and feed-forward width; rotary embeddings get an even head width."""
-    heads = dice.choice([2, 3, 4])
-    each = dice.choice([4, 6, 10] if even else [3, 5, 7, 8])
-    return {"heads": heads, "each": each, "d": heads * each, "inner": dice.choice([17, 20, 33])}
+    heads = rng.choice([2, 3, 4])
+    item = rng.choice([4, 6, 10] if even else [3, 5, 7, 8])
+    return {"heads": heads, "each": item, "d": heads * item, "inner": rng.choice([17, 20, 33])}
 
 
-def chance(dice, share=0.5):
-    return dice.random() < share
+def chance(rng, share=0.5):
+    return rng.random() < share
 
 
-def vocabulary(dice):
+def vocabulary(rng):
     """Vocabulary size and special token ids."""
     return {
-        "vocab_size": dice.choice([V, V + 9]), "pad_token_id": dice.choice([0, 1]),
-        "bos_token_id": dice.choice([2, 4]), "eos_token_id": dice.choice([3, 5]),
+        "vocab_size": rng.choice([V, V + 9]), "pad_token_id": rng.choice([0, 1]),
+        "bos_token_id": rng.choice([2, 4]), "eos_token_id": rng.choice([3, 5]),
     }  # fmt: skip
 
 
-def lengths(dice):
-    return {"max_position_embeddings": dice.choice([32, 40])}
+def lengths(rng):
+    return {"max_position_embeddings": rng.choice([32, 40])}
 
 
-def rotation(dice, base=10000.0, **more):
+def rotation(rng, base=10000.0, **more):
     """Rotary embeddings with one base, optionally scaled."""
-    kind = dice.choice(["default", "linear", "dynamic", "yarn", "llama3"])
+    kind = rng.choice(["default", "linear", "dynamic", "yarn", "llama3"])
     extra = {
         "default": {},
         "linear": {"factor": 2.0},
@@ -54,42 +54,42 @@ def rotation(dice, base=10000.0, **more):
             "original_max_position_embeddings": 16,
         },
     }[kind]  # fmt: skip
-    return {"rope_type": kind, "rope_theta": dice.choice([base, 500.0]), **extra, **more}
+    return {"rope_type": kind, "rope_theta": rng.choice([base, 500.0]), **extra, **more}
 
 
-def two_rotations(dice, base, local):
+def two_rotations(rng, base, local):
     """Rotary embeddings of full layers, optionally scaled, and of sliding-window layers."""
-    far = dice.choice([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}])
+    far = rng.choice([{"rope_type": "default"}, {"rope_type": "linear", "factor": 8.0}])
     return {
-        "full_attention": {**far, "rope_theta": dice.choice([base, 1000.0])},
-        "sliding_attention": {"rope_type": "default", "rope_theta": dice.choice([local, 100.0])},
+        "full_attention": {**far, "rope_theta": rng.choice([base, 1000.0])},
+        "sliding_attention": {"rope_type": "default", "rope_theta": rng.choice([local, 100.0])},
     }
 
 
-def decoder(dice, *, own_head=True, act="hidden_act", biased=False):
-    size = sizes(dice, even=True)
+def decoder(rng, *, own_head=True, act="hidden_act", biased=False):
+    size = sizes(rng, even=True)
     config = {
-        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
-        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
+        **vocabulary(rng), **lengths(rng), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": rng.choice([2, 3]),
         "num_attention_heads": size["heads"],
-        "num_key_value_heads": dice.choice([k for k in (1, 2, 3, 4) if size["heads"] % k == 0]),
-        "rms_norm_eps": dice.choice([1e-6, 1e-2]), "tie_word_embeddings": chance(dice),
-        "rope_parameters": rotation(dice), act: dice.choice(GATES),
+        "num_key_value_heads": rng.choice([k for k in (1, 2, 3, 4) if size["heads"] % k == 0]),
+        "rms_norm_eps": rng.choice([1e-6, 1e-2]), "tie_word_embeddings": chance(rng),
+        "rope_parameters": rotation(rng), act: rng.choice(GATES),
     }  # fmt: skip
     if own_head:  # a separate head width
-        config["head_dim"] = dice.choice([4, 6, 10])
+        config["head_dim"] = rng.choice([4, 6, 10])
     if biased:
-        config["attention_bias"] = chance(dice)
+        config["attention_bias"] = chance(rng)
     return config
 
 
-def llama(dice):
-    return "LlamaForCausalLM", decoder(dice, biased=True) | {"mlp_bias": chance(dice)}
+def llama(rng):
+    return "LlamaForCausalLM", decoder(rng, biased=True) | {"mlp_bias": chance(rng)}
 
 
-def llama_yarn(dice):
+def llama_yarn(rng):
     """Heads of a real width with YaRN scaling of a real length."""
-    return "LlamaForCausalLM", decoder(dice) | {
+    return "LlamaForCausalLM", decoder(rng) | {
         "head_dim": 64, "max_position_embeddings": 16384,
         "rope_parameters": {
             "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
@@ -98,217 +98,217 @@ def llama_yarn(dice):
     }  # fmt: skip
 
 
-def mistral(dice):
-    return "MistralForCausalLM", decoder(dice) | {"sliding_window": dice.choice([None, 3, 5])}
+def mistral(rng):
+    return "MistralForCausalLM", decoder(rng) | {"sliding_window": rng.choice([None, 3, 5])}
 
 
 def qwen(kind):
-    def of(dice):
+    def of(rng):
         own = kind == "Qwen3"
-        config = decoder(dice, own_head=own, biased=own)
+        config = decoder(rng, own_head=own, biased=own)
         layers = config["num_hidden_layers"]
         config |= {
-            "use_sliding_window": chance(dice, 0.7), "sliding_window": dice.choice([3, 4]),
-            "max_window_layers": dice.choice([0, 1]),
+            "use_sliding_window": chance(rng, 0.7), "sliding_window": rng.choice([3, 4]),
+            "max_window_layers": rng.choice([0, 1]),
         }  # fmt: skip
-        if config["use_sliding_window"] and chance(dice):
-            config["layer_types"] = layer_types(dice, layers)
+        if config["use_sliding_window"] and chance(rng):
+            config["layer_types"] = layer_types(rng, layers)
         return f"{kind}ForCausalLM", config
 
     return of
 
 
-def gemma(dice):
-    return "GemmaForCausalLM", decoder(dice, biased=True)
+def gemma(rng):
+    return "GemmaForCausalLM", decoder(rng, biased=True)
 
 
-def layer_types(dice, layers):
+def layer_types(rng, layers):
     kinds = ["sliding_attention", "full_attention"]
-    some = dice.choice([[0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
-    return [kinds[each] for each in some[:layers]]
+    sample = rng.choice([[0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    return [kinds[item] for item in sample[:layers]]
 
 
-def sandwiched(dice):
+def sandwiched(rng):
     """Fields of Gemma 2 and 3."""
-    config = decoder(dice, act="hidden_activation", biased=True)
+    config = decoder(rng, act="hidden_activation", biased=True)
     return config | {
-        "sliding_window": dice.choice([3, 4]),
-        "layer_types": layer_types(dice, config["num_hidden_layers"]),
-        "query_pre_attn_scalar": dice.choice([5, 16]),
-        "final_logit_softcapping": dice.choice([None, 3.0]),
+        "sliding_window": rng.choice([3, 4]),
+        "layer_types": layer_types(rng, config["num_hidden_layers"]),
+        "query_pre_attn_scalar": rng.choice([5, 16]),
+        "final_logit_softcapping": rng.choice([None, 3.0]),
     }  # fmt: skip
 
 
-def gemma2(dice):
-    cap = {"attn_logit_softcapping": dice.choice([None, 1.5])}
-    return "Gemma2ForCausalLM", sandwiched(dice) | cap
+def gemma2(rng):
+    cap = {"attn_logit_softcapping": rng.choice([None, 1.5])}
+    return "Gemma2ForCausalLM", sandwiched(rng) | cap
 
 
-def gemma3(dice):
-    rotations = two_rotations(dice, 1e6, 1e4)
-    return "Gemma3ForCausalLM", sandwiched(dice) | {"rope_parameters": rotations}
+def gemma3(rng):
+    rotations = two_rotations(rng, 1e6, 1e4)
+    return "Gemma3ForCausalLM", sandwiched(rng) | {"rope_parameters": rotations}
 
 
-def olmo2(dice):
-    return "Olmo2ForCausalLM", decoder(dice, own_head=False, biased=True)
+def olmo2(rng):
+    return "Olmo2ForCausalLM", decoder(rng, own_head=False, biased=True)
 
 
-def phi3(dice):
-    config = decoder(dice, own_head=False)
-    each = config["hidden_size"] // config["num_attention_heads"]
-    share = dice.choice([1.0, 0.4]) if each == 10 else 1.0
+def phi3(rng):
+    config = decoder(rng, own_head=False)
+    item = config["hidden_size"] // config["num_attention_heads"]
+    share = rng.choice([1.0, 0.4]) if item == 10 else 1.0
     config["rope_parameters"] = {
-        "rope_type": "default", "rope_theta": dice.choice([500.0, 1e4]),
+        "rope_type": "default", "rope_theta": rng.choice([500.0, 1e4]),
         "partial_rotary_factor": share,
     }  # fmt: skip
-    if chance(dice, 0.6):  # all texts of the tests are long, or none
-        pairs = int(each * share) // 2
-        config["original_max_position_embeddings"] = dice.choice([3, 30])
+    if chance(rng, 0.6):  # all texts of the tests are long, or none
+        pairs = int(item * share) // 2
+        config["original_max_position_embeddings"] = rng.choice([3, 30])
         config["rope_parameters"] |= {
             "rope_type": "longrope", "short_factor": [1.0 + pair for pair in range(pairs)],
             "long_factor": [2.0 + 3 * pair for pair in range(pairs)],
             "original_max_position_embeddings": config["original_max_position_embeddings"],
         }  # fmt: skip
     return "Phi3ForCausalLM", config | {
-        "sliding_window": dice.choice([None, 4]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "sliding_window": rng.choice([None, 4]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
     }  # fmt: skip
 
 
-def gpt2(dice):
-    size = sizes(dice, even=False)
+def gpt2(rng):
+    size = sizes(rng, even=False)
     return "GPT2LMHeadModel", {
-        **vocabulary(dice), "n_embd": size["d"], "n_head": size["heads"],
-        "n_layer": dice.choice([2, 3]), "n_inner": dice.choice([None, size["inner"]]),
-        "n_positions": dice.choice([32, 40]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-        "attn_pdrop": 0.0, "layer_norm_epsilon": dice.choice([1e-5, 1e-2]),
-        "activation_function": dice.choice(PLAIN), "tie_word_embeddings": chance(dice, 0.7),
+        **vocabulary(rng), "n_embd": size["d"], "n_head": size["heads"],
+        "n_layer": rng.choice([2, 3]), "n_inner": rng.choice([None, size["inner"]]),
+        "n_positions": rng.choice([32, 40]), "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0, "layer_norm_epsilon": rng.choice([1e-5, 1e-2]),
+        "activation_function": rng.choice(PLAIN), "tie_word_embeddings": chance(rng, 0.7),
     }  # fmt: skip
 
 
-def gpt_neox(dice):
-    size = sizes(dice, even=True)
+def gpt_neox(rng):
+    size = sizes(rng, even=True)
     share = {4: 0.5, 6: 1.0, 10: 0.8}[size["each"]]
     return "GPTNeoXForCausalLM", {
-        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
-        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
-        "num_attention_heads": size["heads"], "use_parallel_residual": chance(dice),
-        "rope_parameters": rotation(dice, partial_rotary_factor=share)
+        **vocabulary(rng), **lengths(rng), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": rng.choice([2, 3]),
+        "num_attention_heads": size["heads"], "use_parallel_residual": chance(rng),
+        "rope_parameters": rotation(rng, partial_rotary_factor=share)
         if size["each"] * share >= 4
         else {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": share},
-        "tie_word_embeddings": chance(dice, 0.3), "hidden_act": dice.choice(PLAIN),
-        "attention_bias": chance(dice), "layer_norm_eps": dice.choice([1e-5, 1e-2]),
+        "tie_word_embeddings": chance(rng, 0.3), "hidden_act": rng.choice(PLAIN),
+        "attention_bias": chance(rng), "layer_norm_eps": rng.choice([1e-5, 1e-2]),
         "hidden_dropout": 0.0, "attention_dropout": 0.0,
     }  # fmt: skip
 
 
-def bert_config(dice):
-    size = sizes(dice, even=False)
+def bert_config(rng):
+    size = sizes(rng, even=False)
     return {
-        **vocabulary(dice), **lengths(dice), "hidden_size": size["d"],
-        "intermediate_size": size["inner"], "num_hidden_layers": dice.choice([2, 3]),
+        **vocabulary(rng), **lengths(rng), "hidden_size": size["d"],
+        "intermediate_size": size["inner"], "num_hidden_layers": rng.choice([2, 3]),
         "num_attention_heads": size["heads"], "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "layer_norm_eps": dice.choice([1e-12, 1e-2]),
-        "tie_word_embeddings": chance(dice, 0.7), "hidden_act": dice.choice(PLAIN),
+        "attention_probs_dropout_prob": 0.0, "layer_norm_eps": rng.choice([1e-12, 1e-2]),
+        "tie_word_embeddings": chance(rng, 0.7), "hidden_act": rng.choice(PLAIN),
     }  # fmt: skip
 
 
-def bert(dice):
-    return "BertForMaskedLM", bert_config(dice) | {"type_vocab_size": dice.choice([1, 2, 3])}
+def bert(rng):
+    return "BertForMaskedLM", bert_config(rng) | {"type_vocab_size": rng.choice([1, 2, 3])}
 
 
-def roberta(dice):
+def roberta(rng):
     # Positions start after the padding id, which must be 1.
-    more = {"type_vocab_size": dice.choice([1, 2]), "pad_token_id": 1}
-    return "RobertaForMaskedLM", bert_config(dice) | more
+    more = {"type_vocab_size": rng.choice([1, 2]), "pad_token_id": 1}
+    return "RobertaForMaskedLM", bert_config(rng) | more
 
 
-def distilbert(dice):
-    size = sizes(dice, even=False)
+def distilbert(rng):
+    size = sizes(rng, even=False)
     return "DistilBertForMaskedLM", {
-        **vocabulary(dice), **lengths(dice), "dim": size["d"], "hidden_dim": size["inner"],
-        "n_layers": dice.choice([2, 3]), "n_heads": size["heads"], "dropout": 0.0,
-        "attention_dropout": 0.0, "tie_word_embeddings": chance(dice, 0.7),
-        "activation": dice.choice(["gelu", "relu"]),
+        **vocabulary(rng), **lengths(rng), "dim": size["d"], "hidden_dim": size["inner"],
+        "n_layers": rng.choice([2, 3]), "n_heads": size["heads"], "dropout": 0.0,
+        "attention_dropout": 0.0, "tie_word_embeddings": chance(rng, 0.7),
+        "activation": rng.choice(["gelu", "relu"]),
     }  # fmt: skip
 
 
-def modernbert(dice):
-    size = sizes(dice, even=True)
-    layers = dice.choice([3, 4])
+def modernbert(rng):
+    size = sizes(rng, even=True)
+    layers = rng.choice([3, 4])
     config = {
-        **vocabulary(dice), **lengths(dice), "cls_token_id": dice.choice([2, 4]),
-        "sep_token_id": dice.choice([3, 5]), "hidden_size": size["d"],
+        **vocabulary(rng), **lengths(rng), "cls_token_id": rng.choice([2, 4]),
+        "sep_token_id": rng.choice([3, 5]), "hidden_size": size["d"],
         "intermediate_size": size["inner"], "num_hidden_layers": layers,
-        "num_attention_heads": size["heads"], "local_attention": dice.choice([4, 6]),
-        "norm_eps": dice.choice([1e-5, 1e-2]), "tie_word_embeddings": chance(dice, 0.7),
-        "rope_parameters": two_rotations(dice, 160000.0, 10000.0),
-        "hidden_activation": dice.choice(GATES), "classifier_activation": dice.choice(PLAIN),
-        "classifier_pooling": dice.choice(["cls", "mean"]),
+        "num_attention_heads": size["heads"], "local_attention": rng.choice([4, 6]),
+        "norm_eps": rng.choice([1e-5, 1e-2]), "tie_word_embeddings": chance(rng, 0.7),
+        "rope_parameters": two_rotations(rng, 160000.0, 10000.0),
+        "hidden_activation": rng.choice(GATES), "classifier_activation": rng.choice(PLAIN),
+        "classifier_pooling": rng.choice(["cls", "mean"]),
     }  # fmt: skip
     names = ("norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
-    config |= {name: chance(dice) for name in names}
-    if chance(dice):
-        config["layer_types"] = [layer_types(dice, 1)[0] for _ in range(layers)]
+    config |= {name: chance(rng) for name in names}
+    if chance(rng):
+        config["layer_types"] = [layer_types(rng, 1)[0] for _ in range(layers)]
     return "ModernBertForMaskedLM", config
 
 
-def t5_config(dice):
-    size = sizes(dice, even=False)
-    layers = dice.choice([2, 3])
+def t5_config(rng):
+    size = sizes(rng, even=False)
+    layers = rng.choice([2, 3])
     return {
-        **vocabulary(dice), "d_model": size["d"], "d_kv": dice.choice([4, 5, 8]),
+        **vocabulary(rng), "d_model": size["d"], "d_kv": rng.choice([4, 5, 8]),
         "d_ff": size["inner"], "num_heads": size["heads"], "num_layers": layers,
         # transformers cannot generate if the decoder is deeper than the encoder.
-        "num_decoder_layers": dice.choice([1, layers]), "dropout_rate": 0.0,
-        "decoder_start_token_id": dice.choice([2, 6]),
-        "layer_norm_epsilon": dice.choice([1e-6, 1e-2]),
-        "relative_attention_num_buckets": dice.choice([8, 10]),
-        "relative_attention_max_distance": dice.choice([9, 20]),
+        "num_decoder_layers": rng.choice([1, layers]), "dropout_rate": 0.0,
+        "decoder_start_token_id": rng.choice([2, 6]),
+        "layer_norm_epsilon": rng.choice([1e-6, 1e-2]),
+        "relative_attention_num_buckets": rng.choice([8, 10]),
+        "relative_attention_max_distance": rng.choice([9, 20]),
     }  # fmt: skip
 
 
-def t5(dice):
-    kind = dice.choice(["relu", "gelu", "gelu_new", "silu"])
-    return "T5ForConditionalGeneration", t5_config(dice) | {"feed_forward_proj": kind}
+def t5(rng):
+    kind = rng.choice(["relu", "gelu", "gelu_new", "silu"])
+    return "T5ForConditionalGeneration", t5_config(rng) | {"feed_forward_proj": kind}
 
 
-def t5_v1_1(dice):
-    kind = dice.choice(["gated-gelu", "gated-silu", "gated-relu"])
-    return "T5ForConditionalGeneration", t5_config(dice) | {
-        "feed_forward_proj": kind, "tie_word_embeddings": chance(dice, 0.3),
+def t5_v1_1(rng):
+    kind = rng.choice(["gated-gelu", "gated-silu", "gated-relu"])
+    return "T5ForConditionalGeneration", t5_config(rng) | {
+        "feed_forward_proj": kind, "tie_word_embeddings": chance(rng, 0.3),
     }  # fmt: skip
 
 
-def bart_config(dice):
-    size = sizes(dice, even=False)
+def bart_config(rng):
+    size = sizes(rng, even=False)
     d = size["d"] + size["d"] % 2  # sinusoidal positions need an even width
     heads = 2 if d % size["heads"] else size["heads"]
     return {
-        **vocabulary(dice), **lengths(dice), "d_model": d, "encoder_layers": dice.choice([1, 2]),
-        "decoder_layers": dice.choice([2, 3]), "encoder_attention_heads": heads,
+        **vocabulary(rng), **lengths(rng), "d_model": d, "encoder_layers": rng.choice([1, 2]),
+        "decoder_layers": rng.choice([2, 3]), "encoder_attention_heads": heads,
         "decoder_attention_heads": heads, "encoder_ffn_dim": size["inner"],
         "decoder_ffn_dim": size["inner"], "dropout": 0.0,
         "attention_dropout": 0.0, "activation_dropout": 0.0, "encoder_layerdrop": 0.0,
-        "decoder_layerdrop": 0.0, "decoder_start_token_id": dice.choice([2, 6]),
-        "forced_eos_token_id": None, "forced_bos_token_id": None, "scale_embedding": chance(dice),
-        "activation_function": dice.choice(PLAIN), "tie_word_embeddings": chance(dice, 0.7),
+        "decoder_layerdrop": 0.0, "decoder_start_token_id": rng.choice([2, 6]),
+        "forced_eos_token_id": None, "forced_bos_token_id": None, "scale_embedding": chance(rng),
+        "activation_function": rng.choice(PLAIN), "tie_word_embeddings": chance(rng, 0.7),
     }  # fmt: skip
 
 
-def bart(dice):
-    return "BartForConditionalGeneration", bart_config(dice)
+def bart(rng):
+    return "BartForConditionalGeneration", bart_config(rng)
 
 
-def marian(dice):
-    config = bart_config(dice) | {"share_encoder_decoder_embeddings": chance(dice, 0.6)}
+def marian(rng):
+    config = bart_config(rng) | {"share_encoder_decoder_embeddings": chance(rng, 0.6)}
     if not config["share_encoder_decoder_embeddings"]:
         config["decoder_vocab_size"] = config["vocab_size"] - 7
     return "MarianMTModel", config
 
 
-def m2m_100(dice):
+def m2m_100(rng):
     # Positions start after the padding id, which must be 1.
-    return "M2M100ForConditionalGeneration", bart_config(dice) | {"pad_token_id": 1}
+    return "M2M100ForConditionalGeneration", bart_config(rng) | {"pad_token_id": 1}
 
 
 FAMILIES = {

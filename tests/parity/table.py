@@ -42,7 +42,7 @@ def results():
 def row(family, counts):
     cells = [f"`{family}`"]
     models = [
-        f"`{name}`" for each in ALL_FAMILIES if each.preset == family for name in each.model_classes
+        f"`{name}`" for item in ALL_FAMILIES if item.preset == family for name in item.model_classes
     ]
     for check in CHECKS:
         skipped = check in WRITING and not writes(family)
@@ -51,7 +51,7 @@ def row(family, counts):
     cells.append("yes" if counts[texts, family] else "-")
     for table, test in ((CLASSES, "test_classes"), (BARE, "test_a_backbone_alone")):
         known = [f"{name}-{preset}" for name, preset in table if preset == family]
-        cells.append("yes" if known and all(counts[test, each] for each in known) else "-")
+        cells.append("yes" if known and all(counts[test, item] for item in known) else "-")
     return "| " + " | ".join([*cells, ", ".join(models)]) + " |"
 
 

@@ -103,7 +103,7 @@ def read(folder, **settings):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pipeline = miniformer.from_hf(folder)
-    messages = [str(each.message) for each in caught if each.category is NoEffectWarning]
+    messages = [str(item.message) for item in caught if item.category is NoEffectWarning]
     assert len(messages) <= 1
     return pipeline, messages[0].split("generation_config.json: ")[1] if messages else ""
 
@@ -113,25 +113,25 @@ def read(folder, **settings):
 def test_a_setting_is_applied_or_reported(name, decoder):
     value, more, becomes = SETTINGS[name]
     plain, nothing = read(decoder, **more)
-    found, reported = read(decoder, **more, **{name: value})
-    given, wanted = found.generation.to_dict(), plain.generation.to_dict()
+    actual, reported = read(decoder, **more, **{name: value})
+    given, required = actual.generation.to_dict(), plain.generation.to_dict()
     if name == "early_stopping":
         assert nothing.startswith("early_stopping=False: not applied")
     else:
         assert nothing == ""
     if becomes == "reported":
         assert reported.startswith(f"{name}={value!r}: not applied")
-        assert given == wanted
+        assert given == required
     else:
         assert reported == ""
-        assert given == wanted | becomes != wanted
+        assert given == required | becomes != required
 
 
 @pytest.mark.parametrize("name", SAME_TEXT)
 def test_a_setting_that_leaves_the_text_as_it_is_is_not_reported(name, decoder):
     plain, _ = read(decoder)
-    found, reported = read(decoder, **{name: 1})
-    assert (found.generation, reported) == (plain.generation, "")
+    actual, reported = read(decoder, **{name: 1})
+    assert (actual.generation, reported) == (plain.generation, "")
 
 
 @pytest.mark.catches("sampling_among_all_tokens")
@@ -159,13 +159,13 @@ def test_sampling_is_among_as_many_tokens_as_theirs(decoder):
 @pytest.mark.catches("suppressed_tokens_written", "min_length_ignored")
 def test_settings_of_a_target_give_the_text_that_theirs_gives(settings, two_stacks):
     """Lengths count the token that a decoder begins with."""
-    theirs = transformers.BartForConditionalGeneration.from_pretrained(
+    hf_model = transformers.BartForConditionalGeneration.from_pretrained(
         two_stacks, attn_implementation="eager"
     )
-    start = theirs.config.decoder_start_token_id
+    start = hf_model.config.decoder_start_token_id
     with torch.no_grad():  # texts end after a few tokens, so that limits of length matter
-        theirs.final_logits_bias[0, 3] = 1.4
-    theirs.save_pretrained(two_stacks)
+        hf_model.final_logits_bias[0, 3] = 1.4
+    hf_model.save_pretrained(two_stacks)
     settings = {
         "max_length": 14,
         "repetition_penalty": 1.5,
@@ -173,19 +173,19 @@ def test_settings_of_a_target_give_the_text_that_theirs_gives(settings, two_stac
         "decoder_start_token_id": start,
         **settings,
     }
-    ours, reported = read(two_stacks, **settings)
+    imported, reported = read(two_stacks, **settings)
     assert reported == ""
-    assert ours.task.start_id == start
-    theirs.generation_config = transformers.GenerationConfig(**settings, pad_token_id=0)
+    assert imported.task.start_id == start
+    hf_model.generation_config = transformers.GenerationConfig(**settings, pad_token_id=0)
     lengths = set()
     for seed in range(8):
         torch.manual_seed(seed)
         source = torch.randint(4, 300, (1, 6))
-        wanted = theirs.generate(source)[0, 1:].tolist()
-        wanted = wanted[: wanted.index(3)] if 3 in wanted else wanted
-        options = {**ours.generation.to_dict(), "start_id": start}
-        assert ours.model.generate(source.tolist(), **options) == [wanted]
-        lengths.add(len(wanted))
+        required = hf_model.generate(source)[0, 1:].tolist()
+        required = required[: required.index(3)] if 3 in required else required
+        options = {**imported.generation.to_dict(), "start_id": start}
+        assert imported.model.generate(source.tolist(), **options) == [required]
+        lengths.add(len(required))
     assert lengths != {0}
 
 
@@ -199,14 +199,14 @@ def test_settings_of_an_older_config_are_read(two_stacks):
         config.pop(name)
     (two_stacks / "config.json").write_text(json.dumps(config))
     with pytest.warns(NoEffectWarning) as caught:
-        ours = miniformer.from_hf(two_stacks)
-    told = str(caught[0].message).split("generation_config.json: ")[1]
-    assert told.startswith(
+        imported = miniformer.from_hf(two_stacks)
+    text = str(caught[0].message).split("generation_config.json: ")[1]
+    assert text.startswith(
         "early_stopping=True, forced_bos_token_id=4, forced_eos_token_id=2: not applied"
     )
-    assert (ours.generation.no_repeat_ngram_size, ours.generation.num_beams) == (3, 2)
-    assert (ours.generation.max_new_tokens, ours.generation.eos_id) == (19, 2)
-    assert ours.task.start_id == 2
+    assert (imported.generation.no_repeat_ngram_size, imported.generation.num_beams) == (3, 2)
+    assert (imported.generation.max_new_tokens, imported.generation.eos_id) == (19, 2)
+    assert imported.task.start_id == 2
 
 
 @pytest.mark.parametrize(
@@ -230,26 +230,26 @@ def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
 
     (decoder / "generation_config.json").write_text('{"typical_p": 0.9, "do_sample": true}')
     assert main(["import", str(decoder), str(tmp_path / "ours")]) == 0
-    told = capsys.readouterr().err
-    assert "miniformer: warning: " in told
-    assert "generation_config.json: typical_p=0.9: not applied by generation" in told
+    text = capsys.readouterr().err
+    assert "miniformer: warning: " in text
+    assert "generation_config.json: typical_p=0.9: not applied by generation" in text
 
 
 def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp_path):
     (decoder / "generation_config.json").unlink(missing_ok=True)
-    ours = miniformer.from_hf(decoder)
-    ours.hf_metadata = {}
+    imported = miniformer.from_hf(decoder)
+    imported.hf_metadata = {}
     settings = {
         "frequency_penalty": 0.5,
         "stop_strings": ["."],
         "num_beams": 2,
         "length_normalization": "gnmt",
     }
-    ours.generation = miniformer.GenerationConfig(temperature=0.0, **settings)
+    imported.generation = miniformer.GenerationConfig(temperature=0.0, **settings)
     with pytest.warns(
         NoEffectWarning, match=r"frequency_penalty=0.5, length_normalization='gnmt': trans"
     ):
-        miniformer.to_hf(ours, tmp_path / "out")
+        miniformer.to_hf(imported, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert (written["stop_strings"], written["num_beams"]) == (["."], 2)
     assert written["early_stopping"] == "never"
@@ -269,8 +269,8 @@ def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_token_ids, ex
         model, miniformer.Tokenizer.train("byte", []), task=LanguageModeling(), generation=options
     )
     miniformer.to_hf(pipeline, tmp_path / "theirs")
-    theirs = transformers.GenerationConfig.from_pretrained(tmp_path / "theirs")
-    assert theirs.eos_token_id == expected
+    hf_model = transformers.GenerationConfig.from_pretrained(tmp_path / "theirs")
+    assert hf_model.eos_token_id == expected
     assert miniformer.from_hf(tmp_path / "theirs").generation.eos_token_ids == [
         0, *(stop_token_ids or [])
     ]  # fmt: skip

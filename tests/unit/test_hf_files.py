@@ -133,8 +133,8 @@ def test_code_is_ignored_if_a_user_says_so(llama):
 
 def test_every_problem_of_a_config_is_told_at_once(llama):
     config_with(llama, hidden_size=..., hidden_act="no", vocab_size=...)
-    told = refusal(llama)
-    assert all(word in told for word in ("hidden_size is", "vocab_size is", "hidden_act='no'"))
+    message = refusal(llama)
+    assert all(word in message for word in ("hidden_size is", "vocab_size is", "hidden_act='no'"))
 
 
 def weights_with(path, change):
@@ -200,9 +200,9 @@ def test_broken_weights(llama):
 
 def test_a_pickle_is_not_read(llama):
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
-    told = refusal(llama)
-    assert "model.safetensors is missing; pytorch_model.bin is a pickle" in told
-    assert "save_pretrained" in told
+    message = refusal(llama)
+    assert "model.safetensors is missing; pytorch_model.bin is a pickle" in message
+    assert "save_pretrained" in message
 
 
 def shard(path):
@@ -210,10 +210,10 @@ def shard(path):
     weights = load_file(path / "model.safetensors")
     names = list(weights)
     parts = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
-    for file, some in parts.items():
-        save_file({name: weights[name] for name in some}, path / file)
+    for file, sample in parts.items():
+        save_file({name: weights[name] for name in sample}, path / file)
     (path / "model.safetensors").unlink()
-    index = {"weight_map": {name: file for file, some in parts.items() for name in some}}
+    index = {"weight_map": {name: file for file, sample in parts.items() for name in sample}}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     return index["weight_map"], weights
 
@@ -330,7 +330,7 @@ def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
     (llama / "generation_config.json").write_text('{"max_new_tokens": -1}')
     with pytest.raises(UserError):
         miniformer.import_hf(llama, tmp_path / "out")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["llama"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["llama"]
 
 
 @pytest.mark.catches("any_model_fits_the_first_family")
@@ -348,9 +348,9 @@ def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
     model = miniformer.Transformer(TransformerConfig(**values))
     with pytest.raises(UserError) as caught:
         miniformer.to_hf(model, tmp_path / "out")
-    told = str(caught.value)
-    assert "no Hugging Face family fits this model; the nearest is" in told
-    assert words in told
+    message = str(caught.value)
+    assert "no Hugging Face family fits this model; the nearest is" in message
+    assert words in message
 
 
 def test_a_family_can_be_chosen(tmp_path):
@@ -368,13 +368,13 @@ def test_the_type_of_weights_is_kept(tmp_path):
         TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
     )
     miniformer.to_hf(model.bfloat16(), tmp_path / "theirs")
-    made = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
-    assert made.n_bytes - 2 * model.config.num_params() < 4000  # the header
-    again = miniformer.load(tmp_path / "ours").model
-    assert all(weight.dtype == torch.bfloat16 for weight in again.parameters())
+    created = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
+    assert created.n_bytes - 2 * model.config.num_params() < 4000  # the header
+    reloaded = miniformer.load(tmp_path / "ours").model
+    assert all(weight.dtype == torch.bfloat16 for weight in reloaded.parameters())
     assert all(
-        torch.equal(one, other)
-        for one, other in zip(again.parameters(), model.parameters(), strict=True)
+        torch.equal(one, second)
+        for one, second in zip(reloaded.parameters(), model.parameters(), strict=True)
     )
 
 
@@ -386,9 +386,9 @@ def test_the_commands(llama, tmp_path, capsys):
     card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
     assert "Hugging Face LlamaForCausalLM" in card
     assert cli.main(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
-    one, other = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, second = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
+    assert one.keys() == second.keys()
+    assert all(torch.equal(one[name], second[name]) for name in one)
     for arguments, words in (
         (["import", str(tmp_path / "none"), "x"], "no such directory"),
         (["import", str(llama), str(tmp_path / "ours")], "exists and is not empty"),

@@ -37,14 +37,14 @@ def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
     batch = hidden([[B, *text] for text in texts], seed, share)
     for row, text in enumerate(texts):
         labels, inputs = batch["labels"][row].tolist(), batch["inputs"][row].tolist()
-        guessed = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+        guessed = [index for index, label in enumerate(labels) if label != IGNORE_INDEX]
         assert len(guessed) == max(1, round(share * len(text)))
         assert 0 not in guessed  # the boundary
         assert max(guessed) <= len(text)  # nor padding
-        whole = [B, *text]
-        assert all(labels[place] == whole[place] for place in guessed)
-        kept = [place for place in range(len(whole)) if place not in guessed]
-        assert all(inputs[place] == whole[place] for place in kept)
+        full = [B, *text]
+        assert all(labels[index] == full[index] for index in guessed)
+        retained = [index for index in range(len(full)) if index not in guessed]
+        assert all(inputs[index] == full[index] for index in retained)
 
 
 def test_eight_of_ten_guessed_tokens_are_hidden_one_is_another_and_one_stays():
@@ -62,8 +62,8 @@ def test_a_validation_hides_the_same_and_each_pass_of_training_others():
     records = [{"text": "abcdefghij" * 3}]
     options = {"task": MaskedLM().fit(None), "tokenizer": BYTES, "batch_size": 4, "seq_len": 64}
     data = MiniFormerDataModule(records, val_path=records, **options)
-    first, again = (next(iter(data.val_dataloader()))["inputs"] for _ in range(2))
-    assert torch.equal(first, again)
+    first, reloaded = (next(iter(data.val_dataloader()))["inputs"] for _ in range(2))
+    assert torch.equal(first, reloaded)
     batches = data.train_dataloader()
     one, two = (next(iter(batches))["inputs"] for _ in range(2))
     assert not torch.equal(one, two)
@@ -116,8 +116,8 @@ def test_gaps_are_filled_from_both_sides():
     texts = ["a1x", "b2x", "a3y", "b4y"] * 8  # the middle follows from both ends, not from one
     task, model = trained(texts)
     answers = task.predict(model, BYTES, ["a[MASK]x", "b[MASK]x", "a[MASK]y", "[MASK]4y"], None)
-    assert [each["text"] for each in answers] == ["a1x", "b2x", "a3y", "b4y"]
-    assert [len(each["gaps"]) for each in answers] == [1] * 4
+    assert [item["text"] for item in answers] == ["a1x", "b2x", "a3y", "b4y"]
+    assert [len(item["gaps"]) for item in answers] == [1] * 4
     best = answers[0]["gaps"][0]
     assert [best[0]["token"], len(best)] == ["1", 5]
     assert best[0]["score"] > 0.5 > best[1]["score"]
@@ -135,17 +135,17 @@ def test_figures_count_what_is_guessed():
         batch["labels"] = torch.where(batch["labels"] == IGNORE_INDEX, IGNORE_INDEX, best)
         batch["labels"][0, batch["labels"][0] != IGNORE_INDEX] ^= 1
     with torch.no_grad():
-        found = task.compute_metrics([task.eval_step(model, batch) for batch in batches], BYTES)
+        actual = task.compute_metrics([task.eval_step(model, batch) for batch in batches], BYTES)
     losses, right = [], []
     for batch in batches:
         logits = model(batch["inputs"], batch["attention_mask"]).detach().double()
-        for row, place in (batch["labels"] != IGNORE_INDEX).nonzero().tolist():
-            label = int(batch["labels"][row, place])
-            losses.append(-float(logits[row, place].log_softmax(-1)[label]))
-            right.append(int(logits[row, place].argmax()) == label)
-    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
-    assert found["accuracy"] == pytest.approx(np.mean(right))
+        for row, index in (batch["labels"] != IGNORE_INDEX).nonzero().tolist():
+            label = int(batch["labels"][row, index])
+            losses.append(-float(logits[row, index].log_softmax(-1)[label]))
+            right.append(int(logits[row, index].argmax()) == label)
+    assert actual["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert actual["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert actual["accuracy"] == pytest.approx(np.mean(right))
     assert np.mean(right) == 0.5
 
 

@@ -37,8 +37,8 @@ def temperatures(seed, count=100):
 def test_next_feature_of_another_level_or_unit_is_not_adopted(seed, scale, offset):
     """A feature with the value in other units: its distance varies little, but is large."""
     true, readings = temperatures(seed)
-    other = [x * [scale, 1] + [offset, 0] for x in readings]
-    assert chosen(other, true) is None
+    second = [x * [scale, 1] + [offset, 0] for x in readings]
+    assert chosen(second, true) is None
     assert chosen(readings, true) == 0  # the same in the same units
 
 
@@ -70,8 +70,8 @@ def test_next_feature_is_judged_on_records_that_it_was_not_chosen_by():
 
 
 @pytest.mark.parametrize("level", [0.0, 50.0])
-@pytest.mark.parametrize(("share", "wanted"), [(0.7, None), (0.98, 0)])
-def test_next_feature_that_the_plain_target_follows_better_is_not_adopted(level, share, wanted):
+@pytest.mark.parametrize(("share", "expected"), [(0.7, None), (0.98, 0)])
+def test_next_feature_that_the_plain_target_follows_better_is_not_adopted(level, share, expected):
     """Mean-reverting values are near the feature; a linear map of it has no error.
 
     A series target leaves an error of 1 - share of the feature's spread, and 5 % are allowed.
@@ -79,7 +79,7 @@ def test_next_feature_that_the_plain_target_follows_better_is_not_adopted(level,
     random = np.random.default_rng(1)
     inputs = [level + random.normal(0, 10, (4, 1)) for _ in range(100)]
     values = [level + share * (float(vectors[-1, 0]) - level) for vectors in inputs]
-    assert chosen(inputs, values) == wanted
+    assert chosen(inputs, values) == expected
 
 
 def test_next_feature_needs_ten_records_of_several_vectors():

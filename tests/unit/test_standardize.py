@@ -33,21 +33,21 @@ def records(count=50, seed=0):
     ]
 
 
-def by_hand(some, over):
+def by_hand(sample, over):
     """Inputs, standardized over all vectors, float32."""
-    whole = np.concatenate([np.array(record["input"]) for record in over])
-    stds = whole.std(0)
+    full = np.concatenate([np.array(record["input"]) for record in over])
+    stds = full.std(0)
     stds[3] = 1.0
     return [
-        ((np.array(record["input"]) - whole.mean(0)) / stds).astype(np.float32) for record in some
+        ((np.array(record["input"]) - full.mean(0)) / stds).astype(np.float32) for record in sample
     ]
 
 
 TASKS = [Classification(), Regression(target_delta_of="none")]
 
 
-def fitted(task, some):
-    return task.fit(as_records(some, task.schema))
+def fitted(task, sample):
+    return task.fit(as_records(sample, task.schema))
 
 
 def model_for(task):
@@ -60,14 +60,14 @@ def test_features_are_standardized_by_statistics_of_the_training_data(task):
     train, val = records(), records(20, seed=1)
     data = MiniFormerDataModule(train, val_path=val, task=task, tokenizer=None, batch_size=4)
     data.setup()
-    whole = np.concatenate([np.array(record["input"]) for record in train])
-    np.testing.assert_allclose(data.task.feature_means, whole.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(data.task.feature_stds[:3], whole.std(0)[:3], rtol=1e-6)
+    full = np.concatenate([np.array(record["input"]) for record in train])
+    np.testing.assert_allclose(data.task.feature_means, full.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.task.feature_stds[:3], full.std(0)[:3], rtol=1e-6)
     assert data.task.feature_stds[3] == 1.0
-    for name, some in (("train", train), ("val", val)):  # both by the statistics of train
-        kept = data.chunks[name].in_memory
-        for number, wanted in enumerate(by_hand(some, train)):
-            np.testing.assert_allclose(kept[number]["inputs"], wanted, rtol=1e-4, atol=1e-5)
+    for name, sample in (("train", train), ("val", val)):  # both by the statistics of train
+        retained = data.chunks[name].in_memory
+        for number, expected in enumerate(by_hand(sample, train)):
+            np.testing.assert_allclose(retained[number]["inputs"], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -79,17 +79,17 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
     Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
     m = miniformer.load(tmp_path / "model")
     assert m.task == task
-    some = records(5, seed=2)
-    inputs = [record["input"] for record in some]
-    rows = [torch.from_numpy(row)[None] for row in by_hand(some, train)]
+    sample = records(5, seed=2)
+    inputs = [record["input"] for record in sample]
+    rows = [torch.from_numpy(row)[None] for row in by_hand(sample, train)]
     with torch.no_grad():
         outputs = torch.cat([model.classify(row) for row in rows])
         vectors = torch.cat([model.embed(row) for row in rows])
     torch.testing.assert_close(m.embed(inputs), vectors, rtol=1e-3, atol=1e-4)
     answers = m.predict(inputs)
     if task.name == "regression":
-        wanted = task.target_mean + task.target_std * outputs[:, 0].double().numpy()
-        np.testing.assert_allclose(answers, wanted, rtol=1e-3, atol=1e-3)
+        expected = task.target_mean + task.target_std * outputs[:, 0].double().numpy()
+        np.testing.assert_allclose(answers, expected, rtol=1e-3, atol=1e-3)
     else:
         shares = [list(answer["scores"].values()) for answer in answers]
         np.testing.assert_allclose(shares, outputs.softmax(-1).numpy(), rtol=1e-3, atol=1e-4)
@@ -97,14 +97,16 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
 
 def test_embed_of_a_series_reads_it_in_its_own_units():
     random = np.random.default_rng(0)
-    some = [{"input": random.normal(100, 9, (4, 2)).tolist(), "value": float(n)} for n in range(20)]
-    task = fitted(Regression(target_delta_of=1), some)
+    sample = [
+        {"input": random.normal(100, 9, (4, 2)).tolist(), "value": float(n)} for n in range(20)
+    ]
+    task = fitted(Regression(target_delta_of=1), sample)
     model = model_for(task)
     m = Pipeline(model, None, task=task, generation=GenerationConfig())
-    rows = torch.from_numpy(np.stack([e["inputs"] for e in task.encode(some, None, 9)]))
+    rows = torch.from_numpy(np.stack([e["inputs"] for e in task.encode(sample, None, 9)]))
     with torch.no_grad():
-        wanted = model.embed(rows)
-    torch.testing.assert_close(m.embed([record["input"] for record in some]), wanted)
+        expected = model.embed(rows)
+    torch.testing.assert_close(m.embed([record["input"] for record in sample]), expected)
 
 
 def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
@@ -122,9 +124,9 @@ def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
     m = miniformer.load(tmp_path / "model")
     inputs = [[[0.5, -1.0, 2.0, 0.25]], [[1.0, 0.0, -1.0, 3.0], [0.0, 0.5, 0.5, 1.0]]]
     with torch.no_grad():
-        wanted = [model.classify(torch.tensor([x])).softmax(-1)[0].tolist() for x in inputs]
+        expected = [model.classify(torch.tensor([x])).softmax(-1)[0].tolist() for x in inputs]
     shares = [list(answer["scores"].values()) for answer in m.predict(inputs)]
-    np.testing.assert_allclose(shares, wanted, rtol=1e-5)
+    np.testing.assert_allclose(shares, expected, rtol=1e-5)
 
 
 def test_statistics_that_are_given_are_kept_and_none_are_made_without_standardize():
@@ -161,7 +163,7 @@ def test_standardize_is_for_vectors():
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         ({}, "kept"),
         ({"feature_means": [0.0], "feature_stds": [2.0]}, {"feature_means": [0.0],
@@ -170,21 +172,21 @@ def test_standardize_is_for_vectors():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("old", [False, True])
-def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, changes, wanted, old):
-    some = [{"input": [[float(n)]], "label": n % 2} for n in range(9)]
-    task = fitted(Classification(standardize=not old), some)
+def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, changes, expected, old):
+    sample = [{"input": [[float(n)]], "label": n % 2} for n in range(9)]
+    task = fitted(Classification(standardize=not old), sample)
     model = MODEL_CLASSES["encoder"](model_for(task).config)
     Pipeline(model, None, task=task, generation=GenerationConfig()).save(tmp_path / "model")
     config = TrainConfig(
         train_path="x.jsonl", task="classification", init_from=str(tmp_path / "model"),
         task_config=changes,
     )  # fmt: skip
-    if wanted == "kept":
+    if expected == "kept":
         own = {"feature_means": task.feature_means, "feature_stds": task.feature_stds}
-        wanted = {"standardize": False} if old else own
-    found = config_from_pretrained(config, "encoder").task_config
+        expected = {"standardize": False} if old else own
+    actual = config_from_pretrained(config, "encoder").task_config
     names = ("standardize", "feature_means", "feature_stds")
-    assert {name: found[name] for name in names if name in found} == wanted
+    assert {name: actual[name] for name in names if name in actual} == expected
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1e39"])

@@ -61,8 +61,11 @@ def test_no_label_can_be_read_off_the_inputs():
 
 @pytest.mark.catches("mean_is_over_batches")
 def test_figures():
-    measured = [{"loss": 15.0, "count": 7, "bytes": 30}, {"loss": 5.0, "count": 3, "bytes": 10.0}]
-    assert LanguageModeling().compute_metrics(measured) == pytest.approx(
+    batch_stats = [
+        {"loss": 15.0, "count": 7, "bytes": 30},
+        {"loss": 5.0, "count": 3, "bytes": 10.0},
+    ]
+    assert LanguageModeling().compute_metrics(batch_stats) == pytest.approx(
         {"loss": 2.0, "perplexity": math.exp(2), "bits_per_byte": 20 / math.log(2) / 40}
     )
     unknown = [{"loss": 1.0, "count": 1, "bytes": 0.0}]

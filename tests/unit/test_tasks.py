@@ -87,10 +87,10 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
     ]
     loss, count, gradients = whole(alone)
     for options in ({"batch_size": 5}, {"batch_tokens": 30}, {"batch_size": 100}):
-        found = whole(served(task, records, **options, seq_len=150))
-        assert found[0] == pytest.approx(loss, rel=1e-5)
-        assert found[1] == pytest.approx(count)
-        for one, other in zip(found[2], gradients, strict=True):
+        actual = whole(served(task, records, **options, seq_len=150))
+        assert actual[0] == pytest.approx(loss, rel=1e-5)
+        assert actual[1] == pytest.approx(count)
+        for one, other in zip(actual[2], gradients, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -110,8 +110,8 @@ def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
     assert example["cut"] == lost == max(0, len(first) + len(second) + 2 - seq_len)
     if lost:  # the longer one is cut, and no more than down to the other's length
         assert len(ids) == seq_len
-        for whole, kept, other in ((first, a, b), (second, b, a)):
-            assert len(kept) == len(whole) or len(kept) >= len(other) - 1
+        for whole, retained, other in ((first, a, b), (second, b, a)):
+            assert len(retained) == len(whole) or len(retained) >= len(other) - 1
 
 
 @given(WORDS, WORDS, st.integers(6, 30))
@@ -123,8 +123,8 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
     ).encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     ids, types = example["inputs"].tolist(), plain["token_types"].tolist()
     texts = [{i for i, t in zip(ids, types, strict=True) if t == n and i != B} for n in (0, 1)]
-    wanted = [t + 2 * (i in texts[0] & texts[1]) for i, t in zip(ids, types, strict=True)]
-    assert example["token_types"].tolist() == wanted
+    required = [t + 2 * (i in texts[0] & texts[1]) for i, t in zip(ids, types, strict=True)]
+    assert example["token_types"].tolist() == required
     assert task.model_config({}, BYTES)["token_types"] == 4
 
 
@@ -147,10 +147,10 @@ def test_marks_need_pairs_and_types():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair")
     for types, told in ((2, "2"), (None, "null")):
         few = TransformerConfig(**{**config.to_dict(), "token_types": types})
-        wanted = (
+        required = (
             f"must be 4 for pairs of texts, not {told}; leave it out, or set shared_token_types"
         )
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=required):
             task.check(few, BYTES)
 
 
@@ -201,29 +201,29 @@ def test_a_prefix_model_reads_documents_whole_and_never_across():
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_figures_of_classification_are_those_of_the_textbook(pairs):
     task = Classification(classes=list("abcd"), input_kind="text")
-    labels, guesses = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    measured = [{"loss": 1.0, "count": 1.0, "labels": labels, "predictions": guesses}]
-    figures = task.compute_metrics(measured)
+    labels, predictions = (torch.tensor(column) for column in zip(*pairs, strict=True))
+    batch_stats = [{"loss": 1.0, "count": 1.0, "labels": labels, "predictions": predictions}]
+    metrics = task.compute_metrics(batch_stats)
     counts = Counter(pairs)
     n = len(pairs)
-    assert figures["accuracy"] == pytest.approx(sum(counts[c, c] for c in range(4)) / n)
+    assert metrics["accuracy"] == pytest.approx(sum(counts[c, c] for c in range(4)) / n)
     f1 = []
     for c in range(4):
         true = sum(v for (label, _), v in counts.items() if label == c)
         taken = sum(v for (_, guess), v in counts.items() if guess == c)
         if true + taken:  # a class that is nowhere has no F1
             f1.append(2 * counts[c, c] / (true + taken))
-    assert figures["macro_f1"] == pytest.approx(sum(f1) / len(f1), abs=1e-6)
+    assert metrics["macro_f1"] == pytest.approx(sum(f1) / len(f1), abs=1e-6)
     x = np.eye(4)[labels.numpy()] - np.eye(4)[labels.numpy()].mean(0)
-    y = np.eye(4)[guesses.numpy()] - np.eye(4)[guesses.numpy()].mean(0)
+    y = np.eye(4)[predictions.numpy()] - np.eye(4)[predictions.numpy()].mean(0)
     under = math.sqrt((x * x).sum() * (y * y).sum())
-    wanted = (x * y).sum() / under if under > 1e-12 else None
-    if wanted is not None:  # Gorodkin 2004: the correlation of two one-hot tables
-        assert figures["mcc"] == pytest.approx(wanted, abs=1e-5)
-    matrix = task.confusion_matrix(measured)
+    required = (x * y).sum() / under if under > 1e-12 else None
+    if required is not None:  # Gorodkin 2004: the correlation of two one-hot tables
+        assert metrics["mcc"] == pytest.approx(required, abs=1e-5)
+    matrix = task.confusion_matrix(batch_stats)
     assert {(r, c): int(matrix[r, c]) for r in range(4) for c in range(4) if matrix[r, c]} == counts
     assert f"| a | {' | '.join(str(counts[0, c]) for c in range(4))} |" in task.report_markdown(
-        measured
+        batch_stats
     )
 
 
@@ -233,31 +233,31 @@ def test_figures_of_classification_are_those_of_the_textbook(pairs):
     )
 )
 def test_figures_of_regression_are_in_the_units_of_the_data(rows):
-    values, guesses = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
+    values, predictions = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     task = Regression(target_mean=7.0, target_std=2.5, input_kind="text")
     inside = {
         "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
-        "predictions": torch.tensor((guesses - 7) / 2.5, dtype=torch.float32),
+        "predictions": torch.tensor((predictions - 7) / 2.5, dtype=torch.float32),
     }
-    figures = task.compute_metrics([inside])
+    metrics = task.compute_metrics([inside])
 
     def ranks(x):  # the mean place of equal values
-        return np.array([(x < each).sum() + ((x == each).sum() - 1) / 2 for each in x])
+        return np.array([(x < item).sum() + ((x == item).sum() - 1) / 2 for item in x])
 
-    assert figures["mae"] == pytest.approx(np.abs(values - guesses).mean(), rel=1e-4, abs=1e-4)
-    rmse = np.sqrt(((values - guesses) ** 2).mean())
-    assert figures["rmse"] == pytest.approx(rmse, rel=1e-4, abs=1e-4)
-    assert figures["pearson"] == pytest.approx(np.corrcoef(values, guesses)[0, 1], abs=1e-4)
-    spearman = np.corrcoef(ranks(values), ranks(guesses))[0, 1]
-    assert figures["spearman"] == pytest.approx(spearman, abs=1e-4)
+    assert metrics["mae"] == pytest.approx(np.abs(values - predictions).mean(), rel=1e-4, abs=1e-4)
+    rmse = np.sqrt(((values - predictions) ** 2).mean())
+    assert metrics["rmse"] == pytest.approx(rmse, rel=1e-4, abs=1e-4)
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(values, predictions)[0, 1], abs=1e-4)
+    spearman = np.corrcoef(ranks(values), ranks(predictions))[0, 1]
+    assert metrics["spearman"] == pytest.approx(spearman, abs=1e-4)
 
 
 def test_a_correlation_with_what_does_not_vary_is_0():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text")
-    figures = task.compute_metrics(
+    metrics = task.compute_metrics(
         [{"values": torch.tensor([1.0, 2.0]), "predictions": torch.tensor([1.0, 1])}]
     )
-    assert figures["pearson"] == figures["spearman"] == 0.0
+    assert metrics["pearson"] == metrics["spearman"] == 0.0
 
 
 @pytest.mark.catches("predictions_are_standardized")
@@ -291,9 +291,9 @@ def test_weights_and_smoothing_are_those_of_the_formula():
     shares = logits.log_softmax(-1).numpy()
     by_hand = 0.0
     for row, label in zip(shares, labels.tolist(), strict=True):
-        wanted = np.full(3, 0.1)
-        wanted[label] += 0.7
-        by_hand -= (weights * wanted * row).sum()
+        required = np.full(3, 0.1)
+        required[label] += 0.7
+        by_hand -= (weights * required * row).sum()
     assert float(loss) == pytest.approx(by_hand, rel=1e-5)
     assert float(count) == pytest.approx(weights[labels.numpy()].sum())
     balanced = Classification(class_weights="balanced")
@@ -344,7 +344,7 @@ def test_two_passes_are_drawn_together():
     torch.manual_seed(1)
     p, q = (model.classify(batch["inputs"]).detach().softmax(-1) for _ in range(2))
     apart = [float((a * (a / b).log()).sum()) for a, b in ((p, q), (q, p))]
-    wrong = [-float(each[range(4), labels].log().sum()) for each in (p, q)]
+    wrong = [-float(item[range(4), labels].log().sum()) for item in (p, q)]
     assert float(loss.detach()) == pytest.approx(np.mean(wrong) + 0.7 * np.mean(apart), rel=1e-4)
     assert np.mean(apart) > 0.05
     assert int(count) == 4
@@ -364,10 +364,10 @@ def test_two_passes_over_targets_are_drawn_together():
     torch.manual_seed(1)
     loss, count = Seq2Seq(r_drop=0.7).loss(model, batch)
     torch.manual_seed(1)
-    kept = labels != IGNORE_INDEX
-    p, q = (model(ids[0], ids[1]).detach()[kept].softmax(-1) for _ in range(2))
+    retained = labels != IGNORE_INDEX
+    p, q = (model(ids[0], ids[1]).detach()[retained].softmax(-1) for _ in range(2))
     apart = [float((a * (a / b).log()).sum()) for a, b in ((p, q), (q, p))]
-    wrong = [-float(each[range(13), labels[kept]].log().sum()) for each in (p, q)]
+    wrong = [-float(item[range(13), labels[retained]].log().sum()) for item in (p, q)]
     assert float(loss.detach()) == pytest.approx(np.mean(wrong) + 0.7 * np.mean(apart), rel=1e-4)
     assert np.mean(apart) > 0.05
     assert int(count) == 13
@@ -377,8 +377,8 @@ def test_two_passes_over_targets_are_drawn_together():
 
 def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
     task = Classification(classes=[0, 1], class_weights=[1.0, 2.0], input_kind="text")
-    for each in (task, Classification(classes=[0, 1], input_kind="text")):
-        loss, count = each._weighted_cross_entropy(
+    for item in (task, Classification(classes=[0, 1], input_kind="text")):
+        loss, count = item._weighted_cross_entropy(
             torch.randn(3, 2), torch.full((3,), IGNORE_INDEX)
         )
         assert float(loss) == float(count) == 0.0
@@ -416,10 +416,10 @@ def test_a_label_that_training_never_saw_is_named_with_its_line(tmp_path):
     val = tmp_path / "val.jsonl"
     val.write_text('{"input": "a", "label": "odd"}\n{"input": "b", "label": "prime"}\n')
     data = MiniFormerDataModule(TEXTS, val_path=val, tokenizer=BYTES, task="classification")
-    wanted = (
+    required = (
         r"val.jsonl:2: 'label' is 'prime', which is none of the classes trained on: 'even', 'odd'"
     )
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=required):
         data.setup()
 
 
@@ -480,14 +480,14 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
     assert task.scale_epsilon == pytest.approx(0.05 * np.mean([walk.std() for walk in walks]))
     last = np.array([walk[-1] for walk in walks])
     scales = np.array([walk.std() for walk in walks]) + task.scale_epsilon
-    learnt = (values - last) / scales
-    assert (task.target_mean, task.target_std) == pytest.approx((learnt.mean(), learnt.std()))
+    deltas = (values - last) / scales
+    assert (task.target_mean, task.target_std) == pytest.approx((deltas.mean(), deltas.std()))
     examples = task.encode(records, None, 64)
     whole = np.concatenate(inputs)
     for example, x, base, scale in zip(examples, inputs, last, scales, strict=True):
-        wanted = (np.array(x) - whole.mean(0)) / whole.std(0)
-        wanted[:, 1] = (np.array(x)[:, 1] - base) / scale
-        np.testing.assert_allclose(example["inputs"], wanted, rtol=1e-5, atol=1e-6)
+        required = (np.array(x) - whole.mean(0)) / whole.std(0)
+        required[:, 1] = (np.array(x)[:, 1] - base) / scale
+        np.testing.assert_allclose(example["inputs"], required, rtol=1e-5, atol=1e-6)
     labels = np.array([example["labels"] for example in examples])
     np.testing.assert_allclose(
         last + scales * (task.target_mean + task.target_std * labels), values
@@ -499,16 +499,16 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
             parameter.zero_()
     answers = task.predict(model, None, inputs, GenerationConfig())
     np.testing.assert_allclose(answers, last + scales * task.target_mean, rtol=1e-5)
-    figures = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
-    assert figures["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
+    metrics = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
+    assert metrics["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
     wrong = values - answers
-    assert figures["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
-    assert figures["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
-    assert figures["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
+    assert metrics["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
+    assert metrics["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
+    assert metrics["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
     for example in examples:
         example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
     far = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
-    assert far["rmse"] == pytest.approx(figures["rmse"], rel=1e-6)
+    assert far["rmse"] == pytest.approx(metrics["rmse"], rel=1e-6)
 
 
 @given(st.integers(0, 99), st.floats(-50, 50), st.floats(0.5, 4))
@@ -519,11 +519,11 @@ def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
     model = model_for(task)
     inputs = [np.array(record["input"]) for record in records]
     moved = [x * [1, wider, 1] + [0, higher, 0] for x in inputs]
-    once, again = (
-        np.array(task.predict(model, None, [x.tolist() for x in each], GenerationConfig()))
-        for each in (inputs, moved)
+    once, reloaded = (
+        np.array(task.predict(model, None, [x.tolist() for x in item], GenerationConfig()))
+        for item in (inputs, moved)
     )
-    np.testing.assert_allclose(again, once * wider + higher, rtol=1e-3, atol=1e-3 * wider)
+    np.testing.assert_allclose(reloaded, once * wider + higher, rtol=1e-3, atol=1e-3 * wider)
 
 
 def test_that_values_are_the_next_of_a_feature_is_found_out():
@@ -534,8 +534,8 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
     assert fitted(records, target_delta_of="none").target_delta_of == "none"
     assert fitted(records, target_mean=0.0, target_std=9.0).target_delta_of == "none"
     values = np.random.default_rng(1).normal(0, 20, len(records))
-    others = [{**each, "value": float(y)} for each, y in zip(records, values, strict=True)]
-    alone = [{**each, "input": each["input"][-1:]} for each in records]
+    others = [{**item, "value": float(y)} for item, y in zip(records, values, strict=True)]
+    alone = [{**item, "input": item["input"][-1:]} for item in records]
     texts = [{"input": "abc"[: n % 3 + 1], "value": float(n)} for n in range(9)]
     for none in (others, alone, texts):
         task = fitted(none)
@@ -551,8 +551,8 @@ def test_vectors_with_names_are_a_series_too():
     """The index of a feature is its position among the sorted names."""
     plain = [{"input": [[1.0, n], [2.0, 3.0 * n]], "value": n * n} for n in (1.0, 2.0, 4.0)]
     named = [
-        {"input": [{"b": b, "a": a} for a, b in each["input"]], "value": each["value"]}
-        for each in plain
+        {"input": [{"b": b, "a": a} for a, b in item["input"]], "value": item["value"]}
+        for item in plain
     ]
     one, other = (fitted(records, target_delta_of=1) for records in (plain, named))
     assert one == other
@@ -630,28 +630,34 @@ def test_written_text_is_held_against_what_should_have_been():
 
     task = Seq2Seq()
     written = ["a cat sits on the mat", "the dog barks at night", "no"]
-    wanted = ["a cat sits on the mat", "the dog sleeps at night", "yes"]
-    measured = [
+    required = ["a cat sits on the mat", "the dog sleeps at night", "yes"]
+    batch_stats = [
         {"loss": 6.0, "count": 2.0, "generated": list(map(BYTES.encode, written[:2])),
-         "references": wanted[:2]},
+         "references": required[:2]},
         {"loss": 2.0, "count": 2.0, "generated": [BYTES.encode(written[2])],
-         "references": wanted[2:]},
+         "references": required[2:]},
         {"loss": 4.0, "count": 2.0},
     ]  # fmt: skip
-    figures = task.compute_metrics(measured, BYTES)
-    assert figures["loss"] == pytest.approx(2.0)
-    assert figures["exact_match"] == pytest.approx(1 / 3)
-    assert figures["bleu"] == pytest.approx(sacrebleu.BLEU().corpus_score(written, [wanted]).score)
-    assert figures["chrf"] == pytest.approx(sacrebleu.CHRF().corpus_score(written, [wanted]).score)
-    assert "3 examples" in task.report_markdown(measured)
+    metrics = task.compute_metrics(batch_stats, BYTES)
+    assert metrics["loss"] == pytest.approx(2.0)
+    assert metrics["exact_match"] == pytest.approx(1 / 3)
+    assert metrics["bleu"] == pytest.approx(
+        sacrebleu.BLEU().corpus_score(written, [required]).score
+    )
+    assert metrics["chrf"] == pytest.approx(
+        sacrebleu.CHRF().corpus_score(written, [required]).score
+    )
+    assert "3 examples" in task.report_markdown(batch_stats)
 
 
 def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     task = Seq2Seq()
-    measured = [{"loss": 1.0, "count": 1.0, "generated": [BYTES.encode("a")], "references": ["a"]}]
-    assert task.compute_metrics(measured, BYTES) == {"loss": 1.0, "exact_match": 1.0}
+    batch_stats = [
+        {"loss": 1.0, "count": 1.0, "generated": [BYTES.encode("a")], "references": ["a"]}
+    ]
+    assert task.compute_metrics(batch_stats, BYTES) == {"loss": 1.0, "exact_match": 1.0}
     (note,) = task.pre_run_warnings("loss")
     assert note == 'BLEU and chrF are not computed; they need pip install "miniformer[eval]"'
     with pytest.raises(UserError, match="checkpoint_metric=bleu needs the package sacrebleu"):
@@ -663,9 +669,9 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
     task = Seq2Seq(eval_generate_samples=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
-    measured = [task.eval_step(model, batch) for batch in batches]
-    written = [row for each in measured for row in each.get("generated", [])]
-    references = [text for each in measured for text in each.get("references", [])]
+    batch_stats = [task.eval_step(model, batch) for batch in batches]
+    written = [row for item in batch_stats for row in item.get("generated", [])]
+    references = [text for item in batch_stats for text in item.get("references", [])]
     assert len(written) == len(references) == 7
     by_target = {}
     for record in TARGETS:
@@ -685,16 +691,16 @@ def test_a_test_writes_to_all_examples_and_searches():
     task = Seq2Seq(eval_generate_samples=1, num_beams=3)
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
-    measured = [task.test_step(model, batch) for batch in batches]
-    assert sum(len(each["generated"]) for each in measured) == len(TARGETS)
-    assert f"beam search with 3 beams, {len(TARGETS)} examples" in task.report_markdown(measured)
+    batch_stats = [task.test_step(model, batch) for batch in batches]
+    assert sum(len(item["generated"]) for item in batch_stats) == len(TARGETS)
+    assert f"beam search with 3 beams, {len(TARGETS)} examples" in task.report_markdown(batch_stats)
     longest = int((batches[0]["labels"] != IGNORE_INDEX).sum(1).max())
     searched = model.generate(
         batches[0]["source"], 2 * longest + 10, source_mask=batches[0].get("source_mask"),
         start_id=B, num_beams=3, eos_id=B,
     )  # fmt: skip
     ids = [[x for x in row if x != B] for row in searched.tolist()]
-    assert [[x for x in row if x != B] for row in measured[0]["generated"]] == ids
+    assert [[x for x in row if x != B] for row in batch_stats[0]["generated"]] == ids
     assert "generated" not in Seq2Seq(eval_generate_samples=0).test_step(model, batches[0])
 
 
@@ -777,8 +783,8 @@ def test_samples_go_on_from_the_first_text():
 @pytest.mark.parametrize("count", [20, 21])
 def test_confusions_of_at_most_twenty_classes_are_told(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
-    labels, guesses = torch.arange(count), torch.arange(count).roll(1)
-    told = task.report_markdown([{"labels": labels, "predictions": guesses}]).splitlines()
+    labels, predictions = torch.arange(count), torch.arange(count).roll(1)
+    told = task.report_markdown([{"labels": labels, "predictions": predictions}]).splitlines()
     if count > 20:
         assert told == []
         return
@@ -798,8 +804,8 @@ def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
     task, records, _ = FITTED[name]
     task = task.fit(as_records(records, task.schema))
     model = model_for(task)
-    measured = [task.eval_step(model, batch) for batch in served(task, records)]
-    assert task.plot(measured, tmp_path / "answers.png")
+    batch_stats = [task.eval_step(model, batch) for batch in served(task, records)]
+    assert task.plot(batch_stats, tmp_path / "answers.png")
     assert (tmp_path / "answers.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -836,16 +842,16 @@ def test_nothing_can_be_learnt_from_random_tokens(name):
             (loss / count).backward()
             optimizer.step()
     with torch.no_grad():
-        measured = [task.eval_step(model.eval(), batch) for batch in data.val_dataloader()]
-    figures = task.compute_metrics(measured)
+        batch_stats = [task.eval_step(model.eval(), batch) for batch in data.val_dataloader()]
+    metrics = task.compute_metrics(batch_stats)
     if name == "text":
-        assert figures["loss"] > math.log(4) - 0.02
-        assert abs(figures["accuracy"] - 0.25) < 0.1
+        assert metrics["loss"] > math.log(4) - 0.02
+        assert abs(metrics["accuracy"] - 0.25) < 0.1
         return
     # EOS of a text of known length is predictable: one certain token.
     certain = {"causal": 17, "prefix": 9, "seq2seq": 9}[name]
     floor = math.log(8) * (certain - 1) / certain
-    assert floor - 0.02 < figures["loss"] < math.log(8) + 0.7
+    assert floor - 0.02 < metrics["loss"] < math.log(8) + 0.7
 
 
 def test_length_buckets_serve_every_task_but_packed_ones():

@@ -25,15 +25,15 @@ WANTED = ["the cat sat on the mat", "a dog barks at night", "it rains again"]
 
 def bleu_by_hand(hypotheses, references):
     """Corpus BLEU of words (Papineni et al. 2002)."""
-    found, counted, lengths = [0] * 4, [0] * 4, [0, 0]
+    actual, counted, lengths = [0] * 4, [0] * 4, [0, 0]
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         h, r = hypothesis.split(), reference.split()
         lengths = [lengths[0] + len(h), lengths[1] + len(r)]
         for n in range(1, 5):
             grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (h, r)]
-            found[n - 1] += sum((grams[0] & grams[1]).values())
+            actual[n - 1] += sum((grams[0] & grams[1]).values())
             counted[n - 1] += sum(grams[0].values())
-    precision = sum(math.log(a / b) for a, b in zip(found, counted, strict=True)) / 4
+    precision = sum(math.log(a / b) for a, b in zip(actual, counted, strict=True)) / 4
     brevity = min(0.0, 1 - lengths[1] / lengths[0])
     return 100 * math.exp(precision + brevity)
 
@@ -42,15 +42,15 @@ def bleu_by_hand(hypotheses, references):
 @pytest.mark.catches("bleu_exchanges_references")
 def test_text_metrics_of_unequal_lengths_are_those_of_sacrebleu(exchanged):
     """Predictions longer and shorter than references; BLEU is not symmetric."""
-    written, wanted = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
-    found = compute_text_metrics(written, wanted)
-    assert found["bleu"] == pytest.approx(bleu_by_hand(written, wanted), rel=1e-9)
-    assert found["bleu"] == sacrebleu.BLEU().corpus_score(written, [wanted]).score
-    assert found["chrf"] == sacrebleu.CHRF().corpus_score(written, [wanted]).score
-    assert found["exact_match"] == 0.0
-    other = compute_text_metrics(wanted, written)
-    assert abs(found["bleu"] - other["bleu"]) > 1
-    assert abs(found["chrf"] - other["chrf"]) > 1
+    written, expected = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
+    actual = compute_text_metrics(written, expected)
+    assert actual["bleu"] == pytest.approx(bleu_by_hand(written, expected), rel=1e-9)
+    assert actual["bleu"] == sacrebleu.BLEU().corpus_score(written, [expected]).score
+    assert actual["chrf"] == sacrebleu.CHRF().corpus_score(written, [expected]).score
+    assert actual["exact_match"] == 0.0
+    second = compute_text_metrics(expected, written)
+    assert abs(actual["bleu"] - second["bleu"]) > 1
+    assert abs(actual["chrf"] - second["chrf"]) > 1
 
 
 def test_exact_match_does_not_count_spaces_around_a_text():
@@ -80,11 +80,11 @@ TOKENIZERS = {
 def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
     """Predictions equal the tokens of the targets, which are all in the vocabulary."""
     tokenizer, targets = TOKENIZERS[kind], SENTENCES if kind != "lower" else ["a , B", "A b,  b"]
-    measured = [
+    batch_stats = [
         {"loss": 1.0, "count": 1.0, "generated": tokenizer.encode_batch(targets),
          "references": targets}
     ]  # fmt: skip
-    metrics = Seq2Seq().compute_metrics(measured, tokenizer)
+    metrics = Seq2Seq().compute_metrics(batch_stats, tokenizer)
     assert metrics["exact_match"] == 1.0
     assert metrics["chrf"] == pytest.approx(100.0)
     records = as_records([{"source": "", "target": x} for x in targets], Seq2Seq().schema)

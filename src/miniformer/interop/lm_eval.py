@@ -114,13 +114,12 @@ class MiniformerLM(LM):  # type: ignore[misc]
 
     def _generation_options(self, options: dict[str, Any]) -> dict[str, Any]:
         """Converts the harness's generation options."""
-        until = options.pop("until", [])
+        stop = options.pop("until", [])
+        stop_strings = [stop] if isinstance(stop, str) else [text for text in stop if text]
         config = self.pipeline.model.config
         max_new_tokens = options.pop("max_gen_toks", _DEFAULT_MAX_NEW_TOKENS)
         converted = {
-            "stop_strings": [until]
-            if isinstance(until, str)
-            else [stop for stop in until if stop] or None,
+            "stop_strings": stop_strings or None,
             "max_new_tokens": min(max_new_tokens, config.max_seq_len - 1),
             "context_shift": isinstance(self.pipeline.model, Transformer),
             "temperature": 0.0,

@@ -130,11 +130,12 @@ def perplexity(
         stride, progress: see `score`.
     """
     documents: list[list[int]] = []
-    n_bytes = words = 0
+    n_bytes = num_words = 0
     for record in records:
         (example,) = task.encode([record], tokenizer, model.config.max_seq_len)
         text = record["text"]
-        n_bytes, words = n_bytes + len(text.encode()), words + len(text.split()) + text.count("\n")
+        n_bytes += len(text.encode())
+        num_words += len(text.split()) + text.count("\n")
         if record.get("continues") and documents:
             documents[-1] += example["ids"].tolist()
         else:
@@ -153,7 +154,7 @@ def perplexity(
         "loss": total / count,
         "perplexity": math.exp(min(total / count, 700.0)),
         "bits_per_byte": total / math.log(2) / n_bytes,
-        "word_perplexity": math.exp(min(total / max(1, words), 700.0)),
+        "word_perplexity": math.exp(min(total / max(1, num_words), 700.0)),
     }
 
 
