@@ -2,6 +2,7 @@
 
 import copy
 import json
+import signal
 
 import lightning as L
 import pytest
@@ -202,3 +203,48 @@ def test_schedule_free_weights_are_its_averages(tmp_path):
     best = min(range(4), key=lambda i: rows[i][1])
     assert result.metrics["step"] == rows[best][0]
     assert_same(saved(tmp_path, "best"), averages.seen[best][1], rtol=1e-4, atol=1e-5)
+
+
+class Signaled(L.Callback):
+    """Interrupts a run after a step, as Ctrl-C does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.catches("the_closing_validation_has_the_plain_weights")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema_decay": DECAY},
+        {"optimizer": "schedulefree"},
+        {"average_checkpoints": 2},
+        {"average_checkpoints": 2, "ema_decay": DECAY},
+    ],
+    ids=str,
+)
+def test_run_ended_at_its_interruption_equals_uninterrupted_run(tmp_path, changes):
+    """Its only validation of the last weights is after training, not within."""
+    changes = {"accumulate_grad_batches": 1, "val_check_interval": 2, **changes}
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = train(settings(tmp_path / "whole", **changes, max_steps=5))
+    config = settings(tmp_path / "parts", **changes, max_steps=50)
+    assert train(config, callbacks=[Signaled(5)]).interrupted == signal.SIGTERM
+    result = train(TrainConfig(resume=str(tmp_path / "parts" / "run"), max_steps=5))
+    assert validations(tmp_path / "parts") == validations(tmp_path / "whole")
+    for name in ("best", "last"):
+        expected = saved(tmp_path / "whole", name)
+        assert_same(saved(tmp_path / "parts", name), expected, rtol=0, atol=0)
+    timed = {"seconds", "training_tokens"}
+    assert {k: v for k, v in result.metrics.items() if k not in timed} == {
+        k: v for k, v in whole.metrics.items() if k not in timed
+    }
+    tail = validations(tmp_path / "parts")[-1]
+    last = miniformer.load(tmp_path / "parts" / "run" / "last").model
+    if "average_checkpoints" not in changes:
+        assert tail == (5, pytest.approx(loss_of(last), rel=1e-5))

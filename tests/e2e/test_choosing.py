@@ -1,14 +1,19 @@
 """Settings that a run determines by trial steps are printed, used, and saved."""
 
+import dataclasses
+import io
 import json
 import re
 from functools import partial
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
-from miniformer import trainer
+from miniformer import TrainConfig, registry, trainer
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.tuning.auto_tune import auto_tune
 from miniformer.training.tuning.lr_finder import find_batch_size
 from miniformer.utils.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
@@ -38,6 +43,42 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
     assert f"learning rate: {settings['lr']:g}" in out
     assert " predicted" in out.rpartition("memory: ")[2]
     assert (tmp_path / "runs" / "run" / "lr.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.catches("rates_are_tried_on_single_batches")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_rates_are_tried_with_the_settings_of_the_run(tmp_path, monkeypatch, precision):
+    """Two batches are all of the data; gradients are clipped to next to nothing."""
+    given = {}
+
+    def recorded(model, *, lr, weight_decay, layer_lr_decay=1.0, momentum=0.0):
+        given.update(weight_decay=weight_decay, layer_lr_decay=layer_lr_decay, momentum=momentum)
+        return torch.optim.SGD(model.parameters(), lr=lr)
+
+    monkeypatch.setitem(registry._registered["optimizer"], "recorded", recorded)
+    records = [{"input": "the cat sat", "label": 0}, {"input": "on a mat", "label": 1}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    config = TrainConfig(
+        train_path=str(tmp_path / "a.jsonl"), task="classification", tokenizer="byte",
+        model_config=json.loads(MODEL), batch_size=1, accumulate_grad_batches=2, find_lr=True,
+        gradient_clip_val=1e-9, optimizer="recorded", optimizer_config={"momentum": 0.25},
+        weight_decay=0.3, layer_lr_decay=0.5, precision=precision, accelerator="cpu",
+    )  # fmt: skip
+    console = Console(file=io.StringIO())
+    run = prepare(dataclasses.replace(config, lr=0.1, find_lr=False), console)
+    run.config = config
+    batches = list(run.data.train_dataloader())
+    assert len(batches) == 2
+    enabled = precision == "bf16"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+        sums = [run.task.loss(run.model, batch) for batch in batches]
+    expected = sum(float(loss.detach()) for loss, _ in sums) / sum(
+        float(count) for _, count in sums
+    )
+    search = auto_tune(run, console).lr_search
+    assert len(search.losses) == 100
+    assert search.losses == pytest.approx([expected] * 100, rel=1e-5)
+    assert given == {"weight_decay": 0.3, "layer_lr_decay": 0.5, "momentum": 0.25}
 
 
 @pytest.mark.catches("predicted_memory_leaves_out_the_optimizer")

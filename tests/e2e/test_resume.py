@@ -1,5 +1,7 @@
 """A run that is killed, interrupted or out of disk space resumes bit-exactly."""
 
+import dataclasses
+import io
 import json
 import os
 import random
@@ -12,6 +14,7 @@ import time
 import lightning as L
 import pytest
 import torch
+from rich.console import Console
 
 import miniformer
 from miniformer import TrainConfig, cli
@@ -27,6 +30,8 @@ from miniformer.training.resume.storage import (
 )
 from miniformer.training.resume.verify import weights_digest
 from miniformer.training.run import train
+from miniformer.training.setup.prepare import prepare
+from miniformer.training.setup.pretraining import pretrain_config
 from tests.kit import VERSE, tiny_model, write_jsonl
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.2}
@@ -398,6 +403,33 @@ def test_run_starts_from_its_pretrained_weights(labelled, tmp_path):
     settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
     assert settings.lr == 1e-2
     assert (tmp_path / "run" / "pretrain" / "report.html").exists()
+
+
+# A setting of data, batches or hardware, and a value that is not its default.
+PRETRAIN_SHARES = {
+    "batch_size": 3, "batch_tokens": 96, "seq_len": 24, "activation_checkpointing": "full",
+    "precision": "bf16", "compile": True, "accelerator": "cpu", "devices": 2, "num_nodes": 3,
+    "strategy": "ddp", "num_workers": 1, "seed": 5, "deterministic": True, "logger": "csv",
+}  # fmt: skip
+
+
+@pytest.mark.catches("pretraining_ignores_batch_tokens")
+def test_pretraining_has_the_data_batches_and_hardware_of_its_run(labelled, tmp_path):
+    plain = config(labelled, tmp_path, task="classification", pretrain={"max_steps": 7})
+    run = prepare(plain, Console(file=io.StringIO()))
+    defaults = TrainConfig(train_path="a.jsonl")
+    for name, value in PRETRAIN_SHARES.items():
+        assert value != getattr(defaults, name), name
+    run.config = dataclasses.replace(run.config, **PRETRAIN_SHARES)
+    found = pretrain_config(run).to_dict()
+    shared = {**PRETRAIN_SHARES, "train_path": plain.train_path, "val_path": plain.val_path}
+    assert {name: found[name] for name in shared} == shared
+    own = {"task", "task_config", "model_config", "experiment_name", "max_steps"}
+    others = found.keys() - shared.keys() - own
+    assert {name: found[name] for name in others} == {
+        name: getattr(defaults, name) for name in others
+    }
+    assert found["max_steps"] == 7
 
 
 @pytest.fixture(scope="module")

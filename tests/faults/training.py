@@ -216,6 +216,22 @@ def validation_has_the_plain_weights(original):
     return lambda self, trainer, module: None
 
 
+@fault("miniformer.training.run:_fit")
+def the_closing_validation_has_the_plain_weights(original):
+    """Averages are left out of the validation behind the last step."""
+    import contextlib
+
+    def fit(trainer, module, run, callbacks):
+        averaging = callbacks.weight_averaging
+        averaging.use_averaged_weights = lambda module: contextlib.nullcontext()
+        try:
+            return original(trainer, module, run, callbacks)
+        finally:
+            del averaging.use_averaged_weights
+
+    return fit
+
+
 @fault("miniformer.training.optim.weight_averaging:Ema.average_parameters")
 def training_goes_on_with_the_averages(original):
     """The model keeps the averages after a validation."""
@@ -909,3 +925,26 @@ def decoder_is_not_causal(original):
         return original(config, console, resume_dir=resume_dir)
 
     return prepare
+
+
+@fault("miniformer.training.tuning.auto_tune:find_lr")
+def rates_are_tried_on_single_batches(original):
+    """The learning rate finder makes a step of each batch, whatever is accumulated."""
+
+    def find_lr(*args, accumulate_grad_batches=1, **options):
+        return original(*args, **options)
+
+    return find_lr
+
+
+@fault("miniformer.training.setup.pretraining:pretrain_config")
+def pretraining_ignores_batch_tokens(original):
+    """Pretraining batches have no limit of tokens."""
+
+    def pretrain_config(run):
+        import dataclasses
+
+        limit = (run.config.pretrain or {}).get("batch_tokens")
+        return dataclasses.replace(original(run), batch_tokens=limit)
+
+    return pretrain_config

@@ -260,8 +260,11 @@ def _fit(
                 run.config.val_path
                 and callbacks.best_checkpoint.last_validation_step != trainer.global_step
             ):
-                with callbacks.weight_averaging.use_averaged_weights(module):
+                averaging = callbacks.weight_averaging
+                with averaging.use_averaged_weights(module):
                     trainer.validate(module, run.data, verbose=False)
+                    if averaging.checkpoint_average is not None:
+                        averaging.checkpoint_average.add()
         module.nan_check.check(trainer.global_step, now=True)
     except NonFiniteLossError as error:
         raise UserError(_nan_error_message(error, run, callbacks.resume_checkpoint)) from None
