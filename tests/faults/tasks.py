@@ -261,7 +261,7 @@ def window_scores_a_token_again(original):
     return windows
 
 
-@fault("miniformer.tasks.common.scoring:_label_log_probs")
+@fault("miniformer.tasks.common.scoring:_label_logprobs")
 def every_token_is_the_greedy_one(original):
     """Every answer counts as the greedy one."""
 
