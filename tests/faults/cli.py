@@ -123,7 +123,7 @@ def data_check_suggests_large_batches(original):
 @fault("miniformer.cli:_reject_file_name")
 def file_name_is_taken_as_text(original):
     """The name of a file is taken as the text itself."""
-    return lambda word, kind, command, more="": None
+    return lambda text, argument, command, hint="": None
 
 
 @fault("miniformer.config.command_line:add_config_flags")
