@@ -109,7 +109,7 @@ def test_a_sound_classification_file(tmp_path, capsys):
     assert "no problems found" in out
     (length,) = re.findall(r"max_seq_len (\d+) \(", out)
     assert int(length) >= 1.5 * np.percentile(lengths, 99)
-    command = re.findall(r"^train: (.*)$", out, re.MULTILINE)[0]
+    command = re.findall(r"^train with: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
     assert f"--val_path {val}" in command
 

@@ -249,6 +249,6 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
     )  # fmt: skip
     first = shlex.quote(options["files"][0])
     yield (
-        f"train: {python_command()} -m miniformer.trainer --task {task} --train_path {first}"
+        f"train with: {python_command()} -m miniformer.trainer --task {task} --train_path {first}"
         f"{paths} --model_config '{{\"max_seq_len\": {length}}}'{flags}"
     )

@@ -216,9 +216,9 @@ def _config_path(argv: list[str]) -> str:
 
 def python_command() -> str:
     """Shell command of this Python: `python` if that is the same one."""
-    this, found = Path(sys.executable), Path(shutil.which("python") or "")
+    this, on_path = Path(sys.executable), Path(shutil.which("python") or "")
     # Virtual environments link to the same file, so the folders must be equal, too.
-    if found.parent == this.parent and found.samefile(this):
+    if on_path.parent == this.parent and on_path.samefile(this):
         return "python"
     relative = os.path.relpath(sys.executable)
     return shlex.quote(sys.executable if relative.startswith("..") else relative)
