@@ -72,12 +72,12 @@ def test_what_a_search_is_worth_is_told_of_all_of_val(quality, tmp_path, monkeyp
         def predict(self, inputs, num_beams):
             return inputs if num_beams == 5 else [*inputs[:3], "x"]
 
-    of_beams = quality["of_beams"]
-    monkeypatch.setitem(of_beams.__globals__, "load", lambda path: Model())
+    beam_metrics = quality["beam_metrics"]
+    monkeypatch.setitem(beam_metrics.__globals__, "load", lambda path: Model())
     settings = {"val_path": str(path), "task_config": {"num_beams": 5}}
-    found = of_beams(settings, types.SimpleNamespace(model=None))
+    found = beam_metrics(settings, types.SimpleNamespace(model=None))
     assert (found["val_greedy_exact_match"], found["val_beams_exact_match"]) == (0.75, 1.0)
-    assert of_beams({**settings, "task_config": {}}, None) == {}
+    assert beam_metrics({**settings, "task_config": {}}, None) == {}
     entry = {
         "recipe": "scan", "defaults": False, "change": {}, "machine": "1 of 2 cores, x",
         "metric": "exact_match", "settings": {}, "runs": [found, {"val_exact_match": 0.5}],
