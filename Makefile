@@ -54,6 +54,7 @@ format: setup
 lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tests.language
 
 types: setup
 	$(BIN)/mypy

@@ -17,12 +17,43 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "miniformer"
 
 # Identifiers that say nothing about their value, or that the field calls otherwise.
 NAMES = frozenset(
-    """
-    figures told tell tells say said words begun found each other whole beside made kept wanted some
-    until tally cutter guess guesses ahead shares place places pool pools pieces began learnt
-    """.split()
+    (
+        "ahead",
+        "began",
+        "begun",
+        "beside",
+        "cutter",
+        "each",
+        "figures",
+        "found",
+        "guess",
+        "guesses",
+        "kept",
+        "learnt",
+        "made",
+        "other",
+        "pieces",
+        "place",
+        "places",
+        "pool",
+        "pools",
+        "said",
+        "say",
+        "shares",
+        "some",
+        "tally",
+        "tell",
+        "tells",
+        "told",
+        "until",
+        "wanted",
+        "whole",
+        "words",
+    )
 )
-OPENINGS = frozenset(("What", "Whether", "Where", "How", "When", "Which", "Who", "Whatever", "Whose"))
+OPENINGS = frozenset(
+    ("What", "Whether", "Where", "How", "When", "Which", "Who", "Whatever", "Whose")
+)
 # Words and phrases, in docstrings, comments and messages; each with what to write.
 PHRASES = {
     r"figures?": "metric",
@@ -35,10 +66,15 @@ PHRASES = {
     r"not to be had|can be had": "not available",
     r"nothing is wrong": "no problems found",
     r"the house|manners|foretell\w*|foretold": "plain words",
-    r"optimiser\w*|modelling|normalis\w+|synchronis\w+|quantis\w+|initialis\w+|standardis\w+|summaris\w+"
-    r"|recognis\w+|tokenis\w+|colours?|neighbours?|favour\w*|behaviour": "American spelling",
+    r"optimiser\w*|modelling|colours?|neighbours?|favour\w*|behaviour"
+    r"|(?:normal|synchron|quant|initial|standard|summar|recogn|token)is(?:e[drs]?|ing|ation)\b": (
+        "American spelling"
+    ),
 }
-PATTERNS = [(re.compile(rf"(?<![\w.`])(?:{p})(?![\w`])", re.IGNORECASE), better) for p, better in PHRASES.items()]
+PATTERNS = [
+    (re.compile(rf"(?<![\w.`</])(?:{phrase})(?![\w`])", re.IGNORECASE), better)
+    for phrase, better in PHRASES.items()
+]
 
 
 def offenses(path: Path) -> Iterator[tuple[int, str]]:

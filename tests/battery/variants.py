@@ -48,7 +48,11 @@ OPTIONS = {
         "sinusoidal": {"position": "sinusoidal"},
         "fairseq": {"position": "sinusoidal_fairseq"},
         "alibi": {"position": "alibi"},
-        "t5_relative": {"position": "t5_relative", "relative_buckets": 8, "relative_max_distance": 7},
+        "t5_relative": {
+            "position": "t5_relative",
+            "relative_buckets": 8,
+            "relative_max_distance": 7,
+        },
         "none": {"position": "none"},
     },
     "bias": {

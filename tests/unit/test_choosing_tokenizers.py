@@ -90,7 +90,7 @@ def test_what_is_said_of_tokenizers_is_heard(tmp_path):
 
 def test_a_stream_has_no_texts_that_tell():
     config = TrainConfig(train_path="a.jsonl", task="seq2seq", streaming=True, max_steps=9)
-    with pytest.raises(UserError, match="with streaming.*; set tokenizer to byte"):
+    with pytest.raises(UserError, match=r"with streaming.*; set tokenizer to byte"):
         make_tokenizer(config, Seq2Seq(), None)
 
 

@@ -61,9 +61,12 @@ LIMITS = {
     "patience of few steps": ({"early_stopping_patience": 1}, 2, "a run of 2 validations early"),
     "patience by interval": ({"early_stopping_patience": 3, "val_check_interval": 25}, 101, None),
     "patience by interval, exactly": (
-        {"early_stopping_patience": 3, "val_check_interval": 25}, 100, "a run of 4 validations early"
+        {"early_stopping_patience": 3, "val_check_interval": 25}, 100,
+        "a run of 4 validations early",
     ),
-    "patience by unknown interval": ({"early_stopping_patience": 9, "val_check_interval": 5}, None, None),
+    "patience by unknown interval": (
+        {"early_stopping_patience": 9, "val_check_interval": 5}, None, None
+    ),
     "average": ({"average_checkpoints": 6}, 100, "average_checkpoints=6 averages 5 only"),
     "average of all": ({"average_checkpoints": 5}, 100, None),
     "average by time": ({"average_checkpoints": 6}, None, "averages 5 only"),
