@@ -54,7 +54,7 @@ def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
     done = run_python("-c", example, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "exported" / "config.json").exists()
-    ids, saved = torch.arange(8)[None], miniformer.load(tmp_path / "ours").model
+    ids, saved = torch.arange(8)[None], miniformer.load(tmp_path / "imported").model
     assert torch.equal(saved(ids), model.eval()(ids))
 
 
