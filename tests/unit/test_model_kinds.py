@@ -52,5 +52,5 @@ def test_decoder_is_refused_where_it_cannot_learn(tmp_path):
         prepared(tmp_path, "masked_lm", model="decoder")
     with pytest.raises(UserError, match="model=decoder is causal; leave causal out"):
         prepared(tmp_path, "classification", model="decoder", model_config={"causal": False})
-    with pytest.raises(UserError, match="task=seq2seq is learnt by model=seq2seq"):
+    with pytest.raises(UserError, match="task=seq2seq needs model=seq2seq"):
         prepared(tmp_path, "seq2seq", model="decoder")
