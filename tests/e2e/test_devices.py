@@ -152,6 +152,7 @@ def test_user_error_of_a_worker_is_raised(folder):
         train(wrong)
 
 
+@pytest.mark.slow
 def test_two_machines_are_two_launches_of_torchrun(folder):
     """Both on loopback: a group of processes each, as on two machines."""
     with socket.socket() as free:

@@ -179,6 +179,7 @@ def test_losses_of_a_repeated_step_are_all_compared(tmp_path):
     assert recording == {"losses": {1: {"0x1p0"}, 2: {"0x2p0", "0x3p0"}}, "state": {"model": "a"}}
 
 
+@pytest.mark.slow
 def test_children_of_the_command_are_new_processes(tmp_path, capsys):
     write_jsonl(tmp_path / "train.jsonl", [VERSE] * 3)
     flags = ["--train_path", str(tmp_path / "train.jsonl"), "--tokenizer", "byte", "--seq_len",

@@ -185,10 +185,10 @@ def validation_searches_like_a_test(original):
 def tests_ignore_the_length_penalty(original):
     """A test searches with the usual length penalty."""
 
-    def test_step(self, model, batch):
+    def step(self, model, batch):
         return original(dataclasses.replace(self, length_penalty=1.0), model, batch)
 
-    return test_step
+    return step
 
 
 @fault("miniformer.tasks.seq2seq:Seq2Seq.default_generation_config")

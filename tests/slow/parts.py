@@ -61,6 +61,7 @@ PARTS = (
         (
             "-m", "pytest", "-m", "slow", "tests/e2e/test_device_matrix.py",
             "tests/e2e/test_restarts.py", "tests/e2e/test_callback_states.py",
+            "tests/e2e/test_devices.py", "tests/e2e/test_verify_resume.py",
         ),
         (
             "src/miniformer/training/distributed/strategies.py",
@@ -73,13 +74,20 @@ PARTS = (
             "tests/e2e/test_device_matrix.py",
             "tests/e2e/test_restarts.py",
             "tests/e2e/test_callback_states.py",
+            "tests/e2e/test_devices.py",
+            "tests/e2e/test_verify_resume.py",
         ),
         5,
     ),
     Part(
         "compile",
-        ("-m", "pytest", "-m", "slow", "tests/unit/test_compile.py"),
-        ("src/miniformer/model/**/*.py", "tests/unit/test_compile.py"),
+        ("-m", "pytest", "-m", "slow", "tests/unit/test_compile.py", "tests/unit/test_doctor.py"),
+        (
+            "src/miniformer/model/**/*.py",
+            "src/miniformer/doctor/*.py",
+            "tests/unit/test_compile.py",
+            "tests/unit/test_doctor.py",
+        ),
         2,
     ),
     Part(

@@ -176,6 +176,7 @@ def test_a_leak_of_the_vectors_names_their_rows():
     )
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_what_it_was_before():
     sound = tiny_model(model=Seq2SeqTransformer, causal=False)
     assert miniformer.find_leaks(torch.compile(sound, backend="eager")) == []

@@ -83,6 +83,16 @@ def headlines(page):
     return [name.partition(" from step")[0] for name in names]
 
 
+@pytest.mark.parametrize(("loss", "marks"), [(0.5, 1), (2.5e-159, 0)])
+def test_best_point_is_marked_where_the_scale_has_it(tmp_path, loss, marks):
+    """A logarithmic axis has no place for the second loss."""
+    rows = [{"step": 0, "train_loss": 1.0}, {"step": 1, "train_loss": 0.8, "val_loss": loss}]
+    page = page_of(tmp_path, metric_rows=rows, metrics={"val_loss": loss, "step": 1.0})
+    circles = [e for tag, e in page.elements if tag == "circle" and e.get("class") == "best"]
+    assert len(circles) == marks
+    assert all(0 <= float(e["cy"].rstrip("%")) <= 100 for e in circles)
+
+
 @pytest.mark.catches("curves_go_by_row")
 def test_complete_page(tmp_path):
     picture = tmp_path / "answers.png"

@@ -112,7 +112,7 @@ def line_chart(
     )
     markers = "".join(_markers(curve, x_scale, y_scale) for curve in shown if curve.markers)
     label = ""
-    if annotation is not None:
+    if annotation is not None and is_drawable(annotation[1], log=log):
         x, y, text = annotation
         x_position = x_scale.position(x)
         left = format_coordinate(x_position / 10)
