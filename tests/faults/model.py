@@ -786,8 +786,17 @@ def more_threads_pass_for_faster(original):
 
 @fault("miniformer.runtime.native.build:_cache_key")
 def kernels_of_another_processor_are_taken(original):
-    """The name of a cached library does not depend on compiler and processor."""
-    return lambda compiler: "any"
+    """The name of a cached library depends on the source only."""
+
+    def key(compiler):
+        import hashlib
+
+        from miniformer.runtime.native import build
+
+        source = b"".join(path.read_bytes() for path in (build._SOURCE, *build._HEADERS))
+        return f"any-{hashlib.sha256(source).hexdigest()[:16]}"
+
+    return key
 
 
 @fault("miniformer.model.rotary_scaling:_yarn_inv_freq")
