@@ -36,7 +36,7 @@ def main() -> int:
                 **os.environ, "MINIFORMER_KERNELS_ARCH": architecture, "MINIFORMER_CACHE": cache,
             }  # fmt: skip
             code = subprocess.run(
-                [sys.executable, "-m", "pytest", "tests/unit/test_native.py"],
+                [sys.executable, "-m", "pytest", "tests/unit/runtime/test_native.py"],
                 cwd=ROOT, env=environment, check=False,
             ).returncode  # fmt: skip
             (library,) = Path(cache).glob("*.so")

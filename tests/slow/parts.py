@@ -51,7 +51,7 @@ PARTS = (
         ("-m", "tests.slow.kernels"),
         (
             "src/miniformer/runtime/native/*",
-            "tests/unit/test_native.py",
+            "tests/unit/runtime/test_native.py",
             "tests/slow/kernels.py",
         ),
         6,
@@ -81,11 +81,14 @@ PARTS = (
     ),
     Part(
         "compile",
-        ("-m", "pytest", "-m", "slow", "tests/unit/test_compile.py", "tests/unit/test_doctor.py"),
+        (
+            "-m", "pytest", "-m", "slow", "tests/unit/model/test_compile.py",
+            "tests/unit/test_doctor.py",
+        ),
         (
             "src/miniformer/model/**/*.py",
             "src/miniformer/doctor/*.py",
-            "tests/unit/test_compile.py",
+            "tests/unit/model/test_compile.py",
             "tests/unit/test_doctor.py",
         ),
         2,

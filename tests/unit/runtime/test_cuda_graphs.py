@@ -18,7 +18,7 @@ from miniformer import Seq2SeqTransformer
 from miniformer.config import UserError
 from miniformer.runtime import cuda_graphs
 from tests.kit import tiny_model
-from tests.unit.test_native import SHAPES
+from tests.unit.runtime.test_native import SHAPES
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
 RECORDED = [name for name in SHAPES if name not in ("alibi", "both")]

@@ -504,7 +504,7 @@ def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK
     )
-    monkeypatch.setattr("tests.e2e.test_numbers.LOADING", 0.0)
+    monkeypatch.setattr("tests.e2e.test_metrics.LOADING", 0.0)
     write(tmp_path)
     results = {}
     for name, stop in (("complete", None), ("stopped", 17)):
