@@ -161,7 +161,7 @@ def cross_attention_keys_are_those_of_targets(original):
     return forward_flops
 
 
-@fault("miniformer.config.train_checks:unreachable_limit_warnings")
+@fault("miniformer.training.setup.limits:unreachable_limit_warnings")
 def limits_beyond_the_end_pass(original):
     """Limits beyond the end of a run cause no warning."""
     return lambda config, max_steps: []
@@ -231,3 +231,15 @@ def generation_options_have_no_former_names(original):
 def former_name_is_forgotten(original):
     """The table of former names lacks one."""
     return {name: original[name] for name in sorted(original)[1:]}
+
+
+@fault("miniformer.config.train_settings:BudgetSettings.cross_check")
+def times_in_other_forms_pass(original):
+    """A time or a size in a form that is not known means no limit."""
+    return lambda self: []
+
+
+@fault("miniformer.config.resolved:ResolvedSetting.__str__")
+def resolved_settings_have_no_reason(original):
+    """A setting that the run determined is shown without its reason."""
+    return lambda self: f"{self.name}: {self.value}"

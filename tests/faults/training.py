@@ -280,10 +280,10 @@ def problems_between_settings_pass(original):
     return lambda self: []
 
 
-@fault("miniformer.config.train_checks:unused_setting_problems")
+@fault("miniformer.train_config:TrainConfig._conflicts_between_parts")
 def settings_without_effect_pass(original):
-    """Fields without effect are accepted without an error."""
-    return lambda config: []
+    """Conflicts between the parts of a config are accepted without an error."""
+    return lambda self: []
 
 
 @fault("miniformer.training.setup.prepare:_checkpoint_metric")
@@ -889,22 +889,16 @@ def limits_beyond_the_end_pass_in_training(original):
     return lambda config, total_steps: None
 
 
-@fault("miniformer.config.train_checks:_initialization_problems")
+@fault("miniformer.train_config:TrainConfig.cross_check")
 def found_settings_are_refused_beside_the_wish(original):
     """A run is refused after its automatic settings are resolved."""
-
-    def _initialization_problems(config):
-        from miniformer.config.train_checks import overridden_setting_problems
-
-        return [*original(config), *overridden_setting_problems(config)]
-
-    return _initialization_problems
+    return lambda self: [*original(self), *self.overridden_settings()]
 
 
-@fault("miniformer.config.train_checks:overridden_setting_problems")
+@fault("miniformer.train_config:TrainConfig.overridden_settings")
 def replaced_settings_pass(original):
     """Fields that automatic settings replace are accepted without an error."""
-    return lambda config: []
+    return lambda self: []
 
 
 @fault("miniformer.training.report.model_card:_format_value")

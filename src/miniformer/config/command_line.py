@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import difflib
 import json
 import os
@@ -37,7 +36,7 @@ def command_parser(description: str) -> jsonargparse.ArgumentParser:
 def add_config_flags(
     parser: jsonargparse.ArgumentParser, config: type[StrictConfig], *, skip: tuple[str, ...] = ()
 ) -> None:
-    """Adds a flag for each field of a config, under the headings that its `option`s name.
+    """Adds a flag for each field of a config, under the heading of the part that declares it.
 
     Former names of fields are flags that `--help` does not list.
 
@@ -46,14 +45,10 @@ def add_config_flags(
         config: the config class.
         skip: fields without a flag.
     """
-    names_by_group: dict[str, list[str]] = {}
-    for field in dataclasses.fields(config):
-        group = field.metadata.get("group") or config.__name__
-        names_by_group.setdefault(group, []).append(field.name)
-    for group, names in names_by_group.items():
-        others = {field.name for field in dataclasses.fields(config)} - set(names)
-        parser.add_argument_group(group).add_class_arguments(
-            config, as_group=False, skip=others | set(skip), fail_untyped=False
+    parts = [base for base in reversed(config.__bases__) if base is not StrictConfig] or [config]
+    for part in parts:
+        parser.add_argument_group(getattr(part, "heading", part.__name__)).add_class_arguments(
+            part, as_group=False, skip=set(skip), fail_untyped=False
         )
     types = get_type_hints(config)
     for former, name in config.former_names.items():

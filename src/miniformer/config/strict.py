@@ -26,7 +26,6 @@ def option(
     low: float | None = None,
     above: float | None = None,
     high: float | None = None,
-    group: str | None = None,
 ) -> Any:
     """Dataclass field with limits; numbers must always be finite.
 
@@ -37,10 +36,8 @@ def option(
         low: inclusive lower bound.
         above: exclusive lower bound.
         high: inclusive upper bound.
-        group: heading of its flag in `--help`.
     """
-    limits = {"of": kind, "choices": choices, "low": low, "above": above, "high": high}
-    metadata = {**limits, "group": group}
+    metadata = {"of": kind, "choices": choices, "low": low, "above": above, "high": high}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError, estimates
+from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.train_settings import HardwareSettings
 from miniformer.model.cache import kv_cache
 from miniformer.train_config import TrainConfig
 
@@ -90,7 +92,7 @@ def test_decoding_settings_out_of_their_limits_are_refused(values, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.catches("settings_without_effect_pass")
+@pytest.mark.catches("settings_without_effect_pass", "times_in_other_forms_pass")
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -264,3 +266,16 @@ def test_operations_of_no_text_are_refused(length):
 
 def test_the_kinds_of_cache_are_those_that_can_be_built():
     assert estimates.CACHE_KINDS == kv_cache.CACHE_KINDS
+
+
+@pytest.mark.catches("resolved_settings_have_no_reason")
+def test_resolved_setting_has_its_reason():
+    assert str(ResolvedSetting("lr", 0.005, "default of muon")) == "lr: 0.005 (default of muon)"
+
+
+def test_part_of_a_config_has_its_fields_only():
+    config = TrainConfig(train_path="a", devices=2, num_nodes=3, lr=0.1)
+    hardware = config.part(HardwareSettings)
+    assert hardware == HardwareSettings(devices=2, num_nodes=3)
+    assert hardware.world_size == config.world_size == 6
+    assert not hasattr(hardware, "lr")

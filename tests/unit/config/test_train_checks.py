@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from miniformer.config import ConfigError, NoEffectWarning, UserError
-from miniformer.config.train_checks import count_validations, unreachable_limit_warnings
 from miniformer.train_config import TrainConfig
 from miniformer.training.run import train
+from miniformer.training.setup.limits import count_validations, unreachable_limit_warnings
 from tests.kit import VERSE, tiny_model, write_jsonl
 
 SMALL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32}

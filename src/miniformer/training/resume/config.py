@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.config import ConfigError, UserError
-from miniformer.config.train_checks import overridden_setting_problems
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint
@@ -59,7 +58,7 @@ def resolve_resume(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
         UserError: `resume` is not a run folder, or has no checkpoint.
     """
     if config.resume is None:
-        if problems := overridden_setting_problems(config):
+        if problems := config.overridden_settings():
             raise ConfigError("TrainConfig", problems)
         return config, None
     run_dir = Path(config.resume)

@@ -14,7 +14,6 @@ import lightning as L
 from rich.console import Console
 
 from miniformer import registry
-from miniformer.config.train_checks import DEFAULT_NUM_VALIDATIONS
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.generation_samples import SampleGeneration
@@ -33,6 +32,7 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.resume.callback import RestoreCheckpoint, ResumeCheckpoint
 from miniformer.training.resume.config import dataset_fingerprint
+from miniformer.training.setup.limits import DEFAULT_NUM_VALIDATIONS
 from miniformer.training.setup.prepare import RunSetup, resolve_device_type, resolve_precision
 
 

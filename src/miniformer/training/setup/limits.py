@@ -5,10 +5,11 @@ from __future__ import annotations
 import warnings
 
 from miniformer.config import NoEffectWarning
-from miniformer.config.train_checks import unreachable_limit_warnings
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
 from miniformer.training.distributed.launcher import rank
+
+DEFAULT_NUM_VALIDATIONS = 5  # per run, if val_check_interval is null
 
 
 def max_total_steps(config: TrainConfig, data: MiniFormerDataModule) -> int | None:
@@ -36,3 +37,47 @@ def warn_unreached_limits(config: TrainConfig, total_steps: int | None) -> None:
     if rank() == 0:
         for message in unreachable_limit_warnings(config, total_steps):
             warnings.warn(message, NoEffectWarning, stacklevel=3)
+
+
+def unreachable_limit_warnings(config: TrainConfig, max_steps: int | None) -> list[str]:
+    """Warnings about settings that take effect only after the end of the run.
+
+    Args:
+        config: the run.
+        max_steps: maximum optimizer steps; None: unknown.
+    """
+    messages = []
+    warmup = config.warmup_steps
+    if warmup is not None and max_steps is not None and warmup > max_steps:
+        messages.append(
+            f"warmup_steps={warmup} is longer than the run of {max_steps} steps, so "
+            "the learning rate never reaches lr"
+        )
+    validations = count_validations(config, max_steps)
+    if config.val_path is None or validations is None:
+        return messages
+    patience = config.early_stopping_patience
+    if (
+        patience is not None and patience + 1 >= validations
+    ):  # the first one counts as an improvement
+        messages.append(
+            f"early_stopping_patience={patience} cannot end a run of {validations} validations "
+            "early; lower it or val_check_interval"
+        )
+    if config.average_checkpoints is not None and config.average_checkpoints > validations:
+        messages.append(
+            f"average_checkpoints={config.average_checkpoints} averages {validations} only: "
+            "the run has no more validations; lower it or val_check_interval"
+        )
+    return messages
+
+
+def count_validations(config: TrainConfig, max_steps: int | None) -> int | None:
+    """Number of validations in a run of at most `max_steps` optimizer steps; None: unknown."""
+    if config.val_check_interval is None:
+        return (
+            DEFAULT_NUM_VALIDATIONS
+            if max_steps is None
+            else min(DEFAULT_NUM_VALIDATIONS, max_steps)
+        )
+    return None if max_steps is None else -(-max_steps // config.val_check_interval)

@@ -1,0 +1,321 @@
+"""Parts of `TrainConfig`: a function takes the part that it needs. Each field is a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, ClassVar
+
+from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.config.strict import StrictConfig, option
+from miniformer.utils.names import name_problem
+from miniformer.utils.units import parse_bytes
+
+_SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(StrictConfig):
+    """Data, task, tokenizer and batches.
+
+    Args:
+        train_path: training data: .jsonl with one record per line, or .txt for language modeling;
+            .gz and .zst are decompressed; a glob such as 'data/*.jsonl', or a list of paths.
+        val_path: validation data in the same formats; null: no validation.
+        test_path: test data, evaluated with the best checkpoint at the end; null: no test.
+        task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
+            classification {"input", "label"}, regression {"input", "value"}, seq2seq {"source",
+            "target"}; an input is a string, two strings, or a list of vectors.
+        task_config: options of the task, such as {"label_smoothing": 0.1}.
+        tokenizer: bpe (byte-level), unigram, wordpiece, word (separated by spaces), byte or char,
+            trained on train_path; or the path of a tokenizer.json, a Hugging Face directory or a
+            model directory; null: bpe. vocab_size in model_config sets its vocabulary size; null:
+            10,000, or fewer for language modeling of small data with bpe or unigram.
+        source_tokenizer: separate tokenizer for the sources of seq2seq, with source_vocab_size in
+            model_config; null: one shared tokenizer, or char for sources that are single words.
+        seq_len: tokens per window, and maximum tokens of an input and of a target; null: the
+            model's max_seq_len.
+        batch_size: windows (packed) or average examples (length buckets) per batch and device;
+            null: 16; for language_modeling and seq2seq 1/1000 of the training tokens, clamped to
+            2,048 to 16,384 tokens per batch of all devices.
+        batch_tokens: maximum tokens per batch, padding included; null: derived from batch_size.
+        num_workers: worker processes that read and encode data too large for memory; 0: a thread
+            of the training process.
+        streaming: read train_path once, in order, such as from a pipe ("-" is standard input), with
+            a shuffle buffer.
+    """
+
+    heading: ClassVar[str] = "data"
+
+    train_path: list[str] | str = option("")
+    val_path: list[str] | str | None = option(None)
+    test_path: list[str] | str | None = option(None)
+    task: str = option("language_modeling", kind="task")
+    task_config: dict[str, Any] = option({})
+    tokenizer: str | None = option(None)
+    source_tokenizer: str | None = option(None)
+    seq_len: int | None = option(None, low=1)
+    batch_size: int | None = option(None, low=1)
+    batch_tokens: int | None = option(None, low=1)
+    num_workers: int = option(0, low=0)
+    streaming: bool = option(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(StrictConfig):
+    """Model and its initial weights.
+
+    Args:
+        model: decoder: causal Transformer; encoder: bidirectional Transformer (causal for
+            language_modeling); seq2seq: encoder-decoder; null: depends on the task.
+        model_config: fields of TransformerConfig. Those that follow from task, data and tokenizer,
+            such as causal, output_dim and vocab_size, can be left out.
+        model_size: default shape: tiny (2 layers, d_model 64), small (2, 128), medium (3, 192) or
+            base (4, 256); null: depends on the number of training tokens.
+        init_from: model directory to initialize from, such as one made by `miniformer import`: its
+            config, weights and tokenizer; null: random weights.
+        pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
+            {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
+    """
+
+    heading: ClassVar[str] = "model"
+
+    model: str | None = option(None, choices=("encoder", "decoder", "seq2seq"))
+    model_config: dict[str, Any] = option({})
+    model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
+    init_from: str | None = option(None)
+    pretrain: dict[str, Any] | None = option(None)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.model == "decoder" and self.model_config.get("causal") is False:
+            problems.append(
+                "model=decoder is causal; leave causal out of model_config, or set model=encoder"
+            )
+        if self.model_size is not None and self.init_from is not None:
+            problems.append(
+                "model_size has no effect with init_from, which sets the shape; leave it out"
+            )
+        if self.pretrain is not None and self.init_from is not None:
+            problems.append(
+                "pretrain and init_from both set initial weights; leave one of them out"
+            )
+        return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationSettings(StrictConfig):
+    """Optimizer, learning rate and weight averages.
+
+    Args:
+        lr: peak learning rate; null: 0.005 for muon, 0.001 for adamw, 0.002 for schedulefree; a
+            tenth of it with init_from or pretrain.
+        find_lr: run the learning-rate finder on the training data first and use its suggestion.
+        weight_decay: decoupled weight decay of matrices; not of biases, norms and embeddings.
+        layer_lr_decay: factor of the learning rate from each layer to the layer below it.
+        scheduler: learning-rate schedule: cosine, onecycle, linear, wsd, none.
+        warmup_steps: optimizer steps of learning-rate warmup; null: see warmup_ratio.
+        warmup_ratio: warmup as a share of the run; null: 0.05, or onecycle's own warmup.
+        optimizer: muon: Muon for the matrices of layers and AdamW for other weights; adamw;
+            schedulefree: AdamW without a schedule (needs the extra miniformer[optim]).
+        optimizer_config: options of the optimizer, such as {"betas": [0.9, 0.99]}.
+        gradient_clip_val: maximum gradient norm; 0: no gradient clipping.
+        accumulate_grad_batches: batches per optimizer step, equivalent to one large batch.
+        ema_decay: EMA decay per optimizer step, such as 0.999. EMA weights are validated and saved.
+            null: no EMA.
+        average_checkpoints: number of last validations whose averaged weights are evaluated at the
+            end, and saved if they are the best; null: no averaging.
+        seed: seed of initial weights, data order and dropout.
+    """
+
+    heading: ClassVar[str] = "optimization"
+
+    lr: float | None = option(None, low=0.0)
+    find_lr: bool = option(False)
+    weight_decay: float = option(0.1, low=0.0)
+    layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
+    scheduler: str = option("cosine", kind="scheduler")
+    warmup_steps: int | None = option(None, low=0)
+    warmup_ratio: float | None = option(None, low=0.0, high=1.0)
+    optimizer: str = option("muon", kind="optimizer")
+    optimizer_config: dict[str, Any] = option({})
+    gradient_clip_val: float = option(1.0, low=0.0)
+    accumulate_grad_batches: int = option(1, low=1)
+    ema_decay: float | None = option(None, above=0.0, high=0.999999)
+    average_checkpoints: int | None = option(None, low=2)
+    seed: int = option(0, low=0, high=2**32 - 1)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            problems.append(
+                "warmup_steps and warmup_ratio both set the warmup; leave one of them out"
+            )
+        problems += [
+            f"{name} has no effect with scheduler=onecycle, which has its own warmup; leave it out"
+            for name in ("warmup_steps", "warmup_ratio")
+            if self.scheduler == "onecycle" and getattr(self, name) is not None
+        ]
+        if self.optimizer == "schedulefree" and self.scheduler != "none":
+            problems.append("optimizer=schedulefree has no schedule; set scheduler=none")
+        if self.optimizer == "schedulefree" and self.ema_decay is not None:
+            problems.append(
+                "ema_decay has no effect with schedulefree, which averages weights itself; "
+                "leave it out"
+            )
+        problems += [
+            f"optimizer_config: {name} is a separate setting; set {name} instead"
+            for name in ("lr", "weight_decay", "layer_lr_decay")
+            if name in self.optimizer_config
+        ]
+        return problems
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(StrictConfig):
+    """Validation, the best checkpoint and early stopping.
+
+    Args:
+        val_check_interval: optimizer steps between validations; null: five validations per run.
+        checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
+            decides ties; null: accuracy for classification, RMSE for regression, else the loss.
+        early_stopping_patience: validations without improvement of checkpoint_metric before
+            training stops; null: no early stopping.
+        sample_prompt: prompt that is continued at each validation; null: the start of a text of
+            val_path.
+    """
+
+    heading: ClassVar[str] = "evaluation"
+
+    val_check_interval: int | None = option(None, low=1)
+    checkpoint_metric: str | None = option(None)
+    early_stopping_patience: int | None = option(None, low=1)
+    sample_prompt: str | None = option(None)
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetSettings(StrictConfig):
+    """Limits of a run.
+
+    Args:
+        max_epochs: maximum passes over the training data; null: 10, or no limit with max_steps or
+            max_time.
+        max_steps: maximum optimizer steps; null: no limit.
+        max_time: maximum training time, such as 90s, 10m or 1h30m; the learning-rate schedule
+            follows the clock; null: no limit.
+        memory_limit: memory limit of the process, such as 4GB. Sets the micro-batch size and
+            activation checkpointing to fit. null: no limit.
+    """
+
+    heading: ClassVar[str] = "budgets"
+
+    max_epochs: int | None = option(None, low=1)
+    max_steps: int | None = option(None, low=1)
+    max_time: str | None = option(None)
+    memory_limit: str | None = option(None)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.max_time is not None and self.max_seconds is None:
+            problems.append(
+                f"max_time must be a time such as 90s, 10m or 1h30m, not {self.max_time!r}"
+            )
+        if self.memory_limit is not None and parse_bytes(self.memory_limit) is None:
+            problems.append(
+                f"memory_limit must be a size such as 500MB or 4GB, not {self.memory_limit!r}"
+            )
+        return problems
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds; None: not set or invalid."""
+        parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", self.max_time or "")
+        if not parts or "".join(number + unit for number, unit in parts) != self.max_time:
+            return None
+        return sum(float(number) * _SECONDS_PER_UNIT[unit] for number, unit in parts) or None
+
+    @property
+    def effective_max_epochs(self) -> int | None:
+        """Maximum passes over the training data; None: another limit ends the run."""
+        if self.max_epochs is None and self.max_steps is None and self.max_time is None:
+            return 10
+        return self.max_epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class HardwareSettings(StrictConfig):
+    """Devices, precision and speed.
+
+    Args:
+        accelerator: cpu, cuda, mps, or auto: the fastest that is available.
+        devices: processes on this machine, one per device.
+        num_nodes: number of machines; torchrun starts the processes on each.
+        strategy: ddp: replicated model; fsdp2: sharded model; deepspeed: ZeRO (needs CUDA and the
+            extra miniformer[deepspeed]); null: ddp for several devices.
+        precision: float32 or bf16 (mixed precision); auto: bf16 where it is fast (GPUs with bf16,
+            CPUs with AVX512-BF16 or AMX), else float32.
+        compile: compile the layers with torch.compile and report when the time is regained.
+        activation_checkpointing: activations stored for the backward pass: none: all of them;
+            selective: matrix products and attention; full: the input of each layer. The others are
+            recomputed; gradients are the same.
+        find_batch_size: measure batch sizes first and use the one with the most tokens per second.
+        deterministic: refuse operations that are not deterministic on a GPU.
+    """
+
+    heading: ClassVar[str] = "hardware"
+
+    accelerator: str = option("auto", choices=("auto", "cpu", "cuda", "mps"))
+    devices: int = option(1, low=1)
+    num_nodes: int = option(1, low=1)
+    strategy: str | None = option(None, choices=("ddp", "fsdp2", "deepspeed"))
+    precision: str = option("auto", choices=("auto", "float32", "bf16"))
+    compile: bool = option(False)
+    activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
+    find_batch_size: bool = option(False)
+    deterministic: bool = option(False)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.strategy is not None and self.world_size == 1:
+            problems.append(
+                f"strategy={self.strategy} is for several devices; set devices or num_nodes, "
+                "or leave it out"
+            )
+        return problems
+
+    @property
+    def world_size(self) -> int:
+        """Number of devices on all machines."""
+        return self.devices * self.num_nodes
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSettings(StrictConfig):
+    """Run folder, checkpoints and loggers.
+
+    Args:
+        work_dir: folder for run folders.
+        experiment_name: name of the run folder; a number is appended if it exists; null: the task.
+        resume: run folder to resume. Other flags change its settings only if they differ from their
+            defaults.
+        checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
+            validation, and as often as 2 % of the time allows.
+        logger: tensorboard, csv, wandb or mlflow (each needs the extra of its name), none.
+    """
+
+    heading: ClassVar[str] = "output"
+
+    work_dir: str = option("runs")
+    experiment_name: str | None = option(None)
+    resume: str | None = option(None)
+    checkpoint_interval: int | None = option(None, low=1)
+    logger: str = option("tensorboard", kind="logger")
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        name = self.experiment_name
+        if name is not None and (reason := name_problem(name)) is not None:
+            problems.append(
+                f"experiment_name must be the name of a folder in work_dir, not {name!r}: {reason}"
+            )
+        return problems
