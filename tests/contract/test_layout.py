@@ -1,6 +1,10 @@
-"""The layout of the trees: sizes of folders, and unit tests that mirror the source."""
+"""The layout of the trees: sizes of folders, tests that mirror the source, one-way imports."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
+
+import grimp
+import pytest
 
 from tests.kit import ROOT
 
@@ -11,6 +15,11 @@ MAX_FILES = 12
 NO_MODULE = {
     "model/test_compile.py": "torch.compile of whole models",
     "training/test_run_files.py": "files of a run, which several folders write",
+}
+# Any other folder is an extension: it imports the core, which does not import it.
+CORE = {
+    *("checkpoint", "cli", "commands", "config", "data", "doctor", "generation", "interop"),
+    *("model", "registry", "runtime", "tasks", "train_config", "trainer", "training", "utils"),
 }
 
 
@@ -33,3 +42,92 @@ def test_unit_tests_mirror_the_source():
         assert (SOURCE / folder).is_dir(), f"the source has no folder {folder}"
         assert (path.parent / "__init__.py").exists(), folder
     assert without == set(NO_MODULE)
+
+
+def imports_of(package):
+    """Module -> modules that it imports, also late or for type checkers only.
+
+    The package itself is left out: type checkers alone see its imports, since its names are lazy.
+    """
+    graph = grimp.build_graph(package, cache_dir=None)
+    return {
+        module: graph.find_modules_directly_imported_by(module)
+        for module in graph.modules - {package}
+    }
+
+
+def find_cycle(imports):
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def extension_problems(imports):
+    """Imports of an extension by the core or by another extension."""
+    return [
+        f"{importer} imports {imported}"
+        for importer, modules in imports.items()
+        for imported in modules
+        if (part := imported.partition(".")[2].partition(".")[0])
+        and part not in CORE
+        and importer.split(".")[1] != part
+    ]
+
+
+def test_imports_have_no_cycle():
+    imports = imports_of("miniformer")
+    imports["miniformer.runtime.native.decode_step"].discard("miniformer.runtime.native.engine")
+    assert find_cycle(imports) == []
+
+
+def test_extensions_are_independent_and_not_imported_by_the_core():
+    assert extension_problems(imports_of("miniformer")) == []
+
+
+@pytest.fixture
+def toy_package(tmp_path, monkeypatch):
+    """Builds the package `toy` of files and their text."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def build(files):
+        for name, text in {"__init__": "", **files}.items():
+            path = tmp_path / "toy" / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (path.parent / "__init__.py").touch()
+            path.write_text(text, encoding="utf-8")
+        return imports_of("toy")
+
+    return build
+
+
+TOY_EXTENSIONS = {
+    "model/layers": "import toy.utils.files",
+    "utils/files": "",
+    "adapters/lora": "from toy.model import layers\nfrom toy.adapters import weights",
+    "adapters/weights": "",
+    "serving/server": "from toy.model import layers",
+}
+
+
+def test_extensions_may_import_the_core_and_themselves(toy_package):
+    assert extension_problems(toy_package(TOY_EXTENSIONS)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "problem"),
+    [
+        ("model/layers", "from toy.adapters import lora", "toy.model.layers imports toy.adapters"),
+        ("cli", "def main():\n    import toy.serving.server", "toy.cli imports toy.serving.server"),
+        ("serving/server", "import toy.adapters.lora", "toy.serving.server imports toy.adapters"),
+    ],
+)
+def test_an_import_of_an_extension_is_a_problem(toy_package, module, text, problem):
+    (found,) = extension_problems(toy_package({**TOY_EXTENSIONS, module: text}))
+    assert found.startswith(problem)
+
+
+def test_a_cycle_through_a_type_only_import_is_found(toy_package):
+    late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy import first"
+    assert find_cycle(toy_package({"first": "from toy import second", "second": late}))

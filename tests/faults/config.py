@@ -85,7 +85,7 @@ def heads_need_not_divide_the_width(original):
     return lambda config: []
 
 
-@fault("miniformer.config.model_config:TransformerConfig.layer_window")
+@fault("miniformer.config.model_fields:ModelFields.layer_window")
 def every_layer_has_the_window(original):
     """The window pattern is ignored."""
     return lambda self, layer: self.sliding_window
@@ -102,11 +102,11 @@ def tied_head_counts_twice(original):
     return num_params
 
 
-@fault("miniformer.config.estimates:flops_per_token")
+@fault("miniformer.config.model_config:TransformerConfig.flops_per_token")
 def operations_ignore_the_window(original):
     """FLOPs of attention ignore the sliding window."""
 
-    def flops_per_token(config, seq_len, *, seq2seq=False):
+    def flops_per_token(config, seq_len=None, *, seq2seq=False):
         import dataclasses
 
         if config.sliding_window is not None:
@@ -116,11 +116,13 @@ def operations_ignore_the_window(original):
     return flops_per_token
 
 
-@fault("miniformer.config.estimates:cache_bytes")
+@fault("miniformer.config.model_config:TransformerConfig.cache_bytes")
 def int8_cache_is_counted_without_scales(original):
     """The scales of an int8 cache are not counted."""
 
-    def cache_bytes(config, batch_size, seq_len, bytes_per_value, *, kind="full", source_len=None):
+    def cache_bytes(
+        config, batch_size, seq_len, bytes_per_value=4, *, kind="full", source_len=None
+    ):
         if kind == "int8":
             kind, bytes_per_value = "full", 1
         return original(

@@ -177,7 +177,7 @@ def error_of_a_worker_loses_its_line(original):
     return lambda self: (type(self), (self.path, 0, self.problem))
 
 
-@fault("miniformer.data.reading.records:JSONLinesDataset.read")
+@fault("miniformer.data.reading.records:Records.read")
 def records_come_in_the_order_of_the_file(original):
     """Records are returned in ascending order instead of the requested one."""
     return lambda self, indices: original(self, sorted(int(index) for index in indices))

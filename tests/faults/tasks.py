@@ -86,7 +86,7 @@ def decoder_sees_its_label(original):
     return collate_seq2seq
 
 
-@fault("miniformer.tasks.prefix_lm:collate_prefixes")
+@fault("miniformer.tasks.language_modeling:collate_prefixes")
 def encoder_sees_the_first_label(original):
     """The source of a prefix model ends with the first label."""
 
@@ -145,7 +145,7 @@ def second_text_of_a_pair_is_cut_first(original):
     return truncated_lengths
 
 
-@fault("miniformer.tasks.common.inputs:collate_inputs")
+@fault("miniformer.tasks.common.input_encoding:collate_inputs")
 def padding_of_inputs_is_read(original):
     """Batches of inputs have no mask."""
 
@@ -232,7 +232,7 @@ def vectors_are_those_of_the_first_token(original):
     """Embeddings are the first position, for any pooling."""
 
     def embed_batch(model, batch):
-        from miniformer.tasks.common.inputs import model_inputs
+        from miniformer.tasks.common.input_encoding import model_inputs
 
         return model.features(**model_inputs(model, batch))[:, 0]
 

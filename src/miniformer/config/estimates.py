@@ -1,42 +1,22 @@
-"""Counts of parameters, FLOPs and cache bytes from a config; equal to those of the built model."""
+"""Counts of parameters and FLOPs from a config; equal to those of the built model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from miniformer import registry
-from miniformer.config.errors import ConfigError
-
-if TYPE_CHECKING:
-    from miniformer.config.model_config import TransformerConfig
+from miniformer.config.model_fields import ModelFields
 
 MatrixShape = tuple[int, int, bool]  # inputs, outputs, has a bias
-CACHE_KINDS = ("window", "full", "int8")  # of `miniformer.model.cache.kv_cache`, which needs torch
-
-
-def _raise_problems(config: TransformerConfig, problems: list[str]) -> None:
-    if problems:
-        raise ConfigError(type(config).__name__, problems)
-
-
-def _below_one_problems(**sizes: int | None) -> list[str]:
-    return [
-        f"{name} must be at least 1, not {value}"
-        for name, value in sizes.items()
-        if value is not None and not value >= 1
-    ]
 
 
 def _linear_params(inputs: int, outputs: int, bias: bool) -> int:
     return inputs * outputs + (outputs if bias else 0)
 
 
-def _norm_params(config: TransformerConfig, width: int | None = None) -> int:
+def _norm_params(config: ModelFields, width: int | None = None) -> int:
     biased = config.norm == "layernorm" and config.has_norm_bias
     return (width or config.d_model) * (2 if biased else 1)
 
 
-def _attention_matrices(config: TransformerConfig) -> list[MatrixShape]:
+def _attention_matrices(config: ModelFields) -> list[MatrixShape]:
     """Linear layers of one attention: query, key, value, output."""
     width, heads = config.d_model, config.n_heads * config.head_width
     kv, bias = config.kv_heads * config.head_width, config.has_qkv_bias
@@ -44,13 +24,13 @@ def _attention_matrices(config: TransformerConfig) -> list[MatrixShape]:
     return [(width, heads, bias), (width, kv, bias), (width, kv, bias), out]
 
 
-def _feed_forward_matrices(config: TransformerConfig) -> list[MatrixShape]:
+def _feed_forward_matrices(config: ModelFields) -> list[MatrixShape]:
     bias = config.has_feed_forward_bias
     up = [(config.d_model, config.ff_width, bias)] * (2 if config.is_gated else 1)
     return [*up, (config.ff_width, config.d_model, bias)]
 
 
-def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:
+def _attention_params(config: ModelFields, *, cross: bool = False) -> int:
     count = sum(_linear_params(*matrix) for matrix in _attention_matrices(config))
     if config.qk_norm == "head":
         count += 2 * _norm_params(config, config.head_width)
@@ -60,7 +40,7 @@ def _attention_params(config: TransformerConfig, *, cross: bool = False) -> int:
     return count + (config.n_heads if config.attention_sinks and not cross else 0)
 
 
-def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False) -> int:
+def _stack_params(config: ModelFields, layers: int, *, cross: bool = False) -> int:
     """Parameters of the layers, the position embedding and the norms around the layers."""
     sublayers = 3 if cross else 2
     norms = (
@@ -80,14 +60,14 @@ def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False
     return count if config.first_attention_norm else count - _norm_params(config)
 
 
-def _head_matrices(config: TransformerConfig) -> list[MatrixShape]:
+def _head_matrices(config: ModelFields) -> list[MatrixShape]:
     """Linear layers of the head; the last one maps to the outputs."""
     last = (config.d_model, config.output_dim or config.vocab_size, config.has_head_bias)
     dense = (config.d_model, config.d_model, config.bias)
     return [last] if config.head == "linear" else [dense, last]
 
 
-def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
+def num_params(config: ModelFields, *, seq2seq: bool = False) -> int:
     if config.input_dim is None:
         count = config.vocab_size * config.d_model
     else:
@@ -103,9 +83,7 @@ def num_params(config: TransformerConfig, *, seq2seq: bool = False) -> int:
     return count + (_norm_params(config) if config.head == "masked_lm" else 0)
 
 
-def _mean_visible_keys(
-    config: TransformerConfig, layer: int, seq_len: float, *, causal: bool
-) -> float:
+def _mean_visible_keys(config: ModelFields, layer: int, seq_len: float, *, causal: bool) -> float:
     """Visible keys of a query, averaged over the sequence."""
     window = config.layer_window(layer)
     if causal:
@@ -122,9 +100,7 @@ def _multiply_adds(*matrices: MatrixShape) -> int:
     return sum(inputs * outputs for inputs, outputs, _ in matrices)
 
 
-def _stack_multiply_adds(
-    config: TransformerConfig, layers: int, length: float, *, causal: bool
-) -> float:
+def _stack_multiply_adds(config: ModelFields, layers: int, length: float, *, causal: bool) -> float:
     """Multiply-adds of a stack per token, without cross-attention."""
     matrices = _multiply_adds(*_attention_matrices(config), *_feed_forward_matrices(config))
     keys = sum(_mean_visible_keys(config, layer, length, causal=causal) for layer in range(layers))
@@ -132,7 +108,7 @@ def _stack_multiply_adds(
 
 
 def forward_flops(
-    config: TransformerConfig,
+    config: ModelFields,
     *,
     tokens: float,
     length: float,
@@ -166,39 +142,3 @@ def forward_flops(
     if head_tokens is None:
         head_tokens = target_tokens or tokens
     return 2 * (count + head_tokens * _multiply_adds(*_head_matrices(config)))
-
-
-def flops_per_token(config: TransformerConfig, seq_len: int, *, seq2seq: bool = False) -> int:
-    """FLOPs of the matrix products per token; a multiply-add is two (Kaplan et al. 2020, PaLM)."""
-    _raise_problems(config, _below_one_problems(seq_len=seq_len))
-    target = {"target_tokens": 1.0, "target_length": seq_len} if seq2seq else {}
-    return round(forward_flops(config, tokens=1.0, length=seq_len, **target))
-
-
-def cache_bytes(
-    config: TransformerConfig,
-    batch_size: int,
-    seq_len: int,
-    bytes_per_value: int,
-    *,
-    kind: str = "full",
-    source_len: int | None = None,
-) -> int:
-    problems = _below_one_problems(
-        batch_size=batch_size,
-        seq_len=seq_len,
-        bytes_per_value=bytes_per_value,
-        source_len=source_len,
-    )
-    if kind not in CACHE_KINDS:
-        problems.append(registry.unknown_name_message("kind of cache", kind, list(CACHE_KINDS)))
-    _raise_problems(config, problems)
-    # int8: one byte per value and a float32 scale per head vector.
-    vector = config.head_width + 4 if kind == "int8" else config.head_width * bytes_per_value
-    layers = config.n_layers if source_len is None else config.decoder_layers
-    columns = 0
-    for layer in range(layers):
-        window = config.layer_window(layer) if kind == "window" else None
-        columns += min(window or seq_len, seq_len)
-    cross = (source_len or 0) * layers * config.head_width * bytes_per_value
-    return 2 * batch_size * config.kv_heads * (columns * vector + cross)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from miniformer import registry
+from miniformer.config.model_fields import ModelFields
 from miniformer.config.strict import FLOAT32_MAX, number_problems
-
-if TYPE_CHECKING:
-    from miniformer.config.model_config import TransformerConfig
 
 POOLINGS = ("mean", "max", "first", "last")
 # type of rotary scaling -> setting -> default; None: required
@@ -59,7 +57,7 @@ _REQUIRED_SETTINGS = [
 ]
 
 
-def find_problems(config: TransformerConfig) -> list[str]:
+def find_problems(config: ModelFields) -> list[str]:
     """Problems between fields; see `StrictConfig.cross_check`."""
     return [
         *_head_problems(config),
@@ -69,7 +67,7 @@ def find_problems(config: TransformerConfig) -> list[str]:
     ]
 
 
-def _head_problems(config: TransformerConfig) -> list[str]:
+def _head_problems(config: ModelFields) -> list[str]:
     problems = []
     if config.head_dim is None and config.d_model % config.n_heads:
         problems.append(
@@ -92,7 +90,7 @@ def _head_problems(config: TransformerConfig) -> list[str]:
     return problems
 
 
-def _unused_setting_problems(config: TransformerConfig) -> list[str]:
+def _unused_setting_problems(config: ModelFields) -> list[str]:
     defaults = {name: field.default for name, field in config.__dataclass_fields__.items()}
     problems = [
         f"{name}={getattr(config, name)!r} has no effect with "
@@ -116,12 +114,12 @@ def _unused_setting_problems(config: TransformerConfig) -> list[str]:
     return problems
 
 
-def _is_plugin_part(config: TransformerConfig, field: str) -> bool:
+def _is_plugin_part(config: ModelFields, field: str) -> bool:
     """Returns whether the field is a plugin's position type, which may read any setting."""
     return field == "position" and config.position not in registry.builtin_names("position")
 
 
-def _rotary_scaling_problems(config: TransformerConfig) -> list[str]:
+def _rotary_scaling_problems(config: ModelFields) -> list[str]:
     settings: dict[str, Any] | None = config.rotary_scaling
     if settings is None:
         return []
@@ -176,7 +174,7 @@ def _is_positive_number(value: Any) -> bool:
     return 0 < value <= FLOAT32_MAX
 
 
-def _layer_problems(config: TransformerConfig) -> list[str]:
+def _layer_problems(config: ModelFields) -> list[str]:
     problems = []
     if not config.pre_norm and config.norm_placement not in (None, "post"):
         problems.append(

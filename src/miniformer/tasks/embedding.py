@@ -12,7 +12,8 @@ from miniformer.config import GenerationConfig, UserError
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading.records import Records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.common.inputs import model_inputs, predict_batches
+from miniformer.tasks.common.input_encoding import model_inputs
+from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.sequence_input import InputTask
 
 

@@ -1,7 +1,7 @@
 """Language modeling: predicts each next token of a text.
 
 A causal Transformer (`--model decoder`) predicts every token of packed windows. A
-Seq2SeqTransformer is trained as a prefix language model, see `miniformer.tasks.prefix_lm`.
+Seq2SeqTransformer is trained as a prefix language model, see `PrefixLanguageModeling`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,24 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher, pad_sequences
 from miniformer.data.batching.loader import Batcher
-from miniformer.data.batching.packing import PackedBatcher
+from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.tasks.base import BatchStats, Task, mean, token_loss, total
 from miniformer.tasks.common.input_encoding import ids_to_array
+from miniformer.tasks.common.seq2seq_batch import seq2seq_loss
 from miniformer.tasks.common.text_generation import TextGenerationTask
 
 _SAMPLE_PROMPT_CHARS = 24
@@ -55,8 +58,6 @@ class LanguageModeling(TextGenerationTask):
         return TEXT_SCHEMA
 
     def for_model(self, kind: str) -> Task:
-        from miniformer.tasks.prefix_lm import PrefixLanguageModeling
-
         task_class = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
         return task_class(**self.to_dict()) if kind in self.models else super().for_model(kind)
 
@@ -177,6 +178,115 @@ class LanguageModeling(TextGenerationTask):
 
     def usage_command(self, directory: str) -> str:
         return f'generate {directory} "your prompt"'
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefixLanguageModeling(LanguageModeling):
+    """Prefix language modeling: the encoder reads the prefix of a text, the decoder the rest.
+
+    document  | B a b c d e f B          B: the boundary token (BOS and EOS)
+    source    | B a b c                  split at random in training, in the middle in validation
+    target    | B d e f                  starts with the boundary
+    labels    | d e f B                  only these are predicted and counted
+
+    The source contains no label. A document longer than `seq_len` is split into windows, each of
+    which is split into source and target; no window spans two documents.
+    """
+
+    token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
+
+    def model_config(
+        self, overrides: dict[str, Any], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
+        return Task.model_config(self, overrides, tokenizer)
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        require_null(config, ("input_dim", "output_dim"), "language modeling")
+        if config.max_seq_len < 2:
+            raise UserError("model_config: max_seq_len must be at least 2, a prefix and a label")
+        Task.check(self, config, tokenizer)
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """Examples with `ids` of a window, two tokens or more, and its `bytes`."""
+        assert tokenizer is not None
+        examples = []
+        for example in super().encode(records, tokenizer, seq_len):
+            ids = example["ids"]
+            has_eos = tokenizer.bos_id != tokenizer.eos_id  # `super().encode` has appended EOS
+            if self.prepends_bos() and not has_eos:
+                ids = np.append(ids, ids_to_array([tokenizer.eos_id], tokenizer))
+            per_token = example["bytes"] / len(ids)
+            examples += [
+                {"ids": window, "bytes": per_token * len(window)}
+                for window in _split_windows(ids, max(2, seq_len))
+            ]
+        return examples
+
+    def batcher(
+        self,
+        tokenizer: Tokenizer | None,
+        *,
+        seq_len: int,
+        batch_size: int,
+        batch_tokens: int | None,
+        training: bool,
+    ) -> Batcher:
+        assert tokenizer is not None
+        collate = partial(collate_prefixes, boundary_id=tokenizer.eos_id)
+        return LengthBucketBatcher(
+            collate, length_columns=("ids",), batch_size=batch_size, batch_tokens=batch_tokens
+        )
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See `seq2seq_loss`."""
+        return seq2seq_loss(model, batch, self.label_smoothing)
+
+    def generation_inputs(
+        self,
+        model: Any,
+        tokenizer: Tokenizer,
+        prompts: Sequence[str],
+        *,
+        truncate: bool = False,
+        max_new_tokens: int = 0,
+    ) -> list[GenerationInput]:
+        decoder_start = [tokenizer.eos_id]
+        rows = self.encode_prompts(prompts, tokenizer)
+        if truncate:
+            rows = [row[-model.config.max_seq_len :] for row in rows]
+        return [GenerationInput(decoder_start, row) for row in rows]
+
+
+def collate_prefixes(
+    examples: list[Example], random: np.random.Generator | None, *, boundary_id: int
+) -> Batch:
+    """Splits windows into source and target at one random fraction; `random=None`: 1/2."""
+    fraction = 0.5 if random is None else random.random()
+    sources, targets, labels, n_bytes = [], [], [], 0.0
+    for example in examples:
+        ids = example["ids"].astype(np.int64)
+        cut = min(max(1, round(fraction * len(ids))), len(ids) - 1)
+        sources.append(ids[:cut])
+        labels.append(ids[cut:])
+        targets.append(np.concatenate(([boundary_id], ids[cut:-1])))
+        n_bytes += float(example["bytes"]) * (len(ids) - cut) / len(ids)
+    source, mask = pad_sequences(sources)
+    batch: Batch = {
+        "source": source,
+        "target": pad_sequences(targets)[0],
+        "labels": pad_sequences(labels, IGNORE_INDEX)[0],
+        "bytes": n_bytes,
+    }
+    return batch if mask is None else {**batch, "source_mask": mask}
+
+
+def _split_windows(ids: np.ndarray, max_length: int) -> list[np.ndarray]:
+    """Windows of nearly equal length; none for a single token, which has no label."""
+    if len(ids) < 2:
+        return []
+    return list(np.array_split(ids, -(-len(ids) // max_length)))
 
 
 def require_null(config: TransformerConfig, names: tuple[str, ...], task: str) -> None:

@@ -34,8 +34,12 @@ from miniformer.data.reading.records import Record
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, mean, token_loss
-from miniformer.tasks.common.input_encoding import ids_to_array, input_validator
-from miniformer.tasks.common.inputs import collate_inputs, model_inputs
+from miniformer.tasks.common.input_encoding import (
+    collate_inputs,
+    ids_to_array,
+    input_validator,
+    model_inputs,
+)
 from miniformer.tasks.common.sequence_input import InputTask
 
 MASK_TOKEN = "[MASK]"  # marks a masked token in a user's text

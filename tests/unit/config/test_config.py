@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError, estimates
+from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
+from miniformer.config.model_config import CACHE_KINDS
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import HardwareSettings
-from miniformer.model.cache import kv_cache
+from miniformer.model.transformer import Transformer
 from miniformer.train_config import TrainConfig
 
 
@@ -264,10 +265,6 @@ def test_operations_of_no_text_are_refused(length):
         TransformerConfig().flops_per_token(length)
 
 
-def test_the_kinds_of_cache_are_those_that_can_be_built():
-    assert estimates.CACHE_KINDS == kv_cache.CACHE_KINDS
-
-
 @pytest.mark.catches("resolved_settings_have_no_reason")
 def test_resolved_setting_has_its_reason():
     assert str(ResolvedSetting("lr", 0.005, "default of muon")) == "lr: 0.005 (default of muon)"
@@ -279,3 +276,9 @@ def test_part_of_a_config_has_its_fields_only():
     assert hardware == HardwareSettings(devices=2, num_nodes=3)
     assert hardware.world_size == config.world_size == 6
     assert not hasattr(hardware, "lr")
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_the_kinds_of_cache_are_those_that_can_be_built(kind):
+    config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, causal=True, sliding_window=2)
+    assert Transformer(config).new_cache(1, 4, kind).nbytes == config.cache_bytes(1, 4, kind=kind)

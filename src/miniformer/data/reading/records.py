@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, groupby
 from operator import index as integer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -32,9 +32,6 @@ from miniformer.data.reading.parsing import (
 )
 from miniformer.data.reading.schema import Schema, compile_schema
 
-if TYPE_CHECKING:
-    from miniformer.data.selection import RecordSubset
-
 __all__ = [
     "JSONLinesDataset",
     "Record",
@@ -50,7 +47,78 @@ _MAX_OPEN_FILES = 64  # systems may limit a process to 256
 _READ_BATCH_SIZE = 1024
 
 
-class JSONLinesDataset:
+class Records:
+    """Checked records by index. Base class of records of files, in memory, and of subsets.
+
+    Attributes:
+        name: name of the data in messages.
+        files: their files, if any.
+        schema: required fields and their checks.
+        is_plain_text: true for text blocks of `.txt` files.
+    """
+
+    name: str
+    files: Sequence[Path] = ()
+    schema: Schema
+    is_plain_text = False
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each record in its file, line end included, int64 [n]."""
+        raise NotImplementedError
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all records."""
+        return int(self.sizes.sum())
+
+    def with_schema(self, schema: Schema) -> Self:
+        """Same records with another schema."""
+        result = copy.copy(self)
+        result.set_schema(schema)
+        return result
+
+    def set_schema(self, schema: Schema) -> None:
+        """Replaces the schema."""
+        self.schema, self._checks = schema, compile_schema(schema)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Record:
+        """Record at `index`; see `read`."""
+        return self.read([index])[0]
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records in order."""
+        for start in range(0, len(self), _READ_BATCH_SIZE):
+            yield from self._read_rows(range(start, min(start + _READ_BATCH_SIZE, len(self))))
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
+        """Records at the given indices, in that order; neighbors in a file are read together.
+
+        Raises:
+            IndexError: an index is out of range.
+            RecordError: a line of a file is not JSON or violates the schema.
+            UserError: a record in memory violates the schema.
+        """
+        return list(self._read_rows([self._normalize_index(index) for index in indices]))
+
+    def location(self, index: int) -> str:
+        """Name of a record in messages: file:line, or its index in memory."""
+        return f"record {self._normalize_index(index)}"
+
+    def _read_rows(self, rows: Sequence[int]) -> Iterator[Record]:
+        raise NotImplementedError
+
+    def _normalize_index(self, index: int) -> int:
+        row, size = integer(index), len(self)
+        if not -size <= row < size:
+            raise IndexError(f"record {row} of {size}")
+        return row % size
+
+
+class JSONLinesDataset(Records):
     """Map-style dataset of the records of files, without blank lines. Fits a torch `DataLoader`.
 
     Args:
@@ -75,7 +143,10 @@ class JSONLinesDataset:
         progress: ProgressCallback | None = None,
     ) -> None:
         self.files = files.expand_paths(path)
-        self.schema, self._checks = schema, compile_schema(schema)
+        more = len(self.files) - 1
+        others = f" and {more} more file{'s' * (more > 1)}" if more else ""
+        self.name = f"{self.files[0]}{others}"
+        self.set_schema(schema)
         self.is_plain_text = files.are_plain_text(self.files, list(schema))
         cache = None if cache_dir is None else Path(cache_dir)
         self._indexed_files: list[IndexedFile] = []
@@ -90,55 +161,24 @@ class JSONLinesDataset:
         self._first_rows = [0, *accumulate(map(len, self._indexed_files))]
 
     @property
-    def name(self) -> str:
-        """Name of the data in messages."""
-        more = len(self.files) - 1
-        return f"{self.files[0]}" + (f" and {more} more file{'s' * (more > 1)}" if more else "")
-
-    @property
     def sizes(self) -> np.ndarray:
-        """Bytes of each record in its file, line end included, int64 [n]."""
         return np.concatenate([file.sizes for file in self._indexed_files])
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all records."""
         return sum(file.index.n_bytes for file in self._indexed_files)
-
-    def with_schema(self, schema: Schema) -> JSONLinesDataset:
-        """Same files with another schema, sharing the indexes."""
-        result = copy.copy(self)
-        result.schema, result._checks = schema, compile_schema(schema)
-        return result
 
     def __len__(self) -> int:
         return self._first_rows[-1]
 
-    def __getitem__(self, index: int) -> Record:
-        """Record at `index`.
-
-        Raises:
-            IndexError: the index is out of range.
-            RecordError: the line is not JSON or violates the schema.
-        """
-        return self.read([index])[0]
-
     def __iter__(self) -> Iterator[Record]:
-        """All records in order, each file read sequentially."""
         for file in self._indexed_files:
             for start in range(0, len(file), _READ_BATCH_SIZE):
                 yield from self._parse_records(
                     file, range(start, min(start + _READ_BATCH_SIZE, len(file)))
                 )
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
-        """Records at the given indices, in that order; neighbors in a file are read together.
-
-        Raises:
-            IndexError: an index is out of range.
-            RecordError: a line is not JSON or violates the schema.
-        """
-        rows = [_normalize_index(index, len(self)) for index in indices]
+    def _read_rows(self, rows: Sequence[int]) -> Iterator[Record]:
         order = sorted(range(len(rows)), key=rows.__getitem__)
         result: dict[int, Record] = {}
         for end, group in groupby(order, key=lambda i: bisect_right(self._first_rows, rows[i])):
@@ -146,11 +186,10 @@ class JSONLinesDataset:
             local_rows = [rows[i] - first_row for i in positions]
             records = self._parse_records(self._indexed_files[end - 1], local_rows)
             result.update(zip(positions, records, strict=True))
-        return [result[i] for i in range(len(rows))]
+        return map(result.__getitem__, range(len(rows)))
 
     def location(self, index: int) -> str:
-        """File and line of a record, as file:line."""
-        row = _normalize_index(index, len(self))
+        row = self._normalize_index(index)
         file_index = bisect_right(self._first_rows, row) - 1
         file = self._indexed_files[file_index]
         return f"{file.name}:{file.line_number(row - self._first_rows[file_index])}"
@@ -186,8 +225,8 @@ class RecordSequence(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-class InMemoryRecords:
-    """Records that are not in files, with the interface of `JSONLinesDataset`.
+class InMemoryRecords(Records):
+    """Records that are not in files.
 
     Args:
         source: records by index.
@@ -198,12 +237,11 @@ class InMemoryRecords:
     """
 
     name = "records"
-    is_plain_text = False
+    _sizes: np.ndarray | None
 
     def __init__(self, source: RecordSequence, schema: Schema = TEXT_SCHEMA) -> None:
-        self.source, self.schema, self._checks = source, schema, compile_schema(schema)
-        self.files: list[Path] = []
-        self._sizes: np.ndarray | None = None
+        self.source = source
+        self.set_schema(schema)
         if len(source) == 0:
             raise UserError(f"{self.name}: there are none; at least one is needed")
 
@@ -215,46 +253,14 @@ class InMemoryRecords:
             self._sizes = np.fromiter(sizes, dtype=np.int64, count=len(self))
         return self._sizes
 
-    @property
-    def n_bytes(self) -> int:
-        """Approximate bytes of all records."""
-        return int(self.sizes.sum())
-
-    def with_schema(self, schema: Schema) -> InMemoryRecords:
-        """Same records with another schema."""
-        return InMemoryRecords(self.source, schema)
+    def set_schema(self, schema: Schema) -> None:
+        super().set_schema(schema)
+        self._sizes = None
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Record:
-        """Record at `index`.
-
-        Raises:
-            IndexError: the index is out of range.
-            UserError: the record violates the schema.
-        """
-        return self.read([index])[0]
-
-    def __iter__(self) -> Iterator[Record]:
-        """All records in order."""
-        for start in range(0, len(self), _READ_BATCH_SIZE):
-            yield from self._check_records(range(start, min(start + _READ_BATCH_SIZE, len(self))))
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[Record]:
-        """Records at the given indices, in that order.
-
-        Raises:
-            IndexError: an index is out of range.
-            UserError: a record violates the schema.
-        """
-        return list(self._check_records([_normalize_index(index, len(self)) for index in indices]))
-
-    def location(self, index: int) -> str:
-        """Name of a record in messages: its index."""
-        return f"record {_normalize_index(index, len(self))}"
-
-    def _check_records(self, rows: Sequence[int]) -> Iterator[Record]:
+    def _read_rows(self, rows: Sequence[int]) -> Iterator[Record]:
         # Hugging Face reads a batch far faster than single records.
         get_batch = getattr(self.source, "__getitems__", None)
         records = get_batch(list(rows)) if get_batch else map(self.source.__getitem__, rows)
@@ -265,9 +271,6 @@ class InMemoryRecords:
                 yield check_record(record, self._checks)
             except DataError as error:
                 raise UserError(f"record {row}: {error.problem}") from None
-
-
-Records = Union[JSONLinesDataset, InMemoryRecords, "RecordSubset"]
 
 
 def as_records(
@@ -284,7 +287,7 @@ def as_records(
     Raises:
         UserError: the source has another type, or cannot be read.
     """
-    if isinstance(source, (JSONLinesDataset, InMemoryRecords)):
+    if isinstance(source, Records):
         return source if schema in (None, source.schema) else source.with_schema(schema)
     schema = TEXT_SCHEMA if schema is None else schema
     if _are_paths(source):
@@ -305,13 +308,6 @@ def as_records(
 def _are_paths(source: Any) -> bool:
     items = source if isinstance(source, (list, tuple)) else [source]
     return all(isinstance(item, (str, os.PathLike)) for item in items)
-
-
-def _normalize_index(index: int, size: int) -> int:
-    row = integer(index)
-    if not -size <= row < size:
-        raise IndexError(f"record {row} of {size}")
-    return row % size
 
 
 def _text_length(value: Any) -> int:

@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from miniformer.model.cache.storage import Columns, Int8Columns, Ring
+from miniformer.config.model_config import CACHE_KINDS
+from miniformer.model.cache.storage import CacheState, Columns, Int8Columns, Ring
 from miniformer.model.masks import Visibility
 
-CACHE_KINDS = ("window", "full", "int8")
 
-
-class KVCache:
+class KVCache(CacheState):
     """Keys and values of earlier tokens, in preallocated memory.
 
     Args:
@@ -59,10 +58,9 @@ class KVCache:
             raise ValueError(f"kind must be one of {', '.join(CACHE_KINDS)}, not {kind!r}")
         self.batch_size, self.capacity, self.kind, self.device = batch_size, capacity, kind, device
         self.dtype = dtype
-        self.start = self.stop = 0  # columns in use before and after the current pass
+        self.start = self.stop = 0
         self.in_pass = False  # between `extend` and `end_pass`
-        self.positions: Tensor | None = None  # int [B, C], -1: padding; None: position = column
-        self.lengths_before: Tensor | None = None  # int [B, 1]: tokens of each row before the pass
+        self.positions = self.lengths_before = None
         self.final_lengths = torch.full((batch_size, 1), capacity, device=device)
         self.cross_kv: list[tuple[Tensor, Tensor]] | None = None  # of the source, by layer
         shape = (batch_size, kv_heads, capacity, head_dim)

@@ -6,15 +6,19 @@ Letters: B batch, T new tokens, S tokens so far, C capacity, K key-value heads, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from miniformer.model.cache.kv_cache import KVCache
-
 Shape = tuple[int, int, int, int]
+
+
+class CacheState:
+    """Columns and positions of a cache."""
+
+    start: int  # columns in use before the current pass
+    stop: int  # columns in use after it
+    positions: Tensor | None  # int [B, C], -1: padding; None: position = column
+    lengths_before: Tensor | None  # int [B, 1]: tokens of each row before the pass
 
 
 class Columns:
@@ -43,19 +47,19 @@ class Columns:
         """Returns the slices of the tensors that are in use when the cache has `length` columns."""
         return {name: tensor[:, :, :length] for name, tensor in self.tensors().items()}
 
-    def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, cache: CacheState, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores new keys and values, [B, K, T, E]; returns all visible ones, [B, K, S, E]."""
         self.keys[:, :, cache.start : cache.stop] = keys
         self.values[:, :, cache.start : cache.stop] = values
         return self.keys[:, :, : cache.stop], self.values[:, :, : cache.stop]
 
-    def key_positions(self, cache: KVCache) -> Tensor:
+    def key_positions(self, cache: CacheState) -> Tensor:
         """Returns positions of the keys of `append`, int [B or 1, S]; negative: no token."""
         if cache.positions is None:
             return torch.arange(cache.stop, device=self.keys.device)[None]
         return cache.positions[:, : cache.stop]
 
-    def is_dense(self, cache: KVCache) -> bool:
+    def is_dense(self, cache: CacheState) -> bool:
         """True if the keys of `append` are in order and end with the new tokens."""
         return True
 
@@ -93,7 +97,7 @@ class Int8Columns(Columns):
             "value_scales": self.value_scales,
         }
 
-    def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, cache: CacheState, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Columns.append`; the returned tensors have the cache's type."""
         new, all_ = slice(cache.start, cache.stop), slice(cache.stop)
         for x, stored, scales in (
@@ -121,7 +125,7 @@ class Ring(Columns):
         super().__init__((shape[0], shape[1], window, shape[3]), device, dtype)
         self.window = window
 
-    def append(self, cache: KVCache, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, cache: CacheState, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """See `Columns.append`; with several new tokens the earlier content is returned too."""
         if cache.positions is None and keys.shape[2] == 1:
             slot = cache.start % self.window
@@ -136,7 +140,7 @@ class Ring(Columns):
         self._write_slots(cache, keys, values)
         return visible
 
-    def key_positions(self, cache: KVCache) -> Tensor:
+    def key_positions(self, cache: CacheState) -> Tensor:
         """See `Columns.key_positions`."""
         slots = torch.arange(self.window, device=self.keys.device)[None]
         if cache.positions is None:
@@ -149,7 +153,7 @@ class Ring(Columns):
             new, last = cache.positions[:, cache.start : cache.stop], cache.lengths_before - 1
         return new if cache.start == 0 else torch.cat((self._slot_positions(slots, last), new), 1)
 
-    def is_dense(self, cache: KVCache) -> bool:
+    def is_dense(self, cache: CacheState) -> bool:
         """See `Columns.is_dense`."""
         # One query sees the whole ring; a first pass returns keys that are not from the ring.
         return cache.stop - cache.start == 1 or cache.start == 0
@@ -162,7 +166,7 @@ class Ring(Columns):
         """Returns the position in each slot of rows with these last positions; negative: none."""
         return last_positions - (last_positions - slots) % self.window
 
-    def _write_slots(self, cache: KVCache, keys: Tensor, values: Tensor) -> None:
+    def _write_slots(self, cache: CacheState, keys: Tensor, values: Tensor) -> None:
         count = min(keys.shape[2], self.window)
         if cache.positions is None:
             slots = torch.arange(cache.stop - count, cache.stop, device=keys.device) % self.window

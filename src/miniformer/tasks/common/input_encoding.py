@@ -1,4 +1,4 @@
-"""Encoding of inputs: texts, pairs of texts, and feature vectors."""
+"""Encoding and collation of inputs: texts, pairs of texts, and feature vectors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from miniformer.config import InputError, TransformerConfig, UserError
 from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch, pad_sequences
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record
 from miniformer.data.reading.schema import features_to_array
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.standardize import standardize
+
+_NON_MODEL_KEYS = ("inputs", "cut", "record")  # of an example
 
 
 def ids_to_array(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:
@@ -152,3 +156,29 @@ def _truncated_lengths(first: int, second: int, max_length: int) -> tuple[int, i
     if second <= max_length - half:
         return max_length - second, second
     return half, max_length - half
+
+
+def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
+    """Collates `inputs`, int64 [B, T] or float32 [B, T, F], and the other keys of examples.
+
+    Numbers, such as `labels`, become [B]; arrays, such as `token_types`, int64 [B, T], are padded
+    with 0 on the right. A batch with padding has `attention_mask`, bool [B, T].
+    """
+    inputs, mask = pad_sequences([example["inputs"] for example in examples])
+    batch: Batch = {"inputs": inputs}
+    if mask is not None:
+        batch["attention_mask"] = mask
+    for name, first in examples[0].items():
+        if name in _NON_MODEL_KEYS:
+            continue
+        values = [example[name] for example in examples]
+        is_array = isinstance(first, np.ndarray) and first.ndim > 0
+        batch[name] = pad_sequences(values)[0] if is_array else torch.tensor(values)
+    return batch
+
+
+def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
+    """Keyword arguments of `Transformer.features` from a batch of `collate_inputs`."""
+    types = batch.get("token_types") if model.config.token_types is not None else None
+    mask = batch.get("attention_mask")
+    return {"inputs": batch["inputs"], "attention_mask": mask, "token_types": types}

@@ -1,51 +1,21 @@
-"""Collation of inputs, and model outputs for a user's inputs."""
+"""Model outputs for a user's inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from miniformer.config import InputError
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch, pad_sequences
+from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.common.input_encoding import check_inputs
+from miniformer.tasks.common.input_encoding import check_inputs, collate_inputs
+from miniformer.tasks.common.sequence_input import InputTask
 
-if TYPE_CHECKING:
-    from miniformer.tasks.common.sequence_input import InputTask
-
-_NON_MODEL_KEYS = ("inputs", "cut", "record")  # of an example
 _BATCH_SIZE = 32  # inputs predicted at once
-
-
-def collate_inputs(examples: list[Example], random: np.random.Generator | None = None) -> Batch:
-    """Collates `inputs`, int64 [B, T] or float32 [B, T, F], and the other keys of examples.
-
-    Numbers, such as `labels`, become [B]; arrays, such as `token_types`, int64 [B, T], are padded
-    with 0 on the right. A batch with padding has `attention_mask`, bool [B, T].
-    """
-    inputs, mask = pad_sequences([example["inputs"] for example in examples])
-    batch: Batch = {"inputs": inputs}
-    if mask is not None:
-        batch["attention_mask"] = mask
-    for name, first in examples[0].items():
-        if name in _NON_MODEL_KEYS:
-            continue
-        values = [example[name] for example in examples]
-        is_array = isinstance(first, np.ndarray) and first.ndim > 0
-        batch[name] = pad_sequences(values)[0] if is_array else torch.tensor(values)
-    return batch
-
-
-def model_inputs(model: Any, batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of `Transformer.features` from a batch of `collate_inputs`."""
-    types = batch.get("token_types") if model.config.token_types is not None else None
-    mask = batch.get("attention_mask")
-    return {"inputs": batch["inputs"], "attention_mask": mask, "token_types": types}
 
 
 def predict_batches(

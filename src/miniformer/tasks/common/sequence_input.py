@@ -22,11 +22,12 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.input_encoding import (
     check_max_seq_len,
+    collate_inputs,
     encode_inputs,
     input_validator,
+    model_inputs,
     num_special_tokens,
 )
-from miniformer.tasks.common.inputs import collate_inputs, model_inputs
 from miniformer.tasks.common.standardize import feature_statistics
 
 
