@@ -91,13 +91,13 @@ def every_layer_has_the_window(original):
     return lambda self, layer: self.sliding_window
 
 
-@fault("miniformer.config.estimates:num_params")
+@fault("miniformer.config.model_config:TransformerConfig.num_params")
 def tied_head_counts_twice(original):
     """A tied weight is counted as embedding and as head."""
 
-    def num_params(config, *, seq2seq=False):
-        tied = config.d_model * config.vocab_size * config.is_head_tied
-        return original(config, seq2seq=seq2seq) + tied
+    def num_params(self, *, seq2seq=False):
+        tied = self.d_model * self.vocab_size * self.is_head_tied
+        return original(self, seq2seq=seq2seq) + tied
 
     return num_params
 
@@ -106,12 +106,12 @@ def tied_head_counts_twice(original):
 def operations_ignore_the_window(original):
     """FLOPs of attention ignore the sliding window."""
 
-    def flops_per_token(config, seq_len=None, *, seq2seq=False):
+    def flops_per_token(self, seq_len=None, *, seq2seq=False):
         import dataclasses
 
-        if config.sliding_window is not None:
-            config = dataclasses.replace(config, sliding_window=10**6)
-        return original(config, seq_len, seq2seq=seq2seq)
+        if self.sliding_window is not None:
+            self = dataclasses.replace(self, sliding_window=10**6)
+        return original(self, seq_len, seq2seq=seq2seq)
 
     return flops_per_token
 
@@ -120,45 +120,43 @@ def operations_ignore_the_window(original):
 def int8_cache_is_counted_without_scales(original):
     """The scales of an int8 cache are not counted."""
 
-    def cache_bytes(
-        config, batch_size, seq_len, bytes_per_value=4, *, kind="full", source_len=None
-    ):
+    def cache_bytes(self, batch_size, seq_len, bytes_per_value=4, *, kind="full", source_len=None):
         if kind == "int8":
             kind, bytes_per_value = "full", 1
         return original(
-            config, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len
+            self, batch_size, seq_len, bytes_per_value, kind=kind, source_len=source_len
         )
 
     return cache_bytes
 
 
-@fault("miniformer.config.estimates:num_params")
+@fault("miniformer.config.model_config:TransformerConfig.num_params")
 def a_tied_weight_is_counted_twice(original):
     """A tied head counts in addition to the embedding."""
 
-    def num_params(config, *, seq2seq=False):
-        tied = config.d_model * config.vocab_size if config.is_head_tied else 0
-        return original(config, seq2seq=seq2seq) + tied
+    def num_params(self, *, seq2seq=False):
+        tied = self.d_model * self.vocab_size if self.is_head_tied else 0
+        return original(self, seq2seq=seq2seq) + tied
 
     return num_params
 
 
-@fault("miniformer.config.estimates:forward_flops")
+@fault("miniformer.config.model_config:TransformerConfig.forward_flops")
 def the_head_reads_every_token(original):
     """FLOPs of the head count every token, predicted or not."""
-    return lambda config, *, head_tokens=None, **work: original(config, **work)
+    return lambda self, *, head_tokens=None, **work: original(self, **work)
 
 
-@fault("miniformer.config.estimates:forward_flops")
+@fault("miniformer.config.model_config:TransformerConfig.forward_flops")
 def cross_attention_keys_are_those_of_targets(original):
     """Cross-attention counts as many source tokens as target tokens."""
 
-    def forward_flops(config, *, tokens, target_tokens=0.0, **work):
+    def forward_flops(self, *, tokens, target_tokens=0.0, **work):
         extra = 0
         if target_tokens:
-            kv = 2 * config.d_model * config.kv_heads * config.head_width
-            extra = 2 * config.decoder_layers * (target_tokens - tokens) * kv
-        return original(config, tokens=tokens, target_tokens=target_tokens, **work) + extra
+            kv = 2 * self.d_model * self.kv_heads * self.head_width
+            extra = 2 * self.decoder_layers * (target_tokens - tokens) * kv
+        return original(self, tokens=tokens, target_tokens=target_tokens, **work) + extra
 
     return forward_flops
 

@@ -58,7 +58,7 @@ class Records:
     """
 
     name: str
-    files: Sequence[Path] = ()
+    files: list[Path]
     schema: Schema
     is_plain_text = False
 
@@ -241,6 +241,7 @@ class InMemoryRecords(Records):
 
     def __init__(self, source: RecordSequence, schema: Schema = TEXT_SCHEMA) -> None:
         self.source = source
+        self.files = []
         self.set_schema(schema)
         if len(source) == 0:
             raise UserError(f"{self.name}: there are none; at least one is needed")

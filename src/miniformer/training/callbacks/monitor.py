@@ -10,7 +10,6 @@ import lightning as L
 import torch
 
 import miniformer
-from miniformer.config.estimates import forward_flops
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import find_token_tensors
 from miniformer.training.callbacks.grad_norms import GradientNorms
@@ -61,8 +60,7 @@ class RunMonitor(L.Callback):
         attention over the full rows.
         """
         about, rows = batch["about"], row_lengths(batch, self.run.task.token_tensors)
-        count = forward_flops(
-            self.run.model_config,
+        count = self.run.model_config.forward_flops(
             tokens=about["tokens"] - about["targets"],
             length=rows[0],
             head_tokens=about["predicted"],
