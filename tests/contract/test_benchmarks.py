@@ -13,7 +13,7 @@ FOLDER = ROOT / "benchmarks"
 SCRIPTS = [path for path in sorted(FOLDER.glob("*.py")) if "--save" in path.read_text("utf-8")]
 
 
-def test_every_script_of_the_page_is_there_and_the_other_way_round():
+def test_benchmarks_page_names_every_script():
     page = (FOLDER / "README.md").read_text(encoding="utf-8") + (ROOT / "Makefile").read_text()
     named = {path.name for path in SCRIPTS if f"benchmarks/{path.name}" in page}
     assert named == {path.name for path in SCRIPTS}
@@ -21,7 +21,7 @@ def test_every_script_of_the_page_is_there_and_the_other_way_round():
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_script_explains_its_flags(path, monkeypatch, capsys):
+def test_benchmark_script_explains_its_flags(path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), "--help"])
     monkeypatch.syspath_prepend(FOLDER)
     with pytest.raises(SystemExit) as ended:
@@ -31,7 +31,7 @@ def test_script_explains_its_flags(path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_script_stores_the_environment_with_its_result(path):
+def test_benchmark_script_stores_the_environment_with_its_result(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     keys = {
         key.value
@@ -60,7 +60,7 @@ def test_environment_names_processor_versions_and_checkouts(tmp_path, monkeypatc
     assert versions["peer"] is None  # no checkout of git's
 
 
-def test_trainer_overhead_runs_the_trainer_beside_the_bare_loop(tmp_path):
+def test_trainer_overhead_compares_the_trainer_with_a_bare_loop(tmp_path):
     """One short round, Muon and a validation included: the script follows the trainer's changes."""
     flags = ["--sizes", "tiny", "--steps", "5", "--validations", "3", "--optimizers", "muon"]
     done = run_python(FOLDER / "trainer_overhead.py", *flags, cwd=tmp_path)

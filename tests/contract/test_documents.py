@@ -14,7 +14,7 @@ def blocks(document, language):
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
-def test_the_python_examples_run_as_printed(tmp_path, document):
+def test_documents_python_examples_run_as_printed(tmp_path, document):
     """One after another in one process, as a reader would type them, beside a finished run."""
     train = write_jsonl(tmp_path / "train.jsonl", [VERSE])
     assert main([
@@ -31,7 +31,7 @@ def test_the_python_examples_run_as_printed(tmp_path, document):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
+def test_documents_hugging_face_example_runs(tmp_path):
     import torch
 
     import miniformer
@@ -58,7 +58,7 @@ def test_the_python_example_of_hugging_faces_files_runs(tmp_path):
     assert torch.equal(saved(ids), model.eval()(ids))
 
 
-def test_the_training_command_of_the_readme_runs(tmp_path):
+def test_readme_training_command_runs(tmp_path):
     (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
     words = re.sub(r"\\\n", " ", command)
     words = re.search(r"python -m miniformer\.trainer(.*)", words)[1]
@@ -73,7 +73,7 @@ def test_the_training_command_of_the_readme_runs(tmp_path):
     assert "model: runs/" in done.stdout
 
 
-def test_the_examples_in_docstrings_run():
+def test_docstring_examples_run():
     import doctest
 
     import torch
@@ -93,14 +93,14 @@ DOCUMENTS = sorted(
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_and_paths_of_the_documents_exist(document):
+def test_documents_links_and_paths_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     base = (ROOT / document).parent
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (base / target).exists(), f"{document} points to {target}, which is not there"
 
 
-def test_make_targets_named_in_the_documents_exist():
+def test_documents_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for document in ("README.md", "CONTRIBUTING.md"):
         for target in re.findall(r"`make (\w+)`", (ROOT / document).read_text()):

@@ -59,7 +59,7 @@ print(type(model.final_norm).__module__)
 """
 
 
-def test_the_examples_run_one_after_another(tmp_path):
+def test_extending_examples_run_in_order(tmp_path):
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 7
@@ -69,12 +69,12 @@ def test_the_examples_run_one_after_another(tmp_path):
     assert "torch.Size([2, 3])" in done.stdout
 
 
-def test_the_kinds_of_parts_are_all_named():
+def test_extending_page_names_all_registry_kinds():
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert re.findall(r"`(\w+)`", text.rpartition("The kinds are")[2]) == registry.kinds()
 
 
-def test_a_package_of_parts_is_found_once_it_is_installed(tmp_path):
+def test_installed_package_of_parts_is_found(tmp_path):
     project, target = tmp_path / "project", tmp_path / "installed"
     (project / "tiny_plugin").mkdir(parents=True)
     (project / "tiny_plugin" / "__init__.py").write_text(PLUGIN)

@@ -14,12 +14,12 @@ FAULTS = load()
 SOURCE = ROOT / "src"
 
 
-def test_every_fault_has_a_test_and_every_mark_a_fault():
+def test_faults_and_catches_marks_agree():
     assert set(catching_tests()) == set(FAULTS)
 
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
-def test_target_of_fault_exists(name):
+def test_fault_target_exists(name):
     """In the source, since some modules need packages that are not installed."""
     module, _, qualified = FAULTS[name].target.partition(":")
     path = SOURCE.joinpath(*module.split("."))
@@ -47,7 +47,7 @@ def defined(statement):
     }
 
 
-def test_selection_gives_the_test_of_a_decorator_and_the_file_of_a_parameter(tmp_path):
+def test_catching_tests_gives_test_of_decorator_and_file_of_parameter(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_x.py").write_text(
         "@pytest.mark.catches('a', 'b')\ndef test_one(): ...\n"
@@ -76,7 +76,7 @@ class Module:
             return factor * x
 
 
-def test_replace_keeps_static_methods_and_the_signature():
+def test_replace_keeps_static_methods_and_signature():
     def build(original):
         def triple(x):
             return original(x) + x
@@ -101,7 +101,7 @@ def test_replace_keeps_static_methods_and_the_signature():
         ("m:Part.scaled", lambda original: lambda self, y, factor=2: y, "unexpected.*'x'|missing"),
     ],
 )
-def test_replace_refuses_a_fault_that_does_not_fit(target, build, message):
+def test_replace_rejects_fault_that_does_not_fit(target, build, message):
     with pytest.raises(BrokenFault, match=message):
         replace(Module, Fault("fault", target, build))
 
@@ -217,7 +217,7 @@ def toy(tmp_path):
     return lambda *names: run_python("-c", RUN, *names, cwd=tmp_path)
 
 
-def test_runner_tells_caught_from_missed_and_broken_faults(toy):
+def test_runner_reports_caught_missed_and_broken_faults(toy):
     done = toy()
     assert done.returncode == 1, done.stderr
     outcomes = re.findall(r"^(caught|MISSED|BROKEN)  (\w+)", done.stdout, re.MULTILINE)
@@ -255,7 +255,7 @@ def docstring_only(path):
 EXEMPT = {"miniformer.config": "gives names of its modules"}
 
 
-def test_every_module_that_promises_something_has_a_fault():
+def test_every_module_has_a_fault():
     modules = {
         ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
         for path in SOURCE.rglob("*.py")

@@ -17,7 +17,7 @@ OFFENSES = {
 
 
 @pytest.mark.parametrize("source", OFFENSES)
-def test_offenses(tmp_path, source):
+def test_language_offenses_are_found(tmp_path, source):
     path = tmp_path / "module.py"
     path.write_text(source)
     ((line, reason),) = language.offenses(path)
@@ -25,11 +25,11 @@ def test_offenses(tmp_path, source):
     assert line == source.count("\n") + 1 if "\n\n" in source else line <= 2
 
 
-def test_good_source_has_none(tmp_path):
+def test_language_of_good_source_has_no_offense(tmp_path):
     path = tmp_path / "module.py"
     path.write_text('"""Metrics of `figures`."""\n\ndef step(state):\n    """Step."""\n')
     assert list(language.offenses(path)) == []
 
 
-def test_source_has_no_offense(capsys):
+def test_language_of_all_code_has_no_offense(capsys):
     assert language.main([]) == 0, capsys.readouterr().out

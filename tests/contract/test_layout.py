@@ -123,11 +123,11 @@ def test_extensions_may_import_the_core_and_themselves(toy_package):
         ("serving/server", "import toy.adapters.lora", "toy.serving.server imports toy.adapters"),
     ],
 )
-def test_an_import_of_an_extension_is_a_problem(toy_package, module, text, problem):
+def test_import_of_an_extension_is_a_problem(toy_package, module, text, problem):
     (found,) = extension_problems(toy_package({**TOY_EXTENSIONS, module: text}))
     assert found.startswith(problem)
 
 
-def test_a_cycle_through_a_type_only_import_is_found(toy_package):
+def test_cycle_through_a_type_only_import_is_found(toy_package):
     late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy import first"
     assert find_cycle(toy_package({"first": "from toy import second", "second": late}))

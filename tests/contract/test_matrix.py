@@ -3,7 +3,7 @@
 from tests.battery import matrix
 
 
-def test_page_of_the_matrix_is_what_the_battery_holds():
+def test_matrix_page_is_that_of_the_battery():
     """`python -m tests.battery.matrix` writes it again."""
     counts = matrix.cases()
     assert matrix.DOCUMENT.read_text(encoding="utf-8") == matrix.document(counts)

@@ -78,16 +78,16 @@ def test_public_names():
 
 
 @pytest.mark.parametrize("path", PATHS_OF_THE_SPECIFICATION)
-def test_import_paths_of_the_specification(path):
+def test_public_import_paths_of_the_specification(path):
     module, name = path.split(":")
     assert getattr(__import__(module, fromlist=[name]), name)
 
 
-def test_fields_of_the_model_config_and_their_defaults():
+def test_model_config_fields_and_defaults():
     assert miniformer.TransformerConfig().to_dict() == MODEL_FIELDS
 
 
-def test_fields_of_the_train_config_are_the_flags_of_the_command():
+def test_train_config_fields_are_the_flags_of_train():
     assert {field.name for field in dataclasses.fields(miniformer.TrainConfig)} == TRAIN_FIELDS
     shown = run_python("-m", "miniformer.trainer", "--help").stdout
     flags = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
@@ -98,7 +98,7 @@ def test_fields_of_the_train_config_are_the_flags_of_the_command():
         assert len(re.findall(r"[a-z]{2,}", words)) >= 1, (flag, told[flag])
 
 
-def test_names_of_the_weights():
+def test_weight_names():
     model = Transformer(tiny_config(n_layers=1, activation="swiglu", tie_embeddings=False))
     assert set(model.state_dict()) == WEIGHTS
 
@@ -115,7 +115,7 @@ def test_names_of_the_weights():
         "from miniformer.trainer import main; main(['--lr', 'x'])",
     ],
 )
-def test_nothing_heavy_is_imported_before_it_is_needed(code):
+def test_import_of_heavy_packages_is_lazy(code):
     done = run_python(
         "-c",
         "import sys\n"
@@ -126,7 +126,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code):
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_miniformer_changes_nothing_in_torch():
+def test_import_changes_nothing_in_torch():
     done = run_python(
         "-c",
         "import torch\n"
@@ -141,14 +141,14 @@ def test_importing_miniformer_changes_nothing_in_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_torch_has_a_floor_and_no_ceiling():
+def test_torch_requirement_has_a_lower_bound_only():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (torch,) = (line for line in project["dependencies"] if line.startswith("torch>"))
     assert re.fullmatch(r"torch>=[\d.]+", torch)
     assert len(project["dependencies"]) <= 10
 
 
-def test_data_flows_one_way_through_the_house():
+def test_import_layers_are_kept():
     from importlinter.cli import lint_imports
 
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0

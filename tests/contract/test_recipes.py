@@ -28,7 +28,7 @@ def quality(monkeypatch):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_settings_of_tasks_models_and_warm_starts(path, quality):
+def test_recipe_files_are_valid_settings(path, quality):
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = TrainConfig.from_dict({**settings, "train_path": "train.jsonl", "val_path": "v.jsonl"})
     task = build_task(config, "seq2seq" if config.task == "seq2seq" else "encoder")
@@ -37,7 +37,7 @@ def test_recipes_are_settings_of_tasks_models_and_warm_starts(path, quality):
     assert path.stem in quality["facts"]()
 
 
-def test_a_dot_changes_one_setting_of_a_recipe():
+def test_recipe_override_with_a_dot_changes_one_setting():
     recipe = ROOT / "recipes" / "sst2.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     more = ["--config", str(recipe), "--train_path", "t.jsonl", "--model_config.max_seq_len", "512"]
@@ -46,7 +46,7 @@ def test_a_dot_changes_one_setting_of_a_recipe():
     assert found["max_epochs"] == settings["max_epochs"]
 
 
-def test_figures_of_text_do_not_depend_on_its_tokens(quality, tmp_path):
+def test_text_metrics_do_not_depend_on_the_tokenizer(quality, tmp_path):
     """Where one window holds all of val, a word's nats are those of its bytes together."""
     text = "to be or not to be\nthat is the question"
     path = tmp_path / "val.txt"
@@ -62,7 +62,7 @@ def test_figures_of_text_do_not_depend_on_its_tokens(quality, tmp_path):
     assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
 
 
-def test_what_a_search_is_worth_is_told_of_all_of_val(quality, tmp_path, monkeypatch):
+def test_beam_search_gain_is_measured_on_all_of_val(quality, tmp_path, monkeypatch):
     path = tmp_path / "val.jsonl"
     path.write_text(
         "".join(json.dumps({"source": f"{n}", "target": f"{n}"}) + "\n" for n in "abcd")
@@ -89,7 +89,7 @@ def test_what_a_search_is_worth_is_told_of_all_of_val(quality, tmp_path, monkeyp
     assert quality["worth"]([entry]) == ""
 
 
-def test_what_is_tried_is_never_tested(quality, tmp_path):
+def test_trial_runs_never_use_test_data(quality, tmp_path):
     for name in ("train", "val", "test"):
         (tmp_path / f"{name}.jsonl").write_text("")
     asked = {"seed": 3, "defaults": False}
@@ -105,7 +105,7 @@ def test_what_is_tried_is_never_tested(quality, tmp_path):
     }  # fmt: skip
 
 
-def test_figure_has_its_spread_or_says_that_it_is_of_one_run(quality):
+def test_recipes_page_metric_has_a_spread_or_is_marked_as_one_run(quality):
     assert quality["figure"]({"mean": 0.87654, "spread": 0.01234}) == "0.8765 ± 0.0123"
     assert quality["figure"]({"mean": 0.5, "spread": None}) == "0.5 (one run)"
 
@@ -114,13 +114,13 @@ def test_figure_has_its_spread_or_says_that_it_is_of_one_run(quality):
 # without the others, not where the code is: what a recipe gives today is measured by `make slow`.
 
 
-def test_recipes_page_is_what_its_script_writes_from_the_committed_results(quality):
+def test_recipes_page_is_that_of_the_committed_results(quality):
     entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
     assert quality["PAGE"].read_text(encoding="utf-8") == quality["page"](entries)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_head_of_a_recipe_repeats_its_committed_result(path, quality):
+def test_recipe_header_repeats_its_committed_result(path, quality):
     entries = json.loads(quality["RESULTS"].read_text(encoding="utf-8"))
     entry = quality["latest"](entries)[path.stem, False, None]
     assert entry["settings"] == yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -132,7 +132,7 @@ def test_head_of_a_recipe_repeats_its_committed_result(path, quality):
     assert float(size[1]) == pytest.approx(millions, abs=0.05)
 
 
-def test_committed_results_beat_the_simple_methods_beside_them(quality):
+def test_committed_results_beat_simple_baselines(quality):
     """Defaults are also within a tenth of the recipe. Exceptions are named, and told of."""
     about, not_better = quality["facts"](), set()
     entries = quality["latest"](json.loads(quality["RESULTS"].read_text(encoding="utf-8")))

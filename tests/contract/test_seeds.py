@@ -33,14 +33,14 @@ def drawn(folder, seed):
 
 
 @pytest.mark.slow
-def test_examples_are_those_of_the_seed(tmp_path):
+def test_seed_decides_hypothesis_examples(tmp_path):
     first, said = drawn(tmp_path / "first", "1")
     assert "examples of MINIFORMER_TEST_SEED=1" in said
     assert drawn(tmp_path / "again", "1")[0] == first
     assert drawn(tmp_path / "other", "2")[0] != first
 
 
-def test_new_seed_is_kept_for_child_processes(monkeypatch):
+def test_seed_is_passed_to_child_processes(monkeypatch):
     monkeypatch.setenv(VARIABLE, "random")
     seed = chosen_seed()
     assert os.environ[VARIABLE] == str(seed)

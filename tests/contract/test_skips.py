@@ -43,13 +43,13 @@ NO_REASON = {
 
 
 @pytest.mark.parametrize("kind", NO_REASON)
-def test_a_skip_without_a_reason_fails_the_run(kind, outcome):
+def test_skip_without_a_reason_fails_the_run(kind, outcome):
     code, printed = outcome(NO_REASON[kind])
     assert code == 1
     assert "is skipped without a reason" in printed
 
 
-def test_a_skip_with_a_reason_is_listed_and_passes(outcome):
+def test_skip_with_a_reason_is_listed_and_passes(outcome):
     code, printed = outcome(
         "@pytest.mark.skip(reason='the moon is full')\ndef test_it(): pass\n"
         "@pytest.mark.xfail(reason='known')\ndef test_known(): assert 0\n"
@@ -60,9 +60,7 @@ def test_a_skip_with_a_reason_is_listed_and_passes(outcome):
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
 @pytest.mark.parametrize("place", ["file", "test"])
-def test_a_missing_package_of_the_extra_dev_fails_in_continuous_integration(
-    place, workers, outcome
-):
+def test_skip_for_missing_dev_package_fails_in_ci(place, workers, outcome):
     hide = "import sys\nsys.modules['sacrebleu'] = None\n"
     look = "pytest.importorskip('sacrebleu')"
     source = hide + (f"{look}\n{PASSES}" if place == "file" else f"def test_it(): {look}\n")
@@ -71,7 +69,7 @@ def test_a_missing_package_of_the_extra_dev_fails_in_continuous_integration(
     assert "but the extra dev has sacrebleu" in printed
 
 
-def test_a_missing_package_passes_elsewhere_and_if_no_test_needs_it(outcome):
+def test_skip_for_missing_package_passes_outside_ci(outcome):
     hide = "import sys\nsys.modules['sacrebleu'] = None\n"
     look = "def test_it(): pytest.importorskip('{}')\n"
     assert outcome(hide + look.format("sacrebleu"), ci="")[0] == 0
@@ -80,6 +78,6 @@ def test_a_missing_package_passes_elsewhere_and_if_no_test_needs_it(outcome):
     assert "could not import 'no_such_package'" in printed
 
 
-def test_packages_that_must_be_there():
+def test_required_packages_are_those_of_dev():
     assert {"transformers", "sacrebleu", "torch", "pytest_xdist"} <= required()
     assert not {"wandb", "mlflow", "lm_eval"} & required()

@@ -32,7 +32,7 @@ def ring(monkeypatch, tmp_path):
     return run
 
 
-def test_a_part_that_passed_is_skipped_until_a_file_of_its_changes(ring, tmp_path, capfd):
+def test_slow_part_that_passed_is_skipped_until_its_files_change(ring, tmp_path, capfd):
     assert ring("some", "--record") == 0
     assert "ran" in capfd.readouterr().out
     assert ring("some", "--changed") == 0
@@ -44,7 +44,7 @@ def test_a_part_that_passed_is_skipped_until_a_file_of_its_changes(ring, tmp_pat
     assert "some: passed" in capfd.readouterr().out
 
 
-def test_a_part_that_fails_is_not_recorded_and_the_others_run(ring, tmp_path, capfd):
+def test_slow_part_that_fails_is_not_recorded(ring, tmp_path, capfd):
     assert ring("--record", command=FAILS) == 1
     printed = capfd.readouterr().out
     assert "some: FAILED" in printed
@@ -53,7 +53,7 @@ def test_a_part_that_fails_is_not_recorded_and_the_others_run(ring, tmp_path, ca
     assert list(json.loads((tmp_path / "passed.json").read_text())) == ["other"]
 
 
-def test_a_part_that_takes_longer_than_is_left_is_skipped_with_a_message(ring, capfd):
+def test_slow_part_longer_than_remaining_time_is_skipped(ring, capfd):
     assert ring("--minutes", "3") == 0
     printed = capfd.readouterr().out
     assert (
@@ -62,14 +62,14 @@ def test_a_part_that_takes_longer_than_is_left_is_skipped_with_a_message(ring, c
     assert "other: passed" in printed
 
 
-def test_a_part_that_is_not_there(ring, capfd):
+def test_slow_part_unknown_name_is_rejected(ring, capfd):
     with pytest.raises(SystemExit) as stopped:
         ring("sum")
     assert stopped.value.code == 2
     assert "there is no part 'sum'; the parts are some, other" in capfd.readouterr().err
 
 
-def test_a_digest_is_of_names_contents_and_the_command(tmp_path):
+def test_digest_covers_names_contents_and_command(tmp_path):
     part = Part("some", PASSES, ("src/**/*",), 1)
     (tmp_path / "src" / "__pycache__").mkdir(parents=True)
     file = tmp_path / "src" / "a.py"
@@ -88,13 +88,13 @@ def test_a_digest_is_of_names_contents_and_the_command(tmp_path):
 
 
 @pytest.mark.parametrize("part", parts.PARTS, ids=lambda part: part.name)
-def test_each_part_covers_files_that_are_there(part):
+def test_slow_parts_cover_existing_files(part):
     assert runner.digest(part)
     for word in part.command:
         assert not word.endswith(".py") or (ROOT / word).exists()
 
 
-def test_pins_of_the_slow_ring_come_before_the_common_ones():
+def test_constraints_of_the_slow_ring_replace_common_ones():
     common = "# tested together\nPyYAML==6.0\npython-dateutil==4.0.0\ntorch==2.13.0\n"
     own = "python_dateutil==2.9.0.post0\nmlflow==3.17.2\n"
     assert environments.constraints(common, own) == [
@@ -102,11 +102,11 @@ def test_pins_of_the_slow_ring_come_before_the_common_ones():
     ]  # fmt: skip
 
 
-def test_every_benchmark_script_has_a_quick_round():
+def test_benchmark_scripts_all_have_a_quick_round():
     assert set(SCRIPTS) == {path.name for path in (ROOT / "benchmarks").glob("*.py")}
 
 
-def test_every_module_that_is_mutated_has_tests():
+def test_mutated_modules_have_tests():
     folders = ("model", "generation", "tasks", "training")
     package = ROOT / "src" / "miniformer"
     modules = [path for folder in folders for path in (package / folder).rglob("*.py")]
@@ -120,7 +120,7 @@ def mutant(line, reason=None):
     return {"module": "model/a.py", "line": line, "mutation": line + "!", "reason": reason}
 
 
-def test_a_survivor_that_is_not_known_fails_and_can_be_written_down(tmp_path, capsys):
+def test_judge_fails_for_new_survivors_and_records_them(tmp_path, capsys):
     file = tmp_path / "survivors.json"
     file.write_text(json.dumps([mutant("old", "the same"), mutant("elsewhere"), mutant("dead")]))
     results = [(mutant("old"), False), (mutant("dead"), True), (mutant("killed"), True)]
@@ -139,7 +139,7 @@ def test_a_survivor_that_is_not_known_fails_and_can_be_written_down(tmp_path, ca
     assert judge(results, file=file) == 0
 
 
-def test_known_survivors_are_of_modules_that_are_there():
+def test_survivors_file_names_existing_modules():
     for entry in json.loads(FILE.read_text()):
         assert (ROOT / "src" / "miniformer" / entry["module"]).exists()
         assert entry["line"] != entry["mutation"]

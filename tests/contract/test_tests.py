@@ -64,7 +64,7 @@ def described(path, function):
     return f"{path.relative_to(ROOT)}:{function.lineno} {function.name}"
 
 
-def test_each_test_compares_something(functions, helpers):
+def test_every_test_compares_something(functions, helpers):
     idle = [
         described(path, test)
         for path, test in all_tests(functions)
@@ -73,7 +73,7 @@ def test_each_test_compares_something(functions, helpers):
     assert idle == []
 
 
-def test_no_test_returns_before_it_has_compared_something(functions, helpers):
+def test_every_test_compares_before_it_returns(functions, helpers):
     """What does not concern a case is no case: leave it out where the cases are made."""
     early = []
     for path, test in all_tests(functions):
@@ -96,12 +96,12 @@ def test_no_test_returns_before_it_has_compared_something(functions, helpers):
         ("with pytest.raises(E):\n  f(x)", False, False),
     ],
 )
-def test_these_rules_tell_tests_apart(body, idle, early, helpers):
+def test_test_rules_accept_and_reject(body, idle, early, helpers):
     (test,) = ast.parse(f"def test_x(x):\n {body}\n").body
     pair, known = [(ROOT / "x.py", test)], helpers | {"check"}
     for rule, broken in (
-        (test_each_test_compares_something, idle),
-        (test_no_test_returns_before_it_has_compared_something, early),
+        (test_every_test_compares_something, idle),
+        (test_every_test_compares_before_it_returns, early),
     ):
         if broken:
             with pytest.raises(AssertionError):

@@ -32,7 +32,7 @@ def run(tmp_path, *more):
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
-def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
+def test_auto_tune_memory_limit_and_lr(tmp_path, capsys):
     code, settings = run(tmp_path, "--memory_limit", "50GB", "--find_lr", "true")
     assert code == 0
     assert settings["batch_size"] * settings["accumulate_grad_batches"] == 8
@@ -47,7 +47,7 @@ def test_a_limit_of_memory_and_a_rate(tmp_path, capsys):
 
 @pytest.mark.catches("rates_are_tried_on_single_batches")
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_rates_are_tried_with_the_settings_of_the_run(tmp_path, monkeypatch, precision):
+def test_find_lr_uses_the_settings_of_the_run(tmp_path, monkeypatch, precision):
     """Two batches are all of the data; gradients are clipped to next to nothing."""
     given = {}
 
@@ -82,7 +82,7 @@ def test_rates_are_tried_with_the_settings_of_the_run(tmp_path, monkeypatch, pre
 
 
 @pytest.mark.catches("predicted_memory_leaves_out_the_optimizer")
-def test_memory_predicted_and_used_are_reported(tmp_path, capsys, monkeypatch):
+def test_auto_tune_reports_predicted_and_used_memory(tmp_path, capsys, monkeypatch):
     """1 GB is in use, steps grow by 2 GB plus a fifth, Muon stores 8 bytes per parameter."""
     monkeypatch.setattr(
         "miniformer.training.tuning.memory_planner.step_memory_growth",
@@ -108,14 +108,14 @@ def test_memory_predicted_and_used_are_reported(tmp_path, capsys, monkeypatch):
     assert f"{used} at most, {predicted} predicted" in (folder / "report.html").read_text()
 
 
-def test_too_little_memory_is_refused(tmp_path, capsys):
+def test_memory_limit_that_is_too_small_is_refused(tmp_path, capsys):
     code, settings = run(tmp_path, "--memory_limit", "10MB")
     assert code == 2
     assert settings is None
     assert "memory_limit=10 MB is too little" in capsys.readouterr().err
 
 
-def test_a_batch_size(tmp_path, capsys, monkeypatch):
+def test_find_batch_size_of_a_run(tmp_path, capsys, monkeypatch):
     quick = partial(find_batch_size, min_seconds=0.05)
     monkeypatch.setattr("miniformer.training.tuning.auto_tune.find_batch_size", quick)
     code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
@@ -125,7 +125,7 @@ def test_a_batch_size(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.filterwarnings("default")  # the compiler's own
-def test_compiled_layers_learn_the_same(tmp_path, capsys):
+def test_compiled_layers_train_to_the_same_losses(tmp_path, capsys):
     weights = []
     for compiled in ("true", "false"):
         assert run(tmp_path / compiled, "--compile", compiled, "--precision", "float32")[0] == 0

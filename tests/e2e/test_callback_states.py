@@ -190,7 +190,7 @@ def test_run_that_stopped_early_takes_no_step_when_it_is_resumed(folder):
 
 
 @pytest.mark.catches("what_is_no_callback_is_left_out")
-def test_object_that_is_no_callback_is_refused(folder):
+def test_callback_of_a_wrong_type_is_refused(folder):
     with pytest.raises(UserError, match=r"is no lightning\.Callback"):
         train(config(folder, "none"), callbacks=[dict])
     with pytest.raises(UserError, match=r"<lambda> cannot be copied to the processes"):

@@ -175,7 +175,7 @@ def read_metrics(folder):
 
 @pytest.mark.parametrize(("task", "accumulated", "checkpointing"), list(cases()))
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"], scope="module")
-def test_two_devices_are_one(alone, together, strategy, task, accumulated, checkpointing):
+def test_two_devices_match_one_device(alone, together, strategy, task, accumulated, checkpointing):
     together(strategy)
     one = alone / "runs" / f"{task}-{accumulated}"
     two = alone / "runs" / f"{task}-{accumulated}-{checkpointing}-{strategy}"

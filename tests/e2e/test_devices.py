@@ -114,11 +114,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_two_devices_have_the_losses_of_one(folder, name):
+def test_two_devices_have_the_losses_of_one_device(folder, name):
     assert_same(folder, f"{name}-1", f"{name}-2")
 
 
-def test_a_model_of_two_devices_can_be_used(folder):
+def test_two_devices_save_a_usable_model(folder):
     for name in ("ddp-2", "fsdp2-2", "averaged-2"):
         m = miniformer.load(folder / "runs" / name / "best")
         assert isinstance(m.generate("The", max_new_tokens=3), str)
@@ -146,14 +146,14 @@ def test_checkpoint_is_resumed_on_any_number_of_devices(folder):
     assert_same(folder, "alone-4", "from-2-to-4", steps=60)
 
 
-def test_user_error_of_a_worker_is_raised(folder):
+def test_worker_user_error_is_raised(folder):
     wrong = config(folder, "wrong", devices=2, train_path=str(folder / "missing.jsonl"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         train(wrong)
 
 
 @pytest.mark.slow
-def test_two_machines_are_two_launches_of_torchrun(folder):
+def test_torchrun_on_two_machines_trains_one_model(folder):
     """Both on loopback: a group of processes each, as on two machines."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -177,7 +177,7 @@ def test_two_machines_are_two_launches_of_torchrun(folder):
     assert sum("run folder" in output for output in outputs) == 1  # printed by rank 0 only
 
 
-def test_other_machines_need_torchrun(folder):
+def test_num_nodes_without_torchrun_is_refused(folder):
     assert "LOCAL_RANK" not in os.environ
     with pytest.raises(UserError, match="torchrun --nnodes 2 --nproc_per_node 1"):
         train(config(folder, "nodes", num_nodes=2))

@@ -179,7 +179,7 @@ print("all is well")
     "private_pipelines_are_public",
     "imports_are_of_the_latest_revision",
 )
-def test_to_a_hub_and_back(hub, tmp_path):
+def test_hub_upload_and_download_round_trip(hub, tmp_path):
     pytest.importorskip("huggingface_hub")
     more = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_none",
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}  # fmt: skip

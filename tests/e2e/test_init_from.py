@@ -36,7 +36,7 @@ def run(*arguments):
 
 
 @pytest.mark.catches("run_begins_with_random_weights")
-def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys, monkeypatch):
+def test_init_from_imported_encoder_trains_and_exports_a_classifier(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     theirs(tmp_path / "bert", "bert")
     assert cli.main(["import", "bert", "ours"]) == 0
@@ -59,7 +59,7 @@ def test_a_published_encoder_becomes_a_classifier_and_goes_home(tmp_path, capsys
     assert config["id2label"] == {"0": "a", "1": "b"}
 
 
-def test_a_published_language_model_learns_on(tmp_path, capsys, monkeypatch):
+def test_init_from_imported_language_model_continues_training(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     theirs(tmp_path / "llama", "llama")
     assert cli.main(["import", "llama", "ours"]) == 0
@@ -73,7 +73,7 @@ def test_a_published_language_model_learns_on(tmp_path, capsys, monkeypatch):
     assert exported["architectures"] == ["LlamaForCausalLM"]
 
 
-def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
+def test_init_from_keeps_the_token_types_of_pairs(tmp_path, monkeypatch):
     """Shared tokens are marked only if the first model marks them."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
@@ -96,7 +96,7 @@ def test_pairs_are_read_as_the_first_model_read_them(tmp_path, monkeypatch):
         assert len(pipeline.predict([["a 1", "b 1"]])) == 1
 
 
-def test_an_export_documents_marks_of_shared_tokens(tmp_path, monkeypatch):
+def test_export_documents_shared_token_types(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path / "pairs.jsonl")
     values = architecture_config("bert", **SIZES, vocab_size=258)
@@ -109,7 +109,7 @@ def test_an_export_documents_marks_of_shared_tokens(tmp_path, monkeypatch):
     assert "tokens that both texts of a pair contain" in Path("home/README.md").read_text()
 
 
-def test_a_model_without_a_tokenizer_learns_with_the_given_one(tmp_path, capsys, monkeypatch):
+def test_init_from_model_without_a_tokenizer_uses_the_given_one(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (theirs(tmp_path / "llama", "llama") / "tokenizer.json").rename("tokenizer.json")
     miniformer.import_hf("llama", "ours")
@@ -134,7 +134,7 @@ def test_a_model_without_a_tokenizer_learns_with_the_given_one(tmp_path, capsys,
         ),
     ],
 )
-def test_a_model_that_does_not_fit_is_refused(tmp_path, capsys, monkeypatch, arguments, message):
+def test_init_from_incompatible_model_is_refused(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     theirs(tmp_path / "llama", "llama")
     miniformer.import_hf("llama", "ours")

@@ -243,7 +243,7 @@ def speeds(witness):
     "target_flops_are_those_of_sources",
     "metrics_forget_accumulated_batches",
 )
-def test_metrics_of_each_step_are_those_of_a_plain_loop(run):
+def test_train_metrics_match_a_plain_loop(run):
     folder, witness, _, _ = run
     rows = [row for row in rows_of(folder) if "train_loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
@@ -265,7 +265,7 @@ def test_metrics_of_each_step_are_those_of_a_plain_loop(run):
 
 
 @pytest.mark.catches("the_learning_rate_is_that_of_the_next_step")
-def test_the_learning_rate_of_each_step_is_that_of_the_schedule(run):
+def test_logged_lr_matches_the_schedule(run):
     """A twentieth of the run is warm-up, less than a step here; then half a cosine."""
     rates = [step["rate"] for step in run[1].steps]
     want = [RATE * (1 + math.cos(math.pi * step / STEPS)) / 2 for step in range(STEPS)]
@@ -273,7 +273,7 @@ def test_the_learning_rate_of_each_step_is_that_of_the_schedule(run):
 
 
 @pytest.mark.catches("validation_loss_is_the_mean_of_batches")
-def test_metrics_of_validations_are_those_of_records_one_by_one(run):
+def test_validation_metrics_match_single_records(run):
     folder, witness, _, _ = run
     rows = [row for row in rows_of(folder) if "val_loss" in row]
     assert [row["step"] for row in rows] == [5, 10, STEPS]
@@ -285,7 +285,7 @@ def test_metrics_of_validations_are_those_of_records_one_by_one(run):
 
 
 @pytest.mark.catches("layer_norms_are_those_after_clipping")
-def test_gradient_norms_of_layers_are_those_before_clipping(run):
+def test_gradient_norms_are_those_before_clipping(run):
     folder, witness, _, _ = run
     rows = rows_of(folder, "gradients.jsonl")
     assert [row.pop("step") for row in rows] == list(range(1, STEPS + 1))
@@ -294,7 +294,7 @@ def test_gradient_norms_of_layers_are_those_before_clipping(run):
 
 
 @pytest.mark.catches("loggers_count_batches")
-def test_loggers_get_the_numbers_of_metrics_jsonl(run):
+def test_loggers_get_the_metrics_of_metrics_jsonl(run):
     folder, _, _, _ = run
     (table,) = folder.rglob("metrics.csv")
     names, *lines = (line.split(",") for line in table.read_text().splitlines())
@@ -325,7 +325,7 @@ LINE = re.compile(
 
 
 @pytest.mark.catches("time_left_is_time_gone", "the_progress_line_has_the_mean_of_the_run")
-def test_the_progress_line_has_the_numbers_since_the_one_before(run):
+def test_progress_line_averages_since_the_previous_line(run):
     """A line is due 15 seconds of training after the last one."""
     _, witness, out, _ = run
     lines = LINE.findall(out)
@@ -352,7 +352,7 @@ def test_the_progress_line_has_the_numbers_since_the_one_before(run):
 
 
 @pytest.mark.catches("the_summary_counts_validation")
-def test_closing_lines_have_the_numbers_of_the_whole_run(run):
+def test_final_lines_have_the_metrics_of_the_run(run):
     folder, witness, out, result = run
     first, last = witness.steps[0], witness.steps[-1]
     learnt = last["now"] - last["validated"]
@@ -377,7 +377,7 @@ def test_closing_lines_have_the_numbers_of_the_whole_run(run):
 
 
 @pytest.mark.catches("a_tied_weight_is_counted_twice", "the_card_rounds_to_three_digits")
-def test_the_card_has_the_numbers_of_the_run(run):
+def test_model_card_has_the_metrics_of_the_run(run):
     folder, witness, _, _ = run
     card = (folder / "best" / "README.md").read_text()
     best = min(witness.validations, key=lambda seen: seen["loss"])
@@ -395,7 +395,7 @@ def test_the_card_has_the_numbers_of_the_run(run):
 
 
 @pytest.mark.catches("hours_are_minutes", "the_report_has_the_last_speed")
-def test_the_report_has_the_numbers_of_the_run(run):
+def test_report_has_the_metrics_of_the_run(run):
     folder, witness, _, _ = run
     page = (folder / "report.html").read_text()
     tiles = re.findall(
@@ -450,7 +450,7 @@ def packed_tokens():
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
-def test_training_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, records, tokens):
+def test_trained_tokens_are_those_of_the_records(tmp_path, monkeypatch, task, records, tokens):
     """Two epochs; padding is the number of positions of batches minus the tokens."""
 
     class Positions(L.Callback):
@@ -499,7 +499,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.catches("a_resumed_clock_forgets_validations", "a_resumed_run_counts_tokens_anew")
-def test_a_resumed_run_goes_on_with_its_numbers(tmp_path, monkeypatch):
+def test_resumed_run_continues_its_metrics(tmp_path, monkeypatch):
     """Its clock stops between the processes, and repeated steps count once."""
     monkeypatch.setattr(
         "miniformer.training.callbacks.monitor.peak_flops", lambda device, dtype: PEAK

@@ -59,7 +59,7 @@ def settings(folder, run):
 
 
 @pytest.mark.catches("output_stays_strict")
-def test_train_in_python_shows_texts_that_stdout_cannot_encode(folder, monkeypatch):
+def test_train_escapes_texts_that_stdout_cannot_encode(folder, monkeypatch):
     streams = Streams("ascii", monkeypatch)
     result = train(settings(folder, folder / "ascii"))
     assert "\\u65e5\\u672c" in streams.read()[0]
@@ -70,7 +70,7 @@ def test_train_in_python_shows_texts_that_stdout_cannot_encode(folder, monkeypat
 
 @pytest.mark.catches("output_stays_strict")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_prints_what_stdout_cannot_encode(folder, command, monkeypatch):
+def test_command_escapes_texts_that_stdout_cannot_encode(folder, command, monkeypatch):
     monkeypatch.chdir(folder)
     arguments, expected = COMMANDS[command]
     streams = Streams("latin-1", monkeypatch)
@@ -97,7 +97,7 @@ def test_data_check_draws_bars_in_ascii(folder, monkeypatch):
 
 
 @pytest.mark.catches("output_stays_strict")
-def test_trainer_in_a_shell_with_latin1_output(folder):
+def test_trainer_with_latin1_output(folder):
     flags = ["--train_path", "\u65e5.jsonl", "--val_path", "\u65e5.jsonl", "--max_steps", "1"]
     flags += ["--tokenizer", "byte", "--model_config", json.dumps(MODEL), "--logger", "none"]
     done = subprocess.run(

@@ -91,7 +91,7 @@ def test_killed_group_resumes_in_its_folder(folder):
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("rendezvous", ["c10d", "static"])
-def test_five_random_kills_under_torchrun_change_nothing(folder, rendezvous):
+def test_torchrun_with_five_random_kills_resumes_bit_exactly(folder, rendezvous):
     """The first kill comes before the first checkpoint, the others anywhere after a resumption."""
     chance, kills, step = random.Random(rendezvous), [[1, 1]], 0
     for _ in range(4):

@@ -103,7 +103,7 @@ def uninterrupted(data, tmp_path_factory):
     return work_dir / "run"
 
 
-def test_twenty_kills_in_one_run_change_nothing(data, uninterrupted, tmp_path):
+def test_resume_after_twenty_kills_is_bit_exact(data, uninterrupted, tmp_path):
     chance, run, kills = random.Random(0), tmp_path / "run", 0
     for _ in range(20):
         run_config = (
@@ -132,7 +132,7 @@ def test_twenty_kills_in_one_run_change_nothing(data, uninterrupted, tmp_path):
     assert (run / "samples.jsonl").read_text() == (uninterrupted / "samples.jsonl").read_text()
 
 
-def test_twenty_kills_while_checkpoints_are_written_leave_a_readable_one(tmp_path):
+def test_checkpoint_is_readable_after_kills_while_it_is_written(tmp_path):
     chance = random.Random(1)
 
     def write():
@@ -162,7 +162,7 @@ def test_twenty_kills_while_checkpoints_are_written_leave_a_readable_one(tmp_pat
         assert all((tensor == step).all() for tensor in tensors.values()), number
 
 
-def test_twenty_kills_while_a_model_is_replaced_leave_a_loadable_one(tmp_path):
+def test_model_is_loadable_after_kills_while_it_is_replaced(tmp_path):
     chance, directory = random.Random(2), tmp_path / "best"
     model = tiny_model()
 
@@ -206,7 +206,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_ends_with_a_message_and_an_earlier_checkpoint(data, small_disk, capsys):
+def test_full_disk_keeps_the_earlier_checkpoint(data, small_disk, capsys):
     """The disk has room for one checkpoint, not for two."""
     larger = {**MODEL, "d_model": 48}
     run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
@@ -237,7 +237,7 @@ def test_full_disk_ends_with_a_message_and_an_earlier_checkpoint(data, small_dis
     assert cli.main(["train", "--resume", str(small_disk / "run"), "--max_steps", "6"]) == 0
 
 
-def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
+def test_interrupt_between_batches_of_a_step_loses_no_step(data, tmp_path):
     class Stop(L.Callback):
         step = None
 
@@ -263,7 +263,7 @@ def test_ctrl_c_in_the_middle_of_a_step_loses_no_step(data, tmp_path):
 
 @pytest.mark.catches("interruption_comes_before_the_state")
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_ctrl_c_within_a_training_step_loses_no_step(data, tmp_path, monkeypatch, accumulated):
+def test_interrupt_within_a_batch_loses_no_step(data, tmp_path, monkeypatch, accumulated):
     """The current step ends before the run does, and the checkpoint has the weights after it."""
     plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None,
              "accumulate_grad_batches": accumulated}  # fmt: skip
@@ -288,7 +288,7 @@ def test_ctrl_c_within_a_training_step_loses_no_step(data, tmp_path, monkeypatch
     assert weights(tmp_path / "run" / "last") == weights(tmp_path / "whole" / "last")
 
 
-def test_validation_interrupted_by_ctrl_c_is_repeated(data, uninterrupted, tmp_path):
+def test_interrupt_in_validation_repeats_it(data, uninterrupted, tmp_path):
     class Stop(L.Callback):
         def on_validation_batch_start(self, trainer, *args):
             if trainer.global_step == 16:
@@ -322,12 +322,12 @@ def test_early_stopping_is_resumed(data, tmp_path):
         ({"seed": 5}, "seed is 0 in"),
     ],
 )
-def test_fixed_fields_of_a_resumed_run_are_refused(uninterrupted, change, message):
+def test_resume_with_changed_fixed_fields_is_refused(uninterrupted, change, message):
     with pytest.raises(UserError, match=message):
         resume_config(uninterrupted, change)
 
 
-def test_folder_without_a_run_is_reported(tmp_path, uninterrupted, capsys):
+def test_resume_of_a_folder_without_a_run_is_refused(tmp_path, uninterrupted, capsys):
     assert cli.main(["train", "--resume", str(tmp_path)]) == 2
     assert "is not a run folder: it has no train_config.json" in capsys.readouterr().err
     (tmp_path / "train_config.json").write_text((uninterrupted / "train_config.json").read_text())
@@ -339,7 +339,7 @@ def test_folder_without_a_run_is_reported(tmp_path, uninterrupted, capsys):
     assert "state.json: not a readable checkpoint" in capsys.readouterr().err
 
 
-def test_data_that_has_changed_is_refused(data, tmp_path):
+def test_resume_with_changed_data_is_refused(data, tmp_path):
     train(config(data, tmp_path, max_steps=4, val_path=None, val_check_interval=None,
                  average_checkpoints=None))  # fmt: skip
     changed = write_jsonl(tmp_path / "other.jsonl", [VERSE])
@@ -385,7 +385,7 @@ def warm_config(labelled, work_dir, **changes):
     })  # fmt: skip
 
 
-def test_run_starts_from_its_pretrained_weights(labelled, tmp_path):
+def test_pretrained_weights_start_the_run(labelled, tmp_path):
     class Look(L.Callback):
         def on_train_start(self, trainer, module):
             self.weights = {k: v.clone() for k, v in module.model.state_dict().items()}
@@ -441,7 +441,7 @@ def whole_with_warm_start(labelled, tmp_path_factory):
 # Before and after the first checkpoint of pretraining, and before the first one after it.
 @pytest.mark.parametrize("step", [2, 8, 14])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_pretraining_is_resumed(
+def test_pretraining_is_resumed_after_a_kill(
     labelled, whole_with_warm_start, tmp_path, monkeypatch, capsys, number, step
 ):
     learn, seen = MiniFormerLitModule.training_step, []
@@ -493,7 +493,7 @@ def test_pretraining_is_for_classification_and_regression(data, labelled, tmp_pa
         ({"task_config": {"mask_shares": 0.3}}, ".*unknown field 'mask_shares'"),
     ],
 )
-def test_invalid_pretraining_settings_are_refused(labelled, tmp_path, given, message):
+def test_pretraining_with_invalid_settings_is_refused(labelled, tmp_path, given, message):
     with pytest.raises(UserError, match=f"pretrain: {message}"):
         train(warm_config(labelled, tmp_path, pretrain=given))
     assert not list(tmp_path.iterdir())

@@ -114,7 +114,7 @@ def left_by(run):
     "a_resumed_stream_leaves_out_a_pool",
 )  # fmt: skip
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_run_resumes_bit_exactly(tmp_path, monkeypatch, kind):
+def test_resume_of_each_kind_is_bit_exact(tmp_path, monkeypatch, kind):
     changes = dict(KINDS[kind])
     for name, value in changes.pop("limits", {}).items():
         monkeypatch.setattr(chunks, name, value)

@@ -40,7 +40,7 @@ class Fails(L.Callback):
 
 @pytest.mark.catches("failed_start_leaves_folder")
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_failed_start_leaves_no_folder(tmp_path, error):
+def test_run_folder_is_removed_after_a_failed_start(tmp_path, error):
     for _ in range(2):
         with pytest.raises(type(error)):
             train(settings(tmp_path), callbacks=[Fails(error)])
@@ -49,13 +49,13 @@ def test_failed_start_leaves_no_folder(tmp_path, error):
     assert train(settings(tmp_path)).folder == tmp_path / "runs" / "run-2"
 
 
-def test_failure_after_a_step_keeps_the_folder(tmp_path):
+def test_run_folder_is_kept_after_a_step(tmp_path):
     with pytest.raises(RuntimeError, match="later"):
         train(settings(tmp_path), callbacks=[Fails(RuntimeError("later"), after=1)])
     assert (tmp_path / "runs" / "run" / "metrics.jsonl").stat().st_size
 
 
-def test_failed_resume_keeps_the_folder(tmp_path):
+def test_run_folder_is_kept_after_a_failed_resume(tmp_path):
     folder = train(settings(tmp_path)).folder
     (folder / "metrics.jsonl").write_text("")
     with pytest.raises(RuntimeError, match="broken"):

@@ -51,7 +51,7 @@ def words(count, seed=0):
     return ["".join(random.choice(list("abcd"), random.integers(3, 9))) for _ in range(count)]
 
 
-def test_classification_by_name(train, tmp_path, capsys):
+def test_classification_end_to_end(train, tmp_path, capsys):
     records = [{"input": text, "label": "has a" if "a" in text else "none"} for text in words(400)]
     test = write(tmp_path / "test.jsonl", records[200:300])
     best, out = train(
@@ -75,7 +75,7 @@ def test_classification_by_name(train, tmp_path, capsys):
     assert [json.loads(line)["label"] for line in lines] == ["none", "has a"]
 
 
-def test_classification_of_pairs(train, capsys, monkeypatch):
+def test_classification_of_pairs_end_to_end(train, capsys, monkeypatch):
     sample = words(300)
     records = [
         {"input": [text, text if n % 2 else text[::-1] + "d"], "label": n % 2}
@@ -93,7 +93,7 @@ def test_classification_of_pairs(train, capsys, monkeypatch):
     assert "input 'no pair': not JSON" in capsys.readouterr().err
 
 
-def test_regression_of_vectors(train, capsys):
+def test_regression_of_vectors_end_to_end(train, capsys):
     random = np.random.default_rng(0)
     rows = [random.normal(size=(int(random.integers(2, 6)), 2)).round(3) for _ in range(400)]
     records = [
@@ -115,7 +115,7 @@ def test_regression_of_vectors(train, capsys):
         m.generate("a")
 
 
-def test_a_series_is_found_and_foretold_where_it_never_was(train):
+def test_regression_detects_a_series_and_predicts_new_levels(train):
     random = np.random.default_rng(0)
     records = []
     for _ in range(300):
@@ -137,7 +137,7 @@ PHRASES = {
 }
 
 
-def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
+def test_seq2seq_learns_to_translate_and_reports_metrics(train, tmp_path):
     records = [{"source": source, "target": target} for source, target in PHRASES.items()]
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--checkpoint_metric", "bleu",
@@ -156,7 +156,7 @@ def test_seq2seq_learns_to_translate_and_says_how_well(train, tmp_path):
     assert f"BLEU, chrF: beam search with 2 beams, {9 * len(PHRASES)} examples" in card
 
 
-def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
+def test_seq2seq_with_separate_tokenizers(train, tmp_path):
     records = [{"source": source, "target": target} for source, target in PHRASES.items()]
     best, out = train(
         records * 20, "--task", "seq2seq", "--batch_size", "16", "--tokenizer", "char",
@@ -186,7 +186,7 @@ def test_sources_and_targets_with_a_tokenizer_each(train, tmp_path):
         miniformer.load(best)
 
 
-def test_the_command_of_the_specification(tmp_path):
+def test_trainer_command_of_the_specification(tmp_path):
     """The command as in the specification, with fewer epochs."""
     write_jsonl(tmp_path / "train.jsonl", [VERSE[:40], VERSE[30:90], VERSE] * 8)
     write_jsonl(tmp_path / "val.jsonl", [VERSE])
@@ -207,7 +207,7 @@ def test_the_command_of_the_specification(tmp_path):
     assert isinstance(m.generate("The cat", max_new_tokens=3), str)
 
 
-def test_a_prefix_model_continues_what_it_has_learnt(train):
+def test_prefix_lm_end_to_end(train):
     alphabet = "abcdefghijklmnopqrstuvwxyz"
     best, _ = train([{"text": alphabet}] * 40, "--model", "seq2seq", steps=400)
     m = miniformer.load(best)
@@ -245,7 +245,7 @@ class Parity(Classification):
 '''
 
 
-def test_a_task_from_outside_is_one_file_and_one_registration(tmp_path):
+def test_custom_task_is_one_file_and_one_registration(tmp_path):
     (tmp_path / "parity.py").write_text(EXTERNAL)
     info = tmp_path / "parity-1.0.dist-info"
     info.mkdir()
@@ -269,7 +269,7 @@ sys.exit(code)
     assert done.stdout.splitlines()[-1] in ("even", "odd")
 
 
-def test_a_pipe_is_trained_on_as_it_comes(tmp_path):
+def test_stream_of_a_pipe_is_trained_on(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     line = (json.dumps({"text": VERSE}) + "\n").encode()
@@ -309,7 +309,7 @@ def streamed(monkeypatch, tmp_path, lines):
     ])  # fmt: skip
 
 
-def test_a_stream_that_ends_early_ends_the_run(monkeypatch, tmp_path, capsys):
+def test_stream_that_ends_early_ends_the_run(monkeypatch, tmp_path, capsys):
     assert streamed(monkeypatch, tmp_path, [json.dumps({"text": VERSE}) + "\n"] * 40) == 0
     (steps,) = re.findall(r"the stream ended after (\d+) steps", capsys.readouterr().out)
     assert 1 <= int(steps) < 1000
@@ -318,7 +318,7 @@ def test_a_stream_that_ends_early_ends_the_run(monkeypatch, tmp_path, capsys):
     assert "the stream ended before the first optimizer step" in capsys.readouterr().err
 
 
-def test_several_files_and_patterns(train, tmp_path):
+def test_train_path_of_several_files_and_patterns(train, tmp_path):
     for number in range(3):
         write(tmp_path / f"part{number}.jsonl", [{"text": VERSE}] * 5)
     _, out = train([{"text": VERSE}], path=tmp_path / "part*.jsonl", steps=2)
@@ -328,7 +328,7 @@ def test_several_files_and_patterns(train, tmp_path):
     assert "training data: 10 records" in out
 
 
-def test_a_file_too_large_to_keep_trains_too(train, monkeypatch):
+def test_train_path_larger_than_memory_limit(train, monkeypatch):
     monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 100)
     monkeypatch.setattr("miniformer.data.batching.chunks._CHUNK_BYTES", 500)
     best, out = train([{"text": VERSE}] * 30, "--max_epochs", "3", steps=1000)
@@ -358,7 +358,7 @@ def mistake(capsys, arguments):
         (["--seq_len", "4096"], "seq_len=4096 is longer than the model's max_seq_len=1024"),
     ],
 )
-def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, expected):
+def test_task_rejects_settings_of_other_tasks(tmp_path, capsys, more, expected):
     path = write(tmp_path / "a.jsonl", [{"input": "a", "label": n} for n in range(2)])
     arguments = [
         "--train_path", str(path), "--val_path", str(path), "--task", "classification",
@@ -385,7 +385,7 @@ def test_settings_that_do_not_go_with_the_task(tmp_path, capsys, more, expected)
         ("language_modeling", b'{"text": "a"}\n{"text": "b', "bad.jsonl:2: not JSON"),
     ],
 )  # fmt: skip
-def test_a_bad_record_is_named_by_file_and_line(tmp_path, capsys, task, content, expected):
+def test_record_error_names_file_and_line(tmp_path, capsys, task, content, expected):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     arguments = ["--train_path", str(path), "--task", task, "--work_dir", str(tmp_path / "runs")]
@@ -393,7 +393,7 @@ def test_a_bad_record_is_named_by_file_and_line(tmp_path, capsys, task, content,
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read(train, tmp_path):
+def test_files_with_byte_order_mark_crlf_and_blank_lines(train, tmp_path):
     path = tmp_path / "windows.jsonl"
     lines = [json.dumps({"text": VERSE})] * 3 + ["", "  "]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
@@ -401,7 +401,7 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_read(train, tmp
     assert "training data: 3 records" in out
 
 
-def test_targets_that_are_cut_are_counted(train):
+def test_truncated_targets_are_counted(train):
     records = [{"source": "ab", "target": "c" * n} for n in (3, 30)] * 5
     _, out = train(records, "--task", "seq2seq", "--seq_len", "16", steps=2)
     assert "warning: 5 of 10 train examples were cut to seq_len=16 or the task's own limits" in out

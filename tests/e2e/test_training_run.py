@@ -56,7 +56,7 @@ def run(files, tmp_path_factory):
     return work_dir / "language_modeling", done
 
 
-def test_training_learns_and_says_what_it_did(run):
+def test_train_lowers_the_loss_and_prints_a_summary(run):
     folder, done = run
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [row["val_loss"] for row in rows if "val_loss" in row]
@@ -75,7 +75,7 @@ def test_training_learns_and_says_what_it_did(run):
     assert done.stderr == "", "no warnings or hints of other libraries reach the user"
 
 
-def test_the_model_directory_is_complete(run):
+def test_model_directory_is_complete(run):
     best = run[0] / "best"
     assert {path.name for path in best.iterdir()} == {
         "README.md", "config.json", "format_version", "generation_config.json", "loss.png",
@@ -87,7 +87,7 @@ def test_the_model_directory_is_complete(run):
     assert (best / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
+def test_model_directory_can_be_moved_and_loaded(run, tmp_path):
     moved = tmp_path / "elsewhere"
     (run[0] / "best").rename(moved)
     try:
@@ -101,9 +101,7 @@ def test_the_model_can_be_moved_loaded_and_used(run, tmp_path):
         moved.rename(run[0] / "best")
 
 
-def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_the_end(
-    files, tmp_path
-):
+def test_best_and_last_models_are_those_of_their_steps(files, tmp_path):
     """With a rising learning rate the loss rises in the end: best and last differ."""
     config = miniformer.TrainConfig(
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
@@ -129,7 +127,7 @@ def test_the_best_model_is_that_of_the_lowest_validation_and_the_last_that_of_th
         assert loss == pytest.approx(losses[step], rel=1e-4), name
 
 
-def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
+def test_epochs_have_different_orders(files, tmp_path, monkeypatch):
     epochs = []
     original = BatchLoader._global_batches
 
@@ -145,7 +143,7 @@ def test_each_epoch_has_another_order(files, tmp_path, monkeypatch):
     assert epochs == [0, 1, 2]
 
 
-def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
+def test_generate_uses_the_sampling_settings_of_the_directory(run, tmp_path, capsys):
     """Flags override only their fields of generation_config.json."""
     best = tmp_path / "best"
     shutil.copytree(run[0] / "best", best)
@@ -159,7 +157,7 @@ def test_the_directory_decides_how_generate_samples(run, tmp_path, capsys):
     assert capsys.readouterr().out == "The cat sat on\n"
 
 
-def test_a_search_leaves_out_what_the_directory_samples_with(run, capsys):
+def test_beam_search_ignores_sampling_settings_of_the_directory(run, capsys):
     """The directory's temperature of 0.8 does not apply to beam search, a given one is refused."""
     best = str(run[0] / "best")
     search = ["--num_beams", "3", "--max_new_tokens", "8"]
@@ -179,7 +177,7 @@ def test_generate_command(run, capsys, monkeypatch):
     assert capsys.readouterr().out == "Nobody knew why the bir\nmat, and the dog sat by \n"
 
 
-def test_a_second_run_overwrites_nothing(files, tmp_path):
+def test_second_run_has_a_new_folder(files, tmp_path):
     quick = ("--max_steps", "1")
     assert trainer.main(flags(files, tmp_path, *quick)) == 0
     before = (tmp_path / "language_modeling" / "metrics.jsonl").read_text()
@@ -188,7 +186,7 @@ def test_a_second_run_overwrites_nothing(files, tmp_path):
     assert (tmp_path / "language_modeling-2" / "best").is_dir()
 
 
-def test_the_same_seed_gives_the_same_weights(files, tmp_path):
+def test_seed_decides_the_weights(files, tmp_path):
     def weights(name, seed):
         more = ("--max_steps", "3", "--experiment_name", name, "--seed", seed)
         assert trainer.main(flags(files, tmp_path, *more)) == 0
@@ -199,7 +197,7 @@ def test_the_same_seed_gives_the_same_weights(files, tmp_path):
     assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
 
 
-def test_plain_text_time_budget_and_no_validation(files, tmp_path, capsys, monkeypatch):
+def test_train_on_plain_text_with_max_time_and_no_validation(files, tmp_path, capsys, monkeypatch):
     """40 seconds and 8 per batch: five steps, and a learning rate that falls with time."""
     Clock().install_per_batch(monkeypatch, 8.0)
     arguments = flags(files, tmp_path, "--max_time", "40s", "--max_steps", "100000",
@@ -219,7 +217,7 @@ def test_plain_text_time_budget_and_no_validation(files, tmp_path, capsys, monke
     assert task["prepend_bos"] is False
 
 
-def test_a_yaml_file_gives_flags_and_flags_win(files, tmp_path):
+def test_yaml_config_is_overridden_by_flags(files, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"train_path: {files / 'train.jsonl'}\ntokenizer: byte\nmax_steps: 5\nlogger: csv\n"
@@ -241,7 +239,7 @@ def test_early_stopping(files, tmp_path):
     assert json.loads(rows[-1])["step"] == 4
 
 
-def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_path):
+def test_averaged_weights_are_saved_if_they_are_the_best(files, tmp_path):
     class Seen(L.Callback):
         def __init__(self):
             self.weights, self.losses = [], []
@@ -268,7 +266,7 @@ def test_the_mean_of_the_last_weights_is_kept_where_it_is_the_best(files, tmp_pa
         torch.testing.assert_close(weight, mean)
 
 
-def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):
+def test_tokenizer_of_an_earlier_run_is_accepted(files, run, tmp_path):
     tokenizer = str(run[0] / "best" / "tokenizer.json")
     assert trainer.main(flags(files, tmp_path, "--tokenizer", tokenizer, "--max_steps", "1")) == 0
     saved = tmp_path / "language_modeling" / "best" / "tokenizer.json"
@@ -286,7 +284,7 @@ def test_a_tokenizer_of_a_former_run_can_be_used(files, run, tmp_path):
         ("--logger", "tensorboard", "--deterministic", "true"),
     ],
 )
-def test_other_ways_to_train(files, tmp_path, more):
+def test_train_with_other_options(files, tmp_path, more):
     assert trainer.main(flags(files, tmp_path, "--max_steps", "12", *more)) == 0
     rows = [
         json.loads(line)
@@ -298,7 +296,7 @@ def test_other_ways_to_train(files, tmp_path, more):
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])
-def test_activation_checkpointing_changes_memory_and_nothing_else(files, tmp_path, capsys, how):
+def test_activation_checkpointing_changes_no_loss(files, tmp_path, capsys, how):
     def weights(name, *more):
         arguments = flags(files, tmp_path, "--max_steps", "3", "--experiment_name", name, *more)
         assert trainer.main(arguments) == 0
@@ -315,7 +313,7 @@ def test_activation_checkpointing_changes_memory_and_nothing_else(files, tmp_pat
     assert 0 < float(after) < float(before)
 
 
-def test_a_terminal_gets_a_live_bar(files, tmp_path, monkeypatch):
+def test_terminal_shows_a_progress_bar(files, tmp_path, monkeypatch):
     """A step of 8 x 32 tokens takes a quarter of a second."""
     Clock().install_per_batch(monkeypatch, 0.25)
     shown = io.StringIO()
@@ -349,7 +347,7 @@ sys.exit(trainer.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_training_leaves_a_usable_model_and_says_where(files, tmp_path, number, code):
+def test_signal_in_training_saves_a_usable_model(files, tmp_path, number, code):
     arguments = flags(files, tmp_path, "--max_steps", "1000000", "--val_check_interval", "500000")
     child = subprocess.Popen(
         [sys.executable, "-c", TRAIN_WITH_CTRL_C, *arguments],
@@ -389,7 +387,7 @@ sys.exit(trainer.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_a_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, code):
+def test_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, code):
     script = KILL_IN_SAVE.format(signal=name, more="")
     done = run_python("-c", script, *flags(files, tmp_path))
     assert done.returncode == code, done.stderr
@@ -400,7 +398,7 @@ def test_a_signal_while_a_model_is_saved_loses_nothing(files, tmp_path, name, co
         assert isinstance(miniformer.load(folder / name).generate("a", max_new_tokens=2), str)
 
 
-def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
+def test_second_ctrl_c_exits_immediately(files, tmp_path):
     script = KILL_IN_SAVE.format(signal="SIGINT", more="signal.raise_signal(signal.SIGINT)")
     done = run_python("-c", script, *flags(files, tmp_path))
     assert done.returncode == 130, done.stderr
@@ -408,19 +406,19 @@ def test_a_second_ctrl_c_ends_at_once(files, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_an_error_after_a_signal_is_told(files, tmp_path):
+def test_error_after_a_signal_is_printed(files, tmp_path):
     script = KILL_IN_SAVE.format(signal="SIGTERM", more="raise OSError(28, 'No space left')")
     done = run_python("-c", script, *flags(files, tmp_path))
     assert "No space left" in done.stderr
     assert "saved" not in done.stdout
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_a_message(files, tmp_path, capsys):
+def test_nan_loss_ends_the_run_with_a_message(files, tmp_path, capsys):
     assert trainer.main(flags(files, tmp_path, "--lr", "1e30", "--warmup_steps", "0")) == 2
     assert "the training loss is nan at step" in capsys.readouterr().err
 
 
-def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
+def test_demo_runs_to_its_end(tmp_path, capsys, monkeypatch):
     # One package of the standard library suffices for thirty steps, with a quarter for validation.
     Clock().install_per_batch(monkeypatch, 0.1)
     stdlib = Path(sysconfig.get_paths()["stdlib"])
@@ -448,7 +446,7 @@ def test_the_demo_from_beginning_to_end(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.catches("demo_overwrites_other_files")
-def test_the_demo_leaves_other_files_alone(tmp_path, capsys):
+def test_demo_keeps_other_files(tmp_path, capsys):
     texts = {"train.jsonl": "a\n", "val.jsonl": "b\n"}
     (tmp_path / "demo-data").mkdir()
     own = write_jsonl(tmp_path / "demo-data" / "val.jsonl", [VERSE])
@@ -485,7 +483,7 @@ def test_printed_commands_can_be_pasted(run, tmp_path, files, capsys):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no checkout")
-def test_the_package_can_be_built_and_holds_its_type_marker(tmp_path):
+def test_package_build_contains_the_type_marker(tmp_path):
     import zipfile
 
     done = run_python("-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=ROOT)

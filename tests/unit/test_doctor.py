@@ -24,7 +24,7 @@ def kinds(model):
     ],
     ids=str,
 )  # fmt: skip
-def test_a_sound_model_has_no_leaks(changes):
+def test_correct_model_has_no_leaks(changes):
     model = tiny_model(**changes).train()
     assert miniformer.find_leaks(model) == []
     miniformer.assert_no_leaks(model)
@@ -32,7 +32,7 @@ def test_a_sound_model_has_no_leaks(changes):
     assert next(model.parameters()).requires_grad
 
 
-def test_a_sound_model_with_two_stacks_has_no_leaks():
+def test_correct_seq2seq_model_has_no_leaks():
     assert miniformer.find_leaks(tiny_model(model=Seq2SeqTransformer, causal=False)) == []
 
 
@@ -64,13 +64,13 @@ def with_part(name, part, **changes):
     return model.eval()
 
 
-def test_attention_without_a_mask_leaks_everywhere():
+def test_leak_of_attention_without_a_mask():
     assert kinds(with_part("attention", SeesAll)) == {"future", "padding", "packing"}
     assert kinds(with_part("attention", SeesAll, causal=False)) == {"padding", "packing"}
 
 
 @pytest.mark.catches("detector_changes_nothing")
-def test_a_look_at_the_next_token_is_found_where_it_happens():
+def test_leak_of_the_next_token_is_located():
     model = with_part("feed_forward", MixesOverTime)
     leaks = [leak for leak in miniformer.find_leaks(model) if leak.kind == "future"]
     assert [leak.positions for leak in leaks] == [[t] for t in range(7)]
@@ -78,17 +78,17 @@ def test_a_look_at_the_next_token_is_found_where_it_happens():
         miniformer.assert_no_leaks(model)
 
 
-def test_a_look_at_other_rows_is_found():
+def test_leak_between_rows_is_found():
     assert "batch" in kinds(with_part("feed_forward", MixesRows))
 
 
-def test_a_decoder_that_sees_its_future_is_found():
+def test_leak_of_future_targets_is_found():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     model.decoder.causal = False
     assert "future" in kinds(model)
 
 
-def test_a_source_mask_that_is_ignored_is_found():
+def test_leak_of_source_padding_is_found():
     class Deaf(Seq2SeqTransformer):
         def encode(self, source, source_mask=None):
             return super().encode(source)
@@ -153,12 +153,12 @@ class ForgetsTarget(Seq2SeqTransformer):
         (ForgetsTarget, False, {"future"}),
     ],
 )
-def test_what_only_some_inputs_show_is_found(broken, causal, expected):
+def test_leak_that_depends_on_inputs_is_found(broken, causal, expected):
     assert kinds(tiny_model(model=broken, causal=causal)) == expected
 
 
 @pytest.mark.catches("detector_changes_one_row_only")
-def test_each_row_is_changed_in_turn():
+def test_leak_check_changes_each_row():
     result = miniformer.find_leaks(with_part("feed_forward", Lagging, causal=False))
     leaks = [leak for leak in result if leak.kind == "batch"]
     assert {leak.perturbation for leak in leaks if leak.output_name == "outputs"} == {
@@ -169,7 +169,7 @@ def test_each_row_is_changed_in_turn():
     assert vectors == {"row 0": [1], "row 1": [2]}
 
 
-def test_a_leak_of_the_vectors_names_their_rows():
+def test_leak_of_pooled_vectors_names_their_rows():
     leak = miniformer.find_leaks(tiny_model(model=EmbedsPadding, causal=False))[0]
     assert str(leak).startswith(
         "padding: changing padding (padded on the left) changes vectors 0, 1, 2 by up to"
@@ -177,7 +177,7 @@ def test_a_leak_of_the_vectors_names_their_rows():
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_what_it_was_before():
+def test_leak_check_restores_a_compiled_model():
     sound = tiny_model(model=Seq2SeqTransformer, causal=False)
     assert miniformer.find_leaks(torch.compile(sound, backend="eager")) == []
     broken = tiny_model(model=MixesSources, causal=False)
@@ -195,7 +195,7 @@ class Head(nn.Module):
         return self.head(features, embedding) + self.bias
 
 
-def test_logits_that_are_minus_infinity_are_equal():
+def test_leak_check_accepts_logits_of_minus_infinity():
     model = tiny_model()
     bias = torch.zeros(31)
     bias[3] = float("-inf")
@@ -204,7 +204,7 @@ def test_logits_that_are_minus_infinity_are_equal():
 
 
 @pytest.mark.catches("large_output_hides_leaks")
-def test_a_huge_logit_hides_no_leak():
+def test_leak_is_not_hidden_by_a_huge_logit():
     model = with_part("feed_forward", MixesOverTime)
     bias = torch.zeros(31)
     bias[3] = 1e7
@@ -214,7 +214,7 @@ def test_a_huge_logit_hides_no_leak():
 
 @pytest.mark.parametrize("architecture", [Transformer, Seq2SeqTransformer])
 @pytest.mark.parametrize("max_seq_len", [1, 2, 3, 4])
-def test_a_model_of_few_positions_is_examined_with_those(architecture, max_seq_len):
+def test_leak_check_uses_max_seq_len_of_small_models(architecture, max_seq_len):
     model = tiny_model(
         model=architecture, causal=architecture is Transformer, max_seq_len=max_seq_len,
         position="learned",
@@ -225,11 +225,11 @@ def test_a_model_of_few_positions_is_examined_with_those(architecture, max_seq_l
     assert ("future" in kinds(model)) == (max_seq_len > 1)
 
 
-def test_features_are_drawn_in_the_type_of_the_model():
+def test_leak_check_features_have_the_dtype_of_the_model():
     assert miniformer.find_leaks(tiny_model(input_dim=5).bfloat16()) == []
 
 
-def test_a_model_of_one_token_cannot_be_examined():
+def test_leak_check_rejects_a_model_of_one_position():
     with pytest.raises(UserError, match="vocab_size=1 cannot be checked"):
         miniformer.find_leaks(tiny_model(vocab_size=1))
     two = tiny_model(model=Seq2SeqTransformer, source_vocab_size=1, causal=False)
@@ -237,7 +237,7 @@ def test_a_model_of_one_token_cannot_be_examined():
         miniformer.find_leaks(two)
 
 
-def test_each_part_of_the_model_keeps_its_own_mode():
+def test_leak_check_restores_the_mode_of_every_module():
     model = tiny_model().train()
     model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -245,7 +245,7 @@ def test_each_part_of_the_model_keeps_its_own_mode():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_outputs_that_are_not_numbers_are_a_leak():
+def test_leak_check_reports_nan_outputs():
     class Broken(nn.Module):
         def forward(self, x):
             return x * float("nan")
@@ -255,7 +255,7 @@ def test_outputs_that_are_not_numbers_are_a_leak():
     assert kinds(model) == {"future", "padding", "batch", "packing"}
 
 
-def test_the_command_on_a_model_directory(tmp_path, capsys):
+def test_doctor_command_on_a_model_directory(tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -264,20 +264,20 @@ def test_the_command_on_a_model_directory(tmp_path, capsys):
         assert text in out
 
 
-def test_the_command_on_a_model_of_few_positions(tmp_path, capsys):
+def test_doctor_command_on_a_model_of_few_positions(tmp_path, capsys):
     tiny_model(max_seq_len=4).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 0
     assert "no leak found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["llama", "t5", "bert"])
-def test_the_command_on_a_family(name, capsys):
+def test_doctor_command_on_an_architecture(name, capsys):
     assert main(["--family", name]) == 0
     assert "no leak found" in capsys.readouterr().out
 
 
 @pytest.mark.catches("leaking_model_exits_with_0")
-def test_a_leak_ends_the_command_with_1(tmp_path, capsys, monkeypatch):
+def test_doctor_command_exits_with_1_for_a_leak(tmp_path, capsys, monkeypatch):
     tiny_model().save_pretrained(tmp_path)
     monkeypatch.setattr(FeedForward, "forward", lambda self, x: x.roll(-1, dims=1))
     assert main([str(tmp_path)]) == 1
@@ -293,12 +293,12 @@ def test_a_leak_ends_the_command_with_1(tmp_path, capsys, monkeypatch):
         (["--famly", "llama"], "unknown flag --famly; did you mean --family?"),
     ],
 )
-def test_mistakes(arguments, message, capsys):
+def test_doctor_command_user_errors(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_arguments_it_tells_of_the_machine(capsys):
+def test_doctor_command_without_arguments_describes_the_machine(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
     assert f"torch {torch.__version__}" in out

@@ -11,18 +11,18 @@ from tests.kit import run_python
 
 
 @pytest.mark.parametrize("kind", registry.kinds())
-def test_every_built_in_part_can_be_had(kind):
+def test_registry_has_every_built_in_part(kind):
     for name in registry.names(kind):
         assert callable(registry.get(kind, name)), f"{kind} {name}"
 
 
 @pytest.mark.catches("unknown_name_gets_no_suggestion")
-def test_an_unknown_name_gets_the_nearest_known_one():
+def test_registry_suggests_the_nearest_name():
     with pytest.raises(ValueError, match=r"unknown norm 'rmsnrm' \(did you mean 'rmsnorm'\?\)"):
         registry.get("norm", "rmsnrm")
 
 
-def test_a_registered_part_can_be_named_in_a_config(monkeypatch):
+def test_registered_part_can_be_used_in_a_config(monkeypatch):
     class Scale(nn.Module):
         def __init__(self, dim, *, eps, bias):
             super().__init__()
@@ -41,7 +41,7 @@ def test_a_registered_part_can_be_named_in_a_config(monkeypatch):
         miniformer.register("nrom", "scale", Scale)
 
 
-def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
+def test_registry_loads_entry_points(tmp_path):
     (tmp_path / "tiny_plugin.py").write_text("def cube(x):\n    return x**3\n")
     info = tmp_path / "tiny_plugin-1.0.dist-info"
     info.mkdir()
@@ -59,7 +59,7 @@ def test_an_installed_package_adds_a_part_by_its_entry_point(tmp_path):
     assert done.stdout == "27\n", done.stderr
 
 
-def test_an_unknown_kind_is_refused_wherever_it_is_asked_for():
+def test_registry_rejects_unknown_kinds():
     for ask in (registry.names, registry.builtin_names, lambda kind: registry.get(kind, "x")):
         with pytest.raises(ValueError, match="no component kind 'foo'; kinds: activation"):
             ask("foo")
@@ -72,13 +72,13 @@ def test_an_unknown_kind_is_refused_wherever_it_is_asked_for():
         ("gated_activation", "gelu", "activation"),
     ],
 )
-def test_a_name_that_another_kind_of_activation_has_is_refused(monkeypatch, kind, name, owner):
+def test_registry_rejects_an_activation_name_of_another_kind(monkeypatch, kind, name, owner):
     monkeypatch.setitem(registry._registered, kind, {})
     with pytest.raises(ValueError, match=f"^{owner} '{name}' exists already"):
         registry.register(kind, name, torch.tanh)
 
 
-def test_a_position_of_a_plugin_may_read_any_setting(monkeypatch):
+def test_registered_position_may_read_any_setting(monkeypatch):
     class Turned(RotaryPosition):
         pass
 

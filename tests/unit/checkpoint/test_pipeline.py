@@ -24,7 +24,7 @@ def pipeline():
 
 
 @pytest.mark.catches("settings_of_the_directory_are_ignored")
-def test_settings_that_are_not_given_are_those_of_the_directory(pipeline):
+def test_pipeline_generation_defaults_are_those_of_the_directory(pipeline):
     ids = pipeline.tokenizer.encode("ab")
     wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram_size=2)[0][
         len(ids) :
@@ -36,7 +36,7 @@ def test_settings_that_are_not_given_are_those_of_the_directory(pipeline):
 
 
 @pytest.mark.catches("saved_pipeline_samples_by_default")
-def test_a_pipeline_that_is_saved_is_loaded_as_it_was(pipeline, tmp_path):
+def test_pipeline_save_and_load_round_trip(pipeline, tmp_path):
     pipeline.save(tmp_path / "model")
     again = miniformer.load(tmp_path / "model")
     assert again.generation == pipeline.generation
@@ -46,7 +46,7 @@ def test_a_pipeline_that_is_saved_is_loaded_as_it_was(pipeline, tmp_path):
 
 
 @pytest.mark.catches("vectors_are_those_of_the_first_token")
-def test_vectors_of_texts_are_what_the_pooling_makes_of_the_features():
+def test_pipeline_embed_is_the_pooling_of_features():
     tokenizer = Tokenizer.train("byte", [])
     model = tiny_model(vocab_size=258, max_seq_len=64, causal=False, pooling="mean")
     task, texts = EmbeddingTask(input_kind="text"), ["ab", "abcdef"]

@@ -41,14 +41,14 @@ def call(model, length=LENGTH):
 
 @pytest.mark.catches("tied_head_counts_twice")
 @every_family
-def test_parameters(name):
+def test_parameter_count_matches_the_model(name):
     model = build(name)
     counted = sum(parameter.numel() for parameter in model.parameters())
     assert model.config.num_params(seq2seq=name in SEQ2SEQ_ARCHITECTURES) == counted
 
 
 @every_family
-def test_operations(name):
+def test_flops_match_the_model(name):
     """torch counts masked pairs too, so the masks are removed first."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -74,7 +74,7 @@ def test_operations(name):
 )
 @pytest.mark.parametrize("kind", ["window", "full", "int8"])
 @pytest.mark.parametrize("length", [4, LENGTH])
-def test_bytes_of_the_cache(name, kind, length):
+def test_cache_bytes_match_the_model(name, kind, length):
     model = build(name)
     cache = model.new_cache(2, length, kind)
     ids = torch.zeros(2, length, dtype=torch.long)
@@ -103,7 +103,7 @@ def test_unknown_architecture_is_rejected_with_a_suggestion():
 
 
 @pytest.mark.catches("family_ignores_its_width")
-def test_derived_sizes():
+def test_derived_sizes_of_architectures():
     assert architecture_config("gemma", d_model=64)["embedding_scale"] == 8.0
     assert architecture_config("t5", d_model=64)["logit_scale"] == 0.125
     assert (

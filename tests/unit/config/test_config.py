@@ -16,19 +16,19 @@ from miniformer.train_config import TrainConfig
 
 
 @pytest.mark.catches("unknown_keys_are_dropped")
-def test_unknown_keys_are_refused_with_the_nearest_known_one():
+def test_config_rejects_unknown_keys_with_a_suggestion():
     with pytest.raises(ConfigError, match=r"unknown field 'n_head' \(did you mean 'n_heads'\?\)"):
         TransformerConfig.from_dict({"n_head": 4})
 
 
 @pytest.mark.catches("error_of_another_process_loses_its_problems")
-def test_an_error_comes_whole_from_another_process():
+def test_config_error_can_be_pickled():
     error = ConfigError("TrainConfig", ["lr must be a number, not 'x'", "task is missing"])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.problems) == (str(error), error.problems)
 
 
-def test_every_problem_is_told_at_once():
+def test_config_error_lists_every_problem():
     with pytest.raises(ConfigError) as caught:
         TransformerConfig.from_dict(
             {"d_modl": 8, "n_heads": 0, "dropout": "much", "bias": 1, "activation": "gel"}
@@ -70,7 +70,7 @@ def test_every_problem_is_told_at_once():
         ({"attention_scale": 10**400}, "attention_scale must be a finite number"),
     ],
 )
-def test_model_settings_out_of_their_limits_are_refused(values, message):
+def test_model_config_rejects_values_out_of_range(values, message):
     with pytest.raises(ConfigError) as caught:
         TransformerConfig.from_dict(values)
     assert message in str(caught.value)
@@ -87,7 +87,7 @@ def test_model_settings_out_of_their_limits_are_refused(values, message):
         ({"topk": 3}, "did you mean 'top_k'?"),
     ],
 )
-def test_decoding_settings_out_of_their_limits_are_refused(values, message):
+def test_generation_config_rejects_values_out_of_range(values, message):
     with pytest.raises(ConfigError) as caught:
         GenerationConfig.from_dict(values)
     assert message in str(caught.value)
@@ -108,7 +108,7 @@ def test_decoding_settings_out_of_their_limits_are_refused(values, message):
         ({"logger": "tensorbord"}, "did you mean 'tensorboard'?"),
     ],
 )
-def test_training_settings_out_of_their_limits_are_refused(values, message):
+def test_train_config_rejects_values_out_of_range(values, message):
     with pytest.raises(ConfigError) as caught:
         TrainConfig.from_dict({"train_path": "x.jsonl", **values})
     assert message in str(caught.value)
@@ -117,11 +117,11 @@ def test_training_settings_out_of_their_limits_are_refused(values, message):
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5m", 90), ("2d", 172800)]
 )
-def test_times(text, seconds):
+def test_parse_duration(text, seconds):
     assert TrainConfig(train_path="x", max_time=text).max_seconds == seconds
 
 
-def test_the_configs_of_the_specification_are_valid():
+def test_config_examples_of_the_specification_are_valid():
     model = TransformerConfig(
         vocab_size=30522, d_model=512, n_heads=8, n_layers=6, d_ff=2048, dropout=0.1,
         activation="swiglu", rotary_pct=0.5, pre_norm=True, max_seq_len=1024,
@@ -147,12 +147,12 @@ def test_the_configs_of_the_specification_are_valid():
         output_dim=st.sampled_from([None, 2]),
     )
 )
-def test_a_config_survives_json(config):
+def test_config_json_round_trip(config):
     text = json.dumps(config.to_dict())
     assert TransformerConfig.from_dict(json.loads(text)) == config
 
 
-def test_inner_width_of_the_feed_forward():
+def test_ff_width():
     assert TransformerConfig(d_model=256).ff_width == 1024
     assert TransformerConfig(d_model=256, activation="swiglu").ff_width == 704  # 682.7 -> 11 * 64
     assert TransformerConfig(d_model=96, activation="swiglu").ff_width == 256  # exactly 8/3
@@ -163,7 +163,7 @@ def test_inner_width_of_the_feed_forward():
     ("content", "message"),
     [("{", "not JSON"), ("[1]", "expected a JSON object, found list"), ('{"top_q": 1}', "top_p")],
 )
-def test_a_broken_file_is_named(tmp_path, content, message):
+def test_config_from_a_broken_file_names_it(tmp_path, content, message):
     path = tmp_path / "generation_config.json"
     path.write_text(content)
     with pytest.raises(UserError) as caught:
@@ -178,7 +178,7 @@ def test_a_broken_file_is_named(tmp_path, content, message):
     ["attention_scale", "embedding_scale", "logit_scale", "logit_softcap", "final_softcap",
      "norm_eps", "rotary_base"],
 )  # fmt: skip
-def test_infinite_settings_are_refused(name):
+def test_config_rejects_infinite_values(name):
     with pytest.raises(ConfigError, match=f"{name} must be a finite number .* not inf"):
         TransformerConfig(**{name: math.inf})
 
@@ -213,23 +213,23 @@ LLAMA3 = {"type": "llama3", "factor": 2.0, "original_max_seq_len": 64}
         ({**LLAMA3, "low_freq_factor": 0}, "low_freq_factor must be above 0, not 0"),
     ],
 )
-def test_wrong_scalings_of_the_rotation_are_refused(scaling, message):
+def test_rope_scaling_rejects_invalid_settings(scaling, message):
     with pytest.raises(ConfigError, match=f"rotary_scaling:? {message}"):
         TransformerConfig(rotary_scaling=scaling)
 
 
-def test_yarn_needs_a_base_whose_logarithm_is_above_zero():
+def test_yarn_needs_a_rotary_base_above_1():
     with pytest.raises(ConfigError, match=r"yarn needs a rotary_base above 1, not 1\.0"):
         TransformerConfig(rotary_scaling=YARN, rotary_base=1.0)
 
 
 @pytest.mark.parametrize("values", [[1], None, "d_model", 3])
-def test_what_is_no_mapping_is_refused(values):
+def test_config_rejects_a_value_that_is_no_mapping(values):
     with pytest.raises(ConfigError, match="expected an object with fields by name, not"):
         TransformerConfig.from_dict(values)
 
 
-def test_a_config_keeps_what_it_was_made_from():
+def test_config_copies_given_mappings():
     scaling = dict(YARN)
     config = TransformerConfig(rotary_scaling=scaling)
     scaling["factor"] = -1
@@ -254,13 +254,13 @@ def test_equal_configs_have_equal_hashes():
         ({"source_len": 0}, "source_len must be at least 1, not 0"),
     ],
 )
-def test_bytes_of_no_cache_are_refused(given_sizes, message):
+def test_cache_bytes_rejects_wrong_sizes(given_sizes, message):
     with pytest.raises(ConfigError, match=message):
         TransformerConfig().cache_bytes(**{"batch_size": 2, "seq_len": 8, **given_sizes})
 
 
 @pytest.mark.parametrize("length", [-5, 0])
-def test_operations_of_no_text_are_refused(length):
+def test_flops_rejects_wrong_lengths(length):
     with pytest.raises(ConfigError, match=f"seq_len must be at least 1, not {length}"):
         TransformerConfig().flops_per_token(length)
 
@@ -279,6 +279,6 @@ def test_part_of_a_config_has_its_fields_only():
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
-def test_the_kinds_of_cache_are_those_that_can_be_built(kind):
+def test_cache_kinds_of_config_can_be_built(kind):
     config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, causal=True, sliding_window=2)
     assert Transformer(config).new_cache(1, 4, kind).nbytes == config.cache_bytes(1, 4, kind=kind)

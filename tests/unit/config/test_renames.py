@@ -55,7 +55,7 @@ def test_former_name_of_a_field_is_accepted_with_one_warning(config, former, val
 
 @pytest.mark.catches("former_name_wins_over_the_current_one")
 @pytest.mark.parametrize(("config", "former", "value"), RENAMED)
-def test_a_field_given_under_both_names_is_an_error(config, former, value):
+def test_field_given_under_both_names_is_an_error(config, former, value):
     name = config.former_names[former]
     message = f"{former} is the former name of {name}; leave {former} out"
     with pytest.raises(ConfigError, match=message):

@@ -43,7 +43,7 @@ def test_setting_without_effect_is_refused(case):
         TrainConfig(train_path="a.txt", **changes)
 
 
-def test_warmup_as_long_as_run_is_taken():
+def test_warmup_as_long_as_the_run_is_accepted():
     """The last step has the full factor of the warm-up."""
     taken = [
         TrainConfig(train_path="a.txt", warmup_steps=steps, **limit)
@@ -75,7 +75,7 @@ LIMITS = {
 
 @pytest.mark.catches("limits_beyond_the_end_pass")
 @pytest.mark.parametrize("case", LIMITS)
-def test_limit_beyond_the_end_of_the_run_is_told(case):
+def test_limit_beyond_the_end_of_the_run_warns(case):
     changes, steps, message = LIMITS[case]
     found = unreachable_limit_warnings(TrainConfig(train_path="a", val_path="b", **changes), steps)
     assert len(found) == (0 if message is None else 1)
@@ -84,7 +84,7 @@ def test_limit_beyond_the_end_of_the_run_is_told(case):
 
 @pytest.mark.parametrize("interval", [1, 3, 7, 8, None])
 @pytest.mark.parametrize("steps", [1, 3, 7, 50])
-def test_validations_are_as_many_as_a_run_has(interval, steps):
+def test_count_validations_is_that_of_the_run(interval, steps):
     """Counted step by step, as `ValidateInTime` is documented: at each interval and at the end."""
     count = sum(
         step == steps
@@ -183,7 +183,7 @@ ELSEWHERE = {
 }
 
 
-def test_every_setting_is_tried():
+def test_effect_of_every_setting_is_tested():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     assert fields == VALUES.keys() | ELSEWHERE.keys()
     assert not VALUES.keys() & ELSEWHERE.keys()

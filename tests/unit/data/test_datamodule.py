@@ -64,7 +64,7 @@ def test_epochs_have_every_record_once_in_orders_that_differ(tmp_path, chunks):
         assert max(shared) < 12
 
 
-def test_epochs_of_large_running_text_have_every_piece_once(tmp_path, monkeypatch):
+def test_epochs_of_large_text_have_every_block_once(tmp_path, monkeypatch):
     monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunking, "_CHUNK_BYTES", 1)
     monkeypatch.setattr("miniformer.data.reading.index.TEXT_BLOCK_BYTES", 100)
@@ -112,7 +112,7 @@ def test_bpe_dropout_differs_between_batches_chunks_and_epochs(tmp_path, chunks)
 
 
 @pytest.mark.catches("chunks_draw_the_same")
-def test_windows_of_chunks_begin_at_other_offsets(tmp_path, monkeypatch):
+def test_windows_of_chunks_have_different_offsets(tmp_path, monkeypatch):
     """Offset of each chunk's windows; all documents are equal."""
     monkeypatch.setattr(chunking, "MAX_IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(chunking, "_CHUNK_BYTES", 2000)

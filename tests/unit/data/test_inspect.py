@@ -43,7 +43,7 @@ def looked(tmp, name, texts):
     st.lists(st.sampled_from("abcdefgh"), min_size=1),
     st.lists(st.sampled_from("efghij"), min_size=1),
 )
-def test_duplicates_are_those_of_a_plain_count(tmp_path_factory, train, val):
+def test_find_duplicates_matches_a_plain_count(tmp_path_factory, train, val):
     tmp = tmp_path_factory.mktemp("data")
     one, other = looked(tmp, "train", train), looked(tmp, "val", val)
     assert find_duplicates(one, one)[0] == len(train) - len(set(train))
@@ -58,14 +58,14 @@ def test_duplicates_are_those_of_a_plain_count(tmp_path_factory, train, val):
     assert one.lengths["text"].tolist() == [1] * len(train)
 
 
-def test_spacing_and_spelling_make_no_difference(tmp_path):
+def test_find_duplicates_ignores_spaces_and_case(tmp_path):
     one = looked(tmp_path, "train", ["caf\u00e9  au lait", "x"])
     other = looked(tmp_path, "val", ["cafe\u0301 au lait\n", "y"])
     assert find_duplicates(one, other)[0] == 1
 
 
 @pytest.mark.catches("check_ends_at_the_first_fault")
-def test_all_faults_are_counted_and_the_first_shown(tmp_path, capsys):
+def test_inspect_counts_all_errors_and_shows_the_first(tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     good = json.dumps({"input": "a b c", "label": 0}).encode()
     lines = [
@@ -84,7 +84,7 @@ def test_all_faults_are_counted_and_the_first_shown(tmp_path, capsys):
     assert "6 invalid records; fix them before training" in out
 
 
-def test_a_sound_classification_file(tmp_path, capsys):
+def test_inspect_of_a_valid_classification_file(tmp_path, capsys):
     random = np.random.default_rng(0)
     texts = [" ".join(["w"] * int(n)) for n in random.integers(3, 40, 200)]
     records = [
@@ -114,7 +114,7 @@ def test_a_sound_classification_file(tmp_path, capsys):
     assert f"--val_path {val}" in command
 
 
-def test_batches_of_text_that_is_written_are_left_to_the_run(tmp_path, capsys):
+def test_inspect_suggests_no_batch_size_for_text_generation(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"text": VERSE}] * 40)
     assert check(train) == 0
     out = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_batches_of_text_that_is_written_are_left_to_the_run(tmp_path, capsys):
 
 
 @pytest.mark.catches("labels_that_training_lacks_are_not_reported")
-def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
+def test_inspect_rejects_a_label_that_train_lacks(tmp_path, capsys):
     train = write(tmp_path / "train.jsonl", [{"input": "a", "label": n} for n in range(2)])
     val = write(tmp_path / "val.jsonl", [{"input": "b", "label": 7}] * 2)
     assert check(train, "--task", "classification", "--val_path", val) == 1
@@ -135,7 +135,7 @@ def test_a_label_that_train_has_not_is_a_fault(tmp_path, capsys):
     assert f"{val}:2: 'label' is 7, which is none of the classes trained on: 0, 1" in out
 
 
-def test_values_pairs_vectors_and_targets(tmp_path, capsys):
+def test_inspect_of_values_pairs_vectors_and_targets(tmp_path, capsys):
     pairs = [{"input": ["a b", "c"], "value": float(n)} for n in range(11)]
     assert check(write(tmp_path / "a.jsonl", pairs), "--task", "regression") == 0
     out = capsys.readouterr().out
@@ -153,7 +153,7 @@ def test_values_pairs_vectors_and_targets(tmp_path, capsys):
     assert "duplicates within train: 2" in out
 
 
-def test_running_text(tmp_path, capsys):
+def test_inspect_of_plain_text(tmp_path, capsys):
     path = tmp_path / "a.txt"
     path.write_text(VERSE)
     assert check(path) == 0
@@ -174,7 +174,7 @@ def test_running_text(tmp_path, capsys):
         (["--val_path", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
     ],
 )
-def test_mistakes(tmp_path, capsys, more, message):
+def test_inspect_command_user_errors(tmp_path, capsys, more, message):
     path = write(tmp_path / "a.jsonl", [{"text": "a"}])
     assert check(path, *more) == 2
     assert message in capsys.readouterr().err
@@ -182,7 +182,7 @@ def test_mistakes(tmp_path, capsys, more, message):
 
 @pytest.mark.parametrize(("length", "size"), [(3, None), (150, None), (400, 4), (5000, 1)])
 @pytest.mark.catches("data_check_suggests_large_batches")
-def test_suggest_batch_size_only_where_inputs_are_long(tmp_path, capsys, length, size):
+def test_inspect_suggests_batch_size_for_long_inputs_only(tmp_path, capsys, length, size):
     """At most 4,096 tokens per batch, 1.5 per word, a power of two; the default is 16."""
     records = [{"input": "w " * length, "label": n % 2} for n in range(30)]
     assert check(write(tmp_path / "a.jsonl", records), "--task", "classification") == 0
@@ -194,7 +194,7 @@ LABELS = ["good", "bad", "good ", "caf\u00e9", " cafe\u0301", "ok", "o k"]
 
 
 @pytest.mark.catches("labels_alike_are_not_found")
-def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, capsys):
+def test_inspect_reports_labels_that_differ_by_spaces_or_case(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [{"input": "x", "label": label} for label in LABELS])
     assert check(path, "--task", "classification") == 0
     out = capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_labels_that_differ_only_by_spaces_or_spelling_are_reported(tmp_path, ca
     assert len(found) == 2
 
 
-def test_task_config_is_that_of_training(tmp_path, capsys):
+def test_inspect_uses_the_task_config_of_training(tmp_path, capsys):
     path = write(tmp_path / "a.jsonl", [{"input": "x", "label": "a"}])
     config = ["--task_config", '{"classes": ["a", "b"]}']
     assert check(path, "--task", "classification") == 1

@@ -59,7 +59,7 @@ def exhaustive(model, max_length, penalty, eos=END):
 @pytest.mark.catches("length_penalty_is_ignored", "beams_change_places_without_their_tokens")
 @pytest.mark.parametrize("penalty", [1.0, 0.0, 2.0, -1.0])
 @pytest.mark.parametrize("eos", [END, None])
-def test_a_search_wide_enough_finds_the_best_there_is(penalty, eos):
+def test_beam_search_that_is_wide_enough_finds_the_best_text(penalty, eos):
     model = sharp()
     options = GenerationConfig(max_new_tokens=4, num_beams=4**4, length_penalty=penalty, eos_id=eos)
     (hypotheses,) = search(model, options)
@@ -76,7 +76,7 @@ def test_a_search_wide_enough_finds_the_best_there_is(penalty, eos):
     penalty=st.sampled_from([-1.5, 0.0, 0.6, 1.0, 2.0]),
     seed=st.integers(0, 999),
 )
-def test_stopping_early_changes_nothing(beams, penalty, seed):
+def test_beam_search_early_stopping_does_not_change_the_text(beams, penalty, seed):
     """Compares the search with one that always continues to max_new_tokens."""
     options = GenerationConfig(
         max_new_tokens=9, num_beams=beams, length_penalty=penalty, eos_id=END
@@ -105,7 +105,7 @@ def test_stopping_early_changes_nothing(beams, penalty, seed):
     assert torch.equal(early.tokens[finished], full.tokens[finished])
 
 
-def test_a_search_ends_once_nothing_better_can_come():
+def test_beam_search_ends_once_no_better_text_is_possible():
     """With an almost certain EOS the search takes one step instead of fifty."""
     options = GenerationConfig(max_new_tokens=50, num_beams=1, eos_id=END)
     search = BeamSearch(1, options, torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_a_search_ends_once_nothing_better_can_come():
 
 @pytest.mark.catches("beams_continue_from_the_first_row")
 @pytest.mark.parametrize("position", ["rotary", "learned", "alibi"])
-def test_each_prompt_of_a_batch_gets_what_it_gets_alone(position):
+def test_beam_search_of_a_batch_equals_single_prompts(position):
     model = tiny_model(position=position)
     prompts = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
     options = {"num_beams": 4, "eos_id": 7, "length_penalty": 0.8}
@@ -127,7 +127,7 @@ def test_each_prompt_of_a_batch_gets_what_it_gets_alone(position):
     assert set(padded[len(alone[0]) :]) <= {7}
 
 
-def test_sources_of_a_batch_get_what_they_get_alone():
+def test_beam_search_of_a_batch_equals_single_sources():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     sources = [[3, 1, 4, 1, 5], [9, 2], [6]]
     options = {"num_beams": 3, "eos_id": 7, "start_id": 2}
@@ -159,7 +159,7 @@ def log_p(model, source, start, target):
         ({"num_beams": 2, "top_k": 3}, "num_beams=2 does not sample; leave top_k out"),
     ],
 )
-def test_what_does_not_go_with_a_search_is_refused(options, message):
+def test_beam_search_rejects_incompatible_settings(options, message):
     with pytest.raises(ConfigError, match=message):
         tiny_model().generate([[1]], 3, **options)
 
@@ -196,7 +196,7 @@ def diverse(model, options):
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("eos", [END, None])
-def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
+def test_beam_groups_match_the_definition_of_diverse_search(penalty, eos):
     model = sharp()
     options = GenerationConfig(
         max_new_tokens=5, num_beams=6, num_beam_groups=3, diversity_penalty=penalty, eos_id=eos
@@ -210,7 +210,7 @@ def test_groups_of_beams_differ_as_the_definition_says(penalty, eos):
         assert len({ids[0] for ids, _ in hypotheses}) == 3
 
 
-def test_the_length_of_gnmt():
+def test_gnmt_length_penalty():
     """((5 + length) / 6) ** penalty, Wu et al. 2016, equation 14."""
     model = sharp()
     options = {"max_new_tokens": 4, "num_beams": 4**4, "eos_id": END}

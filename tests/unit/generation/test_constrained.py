@@ -35,7 +35,7 @@ def pipeline(kind="bpe", seed=0, task=None, **changes):
 @pytest.mark.catches("answer_ends_before_it_is_whole", "one_byte_is_taken_for_another")
 @settings(max_examples=30)
 @given(st.sampled_from(sorted(TOKENIZERS)), st.sampled_from(REGEXES), st.integers(0, 20))
-def test_an_answer_matches_its_regular_expression(kind, regex, seed):
+def test_constraint_regex_is_matched(kind, regex, seed):
     m = pipeline(kind, seed)
     ending = {"frequency_penalty": 1.0}  # prevents endless repetition
     for options in ({"temperature": 0.0}, {"seed": seed, "num_return_sequences": 3}):
@@ -45,7 +45,7 @@ def test_an_answer_matches_its_regular_expression(kind, regex, seed):
                 assert re.fullmatch(regex, text), (regex, text)
 
 
-def test_every_choice_can_be_the_answer_and_nothing_else():
+def test_constraint_choices_are_all_possible_and_nothing_else():
     m, choices = pipeline(), ["yes", "no", "maybe", 'he said "no"', "yes, but"]
     result = m.generate("The", choices=choices, num_return_sequences=200, seed=0)
     assert set(result) == set(choices)
@@ -64,7 +64,7 @@ SCHEMA = {
 
 
 @pytest.mark.parametrize("kind", ["bpe", "byte"])
-def test_an_answer_keeps_to_a_json_schema(kind):
+def test_constraint_json_schema_is_followed(kind):
     m = pipeline(kind)
     for text in m.generate("The", json_schema=SCHEMA, num_return_sequences=20, seed=1,
                            max_new_tokens=150):  # fmt: skip
@@ -76,7 +76,7 @@ def test_an_answer_keeps_to_a_json_schema(kind):
         assert set(result["likes"]) <= {"fish", "milk"}
 
 
-def test_beams_streams_targets_and_guesses_keep_to_it():
+def test_constraint_holds_in_beam_search_streams_seq2seq_and_speculation():
     m, regex = pipeline("byte"), "[0-9]{3}-[0-9]{4}"
     for text in m.generate("The", regex=regex, num_beams=4, num_return_sequences=4):
         assert re.fullmatch(regex, text)
@@ -88,7 +88,7 @@ def test_beams_streams_targets_and_guesses_keep_to_it():
     assert re.fullmatch(regex, translator.generate("a source", regex=regex))
 
 
-def test_of_what_is_allowed_the_likeliest_is_written():
+def test_constraint_selects_the_likeliest_allowed_token():
     """Greedy reference: the most likely token of those that can still lead to a choice."""
     m, choices = pipeline("byte"), ["cat", "cow", "dog"]
     ids = m.task.encode_prompts(["The"], m.tokenizer)[0]
@@ -101,7 +101,7 @@ def test_of_what_is_allowed_the_likeliest_is_written():
 
 
 @pytest.mark.catches("cut_answer_passes_for_whole")
-def test_an_answer_that_is_not_whole_is_no_answer():
+def test_constraint_rejects_an_incomplete_answer():
     m = pipeline("byte")
     message = "did not complete regex within max_new_tokens=3; raise max_new_tokens"
     with pytest.raises(UserError, match=message):
@@ -125,12 +125,12 @@ def test_an_answer_that_is_not_whole_is_no_answer():
         ({"regex": "a", "eos_id": None}, "regex needs eos_id, the EOS token"),
     ],
 )
-def test_what_is_no_form_is_refused(options, message):
+def test_constraint_rejects_invalid_definitions(options, message):
     with pytest.raises((UserError, ConfigError), match=message):
         pipeline("byte").generate("The", **options)
 
 
-def test_forms_need_tokens_that_are_pieces_of_text_and_a_package(monkeypatch):
+def test_constraint_needs_a_text_tokenizer_and_the_package(monkeypatch):
     m = pipeline("byte")
     m.tokenizer = Tokenizer.train("wordpiece", [VERSE], 200)
     with pytest.raises(UserError, match=r"tokens of fixed text.* \(WordPiece\)"):

@@ -143,7 +143,7 @@ def test_generate_and_stream_end_before_stop(kind, case):
 
 
 @pytest.mark.catches("stop_window_starts_within_character")
-def test_stop_is_found_behind_half_of_a_character():
+def test_stop_string_after_a_partial_character_is_found():
     """The window of the stop check starts inside a character."""
     stop = StopStringChecker(byte_fallback().decode, ["\U0001f44d"])
     for text in ("\u00e9" * 40 + "\U0001f44d", "\u00e9" * 40 + "a\U0001f44d"):
@@ -153,7 +153,7 @@ def test_stop_is_found_behind_half_of_a_character():
 
 
 @pytest.mark.catches("stop_window_is_too_short")
-def test_stop_is_found_behind_tokens_of_no_text():
+def test_stop_string_after_tokens_without_text_is_found():
     """Special tokens decode to no text."""
     tokenizer = KINDS["byte"]
     nothing = [tokenizer.eos_id] * 100
@@ -165,7 +165,7 @@ def test_stop_is_found_behind_tokens_of_no_text():
 
 @pytest.mark.catches("rewritten_text_is_given")
 @given(st.text("ab ,", max_size=12))
-def test_what_a_decoder_may_take_back_is_held(text):
+def test_stream_holds_back_text_that_the_decoder_may_change(text):
     tokenizer = Tokenizer.train("byte", ["a"], None)
     parts = [tokenizer.backend.decoder, decoders.Fuse(), decoders.Replace(" ,", ",")]
     tokenizer.backend.decoder = decoders.Sequence(parts)
@@ -176,7 +176,7 @@ def test_what_a_decoder_may_take_back_is_held(text):
 
 
 @pytest.mark.catches("half_character_is_given")
-def test_a_character_of_several_bytes_comes_whole():
+def test_stream_yields_complete_characters():
     tokenizer = KINDS["byte"]
     detokenizer = StreamingDetokenizer(tokenizer.decode)
     result = [detokenizer.add_token(token) for token in tokenizer.encode("aé😀b")]
@@ -184,7 +184,7 @@ def test_a_character_of_several_bytes_comes_whole():
 
 
 @pytest.mark.catches("stop_prefix_is_given")
-def test_what_may_be_the_beginning_of_a_stop_is_held_back():
+def test_stream_holds_back_partial_stop_strings():
     tokenizer = KINDS["byte"]
     detokenizer = StreamingDetokenizer(tokenizer.decode, ["END"])
     result = [detokenizer.add_token(token) for token in tokenizer.encode("xENyENDz")]
@@ -206,7 +206,7 @@ SEQ2SEQ = {"model": Seq2SeqTransformer, "causal": False}
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("task", ["language_modeling", "seq2seq"])
-def test_a_stream_is_the_whole_answer(kind, task):
+def test_stream_equals_generate(kind, task):
     more = {"model": SEQ2SEQ, "task": Seq2Seq()} if task == "seq2seq" else {}
     m = pipeline(kind, **more)
     for options in ({"temperature": 0.0}, {"seed": 3}, {"seed": 5, "stop_strings": ["a", " t"]}):
@@ -215,7 +215,7 @@ def test_a_stream_is_the_whole_answer(kind, task):
         assert "".join(chunks) == m.generate("The cat", **options)
 
 
-def test_pieces_come_while_the_model_still_writes(monkeypatch):
+def test_stream_yields_text_before_generation_ends(monkeypatch):
     m = pipeline("byte")
     features, passes = m.model.features, []
     monkeypatch.setattr(
@@ -225,7 +225,7 @@ def test_pieces_come_while_the_model_still_writes(monkeypatch):
     assert len(passes) < 20
 
 
-def test_stop_strings_end_an_answer_and_are_not_in_it():
+def test_stop_strings_end_the_answer_and_are_not_in_it():
     m = pipeline("bpe", eos_id=None)
     full = m.generate("The", seed=1)
     stop = full[5:7]
@@ -238,7 +238,7 @@ def test_stop_strings_end_an_answer_and_are_not_in_it():
     assert len(written.tokens) < 20
 
 
-def test_a_stop_ends_a_hypothesis_of_a_search():
+def test_stop_string_ends_a_hypothesis_of_beam_search():
     m = pipeline("byte", eos_id=None)
     best = m.generate("The", num_beams=3)
     stop = best[4]
@@ -248,14 +248,14 @@ def test_a_stop_ends_a_hypothesis_of_a_search():
     assert len(result[0]) < 20
 
 
-def test_several_answers_are_a_list_for_each_prompt():
+def test_num_return_sequences_gives_a_list_for_each_prompt():
     m = pipeline("byte")
     several = {"num_return_sequences": 3, "seed": 0}
     assert [len(texts) for texts in m.generate(["a", "b"], **several)] == [3, 3]
     assert m.generate("a", **several) == m.generate(["a"], **several)[0]
 
 
-def test_processors_reach_the_model():
+def test_logits_processors_of_a_pipeline_are_applied():
     m = pipeline("char")
     a = m.tokenizer.encode("a")[0]
 
@@ -266,7 +266,7 @@ def test_processors_reach_the_model():
     assert "".join(m.stream("T", max_new_tokens=5, temperature=0.0, processors=[only])) == "aaaaa"
 
 
-def test_others_go_on_while_a_stream_waits():
+def test_stream_that_waits_does_not_block_other_calls():
     """Each model pass waits for another task, which never runs if the event loop is blocked."""
     m = pipeline("byte")
     features, ticked, passes = m.model.features, threading.Event(), []
@@ -294,7 +294,7 @@ def test_others_go_on_while_a_stream_waits():
     assert len(passes) > 1
 
 
-def test_what_cannot_be_streamed():
+def test_stream_rejects_unsupported_settings():
     m = pipeline()
     with pytest.raises(UserError, match="num_beams=3 cannot be streamed; set num_beams=1"):
         next(m.stream("The", num_beams=3))

@@ -40,7 +40,7 @@ def test_repetition_penalty(texts, penalty, seed):
 
 @pytest.mark.catches("penalties_count_the_prompt")
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.floats(-1, 2), st.floats(-1, 2))
-def test_frequency_and_presence_penalties_count_what_was_written(texts, frequency, presence):
+def test_frequency_and_presence_penalties_count_generated_tokens(texts, frequency, presence):
     """logit - count * frequency - (count > 0) * presence, as OpenAI documents it."""
     prompt = 3
     options = GenerationConfig(frequency_penalty=frequency, presence_penalty=presence)
@@ -55,7 +55,7 @@ def test_frequency_and_presence_penalties_count_what_was_written(texts, frequenc
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(1, 4))
-def test_no_run_comes_twice(texts, size):
+def test_no_repeat_ngram_size_prevents_repeated_ngrams(texts, size):
     logits = torch.zeros(len(texts), V)
     options = GenerationConfig(no_repeat_ngram_size=size)
     try:
@@ -76,7 +76,7 @@ def test_no_run_comes_twice(texts, size):
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=3), st.lists(TEXTS, min_size=1, max_size=4))
-def test_bad_runs_are_never_completed(texts, bad):
+def test_bad_words_are_never_completed(texts, bad):
     logits = torch.zeros(len(texts), V)
     bad = [run[:3] for run in bad]
     forbidden = [
@@ -96,7 +96,7 @@ def test_bad_runs_are_never_completed(texts, bad):
 
 @pytest.mark.catches("min_p_is_of_the_whole")
 @pytest.mark.parametrize("min_p", [0.05, 0.3, 1.0])
-def test_min_p_keeps_what_is_nearly_as_likely_as_the_likeliest(min_p):
+def test_min_p_keeps_tokens_near_the_largest_probability(min_p):
     torch.manual_seed(0)
     logits = torch.randn(1, V) * 2
     kept = reference.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
@@ -146,7 +146,7 @@ def searched(model, prompt, max_length, end, min_length, beams):
 @pytest.mark.catches("text_may_end_one_token_early", "text_may_end_one_token_late")
 @pytest.mark.parametrize("min_length", [0, 1, 2, 4, 9])
 @pytest.mark.parametrize("max_length", [1, 4, 9])
-def test_text_ends_no_sooner_than_its_shortest_length(min_length, max_length):
+def test_min_new_tokens_masks_eos(min_length, max_length):
     if min_length > max_length:
         with pytest.raises(UserError, match=f"min_new_tokens={min_length} is above max_new_tokens"):
             tiny_model().generate([[1, 2]], max_length, min_new_tokens=min_length)
@@ -164,7 +164,7 @@ def test_text_ends_no_sooner_than_its_shortest_length(min_length, max_length):
 
 
 @pytest.mark.catches("stop_ids_end_nothing")
-def test_several_tokens_may_end_a_text():
+def test_stop_token_ids_end_a_text():
     model = tiny_model()
     free = model.generate([[1, 2], [3, 4], [5, 6]], 8, temperature=0)
     ends = [free[0][4], free[1][3]]
@@ -176,7 +176,7 @@ def test_several_tokens_may_end_a_text():
             assert after == before[: 2 + first]
 
 
-def test_a_processor_of_the_users_own_sees_all_tokens_and_has_the_last_word():
+def test_custom_logits_processor_sees_all_tokens_and_runs_last():
     model, seen = tiny_model(), []
 
     def only_even(tokens, logits):
@@ -194,7 +194,7 @@ def test_a_processor_of_the_users_own_sees_all_tokens_and_has_the_last_word():
     )
 
 
-def test_penalties_change_what_is_written():
+def test_penalties_change_the_generated_text():
     model = tiny_model()
     plain = model.generate([[1, 2, 3]], 20, temperature=0)[0]
     assert len(set(plain)) < 12  # a random model repeats itself
@@ -205,7 +205,7 @@ def test_penalties_change_what_is_written():
 
 
 @pytest.mark.catches("log_probabilities_are_not_normalized")
-def test_what_is_written_comes_with_its_log_probabilities():
+def test_generate_returns_log_probabilities():
     model = tiny_model()
     inputs = [GenerationInput([1, 2, 3]), GenerationInput([4])]
     end = model.generate([[4]], 6, temperature=0)[0][3]
@@ -225,7 +225,7 @@ def test_what_is_written_comes_with_its_log_probabilities():
             assert output.score == pytest.approx(sum(expected), abs=1e-3)
 
 
-def test_several_continuations_of_each_prompt():
+def test_num_return_sequences_of_each_prompt():
     model = tiny_model()
     texts = model.generate([[1, 2], [3]], 8, num_return_sequences=3, seed=0)
     assert [text[:1] for text in texts] == [[1]] * 3 + [[3]] * 3
@@ -237,7 +237,7 @@ def test_several_continuations_of_each_prompt():
     assert len(set(map(tuple, best))) == 4
 
 
-def test_a_target_can_be_made_to_begin_with_tokens():
+def test_forced_tokens_begin_a_target():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     free = model.generate([[3, 1, 4]], 6, start_id=2, temperature=0)[0]
     rest = model.generate([[3, 1, 4]], 3, start_id=2, prefix=free[:3], temperature=0)[0]
@@ -247,7 +247,7 @@ def test_a_target_can_be_made_to_begin_with_tokens():
 
 @pytest.mark.catches("logits_that_are_nan_are_sampled")
 @pytest.mark.parametrize("device", ["cpu"])
-def test_logits_that_are_no_numbers_stop_with_the_step(device):
+def test_nan_logits_raise_with_the_step(device):
     model = tiny_model()
     calls = []
 
@@ -291,13 +291,13 @@ def test_logits_that_are_no_numbers_stop_with_the_step(device):
          "no token is allowed at new token 1: bans and processors mask all tokens"),
     ],
 )  # fmt: skip
-def test_wrong_options_are_refused(options, message):
+def test_logits_processor_options_are_checked(options, message):
     with pytest.raises((ConfigError, UserError), match=message):
         tiny_model().generate([[1]], 5, **options)
 
 
 @pytest.mark.catches("remaining_rows_continue_other_texts")
-def test_rows_that_have_ended_no_longer_cost_anything(monkeypatch):
+def test_finished_rows_are_removed_from_the_batch(monkeypatch):
     """Finished rows are removed without changing the others."""
     model = tiny_model()
     prompts = [[1, 2], [3, 4, 9], [5, 6], [7]]

@@ -46,7 +46,7 @@ def by_definition(logits, options):
     st.sampled_from([None, 1, 3, 100]),
     st.sampled_from([None, 0.1, 0.6, 0.9, 1.0]),
 )
-def test_tokens_are_drawn_as_often_as_the_definition_says(logits, temperature, top_k, top_p):
+def test_sampling_frequencies_match_the_distribution(logits, temperature, top_k, top_p):
     options = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     expected = torch.tensor(by_definition(logits, options))
     drawn = shares(logits, options)
@@ -63,7 +63,7 @@ SHARES = [0.25, 0.0, 0.5, 0.25]
     ("number", "token"),
     [(0.0, 0), (0.2499, 0), (0.25, 2), (0.5, 2), (0.7499, 2), (0.75, 3), (LAST, 3)],
 )
-def test_token_is_where_the_number_falls(number, token):
+def test_sampling_inverts_the_cumulative_distribution(number, token):
     """Probabilities are powers of two, so sums are exact; zeros are not sampled."""
     logits = torch.tensor([SHARES]).log()
     uniform = torch.tensor([number], dtype=torch.float64)
@@ -72,7 +72,7 @@ def test_token_is_where_the_number_falls(number, token):
 
 @pytest.mark.parametrize("options", [{"top_p": 0.6}, {"top_k": 2}, {"min_p": 0.5}, {}])
 @pytest.mark.parametrize("size", [4, 1000])
-def test_the_largest_number_chooses_a_token_that_is_allowed(options, size):
+def test_sampling_of_the_largest_uniform_number_is_an_allowed_token(options, size):
     """Rounding of the cumulative sum must not select a masked token."""
     options = GenerationConfig(**options)
     logits = torch.linspace(5, -5, size).repeat(3, 1)
@@ -95,7 +95,7 @@ PROMPTS = [[1, 2, 3], [1, 2, 3], [4], [5, 6, 7, 8, 9], [1, 2, 3], [2], [30] * 7,
     "options", [{}, {"temperature": 0.7, "top_k": 9}, {"top_p": 0.9}, {"eos_id": 5, "min_p": 0.01},
                 {"context_shift": True}],
 )  # fmt: skip
-def test_a_row_depends_on_its_number_and_the_seed_only(monkeypatch, kernels, options):
+def test_sampling_of_a_row_depends_on_its_index_and_seed_only(monkeypatch, kernels, options):
     """Samples are independent of the batch size and of the other rows."""
     monkeypatch.setenv("MINIFORMER_KERNELS", kernels)
     model = tiny_model()
@@ -113,7 +113,7 @@ def test_a_row_depends_on_its_number_and_the_seed_only(monkeypatch, kernels, opt
 
 
 @pytest.mark.catches("rows_are_sampled_alike")
-def test_samples_of_a_prompt_depend_on_its_number_and_theirs():
+def test_sampling_depends_on_the_prompt_and_sample_index():
     model = tiny_model()
     three = model.generate(PROMPTS, 8, seed=1, num_return_sequences=3)
     assert model.generate(PROMPTS[:2], 8, seed=1, num_return_sequences=3) == three[:6]
@@ -122,7 +122,7 @@ def test_samples_of_a_prompt_depend_on_its_number_and_theirs():
 
 
 @pytest.mark.catches("speculated_rows_are_sampled_alike")
-def test_speculated_rows_depend_on_their_number_and_the_seed_only():
+def test_speculative_sampling_depends_on_row_index_and_seed_only():
     model, options = tiny_model(), GenerationConfig(max_new_tokens=8, seed=1)
     how = {"speculation": Speculation(tiny_model(seed=9))}
     inputs = [GenerationInput(prompt) for prompt in PROMPTS]
@@ -134,7 +134,7 @@ def test_speculated_rows_depend_on_their_number_and_the_seed_only():
 
 
 @pytest.mark.catches("rows_are_sampled_alike")
-def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
+def test_sampling_does_not_depend_on_the_batch(monkeypatch):
     """A pipeline sorts prompts by length and generates in batches."""
     tokenizer = Tokenizer.train("byte", [])
     model = tiny_model(vocab_size=tokenizer.vocab_size)
@@ -148,13 +148,13 @@ def test_texts_do_not_depend_on_how_they_are_batched(monkeypatch):
     assert len({texts[1], texts[2], texts[4]}) == 3
 
 
-def test_temperature_zero_is_the_likeliest_token():
+def test_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.9]])
     assert sample_next_token(logits, GenerationConfig(temperature=0)).tolist() == [1, 0]
 
 
 @pytest.mark.catches("seed_is_ignored")
-def test_a_seed_makes_sampling_repeatable():
+def test_sampling_repeats_with_its_seed():
     model = tiny_model()
     first = model.generate([[1, 2, 3]], 20, seed=1)
     assert model.generate([[1, 2, 3]], 20, seed=1) == first
@@ -163,7 +163,7 @@ def test_a_seed_makes_sampling_repeatable():
 
 
 @pytest.mark.catches("end_of_text_is_part_of_it")
-def test_a_sequence_ends_at_eos_and_the_others_go_on():
+def test_generate_ends_a_row_at_eos_and_continues_the_others():
     model = tiny_model()
     prompts = [[1, 2], [3, 4], [5, 6]]
     free = model.generate(prompts, 8, temperature=0)
@@ -179,7 +179,7 @@ def test_a_sequence_ends_at_eos_and_the_others_go_on():
         assert row == text + [eos] * (10 - len(text))
 
 
-def test_generation_stops_when_every_sequence_has_ended(monkeypatch):
+def test_generate_stops_when_every_row_has_ended(monkeypatch):
     model = tiny_model()
     eos = model.generate([[1, 2]], 1, temperature=0)[0][2]
     monkeypatch.setattr(DecodingState, "step", None)  # the first token ends it
@@ -190,7 +190,7 @@ def test_generation_stops_when_every_sequence_has_ended(monkeypatch):
 
 @pytest.mark.catches("dropout_stays_on_in_generation")
 @pytest.mark.parametrize("hooks", [0, 1], ids=["kernels", "model"])
-def test_dropout_is_off_in_generation_and_the_mode_comes_back(hooks):
+def test_generate_uses_eval_mode_and_restores_it(hooks):
     model, ids = tiny_model(dropout=0.5), [1, 2]
     for _ in range(hooks):  # with one, the kernels leave decoding to the model
         model.layers[0].register_forward_hook(lambda *arguments: None)
@@ -204,7 +204,7 @@ def test_dropout_is_off_in_generation_and_the_mode_comes_back(hooks):
 @pytest.mark.catches("one_token_more_than_there_is_room_for")
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"num_beams": 2}, {"seed": 0}])
 @pytest.mark.parametrize(("length", "new"), [(1, 1), (1, 7), (7, 1), (5, 3)])
-def test_texts_reach_the_limit_exactly(length, new, options):
+def test_generate_reaches_max_new_tokens_exactly(length, new, options):
     """One-token prompts, one new token, and sequences of max_seq_len tokens."""
     model = tiny_model(max_seq_len=8)
     prompts = [[1 + n for n in range(length)], [2] * length]
@@ -238,18 +238,18 @@ def test_texts_reach_the_limit_exactly(length, new, options):
         (torch.zeros(1, 2), {}, "prompts must be"),
     ],
 )  # fmt: skip
-def test_wrong_prompts_and_options_are_refused(prompts, options, message):
+def test_generate_rejects_invalid_prompts_and_options(prompts, options, message):
     with pytest.raises(UserError, match=message):
         tiny_model().generate(prompts, 5, **options)
 
 
-def test_no_prompts_give_no_texts():
+def test_generate_without_prompts_returns_no_texts():
     assert tiny_model().generate([], 5) == []
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-20, 1e-40, 5e-324])
 @pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}])
-def test_the_smallest_temperature_is_greedy(temperature, options):
+def test_smallest_temperature_is_greedy(temperature, options):
     logits = torch.tensor([[0.0, 50.0, 10.0], [5.0, -1e4, 4.9]])
     options = GenerationConfig(temperature=temperature, **options)
     assert sample_next_token(logits, options).tolist() == [1, 0]
@@ -258,24 +258,24 @@ def test_the_smallest_temperature_is_greedy(temperature, options):
 @pytest.mark.parametrize(
     "prompts", [[1, 2, 3], [[1, True]], [[1.5]], [["a"]], [None], torch.tensor([[True]])]
 )
-def test_prompts_that_are_no_lists_of_ids(prompts):
+def test_generate_rejects_prompts_that_are_no_lists_of_ids(prompts):
     with pytest.raises(UserError, match="prompts must be"):
         tiny_model().generate(prompts, 2)
 
 
-def test_no_prompts_give_nothing():
+def test_generate_of_an_empty_tensor_returns_an_empty_tensor():
     assert tiny_model().generate([], 2) == []
     assert tiny_model().generate(torch.zeros(0, 3, dtype=torch.long), 2).shape == (0, 3)
 
 
 @pytest.mark.parametrize("field", ["input_dim", "output_dim"])
-def test_a_model_without_tokens_cannot_generate(field):
+def test_generate_rejects_a_model_without_tokens(field):
     with pytest.raises(UserError, match=f"generate needs {field}=null"):
         tiny_model(**{field: 5}).generate([[1]], 2)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_prompts_of_any_integer_type_are_the_same(kind):
+def test_generate_accepts_prompts_of_any_integer_type(kind):
     model = tiny_model()
     prompt = torch.tensor([[1, 2, 3]])
     expected = model.generate(prompt, 4, temperature=0)
@@ -283,7 +283,7 @@ def test_prompts_of_any_integer_type_are_the_same(kind):
 
 
 @pytest.mark.catches("model_is_left_in_eval_mode")
-def test_every_part_is_in_its_own_mode_again_after_generating():
+def test_generate_restores_the_mode_of_every_module():
     model = tiny_model().train()
     model.layers[0].eval()
     modes = [module.training for module in model.modules()]
@@ -310,7 +310,7 @@ def sliding(model, prompt, new):
     [{}, {"position": "learned"}, {"sliding_window": 3},
      {"rotary_scaling": {"type": "dynamic", "factor": 2.0, "original_max_seq_len": 4}}],
 )  # fmt: skip
-def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
+def test_context_overflow_truncate_drops_the_oldest_tokens(changes):
     model = tiny_model(max_seq_len=8, **changes)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]]
     if "rotary_scaling" in changes:  # what it goes by is how long a text comes to be
@@ -334,7 +334,7 @@ def test_what_is_oldest_is_forgotten_where_that_is_asked(changes):
     ]
 
 
-def test_sliding_is_asked_for():
+def test_context_overflow_is_an_error_by_default():
     model = tiny_model(max_seq_len=8)
     with pytest.raises(UserError, match="or set context_shift=true to drop the oldest tokens"):
         model.generate([[1] * 9], 1)

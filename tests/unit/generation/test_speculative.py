@@ -47,7 +47,7 @@ def near(model, amount=0.02):
     st.integers(1, 6),
     st.sampled_from([{}, {"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}, {"eos_id": 5}]),
 )
-def test_greedy_text_is_the_same(shape, prompt, kind, num_draft_tokens, extra):
+def test_speculative_greedy_text_is_the_same(shape, prompt, kind, num_draft_tokens, extra):
     model = tiny_model(**SHAPES[shape])
     draft = {"near": near(model), "far": tiny_model(seed=9), "lookup": None}[kind]
     options = GenerationConfig(max_new_tokens=20, temperature=0.0, **extra)
@@ -65,7 +65,7 @@ def test_greedy_text_is_the_same(shape, prompt, kind, num_draft_tokens, extra):
 
 
 @pytest.mark.catches("rejected_draft_leaves_the_distribution_whole")
-def test_a_judged_token_is_drawn_from_the_distribution_of_the_model():
+def test_speculative_acceptance_samples_from_the_distribution_of_the_model():
     """For any draft distribution: counts are within five standard deviations."""
     target_probs, draft_probs = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.2, 0.2, 0.6]])
     generator, draws = torch.Generator().manual_seed(0), 4000
@@ -81,7 +81,7 @@ def test_a_judged_token_is_drawn_from_the_distribution_of_the_model():
 @pytest.mark.parametrize(
     "sampling", [{}, {"temperature": 0.7, "top_k": 3, "presence_penalty": 0.5}]
 )
-def test_sampled_text_has_the_same_distribution(kind, sampling):
+def test_speculative_sampling_has_the_same_distribution(kind, sampling):
     """Chi-square test of three tokens against the probabilities of the model."""
     shape = {"vocab_size": 4, "n_layers": 1, "d_model": 8, "n_heads": 2}
     model = tiny_model(**shape)
@@ -114,7 +114,7 @@ def test_sampled_text_has_the_same_distribution(kind, sampling):
     assert chi2 < freedom + 4 * (2 * freedom) ** 0.5 + 4  # fails by chance once in thousands
 
 
-def test_a_decoder_speculates_too():
+def test_speculative_decoding_of_seq2seq():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     inputs = [GenerationInput([2], [3, 1, 4]), GenerationInput([2], [9])]
     options = GenerationConfig(max_new_tokens=15, temperature=0.0)
@@ -124,7 +124,7 @@ def test_a_decoder_speculates_too():
         assert [item.tokens for item in result] == [item.tokens for item in plain]
 
 
-def test_a_stream_may_be_speculated():
+def test_speculative_decoding_of_a_stream():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=12, temperature=0.0)
     result = list(
@@ -143,7 +143,7 @@ def test_a_stream_may_be_speculated():
         ([1], []),
     ],
 )
-def test_what_is_looked_up(tokens, expected):
+def test_prompt_lookup_draft(tokens, expected):
     result, probs = PromptLookupDraft().propose(torch.tensor(tokens), 2)
     assert result.tolist() == expected
     assert probs is None
@@ -157,7 +157,7 @@ def pipeline(**changes):
 
 
 @pytest.mark.catches("speculation_answers_with_every_second_text")
-def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
+def test_speculative_decoding_of_a_pipeline_and_the_command(tmp_path, capsys):
     m, small = pipeline(), pipeline(seed=3)
     plain = m.generate("ab", temperature=0.0)
     for draft in (small, "lookup", Speculation(small.model, num_draft_tokens=2)):
@@ -182,7 +182,7 @@ def test_on_a_pipeline_and_from_the_command_line(tmp_path, capsys):
         )
 
 
-def test_what_cannot_be_speculated():
+def test_speculative_decoding_rejects_unsupported_settings():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=5)
     with pytest.raises(UserError, match="vocabulary of 7 tokens, the model one of 31"):

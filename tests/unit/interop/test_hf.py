@@ -85,7 +85,7 @@ def refusal(path, **options):
         ({"eos_token_id": "x"}, "a token id must be a non-negative integer"),
     ],
 )
-def test_a_config_is_refused(llama, values, words):
+def test_import_rejects_invalid_configs(llama, values, words):
     (llama / "generation_config.json").unlink()
     config_with(llama, **values)
     assert words in refusal(llama)
@@ -110,7 +110,7 @@ def test_a_config_is_refused(llama, values, words):
     ],
     ids=str,
 )
-def test_windows_of_file_without_layer_types_are_those_of_its_class(kind, given):
+def test_config_windows_without_layer_types_are_those_of_the_class(kind, given):
     """In older files the class determines the layers with a window."""
     transformers = pytest.importorskip("transformers")
     layers = 30
@@ -125,13 +125,13 @@ def test_windows_of_file_without_layer_types_are_those_of_its_class(kind, given)
     ] == usual.layer_types
 
 
-def test_code_is_ignored_if_a_user_says_so(llama):
+def test_import_ignores_code_if_the_user_allows_it(llama):
     config_with(llama, auto_map={"AutoModel": "evil.Evil"})
     (llama / "evil.py").write_text("raise SystemExit('run')")
     assert miniformer.from_hf(llama, custom_code="ignore").model(torch.zeros(1, 2, dtype=int)).shape
 
 
-def test_every_problem_of_a_config_is_told_at_once(llama):
+def test_import_lists_every_problem_of_a_config(llama):
     config_with(llama, hidden_size=..., hidden_act="no", vocab_size=...)
     message = refusal(llama)
     assert all(word in message for word in ("hidden_size is", "vocab_size is", "hidden_act='no'"))
@@ -168,13 +168,13 @@ def weights_with(path, change):
     ids=["missing", "renamed", "extra", "shape", "type"],
 )
 @pytest.mark.catches("missing_tensors_unnamed")
-def test_a_tensor_is_named(llama, change, words):
+def test_import_error_names_the_tensor(llama, change, words):
     weights_with(llama, change)
     assert words in refusal(llama)
 
 
 @pytest.mark.catches("untied_head_is_taken_for_tied")
-def test_a_head_that_is_said_to_be_tied_and_is_not_stays_untied(llama):
+def test_import_of_a_head_marked_as_tied_that_differs_stays_untied(llama):
     config_with(llama, tie_word_embeddings=True)
     assert miniformer.from_hf(llama).model.config.tie_embeddings is False
     weights_with(
@@ -183,7 +183,7 @@ def test_a_head_that_is_said_to_be_tied_and_is_not_stays_untied(llama):
     assert miniformer.from_hf(llama).model.config.tie_embeddings is True
 
 
-def test_broken_weights(llama):
+def test_import_rejects_broken_weights(llama):
     file = llama / "model.safetensors"
     whole = file.read_bytes()
     length = int.from_bytes(whole[:8], "little")
@@ -198,7 +198,7 @@ def test_broken_weights(llama):
     assert not Path("pwned").exists()
 
 
-def test_a_pickle_is_not_read(llama):
+def test_import_never_reads_a_pickle(llama):
     (llama / "model.safetensors").rename(llama / "pytorch_model.bin")
     message = refusal(llama)
     assert "model.safetensors is missing; pytorch_model.bin is a pickle" in message
@@ -218,14 +218,14 @@ def shard(path):
     return index["weight_map"], weights
 
 
-def test_shards_are_one_model(llama):
+def test_import_joins_shards(llama):
     whole = miniformer.from_hf(llama).model.state_dict()
     shard(llama)
     parts = miniformer.from_hf(llama).model.state_dict()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
 
 
-def test_a_wrong_index(llama):
+def test_import_rejects_an_invalid_shard_index(llama):
     names, weights = shard(llama)
     index = llama / "model.safetensors.index.json"
     for wrong, words in (
@@ -243,7 +243,7 @@ def test_a_wrong_index(llama):
 
 
 @pytest.mark.catches("link_leads_out_of_the_directory")
-def test_a_link_must_not_lead_out(llama, tmp_path):
+def test_import_rejects_links_out_of_the_directory(llama, tmp_path):
     secret = tmp_path / "secret.json"
     shutil.copy(llama / "config.json", secret)
     (llama / "config.json").unlink()
@@ -251,7 +251,7 @@ def test_a_link_must_not_lead_out(llama, tmp_path):
     assert "links out of the directory" in refusal(llama)
 
 
-def test_the_links_of_a_hubs_cache_lead_to_its_blobs(llama, tmp_path):
+def test_import_follows_links_of_the_hub_cache(llama, tmp_path):
     snapshot = tmp_path / "models--user--name" / "snapshots" / "abc"
     blobs = tmp_path / "models--user--name" / "blobs"
     snapshot.mkdir(parents=True)
@@ -277,7 +277,7 @@ def test_the_links_of_a_hubs_cache_lead_to_its_blobs(llama, tmp_path):
         ),
     ],
 )
-def test_files_beside_it(llama, name, text, words):
+def test_import_rejects_invalid_companion_files(llama, name, text, words):
     (llama / name).parent.mkdir(exist_ok=True)
     (llama / name).write_text(text)
     if name.startswith("1_"):
@@ -286,13 +286,13 @@ def test_files_beside_it(llama, name, text, words):
     assert words in refusal(llama)
 
 
-def test_a_tokenizer_of_another_model(llama):
+def test_import_rejects_a_tokenizer_of_another_model(llama):
     tokenizer = miniformer.Tokenizer.train("byte", ["abc"], None)
     tokenizer.save(llama / "tokenizer.json")
     assert "more than the model's 40; they belong to different models" in refusal(llama)
 
 
-def test_what_is_no_directory_of_theirs(tmp_path):
+def test_import_rejects_a_directory_that_is_no_checkpoint(tmp_path):
     assert "no such directory" in refusal(tmp_path / "none")
     assert "config.json is missing; is it a Hugging Face model?" in refusal(tmp_path)
     model = miniformer.Transformer(TransformerConfig(**SIZES))
@@ -301,7 +301,7 @@ def test_what_is_no_directory_of_theirs(tmp_path):
 
 
 @pytest.mark.catches("export_overwrites_a_full_directory")
-def test_nothing_is_written_over(llama, tmp_path):
+def test_import_and_export_overwrite_nothing(llama, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
@@ -311,7 +311,7 @@ def test_nothing_is_written_over(llama, tmp_path):
     assert (out / "mine.txt").read_text() == "mine"
 
 
-def test_where_nothing_can_be_written(llama, tmp_path, monkeypatch):
+def test_import_that_cannot_write_is_refused(llama, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/out: cannot be written: Not a directory"):
         miniformer.import_hf(llama, tmp_path / "file" / "out")
@@ -326,7 +326,7 @@ def test_where_nothing_can_be_written(llama, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
+def test_import_that_fails_leaves_no_files(llama, tmp_path):
     (llama / "generation_config.json").write_text('{"max_new_tokens": -1}')
     with pytest.raises(UserError):
         miniformer.import_hf(llama, tmp_path / "out")
@@ -343,7 +343,7 @@ def test_an_import_that_fails_leaves_nothing(llama, tmp_path):
         ({"input_dim": 3}, "input_dim=3"),
     ],
 )
-def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
+def test_export_names_parts_that_no_family_has(fields, words, tmp_path):
     values = architecture_config("llama", **SIZES, d_ff=24) | fields
     model = miniformer.Transformer(TransformerConfig(**values))
     with pytest.raises(UserError) as caught:
@@ -353,7 +353,7 @@ def test_parts_that_no_family_has_are_named(fields, words, tmp_path):
     assert words in message
 
 
-def test_a_family_can_be_chosen(tmp_path):
+def test_export_to_a_given_family(tmp_path):
     model = miniformer.Transformer(
         TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
     )
@@ -363,7 +363,7 @@ def test_a_family_can_be_chosen(tmp_path):
         miniformer.to_hf(model, tmp_path / "other", family="mistrall")
 
 
-def test_the_type_of_weights_is_kept(tmp_path):
+def test_import_and_export_keep_the_dtype(tmp_path):
     model = miniformer.Transformer(
         TransformerConfig(**architecture_config("llama", **SIZES, d_ff=24))
     )
@@ -379,7 +379,7 @@ def test_the_type_of_weights_is_kept(tmp_path):
 
 
 @pytest.mark.catches("import_ignores_max_seq_len", "imported_model_has_an_empty_card")
-def test_the_commands(llama, tmp_path, capsys):
+def test_hf_commands(llama, tmp_path, capsys):
     assert cli.main(["import", str(llama), str(tmp_path / "ours"), "--max_seq_len", "20"]) == 0
     assert "LlamaForCausalLM: 2 layers of width 16" in capsys.readouterr().out
     assert miniformer.load(tmp_path / "ours").model.config.max_seq_len == 20
@@ -403,7 +403,7 @@ def test_the_commands(llama, tmp_path, capsys):
         assert words in capsys.readouterr().err
 
 
-def test_chance_finds_nothing():
+def test_import_fuzzing_finds_no_crash():
     """A few cases; `tests.fuzz` tries many more."""
     pytest.importorskip("transformers")
     _, findings = fuzz.run(300, chosen_seed() or 0)

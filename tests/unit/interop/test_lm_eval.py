@@ -59,7 +59,7 @@ def log_p(m, before, text):
 
 
 @pytest.mark.catches("every_token_is_the_greedy_one", "every_continuation_is_greedy")
-def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
+def test_lm_eval_loglikelihood_and_greedy_flag(adapter):
     m = language_model()
     nexts = {a: m.generate(a, max_new_tokens=1, temperature=0.0) for a in "abcdefghijklmnopqrst"}
     letter, best = next((a, text) for a, text in nexts.items() if text.isascii() and text.strip())
@@ -75,7 +75,7 @@ def test_how_likely_a_continuation_is_and_whether_it_is_greedy(adapter):
     assert [greedy for _, greedy in found] == [False, False, False, True]
 
 
-def test_texts_may_be_longer_than_the_model_reads(adapter):
+def test_lm_eval_scores_texts_longer_than_max_seq_len(adapter):
     m, text = language_model(), "on the mat " * 20
     adapted = adapter.MiniformerLM(m, stride=8)
     [total] = adapted.loglikelihood_rolling(requests((text,)), disable_tqdm=True)
@@ -88,7 +88,7 @@ def test_texts_may_be_longer_than_the_model_reads(adapter):
     assert written == m.generate(text, max_new_tokens=5, temperature=0.0, context_shift=True)
 
 
-def test_answers_up_to_a_stop(adapter):
+def test_lm_eval_answers_end_at_a_stop_string(adapter):
     m = language_model()
     whole = m.generate("the", max_new_tokens=30, temperature=0.0)
     asked = [
@@ -105,7 +105,7 @@ def test_answers_up_to_a_stop(adapter):
     assert found[3] != whole
 
 
-def test_mistakes(adapter, tmp_path):
+def test_lm_eval_user_errors(adapter, tmp_path):
     with pytest.raises(UserError, match="'num_fewshot' is not supported"):
         adapter.MiniformerLM(language_model()).generate_until(
             requests(("a", {"num_fewshot": 3})), disable_tqdm=True
@@ -120,7 +120,7 @@ def test_mistakes(adapter, tmp_path):
         adapter.MiniformerLM(m)
 
 
-def test_a_mistake_is_one_message_of_its_command(adapter, monkeypatch, capsys):
+def test_lm_eval_command_prints_one_message(adapter, monkeypatch, capsys):
     def refuse():
         raise UserError("nowhere: no such model directory")
 

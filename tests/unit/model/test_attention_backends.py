@@ -494,7 +494,7 @@ def test_unsupported_backend_fails_when_the_model_is_called():
 
 
 @pytest.mark.parametrize("change", ["softcap", "sinks", "window"])
-def test_different_layers_get_separate_contexts(change):
+def test_attention_contexts_are_separate_for_different_layers(change):
     """One layer is changed after construction; it does not share the context of the others."""
     model = tiny_model(position="alibi")
     attention = model.layers[1].attention
@@ -559,7 +559,7 @@ def test_varlen_of_padding_only(monkeypatch):
 @pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
 @pytest.mark.parametrize("segments", [None, [[1] * 6, [1] * 5 + [0]]], ids=["all", "padded"])
 @pytest.mark.parametrize("causal", [True, False])
-def test_scores_are_scaled_before_they_overflow(backend, segments, causal):
+def test_attention_scales_scores_before_they_overflow(backend, segments, causal):
     """q.k is 80000, above what float16 holds; scaled, 20000."""
     ids = None if segments is None else torch.tensor(segments)
     seen = make_visibility(B, T, causal=causal, segment_ids=ids, device=CPU)

@@ -407,7 +407,7 @@ def test_cache_with_no_tokens_or_no_rows(shape):
 @pytest.mark.catches("max_seq_len_counts_columns")
 @pytest.mark.parametrize("shape", ["rotary", "learned"])
 @torch.inference_mode()
-def test_max_seq_len_counts_tokens_not_columns(shape):
+def test_cache_max_seq_len_counts_tokens_not_columns(shape):
     """Rows trimmed to different lengths leave holes, which do not count."""
     model = tiny_model(**SHAPES[shape], max_seq_len=8)
     ids, cache = tokens(model, 2, 8), model.new_cache(2, 12, "full")

@@ -23,7 +23,7 @@ def by_whole_passes(transformer, source, new, start):
 
 @pytest.mark.catches("prompts_are_padded_without_a_mask")
 @pytest.mark.parametrize("position", ["rotary", "learned", "t5_relative", "alibi"])
-def test_each_source_gets_what_whole_passes_give_it_alone(position):
+def test_seq2seq_generate_matches_full_passes(position):
     transformer = seq2seq(position=position)
     sources = [[3, 1, 4, 1, 5], [9, 2], [6]]
     expected = [by_whole_passes(transformer, source, 8, start=2) for source in sources]
@@ -32,7 +32,7 @@ def test_each_source_gets_what_whole_passes_give_it_alone(position):
     assert alone.tolist() == expected[1:2]
 
 
-def test_padding_of_a_source_is_not_read():
+def test_seq2seq_generate_ignores_source_padding():
     transformer = seq2seq()
     mask = torch.tensor([[True, True, False, False]])
     padded = torch.tensor([[9, 2, 7, 7]])
@@ -40,7 +40,7 @@ def test_padding_of_a_source_is_not_read():
     assert torch.equal(result, transformer.generate(padded[:, :2], 6, temperature=0))
 
 
-def test_a_target_ends_at_eos_and_the_others_go_on():
+def test_seq2seq_generate_ends_a_row_at_eos_and_continues_the_others():
     transformer = seq2seq()
     sources = [[3, 1, 4, 1, 5], [9, 2]]
     full = transformer.generate(sources, 8, temperature=0)
@@ -50,7 +50,7 @@ def test_a_target_ends_at_eos_and_the_others_go_on():
     assert result == cut
 
 
-def test_sampling_repeats_with_its_seed():
+def test_seq2seq_sampling_repeats_with_its_seed():
     transformer = seq2seq()
     first, second, other = (transformer.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1))
     assert first == second != other
@@ -68,17 +68,17 @@ def test_sampling_repeats_with_its_seed():
         (torch.zeros(1, 3), {"max_new_tokens": 1}, "source"),
     ],
 )
-def test_what_cannot_be_answered_is_refused(source, options, message):
+def test_seq2seq_generate_rejects_invalid_inputs(source, options, message):
     with pytest.raises(UserError if isinstance(source, list) else ValueError, match=message):
         seq2seq().generate(source, **options)
 
 
-def test_no_sources_give_no_targets():
+def test_seq2seq_generate_without_sources_returns_no_targets():
     assert seq2seq().generate([]) == []
     assert seq2seq().generate(torch.zeros(0, 3).long()).shape == (0, 0)
 
 
-def test_sources_have_the_ids_of_their_own_vocabulary():
+def test_seq2seq_source_vocabulary_is_separate():
     two = seq2seq(source_vocab_size=50)
     assert two.embedding.weight is not two.source_embedding.weight
     assert len(two.generate([[49, 40]], 3)[0]) == 3  # targets go up to 30 only

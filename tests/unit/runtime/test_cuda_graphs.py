@@ -2,7 +2,7 @@
 
 Without a GPU a `Tape` replaces torch's CUDA graphs: it records operations and replays them with the
 same tensors into the same memory, as a CUDA graph does; operations that synchronize with the CPU
-are rejected. Only `test_on_a_gpu` verifies that CUDA can capture the operations and that
+are rejected. Only `test_cuda_graphs_on_a_gpu` verifies that CUDA can capture the operations and that
 `unsupported_reason` detects a GPU.
 """
 
@@ -93,7 +93,7 @@ def recordings(monkeypatch):
 
 @pytest.mark.catches("recorded_step_counts_its_own_column")
 @pytest.mark.parametrize("shape", RECORDED)
-def test_texts_are_those_of_steps_one_by_one(shape, recordings):
+def test_cuda_graphs_give_the_same_texts(shape, recordings):
     model = tiny_model(**SHAPES[shape])
     for options in ({"temperature": 0}, {"seed": 1}, {"num_beams": 3}):
         result = model.generate(PROMPTS, 24, cuda_graph=True, **options)
@@ -102,7 +102,7 @@ def test_texts_are_those_of_steps_one_by_one(shape, recordings):
 
 
 @pytest.mark.catches("recorded_logits_share_memory")
-def test_logits_of_a_step_stay_when_the_next_is_played(recordings):
+def test_cuda_graphs_logits_are_copied(recordings):
     """Compares with a full forward pass; a graph writes to the same memory at each replay."""
     model, ids = tiny_model(), torch.randint(0, 31, (2, 9))
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_logits_of_a_step_stay_when_the_next_is_played(recordings):
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads"])
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"seed": 2, "num_return_sequences": 2}])
-def test_searches_samples_and_sources_too(shape, options, recordings):
+def test_cuda_graphs_in_beam_search_sampling_and_seq2seq(shape, options, recordings):
     """Beams are reordered, and finished rows are removed."""
     model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
     end = model.generate([[4]], 6, temperature=0)[0][3]
@@ -126,7 +126,7 @@ def test_searches_samples_and_sources_too(shape, options, recordings):
     assert result == model.generate(PROMPTS, 30, **options)
 
 
-def test_a_text_that_slides_is_recorded_again(recordings):
+def test_cuda_graphs_are_recaptured_after_truncation(recordings):
     model = tiny_model(max_seq_len=40)
     result = model.generate(PROMPTS, 90, temperature=0, context_shift=True, cuda_graph=True)
     assert len(recordings) > 1
@@ -134,7 +134,7 @@ def test_a_text_that_slides_is_recorded_again(recordings):
 
 
 @pytest.mark.parametrize(("new", "tapes"), [(8, 0), (16, 0), (17, 1)])
-def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, tapes, recordings):
+def test_cuda_graphs_are_not_captured_for_short_texts(new, tapes, recordings):
     tiny_model().generate(PROMPTS, new, temperature=0, cuda_graph=True)
     assert len(recordings) == tapes
 
@@ -146,12 +146,12 @@ def test_a_text_of_fewer_than_16_steps_is_not_worth_a_recording(new, tapes, reco
         ({"logit_softcap": 4.0}, "flex_attention creates a new mask for each step"),
     ],
 )
-def test_what_cannot_be_recorded_is_told(options, reason, recordings):
+def test_cuda_graphs_report_unsupported_models(options, reason, recordings):
     with pytest.raises(UserError, match=f"this model does not support cuda_graph=true: {reason}"):
         tiny_model(**options).generate(PROMPTS, 24, cuda_graph=True)
 
 
-def test_neither_can_what_is_on_a_cpu_or_a_backend_that_makes_masks():
+def test_cuda_graphs_report_cpu_and_mask_backends():
     model = tiny_model()
     with pytest.raises(UserError, match="its weights are on cpu; leave it out"):
         model.generate(PROMPTS, 24, cuda_graph=True)
@@ -159,7 +159,7 @@ def test_neither_can_what_is_on_a_cpu_or_a_backend_that_makes_masks():
     assert "attention backend flex" in cuda_graphs.dynamic_component(model)
 
 
-def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
+def test_cuda_graphs_report_a_failed_capture(recordings, monkeypatch):
     def refuse(graph, **options):
         raise RuntimeError("CUDA error: operation not permitted\nCompile with ...")
 
@@ -172,7 +172,7 @@ def test_a_gpu_that_refuses_is_told(recordings, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", RECORDED)
-def test_on_a_gpu(shape, monkeypatch):
+def test_cuda_graphs_on_a_gpu(shape, monkeypatch):
     """Graphs are captured and replayed on the GPU."""
     graphs_made = []
 

@@ -77,14 +77,14 @@ def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["even", "ragged"])
 @pytest.mark.parametrize("shape", EVERY_SHAPE)
-def test_a_step_is_that_of_the_model(shape, mask, threads):
+def test_native_step_matches_the_model(shape, mask, threads):
     model = tiny_model(**SHAPES[shape])
     for actual, reference in steps_of(model, mask=mask, threads=threads):
         torch.testing.assert_close(actual, reference, rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_kernels_leave_prompts_to_a_model_with_a_bias_of_positions(shape):
+def test_native_prefill_is_left_to_models_with_position_bias(shape):
     assert Engine(tiny_model(**SHAPES[shape])).supports_prefill == (
         shape not in ("alibi", "relative")
     )
@@ -94,7 +94,7 @@ def test_kernels_leave_prompts_to_a_model_with_a_bias_of_positions(shape):
 @pytest.mark.parametrize("at_once", [1, 4, 256])
 @pytest.mark.parametrize("mask", [None, MASK], ids=["even", "ragged"])
 @pytest.mark.parametrize("shape", [item for item in SHAPES if item not in ("alibi", "relative")])
-def test_prompts_are_read_as_by_the_model(shape, mask, at_once, monkeypatch):
+def test_native_prefill_matches_the_model(shape, mask, at_once, monkeypatch):
     """Prefill in one chunk or several, followed by a decode step."""
     monkeypatch.setattr("miniformer.runtime.native.decode_step._PREFILL_CHUNK", at_once)
     model = tiny_model(**SHAPES[shape])
@@ -116,7 +116,7 @@ def test_prompts_are_read_as_by_the_model(shape, mask, at_once, monkeypatch):
             torch.testing.assert_close(a, model.logits(b), rtol=1e-4, atol=3e-5)
 
 
-def test_a_prompt_of_more_tokens_than_are_read_at_once():
+def test_native_prefill_in_chunks():
     model = tiny_model(max_seq_len=700)
     for length in (300, 600):  # the longer one is left to the model
         prompt = torch.randint(0, 31, (1, length))
@@ -128,7 +128,7 @@ def test_a_prompt_of_more_tokens_than_are_read_at_once():
 
 @pytest.mark.parametrize("rows", [1, 4, 7, 30])
 @pytest.mark.parametrize("weights", ["float32", "bf16", "int8", "int4"])
-def test_rows_together_are_rows_alone(weights, rows):
+def test_native_batch_matches_single_rows(weights, rows):
     """Rows in a batch have the same results as rows alone, for any number of rows per tile."""
     model = tiny_model(d_model=64, d_ff=96, vocab_size=700, **SHAPES["llama"])  # two blocks
     ids, token = torch.randint(0, 31, (rows, 5)), torch.randint(0, 31, (rows,))
@@ -146,7 +146,7 @@ def test_rows_together_are_rows_alone(weights, rows):
 
 @given(st.integers(1, 200), st.integers(1, 20), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
-def test_the_likeliest_tokens_are_those_of_a_whole_softmax(vocabulary, k, seed):
+def test_native_top_tokens_match_a_full_softmax(vocabulary, k, seed):
     k = min(k, vocabulary)
     logits = 9 * torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed))
     logits[1, ::3] = -torch.inf
@@ -159,7 +159,7 @@ def test_the_likeliest_tokens_are_those_of_a_whole_softmax(vocabulary, k, seed):
 
 
 @pytest.mark.parametrize("what", [torch.nan, torch.inf])
-def test_what_is_not_finite_does_not_get_lost(what):
+def test_native_step_propagates_nan_and_infinity(what):
     """Non-finite values propagate through beam search and int8 quantization."""
     logits = torch.randn(2, 31)
     logits[1, 7] = what
@@ -178,7 +178,7 @@ def test_what_is_not_finite_does_not_get_lost(what):
 
 
 @pytest.mark.catches("rows_settle_without_their_keys")
-def test_rows_exchange_places_without_moving_their_keys():
+def test_native_reorder_does_not_copy_keys():
     """The result equals that of a reordered cache, and so does the materialized cache."""
     model = tiny_model(n_kv_heads=2)
     ids, random = torch.randint(0, 31, (2, 5)), torch.Generator().manual_seed(3)
@@ -203,7 +203,7 @@ def test_rows_exchange_places_without_moving_their_keys():
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 3, "seed": 1}])
-def test_sources_are_shared_by_all_that_is_written_to_them(options, monkeypatch):
+def test_native_source_keys_are_shared_by_beams(options, monkeypatch):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     sources = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
     end = model.generate(sources, 9, temperature=0)[1][3]
@@ -216,7 +216,7 @@ def test_sources_are_shared_by_all_that_is_written_to_them(options, monkeypatch)
 @pytest.mark.catches("more_threads_pass_for_faster")
 @given(st.integers(1, 64), st.integers(1, 64))
 @settings(max_examples=30, deadline=None)
-def test_threads_are_as_many_as_are_fastest(max_threads, fastest):
+def test_thread_tuner_selects_the_fastest_count(max_threads, fastest):
     """Every third step is slowed down; then the optimum changes."""
     tuning = ThreadTuner(max_threads)
     halves = [max_threads]
@@ -240,7 +240,7 @@ def test_threads_are_as_many_as_are_fastest(max_threads, fastest):
 @pytest.mark.catches("weights_overlap_in_memory")
 @given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=30))
 @settings(max_examples=30, deadline=None)
-def test_weights_lie_side_by_side_and_apart(sizes):
+def test_huge_page_arena_copies_tensors_aligned(sizes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huge_pages, "_CHUNK_BYTES", 256)  # a few tensors fill a chunk
         pages = huge_pages.HugePageArena()
@@ -251,7 +251,7 @@ def test_weights_lie_side_by_side_and_apart(sizes):
         torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def test_a_number_of_threads_is_measured_while_texts_are_written():
+def test_thread_tuner_measures_during_generation():
     model = tiny_model()
     kernels = Engine(model, threads=2)
     with torch.inference_mode():
@@ -265,7 +265,7 @@ def test_a_number_of_threads_is_measured_while_texts_are_written():
 
 
 @pytest.mark.catches("torch_threads_run_beside_the_kernels")
-def test_what_is_done_between_steps_leaves_their_cores_alone():
+def test_exclusive_threads_apply_to_the_calling_thread_only():
     model, ids = tiny_model(), torch.randint(0, 31, (2, 5))
     torch.set_num_threads(2)
     try:
@@ -279,7 +279,7 @@ def test_what_is_done_between_steps_leaves_their_cores_alone():
         torch.set_num_threads(1)
 
 
-def test_rows_that_have_changed_need_new_steps():
+def test_native_rows_need_a_new_step_after_a_change():
     model = tiny_model()
     cache = model.new_cache(3, 9, "full")
     with torch.inference_mode():
@@ -291,7 +291,7 @@ def test_rows_that_have_changed_need_new_steps():
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads", "output"])
-def test_a_decoders_step_too(shape):
+def test_native_step_of_seq2seq_matches_the_model(shape):
     model = tiny_model(model=Seq2SeqTransformer, causal=False, **SHAPES[shape])
     source = torch.randint(0, 31, (3, 6))
     source_mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [0] * 3 + [1] * 3]).bool()
@@ -334,7 +334,7 @@ def stand_in(model, weights):
 
 @pytest.mark.catches("four_bits_are_cut_off")
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
-def test_kept_weights_are_within_half_a_step_of_what_they_were(weights):
+def test_quantized_weights_are_within_half_a_step(weights):
     torch.manual_seed(0)
     weight = torch.randn(48, 96) * torch.logspace(-3, 3, 48)[:, None]
     error = (as_kept(weight, weights) - weight).abs()
@@ -353,7 +353,7 @@ def test_kept_weights_are_within_half_a_step_of_what_they_were(weights):
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
-def test_steps_with_smaller_weights_are_those_of_a_model_rounded_alike(weights):
+def test_native_step_with_quantized_weights_matches_a_rounded_model(weights):
     """bf16 rounds weights; int8 and int4 also round the inputs of products."""
     torch.manual_seed(0)
     shape = {"d_model": 64, "n_heads": 4, "d_ff": 96, "tie_embeddings": False, "norm": "rmsnorm"}
@@ -378,7 +378,7 @@ def test_steps_with_smaller_weights_are_those_of_a_model_rounded_alike(weights):
     assert (actual - plain).abs().max() / expected.std() > 1e-3  # rounding has an effect
 
 
-def test_int8_products_are_those_of_integers():
+def test_int8_products_match_integer_products():
     """Compares quantization with its definition."""
     torch.manual_seed(0)
     library = build.load_library()
@@ -392,7 +392,7 @@ def test_int8_products_are_those_of_integers():
 
 
 @pytest.mark.catches("four_bits_have_no_minus_eight")
-def test_four_bits_are_nearer_than_plain_rounding():
+def test_int4_quantization_is_closer_than_plain_rounding():
     """Compares with a scale that maps the largest magnitude to 7; exact values stay exact."""
     torch.manual_seed(0)
     weight = torch.randn(40, 96)
@@ -411,7 +411,7 @@ def test_four_bits_are_nearer_than_plain_rounding():
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"seed": 0}, {"num_beams": 3}])
-def test_texts_are_the_same_with_and_without(options, monkeypatch):
+def test_native_texts_match_torch(options, monkeypatch):
     model = tiny_model(n_kv_heads=2)
     prompts = [[1, 2, 3], [4], [5, 6]]
     end = model.generate([[4]], 6, temperature=0)[0][4]
@@ -422,7 +422,7 @@ def test_texts_are_the_same_with_and_without(options, monkeypatch):
 
 
 @pytest.mark.catches("engine_keeps_weights_that_have_changed")
-def test_kernels_follow_the_weights():
+def test_native_engine_follows_changed_weights():
     model = tiny_model()
     first = model.engine()
     assert model.engine() is first
@@ -437,7 +437,7 @@ def test_kernels_follow_the_weights():
     assert fresh.generate([[1, 2]], 8, temperature=0) == again
 
 
-def test_an_engine_goes_with_its_model():
+def test_native_engine_is_freed_with_its_model():
     model = tiny_model()
     gone = weakref.ref(model.engine())
     copy.deepcopy(model)  # the cached engine is not part of the model
@@ -446,7 +446,7 @@ def test_an_engine_goes_with_its_model():
     assert gone() is None
 
 
-def test_a_child_process_and_several_threads_get_the_same_text(monkeypatch):
+def test_native_texts_are_the_same_in_child_processes_and_threads(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # a fork loses these threads
     model = tiny_model(max_seq_len=200)
     expected = model.generate([[1, 2]], 100, temperature=0)
@@ -484,7 +484,7 @@ def changed(name):
         ("outputs", "its inputs or outputs are not tokens"),
     ],
 )
-def test_what_the_kernels_cannot_do_is_left_to_the_model(name, reason):
+def test_native_engine_leaves_unsupported_models_to_torch(name, reason):
     model = changed(name)
     assert unsupported_reason(model) == reason
     assert model.engine() is None
@@ -493,7 +493,7 @@ def test_what_the_kernels_cannot_do_is_left_to_the_model(name, reason):
     assert unsupported_reason(tiny_model()) is None
 
 
-def test_autocast_is_left_to_the_model():
+def test_native_engine_leaves_autocast_to_torch():
     with torch.autocast("cpu", torch.bfloat16):
         assert unsupported_reason(tiny_model()) == "autocast is on"
 
@@ -509,7 +509,7 @@ def afresh(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-def test_without_a_compiler_it_is_slower_and_says_so_once(afresh, monkeypatch):
+def test_native_build_without_a_compiler_warns_once(afresh, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(afresh))
     model = tiny_model()
@@ -524,7 +524,7 @@ def test_without_a_compiler_it_is_slower_and_says_so_once(afresh, monkeypatch):
         model.generate([[1, 2]], 8, weight_dtype="bf16")
 
 
-def test_a_compiler_that_fails_is_named(afresh, monkeypatch):
+def test_native_build_names_a_compiler_that_fails(afresh, monkeypatch):
     fake = afresh / "bad"
     fake.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")
     fake.chmod(0o755)
@@ -533,7 +533,7 @@ def test_a_compiler_that_fails_is_named(afresh, monkeypatch):
         tiny_model().generate([[1]], 2)
 
 
-def test_they_can_be_switched_off(afresh, monkeypatch):
+def test_native_kernels_can_be_switched_off(afresh, monkeypatch):
     monkeypatch.setenv("MINIFORMER_KERNELS", "off")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -541,7 +541,7 @@ def test_they_can_be_switched_off(afresh, monkeypatch):
     assert not (afresh / "cache").exists()
 
 
-def test_they_are_compiled_once_and_kept(afresh):
+def test_native_build_is_cached(afresh):
     code = "from miniformer.runtime.native.build import load_library; print(load_library()._name)"
     first, again = (run_python("-c", code) for _ in range(2))
     assert first.stdout == again.stdout
@@ -550,7 +550,7 @@ def test_they_are_compiled_once_and_kept(afresh):
 
 
 @pytest.mark.catches("kernels_of_another_processor_are_taken")
-def test_kernels_are_kept_for_each_processor_and_compiler(monkeypatch, tmp_path):
+def test_native_build_cache_depends_on_processor_and_compiler(monkeypatch, tmp_path):
     compilers = [tmp_path / name for name in ("a", "b")]
     for compiler in compilers:
         compiler.write_text(f"#!/bin/sh\necho {compiler.name}\n")
@@ -562,7 +562,7 @@ def test_kernels_are_kept_for_each_processor_and_compiler(monkeypatch, tmp_path)
 
 
 @pytest.mark.catches("library_of_other_structures_is_taken")
-def test_a_library_with_structures_of_other_sizes_is_refused():
+def test_native_library_with_wrong_structure_sizes_is_refused():
     class Library:
         """Stub of kernels compiled from another source."""
 
@@ -577,7 +577,7 @@ def test_a_library_with_structures_of_other_sizes_is_refused():
 
 
 @pytest.mark.catches("kernels_are_always_native")
-def test_kernels_are_compiled_for_the_architecture_that_is_named(afresh, monkeypatch):
+def test_native_build_uses_the_given_architecture(afresh, monkeypatch):
     fake = afresh / "noting"  # records its arguments; outputs the compiled library
     fake.write_text(
         f'#!/bin/sh\necho "$@" >> {afresh}/calls\nfor last; do :; done\ncp {COMPILED} "$last"\n'
@@ -594,13 +594,13 @@ def test_kernels_are_compiled_for_the_architecture_that_is_named(afresh, monkeyp
     assert [words for words in result if words] == [["-march=native"], ["-march=haswell"]]
 
 
-def test_an_unknown_architecture_is_the_compilers_message(afresh, monkeypatch):
+def test_native_build_of_an_unknown_architecture_shows_the_compiler_message(afresh, monkeypatch):
     monkeypatch.setenv("MINIFORMER_KERNELS_ARCH", "pentagon")
     with pytest.raises(build.NativeKernelsUnavailable, match=r"cannot compile them: .*pentagon"):
         build.load_library()
 
 
-def test_long_texts_and_many_rows():
+def test_native_long_texts_and_many_rows():
     """Long generation with many rows."""
     model = tiny_model(max_seq_len=64)
     prompts = [[n % 31, (3 * n) % 31] for n in range(12)]

@@ -41,7 +41,7 @@ WITH = {
 TOKENIZER = Tokenizer.train("bpe", ["ab cd ef " * 9] * 3, 300)
 
 
-def test_every_option_of_every_task_is_tried():
+def test_task_options_are_all_tested():
     found = {
         field.name
         for name in registry.names("task")
@@ -74,7 +74,7 @@ def told(task):
     ],
 )
 @pytest.mark.catches("fit_overwrites_what_was_given")
-def test_options_survive_fit_or_are_refused_or_announced(name, option, value, records):
+def test_task_options_survive_fit_or_are_refused_or_announced(name, option, value, records):
     problem = None
     try:
         given = registry.get("task", name).from_dict({option: value, **WITH.get(option, {})})
@@ -124,7 +124,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("name", sorted(set(DATA) - {"language_modeling"}))
-def test_options_have_the_limits_they_are_said_to_have(name):
+def test_task_options_have_their_documented_limits(name):
     kind = registry.get("task", name)
     options = {field.name for field in dataclasses.fields(kind)} & set(LIMITS)
     if name == "masked_lm":
@@ -144,7 +144,7 @@ def test_options_have_the_limits_they_are_said_to_have(name):
         ("masked_lm", PAIRS, 4), ("classification", VECTORS, 1), ("seq2seq", TARGETS, 2),
     ],
 )  # fmt: skip
-def test_a_model_must_have_room_for_a_token_of_each_text(name, records, least):
+def test_task_rejects_max_seq_len_without_room_for_each_text(name, records, least):
     options = {"field": "input"} if name == "masked_lm" else {}
     task = registry.get("task", name).from_dict(options)
     task = task.fit(as_records(records, task.schema))

@@ -9,7 +9,7 @@ from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_config, tiny_model
 
 
-def test_loss_is_the_sum_over_labelled_tokens():
+def test_lm_loss_is_the_sum_over_labeled_tokens():
     model = tiny_model()
     ids = torch.randint(0, 31, (2, 6))
     labels = torch.randint(0, 31, (2, 6))
@@ -30,7 +30,7 @@ def test_loss_is_the_sum_over_labelled_tokens():
 
 
 @pytest.mark.catches("loss_counts_unlabelled_positions")
-def test_a_label_that_is_ignored_counts_nothing_without_segments_too():
+def test_lm_loss_ignores_labels_without_segments():
     model = tiny_model()
     ids = torch.randint(0, 31, (2, 6))
     labels = torch.randint(0, 31, (2, 6))
@@ -41,7 +41,7 @@ def test_a_label_that_is_ignored_counts_nothing_without_segments_too():
     torch.testing.assert_close(total, short)
 
 
-def test_no_label_can_be_read_off_the_inputs():
+def test_lm_inputs_do_not_contain_the_labels():
     """On random tokens a loss below ln(V) would mean that labels leak."""
     torch.manual_seed(0)
     model = tiny_model(vocab_size=8, n_layers=1).train()
@@ -60,7 +60,7 @@ def test_no_label_can_be_read_off_the_inputs():
 
 
 @pytest.mark.catches("mean_is_over_batches")
-def test_figures():
+def test_lm_metrics():
     batch_stats = [
         {"loss": 15.0, "count": 7, "bytes": 30},
         {"loss": 5.0, "count": 3, "bytes": 10.0},
@@ -81,14 +81,14 @@ def test_figures():
         ({"vocab_size": 257}, "vocab_size=257 is smaller than the tokenizer's 258 ids"),
     ],
 )
-def test_a_model_that_cannot_learn_it_is_refused(changes, message):
+def test_lm_rejects_unsuitable_models(changes, message):
     tokenizer = Tokenizer.train("byte", [])
     config = tiny_config(**{"vocab_size": 300, **changes})
     with pytest.raises(UserError, match=message):
         LanguageModeling().check(config, tokenizer)
 
 
-def test_a_piece_that_continues_a_document_begins_with_no_boundary():
+def test_lm_block_that_continues_a_document_has_no_leading_eos():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"text": "a"}, {"text": "b", "continues": True}, {"text": "c"}]
     ids = [row["ids"] for row in LanguageModeling().encode(records, tokenizer, 8)]

@@ -33,7 +33,7 @@ def hidden(rows, seed=0, share=0.15):
     st.none() | st.integers(0, 9),
     st.sampled_from([0.1, 0.5, 0.9]),
 )
-def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
+def test_masked_lm_masks_a_share_of_each_text(texts, seed, share):
     batch = hidden([[B, *text] for text in texts], seed, share)
     for row, text in enumerate(texts):
         labels, inputs = batch["labels"][row].tolist(), batch["inputs"][row].tolist()
@@ -47,7 +47,7 @@ def test_a_share_of_each_text_is_guessed_and_the_rest_stays(texts, seed, share):
         assert all(inputs[index] == full[index] for index in retained)
 
 
-def test_eight_of_ten_guessed_tokens_are_hidden_one_is_another_and_one_stays():
+def test_masked_lm_replaces_80_10_10():
     text = [B] + [7] * 4000
     batch = hidden([text] * 5, share=0.5)
     inputs = batch["inputs"][batch["labels"] != IGNORE_INDEX]
@@ -58,7 +58,7 @@ def test_eight_of_ten_guessed_tokens_are_hidden_one_is_another_and_one_stays():
     assert len(others.unique()) > 200  # any token of the vocabulary
 
 
-def test_a_validation_hides_the_same_and_each_pass_of_training_others():
+def test_masked_lm_masks_are_fixed_in_validation_only():
     records = [{"text": "abcdefghij" * 3}]
     options = {"task": MaskedLM().fit(None), "tokenizer": BYTES, "batch_size": 4, "seq_len": 64}
     data = MiniFormerDataModule(records, val_path=records, **options)
@@ -71,7 +71,7 @@ def test_a_validation_hides_the_same_and_each_pass_of_training_others():
 
 @pytest.mark.catches("only_the_start_of_a_long_text_is_read")
 @given(st.lists(st.text("abc", max_size=40), min_size=1, max_size=4), st.integers(2, 20))
-def test_a_long_text_is_read_in_pieces_and_no_token_of_it_is_lost(texts, seq_len):
+def test_masked_lm_splits_long_texts_without_losing_tokens(texts, seq_len):
     task = MaskedLM().fit(None)
     examples = task.encode([{"text": text} for text in texts], BYTES, seq_len)
     assert all(len(example["inputs"]) <= seq_len for example in examples)
@@ -80,7 +80,7 @@ def test_a_long_text_is_read_in_pieces_and_no_token_of_it_is_lost(texts, seq_len
     assert not any((example["inputs"] == B).all() for example in examples)  # nothing to guess
 
 
-def test_inputs_are_laid_out_as_for_classification():
+def test_masked_lm_inputs_have_the_layout_of_classification():
     records = [{"input": ["ab", "cd"], "label": 1}]
     task = MaskedLM(field="input").fit(as_records(records, MaskedLM(field="input").schema))
     (example,) = task.encode(records, BYTES, 16)
@@ -112,7 +112,7 @@ def trained(texts, steps=150):
     return task, model.eval()
 
 
-def test_gaps_are_filled_from_both_sides():
+def test_masked_lm_predict_fills_masks_from_both_sides():
     texts = ["a1x", "b2x", "a3y", "b4y"] * 8  # the middle follows from both ends, not from one
     task, model = trained(texts)
     answers = task.predict(model, BYTES, ["a[MASK]x", "b[MASK]x", "a[MASK]y", "[MASK]4y"], None)
@@ -126,7 +126,7 @@ def test_gaps_are_filled_from_both_sides():
     assert len(both["gaps"]) == 2
 
 
-def test_figures_count_what_is_guessed():
+def test_masked_lm_metrics_count_masked_tokens():
     task = MaskedLM(mask_share=0.3).fit(None)
     model = tiny_model(vocab_size=BYTES.vocab_size, causal=False)
     batches = [hidden([[B, 5, 6, 7, 8], [B, 9]], seed) for seed in range(3)]
@@ -149,7 +149,7 @@ def test_figures_count_what_is_guessed():
     assert np.mean(right) == 0.5
 
 
-def test_what_cannot_be_is_refused():
+def test_masked_lm_rejects_invalid_settings():
     task = MaskedLM().fit(None)
     config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, causal=True)
     with pytest.raises(UserError, match="causal must be false for masked_lm"):
@@ -168,7 +168,7 @@ def test_what_cannot_be_is_refused():
         task.predict(model, BYTES, ["a[MASK]" + "b" * 8], None)
 
 
-def test_a_tokenizer_without_a_mask_is_refused():
+def test_masked_lm_rejects_a_tokenizer_without_a_mask():
     import tokenizers
 
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "<eos>": 1, "?": 2}, "?"))

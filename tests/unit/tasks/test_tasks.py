@@ -71,7 +71,7 @@ FITTED = {
 
 @pytest.mark.catches("padding_of_inputs_is_read")
 @pytest.mark.parametrize("name", FITTED)
-def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time(name):
+def test_task_loss_of_batches_matches_single_records(name):
     """Bucketing, padding and masks do not change sums over records."""
     task, records, kind = FITTED[name]
     task = task.fit(as_records(records, task.schema))
@@ -99,7 +99,7 @@ def test_batches_of_any_size_give_the_loss_and_gradients_of_one_record_at_a_time
 
 @pytest.mark.catches("second_text_of_a_pair_is_cut_first")
 @given(WORDS, WORDS, st.integers(4, 14))
-def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
+def test_pair_layout_and_truncation(first, second, seq_len):
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=False)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     ids, types = example["inputs"].tolist(), example["token_types"].tolist()
@@ -118,7 +118,7 @@ def test_a_pair_is_laid_out_and_cut_as_promised(first, second, seq_len):
 
 
 @given(WORDS, WORDS, st.integers(6, 30))
-def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
+def test_shared_token_types_of_a_pair(first, second, seq_len):
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=True)
     (example,) = task.encode([{"input": [first, second], "value": 1}], BYTES, seq_len)
     (plain,) = Regression(
@@ -132,7 +132,7 @@ def test_shared_tokens_of_a_pair_are_marked(first, second, seq_len):
 
 
 @pytest.mark.catches("pairs_are_marked_only_where_it_is_said")
-def test_a_pair_is_marked_where_nothing_is_said():
+def test_shared_token_types_are_the_default_for_pairs():
     """Masked-LM has no marks, which would reveal masked tokens."""
     pair = {"input_kind": "pair"}
     assert Regression(**pair).num_token_types() == Classification(**pair).num_token_types() == 4
@@ -142,7 +142,7 @@ def test_a_pair_is_marked_where_nothing_is_said():
     assert not Regression(input_kind="text").should_mark_shared()
 
 
-def test_marks_need_pairs_and_types():
+def test_shared_token_types_need_pairs_and_type_vocab():
     config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=1)
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text", shared_token_types=True)
     with pytest.raises(UserError, match="shared_token_types is for pairs of texts; leave it out"):
@@ -158,7 +158,7 @@ def test_marks_need_pairs_and_types():
 
 
 @pytest.mark.catches("decoder_sees_its_label")
-def test_a_decoder_reads_the_labels_before_its_own():
+def test_seq2seq_decoder_inputs_are_shifted_labels():
     rows = [[3, 1, 4], [1], [5, 9]]
     examples = [{"source": np.array([7]), "labels": np.array(row)} for row in rows]
     batch = collate_seq2seq(examples, start_id=2)
@@ -171,7 +171,7 @@ def test_a_decoder_reads_the_labels_before_its_own():
 
 @pytest.mark.catches("encoder_sees_the_first_label")
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=20), st.none() | st.integers(0, 5))
-def test_no_label_of_a_prefix_model_is_in_its_source(ids, seed):
+def test_prefix_lm_labels_are_not_in_the_source(ids, seed):
     row = np.array(ids, dtype=np.uint16)
     random = None if seed is None else np.random.default_rng(seed)
     batch = collate_prefixes([{"ids": row, "bytes": 10.0}], random, boundary_id=0)
@@ -185,7 +185,7 @@ def test_no_label_of_a_prefix_model_is_in_its_source(ids, seed):
         assert abs(len(source) - len(labels)) <= 1
 
 
-def test_a_prefix_model_reads_documents_whole_and_never_across():
+def test_prefix_lm_windows_do_not_cross_documents():
     task = LanguageModeling().for_model("seq2seq")
     records = [{"text": "abcdefghij"}, {"text": ""}, {"text": "xy"}]
     examples = task.encode(records, BYTES, seq_len=5)
@@ -202,7 +202,7 @@ def test_a_prefix_model_reads_documents_whole_and_never_across():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-def test_figures_of_classification_are_those_of_the_textbook(pairs):
+def test_classification_metrics_match_their_formulas(pairs):
     task = Classification(classes=list("abcd"), input_kind="text")
     labels, predictions = (torch.tensor(column) for column in zip(*pairs, strict=True))
     batch_stats = [{"loss": 1.0, "count": 1.0, "labels": labels, "predictions": predictions}]
@@ -235,7 +235,7 @@ def test_figures_of_classification_are_those_of_the_textbook(pairs):
         lambda rows: all(len({row[i] for row in rows}) > 1 for i in range(2))
     )
 )
-def test_figures_of_regression_are_in_the_units_of_the_data(rows):
+def test_regression_metrics_are_in_the_units_of_the_data(rows):
     values, predictions = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     task = Regression(target_mean=7.0, target_std=2.5, input_kind="text")
     inside = {
@@ -255,7 +255,7 @@ def test_figures_of_regression_are_in_the_units_of_the_data(rows):
     assert metrics["spearman"] == pytest.approx(spearman, abs=1e-4)
 
 
-def test_a_correlation_with_what_does_not_vary_is_0():
+def test_regression_correlation_with_a_constant_is_0():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text")
     metrics = task.compute_metrics(
         [{"values": torch.tensor([1.0, 2.0]), "predictions": torch.tensor([1.0, 1])}]
@@ -264,7 +264,7 @@ def test_a_correlation_with_what_does_not_vary_is_0():
 
 
 @pytest.mark.catches("predictions_are_standardized")
-def test_values_are_standardised_inside_and_back_outside():
+def test_regression_standardizes_targets_and_restores_predictions():
     records = [{"input": "a" * n, "value": 1000.0 + 50 * n} for n in range(10)]
     task = Regression().fit(as_records(records, Regression().schema))
     values = [record["value"] for record in records]
@@ -284,7 +284,7 @@ def test_values_are_standardised_inside_and_back_outside():
 
 
 @pytest.mark.catches("weighted_loss_is_divided_by_records")
-def test_weights_and_smoothing_are_those_of_the_formula():
+def test_classification_weights_and_smoothing_match_the_formula():
     task = Classification(
         classes=[0, 1, 2], class_weights=[1.0, 0.5, 3.0], label_smoothing=0.3, input_kind="text"
     )
@@ -307,7 +307,7 @@ def test_weights_and_smoothing_are_those_of_the_formula():
 
 @pytest.mark.catches("validation_is_smoothed")
 @pytest.mark.parametrize("name", ["classification", "language_modeling", "seq2seq"])
-def test_labels_are_smoothed_in_training_only(name):
+def test_label_smoothing_is_for_training_only(name):
     """The uniform part of a smoothed label costs the mean of all log-probabilities."""
     torch.manual_seed(0)
     ids, labels = torch.randint(1, 9, (3, 5)), torch.randint(0, 9, (3, 5))
@@ -333,7 +333,7 @@ def test_labels_are_smoothed_in_training_only(name):
 
 
 @pytest.mark.catches("r_drop_compares_a_pass_with_itself")
-def test_two_passes_are_drawn_together():
+def test_r_drop_of_classification():
     """R-Drop by its formula, from the outputs of two passes."""
     task = Classification(classes=[0, 1, 2], input_kind="text", r_drop=0.7)
     config = TransformerConfig(
@@ -356,7 +356,7 @@ def test_two_passes_are_drawn_together():
     torch.testing.assert_close(task.loss(model, batch)[0], plain.loss(model, batch)[0])
 
 
-def test_two_passes_over_targets_are_drawn_together():
+def test_r_drop_of_seq2seq():
     """R-Drop by its formula, token by token, without padding."""
     config = TransformerConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=9, dropout=0.5)
     model = Seq2SeqTransformer(config).train()
@@ -378,7 +378,7 @@ def test_two_passes_over_targets_are_drawn_together():
     torch.testing.assert_close(Seq2Seq(r_drop=0.7).loss(model, batch), Seq2Seq().loss(model, batch))
 
 
-def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
+def test_filler_batch_of_a_rank_counts_nothing():
     task = Classification(classes=[0, 1], class_weights=[1.0, 2.0], input_kind="text")
     for item in (task, Classification(classes=[0, 1], input_kind="text")):
         loss, count = item._weighted_cross_entropy(
@@ -387,7 +387,7 @@ def test_a_batch_that_a_rank_only_fills_up_counts_nothing():
         assert float(loss) == float(count) == 0.0
 
 
-def test_classes_are_those_of_the_data_sorted():
+def test_classification_classes_are_the_sorted_labels():
     def classes(labels):
         records = [{"input": "x", "label": label} for label in labels]
         return Classification().fit(as_records(records, Classification().schema)).classes
@@ -408,14 +408,14 @@ def test_classes_are_those_of_the_data_sorted():
          r"record 1: 'input' has vectors of 1 numbers, where others have 2"),
     ],
 )  # fmt: skip
-def test_data_that_cannot_be_classified(records, message):
+def test_classification_rejects_unsuitable_data(records, message):
     data = MiniFormerDataModule(records, tokenizer=BYTES, task="classification")
     with pytest.raises(UserError, match=message):
         data.setup()
 
 
 @pytest.mark.catches("label_that_training_never_saw_passes")
-def test_a_label_that_training_never_saw_is_named_with_its_line(tmp_path):
+def test_classification_names_an_unknown_label_with_its_line(tmp_path):
     val = tmp_path / "val.jsonl"
     val.write_text('{"input": "a", "label": "odd"}\n{"input": "b", "label": "prime"}\n')
     data = MiniFormerDataModule(TEXTS, val_path=val, tokenizer=BYTES, task="classification")
@@ -426,7 +426,7 @@ def test_a_label_that_training_never_saw_is_named_with_its_line(tmp_path):
         data.setup()
 
 
-def test_values_that_are_all_the_same():
+def test_regression_rejects_constant_targets():
     records = [{"input": "a", "value": 2.5}] * 3
     with pytest.raises(UserError, match=r"every value is 2\.5; there is nothing to learn"):
         MiniFormerDataModule(records, tokenizer=BYTES, task="regression").setup()
@@ -449,13 +449,13 @@ def test_values_that_are_all_the_same():
         (Seq2Seq, {"max_target_len": 1}, "max_target_len must be at least 2"),
     ],
 )
-def test_options_that_make_no_sense(task, options, message):
+def test_task_options_reject_invalid_values(task, options, message):
     with pytest.raises(ConfigError, match=message):
         task.from_dict(options)
 
 
 @pytest.mark.parametrize(("task", "kind"), [("classification", "seq2seq"), ("seq2seq", "encoder")])
-def test_a_kind_of_model_that_cannot_learn_the_task(task, kind):
+def test_task_rejects_unsuitable_architectures(task, kind):
     with pytest.raises(UserError, match=f"task={task} needs model="):
         registry.get("task", task)().for_model(kind)
 
@@ -473,7 +473,7 @@ def fitted(records, **settings):
     return Regression(**settings).fit(as_records(records, Regression().schema))
 
 
-def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
+def test_series_targets_are_normalized_and_predictions_restored():
     """Metrics and predictions are in the units of values; shift and scale do not change inputs."""
     records = a_series(np.random.default_rng(0))
     task = fitted(records, target_delta_of=1)
@@ -515,7 +515,7 @@ def test_a_series_is_learnt_in_its_own_units_and_values_are_told():
 
 
 @given(st.integers(0, 99), st.floats(-50, 50), st.floats(0.5, 4))
-def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
+def test_series_inputs_do_not_depend_on_level_and_scale(seed, higher, wider):
     records = a_series(np.random.default_rng(seed), 8)
     task = dataclasses.replace(fitted(records, target_delta_of=1), scale_epsilon=1e-12)
     torch.manual_seed(0)
@@ -529,7 +529,7 @@ def test_a_series_higher_or_wider_is_the_same_to_a_model(seed, higher, wider):
     np.testing.assert_allclose(reloaded, once * wider + higher, rtol=1e-3, atol=1e-3 * wider)
 
 
-def test_that_values_are_the_next_of_a_feature_is_found_out():
+def test_series_feature_is_detected():
     records = a_series(np.random.default_rng(0))
     task = fitted(records)
     assert task.target_delta_of == 1
@@ -550,7 +550,7 @@ def test_that_values_are_the_next_of_a_feature_is_found_out():
 
 
 @pytest.mark.catches("keys_of_objects_have_no_order")
-def test_vectors_with_names_are_a_series_too():
+def test_series_feature_of_named_vectors():
     """The index of a feature is its position among the sorted names."""
     plain = [{"input": [[1.0, n], [2.0, 3.0 * n]], "value": n * n} for n in (1.0, 2.0, 4.0)]
     named = [
@@ -564,7 +564,7 @@ def test_vectors_with_names_are_a_series_too():
         assert a["labels"] == b["labels"]
 
 
-def test_what_is_no_series_is_told():
+def test_series_that_cannot_be_learned_is_refused():
     records = a_series(np.random.default_rng(0))
     with pytest.raises(
         UserError, match="target_delta_of=1 needs its last vector: raise seq_len, or set"
@@ -587,7 +587,7 @@ def test_what_is_no_series_is_told():
     ("given", "message"),
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
-def test_a_series_is_that_of_a_feature(given, message):
+def test_series_feature_index_is_checked(given, message):
     told = f"task_config: target_delta_of=2 is the index of a feature, and {message}"
     with pytest.raises(UserError, match=told):
         fitted([{"input": given, "value": 1.0}], target_delta_of=2)
@@ -610,13 +610,13 @@ def test_a_series_is_that_of_a_feature(given, message):
         (PrefixLanguageModeling(), {"output_dim": 3}, "output_dim must be null"),
     ],
 )  # fmt: skip
-def test_a_model_that_cannot_learn_the_task(task, changes, message):
+def test_task_rejects_unsuitable_model_configs(task, changes, message):
     config = tiny_config(**{**task.model_config({"vocab_size": 258}, None), **changes})
     with pytest.raises(UserError, match=message):
         task.check(config, BYTES)
 
 
-def test_settings_survive_the_way_through_json():
+def test_task_settings_json_round_trip():
     tasks = [
         Classification(classes=["a", "b"], class_weights=[1.0, 2.0], input_kind="text"),
         Regression(target_mean=1.5, target_std=0.1, input_kind="features", input_dim=3),
@@ -628,7 +628,7 @@ def test_settings_survive_the_way_through_json():
         assert registry.get("task", settings.pop("task")).from_dict(settings) == task
 
 
-def test_written_text_is_held_against_what_should_have_been():
+def test_seq2seq_generated_metrics_match_their_definitions():
     import sacrebleu
 
     task = Seq2Seq()
@@ -653,7 +653,7 @@ def test_written_text_is_held_against_what_should_have_been():
     assert "3 examples" in task.report_markdown(batch_stats)
 
 
-def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatch):
+def test_seq2seq_without_sacrebleu_omits_its_metrics_and_warns(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     task = Seq2Seq()
@@ -668,7 +668,7 @@ def test_without_sacrebleu_its_figures_are_left_out_and_the_user_told(monkeypatc
 
 
 @pytest.mark.catches("validation_searches_like_a_test")
-def test_what_a_validation_writes_is_what_the_model_writes_alone():
+def test_seq2seq_validation_generates_what_the_model_generates():
     task = Seq2Seq(eval_generate_samples=7, num_beams=4)  # which validation leaves alone
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
@@ -690,7 +690,7 @@ def test_what_a_validation_writes_is_what_the_model_writes_alone():
         assert row in possible
 
 
-def test_a_test_writes_to_all_examples_and_searches():
+def test_seq2seq_test_generates_for_all_examples_with_beam_search():
     task = Seq2Seq(eval_generate_samples=1, num_beams=3)
     model = model_for(task, "seq2seq")
     batches = served(task, TARGETS)
@@ -708,7 +708,7 @@ def test_a_test_writes_to_all_examples_and_searches():
 
 
 @pytest.mark.catches("tests_ignore_the_length_penalty", "models_ignore_the_length_penalty")
-def test_a_test_and_the_trained_model_search_with_the_length_penalty_of_the_task():
+def test_seq2seq_beam_search_uses_the_length_penalty_of_the_task():
     model = model_for(Seq2Seq(), "seq2seq", head_bias=True)
     with torch.no_grad():
         model.head.bias[B] += 2.0  # an end is likely enough for the penalty to decide
@@ -733,7 +733,7 @@ def test_a_test_and_the_trained_model_search_with_the_length_penalty_of_the_task
 
 
 @pytest.mark.catches("answers_come_in_another_order")
-def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
+def test_predict_keeps_the_order_of_inputs():
     task = Classification(classes=["x", "y", "z"], input_kind="text")
     model = model_for(task)
     inputs = ["ab" * (n * 7 % 23) for n in range(40)]
@@ -764,13 +764,13 @@ def test_predict_answers_in_the_order_of_the_inputs_whatever_their_lengths():
         (LanguageModeling(), ["a"], "only generates text; use generate"),
     ],
 )  # fmt: skip
-def test_inputs_that_cannot_be_answered(task, given, message):
+def test_predict_rejects_invalid_inputs(task, given, message):
     kind = "seq2seq" if isinstance(task, Seq2Seq) else None
     with pytest.raises(UserError, match=message):
         task.predict(model_for(task, kind), BYTES, given, GenerationConfig(max_new_tokens=3))
 
 
-def test_samples_go_on_from_the_first_text():
+def test_samples_continue_the_first_text():
     assert Seq2Seq().sample_prompts([{"source": f"s{i}", "target": "t"} for i in range(3)]) == [
         "s0"
     ]
@@ -784,7 +784,7 @@ def test_samples_go_on_from_the_first_text():
 
 
 @pytest.mark.parametrize("count", [20, 21])
-def test_confusions_of_at_most_twenty_classes_are_told(count):
+def test_confusion_matrix_is_reported_for_at_most_twenty_classes(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
     labels, predictions = torch.arange(count), torch.arange(count).roll(1)
     told = task.report_markdown([{"labels": labels, "predictions": predictions}]).splitlines()
@@ -803,7 +803,7 @@ def test_confusions_of_at_most_twenty_classes_are_told(count):
 
 @pytest.mark.catches("picture_of_values_is_not_written")
 @pytest.mark.parametrize("name", ["text", "features"])
-def test_there_is_a_picture_of_what_a_model_gets_right(name, tmp_path):
+def test_task_plots_of_predictions(name, tmp_path):
     task, records, _ = FITTED[name]
     task = task.fit(as_records(records, task.schema))
     model = model_for(task)
@@ -826,7 +826,7 @@ def uniform(task, vocabulary, count, random):
 
 
 @pytest.mark.parametrize("name", ["causal", "prefix", "seq2seq", "text"])
-def test_nothing_can_be_learnt_from_random_tokens(name):
+def test_loss_on_random_tokens_does_not_fall_below_chance(name):
     """Leak test: a validation loss below that of a uniform guess would mean that labels leak."""
     random = np.random.default_rng(0)
     task, _, kind = FITTED[name]
@@ -857,7 +857,7 @@ def test_nothing_can_be_learnt_from_random_tokens(name):
     assert floor - 0.02 < metrics["loss"] < math.log(8) + 0.7
 
 
-def test_length_buckets_serve_every_task_but_packed_ones():
+def test_length_buckets_are_used_by_unpacked_tasks():
     for name, (task, records, _) in FITTED.items():
         fitted = task.fit(as_records(records, task.schema))
         cutter = fitted.batcher(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
@@ -865,7 +865,7 @@ def test_length_buckets_serve_every_task_but_packed_ones():
 
 
 @pytest.mark.catches("sources_take_the_tokenizer_of_targets")
-def test_sources_and_targets_are_encoded_by_a_tokenizer_each():
+def test_seq2seq_encodes_with_separate_tokenizers():
     targets = Tokenizer.train("char", ["xyz"])
     targets.separate_source_tokenizer = Tokenizer.train("char", ["abcdef"])
     record = {"source": "fed", "target": "xyzzy"}

@@ -34,7 +34,7 @@ from miniformer.utils.jsonl import append_row, is_due, read_rows
 from tests.kit import tiny_config, tiny_model
 
 
-def test_rows_are_spread_over_a_run():
+def test_log_rows_are_spread_over_a_run():
     assert is_due(0.0, -1.0, 8)  # the first
     assert not is_due(0.5, 0.4375, 8)
     assert is_due(0.5, 0.375, 8)
@@ -49,9 +49,7 @@ def test_rows_are_spread_over_a_run():
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_attempts_resume_in_the_folder_of_the_first_with_a_checkpoint(
-    tmp_path, monkeypatch, trained
-):
+def test_restarts_resume_in_the_first_folder_with_a_checkpoint(tmp_path, monkeypatch, trained):
     store = torch.distributed.HashStore()
     monkeypatch.setattr(restart_folder, "agent_store", lambda: store)
 
@@ -79,7 +77,7 @@ def test_attempts_resume_in_the_folder_of_the_first_with_a_checkpoint(
 
 
 @pytest.mark.catches("older_state_goes_before_the_new_one_is_whole")
-def test_failed_checkpoint_leaves_the_earlier_one(tmp_path, monkeypatch):
+def test_checkpoint_failure_keeps_the_earlier_one(tmp_path, monkeypatch):
     first = storage.write_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {"step": 3})
 
     def full(*args, **options):
@@ -108,7 +106,7 @@ def test_rng_state_is_restored_from_json():
 
 
 @pytest.mark.catches("settings_of_a_resumed_run_may_change")
-def test_fixed_fields_cannot_change_in_a_resumed_run(tmp_path):
+def test_resume_config_rejects_changed_fixed_fields(tmp_path):
     config = TrainConfig(train_path="a.jsonl", seed=3, max_steps=5)
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
     assert resume_config(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
@@ -117,7 +115,7 @@ def test_fixed_fields_cannot_change_in_a_resumed_run(tmp_path):
 
 
 @pytest.mark.catches("rows_of_steps_done_again_stay")
-def test_rows_after_the_checkpoint_of_a_resumed_run_are_removed(tmp_path):
+def test_resume_removes_rows_after_the_checkpoint(tmp_path):
     path, rows = tmp_path / "metrics.jsonl", [{"step": step} for step in range(5)]
     for row in rows:
         append_row(path, row)
@@ -128,14 +126,14 @@ def test_rows_after_the_checkpoint_of_a_resumed_run_are_removed(tmp_path):
 
 
 @pytest.mark.catches("run_overwrites_the_one_before")
-def test_each_run_has_a_folder_of_its_own(tmp_path):
+def test_run_folders_are_unique(tmp_path):
     folders = [create_run_folder(tmp_path / "a" / "runs", "name") for _ in range(3)]
     assert [folder.name for folder in folders] == ["name", "name-2", "name-3"]
     assert all(folder.is_dir() for folder in folders)
 
 
 @pytest.mark.catches("digest_ignores_the_weights")
-def test_digest_covers_every_bit_and_name():
+def test_weights_digest_covers_every_bit_and_name():
     weights = {"a": torch.arange(3.0), "b": torch.zeros(2)}
     one_bit = torch.tensor([0.0, 1.0, torch.tensor(2.0).nextafter(torch.tensor(3.0))])
     others = [
@@ -149,7 +147,7 @@ def test_digest_covers_every_bit_and_name():
 
 
 @pytest.mark.catches("mistake_of_a_worker_is_lost")
-def test_user_error_of_a_worker_is_its_outcome(tmp_path, monkeypatch):
+def test_worker_returns_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = tmp_path / "outcome.json"
     with pytest.raises(SystemExit), worker_context(str(path)):
@@ -158,7 +156,7 @@ def test_user_error_of_a_worker_is_its_outcome(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(8, 2, 4), (8, None, 8), (2, 4, 1)])
-def test_workers_share_the_cores_of_their_machine(tmp_path, monkeypatch, cores, workers, threads):
+def test_worker_threads_share_the_cores(tmp_path, monkeypatch, cores, workers, threads):
     set_to = []
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
@@ -207,7 +205,7 @@ def test_model_card_describes_model_and_tokenizer(kind, tokenizer):
 
 @pytest.mark.catches("samples_have_no_seed")
 @pytest.mark.parametrize(("beams", "seed"), [(1, 0), (3, None)])
-def test_samples_repeat_with_their_seed(beams, seed):
+def test_sample_generation_repeats_with_its_seed(beams, seed):
     generation = GenerationConfig(max_new_tokens=100, temperature=0.0, num_beams=beams)
     writer = types.SimpleNamespace(
         artifacts=types.SimpleNamespace(generation_config=generation),
@@ -218,7 +216,7 @@ def test_samples_repeat_with_their_seed(beams, seed):
 
 
 @pytest.mark.catches("limit_of_tokens_stays_for_other_batches")
-def test_a_limit_of_tokens_shrinks_with_the_batch():
+def test_sample_generation_max_new_tokens_shrinks_with_the_batch():
     run = types.SimpleNamespace(
         config=types.SimpleNamespace(batch_tokens=4096), data=types.SimpleNamespace(batch_size=16)
     )
@@ -253,7 +251,7 @@ def test_pretraining_cannot_change_the_model_shape():
 
 
 @pytest.mark.catches("given_width_is_overwritten")
-def test_given_width_disables_the_default_model_size():
+def test_model_size_default_is_disabled_by_a_given_width():
     config = TrainConfig(train_path="a.jsonl", model_config={"d_model": 48})
     resolved, line = with_default_model_size(
         config, types.SimpleNamespace(count=lambda name, column: 1000)
@@ -262,7 +260,7 @@ def test_given_width_disables_the_default_model_size():
 
 
 @pytest.mark.catches("csv_of_a_resumed_run_overwrites_the_first")
-def test_a_resumed_run_has_a_csv_file_of_its_own(tmp_path):
+def test_csv_logger_folder_is_new_for_each_resumption(tmp_path):
     for name in ("csv", "csv-2", "csv-3"):
         logger = csv(tmp_path)
         assert logger.log_dir == str(tmp_path / name)
@@ -270,7 +268,7 @@ def test_a_resumed_run_has_a_csv_file_of_its_own(tmp_path):
 
 
 @pytest.mark.catches("resumed_run_forgets_its_patience")
-def test_resumed_run_restores_early_stopping_patience():
+def test_resume_restores_early_stopping_patience():
     saved = []
 
     def validated(callback, losses):

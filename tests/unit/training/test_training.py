@@ -38,7 +38,7 @@ SCHEDULES = registry.names("scheduler")
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_stays_within_0_and_1(name):
+def test_schedule_stays_within_0_and_1(name):
     schedule = registry.get("scheduler", name)
     values = [schedule(i / 1000) for i in range(1001)]
     assert all(0.0 <= value <= 1.0 for value in values)
@@ -58,7 +58,7 @@ def test_schedules_at_known_points():
     assert at["onecycle"](0.65) == pytest.approx(0.5)
 
 
-def test_a_budget_ends_with_whichever_limit_comes_first(monkeypatch):
+def test_budget_ends_with_the_first_limit(monkeypatch):
     assert Budget(max_steps=10).progress(5) == 0.5
     assert Budget(max_steps=10).progress(20) == 1.0
     assert Budget().progress(5) == 0.0
@@ -72,7 +72,7 @@ def test_a_budget_ends_with_whichever_limit_comes_first(monkeypatch):
     assert budget.progress(1) == 1.0
 
 
-def test_a_budget_starts_with_nothing_spent(monkeypatch):
+def test_budget_starts_unspent(monkeypatch):
     Clock().install(monkeypatch)
     budget = Budget(max_epochs=2)
     budget.start()
@@ -96,7 +96,7 @@ def test_a_budget_starts_with_nothing_spent(monkeypatch):
         (None, None, 3, 1, 1, None),
     ],
 )
-def test_a_run_has_at_most_the_steps_of_its_first_limit(
+def test_max_total_steps_is_that_of_the_first_limit(
     batches, max_steps, epochs, devices, accumulated, expected
 ):
     loader = iter(()) if batches is None else range(batches)  # a stream has no length
@@ -111,7 +111,7 @@ def test_a_run_has_at_most_the_steps_of_its_first_limit(
 
 
 @pytest.mark.catches("time_left_is_time_gone")
-def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
+def test_progress_estimates_the_remaining_time(monkeypatch):
     clock = Clock().install(monkeypatch)
     budget = Budget(max_steps=10)
     budget.start(seconds=30.0)  # of a resumed run
@@ -123,7 +123,7 @@ def test_time_left_is_what_the_rest_takes_at_the_same_pace(monkeypatch):
 
 @pytest.mark.catches("the_work_of_one_device_is_that_of_all")
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devices):
+def test_monitor_reports_speed_and_mfu_of_all_devices(tmp_path, devices):
     """Each device does 4,000 FLOPs for each of 500 tokens in 10 s: 20 % of 1 MFLOP/s."""
     progress = ProgressCallback(
         Budget(max_steps=9), tmp_path / "metrics.jsonl", Console(file=io.StringIO()),
@@ -146,7 +146,7 @@ def test_speed_is_that_of_all_devices_in_share_of_the_peak_of_all(tmp_path, devi
 
 
 @pytest.mark.catches("validation_counts_as_training")
-def test_validations_are_no_training_and_a_resumed_clock_remembers_them(monkeypatch):
+def test_monitor_excludes_validation_time_after_a_resume(monkeypatch):
     clock = Clock().install(monkeypatch)
     budget = Budget(max_steps=10)
     budget.start()
@@ -166,7 +166,7 @@ def test_validations_are_no_training_and_a_resumed_clock_remembers_them(monkeypa
 
 
 @pytest.mark.catches("norms_and_embeddings_decay")
-def test_only_the_matrices_of_linear_layers_decay():
+def test_weight_decay_is_for_linear_weights_only():
     model = tiny_model(tie_embeddings=False)
     groups = adamw(model, lr=1.0, weight_decay=0.5).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -217,7 +217,7 @@ def fit(train_batches, **options):
 
 @pytest.mark.catches("loss_is_averaged_over_each_batch")
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-def test_accumulating_batches_is_one_large_batch(clip):
+def test_gradient_accumulation_matches_one_large_batch(clip):
     train_batches = batches([(2, 6), (3, 1), (1, 2), (4, 5)])
     small = fit(train_batches, accumulate_grad_batches=2, gradient_clip_val=clip)
     large = fit([joined(train_batches[:2]), joined(train_batches[2:])], gradient_clip_val=clip)
@@ -228,7 +228,7 @@ def test_accumulating_batches_is_one_large_batch(clip):
         torch.testing.assert_close(small_param, large_param, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_is_the_one_of_a_plain_loop():
+def test_training_step_matches_a_plain_loop():
     train_batches = batches([(2, 6), (3, 4), (2, 2)])
     module = fit(train_batches, gradient_clip_val=0.7, optimizer="adamw")
     model = tiny_model(bias=False)
@@ -247,7 +247,7 @@ def test_a_step_is_the_one_of_a_plain_loop():
 
 @pytest.mark.catches("short_gradients_are_lengthened", "gradients_are_clipped_to_twice_the_limit")
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999, 1.0, 1.001, 2.0, 1e6])
-def test_clipping_is_that_of_torch(share):
+def test_gradient_clipping_matches_torch(share):
     """With SGD, whose steps are proportional to gradients; the limit is a fraction of the norm."""
     (batch,) = batches([(3, 5)])
     model = tiny_model()
@@ -284,7 +284,7 @@ def test_clipping_is_that_of_torch(share):
         torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_last_batches_of_an_epoch_are_not_lost():
+def test_gradient_accumulation_uses_the_last_batches_of_an_epoch():
     train_batches = batches([(2, 6), (2, 6), (2, 6)])
     assert fit(train_batches, accumulate_grad_batches=2).trainer.global_step == 2
 
@@ -299,7 +299,7 @@ def test_the_last_batches_of_an_epoch_are_not_lost():
         ({"scheduler": "onecycle"}, [0.04, 0.0426, 0.0505]),
     ],
 )
-def test_the_learning_rate_goes_up_then_follows_the_schedule(options, expected):
+def test_lr_warms_up_then_follows_the_schedule(options, expected):
     module = MiniFormerLitModule(tiny_model(), budget=Budget(max_steps=100), **options)
     assert [module._lr_factor(step) for step in range(3)] == pytest.approx(expected, abs=2e-3)
 
@@ -324,7 +324,7 @@ class Rates(L.Callback):
         ({"max_epochs": -1, "max_steps": 7}, 1, 7),
     ],
 )
-def test_in_a_trainer_of_the_users_the_rate_falls_over_its_own_steps(options, accumulate, steps):
+def test_lr_schedule_covers_the_steps_of_a_custom_trainer(options, accumulate, steps):
     module = MiniFormerLitModule(
         tiny_model(), lr=1.0, scheduler="linear", warmup_steps=0, accumulate_grad_batches=accumulate
     )
@@ -335,7 +335,7 @@ def test_in_a_trainer_of_the_users_the_rate_falls_over_its_own_steps(options, ac
         assert rates.seen == pytest.approx([1 - step / steps for step in range(steps)])
 
 
-def test_in_a_trainer_with_a_time_limit_the_rate_falls_with_the_clock(monkeypatch):
+def test_lr_schedule_follows_max_time_of_a_custom_trainer(monkeypatch):
     """Each batch takes an eighth of the time limit."""
     clock = Clock().install(monkeypatch)
     monkeypatch.setattr("lightning.pytorch.callbacks.timer.time", clock)
@@ -357,7 +357,7 @@ class Endless(torch.utils.data.IterableDataset):
         return iter(batches([(2, 6)] * 3))
 
 
-def test_a_schedule_needs_an_end():
+def test_lr_schedule_needs_an_end():
     loader = DataLoader(Endless(), batch_size=None)
     module = MiniFormerLitModule(tiny_model())
     with pytest.raises(UserError, match="scheduler=cosine needs to know when training ends"):
@@ -365,7 +365,7 @@ def test_a_schedule_needs_an_end():
     trainer(max_epochs=1).fit(MiniFormerLitModule(tiny_model(), scheduler="none"), loader)
 
 
-def test_a_scaled_loss_is_refused():
+def test_training_step_rejects_a_scaled_loss():
     scaled = trainer(max_steps=1)
     scaled.precision_plugin.scaler = object()
     with pytest.raises(UserError, match="use precision='bf16-mixed' or '32-true'"):
@@ -374,7 +374,7 @@ def test_a_scaled_loss_is_refused():
         )
 
 
-def test_a_step_without_labels_leaves_finite_weights():
+def test_training_step_without_labels_keeps_weights_finite():
     module = fit(batches([(2, 0), (2, 6)]))
     assert all(parameter.isfinite().all() for parameter in module.model.parameters())
     assert torch.isfinite(module.train_loss)
@@ -399,7 +399,7 @@ def test_metrics_are_logged_at_optimizer_steps(tmp_path):
 @pytest.mark.parametrize(
     ("interval", "steps", "expected"), [(2, 7, [2, 4, 6, 7]), (None, 10, [2, 4, 6, 8, 10])]
 )
-def test_validations_are_counted_in_optimizer_steps(interval, steps, expected):
+def test_validation_interval_counts_optimizer_steps(interval, steps, expected):
     """5 batches an epoch, two a step: the third step of each epoch has one batch only."""
     budget, validated = Budget(max_steps=steps), []
     module = MiniFormerLitModule(tiny_model(), accumulate_grad_batches=2, budget=budget)
@@ -423,7 +423,7 @@ def test_validations_are_counted_in_optimizer_steps(interval, steps, expected):
     assert validated == expected
 
 
-def test_validation_goes_by_the_limit_that_comes_first():
+def test_validation_interval_follows_the_first_limit():
     class At(Budget):
         def progress(self, steps):
             return steps / 20  # the time limit is reached at step 20, before max_steps
@@ -439,7 +439,7 @@ def test_validation_goes_by_the_limit_that_comes_first():
     assert validated == [4, 8, 12, 16, 20]
 
 
-def test_a_model_with_a_nan_validation_loss_is_not_saved():
+def test_best_model_is_never_one_with_a_nan_loss():
     saved = []
     checkpoint = BestModelCheckpoint(saved.append)
     fake = types.SimpleNamespace(global_step=3, callback_metrics={"val_loss": float("nan")})
@@ -452,9 +452,7 @@ def test_a_model_with_a_nan_validation_loss_is_not_saved():
 @pytest.mark.parametrize(
     ("maximize", "expected_saved", "last_step"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
 )
-def test_the_best_is_what_the_metric_says_and_patience_waits_for_it(
-    maximize, expected_saved, last_step
-):
+def test_best_model_and_early_stopping_follow_the_metric(maximize, expected_saved, last_step):
     saved = []
     checkpoint = BestModelCheckpoint(
         lambda metrics: saved.append(metrics["step"]),
@@ -493,7 +491,7 @@ RECORDS = {
 
 @pytest.mark.catches("best_model_is_that_of_the_loss")
 @pytest.mark.parametrize("task", RECORDS)
-def test_the_default_checkpoint_metric_is_that_of_the_task(task, tmp_path):
+def test_checkpoint_metric_default_is_that_of_the_task(task, tmp_path):
     metric, record = RECORDS[task]
     second = {"classification": {"label": "c"}, "regression": {"value": 2}}
     path = tmp_path / "train.jsonl"
@@ -506,7 +504,7 @@ def test_the_default_checkpoint_metric_is_that_of_the_task(task, tmp_path):
     assert prepare(TrainConfig(**settings, checkpoint_metric="loss"), console).metric == "loss"
 
 
-def test_finish_ends_the_runs_of_wandb_loggers_and_of_no_others():
+def test_finish_loggers_ends_wandb_runs_only():
     class Stub(L.pytorch.loggers.WandbLogger):
         def __init__(self):
             self.finished = 0
@@ -523,7 +521,7 @@ def test_finish_ends_the_runs_of_wandb_loggers_and_of_no_others():
     assert stub.finished == 1
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
+def test_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with InterruptCallback() as interrupt:
@@ -557,7 +555,7 @@ def test_signal_handlers_are_restored(number):
 
 
 @pytest.mark.catches("validation_comes_within_a_step")
-def test_no_validation_comes_in_the_middle_of_a_step():
+def test_validation_never_interrupts_gradient_accumulation():
     """A time limit may be due there; the validation would clear the gradients of the step."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
     schedule = ValidationSchedule(clock)
@@ -571,7 +569,7 @@ def test_no_validation_comes_in_the_middle_of_a_step():
     assert fake.val_check_batch == 1
 
 
-def test_several_signals_of_a_launcher_are_one_request():
+def test_signals_of_a_launcher_are_one_interrupt():
     with contextlib.suppress(TrainingInterrupted), InterruptCallback(grace_period=60) as interrupt:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -579,7 +577,7 @@ def test_several_signals_of_a_launcher_are_one_request():
         interrupt.on_train_batch_end()
 
 
-def test_devices_stop_after_the_same_step():
+def test_interrupt_stops_devices_after_the_same_step():
     """The rank with the signal sends it to the others with the next step; then all stop."""
     module = types.SimpleNamespace(stop_requested=False, between_steps=True)
     trainer = types.SimpleNamespace(world_size=2)
@@ -593,7 +591,7 @@ def test_devices_stop_after_the_same_step():
             interrupt.on_train_batch_end(trainer, module)
 
 
-def test_a_share_of_the_run_to_warm_up_in():
+def test_warmup_ratio_of_the_run():
     module = MiniFormerLitModule(
         tiny_model(), budget=Budget(max_steps=100), scheduler="none", warmup_ratio=0.1
     )
@@ -616,7 +614,7 @@ def test_compile_summary_has_cost_and_speedup():
 
 
 @pytest.mark.catches("batch_of_another_rank_counts_again")
-def test_a_batch_that_another_device_has_counts_nothing_but_is_gone_through():
+def test_filler_batch_of_a_device_counts_nothing():
     from miniformer.tasks.language_modeling import LanguageModeling
     from miniformer.training.loss_module import LossModule
 

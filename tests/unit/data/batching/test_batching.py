@@ -37,7 +37,7 @@ def collate(examples, random=None):
 
 @pytest.mark.catches("budget_of_a_batch_ignores_padding")
 @given(LENGTHS, st.integers(1, 9), st.none() | st.integers(1, 60), st.none() | st.integers(0, 9))
-def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens, seed):
+def test_buckets_hold_every_example_once_within_the_token_budget(lengths, size, tokens, seed):
     batcher = LengthBucketBatcher(
         collate, length_columns=("ids",), batch_size=size, batch_tokens=tokens
     )
@@ -56,7 +56,7 @@ def test_buckets_hold_every_example_once_within_the_budget(lengths, size, tokens
 
 @pytest.mark.catches("batch_that_is_just_full_is_cut_short")
 @pytest.mark.parametrize("tokens", [None, 12])
-def test_buckets_examples_of_one_length_fill_batches_exactly(tokens):
+def test_buckets_of_equal_lengths_are_full(tokens):
     batcher = LengthBucketBatcher(
         collate, length_columns=("ids",), batch_size=4, batch_tokens=tokens
     )
@@ -79,7 +79,7 @@ def test_buckets_of_pairs_count_both_sides(lengths, seed):
         assert len(plan) == 1 or len(plan) * positions <= 40
 
 
-def test_pairs_of_like_lengths_are_together_on_both_sides():
+def test_buckets_group_pairs_by_both_lengths():
     random = np.random.default_rng(0)
     lengths = random.integers(1, 20, (4000, 2))
     chunk = ColumnarStore.from_examples([{"a": np.zeros(a), "b": np.zeros(b)} for a, b in lengths])
@@ -93,7 +93,7 @@ def test_pairs_of_like_lengths_are_together_on_both_sides():
 
 @pytest.mark.catches("padding_has_no_mask")
 @given(LENGTHS)
-def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
+def test_pad_sequences_pads_right_and_returns_a_mask(lengths):
     rows = [np.arange(1, length + 1) for length in lengths]
     padded, mask = pad_sequences(rows, padding_value=0)
     assert padded.shape == (len(rows), max(lengths))
@@ -105,7 +105,7 @@ def test_padding_stands_on_the_right_and_the_mask_says_where(lengths):
 
 @pytest.mark.catches("joined_examples_lose_their_borders")
 @given(LENGTHS.filter(len), st.data())
-def test_a_table_gives_back_its_examples(lengths, data):
+def test_columnar_store_returns_its_examples(lengths, data):
     plan = data.draw(st.integers(0, len(lengths)))
     rows = [{"x": np.arange(length), "y": length, "z": np.ones((length, 2))} for length in lengths]
     full = ColumnarStore.concatenate(
@@ -152,7 +152,7 @@ def labels(served):
 
 @pytest.mark.catches("padding_counts_as_tokens")
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
+def test_batch_loader_serves_every_record_once_and_reports_progress(keep):
     loader = batches(keep=keep)
     for epoch in range(2):
         served = list(loader)
@@ -175,7 +175,7 @@ def test_a_pass_serves_every_record_once_and_says_how_far_it_is(keep):
 
 @pytest.mark.catches("every_epoch_has_the_same_order")
 @pytest.mark.parametrize("keep", [True, False])
-def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
+def test_batch_loader_order_depends_on_epoch_and_seed(keep):
     loader, again = batches(keep=keep), batches(keep=keep)
     first, second = labels(loader), labels(loader)
     assert first == labels(again)
@@ -189,7 +189,7 @@ def test_order_changes_with_epoch_and_seed_and_repeats_with_both(keep):
 
 
 @pytest.mark.catches("large_files_are_read_in_order")
-def test_a_pool_of_data_that_is_not_kept_holds_other_records_each_epoch():
+def test_chunks_of_streamed_data_differ_between_epochs():
     chunks = RecordChunks(as_records(RECORDS), encode, chunk_size=10, keep_in_memory=False)
     first, second = (
         [
@@ -205,7 +205,7 @@ def test_a_pool_of_data_that_is_not_kept_holds_other_records_each_epoch():
 
 @pytest.mark.catches("resumed_pass_begins_with_its_first_batch")
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
+def test_batch_loader_resumes_exactly_after_any_batch(keep):
     full = batches(keep=keep)
     served = [batch for _ in range(2) for batch in full]
     for at in range(len(served)):
@@ -218,7 +218,7 @@ def test_a_pass_can_be_left_after_any_batch_and_taken_up_exactly(keep):
         assert part.state_dict() == batch["about"]["state"]
 
 
-def test_a_pass_that_is_left_is_followed_by_the_next():
+def test_batch_loader_starts_a_new_epoch_after_an_abandoned_one():
     loader = batches()
     next(iter(loader))
     full = batches()
@@ -227,14 +227,14 @@ def test_a_pass_that_is_left_is_followed_by_the_next():
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_change_nothing(workers):
+def test_batch_loader_workers_give_the_same_batches(workers):
     assert labels(batches(keep=False, workers=workers)) == labels(batches(keep=False))
 
 
 @pytest.mark.catches("all_ranks_get_the_same_batches")
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
+def test_batch_loader_gives_ranks_equal_numbers_of_batches(keep, world_size):
     for seed in (0, None):  # in training and in validation
         alone = labels(batches(keep=keep, seed=seed))
         ranks = [
@@ -251,21 +251,21 @@ def test_ranks_share_the_batches_and_get_equally_many(keep, world_size):
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_batch_can_be_traced_to_its_records(keep):
+def test_batch_loader_traces_a_batch_to_its_records(keep):
     served = list(batches(keep=keep))
     for batch in served:
         result = batches(keep=keep).record_indices(batch["about"]["place"])
         assert sorted(result) == sorted(batch["labels"].tolist())
 
 
-def test_what_is_in_memory_has_a_length_and_what_is_not_has_none():
+def test_batch_loader_has_a_length_if_data_is_in_memory():
     loader = batches()
     assert len(loader) == len(list(loader)) == len(list(loader))
     with pytest.raises(TypeError, match="not known before the end"):
         len(batches(keep=False))
 
 
-def test_a_stream_is_served_in_pools_as_it_comes():
+def test_stream_is_served_in_chunks_in_order():
     chunks = StreamChunks(lambda: iter(RECORDS), encode, chunk_size=10)
     loader = BatchLoader(
         chunks, LengthBucketBatcher(collate, length_columns=("ids",), batch_size=4), seed=0
@@ -283,7 +283,7 @@ def test_a_stream_is_served_in_pools_as_it_comes():
 
 @pytest.mark.catches("bad_record_of_a_worker_is_dropped")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, workers):
+def test_record_error_of_a_large_file_is_the_same_in_workers(tmp_path, workers):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "1"}\n' * 9 + '{"text": 3}\n')
     chunks = RecordChunks(as_records(path), encode, keep_in_memory=False, num_workers=workers)
@@ -294,7 +294,7 @@ def test_a_bad_record_of_a_large_file_is_named_whoever_reads_it(tmp_path, worker
         list(loader)
 
 
-def test_the_data_module_serves_what_the_files_hold(tmp_path):
+def test_data_module_serves_the_records_of_files(tmp_path):
     tokenizer = Tokenizer.train("byte", [])
     texts = [VERSE, "b", "", "ccc"]
     train = write_jsonl(tmp_path / "train.jsonl", texts)
@@ -314,7 +314,7 @@ def test_the_data_module_serves_what_the_files_hold(tmp_path):
     assert data.test_dataloader() == []
 
 
-def test_a_data_module_takes_records_in_memory_and_learns_the_classes_of_them():
+def test_data_module_fits_the_task_to_records_in_memory():
     records = [{"input": "a" * n, "label": "odd" if n % 2 else "even"} for n in range(20)]
     data = MiniFormerDataModule(
         records, val_path=records[:3], tokenizer=Tokenizer.train("byte", []), task="classification"
@@ -330,7 +330,7 @@ def test_a_data_module_takes_records_in_memory_and_learns_the_classes_of_them():
 
 
 @pytest.mark.catches("cut_examples_are_not_reported")
-def test_what_is_cut_is_counted_and_told():
+def test_truncated_examples_are_counted_and_reported():
     tokenizer = Tokenizer.train("byte", [])
     records = [{"source": "ab", "target": "c" * n} for n in (3, 7, 8, 20)]
     data = MiniFormerDataModule(records, tokenizer=tokenizer, task="seq2seq", seq_len=8)
@@ -349,7 +349,7 @@ def test_what_is_cut_is_counted_and_told():
     assert ends == {tokenizer.eos_id, tokenizer.encode("c")[0]}, "a cut target has no end"
 
 
-def test_large_data_is_not_in_memory_and_trains_alike(tmp_path, monkeypatch):
+def test_data_larger_than_memory_limit_gives_the_same_batches(tmp_path, monkeypatch):
     """The windows are the same for data in memory and for data in chunks (here: one chunk)."""
     path = write_jsonl(tmp_path / "train.jsonl", [VERSE, "b", "ccc"])
     tokenizer = Tokenizer.train("byte", [])

@@ -44,7 +44,7 @@ def expected_pairs(documents):
 
 @pytest.mark.catches("labels_are_the_inputs", "validation_leaves_out_the_last_window")
 @given(DOCUMENTS, st.integers(1, 6), st.integers(1, 4))
-def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_size):
+def test_packed_validation_predicts_every_token_exactly_once(documents, seq_len, batch_size):
     batcher, chunk = windows(seq_len, endless=False, batch_size=batch_size), make_chunk(documents)
     batches = [batcher.collate(chunk, plan) for plan in batcher.plan_batches(chunk, None)]
     result = [pair for b in batches for pair in pairs(b["input_ids"], b["labels"])]
@@ -55,9 +55,7 @@ def test_validation_predicts_every_token_exactly_once(documents, seq_len, batch_
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), DOCUMENTS, st.integers(1, 6))
-def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
-    rest, documents, seq_len
-):
+def test_packed_chunk_may_begin_within_a_document(rest, documents, seq_len):
     """The document may continue in the next chunk, so its last token has no label."""
     batcher, chunk = windows(seq_len, endless=False), make_chunk([rest, *documents], begins=False)
     (plan,) = batcher.plan_batches(chunk, None)
@@ -67,7 +65,9 @@ def test_the_end_of_a_pool_that_begins_in_the_middle_of_a_text_is_not_known(
 
 
 @given(DOCUMENTS, st.integers(1, 6), st.integers(0, 3), st.integers(1, 4))
-def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, seed, batch_size):
+def test_packed_training_predicts_each_token_at_most_once_an_epoch(
+    documents, seq_len, seed, batch_size
+):
     batcher, chunk = windows(seq_len, endless=True, batch_size=batch_size), make_chunk(documents)
     tokens = chunk.columns["ids"]
     plans = batcher.plan_batches(chunk, np.random.default_rng(seed))
@@ -87,7 +87,7 @@ def test_training_predicts_each_token_at_most_once_an_epoch(documents, seq_len, 
 
 @pytest.mark.catches("documents_of_a_window_are_one")
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
-def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, seq_len, endless):
+def test_packed_segments_are_documents(documents, seq_len, endless):
     batcher, chunk = windows(seq_len, endless=endless), make_chunk(documents)
     (plan,) = batcher.plan_batches(chunk, None)
     batch = batcher.collate(chunk, plan)
@@ -102,7 +102,7 @@ def test_tokens_share_a_segment_if_and_only_if_they_share_a_document(documents, 
         assert row[0] == (0 if targets[0] == IGNORE_INDEX else 1)
 
 
-def test_windows_come_in_random_order_from_a_random_offset():
+def test_packed_windows_have_random_order_and_offset():
     batcher, chunk = windows(4, endless=True), make_chunk([list(range(1, 200))])
 
     def order(seed):
@@ -115,7 +115,7 @@ def test_windows_come_in_random_order_from_a_random_offset():
 
 
 @given(DOCUMENTS, st.integers(1, 6), st.booleans())
-def test_windows_know_the_documents_that_they_are_cut_from(documents, seq_len, endless):
+def test_packed_windows_know_their_documents(documents, seq_len, endless):
     chunk = make_chunk(documents)
     batcher = windows(seq_len, endless=endless, batch_size=2)
     owner = np.repeat(np.arange(len(documents)), chunk.lengths("ids"))

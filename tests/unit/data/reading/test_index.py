@@ -48,7 +48,7 @@ def lines_of(content):
 
 
 @given(LINES, st.booleans(), st.booleans(), st.integers(1, 12))
-def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, ended, chunk):
+def test_index_lines_match_a_naive_reader(tmp_path_factory, lines, marked, ended, chunk):
     content = MARK * marked + b"\n".join(lines) + b"\n" * ended
     expected = lines_of(content)
     path = write(tmp_path_factory.mktemp("lines"), content)
@@ -77,7 +77,7 @@ def test_lines_are_those_of_a_naive_reading(tmp_path_factory, lines, marked, end
     st.integers(1, 9),
     st.integers(4, 12),
 )
-def test_blocks_join_to_the_text(tmp_path_factory, text, marked, block_bytes, most):
+def test_index_blocks_join_to_the_text(tmp_path_factory, text, marked, block_bytes, most):
     path = write(tmp_path_factory.mktemp("text"), MARK * marked + text.encode(), "a.txt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(index, "TEXT_BLOCK_BYTES", block_bytes)
@@ -95,14 +95,14 @@ def test_blocks_join_to_the_text(tmp_path_factory, text, marked, block_bytes, mo
         assert block.endswith(b"\n") or len(block) > max(most, block_bytes) - 4
 
 
-def test_text_without_line_ends_is_cut_where_bytes_mean_nothing_too(tmp_path, monkeypatch):
+def test_index_blocks_without_line_ends_may_split_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "TEXT_BLOCK_BYTES", 4)
     monkeypatch.setattr(index, "MAX_TEXT_BLOCK_BYTES", 8)
     file = IndexedFile(write(tmp_path, b"\x80" * 20, "a.txt"), is_plain_text=True)
     assert [len(block) for block in file.read(range(3))] == [8, 8, 4]
 
 
-def test_a_line_too_long_is_named_and_never_held(tmp_path):
+def test_index_rejects_a_line_that_is_too_long_without_reading_it(tmp_path):
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(b'{"text": ""}\n\n')
@@ -115,7 +115,7 @@ def test_a_line_too_long_is_named_and_never_held(tmp_path):
     )
 
 
-def test_the_index_is_kept_and_found_again(tmp_path, monkeypatch):
+def test_index_is_cached_and_reused(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\n\nb\n")
     first = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     (cached,) = (tmp_path / "cache").iterdir()
@@ -127,7 +127,7 @@ def test_the_index_is_kept_and_found_again(tmp_path, monkeypatch):
     assert not second.index.starts.flags.owndata, "it stays on disk"
 
 
-def test_small_files_have_no_index_on_disk_and_large_ones_do(tmp_path, monkeypatch):
+def test_index_is_cached_for_large_files_only(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\nb\n")
     IndexedFile(path, is_plain_text=False)
     assert list(tmp_path.iterdir()) == [path]
@@ -138,7 +138,7 @@ def test_small_files_have_no_index_on_disk_and_large_ones_do(tmp_path, monkeypat
     assert len(list(folder.iterdir())) == 1
 
 
-def test_the_index_of_a_changed_file_is_not_used(tmp_path):
+def test_index_of_a_changed_file_is_rebuilt(tmp_path):
     path = write(tmp_path, b"aa\nbb\n")
     IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     stat = path.stat()
@@ -149,7 +149,7 @@ def test_the_index_of_a_changed_file_is_not_used(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "text", "one bit", "of another file", "pickle"])
-def test_a_cached_index_that_cannot_be_trusted_is_made_anew(tmp_path, damage):
+def test_index_of_a_broken_cache_file_is_rebuilt(tmp_path, damage):
     path = write(tmp_path, b"a\nbb\n\nccc\n")
     cache = tmp_path / "cache"
     IndexedFile(path, is_plain_text=False, cache_dir=cache)
@@ -174,7 +174,7 @@ def test_a_cached_index_that_cannot_be_trusted_is_made_anew(tmp_path, damage):
     assert cached.read_bytes() == good
 
 
-def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
+def test_index_cache_without_room_is_skipped(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
@@ -190,14 +190,14 @@ def test_a_cache_without_room_is_done_without(tmp_path, monkeypatch):
         IndexedFile(packed, is_plain_text=False, cache_dir=tmp_path / "cache")
 
 
-def test_a_cache_dir_that_cannot_be(tmp_path):
+def test_index_cache_dir_that_cannot_be_created_is_refused(tmp_path):
     path = write(tmp_path, b"a\n")
     with pytest.raises(UserError, match="cache_dir: cannot create"):
         IndexedFile(path, is_plain_text=False, cache_dir=path / "cache")
 
 
 @pytest.mark.parametrize("trap", ["a link", "open to others", "a file"])
-def test_the_default_cache_is_never_where_others_may_write(tmp_path, trap):
+def test_index_cache_is_never_in_a_folder_that_others_may_write(tmp_path, trap):
     folder = tmp_path / f"miniformer-{os.getuid()}"
     if trap == "a link":
         (tmp_path / "elsewhere").mkdir(mode=0o700)
@@ -216,7 +216,7 @@ PACKERS = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch):
+def test_compressed_file_reads_like_the_plain_file(tmp_path, packing, monkeypatch):
     content = [b"%d\n" % i for i in range(50_000)]
     frames = [b"".join(content[:30_000]), b"", b"".join(content[30_000:])]
     calls = []
@@ -241,7 +241,7 @@ def test_a_packed_file_reads_like_the_file_itself(tmp_path, packing, monkeypatch
 @pytest.mark.catches("cut_off_file_passes_for_whole")
 @pytest.mark.parametrize("packing", PACKERS)
 @pytest.mark.parametrize("damage", ["cut", "cut after the first frame", "spoilt", "not packed"])
-def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
+def test_compressed_file_that_is_broken_leaves_no_files(tmp_path, packing, damage):
     packed = PACKERS[packing](os.urandom(40_000) + b"\n")
     content = {
         "cut": packed[:-100],
@@ -257,13 +257,13 @@ def test_a_broken_packed_file_leaves_nothing(tmp_path, packing, damage):
         stream.read()
 
 
-def test_gzip_may_be_filled_up_with_zeros(tmp_path):
+def test_gzip_with_trailing_zeros_is_read(tmp_path):
     path = write(tmp_path, gzip.compress(b"a\n") + bytes(100_000), "a.jsonl.gz")
     assert list(IndexedFile(path, is_plain_text=False).read([0])) == [b"a\n"]
 
 
 @pytest.mark.parametrize("packing", PACKERS)
-def test_a_little_that_unpacks_to_very_much_takes_little_memory(tmp_path, packing):
+def test_decompression_of_a_bomb_takes_little_memory(tmp_path, packing):
     path = write(tmp_path, PACKERS[packing](bytes(1 << 29)), f"a.txt.{packing}")
     tracemalloc.start()
     with open_stream(path) as stream:
@@ -274,7 +274,7 @@ def test_a_little_that_unpacks_to_very_much_takes_little_memory(tmp_path, packin
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python brings its own")
-def test_zstd_without_its_package(tmp_path, monkeypatch):
+def test_zstd_without_its_package_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     path = write(tmp_path, PACKERS["zst"](b"a\n"), "a.jsonl.zst")
     with pytest.raises(UserError, match=r'pip install "miniformer\[zstd\]"'):
@@ -285,7 +285,7 @@ def test_zstd_without_its_package(tmp_path, monkeypatch):
 
 @pytest.mark.catches("changed_file_is_read_on")
 @pytest.mark.parametrize("change", ["longer", "same size", "cut", "replaced", "gone"])
-def test_a_file_that_changes_is_noticed(tmp_path, change):
+def test_file_that_changes_while_open_is_an_error(tmp_path, change):
     path = write(tmp_path, b"aa\nbb\n")
     file = IndexedFile(path, is_plain_text=False)
     later = path.stat().st_mtime_ns + 10**9
@@ -306,7 +306,7 @@ def test_a_file_that_changes_is_noticed(tmp_path, change):
     )
 
 
-def test_patterns_and_lists_name_files(tmp_path, monkeypatch):
+def test_data_paths_expand_patterns_and_lists(tmp_path, monkeypatch):
     for name in ("b.jsonl", "a.jsonl", "c.txt", "d[1].jsonl"):
         write(tmp_path, b"", name)
     monkeypatch.chdir(tmp_path)
@@ -319,7 +319,7 @@ def test_patterns_and_lists_name_files(tmp_path, monkeypatch):
         files.expand_paths([])
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_pipe_without_a_writer_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(UserError, match="not a regular file"):
         IndexedFile(tmp_path / "a.jsonl", is_plain_text=False)

@@ -43,7 +43,7 @@ READERS = pytest.mark.parametrize("read", [indexed, streamed, piped])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\r\n", b"\n \t\r\n\n"])
 @pytest.mark.parametrize("mark", [b"", MARK])
 @pytest.mark.parametrize("last", [True, False])
-def test_lines_end_in_line_feeds(tmp_path, read, end, mark, last):
+def test_lines_end_at_line_feeds(tmp_path, read, end, mark, last):
     path = tmp_path / "a.jsonl"
     path.write_bytes(mark + end.join(LINES) + (end if last else b""))
     assert read(path) == TEXTS
@@ -51,7 +51,7 @@ def test_lines_end_in_line_feeds(tmp_path, read, end, mark, last):
 
 @READERS
 @pytest.mark.catches("marks_within_files_are_kept")
-def test_marks_of_files_that_were_joined_are_no_text(tmp_path, read):
+def test_byte_order_marks_of_joined_files_are_skipped(tmp_path, read):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"".join(MARK + line + b"\n" for line in LINES))
     assert read(path) == TEXTS
@@ -60,7 +60,7 @@ def test_marks_of_files_that_were_joined_are_no_text(tmp_path, read):
 @READERS
 @pytest.mark.parametrize("end", [b"\r", b"\r\r", b" \r "])
 @pytest.mark.catches("carriage_returns_are_bad_json")
-def test_carriage_returns_alone_are_refused_with_what_to_do(tmp_path, read, end):
+def test_carriage_returns_alone_are_refused_with_a_fix(tmp_path, read, end):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES[0] + b"\n" + end.join(LINES))
     with pytest.raises(RecordError, match=r":2: lines end in carriage returns alone.*; convert"):
@@ -68,7 +68,7 @@ def test_carriage_returns_alone_are_refused_with_what_to_do(tmp_path, read, end)
 
 
 @READERS
-def test_two_objects_on_a_line_are_not_taken_for_carriage_returns(tmp_path, read):
+def test_two_objects_on_a_line_are_no_carriage_return_error(tmp_path, read):
     path = tmp_path / "a.jsonl"
     path.write_bytes(LINES[0] + b" " + LINES[1] + b"\r\n")
     with pytest.raises(RecordError, match=":1: not JSON: Extra data at column 17"):
@@ -77,7 +77,7 @@ def test_two_objects_on_a_line_are_not_taken_for_carriage_returns(tmp_path, read
 
 @READERS
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
-def test_other_encodings_are_named(tmp_path, read, encoding):
+def test_encoding_other_than_utf8_is_named(tmp_path, read, encoding):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps({"text": "\u00e9"}, ensure_ascii=False).encode(encoding))
     with pytest.raises(RecordError, match=r":1: not (UTF-8: byte 0x|JSON: )"):

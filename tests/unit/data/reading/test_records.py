@@ -29,7 +29,7 @@ from miniformer.data.selection import RecordSubset
 from tests.kit import write_jsonl
 
 
-def test_records_are_had_by_index_and_in_order(tmp_path):
+def test_records_by_index_and_in_order(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "one"}\r\n\n  \n{"text": "zw\xc3\xb6lf", "more": 1}\n{"text": ""}')
     data = JSONLinesDataset(path)
@@ -42,19 +42,19 @@ def test_records_are_had_by_index_and_in_order(tmp_path):
 
 
 @given(st.lists(st.text(), min_size=1, max_size=5))
-def test_any_text_comes_back_as_it_was(tmp_path_factory, texts):
+def test_records_of_any_text_round_trip(tmp_path_factory, texts):
     path = write_jsonl(tmp_path_factory.mktemp("records") / "a.jsonl", texts)
     assert [record["text"] for record in JSONLinesDataset(path)] == texts
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path):
+def test_byte_order_mark_is_skipped(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\n')
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfx")
     assert JSONLinesDataset(tmp_path / "a.jsonl")[0] == {"text": "x"}
     assert JSONLinesDataset(tmp_path / "a.txt")[0] == {"text": "x"}
 
 
-def test_a_text_file_is_one_record(tmp_path):
+def test_text_file_is_one_record(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("one\n\ntwo\n")
     data = JSONLinesDataset(path)
@@ -83,7 +83,7 @@ def test_a_text_file_is_one_record(tmp_path):
         (b'{"text": "a"} {"text": "b"}', "not JSON: Extra data at column 15; each line is one"),
     ],
 )
-def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
+def test_record_error_names_file_and_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "good"}\n\n' + line + b'\n{"text": "good"}\n')
     with pytest.raises(RecordError) as caught:
@@ -97,7 +97,7 @@ def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
 
 
 @pytest.mark.catches("stream_names_the_line_that_a_piece_begins_with")
-def test_bad_bytes_in_a_text_file_are_named_by_line(tmp_path):
+def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(b"good\ngood\nb\xffd\n")
     for read in (lambda: list(JSONLinesDataset(path)), lambda: list(stream_records(path))):
@@ -115,7 +115,7 @@ def test_bad_bytes_in_a_text_file_are_named_by_line(tmp_path):
         ("table.csv", b"a", "unknown file type '.csv'; use .jsonl or .txt"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
+def test_record_error_names_an_unusable_file(tmp_path, name, content, message):
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -125,13 +125,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, name, content, message):
     assert message in str(caught.value)
 
 
-def test_a_folder_in_place_of_a_file(tmp_path):
+def test_records_of_a_folder_are_refused(tmp_path):
     (tmp_path / "a.jsonl").mkdir()
     with pytest.raises(UserError, match=r"a\.jsonl: Is a directory"):
         JSONLinesDataset(tmp_path / "a.jsonl")
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_records_of_an_unreadable_file_are_refused(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -148,7 +148,7 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
         (b'{"text": "a"}\n{"text": "\xc3', "a.jsonl:2: not UTF-8: byte 0xc3"),
     ],
 )
-def test_a_last_line_without_its_end_may_be_cut_off(tmp_path, content, message):
+def test_last_line_without_line_feed_may_be_truncated(tmp_path, content, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     with pytest.raises(RecordError, match="; the file may be cut off") as caught:
@@ -164,7 +164,7 @@ def test_a_last_line_without_its_end_may_be_cut_off(tmp_path, content, message):
         {"meta": [{"text": 1}, {"text": 2}], "text": "text"},
     ],
 )
-def test_a_name_that_is_there_again_but_not_as_a_name(tmp_path, record):
+def test_duplicate_key_check_accepts_names_in_values(tmp_path, record):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record))
     assert JSONLinesDataset(path)[0] == record
@@ -185,7 +185,7 @@ def texts_of(result):
 
 @pytest.mark.catches("records_come_in_the_order_of_the_file")
 @pytest.mark.parametrize("most_open", [1, 64])
-def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
+def test_records_of_several_files_are_joined(tmp_path, monkeypatch, most_open):
     monkeypatch.setattr(records, "_MAX_OPEN_FILES", most_open)
     paths = three_files(tmp_path)
     data = JSONLinesDataset(str(tmp_path / "*.jsonl*"), cache_dir=tmp_path / "cache")
@@ -208,7 +208,7 @@ def test_several_files_are_one_row_of_records(tmp_path, monkeypatch, most_open):
             data.read([0, wrong])
 
 
-def test_a_mistake_in_a_packed_file_is_named_by_that_file(tmp_path):
+def test_record_error_names_the_compressed_file(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"text": "a"}\n\n{"txt": "b"}\n'))
     for read in (lambda: JSONLinesDataset(path, cache_dir=tmp_path / "c")[1],
@@ -220,7 +220,7 @@ def test_a_mistake_in_a_packed_file_is_named_by_that_file(tmp_path):
         assert (caught.value.path, caught.value.line) in ((path, 3), (str(path), 3))
 
 
-def test_text_and_records_are_not_mixed(tmp_path):
+def test_records_and_text_files_are_not_mixed(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     paths = [write_jsonl(tmp_path / "a.jsonl", ["a"]), tmp_path / "a.txt"]
     with pytest.raises(UserError, match=r"a\.txt and .*a\.jsonl: plain text and records"):
@@ -235,7 +235,7 @@ def test_text_and_records_are_not_mixed(tmp_path):
 
 
 @given(st.text(st.sampled_from("ab\nÄ€😀\r"), min_size=1, max_size=60), st.integers(4, 9))
-def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
+def test_text_blocks_join_to_the_file(tmp_path_factory, text, piece):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     with pytest.MonkeyPatch.context() as patch:
@@ -250,7 +250,7 @@ def test_running_text_is_cut_and_joined_again(tmp_path_factory, text, piece):
         assert list(stream_records(path)) == [(data.location(i), data[i]) for i in range(len(data))]
 
 
-def test_a_schema_of_checks(tmp_path):
+def test_schema_of_functions_checks_records(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"input": [[1, 2], [3, 4]], "label": "x"}\n{"input": "a", "label": 1.5}\n')
     data = JSONLinesDataset(path, {"input": schema.check_model_input, "label": schema.check_label})
@@ -269,7 +269,7 @@ def numbered(data, queue):
 
 
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_other_processes_read_too(tmp_path, start):
+def test_records_can_be_read_in_worker_processes(tmp_path, start):
     three_files(tmp_path)
     data = JSONLinesDataset(str(tmp_path / "*.jsonl*"), cache_dir=tmp_path / "cache")
     assert len(pickle.dumps(data)) < 4000, "an index on disk stays there"
@@ -282,7 +282,7 @@ def test_other_processes_read_too(tmp_path, start):
     process.join()
 
 
-def test_a_copy_in_another_process_notices_a_change(tmp_path):
+def test_records_in_worker_processes_notice_a_changed_file(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
     sent = pickle.dumps(JSONLinesDataset(path))
     write_jsonl(path, ["a", "b", "c"])
@@ -291,7 +291,7 @@ def test_a_copy_in_another_process_notices_a_change(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
+def test_records_of_a_file_without_permission(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
     path.chmod(0)
     with pytest.raises(UserError, match="Permission denied"):
@@ -310,7 +310,7 @@ def test_standard_input_is_streamed(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["pipe", "pipe.jsonl", "pipe.jsonl.gz"])
-def test_a_pipe_is_streamed(tmp_path, name):
+def test_pipe_is_streamed(tmp_path, name):
     os.mkfifo(tmp_path / name)
     content = b'{"text": "a"}\n{"text": "b"}\n'
     packed = gzip.compress(content) if name.endswith(".gz") else content
@@ -320,7 +320,7 @@ def test_a_pipe_is_streamed(tmp_path, name):
     writer.join()
 
 
-def test_a_line_too_long_is_not_streamed(tmp_path, monkeypatch):
+def test_stream_rejects_a_line_that_is_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(index, "MAX_LINE_BYTES", 20)
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b" * 20])
     with pytest.raises(RecordError, match=":2: the line has more than 20 bytes; the limit is 20"):
@@ -378,14 +378,14 @@ def test_records_in_memory(kind):
         (7, "records: a int has no random access"),
     ],
 )  # fmt: skip
-def test_records_in_memory_that_are_wrong(source, message):
+def test_records_in_memory_with_errors_are_named(source, message):
     with pytest.raises(UserError) as caught:
         list(as_records(source))
     assert message in str(caught.value)
 
 
 @pytest.mark.catches("line_of_a_selected_record_is_its_number")
-def test_some_records_are_named_by_their_lines(tmp_path):
+def test_record_subset_names_original_lines(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "bb", "ccc", "dddd"])
     subset = RecordSubset(JSONLinesDataset(path), np.array([1, 3]))
     assert [record["text"] for record in subset] == ["bb", "dddd"]
@@ -393,7 +393,7 @@ def test_some_records_are_named_by_their_lines(tmp_path):
     assert subset.n_bytes == len(b'{"text": "bb"}\n{"text": "dddd"}\n')
 
 
-def test_files_are_records_too(tmp_path):
+def test_as_records_accepts_paths(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a"])
     data = as_records([path, str(path)], TEXT_SCHEMA, cache_dir=tmp_path / "cache")
     assert isinstance(data, JSONLinesDataset)

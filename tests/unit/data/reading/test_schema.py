@@ -34,7 +34,7 @@ MATRICES = st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(
         (check_input, [{"x": 1}, {"x": 2}]), (check_input, [{"x": 1, "y": 2}, {"y": 1, "x": 2}]),
     ],
 )  # fmt: skip
-def test_what_is_right_passes(check, value):
+def test_schema_accepts_valid_records(check, value):
     assert check(value) is None
 
 
@@ -79,12 +79,12 @@ def test_what_is_right_passes(check, value):
         (check_input, [{"x": 1}, {"x": float("nan")}], "object 2 contains NaN at 'x'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named(check, value, expected):
+def test_schema_names_invalid_fields(check, value, expected):
     assert check(value).startswith(expected) or expected in check(value)
 
 
 @given(MATRICES)
-def test_any_matrix_of_numbers_passes_and_becomes_an_array(rows):
+def test_features_of_any_matrix_become_an_array(rows):
     assert check_input(rows) is None
     assert input_kind(rows) == "features"
     np.testing.assert_array_equal(features_to_array(rows), np.array(rows, dtype=np.float32))
@@ -96,7 +96,7 @@ def test_any_matrix_of_numbers_passes_and_becomes_an_array(rows):
 
 
 @given(MATRICES, st.data())
-def test_one_bad_number_in_any_matrix_is_found(rows, data):
+def test_features_with_one_invalid_number_are_rejected(rows, data):
     i = data.draw(st.integers(0, len(rows) - 1))
     k = data.draw(st.integers(0, len(rows[0]) - 1))
     rows[i][k] = data.draw(
@@ -113,20 +113,20 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_passes_can_be_used(value):
+def test_schema_accepts_only_usable_inputs(value):
     for check in (check_text, check_label, check_number, check_input):
         assert check(value) is None or isinstance(check(value), str)
     if check_input(value) is None and input_kind(value) == "features":
         assert np.isfinite(features_to_array(json.loads(json.dumps(value)))).all()
 
 
-def test_kinds_of_input():
+def test_input_kind_of_inputs():
     assert input_kind("a") == "text"
     assert input_kind(["a", "b"]) == "pair"
     assert input_kind([[1.0]]) == input_kind([{"x": 1}]) == "features"
 
 
-def test_a_plain_type_is_a_check():
+def test_compile_schema_accepts_types():
     check = compile_schema({"n": int, "name": check_label})
     assert check["n"](1) is None
     assert check["n"]("a") == "must be an integer, not a string"

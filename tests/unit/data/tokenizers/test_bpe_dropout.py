@@ -27,7 +27,7 @@ LONGEST = max(range(BPE.vocab_size), key=lambda i: len(BPE.decode([i])))
     st.integers(0, 99),
     st.sampled_from([0.0, 0.1, 0.5, 0.99]),
 )
-def test_undone_merges_spell_the_same_text(text, seed, share):
+def test_bpe_dropout_decodes_to_the_same_text(text, seed, share):
     ids = np.array(BPE.encode(text), dtype=np.uint16)
     tokens, positions = MERGES.apply_dropout(ids, share, np.random.default_rng(seed))
     assert BPE.decode(tokens.tolist()) == text
@@ -39,7 +39,7 @@ def test_undone_merges_spell_the_same_text(text, seed, share):
         assert tokens.tolist() == ids.tolist()
 
 
-def test_each_merge_is_undone_with_the_chance_that_was_asked():
+def test_bpe_dropout_undoes_merges_at_the_given_rate():
     ids = np.full(20_000, LONGEST)
     _, positions = MERGES.apply_dropout(ids, 0.25, np.random.default_rng(0))
     counts = np.bincount(positions)
@@ -68,7 +68,7 @@ TEXTS = [{"input": line, "label": n % 2} for n, line in enumerate(VERSE.split(",
 
 
 @pytest.mark.catches("bpe_dropout_stays_on_in_validation")
-def test_training_sees_other_splits_with_each_seed_and_validation_only_the_usual_one():
+def test_bpe_dropout_applies_in_training_only_and_depends_on_the_seed():
     task = Classification(bpe_dropout=0.3)
     usual = {line["input"]: BPE.encode(line["input"]) for line in TEXTS}
     seen = []
@@ -84,7 +84,7 @@ def test_training_sees_other_splits_with_each_seed_and_validation_only_the_usual
             assert row[1:] == usual[BPE.decode(row)]
 
 
-def test_token_types_stay_with_their_tokens():
+def test_bpe_dropout_keeps_token_types():
     pairs = [{"input": ["when shall we three", "meet again"], "value": n} for n in range(3)]
     task = Regression(bpe_dropout=0.5)
     (batch,) = served(task, pairs, training=True)
@@ -99,7 +99,7 @@ def test_token_types_stay_with_their_tokens():
         assert len(ids) > len(BPE.encode("when shall we three") + BPE.encode("meet again")) + 2
 
 
-def test_sources_and_targets_are_undone_and_what_would_not_fit_stays_whole():
+def test_bpe_dropout_of_seq2seq_keeps_texts_that_would_not_fit():
     texts = {"source": VERSE[:40], "target": VERSE[40:90]}
     task = Seq2Seq(bpe_dropout=0.9)
     (batch,) = served(task, [texts] * 6, training=True)
@@ -113,14 +113,14 @@ def test_sources_and_targets_are_undone_and_what_would_not_fit_stays_whole():
     assert rows(batch, "labels", None) == [usual["target"]] * 6
 
 
-def test_hidden_tokens_are_chosen_after_merges_are_undone():
+def test_bpe_dropout_precedes_masking():
     task = MaskedLM(bpe_dropout=0.9).fit(None)
     (batch,) = served(task, [{"text": VERSE[:60]}] * 4, training=True)
     assert batch["labels"].shape == batch["inputs"].shape
     assert batch["inputs"].shape[1] > len(BPE.encode(VERSE[:60])) + 1
 
 
-def test_it_needs_merges():
+def test_bpe_dropout_needs_a_bpe_tokenizer():
     config = Classification(classes=[0, 1], input_kind="text", bpe_dropout=0.1)
     for kind, phrase in (("unigram", "this one is Unigram"), ("byte", "without merges")):
         tokenizer = Tokenizer.train(kind, [VERSE] * 3, 300)

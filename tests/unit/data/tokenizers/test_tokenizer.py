@@ -20,13 +20,13 @@ BYTE_LEVEL = {kind: Tokenizer.train(kind, [VERSE * 3], 300) for kind in ("bpe", 
 @pytest.mark.catches("decoded_text_is_stripped")
 @pytest.mark.parametrize("kind", BYTE_LEVEL)
 @given(st.text(st.characters(codec="utf-8")))
-def test_byte_level_tokenizers_give_any_text_back(kind, text):
+def test_byte_level_tokenizer_round_trip_of_any_text(kind, text):
     tokenizer = BYTE_LEVEL[kind]
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(st.text(st.sampled_from(sorted(set(VERSE)))))
-def test_char_gives_known_text_back_one_id_a_character(text):
+def test_char_tokenizer_has_one_id_a_character(text):
     tokenizer = Tokenizer.train("char", [VERSE])
     ids = tokenizer.encode(text)
     assert len(ids) == len(text)
@@ -34,12 +34,12 @@ def test_char_gives_known_text_back_one_id_a_character(text):
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_byte_has_one_id_a_byte(text):
+def test_byte_tokenizer_has_one_id_a_byte(text):
     assert len(BYTE_LEVEL["byte"].encode(text)) == len(text.encode())
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_text_never_becomes_a_special_token(kind, tmp_path):
+def test_tokenizer_never_encodes_text_as_a_special_token(kind, tmp_path):
     text = f"{EOS_TOKEN}<|pad|>"
     tokenizer = Tokenizer.train(kind, [text])
     tokenizer.save(tmp_path / "tokenizer.json")
@@ -50,7 +50,7 @@ def test_text_never_becomes_a_special_token(kind, tmp_path):
         assert candidate.encode_batch([text, ""]) == [ids, []]
 
 
-def test_training_on_more_text_makes_fewer_tokens():
+def test_tokenizer_trained_on_more_text_gives_fewer_tokens():
     assert len(BYTE_LEVEL["bpe"].encode(VERSE)) < len(VERSE.encode()) * 0.8
 
 
@@ -69,13 +69,13 @@ def test_unknown_characters_are_one_token_each():
         ("char", 4, "vocab_size=4 is too small for a char tokenizer, which needs 5: one id for"),
     ],
 )
-def test_a_vocabulary_too_small_is_refused(kind, size, message):
+def test_tokenizer_rejects_a_vocab_size_that_is_too_small(kind, size, message):
     with pytest.raises(UserError, match=message):
         Tokenizer.train(kind, ["ab"], size)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not json", '{"model": {"type": "BPE"}}'])
-def test_a_broken_tokenizer_file_is_named(tmp_path, content):
+def test_tokenizer_error_names_a_broken_file(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     if content is not None:
         path.write_text(content)
@@ -108,7 +108,7 @@ def foreign(folder, *special, config=None):
         ([], None, EOS_TOKEN),
     ],
 )
-def test_the_boundary_of_a_foreign_tokenizer(tmp_path, special, config, expected):
+def test_eos_of_a_foreign_tokenizer(tmp_path, special, config, expected):
     folder = foreign(tmp_path / "theirs", *special, config=config)
     tokenizer = Tokenizer.from_path(folder)
     assert tokenizer.eos_token == expected
@@ -123,7 +123,7 @@ def test_the_boundary_of_a_foreign_tokenizer(tmp_path, special, config, expected
     assert again.warning is None
 
 
-def test_transformers_reads_what_is_saved_and_gives_the_same_ids(tmp_path):
+def test_tokenizer_file_gives_the_same_ids_in_transformers(tmp_path):
     transformers = pytest.importorskip("transformers")
     for kind in ALL:
         (tmp_path / kind).mkdir()
@@ -142,7 +142,7 @@ def test_transformers_reads_what_is_saved_and_gives_the_same_ids(tmp_path):
         (["spiece.model", "x"], r"no tokenizer.json in it \(it has spiece.model\)"),
     ],
 )
-def test_a_directory_without_a_tokenizer(tmp_path, names, message):
+def test_load_of_a_directory_without_a_tokenizer_is_refused(tmp_path, names, message):
     for name in names:
         (tmp_path / name).write_text("")
     with pytest.raises(UserError, match=message):
@@ -158,19 +158,19 @@ sys.stdout.write(Tokenizer.train(sys.argv[1], texts, 400).backend.to_str())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind != "unigram"])
-def test_training_again_gives_the_same_tokenizer(kind):
+def test_tokenizer_training_is_deterministic(kind):
     first, again = (run_python("-c", TRAIN, kind).stdout for _ in range(2))
     assert first
     assert first == again
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece", "word"])
-def test_a_vocabulary_is_no_larger_than_asked(kind):
+def test_tokenizer_vocabulary_is_at_most_vocab_size(kind):
     texts = [f"word{n} other{n * 7}" for n in range(500)]
     assert 250 <= Tokenizer.train(kind, texts, 300).vocab_size <= 300
 
 
-def test_wordpiece_gives_words_back():
+def test_wordpiece_tokenizer_decodes_words():
     tokenizer = Tokenizer.train("wordpiece", [VERSE * 3], 300)
     assert (
         tokenizer.decode(tokenizer.encode("the cat sang on the mat")) == "the cat sang on the mat"
@@ -182,7 +182,7 @@ def test_wordpiece_gives_words_back():
     assert all(token.startswith("##") for token in tokens[1:])
 
 
-def test_word_has_one_id_for_each_of_the_commonest_words():
+def test_word_tokenizer_has_one_id_for_each_common_word():
     tokenizer = Tokenizer.train("word", ["I_RUN  a\tb a", "a b <|pad|>"], 5)
     ids = tokenizer.encode(" a b\nI_RUN  a <|pad|>")
     unknown = tokenizer.backend.token_to_id("<|unknown|>")
@@ -196,7 +196,7 @@ def test_word_has_one_id_for_each_of_the_commonest_words():
 
 
 @pytest.mark.catches("tokenizer_learns_from_all_of_a_large_text")
-def test_a_tokenizer_learns_from_the_beginning_of_what_is_large():
+def test_tokenizer_trains_on_the_first_part_of_large_data():
     sample = TextSample(iter(["abc"] * 10), max_chars=7)
     assert list(sample) == ["abc"] * 3
     assert sample.truncated
@@ -212,7 +212,7 @@ def tokenizer_command(*arguments):
 
 
 @pytest.mark.catches("tokenizer_learns_from_the_first_field_only")
-def test_the_command_trains_on_every_text_of_every_record(tmp_path, capsys):
+def test_tokenizer_command_trains_on_every_text_of_every_record(tmp_path, capsys):
     records = [
         {"text": "aa"},
         {"input": ["bb", "cc"], "label": 1},
@@ -243,7 +243,7 @@ def test_the_command_trains_on_every_text_of_every_record(tmp_path, capsys):
         (None, [], "data.jsonl: No such file"),
     ],
 )  # fmt: skip
-def test_mistakes_on_the_command_line(tmp_path, capsys, content, more, message):
+def test_tokenizer_command_user_errors(tmp_path, capsys, content, more, message):
     data = tmp_path / "data.jsonl"
     if content is not None:
         data.write_text(content)
@@ -253,7 +253,7 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, content, more, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_file_neither_cuts_nor_fills_texts(tmp_path):
+def test_foreign_tokenizer_neither_truncates_nor_pads(tmp_path):
     backend = Tokenizer.train("byte", []).backend
     backend.enable_truncation(4)
     backend.enable_padding(length=8)
@@ -262,14 +262,14 @@ def test_a_foreign_file_neither_cuts_nor_fills_texts(tmp_path):
     assert [len(ids) for ids in tokenizer.encode_batch(["a", "abcdef"])] == [1, 6]
 
 
-def test_the_vocabulary_reaches_to_the_largest_id():
+def test_vocab_size_covers_the_largest_id():
     """Ids of third-party files may have gaps."""
     vocab = {EOS_TOKEN: 0, "a": 1, "b": 900}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab=vocab, unk_token=EOS_TOKEN))
     assert Tokenizer(backend).vocab_size == 901
 
 
-def test_a_backend_is_asked_once_for_all_its_tokens():
+def test_tokenizer_reads_the_vocabulary_once():
     """The backend builds a dict of all tokens, which takes longer than encoding a text."""
 
     class Counting:
@@ -289,7 +289,7 @@ def test_a_backend_is_asked_once_for_all_its_tokens():
     assert tokenizer.backend.asked == 1
 
 
-def test_the_command_learns_from_the_fields_that_it_is_told(tmp_path, capsys):
+def test_tokenizer_command_trains_on_the_given_fields(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"source": "abc", "target": "xyz"}\n')
     for field, letters in (("source", "abc"), ("target", "xyz")):
@@ -315,7 +315,7 @@ def templated(single, pair):
 
 
 @pytest.mark.catches("template_of_a_tokenizer_is_ignored")
-def test_what_a_template_puts_around_texts():
+def test_special_token_template_of_single_texts_and_pairs():
     tokenizer = templated("<s> $A </s>", "<s> $A </s> $B:1 </s>:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
     frame = tokenizer.input_template
@@ -329,7 +329,7 @@ def test_what_a_template_puts_around_texts():
 
 
 @pytest.mark.catches("documents_have_no_boundary")
-def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
+def test_document_separator_of_a_template():
     tokenizer = templated("<s> $A", "<s> $A <s> $B:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
     records = [{"text": "ab"}]
@@ -345,7 +345,7 @@ def test_documents_end_with_a_token_of_their_own_where_a_template_says_so():
 
 
 @pytest.mark.parametrize("room", [5, 6, 30])
-def test_what_is_cut_leaves_the_template_whole(room):
+def test_truncation_keeps_the_special_tokens(room):
     tokenizer = templated("<s> $A </s>", "<s> $A </s> $B:1 </s>:1")
     begin, end = (tokenizer.backend.token_to_id(name) for name in ("<s>", "</s>"))
     (text,) = encode_inputs([{"input": "abcdefgh"}], "text", tokenizer, room)

@@ -11,7 +11,7 @@ from tests.kit import tiny_model
 
 @pytest.mark.catches("recomputed_layers_draw_other_dropout")
 @pytest.mark.parametrize("how", ["selective", "full"])
-def test_recomputed_layers_have_the_same_dropout(how):
+def test_checkpointed_layers_repeat_their_dropout(how):
     """Gradients of a network with dropout are right only if both passes drop the same elements."""
     model = tiny_model(dropout=0.5).train()
     inputs = torch.randint(0, 31, (2, 9))
@@ -39,7 +39,7 @@ def test_saved_activation_bytes():
     assert saved_activation_bytes(lambda: (x.exp() + 1).sum()) == 4000 + 4  # adding keeps nothing
 
 
-def test_each_checkpointing_mode_saves_less_than_the_one_before():
+def test_checkpointing_modes_are_ordered_by_saved_bytes():
     model = tiny_model(d_model=64, n_layers=4).train()
     inputs = torch.randint(0, 31, (4, 32))
     kept = []

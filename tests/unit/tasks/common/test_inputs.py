@@ -111,7 +111,7 @@ def test_predict_of_a_series_needs_its_last_vector():
         m.predict([[[float(n)] for n in range(30)]], truncate=True)
 
 
-def test_a_gap_that_is_cut_off_is_an_error():
+def test_predict_rejects_a_mask_that_is_truncated():
     with pytest.raises(InputError, match=r"input 0 has no \[MASK\] within the 12 tokens that"):
         MASKED.predict([LETTERS + "[MASK]"], truncate=True)
 

@@ -45,7 +45,7 @@ def one_by_one(model, row, first, stride):
     st.lists(st.tuples(st.integers(1, 12), st.integers(0, 25)), min_size=1, max_size=4),
     st.integers(1, LONGEST),
 )
-def test_every_token_is_scored_once_with_what_its_window_holds(lengths, stride):
+def test_score_counts_every_token_once_with_its_window(lengths, stride):
     model = tiny_model(max_seq_len=LONGEST)
     random = torch.Generator().manual_seed(sum(map(sum, lengths)))
     rows = [torch.randint(0, 31, (a + b,), generator=random).tolist() for a, b in lengths]
@@ -59,7 +59,7 @@ def test_every_token_is_scored_once_with_what_its_window_holds(lengths, stride):
         assert each.total_logprob == pytest.approx(math.fsum(wanted), abs=1e-3)
 
 
-def test_targets_are_scored_by_their_sources():
+def test_score_of_targets_given_sources():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     sources, targets = [[3, 1, 4], [1, 5, 9, 2]], [[6, 5], [3, 5, 8]]
     starts = [GenerationInput([2], source) for source in sources]
@@ -78,7 +78,7 @@ def language_model(**changes):
     return Pipeline(model, BYTES, task=LanguageModeling(), generation=GenerationConfig())
 
 
-def test_what_comes_before_a_text_changes_how_likely_it_is():
+def test_score_depends_on_the_prefix():
     m = language_model()
     alone, after = m.score(["cat"]), m.score(["cat"], prompts=["the "])
     ids = [BYTES.eos_id, *BYTES.encode("the cat")]
@@ -90,7 +90,7 @@ def test_what_comes_before_a_text_changes_how_likely_it_is():
         m.score(["cat"], prompts=["a", "b"])
 
 
-def test_the_figures_of_a_file_are_those_of_a_validation():
+def test_score_of_a_file_matches_validation():
     """Where one window holds all documents, that is what a validation measures."""
     m = language_model()
     records = [{"text": "the cat sat"}, {"text": ""}, {"text": "on the mat\nall day"}]
@@ -110,7 +110,7 @@ def test_the_figures_of_a_file_are_those_of_a_validation():
 
 
 @pytest.mark.catches("bits_per_byte_count_characters")
-def test_bits_per_byte_are_of_utf_8():
+def test_score_bits_per_byte_count_utf8_bytes():
     m, text = language_model(), "žluťoučký 猫"
     assert (len(text), len(text.encode())) == (11, 17)
     found = m.perplexity([{"text": text}])
@@ -121,7 +121,7 @@ def test_bits_per_byte_are_of_utf_8():
     assert found["bits_per_byte"] == pytest.approx((nats - end) / math.log(2) / 17, rel=1e-5)
 
 
-def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
+def test_score_of_plain_text_does_not_depend_on_blocks(tmp_path):
     m = language_model()
     m.task = LanguageModeling(prepend_bos=False)
     path = tmp_path / "text.txt"
@@ -134,7 +134,7 @@ def test_running_text_is_one_row_whatever_pieces_it_is_read_in(tmp_path):
 
 
 @pytest.mark.catches("score_ignores_its_stride")
-def test_from_the_command_line(tmp_path, capsys):
+def test_score_command(tmp_path, capsys):
     m = language_model()
     save_directory(tmp_path / "model", model=m.model, tokenizer=BYTES, task=m.task.settings(),
                    generation=m.generation, model_card="# x\n")  # fmt: skip
@@ -158,7 +158,7 @@ def test_from_the_command_line(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_what_has_no_perplexity():
+def test_score_rejects_tasks_without_perplexity():
     m = language_model()
     with pytest.raises(UserError, match="every record's text is empty"):
         m.perplexity([{"text": ""}])

@@ -91,7 +91,7 @@ def test_next_feature_needs_ten_records_of_several_vectors():
     assert chosen([[[1.0], [1.0]]] * 12, range(12)) is None
 
 
-def test_next_feature_of_many_records_reads_only_some():
+def test_next_feature_of_many_records_reads_a_sample():
     class Counted(list):
         read = 0
 

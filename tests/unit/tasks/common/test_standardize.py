@@ -95,7 +95,7 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
         np.testing.assert_allclose(shares, outputs.softmax(-1).numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_embed_of_a_series_reads_it_in_its_own_units():
+def test_embed_of_a_series_normalizes_it():
     random = np.random.default_rng(0)
     sample = [
         {"input": random.normal(100, 9, (4, 2)).tolist(), "value": float(n)} for n in range(20)
@@ -109,7 +109,7 @@ def test_embed_of_a_series_reads_it_in_its_own_units():
     torch.testing.assert_close(m.embed([record["input"] for record in sample]), expected)
 
 
-def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
+def test_features_are_unchanged_without_statistics(tmp_path):
     """Model directories of earlier versions."""
     task = dataclasses.replace(
         fitted(Classification(), records()), feature_means=None, feature_stds=None
@@ -129,7 +129,7 @@ def test_a_directory_without_statistics_reads_features_as_they_stand(tmp_path):
     np.testing.assert_allclose(shares, expected, rtol=1e-5)
 
 
-def test_statistics_that_are_given_are_kept_and_none_are_made_without_standardize():
+def test_standardize_keeps_given_statistics():
     given = Classification(feature_means=[0.0, 1, 2, 3], feature_stds=[1.0, 2, 3, 4])
     task = fitted(given, records())
     assert (task.feature_means, task.feature_stds) == ([0.0, 1, 2, 3], [1.0, 2, 3, 4])
@@ -151,7 +151,7 @@ def test_statistics_that_are_given_are_kept_and_none_are_made_without_standardiz
         ({"feature_means": [1.0], "feature_stds": [1.0], "standardize": False}, "have no effect"),
     ],
 )
-def test_statistics_that_make_no_sense(settings, message):
+def test_standardize_rejects_invalid_statistics(settings, message):
     with pytest.raises(ConfigError, match=message):
         Classification(**settings)
 
@@ -172,7 +172,7 @@ def test_standardize_is_for_vectors():
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("old", [False, True])
-def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, changes, expected, old):
+def test_init_from_keeps_feature_statistics(tmp_path, changes, expected, old):
     sample = [{"input": [[float(n)]], "label": n % 2} for n in range(9)]
     task = fitted(Classification(standardize=not old), sample)
     model = MODEL_CLASSES["encoder"](model_for(task).config)
@@ -191,7 +191,7 @@ def test_a_run_that_begins_with_a_model_reads_features_as_it_does(tmp_path, chan
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "1e39"])
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_features_that_are_not_finite_are_named_with_their_line(tmp_path, number, task):
+def test_standardize_rejects_infinite_features_with_their_line(tmp_path, number, task):
     path = tmp_path / "train.jsonl"
     good = '{"input": [[1.0], [%s]], "value": %d, "label": %d}\n'
     path.write_text(good % ("1.0", 0, 0) + good % (number, 1, 1))

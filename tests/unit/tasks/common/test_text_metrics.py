@@ -40,7 +40,7 @@ def bleu_by_hand(hypotheses, references):
 
 @pytest.mark.parametrize("exchanged", [False, True])
 @pytest.mark.catches("bleu_exchanges_references")
-def test_text_metrics_of_unequal_lengths_are_those_of_sacrebleu(exchanged):
+def test_text_metrics_match_sacrebleu(exchanged):
     """Predictions longer and shorter than references; BLEU is not symmetric."""
     written, expected = (WANTED, WRITTEN) if exchanged else (WRITTEN, WANTED)
     actual = compute_text_metrics(written, expected)
@@ -77,7 +77,7 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.catches("references_stay_as_they_are")
-def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
+def test_exact_match_of_a_perfect_model_is_one_for_any_tokenizer(kind):
     """Predictions equal the tokens of the targets, which are all in the vocabulary."""
     tokenizer, targets = TOKENIZERS[kind], SENTENCES if kind != "lower" else ["a , B", "A b,  b"]
     batch_stats = [
@@ -99,7 +99,7 @@ def test_a_perfect_model_matches_exactly_whatever_the_tokenizer(kind):
 
 
 @pytest.mark.catches("unknown_words_match")
-def test_a_target_with_unknown_words_is_never_matched():
+def test_exact_match_of_targets_with_unknown_words_is_zero():
     tokenizer = TOKENIZERS["lower"]
     assert round_trip(tokenizer, ["A dog, b", "A b"]) == ["A dog, b", "a b"]
     written = tokenizer.encode_batch(["a dog, b", "a b"])
@@ -108,13 +108,13 @@ def test_a_target_with_unknown_words_is_never_matched():
 
 
 @given(st.lists(st.text(max_size=20), max_size=5))
-def test_tokenizers_of_bytes_give_back_any_text(texts):
+def test_round_trip_of_byte_tokenizers_is_lossless(texts):
     for kind in ("byte", "bpe"):
         tokenizer = TOKENIZERS["bpe"] if kind == "bpe" else Tokenizer.train("byte", [])
         assert round_trip(tokenizer, texts) == texts
         assert list(lossy_target_warnings(texts, tokenizer)) == []
 
 
-def test_lossy_targets_are_shown_in_part():
+def test_lossy_target_warning_shows_an_excerpt():
     (said,) = lossy_target_warnings(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
     assert f"'{('b ' * 30)[:60]}...' to '" in said

@@ -27,7 +27,7 @@ def norm_of(model, *prefixes):
 
 
 @pytest.mark.catches("layers_1_and_11_are_one")
-def test_each_layer_has_its_norm():
+def test_gradient_norms_of_layers():
     model = with_gradients(
         tiny_model(n_layers=12, tie_embeddings=False, position="learned", token_types=2)
     )
@@ -42,7 +42,7 @@ def test_each_layer_has_its_norm():
     assert math.hypot(*norms.values()) == pytest.approx(float(total), rel=1e-5)
 
 
-def test_each_stack_has_its_layers():
+def test_gradient_norms_of_both_stacks():
     model = with_gradients(
         tiny_model(model=Seq2SeqTransformer, causal=False, source_vocab_size=9, head="dense_tanh")
     )
@@ -56,7 +56,7 @@ def test_each_stack_has_its_layers():
         assert norm == pytest.approx(norm_of(model, group + "."), rel=1e-5), group
 
 
-def test_parameters_without_gradient_are_omitted():
+def test_gradient_norms_omit_parameters_without_gradient():
     model = with_gradients(tiny_model())
     grad_norms = GradientNorms(model)
     assert "head" not in grad_norms.group_names  # tied: its weight is the embedding's
@@ -70,14 +70,14 @@ def test_parameters_without_gradient_are_omitted():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_norms_are_of_float32_at_least(dtype):
+def test_gradient_norms_are_computed_in_float32(dtype):
     model = with_gradients(tiny_model().to(dtype))
     model.final_norm.float()  # a model of two types
     for name, norm in GradientNorms(with_gradients(model)).compute().items():
         assert norm == pytest.approx(norm_of(model, name + "."), rel=1e-5)
 
 
-def test_names_of_other_models():
+def test_gradient_norm_names_of_other_models():
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model = torch.nn.ModuleDict({"stem": torch.nn.Linear(2, 2), "h": inner})
     assert GradientNorms(model).group_names == ["h.0", "h.1", "stem"]
@@ -107,7 +107,7 @@ dist.destroy_process_group()
 """
 
 
-def test_sharded_gradients_have_the_norm_of_the_whole(tmp_path):
+def test_gradient_norms_of_sharded_gradients(tmp_path):
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SHARDED, str(tmp_path / "store"), str(rank)],

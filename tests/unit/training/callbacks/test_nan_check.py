@@ -15,7 +15,7 @@ from tests.kit import VERSE
 
 @pytest.mark.catches("infinite_loss_is_learned")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_step_and_batch_of_a_nan_are_reported(value):
+def test_nan_check_reports_step_and_batch(value):
     check = NaNCheck()
     for step in range(1, 5):
         for micro in range(2):
@@ -38,7 +38,7 @@ class OnGpu(torch.Tensor):
 
 
 @pytest.mark.parametrize("now", [False, True])
-def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
+def test_nan_check_on_gpu_every_fifty_steps(now):
     """The host does not wait for the device at each step; the first bad step is reported later."""
     check = NaNCheck()
     for step in range(1, 26):
@@ -56,7 +56,7 @@ def test_losses_on_a_gpu_are_checked_fifty_at_a_time(now):
 
 
 @pytest.mark.catches("records_of_an_infinite_loss_are_not_named")
-def test_records_and_last_good_checkpoint_are_reported(tmp_path, monkeypatch):
+def test_nan_check_reports_records_and_last_checkpoint(tmp_path, monkeypatch):
     """One record in sixteen breaks the loss; its line and the previous checkpoint are named."""
     from miniformer.tasks.classification import Classification
 

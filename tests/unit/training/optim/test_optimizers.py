@@ -37,7 +37,9 @@ def with_gradients(model, seed=0):
 
 @pytest.mark.catches("muon_only_scales")
 @given(st.integers(2, 24), st.integers(2, 96), st.sampled_from([3, 4, 5]), st.integers(0, 99))
-def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, columns, steps, seed):
+def test_orthogonalize_keeps_singular_vectors_and_equalizes_singular_values(
+    rows, columns, steps, seed
+):
     """Singular vectors stay; values go where each step's polynomial takes them."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, rows, columns, generator=generator)
@@ -54,7 +56,7 @@ def test_an_orthogonal_update_keeps_directions_and_evens_their_lengths(rows, col
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8), (12, 20)])
-def test_matrices_in_a_stack_do_not_see_each_other(shape):
+def test_orthogonalize_of_stacked_matrices_is_independent(shape):
     torch.manual_seed(0)
     x = torch.randn(3, *shape)
     alone = torch.cat([orthogonalize(matrix[None]) for matrix in x])
@@ -63,7 +65,7 @@ def test_matrices_in_a_stack_do_not_see_each_other(shape):
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has no Muon")
 @pytest.mark.parametrize("shape", [(16, 16), (16, 64), (64, 16)])
-def test_muon_is_torchs_but_for_its_polynomials(shape):
+def test_muon_matches_torch_except_for_polynomials(shape):
     """The polynomials differ, so that only directions and norms are compared."""
     torch.manual_seed(0)
     start = torch.randn(shape)
@@ -84,7 +86,7 @@ def test_muon_is_torchs_but_for_its_polynomials(shape):
         assert float(update.norm()) == pytest.approx(float(expected.norm()), rel=0.2)
 
 
-def test_an_update_of_muon_is_as_large_as_one_of_adamw():
+def test_muon_update_has_the_size_of_adamw():
     ours = nn.Parameter(torch.zeros(32, 64))
     torch.manual_seed(0)
     ours.grad = torch.randn(32, 64)
@@ -94,7 +96,7 @@ def test_an_update_of_muon_is_as_large_as_one_of_adamw():
 
 @pytest.mark.catches("muon_takes_embeddings")
 @pytest.mark.parametrize("options", [{}, {"betas": (0.6, 0.7), "eps": 0.1}], ids=str)
-def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw(options):
+def test_muon_uses_adamw_for_other_parameters(options):
     model = tiny_model(tie_embeddings=False)
     theirs = copy.deepcopy(model)
     for built, make in ((model, muon), (theirs, adamw)):
@@ -113,7 +115,7 @@ def test_what_is_no_matrix_of_a_layer_goes_the_way_of_adamw(options):
 
 
 @pytest.mark.parametrize("make", [adamw, muon])
-def test_an_optimizer_resumes_bit_exactly(make):
+def test_optimizer_resumes_bit_exactly(make):
     model = tiny_model()
     optimizer = make(model, lr=0.01, weight_decay=0.1)
     for seed in range(2):
@@ -128,7 +130,7 @@ def test_an_optimizer_resumes_bit_exactly(make):
     assert all(map(torch.equal, model.parameters(), resumed.parameters()))
 
 
-def test_sharded_matrices_are_made_orthogonal_whole(tmp_path):
+def test_muon_orthogonalizes_full_tensors_of_shards(tmp_path):
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
@@ -158,7 +160,7 @@ def scales(model, **options):
 
 
 @pytest.mark.catches("all_layers_learn_at_one_rate")
-def test_each_layer_learns_slower_than_the_one_above():
+def test_layer_lr_decay_lowers_the_lr_of_lower_layers():
     result = scales(tiny_model(n_layers=3, tie_embeddings=False), layer_lr_decay=0.5)
     assert result["head.weight"] == result["final_norm.weight"] == 1.0
     for layer, expected in enumerate((0.125, 0.25, 0.5)):
@@ -167,7 +169,7 @@ def test_each_layer_learns_slower_than_the_one_above():
     assert result["embedding.weight"] == 0.0625
 
 
-def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
+def test_layer_lr_decay_of_seq2seq_stacks():
     model = tiny_model(model=Seq2SeqTransformer, n_layers=1, n_decoder_layers=2, causal=False)
     result = scales(model, layer_lr_decay=0.5)
     layers = {name: scale for name, scale in result.items() if "layers." in name}
@@ -177,7 +179,7 @@ def test_both_stacks_of_a_seq2seq_model_have_slower_layers():
 
 @pytest.mark.catches("seq2seq_embeddings_learn_like_the_head")
 @pytest.mark.parametrize(("n_layers", "n_decoder_layers"), [(1, 3), (3, 1)])
-def test_embeddings_of_a_seq2seq_model_learn_the_slowest(n_layers, n_decoder_layers):
+def test_layer_lr_decay_of_seq2seq_embeddings(n_layers, n_decoder_layers):
     """Two vocabularies: neither embedding belongs to a stack by its name."""
     model = tiny_model(
         model=Seq2SeqTransformer, n_layers=n_layers, n_decoder_layers=n_decoder_layers,
@@ -207,14 +209,14 @@ def shared_options():
     return set.intersection(*({*list(signature.parameters)[1:]} for signature in signatures))
 
 
-def test_the_options_that_all_optimizers_share_are_tested():
+def test_optimizer_options_are_all_tested():
     assert shared_options() == SHARED_OPTIONS.keys()
 
 
 @pytest.mark.catches("schedulefree_ignores_layer_lr_decay", "muon_ignores_betas")
 @pytest.mark.parametrize("option", SHARED_OPTIONS)
 @pytest.mark.parametrize("name", registry.names("optimizer"))
-def test_an_option_reaches_each_parameter_of_every_optimizer(name, option):
+def test_optimizer_options_reach_each_parameter(name, option):
     value, field = SHARED_OPTIONS[option]
     model = tiny_model(n_layers=3, tie_embeddings=False)
     given = {"lr": 0.1, "weight_decay": 0.1, option: value}
@@ -231,14 +233,14 @@ def test_an_option_reaches_each_parameter_of_every_optimizer(name, option):
         assert result[id(parameter)] == expected, parameter_name
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_param_groups_omit_frozen_parameters():
     model = tiny_model()
     model.embedding.weight.requires_grad_(False)
     groups = build_param_groups(model, weight_decay=0.1)
     assert not any(p is model.embedding.weight for group in groups for p in group["params"])
 
 
-def test_a_models_rate_follows_its_scale():
+def test_param_groups_of_other_models_have_lr_scale_1():
     model = with_gradients(nn.Sequential(nn.Linear(2, 2, bias=False)))
     assert build_param_groups(model, weight_decay=0.3) == [
         {"params": [model[0].weight], "weight_decay": 0.3, "lr_scale": 1.0}
@@ -246,7 +248,7 @@ def test_a_models_rate_follows_its_scale():
 
 
 @pytest.mark.parametrize("name", registry.names("optimizer"))
-def test_every_optimizer_learns(name):
+def test_optimizers_all_lower_the_loss(name):
     torch.manual_seed(0)
     model = tiny_model()
     optimizer = registry.get("optimizer", name)(model, lr=0.01, weight_decay=0.0)
@@ -264,13 +266,13 @@ def test_every_optimizer_learns(name):
     assert math.isfinite(losses[-1])
 
 
-def test_a_missing_package_is_named(monkeypatch):
+def test_optimizer_without_its_package_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "schedulefree", None)
     with pytest.raises(UserError, match=r'pip install "miniformer\[optim\]"'):
         schedulefree(tiny_model(), lr=0.1, weight_decay=0.0)
 
 
-def test_schedulefree_trains_at_one_point_and_is_good_at_another():
+def test_schedulefree_evaluates_averaged_weights():
     model = with_gradients(tiny_model())
     optimizer = schedulefree(model, lr=0.1, weight_decay=0.0)
     optimizer.train()
@@ -291,14 +293,14 @@ def test_default_lr_is_that_of_the_optimizer():
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_unknown_options_of_an_optimizer_are_refused(name):
+def test_optimizer_rejects_unknown_options(name):
     check_optimizer_options(name, ["betas", "eps"])
     for option in ("model", "nesterov"):  # the model is no option
         with pytest.raises(UserError, match=f"unknown option of optimizer={name}.* '{option}'"):
             check_optimizer_options(name, ["betas", option])
 
 
-def test_an_optimizer_without_default_lr_asks_for_one(monkeypatch):
+def test_optimizer_without_default_lr_needs_lr(monkeypatch):
     for make in (lambda model, *, lr, weight_decay: None, lambda model, **options: None):
         monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
         with pytest.raises(UserError, match="optimizer=mine has no default learning rate; set"):

@@ -19,7 +19,7 @@ def train(model, seed):
         model.weight.copy_(torch.randn_like(model.weight))
 
 
-def test_the_moving_average_is_the_sum_it_is_defined_by():
+def test_ema_matches_its_definition():
     model = nn.Linear(3, 2, bias=False)
     ema, expected = Ema(model, 0.6), weights_of(model)
     ema.state_tensors()
@@ -31,7 +31,7 @@ def test_the_moving_average_is_the_sum_it_is_defined_by():
         torch.testing.assert_close(ema.state_tensors()["weight"], expected)
 
 
-def test_the_model_has_the_averages_for_a_while_only():
+def test_averages_are_swapped_in_temporarily():
     model = nn.Linear(3, 2)
     parameter = model.weight
     ema = Ema(model, 0.9)
@@ -47,7 +47,7 @@ def test_the_model_has_the_averages_for_a_while_only():
     assert torch.equal(ema.state_tensors()["weight"], average)
 
 
-def test_the_mean_is_of_the_last_weights():
+def test_checkpoint_average_is_of_the_last_weights():
     model = nn.Linear(3, 2)
     last, seen = CheckpointAverage(model, 3), []
     for step in range(5):

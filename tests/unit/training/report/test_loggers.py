@@ -27,7 +27,7 @@ def steps_of(folder):
 
 
 @pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")
-def test_csv_has_the_figures_of_the_run_and_of_its_resumption(tmp_path):
+def test_csv_logger_has_the_metrics_of_a_run_and_its_resumption(tmp_path):
     folder = run(tmp_path, "csv").folder
     assert steps_of(folder / "csv") == set(range(1, 21))
     train(TrainConfig(resume=str(folder), max_steps=30))
@@ -40,7 +40,7 @@ def test_csv_has_the_figures_of_the_run_and_of_its_resumption(tmp_path):
     }  # fmt: skip
 
 
-def test_tensorboard_has_the_figures(tmp_path):
+def test_tensorboard_logger_has_the_metrics(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run(tmp_path, "tensorboard").folder
@@ -51,7 +51,7 @@ def test_tensorboard_has_the_figures(tmp_path):
     assert losses == pytest.approx(written)
 
 
-def test_no_logger_is_none_of_lightnings_either(tmp_path):
+def test_no_logger_disables_the_lightning_logger(tmp_path):
     trainer = L.Trainer(logger=loggers.none(tmp_path), default_root_dir=tmp_path, accelerator="cpu")
     assert trainer.loggers == []
 
@@ -64,7 +64,7 @@ class Noted:
         self.run_id = arguments.get("run_id") or "new"
 
 
-def test_wandb_logger_is_asked_for_the_same_run_for_the_same_folder(tmp_path, monkeypatch):
+def test_wandb_logger_has_the_run_id_of_the_folder(tmp_path, monkeypatch):
     """The arguments only: `make slow` has a run with W&B itself."""
     monkeypatch.setattr(loggers, "WandbLogger", Noted)
     first, again, other = (
@@ -76,7 +76,7 @@ def test_wandb_logger_is_asked_for_the_same_run_for_the_same_folder(tmp_path, mo
 
 
 @pytest.mark.catches("mlflow_begins_a_new_run")
-def test_mlflow_logger_is_asked_for_the_run_that_the_folder_keeps(tmp_path, monkeypatch):
+def test_mlflow_logger_has_the_run_id_of_the_folder(tmp_path, monkeypatch):
     """The arguments only: `make slow` has a run with MLflow itself."""
     monkeypatch.setattr(loggers, "MLFlowLogger", Noted)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -84,7 +84,7 @@ def headlines(page):
 
 
 @pytest.mark.parametrize(("loss", "marks"), [(0.5, 1), (2.5e-159, 0)])
-def test_best_point_is_marked_where_the_scale_has_it(tmp_path, loss, marks):
+def test_chart_marks_the_best_point(tmp_path, loss, marks):
     """A logarithmic axis has no place for the second loss."""
     rows = [{"step": 0, "train_loss": 1.0}, {"step": 1, "train_loss": 0.8, "val_loss": loss}]
     page = page_of(tmp_path, metric_rows=rows, metrics={"val_loss": loss, "step": 1.0})
@@ -94,7 +94,7 @@ def test_best_point_is_marked_where_the_scale_has_it(tmp_path, loss, marks):
 
 
 @pytest.mark.catches("curves_go_by_row")
-def test_complete_page(tmp_path):
+def test_report_page_is_complete(tmp_path):
     picture = tmp_path / "answers.png"
     picture.write_bytes(b"\x89PNG, whatever it holds")
     layers = ["embedding", *(f"layers.{i}" for i in range(30)), "head"]
@@ -129,7 +129,7 @@ def test_complete_page(tmp_path):
 
 
 @pytest.mark.catches("report_may_load_things")
-def test_nothing_is_loaded_and_nothing_runs(tmp_path):
+def test_report_loads_and_runs_nothing(tmp_path):
     page = page_of(tmp_path, metric_rows=training_rows(40), title=HOSTILE, warnings=[HOSTILE])
     source = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", source)
@@ -143,7 +143,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path):
 
 
 @pytest.mark.catches("text_of_others_is_markup")
-def test_foreign_text_is_escaped(tmp_path):
+def test_report_escapes_text(tmp_path):
     page = page_of(
         tmp_path,
         title=HOSTILE,
@@ -181,7 +181,7 @@ def test_foreign_text_is_escaped(tmp_path):
         [{"step": 1, "val_loss": 1e308, "grad_norm": 1e-320}, {"step": 2, "val_loss": -1e308}],
     ],
 )
-def test_rows_of_any_kind(tmp_path, rows):
+def test_report_of_any_metrics_rows(tmp_path, rows):
     check_numbers(
         page_of(tmp_path, metric_rows=rows, gradient_rows=rows, metrics={"val_loss": math.nan})
     )
@@ -204,7 +204,7 @@ ROW = st.dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(ROW, max_size=8))
-def test_any_floats_make_a_page(tmp_path_factory, rows):
+def test_report_of_any_floats(tmp_path_factory, rows):
     check_numbers(page_of(tmp_path_factory.mktemp("page"), metric_rows=rows, gradient_rows=rows))
 
 
@@ -216,7 +216,7 @@ def curve_of(chart, look="s1"):
 
 
 @pytest.mark.catches("charts_stand_on_their_heads")
-def test_points_are_at_their_coordinates():
+def test_chart_points_are_at_their_coordinates():
     # The y axis begins with 0 and ends 5 % of the spread above the highest point: 0 .. 4 + 0.2.
     points = [(0, 0.0), (5, 2.0), (10, 4.0)]
     (corners,) = curve_of(line_chart("c", [Series("a", points)], include_zero=True))
@@ -234,7 +234,7 @@ def test_points_are_at_their_coordinates():
     assert re.findall(r'cx="([^"]*)%" cy="([^"]*)%"', chart) == [("0", "95.5"), ("80", "4.5")]
 
 
-def test_ticks_are_at_their_values():
+def test_chart_ticks_are_at_their_values():
     chart = line_chart("c", [Series("a", [(0, 0.0), (40, 1.0)])], include_zero=True)
     ys = [(float(top), float(word)) for top, word in re.findall(r'top:(.*?)%">([^<]*)', chart)]
     assert [value for _, value in ys] == [0.0, 0.5, 1.0]
@@ -247,7 +247,7 @@ def test_ticks_are_at_their_values():
 
 @pytest.mark.parametrize("low", [-3.7, 0.0, 0.2, 12.0, 1e5])
 @pytest.mark.parametrize("spread", [1e-3, 0.9, 7.0, 4321.0, 1e9])
-def test_ticks_are_round_and_few(low, spread):
+def test_chart_ticks_are_round_and_few(low, spread):
     ticks = Scale(low, low + spread).ticks()
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 * spread <= tick <= low + spread * (1 + 1e-9) for tick in ticks)
@@ -258,14 +258,14 @@ def test_ticks_are_round_and_few(low, spread):
         assert tick / step == pytest.approx(round(tick / step), abs=1e-4)
 
 
-def test_ticks_of_a_logarithmic_scale():
+def test_chart_ticks_of_a_logarithmic_scale():
     assert Scale(0.9, 1100.0, True).ticks() == [1, 10, 100, 1000]
     assert Scale(0.5, 60.0, True).ticks() == [1, 3, 10, 30]
     assert len(Scale(1e-30, 1e30, True).ticks()) <= 5
     assert make_scale([3.0, 3.0]).ticks()  # equal values have room around them
 
 
-def test_nan_is_a_gap_and_a_single_point_a_dot():
+def test_chart_draws_nan_as_a_gap_and_a_single_point_as_a_dot():
     points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.inf), (5, 1.0), (6, 1.0)]
     d = re.search(r'd="([^"]*)"/>', line_chart("c", [Series("a", points)]).partition("line s1")[2])
     first, dot, last = d[1].removeprefix("M").split("M")
@@ -276,7 +276,7 @@ def test_nan_is_a_gap_and_a_single_point_a_dot():
 
 
 @pytest.mark.catches("long_curve_loses_its_spikes")
-def test_downsampling_keeps_ends_and_extremes():
+def test_downsample_keeps_ends_and_extremes():
     points = [(i, math.sin(i / 50) + (i == 4321) * 9 - (i == 777) * 9) for i in range(10_000)]
     points_left = downsample(points)
     assert len(points_left) <= 610
@@ -305,7 +305,7 @@ def test_moving_average_is_a_mean_of_neighbors():
     assert moving_average(line, 5)[:18] == [pytest.approx(point) for point in line[:18]]
 
 
-def test_hover_bands_show_the_values_of_their_steps():
+def test_chart_hover_bands_show_the_values_of_their_steps():
     training = [(i, float(i)) for i in range(1, 201)]
     chart = line_chart("c", [Series("a", training), Series("b", [(100, 7.5)])])
     bands = re.findall(r'<rect x="([^"]*)" width="([^"]*)"[^>]*><title>([^<]*)', chart)
@@ -323,7 +323,7 @@ def test_hover_bands_show_the_values_of_their_steps():
     assert edge == pytest.approx(1000, abs=0.2)
 
 
-def test_a_heat_map_is_as_light_as_it_is_large():
+def test_heat_map_lightness_follows_the_value():
     columns = [(10.0, {"a": 1.0, "b": 10.0}), (20.0, {"a": 100.0, "b": math.nan})]
     chart = heat_map("norms", columns)
     cells = dict(re.findall(r'<path class="h(\d+)" d="([^"]*)"', chart))
@@ -339,7 +339,7 @@ def test_a_heat_map_is_as_light_as_it_is_large():
     assert heat_map("norms", []) == heat_map("norms", [(1.0, {"a": 0.0})]) == ""
 
 
-def test_many_samples_are_sampled_and_long_ones_truncated(tmp_path):
+def test_report_selects_and_truncates_samples(tmp_path):
     samples = [{"step": i, "prompt": f"p{i} ", "text": "x" * 5000} for i in range(1000)]
     page = page_of(tmp_path, samples=samples)
     prompts = [word for word in page.text if re.fullmatch(r"p\d+ ", word)]
@@ -350,7 +350,7 @@ def test_many_samples_are_sampled_and_long_ones_truncated(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 400_000
 
 
-def test_numbers_as_text():
+def test_format_number():
     values = (0.0, 3.0, 12345.6, 0.123456, 1e-5, -2.5, 1e20, math.nan, math.inf)
     texts = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
     assert [format_number(value) for value in values] == texts

@@ -40,14 +40,14 @@ def prepared(tmp_path, task, **changes):
         ("masked_lm", "encoder", False),
     ],
 )
-def test_model_decides_whether_attention_is_causal(task, model, causal, tmp_path):
+def test_model_setting_decides_causal_attention(task, model, causal, tmp_path):
     run = prepared(tmp_path, task, model=model)
     assert type(run.model).__name__ == "Transformer"
     assert (run.model_config.causal, run.kind) == (causal, "encoder")
     assert run.config.model == model
 
 
-def test_decoder_is_refused_where_it_cannot_learn(tmp_path):
+def test_model_setting_decoder_is_refused_for_unsuitable_tasks(tmp_path):
     with pytest.raises(UserError, match="causal must be false for masked_lm"):
         prepared(tmp_path, "masked_lm", model="decoder")
     with pytest.raises(UserError, match="model=decoder is causal; leave causal out"):

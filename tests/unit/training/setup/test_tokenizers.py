@@ -35,7 +35,7 @@ SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
         (["anna"] * 1_000 + ["to be or not to be"] * 9_000, True),
     ],
 )
-def test_the_first_texts_tell_whether_they_are_single_words(texts, found):
+def test_mostly_single_words_judges_the_first_texts(texts, found):
     assert mostly_single_words(texts) is found
 
 
@@ -49,7 +49,7 @@ def prepared(folder, records, task="seq2seq", **settings):
     return run.tokenizer, next(line for line in lines if line.startswith("tokenizer: "))
 
 
-def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
+def test_single_words_and_their_targets_have_separate_tokenizers(tmp_path):
     tokenizer, output = prepared(tmp_path, SOUNDS)
     letters = set("".join(WORDS))
     assert tokenizer.separate_source_tokenizer.vocab_size == len(letters) + 3
@@ -67,14 +67,14 @@ def test_words_and_their_sounds_have_a_tokenizer_each(tmp_path):
         lambda word: {"source": f"{word} a", "target": word},  # targets only
     ],
 )
-def test_others_share_one(tmp_path, record):
+def test_tokenizer_is_shared_by_sources_and_targets(tmp_path, record):
     tokenizer, output = prepared(tmp_path, [record(word) for word in WORDS])
     assert tokenizer.separate_source_tokenizer is None
     assert output.startswith("tokenizer: bpe, ")
 
 
 @pytest.mark.catches("named_tokenizer_is_not_heard")
-def test_what_is_said_of_tokenizers_is_heard(tmp_path):
+def test_tokenizer_settings_of_the_user_are_used(tmp_path):
     for name in ("bpe", "char"):
         tokenizer, output = prepared(tmp_path, SOUNDS, tokenizer=name)
         assert tokenizer.separate_source_tokenizer is None
@@ -88,7 +88,7 @@ def test_what_is_said_of_tokenizers_is_heard(tmp_path):
         prepared(tmp_path, SOUNDS, model_config={"source_vocab_size": 50})
 
 
-def test_a_stream_has_no_texts_that_tell():
+def test_tokenizer_of_a_stream_must_be_named():
     config = TrainConfig(train_path="a.jsonl", task="seq2seq", streaming=True, max_steps=9)
     with pytest.raises(UserError, match=r"with streaming.*; set tokenizer to byte"):
         make_tokenizer(config, Seq2Seq(), None)
@@ -123,7 +123,7 @@ class Shout(Seq2Seq):
         yield record["target"]
 
 
-def test_a_task_of_its_own_fields_has_one_tokenizer(tmp_path, monkeypatch):
+def test_tokenizer_of_a_task_with_other_fields_is_shared(tmp_path, monkeypatch):
     monkeypatch.setitem(registry._registered, "task", {"reversal": Reversal})
     records = [{"text": word} for word in WORDS]
     assert prepared(tmp_path, records, "reversal")[1].startswith("tokenizer: bpe, ")
@@ -131,7 +131,7 @@ def test_a_task_of_its_own_fields_has_one_tokenizer(tmp_path, monkeypatch):
         prepared(tmp_path, records, "reversal", source_tokenizer="byte")
 
 
-def test_a_tokenizer_learns_from_the_tasks_own_texts(tmp_path, monkeypatch):
+def test_tokenizer_is_trained_on_the_texts_of_the_task(tmp_path, monkeypatch):
     monkeypatch.setitem(registry._registered, "task", {"shout": Shout})
     tokenizer, _ = prepared(tmp_path, SOUNDS, "shout")
     assert (
@@ -140,7 +140,7 @@ def test_a_tokenizer_learns_from_the_tasks_own_texts(tmp_path, monkeypatch):
     )
 
 
-def test_pairs_keep_their_many_subwords(tmp_path):
+def test_tokenizer_of_pairs_keeps_a_large_vocabulary(tmp_path):
     chance = random.Random(0)
     texts = ["".join(chance.choices("abcdefghijkl  ", k=200)) for _ in range(200)]
     tokenizer, _ = prepared(tmp_path, [{"source": text, "target": text} for text in texts])

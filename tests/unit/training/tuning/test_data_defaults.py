@@ -24,7 +24,7 @@ from tests.kit import write_jsonl
         (800_000, "medium"), (4_999_999, "medium"), (5_000_000, "base"), (None, "base"),
     ],
 )  # fmt: skip
-def test_more_data_has_a_larger_model(tokens, size):
+def test_model_size_grows_with_the_data(tokens, size):
     assert size_for_tokens(tokens) == size
 
 
@@ -49,7 +49,7 @@ def run(tmp_path, capsys):
     return train
 
 
-def test_the_data_choose_a_size_and_the_run_says_so(run):
+def test_model_size_default_is_printed(run):
     model, out = run(1_000)
     assert model == SIZE_PRESETS["tiny"]
     assert "size: tiny (2 layers, d_model 64), for 1,100 training tokens" in out
@@ -58,7 +58,7 @@ def test_the_data_choose_a_size_and_the_run_says_so(run):
     assert "size: small (2 layers, d_model 128)" in out
 
 
-def test_who_says_more_is_heard(run):
+def test_model_size_default_yields_to_given_settings(run):
     assert run(1_000, "--model_size", "medium")[0] == SIZE_PRESETS["medium"]
     model, _ = run(1_000, "--model_size", "medium", "--model_config", '{"n_kv_heads": 3}')
     assert model == {**SIZE_PRESETS["medium"], "n_kv_heads": 3}, "of its own six heads"
@@ -74,7 +74,7 @@ def test_who_says_more_is_heard(run):
     assert model == {**SIZE_PRESETS["tiny"], "n_layers": 1}
 
 
-def test_a_size_that_cannot_be_is_refused(run):
+def test_model_size_unknown_name_is_refused(run):
     assert "model_size must be one of" in run(100, "--model_size", "huge", code=2)
     assert "size has no effect with init_from" in run(
         100, "--model_size", "tiny", "--init_from", "x", code=2
@@ -97,11 +97,11 @@ def test_a_size_that_cannot_be_is_refused(run):
         (6_500, 13.0, 1, 16),  # but no fewer examples than in other tasks
     ],
 )
-def test_little_text_is_learnt_in_small_batches(tokens, row, devices, size):
+def test_batch_size_default_is_small_for_little_text(tokens, row, devices, size):
     assert default_batch_size(tokens, row, devices) == size
 
 
-def test_a_vocabulary_grows_with_the_root_of_its_text():
+def test_vocab_size_default_grows_with_the_root_of_the_text():
     sizes = {1_000_000: 1_000, 4_000_000: 2_000, 100_000_000: 10_000}
     assert {size: default_vocab_size(size) for size in sizes} == sizes
     assert default_vocab_size(0) == default_vocab_size(200_000) == 512
@@ -128,7 +128,7 @@ def prepared(folder, task="language_modeling", **settings):
     return run, console.file.getvalue()
 
 
-def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
+def test_language_modeling_has_defaults_for_batch_and_vocab_size(tmp_path):
     run, output = prepared(tmp_path)
     assert run.tokenizer.vocab_size == 949  # the root of 900,000
     assert "tokenizer: bpe, 949 ids" in output
@@ -145,7 +145,7 @@ def test_language_modelling_chooses_batches_and_vocabulary(tmp_path):
     assert "batches: 2 x 512 tokens on each device\n" in output
 
 
-def test_what_is_given_of_them_is_taken(tmp_path):
+def test_batch_and_vocab_size_given_are_used(tmp_path):
     run, output = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
     assert (run.config.batch_size, run.tokenizer.vocab_size) == (3, 300)
     assert "batches" not in output
@@ -158,7 +158,7 @@ def test_what_is_given_of_them_is_taken(tmp_path):
     assert "batches" not in output, "another size is still to be found"
 
 
-def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch):
+def test_batch_size_default_for_data_not_in_memory_is_large(tmp_path, monkeypatch):
     monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1_000)
     run, output = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_tokens == run.data.batch_tokens == 8_192
@@ -166,7 +166,7 @@ def test_data_that_is_not_kept_in_memory_has_large_batches(tmp_path, monkeypatch
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 16
 
 
-def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
+def test_vocab_size_default_ignores_a_sample(tmp_path, monkeypatch):
     """The text exceeds the tokenizer's sample, so the vocabulary has the size for a large text."""
     monkeypatch.setattr(
         TextSample, "__init__", partialmethod(TextSample.__init__, max_chars=500_000)
@@ -177,7 +177,7 @@ def test_a_sample_of_text_tells_nothing_of_all_of_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.catches("found_settings_are_refused_beside_the_wish")
-def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
+def test_batch_size_default_is_kept_by_resume(tmp_path):
     train = data(tmp_path)
     arguments = ["--work_dir", str(tmp_path), "--experiment_name", "run", "--logger", "none"]
     more = ["--seq_len", "512", "--model_size", "tiny", "--max_steps"]
@@ -190,7 +190,7 @@ def test_a_run_goes_on_with_the_batches_that_it_began_with(tmp_path):
     assert [row["tokens"] for row in rows] == [4 * 512, 2 * 4 * 512]
 
 
-def test_other_tasks_take_sixteen_and_all_their_words(tmp_path):
+def test_batch_and_vocab_size_defaults_of_other_tasks(tmp_path):
     run, output = prepared(tmp_path, task="classification")
     assert run.config.batch_size == run.data.batch_size == 16
     assert run.tokenizer.vocab_size == 10_000

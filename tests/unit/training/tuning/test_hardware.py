@@ -19,7 +19,7 @@ def _nothing_measured_yet(monkeypatch):
 
 
 @pytest.mark.catches("a_product_is_half_the_operations")
-def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
+def test_peak_flops_times_matrix_products(monkeypatch):
     """A machine of 2 GFLOP/s in products of 256 x 256, and of 1 GFLOP/s in others."""
     now, before = [50.0], torch.get_rng_state()
 
@@ -38,14 +38,14 @@ def test_the_peak_is_that_of_products_within_a_time(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_peak_of_this_machine_is_a_number():
+def test_peak_flops_of_this_machine_is_finite():
     """With real products, clock and generator, whose speed is not checked."""
     before = torch.get_rng_state()
     assert math.isfinite(peak_flops(CPU, torch.float32))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
+def test_peak_flops_is_the_best_of_several_runs(monkeypatch):
     """1, 2 and 4 ns per operation at the three sizes; first products take three times as long."""
     per_operation = {128: 4e-9, 256: 1e-9, 512: 2e-9}
     timed = []
@@ -69,7 +69,7 @@ def test_the_peak_is_the_best_of_what_was_timed(monkeypatch):
     assert len(timed) == 2 * many  # another number of threads is benchmarked separately
 
 
-def test_the_benchmark_of_a_slow_machine_is_short(monkeypatch):
+def test_peak_flops_benchmark_of_a_slow_machine_is_short(monkeypatch):
     """At a million operations a second, a product of 256 x 256 takes half a minute."""
     timed = []
     monkeypatch.setattr(
@@ -79,7 +79,7 @@ def test_the_benchmark_of_a_slow_machine_is_short(monkeypatch):
     assert timed == [128]
 
 
-def test_a_library_that_is_slow_to_begin_does_not_count(monkeypatch):
+def test_peak_flops_excludes_the_first_call(monkeypatch):
     """As on a GPU: the first product of a process takes longer than the time of the benchmark."""
     now, product, done = [0.0], torch.mm, []
 
@@ -95,7 +95,7 @@ def test_a_library_that_is_slow_to_begin_does_not_count(monkeypatch):
     assert 512 in done
 
 
-def test_autocast_changes_nothing(monkeypatch):
+def test_peak_flops_ignores_autocast(monkeypatch):
     dtypes = set()
     monkeypatch.setattr(hardware, "_MATRIX_SIZES", (128,))
     monkeypatch.setattr(hardware, "_time_matmul", lambda a, b: dtypes.add((a @ b).dtype) or 1.0)
@@ -114,7 +114,7 @@ def test_autocast_changes_nothing(monkeypatch):
         (False, False, 5.0, False),  # emulated
     ],
 )
-def test_bfloat16_on_a_cpu(monkeypatch, avx, amx, speedup, fast):
+def test_fast_bf16_on_cpu(monkeypatch, avx, amx, speedup, fast):
     speeds = {torch.float32: 1e9, torch.bfloat16: speedup * 1e9}
     monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: speeds[dtype])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx, raising=False)
@@ -126,7 +126,7 @@ def test_bfloat16_on_a_cpu(monkeypatch, avx, amx, speedup, fast):
     ("flags", "fast"),
     [("fpu avx512_bf16 sse", True), ("amx_tile", True), ("avx512f", False), (None, False)],
 )
-def test_flags_are_read_where_torch_does_not_tell(monkeypatch, tmp_path, flags, fast):
+def test_fast_bf16_reads_cpu_flags(monkeypatch, tmp_path, flags, fast):
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         monkeypatch.delattr(torch.cpu, name, raising=False)
     monkeypatch.setattr(hardware, "peak_flops", lambda device, dtype: float(dtype.itemsize == 2))
@@ -138,7 +138,7 @@ def test_flags_are_read_where_torch_does_not_tell(monkeypatch, tmp_path, flags, 
     assert has_fast_bf16("cpu") is fast
 
 
-def test_bfloat16_elsewhere(monkeypatch):
+def test_fast_bf16_on_other_devices(monkeypatch):
     asked = []
 
     def supported(including_emulation=True):
@@ -159,7 +159,7 @@ def test_bfloat16_elsewhere(monkeypatch):
 @pytest.mark.parametrize(
     ("devices", "more", "peak"), [(1, "", "1,250"), (3, ", 3 processes", "3,750")]
 )
-def test_the_report_names_the_machine_and_its_peak(monkeypatch, tmp_path, devices, more, peak):
+def test_monitor_names_the_machine_and_its_peak(monkeypatch, tmp_path, devices, more, peak):
     monkeypatch.setattr(platform, "processor", lambda: "abacus")
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)

@@ -59,7 +59,7 @@ def exponential(low, high, steps):
 
 @pytest.mark.catches("rate_of_the_lowest_loss_is_suggested")
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
+def test_lr_finder_is_gradient_descent_at_rising_rates(clip):
     result = find_lr(
         bowl(), Bowl(), curvatures([1.0], [3.0]), sgd, min_lr=1e-3, max_lr=100.0, num_steps=60,
         gradient_clip_val=clip,
@@ -73,7 +73,7 @@ def test_the_range_test_is_gradient_descent_at_rising_rates(clip):
     assert result.suggestion == pytest.approx(lowest / 10)
 
 
-def test_it_stops_soon_after_descent_does_not_converge_any_more():
+def test_lr_finder_stops_soon_after_divergence():
     """On a bowl of curvature h gradient descent diverges from 2 / h on."""
     for curvature in (1.0, 10.0):
         result = find_lr(
@@ -83,7 +83,7 @@ def test_it_stops_soon_after_descent_does_not_converge_any_more():
         assert 2 / curvature / 100 < result.suggestion < 2 / curvature
 
 
-def test_several_batches_make_one_step():
+def test_lr_finder_accumulates_batches():
     """However unevenly they are spread, the loss is the sum divided once."""
     parts = curvatures([1.0, 2.0, 6.0], [7.0])
     joined = curvatures([1.0, 2.0, 6.0, 7.0])
@@ -92,7 +92,7 @@ def test_several_batches_make_one_step():
     assert apart.losses == pytest.approx(find_lr(bowl(), Bowl(), joined, sgd, **options).losses)
 
 
-def test_a_group_has_its_share_of_the_rate():
+def test_lr_finder_scales_the_lr_of_groups():
     def scaled(model, *, lr):
         return torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 0.1}], lr=lr)
 
@@ -103,7 +103,7 @@ def test_a_group_has_its_share_of_the_rate():
     assert result.losses == pytest.approx(expected.losses)
 
 
-def test_a_loss_that_is_not_finite_ends_it():
+def test_lr_finder_ends_at_a_nan_loss():
     batches = curvatures([1.0], [1.0], [1.0], [math.nan], [1.0])
     result = find_lr(bowl(), Bowl(), batches, sgd, min_lr=1e-4, max_lr=1e-3, num_steps=50)
     assert len(result.lrs) == 3
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_ends_it():
         find_lr(bowl(), Bowl(), [], sgd)
 
 
-def test_progress_is_reported():
+def test_lr_finder_reports_progress():
     calls = []
     find_lr(
         bowl(), Bowl(), curvatures([1.0]), sgd, max_lr=1e-3, num_steps=5,
@@ -154,7 +154,7 @@ def fails(*done):
         ),
     ],
 )
-def test_the_model_is_left_as_it_was(search):
+def test_lr_finder_restores_the_model(search):
     model = tiny_model(dropout=0.5).train()
     model.layers[1].eval()
     set_activation_checkpointing(model, "full")
@@ -173,7 +173,7 @@ def test_the_model_is_left_as_it_was(search):
         assert torch.equal(value, weights[name])
 
 
-def test_dropout_is_on_while_rates_are_tried():
+def test_lr_finder_trains_with_dropout():
     model = tiny_model(dropout=0.5)  # in eval mode
     seen = []
 
@@ -188,7 +188,7 @@ def test_dropout_is_on_while_rates_are_tried():
 
 
 @pytest.mark.catches("range_test_is_not_drawn")
-def test_the_search_is_drawn(tmp_path):
+def test_lr_finder_plots_its_curve(tmp_path):
     result = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, num_steps=4)
     result.plot(tmp_path / "lr.png")
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
@@ -229,7 +229,7 @@ class Machine(LanguageModeling):
 
 
 @pytest.mark.parametrize("overhead", [0.01, 1.0, 10.0, 60.0])
-def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
+def test_batch_size_finder_selects_the_smallest_that_is_nearly_fastest(monkeypatch, overhead):
     result = Machine(monkeypatch, overhead=overhead).search()
     speeds = {size: LENGTH * size / (overhead + size) for size in (2**k for k in range(14))}
     last = next(size for size in list(speeds)[1:] if speeds[size] < 1.05 * speeds[size // 2])
@@ -241,7 +241,7 @@ def test_the_smallest_batch_that_is_nearly_the_fastest(monkeypatch, overhead):
 
 
 @pytest.mark.catches("next_batch_is_expected_to_take_no_more")
-def test_memory_ends_it_before_it_runs_out(monkeypatch):
+def test_batch_size_finder_ends_before_memory_is_full(monkeypatch):
     tried = []
     machine = Machine(
         monkeypatch, overhead=1000.0, memory=lambda size: tried.append(size) or 500 + 1000 * size
@@ -253,14 +253,14 @@ def test_memory_ends_it_before_it_runs_out(monkeypatch):
     assert result.stop_reason.startswith("16 would take more")
 
 
-def test_a_size_that_takes_more_than_it_seemed_is_not_suggested(monkeypatch):
+def test_batch_size_finder_rejects_a_size_that_takes_more_than_predicted(monkeypatch):
     machine = Machine(monkeypatch, overhead=1000.0, memory=lambda size: 100 * size**3)
     result = machine.search(memory_limit=20_000)
     assert result.batch_sizes == [1, 2, 4]  # 800 -> 6,400 -> 51,200 by the cube
     assert result.stop_reason.startswith("8 takes")
 
 
-def test_a_device_without_memory_left_ends_it(monkeypatch):
+def test_batch_size_finder_ends_at_out_of_memory(monkeypatch):
     result = Machine(monkeypatch, overhead=1000.0, most=8).search()
     assert result.batch_sizes == [1, 2, 4, 8]
     assert result.stop_reason == "16 takes more memory than there is"
@@ -268,7 +268,7 @@ def test_a_device_without_memory_left_ends_it(monkeypatch):
         Machine(monkeypatch, overhead=1000.0, most=2).search(initial_batch_size=4)
 
 
-def test_data_that_has_no_larger_batch_ends_it(monkeypatch):
+def test_batch_size_finder_ends_with_the_data(monkeypatch):
     """Asked for 8 of 5 examples, the data gives what it has; or nothing."""
     smaller = Machine(monkeypatch, overhead=1000.0).search(lambda size: batches_for(min(size, 5)))
     none = Machine(monkeypatch, overhead=1000.0).search(
@@ -279,7 +279,7 @@ def test_data_that_has_no_larger_batch_ends_it(monkeypatch):
         assert result.stop_reason == "the data has no batch of 8"
 
 
-def test_the_table_says_which():
+def test_batch_size_finder_table_marks_the_selected_size():
     lines = BatchSizeFinderResult(
         [1, 2], [100.0, 1900.4], [10**6, 2 * 10**9], "2 was enough", 2
     ).format_table()

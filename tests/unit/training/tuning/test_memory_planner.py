@@ -42,12 +42,12 @@ resettable = pytest.mark.skipif(not reset_peak_memory(CPU), reason="only Linux r
         ("4G", None), ("nan", None), ("inf", None), ("0", None), ("1.2.3MB", None), ("1,5GB", None),
     ],
 )  # fmt: skip
-def test_sizes_are_read(text, expected):
+def test_parse_bytes_reads_units(text, expected):
     assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("count", [5 * 10**6, 999 * 10**6, 10**9, 3_250_000_000, 48 * 10**9])
-def test_what_is_written_is_read_again(count):
+def test_format_bytes_round_trip(count):
     assert parse_bytes(format_bytes(count)) == count
 
 
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_again(count):
 
 
 @pytest.mark.catches("freed_tensors_still_count", "peak_is_what_is_left_at_the_end")
-def test_peaks_of_chains():
+def test_peak_tensor_bytes_of_chains():
     x = torch.zeros(10, 100)
     assert (
         peak_tensor_bytes(lambda: x.exp().exp().exp()) == 2 * 4000
@@ -65,7 +65,7 @@ def test_peaks_of_chains():
     assert peak_tensor_bytes(lambda: x.view(100, 10).add_(1)) == 0  # a view, changed in place
 
 
-def test_the_backward_pass_counts():
+def test_peak_tensor_bytes_includes_the_backward_pass():
     """exp saves its output; its gradient is as large, and there are two scalars."""
     x = torch.zeros(10, 100, requires_grad=True)
     assert peak_tensor_bytes(lambda: x.exp().sum().backward()) == 2 * 4000 + 2 * 4
@@ -84,7 +84,7 @@ class Wasteful(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_a_backward_pass_of_ones_own_counts(how):
+def test_peak_tensor_bytes_includes_custom_backward_passes(how):
     def step():
         model.zero_grad()
         Wasteful.apply(model(inputs)).sum().backward()
@@ -95,7 +95,7 @@ def test_a_backward_pass_of_ones_own_counts(how):
     assert 40_000 < peak_tensor_bytes(step) < 80_000
 
 
-def test_logits_of_the_fused_loss_count():
+def test_peak_tensor_bytes_includes_logits_of_the_fused_loss():
     features = torch.randn(64, 16, requires_grad=True)
     weight = torch.randn(1000, 16, requires_grad=True)
     labels = torch.randint(0, 1000, (64,))
@@ -117,7 +117,7 @@ def allocated(step):
 
 
 @pytest.mark.parametrize("how", ["none", "selective", "full"])
-def test_a_training_step_takes_what_the_allocator_says(how):
+def test_peak_tensor_bytes_match_the_allocator(how):
     def step():
         LanguageModeling().loss(model, batch)[0].backward()
 
@@ -134,7 +134,7 @@ def test_a_training_step_takes_what_the_allocator_says(how):
 
 
 @resettable
-def test_growth_is_what_the_process_takes():
+def test_memory_growth_is_that_of_the_process():
     def step():
         torch.ones(200 * 2**20, dtype=torch.uint8)
         retained.append(torch.ones(40 * 2**20, dtype=torch.uint8))
@@ -159,7 +159,7 @@ def batches_for(size, *, length=LENGTH, vocabulary=31):
 
 @pytest.mark.catches("micro_batches_make_up_less_than_the_batch")
 @pytest.mark.parametrize("batch_size", range(1, 41))
-def test_micro_batches_make_up_the_batch(batch_size):
+def test_micro_batches_add_up_to_the_batch(batch_size):
     for most in range(1, batch_size + 1):
         size, _ = largest_fitting_micro_batch(lambda size: size, batch_size, most)
         many = math.ceil(batch_size / size)
@@ -191,7 +191,7 @@ POWERS = (1, 2, 4, 8, 16, 32, 64)
         (lambda size: 100 + 50 * size + min(1000, 400 * size), 1 / 4),
     ],
 )
-def test_what_is_found_fits_and_took_few_trials(grown, share):
+def test_memory_plan_fits_and_takes_few_trials(grown, share):
     for room in range(150, 8000, 50):
         size, tried = search(grown, room)
         largest = max((power for power in POWERS if grown(power) <= room), default=0)
@@ -200,7 +200,7 @@ def test_what_is_found_fits_and_took_few_trials(grown, share):
         assert len(tried) == len(set(tried)) <= 10
 
 
-def test_along_a_straight_line_nothing_is_tried_that_does_not_fit():
+def test_memory_plan_of_linear_growth_tries_only_fitting_sizes():
     for room in range(100, 5000, 50):
         size, tried = search(lambda size: 50 * size, room)
         assert size == max(power for power in POWERS if 50 * power <= room)
@@ -255,7 +255,7 @@ def plan(model, room, **options):
         (LENGTH / 10, (1, 16, "full")),  # none gets as far
     ],
 )
-def test_the_fastest_that_fits(model, tokens_that_fit, expected):
+def test_memory_plan_is_the_fastest_that_fits(model, tokens_that_fit, expected):
     memory_plan, grown = plan(model, tokens_that_fit * PER_TOKEN["none"])
     result = (
         memory_plan.batch_size,
@@ -266,7 +266,7 @@ def test_the_fastest_that_fits(model, tokens_that_fit, expected):
     assert grown == expected[0] * LENGTH * PER_TOKEN[expected[2]]
 
 
-def test_a_whole_batch_needs_no_512_tokens(model):
+def test_memory_plan_of_an_unsplit_batch_has_no_minimum_tokens(model):
     memory_plan, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"], batch_size=2)
     assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (2, "none")
 
@@ -276,7 +276,7 @@ def test_micro_batches_are_never_fewer_than_asked(model):
     assert (memory_plan.batch_size, memory_plan.accumulate_grad_batches) == (4, 2)
 
 
-def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
+def test_memory_plan_respects_a_gpu_smaller_than_the_limit(model, monkeypatch):
     def small(step, device):
         step()
         if model.embedding.weight.grad is not None and sizes[-1] > 4:
@@ -294,21 +294,21 @@ def test_a_gpu_smaller_than_the_limit_is_heeded(model, monkeypatch):
     assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (4, "none")
 
 
-def test_of_equal_ways_the_one_without_recomputation(model, monkeypatch):
+def test_memory_plan_prefers_no_recomputation(model, monkeypatch):
     monkeypatch.setitem(PER_TOKEN, "selective", PER_TOKEN["none"])
     monkeypatch.setitem(PER_TOKEN, "full", PER_TOKEN["none"])
     memory_plan, _ = plan(model, 2 * LENGTH * PER_TOKEN["none"])
     assert (memory_plan.batch_size, memory_plan.activation_checkpointing) == (2, "none")
 
 
-def test_too_little_is_refused_with_what_is_needed(model):
+def test_memory_limit_that_is_too_small_names_the_needed_size(model):
     with pytest.raises(
         UserError, match=r"memory_limit=1\.012 GB is too little: .* need 1\.013 GB, of which 1 GB"
     ):
         plan(model, LENGTH / 11 * PER_TOKEN["none"])
 
 
-def test_a_plan_says_what_it_is():
+def test_memory_plan_description():
     memory_plan = memory_planner.MemoryPlan(4, 8, "selective", 3_250_000_000)
     expected = "8 batches of 4, accumulated; selective activation checkpointing; 3.25 GB predicted"
     assert memory_plan.summary().startswith(expected)
@@ -319,7 +319,7 @@ def test_a_plan_says_what_it_is():
     )
 
 
-def test_the_heaviest_batch_counts(model):
+def test_memory_plan_uses_the_heaviest_batch(model):
     def uneven(size):
         for length in (LENGTH // 4, LENGTH, LENGTH // 2):
             yield next(batches_for(size, length=length))
@@ -332,7 +332,7 @@ def test_the_heaviest_batch_counts(model):
 
 
 @pytest.mark.parametrize(("batch_size", "standing"), [(1, 1), (2, 2)])
-def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch_size, standing):
+def test_memory_plan_includes_gradients_in_accumulation(model, monkeypatch, batch_size, standing):
     """The second micro-batch of a step adds its gradients to those of the first."""
 
     def twice(step, device):
@@ -351,7 +351,7 @@ def test_gradients_stand_while_batches_are_accumulated(model, monkeypatch, batch
 
 
 @pytest.mark.parametrize("room", [0, 10**12])
-def test_the_model_is_left_as_it_was(room):
+def test_memory_planner_restores_the_model(room):
     model = tiny_model(dropout=0.5, max_seq_len=LENGTH).train()
     model.layers[1].eval()
     set_activation_checkpointing(model, "selective")
@@ -408,7 +408,7 @@ print(peak_memory(torch.device("cpu")))  # ru_maxrss counts in the parent's, the
 
 
 @resettable
-def test_a_run_takes_what_was_predicted():
+def test_memory_plan_predicts_the_memory_of_a_run():
     """Of another process, which has planned nothing: gradients, state, activations, libraries."""
     child = run_python("-c", TRAINING, json.dumps([8, 1, "none"]), 2 * 10**9)
     *choice, predicted = json.loads(child.stdout)
