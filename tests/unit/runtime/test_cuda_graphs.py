@@ -2,8 +2,8 @@
 
 Without a GPU a `Tape` replaces torch's CUDA graphs: it records operations and replays them with the
 same tensors into the same memory, as a CUDA graph does; operations that synchronize with the CPU
-are rejected. Only `test_cuda_graphs_on_a_gpu` verifies that CUDA can capture the operations and that
-`unsupported_reason` detects a GPU.
+are rejected. Only `test_cuda_graphs_on_a_gpu` verifies that CUDA can capture the operations and
+that `unsupported_reason` detects a GPU.
 """
 
 import contextlib
