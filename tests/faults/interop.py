@@ -26,10 +26,10 @@ def gate_of_phi3_is_its_up(original):
     """Phi-3's gate and up projection are swapped."""
     import dataclasses
 
-    def swapped(rule):
+    def swapped(config, rule):
         return dataclasses.replace(rule, names=rule.names[::-1]) if len(rule.names) == 2 else rule
 
-    return dataclasses.replace(original, rules=tuple(map(swapped, original.rules)))
+    return dataclasses.replace(original, adapt_rule=swapped)
 
 
 @fault("miniformer.interop.hf.families.gpt:GPT2")
@@ -39,11 +39,11 @@ def square_weights_of_gpt2_stay_transposed(original):
 
     from miniformer.interop.hf.weights import IDENTITY
 
-    def plain(rule):
+    def plain(config, rule):
         output = rule.hf_name.endswith("attn.c_proj")
         return dataclasses.replace(rule, layout=IDENTITY) if output else rule
 
-    return dataclasses.replace(original, rules=tuple(map(plain, original.rules)))
+    return dataclasses.replace(original, adapt_rule=plain)
 
 
 @fault("miniformer.interop.hf.families.encoders:BERT")

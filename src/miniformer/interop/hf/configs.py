@@ -9,7 +9,7 @@ from typing import Any
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.config.architectures import ARCHITECTURES, SEQ2SEQ_ARCHITECTURES
 from miniformer.config.model_checks import ROTARY_SCALINGS
-from miniformer.interop.hf.weights import Rule
+from miniformer.interop.hf.weights import NameTable, Rule, make_rules
 
 REQUIRED = object()
 _MAX_LAYERS = 10_000  # limit for untrusted files: memory use grows with each layer
@@ -68,12 +68,12 @@ class ModelClass:
 
     Args:
         fields: config fields of the class; an `output_dim` of None means the number of labels.
-        rules: rules of the head's weights.
+        weights: names of the head's weights.
         is_backbone: true for the backbone alone, whose files lack the prefix.
     """
 
     fields: Config
-    rules: tuple[Rule, ...] = ()
+    weights: NameTable = dataclasses.field(default_factory=dict)
     is_backbone: bool = False
 
     @property
@@ -91,8 +91,10 @@ class Family:
         model_type: its name in a `config.json`.
         keys: keys that map to one field each.
         model_classes: class name -> class, the main one first.
-        rules: rules of the backbone's weights.
-        prefix: prefix of these names, except in files of the backbone alone.
+        weights: names of the backbone's weights.
+        layer_weights: names of a layer's weights, without prefixes.
+        layer_prefix: prefix of a layer's names in the checkpoint.
+        prefix: prefix of the backbone's names, except in files of the backbone alone.
         fixed: keys with only one supported value, which is also their default.
         constants: keys without a field, and the value that an export writes.
         ids: keys of special token ids, with their defaults.
@@ -108,7 +110,9 @@ class Family:
     model_type: str
     keys: tuple[ConfigKey, ...]
     model_classes: dict[str, ModelClass]
-    rules: tuple[Rule, ...]
+    weights: NameTable
+    layer_weights: NameTable = dataclasses.field(default_factory=dict)
+    layer_prefix: str = ""
     prefix: str = "model."
     fixed: Config = dataclasses.field(default_factory=dict)
     constants: Config = dataclasses.field(default_factory=dict)
@@ -128,7 +132,9 @@ class Family:
 
     def weight_rules(self, name: str, config: TransformerConfig) -> list[Rule]:
         """Rules of one of its classes for a config."""
-        rules = [*self.rules, *self.model_classes[name].rules]
+        rules = make_rules(self.weights)
+        rules += make_rules(self.layer_weights, "layers.{}.", self.layer_prefix)
+        rules += make_rules(self.model_classes[name].weights)
         if self.adapt_rule is None:
             return rules
         return [self.adapt_rule(config, rule) for rule in rules]

@@ -25,7 +25,7 @@ from miniformer.interop.hf.files import (
     copy_tensor,
     read_tensor,
 )
-from miniformer.interop.hf.weights import IDENTITY, TensorMapping, map_tensors
+from miniformer.interop.hf.weights import IDENTITY, TensorMapping, make_rules, map_tensors
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 
@@ -177,7 +177,7 @@ def _infer_fields_from_weights(
         return inferred
     heads = [
         rule.hf_name.removesuffix(".weight") + ".weight"
-        for rule in family.model_classes[name].rules
+        for rule in make_rules(family.model_classes[name].weights)
         if rule.names[0] in ("head", "head.weight")
     ]
     for copy in heads:

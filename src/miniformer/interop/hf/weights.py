@@ -78,6 +78,10 @@ def skip_leading_rows(rows: int) -> Layout:
     return Layout(join, lambda tensor, _: [tensor[rows:]])
 
 
+# Model module or modules -> checkpoint module, or that and a layout.
+NameTable = Mapping[str | tuple[str, ...], str | tuple[str, Layout]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """Maps a checkpoint module to one or more model modules.
@@ -93,13 +97,14 @@ class Rule:
     layout: Layout
 
 
-def rules(names: Mapping[str | tuple[str, ...], str | tuple[str, Layout]]) -> tuple[Rule, ...]:
-    """Rules from a table: model module or modules -> checkpoint module, or that and a layout."""
+def make_rules(names: NameTable, prefix: str = "", hf_prefix: str = "") -> list[Rule]:
+    """Rules of a table, with prefixes of both sides."""
     result = []
     for left, right in names.items():
         hf_name, layout = (right, IDENTITY) if isinstance(right, str) else right
-        result.append(Rule((left,) if isinstance(left, str) else left, hf_name, layout))
-    return tuple(result)
+        modules = (left,) if isinstance(left, str) else left
+        result.append(Rule(tuple(prefix + name for name in modules), hf_prefix + hf_name, layout))
+    return result
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,27 +30,9 @@ from miniformer.interop.hf.families.seq2seq import BART, M2M_100, MARIAN, T5, T5
 
 # In the order in which an export tries them.
 ALL_FAMILIES: tuple[Family, ...] = (
-    LLAMA,
-    GPT2,
-    GPT_NEOX,
-    MISTRAL,
-    QWEN2,
-    QWEN3,
-    OLMO2,
-    GEMMA,
-    GEMMA2,
-    GEMMA3,
-    PHI3,
-    BERT,
-    ROBERTA,
-    DISTILBERT,
-    MODERNBERT,
-    XLM_ROBERTA,
-    T5,
-    T5_V1_1,
-    BART,
-    MARIAN,
-    M2M_100,
+    *(LLAMA, GPT2, GPT_NEOX, MISTRAL, QWEN2, QWEN3, OLMO2, GEMMA, GEMMA2, GEMMA3, PHI3),
+    *(BERT, ROBERTA, DISTILBERT, MODERNBERT, XLM_ROBERTA),
+    *(T5, T5_V1_1, BART, MARIAN, M2M_100),
 )
 
 

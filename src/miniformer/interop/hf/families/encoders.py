@@ -12,57 +12,27 @@ from miniformer.interop.hf.attention import (
     write_dual_rope,
     write_sliding_window,
 )
-from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass
+from miniformer.interop.hf.configs import Config, ConfigKey, Family
 from miniformer.interop.hf.families.tables import (
     ACTIVATIONS,
+    GATE_UP,
     GATED_ACTIVATIONS,
+    QKV,
+    common_keys,
+    encoder_classes,
     no_head_dim,
-    prefix_names,
     token_ids,
 )
-from miniformer.interop.hf.weights import (
-    STACKED,
-    Rule,
-    rules,
-    skip_leading_rows,
-)
-
-_BERT_KEYS = (
-    ConfigKey("vocab_size", "vocab_size"),
-    ConfigKey("hidden_size", "d_model"),
-    ConfigKey("num_hidden_layers", "n_layers"),
-    ConfigKey("num_attention_heads", "n_heads"),
-    ConfigKey("intermediate_size", "d_ff"),
-    ConfigKey("max_position_embeddings", "max_seq_len", 512),
-    ConfigKey("layer_norm_eps", "norm_eps", 1e-12),
-    ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
-    ConfigKey("hidden_dropout_prob", "dropout", 0.1),
-    ConfigKey("type_vocab_size", "token_types", 2),
-    ConfigKey("tie_word_embeddings", "tie_embeddings", True),
-)
-_BACKBONE_FIELDS = {"head": "linear", "head_bias": False, "tie_embeddings": True}
-_BERT_LAYER = {
-    "attention.q_proj": "attention.self.query",
-    "attention.k_proj": "attention.self.key",
-    "attention.v_proj": "attention.self.value",
-    "attention.o_proj": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "feed_forward.up_proj": "intermediate.dense",
-    "feed_forward.down_proj": "output.dense",
-    "feed_forward_norm": "output.LayerNorm",
-}
+from miniformer.interop.hf.weights import STACKED, NameTable, Rule, skip_leading_rows
 
 
-def _bert_rules(prefix: str, position: Any) -> tuple[Rule, ...]:
-    return rules(
-        {
-            "embedding": f"{prefix}embeddings.word_embeddings",
-            "position": position,
-            "type_embedding": f"{prefix}embeddings.token_type_embeddings",
-            "embedding_norm": f"{prefix}embeddings.LayerNorm",
-            **prefix_names(_BERT_LAYER, "layers.{}.", f"{prefix}encoder.layer.{{}}."),
-        }
-    )
+def _bert_embedding(prefix: str, position: Any) -> NameTable:
+    return {
+        "embedding": f"{prefix}embeddings.word_embeddings",
+        "position": position,
+        "type_embedding": f"{prefix}embeddings.token_type_embeddings",
+        "embedding_norm": f"{prefix}embeddings.LayerNorm",
+    }
 
 
 def _copy_head_activation(config: Config, fields: Config) -> None:
@@ -83,26 +53,36 @@ BERT = Family(
     preset="bert",
     model_type="bert",
     prefix="bert.",
-    keys=_BERT_KEYS,
-    model_classes={
-        "BertForMaskedLM": ModelClass(
-            {},
-            rules(
-                {
-                    "head.dense": "cls.predictions.transform.dense",
-                    "head.norm": "cls.predictions.transform.LayerNorm",
-                    "head.bias": "cls.predictions.bias",
-                    "head.weight": "cls.predictions.decoder.weight",
-                }
-            ),
-        ),
-        "BertForSequenceClassification": ModelClass(
-            {"output_dim": None, "pooling": "first", "head": "dense_tanh"},
-            rules({"head.dense": "bert.pooler.dense", "head": "classifier"}),
-        ),
-        "BertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
+    keys=(
+        *common_keys(512, tie_embeddings=True),
+        ConfigKey("layer_norm_eps", "norm_eps", 1e-12),
+        ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
+        ConfigKey("hidden_dropout_prob", "dropout", 0.1),
+        ConfigKey("type_vocab_size", "token_types", 2),
+    ),
+    model_classes=encoder_classes(
+        "Bert",
+        {
+            "head.dense": "cls.predictions.transform.dense",
+            "head.norm": "cls.predictions.transform.LayerNorm",
+            "head.bias": "cls.predictions.bias",
+            "head.weight": "cls.predictions.decoder.weight",
+        },
+        {"head.dense": "bert.pooler.dense", "head": "classifier"},
+        head="dense_tanh",
+    ),
+    weights=_bert_embedding("bert.", "bert.embeddings.position_embeddings"),
+    layer_prefix="bert.encoder.layer.{}.",
+    layer_weights={
+        "attention.q_proj": "attention.self.query",
+        "attention.k_proj": "attention.self.key",
+        "attention.v_proj": "attention.self.value",
+        "attention.o_proj": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "feed_forward.up_proj": "intermediate.dense",
+        "feed_forward.down_proj": "output.dense",
+        "feed_forward_norm": "output.LayerNorm",
     },
-    rules=_bert_rules("bert.", "bert.embeddings.position_embeddings"),
     read=(no_head_dim, _copy_head_activation),
     fixed={
         "position_embedding_type": "absolute",
@@ -132,42 +112,35 @@ def _write_roberta_positions(config: TransformerConfig, hf_config: Config) -> No
 
 
 def _roberta(model_type: str, name: str) -> Family:
-    prefix = "roberta."
     return dataclasses.replace(
         BERT,
         preset="roberta",
         model_type=model_type,
-        prefix=prefix,
-        model_classes={
-            f"{name}ForMaskedLM": ModelClass(
-                {},
-                rules(
-                    {
-                        "head.dense": "lm_head.dense",
-                        "head.norm": "lm_head.layer_norm",
-                        "head.bias": "lm_head.bias",
-                        "head.weight": "lm_head.decoder.weight",
-                    }
-                ),
-            ),
-            f"{name}ForSequenceClassification": ModelClass(
-                {"output_dim": None, "pooling": "first", "head": "dense_tanh"},
-                rules({"head.dense": "classifier.dense", "head": "classifier.out_proj"}),
-            ),
-            f"{name}Model": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
-        },
-        rules=_bert_rules(
-            prefix, (f"{prefix}embeddings.position_embeddings", skip_leading_rows(2))
+        prefix="roberta.",
+        model_classes=encoder_classes(
+            name,
+            {
+                "head.dense": "lm_head.dense",
+                "head.norm": "lm_head.layer_norm",
+                "head.bias": "lm_head.bias",
+                "head.weight": "lm_head.decoder.weight",
+            },
+            {"head.dense": "classifier.dense", "head": "classifier.out_proj"},
+            head="dense_tanh",
         ),
+        weights=_bert_embedding(
+            "roberta.", ("roberta.embeddings.position_embeddings", skip_leading_rows(2))
+        ),
+        layer_prefix="roberta.encoder.layer.{}.",
         read=(no_head_dim, _roberta_positions),
         write=(_write_roberta_positions,),
         fixed={**BERT.fixed, "pad_token_id": 1},
         ids=token_ids(bos=0, eos=2, pad=1),
         tied_weights={
-            "lm_head.decoder.weight": (f"{prefix}embeddings.word_embeddings.weight",),
+            "lm_head.decoder.weight": ("roberta.embeddings.word_embeddings.weight",),
             "lm_head.decoder.bias": ("lm_head.bias",),
         },
-        ignored_prefixes=(f"{prefix}pooler.", "lm_head.bias"),
+        ignored_prefixes=("roberta.pooler.", "lm_head.bias"),
     )
 
 
@@ -189,44 +162,32 @@ DISTILBERT = Family(
         ConfigKey("dropout", "dropout", 0.1),
         ConfigKey("tie_word_embeddings", "tie_embeddings", True),
     ),
-    model_classes={
-        "DistilBertForMaskedLM": ModelClass(
-            {},
-            rules(
-                {
-                    "head.dense": "vocab_transform",
-                    "head.norm": "vocab_layer_norm",
-                    "head": "vocab_projector",
-                }
-            ),
-        ),
-        "DistilBertForSequenceClassification": ModelClass(
-            {"output_dim": None, "pooling": "first", "head": "dense_relu"},
-            rules({"head.dense": "pre_classifier", "head": "classifier"}),
-        ),
-        "DistilBertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
-    },
-    rules=rules(
+    model_classes=encoder_classes(
+        "DistilBert",
         {
-            "embedding": "distilbert.embeddings.word_embeddings",
-            "position": "distilbert.embeddings.position_embeddings",
-            "embedding_norm": "distilbert.embeddings.LayerNorm",
-            **prefix_names(
-                {
-                    "attention.q_proj": "attention.q_lin",
-                    "attention.k_proj": "attention.k_lin",
-                    "attention.v_proj": "attention.v_lin",
-                    "attention.o_proj": "attention.out_lin",
-                    "attention_norm": "sa_layer_norm",
-                    "feed_forward.up_proj": "ffn.lin1",
-                    "feed_forward.down_proj": "ffn.lin2",
-                    "feed_forward_norm": "output_layer_norm",
-                },
-                "layers.{}.",
-                "distilbert.transformer.layer.{}.",
-            ),
-        }
+            "head.dense": "vocab_transform",
+            "head.norm": "vocab_layer_norm",
+            "head": "vocab_projector",
+        },
+        {"head.dense": "pre_classifier", "head": "classifier"},
+        head="dense_relu",
     ),
+    weights={
+        "embedding": "distilbert.embeddings.word_embeddings",
+        "position": "distilbert.embeddings.position_embeddings",
+        "embedding_norm": "distilbert.embeddings.LayerNorm",
+    },
+    layer_prefix="distilbert.transformer.layer.{}.",
+    layer_weights={
+        "attention.q_proj": "attention.q_lin",
+        "attention.k_proj": "attention.k_lin",
+        "attention.v_proj": "attention.v_lin",
+        "attention.o_proj": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "feed_forward.up_proj": "ffn.lin1",
+        "feed_forward.down_proj": "ffn.lin2",
+        "feed_forward_norm": "output_layer_norm",
+    },
     read=(no_head_dim, _copy_head_activation),
     constants={"attention_dropout": 0.0},
     ids=token_ids(pad=0),
@@ -259,54 +220,37 @@ MODERNBERT = Family(
     preset="modernbert",
     model_type="modernbert",
     keys=(
-        ConfigKey("vocab_size", "vocab_size"),
-        ConfigKey("hidden_size", "d_model"),
-        ConfigKey("num_hidden_layers", "n_layers"),
-        ConfigKey("num_attention_heads", "n_heads"),
-        ConfigKey("intermediate_size", "d_ff"),
-        ConfigKey("max_position_embeddings", "max_seq_len", 8192),
+        *common_keys(8192, tie_embeddings=True),
         ConfigKey("norm_eps", "norm_eps", 1e-5),
         ConfigKey("hidden_activation", "activation", "gelu", GATED_ACTIVATIONS),
         ConfigKey("mlp_dropout", "dropout", 0.0),
-        ConfigKey("tie_word_embeddings", "tie_embeddings", True),
         ConfigKey("decoder_bias", "head_bias", True),
         ConfigKey("attention_bias", "attention_bias", False),
         ConfigKey("mlp_bias", "feed_forward_bias", False),
         ConfigKey("norm_bias", "norm_bias", False),
         ConfigKey("classifier_bias", "bias", False),
     ),
-    model_classes={
-        "ModernBertForMaskedLM": ModelClass(
-            {}, rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"})
-        ),
-        "ModernBertForSequenceClassification": ModelClass(
-            {"output_dim": None, "output_bias": True, "head": "masked_lm", "pooling": "first"},
-            rules({"head.dense": "head.dense", "head.norm": "head.norm", "head": "classifier"}),
-        ),
-        "ModernBertModel": ModelClass(_BACKBONE_FIELDS, is_backbone=True),
-    },
-    rules=rules(
-        {
-            "embedding": "model.embeddings.tok_embeddings",
-            "embedding_norm": "model.embeddings.norm",
-            "final_norm": "model.final_norm",
-            **prefix_names(
-                {
-                    ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
-                        "attn.Wqkv",
-                        STACKED,
-                    ),
-                    "attention.o_proj": "attn.Wo",
-                    ("feed_forward.gate_proj", "feed_forward.up_proj"): ("mlp.Wi", STACKED),
-                    "feed_forward.down_proj": "mlp.Wo",
-                    "attention_norm": "attn_norm",
-                    "feed_forward_norm": "mlp_norm",
-                },
-                "layers.{}.",
-                "model.layers.{}.",
-            ),
-        }
+    model_classes=encoder_classes(
+        "ModernBert",
+        {"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"},
+        {"head.dense": "head.dense", "head.norm": "head.norm", "head": "classifier"},
+        head="masked_lm",
+        output_bias=True,
     ),
+    weights={
+        "embedding": "model.embeddings.tok_embeddings",
+        "embedding_norm": "model.embeddings.norm",
+        "final_norm": "model.final_norm",
+    },
+    layer_prefix="model.layers.{}.",
+    layer_weights={
+        QKV: ("attn.Wqkv", STACKED),
+        "attention.o_proj": "attn.Wo",
+        GATE_UP: ("mlp.Wi", STACKED),
+        "feed_forward.down_proj": "mlp.Wo",
+        "attention_norm": "attn_norm",
+        "feed_forward_norm": "mlp_norm",
+    },
     read=(
         no_head_dim,
         read_sliding_window("first", 128),

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from miniformer.config import TransformerConfig
-from miniformer.interop.hf.attention import (
-    read_rope,
-    write_rope,
-)
-from miniformer.interop.hf.configs import ConfigKey, Family, ModelClass
+from miniformer.interop.hf.attention import read_rope, write_rope
+from miniformer.interop.hf.configs import ConfigKey, Family
 from miniformer.interop.hf.families.tables import (
     ACTIVATIONS,
-    LAST_TOKEN_CLASSIFIER,
+    QKV,
+    common_keys,
+    decoder_classes,
     no_head_dim,
-    prefix_names,
     token_ids,
 )
 from miniformer.interop.hf.weights import (
@@ -22,7 +20,6 @@ from miniformer.interop.hf.weights import (
     TRANSPOSED,
     Rule,
     interleaved_heads,
-    rules,
 )
 
 GPT2 = Family(
@@ -41,35 +38,21 @@ GPT2 = Family(
         ConfigKey("resid_pdrop", "dropout", 0.1),
         ConfigKey("tie_word_embeddings", "tie_embeddings", True),
     ),
-    model_classes={
-        "GPT2LMHeadModel": ModelClass({}, rules({"head": "lm_head"})),
-        "GPT2ForSequenceClassification": ModelClass(
-            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
-        ),
-        "GPT2Model": ModelClass({"tie_embeddings": True}, is_backbone=True),
+    model_classes=decoder_classes("GPT2LMHeadModel", "GPT2"),
+    weights={
+        "embedding": "transformer.wte",
+        "position": "transformer.wpe",
+        "final_norm": "transformer.ln_f",
     },
-    rules=rules(
-        {
-            "embedding": "transformer.wte",
-            "position": "transformer.wpe",
-            "final_norm": "transformer.ln_f",
-            **prefix_names(
-                {
-                    ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
-                        "attn.c_attn",
-                        STACKED_TRANSPOSED,
-                    ),
-                    "attention.o_proj": ("attn.c_proj", TRANSPOSED),
-                    "feed_forward.up_proj": ("mlp.c_fc", TRANSPOSED),
-                    "feed_forward.down_proj": ("mlp.c_proj", TRANSPOSED),
-                    "attention_norm": "ln_1",
-                    "feed_forward_norm": "ln_2",
-                },
-                "layers.{}.",
-                "transformer.h.{}.",
-            ),
-        }
-    ),
+    layer_prefix="transformer.h.{}.",
+    layer_weights={
+        QKV: ("attn.c_attn", STACKED_TRANSPOSED),
+        "attention.o_proj": ("attn.c_proj", TRANSPOSED),
+        "feed_forward.up_proj": ("mlp.c_fc", TRANSPOSED),
+        "feed_forward.down_proj": ("mlp.c_proj", TRANSPOSED),
+        "attention_norm": "ln_1",
+        "feed_forward_norm": "ln_2",
+    },
     read=(no_head_dim,),
     fixed={
         "scale_attn_weights": True,
@@ -94,62 +77,34 @@ GPT_NEOX = Family(
     model_type="gpt_neox",
     prefix="gpt_neox.",
     keys=(
-        ConfigKey("vocab_size", "vocab_size"),
-        ConfigKey("hidden_size", "d_model"),
-        ConfigKey("num_hidden_layers", "n_layers"),
-        ConfigKey("num_attention_heads", "n_heads"),
-        ConfigKey("intermediate_size", "d_ff"),
-        ConfigKey("max_position_embeddings", "max_seq_len", 2048),
+        *common_keys(2048, tie_embeddings=False),
         ConfigKey("layer_norm_eps", "norm_eps", 1e-5),
         ConfigKey("hidden_act", "activation", "gelu", ACTIVATIONS),
         ConfigKey("hidden_dropout", "dropout", 0.0),
         ConfigKey("use_parallel_residual", "parallel_residual", True),
         ConfigKey("attention_bias", "attention_bias", True),
-        ConfigKey("tie_word_embeddings", "tie_embeddings", False),
     ),
-    model_classes={
-        "GPTNeoXForCausalLM": ModelClass({}, rules({"head": "embed_out"})),
-        "GPTNeoXForSequenceClassification": ModelClass(
-            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
-        ),
-        "GPTNeoXModel": ModelClass({"tie_embeddings": True}, is_backbone=True),
+    model_classes=decoder_classes("GPTNeoXForCausalLM", "GPTNeoX", head="embed_out"),
+    weights={"embedding": "gpt_neox.embed_in", "final_norm": "gpt_neox.final_layer_norm"},
+    layer_prefix="gpt_neox.layers.{}.",
+    layer_weights={
+        QKV: "attention.query_key_value",
+        "attention.o_proj": "attention.dense",
+        "feed_forward.up_proj": "mlp.dense_h_to_4h",
+        "feed_forward.down_proj": "mlp.dense_4h_to_h",
+        "attention_norm": "input_layernorm",
+        "feed_forward_norm": "post_attention_layernorm",
     },
-    rules=rules(
-        {
-            "embedding": "gpt_neox.embed_in",
-            "final_norm": "gpt_neox.final_layer_norm",
-            **prefix_names(
-                {
-                    ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
-                        "attention.query_key_value",
-                        interleaved_heads(1),  # `adapt_rule` sets the number of heads
-                    ),
-                    "attention.o_proj": "attention.dense",
-                    "feed_forward.up_proj": "mlp.dense_h_to_4h",
-                    "feed_forward.down_proj": "mlp.dense_4h_to_h",
-                    "attention_norm": "input_layernorm",
-                    "feed_forward_norm": "post_attention_layernorm",
-                },
-                "layers.{}.",
-                "gpt_neox.layers.{}.",
-            ),
-        }
-    ),
-    read=(
-        no_head_dim,
-        read_rope(rotary_pct=0.25, keys=("rope_theta", "rotary_emb_base")),
-    ),
+    adapt_rule=_interleave_qkv,
+    read=(no_head_dim, read_rope(rotary_pct=0.25, keys=("rope_theta", "rotary_emb_base"))),
     write=(
         write_rope,
         lambda config, hf_config: hf_config.update(
             rotary_pct=config.rotary_pct, rotary_emb_base=config.rotary_base
         ),
     ),
-    adapt_rule=_interleave_qkv,
     constants={"attention_dropout": 0.0},
     ids=token_ids(bos=0, eos=2),
-    tied_weights={
-        "embed_out.weight": ("gpt_neox.embed_in.weight",),
-    },
+    tied_weights={"embed_out.weight": ("gpt_neox.embed_in.weight",)},
     ignored_suffixes=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
 )

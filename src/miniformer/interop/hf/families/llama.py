@@ -14,17 +14,16 @@ from miniformer.interop.hf.attention import (
     write_rope,
     write_sliding_window,
 )
-from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass, Reader, Writer
+from miniformer.interop.hf.configs import Config, ConfigKey, Family, Reader, Writer
 from miniformer.interop.hf.families.tables import (
+    GATE_UP,
     GATED_ACTIVATIONS,
-    LAST_TOKEN_CLASSIFIER,
-    prefix_names,
+    QKV,
+    common_keys,
+    decoder_classes,
     token_ids,
 )
-from miniformer.interop.hf.weights import (
-    STACKED,
-    rules,
-)
+from miniformer.interop.hf.weights import STACKED, NameTable
 
 _LLAMA_LAYER: dict[Any, Any] = {
     **{f"attention.{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"},
@@ -40,19 +39,6 @@ _SANDWICH_LAYER = {
     "feed_forward_norm": "pre_feedforward_layernorm",
     "feed_forward_out_norm": "post_feedforward_layernorm",
 }
-_LLAMA_NON_LAYER = {"embedding": "model.embed_tokens", "final_norm": "model.norm"}
-_LLAMA_TIED_WEIGHTS = {"lm_head.weight": ("model.embed_tokens.weight",)}
-
-
-def _decoder_classes(name: str, class_prefix: str | None = None) -> dict[str, ModelClass]:
-    class_prefix = class_prefix or name
-    return {
-        f"{name}ForCausalLM": ModelClass({}, rules({"head": "lm_head"})),
-        f"{class_prefix}ForSequenceClassification": ModelClass(
-            LAST_TOKEN_CLASSIFIER, rules({"head": "score"})
-        ),
-        f"{class_prefix}Model": ModelClass({"tie_embeddings": True}, is_backbone=True),
-    }
 
 
 def _llama_keys(
@@ -64,23 +50,13 @@ def _llama_keys(
     activation_key: str = "hidden_act",
     tie_embeddings: bool = False,
 ) -> tuple[ConfigKey, ...]:
+    activation = "gelu_pytorch_tanh" if tie_embeddings else "silu"
     return (
-        ConfigKey("vocab_size", "vocab_size"),
-        ConfigKey("hidden_size", "d_model"),
-        ConfigKey("num_hidden_layers", "n_layers"),
-        ConfigKey("num_attention_heads", "n_heads"),
+        *common_keys(max_seq_len, tie_embeddings=tie_embeddings),
         ConfigKey("num_key_value_heads", "n_kv_heads", kv_heads, nullable=True),
         ConfigKey("head_dim", "head_dim", head_dim, nullable=True),
-        ConfigKey("intermediate_size", "d_ff"),
-        ConfigKey("max_position_embeddings", "max_seq_len", max_seq_len),
         ConfigKey("rms_norm_eps", "norm_eps", eps),
-        ConfigKey(
-            activation_key,
-            "activation",
-            "gelu_pytorch_tanh" if tie_embeddings else "silu",
-            GATED_ACTIVATIONS,
-        ),
-        ConfigKey("tie_word_embeddings", "tie_embeddings", tie_embeddings),
+        ConfigKey(activation_key, "activation", activation, GATED_ACTIVATIONS),
     )
 
 
@@ -95,27 +71,23 @@ def _llama_family(
     preset: str,
     name: str,
     *,
-    keys: tuple[ConfigKey, ...],
-    layer: dict[Any, Any] | None = None,
     read: tuple[Reader, ...] = (),
     write: tuple[Writer, ...] = (),
     partial_rotary: bool = False,
+    layer_weights: NameTable = _LLAMA_LAYER,
     **family_fields: Any,
 ) -> Family:
-    table = {
-        **_LLAMA_NON_LAYER,
-        **prefix_names(layer or _LLAMA_LAYER, "layers.{}.", "model.layers.{}."),
-    }
     return Family(
         preset=preset,
-        model_type=family_fields.pop("model_type", preset),
-        keys=keys,
-        model_classes=_decoder_classes(name),
-        rules=rules(table),
+        model_type=preset,
+        model_classes=decoder_classes(f"{name}ForCausalLM", name),
+        weights={"embedding": "model.embed_tokens", "final_norm": "model.norm"},
+        layer_prefix="model.layers.{}.",
+        layer_weights=layer_weights,
         read=(_no_dropout, *read, read_rope(allow_partial=partial_rotary)),
         write=(*write, write_rope),
         constants={"attention_dropout": 0.0},
-        tied_weights=_LLAMA_TIED_WEIGHTS,
+        tied_weights={"lm_head.weight": ("model.embed_tokens.weight",)},
         ignored_suffixes=("rotary_emb.inv_freq",),
         **family_fields,
     )
@@ -160,7 +132,7 @@ OLMO2 = _llama_family(
     "Olmo2",
     ids=token_ids(eos=50279, pad=1),
     keys=(*_llama_keys(eps=1e-5, max_seq_len=2048), _ATTENTION_BIAS),
-    layer={
+    layer_weights={
         **_LLAMA_LAYER,
         "attention_out_norm": "post_attention_layernorm",
         "feed_forward_out_norm": "post_feedforward_layernorm",
@@ -172,14 +144,11 @@ PHI3 = _llama_family(
     partial_rotary=True,
     ids=token_ids(bos=1, eos=32000, pad=32000),
     keys=(*_llama_keys(eps=1e-5, max_seq_len=4096), ConfigKey("resid_pdrop", "dropout", 0.0)),
-    layer={
+    layer_weights={
         **{k: v for k, v in _LLAMA_LAYER.items() if "_proj" not in k},
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"): (
-            "self_attn.qkv_proj",
-            STACKED,
-        ),
+        QKV: ("self_attn.qkv_proj", STACKED),
         "attention.o_proj": "self_attn.o_proj",
-        ("feed_forward.gate_proj", "feed_forward.up_proj"): ("mlp.gate_up_proj", STACKED),
+        GATE_UP: ("mlp.gate_up_proj", STACKED),
         "feed_forward.down_proj": "mlp.down_proj",
     },
     read=(read_sliding_window("all"),),
@@ -240,7 +209,7 @@ GEMMA2 = _llama_family(
         *_sandwich_keys(8192, final_softcap=30.0),
         ConfigKey("attn_logit_softcapping", "logit_softcap", 50.0, nullable=True),
     ),
-    layer=_SANDWICH_LAYER,
+    layer_weights=_SANDWICH_LAYER,
     read=(_gemma_scale, _query_scale, read_sliding_window("period", 4096)),
     write=(_write_gemma_scale, write_sliding_window("period")),
     fixed=_GEMMA_FIXED,
@@ -252,7 +221,7 @@ GEMMA3 = dataclasses.replace(
     model_type="gemma3_text",
     keys=_sandwich_keys(131072, final_softcap=None),
     fixed={**_GEMMA_FIXED, "attn_logit_softcapping": None},  # transformers ignores it
-    model_classes=_decoder_classes("Gemma3", "Gemma3Text"),
+    model_classes=decoder_classes("Gemma3ForCausalLM", "Gemma3Text"),
     read=(
         _no_dropout,
         _gemma_scale,

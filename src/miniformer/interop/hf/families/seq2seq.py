@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.interop.hf.configs import Config, ConfigKey, Family, ModelClass, Reader
 from miniformer.interop.hf.families.tables import (
     ACTIVATIONS,
     no_head_dim,
-    prefix_names,
     seq2seq_token_ids,
 )
-from miniformer.interop.hf.weights import (
-    ONE_ROW,
-    Rule,
-    rules,
-    skip_leading_rows,
-)
+from miniformer.interop.hf.weights import ONE_ROW, NameTable, Rule, skip_leading_rows
 
 
 def _read_t5_scale(config: Config, fields: Config) -> None:
@@ -35,42 +28,27 @@ def _write_t5_scale(config: TransformerConfig, hf_config: Config) -> None:
         hf_config["dense_act_fn"] = "gelu_new"
 
 
-def _t5_layer(stack: str, feed_forward_index: int) -> dict[Any, Any]:
-    names = {f"attention.{name}_proj": f"layer.0.SelfAttention.{name}" for name in "qkvo"}
-    names["attention_norm"] = "layer.0.layer_norm"
+def _t5_stack(stack: str, *, gated: bool) -> NameTable:
+    """Names of the weights of encoder or decoder."""
+    index = 1 if stack == "encoder" else 2  # of the feed-forward in a layer
+    names = {f"attention.{name}_proj": f"0.SelfAttention.{name}" for name in "qkvo"}
+    names["attention_norm"] = "0.layer_norm"
     if stack == "decoder":
-        names |= {
-            f"cross_attention.{name}_proj": f"layer.1.EncDecAttention.{name}" for name in "qkvo"
-        }
-        names["cross_attention_norm"] = "layer.1.layer_norm"
-    inner = f"layer.{feed_forward_index}.DenseReluDense."
-    names["feed_forward.down_proj"] = inner + "wo"
-    names["feed_forward_norm"] = f"layer.{feed_forward_index}.layer_norm"
-    return prefix_names(names, f"{stack}.layers.{{}}.", f"{stack}.block.{{}}.")
-
-
-_T5_RULES: dict[Any, Any] = {
-    "embedding": "shared",
-    **{
-        f"{stack}.position": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias"
-        for stack in ("encoder", "decoder")
-    },
-    "encoder.final_norm": "encoder.final_layer_norm",
-    "decoder.final_norm": "decoder.final_layer_norm",
-    **_t5_layer("encoder", 1),
-    **_t5_layer("decoder", 2),
-}
-
-
-def _t5_feed_forward_rules(gated: bool) -> tuple[Rule, ...]:
-    table: dict[Any, Any] = {}
-    for stack, index in (("encoder", 1), ("decoder", 2)):
-        prefix = f"{stack}.layers.{{}}.feed_forward."
-        hf_prefix = f"{stack}.block.{{}}.layer.{index}.DenseReluDense."
-        if gated:
-            table[f"{prefix}gate_proj"] = hf_prefix + "wi_0"
-        table[f"{prefix}up_proj"] = hf_prefix + ("wi_1" if gated else "wi")
-    return rules(table)
+        names |= {f"cross_attention.{name}_proj": f"1.EncDecAttention.{name}" for name in "qkvo"}
+        names["cross_attention_norm"] = "1.layer_norm"
+    inner = f"{index}.DenseReluDense"
+    names |= {"feed_forward.gate_proj": f"{inner}.wi_0"} if gated else {}
+    names["feed_forward.up_proj"] = f"{inner}.{'wi_1' if gated else 'wi'}"
+    names["feed_forward.down_proj"] = f"{inner}.wo"
+    names["feed_forward_norm"] = f"{index}.layer_norm"
+    return {
+        f"{stack}.position": f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",
+        f"{stack}.final_norm": f"{stack}.final_layer_norm",
+        **{
+            f"{stack}.layers.{{}}.{name}": f"{stack}.block.{{}}.layer.{hf_name}"
+            for name, hf_name in names.items()
+        },
+    }
 
 
 def _t5(preset: str, *, gated: bool) -> Family:
@@ -99,8 +77,12 @@ def _t5(preset: str, *, gated: bool) -> Family:
             ConfigKey("feed_forward_proj", "activation", "relu", activations),
             ConfigKey("tie_word_embeddings", "tie_embeddings", True),
         ),
-        model_classes={"T5ForConditionalGeneration": ModelClass({}, rules({"head": "lm_head"}))},
-        rules=(*rules(_T5_RULES), *_t5_feed_forward_rules(gated)),
+        model_classes={"T5ForConditionalGeneration": ModelClass({}, {"head": "lm_head"})},
+        weights={
+            "embedding": "shared",
+            **_t5_stack("encoder", gated=gated),
+            **_t5_stack("decoder", gated=gated),
+        },
         read=(_read_t5_scale,),
         write=(_write_t5_scale,),
         constants={"is_encoder_decoder": True},
@@ -119,8 +101,8 @@ T5 = _t5("t5", gated=False)
 T5_V1_1 = _t5("t5_v1_1", gated=True)
 
 
-def _bart_layer(stack: str) -> dict[Any, Any]:
-    names: dict[Any, Any] = {}
+def _bart_layer(stack: str) -> NameTable:
+    names: dict[str, str] = {}
     modules = [("attention", "self_attn")]
     modules += [("cross_attention", "encoder_attn")] if stack == "decoder" else []
     for module, hf_name in modules:
@@ -130,17 +112,19 @@ def _bart_layer(stack: str) -> dict[Any, Any]:
     names["feed_forward.up_proj"] = "fc1"
     names["feed_forward.down_proj"] = "fc2"
     names["feed_forward_norm"] = "final_layer_norm"
-    return prefix_names(names, f"{stack}.layers.{{}}.", f"model.{stack}.layers.{{}}.")
+    prefix = f"{stack}.layers.{{}}."
+    return {prefix + name: f"model.{prefix}{hf_name}" for name, hf_name in names.items()}
 
 
-def _bart_keys(activation: str, max_seq_len: int) -> tuple[ConfigKey, ...]:
+def _bart_keys(activation: str) -> tuple[ConfigKey, ...]:
     return (
+        ConfigKey("vocab_size", "vocab_size"),
         ConfigKey("d_model", "d_model"),
         ConfigKey("encoder_layers", "n_layers"),
         ConfigKey("decoder_layers", "n_decoder_layers"),
         ConfigKey("encoder_attention_heads", "n_heads"),
         ConfigKey("encoder_ffn_dim", "d_ff"),
-        ConfigKey("max_position_embeddings", "max_seq_len", max_seq_len),
+        ConfigKey("max_position_embeddings", "max_seq_len", 1024),
         ConfigKey("activation_function", "activation", activation, ACTIVATIONS),
         ConfigKey("dropout", "dropout", 0.1),
         ConfigKey("tie_word_embeddings", "tie_embeddings", True),
@@ -182,26 +166,26 @@ _BART_CONSTANTS = {
     "decoder_layerdrop": 0.0,
 }
 _BART_FIXED = {"normalize_before": False, "add_final_layer_norm": False}
-_BART_HEAD = rules({"head.bias": ("final_logits_bias", ONE_ROW), "head.weight": "lm_head.weight"})
-_VOCAB_KEYS = (ConfigKey("vocab_size", "vocab_size"),)
+_BART_HEAD: NameTable = {
+    "head.bias": ("final_logits_bias", ONE_ROW),
+    "head.weight": "lm_head.weight",
+}
 
 BART = Family(
     preset="bart",
     model_type="bart",
-    keys=(*_VOCAB_KEYS, *_bart_keys("gelu", 1024)),
+    keys=_bart_keys("gelu"),
     model_classes={"BartForConditionalGeneration": ModelClass({}, _BART_HEAD)},
-    rules=rules(
-        {
-            "embedding": "model.shared",
-            **{
-                f"{stack}.position": (f"model.{stack}.embed_positions", skip_leading_rows(2))
-                for stack in ("encoder", "decoder")
-            },
-            "encoder.embedding_norm": "model.encoder.layernorm_embedding",
-            "decoder.embedding_norm": "model.decoder.layernorm_embedding",
-            **_BART_LAYERS,
-        }
-    ),
+    weights={
+        "embedding": "model.shared",
+        **{
+            f"{stack}.position": (f"model.{stack}.embed_positions", skip_leading_rows(2))
+            for stack in ("encoder", "decoder")
+        },
+        "encoder.embedding_norm": "model.encoder.layernorm_embedding",
+        "decoder.embedding_norm": "model.decoder.layernorm_embedding",
+        **_BART_LAYERS,
+    },
     read=(no_head_dim, _read_bart_stacks(False)),
     write=(_write_bart_stacks,),
     fixed={**_BART_FIXED, "static_position_embeddings": False, "normalize_embedding": True},
@@ -234,15 +218,13 @@ def _adapt_marian_embedding(config: TransformerConfig, rule: Rule) -> Rule:
 MARIAN = Family(
     preset="marian",
     model_type="marian",
-    keys=(*_VOCAB_KEYS, *_bart_keys("gelu", 1024)),
+    keys=_bart_keys("gelu"),
     model_classes={"MarianMTModel": ModelClass({}, _BART_HEAD)},
-    rules=rules(
-        {
-            "embedding": "model.shared",
-            "source_embedding": "model.encoder.embed_tokens",
-            **_BART_LAYERS,
-        }
-    ),
+    weights={
+        "embedding": "model.shared",
+        "source_embedding": "model.encoder.embed_tokens",
+        **_BART_LAYERS,
+    },
     read=(no_head_dim, _read_bart_stacks(False), _read_marian_vocab),
     write=(_write_bart_stacks, _write_marian_vocab),
     fixed={**_BART_FIXED, "static_position_embeddings": True, "normalize_embedding": False},
@@ -258,16 +240,14 @@ MARIAN = Family(
 M2M_100 = Family(
     preset="m2m_100",
     model_type="m2m_100",
-    keys=(*_VOCAB_KEYS, *_bart_keys("relu", 1024)),
-    model_classes={"M2M100ForConditionalGeneration": ModelClass({}, rules({"head": "lm_head"}))},
-    rules=rules(
-        {
-            "embedding": "model.shared",
-            "encoder.final_norm": "model.encoder.layer_norm",
-            "decoder.final_norm": "model.decoder.layer_norm",
-            **_BART_LAYERS,
-        }
-    ),
+    keys=_bart_keys("relu"),
+    model_classes={"M2M100ForConditionalGeneration": ModelClass({}, {"head": "lm_head"})},
+    weights={
+        "embedding": "model.shared",
+        "encoder.final_norm": "model.encoder.layer_norm",
+        "decoder.final_norm": "model.decoder.layer_norm",
+        **_BART_LAYERS,
+    },
     read=(no_head_dim, _read_bart_stacks(True)),
     write=(_write_bart_stacks,),
     fixed={"pad_token_id": 1},

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from miniformer.interop.hf.configs import Config
+from miniformer.interop.hf.configs import Config, ConfigKey, ModelClass
+from miniformer.interop.hf.weights import NameTable
 
 # activation of transformers -> activation, plain and gated
 ACTIVATIONS = {
@@ -24,6 +25,21 @@ GATED_ACTIVATIONS = {
     "gelu_new": "geglu_tanh",
     "relu": "reglu",
 }
+QKV = ("attention.q_proj", "attention.k_proj", "attention.v_proj")
+GATE_UP = ("feed_forward.gate_proj", "feed_forward.up_proj")
+
+
+def common_keys(max_seq_len: int, *, tie_embeddings: bool) -> tuple[ConfigKey, ...]:
+    """Keys that most families have, with their defaults."""
+    return (
+        ConfigKey("vocab_size", "vocab_size"),
+        ConfigKey("hidden_size", "d_model"),
+        ConfigKey("num_hidden_layers", "n_layers"),
+        ConfigKey("num_attention_heads", "n_heads"),
+        ConfigKey("intermediate_size", "d_ff"),
+        ConfigKey("max_position_embeddings", "max_seq_len", max_seq_len),
+        ConfigKey("tie_word_embeddings", "tie_embeddings", tie_embeddings),
+    )
 
 
 def token_ids(
@@ -39,19 +55,34 @@ def seq2seq_token_ids(**ids: int | None) -> Config:
     return token_ids(**{"decoder_start": None, "forced_bos": None, "forced_eos": None, **ids})
 
 
-# Classifiers of decoders: a linear head without bias on the last token.
-LAST_TOKEN_CLASSIFIER: Config = {"output_dim": None, "output_bias": False, "pooling": "last"}
+def decoder_classes(causal_lm: str, name: str, head: str = "lm_head") -> dict[str, ModelClass]:
+    """Classes of a decoder: language model, classifier of the last token, backbone."""
+    classifier = {"output_dim": None, "output_bias": False, "pooling": "last"}
+    return {
+        causal_lm: ModelClass({}, {"head": head}),
+        f"{name}ForSequenceClassification": ModelClass(classifier, {"head": "score"}),
+        f"{name}Model": ModelClass({"tie_embeddings": True}, is_backbone=True),
+    }
 
 
-def prefix_names(names: dict[Any, Any], prefix: str, hf_prefix: str) -> dict[Any, Any]:
-    """Adds prefixes to both sides of a table of names."""
-    result: dict[Any, Any] = {}
-    for left, right in names.items():
-        key = prefix + left if isinstance(left, str) else tuple(prefix + name for name in left)
-        result[key] = (
-            hf_prefix + right if isinstance(right, str) else (hf_prefix + right[0], right[1])
-        )
-    return result
+def encoder_classes(
+    name: str, masked_lm: NameTable, classifier: NameTable, *, head: str, **fields: Any
+) -> dict[str, ModelClass]:
+    """Classes of an encoder: masked language model, classifier, backbone.
+
+    Args:
+        name: prefix of their names.
+        masked_lm, classifier: names of the weights of their heads.
+        head: head of the classifier.
+        fields: more config fields of the classifier.
+    """
+    fields = {"output_dim": None, "pooling": "first", "head": head, **fields}
+    backbone = {"head": "linear", "head_bias": False, "tie_embeddings": True}
+    return {
+        f"{name}ForMaskedLM": ModelClass({}, masked_lm),
+        f"{name}ForSequenceClassification": ModelClass(fields, classifier),
+        f"{name}Model": ModelClass(backbone, is_backbone=True),
+    }
 
 
 def no_head_dim(config: Config, fields: Config) -> None:
