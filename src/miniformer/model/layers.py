@@ -9,6 +9,7 @@ output  x + dropout(norm'(f(x)))              OLMo 2
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -44,16 +45,18 @@ class EncoderLayer(nn.Module):
         self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
         """See `MultiHeadAttention.forward` for the arguments."""
-
-        def attention(y: Tensor) -> Tensor:
-            out: Tensor = self.attention(y, context, cache=cache, layer=layer)
-            return out
-
+        attention = partial(self._attend, context, cache, layer)
         if self.parallel:
             attended = self.sublayer_output(x, "attention", attention)
             return x + attended + self.sublayer_output(x, "feed_forward", self.feed_forward)
         x = self.residual_branch(x, "attention", attention)
         return self.residual_branch(x, "feed_forward", self.feed_forward)
+
+    def _attend(
+        self, context: AttentionContext, cache: KVCache | None, layer: int, x: Tensor
+    ) -> Tensor:
+        out: Tensor = self.attention(x, context, cache=cache, layer=layer)
+        return out
 
     def make_branch_norms(self, config: TransformerConfig, name: str) -> None:
         """Makes the norms of a residual branch."""
@@ -106,15 +109,9 @@ class DecoderLayer(EncoderLayer):
             memory: the encoded source, [B, S, D]. The layer itself projects it to keys and values,
                 since sharded weights are available only while a layer is called.
         """
-
-        def attention(y: Tensor) -> Tensor:
-            out: Tensor = self.attention(y, context, cache=cache, layer=layer)
-            return out
-
-        def cross_attention(y: Tensor) -> Tensor:
-            out: Tensor = self.cross_attention(y, source, memory=memory, cache=cache, layer=layer)
-            return out
-
-        x = self.residual_branch(x, "attention", attention)
+        cross_attention = partial(
+            self.cross_attention, context=source, memory=memory, cache=cache, layer=layer
+        )
+        x = self.residual_branch(x, "attention", partial(self._attend, context, cache, layer))
         x = self.residual_branch(x, "cross_attention", cross_attention)
         return self.residual_branch(x, "feed_forward", self.feed_forward)

@@ -110,13 +110,11 @@ def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMas
         visibility: its description.
         explicit: return `allowed` wherever a key is masked, even where `is_causal` would do.
     """
-    if visibility.is_dense:
-        if not visibility.window_active:
-            if not visibility.causal or visibility.num_queries == 1:
-                return AttentionMask()
-            if visibility.num_queries == visibility.num_keys and not explicit:
-                return AttentionMask(is_causal=True)
-        return AttentionMask(allowed=_dense_mask(visibility)[None, None])
+    if visibility.is_dense and not visibility.window_active:
+        if not visibility.causal or visibility.num_queries == 1:
+            return AttentionMask()
+        if visibility.num_queries == visibility.num_keys and not explicit:
+            return AttentionMask(is_causal=True)
     queries, keys = visibility.query_positions[:, :, None], visibility.key_positions[:, None, :]
     allowed = (keys >= 0).expand(-1, visibility.num_queries, -1)  # [B, T, S]
     if visibility.key_segments is not None:
@@ -129,6 +127,8 @@ def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMas
     if visibility.window is not None:
         max_distance = visibility.window - 1 if visibility.causal else visibility.window // 2
         allowed = allowed & ((queries - keys).abs() <= max_distance)
+    if visibility.is_dense:
+        return AttentionMask(allowed[:, None])
     fully_masked = ~allowed.any(-1, keepdim=True)  # an empty softmax would be NaN
     return AttentionMask((allowed | fully_masked)[:, None], fully_masked=fully_masked[:, None])
 
@@ -191,22 +191,3 @@ def make_sequence_lengths(
     ordered, segment_ids = segment_ids.sort(dim=1).values, segment_ids.contiguous()
     stops = torch.searchsorted(ordered, segment_ids, right=True)
     return stops - torch.searchsorted(ordered, segment_ids)
-
-
-def _dense_mask(visibility: Visibility) -> Tensor:
-    """Makes the mask of a dense visibility, bool [T, S]; the last query is at the last key."""
-    offset = visibility.num_keys - visibility.num_queries
-    allowed = torch.ones(
-        visibility.num_queries,
-        visibility.num_keys,
-        dtype=torch.bool,
-        device=visibility.key_positions.device,
-    )
-    if visibility.causal:
-        allowed = allowed.tril(offset)
-        if visibility.window is None:
-            return allowed
-        return allowed.triu(offset - visibility.window + 1)
-    if visibility.window is None:
-        return allowed
-    return allowed.tril(offset + visibility.window // 2).triu(offset - visibility.window // 2)

@@ -140,7 +140,7 @@ class Stack(nn.Module):
                 visibility = make_visibility(
                     1, keys, causal=self.causal, window=window, device=weight.device
                 )
-                requirements = self._attention_requirements(
+                backend, reason = self._select_backend(
                     weight,
                     module,
                     keys=keys,
@@ -148,7 +148,6 @@ class Stack(nn.Module):
                     cached=cached,
                     grad=grad,
                 )
-                backend, reason = attention_backends.select_backend(module.backend, requirements)
                 lines.append(f"{name}: {backend} ({reason})")
         return lines
 
@@ -190,7 +189,7 @@ class Stack(nn.Module):
                 )
                 positions = visibilities[window].query_positions
             visibility = visibilities[window]
-            requirements = self._attention_requirements(
+            backend, _ = self._select_backend(
                 x,
                 attention,
                 keys=visibility.num_keys,
@@ -198,10 +197,7 @@ class Stack(nn.Module):
                 cached=cache is not None,
                 grad=grad,
             )
-            backend, _ = attention_backends.select_backend(
-                getattr(attention, "backend", "auto"), requirements
-            )
-            key = (window, backend, requirements.sinks)
+            key = (window, backend, getattr(attention, "sinks", None) is None)
             if key not in shared:
                 shared[key] = self._attention_context(x, attention, visibility, backend, lengths)
             contexts.append(shared[key])
@@ -229,7 +225,7 @@ class Stack(nn.Module):
         tensors = itertools.chain(inputs, self.parameters())
         return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
-    def _attention_requirements(
+    def _select_backend(
         self,
         x: Tensor,
         attention: nn.Module,
@@ -238,9 +234,10 @@ class Stack(nn.Module):
         ragged: bool,
         cached: bool,
         grad: bool,
-    ) -> attention_backends.AttentionRequirements:
+    ) -> tuple[str, str]:
+        """Returns the backend of an attention, and the reason for it."""
         cross = getattr(attention, "cross", False)
-        return attention_backends.AttentionRequirements(
+        requirements = attention_backends.AttentionRequirements(
             device=x.device.type,
             dtype=matmul_dtype(x),
             needs_grad=grad,
@@ -253,6 +250,8 @@ class Stack(nn.Module):
             sinks=getattr(attention, "sinks", None) is not None,
             bias=self.position.adds_bias and not cross,
         )
+        requested = getattr(attention, "backend", "auto")
+        return attention_backends.select_backend(requested, requirements)
 
     def _source_contexts(self, x: Tensor, memory: Memory) -> list[AttentionContext]:
         """Returns the context of each layer's cross-attention."""
@@ -260,12 +259,11 @@ class Stack(nn.Module):
         grad = self._needs_grad(x, memory.features)
         keys, ragged = memory.features.shape[1], memory.mask is not None
         contexts = []
-        attentions: list[Any] = [layer.cross_attention for layer in self.layers]
-        for attention in attentions:
-            requirements = self._attention_requirements(
+        for layer in self.layers:
+            attention: Any = layer.cross_attention
+            backend, _ = self._select_backend(
                 x, attention, keys=keys, ragged=ragged, cached=False, grad=grad
             )
-            backend, _ = attention_backends.select_backend(attention.backend, requirements)
             prepared = attention_backends.prepare_mask(backend, mask, matmul_dtype(x))
             contexts.append(AttentionContext(backend, prepared))
         return contexts

@@ -26,7 +26,7 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.model.attention_backends import functions
 from miniformer.model.attention_backends.functions import ScoreOptions
-from miniformer.model.attention_backends.matmul import MAX_KEYS, additive_mask
+from miniformer.model.attention_backends.matmul import MAX_KEYS, additive_mask, matmul
 from miniformer.model.masks import AttentionMask, Visibility, make_mask
 
 
@@ -193,5 +193,5 @@ BACKENDS: dict[str, Callable[..., Tensor]] = {
     "sdpa": functions.sdpa,
     "flex": functions.flex,
     "varlen": functions.varlen,
-    "matmul": functions.matmul,
+    "matmul": matmul,
 }

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniformer.model.attention_backends.matmul import AdditiveMask, matmul_attention
 from miniformer.model.masks import AttentionMask, Visibility, make_mask
 from miniformer.model.ops.precision import matmul_dtype
 
@@ -163,11 +162,6 @@ def varlen(
     rows = out.new_zeros(batch * length, heads, width)
     rows = rows.index_copy(0, layout.indices, out[..., :width])
     return rows.view(batch, length, heads, width).transpose(1, 2)
-
-
-def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scores: ScoreOptions) -> Tensor:
-    """Batched matrix products."""
-    return matmul_attention(q, k, v, mask, scores.scale)
 
 
 def pack(visibility: Visibility, batch_size: int) -> tuple[VarlenLayout, Visibility]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.masks import AttentionMask
 from miniformer.model.ops.precision import matmul_dtype
 
@@ -36,14 +37,12 @@ def additive_mask(mask: AttentionMask, dtype: torch.dtype) -> AdditiveMask:
     return AdditiveMask(zeros.masked_fill(~mask.allowed, float("-inf")), mask.fully_masked)
 
 
-def matmul_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scale: float | None
-) -> Tensor:
-    """See `attention_backends.attend`."""
+def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scores: ScoreOptions) -> Tensor:
+    """Batched matrix products; see `attention_backends.attend`."""
     dtype, group = matmul_dtype(q), q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = q.shape[-1] ** -0.5 if scores.scale is None else scores.scale
     out: Tensor = _MatmulAttention.apply(  # type: ignore[no-untyped-call]
         q.to(dtype), k.to(dtype), v.to(dtype), mask.bias, scale
     )

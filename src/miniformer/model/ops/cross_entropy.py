@@ -72,20 +72,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Gradients come with the loss; the backward pass only scales them."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        softcap: float | None,
-        label_smoothing: float,
-        chunk: int,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        options = (softcap, label_smoothing, chunk, dtype)
-        needs_grad = list(ctx.needs_input_grad[:3])
-        loss, *gradients = _dispatch(features, weight, bias, labels, *options, needs_grad)
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        loss, *gradients = _dispatch(*arguments, list(ctx.needs_input_grad[:3]))
         ctx.save_for_backward(*gradients)
         return loss
 
@@ -198,18 +186,9 @@ _custom_op = torch.library.custom_op(
 
 
 @_custom_op.register_fake
-def _fake_loss_and_gradients(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    softcap: float | None,
-    label_smoothing: float,
-    chunk: int,
-    dtype: torch.dtype,
-    needs_grad: list[bool],
-) -> list[Tensor]:
+def _fake_loss_and_gradients(features: Tensor, weight: Tensor, *others: Any) -> list[Tensor]:
     """Returns empty tensors of the shapes and types of `_loss_and_gradients`."""
+    dtype, needs_grad = others[-2:]
     wide = torch.promote_types(dtype, torch.float32)
     gradients = [
         features.new_empty(features.shape, dtype=dtype),
