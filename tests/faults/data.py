@@ -322,16 +322,17 @@ def undone_merge_loses_a_token(original):
     return apply_dropout
 
 
-@fault("miniformer.data.tokenizers.bpe_dropout:_collate_with_dropout")
+@fault("miniformer.data.tokenizers.bpe_dropout:with_bpe_dropout")
 def bpe_dropout_stays_on_in_validation(original):
     """Merges are undone in validation as well."""
 
-    def collate(examples, rng, **options):
+    def with_bpe_dropout(collate_fn, dropout, **options):
         import numpy as np
 
-        return original(examples, rng or np.random.default_rng(0), **options)
+        collate = original(collate_fn, dropout, **options)
+        return lambda examples, rng: collate(examples, rng or np.random.default_rng(0))
 
-    return collate
+    return with_bpe_dropout
 
 
 @fault("miniformer.data.tokenizers.tokenizer:Tokenizer.stable_length")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from miniformer import registry
-from miniformer.checkpoint.directory import HF_METADATA, SOURCE_TOKENIZER
+from miniformer.checkpoint.directory import HF_METADATA
 from miniformer.config import (
     ConfigError,
     GenerationConfig,
@@ -16,7 +16,7 @@ from miniformer.config import (
     TransformerConfig,
     UserError,
 )
-from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER, Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task, stored_settings

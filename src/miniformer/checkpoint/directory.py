@@ -22,9 +22,8 @@ from safetensors import SafetensorError
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin
-from miniformer.utils.atomic import atomic_directory, write_text
+from miniformer.utils.atomic import atomic_directory, write_json, write_text
 
-SOURCE_TOKENIZER = "source_tokenizer"
 HF_METADATA = "huggingface.json"
 # Files that transformers reads a tokenizer from; each tokenizer class uses some of them.
 TOKENIZER_FILES = (
@@ -65,20 +64,13 @@ def save_directory(
         model.save_pretrained(tmp_path)
         if tokenizer is not None:
             tokenizer.save(tmp_path / "tokenizer.json")
-            if tokenizer.separate_source_tokenizer is not None:
-                (tmp_path / SOURCE_TOKENIZER).mkdir()
-                tokenizer.separate_source_tokenizer.save(
-                    tmp_path / SOURCE_TOKENIZER / "tokenizer.json"
-                )
-        write_text(tmp_path / "task.json", json.dumps(task, indent=2) + "\n")
-        write_text(
-            tmp_path / "generation_config.json", json.dumps(generation.to_dict(), indent=2) + "\n"
-        )
+        write_json(tmp_path / "task.json", task)
+        write_json(tmp_path / "generation_config.json", generation.to_dict())
         write_text(tmp_path / "README.md", model_card)
         for path in image_paths:
             shutil.copyfile(path, tmp_path / path.name)
         if hf_metadata:
-            write_text(tmp_path / HF_METADATA, json.dumps(hf_metadata, indent=2) + "\n")
+            write_json(tmp_path / HF_METADATA, hf_metadata)
             if source_directory is not None:  # the original files hold more than `tokenizer`
                 for name in tokenizer_files(source_directory):
                     (tmp_path / name).parent.mkdir(exist_ok=True)

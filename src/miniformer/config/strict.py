@@ -15,6 +15,11 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 from miniformer import registry
 from miniformer.config.errors import ConfigError, RenamedWarning, UserError
 
+# In the words of JSON.
+TYPE_NAMES: dict[type, str] = {
+    str: "a string", int: "an integer", float: "a number", bool: "true or false",
+    list: "a list", dict: "an object", types.NoneType: "null",
+}  # fmt: skip
 FLOAT32_MAX = 3.4e38  # larger values overflow in float32 arithmetic
 
 
@@ -253,8 +258,4 @@ def _describe_type(annotation: Any) -> str:
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(_describe_type(member) for member in get_args(annotation))
     base_type = get_origin(annotation) or annotation
-    descriptions = {
-        int: "an integer", float: "a number", bool: "true or false", str: "a string",
-        dict: "an object", list: "a list", types.NoneType: "null",
-    }  # fmt: skip
-    return descriptions.get(base_type) or str(base_type.__name__)
+    return TYPE_NAMES.get(base_type) or str(base_type.__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import lightning as L
 
@@ -24,13 +24,11 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 DataSource = DataFiles | Records | RecordSequence
 
 
-class DataTask(Protocol):
+class DataTask(rules.FittableTask, Protocol):
     """Task interface that the data module needs (see `miniformer.tasks.base`)."""
 
     @property
     def schema(self) -> Schema: ...
-    def fit(self, records: Records) -> Self: ...
-    def is_empty(self, record: Record) -> bool: ...
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]: ...

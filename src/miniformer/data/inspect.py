@@ -47,14 +47,14 @@ class SplitReport:
 
     name: str
     records: JSONLinesDataset
-    lengths: dict[str, np.ndarray]
-    label_counts: Counter[Any]
-    label_first_row: dict[Any, int]
-    values: np.ndarray
-    input_hashes: np.ndarray
-    rows: np.ndarray
-    errors: list[str]
-    num_invalid: int
+    lengths: dict[str, np.ndarray] = dataclasses.field(init=False)
+    label_counts: Counter[Any] = dataclasses.field(default_factory=Counter)
+    label_first_row: dict[Any, int] = dataclasses.field(default_factory=dict)
+    values: np.ndarray = dataclasses.field(init=False)
+    input_hashes: np.ndarray = dataclasses.field(init=False)
+    rows: np.ndarray = dataclasses.field(init=False)
+    errors: list[str] = dataclasses.field(default_factory=list)
+    num_invalid: int = 0
 
     def valid_records(self) -> RecordSubset:
         """Records that satisfy the schema."""
@@ -90,47 +90,34 @@ def inspect_dataset(
         UserError: a file is missing, unreadable or empty.
     """
     records = JSONLinesDataset(source, schema, progress=progress)
+    report = SplitReport(name, records)
     lengths: dict[str, list[np.ndarray]] = {}
-    label_counts: Counter[Any] = Counter()
-    label_first_row: dict[Any, int] = {}
     values: list[float] = []
     input_hashes: list[int] = []
     rows: list[int] = []
-    errors: list[str] = []
-    num_invalid = 0
     for start in range(0, len(records), _READ_BATCH_SIZE):
         stop = min(start + _READ_BATCH_SIZE, len(records))
         valid = []
         for row, record in _read_or_error(records, range(start, stop)):
             if isinstance(record, UserError):
-                num_invalid += 1
-                if len(errors) < max_errors:
-                    errors.append(str(record))
+                report.add_error(str(record), max_errors)
                 continue
             valid.append(record)
             rows.append(row)
             input_hashes.append(_input_hash(record, schema))
             if "label" in schema:
-                label_counts[record["label"]] += 1
-                label_first_row.setdefault(record["label"], row)
+                report.label_counts[record["label"]] += 1
+                report.label_first_row.setdefault(record["label"], row)
             if "value" in schema:
                 values.append(float(record["value"]))
         for text, batch_lengths in length_fn(valid).items() if valid else ():
             lengths.setdefault(text, []).append(np.array(batch_lengths, dtype=np.int32))
         if progress is not None:
             progress(f"checking {name}", stop, len(records))
-    return SplitReport(
-        name,
-        records,
-        {text: np.concatenate(arrays) for text, arrays in lengths.items()},
-        label_counts,
-        label_first_row,
-        np.array(values),
-        np.array(input_hashes, dtype=np.int64),
-        np.array(rows, dtype=np.int64),
-        errors,
-        num_invalid,
-    )
+    report.lengths = {text: np.concatenate(arrays) for text, arrays in lengths.items()}
+    report.values, report.rows = np.array(values), np.array(rows, dtype=np.int64)
+    report.input_hashes = np.array(input_hashes, dtype=np.int64)
+    return report
 
 
 def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors: int = 10) -> None:

@@ -82,25 +82,15 @@ def is_model_directory(directory: Path) -> bool:
 
 def suggest_model_directory(path: Path) -> str:
     """Returns a hint with the model directory nearest to a wrong path; empty: there is none."""
-    if path.is_file():
-        candidates = [path.parent]
-    elif path.is_dir():
-        candidates = [path / name for name in _RUN_SUBDIRECTORIES]
-        candidates += [
-            child / name for child in sorted(path.iterdir()) for name in ("", *_RUN_SUBDIRECTORIES)
-        ]
-        candidates.append(path.parent)
-    else:
-        candidates = []
-        if path.parent.is_dir():
-            siblings = [sibling.name for sibling in path.parent.iterdir()]
-            matches = difflib.get_close_matches(path.name, siblings, n=3)
-            candidates = [
-                path.parent / match / name
-                for match in matches
-                for name in ("", *_RUN_SUBDIRECTORIES)
-            ]
-            candidates += [path.parent, *(path.parent / name for name in _RUN_SUBDIRECTORIES)]
+    folders: list[Path] = []
+    if path.is_dir():
+        folders = [path, *sorted(path.iterdir())]
+    elif not path.exists() and path.parent.is_dir():
+        siblings = [sibling.name for sibling in path.parent.iterdir()]
+        matches = difflib.get_close_matches(path.name, siblings, n=3)
+        folders = [*(path.parent / match for match in matches), path.parent]
+    candidates = [folder / name for folder in folders for name in ("", *_RUN_SUBDIRECTORIES)]
+    candidates.append(path.parent)
     nearest = next(filter(is_model_directory, candidates), None)
     return "" if nearest is None else f"; did you mean {nearest}?"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from miniformer.config import ConfigError, TransformerConfig, UserError
 from miniformer.model.hub import resolve_directory, suggest_model_directory, upload_directory
-from miniformer.utils.atomic import atomic_path, write_text
+from miniformer.utils.atomic import atomic_path, write_json, write_text
 
 FORMAT_VERSION = "1"
 
@@ -178,5 +178,5 @@ def _read_text(path: Path) -> str:
 def write_config(directory: Path, architecture: str, config: TransformerConfig) -> None:
     """Writes a model directory's `config.json` and its format version."""
     values = {"architecture": architecture, **config.to_dict()}
-    write_text(directory / "config.json", json.dumps(values, indent=2) + "\n")
+    write_json(directory / "config.json", values)
     write_text(directory / "format_version", FORMAT_VERSION + "\n")

@@ -6,13 +6,14 @@ Every file gets the permissions that the umask gives, whichever library writes i
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 
 class PendingFile:
@@ -74,6 +75,11 @@ def atomic_path(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Writes a UTF-8 text file atomically, without newline translation."""
     write_bytes(path, text.encode(), durable=durable)
+
+
+def write_json(path: Path, value: Any, *, sort_keys: bool = False) -> None:
+    """Writes a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=sort_keys) + "\n")
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:

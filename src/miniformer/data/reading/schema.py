@@ -13,15 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from miniformer.config.strict import TYPE_NAMES
+
 FieldCheck = Callable[[Any], str | None]
 Schema = Mapping[str, FieldCheck | type]
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_HINT = "the maximum of float32 is 3.4e+38, so scale it down"
-_TYPE_NAMES = {
-    str: "a string", int: "an integer", float: "a number", bool: "true or false",
-    list: "a list", dict: "an object", type(None): "null",
-}  # fmt: skip
 
 
 def check_text(value: Any) -> str | None:
@@ -97,7 +95,7 @@ def compile_schema(schema: Schema) -> dict[str, FieldCheck]:
 def _check_type(expected_type: type, value: Any) -> str | None:
     if isinstance(value, expected_type):
         return None
-    expected = _TYPE_NAMES.get(expected_type, expected_type.__name__)
+    expected = TYPE_NAMES.get(expected_type, expected_type.__name__)
     return f"must be {expected}, not {_describe_value(value)}"
 
 
@@ -180,4 +178,4 @@ def _describe_value(value: Any) -> str:
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, int) and not _is_finite(value):
         return "an integer too large for a number"
-    return _TYPE_NAMES.get(type(value), f"a {type(value).__name__}")
+    return TYPE_NAMES.get(type(value), f"a {type(value).__name__}")

@@ -10,7 +10,6 @@ with a few array operations, so that data is encoded once.
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import numpy as np
 
@@ -88,36 +87,18 @@ def with_bpe_dropout(
     """
     if not dropout:
         return collate_fn
-    return partial(
-        _collate_with_dropout,
-        collate_fn=collate_fn,
-        dropout=dropout,
-        merges=merges,
-        aligned_columns=aligned_columns,
-        max_length=max_length,
-    )
 
+    def collate(examples: list[Example], rng: np.random.Generator | None) -> Batch:
+        if rng is None:
+            return collate_fn(examples, rng)
+        result = []
+        for example in examples:
+            result.append(dict(example))
+            for name, column_merges in merges.items():
+                ids, positions = column_merges.apply_dropout(example[name], dropout, rng)
+                if len(ids) <= max_length:
+                    aligned = {column: example[column][positions] for column in aligned_columns}
+                    result[-1].update({name: ids, **aligned})
+        return collate_fn(result, rng)
 
-def _collate_with_dropout(
-    examples: list[Example],
-    rng: np.random.Generator | None,
-    *,
-    collate_fn: CollateFn,
-    dropout: float,
-    merges: dict[str, BPEMerges],
-    aligned_columns: tuple[str, ...],
-    max_length: int,
-) -> Batch:
-    if rng is None:
-        return collate_fn(examples, rng)
-    result = []
-    for example in examples:
-        result.append(dict(example))
-        for name, column_merges in merges.items():
-            ids, positions = column_merges.apply_dropout(example[name], dropout, rng)
-            if len(ids) <= max_length:
-                result[-1][name] = ids
-                result[-1].update(
-                    {column: example[column][positions] for column in aligned_columns}
-                )
-    return collate_fn(result, rng)
+    return collate

@@ -18,8 +18,9 @@ import tokenizers
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data.tokenizers.training import EOS_TOKEN, PAD_TOKEN
-from miniformer.utils.atomic import write_text
+from miniformer.utils.atomic import write_json, write_text
 
+SOURCE_TOKENIZER = "source_tokenizer"  # folder of the separate source tokenizer
 _KNOWN_EOS_TOKENS = (EOS_TOKEN, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]", "[EOS]")
 
 # Decoders that never change decoded text when tokens are added, except for incomplete characters.
@@ -118,7 +119,10 @@ class Tokenizer:
         return cls(backend, _read_eos_token(path.with_name("tokenizer_config.json"), backend))
 
     def save(self, path: str | Path) -> None:
-        """Writes `tokenizer.json`, and `tokenizer_config.json` with the EOS token."""
+        """Writes `tokenizer.json`, and `tokenizer_config.json` with the EOS token.
+
+        A separate source tokenizer is written to the folder `source_tokenizer` beside them.
+        """
         path = Path(path)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -127,9 +131,12 @@ class Tokenizer:
         }
         if self.backend.token_to_id(PAD_TOKEN) is not None:
             config["pad_token"] = PAD_TOKEN
-        text = json.dumps(config, indent=2) + "\n"
-        write_text(path.with_name("tokenizer_config.json"), text)
+        write_json(path.with_name("tokenizer_config.json"), config)
         write_text(path, self.backend.to_str(pretty=True))
+        if self.separate_source_tokenizer is not None:
+            folder = path.with_name(SOURCE_TOKENIZER)
+            folder.mkdir(exist_ok=True)
+            self.separate_source_tokenizer.save(folder / "tokenizer.json")
 
     @property
     def source_tokenizer(self) -> Tokenizer:

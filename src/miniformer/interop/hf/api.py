@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from miniformer.interop.hf.files import TensorSpec, write_tensors
 from miniformer.interop.hf.load import Checkpoint, open_checkpoint
 from miniformer.model.hub import resolve_directory
 from miniformer.model.pretrained import write_config
-from miniformer.utils.atomic import write_text
+from miniformer.utils.atomic import write_json, write_text
 
 
 class ImportResult(NamedTuple):
@@ -116,20 +115,16 @@ def _write_artifacts(checkpoint: Checkpoint, folder: Path) -> tuple[Config, list
     hf_metadata, config = metadata.collect_hf_metadata(checkpoint), checkpoint.config
     write_config(folder, _architecture_name(checkpoint), config)
     note = metadata.copy_tokenizer(checkpoint.directory, folder, config.vocab_size)
-    _write_json(folder / "task.json", metadata.infer_task(checkpoint))
-    _write_json(
+    write_json(folder / "task.json", metadata.infer_task(checkpoint))
+    write_json(
         folder / "generation_config.json", decoding.from_hf_generation_config(checkpoint).to_dict()
     )
-    _write_json(folder / HF_METADATA, hf_metadata)
+    write_json(folder / HF_METADATA, hf_metadata)
     return hf_metadata, [] if note is None else [note]
 
 
 def _architecture_name(checkpoint: Checkpoint) -> str:
     return "Seq2SeqTransformer" if checkpoint.family.seq2seq else "Transformer"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _model_card(checkpoint: Checkpoint) -> str:

@@ -14,31 +14,17 @@ from miniformer.config.model_checks import ROTARY_SCALINGS
 from miniformer.interop.hf.configs import Config, Reader, Writer
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-# type of scaling -> key of rope_parameters -> key of rotary_scaling
-_ROPE_SCALING_KEYS: dict[str, dict[str, str]] = {
-    "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low_freq_factor",
-        "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_seq_len",
-    },
-    "longrope": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_max_seq_len",
-        "short_factor": "short_factors",
-        "long_factor": "long_factors",
-        "attention_factor": "attention_factor",
-    },
-    "yarn": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_max_seq_len",
-        "beta_fast": "beta_fast",
-        "beta_slow": "beta_slow",
-        "attention_factor": "attention_factor",
-    },
+_HF_NAMES = {
+    "original_max_seq_len": "original_max_position_embeddings",
+    "short_factors": "short_factor",
+    "long_factors": "long_factor",
 }
+# type of scaling -> key of rope_parameters -> key of rotary_scaling
+_ROPE_SCALING_KEYS = {
+    kind: {_HF_NAMES.get(name, name): name for name in settings}
+    for kind, settings in ROTARY_SCALINGS.items()
+}
+_ROPE_SCALING_KEYS["dynamic"] = {"factor": "factor"}
 # Keys of rope_parameters that are not part of a scaling; transformers adds the last to each.
 _NON_SCALING_KEYS = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"),

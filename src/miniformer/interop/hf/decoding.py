@@ -19,24 +19,24 @@ from miniformer.interop.hf.metadata import (
     read_special_token_ids,
 )
 
-# transformers option -> (field of GenerationConfig, value without effect)
-_COMMON_OPTIONS: dict[str, tuple[str, Any]] = {
-    "min_new_tokens": ("min_new_tokens", 0),
-    "repetition_penalty": ("repetition_penalty", 1.0),
-    "no_repeat_ngram_size": ("no_repeat_ngram_size", 0),
-    "bad_words_ids": ("bad_words_ids", []),
-    "num_return_sequences": ("num_return_sequences", 1),
-    "stop_strings": ("stop_strings", []),
+# Option of both -> value without effect in transformers.
+_COMMON_OPTIONS: dict[str, Any] = {
+    "min_new_tokens": 0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "num_return_sequences": 1,
+    "stop_strings": [],
 }
-_SAMPLING_OPTIONS: dict[str, tuple[str, Any]] = {
-    "temperature": ("temperature", 1.0),
-    "top_k": ("top_k", 0),
-    "top_p": ("top_p", 1.0),
-    "min_p": ("min_p", 0.0),
+_SAMPLING_OPTIONS: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
 }
-_BEAM_OPTIONS: dict[str, tuple[str, Any]] = {
-    "num_beams": ("num_beams", 1),
-    "length_penalty": ("length_penalty", 1.0),
+_BEAM_OPTIONS: dict[str, Any] = {
+    "num_beams": 1,
+    "length_penalty": 1.0,
 }
 _DEFAULT_TOP_K = 50  # the default of transformers
 # Unsupported options that change generated text, with their value without effect.
@@ -83,32 +83,15 @@ _NO_EFFECT_KEYS = {
     *("target_lookbehind", "assistant_ensemble_weight", "speculation_type"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
 }
-_SAMPLING_KEYS, _BEAM_KEYS = (
-    {*_SAMPLING_OPTIONS, *_UNSUPPORTED_SAMPLING},
-    {*_BEAM_OPTIONS, *_UNSUPPORTED_BEAM},
+_OPTIONS = {**_COMMON_OPTIONS, **_SAMPLING_OPTIONS, **_BEAM_OPTIONS}
+_ALL_UNSUPPORTED = {**_UNSUPPORTED, **_UNSUPPORTED_SAMPLING, **_UNSUPPORTED_BEAM}
+_KNOWN_KEYS = {*_OPTIONS, *_ALL_UNSUPPORTED, *_HANDLED_KEYS, *_NO_EFFECT_KEYS}
+# Options that transformers lacks, without effect by default; options of speed, which do not change
+# generated text, are omitted.
+_MINIFORMER_ONLY = (
+    *("context_shift", "frequency_penalty", "presence_penalty", "regex", "choices", "json_schema"),
+    *("seed", "length_normalization", "num_beam_groups", "diversity_penalty"),
 )
-_KNOWN_KEYS = {
-    *_COMMON_OPTIONS,
-    *_UNSUPPORTED,
-    *_HANDLED_KEYS,
-    *_NO_EFFECT_KEYS,
-    *_SAMPLING_KEYS,
-    *_BEAM_KEYS,
-}
-# Options that transformers lacks, with their value without effect; options of speed, which do not
-# change generated text, are omitted.
-_MINIFORMER_ONLY: dict[str, Any] = {
-    "context_shift": False,
-    "frequency_penalty": 0.0,
-    "presence_penalty": 0.0,
-    "regex": None,
-    "choices": None,
-    "json_schema": None,
-    "seed": None,
-    "length_normalization": "tokens",
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-}
 
 
 def from_hf_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
@@ -169,12 +152,9 @@ def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Con
     }
     if do_sample:
         hf_generation = {"top_k": _DEFAULT_TOP_K, **hf_generation}
-    for name, (field, no_effect) in {
-        **_COMMON_OPTIONS,
-        **(_SAMPLING_OPTIONS if do_sample else _BEAM_OPTIONS),
-    }.items():
+    for name, no_effect in _decoding_options(do_sample).items():
         if name in hf_generation and hf_generation[name] != no_effect:
-            values[field] = hf_generation[name]
+            values[name] = hf_generation[name]
     if isinstance(values.get("stop_strings"), str):
         values["stop_strings"] = [values["stop_strings"]]
     vocab_size = checkpoint.config.vocab_size
@@ -182,6 +162,10 @@ def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Con
     not_applied = _unsupported_options(hf_generation, do_sample=do_sample, beam_search=beam_search)
     limits, unused_limits = _length_limits(checkpoint, hf_generation, beam_search=beam_search)
     return values | limits, not_applied | unused_limits
+
+
+def _decoding_options(do_sample: bool) -> Config:
+    return {**_COMMON_OPTIONS, **(_SAMPLING_OPTIONS if do_sample else _BEAM_OPTIONS)}
 
 
 def _unsupported_options(hf_generation: Config, *, do_sample: bool, beam_search: bool) -> Config:
@@ -267,17 +251,18 @@ def to_hf_generation_config(
         config["eos_token_id"] = options.eos_token_ids
     if options.num_beams > 1:
         config["early_stopping"] = "never"
-    for name, (field, no_effect) in {
-        **_COMMON_OPTIONS,
-        **(_SAMPLING_OPTIONS if do_sample else _BEAM_OPTIONS),
-    }.items():
-        value = getattr(options, field)
+    for name, no_effect in _decoding_options(do_sample).items():
+        value = getattr(options, name)
         if (do_sample and name in _SAMPLING_OPTIONS) or value not in (None, no_effect):
             config[name] = no_effect if value is None else value
-    values = {name: getattr(options, name) for name in _MINIFORMER_ONLY}
-    omitted = {name: value for name, value in values.items() if value != _MINIFORMER_ONLY[name]}
+    defaults = GenerationConfig()
+    omitted = [
+        f"{name}={getattr(options, name)!r}"
+        for name in _MINIFORMER_ONLY
+        if getattr(options, name) != getattr(defaults, name)
+    ]
     if omitted:
-        settings = ", ".join(f"{name}={value!r}" for name, value in omitted.items())
+        settings = ", ".join(omitted)
         warnings.warn(
             f"generation_config.json: {settings}: transformers has no such option; left out",
             NoEffectWarning,

@@ -8,7 +8,6 @@ A family fits if its `config.json` of the model, read again, gives the same conf
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from miniformer.interop.hf.load import Model
 from miniformer.interop.hf.weights import TensorMapping, map_tensors
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
-from miniformer.utils.atomic import write_text
+from miniformer.utils.atomic import write_json, write_text
 
 
 @dataclasses.dataclass
@@ -97,11 +96,9 @@ def to_hf(
     prefix = target.prefix if target.model_classes[name].is_backbone else ""
     with atomic_model_directory(out) as folder:
         _write_weights(folder, source, plan, prefix)
-        _write_json(folder / "config.json", hf_config)
-        _write_json(
-            folder / "generation_config.json",
-            decoding.to_hf_generation_config(source.generation, ids, source.hf_metadata),
-        )
+        options = decoding.to_hf_generation_config(source.generation, ids, source.hf_metadata)
+        write_json(folder / "config.json", hf_config, sort_keys=True)
+        write_json(folder / "generation_config.json", options, sort_keys=True)
         task = str(source.task.get("task", ""))
         metadata.write_tokenizer(source.tokenizer, source.directory, folder, source.config, task)
         write_text(folder / "README.md", _model_card(name, source))
@@ -228,10 +225,6 @@ def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
     if name == "head.bias":
         tensor = (tensor.double() * std + mean).to(tensor.dtype)
     return tensor
-
-
-def _write_json(path: Path, values: Config) -> None:
-    write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def _model_card(name: str, source: ExportSource) -> str:

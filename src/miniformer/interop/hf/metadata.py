@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from miniformer.data.tokenizers.training import PAD_TOKEN
 from miniformer.interop.hf.configs import Config, Family
 from miniformer.interop.hf.files import CheckpointDirectory
 from miniformer.interop.hf.load import Checkpoint
+from miniformer.utils.atomic import write_json
 
 # Files that transformers can convert to a tokenizer.json.
 _SLOW_TOKENIZER_FILES = (
@@ -312,5 +312,4 @@ def write_tokenizer(
         "model_max_length": config.max_seq_len,
         "padding_side": "left" if config.causal and config.output_dim is None else "right",
     }
-    text = json.dumps(tokenizer_config, indent=2) + "\n"
-    (out / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    write_json(out / "tokenizer_config.json", tokenizer_config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from miniformer.training.report.model_card import render_model_card
 from miniformer.training.report.page import Report, write_report
 from miniformer.training.report.plots import plot_loss
 from miniformer.training.setup.prepare import RunSetup
-from miniformer.utils.atomic import write_bytes, write_text
+from miniformer.utils.atomic import write_bytes, write_json, write_text
 
 
 class RunArtifacts:
@@ -45,17 +44,11 @@ class RunArtifacts:
     def save_run_config(self) -> None:
         """Writes the files for resuming: the config, the task settings and the tokenizer."""
         if self.is_global_zero:
-            settings = json.dumps({**self.run.config.to_dict(), "resume": None}, indent=2) + "\n"
-            write_text(self.folder / "train_config.json", settings)
-            task = json.dumps(self.run.task.settings(), indent=2) + "\n"
-            write_text(self.folder / "task.json", task)
+            settings = {**self.run.config.to_dict(), "resume": None}
+            write_json(self.folder / "train_config.json", settings)
+            write_json(self.folder / "task.json", self.run.task.settings())
             if self.run.tokenizer is not None:
                 self.run.tokenizer.save(self.folder / "tokenizer.json")
-                if self.run.tokenizer.separate_source_tokenizer is not None:
-                    (self.folder / "source_tokenizer").mkdir(exist_ok=True)
-                    self.run.tokenizer.separate_source_tokenizer.save(
-                        self.folder / "source_tokenizer" / "tokenizer.json"
-                    )
 
     def build_model(self, weights: Mapping[str, Tensor]) -> Any:
         """An eval-mode model on the CPU with these weights, which are not copied."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.checkpoint.artifacts import MODEL_CLASSES
-from miniformer.checkpoint.directory import SOURCE_TOKENIZER, read_hf_metadata
+from miniformer.checkpoint.directory import read_hf_metadata
 from miniformer.config import UserError
+from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.base import stored_settings
 from miniformer.train_config import TrainConfig
