@@ -92,7 +92,7 @@ def test_init_from_keeps_the_token_types_of_pairs(tmp_path, monkeypatch):
         for folder in (first, after):
             assert json.loads((Path(folder) / "config.json").read_text())["token_types"] == types
         pipeline = miniformer.load(after)
-        assert pipeline.task.should_mark_shared() == (types == 4)
+        assert pipeline.task.shared_token_types == (types == 4)
         assert len(pipeline.predict([["a 1", "b 1"]])) == 1
 
 

@@ -507,8 +507,8 @@ def test_pretraining_on_pairs_has_shared_token_types(labelled, tmp_path):
     short = {"max_steps": 1, "average_checkpoints": None}
     train(warm_config(tmp_path, tmp_path, **short, pretrain={"max_steps": 1}))
     warm, main = (miniformer.load(tmp_path / "run" / name) for name in ("pretrain/best", "best"))
-    assert warm.task.should_mark_shared()
-    assert main.task.should_mark_shared()
+    assert warm.task.shared_token_types
+    assert main.task.shared_token_types
     assert warm.model.config.token_types == main.model.config.token_types == 4
 
 

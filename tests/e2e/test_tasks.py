@@ -123,7 +123,7 @@ def test_regression_detects_a_series_and_predicts_new_levels(train):
         walk = random.normal(0, 20) + step * np.arange(5)
         records.append({"input": walk[:4, None].tolist(), "value": float(walk[4])})
     best, out = train(records, "--task", "regression", steps=100)
-    assert "target_delta_of: 0; the target is the change from its last number" in out
+    assert "task_config.target_delta_of: 0 (held-out records confirm" in out
     m = miniformer.load(best)
     answers = m.predict([[[1000.0], [1010.0], [1020.0], [1030.0]], [[3.0], [2.0], [1.0], [0.0]]])
     assert answers == pytest.approx([1040, -1], abs=1), "far higher than any of the training"

@@ -54,7 +54,7 @@ def gigabytes_are_powers_of_1024(original):
     return parse_bytes
 
 
-@fault("miniformer.config.size_presets:size_for_tokens")
+@fault("miniformer.training.tuning.data_defaults:size_for_tokens")
 def little_data_gets_a_large_model(original):
     """Model sizes start at half of their token limits."""
     return lambda num_tokens: original(None if num_tokens is None else 2 * num_tokens)

@@ -288,7 +288,7 @@ def validation_loss_is_the_mean_of_batches(original):
     return mean
 
 
-@fault("miniformer.tasks.common.series:detect_series_feature")
+@fault("miniformer.training.tuning.series:detect_series_feature")
 def series_ignores_level(original):
     """A series target is chosen by the std of the change alone."""
 
@@ -303,7 +303,7 @@ def series_ignores_level(original):
     return detect_series_feature
 
 
-@fault("miniformer.tasks.common.series:detect_series_feature")
+@fault("miniformer.training.tuning.series:detect_series_feature")
 def series_judged_on_its_own_records(original):
     """A series target is checked on the records that it was chosen from."""
 
@@ -373,12 +373,6 @@ def truncate_keeps_the_beginning_of_prompts(original):
     return generation_inputs
 
 
-@fault("miniformer.tasks.common.sequence_input:InputTask.should_mark_shared")
-def pairs_are_marked_only_where_it_is_said(original):
-    """Shared tokens of pairs are not marked by default."""
-    return lambda self: bool(self.shared_token_types)
-
-
 @fault("miniformer.tasks.common.text_metrics:compute_text_metrics")
 def bleu_exchanges_references(original):
     """Predictions and references are swapped."""
@@ -419,14 +413,14 @@ def samples_need_sources(original):
     return sample_prompts
 
 
-@fault("miniformer.tasks.language_modeling:LanguageModeling.fit")
+@fault("miniformer.tasks.regression:Regression.fit")
 def fit_overwrites_what_was_given(original):
     """The training data overrides an option of the user."""
 
     def fit(self, records):
         import dataclasses
 
-        return dataclasses.replace(self, prepend_bos=not records.is_plain_text)
+        return original(dataclasses.replace(self, target_mean=None), records)
 
     return fit
 
@@ -435,3 +429,15 @@ def fit_overwrites_what_was_given(original):
 def short_models_have_no_room_for_a_text(original):
     """A max_seq_len below the number of special tokens is accepted; training fails later."""
     return lambda config, min_length, inputs: None
+
+
+@fault("miniformer.tasks.base:stored_settings")
+def stored_pairs_lose_their_marks(original):
+    """Null in a stored task means that tokens of pairs are not marked."""
+
+    def stored_settings(settings):
+        current = original(settings)
+        automatic = settings.get("shared_token_types", settings.get("mark_shared")) is None
+        return {**current, "shared_token_types": False} if automatic else current
+
+    return stored_settings

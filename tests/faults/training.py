@@ -286,10 +286,16 @@ def settings_without_effect_pass(original):
     return lambda self: []
 
 
-@fault("miniformer.training.setup.prepare:_checkpoint_metric")
+@fault("miniformer.training.tuning.data_defaults:resolve_checkpoint_metric")
 def best_model_is_that_of_the_loss(original):
     """The loss selects the best model, whatever the task."""
-    return lambda config, task: original(config, task) if config.checkpoint_metric else "loss"
+
+    def resolve_checkpoint_metric(task):
+        import dataclasses
+
+        return dataclasses.replace(original(task), value="loss")
+
+    return resolve_checkpoint_metric
 
 
 @fault("miniformer.training.setup.run_folder:create_run_folder")
@@ -336,25 +342,50 @@ def each_device_takes_the_whole_batch(original):
     return lambda total_tokens, row_tokens, num_devices=1: original(total_tokens, row_tokens)
 
 
-@fault("miniformer.training.tuning.data_defaults:with_default_model_size")
+@fault("miniformer.training.tuning.data_defaults:resolve_model_size")
 def given_width_is_overwritten(original):
     """The model size follows from the data despite a given width."""
 
-    def with_default_model_size(config, data):
+    def resolve_model_size(config, data):
         import dataclasses
 
-        from miniformer.config.size_presets import SIZE_PRESETS
+        return original(dataclasses.replace(config, model_config={}), data)
 
-        config, line = original(config, data)
-        if config.init_from is None and config.model_size is None:
-            model = {**config.model_config, **SIZE_PRESETS["tiny"]}
-            config = dataclasses.replace(config, model_config=model)
-        return config, line
-
-    return with_default_model_size
+    return resolve_model_size
 
 
-@fault("miniformer.training.setup.tokenizers:mostly_single_words")
+@fault("miniformer.training.tuning.data_defaults:resolve_lr")
+def pretrained_weights_learn_as_fast_as_random_ones(original):
+    """The learning rate is the optimizer's default, whatever the initial weights."""
+    return lambda optimizer, *, from_scratch: original(optimizer, from_scratch=True)
+
+
+@fault("miniformer.training.tuning.data_defaults:resolve_task_options")
+def pairs_are_marked_only_where_it_is_said(original):
+    """Automatic options of the task keep their fixed defaults."""
+    return lambda task, task_config, records: (task, [])
+
+
+@fault("miniformer.training.tuning.data_defaults:resolve_task_options")
+def data_overrides_given_task_options(original):
+    """Options of the task follow from the data even if the user gives them."""
+    return lambda task, task_config, records: original(task, {}, records)
+
+
+@fault("miniformer.tasks.common.sequence_input:InputTask.fit")
+def fit_marks_pairs_unasked(original):
+    """`fit` decides from the data that tokens of pairs are marked."""
+
+    def fit(self, records):
+        import dataclasses
+
+        fitted = original(self, records)
+        return dataclasses.replace(fitted, shared_token_types=fitted.input_kind == "pair")
+
+    return fit
+
+
+@fault("miniformer.training.tuning.data_defaults:mostly_single_words")
 def few_phrases_make_words_of_none(original):
     """Texts are single words only where all of them are."""
 
@@ -365,10 +396,28 @@ def few_phrases_make_words_of_none(original):
     return mostly_single_words
 
 
-@fault("miniformer.training.setup.tokenizers:_allows_char_source_tokenizer")
+@fault("miniformer.training.tuning.data_defaults:resolve_source_tokenizer")
 def named_tokenizer_is_not_heard(original):
     """Words are read letter by letter, whatever is said of tokenizers."""
-    return lambda config, task: True
+
+    def resolve_source_tokenizer(config, model, task, records):
+        import dataclasses
+
+        return original(dataclasses.replace(config, tokenizer=None), model, task, records)
+
+    return resolve_source_tokenizer
+
+
+@fault("miniformer.training.setup.tokenizers:make_tokenizer")
+def sources_share_the_tokenizer_of_targets(original):
+    """The tokenizer of the sources is trained and not used."""
+
+    def make_tokenizer(config, task, records):
+        tokenizer, *others = original(config, task, records)
+        tokenizer.separate_source_tokenizer = None
+        return tokenizer, *others
+
+    return make_tokenizer
 
 
 @fault("miniformer.training.tuning.hardware:has_fast_bf16")

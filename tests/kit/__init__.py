@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from miniformer.config import TransformerConfig
@@ -58,6 +59,15 @@ def write_jsonl(path, texts):
     """Writes one {"text": ...} record a line."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+def a_series(random, count=40):
+    """Inputs of three features, the middle one a random walk, and its next value."""
+    series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(count)]
+    for vectors in series:
+        vectors[:, 1] = 10 * random.normal() + np.cumsum(vectors[:, 1] - 5)
+    values = [float(vectors[-1, 1] + random.normal(0, 2)) for vectors in series]
+    return [{"input": x.tolist(), "value": y} for x, y in zip(series, values, strict=True)]
 
 
 def environment():

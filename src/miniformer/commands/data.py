@@ -66,9 +66,11 @@ def run_data(values: dict[str, Any]) -> int:
         similar_label_warnings,
     )
     from miniformer.training.callbacks.progress import make_console, progress_bars
+    from miniformer.training.tuning.data_defaults import given_task_options
 
     try:
-        task = registry.get("task", options["task"]).from_dict(options["task_config"])
+        given = given_task_options(options["task_config"])
+        task = registry.get("task", options["task"]).from_dict(given)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
     length_fn, unit = _length_counter(options["tokenizer"], list(task.schema))

@@ -1,8 +1,4 @@
-"""Model size presets and the default preset for an amount of data. Nothing here imports torch.
-
-A narrow model learns small data in a tenth of the time and about as well (ADR 0017). Above about
-5M tokens, the compute budget decides.
-"""
+"""Model size presets. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -24,11 +20,3 @@ SHAPE_FIELDS = (
     "head_dim",
     "n_decoder_layers",
 )
-_MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}
-
-
-def size_for_tokens(num_tokens: int | None) -> str:
-    """Preset for a number of training tokens or vectors; None: not counted, since too many."""
-    if num_tokens is None:
-        return "base"
-    return next((size for size, limit in _MAX_TOKENS.items() if num_tokens < limit), "base")

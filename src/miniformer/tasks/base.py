@@ -271,12 +271,21 @@ class Task(StrictConfig):
 
 
 def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Content of a `task.json` under current names."""
+    """Content of a `task.json` under current names, without the automatic options of version 0.1.
+
+    There, null meant that tokens of pairs are marked except in masked LM, that BOS is prepended to
+    prompts, and auto that a task was not fitted to a series.
+    """
     name = settings.get("task")
     if not isinstance(name, str):
         return settings
     name = registry.current_name("task", name)
     current, _ = rename_keys(settings, TASK_OPTIONS.get(name, {}), warn=False)
+    if "shared_token_types" in current and current["shared_token_types"] is None:
+        is_pair = current.get("input_kind") == "pair"
+        current["shared_token_types"] = is_pair and name != "masked_lm"
+    automatic = (("prepend_bos", None), ("target_delta_of", "auto"))
+    current = {key: value for key, value in current.items() if (key, value) not in automatic}
     return {**current, "task": name}
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -38,7 +38,7 @@ class LanguageModeling(TextGenerationTask):
 
     Args:
         prepend_bos: true: BOS is prepended to prompts, since they begin a document, as
-            records do; false: prompts continue running text. Null: as in the training data.
+            records do; false: prompts continue running text.
         label_smoothing: fraction of each label that is spread over the vocabulary, in training.
     """
 
@@ -50,7 +50,7 @@ class LanguageModeling(TextGenerationTask):
     token_arrays: ClassVar[tuple[str, ...]] = ("ids",)
     token_tensors: ClassVar[dict[str, str]] = {"input_ids": "segment_ids"}
 
-    prepend_bos: bool | None = None
+    prepend_bos: bool = True
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
 
     @property
@@ -60,15 +60,6 @@ class LanguageModeling(TextGenerationTask):
     def for_model(self, kind: str) -> Task:
         task_class = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
         return task_class(**self.to_dict()) if kind in self.models else super().for_model(kind)
-
-    def fit(self, records: Records) -> Self:
-        if self.prepend_bos is not None:
-            return self
-        return dataclasses.replace(self, prepend_bos=not records.is_plain_text)
-
-    def prepends_bos(self) -> bool:
-        """True if BOS is prepended to prompts; also if `prepend_bos` is null."""
-        return self.prepend_bos is not False
 
     def is_empty(self, record: Record) -> bool:
         return not record["text"].strip()
@@ -97,7 +88,7 @@ class LanguageModeling(TextGenerationTask):
         assert tokenizer is not None
         encoded = tokenizer.encode_batch([record["text"] for record in records])
         bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
-        eos = [] if bos == eos or not self.prepends_bos() else eos
+        eos = [] if bos == eos or not self.prepend_bos else eos
         return [
             {
                 "ids": ids_to_array(ids if record.get("continues") else bos + ids + eos, tokenizer),
@@ -167,7 +158,7 @@ class LanguageModeling(TextGenerationTask):
         """Token ids of prompts; an empty prompt is BOS alone."""
         rows = tokenizer.encode_batch(prompts)
         bos = [tokenizer.bos_id]
-        return [bos + ids if self.prepends_bos() or not ids else ids for ids in rows]
+        return [bos + ids if self.prepend_bos or not ids else ids for ids in rows]
 
     def sample_prompts(self, records: Records) -> list[str]:
         text = next((r["text"] for r in records if r["text"].strip()), "")
@@ -215,7 +206,7 @@ class PrefixLanguageModeling(LanguageModeling):
         for example in super().encode(records, tokenizer, seq_len):
             ids = example["ids"]
             has_eos = tokenizer.bos_id != tokenizer.eos_id  # `super().encode` has appended EOS
-            if self.prepends_bos() and not has_eos:
+            if self.prepend_bos and not has_eos:
                 ids = np.append(ids, ids_to_array([tokenizer.eos_id], tokenizer))
             per_token = example["bytes"] / len(ids)
             examples += [

@@ -63,7 +63,6 @@ class MaskedLM(InputTask):
     name: ClassVar[str] = "masked_lm"
     loss_unit: ClassVar[str] = "nats/token"
     maximize: ClassVar[frozenset[str]] = frozenset({"accuracy"})
-    marks_shared_tokens: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "accuracy")
 
     field: str = option("text", choices=("text", "input"))

@@ -26,8 +26,9 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches
 from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.sequence_input import InputTask
-from miniformer.tasks.common.series import SCALE_EPSILON_RATIO, detect_series_feature
 from miniformer.tasks.common.standardize import is_constant, mean_std
+
+SCALE_EPSILON_RATIO = 0.05  # of the mean std of a feature within inputs; added to each std
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +42,7 @@ class Regression(InputTask):
             the value. The target is then (value - last) / (std + scale_epsilon), with last number
             and std of the feature within the input, and the feature is normalized the same way
             (reversible instance normalization, Kim et al. 2022). This extrapolates to levels and
-            swings beyond the training data. auto: the feature whose last number is nearest to the
-            values, if held-out training records confirm it (see `miniformer.tasks.common.series`),
-            and none if `target_mean` or `target_std` is set; none: values are plain targets.
+            swings beyond the training data. none: values are plain targets.
         scale_epsilon: added to the std of the feature, which may be 0; null: 0.05 times its mean
             std within the inputs of the training data, or 1 if that is 0.
         input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
@@ -57,7 +56,7 @@ class Regression(InputTask):
 
     target_mean: float | None = None
     target_std: float | None = option(None, above=0.0)
-    target_delta_of: int | str = option("auto", low=0)
+    target_delta_of: int | str = option("none", low=0)
     scale_epsilon: float | None = option(None, above=0.0)
 
     @property
@@ -66,26 +65,15 @@ class Regression(InputTask):
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
-        if not isinstance(self.target_delta_of, int) and self.target_delta_of not in (
-            "auto",
-            "none",
-        ):
+        if not isinstance(self.target_delta_of, int) and self.target_delta_of != "none":
             problems.append(
-                "target_delta_of must be the index of a feature, auto or none, not "
+                f"target_delta_of must be the index of a feature or none, not "
                 f"{self.target_delta_of!r}"
             )
         return problems
 
     def fit(self, records: Records) -> Self:
         fitted = super().fit(records)
-        if self.target_delta_of == "auto":
-            plain = (
-                self.target_mean is not None or self.target_std is not None
-            )  # statistics of plain values
-            feature = None if plain else detect_series_feature(records)
-            fitted = dataclasses.replace(
-                fitted, target_delta_of="none" if feature is None else feature
-            )
         if fitted.is_series() and self.scale_epsilon is None:
             typical, _ = mean_std(
                 fitted.series_feature(record["input"]).std() for record in records
@@ -114,11 +102,6 @@ class Regression(InputTask):
         yield from super().data_warnings()
         if self.scale_epsilon is not None and not self.is_series():
             yield "warning: scale_epsilon has no effect without target_delta_of"
-        if self.is_series():
-            yield (
-                f"target_delta_of: {self.target_delta_of}; the target is the change from its last "
-                'number (--task_config \'{"target_delta_of": "none"}\' turns this off)'
-            )
 
     def is_series(self) -> bool:
         """True if the target is the next number of a feature."""

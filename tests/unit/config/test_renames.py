@@ -137,8 +137,30 @@ def test_stored_files_load_without_a_warning(tmp_path):
     config = TrainConfig.from_file(tmp_path / "train_config.json")  # a warning is an error here
     assert (config.memory_limit, config.task_config) == ("4GB", {"target_std": 2.0})
     assert stored_settings({"task": "encoding", "mark_shared": None}) == {
-        "task": "embedding", "shared_token_types": None,
+        "task": "embedding", "shared_token_types": False,
     }  # fmt: skip
+
+
+@pytest.mark.catches("stored_pairs_lose_their_marks")
+@pytest.mark.parametrize(
+    ("stored", "meaning"),
+    [
+        ({"task": "classification", "mark_shared": None, "input_kind": "pair"}, True),
+        ({"task": "regression", "shared_token_types": None, "input_kind": "pair"}, True),
+        ({"task": "masked_lm", "shared_token_types": None, "input_kind": "pair"}, False),
+        ({"task": "classification", "shared_token_types": None, "input_kind": "text"}, False),
+        ({"task": "classification", "shared_token_types": False, "input_kind": "pair"}, False),
+    ],
+)
+def test_stored_settings_without_a_value_keep_their_meaning(stored, meaning):
+    assert stored_settings(stored)["shared_token_types"] is meaning
+
+
+def test_stored_settings_drops_automatic_values():
+    assert stored_settings({"task": "language_modeling", "prepend_bos": None}) == {
+        "task": "language_modeling"
+    }
+    assert stored_settings({"task": "regression", "next_of": "auto"}) == {"task": "regression"}
 
 
 @pytest.mark.parametrize("where", ["flag", "yaml", "json"])

@@ -24,13 +24,13 @@ DATA = {
 # A value of each option that is not its default.
 GIVEN = {
     "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1],
-    "shared_token_types": [True, False], "standardize": [False],
+    "shared_token_types": [True], "standardize": [False],
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
     "label_smoothing": [0.1], "r_drop": [0.5], "target_mean": [0.5], "target_std": [2.0],
-    "target_delta_of": [0, 1, "none"], "scale_epsilon": [0.25], "field": ["input"],
+    "target_delta_of": [0, 1], "scale_epsilon": [0.25], "field": ["input"],
     "mask_share": [0.3],
-    "prepend_bos": [False, True], "max_source_len": [9], "max_target_len": [9],
+    "prepend_bos": [False], "max_source_len": [9], "max_target_len": [9],
     "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip
 # What goes with a value that cannot be given alone.
@@ -108,7 +108,7 @@ def test_fit_of_a_fitted_task_changes_nothing(name):
 
 
 def test_scale_epsilon_without_a_series_is_announced():
-    task = registry.get("task", "regression")(scale_epsilon=0.5, target_delta_of="none")
+    task = registry.get("task", "regression")(scale_epsilon=0.5)
     task = task.fit(as_records(VECTORS, task.schema))
     assert any("scale_epsilon has no effect" in line for line in task.data_warnings())
 

@@ -29,10 +29,9 @@ from miniformer.tasks.language_modeling import (
     PrefixLanguageModeling,
     collate_prefixes,
 )
-from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
-from tests.kit import tiny_config, tiny_model
+from tests.kit import a_series, tiny_config, tiny_model
 
 BYTES = Tokenizer.train("byte", [])
 B = BYTES.eos_id
@@ -131,23 +130,12 @@ def test_shared_token_types_of_a_pair(first, second, seq_len):
     assert task.model_config({}, BYTES)["token_types"] == 4
 
 
-@pytest.mark.catches("pairs_are_marked_only_where_it_is_said")
-def test_shared_token_types_are_the_default_for_pairs():
-    """Masked-LM has no marks, which would reveal masked tokens."""
-    pair = {"input_kind": "pair"}
-    assert Regression(**pair).num_token_types() == Classification(**pair).num_token_types() == 4
-    assert MaskedLM(field="input", **pair).num_token_types() == 2
-    assert MaskedLM(field="input", shared_token_types=True, **pair).num_token_types() == 4
-    assert Regression(shared_token_types=False, **pair).num_token_types() == 2
-    assert not Regression(input_kind="text").should_mark_shared()
-
-
 def test_shared_token_types_need_pairs_and_type_vocab():
     config = TransformerConfig(vocab_size=258, d_model=16, n_heads=2, output_dim=1)
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text", shared_token_types=True)
     with pytest.raises(UserError, match="shared_token_types is for pairs of texts; leave it out"):
         task.check(config, BYTES)
-    task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair")
+    task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=True)
     for types, told in ((2, "2"), (None, "null")):
         few = TransformerConfig(**{**config.to_dict(), "token_types": types})
         required = (
@@ -460,15 +448,6 @@ def test_task_rejects_unsuitable_architectures(task, kind):
         registry.get("task", task)().for_model(kind)
 
 
-def a_series(random, count=40):
-    """Inputs of three features, the middle one a random walk, and its next value."""
-    series = [random.normal(5, 2, (random.integers(3, 6), 3)) for _ in range(count)]
-    for vectors in series:
-        vectors[:, 1] = 10 * random.normal() + np.cumsum(vectors[:, 1] - 5)
-    values = [float(vectors[-1, 1] + random.normal(0, 2)) for vectors in series]
-    return [{"input": x.tolist(), "value": y} for x, y in zip(series, values, strict=True)]
-
-
 def fitted(records, **settings):
     return Regression(**settings).fit(as_records(records, Regression().schema))
 
@@ -529,26 +508,6 @@ def test_series_inputs_do_not_depend_on_level_and_scale(seed, higher, wider):
     np.testing.assert_allclose(reloaded, once * wider + higher, rtol=1e-3, atol=1e-3 * wider)
 
 
-def test_series_feature_is_detected():
-    records = a_series(np.random.default_rng(0))
-    task = fitted(records)
-    assert task.target_delta_of == 1
-    assert "target_delta_of: 1; the target is the change" in "".join(task.data_warnings())
-    assert fitted(records, target_delta_of="none").target_delta_of == "none"
-    assert fitted(records, target_mean=0.0, target_std=9.0).target_delta_of == "none"
-    values = np.random.default_rng(1).normal(0, 20, len(records))
-    others = [{**item, "value": float(y)} for item, y in zip(records, values, strict=True)]
-    alone = [{**item, "input": item["input"][-1:]} for item in records]
-    texts = [{"input": "abc"[: n % 3 + 1], "value": float(n)} for n in range(9)]
-    for none in (others, alone, texts):
-        task = fitted(none)
-        assert (task.target_delta_of, task.is_series(), list(task.data_warnings())) == (
-            "none",
-            False,
-            [],
-        )
-
-
 @pytest.mark.catches("keys_of_objects_have_no_order")
 def test_series_feature_of_named_vectors():
     """The index of a feature is its position among the sorted names."""
@@ -579,7 +538,7 @@ def test_series_that_cannot_be_learned_is_refused():
     same = [{"input": [[float(n)]], "value": n + 1.0} for n in range(4)]
     with pytest.raises(UserError, match=r"every change is .*; there is nothing to learn"):
         fitted(same, target_delta_of=0)
-    with pytest.raises(ConfigError, match="index of a feature, auto or none, not 'rides'"):
+    with pytest.raises(ConfigError, match="index of a feature or none, not 'rides'"):
         Regression(target_delta_of="rides")
 
 

@@ -29,7 +29,6 @@ from miniformer.training.resume.verify import weights_digest
 from miniformer.training.setup import pretraining
 from miniformer.training.setup.run_folder import create_run_folder
 from miniformer.training.tuning import auto_tune
-from miniformer.training.tuning.data_defaults import with_default_model_size
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 from tests.kit import tiny_config, tiny_model
 
@@ -248,15 +247,6 @@ def test_pretraining_cannot_change_the_model_shape():
     assert overrides == {"task_config": {}, "model_config": {"dropout": 0.3}, "max_steps": 5}
     with pytest.raises(UserError, match=r"pretrain: model_config may set .*, not d_model"):
         pretraining._check_overrides({"model_config": {"d_model": 32}})
-
-
-@pytest.mark.catches("given_width_is_overwritten")
-def test_model_size_default_is_disabled_by_a_given_width():
-    config = TrainConfig(train_path="a.jsonl", model_config={"d_model": 48})
-    resolved, line = with_default_model_size(
-        config, types.SimpleNamespace(count=lambda name, column: 1000)
-    )
-    assert (resolved.model_config, line) == ({"d_model": 48}, None)
 
 
 @pytest.mark.catches("csv_of_a_resumed_run_overwrites_the_first")

@@ -140,7 +140,7 @@ def perplexity(
             documents[-1] += example["ids"].tolist()
         else:
             documents.append(example["ids"].tolist())
-    if task.prepends_bos() and tokenizer.bos_id == tokenizer.eos_id:
+    if task.prepend_bos and tokenizer.bos_id == tokenizer.eos_id:
         documents = [[*ids, tokenizer.eos_id] for ids in documents]
     documents = [ids for ids in documents if len(ids) > 1]
     if not documents or not n_bytes:

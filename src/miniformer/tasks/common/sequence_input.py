@@ -41,23 +41,20 @@ class InputTask(Task):
             `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
         input_dim: width of feature vectors; null: as in the training data.
         shared_token_types: mark tokens of a pair that the other text contains, too, by token types
-            2 and 3, which a model can hardly learn from little data. Null: true for pairs; false in
-            masked-LM, where the marks reveal masked tokens (except in pretraining, whose model is
-            that of the run), and after `init_from`, which keeps the setting of its model.
+            2 and 3, which a model can hardly learn from little data.
         standardize: standardize each feature of vector inputs; false: use raw features.
         feature_means, feature_stds: statistics of each feature, in the units of the data; null:
             those of the training data, over all vectors. A constant feature has std 1.
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
-    marks_shared_tokens: ClassVar[bool] = True  # default of `shared_token_types` for pairs
     token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
     token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
 
     input_kind: str | None = option(None, choices=("text", "pair", "features"))
     input_dim: int | None = option(None, low=1)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
-    shared_token_types: bool | None = None
+    shared_token_types: bool = False
     standardize: bool = True
     feature_means: list[float] | None = None
     feature_stds: list[float] | None = None
@@ -152,13 +149,7 @@ class InputTask(Task):
 
     def num_token_types(self) -> int:
         """Number of token types of pairs."""
-        return 4 if self.should_mark_shared() else 2
-
-    def should_mark_shared(self) -> bool:
-        """True if tokens that both texts of a pair contain are marked."""
-        if self.shared_token_types is None:
-            return self.marks_shared_tokens and self.resolved_input_kind() == "pair"
-        return self.shared_token_types
+        return 4 if self.shared_token_types else 2
 
     def encode_inputs(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
@@ -172,7 +163,7 @@ class InputTask(Task):
             self.resolved_input_kind(),
             tokenizer,
             seq_len,
-            shared_token_types=self.should_mark_shared(),
+            shared_token_types=self.shared_token_types,
             feature_scales=scales,
         )
 
@@ -198,7 +189,7 @@ class InputTask(Task):
             kind = self.resolved_input_kind()
             texts, inputs = (2, "pairs") if kind == "pair" else (1, "texts")
             check_max_seq_len(config, num_special_tokens(kind, tokenizer) + texts, inputs)
-        types, marked = config.token_types, self.should_mark_shared()
+        types, marked = config.token_types, self.shared_token_types
         too_few = marked if types is None else types < self.num_token_types()
         if self.resolved_input_kind() == "pair" and too_few:
             allowed = f"{self.num_token_types()}{'' if marked else ' or null'}"

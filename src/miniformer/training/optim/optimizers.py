@@ -22,12 +22,8 @@ from miniformer.training.optim.param_groups import build_param_groups
 _DEFAULT_BETAS = (0.9, 0.95)
 
 
-def default_lr(name: str, *, from_scratch: bool = True) -> float:
-    """Default learning rate of an optimizer.
-
-    Args:
-        name: registered name of the optimizer.
-        from_scratch: whether the initial weights are random; pretrained weights get a tenth.
+def default_lr(name: str) -> float:
+    """Default learning rate of an optimizer, by its registered name.
 
     Raises:
         UserError: the optimizer has no default.
@@ -35,8 +31,7 @@ def default_lr(name: str, *, from_scratch: bool = True) -> float:
     parameter = inspect.signature(registry.get("optimizer", name)).parameters.get("lr")
     if parameter is None or parameter.default is parameter.empty:
         raise UserError(f"optimizer={name} has no default learning rate; set lr")
-    lr = float(parameter.default)
-    return lr if from_scratch else lr / 10
+    return float(parameter.default)
 
 
 def check_optimizer_options(name: str, options: Iterable[str]) -> None:

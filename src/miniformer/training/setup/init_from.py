@@ -122,7 +122,7 @@ def _inherited_task_options(task: str, task_settings: dict[str, Any]) -> dict[st
         if task_settings.get(name) is not None
     ]
     options = {name: task_settings[name] for name in names}
-    if task in _INPUT_TASKS and not _marks_shared_tokens(task_settings):
+    if task in _INPUT_TASKS and not task_settings.get("shared_token_types"):
         options["shared_token_types"] = False
     if task in _INPUT_TASKS and task_settings.get("input_kind") == "features":
         options |= _feature_scaling_options(task_settings)
@@ -135,16 +135,6 @@ def _feature_scaling_options(task_settings: dict[str, Any]) -> dict[str, Any]:
     if means is None or stds is None:
         return {"standardize": False}
     return {"feature_means": means, "feature_stds": stds}
-
-
-def _marks_shared_tokens(task_settings: dict[str, Any]) -> bool:
-    """Returns whether the pretrained model marks tokens that a pair shares."""
-    value = task_settings.get("shared_token_types")
-    if value is None:  # the default of `InputTask.should_mark_shared`
-        return (
-            task_settings.get("input_kind") == "pair" and task_settings.get("task") != "masked_lm"
-        )
-    return bool(value)
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

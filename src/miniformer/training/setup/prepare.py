@@ -15,6 +15,7 @@ from rich.console import Console
 from miniformer import registry
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.data.batching.loader import BatchLoader
 from miniformer.data.datamodule import MiniFormerDataModule
@@ -27,14 +28,17 @@ from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
-from miniformer.training.optim.optimizers import check_optimizer_options, default_lr
+from miniformer.training.optim.optimizers import check_optimizer_options
 from miniformer.training.setup.init_from import config_from_pretrained, load_pretrained_weights
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
 from miniformer.training.tuning.data_defaults import (
     DEFAULT_BATCH_SIZE,
-    count_dataset_tokens,
-    with_default_batch_size,
-    with_default_model_size,
+    given_task_options,
+    resolve_batch_size,
+    resolve_checkpoint_metric,
+    resolve_lr,
+    resolve_model_size,
+    resolve_task_options,
 )
 from miniformer.training.tuning.hardware import has_fast_bf16
 from miniformer.training.tuning.lr_finder import LRFinderResult
@@ -92,13 +96,13 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
         config = dataclasses.replace(config, model_config={**config.model_config, "causal": True})
     if resume_dir is None:
         config = config_from_pretrained(config, kind)
+    resolved: list[ResolvedSetting] = []
     if config.lr is None:
         from_scratch = config.init_from is None and config.pretrain is None
-        lr = default_lr(config.optimizer, from_scratch=from_scratch)
-        config = dataclasses.replace(config, lr=lr)
-    task = (
-        build_task(config, kind) if resume_dir is None else load_run_task(resume_dir, config, kind)
-    )
+        resolved.append(resolve_lr(config.optimizer, from_scratch=from_scratch))
+        config = apply_settings(config, resolved)
+    stored_task = None if resume_dir is None else load_run_task(resume_dir, kind)
+    task = build_task(config, kind) if stored_task is None else stored_task
     metric = _checkpoint_metric(config, task)
     notes = list(task.pre_run_warnings(metric)) if config.val_path or config.test_path else []
     check_environment(config)
@@ -117,6 +121,10 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
         if not config.streaming:
             records = as_records(config.train_path, task.schema, progress=progress)
             task = fit_task(task, records)
+        if stored_task is None:
+            task, options = resolve_task_options(task, config.task_config, records)
+            config = apply_settings(config, options)
+            resolved += options
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
@@ -126,7 +134,13 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
             for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
         }
         if resume_dir is None:  # rank 0 trains it: training is not deterministic for all kinds
-            tokenizer, summary = broadcast_from_rank0(lambda: make_tokenizer(config, task, records))
+            tokenizer, summary, options = broadcast_from_rank0(
+                lambda: make_tokenizer(config, task, records)
+            )
+            config = apply_settings(
+                config, [setting for setting in options if setting.name == "source_tokenizer"]
+            )
+            resolved += options
         else:
             tokenizer, summary = load_run_tokenizer(resume_dir)
         if summary is not None:
@@ -148,16 +162,26 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
             progress=progress,
         )
         data.setup()
-    config, batch_line = with_default_batch_size(config, data)
-    config, size_line = with_default_model_size(config, data)
+    if config.batch_size is None:
+        options = resolve_batch_size(data, config.batch_tokens, config.world_size)
+        config = dataclasses.replace(config, batch_size=DEFAULT_BATCH_SIZE)
+        config = apply_settings(config, options)
+        resolved += [] if config.find_batch_size else options
+        data.batch_size, data.batch_tokens = config.batch_size or 0, config.batch_tokens
+    model_size = resolve_model_size(config, data)
+    size = config.model_size if model_size is None else model_size.value
+    resolved += [] if model_size is None else [model_size]
+    if size is not None and config.init_from is None:
+        config = dataclasses.replace(
+            config, model_config={**SIZE_PRESETS[size], **config.model_config}
+        )
     model_config = TransformerConfig.from_dict(task.model_config(config.model_config, tokenizer))
     warning_lines = list(task.data_warnings())
     sample = eval_records["val_path"] or records
     if tokenizer is not None and sample is not None:
         warning_lines += task.tokenizer_warnings(tokenizer, sample)
-    defaults = filter(None, [batch_line, size_line])
-    for line in (*_data_summary(data), *notes, *warning_lines, *defaults):
-        console.print(line)
+    for line in (*_data_summary(data), *notes, *warning_lines, *resolved):
+        console.print(str(line))
     model = MODEL_CLASSES[kind](model_config)
     pretrained_path = None if config.init_from is None else Path(config.init_from)
     if pretrained_path is not None and resume_dir is None:
@@ -183,21 +207,31 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
 def build_task(config: TrainConfig, kind: str) -> Task:
     """Builds the task for a kind of model."""
     try:
-        task: Task = registry.get("task", config.task).from_dict(config.task_config)
+        options = given_task_options(config.task_config)
+        task: Task = registry.get("task", config.task).from_dict(options)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
     return task.for_model(kind)
 
 
-def load_run_task(run_dir: Path, config: TrainConfig, kind: str) -> Task:
-    """Loads the fitted task of a run folder.
+def load_run_task(run_dir: Path, kind: str) -> Task | None:
+    """Loads the fitted task of a run folder; None: the run has not saved it.
 
     Run folders of earlier versions have a task.json only in their model directories.
     """
     for folder in (run_dir, run_dir / "best", run_dir / "last"):
         if (folder / "task.json").is_file():
             return read_task(folder / "task.json", kind)
-    return build_task(config, kind)
+    return None
+
+
+def apply_settings(config: TrainConfig, settings: list[ResolvedSetting]) -> TrainConfig:
+    """Sets fields, and with a dot in the name keys of `task_config`."""
+    for setting in settings:
+        name, _, key = setting.name.partition(".")
+        value: Any = {**getattr(config, name), key: setting.value} if key else setting.value
+        config = dataclasses.replace(config, **{name: value})
+    return config
 
 
 def _generates_text(task: Task) -> bool:
@@ -206,7 +240,8 @@ def _generates_text(task: Task) -> bool:
 
 def _checkpoint_metric(config: TrainConfig, task: Task) -> str:
     """Metric of the best model, without the prefix `val_`."""
-    metric = (config.checkpoint_metric or task.metrics[0]).removeprefix("val_")
+    metric = config.checkpoint_metric or resolve_checkpoint_metric(task).value
+    metric = metric.removeprefix("val_")
     if metric not in task.metrics:
         raise UserError(
             registry.unknown_name_message("checkpoint_metric", metric, list(task.metrics))
@@ -220,7 +255,7 @@ def _data_summary(data: MiniFormerDataModule) -> Iterator[str]:
         chunks = data.chunks.get(split)
         if chunks is None:
             continue
-        tokens = count_dataset_tokens(data, split)
+        tokens = data.num_tokens(split)  # None: not all are in memory
         records = getattr(chunks, "records", None)
         count = "a stream" if records is None else f"{len(records):,} records"
         yield f"{label} data: {count}" + (f", {tokens:,} tokens" if tokens else "")

@@ -65,7 +65,7 @@ def pretrain_config(run: RunSetup) -> TrainConfig:
         "task": "masked_lm",
         "task_config": {
             "field": "input",
-            "shared_token_types": task.should_mark_shared(),  # type: ignore[attr-defined]
+            "shared_token_types": task.shared_token_types,  # type: ignore[attr-defined]
             **overrides["task_config"],
         },
         "model_config": {**shape, **overrides["model_config"]},

@@ -1,13 +1,43 @@
-"""Defaults from the dataset size: batch size, vocabulary size, model size."""
+"""Settings that the training data determines if nobody gives them.
+
+| setting                        | value                                                          |
+|--------------------------------|----------------------------------------------------------------|
+| batch_size                     | a thousandth of the tokens, for losses per token; else 16      |
+| model_size                     | a preset for the number of tokens                              |
+| lr                             | the optimizer's default; a tenth of it for pretrained weights  |
+| checkpoint_metric              | the first metric of the task                                   |
+| vocab_size                     | square root of a language model's text length in bytes         |
+| source_tokenizer               | char, if sources are single words and targets are not          |
+| task_config.prepend_bos        | false for plain text, which prompts continue                   |
+| task_config.shared_token_types | true for pairs of texts, except in masked LM                   |
+| task_config.target_delta_of    | a feature whose next number is the value, on held-out records  |
+
+Only `miniformer.training.setup` calls these functions: tasks, data modules and models take the
+values as options and have fixed defaults. An option in `task_config` may be "auto", too.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any
 
-from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS, size_for_tokens
+from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
+from miniformer.config.train_settings import DataSettings, ModelSettings
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.train_config import TrainConfig
+from miniformer.data.reading.records import Records
+from miniformer.data.tokenizers.training import TextSample
+from miniformer.tasks.base import Task
+from miniformer.tasks.common.sequence_input import InputTask
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.masked_lm import MaskedLM
+from miniformer.tasks.regression import Regression
+from miniformer.training.optim.optimizers import default_lr
+from miniformer.training.tuning.series import detect_series_feature
 
 DEFAULT_BATCH_SIZE = 16  # windows or examples
 # A batch has a thousandth of the tokens of the dataset, within these limits, if the loss is per
@@ -15,12 +45,53 @@ DEFAULT_BATCH_SIZE = 16  # windows or examples
 _MIN_BATCH_TOKENS, _MAX_BATCH_TOKENS = 2_048, 16_384
 _MAX_BATCH_SIZE = 256  # limits the cost of operations per example
 _MIN_BATCHES_PER_EPOCH = 100  # for small datasets of short examples
+_MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # of a model size
 _MIN_VOCAB_SIZE, _MAX_VOCAB_SIZE = 512, 10_000
+# Kinds that fall back to bytes: a smaller vocabulary only makes texts longer.
+_BYTE_FALLBACK_KINDS = ("bpe", "unigram")
+_MAX_SAMPLED_TEXTS, _MAX_WORD_CHARS = 1_000, 32  # texts, characters
+_AUTO_TASK_OPTIONS = ("prepend_bos", "shared_token_types", "target_delta_of")
 
 
-def count_dataset_tokens(data: MiniFormerDataModule, split: str) -> int | None:
-    """Counts tokens, or vectors, of train, val or test; None: not all are in memory."""
-    return data.num_tokens(split) or None
+def resolve_lr(optimizer: str, *, from_scratch: bool) -> ResolvedSetting:
+    """Learning rate: the optimizer's default, or a tenth of it for pretrained weights.
+
+    Raises:
+        UserError: the optimizer has no default.
+    """
+    lr = default_lr(optimizer)
+    if from_scratch:
+        return ResolvedSetting("lr", lr, f"default of {optimizer}")
+    return ResolvedSetting(
+        "lr", lr / 10, f"a tenth of the default of {optimizer}, for pretrained weights"
+    )
+
+
+def resolve_checkpoint_metric(task: Task) -> ResolvedSetting:
+    """Metric that selects the best model."""
+    return ResolvedSetting("checkpoint_metric", task.metrics[0], f"default of {task.name}")
+
+
+def resolve_batch_size(
+    data: MiniFormerDataModule, batch_tokens: int | None, num_devices: int
+) -> list[ResolvedSetting]:
+    """Batch size, or `batch_tokens` for data that is not in memory, of losses per token.
+
+    Args:
+        data: the datamodule, set up.
+        batch_tokens: that of the user.
+        num_devices: devices that share a batch.
+    """
+    if not data.task.per_token_loss or batch_tokens is not None:
+        return []
+    suffix = "" if num_devices == 1 else " on each device"
+    tokens, row_tokens = data.num_tokens("train"), data.row_tokens("train")
+    if not tokens or row_tokens is None:
+        value = _MAX_BATCH_TOKENS // num_devices
+        return [ResolvedSetting("batch_tokens", value, f"for data that is not in memory{suffix}")]
+    size = default_batch_size(tokens, row_tokens, num_devices)
+    reason = f"{size * row_tokens:,.0f} tokens{suffix}, for {tokens:,} training tokens"
+    return [ResolvedSetting("batch_size", size, reason)]
 
 
 def default_batch_size(total_tokens: int, row_tokens: float, num_devices: int = 1) -> int:
@@ -36,58 +107,148 @@ def default_batch_size(total_tokens: int, row_tokens: float, num_devices: int = 
     return max(1, min(_MAX_BATCH_SIZE, limit, round(batch_tokens / row_tokens)) // num_devices)
 
 
-def default_vocab_size(n_bytes: int) -> int:
-    """Default vocabulary size of a language model for a text of `n_bytes`.
+def resolve_model_size(config: ModelSettings, data: MiniFormerDataModule) -> ResolvedSetting | None:
+    """Model size for the number of training tokens; None: the settings determine the shape."""
+    has_shape = any(name in config.model_config for name in SHAPE_FIELDS)
+    if config.init_from is not None or config.model_size is not None or has_shape:
+        return None
+    tokens = data.num_tokens("train") or None
+    size = size_for_tokens(tokens)
+    amount = "data that is not in memory" if tokens is None else f"{tokens:,} training tokens"
+    width, layers = (SIZE_PRESETS[size][name] for name in ("d_model", "n_layers"))
+    return ResolvedSetting("model_size", size, f"{layers} layers, d_model {width}, for {amount}")
+
+
+def size_for_tokens(num_tokens: int | None) -> str:
+    """Preset for a number of training tokens or vectors; None: not counted, since too many.
+
+    A narrow model learns small data in a tenth of the time and about as well (ADR 0017). Above
+    about 5M tokens, the compute budget decides.
+    """
+    if num_tokens is None:
+        return "base"
+    return next((size for size, limit in _MAX_TOKENS.items() if num_tokens < limit), "base")
+
+
+def resolve_vocab_size(task: Task, kind: str, sample: TextSample) -> ResolvedSetting | None:
+    """Vocabulary size of a tokenizer to be trained; None: that of its kind.
 
     The number of distinct words grows with the square root of the text length (Heaps 1978).
+
+    Args:
+        task: only language models with subwords have it.
+        kind: of the tokenizer.
+        sample: the training text.
     """
+    is_language_model = task.per_token_loss and task.text_fields is None
+    if not is_language_model or kind not in _BYTE_FALLBACK_KINDS:
+        return None
+    n_bytes = sum(len(text.encode()) for text in sample)
+    if sample.truncated:
+        return None
+    size = default_vocab_size(n_bytes)
+    return ResolvedSetting("vocab_size", size, f"at most, for a text of {n_bytes:,} bytes")
+
+
+def default_vocab_size(n_bytes: int) -> int:
+    """Default vocabulary size of a language model for a text of `n_bytes`."""
     return min(max(round(math.sqrt(n_bytes)), _MIN_VOCAB_SIZE), _MAX_VOCAB_SIZE)
 
 
-def with_default_batch_size(
-    config: TrainConfig, data: MiniFormerDataModule
-) -> tuple[TrainConfig, str | None]:
-    """Fills in the batch size; returns a line about it if it depends on the data.
+def resolve_source_tokenizer(
+    config: DataSettings, model: ModelSettings, task: Task, records: Records | None
+) -> ResolvedSetting | None:
+    """Characters for single words as sources, such as words and their pronunciation.
+
+    None: sources and targets share a tokenizer.
 
     Args:
-        config: the run.
-        data: the datamodule, set up; its batch size is set as well.
+        config, model: settings of the run.
+        task: has sources and targets.
+        records: the training data; None: streaming.
     """
-    if config.batch_size is not None:
-        return config, None
-    size, batch_tokens, line = DEFAULT_BATCH_SIZE, config.batch_tokens, None
-    if data.task.per_token_loss and batch_tokens is None:
-        tokens, row_tokens = count_dataset_tokens(data, "train"), data.row_tokens("train")
-        suffix = "" if config.world_size == 1 else " on each device"
-        if tokens is None or row_tokens is None:  # data that is not in memory is not counted
-            batch_tokens = _MAX_BATCH_TOKENS // config.world_size
-            line = f"batches: up to {batch_tokens:,} tokens{suffix}"
+    has_settings = (
+        config.tokenizer is not None
+        or model.init_from is not None
+        or "source_vocab_size" in model.model_config
+        or getattr(task, "bpe_dropout", 0.0) > 0
+    )
+    if has_settings or records is None:
+        return None
+    texts = partial(iter_texts, task, records)
+    if not mostly_single_words(texts(0)) or mostly_single_words(texts(1)):
+        return None
+    return ResolvedSetting("source_tokenizer", "char", "sources are single words, targets are not")
+
+
+def iter_texts(task: Task, records: Records, part: int | None = None) -> Iterator[str]:
+    """Yields the texts of records: all, or number `part` of each record."""
+    for record in records:
+        texts = task.texts(record)
+        yield from texts if part is None else islice(texts, part, part + 1)
+
+
+def mostly_single_words(texts: Iterable[str]) -> bool:
+    """Returns whether most of the first texts are single words, such as names."""
+    total = single = 0
+    for text in islice(filter(str.strip, texts), _MAX_SAMPLED_TEXTS):
+        total += 1
+        single += len(text) <= _MAX_WORD_CHARS and len(text.split()) == 1
+    return single > 0.9 * total
+
+
+def given_task_options(task_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a `task_config` without those that are auto or null."""
+    return {
+        name: value
+        for name, value in task_config.items()
+        if name not in _AUTO_TASK_OPTIONS or value not in ("auto", None)
+    }
+
+
+def resolve_task_options(
+    task: Task, task_config: Mapping[str, Any], records: Records | None
+) -> tuple[Task, list[ResolvedSetting]]:
+    """Sets the options of a task that follow from its training data.
+
+    Args:
+        task: the task, fitted to the data.
+        task_config: options of the user.
+        records: the training data; None: streaming.
+    """
+    given, resolved = given_task_options(task_config), []
+
+    def resolve(name: str, value: Any, reason: str) -> None:
+        nonlocal task
+        resolved.append(ResolvedSetting(f"task_config.{name}", value, reason))
+        task = dataclasses.replace(task, **{name: value})
+
+    if isinstance(task, LanguageModeling) and "prepend_bos" not in given and records is not None:
+        is_plain = records.is_plain_text
+        reason = "prompts continue plain text" if is_plain else "prompts begin a record"
+        resolve("prepend_bos", not is_plain, reason)
+    if (
+        isinstance(task, InputTask)
+        and task.input_kind == "pair"
+        and "shared_token_types" not in given
+    ):
+        masked = isinstance(task, MaskedLM)
+        reason = "marks would reveal masked tokens" if masked else "inputs are pairs of texts"
+        resolve("shared_token_types", not masked, reason)
+    if (
+        isinstance(task, Regression)
+        and task.input_kind == "features"
+        and records is not None
+        and "target_delta_of" not in given
+    ):
+        # A mean or standard deviation of the user is that of plain values.
+        is_plain = "target_mean" in given or "target_std" in given
+        feature = None if is_plain else detect_series_feature(records.with_schema(task.schema))
+        if feature is None:
+            resolve("target_delta_of", "none", "the value is no feature's next number")
         else:
-            size = default_batch_size(tokens, row_tokens, config.world_size)
-            line = f"batches: {size} x {row_tokens:,.0f} tokens{suffix}"
-    if config.find_batch_size:
-        line = None  # find_batch_size replaces this default
-    data.batch_size, data.batch_tokens = size, batch_tokens
-    return dataclasses.replace(config, batch_size=size, batch_tokens=batch_tokens), line
-
-
-def with_default_model_size(
-    config: TrainConfig, data: MiniFormerDataModule
-) -> tuple[TrainConfig, str | None]:
-    """Fills in the model size; returns a line about it if it depends on the data.
-
-    Args:
-        config: the run; returned unchanged with `init_from` or a shape in `model_config`.
-        data: the datamodule, set up.
-    """
-    has_shape = any(name in config.model_config for name in SHAPE_FIELDS)
-    if config.init_from is not None or (has_shape and config.model_size is None):
-        return config, None
-    tokens = count_dataset_tokens(data, "train")
-    size = config.model_size or size_for_tokens(tokens)
-    sized = dataclasses.replace(config, model_config={**SIZE_PRESETS[size], **config.model_config})
-    if config.model_size is not None:
-        return sized, None
-    amount = "data that is not in memory" if tokens is None else f"{tokens:,} training tokens"
-    width, layers = (sized.model_config[name] for name in ("d_model", "n_layers"))
-    return sized, f"size: {size} ({layers} layers, d_model {width}), for {amount}"
+            resolve(
+                "target_delta_of", feature, "held-out records confirm: the value is its next number"
+            )
+            task = dataclasses.replace(task, target_mean=None, target_std=None).fit(records)
+    return task, resolved

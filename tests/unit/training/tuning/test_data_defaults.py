@@ -1,19 +1,30 @@
-"""Defaults of model, batch and vocabulary sizes, by the amount of training data."""
+"""Settings that follow from the training data: sizes, and options of the task."""
 
 import io
 import json
 import random
+import types
 from functools import partialmethod
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from miniformer import TrainConfig, trainer
-from miniformer.config.size_presets import SIZE_PRESETS, size_for_tokens
+from miniformer import TrainConfig, registry, trainer
+from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.data.reading.records import as_records
 from miniformer.data.tokenizers.training import TextSample
 from miniformer.training.setup.prepare import prepare
-from miniformer.training.tuning.data_defaults import default_batch_size, default_vocab_size
-from tests.kit import write_jsonl
+from miniformer.training.tuning.data_defaults import (
+    default_batch_size,
+    default_vocab_size,
+    given_task_options,
+    resolve_lr,
+    resolve_model_size,
+    resolve_task_options,
+    size_for_tokens,
+)
+from tests.kit import a_series, write_jsonl
 
 
 @pytest.mark.catches("little_data_gets_a_large_model")
@@ -52,10 +63,10 @@ def run(tmp_path, capsys):
 def test_model_size_default_is_printed(run):
     model, out = run(1_000)
     assert model == SIZE_PRESETS["tiny"]
-    assert "size: tiny (2 layers, d_model 64), for 1,100 training tokens" in out
+    assert "model_size: tiny (2 layers, d_model 64, for 1,100 training tokens)" in out
     model, out = run(300_000)
     assert model == SIZE_PRESETS["small"]
-    assert "size: small (2 layers, d_model 128)" in out
+    assert "model_size: small (2 layers, d_model 128, for" in out
 
 
 def test_model_size_default_yields_to_given_settings(run):
@@ -108,6 +119,103 @@ def test_vocab_size_default_grows_with_the_root_of_the_text():
     assert default_vocab_size(10**9) == 10_000
 
 
+@pytest.mark.catches("given_width_is_overwritten")
+def test_resolve_model_size_leaves_a_given_width():
+    data = types.SimpleNamespace(num_tokens=lambda split: 1000)
+    config = TrainConfig(train_path="a.jsonl")
+    assert resolve_model_size(config, data).value == "tiny"
+    for settings in ({"model_config": {"d_model": 48}}, {"model_size": "base"}):
+        assert resolve_model_size(TrainConfig(train_path="a.jsonl", **settings), data) is None
+
+
+@pytest.mark.catches("pretrained_weights_learn_as_fast_as_random_ones")
+def test_resolve_lr_takes_a_tenth_for_pretrained_weights():
+    assert resolve_lr("muon", from_scratch=True).value == 5e-3
+    setting = resolve_lr("muon", from_scratch=False)
+    assert setting.value == pytest.approx(5e-4)
+    assert "a tenth of the default of muon" in str(setting)
+
+
+PAIRS = [{"input": ["a b", "b c"], "label": n % 2, "value": n} for n in range(3)]
+TEXTS = [{"input": "abc"[: n % 3 + 1], "label": n % 2, "value": float(n)} for n in range(9)]
+
+
+def resolved(name, records, **options):
+    """A task fitted to records, and its resolved options as lines."""
+    task = registry.get("task", name).from_dict(given_task_options(options))
+    records = as_records(records, task.schema)
+    task, settings = resolve_task_options(task.fit(records), options, records)
+    return task, [str(setting) for setting in settings]
+
+
+@pytest.mark.catches("pairs_are_marked_only_where_it_is_said")
+def test_resolve_task_options_marks_shared_tokens_of_pairs():
+    for name in ("classification", "regression"):
+        task, lines = resolved(name, PAIRS)
+        assert task.num_token_types() == 4
+        assert lines == ["task_config.shared_token_types: True (inputs are pairs of texts)"]
+        assert resolved(name, TEXTS) == (resolved(name, TEXTS)[0], [])
+    task, lines = resolved("masked_lm", PAIRS, field="input")
+    assert task.num_token_types() == 2
+    assert lines == ["task_config.shared_token_types: False (marks would reveal masked tokens)"]
+    streamed = registry.get("task", "classification")(input_kind="pair", classes=[0, 1])
+    assert resolve_task_options(streamed, {}, None)[0].shared_token_types
+
+
+@pytest.mark.catches("data_overrides_given_task_options")
+def test_resolve_task_options_leaves_given_options(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not\n" * 9)
+    series = a_series(np.random.default_rng(0))
+    for name, records, option, value, automatic in (
+        ("classification", PAIRS, "shared_token_types", False, True),
+        ("masked_lm", PAIRS, "shared_token_types", True, False),
+        ("language_modeling", str(tmp_path / "a.txt"), "prepend_bos", True, False),
+        ("language_modeling", [{"text": "a"}], "prepend_bos", False, True),
+        ("regression", series, "target_delta_of", "none", 1),
+        ("regression", series, "target_delta_of", 0, 1),
+    ):
+        fixed = {"field": "input"} if name == "masked_lm" else {}
+        task, lines = resolved(name, records, **fixed, **{option: value})
+        assert (getattr(task, option), lines) == (value, [])
+        for auto in ({}, {option: "auto"}, {option: None}):
+            task, lines = resolved(name, records, **fixed, **auto)
+            assert getattr(task, option) == automatic
+            assert lines[0].startswith(f"task_config.{option}: {automatic} (")
+
+
+@pytest.mark.catches("fit_marks_pairs_unasked")
+def test_fit_never_guesses_options(tmp_path):
+    """Only `train` resolves options from the data; `fit` has fixed defaults."""
+    (tmp_path / "a.txt").write_text("to be or not\n" * 9)
+    for name, records, option, value in (
+        ("classification", PAIRS, "shared_token_types", False),
+        ("language_modeling", str(tmp_path / "a.txt"), "prepend_bos", True),
+        ("regression", a_series(np.random.default_rng(0)), "target_delta_of", "none"),
+    ):
+        task = registry.get("task", name)()
+        assert getattr(task.fit(as_records(records, task.schema)), option) == value
+
+
+def test_resolve_task_options_fits_the_target_of_a_series():
+    records = a_series(np.random.default_rng(0))
+    task, lines = resolved("regression", records)
+    assert task == resolved("regression", records, target_delta_of=1)[0]
+    assert lines == [
+        "task_config.target_delta_of: 1 (held-out records confirm: the value is its next number)"
+    ]
+    plain, _ = resolved("regression", records, target_mean=0.0, target_std=9.0)
+    assert plain.target_delta_of == "none"
+    values = np.random.default_rng(1).normal(0, 20, len(records))
+    others = [{**item, "value": float(y)} for item, y in zip(records, values, strict=True)]
+    alone = [{**item, "input": item["input"][-1:]} for item in records]
+    for none in (others, alone):
+        task, lines = resolved("regression", none)
+        assert (task.target_delta_of, task.is_series()) == ("none", False)
+        assert lines == [
+            "task_config.target_delta_of: none (the value is no feature's next number)"
+        ]
+
+
 def data(folder):
     """A file of 900,000 letters in random words."""
     letters = random.Random(0).choices("abcdefghijkl     ", k=900_000)
@@ -132,7 +240,8 @@ def test_language_modeling_has_defaults_for_batch_and_vocab_size(tmp_path):
     run, output = prepared(tmp_path)
     assert run.tokenizer.vocab_size == 949  # the root of 900,000
     assert "tokenizer: bpe, 949 ids" in output
-    assert "batches: 2 x 1,024 tokens\n" in output
+    assert "batch_size: 2 (2,048 tokens, for " in output
+    assert "vocab_size: 949 (at most, for a text of 900,000 bytes)" in output
     assert run.config.batch_size == run.data.batch_size == 2
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 2
     run, _ = prepared(tmp_path, model="seq2seq", seq_len=512)
@@ -141,28 +250,28 @@ def test_language_modeling_has_defaults_for_batch_and_vocab_size(tmp_path):
     assert run.config.batch_size == 2, "four are shared"
     run, pairs = prepared(tmp_path, "seq2seq", model_config={"max_seq_len": 32})
     assert run.config.batch_size == 16, "three hundred examples are few"
-    assert "batches: 16 x 64 tokens" in pairs, "of sources and targets"
-    assert "batches: 2 x 512 tokens on each device\n" in output
+    assert "batch_size: 16 (1,024 tokens, for" in pairs, "of sources and targets"
+    assert "batch_size: 2 (1,024 tokens on each device, for" in output
 
 
 def test_batch_and_vocab_size_given_are_used(tmp_path):
     run, output = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
     assert (run.config.batch_size, run.tokenizer.vocab_size) == (3, 300)
-    assert "batches" not in output
+    assert "\nbatch_" not in output
     run, output = prepared(tmp_path, batch_tokens=3_072)
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 3
-    assert "batches" not in output
+    assert "\nbatch_" not in output
     run, output = prepared(tmp_path, tokenizer="byte")
     assert run.tokenizer.vocab_size == 258
     run, output = prepared(tmp_path, find_batch_size=True)
-    assert "batches" not in output, "another size is still to be found"
+    assert "\nbatch_" not in output, "another size is still to be found"
 
 
 def test_batch_size_default_for_data_not_in_memory_is_large(tmp_path, monkeypatch):
     monkeypatch.setattr("miniformer.data.batching.chunks.MAX_IN_MEMORY_BYTES", 1_000)
     run, output = prepared(tmp_path, devices=2, seq_len=512)
     assert run.config.batch_tokens == run.data.batch_tokens == 8_192
-    assert "batches: up to 8,192 tokens on each device\n" in output
+    assert "batch_tokens: 8192 (for data that is not in memory on each device)" in output
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 16
 
 
@@ -194,4 +303,4 @@ def test_batch_and_vocab_size_defaults_of_other_tasks(tmp_path):
     run, output = prepared(tmp_path, task="classification")
     assert run.config.batch_size == run.data.batch_size == 16
     assert run.tokenizer.vocab_size == 10_000
-    assert "batches" not in output
+    assert "\nbatch_" not in output

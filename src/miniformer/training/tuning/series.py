@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from miniformer.data.reading import schema
 from miniformer.data.reading.records import Records
 from miniformer.data.reading.schema import features_to_array
+from miniformer.tasks.regression import SCALE_EPSILON_RATIO
 
-SCALE_EPSILON_RATIO = 0.05  # of the mean std of a feature within inputs; added to each std
 _MAX_RECORDS = 10_000  # records that are read
 _MIN_RECORDS = 10
 _HOLDOUT_EVERY = 5  # every fifth record
@@ -32,16 +31,14 @@ def detect_series_feature(records: Records) -> int | None:
     linear model of the series target is not worse than one of the plain target.
 
     Args:
-        records: with `input` and `value`; up to 10,000, evenly spaced, are read.
+        records: with `input`, vectors, and `value`; up to 10,000, evenly spaced, are read.
     """
     rows = np.unique(
         np.linspace(0, len(records) - 1, min(_MAX_RECORDS, len(records))).astype(np.int64)
     )
     sample = records.read(rows)
-    if len(sample) < _MIN_RECORDS or schema.input_kind(sample[0]["input"]) != "features":
-        return None
     inputs = [features_to_array(record["input"], np.float64) for record in sample]  # [T_i, F]
-    if all(len(vectors) == 1 for vectors in inputs):
+    if len(sample) < _MIN_RECORDS or all(len(vectors) == 1 for vectors in inputs):
         return None
     values = np.array([float(record["value"]) for record in sample])
     held_out = np.arange(len(sample)) % _HOLDOUT_EVERY == _HOLDOUT_EVERY - 1

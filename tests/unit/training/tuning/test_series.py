@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from miniformer.data.reading.records import as_records
-from miniformer.tasks.common.series import detect_series_feature
 from miniformer.tasks.regression import Regression
+from miniformer.training.tuning.series import detect_series_feature
 
 SCHEMA = Regression().schema
 
