@@ -27,6 +27,7 @@ import torch
 import miniformer
 from environment import environment
 from miniformer import Transformer, TransformerConfig
+from miniformer.runtime.native.engine import get_engine
 from miniformer.runtime.native.huge_pages import HugePageArena
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
@@ -60,7 +61,7 @@ def contenders(model, config):
             lambda prompts, kind=kind: model.generate(
                 prompts, NEW, temperature=0, weight_dtype=kind
             ),
-            model.engine(kind).nbytes,
+            get_engine(model, kind).nbytes,
         )
         for kind in ("float32", "bf16", "int8", "int4")
     }

@@ -15,19 +15,21 @@ import torch
 import miniformer
 from environment import environment
 from miniformer.data.reading.records import as_records
+from miniformer.runtime.native.decode_step import NativeRuntime
+from miniformer.runtime.native.engine import get_engine
 
 RESULTS = Path(__file__).parent / "results" / "weights.json"
 
 
 def loss(model, ids, weights):
     """Loss in nats per token of rows, int [B, T]."""
-    cache = model.new_cache(len(ids), ids.shape[1], "full")
-    runner = model.engine(weights).make_runner(cache)
+    runtime = NativeRuntime(get_engine(model, weights), model)
     total = 0.0
     with torch.inference_mode():
-        for column in range(ids.shape[1] - 1):
-            log_p = runner(ids[:, column].contiguous()).log_softmax(-1)
-            total -= float(log_p.gather(1, ids[:, column + 1, None]).sum())
+        logits = runtime.prefill(ids[:, :1], None, ids.shape[1] - 1)
+        for column in range(1, ids.shape[1]):
+            total -= float(logits.log_softmax(-1).gather(1, ids[:, column, None]).sum())
+            logits = runtime.step(ids[:, column])
     return total / (len(ids) * (ids.shape[1] - 1))
 
 

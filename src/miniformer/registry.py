@@ -53,9 +53,9 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "feed_forward": {  # (config) -> module
         "standard": "miniformer.model.feed_forward:FeedForward",
     },
-    "runtime": {  # (model, ...) -> executor of decoding steps
-        "native": "miniformer.runtime.native.engine:get_engine",
-        "cuda_graphs": "miniformer.runtime.cuda_graphs:get_capture_fn",
+    "runtime": {  # (model, memory, options) -> Runtime, or None if it does not apply
+        "native": "miniformer.runtime.native.decode_step:make_native_runtime",
+        "cuda_graphs": "miniformer.runtime.cuda_graphs:make_cuda_graph_runtime",
     },
     "tokenizer": {  # (texts, vocab_size) -> tokenizers.Tokenizer
         "bpe": "miniformer.data.tokenizers.training:train_bpe",

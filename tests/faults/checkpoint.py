@@ -46,20 +46,14 @@ def speculation_answers_with_every_second_text(original):
     return benchmark_speculation
 
 
-@fault("miniformer.checkpoint.text_generation:TextGenerationMixin._generation_config")
+@fault("miniformer.config.generation_config:GenerationConfig.override")
 def settings_of_the_directory_are_ignored(original):
     """Default decoding options replace those of the model directory."""
 
-    def generation_config(self, options, stacklevel=3):
-        from miniformer.config import GenerationConfig
+    def override(self, options, *, stacklevel=3):
+        return original(type(self)(), options, stacklevel=stacklevel)
 
-        generation, self.generation = self.generation, GenerationConfig()
-        try:
-            return original(self, options, stacklevel)
-        finally:
-            self.generation = generation
-
-    return generation_config
+    return override
 
 
 @fault("miniformer.checkpoint.pipeline:predict_batches")

@@ -212,19 +212,18 @@ def stored_former_names_warn(original):
     return lambda cls, values, *, stored=False: original(cls, values)
 
 
-@fault("miniformer.checkpoint.text_generation:TextGenerationMixin._generation_config")
+@fault("miniformer.config.generation_config:GenerationConfig.override")
 def generation_options_have_no_former_names(original):
     """Former names of generation options are refused as unknown."""
 
-    def _generation_config(self, options, stacklevel=3):
+    def override(self, options, *, stacklevel=3):
         import dataclasses
 
-        from miniformer.config import GenerationConfig
+        known = {field.name for field in dataclasses.fields(self)}
+        options = {key: value for key, value in options.items() if key in known}
+        return original(self, options, stacklevel=stacklevel)
 
-        known = {field.name for field in dataclasses.fields(GenerationConfig)}
-        return original(self, {k: v for k, v in options.items() if k in known}, stacklevel)
-
-    return _generation_config
+    return override
 
 
 @fault("miniformer.config.renames:TRAIN_FIELDS")

@@ -149,7 +149,7 @@ def remaining_rows_continue_other_texts(original):
 @fault("miniformer.generation.loop:DecodingState._truncate_context")
 def all_rows_slide_when_one_is_full(original):
     """The context of every row is truncated when the longest one is."""
-    return lambda self, full: original(self, full | True)
+    return lambda self, full, num_retained: original(self, full | True, num_retained)
 
 
 @fault("miniformer.generation.api:GenerationOutput.from_tokens")
@@ -171,17 +171,48 @@ def prompts_are_padded_without_a_mask(original):
     return lambda rows, name: (original(rows, name)[0], None)
 
 
-@fault("miniformer.generation.modes:eval_mode")
+@fault("miniformer.generation.runtime:eval_mode")
 def model_is_left_in_eval_mode(original):
     """The train mode of the modules is not restored."""
 
-    def eval_mode(model):
+    def eval_mode(*models):
         import contextlib
 
-        model.train(False)
+        for model in models:
+            model.train(False)
         return contextlib.nullcontext()
 
     return eval_mode
+
+
+# Runtimes.
+
+
+@fault("miniformer.generation.runtime:make_runtime")
+def registered_runtimes_are_not_asked(original):
+    """Only built-in runtimes are asked."""
+
+    def make_runtime(model, memory, options):
+        from unittest import mock
+
+        from miniformer import registry
+
+        with mock.patch.object(registry, "names", registry.builtin_names):
+            return original(model, memory, options)
+
+    return make_runtime
+
+
+@fault("miniformer.model.cache.kv_cache:KVCache.select")
+def runtime_selects_the_first_rows(original):
+    """The first rows of the cache stay, whichever rows are selected."""
+
+    def select(self, rows, sources=None):
+        import torch
+
+        original(self, torch.arange(len(rows)) if len(rows) < self.batch_size else rows, sources)
+
+    return select
 
 
 # Beam search.
@@ -317,24 +348,26 @@ def stop_window_is_too_short(original):
     return call
 
 
-@fault("miniformer.generation.loop:DecodingState.__init__")
+@fault("miniformer.generation.loop:prefill")
 def sliding_text_is_cut_one_token_early(original):
     """The context is truncated one token before it is full."""
 
-    def init(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        self.max_seq_len -= self.truncate
+    def prefill(*args, **options):
+        state = original(*args, **options)
+        if state.truncate_at is not None:
+            state.truncate_at -= 1
+        return state
 
-    return init
+    return prefill
 
 
-@fault("miniformer.generation.modes:eval_mode")
+@fault("miniformer.generation.runtime:eval_mode")
 def dropout_stays_on_in_generation(original):
     """A model in train mode generates in train mode."""
     import contextlib
 
     @contextlib.contextmanager
-    def eval_mode(model):
+    def eval_mode(*models):
         yield
 
     return eval_mode

@@ -744,20 +744,36 @@ def hooks_are_passed_over(original):
     return unsupported_component
 
 
-@fault("miniformer.runtime.native.decode_step:NativeRunner.materialize_cache")
+@fault("miniformer.runtime.native.decode_step:NativeRuntime.materialize_cache")
 def rows_settle_without_their_keys(original):
     """Keys and values of reordered rows are not moved in the cache."""
 
     def materialize_cache(self):
-        self._key_rows, self.step.key_rows = None, None
+        self._key_rows = None
 
     return materialize_cache
 
 
-@fault("miniformer.runtime.native.decode_step:NativeRunner.prefill")
+@fault("miniformer.runtime.native.decode_step:NativeRuntime.prefill")
 def kernels_read_padding(original):
     """The kernels read padding as tokens."""
-    return lambda self, ids, mask: original(self, ids, None)
+    return lambda self, ids, mask, *args, **options: original(self, ids, None, *args, **options)
+
+
+@fault("miniformer.runtime.native.decode_step:NativeRuntime.prefill")
+def shared_sources_are_lost_in_prefill(original):
+    """Each row of a new cache reads the source with its own index, not that of its prompt."""
+
+    def prefill(self, *args, **options):
+        import torch
+
+        if self.rows_per_source > 1:
+            copies, self.rows_per_source = self.rows_per_source, 1
+            sources = len(args[0]) // copies
+            self.select_sources(torch.arange(len(args[0])) % sources)
+        return original(self, *args, **options)
+
+    return prefill
 
 
 @fault("miniformer.runtime.native.engine:_weight_version")
@@ -848,17 +864,18 @@ def four_bits_are_cut_off(original):
     return fours
 
 
-@fault("miniformer.runtime.cuda_graphs:CudaGraphRunner.__call__")
+@fault("miniformer.runtime.cuda_graphs:CudaGraphRuntime.step")
 def recorded_logits_share_memory(original):
     """Logits of a captured step share memory with the next step."""
 
-    def call(self, token):
-        self.cache.reserve(1)
-        self.token.copy_(token[:, None])
-        self.column.fill_(self.cache.start)
-        return self.replay()
+    def step(self, tokens):
+        logits = original(self, tokens)
+        if self._replay is None:
+            return logits
+        self._last = self.__dict__.get("_last", logits)
+        return self._last.copy_(logits)
 
-    return call
+    return step
 
 
 @fault("miniformer.runtime.native.build:_compiler_flags")

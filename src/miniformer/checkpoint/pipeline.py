@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from miniformer.checkpoint.artifacts import (
     MODEL_CLASSES,
+    check_text,
     check_texts,
     get_model_kind,
     read_artifacts,
 )
 from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
-from miniformer.checkpoint.text_generation import TextGenerationMixin, truncate_kwargs
 from miniformer.config import GenerationConfig, UserError
+from miniformer.data.reading.files import DataFiles
+from miniformer.data.reading.records import RecordSequence, as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.generation.api import GenerationOutput
+from miniformer.generation.logits_processors import Processor
+from miniformer.generation.speculative import Speculation
 from miniformer.model.hub import resolve_directory, upload_directory
 from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.inputs import predict_batches
+from miniformer.tasks.common.scoring import ScoredText, perplexity, score
 from miniformer.tasks.common.sequence_input import InputTask
+from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.tasks.embedding import EmbeddingTask, embed_batch
 
 
@@ -49,7 +57,7 @@ def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     return pipeline
 
 
-class Pipeline(TextGenerationMixin):
+class Pipeline:
     """A model with its tokenizer and task.
 
     Args:
@@ -72,6 +80,82 @@ class Pipeline(TextGenerationMixin):
         self.directory: Path | None = None
         self.hf_metadata: dict[str, Any] = {}
 
+    @overload
+    def generate(self, prompt: str, **options: Any) -> str: ...
+    @overload
+    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt: str | list[str], **options: Any) -> Any:
+        """Generates continuations of one or more prompts, or seq2seq targets.
+
+        Args:
+            prompt: one or more prompts of any lengths; an empty prompt starts a new document.
+            processors: functions that change logits; see `miniformer.generation.logits_processors`.
+            draft: proposes tokens for speculative decoding: a smaller model's `Pipeline`, "lookup"
+                for prompt lookup, or a `Speculation`.
+            truncate: truncate prompts that are too long: a source at the end, as training does; a
+                prompt of a causal model at the beginning, so that `max_new_tokens` fit.
+            **options: fields of `GenerationConfig` that override those of the model directory.
+
+        Returns:
+            The text after the prompt: a string for a string, a list for a list; with
+            `num_return_sequences` above 1 a list in place of each string.
+
+        Raises:
+            ValueError: an option is unknown or out of range, a prompt leaves no room for
+                `max_new_tokens` within `max_seq_len`, or the model generates no text.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        task, arguments = self._prepare_generation(prompts, **options)
+        texts: list[Any] = [text for text, _ in task.generate(prompts=prompts, **arguments)]
+        copies = arguments["options"].num_return_sequences
+        if copies > 1:
+            texts = [texts[first : first + copies] for first in range(0, len(texts), copies)]
+        return texts[0] if isinstance(prompt, str) else texts
+
+    def generate_outputs(
+        self, prompts: Sequence[str], **options: Any
+    ) -> list[tuple[str, GenerationOutput]]:
+        """Generates text with token ids, log-probabilities and scores; see `generate`.
+
+        Returns:
+            A text and a `GenerationOutput` each: `num_return_sequences` of the first prompt, and so
+            on.
+        """
+        task, arguments = self._prepare_generation(prompts, **options)
+        return task.generate(prompts=prompts, **arguments)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Streams the answer to one prompt in chunks of complete characters; see `generate`."""
+        task, arguments = self._prepare_generation([prompt], **options)
+        return task.stream(prompt=prompt, **arguments)
+
+    async def astream(self, prompt: str, **options: Any) -> AsyncIterator[str]:
+        """Streams for `async for`; the model runs in a thread. See `stream`."""
+        chunks = self.stream(prompt, **options)
+        while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+            yield chunk
+
+    def _prepare_generation(
+        self,
+        prompts: Sequence[str],
+        *,
+        processors: Sequence[Processor] = (),
+        draft: Any = None,
+        truncate: bool = False,
+        **options: Any,
+    ) -> tuple[TextGenerationTask, dict[str, Any]]:
+        """Checks prompts and options; returns the task and arguments of its `generate`."""
+        config = self.generation.override(options, stacklevel=4)
+        task = self._generation_task(prompts)
+        return task, {
+            "model": self.model,
+            "tokenizer": self._require_tokenizer(),
+            "options": config,
+            "processors": processors,
+            "speculation": Speculation.from_draft(draft),
+            **_truncate_argument(truncate),
+        }
+
     def predict(
         self, inputs: Sequence[Any], *, truncate: bool = False, **options: Any
     ) -> list[Any]:
@@ -92,10 +176,11 @@ class Pipeline(TextGenerationMixin):
         """
         if isinstance(inputs, str):
             raise UserError("predict takes a list of inputs; use [input] for a single one")
-        settings = self._generation_config(options)
+        config = self.generation.override(options)
         check_texts(inputs)
-        kwargs = truncate_kwargs(truncate)
-        return self.task.predict(self.model, self._require_tokenizer(), inputs, settings, **kwargs)
+        return self.task.predict(
+            self.model, self._require_tokenizer(), inputs, config, **_truncate_argument(truncate)
+        )
 
     def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
@@ -125,6 +210,82 @@ class Pipeline(TextGenerationMixin):
             )
         )
         return torch.cat(batches) if batches else torch.empty(0, self.model.config.d_model)
+
+    def score(
+        self,
+        texts: Sequence[str],
+        prompts: Sequence[str] | None = None,
+        *,
+        stride: int | None = None,
+        truncate: bool = False,
+    ) -> list[ScoredText]:
+        """Log-probabilities of texts, token by token; of seq2seq, as targets of sources.
+
+        Args:
+            texts: texts to score, without EOS.
+            prompts: prompt or source of each text; None: empty prompts.
+            stride: for texts longer than `max_seq_len`; see `miniformer.tasks.common.scoring`.
+            truncate: truncate sources that are too long, as training does.
+
+        Raises:
+            ValueError: the numbers of texts and prompts differ, or the model generates no text.
+        """
+        prompts = [""] * len(texts) if prompts is None else prompts
+        if len(prompts) != len(texts):
+            raise UserError(f"{len(texts)} texts need as many prompts, not {len(prompts)}")
+        task, tokenizer = self._generation_task([*prompts, *texts]), self._require_tokenizer()
+        if truncate and not isinstance(self.model, Seq2SeqTransformer):
+            raise UserError("truncate is for sources; texts of any length are scored in windows")
+        inputs = task.generation_inputs(
+            self.model, tokenizer, prompts, **_truncate_argument(truncate)
+        )
+        return score(self.model, inputs, tokenizer.encode_batch(texts), stride=stride)
+
+    def perplexity(
+        self,
+        data: DataFiles | RecordSequence,
+        *,
+        stride: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Loss, perplexity, bits per byte and perplexity per word of texts.
+
+        Args:
+            data: files in the formats of training data, or records in memory.
+            stride, progress: see `miniformer.tasks.common.scoring.score`.
+
+        Raises:
+            ValueError: the model is no causal language model, or a record is invalid.
+        """
+        task, tokenizer = self._generation_task(), self._require_tokenizer()
+        if task.name != "language_modeling" or not isinstance(self.model, Transformer):
+            raise UserError(
+                "perplexity needs a causal language model; for other models see score and the "
+                "metrics of a test"
+            )
+        records = as_records(data, task.schema)
+        return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
+
+    def _generation_task(self, texts: Sequence[str] = ()) -> TextGenerationTask:
+        """The task, if it generates text; checks texts."""
+        for text in texts:
+            check_text(text, "prompt")
+        if self.tokenizer is None and not self.task.reads_text():
+            raise UserError(
+                f"a model for {self.task.name} of vectors generates no text; use predict"
+            )
+        if not isinstance(self.task, TextGenerationTask):
+            raise UserError(f"a model for {self.task.name} generates no text; use predict")
+        return self.task
+
+    def _require_tokenizer(self) -> Any:
+        """The tokenizer; None: the task reads no text."""
+        if self.tokenizer is None and self.task.reads_text():
+            raise UserError(
+                "the model was imported without a tokenizer.json, so it takes token ids only: "
+                "use its `model`, or import it from a directory that has one"
+            )
+        return self.tokenizer
 
     def save(self, directory: str | Path) -> None:
         """Writes a model directory, which `load` reads.
@@ -167,3 +328,8 @@ class Pipeline(TextGenerationMixin):
         with tempfile.TemporaryDirectory() as folder:
             self.save(Path(folder) / "model")
             return upload_directory(Path(folder) / "model", name, private=private, message=message)
+
+
+def _truncate_argument(truncate: bool) -> dict[str, bool]:
+    """Argument `truncate` if true: custom tasks of earlier versions lack it."""
+    return {"truncate": True} if truncate else {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from miniformer.config.errors import ConfigError, NoEffectWarning
 from miniformer.config.renames import GENERATION_FIELDS
 from miniformer.config.strict import StrictConfig, option
 
@@ -99,6 +101,32 @@ class GenerationConfig(StrictConfig):
     def constraint(self) -> str | None:
         """Name of the field that constrains the text, if any."""
         return next((name for name in _CONSTRAINTS if getattr(self, name) is not None), None)
+
+    def override(self, options: Mapping[str, Any], *, stacklevel: int = 3) -> GenerationConfig:
+        """Replaces fields by `options`, under current or former names.
+
+        Beam search takes its sampling options from `options` only.
+
+        Args:
+            options: values by field.
+            stacklevel: frames up to the one that warnings name.
+
+        Raises:
+            ConfigError: an option is unknown or out of range.
+        """
+        options, problems = self.current_names(options)
+        if problems:
+            raise ConfigError(type(self).__name__, problems)
+        defaults = dataclasses.asdict(self)
+        beams = options.get("num_beams")
+        if isinstance(beams, int) and beams > 1:
+            defaults |= {"temperature": 0.0, "top_k": None, "top_p": None, "min_p": None}
+        config = self.from_dict({**defaults, **options})
+        for name in ("top_k", "top_p", "seed") if config.temperature == 0 else ():
+            if options.get(name) is not None:
+                message = f"{name}={options[name]} has no effect with temperature=0"
+                warnings.warn(message, NoEffectWarning, stacklevel=stacklevel)
+        return config
 
     def cross_check(self) -> list[str]:
         """Conflicts between fields, each with its fix."""

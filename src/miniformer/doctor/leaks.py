@@ -26,7 +26,7 @@ from torch import Tensor
 
 from miniformer.config import UserError
 from miniformer.doctor.layouts import NUM_ROWS, Layout, packed_layout, padded_layouts
-from miniformer.generation.modes import eval_mode
+from miniformer.generation.runtime import eval_mode
 from miniformer.model.seq2seq import Seq2SeqTransformer
 
 _MAX_LENGTH, _MAX_SOURCE_LENGTH = 8, 6

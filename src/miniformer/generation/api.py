@@ -1,11 +1,10 @@
-"""Token-level generation for decoder-only and encoder-decoder models.
+"""Generation of token ids, with decoder-only and encoder-decoder models.
 
-Letters: B prompts, N sequences per prompt, T prompt length.
+GenerationInput -> PromptBatch -> prefill -> decode, speculate or beam_search -> GenerationOutput
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,26 +14,25 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.beam_search import beam_search
-from miniformer.generation.inputs import (
-    INTEGER_DTYPES,
-    as_token_ids,
-    check_prompts,
-    check_token_ids,
-    left_pad,
-    to_device,
-)
+from miniformer.generation.inputs import PromptBatch, left_pad
 from miniformer.generation.logits_processors import Processor
-from miniformer.generation.loop import (
-    DecodingState,
-    Model,
-    StepOutput,
-    StopFn,
-    decode,
-    truncation_keep,
-)
-from miniformer.generation.modes import eval_mode
+from miniformer.generation.loop import StepOutput, StopFn, decode, prefill
+from miniformer.generation.runtime import eval_mode
 from miniformer.generation.sampling import row_generator, row_uniforms
 from miniformer.generation.speculative import Speculation, speculate
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationInput:
+    """Input of one sequence.
+
+    Args:
+        input_ids: prompt, or decoder prompt of an encoder-decoder model.
+        source: encoder input; None for a decoder-only model.
+    """
+
+    input_ids: Sequence[int]
+    source: Sequence[int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,22 +65,10 @@ class GenerationOutput:
         return cls(tokens[:end], logprobs, score, end is not None)
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationInput:
-    """Input of one sequence.
-
-    Args:
-        input_ids: prompt, or decoder prompt of an encoder-decoder model.
-        source: encoder input; None for a decoder-only model.
-    """
-
-    input_ids: Sequence[int]
-    source: Sequence[int] | None = None
-
-
-def generate_batch(
-    model: Model,
-    inputs: Sequence[GenerationInput],
+@torch.inference_mode()
+def generate(
+    model: Any,
+    inputs: Sequence[GenerationInput] | PromptBatch,
     options: GenerationConfig,
     *,
     processors: Sequence[Processor] = (),
@@ -107,75 +93,37 @@ def generate_batch(
     Raises:
         UserError: see `Transformer.generate`.
     """
-    if not inputs:
+    if not len(inputs):
         return []
-    prompt_indices = range(len(inputs)) if prompt_indices is None else prompt_indices
-    if speculation is not None:
-        _require_single(options, "num_beams", "speculated")
+    batch = inputs if isinstance(inputs, PromptBatch) else _pad_inputs(inputs)
+    if options.num_beams > 1:
+        if speculation is not None:
+            _require_single(options, "num_beams", "speculated")
+        with eval_mode(model):
+            state = prefill(model, batch, options)
+            hypotheses = beam_search(state, options, processors=processors, stop_fn=stop_fn)
+        best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in hypotheses)
         return [
-            _generate_speculative(
-                model, prompt, options, (index, copy), speculation, processors, stop_fn
+            GenerationOutput.from_tokens(
+                row[:length], logprobs[:length], options.eos_token_ids, score
             )
-            for index, prompt in zip(prompt_indices, inputs, strict=True)
-            for copy in range(options.num_return_sequences)
+            for row, logprobs, length, score in zip(*best, strict=True)
         ]
-    ids, mask = left_pad([prompt.input_ids for prompt in inputs], "prompt")
-    source = None
-    if inputs[0].source is not None:
-        source = left_pad([prompt.source or [] for prompt in inputs], "source")
-    return _generate_padded(
-        model, ids, mask, source, options, processors, stop_fn, return_logprobs, prompt_indices
-    )
-
-
-def generate(
-    model: Model,
-    prompts: Tensor | Sequence[Sequence[int]],
-    options: GenerationConfig,
-    processors: Sequence[Processor] = (),
-) -> Tensor | list[list[int]]:
-    """Implements `Transformer.generate`."""
-    if not isinstance(prompts, Tensor):
-        rows = [as_token_ids(prompt) for prompt in prompts]
-        inputs = [GenerationInput(row) for row in rows]
-        outputs = generate_batch(
-            model, inputs, options, processors=processors, return_logprobs=False
-        )
-        copies = options.num_return_sequences
-        return [rows[n // copies] + output.tokens for n, output in enumerate(outputs)]
-    if prompts.dim() != 2 or prompts.dtype not in INTEGER_DTYPES:
-        raise UserError(
-            f"prompts must be [B, T] token ids, not {prompts.dtype} {list(prompts.shape)}"
-        )
-    if not len(prompts):
-        return prompts
-    outputs = _generate_padded(model, prompts, None, None, options, processors, None, False)
-    new = _pad_outputs(outputs, options).to(prompts)
-    return torch.cat((prompts.repeat_interleave(options.num_return_sequences, 0), new), 1)
-
-
-def generate_target(
-    model: Model,
-    source: Tensor | Sequence[Sequence[int]],
-    source_mask: Tensor | None,
-    decoder_input_ids: Sequence[int],
-    options: GenerationConfig,
-    processors: Sequence[Processor] = (),
-) -> Tensor | list[list[int]]:
-    """Implements `Seq2SeqTransformer.generate`."""
-    if not isinstance(source, Tensor):
-        inputs = [GenerationInput(decoder_input_ids, as_token_ids(row)) for row in source]
-        outputs = generate_batch(
-            model, inputs, options, processors=processors, return_logprobs=False
-        )
-        return [output.tokens for output in outputs]
-    if not len(source):
-        return source.new_empty(0, 0)
-    ids = torch.tensor([as_token_ids(decoder_input_ids)]).expand(len(source), -1)
-    outputs = _generate_padded(
-        model, ids, None, (source, source_mask), options, processors, None, False
-    )
-    return _pad_outputs(outputs, options).to(source.device)
+    copies = range(options.num_return_sequences)
+    rows = [(index, copy) for index in prompt_indices or range(len(batch)) for copy in copies]
+    row_tokens: list[list[int]] = [[] for _ in rows]
+    row_logprobs: list[list[float]] = [[] for _ in rows]
+    for step in _decode_rows(
+        model, batch, rows, options, processors, stop_fn, speculation, return_logprobs
+    ):
+        for n, row in enumerate(step.rows):
+            row_tokens[row].append(step.tokens[n])
+            if step.logprobs:
+                row_logprobs[row].append(step.logprobs[n])
+    return [
+        GenerationOutput.from_tokens(tokens, logprobs, options.eos_token_ids)
+        for tokens, logprobs in zip(row_tokens, row_logprobs, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -188,18 +136,69 @@ def stream(
     stop_fn: StopFn | None = None,
     speculation: Speculation | None = None,
 ) -> Iterator[int]:
-    """Yields the new tokens of one sequence, without EOS.
+    """Yields the new tokens of one sequence, without EOS; see `generate`.
 
     Raises:
         UserError: see `Transformer.generate`; also for beam search, which cannot be streamed.
     """
     _require_single(options, "num_beams", "streamed")
     _require_single(options, "num_return_sequences", "streamed")
-    with eval_mode(model), draft_eval_mode(speculation):
-        for step in _stream_steps(model, inputs, options, (0, 0), speculation, processors, stop_fn):
-            token = step.tokens[0]
-            if token not in options.eos_token_ids:
-                yield token
+    batch = _pad_inputs([inputs])
+    for step in _decode_rows(model, batch, [(0, 0)], options, processors, stop_fn, speculation):
+        if step.tokens[0] not in options.eos_token_ids:
+            yield step.tokens[0]
+
+
+def _decode_rows(
+    model: Any,
+    batch: PromptBatch,
+    rows: Sequence[tuple[int, int]],
+    options: GenerationConfig,
+    processors: Sequence[Processor],
+    stop_fn: StopFn | None,
+    speculation: Speculation | None,
+    return_logprobs: bool = True,
+) -> Iterator[StepOutput]:
+    """Yields the steps of all rows; `rows`: see `row_uniforms`."""
+    if speculation is None:
+        with eval_mode(model):
+            state = prefill(model, batch, options)
+            uniform = row_uniforms(options, rows, state.tokens.device)
+            yield from decode(
+                state, options, uniform=uniform, processors=processors, stop_fn=stop_fn,
+                return_logprobs=return_logprobs,
+            )  # fmt: skip
+        return
+    if options.context_shift:
+        raise UserError("context_shift cannot be speculated; leave one of them out")
+    single = dataclasses.replace(options, num_return_sequences=1)
+    drafts = [] if speculation.draft is None else [speculation.draft]
+    with eval_mode(model, *drafts):
+        for number, row in enumerate(rows):
+            prompt = batch.row(number // options.num_return_sequences)
+            state = prefill(model, prompt, single, trimmable=True)
+            device = state.tokens.device
+            generator = row_generator(options, row, device)
+            source = prompt.to(device).source
+            draft = speculation.make_draft(single, model.config.vocab_size, source, generator)
+            for step in speculate(
+                state,
+                draft,
+                single,
+                num_draft_tokens=speculation.num_draft_tokens,
+                stats=speculation.stats,
+                generator=generator,
+                processors=processors,
+                stop_fn=stop_fn,
+            ):
+                yield step._replace(rows=[number])
+
+
+def _pad_inputs(inputs: Sequence[GenerationInput]) -> PromptBatch:
+    ids, mask = left_pad([item.input_ids for item in inputs], "prompt")
+    if inputs[0].source is None:
+        return PromptBatch(ids, mask)
+    return PromptBatch(ids, mask, *left_pad([item.source or [] for item in inputs], "source"))
 
 
 def _require_single(options: GenerationConfig, name: str, verb: str) -> None:
@@ -207,167 +206,11 @@ def _require_single(options: GenerationConfig, name: str, verb: str) -> None:
         raise UserError(f"{name}={getattr(options, name)} cannot be {verb}; set {name}=1")
 
 
-def _stream_steps(
-    model: Any,
-    inputs: GenerationInput,
-    options: GenerationConfig,
-    row: tuple[int, int],
-    speculation: Speculation | None,
-    processors: Sequence[Processor],
-    stop_fn: StopFn | None,
-) -> Iterator[StepOutput]:
-    """Yields the decoding steps of one sequence; `row`: see `row_uniforms`."""
-    options = dataclasses.replace(options, num_return_sequences=1)
-    source = None if inputs.source is None else left_pad([inputs.source], "source")
-    ids, mask = left_pad([inputs.input_ids], "prompt")
-    if options.context_shift and speculation is not None:
-        raise UserError("context_shift cannot be speculated; leave one of them out")
-    cache_kind = "window" if speculation is None else "full"  # a ring buffer cannot be trimmed
-    state = _prefill(model, ids, mask, source, options, cache_kind=cache_kind)
-    device = state.tokens.device
-    if speculation is None:
-        uniform = row_uniforms(options, [row], device)
-        yield from decode(state, options, uniform=uniform, processors=processors, stop_fn=stop_fn)
-        return
-    generator = row_generator(options, row, device)
-    source_ids = None if source is None else source[0].to(device)
-    draft = speculation.make_draft(options, model.config.vocab_size, source_ids, generator)
-    yield from speculate(
-        state,
-        draft,
-        options,
-        num_draft_tokens=speculation.num_draft_tokens,
-        stats=speculation.stats,
-        generator=generator,
-        processors=processors,
-        stop_fn=stop_fn,
-    )
-
-
-@torch.inference_mode()
-def _generate_speculative(
-    model: Any,
-    inputs: GenerationInput,
-    options: GenerationConfig,
-    row: tuple[int, int],
-    speculation: Speculation,
-    processors: Sequence[Processor],
-    stop_fn: StopFn | None,
-) -> GenerationOutput:
-    with eval_mode(model), draft_eval_mode(speculation):
-        steps = list(_stream_steps(model, inputs, options, row, speculation, processors, stop_fn))
-    tokens = [token for step in steps for token in step.tokens]
-    logprobs = [logprob for step in steps for logprob in step.logprobs]
-    return GenerationOutput.from_tokens(tokens, logprobs, options.eos_token_ids)
-
-
-@contextlib.contextmanager
-def draft_eval_mode(speculation: Speculation | None) -> Iterator[None]:
-    """Context manager that sets eval mode of the draft model, if there is one."""
-    if speculation is None or speculation.draft is None:
-        yield
-        return
-    with eval_mode(speculation.draft):
-        yield
-
-
-@torch.inference_mode()
-def _generate_padded(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor | None,
-    source: tuple[Tensor, Tensor | None] | None,
-    options: GenerationConfig,
-    processors: Sequence[Processor],
-    stop_fn: StopFn | None,
-    return_logprobs: bool,
-    prompt_indices: Sequence[int] | None = None,
-) -> list[GenerationOutput]:
-    """Implements `generate_batch` for padded rows."""
-    with eval_mode(model):
-        state = _prefill(model, ids, mask, source, options)
-        if options.num_beams > 1:
-            hypotheses = beam_search(state, options, processors=processors, stop_fn=stop_fn)
-            best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in hypotheses)
-            return [
-                GenerationOutput.from_tokens(
-                    row[:length], logprobs[:length], options.eos_token_ids, score
-                )
-                for row, logprobs, length, score in zip(*best, strict=True)
-            ]
-        copies = range(options.num_return_sequences)
-        rows = [(index, copy) for index in (prompt_indices or range(len(ids))) for copy in copies]
-        row_tokens: list[list[int]] = [[] for _ in rows]
-        row_logprobs: list[list[float]] = [[] for _ in rows]
-        steps = decode(
-            state,
-            options,
-            uniform=row_uniforms(options, rows, state.tokens.device),
-            processors=processors,
-            stop_fn=stop_fn,
-            return_logprobs=return_logprobs,
-        )
-        for step in steps:
-            for n, row in enumerate(step.rows):
-                row_tokens[row].append(step.tokens[n])
-                if return_logprobs:
-                    row_logprobs[row].append(step.logprobs[n])
-    return [
-        GenerationOutput.from_tokens(tokens, logprobs, options.eos_token_ids)
-        for tokens, logprobs in zip(row_tokens, row_logprobs, strict=True)
-    ]
-
-
-def _prefill(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor | None,
-    source: tuple[Tensor, Tensor | None] | None,
-    options: GenerationConfig,
-    *,
-    cache_kind: str = "window",
-) -> DecodingState:
-    """Checks the prompts, encodes the source and runs prefill."""
-    if source is not None and source[0].dtype in INTEGER_DTYPES:
-        check_token_ids(source[0], model.config.source_vocab_size or model.config.vocab_size)
-        source = (source[0].long(), source[1])  # the model rejects other dtypes
-    check_prompts(model.config, ids, options)
-    max_seq_len = model.config.max_seq_len
-    if options.context_shift and ids.shape[1] > max_seq_len:
-        ids, mask = _truncate_prompts(ids, mask, max_seq_len)
-    device = next(model.parameters()).device
-    memory = [] if source is None else [model.encode(*(to_device(x, device) for x in source))]
-    return DecodingState(
-        model,
-        ids.to(device, torch.long),  # an embedding needs int32 or int64
-        to_device(mask, device),
-        options.max_new_tokens,
-        memory,
-        copies=options.num_beams if options.num_beams > 1 else options.num_return_sequences,
-        cache_kind=cache_kind,
-        truncate=options.context_shift,
-        weight_dtype=options.weight_dtype,
-        cuda_graph=options.cuda_graph,
-    )
-
-
-def _truncate_prompts(
-    ids: Tensor, mask: Tensor | None, max_seq_len: int
-) -> tuple[Tensor, Tensor | None]:
-    """Truncates too long prompts on the left; returns ids [B, T] and mask, bool [B, T]."""
-    lengths = ids.new_full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
-    lengths = torch.where(lengths > max_seq_len, truncation_keep(max_seq_len), lengths)
-    width = int(lengths.max())
-    mask = torch.arange(width, device=ids.device) >= width - lengths[:, None]
-    return ids[:, -width:], None if bool(mask.all()) else mask
-
-
-def _pad_outputs(outputs: list[GenerationOutput], options: GenerationConfig) -> Tensor:
+def pad_outputs(outputs: Sequence[GenerationOutput], eos_token_ids: Sequence[int]) -> Tensor:
     """New tokens of each row, int [B * N, max new], padded with EOS."""
-    width = max(len(output.tokens) + output.finished for output in outputs)
+    width = max((len(output.tokens) + output.finished for output in outputs), default=0)
     # Without EOS all rows have the same length.
-    padding = options.eos_token_ids[0] if options.eos_token_ids else 0
-    ids = torch.full((len(outputs), width), padding)
+    ids = torch.full((len(outputs), width), next(iter(eos_token_ids), 0))
     for row, output in enumerate(outputs):
         ids[row, : len(output.tokens)] = torch.tensor(output.tokens)
     return ids

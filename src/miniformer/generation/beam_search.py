@@ -201,7 +201,7 @@ def beam_search(
     search = BeamSearch(batch_size, options, state.tokens.device, stop_fn)
     num_candidates = min(2 * options.num_beams, state.logits.shape[1])
     while True:
-        with state.exclusive_threads():
+        with state.runtime.exclusive_threads():
             if all_processors or search.num_groups > 1:
                 logprobs = state.logits.float().log_softmax(-1)
                 logprobs = apply_processors(
@@ -209,7 +209,7 @@ def beam_search(
                 )
                 origin, token = search.advance(logprobs)
             else:
-                logprobs, tokens = state.top_logprobs(num_candidates)
+                logprobs, tokens = state.runtime.top_logprobs(state.logits, num_candidates)
                 check_finite(logprobs[:, 0], search.step + 1)
                 origin, token = search.advance(logprobs, tokens)
         if search.is_done():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 
@@ -11,6 +12,51 @@ from torch import Tensor
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 
 INTEGER_DTYPES = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptBatch:
+    """Padded prompts.
+
+    Args:
+        ids: int [B, T]; the last column is real in every row.
+        mask: real tokens of `ids`, bool [B, T]; None: all.
+        source: inputs of the encoder, int [B, S]; None for a decoder-only model.
+        source_mask: real tokens of `source`, bool [B, S]; None: all.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    source: Tensor | None = None
+    source_mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.dtype not in INTEGER_DTYPES:
+            raise UserError(
+                f"prompts must be [B, T] token ids, not {self.ids.dtype} {list(self.ids.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row(self, index: int) -> PromptBatch:
+        """Returns one row without its padding."""
+        tensors = []
+        for ids, mask in ((self.ids, self.mask), (self.source, self.source_mask)):
+            row = None if ids is None else ids[index] if mask is None else ids[index][mask[index]]
+            tensors.append(None if row is None else row[None])
+        ids, source = tensors
+        assert ids is not None
+        return PromptBatch(ids, source=source)
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """Moves all tensors to a device, token ids as int64."""
+        ids, mask, source, source_mask = (
+            None if x is None else x.to(device, torch.long if x.dtype in INTEGER_DTYPES else None)
+            for x in (self.ids, self.mask, self.source, self.source_mask)
+        )
+        assert ids is not None
+        return PromptBatch(ids, mask, source, source_mask)
 
 
 def left_pad(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor | None]:
@@ -28,11 +74,6 @@ def left_pad(rows: Sequence[Sequence[int]], name: str) -> tuple[Tensor, Tensor |
     return ids, None if bool(mask.all()) else mask
 
 
-def to_device(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    """Moves a tensor to a device; None stays None."""
-    return None if tensor is None else tensor.to(device)
-
-
 def as_token_ids(prompt: Sequence[int]) -> list[int]:
     """Converts a prompt to a list of Python integers.
 
@@ -47,7 +88,7 @@ def as_token_ids(prompt: Sequence[int]) -> list[int]:
     raise UserError(f"prompts must be lists of token ids, such as [[1, 2], [3]]; found {prompt!r}")
 
 
-def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationConfig) -> None:
+def check_prompts(config: TransformerConfig, batch: PromptBatch, options: GenerationConfig) -> None:
     """Validates prompts and options against a model.
 
     Raises:
@@ -65,9 +106,12 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
         )
     if options.constraint:
         raise UserError(f"{options.constraint} needs a tokenizer; use a Pipeline (miniformer.load)")
+    ids = batch.ids
     if ids.shape[1] == 0:
         raise UserError("the prompt is empty; a prompt needs at least one token")
-    check_token_ids(ids, config.vocab_size)
+    _check_token_ids(ids, config.vocab_size)
+    if batch.source is not None and batch.source.dtype in INTEGER_DTYPES:  # else the model's error
+        _check_token_ids(batch.source, config.source_vocab_size or config.vocab_size)
     token_options = {
         "eos_id": [] if options.eos_id is None else [options.eos_id],
         "stop_token_ids": options.stop_token_ids or [],
@@ -94,10 +138,26 @@ def check_prompts(config: TransformerConfig, ids: Tensor, options: GenerationCon
         )
 
 
-def check_token_ids(ids: Tensor, vocab_size: int) -> None:
+def _check_token_ids(ids: Tensor, vocab_size: int) -> None:
     """Raises UserError for token ids outside the vocabulary."""
     invalid = ids[(ids < 0) | (ids >= vocab_size)]
     if len(invalid):
         raise UserError(
             f"token id {int(invalid[0])} is outside the model's vocabulary, 0 to {vocab_size - 1}"
         )
+
+
+def truncate_prompts(batch: PromptBatch, max_seq_len: int) -> PromptBatch:
+    """Truncates prompts that exceed `max_seq_len` at their start."""
+    ids, mask = batch.ids, batch.mask
+    lengths = ids.new_full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
+    lengths = torch.where(lengths > max_seq_len, truncation_keep(max_seq_len), lengths)
+    width = int(lengths.max())
+    mask = torch.arange(width, device=ids.device) >= width - lengths[:, None]
+    mask = None if bool(mask.all()) else mask
+    return dataclasses.replace(batch, ids=ids[:, -width:], mask=mask)
+
+
+def truncation_keep(max_seq_len: int) -> int:
+    """Number of tokens that truncation retains of a sequence that exceeds `max_seq_len`."""
+    return max(1, max_seq_len // 2)

@@ -79,6 +79,21 @@ class Speculation:
         if self.num_draft_tokens < 1:
             raise UserError(f"num_draft_tokens must be at least 1, not {self.num_draft_tokens}")
 
+    @classmethod
+    def from_draft(cls, draft: Any) -> Speculation | None:
+        """Converts the argument `draft` of `Pipeline.generate`.
+
+        Raises:
+            UserError: it is not a Pipeline, a Speculation, "lookup" or None.
+        """
+        if draft is None or isinstance(draft, Speculation):
+            return draft
+        if hasattr(draft, "model"):
+            return cls(draft.model)
+        if draft == "lookup":
+            return cls()
+        raise UserError(f'draft must be a Pipeline, a Speculation or "lookup", not {draft!r}')
+
     def make_draft(
         self,
         options: GenerationConfig,
@@ -196,7 +211,7 @@ def speculate(
     """Speculative counterpart of `decode` for one sequence.
 
     Args:
-        state: state after prefill; its cache has the kind "full".
+        state: state after prefill with `trimmable`.
         draft: source of draft tokens.
         options, generator, processors, stop_fn: see `decode`.
         num_draft_tokens: maximum number of draft tokens per pass.
@@ -237,7 +252,7 @@ def speculate(
                 break
         # The cache lacks the last token and may contain rejected draft tokens.
         text = torch.cat((text, draft_tokens[:n], token))
-        state.cache.trim(len(text) - 1)
+        state.runtime.trim(len(text) - 1)
         remaining = options.max_new_tokens - len(new_tokens)
         draft_tokens, draft_probs = (
             draft.propose(text, min(num_draft_tokens, remaining - 1))
@@ -246,8 +261,7 @@ def speculate(
         )
         stats.num_draft_tokens += len(draft_tokens)
         inputs = torch.cat((text[-1:], draft_tokens))[None]
-        features = state.model.features(inputs, *state.memory, cache=state.cache)  # [1, 1 + n, D]
-        logits = state.model.logits(features[0])  # [1 + n, V]
+        logits = state.runtime.append(inputs)[0]  # [1 + n, V]
 
 
 def _accept_or_resample(

@@ -12,13 +12,15 @@ Letters: B batch, S source length, T target length, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import api
+from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
@@ -133,14 +135,6 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         """See `Transformer.cross_entropy`."""
         return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
 
-    def engine(self, weight_dtype: str = "float32") -> Any:
-        """See `Transformer.engine`."""
-        return registry.get("runtime", "native")(self, weight_dtype)
-
-    def cuda_graph_capture(self) -> Any:
-        """See `Transformer.cuda_graph_capture`."""
-        return registry.get("runtime", "cuda_graphs")(self)
-
     def generate(
         self,
         source: Tensor | Sequence[Sequence[int]],
@@ -173,8 +167,16 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
                 vocabulary, or `max_new_tokens` exceeds `max_seq_len`.
         """
         config = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
-        start = [start_id, *prefix]
-        return api.generate_target(self, source, source_mask, start, config, processors)
+        start = as_token_ids([start_id, *prefix])
+        generate = partial(
+            api.generate, self, options=config, processors=processors, return_logprobs=False
+        )
+        if isinstance(source, Tensor):
+            ids = torch.tensor([start]).expand(len(source), -1)
+            outputs = generate(PromptBatch(ids, None, source, source_mask))
+            return api.pad_outputs(outputs, config.eos_token_ids).to(source.device)
+        outputs = generate([api.GenerationInput(start, as_token_ids(row)) for row in source])
+        return [output.tokens for output in outputs]
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
         """Makes an empty cache of the decoder; see `KVCache`."""

@@ -9,13 +9,15 @@ Letters: B batch, T length, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import api
+from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
@@ -158,14 +160,6 @@ class Transformer(PretrainedMixin, Stack):
             )
         return super().new_cache(batch_size, capacity, kind)
 
-    def engine(self, weight_dtype: str = "float32") -> Any:
-        """Returns the native CPU engine of this model; see `runtime.native.engine`."""
-        return registry.get("runtime", "native")(self, weight_dtype)
-
-    def cuda_graph_capture(self) -> Any:
-        """Returns the function that captures CUDA graphs; see `runtime.cuda_graphs`."""
-        return registry.get("runtime", "cuda_graphs")(self)
-
     def generate(
         self,
         input_ids: Tensor | Sequence[Sequence[int]],
@@ -192,4 +186,13 @@ class Transformer(PretrainedMixin, Stack):
                 vocabulary, or prompt and `max_new_tokens` exceed `max_seq_len`.
         """
         config = GenerationConfig.from_dict({"max_new_tokens": max_new_tokens, **options})
-        return api.generate(self, input_ids, config, processors)
+        generate = partial(
+            api.generate, self, options=config, processors=processors, return_logprobs=False
+        )
+        copies = config.num_return_sequences
+        if isinstance(input_ids, Tensor):
+            new = api.pad_outputs(generate(PromptBatch(input_ids)), config.eos_token_ids)
+            return torch.cat((input_ids.repeat_interleave(copies, 0), new.to(input_ids)), 1)
+        rows = [as_token_ids(row) for row in input_ids]
+        outputs = generate([api.GenerationInput(row) for row in rows])
+        return [rows[n // copies] + output.tokens for n, output in enumerate(outputs)]

@@ -18,13 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.config import UserError
+from miniformer.config import GenerationConfig, UserError
+from miniformer.generation.runtime import PlainRuntime
 from miniformer.model.attention import MultiHeadAttention
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.masks import Visibility
 from miniformer.runtime.native.weights import unsupported_component
 
 StepFn = Callable[[], Tensor]
+_MIN_CUDA_GRAPH_STEPS = 16  # remaining tokens; capturing a graph costs several steps
 
 
 def unsupported_reason(model: Any) -> str | None:
@@ -50,42 +52,88 @@ def dynamic_component(model: Any) -> str | None:
     return None
 
 
-class CudaGraphRunner:
-    """Runner of decode steps on one cache. A change of its rows requires a new runner.
+def make_cuda_graph_runtime(
+    model: Any, memory: Sequence[Any], options: GenerationConfig
+) -> CudaGraphRuntime | None:
+    """Creates the runtime; None: the options do not ask for CUDA graphs.
+
+    Raises:
+        UserError: the model does not support CUDA graphs.
+    """
+    if not options.cuda_graph:
+        return None
+    reason = unsupported_reason(model)
+    if reason is not None:
+        raise UserError(f"this model does not support cuda_graph=true: {reason}; leave it out")
+    if options.weight_dtype != "float32":
+        raise UserError(
+            f"weight_dtype={options.weight_dtype} needs the decoding kernels, which are for CPUs; "
+            "leave it out with cuda_graph=true"
+        )
+    return CudaGraphRuntime(model, memory)
+
+
+class CudaGraphRuntime(PlainRuntime):
+    """Runtime that replays decode steps as a CUDA graph, captured again for each set of rows.
 
     Args:
         model: model in eval mode without `unsupported_reason`.
-        cache: cache of kind "full", filled with the prompts.
         memory: encoder outputs of an encoder-decoder model, otherwise empty.
     """
 
-    def __init__(self, model: Any, cache: KVCache, memory: Sequence[Any]) -> None:
-        self.cache, self.memory = cache, memory
+    cache_kind = "full"
+
+    def __init__(self, model: Any, memory: Sequence[Any] = ()) -> None:
+        super().__init__(model, memory)
+        self._replay: StepFn | None = None  # writes the next logits to the same memory each time
+        self._token = self._column = torch.empty(0)  # inputs of the captured step
+
+    def prefill(
+        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+    ) -> Tensor:
+        """Implements `Runtime.prefill` with the modules of the model."""
+        self._replay = None
+        return super().prefill(ids, mask, max_new_tokens, trimmable=trimmable)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Implements `Runtime.step`; a few steps are not worth a graph."""
+        if self._replay is None:
+            if self.cache.capacity - self.cache.length <= _MIN_CUDA_GRAPH_STEPS:
+                return super().step(tokens)
+            self._replay = self._capture()
+        self.cache.reserve(1)
+        self._token.copy_(tokens[:, None])
+        self._column.fill_(self.cache.start)
+        return self._replay().clone()
+
+    def select(self, rows: Tensor, copies: int = 1) -> None:
+        """Implements `Runtime.select`."""
+        self._replay = None
+        super().select(rows, copies)
+
+    def _capture(self) -> StepFn:
+        """Captures a step for the current rows.
+
+        Raises:
+            UserError: CUDA reports an error.
+        """
+        cache = self.cache
         cache.make_positions()
-        self.token = torch.zeros(cache.batch_size, 1, dtype=torch.long, device=cache.device)
-        self.column = torch.full((1,), cache.length, device=cache.device)
-        view = _StaticCacheView(cache, self.column)
+        self._token = torch.zeros(cache.batch_size, 1, dtype=torch.long, device=cache.device)
+        self._column = torch.full((1,), cache.length, device=cache.device)
+        view = _StaticCacheView(cache, self._column)
 
         def step() -> Tensor:
-            features = model.features(self.token, *memory, cache=view)  # [R, 1, D]
-            logits: Tensor = model.logits(features[:, 0])
-            return logits
+            features = self.model.features(self._token, *self.memory, cache=view)  # [R, 1, D]
+            return self.model.logits(features[:, 0])
 
-        self.replay = capture_graph(step, cache.device)
-
-    def __call__(self, token: Tensor) -> Tensor:
-        """Appends a token to each row, int [R]; returns the next logits, [R, V]."""
-        self.cache.reserve(1)
-        self.token.copy_(token[:, None])
-        self.column.fill_(self.cache.start)
-        return self.replay().clone()
-
-    def reorder_rows(self, rows: Tensor) -> None:
-        """Replaces each row by row `rows`, int [R], which has the same source."""
-        self.cache.reorder(rows, same_source=True)
-
-    def materialize_cache(self) -> None:
-        """Does nothing: each row already has its own keys and values."""
+        try:
+            return capture_graph(step, cache.device)
+        except RuntimeError as error:
+            message = str(error).partition("\n")[0]
+            raise UserError(
+                f"cuda_graph=true: graph capture failed: {message}; leave it out"
+            ) from error
 
 
 class _StaticCacheView:
@@ -121,32 +169,6 @@ class _StaticCacheView:
 
     def end_pass(self) -> None:
         """Does nothing: there is no state between steps."""
-
-
-CaptureFn = Callable[[KVCache, Sequence[Any]], CudaGraphRunner]
-
-
-def get_capture_fn(model: Any) -> CaptureFn:
-    """A function that captures the runner of a filled cache and encoder outputs.
-
-    Raises:
-        UserError: the model does not support CUDA graphs; the function also raises it if CUDA
-            reports an error.
-    """
-    reason = unsupported_reason(model)
-    if reason is not None:
-        raise UserError(f"this model does not support cuda_graph=true: {reason}; leave it out")
-
-    def capture(cache: KVCache, memory: Sequence[Any]) -> CudaGraphRunner:
-        try:
-            return CudaGraphRunner(model, cache, memory)
-        except RuntimeError as error:
-            message = str(error).partition("\n")[0]
-            raise UserError(
-                f"cuda_graph=true: graph capture failed: {message}; leave it out"
-            ) from error
-
-    return capture
 
 
 _CAPTURE_LOCK = threading.Lock()  # one capture at a time per process

@@ -31,7 +31,7 @@ from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.generation.api import GenerationInput, generate
 from miniformer.tasks.base import BatchStats
 from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
 from miniformer.tasks.common.seq2seq_batch import collate_seq2seq, seq2seq_loss
@@ -210,7 +210,7 @@ class Seq2Seq(TextGenerationTask):
         )
         rows = [row[:length] for row, length in zip(source.tolist(), lengths, strict=True)]
         start = [int(batch["target"][0, 0])]
-        outputs = generate_batch(model, [GenerationInput(start, row) for row in rows], options)
+        outputs = generate(model, [GenerationInput(start, row) for row in rows], options)
         stats["generated"] = [output.tokens for output in outputs]
         stats["references"] = batch["references"][:num_samples]
         beams = generation_config.num_beams

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig
 from miniformer.generation.beam_search import BeamSearch, beam_search
-from miniformer.generation.loop import DecodingState
+from miniformer.generation.inputs import PromptBatch
+from miniformer.generation.loop import prefill
 from tests.kit import tiny_model
 
 END = 0
@@ -29,9 +30,7 @@ def sharp(**changes):
 def search(model, options, prompts=(PROMPT,)):
     """Hypotheses of each prompt and their scores."""
     with torch.inference_mode():
-        state = DecodingState(
-            model, torch.tensor(prompts), None, options.max_new_tokens, copies=options.num_beams
-        )
+        state = prefill(model, PromptBatch(torch.tensor(prompts)), options)
         beams = beam_search(state, options)
     return [
         [

@@ -11,7 +11,7 @@ from transformers.generation import logits_process as reference
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import ConfigError, GenerationConfig, UserError
-from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.generation.api import GenerationInput, generate
 from miniformer.generation.logits_processors import apply_processors, build_processors
 from miniformer.generation.sampling import sample_next_token
 from tests.kit import tiny_model
@@ -213,7 +213,7 @@ def test_generate_returns_log_probabilities():
                     {"num_beams": 3, "length_penalty": 0.0}):  # fmt: skip
         for start, output in zip(
             inputs,
-            generate_batch(model, inputs, GenerationConfig(6, eos_id=end, **options)),
+            generate(model, inputs, GenerationConfig(6, eos_id=end, **options)),
             strict=True,
         ):
             ended = [end] if len(output.logprobs) > len(output.tokens) else []

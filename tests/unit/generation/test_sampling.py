@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.api import GenerationInput, generate_batch
+from miniformer.generation.api import GenerationInput, generate
 from miniformer.generation.loop import DecodingState
 from miniformer.generation.sampling import sample_next_token, sampling_distribution
 from miniformer.generation.speculative import Speculation
@@ -126,10 +126,8 @@ def test_speculative_sampling_depends_on_row_index_and_seed_only():
     model, options = tiny_model(), GenerationConfig(max_new_tokens=8, seed=1)
     how = {"speculation": Speculation(tiny_model(seed=9))}
     inputs = [GenerationInput(prompt) for prompt in PROMPTS]
-    result = [output.tokens for output in generate_batch(model, inputs, options, **how)]
-    assert [
-        output.tokens for output in generate_batch(model, inputs[:2], options, **how)
-    ] == result[:2]
+    result = [output.tokens for output in generate(model, inputs, options, **how)]
+    assert [output.tokens for output in generate(model, inputs[:2], options, **how)] == result[:2]
     assert result[0] != result[1]
 
 

@@ -13,7 +13,7 @@ from miniformer.checkpoint.directory import save_directory
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.api import GenerationInput, generate_batch, stream
+from miniformer.generation.api import GenerationInput, generate, stream
 from miniformer.generation.sampling import sampling_distribution
 from miniformer.generation.speculative import PromptLookupDraft, Speculation, _accept_or_resample
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -52,8 +52,8 @@ def test_speculative_greedy_text_is_the_same(shape, prompt, kind, num_draft_toke
     draft = {"near": near(model), "far": tiny_model(seed=9), "lookup": None}[kind]
     options = GenerationConfig(max_new_tokens=20, temperature=0.0, **extra)
     speculation = Speculation(draft, num_draft_tokens=num_draft_tokens)
-    (plain,) = generate_batch(model, [GenerationInput(prompt)], options)
-    (result,) = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
+    (plain,) = generate(model, [GenerationInput(prompt)], options)
+    (result,) = generate(model, [GenerationInput(prompt)], options, speculation=speculation)
     assert result.tokens == plain.tokens
     assert result.logprobs == pytest.approx(plain.logprobs, abs=1e-4)
     stats = speculation.stats
@@ -89,7 +89,7 @@ def test_speculative_sampling_has_the_same_distribution(kind, sampling):
     prompt, draws = [1, 2, 1], 500
     options = GenerationConfig(max_new_tokens=3, seed=0, num_return_sequences=draws, **sampling)
     speculation = Speculation(drafts[kind], num_draft_tokens=2)
-    result = generate_batch(model, [GenerationInput(prompt)], options, speculation=speculation)
+    result = generate(model, [GenerationInput(prompt)], options, speculation=speculation)
     assert speculation.stats.num_draft_tokens > draws / 2
     expected = torch.zeros(4, 4, 4)
     for cell in itertools.product(range(4), repeat=3):  # by the chain rule, token by token
@@ -118,9 +118,9 @@ def test_speculative_decoding_of_seq2seq():
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     inputs = [GenerationInput([2], [3, 1, 4]), GenerationInput([2], [9])]
     options = GenerationConfig(max_new_tokens=15, temperature=0.0)
-    plain = generate_batch(model, inputs, options)
+    plain = generate(model, inputs, options)
     for draft in (near(model), None):
-        result = generate_batch(model, inputs, options, speculation=Speculation(draft))
+        result = generate(model, inputs, options, speculation=Speculation(draft))
         assert [item.tokens for item in result] == [item.tokens for item in plain]
 
 
@@ -130,7 +130,7 @@ def test_speculative_decoding_of_a_stream():
     result = list(
         stream(model, GenerationInput([1, 2]), options, speculation=Speculation(near(model)))
     )
-    assert result == generate_batch(model, [GenerationInput([1, 2])], options)[0].tokens
+    assert result == generate(model, [GenerationInput([1, 2])], options)[0].tokens
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_speculative_decoding_rejects_unsupported_settings():
     model = tiny_model()
     options = GenerationConfig(max_new_tokens=5)
     with pytest.raises(UserError, match="vocabulary of 7 tokens, the model one of 31"):
-        generate_batch(
+        generate(
             model,
             [GenerationInput([1])],
             options,
@@ -194,10 +194,10 @@ def test_speculative_decoding_rejects_unsupported_settings():
         )
     decoder = tiny_model(model=Seq2SeqTransformer, causal=False)
     with pytest.raises(UserError, match="must both be causal, or both seq2seq"):
-        generate_batch(model, [GenerationInput([1])], options, speculation=Speculation(decoder))
+        generate(model, [GenerationInput([1])], options, speculation=Speculation(decoder))
     beams = GenerationConfig(max_new_tokens=5, num_beams=2)
     with pytest.raises(UserError, match="num_beams=2 cannot be speculated; set num_beams=1"):
-        generate_batch(model, [GenerationInput([1])], beams, speculation=Speculation())
+        generate(model, [GenerationInput([1])], beams, speculation=Speculation())
     with pytest.raises(UserError, match="num_draft_tokens must be at least 1, not 0"):
         Speculation(num_draft_tokens=0)
     with pytest.raises(UserError, match='must be a Pipeline, a Speculation or "lookup", not 3'):

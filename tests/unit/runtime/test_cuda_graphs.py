@@ -79,8 +79,6 @@ def recordings(monkeypatch):
         Tape.__init__(tape)
         tapes.append(tape)
 
-    for kind in (type(tiny_model()), Seq2SeqTransformer):
-        monkeypatch.setattr(kind, "engine", lambda self, weights: None)
     monkeypatch.setattr(
         cuda_graphs,
         "unsupported_reason",
@@ -106,10 +104,9 @@ def test_cuda_graphs_logits_are_copied(recordings):
     """Compares with a full forward pass; a graph writes to the same memory at each replay."""
     model, ids = tiny_model(), torch.randint(0, 31, (2, 9))
     with torch.inference_mode():
-        full, cache = model(ids), model.new_cache(2, 9, "full")
-        model.features(ids[:, :5], cache=cache)
-        steps = cuda_graphs.CudaGraphRunner(model, cache, [])
-        result = torch.stack([steps(token) for token in ids[:, 5:].T], 1)
+        full, runtime = model(ids), cuda_graphs.CudaGraphRuntime(model)
+        runtime.prefill(ids[:, :5], None, 20)
+        result = torch.stack([runtime.step(token) for token in ids[:, 5:].T], 1)
     torch.testing.assert_close(result, full[:, 5:], rtol=1e-4, atol=1e-4)
     assert [tape.played for tape in recordings] == [4]
 
@@ -127,10 +124,10 @@ def test_cuda_graphs_in_beam_search_sampling_and_seq2seq(shape, options, recordi
 
 
 def test_cuda_graphs_are_recaptured_after_truncation(recordings):
-    model = tiny_model(max_seq_len=40)
-    result = model.generate(PROMPTS, 90, temperature=0, context_shift=True, cuda_graph=True)
+    model = tiny_model(max_seq_len=60)
+    result = model.generate(PROMPTS, 120, temperature=0, context_shift=True, cuda_graph=True)
     assert len(recordings) > 1
-    assert result == model.generate(PROMPTS, 90, temperature=0, context_shift=True)
+    assert result == model.generate(PROMPTS, 120, temperature=0, context_shift=True)
 
 
 @pytest.mark.parametrize(("new", "tapes"), [(8, 0), (16, 0), (17, 1)])

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from miniformer import Seq2SeqTransformer
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.api import GenerationInput, generate_batch
-from miniformer.generation.loop import DecodingState
-from miniformer.runtime.native import build, ctypes_structs, engine, huge_pages
-from miniformer.runtime.native.engine import Engine, NativeKernelsWarning
+from miniformer.generation.api import GenerationInput, generate
+from miniformer.generation.inputs import PromptBatch
+from miniformer.generation.loop import prefill
+from miniformer.runtime.native import build, ctypes_structs, decode_step, engine, huge_pages
+from miniformer.runtime.native.decode_step import NativeRuntime
+from miniformer.runtime.native.engine import Engine, NativeKernelsWarning, get_engine
 from miniformer.runtime.native.thread_tuning import ThreadTuner
 from miniformer.runtime.native.weight_layout import quantize_int4
 from miniformer.runtime.native.weights import unsupported_reason
@@ -55,6 +57,13 @@ COMPILED = build.load_library()._name
 MASK = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 
 
+def runtime_on(cache, model, engine, memory=()):
+    """A native runtime that continues from a filled cache."""
+    runtime = NativeRuntime(engine, model, memory)
+    runtime.cache = cache
+    return runtime
+
+
 def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps=5, rows=3):
     """Logits of several steps, by the kernels and by the model."""
     ids = torch.randint(0, 31, (rows, 5))
@@ -65,12 +74,11 @@ def steps_of(model, memory=(), *, mask=None, threads=1, weights="float32", steps
             if mask is not None:
                 cache.final_lengths = mask.sum(1, keepdim=True) + steps
             model.features(ids, *memory, mask, cache=cache)
-        source = memory[0].mask if memory else None
-        kernels = Engine(model, weights, threads).make_runner(caches[0], source)
+        kernels = runtime_on(caches[0], model, Engine(model, weights, threads), memory)
         for _ in range(steps):
             token = torch.randint(0, 31, (rows,))
             features = model.features(token[:, None], *memory, cache=caches[1])[:, 0]
-            result.append((kernels(token), model.logits(features)))
+            result.append((kernels.step(token), model.logits(features)))
     return result
 
 
@@ -85,9 +93,9 @@ def test_native_step_matches_the_model(shape, mask, threads):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_native_prefill_is_left_to_models_with_position_bias(shape):
-    assert Engine(tiny_model(**SHAPES[shape])).supports_prefill == (
-        shape not in ("alibi", "relative")
-    )
+    model = tiny_model(**SHAPES[shape])
+    runtime = NativeRuntime(Engine(model), model)
+    assert runtime.supports_prefill == (shape not in ("alibi", "relative"))
 
 
 @pytest.mark.catches("last_panel_repeats_a_row", "kernels_read_padding")
@@ -103,15 +111,14 @@ def test_native_prefill_matches_the_model(shape, mask, at_once, monkeypatch):
         torch.randint(0, 31, (3, 5)),
         torch.tensor([3, 1, 2]),
     )
-    caches = [model.new_cache(3, 7, "full") for _ in range(2)]
     with torch.inference_mode():
-        for cache in caches:
-            if mask is not None:
-                cache.final_lengths = mask.sum(1, keepdim=True) + 2
-        steps = kernels.make_runner(caches[0])
-        actual = [steps.prefill(ids, mask), steps(token)]
-        reference = model.features(ids, mask, cache=caches[1])[:, -1]
-        reference = [reference, model.features(token[:, None], cache=caches[1])[:, 0]]
+        runtime = NativeRuntime(kernels, model)
+        actual = [runtime.prefill(ids, mask, 2), runtime.step(token)]
+        cache = model.new_cache(3, 7, "full")
+        if mask is not None:
+            cache.final_lengths = mask.sum(1, keepdim=True) + 2
+        reference = model.features(ids, mask, cache=cache)[:, -1]
+        reference = [reference, model.features(token[:, None], cache=cache)[:, 0]]
         for a, b in zip(actual, reference, strict=True):
             torch.testing.assert_close(a, model.logits(b), rtol=1e-4, atol=3e-5)
 
@@ -121,7 +128,7 @@ def test_native_prefill_in_chunks():
     for length in (300, 600):  # the longer one is left to the model
         prompt = torch.randint(0, 31, (1, length))
         expected = model(prompt)[0, -1].detach().log_softmax(-1)
-        (result,) = generate_batch(model, [GenerationInput(prompt[0].tolist())], GREEDY)
+        (result,) = generate(model, [GenerationInput(prompt[0].tolist())], GREEDY)
         assert result.tokens == [int(expected.argmax())]
         assert result.logprobs == pytest.approx([float(expected.max())], abs=1e-4)
 
@@ -138,7 +145,7 @@ def test_native_batch_matches_single_rows(weights, rows):
         cache = model.new_cache(len(selected), 6, "full")
         with torch.inference_mode():
             model.features(ids[selected], cache=cache)
-            return kernels.make_runner(cache)(token[selected])
+            return runtime_on(cache, model, kernels).step(token[selected])
 
     alone = torch.cat([step(torch.tensor([row])) for row in range(rows)])
     torch.testing.assert_close(step(torch.arange(rows)), alone, rtol=1e-4, atol=5e-5)
@@ -174,7 +181,8 @@ def test_native_step_propagates_nan_and_infinity(what):
             model.generate([[1, 2]], 4, weight_dtype="int8", **options)
     with torch.inference_mode():
         cache = model.new_cache(1, 9, "full")
-        assert not Engine(model, "int8").make_runner(cache)(torch.tensor([3])).isfinite().any()
+        runtime = runtime_on(cache, model, Engine(model, "int8"))
+        assert not runtime.step(torch.tensor([3])).isfinite().any()
 
 
 @pytest.mark.catches("rows_settle_without_their_keys")
@@ -188,12 +196,13 @@ def test_native_reorder_does_not_copy_keys():
         for cache in caches:
             model.features(ids, cache=cache)
             cache.select(torch.tensor([0, 0, 0, 1, 1, 1]))
-        actual, reference = (kernels.make_runner(cache) for cache in caches)
+        actual, reference = (runtime_on(cache, model, kernels) for cache in caches)
         for _ in range(5):
             token = torch.randint(0, 31, (6,), generator=random)
-            torch.testing.assert_close(actual(token), reference(token), rtol=1e-5, atol=1e-6)
+            logits = actual.step(token)
+            torch.testing.assert_close(logits, reference.step(token), rtol=1e-5, atol=1e-6)
             rows = torch.randint(0, 3, (6,), generator=random) + torch.tensor([0, 0, 0, 3, 3, 3])
-            actual.reorder_rows(rows)
+            actual.reorder(rows)
             caches[1].reorder(rows)
         actual.materialize_cache()
         for a, b in zip(caches[0].layers, caches[1].layers, strict=True):
@@ -209,8 +218,19 @@ def test_native_source_keys_are_shared_by_beams(options, monkeypatch):
     end = model.generate(sources, 9, temperature=0)[1][3]
     more = {**options, "eos_id": end}
     fast = model.generate(sources, 20, **more)
-    monkeypatch.setattr(type(model), "engine", lambda self, weights: None)
+    monkeypatch.setattr(decode_step, "get_engine", lambda model, weight_dtype: None)
     assert model.generate(sources, 20, **more) == fast
+
+
+@pytest.mark.catches("shared_sources_are_lost_in_prefill")
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "seed": 1}])
+def test_context_shift_with_shared_sources(options, monkeypatch):
+    """After the context is truncated, each row attends to its own source again."""
+    model = tiny_model(model=Seq2SeqTransformer, causal=False, max_seq_len=12)
+    sources, options = [[3, 1, 4, 1, 5], [9, 2]], {**options, "context_shift": True}
+    fast = model.generate(sources, 30, **options)
+    monkeypatch.setattr(decode_step, "get_engine", lambda model, weight_dtype: None)
+    assert model.generate(sources, 30, **options) == fast
 
 
 @pytest.mark.catches("more_threads_pass_for_faster")
@@ -255,11 +275,11 @@ def test_thread_tuner_measures_during_generation():
     model = tiny_model()
     kernels = Engine(model, threads=2)
     with torch.inference_mode():
-        steps = kernels.make_runner(model.new_cache(1, 30, "full"))
-        logits = [steps(torch.tensor([3])) for _ in range(20)]
-        alone = Engine(model, threads=1).make_runner(model.new_cache(1, 30, "full"))
+        runtime = runtime_on(model.new_cache(1, 30, "full"), model, kernels)
+        logits = [runtime.step(torch.tensor([3])) for _ in range(20)]
+        alone = runtime_on(model.new_cache(1, 30, "full"), model, Engine(model, threads=1))
         for item in logits:  # bit-identical for any number of threads
-            torch.testing.assert_close(alone(torch.tensor([3])), item, rtol=0, atol=0)
+            torch.testing.assert_close(alone.step(torch.tensor([3])), item, rtol=0, atol=0)
     assert set(kernels._thread_pools) == {1, 2}
     assert kernels.thread_tuner._trials[1].selected in (1, 2)
 
@@ -269,8 +289,8 @@ def test_exclusive_threads_apply_to_the_calling_thread_only():
     model, ids = tiny_model(), torch.randint(0, 31, (2, 5))
     torch.set_num_threads(2)
     try:
-        state = DecodingState(model, ids, None, 3)
-        with state.exclusive_threads():
+        state = prefill(model, PromptBatch(ids), GenerationConfig(3))
+        with state.runtime.exclusive_threads():
             assert torch.get_num_threads() == 1
             with concurrent.futures.ThreadPoolExecutor(1) as executor:  # a new thread
                 assert executor.submit(torch.get_num_threads).result() == 2
@@ -284,10 +304,11 @@ def test_native_rows_need_a_new_step_after_a_change():
     cache = model.new_cache(3, 9, "full")
     with torch.inference_mode():
         model.features(torch.randint(0, 31, (3, 5)), cache=cache)
-        steps = Engine(model).make_runner(cache)
+        runtime = runtime_on(cache, model, Engine(model))
+        runtime.step(torch.tensor([1, 2, 3]))
         cache.select(torch.tensor([0, 2]))
-        with pytest.raises(ValueError, match="the cache has 2 rows, the runner 3"):
-            steps(torch.tensor([1, 2]))
+        with pytest.raises(ValueError, match="the cache has 2 rows, the runtime 3"):
+            runtime.step(torch.tensor([1, 2]))
 
 
 @pytest.mark.parametrize("shape", ["llama", "relative", "post", "heads", "output"])
@@ -364,9 +385,9 @@ def test_native_step_with_quantized_weights_matches_a_rounded_model(weights):
         caches = {name: model.new_cache(3, 10, "full") for name in result}
         for cache in caches.values():
             model.features(ids[:, :5], cache=cache)
-        kernels = Engine(model, weights).make_runner(caches["kernels"])
+        kernels = runtime_on(caches["kernels"], model, Engine(model, weights))
         for token in ids[:, 5:].T:
-            result["kernels"].append(kernels(token.contiguous()))
+            result["kernels"].append(kernels.step(token.contiguous()))
             for name, variant in (("rounded", rounded), ("plain", model)):
                 features = variant.features(token[:, None], cache=caches[name])
                 result[name].append(variant.logits(features[:, 0]))
@@ -417,19 +438,19 @@ def test_native_texts_match_torch(options, monkeypatch):
     end = model.generate([[4]], 6, temperature=0)[0][4]
     more = {**options, "eos_id": end}
     fast = model.generate(prompts, 20, **more)
-    monkeypatch.setattr(type(model), "engine", lambda self, weights: None)
+    monkeypatch.setattr(decode_step, "get_engine", lambda model, weight_dtype: None)
     assert model.generate(prompts, 20, **more) == fast
 
 
 @pytest.mark.catches("engine_keeps_weights_that_have_changed")
 def test_native_engine_follows_changed_weights():
     model = tiny_model()
-    first = model.engine()
-    assert model.engine() is first
+    first = get_engine(model)
+    assert get_engine(model) is first
     before = model.generate([[1, 2]], 8, temperature=0)
     with torch.no_grad():
         model.embedding.weight.mul_(-1)
-    assert model.engine() is not first
+    assert get_engine(model) is not first
     again = model.generate([[1, 2]], 8, temperature=0)
     assert again != before
     fresh = tiny_model()
@@ -439,7 +460,7 @@ def test_native_engine_follows_changed_weights():
 
 def test_native_engine_is_freed_with_its_model():
     model = tiny_model()
-    gone = weakref.ref(model.engine())
+    gone = weakref.ref(get_engine(model))
     copy.deepcopy(model)  # the cached engine is not part of the model
     del model
     gc.collect()
@@ -487,9 +508,9 @@ def changed(name):
 def test_native_engine_leaves_unsupported_models_to_torch(name, reason):
     model = changed(name)
     assert unsupported_reason(model) == reason
-    assert model.engine() is None
+    assert get_engine(model) is None
     with pytest.raises(UserError, match=f"weight_dtype=int8 needs the decoding kernels: {reason}"):
-        model.engine("int8")
+        get_engine(model, "int8")
     assert unsupported_reason(tiny_model()) is None
 
 

@@ -1,107 +1,90 @@
 """Prefill and decode steps of the native kernels on one cache.
 
-Letters: B rows, C capacity of the cache, T tokens in it, K key-value heads, E head width,
-V vocabulary.
+Letters: R rows, C capacity of the cache, S tokens in it, H heads, K key-value heads, E head width.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.config import GenerationConfig
+from miniformer.generation.runtime import PlainRuntime
 from miniformer.runtime.native import ctypes_structs as c
-
-if TYPE_CHECKING:
-    from miniformer.runtime.native.engine import Engine
-
+from miniformer.runtime.native.engine import Engine, get_engine
+from miniformer.runtime.native.threads import single_openmp_thread
 
 _PREFILL_CHUNK = 256  # prompt tokens per call
+_PREFILL_MAX_LENGTH = 512  # columns; beyond it PyTorch's attention is faster
 
 
-class NativeRunner:
-    """Runner of steps on one cache; see `Engine.make_runner`.
+def make_native_runtime(
+    model: Any, memory: Sequence[Any], options: GenerationConfig
+) -> NativeRuntime | None:
+    """Creates the runtime; None: there are no kernels for the model, or CUDA graphs are on.
 
-    A change of the rows of the cache requires a new runner.
+    Raises:
+        UserError: see `get_engine`.
+    """
+    if options.cuda_graph:
+        return None
+    engine = get_engine(model, options.weight_dtype)
+    return None if engine is None else NativeRuntime(engine, model, memory)
+
+
+class NativeRuntime(PlainRuntime):
+    """Runtime that calls the kernels.
+
+    Copies of a prompt share the keys and values of its source, and `reorder` moves an index instead
+    of keys and values.
+
+    Args:
+        engine: engine of the model.
+        model: the model; it prefills what the kernels do not support.
+        memory: encoder outputs of an encoder-decoder model, otherwise empty.
     """
 
-    def __init__(
-        self, engine: Engine, cache: KVCache, mask: Tensor | None, copies: int = 1
-    ) -> None:
-        config = engine.config
-        self.engine, self.cache = engine, cache
-        self._references: list[Any] = []
-        self._key_rows: Tensor | None = None  # int32 [B, C]: row that stores the key
-        self.step = step = c.Step(
-            count=cache.batch_size,
-            capacity=cache.capacity,
-            rows_per_source=copies,
-            num_outputs=-1,
-        )
-        width = 3 * config.d_model + config.ff_width
-        self._work_width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
-        step.work = self._retain(torch.empty(cache.batch_size * self._work_width))
-        step.keys = self._pointer_array([layer.keys for layer in cache.layers])
-        step.values = self._pointer_array([layer.values for layer in cache.layers])
-        if config.position == "rotary":
-            self._make_rotary_tables()
-        if cache.cross_kv is not None:
-            step.source_columns = cache.cross_kv[0][0].shape[2]
-            keys, values = zip(*cache.cross_kv, strict=True)
-            step.source_keys = self._pointer_array([key.contiguous() for key in keys])
-            step.source_values = self._pointer_array([value.contiguous() for value in values])
-            if mask is not None:
-                step.source_mask = self._retain(mask.to(torch.uint8).contiguous())
+    cache_kind = "full"
+    fuses_top_logprobs = True
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Appends a token to each row, int [B]; returns the next logits, float32 [B, V]."""
-        cache, step, engine = self.cache, self.step, self.engine
-        config, position = engine.config, engine.stack.position
-        rows = cache.batch_size
-        if rows != step.count:  # prevents an out-of-bounds access
-            raise ValueError(
-                f"the cache has {rows} rows, the runner {step.count}; create a new runner"
-            )
-        new_positions = cache.extend(None, 1)  # [B or 1, 1]
-        positions, tokens = new_positions.expand(rows, 1).contiguous(), tokens.contiguous()
-        step.columns = cache.stop
-        step.tokens, step.positions = tokens.data_ptr(), positions.data_ptr()
-        step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
-        vectors = position.vectors(new_positions)
-        if vectors is not None:
-            vectors = vectors.expand(rows, 1, config.d_model).float().contiguous()
-            step.vectors = vectors.data_ptr()
-        if position.adds_bias:
-            columns = cache.layers[0].key_positions(cache)
-            bias = position.bias(new_positions, columns).float().contiguous()  # [B or 1, H, 1, S]
-            step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
-        logits = torch.empty(rows, config.vocab_size)
-        step.logits = logits.data_ptr()
-        engine.run(step, rows)
-        cache.end_pass()
-        return logits
+    def __init__(self, engine: Engine, model: Any, memory: Sequence[Any] = ()) -> None:
+        super().__init__(model, memory)
+        self.engine, self.position = engine, getattr(model, "decoder", model).position
+        self.rows_per_source = 1
+        self._struct: Any = None  # inputs and outputs of a step; None after a change of rows
+        self._references: list[Any] = []  # keep the memory of `_struct` alive
+        self._key_rows: Tensor | None = None  # int32 [R, C]: row that stores the key
 
-    def prefill(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Fills an empty cache with prompts; returns the next logits, float32 [B, V].
+    @property
+    def supports_prefill(self) -> bool:
+        """True if the kernels can also prefill."""
+        return not self.memory and not self.position.adds_bias
 
-        Padding is skipped.
-
-        Args:
-            ids: int [B, T].
-            mask: real tokens, bool [B, T], including the last column; None: all.
-        """
-        cache, config, position = self.cache, self.engine.config, self.engine.stack.position
+    def prefill(
+        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+    ) -> Tensor:
+        """Implements `Runtime.prefill`; padding is skipped."""
+        if self.rows_per_source > 1:  # a new cache has a source for each row
+            self.select_sources(torch.arange(len(ids)) // self.rows_per_source)
+            self.rows_per_source = 1
+        self._struct = self._key_rows = None
+        if not self.supports_prefill or ids.shape[1] > _PREFILL_MAX_LENGTH:
+            return super().prefill(ids, mask, max_new_tokens, trimmable=trimmable)
+        self.make_cache(ids, mask, max_new_tokens, self.cache_kind)
+        self._struct = self._make_struct()
+        cache, config = self.cache, self.engine.config
         all_positions = cache.extend(mask, ids.shape[1]).expand(ids.shape)
         token_mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         rows, columns = token_mask.nonzero(as_tuple=True)
         tokens, positions = ids[token_mask], all_positions[token_mask]
-        vectors = position.vectors(all_positions)
+        vectors = self.position.vectors(all_positions)
         logits = torch.empty(len(ids), config.vocab_size)
-        step, num_done = type(self.step).from_buffer_copy(self.step), 0
+        step, num_done = type(self._struct).from_buffer_copy(self._struct), 0
         work = torch.empty(min(len(tokens), _PREFILL_CHUNK) * self._work_width)
         step.work, step.columns = work.data_ptr(), cache.stop
         step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
@@ -122,15 +105,50 @@ class NativeRunner:
         cache.end_pass()
         return logits
 
-    def reorder_rows(self, rows: Tensor) -> None:
-        """Replaces each row by row `rows`, int [B], which has the same prompt and source.
+    def step(self, tokens: Tensor) -> Tensor:
+        """Implements `Runtime.step`; the logits are float32."""
+        if self._struct is None:
+            self._struct = self._make_struct()
+        cache, step, config, position = self.cache, self._struct, self.engine.config, self.position
+        rows = cache.batch_size
+        if rows != step.count:  # prevents an out-of-bounds access
+            raise ValueError(f"the cache has {rows} rows, the runtime {step.count}; use `select`")
+        new_positions = cache.extend(None, 1)  # [R or 1, 1]
+        positions, tokens = new_positions.expand(rows, 1).contiguous(), tokens.contiguous()
+        step.columns = cache.stop
+        step.tokens, step.positions = tokens.data_ptr(), positions.data_ptr()
+        step.key_positions = None if cache.positions is None else cache.positions.data_ptr()
+        vectors = position.vectors(new_positions)
+        if vectors is not None:
+            vectors = vectors.expand(rows, 1, config.d_model).float().contiguous()
+            step.vectors = vectors.data_ptr()
+        if position.adds_bias:
+            columns = cache.layers[0].key_positions(cache)
+            bias = position.bias(new_positions, columns).float().contiguous()  # [R or 1, H, 1, S]
+            step.bias, step.bias_per_row = bias.data_ptr(), len(bias) > 1
+        logits = torch.empty(rows, config.vocab_size)
+        step.logits = logits.data_ptr()
+        self.engine.run(step, rows)
+        cache.end_pass()
+        return logits
 
-        Keys and values are not moved; only the row index changes.
-        """
+    def select(self, rows: Tensor, copies: int = 1) -> None:
+        """Implements `Runtime.select`."""
+        self.materialize_cache()
+        sources = (rows // self.rows_per_source)[::copies]
+        self.cache.select(rows, sources)
+        self.select_sources(sources)
+        self.rows_per_source, self._struct = copies, None
+
+    def reorder(self, rows: Tensor) -> None:
+        """Implements `Runtime.reorder`: only the index of key rows changes."""
+        if self._struct is None:
+            super().reorder(rows)
+            return
         if self._key_rows is None:
-            identity = torch.arange(self.step.count, dtype=torch.int32)
+            identity = torch.arange(self._struct.count, dtype=torch.int32)
             self._key_rows = identity[:, None].repeat(1, self.cache.capacity)
-            self.step.key_rows = self._key_rows.data_ptr()
+            self._struct.key_rows = self._key_rows.data_ptr()
         columns = self._key_rows[:, : self.cache.length]
         columns.copy_(columns[rows])
 
@@ -140,17 +158,50 @@ class NativeRunner:
             return
         columns = torch.arange(self.cache.length)
         for layer in self.cache.layers:
-            for stored in (layer.keys, layer.values):  # [B, K, C, E]
+            for stored in (layer.keys, layer.values):  # [R, K, C, E]
                 row = self._key_rows[:, : len(columns)].long()
-                gathered = stored[row, :, columns]  # [B, T, K, E]
+                gathered = stored[row, :, columns]  # [R, S, K, E]
                 stored[:, :, : len(columns)] = gathered.transpose(1, 2)
-        self._key_rows, self.step.key_rows = None, None
+        self._key_rows, self._struct.key_rows = None, None
 
-    def _make_rotary_tables(self) -> None:
-        """Computes cos and sin of every position, for layers without and with a window."""
-        cache, step = self.cache, self.step
+    def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Implements `Runtime.top_logprobs`."""
+        return self.engine.top_logprobs(logits, k)
+
+    def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
+        """Implements `Runtime.exclusive_threads`."""
+        return single_openmp_thread()
+
+    def _make_struct(self) -> Any:
+        """Makes the struct of a step for the current rows of the cache."""
+        cache, config = self.cache, self.engine.config
+        self._references = []
+        step = c.Step(
+            count=cache.batch_size,
+            capacity=cache.capacity,
+            rows_per_source=self.rows_per_source,
+            num_outputs=-1,
+        )
+        width = 3 * config.d_model + config.ff_width
+        self._work_width = width + 2 * (config.n_heads + config.kv_heads) * config.head_width
+        step.work = self._retain(torch.empty(cache.batch_size * self._work_width))
+        step.keys = self._pointer_array([layer.keys for layer in cache.layers])
+        step.values = self._pointer_array([layer.values for layer in cache.layers])
+        if config.position == "rotary":
+            self._add_rotary_tables(step)
+        if cache.cross_kv is not None:
+            step.source_columns = cache.cross_kv[0][0].shape[2]
+            keys, values = zip(*cache.cross_kv, strict=True)
+            step.source_keys = self._pointer_array([key.contiguous() for key in keys])
+            step.source_values = self._pointer_array([value.contiguous() for value in values])
+            if self.memory[0].mask is not None:
+                step.source_mask = self._retain(self.memory[0].mask.to(torch.uint8).contiguous())
+        return step
+
+    def _add_rotary_tables(self, step: Any) -> None:
+        """Adds cos and sin of every position, for layers without and with a window."""
+        cache, rotation = self.cache, self.position.rotation
         positions = torch.arange(cache.capacity)[None]
-        rotation = self.engine.stack.position.rotation
         tables = [
             rotation(positions, length=cache.final_lengths, local=local) for local in (False, True)
         ]

@@ -5,7 +5,6 @@ Letters: B rows, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -19,11 +18,8 @@ import torch
 from torch import Tensor
 
 from miniformer.config import UserError
-from miniformer.model.cache.kv_cache import KVCache
 from miniformer.runtime.native.build import NativeKernelsUnavailable, load_library
-from miniformer.runtime.native.decode_step import NativeRunner
 from miniformer.runtime.native.thread_tuning import ThreadTuner
-from miniformer.runtime.native.threads import single_openmp_thread
 from miniformer.runtime.native.weights import NativeWeights, unsupported_reason
 
 _ENGINES: weakref.WeakKeyDictionary[Any, tuple[Any, Engine]] = weakref.WeakKeyDictionary()
@@ -52,35 +48,11 @@ class Engine:
             raise NativeKernelsUnavailable(reason)
         self.library, self.weight_dtype = load_library(), weight_dtype
         self.config = model.config
-        stack = getattr(model, "decoder", model)
-        self._stack = weakref.ref(stack)  # weak: the engine must not keep its model alive
         self._native_weights = NativeWeights(model, weight_dtype)
         self.model, self.nbytes = self._native_weights.model, self._native_weights.nbytes
         self.thread_tuner, self._thread_pools = ThreadTuner(threads), dict[int, int]()
         self._lock = threading.Lock()  # streams of several threads may share a model
         self.handle = self._thread_pool(threads)
-
-    @property
-    def stack(self) -> Any:
-        """The decoder layers of the model."""
-        return self._stack()
-
-    @property
-    def supports_prefill(self) -> bool:
-        """True if prefill can also use the kernels."""
-        return not self.model.has_cross and not self.stack.position.adds_bias
-
-    def make_runner(
-        self, cache: KVCache, mask: Tensor | None = None, copies: int = 1
-    ) -> NativeRunner:
-        """Creates the runner of a cache.
-
-        Args:
-            cache: cache of kind "full", with keys and values of the source, if there is one.
-            mask: real source tokens, bool [B, S]; None: all.
-            copies: number of consecutive rows that share a source.
-        """
-        return NativeRunner(self, cache, mask, copies)
 
     def run(self, step: Any, rows: int | None = None) -> None:
         """Runs a decode step or a chunk of prefill.
@@ -132,10 +104,6 @@ class Engine:
                 tokens.data_ptr(),
             )  # fmt: skip
         return logprobs, tokens
-
-    def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
-        """Context manager that leaves the cores to the threads of the kernels."""
-        return single_openmp_thread()
 
 
 def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:

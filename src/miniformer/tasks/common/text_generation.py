@@ -1,4 +1,4 @@
-"""Base class of tasks whose models generate text, whole or streamed."""
+"""Base class of tasks whose models generate text: texts to token ids and back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.generation.api import GenerationInput, GenerationOutput, generate_batch, stream
+from miniformer.generation import api
 from miniformer.generation.constrained import Constraint, Vocabulary
 from miniformer.generation.detokenizer import StopStringChecker, StreamingDetokenizer
+from miniformer.generation.logits_processors import Processor
+from miniformer.generation.speculative import Speculation
 from miniformer.tasks.base import Task
 
 _BATCH_SIZE = 32  # texts that are generated at once
@@ -28,7 +30,7 @@ class TextGenerationTask(Task):
         *,
         truncate: bool = False,
         max_new_tokens: int = 0,
-    ) -> list[GenerationInput]:
+    ) -> list[api.GenerationInput]:
         """Encodes prompts.
 
         Args:
@@ -51,8 +53,9 @@ class TextGenerationTask(Task):
         options: GenerationConfig,
         *,
         truncate: bool = False,
-        **generate_kwargs: Any,
-    ) -> list[tuple[str, GenerationOutput]]:
+        processors: Sequence[Processor] = (),
+        speculation: Speculation | None = None,
+    ) -> list[tuple[str, api.GenerationOutput]]:
         """Generates text and tokens: `num_return_sequences` of the first prompt, and so on.
 
         Args:
@@ -61,35 +64,35 @@ class TextGenerationTask(Task):
             prompts: texts.
             options: decoding options.
             truncate: see `generation_inputs`.
-            **generate_kwargs: further arguments of `miniformer.generation.api.generate_batch`.
+            processors, speculation: see `miniformer.generation.api.generate`.
         """
         inputs = self.generation_inputs(
             model, tokenizer, prompts, truncate=truncate, max_new_tokens=options.max_new_tokens
         )
         stop = StopStringChecker(tokenizer.decode, options.stop_strings or [])
-        settings, generate_kwargs, constraint = _token_level_options(
-            tokenizer, options, generate_kwargs
-        )
+        constraints = _make_constraints(tokenizer, options)
         # Batches are of similar lengths.
         order = sorted(
             range(len(inputs)), key=lambda n: len(inputs[n].source or inputs[n].input_ids)
         )
-        outputs: dict[int, list[GenerationOutput]] = {}
+        copies = options.num_return_sequences
+        outputs: dict[int, list[api.GenerationOutput]] = {}
         for first in range(0, len(order), _BATCH_SIZE):
             indices = order[first : first + _BATCH_SIZE]
-            batch = generate_batch(
+            batch = api.generate(
                 model,
                 [inputs[index] for index in indices],
-                settings,
+                _token_options(options),
+                processors=[*processors, *constraints],
+                stop_fn=stop if options.stop_strings else None,
+                speculation=speculation,
                 prompt_indices=indices,
-                **generate_kwargs,
             )
-            copies = options.num_return_sequences
             for row, index in enumerate(indices):
                 outputs[index] = batch[row * copies : (row + 1) * copies]
         results = [output for index in range(len(inputs)) for output in outputs[index]]
         for output in results:
-            _check_complete(constraint, output.tokens, options)
+            _check_complete(constraints, output.tokens, options)
         return [(stop.truncate(tokenizer.decode(output.tokens)), output) for output in results]
 
     def generate_text(
@@ -113,57 +116,56 @@ class TextGenerationTask(Task):
         options: GenerationConfig,
         *,
         truncate: bool = False,
-        **generate_kwargs: Any,
+        processors: Sequence[Processor] = (),
+        speculation: Speculation | None = None,
     ) -> Iterator[str]:
-        """Streams generated text; the chunks join to the text of `generate_text`."""
+        """Streams generated text; the chunks join to the text of `generate`."""
         (start,) = self.generation_inputs(
             model, tokenizer, [prompt], truncate=truncate, max_new_tokens=options.max_new_tokens
         )
-        settings, generate_kwargs, constraint = _token_level_options(
-            tokenizer, options, generate_kwargs
-        )
+        constraints = _make_constraints(tokenizer, options)
         detokenizer = StreamingDetokenizer(
             tokenizer.decode, options.stop_strings or [], tokenizer.stable_length
         )
-        for token in stream(model, start, settings, **generate_kwargs):
+        for token in api.stream(
+            model,
+            start,
+            _token_options(options),
+            processors=[*processors, *constraints],
+            stop_fn=detokenizer.stop_checker if options.stop_strings else None,
+            speculation=speculation,
+        ):
             if text := detokenizer.add_token(token):
                 yield text
         if text := detokenizer.flush():
             yield text
-        _check_complete(constraint, detokenizer.tokens, options)
+        _check_complete(constraints, detokenizer.tokens, options)
 
 
-def _token_level_options(
-    tokenizer: Tokenizer, options: GenerationConfig, generate_kwargs: dict[str, Any]
-) -> tuple[GenerationConfig, dict[str, Any], Constraint | None]:
-    """Converts text-level options (stop strings, constraints) to token-level arguments."""
-    if options.stop_strings:
-        generate_kwargs = {
-            **generate_kwargs,
-            "stop_fn": StopStringChecker(tokenizer.decode, options.stop_strings),
-        }
-    constraint = None
-    if options.constraint is not None:
-        if options.stop_strings:
-            raise UserError(
-                f"{options.constraint} determines where an answer ends; leave stop_strings out"
-            )
-        constraint = Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))
-        generate_kwargs = {
-            **generate_kwargs,
-            "processors": [*generate_kwargs.get("processors", ()), constraint],
-        }
-    plain = dataclasses.replace(
+def _token_options(options: GenerationConfig) -> GenerationConfig:
+    """Options without those that need a tokenizer."""
+    return dataclasses.replace(
         options, stop_strings=None, regex=None, choices=None, json_schema=None
     )
-    return plain, generate_kwargs, constraint
+
+
+def _make_constraints(tokenizer: Tokenizer, options: GenerationConfig) -> list[Any]:
+    """The constraint that the options ask for, if any."""
+    if options.constraint is None:
+        return []
+    if options.stop_strings:
+        raise UserError(
+            f"{options.constraint} determines where an answer ends; leave stop_strings out"
+        )
+    return [Constraint(options, Vocabulary(*tokenizer.token_bytes(), tokenizer.encode))]
 
 
 def _check_complete(
-    constraint: Constraint | None, tokens: list[int], options: GenerationConfig
+    constraints: Sequence[Constraint], tokens: list[int], options: GenerationConfig
 ) -> None:
-    if constraint is not None and not constraint.is_complete(tokens):
-        raise UserError(
-            f"an answer did not complete {constraint.name} within "
-            f"max_new_tokens={options.max_new_tokens}; raise max_new_tokens"
-        )
+    for constraint in constraints:
+        if not constraint.is_complete(tokens):
+            raise UserError(
+                f"an answer did not complete {constraint.name} within "
+                f"max_new_tokens={options.max_new_tokens}; raise max_new_tokens"
+            )

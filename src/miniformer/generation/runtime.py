@@ -1,0 +1,209 @@
+"""Runtimes: the execution of prefill and decode steps for one batch.
+
+    plain        the modules of the model                     `PlainRuntime`, below
+    native       C++ kernels on CPUs                          miniformer.runtime.native.decode_step
+    cuda_graphs  decode steps replayed as a CUDA graph        miniformer.runtime.cuda_graphs
+
+Letters: R rows of the batch, T prompt length, N new tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol, cast
+
+from torch import Tensor
+
+from miniformer import registry
+from miniformer.config import GenerationConfig, TransformerConfig
+
+
+class Model(Protocol):
+    """Model interface that decoding requires; an encoder-decoder model also has `encode`."""
+
+    config: TransformerConfig
+
+    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> Any:
+        """Creates a key-value cache; see `miniformer.model.cache.kv_cache`."""
+
+    def features(self, *inputs: Any, **options: Any) -> Tensor:
+        """Hidden states before the head."""
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Applies the head to `features`."""
+
+    def parameters(self) -> Any:
+        """As in `nn.Module`."""
+
+    def modules(self) -> Any:
+        """As in `nn.Module`."""
+
+    def train(self, mode: bool = True) -> Any:
+        """As in `nn.Module`."""
+
+
+class Runtime(Protocol):
+    """Executes the passes of one batch and holds its key-value cache.
+
+    Rows are independent. The logits of a pass are those of the token after it, and later passes do
+    not overwrite them. Only `prefill`, `step`, `select` and `reorder` differ in kind between
+    runtimes; `PlainRuntime` has a default for everything.
+    """
+
+    fuses_top_logprobs: ClassVar[bool]  # `top_logprobs` is one pass over the logits
+
+    def prefill(
+        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+    ) -> Tensor:
+        """Fills a new cache with tokens; returns the next logits, [R, V].
+
+        A truncated context is prefilled again, with the rows selected until then.
+
+        Args:
+            ids: int [R, T].
+            mask: real tokens, bool [R, T], always with the last column; None: all.
+            max_new_tokens: maximum number of tokens to append.
+            trimmable: `trim` is called later, so layers with a sliding window evict nothing.
+        """
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Appends a token to each row, int [R]; returns the next logits, [R, V]."""
+
+    def select(self, rows: Tensor, copies: int = 1) -> None:
+        """Selects rows, int [any], in ascending order: a subset, or `copies` of each."""
+
+    def reorder(self, rows: Tensor) -> None:
+        """Replaces each row by row `rows`, int [R], a copy of the same prompt and source."""
+
+    @property
+    def is_full(self) -> bool:
+        """True if the cache has no column for another step."""
+
+    def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and ids of the `k` most likely tokens, in descending order.
+
+        Args:
+            logits: [R, V].
+            k: number of tokens.
+
+        Returns:
+            float32 [R, k], and int [R, k].
+        """
+
+    def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
+        """Context manager for sampling between steps, which leaves the cores to the runtime."""
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Appends tokens, int [R, N]; returns the logits after each, [R, N, V]."""
+
+    def trim(self, length: int) -> None:
+        """Truncates each row to its first `length` tokens, as after a rejected draft."""
+
+
+def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -> Runtime:
+    """Creates the last registered runtime that accepts the model and options, or the plain one.
+
+    A registered factory has the same arguments and returns None if it does not apply.
+
+    Args:
+        model: model in eval mode.
+        memory: encoder outputs of an encoder-decoder model, otherwise empty.
+        options: decoding options.
+
+    Raises:
+        UserError: the options require a runtime that does not support the model.
+    """
+    for name in reversed(registry.names("runtime")):
+        runtime = registry.get("runtime", name)(model, memory, options)
+        if runtime is not None:
+            return cast("Runtime", runtime)
+    return PlainRuntime(model, memory)
+
+
+class PlainRuntime:
+    """Runtime that calls the modules of the model; supports every `Model`.
+
+    Args:
+        model, memory: see `make_runtime`.
+    """
+
+    fuses_top_logprobs: ClassVar[bool] = False
+    cache_kind: ClassVar[str] = "window"  # see `miniformer.model.cache.kv_cache`
+
+    def __init__(self, model: Model, memory: Sequence[Any] = ()) -> None:
+        self.model, self.memory = model, list(memory)
+        self.cache: Any = None  # made by `prefill`
+
+    def prefill(
+        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+    ) -> Tensor:
+        """Implements `Runtime.prefill`."""
+        self.make_cache(ids, mask, max_new_tokens, "full" if trimmable else self.cache_kind)
+        features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
+        return self.model.logits(features[:, -1])
+
+    def make_cache(self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, kind: str) -> None:
+        """Makes an empty cache; see `Runtime.prefill`."""
+        rows, length = ids.shape
+        max_seq_len = self.model.config.max_seq_len
+        capacity = min(length + max_new_tokens, max_seq_len)
+        self.cache = self.model.new_cache(rows, capacity, kind)
+        if mask is not None:  # padding does not count towards the length of a row
+            final_lengths = mask.sum(1, keepdim=True) + max_new_tokens
+            self.cache.final_lengths = final_lengths.clamp_max(max_seq_len)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Implements `Runtime.step`."""
+        return self.append(tokens[:, None])[:, 0]
+
+    def append(self, tokens: Tensor) -> Tensor:
+        """Implements `Runtime.append`."""
+        features = self.model.features(tokens, *self.memory, cache=self.cache)  # [R, N, D]
+        return self.model.logits(features)
+
+    def select(self, rows: Tensor, copies: int = 1) -> None:
+        """Implements `Runtime.select`."""
+        self.cache.select(rows)
+        self.select_sources(rows)
+
+    def select_sources(self, rows: Tensor) -> None:
+        """Selects rows of the encoder outputs, int [any]."""
+        self.memory = [
+            type(item)(*(None if x is None else x[rows] for x in item)) for item in self.memory
+        ]
+
+    def reorder(self, rows: Tensor) -> None:
+        """Implements `Runtime.reorder`."""
+        self.cache.reorder(rows, same_source=True)
+
+    @property
+    def is_full(self) -> bool:
+        """Implements `Runtime.is_full`."""
+        return bool(self.cache.length == self.cache.capacity)
+
+    def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Implements `Runtime.top_logprobs`."""
+        logprobs, tokens = logits.float().log_softmax(-1).topk(k)
+        return logprobs, tokens
+
+    def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
+        """Implements `Runtime.exclusive_threads`: nothing to leave the cores to."""
+        return contextlib.nullcontext()
+
+    def trim(self, length: int) -> None:
+        """Implements `Runtime.trim`."""
+        self.cache.trim(length)
+
+
+@contextlib.contextmanager
+def eval_mode(*models: Any) -> Iterator[None]:
+    """Sets eval mode; on exit restores the mode of each module, since they may differ."""
+    modes = {module: module.training for model in models for module in model.modules()}
+    for model in models:
+        model.train(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
