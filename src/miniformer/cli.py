@@ -18,9 +18,10 @@ from miniformer.commands.verify_resume import add_verify_command, run_verify
 from miniformer.config import GenerationConfig, InputError, UserError
 from miniformer.config.command_line import (
     add_config_flags,
+    command_context,
     command_parser,
     miniformer_command,
-    run_command,
+    parse_flags,
 )
 from miniformer.trainer import run_training, train_parser
 from miniformer.utils.streams import read_stdin
@@ -55,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
         help="train a small model on the source of Python's standard library",
     )
     args = sys.argv[1:] if argv is None else argv
-    return run_command(parser, args, _dispatch, defaults=not {*args[:1]} & _EXPLICIT_COMMANDS)
+    defaults = not {*args[:1]} & _EXPLICIT_COMMANDS
+    with command_context() as command:
+        command.code = _dispatch(parse_flags(parser, args, defaults=defaults))
+    return command.code
 
 
 def _dispatch(values: dict[str, Any]) -> int:

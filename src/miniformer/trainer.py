@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer.config.command_line import (
     add_config_flags,
+    command_context,
     command_parser,
     miniformer_command,
-    run_command,
+    parse_flags,
 )
 from miniformer.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from miniformer.training.run import RunResult
+    from miniformer.training.evaluate import RunResult
 
 
 def train_parser() -> Any:
@@ -37,18 +38,14 @@ def train_parser() -> Any:
 def run_training(values: dict[str, Any]) -> int:
     """Trains with the given flags; returns the exit code."""
     config = TrainConfig.from_dict(values)
-    values, _ = TrainConfig.current_names(values, warn=False)
-    from miniformer.training.callbacks.progress import (
-        make_console,  # only now: it takes seconds to import
-    )
+    # Only now: these imports take seconds.
+    from miniformer.training.callbacks.progress import make_console
+    from miniformer.training.resume.config import resume_config
     from miniformer.training.run import train
 
-    console = make_console()
     if config.resume is not None:
-        from miniformer.training.resume.config import resume_config
-
-        values.pop("resume")
         config = resume_config(Path(config.resume), values)
+    console = make_console()
     return report_result(train(config, console=console), console)
 
 
@@ -75,7 +72,9 @@ def report_result(result: RunResult, console: Console) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the training command; returns its exit code."""
-    return run_command(train_parser(), argv, run_training, defaults=False)
+    with command_context() as command:
+        command.code = run_training(parse_flags(train_parser(), argv, defaults=False))
+    return command.code
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from miniformer import TrainConfig, registry, trainer
+from miniformer.training.setup.auto_tune import auto_tune
 from miniformer.training.setup.prepare import prepare
-from miniformer.training.tuning.auto_tune import auto_tune
 from miniformer.training.tuning.lr_finder import find_batch_size
 from miniformer.utils.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
@@ -117,7 +117,7 @@ def test_memory_limit_that_is_too_small_is_refused(tmp_path, capsys):
 
 def test_find_batch_size_of_a_run(tmp_path, capsys, monkeypatch):
     quick = partial(find_batch_size, min_seconds=0.05)
-    monkeypatch.setattr("miniformer.training.tuning.auto_tune.find_batch_size", quick)
+    monkeypatch.setattr("miniformer.training.setup.auto_tune.find_batch_size", quick)
     code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
     assert code == 0
     assert f"{settings['batch_size']}  " in capsys.readouterr().out

@@ -153,7 +153,7 @@ def together(alone, selected):
         if strategy not in ended:
             settings = config(alone, "launch", "prefix", 1, devices=2, strategy=strategy)
             ended[strategy] = "failed"
-            launch(settings, worker, selected)
+            launch(settings, worker, settings.to_dict(), selected)
             ended[strategy] = "made"
         assert ended[strategy] == "made"
 

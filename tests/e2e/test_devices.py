@@ -109,7 +109,8 @@ def folder(tmp_path_factory):
     settings = json.loads((runs / "from-1" / "train_config.json").read_text())
     settings |= {"devices": 2, "strategy": "fsdp2", "accumulate_grad_batches": 1, "max_steps": 60}
     (runs / "from-1" / "train_config.json").write_text(json.dumps(settings))
-    launch(config(folder, "launch", devices=2), worker)
+    launch_all = config(folder, "launch", devices=2)
+    launch(launch_all, worker, launch_all.to_dict())
     return folder
 
 
@@ -140,7 +141,7 @@ def test_checkpoint_is_resumed_on_any_number_of_devices(folder):
     train(resume_config(runs / "from-2-to-1",
                    {"devices": 1, "accumulate_grad_batches": 2, "max_steps": 60}))  # fmt: skip
     four = resume_config(runs / "from-2-to-4", {"devices": 4, "max_steps": 60})
-    launch(four, worker_of_four)
+    launch(four, worker_of_four, four.to_dict())
     assert_same(folder, "alone", "from-1", steps=60)
     assert_same(folder, "alone", "from-2-to-1", steps=60)
     assert_same(folder, "alone-4", "from-2-to-4", steps=60)

@@ -385,6 +385,7 @@ def warm_config(labelled, work_dir, **changes):
     })  # fmt: skip
 
 
+@pytest.mark.catches("pretraining_leaves_no_weights")
 def test_pretrained_weights_start_the_run(labelled, tmp_path):
     class Look(L.Callback):
         def on_train_start(self, trainer, module):

@@ -3,10 +3,18 @@
 from tests.faults import fault
 
 
-@fault("miniformer.config.command_line:run_guarded")
+@fault("miniformer.config.command_line:command_context")
 def user_errors_exit_with_0(original):
     """A user's mistake is printed, and the exit code is that of success."""
-    return lambda run: original(run) * 0
+    import contextlib
+
+    @contextlib.contextmanager
+    def command_context():
+        with original() as command:
+            yield command
+        command.code = 0
+
+    return command_context
 
 
 @fault("miniformer.config.command_line:_suggest_name")

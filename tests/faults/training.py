@@ -216,12 +216,12 @@ def validation_has_the_plain_weights(original):
     return lambda self, trainer, module: None
 
 
-@fault("miniformer.training.run:_fit")
+@fault("miniformer.training.evaluate:validate_last_step")
 def the_closing_validation_has_the_plain_weights(original):
     """Averages are left out of the validation behind the last step."""
     import contextlib
 
-    def fit(trainer, module, run, callbacks):
+    def validate_last_step(trainer, module, run, callbacks):
         averaging = callbacks.weight_averaging
         averaging.use_averaged_weights = lambda module: contextlib.nullcontext()
         try:
@@ -229,7 +229,7 @@ def the_closing_validation_has_the_plain_weights(original):
         finally:
             del averaging.use_averaged_weights
 
-    return fit
+    return validate_last_step
 
 
 @fault("miniformer.training.optim.weight_averaging:Ema.average_parameters")
@@ -245,7 +245,7 @@ def training_goes_on_with_the_averages(original):
     return average_parameters
 
 
-@fault("miniformer.training.run:_averaged_weights")
+@fault("miniformer.training.evaluate:averaged_weights")
 def last_has_the_plain_weights(original):
     """The averages are swapped out before they are saved."""
     return lambda module, run, callbacks: dict(run.model.state_dict())
@@ -463,7 +463,7 @@ def next_batch_is_expected_to_take_no_more(original):
     return lambda memory: memory[-1] if memory else 0
 
 
-@fault("miniformer.training.tuning.auto_tune:_scaled_batch_tokens")
+@fault("miniformer.training.setup.auto_tune:_scaled_batch_tokens")
 def limit_of_tokens_stays_for_other_batches(original):
     """A micro-batch may have as many tokens as the whole batch."""
     return lambda run, batch_size: run.config.batch_tokens
@@ -624,10 +624,10 @@ def infinite_loss_is_learned(original):
     return lambda self, step, *, now=False: None
 
 
-@fault("miniformer.training.run:_nan_error_message")
+@fault("miniformer.training.callbacks.nan_check:nan_error_message")
 def records_of_an_infinite_loss_are_not_named(original):
     """The message about an infinite loss does not name the records."""
-    return lambda error, run, resume_checkpoint: str(error)
+    return lambda error, data, checkpoints: str(error)
 
 
 @fault("miniformer.training.callbacks.grad_norms:_group_name")
@@ -672,15 +672,15 @@ def validation_comes_within_a_step(original):
     return on_train_batch_end
 
 
-@fault("miniformer.training.setup.builders:RunCallbacks.final_callbacks")
+@fault("miniformer.training.setup.builders:RunCallbacks.around")
 def interruption_comes_before_the_state(original):
     """Ctrl-C ends a run before the snapshot of its last step."""
 
-    def final_callbacks(self):
-        states, interrupt, *more = original.fget(self)
-        return [interrupt, states, *more]
+    def around(self, callbacks):
+        *more, states, interrupt, timer = original(self, callbacks)
+        return [*more, interrupt, states, timer]
 
-    return property(final_callbacks)
+    return around
 
 
 @fault("miniformer.training.callbacks.generation_samples:SampleGeneration._generation_config")
@@ -906,7 +906,7 @@ def the_work_of_one_device_is_that_of_all(original):
     return _throughput_since
 
 
-@fault("miniformer.training.tuning.auto_tune:plan_memory")
+@fault("miniformer.training.setup.auto_tune:plan_memory")
 def predicted_memory_leaves_out_the_optimizer(original):
     """The predicted memory omits the optimizer state."""
 
@@ -960,17 +960,17 @@ def card_needs_finite_figures(original):
 def decoder_is_not_causal(original):
     """`--model decoder` builds a bidirectional Transformer."""
 
-    def prepare(config, console, *, resume_dir=None):
+    def prepare(config, console):
         import dataclasses
 
         if config.model == "decoder" and config.task != "language_modeling":
             config = dataclasses.replace(config, model=None)
-        return original(config, console, resume_dir=resume_dir)
+        return original(config, console)
 
     return prepare
 
 
-@fault("miniformer.training.tuning.auto_tune:find_lr")
+@fault("miniformer.training.setup.auto_tune:find_lr")
 def rates_are_tried_on_single_batches(original):
     """The learning rate finder makes a step of each batch, whatever is accumulated."""
 
@@ -991,3 +991,17 @@ def pretraining_ignores_batch_tokens(original):
         return dataclasses.replace(original(run), batch_tokens=limit)
 
     return pretrain_config
+
+
+@fault("miniformer.training.run:load_pretrained_weights")
+def pretraining_leaves_no_weights(original):
+    """A run starts from random weights after its pretraining."""
+    return lambda model, directory, model_kind: []
+
+
+@fault("miniformer.training.setup.resolve:resolve_precision")
+def precision_is_float32_unless_given(original):
+    """`precision=auto` is float32 on every machine."""
+    return lambda hardware, device_type: (
+        "float32" if hardware.precision == "auto" else original(hardware, device_type)
+    )

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -70,49 +70,48 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
         return f"{action.help} (default: {default})"
 
 
-def run_command(
-    parser: jsonargparse.ArgumentParser,
-    argv: list[str] | None,
-    run: Callable[[dict[str, Any]], int],
-    *,
-    defaults: bool = True,
-) -> int:
-    """Parses arguments and runs a command.
+def parse_flags(
+    parser: jsonargparse.ArgumentParser, argv: list[str] | None, *, defaults: bool = True
+) -> dict[str, Any]:
+    """Parses the arguments of a command into values by name.
 
     Args:
         parser: parser of the command.
         argv: arguments; None: those of the process.
-        run: called with the values by name; returns the exit code.
         defaults: add defaults for flags that are not given.
 
-    Returns:
-        The exit code of `run`; 2 after a user error, 130 after Ctrl-C.
+    Raises:
+        UserError: an argument is unknown, missing or invalid.
     """
     args = sys.argv[1:] if argv is None else argv
-
-    def parse_and_run() -> int:
-        with _user_warnings():
-            try:
-                values = parser.parse_args(args, defaults=defaults).as_dict()
-            except jsonargparse.ArgumentError as error:
-                raise UserError(_rewrite_parser_error(str(error), parser, args)) from None
-            values.pop("config", None)
-            return run(values)
-
-    return run_guarded(parse_and_run)
+    try:
+        values: dict[str, Any] = parser.parse_args(args, defaults=defaults).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_rewrite_parser_error(str(error), parser, args)) from None
+    values.pop("config", None)
+    return values
 
 
-def run_guarded(run: Callable[[], int]) -> int:
-    """Exit code of `run`; 2 after a user error, which is printed, and 130 after Ctrl-C."""
+class CommandExit:
+    """Exit code of a command, which sets it."""
+
+    code = 0
+
+
+@contextlib.contextmanager
+def command_context() -> Iterator[CommandExit]:
+    """Context of a command: prints a user error and sets the exit code 2, or 130 after Ctrl-C."""
+    command = CommandExit()
     with printable_output():
         try:
-            return run()
+            with _user_warnings():
+                yield command
         except UserError as error:
             print(f"miniformer: error: {error}", file=sys.stderr)
-            return 2
+            command.code = 2
         except KeyboardInterrupt:
             print("\nminiformer: interrupted; nothing more was written", file=sys.stderr)
-            return 130
+            command.code = 130
 
 
 def _google_style() -> Any:

@@ -170,6 +170,11 @@ class OptimizationSettings(StrictConfig):
         ]
         return problems
 
+    def module_options(self) -> dict[str, Any]:
+        """The fields that are arguments of `MiniFormerLitModule`."""
+        others = ("find_lr", "ema_decay", "average_checkpoints", "seed")
+        return {name: value for name, value in self.to_dict().items() if name not in others}
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings(StrictConfig):

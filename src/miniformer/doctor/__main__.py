@@ -8,7 +8,7 @@ from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES, architecture_config
-from miniformer.config.command_line import command_parser, run_command
+from miniformer.config.command_line import command_context, command_parser, parse_flags
 
 _TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
 
@@ -40,7 +40,9 @@ def run_doctor(values: dict[str, Any]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(doctor_parser(), argv, run_doctor)
+    with command_context() as command:
+        command.code = run_doctor(parse_flags(doctor_parser(), argv))
+    return command.code
 
 
 def _load_model(directory: Path) -> Any:

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config import UserError
-from miniformer.config.command_line import run_guarded
+from miniformer.config.command_line import command_context
 from miniformer.model.transformer import Transformer
 
 try:
@@ -137,7 +137,9 @@ def main() -> int:
     """Runs the harness's command with the adapter registered; returns its exit code."""
     from lm_eval.__main__ import cli_evaluate
 
-    return run_guarded(lambda: cli_evaluate() or 0)
+    with command_context() as command:
+        command.code = cli_evaluate() or 0
+    return command.code
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ),
     ("training/report/model_card.py", (_unit("training/run_files"), RUNS)),
     ("training/resume/storage.py", ([E2E.format("resume")], RUNS)),
-    ("training/tuning/auto_tune.py", ([E2E.format("auto_tune")], TASKS)),
+    ("training/setup/auto_tune.py", ([E2E.format("auto_tune")], TASKS)),
     ("training/tuning/compile.py", (_unit("model/compile", "training/training"),)),
     ("training/distributed/strategies.py", ([E2E.format("devices")], _unit("training/training"))),
     ("training/tuning/lr_finder.py", (_unit("training/tuning/lr_finder"),)),

@@ -26,9 +26,8 @@ from miniformer.training.resume import restart_folder, storage
 from miniformer.training.resume.callback import _rng_state_to_json, _set_rng_state, get_rng_state
 from miniformer.training.resume.config import CONFIG_FILE, resume_config
 from miniformer.training.resume.verify import weights_digest
-from miniformer.training.setup import pretraining
+from miniformer.training.setup import auto_tune, pretraining
 from miniformer.training.setup.run_folder import create_run_folder
-from miniformer.training.tuning import auto_tune
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 from tests.kit import tiny_config, tiny_model
 
@@ -175,9 +174,10 @@ def test_model_card_describes_model_and_tokenizer(kind, tokenizer):
     changes = {"causal": False, "n_decoder_layers": 3} if kind == "seq2seq" else {}
     config = tiny_config(n_layers=2, **changes)
     text = model_card.render_model_card(
-        config, TrainConfig(train_path="a.txt"),
+        config,
         {"val_loss": 1.23456, "step": 3.0, "val_odds": math.nan, "val_ratio": math.inf},
-        model_kind=kind, task=LanguageModeling(), tokenizer=tokenizer, plots=["lr.png"],
+        name="verse", settings={"train_path": "a.txt"}, model_kind=kind,
+        task=LanguageModeling(), tokenizer=tokenizer, plots=["lr.png"],
     )  # fmt: skip
     lines = text.splitlines()
     assert [line for line in lines if line.startswith("Tokenizer")] == (
@@ -228,7 +228,8 @@ def test_sample_generation_max_new_tokens_shrinks_with_the_batch():
 def test_final_model_card_has_all_metrics_and_plots(tmp_path):
     run = types.SimpleNamespace(
         tokenizer=None, tokenizer_summary="bpe, 300 ids", kind="encoder", task=LanguageModeling(),
-        model_config=tiny_config(), config=TrainConfig(train_path="a.jsonl", seed=3),
+        model_config=tiny_config(), name="verse",
+        changed_settings=lambda: {"seed": 3},
     )  # fmt: skip
     outputs = RunArtifacts(tmp_path, run)
     (tmp_path / "best").mkdir()

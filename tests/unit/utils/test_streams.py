@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from miniformer.config.command_line import run_guarded
+from miniformer.config.command_line import command_context
 from miniformer.utils.streams import printable_output, read_stdin
 
 TEXT = "caf\u00e9 \u65e5\u672c \U0001f44d \udc80"
@@ -60,11 +60,10 @@ def test_exit_code_prints_any_text_and_error(monkeypatch):
     monkeypatch.setattr(sys, "stdout", _stream("latin-1"))
     monkeypatch.setattr(sys, "stderr", _stream("latin-1"))
 
-    def run():
+    with command_context() as command:
         print("\u65e5")
         raise UserError("\u672c: no such file")
-
-    assert run_guarded(run) == 2
+    assert command.code == 2
     assert _written(sys.stdout) == b"\\u65e5\n"
     assert _written(sys.stderr) == b"miniformer: error: \\u672c: no such file\n"
 

@@ -26,22 +26,23 @@ class SampleGeneration(L.Callback):
         run: the resolved run.
         artifacts: the run's folder and generation config.
         console: prints the samples.
+        prompt: the prompt; None: prompts of the task.
     """
 
-    def __init__(self, run: RunSetup, artifacts: RunArtifacts, console: Console) -> None:
+    def __init__(
+        self, run: RunSetup, artifacts: RunArtifacts, console: Console, prompt: str | None
+    ) -> None:
         self.run, self.artifacts, self.console = run, artifacts, console
         self.path = artifacts.folder / "samples.jsonl"
         self.rows: list[dict[str, Any]] = []
-        self.prompts = self._select_prompts()
+        self.prompts = self._select_prompts(prompt)
 
-    def _select_prompts(self) -> list[str]:
+    def _select_prompts(self, prompt: str | None) -> list[str]:
         run = self.run
         records = getattr(run.data.chunks.get("val"), "records", None)
         if records is None or run.tokenizer is None:
             return []
-        if run.config.sample_prompt is not None:
-            return [run.config.sample_prompt]
-        return run.task.sample_prompts(records)
+        return run.task.sample_prompts(records) if prompt is None else [prompt]
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if not self.prompts or trainer.state.fn != "fit":

@@ -14,7 +14,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import find_token_tensors
 from miniformer.training.callbacks.grad_norms import GradientNorms
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.setup.prepare import RunSetup, resolve_device_type
+from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.tuning.hardware import peak_flops
 from miniformer.training.tuning.memory_tracker import peak_memory
 from miniformer.utils.jsonl import append_row, is_due, read_rows
@@ -29,27 +29,19 @@ class RunMonitor(L.Callback):
         run: the resolved run.
         module: the LightningModule.
         folder: the run's folder, for `gradients.jsonl`.
-        precision: float32 or bf16, the type of matrix products.
         is_global_zero: rank 0, which writes files.
     """
 
     def __init__(
-        self,
-        run: RunSetup,
-        module: MiniFormerLitModule,
-        folder: Path,
-        *,
-        precision: str,
-        is_global_zero: bool,
+        self, run: RunSetup, module: MiniFormerLitModule, folder: Path, *, is_global_zero: bool
     ) -> None:
-        self.run, self.module = run, module
-        self.is_global_zero, self.precision = is_global_zero, precision
+        self.run, self.module, self.is_global_zero = run, module, is_global_zero
         self.path = folder / "gradients.jsonl"
         self.rows: list[dict[str, float]] = []
-        self.device = torch.device(resolve_device_type(run.config))
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.device = torch.device(run.device_type)
+        dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
         # Rates are totals of all devices.
-        self.peak_flops = peak_flops(self.device, dtype) * run.config.world_size
+        self.peak_flops = peak_flops(self.device, dtype) * run.hardware.world_size
         self._grad_norms = GradientNorms(run.model)
         self._recorded_progress = -1.0
 
@@ -78,11 +70,11 @@ class RunMonitor(L.Callback):
         name = platform.processor() or platform.machine()
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
-        world_size = self.run.config.world_size
+        world_size = self.run.hardware.world_size
         return {
             "device": f"{self.device.type} ({name}), {torch.get_num_threads()} threads"
             + (f", {world_size} processes" if world_size > 1 else ""),
-            "measured peak": f"{self.peak_flops / 1e9:,.0f} GFLOP/s in {self.precision}",
+            "measured peak": f"{self.peak_flops / 1e9:,.0f} GFLOP/s in {self.run.precision}",
             "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
             f"Python {platform.python_version()}",
         }

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.data.datamodule import MiniFormerDataModule
+
+if TYPE_CHECKING:
+    from miniformer.training.resume.callback import ResumeCheckpoint
 
 _MAX_PENDING = 50  # losses that are checked together on a GPU, to avoid a synchronization for each
 
@@ -71,3 +77,35 @@ class NaNCheck:
             positions = [pending[i][1] for i in bad_indices if steps[i] == first]
             value = float(pending[bad_indices[0]][0])
             raise NonFiniteLossError("training", value, first, [p for p in positions if p])
+
+
+@contextlib.contextmanager
+def explain_nan_errors(data: MiniFormerDataModule, checkpoints: ResumeCheckpoint) -> Iterator[None]:
+    """Context that adds the records of the batch and the checkpoint before it to the message."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        raise UserError(nan_error_message(error, data, checkpoints)) from None
+
+
+def nan_error_message(
+    error: NonFiniteLossError, data: MiniFormerDataModule, checkpoints: ResumeCheckpoint
+) -> str:
+    """Error message with the records of the batch and the checkpoint before it."""
+    lines, batches = [str(error)], data.train_dataloader()
+    indices = [
+        index
+        for position in error.batch_positions
+        for index in batches.record_indices(position) or []
+    ]
+    records = getattr(data.chunks["train"], "records", None)
+    if indices and records is not None:
+        locations = ", ".join(records.location(index) for index in indices[:5])
+        more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
+        lines.append(f"records of that batch: {locations}{more}")
+    if checkpoints.last_checkpoint is not None:
+        lines.append(
+            f"the last finite checkpoint is {checkpoints.last_checkpoint}; resume from it "
+            f"with --resume {checkpoints.run} and a lower lr"
+        )
+    return "; ".join(lines)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from miniformer.config import UserError
-from miniformer.train_config import TrainConfig
+from miniformer.config.train_settings import HardwareSettings
 from miniformer.training.distributed.restarts import agent_store, rendezvous
 from miniformer.utils.atomic import write_text
 
@@ -33,12 +33,18 @@ def is_launched() -> bool:
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) -> dict[str, Any]:
+def launch(
+    hardware: HardwareSettings,
+    worker: Callable[..., None],
+    settings: dict[str, Any],
+    *worker_args: Any,
+) -> dict[str, Any]:
     """Runs a worker on each device of this machine; returns the outcome written by rank 0.
 
     Args:
-        config: the run.
-        worker: an importable function of the config as a dict and the path of its outcome.
+        hardware: the devices.
+        worker: an importable function of the settings and the path of its outcome.
+        settings: the config of the run as JSON.
         *worker_args: further arguments of the worker; they must be picklable.
 
     Raises:
@@ -48,17 +54,17 @@ def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if config.num_nodes > 1:
+    if hardware.num_nodes > 1:
         raise UserError(
-            f"num_nodes={config.num_nodes} needs the processes of all machines: start on each "
-            f"`torchrun --nnodes {config.num_nodes} --nproc_per_node {config.devices} "
+            f"num_nodes={hardware.num_nodes} needs the processes of all machines: start on each "
+            f"`torchrun --nnodes {hardware.num_nodes} --nproc_per_node {hardware.devices} "
             "--rdzv_backend c10d --rdzv_endpoint FIRST_MACHINE:29500 -m miniformer.trainer ...`"
         )
     folder = tempfile.TemporaryDirectory()
     launcher = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=config.devices,
+        nproc_per_node=hardware.devices,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -72,7 +78,7 @@ def launch(config: TrainConfig, worker: Callable[..., None], *worker_args: Any) 
         path = Path(folder.name) / "outcome.json"
         worker_error: BaseException | None = None
         try:
-            elastic_launch(launcher, worker)(config.to_dict(), str(path), *worker_args)
+            elastic_launch(launcher, worker)(settings, str(path), *worker_args)
         except ChildFailedError as error:
             worker_error = error
         except Exception as error:
@@ -105,18 +111,18 @@ def worker_context(outcome_path: str) -> Iterator[Callable[[dict[str, Any]], Non
         raise SystemExit(2) from None
 
 
-def init_process_group(config: TrainConfig, device_type: str) -> None:
+def init_process_group(hardware: HardwareSettings, device_type: str) -> None:
     """Initializes the process group, which lasts until the processes end.
 
     Raises:
         UserError: the number of processes differs from that of the config.
     """
-    if config.world_size == 1 or dist.is_initialized():
+    if hardware.world_size == 1 or dist.is_initialized():
         return
     world_size = int(os.environ["WORLD_SIZE"])
-    if world_size != config.world_size:
+    if world_size != hardware.world_size:
         raise UserError(
-            f"devices={config.devices} times num_nodes={config.num_nodes} is not {world_size}, "
+            f"devices={hardware.devices} times num_nodes={hardware.num_nodes} is not {world_size}, "
             "the number of processes; set them to what the launcher starts"
         )
     if device_type == "cuda":

@@ -24,37 +24,44 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from miniformer.config import UserError
+from miniformer.config.train_settings import HardwareSettings, OptimizationSettings
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.tasks.base import BatchStats
-from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.budget import Budget
 
 
-def make_strategy(config: TrainConfig, device_type: str) -> Any:
+def make_strategy(
+    hardware: HardwareSettings,
+    optimization: OptimizationSettings,
+    device_type: str,
+    batch_size: int | None,
+) -> Any:
     """Lightning's strategy for a run.
 
     Raises:
         UserError: the strategy does not support the optimizer or the machine.
     """
-    if config.world_size == 1:
+    if hardware.world_size == 1:
         return "auto"
     backend = "nccl" if device_type == "cuda" else "gloo"
-    if config.strategy == "fsdp2":
+    if hardware.strategy == "fsdp2":
         return ModelParallelStrategy(
-            data_parallel_size=config.world_size,
+            data_parallel_size=hardware.world_size,
             tensor_parallel_size=1,
             process_group_backend=backend,
         )
-    if config.strategy == "deepspeed":
-        return _deepspeed_strategy(config, device_type)
+    if hardware.strategy == "deepspeed":
+        return _deepspeed_strategy(optimization, device_type, batch_size)
     return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
 
 
-def _deepspeed_strategy(config: TrainConfig, device_type: str) -> Any:
+def _deepspeed_strategy(
+    optimization: OptimizationSettings, device_type: str, batch_size: int | None
+) -> Any:
     if device_type != "cuda":
         raise UserError("strategy=deepspeed needs CUDA devices; use ddp or fsdp2")
-    if config.optimizer == "muon":
+    if optimization.optimizer == "muon":
         raise UserError(
             "strategy=deepspeed splits matrices, and optimizer=muon needs full ones; "
             "set optimizer=adamw"
@@ -72,8 +79,8 @@ def _deepspeed_strategy(config: TrainConfig, device_type: str) -> Any:
         config={
             "zero_optimization": {"stage": 2},
             "zero_allow_untested_optimizer": True,
-            "gradient_clipping": config.gradient_clip_val,
-            "train_micro_batch_size_per_gpu": config.batch_size,
+            "gradient_clipping": optimization.gradient_clip_val,
+            "train_micro_batch_size_per_gpu": batch_size,
         }
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from miniformer.training.report.model_card import render_model_card
 from miniformer.training.report.page import Report, write_report
 from miniformer.training.report.plots import plot_loss
 from miniformer.training.setup.prepare import RunSetup
-from miniformer.utils.atomic import write_bytes, write_json, write_text
+from miniformer.utils.atomic import write_bytes, write_text
 
 
 class RunArtifacts:
@@ -40,15 +39,6 @@ class RunArtifacts:
             self.generation_config = run.task.default_generation_config(
                 run.model_config, run.tokenizer
             )
-
-    def save_run_config(self) -> None:
-        """Writes the files for resuming: the config, the task settings and the tokenizer."""
-        if self.is_global_zero:
-            settings = {**self.run.config.to_dict(), "resume": None}
-            write_json(self.folder / "train_config.json", settings)
-            write_json(self.folder / "task.json", self.run.task.settings())
-            if self.run.tokenizer is not None:
-                self.run.tokenizer.save(self.folder / "tokenizer.json")
 
     def build_model(self, weights: Mapping[str, Tensor]) -> Any:
         """An eval-mode model on the CPU with these weights, which are not copied."""
@@ -112,8 +102,9 @@ class RunArtifacts:
         run = self.run
         return render_model_card(
             run.model_config,
-            run.config,
-            copy.copy(metrics),
+            metrics,
+            name=run.name,
+            settings=run.changed_settings(),
             model_kind=run.kind,
             task=run.task,
             tokenizer=run.tokenizer_summary,
@@ -149,7 +140,7 @@ class RunArtifacts:
                     gradient_rows=grad_norms,
                     samples=samples,
                     metrics=metrics,
-                    changed_settings=run.config.non_default_fields(),
+                    changed_settings=run.changed_settings(),
                     environment=environment,
                     plots=[path for path in paths if path.exists()],
                     warnings=notes,

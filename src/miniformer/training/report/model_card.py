@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 import miniformer
 from miniformer.config import TransformerConfig
 from miniformer.tasks.base import Task
-from miniformer.train_config import TrainConfig
 
 
 def render_model_card(
     model_config: TransformerConfig,
-    train_config: TrainConfig,
     metrics: dict[str, float],
     *,
+    name: str,
+    settings: dict[str, Any],
     model_kind: str,
     task: Task,
     tokenizer: str | None,
@@ -29,8 +30,9 @@ def render_model_card(
 
     Args:
         model_config: the config of the model.
-        train_config: the config of the run.
         metrics: name -> value.
+        name: name of the run.
+        settings: settings of the run that differ from their defaults.
         model_kind: encoder or seq2seq.
         task: the task of the run.
         tokenizer: a one-line description of the tokenizer; None: no tokenizer.
@@ -52,7 +54,7 @@ def render_model_card(
         "---",
         "library_name: miniformer",
         "---",
-        f"# {train_config.experiment_name or train_config.task}",
+        f"# {name}",
         "",
         f"{architecture} for {task.name.replace('_', ' ')}, {size:,} parameters: {shape}.",
         *([f"Tokenizer: {tokenizer}."] if tokenizer else []),
@@ -77,7 +79,7 @@ def render_model_card(
         "## Training",
         "",
         "```json",
-        json.dumps(train_config.non_default_fields(), indent=2),
+        json.dumps(settings, indent=2),
         "```",
         "",
         f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "

@@ -26,7 +26,7 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
 
     Args:
         run_dir: the run's folder.
-        overrides: changed fields, such as a larger max_steps.
+        overrides: changed fields, such as a larger max_steps; `resume` is ignored.
 
     Raises:
         UserError: the folder is not a run folder, or a fixed field is changed.
@@ -36,6 +36,7 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         hint = f"; did you mean {run_dir.parent}?" if (parent / CONFIG_FILE).is_file() else ""
         raise UserError(f"resume: {run_dir} is not a run folder: it has no {CONFIG_FILE}{hint}")
     saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
+    overrides, _ = TrainConfig.current_names({**overrides, "resume": str(run_dir)}, warn=False)
     fixed = [
         f"{name} is {getattr(saved, name)!r} in {run_dir}, not {value!r}; leave it out, "
         "or start a new run"
@@ -46,30 +47,42 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         raise UserError("resume: " + "; ".join(fixed))
     if overrides.get("devices", saved.devices) * overrides.get("num_nodes", saved.num_nodes) == 1:
         overrides = {"strategy": None, **overrides}
-    return dataclasses.replace(saved, **overrides, resume=str(run_dir))
+    return dataclasses.replace(saved, **overrides)
 
 
-def resolve_resume(config: TrainConfig) -> tuple[TrainConfig, Path | None]:
+def complete_config(config: TrainConfig) -> TrainConfig:
+    """The config with all fields of the run that it resumes.
+
+    Raises:
+        ConfigError: the config of a new run has settings that the run itself would override.
+    """
+    if config.resume is not None and not config.train_path:  # otherwise it is complete
+        return resume_config(Path(config.resume), config.non_default_fields())
+    if config.resume is None and (problems := config.overridden_settings()):
+        raise ConfigError("TrainConfig", problems)
+    return config
+
+
+def resolve_resume(config: TrainConfig, earlier: Path | None) -> tuple[TrainConfig, Path | None]:
     """The config of a run and the checkpoint to resume from.
 
     The checkpoint is None for a new run, and for a run that is still in pretraining.
 
+    Args:
+        config: the run.
+        earlier: run folder of an earlier attempt of these processes, which torchrun restarted.
+
     Raises:
-        UserError: `resume` is not a run folder, or has no checkpoint.
+        UserError: the run folder has no checkpoint.
     """
+    if config.resume is None and earlier is not None:
+        config = resume_config(earlier, {})
     if config.resume is None:
-        if problems := config.overridden_settings():
-            raise ConfigError("TrainConfig", problems)
         return config, None
-    run_dir = Path(config.resume)
-    if not config.train_path:  # otherwise the config is complete
-        overrides = config.non_default_fields()
-        overrides.pop("resume")
-        config = resume_config(run_dir, overrides)
-    checkpoint = latest_checkpoint(run_dir)
+    checkpoint = latest_checkpoint(Path(config.resume))
     if checkpoint is None and config.pretrain is None:
         raise UserError(
-            f"resume: {run_dir} has no checkpoint (checkpoints/step-...); start a new run"
+            f"resume: {config.resume} has no checkpoint (checkpoints/step-...); start a new run"
         )
     return config, checkpoint
 

@@ -17,19 +17,18 @@ from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
-from miniformer.data.batching.loader import BatchLoader
+from miniformer.config.train_settings import HardwareSettings
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.records import as_records
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
-from miniformer.model.stack import set_activation_checkpointing
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.optim.optimizers import check_optimizer_options
 from miniformer.training.setup.init_from import config_from_pretrained, load_pretrained_weights
+from miniformer.training.setup.resolve import resolve_device_type, resolve_precision
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
 from miniformer.training.tuning.data_defaults import (
     DEFAULT_BATCH_SIZE,
@@ -40,7 +39,6 @@ from miniformer.training.tuning.data_defaults import (
     resolve_model_size,
     resolve_task_options,
 )
-from miniformer.training.tuning.hardware import has_fast_bf16
 from miniformer.training.tuning.lr_finder import LRFinderResult
 
 
@@ -50,6 +48,8 @@ class RunSetup:
 
     Args:
         config: the run's config, with the settings that `init_from` and the data determine.
+        device_type: cpu, cuda or mps.
+        precision: float32 or bf16.
         kind: kind of model: encoder or seq2seq.
         task: the task, fitted to its training data.
         metric: metric of the best model, without the prefix `val_`.
@@ -65,6 +65,8 @@ class RunSetup:
     """
 
     config: TrainConfig
+    device_type: str
+    precision: str
     kind: str
     task: Task
     metric: str
@@ -78,18 +80,34 @@ class RunSetup:
     predicted_memory: int | None = None
     lr_search: LRFinderResult | None = None
 
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.experiment_name or self.config.task
 
-def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = None) -> RunSetup:
+    @property
+    def hardware(self) -> HardwareSettings:
+        """Devices of the run."""
+        return self.config.part(HardwareSettings)
+
+    def changed_settings(self) -> dict[str, Any]:
+        """Settings that differ from their defaults."""
+        return self.config.non_default_fields()
+
+
+def prepare(config: TrainConfig, console: Console) -> RunSetup:
     """Reads the data and builds the model; writes nothing.
 
     Args:
-        config: the run.
+        config: the run; one that resumes has the tokenizer and the task of its folder.
         console: output for progress messages.
-        resume_dir: folder of the run to resume, whose tokenizer and task are used.
 
     Raises:
         UserError: a setting, a path or a record is invalid.
     """
+    resume_dir = None if config.resume is None else Path(config.resume)
+    device_type = resolve_device_type(config)
+    precision = resolve_precision(config, device_type)
     kind: str = config.model or registry.get("task", config.task).models[0]
     if kind == "decoder":  # the class is the same
         kind = "encoder"
@@ -191,6 +209,8 @@ def prepare(config: TrainConfig, console: Console, *, resume_dir: Path | None = 
     console.print(f"model: {model_config.num_params(seq2seq=kind == 'seq2seq'):,} parameters")
     return RunSetup(
         config=config,
+        device_type=device_type,
+        precision=precision,
         kind=kind,
         task=task,
         metric=metric,
@@ -289,30 +309,3 @@ def check_environment(config: TrainConfig) -> None:
                 f'logger={name} needs the package {name}; pip install "miniformer[{name}]", '
                 "or use tensorboard, csv or none"
             )
-
-
-def resolve_device_type(config: TrainConfig) -> str:
-    """Returns the device type of the accelerator: cpu, cuda or mps."""
-    if config.accelerator != "auto":
-        return config.accelerator
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def resolve_precision(config: TrainConfig) -> str:
-    """Returns float32 or bf16: the configured precision, or the faster one for auto."""
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if has_fast_bf16(resolve_device_type(config)) else "float32"
-
-
-def enable_activation_checkpointing(model: Any, mode: str, task: Task, batches: BatchLoader) -> str:
-    """Enables activation checkpointing; returns a line with the memory it saves for a batch."""
-    batch, sizes = next(iter(batches)), []
-    for tested_mode in ("none", mode):
-        set_activation_checkpointing(model, tested_mode)
-        with torch.random.fork_rng():  # keeps the random state of the run
-            sizes.append(saved_activation_bytes(lambda: task.loss(model, batch)[0]))
-    before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
-    return f"saved activations of a batch: {after}, {before} without checkpointing"

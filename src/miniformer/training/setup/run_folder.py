@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from miniformer.config import UserError
+from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.resume.storage import CHECKPOINTS_DIR
+from miniformer.training.setup.prepare import RunSetup
+from miniformer.utils.atomic import write_json
+
+_NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
-def remove_unused_folders_on_error() -> Iterator[list[Path]]:
+def run_folder_errors() -> Iterator[list[Path]]:
     """Yields a list for the folders of a run; removes the unused ones after an error.
 
     A folder with a step, a model or a checkpoint of the run or of its pretraining is used.
+
+    Raises:
+        UserError: the disk is full.
     """
     created: list[Path] = []
     try:
         yield created
-    except BaseException:
+    except BaseException as error:
         for folder in created:
             if not _is_used(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-        raise
+        if not isinstance(error, OSError) or error.errno not in _NO_SPACE_ERRNOS:
+            raise
+        path = f"{error.filename}: " if error.filename else ""
+        raise UserError(
+            f"{path}{error.strerror}; earlier files are complete: free disk space, then continue "
+            "with --resume RUN"
+        ) from None
 
 
 def _is_used(folder: Path) -> bool:
@@ -61,3 +76,13 @@ def create_run_folder(work_dir: Path, name: str, created: list[Path] | None = No
             number += 1
         except OSError as error:
             raise UserError(f"work_dir: cannot create {folder}: {error.strerror}") from None
+
+
+def save_setup(folder: Path, run: RunSetup) -> None:
+    """Writes the files for resuming: the config, the task settings and the tokenizer."""
+    write_json(folder / CONFIG_FILE, {**run.config.to_dict(), "resume": None})
+    write_json(folder / "task.json", run.task.settings())
+    if run.tokenizer is not None:
+        run.tokenizer.save(folder / "tokenizer.json")
+    if run.lr_search is not None:
+        run.lr_search.plot(folder / "lr.png", unit=run.task.loss_unit)

@@ -13,12 +13,12 @@ import torch
 
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.training.loss_module import LossModule
-from miniformer.training.setup.prepare import RunSetup, resolve_device_type, resolve_precision
+from miniformer.training.setup.prepare import RunSetup
 
 _TIMED_STEPS = 5  # before and after compilation
 
 
-def compile_layers(run: RunSetup, max_steps: int | None = None) -> str:
+def compile_layers(run: RunSetup, accumulate_grad_batches: int, max_steps: int | None) -> str:
     """Compiles each layer in place; returns a line about the cost and the speedup.
 
     Layers of the same shape share compiled code. Steps on batches of the run are timed before and
@@ -26,6 +26,7 @@ def compile_layers(run: RunSetup, max_steps: int | None = None) -> str:
 
     Args:
         run: the run.
+        accumulate_grad_batches: batches in an optimizer step.
         max_steps: optimizer steps of the run; None: unknown.
     """
     batches = list(islice(iter(run.data.train_dataloader()), 3))
@@ -42,11 +43,7 @@ def compile_layers(run: RunSetup, max_steps: int | None = None) -> str:
     compile_seconds = time.perf_counter() - start_time
     run.model.zero_grad(set_to_none=True)
     return format_compile_summary(
-        compile_seconds,
-        eager_seconds,
-        compiled_seconds,
-        run.config.accumulate_grad_batches,
-        max_steps,
+        compile_seconds, eager_seconds, compiled_seconds, accumulate_grad_batches, max_steps
     )
 
 
@@ -80,9 +77,9 @@ def format_compile_summary(
 
 def _make_step_fn(run: RunSetup, batches: list[Any]) -> Callable[[int], None]:
     """Returns a forward and backward pass, on the device and in the precision of the run."""
-    device = torch.device(resolve_device_type(run.config))
+    device = torch.device(run.device_type)
     loss_module = LossModule(run.model.to(device), run.task)
-    bf16 = resolve_precision(run.config) == "bf16"
+    bf16 = run.precision == "bf16"
     moved = [
         {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
         for batch in batches

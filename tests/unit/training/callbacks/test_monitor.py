@@ -50,7 +50,7 @@ def prepared(tmp_path, monkeypatch, task, **settings):
     run = prepare(config, Console(file=io.StringIO()))
     batch = next(iter(run.data.train_dataloader()))
     assert batch["about"]["padding"] == 0
-    watch = RunMonitor(run, None, tmp_path, precision="float32", is_global_zero=False)
+    watch = RunMonitor(run, None, tmp_path, is_global_zero=False)
     return run, batch, watch
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import miniformer
+from miniformer.config.train_settings import HardwareSettings
 from miniformer.training.callbacks import monitor
 from miniformer.training.tuning import hardware
 from miniformer.training.tuning.hardware import has_fast_bf16, peak_flops
@@ -164,9 +165,11 @@ def test_monitor_names_the_machine_and_its_peak(monkeypatch, tmp_path, devices, 
     monkeypatch.setattr(platform, "python_version", lambda: "3.99.1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     monkeypatch.setattr(monitor, "peak_flops", lambda device, dtype: 1.25e12)
-    config = types.SimpleNamespace(accelerator="cpu", world_size=devices)
-    run = types.SimpleNamespace(config=config, model=torch.nn.Linear(2, 2))
-    monitored = monitor.RunMonitor(run, None, tmp_path, precision="bf16", is_global_zero=False)
+    run = types.SimpleNamespace(
+        device_type="cpu", precision="bf16", hardware=HardwareSettings(devices=devices),
+        model=torch.nn.Linear(2, 2),
+    )  # fmt: skip
+    monitored = monitor.RunMonitor(run, None, tmp_path, is_global_zero=False)
     assert monitored.system_info() == {
         "device": f"cpu (abacus), 7 threads{more}",
         "measured peak": f"{peak} GFLOP/s in bf16",

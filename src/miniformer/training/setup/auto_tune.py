@@ -13,14 +13,10 @@ from rich.console import Console
 from miniformer import registry
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import BatchLoader
+from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.model.stack import set_activation_checkpointing
 from miniformer.training.callbacks.progress import progress_bars
-from miniformer.training.setup.prepare import (
-    RunSetup,
-    enable_activation_checkpointing,
-    resolve_device_type,
-    resolve_precision,
-)
+from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
 from miniformer.training.tuning.memory_planner import plan_memory
 from miniformer.utils.units import format_bytes, parse_bytes
@@ -35,17 +31,13 @@ def auto_tune(run: RunSetup, console: Console) -> RunSetup:
         UserError: memory is insufficient; see `plan_memory` and `find_batch_size`.
     """
     config = run.config
-    run.model.to(resolve_device_type(config))
+    run.model.to(run.device_type)
     if config.find_batch_size:
         run = _tune_batch_size(run, console)
     if config.memory_limit is not None:
         run = _fit_memory_limit(run, console)
     elif config.activation_checkpointing != "none":
-        console.print(
-            enable_activation_checkpointing(
-                run.model, config.activation_checkpointing, run.task, run.data.train_dataloader()
-            )
-        )
+        console.print(_enable_activation_checkpointing(run, config.activation_checkpointing))
     return _tune_lr(run, console) if config.find_lr else run
 
 
@@ -83,6 +75,17 @@ def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
     )
 
 
+def _enable_activation_checkpointing(run: RunSetup, mode: str) -> str:
+    """Enables activation checkpointing; returns a line with the memory it saves for a batch."""
+    batch, sizes = next(iter(run.data.train_dataloader())), []
+    for tested_mode in ("none", mode):
+        set_activation_checkpointing(run.model, tested_mode)
+        with torch.random.fork_rng():  # keeps the random state of the run
+            sizes.append(saved_activation_bytes(lambda: run.task.loss(run.model, batch)[0]))
+    before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
+    return f"saved activations of a batch: {after}, {before} without checkpointing"
+
+
 def _tune_lr(run: RunSetup, console: Console) -> RunSetup:
     config = run.config
     options: dict[str, Any] = {"weight_decay": config.weight_decay, **config.optimizer_config}
@@ -116,7 +119,7 @@ class _RepeatableBatches:
 
 def _iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
     """Yields training batches of the given size, on the device of the run."""
-    device = torch.device(resolve_device_type(run.config))
+    device = torch.device(run.device_type)
     batcher = run.task.batcher(
         run.tokenizer,
         seq_len=run.seq_len,
@@ -145,4 +148,4 @@ def _with_batch_size(run: RunSetup, batch_size: int, **changes: Any) -> RunSetup
 
 
 def _autocast_dtype(run: RunSetup) -> torch.dtype | None:
-    return torch.bfloat16 if resolve_precision(run.config) == "bf16" else None
+    return torch.bfloat16 if run.precision == "bf16" else None

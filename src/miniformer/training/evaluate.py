@@ -1,0 +1,196 @@
+"""The end of a run: evaluation of the last, averaged and best weights, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+from rich.console import Console
+
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_artifacts
+from miniformer.config.command_line import python_command
+from miniformer.model.pretrained import read_config
+from miniformer.tasks.base import Task
+from miniformer.training.callbacks.validation import metrics_from_trainer
+from miniformer.training.distributed.launcher import broadcast_from_rank0
+from miniformer.training.distributed.strategies import full_state_dict, load_full_state_dict
+from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.report.artifacts import RunArtifacts
+from miniformer.training.report.loggers import finish_loggers
+from miniformer.training.setup.builders import RunCallbacks
+from miniformer.training.setup.prepare import RunSetup
+from miniformer.utils.units import format_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """Result of `train`.
+
+    Args:
+        folder: the run folder.
+        model: the model directory to use: `best`, or `last` without validation.
+        task: the task, fitted to its training data.
+        metrics: metrics of that model.
+        interrupted: the signal that interrupted the run; None: the run is complete.
+    """
+
+    folder: Path
+    model: Path
+    task: Task
+    metrics: dict[str, float]
+    interrupted: int | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON, without the task, which is in the model directory."""
+        fields = ("folder", "model", "metrics", "interrupted")
+        values = {name: getattr(self, name) for name in fields}
+        return {**values, "folder": str(self.folder), "model": str(self.model)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The result of another process; see `to_json`."""
+        model = Path(values["model"])
+        task = read_artifacts(model, *read_config(model))[1]
+        paths = {"folder": Path(values["folder"]), "model": model}
+        return cls(**{**values, **paths}, task=task)
+
+
+def validate_last_step(
+    trainer: L.Trainer, module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
+) -> None:
+    """Validates the weights of the last step, unless that is done."""
+    step = callbacks.best_checkpoint.last_validation_step
+    if run.data.val_path is None or step == trainer.global_step:
+        return
+    averaging = callbacks.weight_averaging
+    with averaging.use_averaged_weights(module):
+        trainer.validate(module, run.data, verbose=False)
+        if averaging.checkpoint_average is not None:
+            averaging.checkpoint_average.add()
+
+
+def evaluate(
+    trainer: L.Trainer,
+    module: MiniFormerLitModule,
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    artifacts: RunArtifacts,
+    console: Console,
+    parent_folder: Path | None,
+) -> RunResult:
+    """Saves the last model, evaluates the best one, and writes the model card and the report.
+
+    Args:
+        trainer: the Trainer after `fit`.
+        module: the LightningModule.
+        run: the run.
+        callbacks: the callbacks of the run.
+        artifacts: the files of the run.
+        console: output for progress messages.
+        parent_folder: folder of the run that this run pretrains for.
+    """
+    last = {
+        **({} if module.train_loss is None else {"train_loss": float(module.train_loss)}),
+        "step": trainer.global_step,
+        "training_tokens": module.tokens,
+        "seconds": round(callbacks.budget.seconds, 1),
+    }
+    artifacts.save_loss_plot(callbacks.progress.rows)
+    console.print(callbacks.progress.summary(trainer, module))
+    weights = averaged_weights(module, run, callbacks)
+    artifacts.save_model("last", weights, last, artifacts.loss_plot)
+    test_metrics = {}
+    if callbacks.interrupt.signal is None:
+        test_metrics = _evaluate_averaged_and_best(
+            trainer, module, run, callbacks, artifacts, console
+        )
+    finish_loggers(trainer.loggers)
+    # The model card of the model to use gets the metrics of the complete run.
+    name, metrics = "last", {**last, **test_metrics}
+    if callbacks.best_checkpoint.best_metrics is not None:
+        totals = {key: last[key] for key in ("training_tokens", "seconds")}
+        metrics = {**callbacks.best_checkpoint.best_metrics, **test_metrics, **totals}
+        name = "best"
+    if test_metrics and artifacts.is_global_zero:
+        artifacts.update_task_report("test", module.validation_stats)
+    artifacts.finalize_model_card(name, metrics)
+    _write_report(run, callbacks, artifacts, console, metrics, trainer.global_step, parent_folder)
+    interrupted = callbacks.interrupt.signal
+    return RunResult(artifacts.folder, artifacts.folder / name, run.task, metrics, interrupted)
+
+
+def averaged_weights(
+    module: MiniFormerLitModule, run: RunSetup, callbacks: RunCallbacks
+) -> dict[str, Any]:
+    """A copy of the averaged weights; the model keeps its own."""
+    with callbacks.weight_averaging.use_averaged_weights(module):
+        return {name: tensor.clone() for name, tensor in full_state_dict(run.model).items()}
+
+
+def _evaluate_averaged_and_best(
+    trainer: L.Trainer,
+    module: MiniFormerLitModule,
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    artifacts: RunArtifacts,
+    console: Console,
+) -> dict[str, float]:
+    """Validates the average of the last checkpoints; returns test metrics of the best model."""
+    average = callbacks.weight_averaging.checkpoint_average
+    if average is not None:
+        console.print(f"averaged weights of the last {len(average)} validations:")
+        load_full_state_dict(run.model, average.mean())
+        with callbacks.interrupt:
+            trainer.validate(module, run.data, verbose=False)
+    metrics: dict[str, float] = {}
+    if run.data.test_path is not None and callbacks.interrupt.signal is None:
+        if callbacks.best_checkpoint.best_metrics is not None:
+            path, model_class = artifacts.folder / "best", MODEL_CLASSES[run.kind]
+            load_full_state_dict(
+                run.model,
+                broadcast_from_rank0(lambda: model_class.from_pretrained(path).state_dict()),
+            )
+        with callbacks.interrupt:
+            trainer.test(module, run.data, verbose=False)
+            metrics = metrics_from_trainer(trainer, "test")
+    return metrics
+
+
+def _write_report(
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    artifacts: RunArtifacts,
+    console: Console,
+    metrics: dict[str, float],
+    last_step: int,
+    parent_folder: Path | None,
+) -> None:
+    """Writes the HTML report and prints the command that resumes an interrupted run."""
+    run_info, notes = callbacks.monitor.system_info(), []
+    if callbacks.interrupt.signal is not None:
+        notes.append(f"The run was interrupted after step {last_step}.")
+        if run.data.test_path is not None:
+            notes.append("The test data was not evaluated.")
+    if run.predicted_memory is not None:
+        used, predicted = callbacks.monitor.peak_memory_bytes(), run.predicted_memory
+        run_info["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
+        console.print(f"memory: {run_info['memory']}")
+    rows = (callbacks.progress.rows, callbacks.monitor.rows, callbacks.sample_generation.rows)
+    report = artifacts.write_html_report(*rows, metrics, run_info=run_info, notes=notes)
+    console.print(f"report: {report}")
+    if (
+        callbacks.interrupt.signal is not None
+        and callbacks.resume_checkpoint.last_checkpoint is not None
+    ):
+        console.print(
+            f"resume from step {last_step} with: --resume {parent_folder or artifacts.folder}"
+        )
+        if run.data.test_path is not None:
+            arguments = f"--resume {shlex.quote(str(artifacts.folder))} --max_steps {last_step}"
+            console.print(
+                "test_path was not evaluated: the run was interrupted; to test the model: "
+                f"{python_command()} -m miniformer.trainer {arguments}"
+            )
