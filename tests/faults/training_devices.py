@@ -75,7 +75,7 @@ def restart_begins_a_new_folder(original):
     return lambda self: None
 
 
-@fault("miniformer.training.setup.given:build_callbacks")
+@fault("miniformer.training.setup.builders:build_callbacks")
 def what_is_no_callback_is_left_out(original):
     """Objects that are not callbacks are ignored without an error."""
 

@@ -24,8 +24,14 @@ from miniformer.training.resume.config import complete_config, resolve_resume
 from miniformer.training.resume.restart_folder import RunFolder
 from miniformer.training.setup import limits, pretraining
 from miniformer.training.setup.auto_tune import auto_tune
-from miniformer.training.setup.builders import RunCallbacks, make_trainer, suppress_lightning_hints
-from miniformer.training.setup.given import CallbackOrFactory, build_callbacks, pickle_callbacks
+from miniformer.training.setup.builders import (
+    CallbackOrFactory,
+    RunCallbacks,
+    build_callbacks,
+    make_trainer,
+    pickle_callbacks,
+    suppress_lightning_hints,
+)
 from miniformer.training.setup.init_from import load_pretrained_weights
 from miniformer.training.setup.prepare import RunSetup, prepare
 from miniformer.training.setup.resolve import resolve_device_type

@@ -187,7 +187,7 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("training/distributed/strategies.py", ([E2E.format("devices")], _unit("training/training"))),
     ("training/tuning/lr_finder.py", (_unit("training/tuning/lr_finder"),)),
     ("training/callbacks/nan_check.py", (_unit("training/callbacks/nan_check"),)),
-    ("training/setup/given.py", ([E2E.format("callback_states")],)),
+    ("training/evaluate.py", (RUNS,)),
     (
         "training/callbacks/grad_norms.py",
         (_unit("training/callbacks/grad_norms", "training/training"), RUNS),

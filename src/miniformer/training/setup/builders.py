@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import pickle
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from rich.console import Console
 
 from miniformer import registry
+from miniformer.config import UserError
 from miniformer.config.train_settings import OptimizationSettings
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.generation_samples import SampleGeneration
@@ -32,6 +35,8 @@ from miniformer.training.resume.callback import RestoreCheckpoint, ResumeCheckpo
 from miniformer.training.resume.config import dataset_fingerprint
 from miniformer.training.setup.limits import DEFAULT_NUM_VALIDATIONS
 from miniformer.training.setup.prepare import RunSetup
+
+CallbackOrFactory = L.Callback | Callable[[], L.Callback]
 
 
 class RunCallbacks:
@@ -163,3 +168,41 @@ def suppress_lightning_hints() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def build_callbacks(callbacks: Sequence[CallbackOrFactory]) -> list[L.Callback]:
+    """Returns the callbacks, with factories called.
+
+    Raises:
+        UserError: an item is neither a callback nor a function that returns one.
+    """
+    built = []
+    for item in callbacks:
+        callback: Any = item if isinstance(item, L.Callback) or not callable(item) else item()
+        if not isinstance(callback, L.Callback):
+            raise UserError(
+                f"callbacks: {item!r} is no lightning.Callback, nor a function that returns one"
+            )
+        built.append(callback)
+    return built
+
+
+def pickle_callbacks(callbacks: Sequence[CallbackOrFactory]) -> bytes:
+    """Pickles callbacks for other processes.
+
+    Pickling by torch would share the memory of tensors between processes.
+
+    Raises:
+        UserError: a callback cannot be pickled.
+    """
+    for item in callbacks:
+        try:
+            pickle.dumps(item)
+        except Exception as error:
+            name = getattr(item, "__qualname__", type(item).__qualname__)
+            raise UserError(
+                f"callbacks: {name} cannot be copied to the processes of several devices: "
+                f"{error}; pass a class or function of a module that returns it, or start your "
+                "own script with torchrun"
+            ) from None
+    return pickle.dumps(list(callbacks))
