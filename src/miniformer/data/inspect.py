@@ -121,13 +121,7 @@ def inspect_dataset(
 
 
 def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors: int = 10) -> None:
-    """Adds the errors for which training would refuse the data sets.
-
-    Args:
-        task: the task as configured by the user.
-        splits: the training data, then others.
-        max_errors: number of errors to store of each.
-    """
+    """Adds the errors for which training would refuse the splits, the first of which it reads."""
     train = splits[0]
     if not len(train.rows):
         return  # each record is an error already

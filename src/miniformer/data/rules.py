@@ -24,11 +24,7 @@ T = TypeVar("T", bound=FittableTask)
 
 
 def fit_task(task: T, records: Records) -> T:
-    """Fits a task to its training data.
-
-    Args:
-        task: the task as configured by the user.
-        records: the training data.
+    """Fits a task, as configured by the user, to its training data.
 
     Raises:
         RecordError: a record violates the schema, or differs in structure from the others.

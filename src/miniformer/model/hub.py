@@ -98,13 +98,7 @@ def suggest_model_directory(path: Path) -> str:
 def upload_directory(
     directory: Path, repo_id: str, *, private: bool = False, message: str | None = None
 ) -> str:
-    """Uploads a directory; returns the URL of the commit.
-
-    Args:
-        directory: the directory to upload.
-        repo_id: the repository, such as "user/name", created if missing.
-        private: True: a new repository is private.
-        message: the commit message.
+    """Uploads a directory; see `PretrainedMixin.push_to_hub`.
 
     Raises:
         UserError: the hub refuses the upload or is not reachable.

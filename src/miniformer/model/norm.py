@@ -56,7 +56,8 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # torch.func (per-sample gradients, forward mode) needs plain operations.
     in_transform = torch._C._are_functorch_transforms_active()
     if x.device.type == "cpu" and wide and x.dtype == weight.dtype and not in_transform:
-        return _fused_rms_norm(x, weight, eps)
+        out: Tensor = _FusedRMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+        return out
     return _eager_rms_norm(x, weight, eps)
 
 
@@ -65,11 +66,6 @@ def _eager_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale).to(x.dtype) * weight
-
-
-def _fused_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    out: Tensor = _FusedRMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-    return out
 
 
 class _FusedRMSNorm(torch.autograd.Function):

@@ -107,10 +107,7 @@ class PretrainedMixin:
 
 
 def refuse_shared_tensors(weights: dict[str, Tensor]) -> None:
-    """Rejects tensors that share memory: the file would store separate copies.
-
-    Args:
-        weights: contiguous tensors by name.
+    """Rejects contiguous tensors that share memory: the file would store separate copies.
 
     Raises:
         UserError: two tensors share memory; it names them.

@@ -53,19 +53,17 @@ def scaled_inv_freq(
     if scaling["type"] == "longrope":
         short, long = (pair.new_tensor(scaling[name]) for name in ("short_factors", "long_factors"))
         is_long = (seq_lens > scaling["original_max_seq_len"])[..., None]
-        return inv_freq / torch.where(is_long, long, short), _longrope_attention_factor(scaling)
+        # LongRoPE's temperature, as a factor of queries and keys (Ding et al. 2024).
+        default = 1 + math.log(factor) / math.log(max(scaling["original_max_seq_len"], 2))
+        attention_factor = float(scaling["attention_factor"] or math.sqrt(default))
+        return inv_freq / torch.where(is_long, long, short), attention_factor
     if scaling["type"] == "linear":
         return (inv_freq / factor)[None, None], 1.0
     if scaling["type"] == "llama3":
         return _llama3_inv_freq(inv_freq, scaling)[None, None], 1.0
     inv_freq = _yarn_inv_freq(inv_freq, scaling, base=base, dim=dim)
-    return inv_freq[None, None], _yarn_attention_factor(scaling)
-
-
-def _longrope_attention_factor(scaling: dict[str, Any]) -> float:
-    """Returns LongRoPE's temperature as a factor of queries and keys (Ding et al. 2024)."""
-    default = 1 + math.log(scaling["factor"]) / math.log(max(scaling["original_max_seq_len"], 2))
-    return float(scaling["attention_factor"] or math.sqrt(default))
+    # YaRN's temperature, as a factor of queries and keys (its section 3.4).
+    return inv_freq[None, None], float(scaling["attention_factor"] or 0.1 * math.log(factor) + 1)
 
 
 def _llama3_inv_freq(inv_freq: Tensor, scaling: dict[str, Any]) -> Tensor:
@@ -88,8 +86,3 @@ def _yarn_inv_freq(inv_freq: Tensor, scaling: dict[str, Any], *, base: float, di
     ramp = ((pair - low) / max(high - low, 1e-3)).clamp(0, 1)
     ratio: Tensor = 1 - ramp + ramp / scaling["factor"]
     return inv_freq * ratio
-
-
-def _yarn_attention_factor(scaling: dict[str, Any]) -> float:
-    """Returns YaRN's temperature as a factor of queries and keys (its section 3.4)."""
-    return float(scaling["attention_factor"] or 0.1 * math.log(scaling["factor"]) + 1)

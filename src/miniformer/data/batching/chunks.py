@@ -69,7 +69,13 @@ class RecordChunks:
         self.chunk_size = chunk_size or _CHUNK_BYTES // max(1, n_bytes // len(records)) + 1
         self.in_memory: ColumnarStore | None = None
         if n_bytes <= MAX_IN_MEMORY_BYTES if keep_in_memory is None else keep_in_memory:
-            self.in_memory = self._encode_all(progress)
+            count = len(records)
+            report = None if progress is None else lambda done: progress(done, count)
+            self.in_memory = _encode_records(
+                iter(records), encode_fn, report, record_indices=range(count)
+            )
+            if not len(self.in_memory):
+                raise UserError(f"{records.name}: no record has a token to train on")
 
     @property
     def num_chunks(self) -> int:
@@ -129,16 +135,6 @@ class RecordChunks:
         rng.shuffle(order)
         return np.split(order, splits)
 
-    def _encode_all(self, progress: Callable[[int, int], None] | None) -> ColumnarStore:
-        count = len(self.records)
-        report = None if progress is None else lambda done: progress(done, count)
-        store = _encode_records(
-            iter(self.records), self.encode_fn, report, record_indices=range(count)
-        )
-        if not len(store):
-            raise UserError(f"{self.records.name}: no record has a token to train on")
-        return store
-
 
 class StreamChunks:
     """Chunks of streamed records: a pipe, or files read sequentially.
@@ -192,12 +188,8 @@ def _encode_records(
 ) -> ColumnarStore:
     """Encodes records batch by batch, since encoding takes far more memory than its result.
 
-    Args:
-        records: the records.
-        encode_fn: makes examples of records.
-        progress: called with the number of encoded records.
-        record_indices: indices of the records; stored as the column `record` if each record gives
-            one example.
+    `progress` is called with the number of encoded records. The column `record` has the indices of
+    the records if each gives one example.
     """
     stores, done, one_to_one = [], 0, record_indices is not None
     for batch in _batched(records, _ENCODE_BATCH_SIZE):

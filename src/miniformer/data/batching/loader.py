@@ -168,11 +168,12 @@ class BatchLoader:
                 # Each batch has its own random generator, independent of earlier batches.
                 batch = self.batcher.collate(chunk, plan, self._rng(epoch, chunk_index, index))
                 is_last = index + 1 == len(plans)
-                fraction = self._epoch_fraction(chunk_index, (index + 1) / len(plans))
+                count = self.chunks.num_chunks
+                fraction = (chunk_index + (index + 1) / len(plans)) / count if count else 0.0
                 after = (epoch, chunk_index, index + 1)
                 if is_last:
                     after = (epoch, chunk_index + 1, 0)
-                    if chunk_index + 1 == self.chunks.num_chunks:
+                    if chunk_index + 1 == count:
                         after = (epoch + 1, 0, 0)
                 about = {
                     "epochs": epoch + fraction,
@@ -183,10 +184,6 @@ class BatchLoader:
                 yield batch, about
                 examples += len(plan)
             start_batch = 0
-
-    def _epoch_fraction(self, chunk_index: int, chunk_fraction: float) -> float:
-        count = self.chunks.num_chunks
-        return 0.0 if count is None else (chunk_index + chunk_fraction) / count
 
     def _rng(self, *position: int) -> np.random.Generator | None:
         return None if self.seed is None else np.random.default_rng([self.seed, *position])
@@ -227,10 +224,8 @@ def count_tokens(batch: Batch, declared: Mapping[str, str] | None = None) -> tup
 
 
 def _count_decoder_tokens(batch: Batch) -> int:
-    """Number of decoder tokens in a batch."""
-    return (
-        int((batch["labels"] != IGNORE_INDEX).sum()) if {"target", "labels"} <= batch.keys() else 0
-    )
+    has_decoder = {"target", "labels"} <= batch.keys()
+    return int((batch["labels"] != IGNORE_INDEX).sum()) if has_decoder else 0
 
 
 def _count_predictions(batch: Batch) -> int | None:

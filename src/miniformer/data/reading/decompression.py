@@ -42,10 +42,7 @@ def open_stream(path: Path) -> io.BufferedReader:
 def decompress_file(path: Path, cache_dir: Path, progress: ProgressCallback | None = None) -> Path:
     """Decompresses a file into `cache_dir`, unless a cached copy exists, and returns its path.
 
-    Args:
-        path: a `.gz` or `.zst` file.
-        cache_dir: folder of the decompressed file.
-        progress: called with (file name, compressed bytes read, total compressed bytes).
+    `progress` is called with (file name, compressed bytes read, total compressed bytes).
 
     Raises:
         UserError: the file is corrupt or truncated, or the disk is full; no partial file remains.

@@ -132,11 +132,7 @@ def parse_suffixes(path: Path) -> tuple[str, str]:
 
 
 def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:
-    """Returns whether files are plain text rather than JSON lines.
-
-    Args:
-        paths: files of one data set.
-        fields: required fields of its records.
+    """Returns whether the files of a data set are plain text rather than JSON lines.
 
     Raises:
         UserError: the file types are mixed, or fields other than text are required of plain text.
@@ -151,12 +147,7 @@ def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:
 
 
 def open_file(path: Path, name: Path | None = None, *, regular: bool = True) -> io.FileIO:
-    """Opens a file without a buffer.
-
-    Args:
-        path: the file.
-        name: its name in messages; None: its path.
-        regular: whether to refuse files that are not regular, such as pipes.
+    """Opens a file without a buffer; `regular` refuses others, such as pipes.
 
     Raises:
         UserError: the file cannot be opened, or is not a regular file.

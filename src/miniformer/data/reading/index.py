@@ -194,12 +194,9 @@ class IndexedFile:
 
 
 def next_text_block_end(read: Callable[[int, int], bytes], start: int, size: int) -> int:
-    """End offset of the text block that starts at `start`.
+    """End offset of the block at `start` of a text of `size` bytes.
 
-    Args:
-        read: (size, offset) -> bytes of the text.
-        start: start offset of the block.
-        size: end offset of the text.
+    `read` is (size, offset) -> bytes of the text.
     """
     if size - start <= TEXT_BLOCK_BYTES:
         return size

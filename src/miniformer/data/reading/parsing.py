@@ -33,11 +33,7 @@ class DataError(Exception):  # internal: the caller adds the location
 
 
 def parse_line(raw: bytes, checks: Mapping[str, FieldCheck]) -> Record:
-    """Parses the record of one line.
-
-    Args:
-        raw: the line, including its line end if present.
-        checks: required fields and their checks.
+    """Parses the record of one line, with or without its line end.
 
     Raises:
         DataError: the line is not UTF-8 or not a JSON object, or a field is missing or invalid.
@@ -74,12 +70,7 @@ def describe_json_error(error: json.JSONDecodeError, hint: str = "") -> str:
 
 
 def parse_text_block(raw: bytes, checks: Mapping[str, FieldCheck], *, continues: bool) -> Record:
-    """Parses the record of a block of plain text.
-
-    Args:
-        raw: the block.
-        checks: required fields and their checks.
-        continues: whether the block continues another one of its file.
+    """Parses the record of a block of plain text, which `continues` another one of its file.
 
     Raises:
         DataError: the block is not UTF-8, or a check fails.
@@ -95,10 +86,7 @@ def check_record(
 ) -> Record:
     """Returns the record unchanged if every check passes.
 
-    Args:
-        record: a parsed record.
-        checks: required fields and their checks.
-        may_have_surrogates: whether to search its strings for unpaired surrogates.
+    Its strings are searched for unpaired surrogates if it `may_have_surrogates`.
 
     Raises:
         DataError: a field is missing or invalid.

@@ -291,7 +291,8 @@ def as_records(
     if isinstance(source, Records):
         return source if schema in (None, source.schema) else source.with_schema(schema)
     schema = TEXT_SCHEMA if schema is None else schema
-    if _are_paths(source):
+    items = source if isinstance(source, (list, tuple)) else [source]
+    if all(isinstance(item, (str, os.PathLike)) for item in items):
         return JSONLinesDataset(source, schema, **options)  # type: ignore[arg-type]
     if isinstance(source, Mapping):
         raise UserError(
@@ -304,11 +305,6 @@ def as_records(
             "name files, or pass a list of dicts"
         )
     return InMemoryRecords(source, schema)  # type: ignore[arg-type]
-
-
-def _are_paths(source: Any) -> bool:
-    items = source if isinstance(source, (list, tuple)) else [source]
-    return all(isinstance(item, (str, os.PathLike)) for item in items)
 
 
 def _text_length(value: Any) -> int:

@@ -72,12 +72,7 @@ def input_kind(value: Any) -> Literal["text", "pair", "features"]:
 
 
 def features_to_array(value: Sequence[Any], dtype: type = np.float32) -> np.ndarray:
-    """Feature vectors as an array [T, input_dim]; keys of objects are sorted.
-
-    Args:
-        value: vectors or objects accepted by `check_model_input`.
-        dtype: type of the array.
-    """
+    """Feature vectors as an array [T, input_dim]; keys of objects are sorted."""
     if isinstance(value[0], dict):
         names = sorted(value[0])
         value = [[item[name] for name in names] for item in value]

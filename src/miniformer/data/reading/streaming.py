@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import stat
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 from miniformer.data.reading import files
@@ -44,7 +42,9 @@ def stream_records(path: DataFiles, schema: Schema = TEXT_SCHEMA) -> Iterator[tu
         yield from _stream_lines(sys.stdin.buffer, "standard input", checks)
         return
     paths = files.expand_paths(path)
-    is_unnamed_pipe = len(paths) == 1 and not paths[0].suffix and _is_pipe(paths[0])
+    first = paths[0]
+    is_pipe = first.exists() and not first.is_file() and not first.is_dir()
+    is_unnamed_pipe = len(paths) == 1 and not first.suffix and is_pipe
     is_plain_text = not is_unnamed_pipe and files.are_plain_text(paths, list(schema))
     read = _stream_text_blocks if is_plain_text else _stream_lines
     for file in paths:
@@ -93,7 +93,3 @@ def _stream_text_blocks(
         except DataError as error:
             raise RecordError(name, line + error.line, error.problem) from None
         line, continues = line + raw.count(b"\n"), True
-
-
-def _is_pipe(path: Path) -> bool:
-    return path.exists() and not stat.S_ISREG(path.stat().st_mode) and not path.is_dir()

@@ -22,9 +22,6 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 class BPEMerges:
     """The two tokens that were merged into each token of a BPE tokenizer.
 
-    Args:
-        tokenizer: a BPE tokenizer.
-
     Raises:
         UserError: the tokenizer is not BPE.
     """
@@ -49,13 +46,7 @@ class BPEMerges:
     def apply_dropout(
         self, ids: np.ndarray, dropout: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids with merges undone, int [T'], and the source position of each, int [T'].
-
-        Args:
-            ids: int [T].
-            dropout: probability of undoing a merge.
-            rng: random generator.
-        """
+        """Token ids, int [T], with merges undone, int [T'], and the position that each is from."""
         positions, is_new = np.arange(len(ids)), np.ones(len(ids), dtype=bool)
         while True:
             is_split = is_new & (self.left[ids] >= 0) & (rng.random(len(ids)) < dropout)

@@ -186,12 +186,7 @@ class Tokenizer:
         return frozenset(token_id for token_id in ids if token_id is not None)
 
     def stable_length(self, ids: Sequence[int], text: str) -> int:
-        """Length of the prefix of a decoded text that further tokens cannot change.
-
-        Args:
-            ids: token ids.
-            text: their decoded text.
-        """
+        """Length of the prefix of the decoded `text` of `ids` that further tokens cannot change."""
         length = len(text.rstrip("\ufffd"))  # without bytes of an incomplete character
         if self._byte_fallback_ids:  # one invalid byte turns all bytes of its run to U+FFFD
             run_start = len(ids)

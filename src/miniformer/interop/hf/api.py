@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from torch import Tensor
 
 from miniformer.checkpoint.artifacts import read_artifacts
 from miniformer.checkpoint.directory import HF_METADATA, atomic_model_directory, require_empty
@@ -92,14 +89,9 @@ def import_hf(
         for mapping, entry in zip(checkpoint.plan, checkpoint.entries, strict=True)
         for name, shape in zip(mapping.names, mapping.shapes, strict=True)
     ]
-
-    def tensors() -> Iterator[Tensor]:
-        for _, tensor in checkpoint.tensors():
-            yield tensor
-
     with atomic_model_directory(out) as folder:
         _, notes = _write_artifacts(checkpoint, folder)
-        write_tensors(folder / "model.safetensors", specs, tensors())
+        write_tensors(folder / "model.safetensors", specs, checkpoint.tensors())
         write_text(folder / "README.md", _model_card(checkpoint))
     if checkpoint.unused_tensors:
         count = len(checkpoint.unused_tensors)

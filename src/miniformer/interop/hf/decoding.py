@@ -6,8 +6,6 @@ Each option of transformers is converted, has no effect on generated text, or is
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from miniformer.config import GenerationConfig, NoEffectWarning, UserError
@@ -113,7 +111,12 @@ def from_hf_generation_config(checkpoint: Checkpoint) -> GenerationConfig:
         if not 0 <= token < checkpoint.config.vocab_size:
             raise UserError(f"{path.parent}: {name}={token} is outside the vocabulary")
     if not_applied and (checkpoint.family.seq2seq or checkpoint.config.causal):
-        _warn_not_applied(path, not_applied)
+        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(not_applied.items()))
+        warnings.warn(
+            f"{path}: {settings}: not applied by generation; an export writes it again",
+            NoEffectWarning,
+            stacklevel=2,
+        )
     return config
 
 
@@ -124,15 +127,6 @@ def _read_hf_generation(checkpoint: Checkpoint) -> Config:
         config = {**checkpoint.hf_config, **read_special_token_ids(checkpoint)}
         options = {name: config[name] for name in _KNOWN_KEYS if name in config}
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _warn_not_applied(path: Path, not_applied: Mapping[str, Any]) -> None:
-    settings = ", ".join(f"{name}={value!r}" for name, value in sorted(not_applied.items()))
-    warnings.warn(
-        f"{path}: {settings}: not applied by generation; an export writes it again",
-        NoEffectWarning,
-        stacklevel=2,
-    )
 
 
 def _convert_options(checkpoint: Checkpoint, hf_generation: Config) -> tuple[Config, Config]:
@@ -189,10 +183,9 @@ def _unsupported_options(hf_generation: Config, *, do_sample: bool, beam_search:
 def _bad_words_ids(hf_generation: Config, eos_token_ids: list[Any], vocab_size: int) -> list[Any]:
     """Token sequences that are never generated, without EOS, which transformers exempts."""
     bad_words, tokens = (hf_generation.get(k, []) for k in ("bad_words_ids", "suppress_tokens"))
-    if not isinstance(bad_words, list):
-        raise UserError(f"bad_words_ids must be a list, not {bad_words!r}")
-    if not isinstance(tokens, list):
-        raise UserError(f"suppress_tokens must be a list, not {tokens!r}")
+    for name, value in (("bad_words_ids", bad_words), ("suppress_tokens", tokens)):
+        if not isinstance(value, list):
+            raise UserError(f"{name} must be a list, not {value!r}")
     bad_words = [ids for ids in bad_words if ids not in [[eos] for eos in eos_token_ids]]
     return bad_words + [[token] for token in map(first_token_id, tokens) if token < vocab_size]
 
@@ -205,8 +198,7 @@ def _length_limits(
     `max_length` and `min_length` of transformers include the decoder's start token or the prompt.
     """
     max_seq_len, not_applied = checkpoint.config.max_seq_len, {}
-    max_new = hf_generation.get("max_new_tokens")
-    min_new = hf_generation.get("min_new_tokens")
+    max_new, min_new = (hf_generation.get(f"{end}_new_tokens") for end in ("max", "min"))
     for name in ("max_length", "min_length"):
         value = hf_generation.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, int):

@@ -50,13 +50,10 @@ class Checkpoint:
     entries: list[TensorEntry]
     unused_tensors: list[str]
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields names and tensors of the model, in the order of its state dict."""
+    def tensors(self) -> Iterator[Tensor]:
+        """Yields the tensors of the model, in the order of `plan`."""
         for mapping, entry in zip(self.plan, self.entries, strict=True):
-            yield from zip(mapping.names, self._split_tensor(mapping, entry), strict=True)
-
-    def _split_tensor(self, mapping: TensorMapping, entry: TensorEntry) -> list[Tensor]:
-        return mapping.layout.split(read_tensor(entry), mapping.shapes)
+            yield from mapping.layout.split(read_tensor(entry), mapping.shapes)
 
     def build_model(self, dtype: torch.dtype | None = None) -> Model:
         """Builds the model in eval mode, with the dtype of the files or `dtype`."""
@@ -68,7 +65,7 @@ class Checkpoint:
                 if mapping.layout is IDENTITY:
                     copy_tensor(entry, weights[mapping.names[0]])
                     continue
-                tensors = self._split_tensor(mapping, entry)
+                tensors = mapping.layout.split(read_tensor(entry), mapping.shapes)
                 for name, tensor in zip(mapping.names, tensors, strict=True):
                     weights[name].copy_(tensor)
         return model.eval()
@@ -111,7 +108,8 @@ def open_checkpoint(
     fields |= _read_pooling(directory, family.model_classes[name].is_backbone)
     with _prefix_errors(config_path):
         config = to_config({**fields, **(overrides or {})})
-        _check_num_params(config, family)
+        if (num_params := config.num_params(seq2seq=family.seq2seq)) > _MAX_PARAMS:
+            raise UserError(f"a model of {num_params:,} parameters is not supported")
     with _prefix_errors(directory.path):
         plan = _plan_tensors(family, name, config, len(entries))
         matched, unused = _match_entries(family, plan, entries)
@@ -205,13 +203,6 @@ def _read_pooling(directory: CheckpointDirectory, is_backbone: bool) -> Config:
 
 def _tensors_equal(first: TensorEntry, second: TensorEntry) -> bool:
     return first.shape == second.shape and torch.equal(read_tensor(first), read_tensor(second))
-
-
-def _check_num_params(config: TransformerConfig, family: Family) -> None:
-    """Checks that the number of parameters fits into torch's integers."""
-    num_params = config.num_params(seq2seq=family.seq2seq)
-    if num_params > _MAX_PARAMS:
-        raise UserError(f"a model of {num_params:,} parameters is not supported")
 
 
 def _match_entries(

@@ -125,11 +125,7 @@ class TensorMapping:
 def map_tensors(
     weight_rules: Sequence[Rule], shapes: Mapping[str, torch.Size]
 ) -> list[TensorMapping]:
-    """Maps all model tensors to checkpoint tensors, in the order of the model tensors.
-
-    Args:
-        weight_rules: the rules.
-        shapes: names and shapes of the model tensors.
+    """Maps all model tensors, given by name and shape, to checkpoint tensors, in their order.
 
     Raises:
         UserError: no rule covers a tensor, or a stacked tensor is incomplete.

@@ -142,12 +142,9 @@ class KVCache(CacheState):
         self.in_pass = False
 
     def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
-        """Returns the visibility of the keys, in the order of `append`, for the new queries.
+        """Returns the visibility of a layer's keys, in the order of `append`, for the new queries.
 
-        Args:
-            layer: index of the layer.
-            positions: from `extend`.
-            window: sliding window of the layer.
+        `positions` are those of `extend`, `window` is the sliding window of the layer.
         """
         keys = self.layers[layer].key_positions(self)
         is_dense = self.positions is None and self.layers[layer].is_dense(self)
