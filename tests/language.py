@@ -1,4 +1,4 @@
-"""Check of names, docstrings, comments and messages of `src` against the field's language.
+"""Check of names, docstrings, comments and messages of the code against the field's language.
 
     python -m tests.language [PATH ...]
 
@@ -7,13 +7,17 @@ Prints `file:line: reason` for each offense and returns 1 if there is any.
 
 import ast
 import io
+import os
 import re
 import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "miniformer"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = [ROOT / name for name in ("src", "tests")]
+# Files that list the words.
+EXEMPT = [ROOT / "tests" / "language.py", ROOT / "tests" / "contract" / "test_language.py"]
 
 # Identifiers that say nothing about their value, or that the field calls otherwise.
 NAMES = frozenset(
@@ -121,12 +125,14 @@ def _phrases(line: int, text: str) -> Iterator[tuple[int, str]]:
 
 def main(arguments: list[str]) -> int:
     """Prints all offenses; returns the exit code."""
-    roots = [Path(argument) for argument in arguments] or [SOURCE]
+    roots = [Path(argument).resolve() for argument in arguments] or FOLDERS
     count = 0
     for root in roots:
         for path in sorted(root.rglob("*.py") if root.is_dir() else [root]):
+            if path in EXEMPT:
+                continue
             for line, reason in sorted(set(offenses(path))):
-                print(f"{path}:{line}: {reason}")
+                print(f"{os.path.relpath(path)}:{line}: {reason}")
                 count += 1
     print(f"{count} offenses")
     return int(count > 0)

@@ -81,6 +81,6 @@ def takes_matmul(row):
     return row["scores"] in ("scores", "scale") and row["position"] not in ("alibi", "t5_relative")
 
 
-def close(actual, wanted, real):
+def close(actual, expected, real):
     """Compares real tokens only; outputs at padding are arbitrary."""
-    torch.testing.assert_close(actual[real].double(), wanted[real].double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual[real].double(), expected[real].double(), rtol=1e-4, atol=1e-4)

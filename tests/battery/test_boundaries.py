@@ -36,7 +36,7 @@ def append(cache, first, count):
 
 @pytest.mark.catches("ring_is_one_token_short")
 @pytest.mark.parametrize(
-    ("tokens", "kept"),
+    ("tokens", "retained"),
     [
         (WINDOW - 1, [0, 1, 2]),
         (WINDOW, [0, 1, 2, 3]),
@@ -46,13 +46,13 @@ def append(cache, first, count):
     ],
 )
 @pytest.mark.parametrize("at_once", [1, 2, 9])
-def test_ring_holds_the_last_tokens_of_its_window(tokens, kept, at_once):
+def test_ring_holds_the_last_tokens_of_its_window(tokens, retained, at_once):
     """Token p lies in slot p mod the window, however many come in one pass."""
     cache = small_cache(capacity=9)
     for first in range(0, tokens, at_once):
         append(cache, first, min(at_once, tokens - first))
-    assert cache.layers[0].used(cache.length)["keys"].flatten().tolist() == kept
-    assert cache.layers[0].used(cache.length)["values"].flatten().tolist() == [-k for k in kept]
+    assert cache.layers[0].used(cache.length)["keys"].flatten().tolist() == retained
+    assert cache.layers[0].used(cache.length)["values"].flatten().tolist() == [-k for k in retained]
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_cache_takes_no_more_tokens_than_its_capacity(kind):
     with pytest.raises(ValueError, match="6 tokens do not fit a cache of capacity 5"):
         cache.extend(None, 1)
     assert cache.length == 5
-    whole = small_cache(5, kind=kind)
-    append(whole, 0, 5)
+    full = small_cache(5, kind=kind)
+    append(full, 0, 5)
     with pytest.raises(ValueError, match="6 tokens do not fit a cache of capacity 5"):
         small_cache(5, kind=kind).extend(None, 6)
 
@@ -118,10 +118,10 @@ def test_window_masks_nothing_in_shorter_texts(causal, length):
     model, plain = (tiny_model(causal=causal, sliding_window=w) for w in (WINDOW, None))
     inputs = torch.randint(0, 31, (1, length))
     with torch.no_grad():
-        found, without = model(inputs), plain(inputs)
-        close(found, expected(model, inputs, [[1] * length]), torch.ones(1, length).bool())
+        actual, without = model(inputs), plain(inputs)
+        close(actual, expected(model, inputs, [[1] * length]), torch.ones(1, length).bool())
     reach = WINDOW - 1 if causal else WINDOW // 2  # how far the farthest key is that is seen
-    assert torch.allclose(found, without, atol=1e-5) == (length - 1 <= reach)
+    assert torch.allclose(actual, without, atol=1e-5) == (length - 1 <= reach)
 
 
 def greedy(model, prompt, steps, longest=None):
@@ -159,8 +159,8 @@ def test_sliding_text_is_cut_one_token_beyond_max_seq_len(length, total, kernels
         monkeypatch.setenv("MINIFORMER_KERNELS", "off")
     model = tiny_model(max_seq_len=12)
     prompt, steps = torch.randint(0, 31, (length,)).tolist(), max(1, total - length)
-    wanted = greedy(model, prompt, steps, longest=12)
-    assert model.generate([prompt], steps, temperature=0, context_shift=True) == [wanted]
+    expected = greedy(model, prompt, steps, longest=12)
+    assert model.generate([prompt], steps, temperature=0, context_shift=True) == [expected]
 
 
 @pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 513])
@@ -169,9 +169,9 @@ def test_prompts_around_the_prefill_chunk_of_kernels(length):
     model = tiny_model(max_seq_len=520, n_layers=1)
     prompt = torch.randint(0, 31, (1, length))
     with torch.no_grad():
-        wanted = model(prompt)[0, -1].log_softmax(-1)
-    found = model.generate(prompt, 1, temperature=0)[0, -1]
-    assert int(found) == int(wanted.argmax())
+        expected = model(prompt)[0, -1].log_softmax(-1)
+    actual = model.generate(prompt, 1, temperature=0)[0, -1]
+    assert int(actual) == int(expected.argmax())
 
 
 @pytest.mark.parametrize("ended", range(4))
@@ -181,10 +181,8 @@ def test_row_that_finishes_with_its_first_token_does_not_change_others(ended):
     prompts = torch.randint(0, 31, (4, 3)).tolist()
     free = model.generate(prompts, 6, temperature=0)
     end = free[ended][3]
-    found = model.generate(prompts, 6, temperature=0, eos_id=end)
-    assert found == [
-        whole[: 3 + whole[3:].index(end)] if end in whole[3:] else whole for whole in free
-    ]
+    rows = model.generate(prompts, 6, temperature=0, eos_id=end)
+    assert rows == [row[: 3 + row[3:].index(end)] if end in row[3:] else row for row in free]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +221,7 @@ def test_min_new_tokens_at_its_limits(new, refused):
 
 
 @pytest.mark.parametrize(
-    ("options", "kept"),
+    ("options", "retained"),
     [
         ({"top_k": 1}, 1), ({"top_k": 3}, 3), ({"top_k": 4}, 4), ({"top_k": 5}, 4),
         ({"top_p": 0.49}, 1), ({"top_p": 0.51}, 2), ({"top_p": 0.74}, 2), ({"top_p": 0.76}, 3),
@@ -232,12 +230,12 @@ def test_min_new_tokens_at_its_limits(new, refused):
     ],
     ids=str,
 )  # fmt: skip
-def test_sampling_limits_retain_the_right_tokens(options, kept):
+def test_sampling_limits_retain_the_right_tokens(options, retained):
     """Of probabilities 1/2, 1/4, 1/8 and 1/8; top_p is of what top_k has left."""
     logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    found = sampling_distribution(logits, GenerationConfig(**options))
-    assert int((found > 0).sum()) == kept
-    assert found.sum() == pytest.approx(1.0)
+    result = sampling_distribution(logits, GenerationConfig(**options))
+    assert int((result > 0).sum()) == retained
+    assert result.sum() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("distance", [0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 100])
@@ -247,6 +245,6 @@ def test_t5_buckets_at_their_limits(distance, both_ways):
     model = tiny_model(
         causal=not both_ways, position="t5_relative", relative_buckets=16, relative_max_distance=16
     )
-    for ahead in (-distance, distance):
-        found = int(model.position._bucket(torch.tensor(ahead)))
-        assert found == reference.bucket(ahead, both_ways, 16, 16)
+    for offset in (-distance, distance):
+        result = int(model.position._bucket(torch.tensor(offset)))
+        assert result == reference.bucket(offset, both_ways, 16, 16)

@@ -59,7 +59,7 @@ def test_cached_decoding_matches_uncached_logits(row, kind, backend):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
             set_attention_backend(model, "auto")
-            whole = call(model, inputs, segments)
+            full = call(model, inputs, segments)
             set_attention_backend(model, backend)
             every = [[1] * 9, [9], [4, 1, 4], [1, 5, 3]]
             for chunks in every if backend == "auto" else every[2:]:
@@ -67,10 +67,10 @@ def test_cached_decoding_matches_uncached_logits(row, kind, backend):
                     model, inputs, segments != 0, chunks, kind, layout != "no padding"
                 )
                 if kind == "int8":
-                    error = (parts - whole)[segments != 0].norm() / whole[segments != 0].norm()
+                    error = (parts - full)[segments != 0].norm() / full[segments != 0].norm()
                     assert error < 0.05
                 else:
-                    close(parts, whole, segments != 0)
+                    close(parts, full, segments != 0)
         source_len = SOURCE if row["architecture"] == "seq2seq" else None
         assert cache.nbytes == model.config.cache_bytes(2, LENGTH, kind=kind, source_len=source_len)
 

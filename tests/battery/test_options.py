@@ -37,8 +37,8 @@ ONE_STACK = [
 ]
 
 
-def close(actual, wanted, real):
-    torch.testing.assert_close(actual[real].double(), wanted[real].double(), rtol=1e-4, atol=1e-4)
+def close(actual, expected, real):
+    torch.testing.assert_close(actual[real].double(), expected[real].double(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("changes", ONE_STACK)
@@ -77,7 +77,7 @@ def compare(model):
     for rows in LAYOUTS.values():
         segments = torch.tensor(rows)
         with torch.no_grad():
-            wanted = [
+            expected = [
                 reference.logits(
                     model.state_dict(), settings, ids, row, None if types is None else types[b]
                 )
@@ -85,8 +85,8 @@ def compare(model):
             ]
             for backend in ("auto", "plain"):
                 set_attention_backend(model, backend)
-                found = model(inputs, segment_ids=segments, token_types=types)
-                close(found, torch.stack(wanted), segments != 0)
+                actual = model(inputs, segment_ids=segments, token_types=types)
+                close(actual, torch.stack(expected), segments != 0)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_one_option_of_seq2seq_matches_the_reference(changes):
     settings, targets = filled(model.config), torch.randint(0, 31, (2, 6))
     sources, rows = torch.randint(0, 31, (2, 7)), [[1] * 7, [1, 1, 1, 1, 0, 0, 0]]
     with torch.no_grad():
-        found = model(sources, targets, torch.tensor(rows).bool())
-        wanted = [
+        actual = model(sources, targets, torch.tensor(rows).bool())
+        expected = [
             reference.seq2seq_logits(model.state_dict(), settings, source, row, target, [1] * 6)
             for source, row, target in zip(sources, rows, targets, strict=True)
         ]
-    close(found, torch.stack(wanted), torch.ones(2, 6).bool())
+    close(actual, torch.stack(expected), torch.ones(2, 6).bool())
 
 
 @pytest.mark.catches("vectors_of_sequences_ignore_token_types")
@@ -117,9 +117,9 @@ def test_one_vector_depends_on_token_types():
     model = tiny_model(causal=False, token_types=3, output_dim=5, pooling="mean")
     inputs, rows = torch.randint(0, 31, (2, 9)), LAYOUTS["padding"]
     with torch.no_grad():
-        found = model.classify(inputs, torch.tensor(rows) != 0, token_types=inputs % 3)
-        wanted = [
+        actual = model.classify(inputs, torch.tensor(rows) != 0, token_types=inputs % 3)
+        expected = [
             reference.pooled(model.state_dict(), filled(model.config), ids, row, ids % 3)
             for ids, row in zip(inputs, rows, strict=True)
         ]
-    torch.testing.assert_close(found.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual.double(), torch.stack(expected), rtol=1e-4, atol=1e-4)

@@ -45,11 +45,11 @@ def test_rotation_in_long_texts_matches_the_reference(scaling):
     scaling, length = SCALINGS[scaling], 16384
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)
     positions = [0, 1, 17, 2047, 2048, 2049, 8191, 8192, length - 1]
-    found = part.rotation(torch.tensor([positions]), length=torch.tensor([[length]]))
-    assert found.cos.shape == (1, 1, len(positions), PAIRS)
+    result = part.rotation(torch.tensor([positions]), length=torch.tensor([[length]]))
+    assert result.cos.shape == (1, 1, len(positions), PAIRS)
     angles, error, factor = angles_of(scaling, positions, length)
-    assert (factor * angles.cos() - found.cos[0, 0]).abs().le(factor * error).all()
-    assert (factor * angles.sin() - found.sin[0, 0]).abs().le(factor * error).all()
+    assert (factor * angles.cos() - result.cos[0, 0]).abs().le(factor * error).all()
+    assert (factor * angles.sin() - result.sin[0, 0]).abs().le(factor * error).all()
 
 
 @pytest.mark.parametrize("scaling", ["yarn", "yarn, other limits", "llama3"])
@@ -58,10 +58,10 @@ def test_ramp_of_a_scaling_is_used_at_these_widths(scaling):
     scaling = SCALINGS[scaling]
     plain, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, None, 1)
     rates, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, scaling, 1)
-    kept = rates > plain * (1 - 1e-9)
+    retained = rates > plain * (1 - 1e-9)
     divided = rates < plain / scaling["factor"] * (1 + 1e-9)
-    between = ~kept & ~divided
-    assert kept.sum() >= 4
+    between = ~retained & ~divided
+    assert retained.sum() >= 4
     assert divided.sum() >= 4
     assert between.sum() >= 4
 
@@ -73,10 +73,10 @@ def test_scaling_by_length_starts_beyond_the_original_length(scaling):
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)
     rates = {}
     for length in (original - 1, original, original + 1):
-        found = part.rotation(torch.ones(1, 1).long(), length=torch.tensor([[length]]))
-        rates[length] = torch.atan2(found.sin, found.cos)[0, 0, 0].double()
-        wanted, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, scaling, length)
-        torch.testing.assert_close(rates[length], wanted, rtol=1e-5, atol=1e-9)
+        actual = part.rotation(torch.ones(1, 1).long(), length=torch.tensor([[length]]))
+        rates[length] = torch.atan2(actual.sin, actual.cos)[0, 0, 0].double()
+        expected, _ = reference.frequencies(REAL["rotary_base"], 2 * PAIRS, scaling, length)
+        torch.testing.assert_close(rates[length], expected, rtol=1e-5, atol=1e-9)
     assert torch.equal(rates[original - 1], rates[original])
     assert not torch.equal(rates[original], rates[original + 1])
 
@@ -88,8 +88,8 @@ def test_logits_and_cached_steps_match_the_reference(scaling):
     segments = [[0] * 3 + [1] * 21, [1] * 24]
     real, inputs = torch.tensor(segments) != 0, torch.randint(0, 31, (2, 24))
     with torch.no_grad():
-        wanted = expected(model, inputs, segments)
-        close(call(model, inputs, torch.tensor(segments)), wanted, real)
+        reference = expected(model, inputs, segments)
+        close(call(model, inputs, torch.tensor(segments)), reference, real)
         cache = model.new_cache(2, 24)
         cache.final_lengths = real.sum(1, keepdim=True)
         steps = [
@@ -98,7 +98,7 @@ def test_logits_and_cached_steps_match_the_reference(scaling):
                 inputs.split([20, 1, 3], 1), real.split([20, 1, 3], 1), strict=True
             )
         ]
-    close(torch.cat(steps, 1), wanted, real)
+    close(torch.cat(steps, 1), reference, real)
     assert filled(model.config)["head_dim"] == 2 * PAIRS
 
 
@@ -110,8 +110,8 @@ def test_yarn_limits_match_the_paper():
     """
     scaling = {"type": "yarn", "factor": 4.0, "original_max_seq_len": 2048}
     part = RotaryPosition(tiny_config(**REAL, rotary_scaling=scaling), causal=True)
-    found = part.rotation(torch.ones(1, 1).long(), length=torch.tensor([[1]]))
-    rates = torch.atan2(found.sin, found.cos)[0, 0, 0].double()
+    result = part.rotation(torch.ones(1, 1).long(), length=torch.tensor([[1]]))
+    rates = torch.atan2(result.sin, result.cos)[0, 0, 0].double()
     plain = 10000.0 ** (-torch.arange(PAIRS, dtype=torch.float64) / PAIRS)
     turns = 2048 * plain / (2 * math.pi)
     share = rates / plain
@@ -123,5 +123,5 @@ def test_yarn_limits_match_the_paper():
     between = share[(turns < 32 / step) & (turns > step)]
     assert ((between > 0.25) & (between < 1)).all()
     assert (between.diff() < 0).all()
-    radius = float((found.cos.square() + found.sin.square()).sqrt()[0, 0, 0, 0])
+    radius = float((result.cos.square() + result.sin.square()).sqrt()[0, 0, 0, 0])
     assert radius == pytest.approx(0.1 * math.log(4) + 1)

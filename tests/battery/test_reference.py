@@ -33,12 +33,12 @@ def test_logits_match_the_reference(row):
     for layout in layouts_of(row):
         segments = torch.tensor(LAYOUTS[layout])
         with torch.no_grad():
-            wanted = expected(model, inputs, LAYOUTS[layout])
+            reference = expected(model, inputs, LAYOUTS[layout])
             for backend in ("auto", "plain", "matmul") if takes_matmul(row) else ("auto", "plain"):
                 set_attention_backend(model, backend)
-                close(call(model, inputs, segments), wanted, segments != 0)
+                close(call(model, inputs, segments), reference, segments != 0)
                 if layout != "packed":
-                    close(call(model, inputs, segments, as_mask=True), wanted, segments != 0)
+                    close(call(model, inputs, segments, as_mask=True), reference, segments != 0)
     if not isinstance(model, Seq2SeqTransformer) and model.type_embedding is None:
         set_attention_backend(model, "auto")
         plain = LAYOUTS["no padding"]
@@ -53,10 +53,10 @@ def test_flex_logits_match_the_reference(row):
     for layout, rows in LAYOUTS.items():
         segments = torch.tensor(rows)
         with torch.no_grad():
-            wanted = expected(model, inputs, rows)
-            close(call(model, inputs, segments), wanted, segments != 0)
+            reference = expected(model, inputs, rows)
+            close(call(model, inputs, segments), reference, segments != 0)
             if layout == "left padding":
-                close(call(model, inputs, segments, as_mask=True), wanted, segments != 0)
+                close(call(model, inputs, segments, as_mask=True), reference, segments != 0)
 
 
 @of("encoder", "causal")
@@ -78,15 +78,15 @@ def test_pooled_outputs_match_the_reference(row):
             )
             for b in range(2)
         ]  # fmt: skip
-        for pooling, each in models.items():
-            wanted = [
-                reference.pool(weights, filled(each.config), features[b], segments[b])
+        for pooling, pooled in models.items():
+            expected = [
+                reference.pool_features(weights, filled(pooled.config), features[b], segments[b])
                 for b in range(2)
             ]
             with torch.no_grad():
-                out = each.classify(inputs, mask, token_types=types)
+                out = pooled.classify(inputs, mask, token_types=types)
             torch.testing.assert_close(
-                out.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4, msg=pooling
+                out.double(), torch.stack(expected), rtol=1e-4, atol=1e-4, msg=pooling
             )
 
 

@@ -31,8 +31,8 @@ def reference_gradients(variant):
     weight = torch.randn(*real.shape, model.config.output_dim or model.config.vocab_size)
     parameters = dict(model.named_parameters())
     (expected(model, inputs, segments, parameters) * weight)[real].sum().backward()
-    wanted = {label: parameter.grad for label, parameter in parameters.items()}
-    return inputs, segments, weight, wanted
+    reference = {label: parameter.grad for label, parameter in parameters.items()}
+    return inputs, segments, weight, reference
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def reference_gradients(variant):
 def test_gradients_match_the_reference(row, backend):
     model = build(row)
     set_attention_backend(model, backend)
-    inputs, segments, weight, wanted = reference_gradients(name(row))
+    inputs, segments, weight, expected = reference_gradients(name(row))
     real = torch.tensor(segments) != 0
     (call(model, inputs, torch.tensor(segments)) * weight)[real].sum().backward()
-    found = dict(model.named_parameters())
-    assert found.keys() == wanted.keys()
-    for label, parameter in found.items():
+    actual = dict(model.named_parameters())
+    assert actual.keys() == expected.keys()
+    for label, parameter in actual.items():
         assert parameter.grad is not None, f"no gradient reaches {label}"
         # A key bias adds the same to a row's scores, so its gradient is 0 but for rounding.
-        scale = max(1.0, float(wanted[label].abs().max()))
+        scale = max(1.0, float(expected[label].abs().max()))
         torch.testing.assert_close(
-            parameter.grad.double() / scale, wanted[label] / scale, rtol=1e-3, atol=1e-4
+            parameter.grad.double() / scale, expected[label] / scale, rtol=1e-3, atol=1e-4
         )
 
 

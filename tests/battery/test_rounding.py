@@ -51,30 +51,30 @@ class Rounding(TorchFunctionMode):
         return out + UNIT * magnitude * (2 * torch.rand_like(out) - 1)
 
 
-def off(one, other):
+def off(first, second):
     """Relative distance of a tensor from another."""
-    return float((one - other).detach().float().norm() / other.detach().norm())
+    return float((first - second).detach().float().norm() / second.detach().norm())
 
 
 def gradients(model, out, real):
     loss = out.float()[real].square().mean()
-    found = torch.autograd.grad(loss, list(model.parameters()))
-    return torch.cat([each.float().flatten() for each in found])
+    grads = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([grad.float().flatten() for grad in grads])
 
 
 def rounded_by_chance(model, inputs, segments):
     """Largest distances of logits and of gradients under random rounding errors."""
     real, far = segments != 0, []
     exact = call(model, inputs, segments)
-    wanted = gradients(model, exact, real)
+    expected = gradients(model, exact, real)
     set_attention_backend(model, "plain")  # whose arithmetic can be seen
     by_chance = Rounding()
     for _ in range(RUNS):
         with by_chance:
             out = call(model, inputs, segments)
-        far.append((off(out[real], exact[real]), off(gradients(model, out, real), wanted)))
+        far.append((off(out[real], exact[real]), off(gradients(model, out, real), expected)))
     set_attention_backend(model, "auto")
-    return [max(each) for each in zip(*far, strict=True)], exact[real], wanted
+    return [max(errors) for errors in zip(*far, strict=True)], exact[real], expected
 
 
 @pytest.mark.catches("bfloat16_attention_rounds_its_scale")
@@ -83,20 +83,20 @@ def test_bfloat16_error_of_logits_and_gradients_is_that_of_rounding(row):
     model = build(row).bfloat16().float()  # weights are rounded alike
     inputs, segments = ids_of(model), torch.tensor(LAYOUTS["left padding"])
     real = segments != 0
-    (most, most_of_gradients), exact, wanted = rounded_by_chance(model, inputs, segments)
+    (most, most_of_gradients), exact, expected = rounded_by_chance(model, inputs, segments)
     assert SAFETY * most < 0.5, "a bound that other weights would pass, too"
     with torch.autocast("cpu", torch.bfloat16):
         mixed = call(model, inputs, segments)
-    of_mixed = off(gradients(model, mixed, real), wanted)
+    of_mixed = off(gradients(model, mixed, real), expected)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = {"autocast": mixed, "autocast without gradients": call(model, inputs, segments)}
+        actual = {"autocast": mixed, "autocast without gradients": call(model, inputs, segments)}
     model.bfloat16()
-    whole = call(model, inputs, segments)
-    of_whole = off(gradients(model, whole, real), wanted)
+    full = call(model, inputs, segments)
+    of_whole = off(gradients(model, full, real), expected)
     with torch.no_grad():  # which decides the backend
-        found |= {"bfloat16": whole, "bfloat16 without gradients": call(model, inputs, segments)}
-    assert whole.dtype == found["bfloat16 without gradients"].dtype == torch.bfloat16
-    for name, logits in found.items():
+        actual |= {"bfloat16": full, "bfloat16 without gradients": call(model, inputs, segments)}
+    assert full.dtype == actual["bfloat16 without gradients"].dtype == torch.bfloat16
+    for name, logits in actual.items():
         assert off(logits[real], exact) < SAFETY * most, name
     assert of_mixed < SAFETY * most_of_gradients
     assert of_whole < SAFETY * most_of_gradients

@@ -48,15 +48,15 @@ def test_flops_of_seq2seq_match_matrix_products():
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids, ids)
     unseen = 3 * 4 * config.d_model * (LENGTH - 1) / 2  # the counter counts what is masked, too
-    wanted = LENGTH * (config.flops_per_token(LENGTH, seq2seq=True) + unseen)
-    assert counter.get_total_flops() == wanted
+    expected = LENGTH * (config.flops_per_token(LENGTH, seq2seq=True) + unseen)
+    assert counter.get_total_flops() == expected
 
 
 @pytest.mark.catches("operations_ignore_the_window")
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("window", [1, 2, 3, 4, 5, 8, 9, 20])
 def test_flops_of_a_window_count_visible_pairs(causal, window):
-    whole = tiny_config(causal=False, n_layers=1)
+    full = tiny_config(causal=False, n_layers=1)
     config = tiny_config(causal=causal, n_layers=1, sliding_window=window)
     pairs = sum(
         (t - window < s <= t) if causal else abs(s - t) <= window // 2
@@ -64,5 +64,5 @@ def test_flops_of_a_window_count_visible_pairs(causal, window):
         for s in range(LENGTH)
     )
     fewer = (LENGTH * LENGTH - pairs) * 4 * config.d_model
-    wanted = whole.flops_per_token(LENGTH) * LENGTH - fewer
-    assert LENGTH * config.flops_per_token(LENGTH) == pytest.approx(wanted, abs=LENGTH)
+    expected = full.flops_per_token(LENGTH) * LENGTH - fewer
+    assert LENGTH * config.flops_per_token(LENGTH) == pytest.approx(expected, abs=LENGTH)

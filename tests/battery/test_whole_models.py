@@ -21,16 +21,16 @@ def test_checkpointed_layers_have_equal_gradients_and_save_less(row, how):
     model = build(row).train()
     segments = torch.tensor(LAYOUTS["left padding"])
     inputs = ids_of(model)
-    gradients, kept = [], []
-    for each in ("none", how):
-        set_activation_checkpointing(model, each)
-        kept.append(saved_activation_bytes(lambda: call(model, inputs, segments)))
+    gradients, saved_bytes = [], []
+    for mode in ("none", how):
+        set_activation_checkpointing(model, mode)
+        saved_bytes.append(saved_activation_bytes(lambda: call(model, inputs, segments)))
         model.zero_grad()
         call(model, inputs, segments).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
-    assert kept[1] < kept[0]
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
+    assert saved_bytes[1] < saved_bytes[0]
 
 
 @each_value

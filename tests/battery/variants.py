@@ -101,9 +101,9 @@ NOT_SEQ2SEQ = {
 ONLY_ONE_STACK = {*NOT_SEQ2SEQ, ("architecture", "encoder"), ("architecture", "causal")}
 
 
-def allowed(one, other):
+def allowed(first, second):
     """True if two (option, value) can occur together."""
-    pair = {one, other}
+    pair = {first, second}
     if ("architecture", "seq2seq") in pair and pair & NOT_SEQ2SEQ:
         return False
     if ("embedding", "two") in pair and pair & ONLY_ONE_STACK:
@@ -114,11 +114,11 @@ def allowed(one, other):
 def all_pairs():
     """Every two (option, value) that can occur together."""
     return {
-        frozenset(((one, first), (other, second)))
-        for one, other in itertools.combinations(OPTIONS, 2)
-        for first in OPTIONS[one]
-        for second in OPTIONS[other]
-        if allowed((one, first), (other, second))
+        frozenset(((left, first), (right, second)))
+        for left, right in itertools.combinations(OPTIONS, 2)
+        for first in OPTIONS[left]
+        for second in OPTIONS[right]
+        if allowed((left, first), (right, second))
     }
 
 

@@ -47,14 +47,14 @@ def test_environment_names_processor_versions_and_checkouts(tmp_path, monkeypatc
     import torch
 
     monkeypatch.syspath_prepend(FOLDER)
-    found = runpy.run_path(str(FOLDER / "environment.py"))["environment"](
+    result = runpy.run_path(str(FOLDER / "environment.py"))["environment"](
         "hypothesis", "no-such-package", checkouts={"peer": tmp_path, "other": None}, threads=7
     )
-    assert json.loads(json.dumps(found)) == found
-    assert found["cpu"]
-    assert found["threads"] == 7
-    assert found["gpu"] is None or torch.cuda.is_available()
-    versions = found["packages"]
+    assert json.loads(json.dumps(result)) == result
+    assert result["cpu"]
+    assert result["threads"] == 7
+    assert result["gpu"] is None or torch.cuda.is_available()
+    versions = result["packages"]
     assert versions["torch"] == torch.__version__
     assert set(versions) == {"torch", "lightning", "hypothesis", "peer"}
     assert versions["peer"] is None  # no checkout of git's

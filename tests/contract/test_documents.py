@@ -1,4 +1,4 @@
-"""What the documents say is run: an example that no longer works fails here."""
+"""Documentation: its examples run, and its links and paths exist."""
 
 import re
 
@@ -60,14 +60,14 @@ def test_documents_hugging_face_example_runs(tmp_path):
 
 def test_readme_training_command_runs(tmp_path):
     (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
-    words = re.sub(r"\\\n", " ", command)
-    words = re.search(r"python -m miniformer\.trainer(.*)", words)[1]
+    text = re.sub(r"\\\n", " ", command)
+    text = re.search(r"python -m miniformer\.trainer(.*)", text)[1]
     import shlex
 
     write_jsonl(tmp_path / "train.jsonl", [VERSE * 30])
     write_jsonl(tmp_path / "val.jsonl", [VERSE])
     done = run_python(
-        "-m", "miniformer.trainer", *shlex.split(words), "--max_steps", "2", cwd=tmp_path
+        "-m", "miniformer.trainer", *shlex.split(text), "--max_steps", "2", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert "model: runs/" in done.stdout

@@ -26,9 +26,9 @@ def test_fault_target_exists(name):
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     body = ast.parse(path.read_text(encoding="utf-8")).body
     for attribute in qualified.split("."):
-        found = [node for node in body if attribute in defined(node)]
-        assert found, f"{path} defines no {attribute}"
-        body = getattr(found[0], "body", [])
+        statements = [node for node in body if attribute in defined(node)]
+        assert statements, f"{path} defines no {attribute}"
+        body = getattr(statements[0], "body", [])
 
 
 def defined(statement):
@@ -196,8 +196,8 @@ RUN = (
 @pytest.fixture
 def toy(tmp_path):
     """A tree of its own with the mechanism, faults and tests; gives what runs some faults."""
-    kept = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=kept)
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=ignored)
     for path in (tmp_path / "tests" / "faults").glob("*.py"):
         if path.stem not in ("__init__", "__main__", "plugin", "runner", "selection"):
             path.unlink()
@@ -247,7 +247,7 @@ def test_runner_runs_the_tests_without_a_fault_at_the_end(toy):
 
 
 def docstring_only(path):
-    """Tells whether a file has no code."""
+    """True if a file has no code."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     return len(body) == 1 and isinstance(body[0], ast.Expr)
 

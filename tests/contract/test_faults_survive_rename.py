@@ -25,19 +25,19 @@ def parsed():
 
 def unambiguous(names):
     """Names that mean one function wherever they stand: no module, method, parameter, variable."""
-    defined, others = Counter(), {path.stem for path in (ROOT / "src").rglob("*.py")}
+    defined, other_names = Counter(), {path.stem for path in (ROOT / "src").rglob("*.py")}
     for tree in parsed():
         inner = {id(node) for node in tree.body}
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
                 defined[node.name] += 1 if id(node) in inner else 2
             elif isinstance(node, ast.arg | ast.keyword):
-                others.add(node.arg)
+                other_names.add(node.arg)
             elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-                others.add(node.id)
+                other_names.add(node.id)
             elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
-                others.add(node.attr)
-    return [name for name in names if defined[name] == 1 and name not in others]
+                other_names.add(node.attr)
+    return [name for name in names if defined[name] == 1 and name not in other_names]
 
 
 def chosen():
@@ -49,8 +49,8 @@ def chosen():
             targets.setdefault(qualified, []).append(fault.name)
     names = unambiguous(sorted(targets))
     assert len(names) >= 10
-    few = [names[place * len(names) // 10] for place in range(10)]
-    return {name: targets[name] for name in few}
+    selected = [names[position * len(names) // 10] for position in range(10)]
+    return {name: targets[name] for name in selected}
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_faults_are_caught_in_a_tree_with_ten_renamed_functions(tmp_path):
         renamed.update(word.findall(text))
         path.write_text(word.sub(r"renamed_\1", text), encoding="utf-8")
     assert all(renamed[name] >= 3 for name in names)  # where it is defined, tested and a target
-    faults = [fault for some in names.values() for fault in some]
+    faults = [fault for group in names.values() for fault in group]
     done = run_python("-m", "tests.faults", *faults, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(faults)} of {len(faults)} faults are caught" in done.stdout

@@ -1,4 +1,4 @@
-"""The check of language finds each kind of offense, and none in the source."""
+"""The check of language finds each kind of offense, and none in the code."""
 
 import pytest
 

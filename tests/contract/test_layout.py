@@ -124,8 +124,8 @@ def test_extensions_may_import_the_core_and_themselves(toy_package):
     ],
 )
 def test_import_of_an_extension_is_a_problem(toy_package, module, text, problem):
-    (found,) = extension_problems(toy_package({**TOY_EXTENSIONS, module: text}))
-    assert found.startswith(problem)
+    (reported,) = extension_problems(toy_package({**TOY_EXTENSIONS, module: text}))
+    assert reported.startswith(problem)
 
 
 def test_cycle_through_a_type_only_import_is_found(toy_package):

@@ -1,4 +1,4 @@
-"""What is promised to users: changing any of these lists is a decision, not an accident."""
+"""The public interface: a change of these lists must be deliberate."""
 
 import dataclasses
 import re
@@ -92,10 +92,10 @@ def test_train_config_fields_are_the_flags_of_train():
     shown = run_python("-m", "miniformer.trainer", "--help").stdout
     flags = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
     assert flags == TRAIN_FIELDS | {"config", "print_config"}
-    told = dict(re.findall(r"^  --(\w+)(.*?)(?=^  -|\Z)", shown, re.MULTILINE | re.DOTALL))
+    help_texts = dict(re.findall(r"^  --(\w+)(.*?)(?=^  -|\Z)", shown, re.MULTILINE | re.DOTALL))
     for flag in TRAIN_FIELDS:  # every flag says what it does
-        words = re.sub(r"\(type: .*|\b[A-Z_]+\b|\{.*?\}", "", told[flag], flags=re.DOTALL)
-        assert len(re.findall(r"[a-z]{2,}", words)) >= 1, (flag, told[flag])
+        text = re.sub(r"\(type: .*|\b[A-Z_]+\b|\{.*?\}", "", help_texts[flag], flags=re.DOTALL)
+        assert len(re.findall(r"[a-z]{2,}", text)) >= 1, (flag, help_texts[flag])
 
 
 def test_weight_names():

@@ -21,7 +21,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 @pytest.fixture
 def quality(monkeypatch):
-    """What benchmarks/quality.py and quality_page.py define."""
+    """Names that benchmarks/quality.py and quality_page.py define."""
     folder = ROOT / "benchmarks"
     monkeypatch.syspath_prepend(folder)
     return {**runpy.run_path(folder / "quality.py"), **runpy.run_path(folder / "quality_page.py")}
@@ -41,25 +41,25 @@ def test_recipe_override_with_a_dot_changes_one_setting():
     recipe = ROOT / "recipes" / "sst2.yaml"
     settings = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     more = ["--config", str(recipe), "--train_path", "t.jsonl", "--model_config.max_seq_len", "512"]
-    found = train_parser().parse_args(more).as_dict()
-    assert found["model_config"] == {**settings["model_config"], "max_seq_len": 512}
-    assert found["max_epochs"] == settings["max_epochs"]
+    overridden = train_parser().parse_args(more).as_dict()
+    assert overridden["model_config"] == {**settings["model_config"], "max_seq_len": 512}
+    assert overridden["max_epochs"] == settings["max_epochs"]
 
 
 def test_text_metrics_do_not_depend_on_the_tokenizer(quality, tmp_path):
-    """Where one window holds all of val, a word's nats are those of its bytes together."""
+    """If one window holds all of val, the nats of a word are the sum of those of its bytes."""
     text = "to be or not to be\nthat is the question"
     path = tmp_path / "val.txt"
     path.write_text(text)
     model = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
     paths = {"train_path": str(path), "val_path": str(path)}
     settings = {"task": "language_modeling", "tokenizer": "byte", "model_config": model, "seed": 0}
-    found = quality["run"]({**settings, **paths, "max_steps": 2, "logger": "none"})
-    nats = found["val_nats_per_byte"]
-    assert nats == pytest.approx(found["val_bits_per_byte"] * math.log(2))
+    result = quality["run"]({**settings, **paths, "max_steps": 2, "logger": "none"})
+    nats = result["val_nats_per_byte"]
+    assert nats == pytest.approx(result["val_bits_per_byte"] * math.log(2))
     per_word = nats * len(text) / (len(text.split()) + 1)
     # A validation also predicts the end, the 40th token.
-    assert math.log(found["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
+    assert math.log(result["val_word_perplexity"]) == pytest.approx(per_word, rel=0.03)
 
 
 def test_beam_search_gain_is_measured_on_all_of_val(quality, tmp_path, monkeypatch):
@@ -75,15 +75,15 @@ def test_beam_search_gain_is_measured_on_all_of_val(quality, tmp_path, monkeypat
     beam_metrics = quality["beam_metrics"]
     monkeypatch.setitem(beam_metrics.__globals__, "load", lambda path: Model())
     settings = {"val_path": str(path), "task_config": {"num_beams": 5}}
-    found = beam_metrics(settings, types.SimpleNamespace(model=None))
-    assert (found["val_greedy_exact_match"], found["val_beams_exact_match"]) == (0.75, 1.0)
+    result = beam_metrics(settings, types.SimpleNamespace(model=None))
+    assert (result["val_greedy_exact_match"], result["val_beams_exact_match"]) == (0.75, 1.0)
     assert beam_metrics({**settings, "task_config": {}}, None) == {}
     entry = {
         "recipe": "scan", "defaults": False, "change": {}, "machine": "1 of 2 cores, x",
-        "metric": "exact_match", "settings": {}, "runs": [found, {"val_exact_match": 0.5}],
+        "metric": "exact_match", "settings": {}, "runs": [result, {"val_exact_match": 0.5}],
     }  # fmt: skip
-    figures = "1 (one run) | 0.75 (one run)"
-    row = f'| scan | exact match | `{{"task_config": {{"num_beams": 1}}}}` | {figures} |'
+    cells = "1 (one run) | 0.75 (one run)"
+    row = f'| scan | exact match | `{{"task_config": {{"num_beams": 1}}}}` | {cells} |'
     assert quality["worth"]([entry]).splitlines()[-1] == row
     del entry["runs"][0]
     assert quality["worth"]([entry]) == ""
@@ -92,13 +92,13 @@ def test_beam_search_gain_is_measured_on_all_of_val(quality, tmp_path, monkeypat
 def test_trial_runs_never_use_test_data(quality, tmp_path):
     for name in ("train", "val", "test"):
         (tmp_path / f"{name}.jsonl").write_text("")
-    asked = {"seed": 3, "defaults": False}
-    whole = quality["settings_of"]("sst2", tmp_path, **asked, change={})
-    assert whole["test_path"] == str(tmp_path / "test.jsonl")
+    options = {"seed": 3, "defaults": False}
+    full_run = quality["settings_of"]("sst2", tmp_path, **options, change={})
+    assert full_run["test_path"] == str(tmp_path / "test.jsonl")
     change = {"model_config": {"dropout": 0.1}, "ema_decay": None}
-    tried = quality["settings_of"]("sst2", tmp_path, **asked, change=change)
-    assert tried.keys() == whole.keys() - {"test_path", "ema_decay"}
-    assert tried["model_config"] == {**whole["model_config"], "dropout": 0.1}
+    tried = quality["settings_of"]("sst2", tmp_path, **options, change=change)
+    assert tried.keys() == full_run.keys() - {"test_path", "ema_decay"}
+    assert tried["model_config"] == {**full_run["model_config"], "dropout": 0.1}
     plain = quality["settings_of"]("sst2", tmp_path, seed=3, defaults=True, change={})
     assert set(plain) - {"train_path", "val_path", "test_path"} == {
         "task", "seed", "logger", "experiment_name",
@@ -127,13 +127,13 @@ def test_recipe_header_repeats_its_committed_result(path, quality):
     head = path.read_text(encoding="utf-8").partition("task:")[0]
     mean, millions = entry["mean"], entry["parameters"] / 1e6
     written = [f"{mean:.1f}"] if mean > 10 else [f"{mean:.3f}", f"{mean:.2f}"]
-    assert any(re.search(rf"(?<![\d.]){each}(?!\d)", head) for each in written)
+    assert any(re.search(rf"(?<![\d.]){number}(?!\d)", head) for number in written)
     size = re.search(r"([\d.]+)(?:\s|#)+million(?:\s|#)+parameters", head)
     assert float(size[1]) == pytest.approx(millions, abs=0.05)
 
 
 def test_committed_results_beat_simple_baselines(quality):
-    """Defaults are also within a tenth of the recipe. Exceptions are named, and told of."""
+    """Defaults are within a tenth of the recipe. Exceptions are listed and stated on the page."""
     about, not_better = quality["facts"](), set()
     entries = quality["latest"](json.loads(quality["RESULTS"].read_text(encoding="utf-8")))
     for (recipe, defaults, gpu), entry in entries.items():

@@ -34,8 +34,8 @@ def drawn(folder, seed):
 
 @pytest.mark.slow
 def test_seed_decides_hypothesis_examples(tmp_path):
-    first, said = drawn(tmp_path / "first", "1")
-    assert "examples of MINIFORMER_TEST_SEED=1" in said
+    first, output = drawn(tmp_path / "first", "1")
+    assert "examples of MINIFORMER_TEST_SEED=1" in output
     assert drawn(tmp_path / "again", "1")[0] == first
     assert drawn(tmp_path / "other", "2")[0] != first
 

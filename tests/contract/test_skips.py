@@ -59,11 +59,11 @@ def test_skip_with_a_reason_is_listed_and_passes(outcome):
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["alone", "xdist"])
-@pytest.mark.parametrize("place", ["file", "test"])
-def test_skip_for_missing_dev_package_fails_in_ci(place, workers, outcome):
+@pytest.mark.parametrize("location", ["file", "test"])
+def test_skip_for_missing_dev_package_fails_in_ci(location, workers, outcome):
     hide = "import sys\nsys.modules['sacrebleu'] = None\n"
     look = "pytest.importorskip('sacrebleu')"
-    source = hide + (f"{look}\n{PASSES}" if place == "file" else f"def test_it(): {look}\n")
+    source = hide + (f"{look}\n{PASSES}" if location == "file" else f"def test_it(): {look}\n")
     code, printed = outcome(source, *workers)
     assert code == 1
     assert "but the extra dev has sacrebleu" in printed

@@ -45,19 +45,19 @@ def functions():
 @pytest.fixture(scope="module")
 def helpers(functions):
     """Names of functions that compare something, themselves or through others."""
-    found, before = set(CALLS), -1
-    while len(found) > before:
-        before = len(found)
-        found |= {
+    names, before = set(CALLS), -1
+    while len(names) > before:
+        before = len(names)
+        names |= {
             function.name
             for _, function in functions
-            if any(compares(node, found) for node in own(function))
+            if any(compares(node, names) for node in own(function))
         }
-    return {name for name in found if not name.startswith("test_")}
+    return {name for name in names if not name.startswith("test_")}
 
 
 def all_tests(functions):
-    return [(path, each) for path, each in functions if each.name.startswith("test_")]
+    return [(path, function) for path, function in functions if function.name.startswith("test_")]
 
 
 def described(path, function):
@@ -74,12 +74,12 @@ def test_every_test_compares_something(functions, helpers):
 
 
 def test_every_test_compares_before_it_returns(functions, helpers):
-    """What does not concern a case is no case: leave it out where the cases are made."""
+    """A case that the test does not concern is left out of the parameters."""
     early = []
     for path, test in all_tests(functions):
         nodes = list(own(test))
-        first = min((each.lineno for each in nodes if compares(each, helpers)), default=10**9)
-        if any(isinstance(each, ast.Return) and each.lineno < first for each in nodes):
+        first = min((node.lineno for node in nodes if compares(node, helpers)), default=10**9)
+        if any(isinstance(node, ast.Return) and node.lineno < first for node in nodes):
             early.append(described(path, test))
     assert early == []
 

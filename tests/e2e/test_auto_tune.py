@@ -57,7 +57,7 @@ def test_find_lr_uses_the_settings_of_the_run(tmp_path, monkeypatch, precision):
 
     monkeypatch.setitem(registry._registered["optimizer"], "recorded", recorded)
     records = [{"input": "the cat sat", "label": 0}, {"input": "on a mat", "label": 1}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = TrainConfig(
         train_path=str(tmp_path / "a.jsonl"), task="classification", tokenizer="byte",
         model_config=json.loads(MODEL), batch_size=1, accumulate_grad_batches=2, find_lr=True,

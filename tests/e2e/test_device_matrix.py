@@ -177,16 +177,18 @@ def read_metrics(folder):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"], scope="module")
 def test_two_devices_match_one_device(alone, together, strategy, task, accumulated, checkpointing):
     together(strategy)
-    one = alone / "runs" / f"{task}-{accumulated}"
+    one_device = alone / "runs" / f"{task}-{accumulated}"
     two = alone / "runs" / f"{task}-{accumulated}-{checkpointing}-{strategy}"
-    expected, result = read_metrics(one), read_metrics(two)
+    expected, result = read_metrics(one_device), read_metrics(two)
     assert result.keys() == expected.keys()
     for step in range(1, 6):
         assert (step, "train_loss") in expected
     for key, value in expected.items():
         assert result[key] == pytest.approx(value, rel=1e-5, abs=1e-5), key
     for name in ("best", "last"):
-        weights = [miniformer.load(folder / name).model.state_dict() for folder in (one, two)]
+        weights = [
+            miniformer.load(folder / name).model.state_dict() for folder in (one_device, two)
+        ]
         for key, tensor in weights[0].items():
             torch.testing.assert_close(
                 weights[1][key], tensor, rtol=0, atol=1e-5, msg=f"{name}: {key}"

@@ -59,9 +59,12 @@ class Witness(L.Callback):
         self.start = self.clock.now
         self.model = copy.deepcopy(module.model)
         decayed = [p for n, p in self.model.named_parameters() if is_matrix(n)]
-        others = [p for n, p in self.model.named_parameters() if not is_matrix(n)]
+        other_parameters = [p for n, p in self.model.named_parameters() if not is_matrix(n)]
         self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": 0.1},
+                {"params": other_parameters, "weight_decay": 0.0},
+            ],
             betas=(0.9, 0.95),
         )
 
@@ -355,11 +358,11 @@ def test_progress_line_averages_since_the_previous_line(run):
 def test_final_lines_have_the_metrics_of_the_run(run):
     folder, witness, out, result = run
     first, last = witness.steps[0], witness.steps[-1]
-    learnt = last["now"] - last["validated"]
-    waited = (last["waited"] - first["waited"]) / (learnt - first["now"])
+    training_seconds = last["now"] - last["validated"]
+    waited = (last["waited"] - first["waited"]) / (training_seconds - first["now"])
     assert (
-        f"trained on {last['tokens']:,} tokens in {learnt:,.0f} s; padding {last['padding']:.1%}; "
-        f"waited for data {waited:.1%} of the time\n"
+        f"trained on {last['tokens']:,} tokens in {training_seconds:,.0f} s; "
+        f"padding {last['padding']:.1%}; waited for data {waited:.1%} of the time\n"
     ) in out
     best = min(witness.validations, key=lambda seen: seen["loss"])
     assert f"\nvalidation loss {best['loss']:.4f}, at step {best['step']}\n" in out
@@ -402,7 +405,7 @@ def test_report_has_the_metrics_of_the_run(run):
         r'<div title="[^"]*"><dt>([^<]*)</dt><dd>([^<]*)<small>([^<]*)</small>', page
     )
     best = min(witness.validations, key=lambda seen: seen["loss"])
-    rates, shares = ([round(speed[name], digits) for speed in speeds(witness)]
+    rates, mfus = ([round(speed[name], digits) for speed in speeds(witness)]
                      for name, digits in (("tokens_per_second", 1), ("mfu", 4)))  # fmt: skip
     seconds = witness.validations[-1]["now"] + SAVING
     assert tiles == [
@@ -413,7 +416,7 @@ def test_report_has_the_metrics_of_the_run(run):
         ("tokens per second", f"{statistics.median(rates):.4g}", "median"),
         (
             "MFU",
-            f"{100 * statistics.median(shares):.3g} %",
+            f"{100 * statistics.median(mfus):.3g} %",
             "of the measured peak, median",
         ),
         ("memory", "126.4", "MB, peak"),

@@ -93,10 +93,10 @@ def test_killed_group_resumes_in_its_folder(folder):
 @pytest.mark.parametrize("rendezvous", ["c10d", "static"])
 def test_torchrun_with_five_random_kills_resumes_bit_exactly(folder, rendezvous):
     """The first kill comes before the first checkpoint, the others anywhere after a resumption."""
-    chance, kills, step = random.Random(rendezvous), [[1, 1]], 0
+    rng, kills, step = random.Random(rendezvous), [[1, 1]], 0
     for _ in range(4):
-        step = min(step + chance.randint(3, 8), STEPS - 1)
-        kills.append([step, chance.randrange(2)])
+        step = min(step + rng.randint(3, 8), STEPS - 1)
+        kills.append([step, rng.randrange(2)])
     flags = ["--standalone"]
     if rendezvous == "static":
         with socket.socket() as free:

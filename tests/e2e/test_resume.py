@@ -104,7 +104,7 @@ def uninterrupted(data, tmp_path_factory):
 
 
 def test_resume_after_twenty_kills_is_bit_exact(data, uninterrupted, tmp_path):
-    chance, run, kills = random.Random(0), tmp_path / "run", 0
+    rng, run, kills = random.Random(0), tmp_path / "run", 0
     for _ in range(20):
         run_config = (
             config(data, tmp_path) if latest_checkpoint(run) is None else resume_config(run, {})
@@ -114,7 +114,7 @@ def test_resume_after_twenty_kills_is_bit_exact(data, uninterrupted, tmp_path):
             for path in sorted(run.rglob("*"), reverse=True):
                 path.rmdir() if path.is_dir() else path.unlink()
             run.rmdir()
-        kill = Kill(chance.randint(3, 8))
+        kill = Kill(rng.randint(3, 8))
         code = in_child(
             lambda run_config=run_config, kill=kill: train(run_config, callbacks=[kill])
         )
@@ -133,7 +133,7 @@ def test_resume_after_twenty_kills_is_bit_exact(data, uninterrupted, tmp_path):
 
 
 def test_checkpoint_is_readable_after_kills_while_it_is_written(tmp_path):
-    chance = random.Random(1)
+    rng = random.Random(1)
 
     def write():
         step = (
@@ -152,7 +152,7 @@ def test_checkpoint_is_readable_after_kills_while_it_is_written(tmp_path):
             write()
         while latest_checkpoint(tmp_path) is None:
             time.sleep(0.001)
-        time.sleep(chance.random() * 0.03)
+        time.sleep(rng.random() * 0.03)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         path = latest_checkpoint(tmp_path)
@@ -163,7 +163,7 @@ def test_checkpoint_is_readable_after_kills_while_it_is_written(tmp_path):
 
 
 def test_model_is_loadable_after_kills_while_it_is_replaced(tmp_path):
-    chance, directory = random.Random(2), tmp_path / "best"
+    rng, directory = random.Random(2), tmp_path / "best"
     model = tiny_model()
 
     def write():
@@ -181,7 +181,7 @@ def test_model_is_loadable_after_kills_while_it_is_replaced(tmp_path):
             write()
         while not directory.exists():
             time.sleep(0.001)
-        time.sleep(chance.random() * 0.1)
+        time.sleep(rng.random() * 0.1)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         weight = miniformer.Transformer.from_pretrained(directory).embedding.weight
@@ -422,15 +422,13 @@ def test_pretraining_has_the_data_batches_and_hardware_of_its_run(labelled, tmp_
     for name, value in PRETRAIN_SHARES.items():
         assert value != getattr(defaults, name), name
     run.config = dataclasses.replace(run.config, **PRETRAIN_SHARES)
-    found = pretrain_config(run).to_dict()
+    result = pretrain_config(run).to_dict()
     shared = {**PRETRAIN_SHARES, "train_path": plain.train_path, "val_path": plain.val_path}
-    assert {name: found[name] for name in shared} == shared
+    assert {name: result[name] for name in shared} == shared
     own = {"task", "task_config", "model_config", "experiment_name", "max_steps"}
-    others = found.keys() - shared.keys() - own
-    assert {name: found[name] for name in others} == {
-        name: getattr(defaults, name) for name in others
-    }
-    assert found["max_steps"] == 7
+    rest = result.keys() - shared.keys() - own
+    assert {name: result[name] for name in rest} == {name: getattr(defaults, name) for name in rest}
+    assert result["max_steps"] == 7
 
 
 @pytest.fixture(scope="module")

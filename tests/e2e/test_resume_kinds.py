@@ -121,13 +121,13 @@ def test_resume_of_each_kind_is_bit_exact(tmp_path, monkeypatch, kind):
     if "streaming" in changes:  # a shuffle buffer of eight records
         monkeypatch.setitem(chunks.StreamChunks.__init__.__kwdefaults__, "chunk_size", 8)
     torch.set_num_threads(changes.pop("threads", 1))
-    chance = random.Random(f"resume {kind}")
+    rng = random.Random(f"resume {kind}")
     accumulated = changes.get("accumulate_grad_batches", 1)
 
     train(settings(tmp_path, "whole", **changes))
     run_config, steps, chunk_indices = settings(tmp_path, "killed", **changes), [], []
     for _ in range(KILLS):
-        batch = chance.randint(3 * accumulated, 7 * accumulated)  # after the next checkpoint
+        batch = rng.randint(3 * accumulated, 7 * accumulated)  # after the next checkpoint
         with contextlib.suppress(Stopped):
             train(run_config, callbacks=[Stop(batch)])
         state = read_checkpoint_metadata(latest_checkpoint(tmp_path / "killed"))

@@ -46,13 +46,15 @@ def train(tmp_path, capsys):
     return run
 
 
-def words(count, seed=0):
+def random_words(count, seed=0):
     random = np.random.default_rng(seed)
     return ["".join(random.choice(list("abcd"), random.integers(3, 9))) for _ in range(count)]
 
 
 def test_classification_end_to_end(train, tmp_path, capsys):
-    records = [{"input": text, "label": "has a" if "a" in text else "none"} for text in words(400)]
+    records = [
+        {"input": text, "label": "has a" if "a" in text else "none"} for text in random_words(400)
+    ]
     test = write(tmp_path / "test.jsonl", records[200:300])
     best, out = train(
         records, "--task", "classification", "--checkpoint_metric", "accuracy",
@@ -76,7 +78,7 @@ def test_classification_end_to_end(train, tmp_path, capsys):
 
 
 def test_classification_of_pairs_end_to_end(train, capsys, monkeypatch):
-    sample = words(300)
+    sample = random_words(300)
     records = [
         {"input": [text, text if n % 2 else text[::-1] + "d"], "label": n % 2}
         for n, text in enumerate(sample)
@@ -251,7 +253,7 @@ def test_custom_task_is_one_file_and_one_registration(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: parity\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[miniformer.task]\nparity = parity:Parity\n")
-    write(tmp_path / "train.jsonl", [{"input": text} for text in words(50)])
+    write(tmp_path / "train.jsonl", [{"input": text} for text in random_words(50)])
     script = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})

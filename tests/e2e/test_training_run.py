@@ -192,9 +192,9 @@ def test_seed_decides_the_weights(files, tmp_path):
         assert trainer.main(flags(files, tmp_path, *more)) == 0
         return miniformer.load(tmp_path / name / "last").model.state_dict()
 
-    first, again, other = weights("a", "1"), weights("b", "1"), weights("c", "2")
+    first, again, different = weights("a", "1"), weights("b", "1"), weights("c", "2")
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["embedding.weight"], other["embedding.weight"])
+    assert not torch.equal(first["embedding.weight"], different["embedding.weight"])
 
 
 def test_train_on_plain_text_with_max_time_and_no_validation(files, tmp_path, capsys, monkeypatch):

@@ -232,7 +232,7 @@ def test_run_ended_at_its_interruption_equals_uninterrupted_run(tmp_path, change
     changes = {"accumulate_grad_batches": 1, "val_check_interval": 2, **changes}
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
-    whole = train(settings(tmp_path / "whole", **changes, max_steps=5))
+    uninterrupted = train(settings(tmp_path / "whole", **changes, max_steps=5))
     config = settings(tmp_path / "parts", **changes, max_steps=50)
     assert train(config, callbacks=[Signaled(5)]).interrupted == signal.SIGTERM
     result = train(TrainConfig(resume=str(tmp_path / "parts" / "run"), max_steps=5))
@@ -242,7 +242,7 @@ def test_run_ended_at_its_interruption_equals_uninterrupted_run(tmp_path, change
         assert_same(saved(tmp_path / "parts", name), expected, rtol=0, atol=0)
     timed = {"seconds", "training_tokens"}
     assert {k: v for k, v in result.metrics.items() if k not in timed} == {
-        k: v for k, v in whole.metrics.items() if k not in timed
+        k: v for k, v in uninterrupted.metrics.items() if k not in timed
     }
     tail = validations(tmp_path / "parts")[-1]
     last = miniformer.load(tmp_path / "parts" / "run" / "last").model

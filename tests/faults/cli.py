@@ -106,8 +106,8 @@ def one_bad_input_stops_the_others(original):
     """An input that cannot be answered leaves all others without an answer."""
 
     def _answers(pipeline, inputs, *, truncate):
-        found, problems = original(pipeline, inputs, truncate=truncate)
-        return ({} if problems else found), problems
+        result, problems = original(pipeline, inputs, truncate=truncate)
+        return ({} if problems else result), problems
 
     return _answers
 

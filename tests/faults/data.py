@@ -297,7 +297,7 @@ def one_byte_is_taken_for_another(original):
     def _bytes_to_unicode():
         characters = original()
         swapped = {173: 174, 174: 173, 97: 98, 98: 97}
-        return characters | {byte: characters[other] for byte, other in swapped.items()}
+        return characters | {byte: characters[replacement] for byte, replacement in swapped.items()}
 
     return _bytes_to_unicode
 

@@ -12,27 +12,27 @@ def catching_tests(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
 
     An argument is `file::test`, or the file where a parameter of a test has the mark.
     """
-    found: dict[str, set[str]] = defaultdict(set)
+    tests_by_fault: dict[str, set[str]] = defaultdict(set)
     for path in sorted(folder.rglob("test_*.py")):
         source = path.read_text(encoding="utf-8")
         if "catches(" in source:
             file = path.relative_to(folder.parent).as_posix()
-            _visit(ast.parse(source), file, file, found)
-    return {name: sorted(tests) for name, tests in found.items()}
+            _visit(ast.parse(source), file, file, tests_by_fault)
+    return {name: sorted(tests) for name, tests in tests_by_fault.items()}
 
 
-def _visit(node: ast.AST, file: str, prefix: str, found: dict[str, set[str]]) -> None:
+def _visit(node: ast.AST, file: str, prefix: str, tests_by_fault: dict[str, set[str]]) -> None:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             test = f"{prefix}::{child.name}"
             for decorator in child.decorator_list:
                 for name in _names(decorator):
-                    found[name].add(test)
+                    tests_by_fault[name].add(test)
             for inner in child.body:
-                _visit(ast.Module([inner], []), file, test, found)
+                _visit(ast.Module([inner], []), file, test, tests_by_fault)
         else:
             for name in _names(child):
-                found[name].add(file)
+                tests_by_fault[name].add(file)
 
 
 def _names(node: ast.AST) -> list[str]:

@@ -206,10 +206,10 @@ def bits_per_byte_count_characters(original):
     """Bits per byte of a file are bits per character."""
 
     def perplexity(task, model, tokenizer, records, *, stride=None, progress=None):
-        found = original(task, model, tokenizer, records, stride=stride, progress=progress)
+        result = original(task, model, tokenizer, records, stride=stride, progress=progress)
         texts = [record["text"] for record in records]
         n_bytes, n_characters = (sum(map(len, x)) for x in ([t.encode() for t in texts], texts))
-        return {**found, "bits_per_byte": found["bits_per_byte"] * n_bytes / n_characters}
+        return {**result, "bits_per_byte": result["bits_per_byte"] * n_bytes / n_characters}
 
     return perplexity
 

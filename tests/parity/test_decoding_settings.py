@@ -210,7 +210,7 @@ def test_import_reads_settings_of_older_configs(two_stacks):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"suppress_tokens": 7}, "suppress_tokens must be a list, not 7"),
         ({"suppress_tokens": ["a"]}, "a token id must be a non-negative integer, not 'a'"),
@@ -219,10 +219,10 @@ def test_import_reads_settings_of_older_configs(two_stacks):
         ({"max_length": True}, "max_length must be an integer, not True"),
     ],
 )
-def test_import_rejects_invalid_settings(settings, words, decoder):
+def test_import_rejects_invalid_settings(settings, message, decoder):
     with pytest.raises(UserError) as caught:
         read(decoder, **settings)
-    assert str(caught.value) == f"{decoder / 'generation_config.json'}: {words}"
+    assert str(caught.value) == f"{decoder / 'generation_config.json'}: {message}"
 
 
 def test_import_command_reports_settings_that_are_not_applied(decoder, tmp_path, capsys):

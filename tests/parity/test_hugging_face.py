@@ -91,7 +91,7 @@ def share_tables(theirs):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def cached_case(tmp_path_factory):
     """`make`, cached for each draw."""
     return functools.cache(lambda *draw: make(*draw, tmp_path_factory.mktemp("family")))
 
@@ -257,10 +257,10 @@ def check_beams(case):
         given = {"num_beams": 4, "length_penalty": 0.7, "eos_id": eos, "bad_words_ids": [[1]]}
         if case.seq2seq:
             given["start_id"] = case.start
-            found = [case.start, *case.model.generate(prompt.tolist(), 7, **given)[0]]
+            actual = [case.start, *case.model.generate(prompt.tolist(), 7, **given)[0]]
         else:
-            found = case.model.generate(prompt.tolist(), 7, **given)[0]
-        assert found == (expected[:-1] if expected[-1] == eos else expected)
+            actual = case.model.generate(prompt.tolist(), 7, **given)[0]
+        assert actual == (expected[:-1] if expected[-1] == eos else expected)
 
 
 def same_weights(reloaded, theirs):
@@ -307,12 +307,12 @@ def check_bare(case):
             assert not message["unexpected_keys"]
             assert not message["mismatched_keys"]
             assert set(message["missing_keys"]) <= UNUSED
-            found = their_logits(reloaded, *inputs)
+            actual = their_logits(reloaded, *inputs)
             if name is not None:
                 assert type(reloaded) is type(case.theirs)
                 same_weights(reloaded, case.theirs)
                 check_bare_ids(reloaded, case)
-            close(found, expected)
+            close(actual, expected)
 
 
 def check_bare_ids(reloaded, case):
@@ -328,8 +328,8 @@ def check_bare_ids(reloaded, case):
             0
         ].tolist()
         assert theirs[0] == 0
-        found = case.model.generate(source.tolist(), 5, temperature=0.0, bad_words_ids=[[1]])
-        assert found == [theirs[1:]]
+        result = case.model.generate(source.tolist(), 5, temperature=0.0, bad_words_ids=[[1]])
+        assert result == [theirs[1:]]
 
 
 # M2M-100's positions do not count the padding token, at any position.
@@ -371,17 +371,17 @@ def cases(draws):
 
 
 @pytest.mark.parametrize(("name", "number", "check"), cases(DRAWS))
-def test_family_round_trip_matches_hugging_face(name, number, check, made):
+def test_family_round_trip_matches_hugging_face(name, number, check, cached_case):
     torch.manual_seed(number)
-    CHECKS[check](made(name, number))
+    CHECKS[check](cached_case(name, number))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "number", "check"), cases(MANY_DRAWS))
-def test_family_of_a_new_draw_matches_hugging_face(name, number, check, made):
+def test_family_of_a_new_draw_matches_hugging_face(name, number, check, cached_case):
     print(f"MINIFORMER_TEST_SEED={SEED} repeats this draw")
     torch.manual_seed(number)
-    CHECKS[check](made(name, f"{SEED} {number}"))
+    CHECKS[check](cached_case(name, f"{SEED} {number}"))
 
 
 @pytest.mark.catches("attention_bias_read_from_mlp_bias")
@@ -461,10 +461,10 @@ def test_yarn_at_real_width_matches_hugging_face(check, tmp_path):
     rotation = case.theirs.config.rope_parameters
     usual = [rotation["rope_theta"] ** (-pair / 32) for pair in range(32)]
     frequencies = case.theirs.model.rotary_emb.inv_freq.tolist()
-    shares = [found / plain for found, plain in zip(frequencies, usual, strict=True)]
-    between = [share for share in shares if 1 / rotation["factor"] + 0.01 < share < 0.99]
+    ratios = [frequency / plain for frequency, plain in zip(frequencies, usual, strict=True)]
+    between = [share for share in ratios if 1 / rotation["factor"] + 0.01 < share < 0.99]
     assert len(between) > 8
-    assert math.isclose(min(shares), 1 / rotation["factor"], rel_tol=1e-4)
+    assert math.isclose(min(ratios), 1 / rotation["factor"], rel_tol=1e-4)
     CHECKS[check](case)
     source = ids(1, 300)  # long enough for low frequencies
     with torch.no_grad():

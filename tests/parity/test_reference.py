@@ -557,8 +557,8 @@ def rows_of_ids(length=LENGTH, short=SHORT):
     return ids, real
 
 
-def close(actual, wanted, real):
-    torch.testing.assert_close(actual[real], wanted[real], rtol=1e-6, atol=1e-6)
+def close(actual, expected, real):
+    torch.testing.assert_close(actual[real], expected[real], rtol=1e-6, atol=1e-6)
 
 
 def row_of(ids, real, row):
@@ -589,14 +589,14 @@ def compare(case):
         types = torch.randint(0, settings["token_types"], ids.shape)
         extra = {"token_type_ids": types}
     with torch.no_grad(), full_precision():
-        wanted = model(input_ids=ids, attention_mask=real.long(), **extra).logits
+        expected = model(input_ids=ids, attention_mask=real.long(), **extra).logits
     rows = [
         reference.logits(
             weights, settings, *row_of(ids, real, row), None if types is None else types[row]
         )
         for row in range(2)
     ]
-    close(torch.stack(rows), wanted, real)
+    close(torch.stack(rows), expected, real)
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name in SEQ2SEQ_ARCHITECTURES])
@@ -605,7 +605,7 @@ def test_reference_logits_of_a_seq2seq_family(name):
     source, real_source = rows_of_ids()
     target, real_target = rows_of_ids(length=11, short=7)
     with torch.no_grad(), full_precision():
-        wanted = model(
+        expected = model(
             input_ids=source,
             attention_mask=real_source.long(),
             decoder_input_ids=target,
@@ -620,7 +620,7 @@ def test_reference_logits_of_a_seq2seq_family(name):
         )
         for row in range(2)
     ]
-    close(torch.stack(rows), wanted, real_target)
+    close(torch.stack(rows), expected, real_target)
 
 
 # Of the four waves, 6 to 6283 tokens long, each scaling keeps some and stretches others.
@@ -688,9 +688,9 @@ def test_reference_logits_under_rotary_scaling(kind):
     for length in (LENGTH, SHORT - 2):
         ids = torch.randint(PAD + 1, V, (1, length))
         with torch.no_grad(), full_precision():
-            wanted = model(input_ids=ids).logits[0]
+            expected = model(input_ids=ids).logits[0]
         actual = reference.logits(weights, settings, ids[0], [1] * length)
-        close(actual, wanted, slice(None))
+        close(actual, expected, slice(None))
 
 
 @pytest.mark.parametrize("pooling", ["mean", "max", "first", "last", "mean+max"])
@@ -704,7 +704,7 @@ def test_reference_pooled_outputs(pooling):
     with torch.no_grad(), full_precision():
         own = model(input_ids=ids, attention_mask=real.long()).logits  # of the last real token
         x = model.model(input_ids=ids, attention_mask=real.long()).last_hidden_state
-        wanted = {
+        expected = {
             "mean": [model.score(x[row, real[row]].mean(dim=0)) for row in range(2)],
             "max": [model.score(x[row, real[row]].max(dim=0).values) for row in range(2)],
             "mean+max": [
@@ -718,7 +718,7 @@ def test_reference_pooled_outputs(pooling):
         }[pooling]
     for row in range(2):
         actual = reference.pooled(weights, settings, *row_of(ids, real, row))
-        close(actual, wanted[row], slice(None))
+        close(actual, expected[row], slice(None))
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -746,7 +746,7 @@ def test_reference_attention_with_sinks(window):
     mask = torch.zeros(1, 1, LENGTH, LENGTH, dtype=torch.float64).masked_fill(~sees, -1e300)
     unturned = torch.ones(1, LENGTH, E // 2).double(), torch.zeros(1, LENGTH, E // 2).double()
     with torch.no_grad():
-        wanted = module(x[None], unturned, mask)[0][0]
+        expected = module(x[None], unturned, mask)[0][0]
     settings = DEFAULTS | GROUPED | {"position": "none", "causal": True, "attention_sinks": True}
     settings["sliding_window"] = window
     weights = module.state_dict()
@@ -754,7 +754,7 @@ def test_reference_attention_with_sinks(window):
         settings, list(range(LENGTH)), [1] * LENGTH, window is not None
     )
     actual = reference.attention(weights, settings, "", x, x, visible, sinks=weights["sinks"])
-    close(actual, wanted, slice(None))
+    close(actual, expected, slice(None))
 
 
 def test_architecture_config_needs_name_and_width():

@@ -34,10 +34,10 @@ def pooled(weights, settings, inputs, segments, token_types=None):
     """Outputs [outputs] of the head for the pooled vector of a row."""
     weights = {name: tensor.double() for name, tensor in weights.items()}
     x = features(weights, settings, inputs, segments, token_types)
-    return pool(weights, settings, x, segments)
+    return pool_features(weights, settings, x, segments)
 
 
-def pool(weights, settings, x, segments):
+def pool_features(weights, settings, x, segments):
     """Outputs of the head for the pooled features [T, D], with float64 weights."""
     real = x[[t for t, segment in enumerate(segments) if segment != 0]]
     maxima = torch.stack([column.max() for column in real.T])

@@ -1,4 +1,4 @@
-"""What commands print and which exit code they have, without what they run."""
+"""Output and exit codes of commands, with stand-ins for the work that they do."""
 
 import dataclasses
 import json

@@ -26,13 +26,13 @@ def pipeline():
 @pytest.mark.catches("settings_of_the_directory_are_ignored")
 def test_pipeline_generation_defaults_are_those_of_the_directory(pipeline):
     ids = pipeline.tokenizer.encode("ab")
-    wanted = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram_size=2)[0][
+    expected = pipeline.model.generate([ids], 3, temperature=0.0, no_repeat_ngram_size=2)[0][
         len(ids) :
     ]
     ((_, written),) = pipeline.generate_outputs(["ab"])
-    assert written.tokens == wanted
+    assert written.tokens == expected
     ((_, written),) = pipeline.generate_outputs(["ab"], max_new_tokens=1)
-    assert written.tokens == wanted[:1]
+    assert written.tokens == expected[:1]
 
 
 @pytest.mark.catches("saved_pipeline_samples_by_default")
@@ -50,8 +50,8 @@ def test_pipeline_embed_is_the_pooling_of_features():
     tokenizer = Tokenizer.train("byte", [])
     model = tiny_model(vocab_size=258, max_seq_len=64, causal=False, pooling="mean")
     task, texts = EmbeddingTask(input_kind="text"), ["ab", "abcdef"]
-    found = Pipeline(model, tokenizer, task=task, generation=GenerationConfig()).embed(texts)
-    for vector, text in zip(found, texts, strict=True):
+    actual = Pipeline(model, tokenizer, task=task, generation=GenerationConfig()).embed(texts)
+    for vector, text in zip(actual, texts, strict=True):
         ids = [tokenizer.eos_id, *tokenizer.encode(text)]
-        wanted = model.features(torch.tensor([ids]))[0].mean(0)
-        torch.testing.assert_close(vector, wanted, rtol=1e-4, atol=1e-5)
+        expected = model.features(torch.tensor([ids]))[0].mean(0)
+        torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)

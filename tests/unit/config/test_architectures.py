@@ -56,15 +56,15 @@ def test_flops_match_the_model(name):
     set_attention_backend(model, "plain")
     with FlopCounterMode(display=False) as counter:
         call(model)
-    whole = dataclasses.replace(
+    full = dataclasses.replace(
         model.config, causal=False, sliding_window=None, window_pattern=None,
         rotary_base_local=None,
     )  # fmt: skip
     seq2seq = name in SEQ2SEQ_ARCHITECTURES
-    wanted = LENGTH * whole.flops_per_token(LENGTH, seq2seq=seq2seq)
+    expected = LENGTH * full.flops_per_token(LENGTH, seq2seq=seq2seq)
     if seq2seq:  # the decoder's own attention is causal in the config's count
-        wanted += 2 * 4 * (4 * 8) * LENGTH * (LENGTH - 1) / 2
-    assert counter.get_total_flops() == wanted
+        expected += 2 * 4 * (4 * 8) * LENGTH * (LENGTH - 1) / 2
+    assert counter.get_total_flops() == expected
 
 
 @pytest.mark.catches("int8_cache_is_counted_without_scales")
@@ -84,15 +84,15 @@ def test_cache_bytes_match_the_model(name, kind, length):
         model.features(ids, model.encode(ids[:, :1].expand(-1, SOURCE)), cache=cache)
     else:
         model(ids, cache=cache)
-    wanted = model.config.cache_bytes(2, length, kind=kind, source_len=source_len)
-    assert cache.nbytes == wanted
+    expected = model.config.cache_bytes(2, length, kind=kind, source_len=source_len)
+    assert cache.nbytes == expected
     stored = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for layer in cache.layers
         for tensor in layer.tensors().values()
     }
     cross = sum(keys.nbytes + values.nbytes for keys, values in cache.cross_kv or [])
-    assert sum(stored.values()) + cross == wanted
+    assert sum(stored.values()) + cross == expected
 
 
 def test_unknown_architecture_is_rejected_with_a_suggestion():

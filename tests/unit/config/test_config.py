@@ -237,11 +237,11 @@ def test_config_copies_given_mappings():
 
 
 def test_equal_configs_have_equal_hashes():
-    one = TransformerConfig(rotary_scaling=YARN)
-    other = TransformerConfig(rotary_scaling={**dict(reversed(YARN.items())), "factor": 2})
-    assert one == other
-    assert len({one, other, TransformerConfig(), TransformerConfig()}) == 2
-    assert hash(one) != hash(TransformerConfig(rotary_scaling={**YARN, "factor": 3}))
+    first = TransformerConfig(rotary_scaling=YARN)
+    second = TransformerConfig(rotary_scaling={**dict(reversed(YARN.items())), "factor": 2})
+    assert first == second
+    assert len({first, second, TransformerConfig(), TransformerConfig()}) == 2
+    assert hash(first) != hash(TransformerConfig(rotary_scaling={**YARN, "factor": 3}))
 
 
 @pytest.mark.parametrize(

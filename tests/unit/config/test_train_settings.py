@@ -77,9 +77,11 @@ LIMITS = {
 @pytest.mark.parametrize("case", LIMITS)
 def test_limit_beyond_the_end_of_the_run_warns(case):
     changes, steps, message = LIMITS[case]
-    found = unreachable_limit_warnings(TrainConfig(train_path="a", val_path="b", **changes), steps)
-    assert len(found) == (0 if message is None else 1)
-    assert message is None or message in found[0]
+    messages = unreachable_limit_warnings(
+        TrainConfig(train_path="a", val_path="b", **changes), steps
+    )
+    assert len(messages) == (0 if message is None else 1)
+    assert message is None or message in messages[0]
 
 
 @pytest.mark.parametrize("interval", [1, 3, 7, 8, None])
@@ -110,14 +112,14 @@ BASE = {
 
 
 class Note(L.Callback):
-    """What cannot be seen in what a run leaves: torch's mode, and the states on the way."""
+    """Records what the files of a run do not show: the mode of torch, and intermediate states."""
 
     def __init__(self):
         self.seen = []
 
     def on_train_batch_end(self, trainer, *args):
         folder = Path(trainer.default_root_dir)
-        states = sorted(each.name for each in (folder / "checkpoints").glob("*"))
+        states = sorted(path.name for path in (folder / "checkpoints").glob("*"))
         self.seen.append(
             (trainer.global_step, states, torch.are_deterministic_algorithms_enabled())
         )
@@ -128,7 +130,7 @@ def outcome(changes):
     shown, note = io.StringIO(), Note()
     settings = {**BASE, **changes}
     try:
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", NoEffectWarning)
             config = TrainConfig(**settings)
             result = train(config, console=Console(file=shown, width=200), callbacks=[note])
@@ -146,8 +148,8 @@ def outcome(changes):
         re.sub(r"[\d.,]+ (s|tokens/s|%|MB)\b", "", line) for line in shown.getvalue().split("\n")
     ]
     lines = [line for line in lines if not line.startswith(("trained on", "memory:"))]
-    told = [str(each.message) for each in told if each.category is NoEffectWarning]
-    return str(result.folder.parent), result.folder.name, weights, names, lines, note.seen, told
+    warned = [str(warning.message) for warning in warned if warning.category is NoEffectWarning]
+    return str(result.folder.parent), result.folder.name, weights, names, lines, note.seen, warned
 
 
 VAL = {"val_path": "b.jsonl"}
@@ -244,9 +246,9 @@ def test_run_refuses_what_it_would_ignore(files, case):
         '{"input": [[1], [2]], "value": 1}\n{"input": [[3], [4]], "value": 2}\n'
     )
     changes, message = FROM_FILES[case]
-    found = outcome(changes)
-    assert isinstance(found, str)
-    assert message in found
+    result = outcome(changes)
+    assert isinstance(result, str)
+    assert message in result
     assert not list(files.glob("runs/*")), "nothing is left of a run that never began"
 
 
@@ -270,10 +272,10 @@ WARNED = {
 @pytest.mark.parametrize("case", WARNED)
 def test_run_warns_of_limits_beyond_its_end(files, case):
     changes, message = WARNED[case]
-    (told,) = outcome(changes)[-1]
-    assert message in told
+    (warning,) = outcome(changes)[-1]
+    assert message in warning
 
 
 def test_run_warns_of_workers_without_work(files):
-    (told,) = outcome({"num_workers": 1, "max_steps": 1})[-1]
-    assert "num_workers=1 has no effect: the training data is in memory" in told
+    (message,) = outcome({"num_workers": 1, "max_steps": 1})[-1]
+    assert "num_workers=1 has no effect: the training data is in memory" in message

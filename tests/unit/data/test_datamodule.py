@@ -56,11 +56,13 @@ def test_epochs_have_every_record_once_in_orders_that_differ(tmp_path, chunks):
     for order in batches:
         assert sorted(order) == list(range(COUNT))
         assert order != list(range(COUNT))
-    assert all(one != other for one, other in combinations(batches, 2))
+    assert all(first != second for first, second in combinations(batches, 2))
     assert orders(0) == batches
     assert orders(1) != batches
     if chunks == "large":  # records of a chunk are not those of the next epoch's
-        shared = [len(set(one[:12]) & set(other[:12])) for one, other in combinations(batches, 2)]
+        shared = [
+            len(set(first[:12]) & set(second[:12])) for first, second in combinations(batches, 2)
+        ]
         assert max(shared) < 12
 
 
@@ -78,7 +80,7 @@ def test_epochs_of_large_text_have_every_block_once(tmp_path, monkeypatch):
         text = "".join(BYTES.decode(table.columns["ids"].tolist()) for table in tables)
         orders.append([int(line) for line in text.split()])
         assert sorted(orders[-1]) == list(range(200))
-    assert all(one != other for one, other in combinations(orders, 2))
+    assert all(first != second for first, second in combinations(orders, 2))
 
 
 def drawn(batches, name):
@@ -119,8 +121,8 @@ def test_windows_of_chunks_have_different_offsets(tmp_path, monkeypatch):
     path = written(tmp_path / "a.jsonl", [{"text": "abcdefghijklmnopqrs"}] * 400)
     (epoch,) = epochs(path, "language_modeling", number=1)
     firsts = []
-    for one, other in pairwise([None, *epoch]):
-        if one is None or one["about"]["place"]["pool"] != other["about"]["place"]["pool"]:
-            firsts.append(int(torch.remainder(other["input_ids"][0, 0], 20)))
+    for first, second in pairwise([None, *epoch]):
+        if first is None or first["about"]["place"]["pool"] != second["about"]["place"]["pool"]:
+            firsts.append(int(torch.remainder(second["input_ids"][0, 0], 20)))
     assert len(firsts) > 3
     assert len(set(firsts)) > 1

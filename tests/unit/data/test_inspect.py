@@ -45,23 +45,23 @@ def looked(tmp, name, texts):
 )
 def test_find_duplicates_matches_a_plain_count(tmp_path_factory, train, val):
     tmp = tmp_path_factory.mktemp("data")
-    one, other = looked(tmp, "train", train), looked(tmp, "val", val)
-    assert find_duplicates(one, one)[0] == len(train) - len(set(train))
-    number, shown = find_duplicates(one, other)
+    train_split, val_split = looked(tmp, "train", train), looked(tmp, "val", val)
+    assert find_duplicates(train_split, train_split)[0] == len(train) - len(set(train))
+    number, shown = find_duplicates(train_split, val_split)
     assert number == sum(text in train for text in val)
     assert len(shown) == min(3, number)
     for line in shown:
-        found = re.fullmatch(r".*val.jsonl:(\d+) repeats .*train.jsonl:(\d+)", line)
-        second, first = found.groups()
+        match = re.fullmatch(r".*val.jsonl:(\d+) repeats .*train.jsonl:(\d+)", line)
+        second, first = match.groups()
         assert val[int(second) - 1] == train[int(first) - 1]
         assert train.index(val[int(second) - 1]) == int(first) - 1
-    assert one.lengths["text"].tolist() == [1] * len(train)
+    assert train_split.lengths["text"].tolist() == [1] * len(train)
 
 
 def test_find_duplicates_ignores_spaces_and_case(tmp_path):
-    one = looked(tmp_path, "train", ["caf\u00e9  au lait", "x"])
-    other = looked(tmp_path, "val", ["cafe\u0301 au lait\n", "y"])
-    assert find_duplicates(one, other)[0] == 1
+    train_split = looked(tmp_path, "train", ["caf\u00e9  au lait", "x"])
+    val_split = looked(tmp_path, "val", ["cafe\u0301 au lait\n", "y"])
+    assert find_duplicates(train_split, val_split)[0] == 1
 
 
 @pytest.mark.catches("check_ends_at_the_first_fault")
@@ -186,8 +186,8 @@ def test_inspect_suggests_batch_size_for_long_inputs_only(tmp_path, capsys, leng
     """At most 4,096 tokens per batch, 1.5 per word, a power of two; the default is 16."""
     records = [{"input": "w " * length, "label": n % 2} for n in range(30)]
     assert check(write(tmp_path / "a.jsonl", records), "--task", "classification") == 0
-    found = re.findall(r"--batch_size (\d+)", capsys.readouterr().out)
-    assert found == ([] if size is None else [str(size)])
+    suggestions = re.findall(r"--batch_size (\d+)", capsys.readouterr().out)
+    assert suggestions == ([] if size is None else [str(size)])
 
 
 LABELS = ["good", "bad", "good ", "caf\u00e9", " cafe\u0301", "ok", "o k"]
@@ -203,8 +203,8 @@ def test_inspect_reports_labels_that_differ_by_spaces_or_case(tmp_path, capsys):
     assert f"{prefix}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); use one spelling" in out
     assert out.count("warning: ") == 2
     task = Classification().fit(as_records(str(path), Classification().schema))
-    found = [line for line in task.data_warnings() if "differ only by spaces" in line]
-    assert len(found) == 2
+    warnings = [line for line in task.data_warnings() if "differ only by spaces" in line]
+    assert len(warnings) == 2
 
 
 def test_inspect_uses_the_task_config_of_training(tmp_path, capsys):

@@ -88,16 +88,16 @@ LETTERS = "ab \u00e9\u65e5\U0001f44d.,\n"
     st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3),
     st.randoms(),
 )
-def test_stream_equals_answer_for_any_tokens_and_stops(kind, given, stops, chance):
+def test_stream_equals_answer_for_any_tokens_and_stops(kind, given, stops, rng):
     """Tests tokenized texts, and random tokens, whose bytes may be invalid UTF-8."""
     tokenizer = ALL_KINDS[kind]
     if isinstance(given, str):
         ids = tokenizer.encode(given)
         # Stops that are in the text: its end, all of it, one that overlaps another.
         full = tokenizer.decode(ids)
-        if full and chance.random() < 0.7:
-            start = chance.randrange(len(full))
-            stops = [*stops, full[start : start + chance.randint(1, 4)], full[-1:]][-2:]
+        if full and rng.random() < 0.7:
+            start = rng.randrange(len(full))
+            stops = [*stops, full[start : start + rng.randint(1, 4)], full[-1:]][-2:]
     else:
         ids = [number % tokenizer.vocab_size for number in given]
     text, count = answer(tokenizer, ids, stops)
@@ -282,9 +282,9 @@ def test_stream_that_waits_does_not_block_other_calls():
             await asyncio.sleep(0)
 
     async def read():
-        other = asyncio.ensure_future(tick())
+        ticker = asyncio.ensure_future(tick())
         chunks = [chunk async for chunk in m.astream("a", seed=0, eos_id=None)]
-        other.cancel()
+        ticker.cancel()
         return chunks
 
     want = m.generate("a", seed=0, eos_id=None)

@@ -33,8 +33,8 @@ def test_repetition_penalty(texts, penalty, seed):
     logits = torch.randn(len(texts), V, generator=torch.Generator().manual_seed(seed))
     result = changed(GenerationConfig(repetition_penalty=penalty), texts, logits)
     for row, text in enumerate(texts):
-        other = reference.RepetitionPenaltyLogitsProcessor(penalty)
-        expected = other(torch.tensor([text]), logits[row : row + 1].clone())
+        processor = reference.RepetitionPenaltyLogitsProcessor(penalty)
+        expected = processor(torch.tensor([text]), logits[row : row + 1].clone())
         torch.testing.assert_close(result[row : row + 1], expected)
 
 
@@ -99,11 +99,13 @@ def test_bad_words_are_never_completed(texts, bad):
 def test_min_p_keeps_tokens_near_the_largest_probability(min_p):
     torch.manual_seed(0)
     logits = torch.randn(1, V) * 2
-    kept = reference.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
+    retained = (
+        reference.MinPLogitsWarper(min_p)(torch.zeros(1, 1).long(), logits.clone()) > -math.inf
+    )
     options = GenerationConfig(min_p=min_p)
     numbers = torch.rand(5000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = sample_next_token(logits.expand(5000, -1), options, numbers)
-    assert set(drawn.tolist()) == set(kept[0].nonzero()[:, 0].tolist())
+    assert set(drawn.tolist()) == set(retained[0].nonzero()[:, 0].tolist())
 
 
 def greedy(model, prompt, max_length, end, min_length):
@@ -304,7 +306,7 @@ def test_finished_rows_are_removed_from_the_batch(monkeypatch):
     free = model.generate(prompts, 12, temperature=0)
     end = next(
         t for row, p in zip(free, prompts, strict=True) for t in row[len(p) :]
-        if 1 <= sum(t in other[len(q) :] for other, q in zip(free, prompts, strict=True)) < 4
+        if 1 <= sum(t in text[len(q) :] for text, q in zip(free, prompts, strict=True)) < 4
     )  # fmt: skip
     sizes, features = [], model.features
 

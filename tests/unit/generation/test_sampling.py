@@ -14,7 +14,7 @@ from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
 
 
-def shares(logits, options, draws=4000):
+def frequencies(logits, options, draws=4000):
     """Frequency of each sampled token."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.tensor(logits)[None].expand(draws, -1)
@@ -49,7 +49,7 @@ def by_definition(logits, options):
 def test_sampling_frequencies_match_the_distribution(logits, temperature, top_k, top_p):
     options = GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     expected = torch.tensor(by_definition(logits, options))
-    drawn = shares(logits, options)
+    drawn = frequencies(logits, options)
     assert torch.all(drawn[expected == 0] == 0), "a token was drawn that was filtered out"
     torch.testing.assert_close(drawn, expected, atol=0.05, rtol=0)
 
@@ -103,8 +103,8 @@ def test_sampling_of_a_row_depends_on_its_index_and_seed_only(monkeypatch, kerne
     full = model.generate(PROMPTS, **options)
     for size in (1, 2, 5):
         assert model.generate(PROMPTS[:size], **options) == full[:size]
-    others = [[9] if number != 4 else prompt for number, prompt in enumerate(PROMPTS)]
-    assert model.generate(others, **options)[4] == full[4]
+    other_prompts = [[9] if number != 4 else prompt for number, prompt in enumerate(PROMPTS)]
+    assert model.generate(other_prompts, **options)[4] == full[4]
     same = [full[number] for number, prompt in enumerate(PROMPTS) if prompt == [1, 2, 3]]
     assert len(set(map(tuple, same))) == len(same) == 4, "the same prompt, other samples"
     assert model.generate(torch.tensor([[1, 2, 3]] * 2), **options)[:, :15].tolist() == [
@@ -165,8 +165,8 @@ def test_generate_ends_a_row_at_eos_and_continues_the_others():
     model = tiny_model()
     prompts = [[1, 2], [3, 4], [5, 6]]
     free = model.generate(prompts, 8, temperature=0)
-    # A token that ends some answers, at different places, and not all of them.
-    eos = next(t for row in free for t in row[3:] if any(t not in other[2:] for other in free))
+    # A token that ends some answers, at different positions, but not all answers.
+    eos = next(t for row in free for t in row[3:] if any(t not in text[2:] for text in free))
     ended = model.generate(prompts, 8, temperature=0, eos_id=eos)
     for before, after in zip(free, ended, strict=True):
         new = before[2:]
@@ -206,9 +206,9 @@ def test_generate_reaches_max_new_tokens_exactly(length, new, options):
     """One-token prompts, one new token, and sequences of max_seq_len tokens."""
     model = tiny_model(max_seq_len=8)
     prompts = [[1 + n for n in range(length)], [2] * length]
-    for some in (prompts, prompts[:1], torch.tensor(prompts)):
-        rows = model.generate(some, new, **options)
-        assert [len(row) for row in rows] == [length + new] * len(some)
+    for inputs in (prompts, prompts[:1], torch.tensor(prompts)):
+        rows = model.generate(inputs, new, **options)
+        assert [len(row) for row in rows] == [length + new] * len(inputs)
     if options == {"temperature": 0}:
         expected = list(prompts[0])
         for _ in range(new):

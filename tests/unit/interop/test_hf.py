@@ -46,7 +46,7 @@ def refusal(path, **options):
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"hidden_size": ...}, "config.json: hidden_size is missing"),
         ({"hidden_size": -16}, "d_model must be at least 1, not -16"),
@@ -85,10 +85,10 @@ def refusal(path, **options):
         ({"eos_token_id": "x"}, "a token id must be a non-negative integer"),
     ],
 )
-def test_import_rejects_invalid_configs(llama, values, words):
+def test_import_rejects_invalid_configs(llama, values, message):
     (llama / "generation_config.json").unlink()
     config_with(llama, **values)
-    assert words in refusal(llama)
+    assert message in refusal(llama)
 
 
 @pytest.mark.catches(
@@ -145,7 +145,7 @@ def weights_with(path, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (
             lambda w: w.pop("model.norm.weight"),
@@ -168,9 +168,9 @@ def weights_with(path, change):
     ids=["missing", "renamed", "extra", "shape", "type"],
 )
 @pytest.mark.catches("missing_tensors_unnamed")
-def test_import_error_names_the_tensor(llama, change, words):
+def test_import_error_names_the_tensor(llama, change, message):
     weights_with(llama, change)
-    assert words in refusal(llama)
+    assert message in refusal(llama)
 
 
 @pytest.mark.catches("untied_head_is_taken_for_tied")
@@ -185,12 +185,12 @@ def test_import_of_a_head_marked_as_tied_that_differs_stays_untied(llama):
 
 def test_import_rejects_broken_weights(llama):
     file = llama / "model.safetensors"
-    whole = file.read_bytes()
-    length = int.from_bytes(whole[:8], "little")
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
     for data in (
-        b"", whole[:5], whole[:100], whole[:-1], whole + b"x",
-        (2**62).to_bytes(8, "little") + whole[8:],
-        whole[:8] + whole[8 : 8 + length].replace(b"[16]", b"[99]") + whole[8 + length :],
+        b"", content[:5], content[:100], content[:-1], content + b"x",
+        (2**62).to_bytes(8, "little") + content[8:],
+        content[:8] + content[8 : 8 + length].replace(b"[16]", b"[99]") + content[8 + length :],
         b"\x80\x04cos\nsystem\n(S'touch pwned'\ntR.",
     ):  # fmt: skip
         file.write_bytes(data)
@@ -219,16 +219,16 @@ def shard(path):
 
 
 def test_import_joins_shards(llama):
-    whole = miniformer.from_hf(llama).model.state_dict()
+    unsharded = miniformer.from_hf(llama).model.state_dict()
     shard(llama)
     parts = miniformer.from_hf(llama).model.state_dict()
-    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert all(torch.equal(parts[name], unsharded[name]) for name in unsharded)
 
 
 def test_import_rejects_an_invalid_shard_index(llama):
     names, weights = shard(llama)
     index = llama / "model.safetensors.index.json"
-    for wrong, words in (
+    for wrong, message in (
         ({**names, "lm_head.weight": "../x.safetensors"}, "'../x.safetensors' is not a file name"),
         ({**names, "lm_head.weight": ["x"]}, "is not a file name"),
         ({**names, "lm_head.weight": "c.safetensors"}, "c.safetensors is missing"),
@@ -236,7 +236,7 @@ def test_import_rejects_an_invalid_shard_index(llama):
         ({}, "has no weight_map"),
     ):
         index.write_text(json.dumps({"weight_map": wrong}))
-        assert words in refusal(llama)
+        assert message in refusal(llama)
     index.write_text(json.dumps({"weight_map": names}))
     save_file(weights, llama / "b.safetensors")
     assert "is in another file, too" in refusal(llama)
@@ -263,7 +263,7 @@ def test_import_follows_links_of_the_hub_cache(llama, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "words"),
+    ("name", "text", "message"),
     [
         ("config.json", "{", "config.json: not JSON"),
         ("config.json", "[" * 100_000, "config.json: not JSON"),
@@ -277,13 +277,13 @@ def test_import_follows_links_of_the_hub_cache(llama, tmp_path):
         ),
     ],
 )
-def test_import_rejects_invalid_companion_files(llama, name, text, words):
+def test_import_rejects_invalid_companion_files(llama, name, text, message):
     (llama / name).parent.mkdir(exist_ok=True)
     (llama / name).write_text(text)
     if name.startswith("1_"):
         config_with(llama, architectures=["LlamaModel"], tie_word_embeddings=True)
         weights_with(llama, lambda w: w.pop("lm_head.weight"))
-    assert words in refusal(llama)
+    assert message in refusal(llama)
 
 
 def test_import_rejects_a_tokenizer_of_another_model(llama):
@@ -335,7 +335,7 @@ def test_import_that_fails_leaves_no_files(llama, tmp_path):
 
 @pytest.mark.catches("any_model_fits_the_first_family")
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "expected"),
     [
         ({"qk_norm": "projection", "logit_softcap": 3.0}, "logit_softcap=3.0"),
         ({"attention_sinks": True}, "attention_sinks=True"),
@@ -343,14 +343,14 @@ def test_import_that_fails_leaves_no_files(llama, tmp_path):
         ({"input_dim": 3}, "input_dim=3"),
     ],
 )
-def test_export_names_parts_that_no_family_has(fields, words, tmp_path):
+def test_export_names_parts_that_no_family_has(fields, expected, tmp_path):
     values = architecture_config("llama", **SIZES, d_ff=24) | fields
     model = miniformer.Transformer(TransformerConfig(**values))
     with pytest.raises(UserError) as caught:
         miniformer.to_hf(model, tmp_path / "out")
     message = str(caught.value)
     assert "no Hugging Face family fits this model; the nearest is" in message
-    assert words in message
+    assert expected in message
 
 
 def test_export_to_a_given_family(tmp_path):
@@ -373,8 +373,8 @@ def test_import_and_export_keep_the_dtype(tmp_path):
     reloaded = miniformer.load(tmp_path / "ours").model
     assert all(weight.dtype == torch.bfloat16 for weight in reloaded.parameters())
     assert all(
-        torch.equal(one, second)
-        for one, second in zip(reloaded.parameters(), model.parameters(), strict=True)
+        torch.equal(first, second)
+        for first, second in zip(reloaded.parameters(), model.parameters(), strict=True)
     )
 
 
@@ -386,10 +386,10 @@ def test_hf_commands(llama, tmp_path, capsys):
     card = (tmp_path / "ours" / "README.md").read_text(encoding="utf-8")
     assert "Hugging Face LlamaForCausalLM" in card
     assert cli.main(["export", str(tmp_path / "ours"), str(tmp_path / "out")]) == 0
-    one, second = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
-    assert one.keys() == second.keys()
-    assert all(torch.equal(one[name], second[name]) for name in one)
-    for arguments, words in (
+    first, second = (load_file(path / "model.safetensors") for path in (llama, tmp_path / "out"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for arguments, message in (
         (["import", str(tmp_path / "none"), "x"], "no such directory"),
         (["import", str(llama), str(tmp_path / "ours")], "exists and is not empty"),
         (["import", str(llama), "x", "--custom_code", "run"], "must be refuse or ignore"),
@@ -400,7 +400,7 @@ def test_hf_commands(llama, tmp_path, capsys):
         (["export", str(llama), "x"], "is a Hugging Face model; convert it"),
     ):
         assert cli.main(arguments) == 2
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_import_fuzzing_finds_no_crash():

@@ -29,7 +29,7 @@ def adapter(monkeypatch):
         names = ("lm_eval", "lm_eval.api", "lm_eval.api.model", "lm_eval.api.registry")
         modules = {name: types.ModuleType(name) for name in names}
         modules["lm_eval.api.model"].LM = abc.ABC
-        modules["lm_eval.api.registry"].register_model = lambda name: lambda made: made
+        modules["lm_eval.api.registry"].register_model = lambda name: lambda decorated: decorated
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
     import miniformer.interop.lm_eval as adapter
@@ -45,17 +45,17 @@ def language_model():
 
 
 def requests(*arguments):
-    return [types.SimpleNamespace(args=each) for each in arguments]
+    return [types.SimpleNamespace(args=args) for args in arguments]
 
 
 def log_p(m, before, text):
     """The text's log-probability, and whether it is greedy; one whole pass."""
     ids = [BYTES.eos_id, *BYTES.encode(before + text)]
     first = len(ids) - len(BYTES.encode(text))
-    found = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
-    places = range(first, len(ids))
-    greedy = all(int(found[place - 1].argmax()) == ids[place] for place in places)
-    return float(sum(found[place - 1, ids[place]] for place in places)), greedy
+    log_probs = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)
+    positions = range(first, len(ids))
+    greedy = all(int(log_probs[position - 1].argmax()) == ids[position] for position in positions)
+    return float(sum(log_probs[position - 1, ids[position]] for position in positions)), greedy
 
 
 @pytest.mark.catches("every_token_is_the_greedy_one", "every_continuation_is_greedy")
@@ -63,16 +63,16 @@ def test_lm_eval_loglikelihood_and_greedy_flag(adapter):
     m = language_model()
     nexts = {a: m.generate(a, max_new_tokens=1, temperature=0.0) for a in "abcdefghijklmnopqrst"}
     letter, best = next((a, text) for a, text in nexts.items() if text.isascii() and text.strip())
-    asked = [("the cat", " sat"), ("", "on"), ("the ", "mat"), (letter, best)]
-    found = adapter.MiniformerLM(m).loglikelihood(requests(*asked), disable_tqdm=True)
+    texts = [("the cat", " sat"), ("", "on"), ("the ", "mat"), (letter, best)]
+    actual = adapter.MiniformerLM(m).loglikelihood(requests(*texts), disable_tqdm=True)
     # Spaces at the end of a context count as the continuation's, as harness and tokenizers have it.
     for (before, text), (total, greedy) in zip(
-        [("the cat", " sat"), ("", "on"), ("the", " mat"), (letter, best)], found, strict=True
+        [("the cat", " sat"), ("", "on"), ("the", " mat"), (letter, best)], actual, strict=True
     ):
-        wanted = log_p(m, before, text)
-        assert total == pytest.approx(wanted[0], abs=1e-3)
-        assert greedy == wanted[1]
-    assert [greedy for _, greedy in found] == [False, False, False, True]
+        expected = log_p(m, before, text)
+        assert total == pytest.approx(expected[0], abs=1e-3)
+        assert greedy == expected[1]
+    assert [greedy for _, greedy in actual] == [False, False, False, True]
 
 
 def test_lm_eval_scores_texts_longer_than_max_seq_len(adapter):
@@ -82,27 +82,27 @@ def test_lm_eval_scores_texts_longer_than_max_seq_len(adapter):
     assert total == pytest.approx(m.score([text], stride=8)[0].total_logprob)
     [(after, _)] = adapted.loglikelihood(requests((text, "x")), disable_tqdm=True)
     ids = torch.tensor([BYTES.encode(text + "x")])[:, -65:]  # as many as the model reads, and one
-    wanted = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])
-    assert after == pytest.approx(float(wanted.sum()), abs=1e-3)
+    expected = m.model(ids[:, :-1])[0, -2:].detach().log_softmax(-1).gather(1, ids[0, -2:, None])
+    assert after == pytest.approx(float(expected.sum()), abs=1e-3)
     [written] = adapted.generate_until(requests((text, {"max_gen_toks": 5})), disable_tqdm=True)
     assert written == m.generate(text, max_new_tokens=5, temperature=0.0, context_shift=True)
 
 
 def test_lm_eval_answers_end_at_a_stop_string(adapter):
     m = language_model()
-    whole = m.generate("the", max_new_tokens=30, temperature=0.0)
-    asked = [
-        ("the", {"until": [whole[3], ""], "max_gen_toks": 30, "do_sample": False}),
-        ("the", {"until": whole[5:7], "max_gen_toks": 30}),
+    full = m.generate("the", max_new_tokens=30, temperature=0.0)
+    prompts = [
+        ("the", {"until": [full[3], ""], "max_gen_toks": 30, "do_sample": False}),
+        ("the", {"until": full[5:7], "max_gen_toks": 30}),
         ("the", {"until": [], "max_gen_toks": 4, "temperature": 0.0}),
         ("the", {"max_gen_toks": 30, "temperature": 0.7, "top_k": 3}),
     ]
-    found = adapter.MiniformerLM(m, seed=5).generate_until(requests(*asked), disable_tqdm=True)
-    assert found[0] == whole[: whole.index(whole[3])]
-    assert found[1] == whole[: whole.index(whole[5:7])]
-    assert found[2] == m.generate("the", max_new_tokens=4, temperature=0.0)
-    assert found[3] == m.generate("the", max_new_tokens=30, temperature=0.7, top_k=3, seed=5)
-    assert found[3] != whole
+    result = adapter.MiniformerLM(m, seed=5).generate_until(requests(*prompts), disable_tqdm=True)
+    assert result[0] == full[: full.index(full[3])]
+    assert result[1] == full[: full.index(full[5:7])]
+    assert result[2] == m.generate("the", max_new_tokens=4, temperature=0.0)
+    assert result[3] == m.generate("the", max_new_tokens=30, temperature=0.7, top_k=3, seed=5)
+    assert result[3] != full
 
 
 def test_lm_eval_user_errors(adapter, tmp_path):

@@ -26,7 +26,7 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
 
 @pytest.mark.catches("gpu_is_asked_for_wide_heads")
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("changes", "expected"),
     [
         ({}, "sdpa"),
         ({"ragged": True}, "sdpa"),
@@ -49,8 +49,8 @@ HALF = {"device": "cuda", "dtype": torch.bfloat16}
     ],
     ids=str,
 )
-def test_select_backend(changes, wanted):
-    assert attention_backends.select_backend("auto", CALL._replace(**changes))[0] == wanted
+def test_select_backend(changes, expected):
+    assert attention_backends.select_backend("auto", CALL._replace(**changes))[0] == expected
 
 
 @pytest.mark.parametrize(
@@ -115,17 +115,17 @@ def by_loops(q, k, v, allowed, scores):
 def seen_by(causal, window=None, segments=SEGMENTS):
     ids = torch.tensor(segments)
     seen = make_visibility(B, T, causal=causal, window=window, segment_ids=ids, device=CPU)
-    place = seen.query_positions.tolist()
+    positions = seen.query_positions.tolist()
 
     def near(b, t, s):
-        apart = place[b][t] - place[b][s]
+        apart = positions[b][t] - positions[b][s]
         return window is None or (apart < window if causal else abs(apart) <= window // 2)
 
     allowed = [
         [
             [
-                own == other != 0 and (not causal or s <= t) and near(b, t, s)
-                for s, other in enumerate(row)
+                own == key_segment != 0 and (not causal or s <= t) and near(b, t, s)
+                for s, key_segment in enumerate(row)
             ]
             for t, own in enumerate(row)
         ]
@@ -188,9 +188,9 @@ def test_backend_gradients_match_loops_without_nan(backend):
     got = torch.autograd.grad(
         attention_backends.attend(backend, *inputs, mask, ScoreOptions()), inputs, grad
     )
-    wanted = torch.autograd.grad(by_loops(*inputs, allowed, ScoreOptions()), inputs, grad)
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other)
+    expected = torch.autograd.grad(by_loops(*inputs, allowed, ScoreOptions()), inputs, grad)
+    for first, second in zip(got, expected, strict=True):
+        torch.testing.assert_close(first, second)
 
 
 def test_matmul_rejects_second_derivative():
@@ -227,8 +227,8 @@ def fake_varlen(
             hidden |= apart > left
         if right >= 0:
             hidden |= apart < -right
-        shares = s.masked_fill(hidden, -math.inf).softmax(-1)
-        parts.append(torch.einsum("hts,she->the", shares, values))
+        probabilities = s.masked_fill(hidden, -math.inf).softmax(-1)
+        parts.append(torch.einsum("hts,she->the", probabilities, values))
     return torch.cat(parts)
 
 
@@ -293,13 +293,13 @@ def test_varlen_layout_with_python_kernel(monkeypatch, causal, window, kernel):
         ),
         ScoreOptions(0.7),
     )
-    wanted = by_loops(*inputs, allowed, ScoreOptions(0.7))
-    torch.testing.assert_close(out, wanted)
-    for one, other in zip(
-        torch.autograd.grad(out, inputs, grad), torch.autograd.grad(wanted, inputs, grad),
+    expected = by_loops(*inputs, allowed, ScoreOptions(0.7))
+    torch.testing.assert_close(out, expected)
+    for first, second in zip(
+        torch.autograd.grad(out, inputs, grad), torch.autograd.grad(expected, inputs, grad),
         strict=True,
     ):  # fmt: skip
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("scale", [None, 0.7])
@@ -309,16 +309,16 @@ def test_varlen_pads_head_dim(monkeypatch, scale):
     seen, allowed = seen_by(True)
     inputs, scores = drawn(grad=True, width=6), ScoreOptions(scale)
     mask = attention_backends.prepare("varlen", seen, scores, batch_size=B, dtype=torch.float64)
-    out, wanted = (
+    out, expected = (
         attention_backends.attend("varlen", *inputs, mask, scores),
         by_loops(*inputs, allowed, scores),
     )
-    torch.testing.assert_close(out, wanted)
-    for one, other in zip(
-        torch.autograd.grad(out.sum(), inputs), torch.autograd.grad(wanted.sum(), inputs),
+    torch.testing.assert_close(out, expected)
+    for first, second in zip(
+        torch.autograd.grad(out.sum(), inputs), torch.autograd.grad(expected.sum(), inputs),
         strict=True,
     ):  # fmt: skip
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(first, second)
 
 
 def test_varlen_separates_rows_for_any_segment_ids(monkeypatch):
@@ -368,15 +368,15 @@ def test_backend_on_gpu(backend, causal, window, width):
         backend, seen, ScoreOptions(), batch_size=B, dtype=torch.bfloat16
     )
     out = attention_backends.attend(backend, *there, mask, ScoreOptions())
-    wanted, grad = (
+    expected, grad = (
         by_loops(*inputs, allowed, ScoreOptions()),
         torch.randn(B, H, T, width).bfloat16(),
     )
-    found = [out, *torch.autograd.grad(out, there, grad.cuda())]
-    for one, other in zip(
-        found, [wanted, *torch.autograd.grad(wanted, inputs, grad.double())], strict=True
+    actual = [out, *torch.autograd.grad(out, there, grad.cuda())]
+    for first, second in zip(
+        actual, [expected, *torch.autograd.grad(expected, inputs, grad.double())], strict=True
     ):
-        torch.testing.assert_close(one.cpu().double(), other, rtol=0.03, atol=0.03)
+        torch.testing.assert_close(first.cpu().double(), second, rtol=0.03, atol=0.03)
 
 
 def test_backend_report():

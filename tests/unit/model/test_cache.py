@@ -28,8 +28,8 @@ def last_logits(model, rows):
     return torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
 
 
-def close(actual, wanted):
-    torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def tokens(model, rows, length):
@@ -55,11 +55,11 @@ def test_dynamic_scaling_uses_final_lengths_of_reordered_rows():
     cache.final_lengths = torch.tensor([[9], [6]])
     model(ids[:, :5], cache=cache)
     cache.reorder(torch.tensor([1, 0]))
-    other = model.new_cache(2, 10)  # whose own capacity would be another length
-    other.load_state_dict(cache.state_dict())
+    reloaded = model.new_cache(2, 10)  # whose own capacity would be another length
+    reloaded.load_state_dict(cache.state_dict())
     next_ = ids[[1, 0], 5:6]
-    for each in (cache, other):
-        logits = model(next_, cache=each)[:, -1]
+    for one_cache in (cache, reloaded):
+        logits = model(next_, cache=one_cache)[:, -1]
         close(logits[0], model(ids[1:, :6])[0, -1])
         close(logits[1], model(ids[:1])[0, 5])
 
@@ -96,14 +96,14 @@ def test_cache_with_padding_and_flex_attention(shape, kind):
     mask = torch.tensor([[False, False, *[True] * 7], [True, True, True, False, *[True] * 5]])
     for real in (None, mask):
         set_attention_backend(model, "auto")
-        wanted = model(ids, real)
+        expected = model(ids, real)
         set_attention_backend(model, "flex")
         cache, masks = model.new_cache(2, 9, kind), mask.split([5, 1, 3], 1)
         steps = [
-            model(part, None if real is None else some, cache=cache)
-            for part, some in zip(ids.split([5, 1, 3], 1), masks, strict=True)
+            model(part, None if real is None else part_mask, cache=cache)
+            for part, part_mask in zip(ids.split([5, 1, 3], 1), masks, strict=True)
         ]
-        close(torch.cat(steps, 1)[mask], wanted[mask])
+        close(torch.cat(steps, 1)[mask], expected[mask])
 
 
 @pytest.mark.catches("keys_stay_where_they_were")
@@ -134,10 +134,10 @@ def test_cache_select(shape, rows):
     assert cache.batch_size == len(rows)
     new = tokens(model, len(rows), 2)
     step = [model(new[:, n : n + 1], cache=cache)[:, -1] for n in range(2)]
-    whole, real = torch.cat((ids[rows], new), 1), torch.ones(len(rows), 2).bool()
-    wanted = model(whole, torch.cat((mask[rows], real), 1))
-    close(step[0], wanted[:, -2])
-    close(step[1], wanted[:, -1])
+    full, real = torch.cat((ids[rows], new), 1), torch.ones(len(rows), 2).bool()
+    expected = model(full, torch.cat((mask[rows], real), 1))
+    close(step[0], expected[:, -2])
+    close(step[1], expected[:, -1])
 
 
 @pytest.mark.catches("trimmed_tokens_stay_visible")
@@ -146,14 +146,16 @@ def test_cache_select(shape, rows):
 def test_cache_trim_to_different_lengths(shape):
     """As in speculative decoding: each row accepts another number of draft tokens."""
     model = tiny_model(**SHAPES[shape])
-    prompt, guess, new = tokens(model, 3, 4), tokens(model, 3, 3), tokens(model, 3, 1)
+    prompt, draft, new = tokens(model, 3, 4), tokens(model, 3, 3), tokens(model, 3, 1)
     cache = model.new_cache(3, 12, "full")
     model(prompt, cache=cache)
-    model(guess, cache=cache)
-    kept = torch.tensor([4, 7, 5])
-    cache.trim(kept)
-    assert cache.lengths.tolist() == kept.tolist()
-    rows = [[*prompt[b].tolist(), *guess[b, : n - 4].tolist()] for b, n in enumerate(kept.tolist())]
+    model(draft, cache=cache)
+    lengths = torch.tensor([4, 7, 5])
+    cache.trim(lengths)
+    assert cache.lengths.tolist() == lengths.tolist()
+    rows = [
+        [*prompt[b].tolist(), *draft[b, : n - 4].tolist()] for b, n in enumerate(lengths.tolist())
+    ]
     for _ in range(2):
         logits = model(new, cache=cache)[:, -1]
         rows = [[*row, int(new[b])] for b, row in enumerate(rows)]
@@ -201,8 +203,8 @@ def test_cache_state_dict_round_trip(shape, kind, tmp_path):
     fresh = model.new_cache(2, 10, kind)
     fresh.load_state_dict(load_file(tmp_path / "cache.safetensors"))
     assert fresh.lengths.tolist() == [6, 4]
-    one, other = (model(ids[:, 6:], cache=each) for each in (cache, fresh))
-    torch.testing.assert_close(one, other)
+    first, second = (model(ids[:, 6:], cache=one_cache) for one_cache in (cache, fresh))
+    torch.testing.assert_close(first, second)
 
 
 @torch.inference_mode()
@@ -233,9 +235,9 @@ def test_int8_cache_rounding_error():
     )  # fmt: skip
     cache.extend(None, 5)
     keys, values = torch.randn(2, 2, 3, 5, 4) * 10
-    for stored, wanted in zip(cache.append(0, keys, values), (keys, values), strict=True):
-        step = wanted.abs().amax(-1, keepdim=True) / 127
-        assert ((stored - wanted).abs() <= step * 0.5001).all()
+    for stored, expected in zip(cache.append(0, keys, values), (keys, values), strict=True):
+        step = expected.abs().amax(-1, keepdim=True) / 127
+        assert ((stored - expected).abs() <= step * 0.5001).all()
     assert cache.nbytes == 2 * 2 * 3 * 5 * (4 + 4)
 
 
@@ -248,13 +250,13 @@ def test_cross_attention_keys_are_projected_once_and_reordered():
         layer.cross_attention.k_proj.register_forward_hook(lambda *args: calls.append(1))
     source, target = tokens(model, 2, 6), tokens(model, 2, 5)
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
-    wanted = model(source, target, mask)
+    expected = model(source, target, mask)
     calls.clear()
     memory, cache = model.encode(source, mask), model.new_cache(2, 8)
     steps = [
         model.logits(model.features(target[:, t : t + 1], memory, cache=cache)) for t in range(5)
     ]
-    close(torch.cat(steps, 1), wanted)
+    close(torch.cat(steps, 1), expected)
     assert len(calls) == len(model.decoder.layers)
     rows = torch.tensor([1, 1])
     cache.reorder(rows)
@@ -309,9 +311,9 @@ def test_cache_operations_equal_operations_on_token_lists(program, shape, ring):
                         rows[b].append(int(ids[b, t]))
                         close(logits[b, t], model(torch.tensor([rows[b]]))[0, -1])
         elif name == "trim" and not ring:
-            kept = [max(0, len(row) - less) for row, less in zip(rows, argument, strict=True)]
-            cache.trim(torch.tensor(kept))
-            rows = [row[:n] for row, n in zip(rows, kept, strict=True)]
+            lengths = [max(0, len(row) - less) for row, less in zip(rows, argument, strict=True)]
+            cache.trim(torch.tensor(lengths))
+            rows = [row[:n] for row, n in zip(rows, lengths, strict=True)]
         elif name == "reorder":
             cache.reorder(torch.tensor(argument))
             rows = [list(rows[b]) for b in argument]
@@ -322,7 +324,7 @@ def test_cache_operations_equal_operations_on_token_lists(program, shape, ring):
 def test_cache_after_a_failed_pass():
     model = tiny_model()
     ids = torch.randint(0, 31, (1, 6))
-    wanted = model(ids)
+    expected = model(ids)
     cache = model.new_cache(1, 6)
     model(ids[:, :3], cache=cache)
     set_attention_backend(model, "varlen")  # which no cached pass can have
@@ -331,7 +333,7 @@ def test_cache_after_a_failed_pass():
     assert cache.length == 3
     assert cache.lengths.tolist() == [3]
     set_attention_backend(model, "auto")
-    torch.testing.assert_close(model(ids[:, 3:], cache=cache), wanted[:, 3:])
+    torch.testing.assert_close(model(ids[:, 3:], cache=cache), expected[:, 3:])
 
 
 @pytest.mark.catches("state_of_columns_passes_for_a_ring")
@@ -347,13 +349,15 @@ def test_cache_state_dict_round_trip_of_a_decoder(tmp_path):
     model = tiny_model(model=Seq2SeqTransformer, causal=False)
     memory = model.encode(torch.tensor([[4, 5, 6]]))
     target = torch.tensor([[1, 2, 3, 4]])
-    wanted = model.features(target, memory)
+    expected = model.features(target, memory)
     cache = model.new_cache(1, 4)
     model.features(target[:, :3], memory, cache=cache)
     save_file(cache.state_dict(), tmp_path / "cache")
-    other = model.new_cache(1, 4)
-    other.load_state_dict(load_file(tmp_path / "cache"))
-    torch.testing.assert_close(model.features(target[:, 3:], memory, cache=other), wanted[:, 3:])
+    reloaded = model.new_cache(1, 4)
+    reloaded.load_state_dict(load_file(tmp_path / "cache"))
+    torch.testing.assert_close(
+        model.features(target[:, 3:], memory, cache=reloaded), expected[:, 3:]
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -454,10 +458,10 @@ def test_cross_attention_keys_have_the_cache_dtype_under_autocast(backend):
     source, target = tokens(model, 2, 6), tokens(model, 2, 5)
     cache = model.new_cache(2, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        wanted, memory = model(source, target), model.encode(source)
+        expected, memory = model(source, target), model.encode(source)
         steps = [model.logits(model.features(part, memory, cache=cache))
                  for part in target.split([2, 1, 2], 1)]  # fmt: skip
-    error = (torch.cat(steps, 1) - wanted).float().norm() / wanted.float().norm()
+    error = (torch.cat(steps, 1) - expected).float().norm() / expected.float().norm()
     assert error < 0.02
     assert cache.nbytes == model.config.cache_bytes(2, 5, source_len=6)
     cache = model.bfloat16().new_cache(2, 5)

@@ -75,8 +75,8 @@ def test_architecture_trains_as_one_graph_for_any_length(name):
     step, graphs = traced(loss)
     for length in (7, 9, 12, 15):
         source, target, labels = ids(2, 5), ids(2, length), ids(2, length)
-        wanted = loss(source, target, labels)
-        torch.testing.assert_close(step(source, target, labels), wanted, rtol=1e-5, atol=1e-5)
+        expected = loss(source, target, labels)
+        torch.testing.assert_close(step(source, target, labels), expected, rtol=1e-5, atol=1e-5)
         if length == 9:
             traces = len(graphs)  # lengths are general from the second one on
     assert len(graphs) == traces <= 2
@@ -123,8 +123,8 @@ def test_compiled_gradients_match_eager(name):
         return model.cross_entropy(model.features(inputs).flatten(0, 1), labels.flatten())
 
     loss().backward()
-    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     torch.compile(loss, fullgraph=True)().backward()
-    for parameter, grad in zip(model.parameters(), wanted, strict=True):
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, grad, rtol=1e-4, atol=1e-5)

@@ -53,7 +53,7 @@ def test_empty_path_is_rejected(field):
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def looked_up(monkeypatch):
     """Names that are looked up on the hub, which has none of them."""
     names = []
 
@@ -73,21 +73,21 @@ MISTYPED = [
 
 @pytest.mark.catches("mistyped_path_is_sent_to_hub")
 @pytest.mark.parametrize("name", MISTYPED)
-def test_mistyped_path_is_never_sent_to_hub(name, asked, tmp_path, monkeypatch):
+def test_mistyped_path_is_never_sent_to_hub(name, looked_up, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     for call in (miniformer.load, Transformer.from_pretrained, miniformer.from_hf):
         with pytest.raises(UserError, match=r"no such|not a model directory|is missing"):
             call(name)
-    assert asked == []
+    assert looked_up == []
 
 
 @pytest.mark.parametrize("name", ["user/model", "some-org/model.v1_2-x", "a/b"])
-def test_name_on_hub_is_looked_up(name, asked, tmp_path, monkeypatch):
+def test_name_on_hub_is_looked_up(name, looked_up, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"{name}: no such directory, and the hub returned no"):
         resolve_directory(name)
-    assert asked == [name]
+    assert looked_up == [name]
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ HINTS = {
 @pytest.mark.parametrize("path", HINTS)
 @pytest.mark.parametrize(
     "command", [["predict", "DIR", "a"], ["generate", "DIR", "a"], ["score", "DIR", "a.txt"],
-                ["export", "DIR", "out"]], ids=lambda words: words[0],
+                ["export", "DIR", "out"]], ids=lambda arguments: arguments[0],
 )  # fmt: skip
 def test_commands_name_the_nearest_model_directory(run, path, command, capsys):
     assert cli.main([path if word == "DIR" else word for word in command]) == 2

@@ -62,20 +62,20 @@ def test_make_mask_with_segments_padding_and_windows(causal, row, window):
         1, len(row), causal=causal, window=window, segment_ids=torch.tensor([segments]),
         attention_mask=torch.tensor([real]), device=CPU,
     )  # fmt: skip
-    place = [sum(row[s] == (row[t][0], True) for s in range(t)) for t in range(len(row))]
-    wanted = [
+    positions = [sum(row[s] == (row[t][0], True) for s in range(t)) for t in range(len(row))]
+    expected = [
         [
-            own == other != 0 and both and (not causal or s <= t)
-            and near(place[t], place[s], window, causal)
-            for s, (other, is_real) in enumerate(row)
+            own == key_segment != 0 and both and (not causal or s <= t)
+            and near(positions[t], positions[s], window, causal)
+            for s, (key_segment, is_real) in enumerate(row)
             for both in [is_real and row[t][1]]
         ]
         for t, (own, _) in enumerate(row)
     ]  # fmt: skip
-    found = spelled_out(make_mask(seen), len(row), len(row))
+    actual = spelled_out(make_mask(seen), len(row), len(row))
     for t in range(len(row)):
         if row[t][1]:  # what a padded query sees is nobody's business
-            assert found[t] == wanted[t]
+            assert actual[t] == expected[t]
 
 
 @pytest.mark.catches("padding_is_attended_to")
@@ -84,10 +84,10 @@ def test_make_mask_hides_padding(causal, real):
     seen = make_visibility(
         1, len(real), causal=causal, attention_mask=torch.tensor([real]), device=CPU
     )
-    found = spelled_out(make_mask(seen), len(real), len(real))
+    result = spelled_out(make_mask(seen), len(real), len(real))
     for t, is_real in enumerate(real):
         if is_real:
-            assert found[t] == [key and (not causal or s <= t) for s, key in enumerate(real)]
+            assert result[t] == [key and (not causal or s <= t) for s, key in enumerate(real)]
 
 
 @given(st.integers(1, 8), st.integers(1, 8), WINDOWS)
@@ -103,11 +103,11 @@ def test_make_mask_of_cached_queries(past, new, window):
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), WINDOWS)
 def test_make_mask_of_keys_in_any_order(data, keys, queries, window):
     """As in a ring buffer, or after rows were trimmed."""
-    places = data.draw(st.permutations(range(-2, keys)))
-    asked = data.draw(st.lists(st.integers(0, 8), min_size=queries, max_size=queries))
-    seen = Visibility(True, window, torch.tensor([asked]), torch.tensor([places]))
-    assert spelled_out(make_mask(seen), queries, len(places)) == [
-        [0 <= s <= t and near(t, s, window, True) for s in places] for t in asked
+    key_positions = data.draw(st.permutations(range(-2, keys)))
+    query_positions = data.draw(st.lists(st.integers(0, 8), min_size=queries, max_size=queries))
+    seen = Visibility(True, window, torch.tensor([query_positions]), torch.tensor([key_positions]))
+    assert spelled_out(make_mask(seen), queries, len(key_positions)) == [
+        [0 <= s <= t and near(t, s, window, True) for s in key_positions] for t in query_positions
     ]
 
 
@@ -186,8 +186,8 @@ def test_check_segments_rejects_wrong_ids(segment_ids, message):
 def test_segment_ids_of_any_integer_type(dtype):
     model, ids = tiny_model(), torch.tensor([[3, 1, 4, 1, 5, 9]])
     segments, mask = torch.tensor([[0, 1, 1, 2, 2, 2]]), ids != 9
-    wanted = model(ids, mask, segment_ids=segments)
-    torch.testing.assert_close(model(ids, mask, segment_ids=segments.to(dtype)), wanted)
+    expected = model(ids, mask, segment_ids=segments)
+    torch.testing.assert_close(model(ids, mask, segment_ids=segments.to(dtype)), expected)
 
 
 def test_segment_ids_in_functorch_transforms():
@@ -203,7 +203,7 @@ def test_segment_ids_in_functorch_transforms():
     def loss(weights, ids, segments):
         return functional_call(model, weights, (ids,), {"segment_ids": segments}).square().sum()
 
-    each = vmap(grad(loss), (None, 0, 0))(weights, ids, segments)
-    one = grad(loss)(weights, ids[1], segments[1])
-    for name, gradient in one.items():
-        torch.testing.assert_close(each[name][1], gradient, rtol=1e-4, atol=1e-4)
+    per_sample = vmap(grad(loss), (None, 0, 0))(weights, ids, segments)
+    single = grad(loss)(weights, ids[1], segments[1])
+    for name, gradient in single.items():
+        torch.testing.assert_close(per_sample[name][1], gradient, rtol=1e-4, atol=1e-4)

@@ -45,10 +45,10 @@ def test_rotary_preserves_norms_and_depends_on_distance_only(share, scaling):
     if scaling is None or scaling["type"] != "yarn":
         torch.testing.assert_close(length, q.norm())
 
-    def score(at, other):
+    def score(at, key_position):
         turned = apply_rotary(q, rotation(position, at))
         torch.testing.assert_close(turned.norm(), length)
-        return (turned * apply_rotary(k, rotation(position, other))).sum()
+        return (turned * apply_rotary(k, rotation(position, key_position))).sum()
 
     torch.testing.assert_close(score(3, 1), score(103, 101), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(score(3, 1), score(3, 2))
@@ -92,21 +92,23 @@ def test_t5_buckets(causal, buckets, farthest):
     )
     part = RelativePosition(config, causal=causal)
 
-    def by_hand(ahead):
+    def by_hand(distances):
         count, bucket = buckets, 0
         if causal:
-            distance = max(-ahead, 0)
+            distance = max(-distances, 0)
         else:
             count //= 2
-            bucket, distance = (count if ahead > 0 else 0), abs(ahead)
+            bucket, distance = (count if distances > 0 else 0), abs(distances)
         near = count // 2
         if distance < near:
             return bucket + distance
         share = math.log(distance / near) / math.log(farthest / near)
         return bucket + min(near + int(share * (count - near) + 1e-6), count - 1)
 
-    ahead = list(range(-farthest - 9, farthest + 9))
-    assert part._bucket(torch.tensor(ahead)).tolist() == [by_hand(one) for one in ahead]
+    distances = list(range(-farthest - 9, farthest + 9))
+    assert part._bucket(torch.tensor(distances)).tolist() == [
+        by_hand(offset) for offset in distances
+    ]
 
 
 @pytest.mark.catches("mean_of_a_sequence_counts_padding")
@@ -115,8 +117,8 @@ def test_pool_sequences(how):
     x = torch.randn(3, 4, 2)
     mask = torch.tensor([[True] * 4, [False, True, True, False], [False] * 4])
     real = x[1, 1:3]
-    wanted = {"mean": real.mean(0), "first": real[0], "last": real[1]}[how]
-    torch.testing.assert_close(pool_sequences(x, mask, how)[1], wanted)
+    expected = {"mean": real.mean(0), "first": real[0], "last": real[1]}[how]
+    torch.testing.assert_close(pool_sequences(x, mask, how)[1], expected)
     torch.testing.assert_close(pool_sequences(x, mask, how)[0], pool_sequences(x, None, how)[0])
     assert pool_sequences(x, mask, how)[2].isfinite().all()
 

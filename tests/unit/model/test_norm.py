@@ -27,11 +27,13 @@ def test_rms_norm_value_and_gradients_match_the_formula(norm, shape):
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(shape, dtype=torch.float64)
     out = norm(x)
-    wanted = by_formula(x, norm.weight, 0.1)
-    torch.testing.assert_close(out, wanted)
+    expected = by_formula(x, norm.weight, 0.1)
+    torch.testing.assert_close(out, expected)
     got = torch.autograd.grad(out, (x, norm.weight), grad)
-    for one, other in zip(got, torch.autograd.grad(wanted, (x, norm.weight), grad), strict=True):
-        torch.testing.assert_close(one, other)
+    for first, second in zip(
+        got, torch.autograd.grad(expected, (x, norm.weight), grad), strict=True
+    ):
+        torch.testing.assert_close(first, second)
 
 
 def test_rms_norm_derivatives_match_finite_differences(norm):
@@ -76,15 +78,15 @@ def test_rms_norm_second_derivatives_with_frozen_input_or_weight(norm, frozen):
         (first,) = torch.autograd.grad(function().pow(3).sum(), leaf, create_graph=True)
         return torch.autograd.grad(first.square().sum(), leaf)[0]
 
-    wanted = twice(lambda: by_formula(x, norm.weight, 0.1))
-    torch.testing.assert_close(twice(lambda: norm(x)), wanted)
+    expected = twice(lambda: by_formula(x, norm.weight, 0.1))
+    torch.testing.assert_close(twice(lambda: norm(x)), expected)
 
 
 def test_rms_norm_forward_mode(norm):
     x, tangent = torch.randn(2, 3, 6, dtype=torch.float64)
     weight = norm.weight.detach()
-    wanted = jvp(lambda y: by_formula(y, weight, 0.1), (x,), (tangent,))
-    torch.testing.assert_close(jvp(norm, (x,), (tangent,)), wanted)
+    expected = jvp(lambda y: by_formula(y, weight, 0.1), (x,), (tangent,))
+    torch.testing.assert_close(jvp(norm, (x,), (tangent,)), expected)
 
 
 def test_rms_norm_per_sample_gradients():
@@ -99,6 +101,6 @@ def test_rms_norm_per_sample_gradients():
     got = vmap(grad(loss), (None, 0, 0))(weights, ids, labels)
     for row in range(3):
         out = loss(weights, ids[row], labels[row])
-        wanted = torch.autograd.grad(out, list(weights.values()))
-        for name, one in zip(weights, wanted, strict=True):
-            torch.testing.assert_close(got[name][row], one, msg=name)
+        expected = torch.autograd.grad(out, list(weights.values()))
+        for name, gradient in zip(weights, expected, strict=True):
+            torch.testing.assert_close(got[name][row], gradient, msg=name)

@@ -52,8 +52,10 @@ def test_seq2seq_generate_ends_a_row_at_eos_and_continues_the_others():
 
 def test_seq2seq_sampling_repeats_with_its_seed():
     transformer = seq2seq()
-    first, second, other = (transformer.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1))
-    assert first == second != other
+    first, second, different = (
+        transformer.generate([[1, 2]] * 4, 9, seed=seed) for seed in (0, 0, 1)
+    )
+    assert first == second != different
 
 
 @pytest.mark.parametrize(

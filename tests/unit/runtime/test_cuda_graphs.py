@@ -63,7 +63,7 @@ class OnTape(TorchDispatchMode):
 def recordings(monkeypatch):
     """The captured graphs, without a GPU; each counts its replays."""
     tapes = []
-    stream = types.SimpleNamespace(wait_stream=lambda other: None)
+    stream = types.SimpleNamespace(wait_stream=lambda _: None)
     for name, stand_in in {
         "CUDAGraph": type("Noted", (Tape,), {"__init__": lambda self: record(self)}),
         "graph": lambda tape, **options: OnTape(tape),

@@ -612,7 +612,7 @@ def test_native_build_uses_the_given_architecture(afresh, monkeypatch):
     assert build.load_library()._name != native._name
     calls = (afresh / "calls").read_text().splitlines()
     result = [[word for word in call.split() if word.startswith("-march")] for call in calls]
-    assert [words for words in result if words] == [["-march=native"], ["-march=haswell"]]
+    assert [flags for flags in result if flags] == [["-march=native"], ["-march=haswell"]]
 
 
 def test_native_build_of_an_unknown_architecture_shows_the_compiler_message(afresh, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every option of every task survives `fit`, or a user is told that it does nothing."""
+"""Every option of every task survives `fit`, or a warning states that it has no effect."""
 
 import dataclasses
 
@@ -42,12 +42,12 @@ TOKENIZER = Tokenizer.train("bpe", ["ab cd ef " * 9] * 3, 300)
 
 
 def test_task_options_are_all_tested():
-    found = {
+    tested = {
         field.name
         for name in registry.names("task")
         for field in dataclasses.fields(registry.get("task", name))
     }
-    assert found == set(GIVEN)
+    assert tested == set(GIVEN)
     assert set(registry.names("task")) - {"embedding"} == set(DATA)
 
 
@@ -59,8 +59,8 @@ def cases():
                     yield task, field.name, value, records
 
 
-def told(task):
-    """What a user reads before training, or the message that ends it."""
+def warnings_of(task):
+    """Warnings before training; raises the error that would end it."""
     config = TransformerConfig.from_dict(task.model_config({}, TOKENIZER))
     task.check(config, TOKENIZER if task.reads_text() else None)
     return list(task.data_warnings())
@@ -79,7 +79,7 @@ def test_task_options_survive_fit_or_are_refused_or_announced(name, option, valu
     try:
         given = registry.get("task", name).from_dict({option: value, **WITH.get(option, {})})
         task = given.fit(as_records(records, given.schema))
-        said = told(task)
+        messages = warnings_of(task)
     except UserError as error:
         problem = str(error)
     if problem is not None:  # by the option's own name, or since records have no such field
@@ -88,11 +88,11 @@ def test_task_options_survive_fit_or_are_refused_or_announced(name, option, valu
     if (option, value) == ("class_weights", "balanced"):
         assert isinstance(task.class_weights, list)  # what the data says of it
         return
-    kept = getattr(task, option) == value
-    warned = any(line.startswith("warning: ") and option in line for line in said)
-    assert kept or warned, (getattr(task, option), said)
-    for each, default in WITH.get(option, {}).items():
-        assert getattr(task, each) == default
+    retained = getattr(task, option) == value
+    warned = any(line.startswith("warning: ") and option in line for line in messages)
+    assert retained or warned, (getattr(task, option), messages)
+    for required, default in WITH.get(option, {}).items():
+        assert getattr(task, required) == default
 
 
 @pytest.mark.parametrize("name", DATA)

@@ -54,8 +54,8 @@ def test_masked_lm_replaces_80_10_10():
     assert len(inputs) == 10_000
     assert (inputs == M).float().mean() == pytest.approx(0.8, abs=0.015)
     assert (inputs == 7).float().mean() == pytest.approx(0.1, abs=0.015)
-    others = inputs[(inputs != M) & (inputs != 7)]
-    assert len(others.unique()) > 200  # any token of the vocabulary
+    replaced = inputs[(inputs != M) & (inputs != 7)]
+    assert len(replaced.unique()) > 200  # any token of the vocabulary
 
 
 def test_masked_lm_masks_are_fixed_in_validation_only():
@@ -65,8 +65,8 @@ def test_masked_lm_masks_are_fixed_in_validation_only():
     first, reloaded = (next(iter(data.val_dataloader()))["inputs"] for _ in range(2))
     assert torch.equal(first, reloaded)
     batches = data.train_dataloader()
-    one, two = (next(iter(batches))["inputs"] for _ in range(2))
-    assert not torch.equal(one, two)
+    train_batch, next_train_batch = (next(iter(batches))["inputs"] for _ in range(2))
+    assert not torch.equal(train_batch, next_train_batch)
 
 
 @pytest.mark.catches("only_the_start_of_a_long_text_is_read")

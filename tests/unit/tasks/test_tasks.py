@@ -76,7 +76,7 @@ def test_task_loss_of_batches_matches_single_records(name):
     task = task.fit(as_records(records, task.schema))
     model = model_for(task, kind, max_seq_len=150)
 
-    def whole(groups):
+    def loss_and_gradients(groups):
         model.zero_grad()
         losses, counts = zip(*(task.loss(model, batch) for batch in groups), strict=True)
         sum(losses).backward()
@@ -87,13 +87,13 @@ def test_task_loss_of_batches_matches_single_records(name):
     alone = [
         batch for record in records for batch in served(task, [record], batch_size=1, seq_len=150)
     ]
-    loss, count, gradients = whole(alone)
+    loss, count, gradients = loss_and_gradients(alone)
     for options in ({"batch_size": 5}, {"batch_tokens": 30}, {"batch_size": 100}):
-        actual = whole(served(task, records, **options, seq_len=150))
+        actual = loss_and_gradients(served(task, records, **options, seq_len=150))
         assert actual[0] == pytest.approx(loss, rel=1e-5)
         assert actual[1] == pytest.approx(count)
-        for one, other in zip(actual[2], gradients, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        for first, second in zip(actual[2], gradients, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.catches("second_text_of_a_pair_is_cut_first")
@@ -112,8 +112,8 @@ def test_pair_layout_and_truncation(first, second, seq_len):
     assert example["cut"] == lost == max(0, len(first) + len(second) + 2 - seq_len)
     if lost:  # the longer one is cut, and no more than down to the other's length
         assert len(ids) == seq_len
-        for whole, retained, other in ((first, a, b), (second, b, a)):
-            assert len(retained) == len(whole) or len(retained) >= len(other) - 1
+        for text, retained, other_text in ((first, a, b), (second, b, a)):
+            assert len(retained) == len(text) or len(retained) >= len(other_text) - 1
 
 
 @given(WORDS, WORDS, st.integers(6, 30))
@@ -136,13 +136,13 @@ def test_shared_token_types_need_pairs_and_type_vocab():
     with pytest.raises(UserError, match="shared_token_types is for pairs of texts; leave it out"):
         task.check(config, BYTES)
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="pair", shared_token_types=True)
-    for types, told in ((2, "2"), (None, "null")):
-        few = TransformerConfig(**{**config.to_dict(), "token_types": types})
+    for types, shown in ((2, "2"), (None, "null")):
+        small_config = TransformerConfig(**{**config.to_dict(), "token_types": types})
         required = (
-            f"must be 4 for pairs of texts, not {told}; leave it out, or set shared_token_types"
+            f"must be 4 for pairs of texts, not {shown}; leave it out, or set shared_token_types"
         )
         with pytest.raises(UserError, match=required):
-            task.check(few, BYTES)
+            task.check(small_config, BYTES)
 
 
 @pytest.mark.catches("decoder_sees_its_label")
@@ -177,9 +177,9 @@ def test_prefix_lm_windows_do_not_cross_documents():
     task = LanguageModeling().for_model("seq2seq")
     records = [{"text": "abcdefghij"}, {"text": ""}, {"text": "xy"}]
     examples = task.encode(records, BYTES, seq_len=5)
-    pieces = [BYTES.decode(example["ids"].tolist()) for example in examples]
-    assert "".join(pieces) == "abcdefghijxy"
-    assert all(not ("x" in piece and "j" in piece) for piece in pieces)
+    texts = [BYTES.decode(example["ids"].tolist()) for example in examples]
+    assert "".join(texts) == "abcdefghijxy"
+    assert all(not ("x" in piece and "j" in piece) for piece in texts)
     assert max(len(example["ids"]) for example in examples) <= 5
     assert sum(int(i) == B for e in examples for i in e["ids"]) == 6, "each begins and ends"
     running = LanguageModeling(prepend_bos=False).for_model("seq2seq")
@@ -201,7 +201,7 @@ def test_classification_metrics_match_their_formulas(pairs):
     f1 = []
     for c in range(4):
         true = sum(v for (label, _), v in counts.items() if label == c)
-        taken = sum(v for (_, guess), v in counts.items() if guess == c)
+        taken = sum(v for (_, predicted), v in counts.items() if predicted == c)
         if true + taken:  # a class that is nowhere has no F1
             f1.append(2 * counts[c, c] / (true + taken))
     assert metrics["macro_f1"] == pytest.approx(sum(f1) / len(f1), abs=1e-6)
@@ -279,9 +279,9 @@ def test_classification_weights_and_smoothing_match_the_formula():
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     loss, count = task._weighted_cross_entropy(logits, labels, task.label_smoothing)
     weights = np.array([1.0, 0.5, 3.0])
-    shares = logits.log_softmax(-1).numpy()
+    log_probs = logits.log_softmax(-1).numpy()
     by_hand = 0.0
-    for row, label in zip(shares, labels.tolist(), strict=True):
+    for row, label in zip(log_probs, labels.tolist(), strict=True):
         required = np.full(3, 0.1)
         required[label] += 0.7
         by_hand -= (weights * required * row).sum()
@@ -465,9 +465,9 @@ def test_series_targets_are_normalized_and_predictions_restored():
     deltas = (values - last) / scales
     assert (task.target_mean, task.target_std) == pytest.approx((deltas.mean(), deltas.std()))
     examples = task.encode(records, None, 64)
-    whole = np.concatenate(inputs)
+    all_inputs = np.concatenate(inputs)
     for example, x, base, scale in zip(examples, inputs, last, scales, strict=True):
-        required = (np.array(x) - whole.mean(0)) / whole.std(0)
+        required = (np.array(x) - all_inputs.mean(0)) / all_inputs.std(0)
         required[:, 1] = (np.array(x)[:, 1] - base) / scale
         np.testing.assert_allclose(example["inputs"], required, rtol=1e-5, atol=1e-6)
     labels = np.array([example["labels"] for example in examples])
@@ -516,9 +516,9 @@ def test_series_feature_of_named_vectors():
         {"input": [{"b": b, "a": a} for a, b in item["input"]], "value": item["value"]}
         for item in plain
     ]
-    one, other = (fitted(records, target_delta_of=1) for records in (plain, named))
-    assert one == other
-    for a, b in zip(one.encode(plain, None, 8), one.encode(named, None, 8), strict=True):
+    first, second = (fitted(records, target_delta_of=1) for records in (plain, named))
+    assert first == second
+    for a, b in zip(first.encode(plain, None, 8), first.encode(named, None, 8), strict=True):
         np.testing.assert_array_equal(a["inputs"], b["inputs"])
         assert a["labels"] == b["labels"]
 
@@ -547,8 +547,8 @@ def test_series_that_cannot_be_learned_is_refused():
     [([[1.0, 2.0]], "inputs are vectors of 2; the first is 0"), ("a", "inputs are texts here")],
 )
 def test_series_feature_index_is_checked(given, message):
-    told = f"task_config: target_delta_of=2 is the index of a feature, and {message}"
-    with pytest.raises(UserError, match=told):
+    expected = f"task_config: target_delta_of=2 is the index of a feature, and {message}"
+    with pytest.raises(UserError, match=expected):
         fitted([{"input": given, "value": 1.0}], target_delta_of=2)
 
 
@@ -698,8 +698,10 @@ def test_predict_keeps_the_order_of_inputs():
     inputs = ["ab" * (n * 7 % 23) for n in range(40)]
     answers = task.predict(model, BYTES, inputs, GenerationConfig())
     for text, answer in zip(inputs, answers, strict=True):
-        shares = model.classify(torch.tensor([[B, *BYTES.encode(text)]]))[0].softmax(-1).tolist()
-        assert list(answer["scores"].values()) == pytest.approx(shares, abs=1e-5)
+        probabilities = (
+            model.classify(torch.tensor([[B, *BYTES.encode(text)]]))[0].softmax(-1).tolist()
+        )
+        assert list(answer["scores"].values()) == pytest.approx(probabilities, abs=1e-5)
         assert answer["score"] == max(answer["scores"].values())
         assert answer["scores"][answer["label"]] == answer["score"]
     translate, writer = Seq2Seq(), model_for(Seq2Seq(), "seq2seq")
@@ -746,18 +748,18 @@ def test_samples_continue_the_first_text():
 def test_confusion_matrix_is_reported_for_at_most_twenty_classes(count):
     task = Classification(classes=[f"c{i}" for i in range(count)], input_kind="text")
     labels, predictions = torch.arange(count), torch.arange(count).roll(1)
-    told = task.report_markdown([{"labels": labels, "predictions": predictions}]).splitlines()
+    lines = task.report_markdown([{"labels": labels, "predictions": predictions}]).splitlines()
     if count > 20:
-        assert told == []
+        assert lines == []
         return
     names = [f"c{i}" for i in range(count)]
-    assert told[0] == f"| class | predicted as {' | '.join(names)} |"
-    assert set(told[1]) == set("|-")
-    assert told[1].count("|") == count + 2
+    assert lines[0] == f"| class | predicted as {' | '.join(names)} |"
+    assert set(lines[1]) == set("|-")
+    assert lines[1].count("|") == count + 2
     for i, name in enumerate(names):  # each class is taken for the one before it
         row = ["1" if j == (i - 1) % count else "0" for j in range(count)]
-        assert told[2 + i] == f"| {name} | {' | '.join(row)} |"
-    assert len(told) == 2 + count
+        assert lines[2 + i] == f"| {name} | {' | '.join(row)} |"
+    assert len(lines) == 2 + count
 
 
 @pytest.mark.catches("picture_of_values_is_not_written")
@@ -819,8 +821,8 @@ def test_loss_on_random_tokens_does_not_fall_below_chance(name):
 def test_length_buckets_are_used_by_unpacked_tasks():
     for name, (task, records, _) in FITTED.items():
         fitted = task.fit(as_records(records, task.schema))
-        cutter = fitted.batcher(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
-        assert isinstance(cutter, LengthBucketBatcher) == (name != "causal")
+        batcher = fitted.batcher(BYTES, seq_len=16, batch_size=2, batch_tokens=None, training=True)
+        assert isinstance(batcher, LengthBucketBatcher) == (name != "causal")
 
 
 @pytest.mark.catches("sources_take_the_tokenizer_of_targets")

@@ -134,12 +134,12 @@ def test_run_folders_are_unique(tmp_path):
 def test_weights_digest_covers_every_bit_and_name():
     weights = {"a": torch.arange(3.0), "b": torch.zeros(2)}
     one_bit = torch.tensor([0.0, 1.0, torch.tensor(2.0).nextafter(torch.tensor(3.0))])
-    others = [
+    other_weights = [
         {**weights, "a": one_bit},
         {**weights, "b": -weights["b"]},
         {"a": weights["a"], "c": weights["b"]},
     ]
-    digests = [weights_digest(tensors) for tensors in (weights, *others)]
+    digests = [weights_digest(tensors) for tensors in (weights, *other_weights)]
     assert len(set(digests)) == 4
     assert weights_digest(dict(reversed(weights.items()))) == digests[0]
 

@@ -51,7 +51,7 @@ def test_buckets_hold_every_example_once_within_the_token_budget(lengths, size, 
         assert len(plan) == 1 or len(plan) * longest <= most
     # Like lengths are together: whatever lies between two of a batch is of that batch, or like one.
     ends = sorted((min(lengths[i] for i in plan), max(lengths[i] for i in plan)) for plan in plans)
-    assert all(one[1] <= other[0] for one, other in itertools.pairwise(ends))
+    assert all(first[1] <= second[0] for first, second in itertools.pairwise(ends))
 
 
 @pytest.mark.catches("batch_that_is_just_full_is_cut_short")

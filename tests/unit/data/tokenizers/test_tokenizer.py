@@ -274,19 +274,19 @@ def test_tokenizer_reads_the_vocabulary_once():
 
     class Counting:
         def __init__(self, backend):
-            self.backend, self.asked = backend, 0
+            self.backend, self.calls = backend, 0
 
         def __getattr__(self, name):
             return getattr(self.backend, name)
 
         def get_vocab(self):
-            self.asked += 1
+            self.calls += 1
             return self.backend.get_vocab()
 
     tokenizer = Tokenizer.train("byte", [])
     tokenizer.backend = Counting(tokenizer.backend)
     encode_inputs([{"input": "ab"}] * 100, "text", tokenizer, 16)
-    assert tokenizer.backend.asked == 1
+    assert tokenizer.backend.calls == 1
 
 
 def test_tokenizer_command_trains_on_the_given_fields(tmp_path, capsys):

@@ -16,14 +16,14 @@ def test_checkpointed_layers_repeat_their_dropout(how):
     model = tiny_model(dropout=0.5).train()
     inputs = torch.randint(0, 31, (2, 9))
     gradients = []
-    for each in ("none", how):
-        set_activation_checkpointing(model, each)
+    for mode in ("none", how):
+        set_activation_checkpointing(model, mode)
         model.zero_grad()
         torch.manual_seed(3)
         model(inputs).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(*gradients, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_unknown_checkpointing_mode_is_rejected():
@@ -42,10 +42,10 @@ def test_saved_activation_bytes():
 def test_checkpointing_modes_are_ordered_by_saved_bytes():
     model = tiny_model(d_model=64, n_layers=4).train()
     inputs = torch.randint(0, 31, (4, 32))
-    kept = []
+    saved_bytes = []
     for how in ("none", "selective", "full"):
         set_activation_checkpointing(model, how)
-        kept.append(saved_activation_bytes(lambda: model(inputs)))
-    inner, products, inputs_only = kept
+        saved_bytes.append(saved_activation_bytes(lambda: model(inputs)))
+    inner, products, inputs_only = saved_bytes
     matrix_products = 4 * 4 * 32 * 4 * (4 * 64 + 256 + 64)  # layers, rows, tokens, bytes, widths
     assert inner > products > matrix_products > inputs_only

@@ -44,11 +44,11 @@ def assert_alike(sources, labels, *, bias=None, incoming=1.0, tolerance=TIGHT, *
     """Loss, gradients and their types are those of torch."""
     chunk = options.pop("chunk", None)
     every = [*sources, *([] if bias is None else [bias])]
-    ours = linear_cross_entropy(*sources, labels, bias=bias, chunk_size=chunk, **options)
-    whole = by_torch(*sources, labels, bias=bias, **options)
-    found, wanted = results(ours, every, incoming), results(whole, every, incoming)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one, other, **tolerance)
+    fused = linear_cross_entropy(*sources, labels, bias=bias, chunk_size=chunk, **options)
+    by_definition = by_torch(*sources, labels, bias=bias, **options)
+    actual, expected = results(fused, every, incoming), results(by_definition, every, incoming)
+    for first, second in zip(actual, expected, strict=True):
+        torch.testing.assert_close(first, second, **tolerance)
 
 
 @pytest.mark.catches("smoothing_does_not_reach_the_gradient", "ignored_labels_are_predicted")
@@ -273,12 +273,12 @@ def test_cross_entropy_gradients_match_finite_differences():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("wanted", [[True] * 3, [False, True, False], [False] * 3])
-def test_cross_entropy_custom_op_schema(dtype, wanted):
+@pytest.mark.parametrize("expected", [[True] * 3, [False, True, False], [False] * 3])
+def test_cross_entropy_custom_op_schema(dtype, expected):
     features, weight, labels, bias = (x.detach() for x in example(dtype=torch.float32))
     torch.library.opcheck(
         cross_entropy._custom_op,
-        (features, weight, bias, labels, 5.0, 0.1, 3, dtype, wanted),
+        (features, weight, bias, labels, 5.0, 0.1, 3, dtype, expected),
         test_utils=("test_schema", "test_faketensor"),
     )
 

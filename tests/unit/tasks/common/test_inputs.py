@@ -119,10 +119,10 @@ def test_predict_rejects_a_mask_that_is_truncated():
 @pytest.mark.catches("truncate_keeps_the_beginning_of_prompts")
 def test_generate_truncates_a_prompt_at_its_beginning():
     m = pipeline(LanguageModeling(prepend_bos=False), causal=True)
-    wanted = m.generate(LETTERS[-8:])
-    assert m.generate(LETTERS, truncate=True) == wanted  # 12 tokens less 4 new ones
-    assert "".join(m.stream(LETTERS, truncate=True)) == wanted
-    assert [text for text, _ in m.generate_outputs([LETTERS], truncate=True)] == [wanted]
+    expected = m.generate(LETTERS[-8:])
+    assert m.generate(LETTERS, truncate=True) == expected  # 12 tokens less 4 new ones
+    assert "".join(m.stream(LETTERS, truncate=True)) == expected
+    assert [text for text, _ in m.generate_outputs([LETTERS], truncate=True)] == [expected]
     with pytest.raises(UserError, match="exceed max_seq_len=12"):
         m.generate(LETTERS)
 
@@ -152,8 +152,8 @@ def test_predict_command_reports_lines_and_answers_the_others(saved, monkeypatch
     text = "\ufeff" + "\n".join(lines) + "\n"
     assert predicted(monkeypatch, text, saved, "-") == 2
     out, err = capsys.readouterr()
-    wanted = TEXT.predict(["fine", "dull"])
-    assert [json.loads(line) for line in out.splitlines()] == [wanted[0], None, wanted[1], None]
+    expected = TEXT.predict(["fine", "dull"])
+    assert [json.loads(line) for line in out.splitlines()] == [expected[0], None, expected[1], None]
     assert err.splitlines() == [
         "miniformer: error: standard input:5: must be a string, two strings or a list of vectors, "
         "not an integer",
@@ -162,8 +162,8 @@ def test_predict_command_reports_lines_and_answers_the_others(saved, monkeypatch
     ]
     assert predicted(monkeypatch, text, saved, "-", "--truncate") == 2  # the number is none still
     out, err = capsys.readouterr()
-    wanted = TEXT.predict(["fine", LETTERS[:11], "dull"])
-    assert [json.loads(line) for line in out.splitlines()] == [*wanted, None]
+    expected = TEXT.predict(["fine", LETTERS[:11], "dull"])
+    assert [json.loads(line) for line in out.splitlines()] == [*expected, None]
     assert err.count("\n") == 1
 
 

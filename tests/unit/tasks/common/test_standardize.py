@@ -91,8 +91,8 @@ def test_predict_and_embed_read_features_as_training_does(task, tmp_path):
         expected = task.target_mean + task.target_std * outputs[:, 0].double().numpy()
         np.testing.assert_allclose(answers, expected, rtol=1e-3, atol=1e-3)
     else:
-        shares = [list(answer["scores"].values()) for answer in answers]
-        np.testing.assert_allclose(shares, outputs.softmax(-1).numpy(), rtol=1e-3, atol=1e-4)
+        probabilities = [list(answer["scores"].values()) for answer in answers]
+        np.testing.assert_allclose(probabilities, outputs.softmax(-1).numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_embed_of_a_series_normalizes_it():
@@ -125,8 +125,8 @@ def test_features_are_unchanged_without_statistics(tmp_path):
     inputs = [[[0.5, -1.0, 2.0, 0.25]], [[1.0, 0.0, -1.0, 3.0], [0.0, 0.5, 0.5, 1.0]]]
     with torch.no_grad():
         expected = [model.classify(torch.tensor([x])).softmax(-1)[0].tolist() for x in inputs]
-    shares = [list(answer["scores"].values()) for answer in m.predict(inputs)]
-    np.testing.assert_allclose(shares, expected, rtol=1e-5)
+    probabilities = [list(answer["scores"].values()) for answer in m.predict(inputs)]
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
 
 
 def test_standardize_keeps_given_statistics():

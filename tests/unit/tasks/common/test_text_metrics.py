@@ -88,14 +88,14 @@ def test_exact_match_of_a_perfect_model_is_one_for_any_tokenizer(kind):
     assert metrics["exact_match"] == 1.0
     assert metrics["chrf"] == pytest.approx(100.0)
     records = as_records([{"source": "", "target": x} for x in targets], Seq2Seq().schema)
-    said = list(Seq2Seq().tokenizer_warnings(tokenizer, records))
+    messages = list(Seq2Seq().tokenizer_warnings(tokenizer, records))
     changed = [x for x in targets if tokenizer.decode(tokenizer.encode(x)) != x]
-    assert len(said) == bool(changed)
+    assert len(messages) == bool(changed)
     if changed:
         first = min(changed, key=len)
         decoded = tokenizer.decode(tokenizer.encode(first))
         counts = f"changes {len(changed)} of {len(targets)} targets, such as "
-        assert f"warning: the tokenizer {counts}{first!r} to {decoded!r}; " in said[0]
+        assert f"warning: the tokenizer {counts}{first!r} to {decoded!r}; " in messages[0]
 
 
 @pytest.mark.catches("unknown_words_match")
@@ -116,5 +116,5 @@ def test_round_trip_of_byte_tokenizers_is_lossless(texts):
 
 
 def test_lossy_target_warning_shows_an_excerpt():
-    (said,) = lossy_target_warnings(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
-    assert f"'{('b ' * 30)[:60]}...' to '" in said
+    (message,) = lossy_target_warnings(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
+    assert f"'{('b ' * 30)[:60]}...' to '" in message

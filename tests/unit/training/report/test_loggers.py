@@ -67,11 +67,11 @@ class Noted:
 def test_wandb_logger_has_the_run_id_of_the_folder(tmp_path, monkeypatch):
     """The arguments only: `make slow` has a run with W&B itself."""
     monkeypatch.setattr(loggers, "WandbLogger", Noted)
-    first, again, other = (
+    first, again, other_folder = (
         loggers.wandb(tmp_path / name).arguments for name in ("run", "run", "run-2")
     )
     assert first == again
-    assert first["id"] != other["id"]
+    assert first["id"] != other_folder["id"]
     assert (first["name"], first["resume"], first["save_dir"]) == ("run", "allow", tmp_path / "run")
 
 

@@ -225,11 +225,11 @@ def test_chart_points_are_at_their_coordinates():
     # On a logarithmic one equal ratios have equal distances; later ones are higher: y is smaller.
     points = [(1, 1.0), (2, 10.0), (3, 100.0)]
     (corners,) = curve_of(line_chart("c", [Series("a", points)], log=True))
-    (_, one), (_, ten), (_, hundred) = corners
-    assert one - ten == pytest.approx(ten - hundred, abs=0.11)
-    assert one > ten > hundred
+    (_, low), (_, middle), (_, high) = corners
+    assert low - middle == pytest.approx(middle - high, abs=0.11)
+    assert low > middle > high
     # 1 / room .. 100 * room, where room = 100 ** 0.05: 2.2 decades; 1 stands 0.1 above the foot.
-    assert one == pytest.approx(1000 * (1 - 0.1 / 2.2), abs=0.051)
+    assert low == pytest.approx(1000 * (1 - 0.1 / 2.2), abs=0.051)
     chart = line_chart("c", [Series("a", [(0, 1.0), (8, 3.0)], markers=True)], x_range=(0, 10))
     assert re.findall(r'cx="([^"]*)%" cy="([^"]*)%"', chart) == [("0", "95.5"), ("80", "4.5")]
 

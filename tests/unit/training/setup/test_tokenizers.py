@@ -23,7 +23,7 @@ SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
 
 @pytest.mark.catches("few_phrases_make_words_of_none")
 @pytest.mark.parametrize(
-    ("texts", "found"),
+    ("texts", "expected"),
     [
         (["anna", "bob", " Zoë\n"], True),
         (["anna"] * 19 + ["anna maria"], True),
@@ -36,8 +36,8 @@ SOUNDS = [{"source": word, "target": " ".join(word.upper())} for word in WORDS]
         (["anna"] * 1_000 + ["to be or not to be"] * 9_000, True),
     ],
 )
-def test_mostly_single_words_judges_the_first_texts(texts, found):
-    assert mostly_single_words(texts) is found
+def test_mostly_single_words_judges_the_first_texts(texts, expected):
+    assert mostly_single_words(texts) is expected
 
 
 def prepared(folder, records, task="seq2seq", **settings):
@@ -143,7 +143,7 @@ def test_tokenizer_is_trained_on_the_texts_of_the_task(tmp_path, monkeypatch):
 
 
 def test_tokenizer_of_pairs_keeps_a_large_vocabulary(tmp_path):
-    chance = random.Random(0)
-    texts = ["".join(chance.choices("abcdefghijkl  ", k=200)) for _ in range(200)]
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdefghijkl  ", k=200)) for _ in range(200)]
     tokenizer, _ = prepared(tmp_path, [{"source": text, "target": text} for text in texts])
     assert tokenizer.vocab_size > 1_000, "of 80,000 letters, whose root is 283"

@@ -140,16 +140,16 @@ def test_fast_bf16_reads_cpu_flags(monkeypatch, tmp_path, flags, fast):
 
 
 def test_fast_bf16_on_other_devices(monkeypatch):
-    asked = []
+    arguments = []
 
     def supported(including_emulation=True):
-        asked.append(including_emulation)
+        arguments.append(including_emulation)
         return including_emulation  # such as a card that has it in software only
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert not has_fast_bf16("cuda")
-    assert asked == [False]
+    assert arguments == [False]
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert has_fast_bf16("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
