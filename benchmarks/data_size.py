@@ -44,10 +44,12 @@ print(len(records), first, time.perf_counter() - start_time)
 
 def generate(path, megabytes):
     """Writes a file of records of about 500 bytes, by repetition of a block."""
-    words = [f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "ru") for b in ("ta", "so", "v", "n", "")]
+    vocabulary = [
+        f"{a}{b}" for a in ("ka", "lo", "mi", "ne", "ru") for b in ("ta", "so", "v", "n", "")
+    ]
     rng = random.Random(0)
     block = "".join(
-        json.dumps({"text": " ".join(rng.choices(words, k=rng.randint(60, 160)))}) + "\n"
+        json.dumps({"text": " ".join(rng.choices(vocabulary, k=rng.randint(60, 160)))}) + "\n"
         for _ in range(2000)
     ).encode()
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What a result was measured on and with; every script here stores it beside its numbers."""
+"""Machine and versions of a measurement, which every benchmark stores with its result."""
 
 import importlib.metadata
 import os
@@ -13,16 +13,15 @@ INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "am
 
 
 def environment(*packages, checkouts=None, threads=None):
-    """The machine and the versions of Python, torch and other packages that take part.
+    """Machine, and versions of Python, torch and other packages.
 
     Args:
-        packages: names of distributions; those that are not installed are left out.
-        checkouts: name -> folder of what is not installed but checked out; None: left out. Their
-            versions are commits.
-        threads: of each run, where they are not torch's.
+        packages: names of distributions; those that are not installed are omitted.
+        checkouts: folders of Git checkouts by name; the version is the commit. None: omitted.
+        threads: threads of each run; default: those of torch.
 
     Returns:
-        What JSON holds: cpu, instructions, cores, threads, gpu (null: none), system, python,
+        Values for JSON: cpu, instructions, cores, threads, gpu (null: none), system, python,
         packages.
     """
     cpu, flags = _processor()
@@ -37,7 +36,7 @@ def environment(*packages, checkouts=None, threads=None):
             versions[name] = _commit(folder)
     return {
         "cpu": cpu,
-        "instructions": [each for each in INSTRUCTIONS if each in flags],
+        "instructions": [name for name in INSTRUCTIONS if name in flags],
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -50,7 +49,7 @@ def environment(*packages, checkouts=None, threads=None):
 
 
 def _commit(folder):
-    """The commit of a checkout; null: it is none of git's."""
+    """Commit of a checkout; None if the folder is no Git checkout."""
     command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -60,12 +59,12 @@ def _commit(folder):
 
 
 def _processor():
-    """Name and flags of the processor, as far as the system tells."""
-    found = {}
+    """Name and flags of the processor, if the system has them."""
+    fields = {}
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
-            found.setdefault(key.strip(), value.strip())
-    name = found.get("model name") or platform.processor() or platform.machine()
-    return name, (found.get("flags") or found.get("Features", "")).split()
+            fields.setdefault(key.strip(), value.strip())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, (fields.get("flags") or fields.get("Features", "")).split()

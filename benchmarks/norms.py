@@ -1,9 +1,9 @@
-"""RMSNorm, forward and backward, beside torch's own and the formula written out.
+"""Time of RMSNorm, forward and backward, compared with torch's and with the plain formula.
 
     python benchmarks/norms.py [--rounds 30] [--save]
 
-They take turns in one process, in another order each round; `time_ratio` is the median over rounds
-of Miniformer's time over the other's: below 1, Miniformer is faster.
+They alternate in one process, in a different order each round. `time_ratio` is the median over
+rounds of Miniformer's time divided by that of the other: below 1, Miniformer is faster.
 """
 
 import argparse
@@ -21,8 +21,8 @@ RESULTS = Path(__file__).parent / "results" / "norms.json"
 SHAPES = [(2048, 128), (2048, 384), (2048, 768)]  # tokens, width
 
 
-class WrittenOut(torch.nn.Module):
-    """The formula, an operation at a time."""
+class PlainFormula(torch.nn.Module):
+    """The formula as separate operations."""
 
     def __init__(self, width):
         super().__init__()
@@ -34,11 +34,11 @@ class WrittenOut(torch.nn.Module):
 
 
 def measure(tokens, width, dtype, rounds):
-    """Median seconds of each, and ratios of turns."""
+    """Median seconds of each implementation, and ratios."""
     contestants = {
         "miniformer": RMSNorm(width, eps=1e-5),
         "torch": torch.nn.RMSNorm(width, eps=1e-5),
-        "written out": WrittenOut(width),
+        "written out": PlainFormula(width),
     }
     x = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
     grad, seconds = torch.randn(tokens, width, dtype=dtype), {name: [] for name in contestants}
@@ -50,11 +50,11 @@ def measure(tokens, width, dtype, rounds):
         names = list(contestants)
         start = turn % len(names)
         for name in names[start:] + names[:start]:
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             for _ in range(10):
                 contestants[name](x).backward(grad)
             if turn >= 3:
-                seconds[name].append((time.perf_counter() - began) / 10)
+                seconds[name].append((time.perf_counter() - start_time) / 10)
     row = {"tokens": tokens, "width": width, "dtype": str(dtype).removeprefix("torch.")}
     row |= {f"{name}_ms": round(1e3 * statistics.median(s), 3) for name, s in seconds.items()}
     for name in list(contestants)[1:]:

@@ -53,8 +53,8 @@ def generate_records(kind, count=3000):
     """Records with lengths like those of Multi30k or SST-2, or of one length."""
     random = np.random.default_rng(0)
 
-    def text(words):
-        return " ".join(random.choice(["ab", "cde", "fghi", "j"], int(words)))
+    def text(count):
+        return " ".join(random.choice(["ab", "cde", "fghi", "j"], int(count)))
 
     if kind == "pairs":
         lengths = np.clip(random.normal(12, 4, (count, 2)), 4, 40)

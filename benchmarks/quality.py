@@ -115,7 +115,7 @@ def measure(recipe, data, seeds, *, jobs=1, defaults=False, change=None):
     """The entry of a recipe in results/quality.json."""
     change = change or {}
     split = "test" if "test" in files_of(data) and not change else "val"
-    metric = facts()[recipe]["figure"]
+    metric = facts()[recipe]["metric"]
     all_settings = [
         settings_of(recipe, data, seed=seed, defaults=defaults, change=change)
         for seed in range(seeds)

@@ -1,8 +1,8 @@
-"""docs/recipes.md: what recipes give, from results/quality.json and recipes.yaml.
+"""Writes docs/recipes.md from results/quality.json and recipes.yaml.
 
     python benchmarks/quality_page.py [--check]
 
-`--check` writes nothing; its exit code is 1 where the page is not that of the results.
+`--check` writes nothing; the exit code is 1 if the page does not match the results.
 """
 
 import json
@@ -19,141 +19,143 @@ PAGE = ROOT / "docs" / "recipes.md"
 HEAD = """\
 # Recipes
 
-"What figure should I get?", for data sets of the field's textbooks, trained from scratch on a CPU.
-A recipe is a YAML file of this repository; the paths are your own:
+Results on well-known data sets, trained from scratch on a CPU. A recipe is a YAML file of this
+repository; replace the paths by your own:
 
     miniformer train --config recipes/japanese_vowels.yaml \\
       --train_path train.jsonl --val_path val.jsonl --test_path test.jsonl
 
-A dot changes one setting of a recipe, as `--model_config.max_seq_len 512` does; a whole
-`--model_config '{...}'` would take the place of the recipe's.
+A flag with a dot changes one setting of a recipe, such as `--model_config.max_seq_len 512`. A
+complete `--model_config '{...}'` replaces that of the recipe.
 
-Figures are of the test split (of val, where there is none), the mean over seeds ± their standard
-deviation; "one run" marks a figure of a single seed. Settings were chosen on val. *Defaults*: no
-flags but paths and task, and the minutes that they take. Minutes are of one whole run. This page is
-written by
-`python benchmarks/quality.py`, from [quality.json](../benchmarks/results/quality.json), which says
-more, and [recipes.yaml](../benchmarks/recipes.yaml).
+Metrics are those of the test split, or of val if there is none: the mean over seeds ± the standard
+deviation; "one run" marks a single seed. Settings were selected on val. *Defaults*: the metric and
+minutes of a run without flags other than paths and task. Minutes are those of one complete run.
+`python benchmarks/quality.py` writes this page from
+[quality.json](../benchmarks/results/quality.json), which has more details, and
+[recipes.yaml](../benchmarks/recipes.yaml).
 
-| recipe | figure | recipe gives | defaults give | simple method | other | minutes | parameters |
+| recipe | metric | recipe | defaults | simple method | other results | minutes | parameters |
 |---|---|---|---|---|---|---|---|
 """
 LIMITS = """
-## What limits them
+## Limits
 
 """
 DATA = """
-## The data
+## Data
 
 """
-WORTH = """
-## What a setting is worth
+ABLATIONS = """
+## Ablations
 
-The figure on val, of the recipe as it is and with one change (null takes a setting out). What
-seq2seq models write is measured on 500 examples, greedily; `num_beams`, on all of val.
+The metric on val of the recipe, and of the recipe with one change; null removes a setting. For
+seq2seq the metric is that of greedy decoding on 500 examples; for `num_beams`, that of all of val.
 
-| recipe | figure, val | change | recipe | changed |
+| recipe | metric, val | change | recipe | changed |
 |---|---|---|---|---|
 """
 
 
 def facts():
-    """What there is to say of each data set beside what was measured."""
+    """Texts and results of other methods, by recipe."""
     return yaml.safe_load((ROOT / "benchmarks" / "recipes.yaml").read_text(encoding="utf-8"))
 
 
 def page(entries):
-    """The page of docs: what each recipe gives, on which data, and what limits it."""
+    """Text of docs/recipes.md: a table of results, the data, limits and ablations."""
     about = facts()
     rows, limits, data = [], [], []
-    found = latest(entries)
-    for (recipe, defaults, gpu), entry in found.items():
+    results = latest(entries)
+    for (recipe, defaults, gpu), entry in results.items():
         if defaults:
             continue
-        told, plain = about[recipe], found.get((recipe, True, gpu))
-        simple = [f"{name} {value:.3g}" for name, value in told.get("simple", {}).items()]
+        texts, plain = about[recipe], results.get((recipe, True, gpu))
+        simple = [f"{name} {value:.3g}" for name, value in texts.get("simple", {}).items()]
         cells = [
             f"[{recipe}](../recipes/{recipe}.yaml)",
             f"{entry['metric'].replace('_', ' ')}, {entry['split']}",
-            figure(entry),
-            "-" if plain is None else f"{figure(plain)}, {minutes(plain)} min",
+            mean_and_spread(entry),
+            "-" if plain is None else f"{mean_and_spread(plain)}, {minutes(plain)} min",
             *(simple or ["-"]),
-            told["compared"],
+            texts["compared"],
             f"{minutes(entry)} on {gpu or cores(entry)}",
             f"{entry['parameters'] / 1e6:.2f}M",
         ]
         rows.append(f"| {' | '.join(cells)} |")
-        limits += [f"- {recipe}: {told['limits']}"] if "limits" in told else []
-        data.append(f"- {recipe}: {told['data']}")
+        limits += [f"- {recipe}: {texts['limits']}"] if "limits" in texts else []
+        data.append(f"- {recipe}: {texts['data']}")
     parts = [HEAD, rows, DATA, data, LIMITS if limits else "", limits]
-    text = "".join(each if isinstance(each, str) else "\n".join(each) + "\n" for each in parts)
-    return text + worth(entries)
+    text = "".join(part if isinstance(part, str) else "\n".join(part) + "\n" for part in parts)
+    return text + ablations(entries)
 
 
 def latest(entries):
-    """The last entry of each recipe, by whether it is of defaults, and by the GPU or none."""
-    found = {}
+    """The last entry by recipe, whether it has the defaults, and GPU (None: CPU)."""
+    result = {}
     for recipe in facts():
-        for each in entries:
-            if each["recipe"] == recipe and not each["change"]:
-                gpu = None if " cores, " in each["machine"] else each["machine"]
-                found[recipe, each["defaults"], gpu] = each
-    return found
+        for entry in entries:
+            if entry["recipe"] == recipe and not entry["change"]:
+                gpu = None if " cores, " in entry["machine"] else entry["machine"]
+                result[recipe, entry["defaults"], gpu] = entry
+    return result
 
 
 def cores(entry):
-    """How many cores an entry's runs had."""
+    """Number of cores of the runs of an entry, as text."""
     count = entry["machine"].partition(" of ")[0]
     return "1 core" if count == "1" else f"{count} cores"
 
 
-def worth(entries):
-    """What single settings are worth: a table of the changes, beside the recipes unchanged."""
-    whole = {key[0]: each for key, each in latest(entries).items() if not key[1]}
+def ablations(entries):
+    """Table of single changes of recipes; empty if there are none."""
+    recipes = {key[0]: entry for key, entry in latest(entries).items() if not key[1]}
     changed = {
-        (each["recipe"], json.dumps(each["change"])): each for each in entries if each["change"]
+        (entry["recipe"], json.dumps(entry["change"])): entry
+        for entry in entries
+        if entry["change"]
     }
     rows = []
     for (recipe, change), entry in changed.items():
-        unchanged = whole.get(recipe)
+        unchanged = recipes.get(recipe)
         if unchanged is None or merged(unchanged["settings"], entry["change"]) != entry["settings"]:
-            continue  # of another recipe than the one there is
-        pair = [figure(on_val(each)) for each in (unchanged, entry)]
+            continue  # measured for earlier settings of the recipe
+        pair = [mean_and_spread(on_val(result)) for result in (unchanged, entry)]
         metric = entry["metric"].replace("_", " ")
         rows.append(f"| {recipe} | {metric} | `{change}` | {' | '.join(pair)} |")
-    for recipe, entry in whole.items():  # what needs no training of its own
+    for recipe, entry in recipes.items():  # greedy decoding needs no training of its own
         pair = [on_val(entry, name) for name in ("beams_", "greedy_")]
         if None not in pair:
             metric, change = entry["metric"].replace("_", " "), {"task_config": {"num_beams": 1}}
-            said = " | ".join(map(figure, pair))
-            rows.append(f"| {recipe} | {metric} | `{json.dumps(change)}` | {said} |")
+            cells = " | ".join(map(mean_and_spread, pair))
+            rows.append(f"| {recipe} | {metric} | `{json.dumps(change)}` | {cells} |")
     rows.sort(key=lambda row: list(facts()).index(row.split()[1]))
-    return WORTH + "\n".join(rows) + "\n" if rows else ""
+    return ABLATIONS + "\n".join(rows) + "\n" if rows else ""
 
 
-def on_val(entry, how=""):
-    """Mean and spread of an entry's figure on val; None: it was not measured in that way."""
-    name = f"val_{how}{entry['metric']}"
-    found = [run[name] for run in entry["runs"] if name in run]
-    if not found:
+def on_val(entry, decoding=""):
+    """Mean and spread of an entry on val; None if no run has that metric."""
+    name = f"val_{decoding}{entry['metric']}"
+    values = [run[name] for run in entry["runs"] if name in run]
+    if not values:
         return None
-    spread = statistics.stdev(found) if len(found) > 1 else None
-    return {"mean": statistics.mean(found), "spread": spread}
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "spread": spread}
 
 
 def minutes(entry):
-    """Minutes of one run, in words."""
+    """Minutes of one run, as text."""
     return "< 0.1" if entry["minutes"] < 0.1 else f"{entry['minutes']:.1f}"
 
 
-def figure(entry):
-    """Mean and spread, in words."""
+def mean_and_spread(entry):
+    """Mean and standard deviation, as text."""
     spread = " (one run)" if entry["spread"] is None else f" ± {entry['spread']:.3g}"
     return f"{entry['mean']:.4g}{spread}"
 
 
 def merged(settings, change):
-    """Settings with a change, whose objects are merged; null takes a setting out."""
+    """Settings with a change; mappings are merged, and null removes a setting."""
     out = dict(settings)
     for name, value in change.items():
         both = isinstance(value, dict) and isinstance(out.get(name), dict)

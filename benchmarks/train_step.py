@@ -246,8 +246,8 @@ def measure(vocab, dtype, options):
     peaks = {}
     if options.memory and options.device == "cpu":
         for name in names:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                peaks[name] = pool.apply(peak_on_cpu, (name, vocab, dtype, options))
+            with multiprocessing.get_context("spawn").Pool(1) as process:
+                peaks[name] = process.apply(peak_on_cpu, (name, vocab, dtype, options))
     contestants = {name: Contestant(name, vocab, dtype, options) for name in names}
     torch.manual_seed(0)
     batch, gemm = batch_of(vocab, options), Gemm(dtype, options.device)
@@ -287,11 +287,11 @@ def table(contestants, peak_gflops, peaks, options):
 
 
 def time_ratios(name, contestants, medians):
-    """Its time divided by that of the best other, of any and of its shape: < 1 is faster."""
-    others = [other for other in medians if not other.startswith("miniformer")]
-    same_shape = [other for other in others if contestants[other].shape == contestants[name].shape]
+    """Time of a contestant divided by that of the best other library; below 1 is faster."""
+    libraries = [key for key in medians if not key.startswith("miniformer")]
+    same_shape = [key for key in libraries if contestants[key].shape == contestants[name].shape]
     ratios = {}
-    for key, candidates in (("best_other", others), ("best_of_its_shape", same_shape)):
+    for key, candidates in (("best_other", libraries), ("best_of_its_shape", same_shape)):
         best = min(candidates, key=medians.get)
         pairs = zip(contestants[name].seconds, contestants[best].seconds, strict=True)
         ratio = statistics.median(own / reference for own, reference in pairs)

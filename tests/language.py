@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [ROOT / name for name in ("src", "tests")]
+FOLDERS = [ROOT / name for name in ("src", "tests", "benchmarks")]
 # Files that list the words.
 EXEMPT = [ROOT / "tests" / "language.py", ROOT / "tests" / "contract" / "test_language.py"]
 

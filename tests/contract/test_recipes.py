@@ -84,9 +84,9 @@ def test_beam_search_gain_is_measured_on_all_of_val(quality, tmp_path, monkeypat
     }  # fmt: skip
     cells = "1 (one run) | 0.75 (one run)"
     row = f'| scan | exact match | `{{"task_config": {{"num_beams": 1}}}}` | {cells} |'
-    assert quality["worth"]([entry]).splitlines()[-1] == row
+    assert quality["ablations"]([entry]).splitlines()[-1] == row
     del entry["runs"][0]
-    assert quality["worth"]([entry]) == ""
+    assert quality["ablations"]([entry]) == ""
 
 
 def test_trial_runs_never_use_test_data(quality, tmp_path):
@@ -106,12 +106,12 @@ def test_trial_runs_never_use_test_data(quality, tmp_path):
 
 
 def test_recipes_page_metric_has_a_spread_or_is_marked_as_one_run(quality):
-    assert quality["figure"]({"mean": 0.87654, "spread": 0.01234}) == "0.8765 ± 0.0123"
-    assert quality["figure"]({"mean": 0.5, "spread": None}) == "0.5 (one run)"
+    assert quality["mean_and_spread"]({"mean": 0.87654, "spread": 0.01234}) == "0.8765 ± 0.0123"
+    assert quality["mean_and_spread"]({"mean": 0.5, "spread": None}) == "0.5 (one run)"
 
 
-# What follows holds committed files against each other. It fails where one of them is changed
-# without the others, not where the code is: what a recipe gives today is measured by `make slow`.
+# The tests below compare committed files. They fail if one of the files changes without the others.
+# They do not measure the code: `make slow` trains a recipe.
 
 
 def test_recipes_page_is_that_of_the_committed_results(quality):
