@@ -482,7 +482,7 @@ def test_series_targets_are_normalized_and_predictions_restored():
     answers = task.predict(model, None, inputs, GenerationConfig())
     np.testing.assert_allclose(answers, last + scales * task.target_mean, rtol=1e-5)
     metrics = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
-    assert metrics["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of what is learnt
+    assert metrics["loss"] == pytest.approx(1.0, rel=1e-4)  # in units of the normalized target
     wrong = values - answers
     assert metrics["rmse"] == pytest.approx(np.sqrt((wrong**2).mean()), rel=1e-4)
     assert metrics["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
