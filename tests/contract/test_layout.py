@@ -1,6 +1,7 @@
 """The layout of the trees: sizes of folders, tests that mirror the source, one-way imports."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 
 import grimp
@@ -131,3 +132,37 @@ def test_import_of_an_extension_is_a_problem(toy_package, module, text, problem)
 def test_cycle_through_a_type_only_import_is_found(toy_package):
     late = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy import first"
     assert find_cycle(toy_package({"first": "from toy import second", "second": late}))
+
+
+# Terms that a reader searches for: a module, class or function of the source has each in its name.
+TERMS = {
+    "prefill": "prefill",
+    "EOS": "eos",
+    "early stopping": "early_stopping",
+    "checkpoint": "checkpoint",
+    "metric": "metrics",
+    "collate": "collate",
+    "NaN": "nan_",
+    "rank 0": "rank0",
+    "gradient clipping": "clip_grad",
+    "key-value cache": "kv_cache",
+    "beam search": "beam_search",
+    "tokenizer": "tokenizer",
+}
+
+
+@pytest.fixture(scope="module")
+def names_of_source():
+    """Names of all modules, classes and functions."""
+    definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    names = set()
+    for path in SOURCE.rglob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        names |= {path.stem, *(node.name for node in nodes if isinstance(node, definitions))}
+    return names
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_term_is_in_a_name_of_the_source(names_of_source, term):
+    pattern = re.compile(rf"(^|_){TERMS[term]}")
+    assert [name for name in names_of_source if pattern.search(name)]
