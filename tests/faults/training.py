@@ -202,12 +202,11 @@ def the_moving_average_begins_after_a_step(original):
 @fault("miniformer.training.callbacks.validation:WeightAveraging.on_train_batch_end")
 def the_moving_average_is_of_batches(original):
     """The average is updated after each batch, not after each optimizer step."""
+    import types
 
-    def on_train_batch_end(self, trainer, *args):
-        self._last_step = -1
-        original(self, trainer, *args)
-
-    return on_train_batch_end
+    return lambda self, trainer, module, *args: original(
+        self, trainer, types.SimpleNamespace(between_steps=True)
+    )
 
 
 @fault("miniformer.training.callbacks.validation:WeightAveraging.on_validation_start")
@@ -232,17 +231,16 @@ def the_closing_validation_has_the_plain_weights(original):
     return validate_last_step
 
 
-@fault("miniformer.training.optim.weight_averaging:Ema.average_parameters")
+@fault("miniformer.training.callbacks.validation:WeightAveraging._swap")
 def training_goes_on_with_the_averages(original):
     """The model keeps the averages after a validation."""
-    import contextlib
 
-    @contextlib.contextmanager
-    def average_parameters(self):
-        self._swap()
-        yield
+    def _swap(self, module, *, averages):
+        if averages:
+            self._in_use = False
+            original(self, module, averages=True)
 
-    return average_parameters
+    return _swap
 
 
 @fault("miniformer.training.evaluate:averaged_weights")
@@ -664,12 +662,11 @@ def resumed_run_forgets_its_patience(original):
 @fault("miniformer.training.callbacks.validation:ValidationSchedule.on_train_batch_end")
 def validation_comes_within_a_step(original):
     """A validation may come between the batches of a step."""
+    import types
 
-    def on_train_batch_end(self, trainer, *args):
-        self._last_step = -1
-        original(self, trainer, *args)
-
-    return on_train_batch_end
+    return lambda self, trainer, module, *args: original(
+        self, trainer, types.SimpleNamespace(between_steps=True)
+    )
 
 
 @fault("miniformer.training.setup.builders:RunCallbacks.around")
@@ -677,8 +674,8 @@ def interruption_comes_before_the_state(original):
     """Ctrl-C ends a run before the snapshot of its last step."""
 
     def around(self, callbacks):
-        *more, states, interrupt, timer = original(self, callbacks)
-        return [*more, interrupt, states, timer]
+        *more, states, interrupt = original(self, callbacks)
+        return [*more, interrupt, states]
 
     return around
 
@@ -717,18 +714,42 @@ def older_state_goes_before_the_new_one_is_whole(original):
     return write_checkpoint
 
 
-@fault("miniformer.training.resume.callback:_set_rng_state")
+@fault("miniformer.training.resume.rng_state:set_rng_state")
 def resumed_run_has_other_numpy_numbers(original):
     """A resumed run does not restore NumPy's random state."""
 
-    def _set_rng_state(state):
+    def set_rng_state(state):
         import numpy as np
 
         numpy_state = np.random.get_state()
         original(state)
         np.random.set_state(numpy_state)
 
-    return _set_rng_state
+    return set_rng_state
+
+
+@fault("miniformer.training.lightning_internals:set_global_step")
+def an_internal_of_lightning_is_gone(original):
+    """Lightning's counter of steps has another name."""
+
+    def set_global_step(trainer, step):
+        trainer.fit_loop.epoch_loop.manual_optimization.steps.total = step
+
+    return set_global_step
+
+
+@fault("miniformer.training.lightning_internals:set_global_step")
+def a_resumed_trainer_counts_from_0(original):
+    """The step of a checkpoint does not reach the Trainer."""
+    return lambda trainer, step: None
+
+
+@fault("miniformer.training.resume.optimizer_state:allocate_optimizer_state")
+def a_resumed_optimizer_has_the_values_of_its_start(original):
+    """The numbers in the groups of an optimizer are not restored."""
+    return lambda model, optimizer, metadata: original(
+        model, optimizer, {**metadata, "groups": [{} for _ in metadata["groups"]]}
+    )
 
 
 @fault("miniformer.training.resume.config:resume_config")
@@ -856,32 +877,28 @@ def mlflow_begins_a_new_run(original):
     return mlflow
 
 
-@fault("miniformer.training.resume.verify:_read_recording")
+@fault("miniformer.training.resume.verify:_read_losses")
 def verify_compares_no_losses(original):
     """`verify-resume` compares only the final state."""
-    return lambda path: {**original(path), "losses": {}}
+    return lambda path: {}
 
 
-@fault("miniformer.training.resume.verify:_read_recording")
+@fault("miniformer.training.resume.verify:_final_state")
 def verify_compares_no_states(original):
     """`verify-resume` compares only losses."""
-    return lambda path: {**original(path), "state": {}}
+    return lambda work_dir: {}
 
 
-@fault("miniformer.training.resume.verify:_read_recording")
+@fault("miniformer.training.resume.verify:_read_losses")
 def verify_keeps_the_last_loss_of_a_step(original):
     """The first loss of a repeated step is not compared."""
 
-    def _read_recording(path):
+    def _read_losses(path):
         import json
 
-        recording = original(path)
-        for step, loss in map(json.loads, path.read_text().splitlines()):
-            if step != "state":
-                recording["losses"][step] = {loss}
-        return recording
+        return {step: {loss} for step, loss in map(json.loads, path.read_text().splitlines())}
 
-    return _read_recording
+    return _read_losses
 
 
 @fault("miniformer.utils.jsonl:is_due")

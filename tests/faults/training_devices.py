@@ -16,7 +16,7 @@ def loss_is_divided_on_each_rank(original):
     return all_reduce_step_stats
 
 
-@fault("miniformer.training.distributed.strategies:_unsharded_params")
+@fault("miniformer.training.distributed.strategies:unsharded_params")
 def ranks_measure_with_sharded_weights(original):
     """Forward passes stay collective while ranks generate texts of different lengths."""
     import contextlib

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import jsonargparse
+from docstring_parser import DocstringStyle
 
 from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
 from miniformer.utils.streams import printable_output
@@ -24,7 +25,7 @@ from miniformer.utils.streams import printable_output
 
 def command_parser(description: str) -> jsonargparse.ArgumentParser:
     """Parser that raises its errors instead of printing them."""
-    jsonargparse.set_parsing_settings(docstring_parse_style=_google_style())
+    jsonargparse.set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
     return jsonargparse.ArgumentParser(
         description=description,
         exit_on_error=False,
@@ -114,12 +115,6 @@ def command_context() -> Iterator[CommandExit]:
             command.code = 130
 
 
-def _google_style() -> Any:
-    from docstring_parser import DocstringStyle
-
-    return DocstringStyle.GOOGLE
-
-
 @contextlib.contextmanager
 def _user_warnings() -> Iterator[None]:
     """Prints warnings for users without the line of code that emitted them."""
@@ -169,7 +164,7 @@ def _rewrite_parser_error(
     if match := re.search(r"arguments are required: (.*)", message):
         missing = [name.rpartition(".")[2] for name in match[1].split(", ")]
         return f"missing: {', '.join(missing)}; see --help"
-    file = _config_path(argv)
+    file = (re.findall(r"--config[ =](\S+)", " ".join(argv)) or ["config"])[-1]
     if match := re.search(r"Option '(\w+)' is not accepted", message):
         known = [name.removeprefix("--") for name in names]
         return f"{file}: unknown field {match[1]!r}{_suggest_name(match[1], known)}"
@@ -199,13 +194,6 @@ def _flag_names(parser: Any, argv: list[str]) -> list[str]:
                     return _flag_names(children[name], argv[index + 1 :])
         flags += action.option_strings if action.help != argparse.SUPPRESS else []
     return flags
-
-
-def _config_path(argv: list[str]) -> str:
-    """Value of the last --config."""
-    joined = " ".join(re.sub(r"^--config=", "--config ", arg) for arg in argv)
-    files: list[str] = re.findall(r"--config (\S+)", joined)
-    return files[-1] if files else "config"
 
 
 def python_command() -> str:

@@ -254,6 +254,12 @@ class MiniFormerLitModule(L.LightningModule):
             if switch is not None:
                 switch()
 
+    def on_validation_start(self) -> None:
+        self._budget.start_validation()
+
+    def on_validation_end(self) -> None:
+        self._budget.end_validation()  # after the callbacks, which save the model
+
     def on_validation_epoch_start(self) -> None:
         self.validation_stats = []
 
@@ -273,7 +279,8 @@ class MiniFormerLitModule(L.LightningModule):
         self._log_eval_metrics("test")
 
     def _eval_step(self, batch: Batch, *, test: bool = False) -> None:
-        stats = strategies.eval_step(self, batch, test=test)
+        with strategies.unsharded_params(self.loss_module):
+            stats = self.loss_module.eval_step(batch, test=test)
         if not is_duplicate_batch(batch):
             self.validation_stats.append(stats)
 

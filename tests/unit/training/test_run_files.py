@@ -23,8 +23,8 @@ from miniformer.training.report import model_card
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.report.loggers import csv
 from miniformer.training.resume import restart_folder, storage
-from miniformer.training.resume.callback import _rng_state_to_json, _set_rng_state, get_rng_state
 from miniformer.training.resume.config import CONFIG_FILE, resume_config
+from miniformer.training.resume.rng_state import get_rng_state, set_rng_state
 from miniformer.training.resume.verify import weights_digest
 from miniformer.training.setup import auto_tune, pretraining
 from miniformer.training.setup.run_folder import create_run_folder
@@ -96,10 +96,10 @@ def test_rng_state_is_restored_from_json():
     def draw():
         return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
 
-    saved = json.loads(json.dumps(_rng_state_to_json(get_rng_state())))
+    saved = json.loads(json.dumps(get_rng_state()))
     expected = draw()
     assert draw() != expected
-    _set_rng_state(saved)
+    set_rng_state(saved)
     assert draw() == expected
 
 

@@ -130,10 +130,10 @@ def test_monitor_reports_speed_and_mfu_of_all_devices(tmp_path, devices):
         flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"],
         peak_flops=devices * 1e6, is_global_zero=False,
     )  # fmt: skip
-    module = types.SimpleNamespace(tokens=7, padding=0)
+    # Work within a step counts as well.
+    module = types.SimpleNamespace(tokens=7, padding=0, between_steps=False)
     fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(load_seconds=1.0))
     progress.budget.start()
-    progress._step = fake.global_step = 1  # work within a step counts as well
     before = progress._snapshot(fake, module)._replace(seconds=100.0)
     for tokens in (300, 200):
         progress.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
@@ -429,10 +429,10 @@ def test_validation_interval_follows_the_first_limit():
             return steps / 20  # the time limit is reached at step 20, before max_steps
 
     schedule = ValidationSchedule(At(max_steps=1000, max_seconds=5))
-    fake = types.SimpleNamespace(global_step=0)
+    fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
     validated = []
     for fake.global_step in range(1, 21):
-        schedule.on_train_batch_end(fake)
+        schedule.on_train_batch_end(fake, module)
         if fake.val_check_batch == 1:
             validated.append(fake.global_step)
             schedule.on_validation_end(fake, None)
@@ -559,13 +559,13 @@ def test_validation_never_interrupts_gradient_accumulation():
     """A time limit may be due there; the validation would clear the gradients of the step."""
     clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
     schedule = ValidationSchedule(clock)
-    fake = types.SimpleNamespace(global_step=1)
-    schedule.on_train_batch_end(fake)
-    clock.now = 0.5
-    schedule.on_train_batch_end(fake)  # the same step still
+    fake, module = types.SimpleNamespace(global_step=1), types.SimpleNamespace(between_steps=True)
+    schedule.on_train_batch_end(fake, module)
+    clock.now, module.between_steps = 0.5, False
+    schedule.on_train_batch_end(fake, module)
     assert fake.val_check_batch != 1
-    fake.global_step = 2
-    schedule.on_train_batch_end(fake)
+    fake.global_step, module.between_steps = 2, True
+    schedule.on_train_batch_end(fake, module)
     assert fake.val_check_batch == 1
 
 

@@ -27,9 +27,7 @@ class GradientNorms:
         layers = (_NUMBERED_LAYER.match(name) for name, _ in named)
         stacks = list(dict.fromkeys(layer[1] for layer in layers if layer and layer[1]))
         groups = {name: _group_name(name, stacks) for name, _ in named}
-        self.group_names = sorted(
-            dict.fromkeys(groups.values()), key=lambda group: _forward_order(group, stacks)
-        )
+        self.group_names = sorted(dict.fromkeys(groups.values()), key=_forward_order)
         index = {group: i for i, group in enumerate(self.group_names)}
         self._parameters = [(index[groups[name]], parameter) for name, parameter in named]
 
@@ -76,13 +74,7 @@ def _group_name(parameter_name: str, stacks: list[str]) -> str:
     return parameter_name.partition(".")[0]
 
 
-def _forward_order(group_name: str, stacks: list[str]) -> tuple[int, int, bool]:
-    """Sort key of a group: input modules, then layers, then output modules."""
-    parents = [i for i, stack in enumerate(stacks) if group_name.startswith(stack + ".")]
-    local_name = group_name[len(stacks[parents[0]]) + 1 :] if parents else group_name
-    is_input = any(module in local_name for module in _INPUT_MODULES)
-    order = 0 if is_input else 1 if group_name[-1].isdigit() else 2
-    if parents:
-        return 1 + parents[0], order, local_name != "embedding"
-    # The model's own embedding precedes its stacks; its own head follows them.
-    return (0 if order == 0 else 1 + len(stacks)), order, local_name != "embedding"
+def _forward_order(group_name: str) -> tuple[bool, bool]:
+    """Sort key of a group: a model defines its input modules after its layers."""
+    is_input = "." not in group_name and any(name in group_name for name in _INPUT_MODULES)
+    return not is_input, group_name != "embedding"

@@ -34,25 +34,6 @@ def make_console() -> Console:
     return Console(soft_wrap=True, highlight=False, markup=False)
 
 
-class ValidationTimer(L.Callback):
-    """Counts validation time, including `on_validation_end` of all callbacks, apart from training.
-
-    It is the last callback: others save the best model and the checkpoint in `on_validation_end`.
-
-    Args:
-        budget: the run's clock.
-    """
-
-    def __init__(self, budget: Budget) -> None:
-        self.budget = budget
-
-    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.budget.start_validation()
-
-    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self.budget.end_validation()
-
-
 class ProgressCallback(L.Callback):
     """Prints and records loss, throughput, model FLOPs utilization (MFU) and remaining time.
 
@@ -88,7 +69,6 @@ class ProgressCallback(L.Callback):
         self._throughput: dict[str, float] = {}
         self._recorded_progress = -1.0
         self._val_text = ""
-        self._step = 0
         self._bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -112,12 +92,11 @@ class ProgressCallback(L.Callback):
         if self.flops_per_batch is not None and "about" in batch:
             self._local_work[0] += batch["about"]["tokens"]
             self._local_work[1] += self.flops_per_batch(batch)
-        if trainer.global_step == self._step:  # between gradient accumulation steps
+        if not module.between_steps:
             return
-        self._step = trainer.global_step
         if self._first is None:
             self._first = self._last_refresh = self._last_recorded = self._snapshot(trainer, module)
-        progress = self.budget.progress(self._step)
+        progress = self.budget.progress(trainer.global_step)
         if is_due(progress, self._recorded_progress, _MAX_TRAIN_ROWS) or progress == 1.0:
             self._recorded_progress = progress
             self._record(trainer, module, **self._train_metrics(trainer, module))
@@ -175,14 +154,10 @@ class ProgressCallback(L.Callback):
             self._bar.stop()
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "rows": len(self.rows),
-            "written": self._recorded_progress,
-            "step": self._step,
-        }
+        return {"rows": len(self.rows), "written": self._recorded_progress}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._recorded_progress, self._step = state["written"], state["step"]
+        self._recorded_progress = state["written"]
         self.rows = read_rows(self.path, state["rows"], truncate=self.is_global_zero)
 
     def summary(self, trainer: L.Trainer, module: Any) -> str:

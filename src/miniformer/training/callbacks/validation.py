@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from miniformer.config import UserError
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.nan_check import NonFiniteLossError
+from miniformer.training.lightning_internals import request_validation
 from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
 
 
@@ -32,7 +32,7 @@ class BudgetStopping(L.Callback):
         self.budget, self.log_fn = budget, log_fn
         self._empty_epochs = 0  # consecutive passes over the data without a batch
 
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, module: Any) -> None:
         self.budget.start()
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -58,8 +58,7 @@ class BudgetStopping(L.Callback):
 class ValidationSchedule(L.Callback):
     """Schedules validations by optimizer steps or fractions of the budget.
 
-    Lightning's `val_check_interval` counts batches, not optimizer steps. The callback therefore
-    sets `trainer.val_check_batch` after each step.
+    Lightning's `val_check_interval` counts batches, not optimizer steps.
 
     Args:
         budget: the run's limits.
@@ -74,40 +73,28 @@ class ValidationSchedule(L.Callback):
         self.budget = budget
         self.every_n_steps, self.num_validations = every_n_steps, num_validations
         self.pending = False  # a validation is due, or was interrupted
-        self._validations_done = self._last_step = 0
+        self._validations_done = 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        step = trainer.global_step
-        trainer.val_check_batch = sys.maxsize
-        if step == self._last_step:  # between gradient accumulation steps
-            return
-        self._last_step = step
-        progress = self.budget.progress(step)
-        if self.every_n_steps is not None:
-            due = step // self.every_n_steps
-        else:
-            due = int(progress * self.num_validations)
-        last = progress >= 1.0 and (self.num_validations > 0 or self.every_n_steps is not None)
-        self.pending = self.pending or due > self._validations_done or last
-        self._validations_done = due
-        if self.pending:
-            trainer.val_check_batch = 1
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        if module.between_steps:
+            progress = self.budget.progress(trainer.global_step)
+            if self.every_n_steps is not None:
+                due = trainer.global_step // self.every_n_steps
+            else:
+                due = int(progress * self.num_validations)
+            last = progress >= 1.0 and (self.num_validations > 0 or self.every_n_steps is not None)
+            self.pending = self.pending or due > self._validations_done or last
+            self._validations_done = due
+        request_validation(trainer, self.pending and module.between_steps)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.pending = False
 
-    def run_validation(self, trainer: L.Trainer) -> None:
-        """Runs a validation within `fit`, to repeat one that was interrupted."""
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
-
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self._validations_done, "step": self._last_step, "pending": self.pending}
+        return {"done": self._validations_done, "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._validations_done, self._last_step = state["done"], state["step"]
-        self.pending = state["pending"]
+        self._validations_done, self.pending = state["done"], state["pending"]
 
 
 def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, float]:
@@ -206,8 +193,7 @@ class WeightAveraging(L.Callback):
         self.checkpoint_average = (
             None if average_checkpoints is None else CheckpointAverage(model, average_checkpoints)
         )
-        self._last_step = 0
-        self._swap_context: Any = None
+        self._in_use = False
 
     @property
     def averages(self) -> dict[str, Ema | CheckpointAverage]:
@@ -218,51 +204,37 @@ class WeightAveraging(L.Callback):
     @contextlib.contextmanager
     def use_averaged_weights(self, module: Any) -> Iterator[None]:
         """Context manager in which the model has the averaged weights."""
-        self._swap_in(module)
+        self._swap(module, averages=True)
         try:
             yield
         finally:
-            self._swap_out(module)
+            self._swap(module, averages=False)
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if self.ema is not None:
             self.ema.state_tensors()  # initialize the EMA with the first weights
 
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        if self.ema is not None and trainer.global_step > self._last_step:
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
+        if self.ema is not None and module.between_steps:
             self.ema.update()
-        self._last_step = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
-            self._swap_in(module)
+            self._swap(module, averages=True)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         if trainer.state.fn == "fit":
             if self.checkpoint_average is not None:
                 self.checkpoint_average.add()
-            self._swap_out(module)
+            self._swap(module, averages=False)
 
     def on_exception(self, trainer: L.Trainer, module: Any, exception: BaseException) -> None:
-        self._swap_out(module)
+        self._swap(module, averages=False)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self._last_step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._last_step = state["step"]
-
-    def _swap_in(self, module: Any) -> None:
-        if self._swap_context is None:
-            module.set_optimizer_mode(False)
-            ema = self.ema
-            self._swap_context = (
-                contextlib.nullcontext() if ema is None else ema.average_parameters()
-            )
-            self._swap_context.__enter__()
-
-    def _swap_out(self, module: Any) -> None:
-        if self._swap_context is not None:
-            self._swap_context.__exit__(None, None, None)
-            self._swap_context = None
-            module.set_optimizer_mode(True)
+    def _swap(self, module: Any, *, averages: bool) -> None:
+        """Gives the model the averaged weights, or its own."""
+        if averages != self._in_use:
+            self._in_use = averages
+            if self.ema is not None:
+                self.ema.swap()
+            module.set_optimizer_mode(not averages)

@@ -25,7 +25,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from miniformer.config import UserError
 from miniformer.config.train_settings import HardwareSettings, OptimizationSettings
-from miniformer.data.batching.length_bucketing import Batch
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.tasks.base import BatchStats
 from miniformer.training.callbacks.budget import Budget
@@ -114,11 +113,9 @@ def grad_sync(module: Any, enabled: bool) -> Iterator[None]:
             yield
         finally:
             module.loss_module.set_requires_gradient_sync(True)
-    elif isinstance(strategy.model, nn.parallel.DistributedDataParallel):
-        with strategy.model.no_sync():
-            yield
     else:
-        yield
+        with strategy.block_backward_sync():
+            yield
 
 
 def backward_loss(module: Any, loss: Tensor, count: Tensor) -> Tensor:
@@ -176,15 +173,8 @@ def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Ten
     return norm
 
 
-def eval_step(module: Any, batch: Batch, *, test: bool) -> BatchStats:
-    """Statistics of a validation or test batch from the task."""
-    with _unsharded_params(module.loss_module):
-        stats: BatchStats = module.loss_module.eval_step(batch, test=test)
-    return stats
-
-
 @contextlib.contextmanager
-def _unsharded_params(loss_module: nn.Module) -> Iterator[None]:
+def unsharded_params(loss_module: nn.Module) -> Iterator[None]:
     """Context in which sharded weights are gathered on every rank.
 
     Ranks generate texts of different lengths, so their numbers of forward passes differ, and a
@@ -216,9 +206,16 @@ def all_gather_stats(module: Any, stats: list[BatchStats]) -> list[BatchStats]:
         {name: x.cpu() if isinstance(x, Tensor) else x for name, x in batch_stats.items()}
         for batch_stats in stats
     ]
-    gathered: list[Any] = [None] * module.trainer.world_size
-    dist.all_gather_object(gathered, local)
-    return [batch_stats for rank_stats in gathered for batch_stats in rank_stats]
+    return [batch_stats for rank_stats in all_gather_object(local) for batch_stats in rank_stats]
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """The values of all ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def full_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from miniformer.training.distributed.strategies import full_tensor
 
 
 class Ema:
@@ -30,19 +29,8 @@ class Ema:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(
-            [_local_tensor(averages[name]) for name in weights],
-            [_local_tensor(weight) for weight in weights.values()],
-            1 - decay,
+            [averages[name] for name in weights], list(weights.values()), 1 - decay
         )
-
-    @contextlib.contextmanager
-    def average_parameters(self) -> Iterator[None]:
-        """Context manager in which the model has the averaged weights."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Averages by parameter name; before the first step, the weights."""
@@ -62,7 +50,8 @@ class Ema:
         return {name: weight.detach() for name, weight in self.model.named_parameters()}
 
     @torch.no_grad()
-    def _swap(self) -> None:
+    def swap(self) -> None:
+        """Exchanges the averages and the model's weights."""
         averages = self.state_tensors()
         for name, weight in self._parameters().items():
             original = weight.clone()
@@ -92,7 +81,7 @@ class CheckpointAverage:
     def mean(self) -> dict[str, Tensor]:
         """Mean of the stored weights, unsharded on every device."""
         return {
-            name: torch.stack([_full_tensor(weights[name]) for weights in self._snapshots]).mean(0)
+            name: torch.stack([full_tensor(weights[name]) for weights in self._snapshots]).mean(0)
             for name in self._snapshots[0]
         }
 
@@ -114,13 +103,3 @@ class CheckpointAverage:
 
     def _clone_state_dict(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-
-
-def _full_tensor(tensor: Tensor) -> Tensor:
-    """Gathers a tensor that is sharded among devices."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _local_tensor(tensor: Tensor) -> Tensor:
-    """Returns the local shard of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import base64
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from miniformer.config import UserError
+from miniformer.training.distributed.launcher import rank
 from miniformer.training.resume.storage import load_checkpoint_tensors
 
 _TYPE_KEY = "__kind__"  # marks values of types that JSON lacks
@@ -52,20 +53,16 @@ class UserCallbackStates:
         self._excluded = list(excluded)
         self._warned: set[str] = set()
 
-    def check_serializable(self, trainer: L.Trainer) -> None:
-        """Checks before training that all states can be saved.
+    def collect(self, trainer: L.Trainer, *, strict: bool = False) -> CallbackStates:
+        """Current states.
+
+        Args:
+            trainer: the Trainer.
+            strict: a state that cannot be saved is an error, else it is omitted with a warning.
 
         Raises:
-            UserError: a state cannot be saved.
+            UserError: with `strict`, a state cannot be saved.
         """
-        for name, callback in self._callbacks_by_key(trainer).items():
-            try:
-                _encode(callback.state_dict(), "", name, {})
-            except NotSerializableError as error:
-                raise UserError(_serialization_message(name, error)) from None
-
-    def collect(self, trainer: L.Trainer) -> CallbackStates:
-        """Current states; a state that cannot be saved is omitted with a warning."""
         values: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         for name, callback in self._callbacks_by_key(trainer).items():
@@ -74,11 +71,15 @@ class UserCallbackStates:
                 continue
             own_tensors: dict[str, Tensor] = {}
             try:
-                values[name] = _encode(state, "", f"callbacks.{_rank()}.{name}", own_tensors)
+                values[name] = _encode(state, "", f"callbacks.{rank()}.{name}", own_tensors)
             except NotSerializableError as error:
-                self._warn_once(
-                    f"{_serialization_message(name, error)}; a resumed run does not restore it"
+                message = (
+                    f"the callback {name} has a state that cannot be saved: state_dict(){error}; "
+                    "use numbers, strings, lists, dicts, arrays or tensors"
                 )
+                if strict:
+                    raise UserError(message) from None
+                self._warn_once(f"{message}; a resumed run does not restore it")
                 continue
             tensors |= own_tensors
         return CallbackStates(values, tensors)
@@ -94,22 +95,21 @@ class UserCallbackStates:
             checkpoint_dir: the checkpoint with the tensors.
         """
         # With another number of ranks, each rank gets the states of rank 0.
-        own = saved[_rank() if len(saved) == trainer.world_size else 0] if saved else {}
-        buffers: dict[str, Tensor] = {}
-        states = {name: _decode(values, buffers) for name, values in own.items()}
-        if any(_has_tensors(values) for values in saved):  # collective: every rank loads
+        own = saved[rank() if len(saved) == trainer.world_size else 0] if saved else {}
+        buffers = {spec["name"]: _empty_buffer(spec) for spec in _tensor_specs(own)}
+        if any(_tensor_specs(saved)):  # collective: every rank loads
             load_checkpoint_tensors(checkpoint_dir, buffers)
         named = self._callbacks_by_key(trainer)
-        for name, state in states.items():
+        for name, state in own.items():
             if name in named:
-                named[name].load_state_dict(_materialize(state))
+                named[name].load_state_dict(_decode(state, buffers))
             else:
                 self._warn_once(
                     f"the checkpoint has a state of the callback {name}, which is not among the "
                     "callbacks of this run; the state is ignored"
                 )
         for name, callback in named.items():
-            if name not in states and callback.state_dict():
+            if name not in own and callback.state_dict():
                 self._warn_once(
                     f"the checkpoint has no state of the callback {name}; it starts without one"
                 )
@@ -126,16 +126,9 @@ class UserCallbackStates:
         return named
 
     def _warn_once(self, message: str) -> None:
-        if message not in self._warned and _rank() == 0:
+        if message not in self._warned and rank() == 0:
             warnings.warn(message, stacklevel=2)
         self._warned.add(message)
-
-
-def _serialization_message(name: str, error: NotSerializableError) -> str:
-    return (
-        f"the callback {name} has a state that cannot be saved: state_dict(){error}; "
-        "use numbers, strings, lists, dicts, arrays or tensors"
-    )
 
 
 def _encode(value: Any, path: str, prefix: str, tensors: dict[str, Tensor]) -> Any:
@@ -184,64 +177,42 @@ def _encode(value: Any, path: str, prefix: str, tensors: dict[str, Tensor]) -> A
     raise NotSerializableError(f"{path} is of type {kind.__module__}.{kind.__qualname__}")
 
 
-class _PendingTensor(NamedTuple):
-    """A tensor whose bytes are not loaded yet."""
+def _tensor_specs(value: Any) -> Iterator[dict[str, Any]]:
+    """Descriptions of the tensors in a file that a JSON value of `_encode` refers to."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _tensor_specs(item)
+    elif isinstance(value, dict):
+        if value.get(_TYPE_KEY) not in ("tensor", "array"):
+            yield from _tensor_specs(list(value.values()))
+        elif 0 not in value["shape"]:
+            yield value
 
-    buffer: Tensor
-    dtype: torch.dtype
-    shape: list[int]
-    kind: str
+
+def _empty_buffer(spec: dict[str, Any]) -> Tensor:
+    """A buffer for the bytes of a tensor."""
+    num_bytes = math.prod(spec["shape"]) * getattr(torch, spec["dtype"]).itemsize
+    return torch.empty(num_bytes, dtype=torch.uint8)
 
 
-def _decode(value: Any, buffers: dict[str, Tensor]) -> Any:
-    """Inverse of `_encode`; tensors are pending until `buffers` are loaded."""
+def _decode(value: Any, buffers: Mapping[str, Tensor]) -> Any:
+    """Inverse of `_encode`; `buffers` holds the bytes of the tensors."""
     if isinstance(value, list):
         return [_decode(item, buffers) for item in value]
     if not isinstance(value, dict):
         return value
-    kind = value.get(_TYPE_KEY)
-    if kind is None:
-        return {key: _decode(item, buffers) for key, item in value.items()}
-    if kind == "tuple":
-        return tuple(_decode(item, buffers) for item in value["items"])
-    if kind == "dict":
-        return {_decode(key, buffers): _decode(item, buffers) for key, item in value["items"]}
-    if kind == "bytes":
-        return base64.b64decode(value["base64"])
-    if kind == "number":
-        return _decode(value["of"], buffers)._replace(kind="number")
-    dtype = getattr(torch, value["dtype"])
-    count = int(np.prod(value["shape"], dtype=np.int64)) * dtype.itemsize
-    buffer = torch.empty(count, dtype=torch.uint8)
-    if count:
-        buffers[value["name"]] = buffer
-    return _PendingTensor(buffer, dtype, value["shape"], kind)
-
-
-def _materialize(value: Any) -> Any:
-    """A decoded value with its loaded tensors."""
-    if isinstance(value, _PendingTensor):
-        tensor = value.buffer.view(value.dtype).reshape(value.shape)
-        if value.kind == "tensor":
-            return tensor
-        return tensor.numpy() if value.kind == "array" else tensor.numpy()[()]
-    if isinstance(value, list | tuple):
-        return type(value)(_materialize(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _materialize(item) for key, item in value.items()}
-    return value
-
-
-def _has_tensors(value: Any) -> bool:
-    """Returns True if a JSON value of `_encode` refers to tensors."""
-    if isinstance(value, list):
-        return any(map(_has_tensors, value))
-    if not isinstance(value, dict):
-        return False
-    if value.get(_TYPE_KEY) in ("tensor", "array"):
-        return 0 not in value["shape"]
-    return any(map(_has_tensors, value.values()))
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    match value.get(_TYPE_KEY):
+        case None:
+            return {key: _decode(item, buffers) for key, item in value.items()}
+        case "tuple":
+            return tuple(_decode(item, buffers) for item in value["items"])
+        case "dict":
+            return {_decode(key, buffers): _decode(item, buffers) for key, item in value["items"]}
+        case "bytes":
+            return base64.b64decode(value["base64"])
+        case "number":
+            return _decode(value["of"], buffers)[()]
+        case kind:
+            data = buffers[value["name"]] if 0 not in value["shape"] else _empty_buffer(value)
+            tensor = data.view(getattr(torch, value["dtype"])).reshape(value["shape"])
+            return tensor.numpy() if kind == "array" else tensor

@@ -17,18 +17,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from miniformer.config import UserError
+from miniformer.training.distributed.launcher import rank
 from miniformer.utils.atomic import atomic_path, fsync
 
 CHECKPOINTS_DIR = "checkpoints"
 _METADATA_FILE = "state.json"
-_TENSORS_FILE = "state.safetensors"
+TENSORS_FILE = "state.safetensors"
 
 
 def write_checkpoint(
@@ -39,18 +39,20 @@ def write_checkpoint(
     Raises:
         UserError: writing fails for lack of permission or disk space. Older checkpoints stay.
     """
-    folder = _unused_path(run_dir / CHECKPOINTS_DIR, step)
+    names = (f"step-{step:08d}-{number}" for number in range(10))
+    paths = (run_dir / CHECKPOINTS_DIR / name for name in names)
+    folder = next(path for path in paths if not path.exists())  # replaces no earlier one
     tmp_path = folder.with_name(folder.name + ".part")
-    is_rank0 = _rank() == 0
+    is_rank0 = rank() == 0
     try:
         if is_rank0:
-            _remove_tree(tmp_path)
+            shutil.rmtree(tmp_path, ignore_errors=True)
             tmp_path.mkdir(parents=True)
         _barrier()
         if _is_distributed():
             _save_sharded(tensors, tmp_path)
         else:
-            with atomic_path(tmp_path / _TENSORS_FILE) as path:
+            with atomic_path(tmp_path / TENSORS_FILE) as path:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
         if is_rank0:
             (tmp_path / _METADATA_FILE).write_text(json.dumps(metadata), encoding="utf-8")
@@ -60,13 +62,15 @@ def write_checkpoint(
             fsync(folder.parent)  # and the rename, before older ones are removed
             for path in folder.parent.iterdir():
                 if path != folder:
-                    _remove_tree(path)
+                    shutil.rmtree(path, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        _remove_tree(tmp_path)
+        shutil.rmtree(tmp_path, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
+        last = latest_checkpoint(run_dir)
+        earlier = f"the earlier one, {last}, is complete" if last else "there is no earlier one"
         raise UserError(
             f"{folder}: the checkpoint cannot be written: {reason}; "
-            f"{_previous_checkpoint_message(run_dir)}; free disk space, then --resume {run_dir}"
+            f"{earlier}; free disk space, then --resume {run_dir}"
         ) from None
     _barrier()
     return folder
@@ -105,7 +109,7 @@ def load_checkpoint_tensors(checkpoint_dir: Path, tensors: Mapping[str, Tensor])
         UserError: a tensor is missing or has another shape.
     """
     try:
-        path = checkpoint_dir / _TENSORS_FILE
+        path = checkpoint_dir / TENSORS_FILE
         if path.is_file() and not _is_distributed():
             saved = load_file(path)
             for name, tensor in tensors.items():
@@ -140,43 +144,10 @@ def _load_sharded(tensors: Mapping[str, Tensor], checkpoint_dir: Path) -> None:
         load(dict(tensors), storage_reader=reader, no_dist=not _is_distributed())
 
 
-def _previous_checkpoint_message(run_dir: Path) -> str:
-    path = latest_checkpoint(run_dir)
-    return "there is no earlier one" if path is None else f"the earlier one, {path}, is complete"
-
-
-def _unused_path(checkpoints_dir: Path, step: int) -> Path:
-    """A path that does not exist, so that the new checkpoint replaces no earlier one."""
-    names = (checkpoints_dir / f"step-{step:08d}-{number}" for number in range(10))
-    return next(name for name in names if not name.exists())
-
-
-def _remove_tree(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-
-
 def _is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _is_distributed() else 0
 
 
 def _barrier() -> None:
     if _is_distributed():
         dist.barrier()
-
-
-def tensor_spec(tensor: Tensor) -> list[Any]:
-    """Shape, dtype and device type of a tensor as JSON; see `empty_from_spec`."""
-    return [list(tensor.shape), str(tensor.dtype).removeprefix("torch."), tensor.device.type]
-
-
-def empty_from_spec(spec: list[Any], parameter: Tensor) -> Tensor:
-    """An empty tensor from a `tensor_spec`; sharded like the parameter if it has its shape."""
-    shape, name, device = spec
-    dtype = getattr(torch, name)
-    if shape == list(parameter.shape):
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.empty(shape, dtype=dtype, device="cpu" if device == "cpu" else parameter.device)

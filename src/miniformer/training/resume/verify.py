@@ -23,11 +23,19 @@ from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.callback import ResumeCheckpoint
+from miniformer.training.resume.config import resume_config
+from miniformer.training.resume.storage import (
+    TENSORS_FILE,
+    latest_checkpoint,
+    read_checkpoint_metadata,
+)
+from miniformer.training.run import train
 
 _NAME = "run"  # of the run folder
 
@@ -95,120 +103,57 @@ def verify_resume(
         logger="none",
         experiment_name=_NAME,
     )
-    rng = random.Random(seed)
     log(f"{steps} steps without interruption")
-    reference = _read_recording(_run(config, folder / "whole", stop_step=steps))
-    killed: list[int] = []
-    resumed_steps = [0]
-    work_dir = folder / "killed"
-    for left in range(kills, 0, -1):
-        # Drawn from an equal fraction of the remaining steps.
-        batches = (steps - resumed_steps[-1]) * config.accumulate_grad_batches
-        killed.append(rng.randint(1, max(1, 2 * batches // (left + 1))))
-        log(f"killed in batch {killed[-1]} after step {resumed_steps[-1]}")
-        run_config = _resume_or_restart(work_dir, config)
-        _run(run_config, work_dir, stop_step=steps, kill_batch=killed[-1])
-        resumed_steps.append(_latest_step(work_dir))
-    log(f"resumed from step {resumed_steps[-1]} to the end")
-    path = _run(_resume_or_restart(work_dir, config), work_dir, stop_step=steps)
-    resumed = _read_recording(path)
-    losses, resumed_losses = reference["losses"], resumed["losses"]
-    all_steps = sorted({*losses, *resumed_losses})
-    first_different = next(
-        (step for step in all_steps if losses.get(step) != resumed_losses.get(step)), None
+    reference = _run(config, folder / "whole", stop_step=steps)
+    rng = random.Random(seed)
+    killed, checkpoint_steps = [], []
+    for left in range(kills, -1, -1):
+        attempt, step = _resume_or_restart(folder / "killed", config)
+        checkpoint_steps.append(step)
+        if left:  # the batch is drawn from an equal fraction of the remaining steps
+            batches = (steps - step) * config.accumulate_grad_batches
+            killed.append(rng.randint(1, max(1, 2 * batches // (left + 1))))
+            log(f"killed in batch {killed[-1]} after step {step}")
+        else:
+            log(f"resumed from step {step} to the end")
+        kill_batch = killed[-1] if left else None
+        resumed = _run(attempt, folder / "killed", stop_step=steps, kill_batch=kill_batch)
+    losses, resumed_losses = _read_losses(reference), _read_losses(resumed)
+    state, resumed_state = _final_state(folder / "whole"), _final_state(folder / "killed")
+    return ResumeReport(
+        len({*losses, *resumed_losses}),
+        killed,
+        checkpoint_steps[1:],
+        next(iter(_differences(losses, resumed_losses)), None),
+        _differences(state, resumed_state),
     )
-    state, resumed_state = reference["state"], resumed["state"]
-    parts = [
-        name for name in {**state, **resumed_state} if state.get(name) != resumed_state.get(name)
-    ]
-    return ResumeReport(len(all_steps), killed, resumed_steps[1:], first_different, parts)
 
 
-class _RecordingCallback(L.Callback):
-    """Records every loss and the final state; ends or kills the process at a given point."""
-
-    def __init__(self, path: Path, stop_step: int, kill_batch: int | None) -> None:
-        self.path, self.stop_step, self.kill_batch = path, stop_step, kill_batch
-        self.batches = self.step = 0
-
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self.step = trainer.global_step  # not 0 in a resumed run
-
-    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        self.batches += 1
-        if self.batches == self.kill_batch:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
-    ) -> None:
-        step = trainer.global_step
-        if step == self.step:
-            return
-        self.step = step
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
-        if step >= self.stop_step:
-            # ResumeCheckpoint runs after user callbacks.
-            _find_resume_checkpoint(trainer).take_snapshot(trainer, module, batch)
-            self.record_state_and_exit(trainer, module)
-
-    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
-        self.record_state_and_exit(trainer, module)
-
-    def record_state_and_exit(self, trainer: L.Trainer, module: Any) -> None:
-        """Records the state and ends the process at once."""
-        tensors, metadata = _find_resume_checkpoint(trainer).collect_state(trainer, module)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(["state", state_digests(tensors, metadata)]) + "\n")
-        os._exit(0)
+def _differences(first: dict[Any, Any], second: dict[Any, Any]) -> list[Any]:
+    """Keys whose values differ or are missing."""
+    return [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
 
 
-def _find_resume_checkpoint(trainer: L.Trainer) -> ResumeCheckpoint:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next(callback for callback in callbacks if isinstance(callback, ResumeCheckpoint))
+def _final_state(work_dir: Path) -> dict[str, str]:
+    checkpoint = latest_checkpoint(work_dir / _NAME)
+    assert checkpoint is not None
+    return state_digests(checkpoint)
 
 
-def state_digests(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each part of a state without its times; see `ResumeCheckpoint.collect_state`."""
-    digests = {name: weights_digest(group) for name, group in _group_by_prefix(tensors).items()}
-    values = {
-        "values of the optimizer": metadata["optimizer"],
-        "averages": metadata["averages"],
-        "data": metadata["data"],
-        "random numbers": metadata["random"],
-        "epochs": metadata["budget"]["epochs"],
-        "counted tokens": metadata["tokens"],
-        **{f"callback {name}": state for name, state in metadata["callbacks"].items()},
-        "callbacks": metadata["callback_states"],
-    }
-    for name, value in values.items():
-        text = json.dumps(value, sort_keys=True, default=repr)
-        digests[name] = hashlib.sha256((digests.get(name, "") + text).encode()).hexdigest()
-    return digests
-
-
-def _group_by_prefix(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        groups.setdefault(name.partition(".")[0], {})[name] = tensor
-    return groups
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """A hash of the names and bits of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _resume_or_restart(work_dir: Path, config: TrainConfig) -> tuple[TrainConfig, int]:
+    """The config to resume from the latest checkpoint, or to start anew, and the step."""
+    checkpoint = latest_checkpoint(work_dir / _NAME)
+    if checkpoint is not None:
+        step = read_checkpoint_metadata(checkpoint)["step"]
+        return resume_config(work_dir / _NAME, {}), step
+    shutil.rmtree(work_dir / _NAME, ignore_errors=True)
+    return config, 0
 
 
 def _run(
     config: TrainConfig, work_dir: Path, *, stop_step: int, kill_batch: int | None = None
 ) -> Path:
-    """Runs a child process until it ends or is killed; returns the path of its recording."""
+    """Runs a child process until it ends or is killed; returns the path of its losses."""
     work_dir.mkdir(parents=True, exist_ok=True)
     path = work_dir / "losses.jsonl"
     config = dataclasses.replace(config, work_dir=str(work_dir))
@@ -235,38 +180,8 @@ def _run_subprocess(request: dict[str, Any]) -> tuple[int, str]:
     return process.returncode, process.stderr
 
 
-def _read_recording(path: Path) -> dict[str, Any]:
-    """The distinct losses of each step, which may be repeated, and the final state."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    losses: dict[int, set[str]] = {}
-    for step, loss in rows:
-        if step != "state":
-            losses.setdefault(step, set()).add(loss)
-    return {"losses": losses, "state": [row[1] for row in rows if row[0] == "state"][-1]}
-
-
-def _latest_step(work_dir: Path) -> int:
-    """The step of the latest checkpoint; 0: there is none."""
-    from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
-
-    path = latest_checkpoint(work_dir / _NAME)
-    return 0 if path is None else int(read_checkpoint_metadata(path)["step"])
-
-
-def _resume_or_restart(work_dir: Path, config: TrainConfig) -> TrainConfig:
-    """The config to resume from the latest checkpoint, or to start anew without one."""
-    from miniformer.training.resume.config import resume_config
-
-    if _latest_step(work_dir):
-        return resume_config(work_dir / _NAME, {})
-    shutil.rmtree(work_dir / _NAME, ignore_errors=True)
-    return config
-
-
 def run_child(request: dict[str, Any]) -> int:
     """Entry point of the child process: trains to a step or a kill; returns the exit code."""
-    from miniformer.training.run import train
-
     recorder = _RecordingCallback(Path(request["path"]), request["stop"], request["kill"])
     try:
         train(TrainConfig.from_dict(request["config"]), callbacks=[recorder])
@@ -274,6 +189,82 @@ def run_child(request: dict[str, Any]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+class _RecordingCallback(L.Callback):
+    """Records every loss; saves the state and ends the process at a step, or kills it."""
+
+    def __init__(self, path: Path, stop_step: int, kill_batch: int | None) -> None:
+        self.path, self.stop_step, self.kill_batch = path, stop_step, kill_batch
+        self.batches = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+        self.batches += 1
+        if self.batches == self.kill_batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not module.between_steps:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
+        if step >= self.stop_step:
+            # ResumeCheckpoint runs after user callbacks.
+            _resume_checkpoint(trainer).take_snapshot(trainer, module, batch)
+            self.on_train_end(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        _resume_checkpoint(trainer).save(trainer, module)
+        os._exit(0)
+
+
+def _resume_checkpoint(trainer: L.Trainer) -> ResumeCheckpoint:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next(callback for callback in callbacks if isinstance(callback, ResumeCheckpoint))
+
+
+def _read_losses(path: Path) -> dict[int, set[str]]:
+    """The distinct losses of each step, which may be repeated."""
+    losses: dict[int, set[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        step, loss = json.loads(line)
+        losses.setdefault(step, set()).add(loss)
+    return losses
+
+
+def state_digests(checkpoint: Path) -> dict[str, str]:
+    """A digest of each part of a checkpoint, without its times."""
+    metadata = read_checkpoint_metadata(checkpoint)
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(checkpoint / TENSORS_FILE).items():
+        groups.setdefault(name.partition(".")[0], {})[name] = tensor
+    digests = {name: weights_digest(group) for name, group in groups.items()}
+    values = {
+        "values of the optimizer": metadata["optimizer"],
+        "averages": metadata["averages"],
+        "data": metadata["data"],
+        "random numbers": metadata["random"],
+        "epochs": metadata["budget"]["epochs"],
+        "counted tokens": metadata["tokens"],
+        **{f"callback {name}": state for name, state in metadata["callbacks"].items()},
+        "callbacks": metadata["callback_states"],
+    }
+    for name, value in values.items():
+        digests[name] = digests.get(name, "") + json.dumps(value, sort_keys=True)
+    return digests
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """A hash of the names and bits of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

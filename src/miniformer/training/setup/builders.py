@@ -20,7 +20,7 @@ from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.generation_samples import SampleGeneration
 from miniformer.training.callbacks.interrupt import InterruptCallback
 from miniformer.training.callbacks.monitor import RunMonitor
-from miniformer.training.callbacks.progress import ProgressCallback, ValidationTimer
+from miniformer.training.callbacks.progress import ProgressCallback
 from miniformer.training.callbacks.validation import (
     BestModelCheckpoint,
     BudgetStopping,
@@ -31,7 +31,7 @@ from miniformer.training.distributed.launcher import GRACE_PERIOD, is_launched
 from miniformer.training.distributed.strategies import full_state_dict, make_strategy
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
-from miniformer.training.resume.callback import RestoreCheckpoint, ResumeCheckpoint
+from miniformer.training.resume.callback import ResumeCheckpoint
 from miniformer.training.resume.config import dataset_fingerprint
 from miniformer.training.setup.limits import DEFAULT_NUM_VALIDATIONS
 from miniformer.training.setup.prepare import RunSetup
@@ -106,18 +106,17 @@ class RunCallbacks:
         )  # fmt: skip
         self.interrupt = InterruptCallback(grace_period=GRACE_PERIOD if is_launched() else 0.0)
         self._first = [
-            BudgetStopping(budget, console.print), RestoreCheckpoint(self.resume_checkpoint),
-            self.validation_schedule, self.monitor, self.sample_generation, self.progress,
-            self.best_checkpoint, self.weight_averaging,
+            BudgetStopping(budget, console.print), self.validation_schedule, self.monitor,
+            self.sample_generation, self.progress, self.best_checkpoint, self.weight_averaging,
         ]  # fmt: skip
-        self._last = [self.resume_checkpoint, self.interrupt, ValidationTimer(budget)]
+        self._last = [self.resume_checkpoint, self.interrupt]
 
     def around(self, callbacks: Sequence[L.Callback]) -> list[L.Callback]:
         """All callbacks in call order, with those of the user.
 
-        The checkpoint is restored before the later callbacks start. The best model is saved while
-        the averaged weights are in use. The checkpoint includes the states of the user's
-        callbacks. The snapshot after a step precedes an interruption, which saves it.
+        The best model is saved while the averaged weights are in use. The checkpoint includes the
+        states of the user's callbacks. The snapshot after a step precedes an interruption, which
+        saves it.
         """
         return [*self._first, *callbacks, *self._last]
 

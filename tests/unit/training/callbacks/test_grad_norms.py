@@ -80,7 +80,7 @@ def test_gradient_norms_are_computed_in_float32(dtype):
 def test_gradient_norm_names_of_other_models():
     inner = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model = torch.nn.ModuleDict({"stem": torch.nn.Linear(2, 2), "h": inner})
-    assert GradientNorms(model).group_names == ["h.0", "h.1", "stem"]
+    assert GradientNorms(model).group_names == ["stem", "h.0", "h.1"]
     assert GradientNorms(torch.nn.ModuleDict({"_orig_mod": tiny_model()})).group_names == [
         "embedding", "layers.0", "layers.1", "final_norm",
     ]  # fmt: skip

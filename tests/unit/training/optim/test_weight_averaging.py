@@ -1,11 +1,13 @@
 """Weight averages compared with their formulas."""
 
 import contextlib
+import types
 
 import pytest
 import torch
 from torch import nn
 
+from miniformer.training.callbacks.validation import WeightAveraging
 from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
 
 
@@ -34,12 +36,14 @@ def test_ema_matches_its_definition():
 def test_averages_are_swapped_in_temporarily():
     model = nn.Linear(3, 2)
     parameter = model.weight
-    ema = Ema(model, 0.9)
+    averaging = WeightAveraging(model, ema_decay=0.9)
+    ema = averaging.ema
     ema.state_tensors()
     train(model, 1)
     ema.update()
+    module = types.SimpleNamespace(set_optimizer_mode=lambda training: None)
     own, average = weights_of(model), ema.state_tensors()["weight"].clone()
-    with contextlib.suppress(KeyError), ema.average_parameters():
+    with contextlib.suppress(KeyError), averaging.use_averaged_weights(module):
         assert torch.equal(model.weight, average)
         assert model.weight is parameter
         raise KeyError

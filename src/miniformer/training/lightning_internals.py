@@ -1,0 +1,25 @@
+"""All uses of Lightning's internals; the bound on its version in pyproject.toml is for them."""
+
+from __future__ import annotations
+
+import sys
+
+import lightning as L
+
+
+def set_global_step(trainer: L.Trainer, step: int) -> None:
+    """Sets the counter of steps in manual optimization, which `trainer.global_step` reads."""
+    steps = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress.total
+    steps.ready = steps.completed = step
+
+
+def request_validation(trainer: L.Trainer, due: bool) -> None:
+    """Requests a validation after this batch, or none; called in `on_train_batch_end`."""
+    trainer.val_check_batch = 1 if due else sys.maxsize
+
+
+def run_validation(trainer: L.Trainer) -> None:
+    """Runs a validation within `fit` at once."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
