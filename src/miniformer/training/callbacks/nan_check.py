@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from miniformer.config import UserError
 from miniformer.data.datamodule import MiniFormerDataModule
-
-if TYPE_CHECKING:
-    from miniformer.training.resume.callback import ResumeCheckpoint
 
 _MAX_PENDING = 50  # losses that are checked together on a GPU, to avoid a synchronization for each
 
@@ -80,7 +77,7 @@ class NaNCheck:
 
 
 @contextlib.contextmanager
-def explain_nan_errors(data: MiniFormerDataModule, checkpoints: ResumeCheckpoint) -> Iterator[None]:
+def explain_nan_errors(data: MiniFormerDataModule, checkpoints: Any) -> Iterator[None]:
     """Context that adds the records of the batch and the checkpoint before it to the message."""
     try:
         yield
@@ -89,7 +86,7 @@ def explain_nan_errors(data: MiniFormerDataModule, checkpoints: ResumeCheckpoint
 
 
 def nan_error_message(
-    error: NonFiniteLossError, data: MiniFormerDataModule, checkpoints: ResumeCheckpoint
+    error: NonFiniteLossError, data: MiniFormerDataModule, checkpoints: Any
 ) -> str:
     """Error message with the records of the batch and the checkpoint before it."""
     lines, batches = [str(error)], data.train_dataloader()
