@@ -6,7 +6,8 @@ are listed here as `module:attribute`, as an installed package lists its own in 
     [project.entry-points."miniformer.norm"]
     mynorm = "my_package.norms:MyNorm"
 
-Nothing is imported until `get` is called, so configs can check names without importing torch.
+Nothing is imported until `get` is called, so configs can check names without importing torch. All
+functions raise a ValueError for an unknown kind.
 The interface of each kind is documented in the modules of its built-in components.
 """
 
@@ -106,21 +107,13 @@ def kinds() -> list[str]:
 
 
 def names(kind: str) -> list[str]:
-    """Known names of `kind`: built in, registered in this process, or from a plugin.
-
-    Raises:
-        ValueError: the kind does not exist.
-    """
+    """Known names of `kind`: built in, registered in this process, or from a plugin."""
     _check_kind(kind)
     return [*_BUILTIN[kind], *_registered[kind], *_entry_points(kind)]
 
 
 def builtin_names(kind: str) -> list[str]:
-    """Built-in names of `kind`.
-
-    Raises:
-        ValueError: the kind does not exist.
-    """
+    """Built-in names of `kind`."""
     _check_kind(kind)
     return list(_BUILTIN[kind])
 
@@ -135,8 +128,7 @@ def register(kind: str, name: str, part: Any) -> None:
     """Registers `part` as `name` in this process; a package uses an entry point instead.
 
     Raises:
-        ValueError: the kind does not exist, the name is taken, or the name is not a valid folder
-            name (task names become folders).
+        ValueError: the name is taken, or is not a valid folder name (task names become folders).
     """
     _check_kind(kind)
     if (problem := name_problem(name)) is not None:
@@ -148,11 +140,7 @@ def register(kind: str, name: str, part: Any) -> None:
 
 
 def get(kind: str, name: str) -> Any:
-    """Component of that name, imported on first use.
-
-    Raises:
-        ValueError: the kind or the name does not exist.
-    """
+    """Component of that name, imported on first use; a ValueError for an unknown name."""
     _check_kind(kind)
     name = current_name(kind, name)
     if name in _registered[kind]:

@@ -100,11 +100,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         self._resume_state = state_dict
 
     def setup(self, stage: str | None = None) -> None:
-        """Opens all data, and encodes small data; a second call does nothing.
-
-        Raises:
-            UserError: see the class.
-        """
+        """Opens all data, and encodes small data; a second call does nothing."""
         if self.chunks:
             return
         chunks: dict[str, ChunkSource] = {}

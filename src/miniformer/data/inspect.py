@@ -80,8 +80,7 @@ def inspect_dataset(
 
     Args:
         name: train, val or test.
-        source: files, as in `JSONLinesDataset`.
-        schema: required fields and their checks.
+        source, schema: see `JSONLinesDataset`.
         length_fn: records -> text field -> length in each record.
         max_errors: number of errors to store; all are counted.
         progress: called with (task, records done, total records).

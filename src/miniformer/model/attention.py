@@ -125,17 +125,10 @@ class CrossAttention(MultiHeadAttention):
         cache: KVCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        """Computes cross-attention.
+        """Computes cross-attention; see `MultiHeadAttention.forward`.
 
-        Args:
-            x: [B, T, D].
-            context: mask of the source.
-            memory: the encoded source, [B, S, D].
-            cache: stores the keys and values of the source in the first pass.
-            layer: this layer's index in the cache.
-
-        Returns:
-            [B, T, D].
+        `memory` is the encoded source, [B, S, D]. Its keys and values are stored in the cache in
+        the first pass.
         """
         if cache is None:
             source = self.keys_values(memory)

@@ -31,16 +31,9 @@ def check_inputs(
     name: str = "inputs",
     cache: KVCache | None = None,
 ) -> None:
-    """Checks type, shape and length of a model's inputs.
+    """Raises a ValueError for inputs of the wrong type or shape, or too long.
 
-    Args:
-        inputs: token ids or features.
-        config: the model's config.
-        name: name of the inputs in messages.
-        cache: earlier tokens of the same sequences.
-
-    Raises:
-        ValueError: the shape or type is wrong, or the sequence is too long.
+    `name` is that of the inputs in messages; `cache` holds earlier tokens of the same sequences.
     """
     width = config.input_dim
     shape = tuple(inputs.shape)
@@ -63,11 +56,7 @@ def check_inputs(
 
 
 def check_mask(mask: Tensor | None, inputs: Tensor, name: str = "attention_mask") -> None:
-    """Checks type and shape of a mask.
-
-    Raises:
-        ValueError: the shape or type is wrong.
-    """
+    """Raises a ValueError for a mask of the wrong type or shape."""
     if mask is None:
         return
     shape = list(inputs.shape[:2])

@@ -83,10 +83,8 @@ def make_visibility(
     """Makes the visibility of a pass without a cache.
 
     Args:
-        batch_size: rows B.
-        length: tokens T.
-        causal: True: a query sees no later key.
-        window: see `Visibility`.
+        batch_size, length: rows B, tokens T.
+        causal, window: see `Visibility`.
         attention_mask: bool [B, T], True = a real token; None: all are.
         segment_ids: int [B, T], tokens see only their own segment and 0 is padding; None: one
             segment.
@@ -104,12 +102,7 @@ def make_visibility(
 
 
 def make_mask(visibility: Visibility, *, explicit: bool = False) -> AttentionMask:
-    """Makes the mask of a visibility.
-
-    Args:
-        visibility: its description.
-        explicit: return `allowed` wherever a key is masked, even where `is_causal` would do.
-    """
+    """Makes a mask, with `allowed` wherever a key is masked if it has to be `explicit`."""
     if visibility.is_dense and not visibility.window_active:
         if not visibility.causal or visibility.num_queries == 1:
             return AttentionMask()

@@ -28,7 +28,7 @@ from miniformer.model.masks import (
     make_visibility,
 )
 from miniformer.model.norm import make_norm
-from miniformer.model.ops.activation_checkpointing import check_mode, checkpoint_layer
+from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES, checkpoint_layer
 from miniformer.model.ops.precision import matmul_dtype
 
 
@@ -297,15 +297,15 @@ def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | No
 
 
 def set_activation_checkpointing(model: nn.Module, mode: str) -> None:
-    """Sets the activation checkpointing of a model; see `ops.activation_checkpointing`.
+    """Sets the activation checkpointing of a model or submodule: none, selective or full.
 
-    Args:
-        model: a model, or a submodule of one.
-        mode: none, selective or full.
+    See `ops.activation_checkpointing`.
 
     Raises:
         UserError: the mode does not exist.
     """
-    check_mode(mode)
+    if mode not in CHECKPOINTING_MODES:
+        known = list(CHECKPOINTING_MODES)
+        raise UserError(registry.unknown_name_message("activation checkpointing", mode, known))
     for stack in (module for module in model.modules() if isinstance(module, Stack)):
         stack.checkpointing = mode

@@ -92,11 +92,7 @@ class LengthBucketBatcher:
 def pad_sequences(
     sequences: list[np.ndarray], padding_value: float = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """Pads sequences on the right to one tensor.
-
-    Args:
-        sequences: [T_i] or [T_i, F] each.
-        padding_value: value of padded positions.
+    """Pads sequences, [T_i] or [T_i, F] each, on the right to one tensor.
 
     Returns:
         Tensor [B, T] or [B, T, F], int64 or float32; and its mask, bool [B, T], True = a real

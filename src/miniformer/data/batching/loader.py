@@ -196,10 +196,8 @@ def _position_state(position: tuple[int, int, int]) -> dict[str, int]:
 def find_token_tensors(batch: Batch, declared: Mapping[str, str] | None = None) -> dict[str, str]:
     """Names of the token tensors in a batch -> names of their masks.
 
-    Args:
-        batch: the batch.
-        declared: `Task.token_tensors`; without it, tensors with usual names, else the first tensor
-            of two or more dimensions.
+    Those are `declared` (`Task.token_tensors`), else they have usual names, else there is one: the
+    first tensor of two or more dimensions.
     """
     names = {
         name: mask for name, mask in (declared or _DEFAULT_TOKEN_TENSORS).items() if name in batch

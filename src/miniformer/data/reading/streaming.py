@@ -28,7 +28,7 @@ def stream_records(path: DataFiles, schema: Schema = TEXT_SCHEMA) -> Iterator[tu
     Args:
         path: "-" for standard input, a pipe, or a path as in `JSONLinesDataset`. Input without a
             suffix is read as JSON lines.
-        schema: required fields and their checks.
+        schema: see `JSONLinesDataset`.
 
     Yields:
         The location of a record, as file:line, and the record.

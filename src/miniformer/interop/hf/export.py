@@ -108,12 +108,7 @@ def to_hf(
 def select_family(
     config: TransformerConfig, *, seq2seq: bool, model_type: str | None = None
 ) -> tuple[Family, str, Config]:
-    """Family, class name and `config.json` of a model.
-
-    Args:
-        config: config of the model.
-        seq2seq: true for a Seq2SeqTransformer.
-        model_type: a `model_type` that is tried first.
+    """Family, class name and `config.json` of a model; `model_type` is tried first.
 
     Raises:
         UserError: no family fits.

@@ -148,12 +148,7 @@ def prepare(
 ) -> Any:
     """Makes a backend's form of a mask, once for all layers that share it.
 
-    Args:
-        backend: name of the backend.
-        visibility: the keys that each query may attend to.
-        scores: options of the scores.
-        batch_size: number B of rows.
-        dtype: type of the matrix products.
+    `dtype` is the type of the matrix products.
     """
     if backend == "varlen":
         return functions.pack(visibility, batch_size)

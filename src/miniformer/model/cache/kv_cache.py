@@ -31,8 +31,7 @@ class KVCache(CacheState):
             from it that another row still uses.
         kv_heads: number K of key-value heads.
         head_dim: width E of a head.
-        device: device of keys and values.
-        dtype: type of keys and values.
+        device, dtype: of keys and values.
         kind: window: layers with a window store its W tokens only; full: all layers store all
             tokens; int8: like full, with a byte for each value and a scale for each vector.
 

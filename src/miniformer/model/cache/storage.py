@@ -22,13 +22,7 @@ class CacheState:
 
 
 class Columns:
-    """Storage with a column for each token.
-
-    Args:
-        shape: [B, K, C, E].
-        device: device of keys and values.
-        dtype: type of keys and values.
-    """
+    """Storage with a column for each token, of the shape [B, K, C, E]."""
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -114,12 +108,7 @@ class Int8Columns(Columns):
 
 
 class Ring(Columns):
-    """Ring buffer of the last W tokens of each row: position p is in slot p mod W.
-
-    Args:
-        shape, device, dtype: see `Columns`.
-        window: number W of slots.
-    """
+    """Ring buffer of the last W = `window` tokens of each row: position p is in slot p mod W."""
 
     def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype, window: int) -> None:
         super().__init__((shape[0], shape[1], window, shape[3]), device, dtype)

@@ -23,8 +23,6 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from miniformer import registry
-from miniformer.config import UserError
 from miniformer.model.ops.allocation_tracker import AllocationTracker
 
 CHECKPOINTING_MODES = ("none", "selective", "full")
@@ -39,16 +37,6 @@ _SAVED_OPS = {
     _ATEN._scaled_dot_product_efficient_attention.default,
     _ATEN._scaled_dot_product_cudnn_attention.default,
 }
-
-
-def check_mode(mode: str) -> None:
-    """Raises UserError for an unknown mode."""
-    if mode not in CHECKPOINTING_MODES:
-        raise UserError(
-            registry.unknown_name_message(
-                "activation checkpointing", mode, list(CHECKPOINTING_MODES)
-            )
-        )
 
 
 def checkpoint_layer(mode: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
