@@ -1,5 +1,7 @@
 """Faults in `miniformer.training`."""
 
+import dataclasses
+
 from tests.faults import fault
 
 
@@ -158,7 +160,7 @@ def the_card_rounds_to_three_digits(original):
     return lambda value: f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
 
 
-@fault("miniformer.training.report.page:_format_duration")
+@fault("miniformer.training.report.formats:format_duration")
 def hours_are_minutes(original):
     """Durations are divided by 60 once too often."""
     return lambda seconds: original(seconds / 60)
@@ -813,35 +815,58 @@ def card_of_the_model_stays_unfinished(original):
     return lambda self, name, metrics: None
 
 
-@fault("miniformer.training.report.plots:plot_lr_search")
+@fault("miniformer.training.tuning.lr_finder:LRFinderResult.plot")
 def range_test_is_not_drawn(original):
     """The plot of a learning-rate range test is not written."""
-    return lambda lrs, losses, suggestion, path, *, unit: None
+    return lambda self, path, *, unit="nats": None
 
 
 # The report.
 
 
-@fault("miniformer.training.report.chart_parts:escape_html")
+@fault("miniformer.training.report.formats:escape_html")
 def text_of_others_is_markup(original):
     """Text in the report is not escaped."""
     return lambda value: str(value).encode("utf-8", "replace").decode("utf-8")
 
 
-@fault("miniformer.training.report.charts:svg_path")
+@fault("miniformer.training.report.charts:draw_lines")
 def charts_stand_on_their_heads(original):
     """Curves are drawn with small values on top."""
 
-    def svg_path(points, x_scale, y_scale):
-        return original([(x, y_scale.low + y_scale.high - y) for x, y in points], x_scale, y_scale)
+    def draw_lines(axes, title, series, **options):
+        original(axes, title, series, **options)
+        axes.invert_yaxis()
 
-    return svg_path
+    return draw_lines
 
 
-@fault("miniformer.training.report.charts:downsample")
+@fault("miniformer.training.report.charts:draw_lines")
 def long_curve_loses_its_spikes(original):
     """Every n-th point is drawn."""
-    return lambda points: points[:: max(1, len(points) // 600)]
+
+    def draw_lines(axes, title, series, **options):
+        strides = [max(1, len(curve.points) // 600) for curve in series]
+        series = [
+            dataclasses.replace(curve, points=curve.points[::stride])
+            for curve, stride in zip(series, strides, strict=True)
+        ]
+        original(axes, title, series, **options)
+
+    return draw_lines
+
+
+@fault("miniformer.utils.plotting:new_axes")
+def plots_change_the_style(original):
+    """The style of the process is that of the plots."""
+
+    def new_axes(width, height, salt=""):
+        import matplotlib
+
+        matplotlib.rcParams["axes.grid"] = True
+        return original(width, height, salt=salt)
+
+    return new_axes
 
 
 @fault("miniformer.training.report.curves:metric_points")
@@ -849,7 +874,9 @@ def curves_go_by_row(original):
     """Curves count rows instead of steps."""
 
     def metric_points(rows, key):
-        return [(float(number), y) for number, (_, y) in enumerate(original(rows, key))]
+        points = original(rows, key)
+        points[:, 0] = range(len(points))
+        return points
 
     return metric_points
 

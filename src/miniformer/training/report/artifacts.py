@@ -13,9 +13,9 @@ from miniformer.checkpoint.artifacts import MODEL_CLASSES
 from miniformer.checkpoint.directory import read_hf_metadata, save_directory
 from miniformer.config import GenerationConfig
 from miniformer.tasks.base import BatchStats
+from miniformer.training.report.curves import plot_loss
 from miniformer.training.report.model_card import render_model_card
 from miniformer.training.report.page import Report, write_report
-from miniformer.training.report.plots import plot_loss
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.atomic import write_bytes, write_text
 

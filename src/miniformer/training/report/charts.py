@@ -1,38 +1,33 @@
-"""Charts as inline SVG without scripts, of any width, with colors from `report.css`.
-
-A plot is an SVG in a box of 1000 x 1000, y downwards, that is stretched to its frame. Text and
-markers must not be stretched: they are positioned above the SVG in percent of the frame, so text
-has the size of the text on the page.
-"""
+"""Charts of the report: matplotlib plots as inline SVG with tooltips, without scripts."""
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from miniformer.training.report.chart_parts import (
-    Scale,
-    chart_frame,
+import numpy as np
+
+from miniformer.training.report.formats import (
+    clean_text,
     escape_html,
-    format_coordinate,
     format_number,
     format_steps,
-    hover_band,
-    is_drawable,
-    make_scale,
 )
+from miniformer.utils.plotting import new_axes, to_svg
 
-Point = tuple[float, float]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-_MAX_POINTS = 600  # approximate maximum of a curve; longer ones are downsampled
-_MAX_HOVER_BANDS = 80  # bands of a chart with a tooltip
 _MAX_MARKERS = 60  # longer series have no markers
-_LOG_SCALE_MIN_RATIO = 30.0  # max / min from which `log=None` selects a logarithmic scale
-NUM_HEATMAP_COLORS = 24  # as in report.css
+_MAX_TOOLTIPS = 60  # bands of a chart with a tooltip
 _MAX_HEATMAP_COLUMNS = 60  # longer series share columns
+_MAX_ABS_VALUE = 1e100  # larger values are not drawn
+_LOG_SCALE_MIN_RATIO = 30.0  # max / min from which a scale is logarithmic
+
+Tooltip = tuple[float, float, list[str]]  # the left and right end, in units of x, and the lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,262 +36,242 @@ class Series:
 
     Args:
         label: the label in the legend.
-        points: (x, y), x an integer; a y that is not finite leaves a gap.
-        css_class: CSS classes: s1 to s4 for the color, `faint` or `dashed`.
+        points: x (an integer) and y, float [N, 2], sorted by x; a y that is NaN leaves a gap.
+        color: matplotlib's name of the color, C0 to C3.
+        faint: a thin, light line.
         markers: draw a marker at each point, unless there are too many.
     """
 
     label: str
-    points: Sequence[Point]
-    css_class: str = "s1"
+    points: np.ndarray
+    color: str = "C0"
+    faint: bool = False
     markers: bool = False
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The points whose y is not NaN."""
+        drawn: np.ndarray = self.points[~np.isnan(self.points[:, 1])]
+        return drawn
+
+
+def drawable_values(values: Iterable[Any]) -> np.ndarray:
+    """The values as floats: NaN if they are no numbers or too large to draw, 0 if too small."""
+    numbers = [value if isinstance(value, (int, float)) else np.nan for value in values]
+    floats = np.array(numbers, dtype=float)
+    floats[~(np.abs(floats) < _MAX_ABS_VALUE)] = np.nan
+    floats[np.abs(floats) <= 1 / _MAX_ABS_VALUE] = 0.0
+    return floats
 
 
 def line_chart(
     title: str,
     series: Sequence[Series],
     *,
-    x_label: str = "optimizer step",
-    unit: str = "",
-    log: bool | None = False,
-    include_zero: bool = False,
     format_value: Callable[[float], str] = format_number,
-    x_range: Point | None = None,
-    annotation: tuple[float, float, str] | None = None,
-    note: str = "",
     full_width: bool = False,
+    **options: Any,
 ) -> str:
-    """A line chart, HTML; empty without drawable values.
+    """A line chart, HTML; empty without values.
 
     Args:
         title: the title.
         series: the curves, the last one on top.
-        x_label: label of the x axis.
+        format_value: formats values of y.
+        full_width: as wide as the page.
+        options: further options of `draw_lines`.
+    """
+    series = [curve for curve in series if len(curve.drawn)]
+    if not series:
+        return ""
+    last_values = (
+        f"{curve.label}: {format_value(curve.drawn[-1, 1])} at the end" for curve in series
+    )
+    with new_axes(*((12.1, 4.2) if full_width else (5.8, 2.9)), salt=title) as axes:
+        draw_lines(axes, title, series, format_value=format_value, **options)
+        return _chart_html(
+            axes,
+            f"{title}, a line chart. {'; '.join(last_values)}.",
+            _line_tooltips(series, axes.get_xlim(), format_value),
+            full_width=full_width,
+        )
+
+
+def draw_lines(
+    axes: Axes,
+    title: str,
+    series: Sequence[Series],
+    *,
+    unit: str = "",
+    log: bool = False,
+    include_zero: bool = False,
+    format_value: Callable[[float], str] = format_number,
+    x_range: tuple[float, float] | None = None,
+    annotation: tuple[float, float, str] | None = None,
+    note: str = "",
+) -> None:
+    """Draws curves with title, axes and legend.
+
+    Args:
+        axes: the axes of a new plot.
+        title: the title.
+        series: the curves, the last one on top.
         unit: unit of y.
-        log: logarithmic y axis, which omits values that are not positive; None: logarithmic if
-            all values are positive and their range is wide.
-        include_zero: start the y axis at 0.
+        log: logarithmic y axis if all values are positive and their range is wide.
+        include_zero: start the y axis at 0, unless there are negative values.
         format_value: formats values of y.
         x_range: ends of the x axis; None: from the points.
         annotation: x, y and text of an annotated point.
         note: a line below the chart.
-        full_width: as wide as the page.
     """
-    ys = [y for curve in series for x, y in curve.points if is_drawable(x) and is_drawable(y)]
-    if log is None:
-        log = bool(ys) and min(ys) > 0 and max(ys) >= _LOG_SCALE_MIN_RATIO * min(ys)
-    shown = []
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    series = [curve for curve in series if len(curve.drawn)]
+    values = np.concatenate([[], *(curve.drawn[:, 1] for curve in series)])
+    axes.set_title(clean_text(title), loc="left", fontsize=11, pad=24 if len(series) > 1 else None)
+    axes.set_xlabel("optimizer step" + f"\n{note}" * bool(note))
+    axes.grid(visible=False, axis="x")
+    axes.spines[:].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if log and len(values) and values.max() >= _LOG_SCALE_MIN_RATIO * values.min() > 0:
+        axes.set_yscale("log", subs=[])
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        unit = ", ".join(filter(None, (unit, "logarithmic")))
+    axes.set_ylabel(clean_text(unit))
+    axes.xaxis.set_major_formatter(lambda x, _: format_number(x))
+    axes.yaxis.set_major_formatter(lambda y, _: format_value(y))
     for curve in series:
-        points = [
-            (x, y if is_drawable(y, log=log) else math.nan)
-            for x, y in sorted(curve.points, key=lambda point: point[0])
-            if is_drawable(x)
-        ]
-        if not all(math.isnan(y) for _, y in points):
-            shown.append(dataclasses.replace(curve, points=points))
-    if not shown:
-        return ""
-    drawn = [(x, y) for curve in shown for x, y in curve.points if not math.isnan(y)]
-    xs = sorted({x for x, _ in drawn})
-    low, high = x_range or (xs[0], xs[-1])
-    is_range = high - low > 1e-9 * max(abs(low), abs(high))
-    x_scale = Scale(low, high) if is_range else make_scale([low, high])
-    y_scale = make_scale([y for _, y in drawn], log=log, include_zero=include_zero)
-    grid = "".join(
-        f"M0 {format_coordinate(1000 - y_scale.position(y))}H1000" for y in y_scale.ticks()
-    )
-    drawing = f'<path class="grid" d="{grid}"/>'
-    drawing += "".join(
-        f'<path class="line {curve.css_class}" d="{svg_path(curve.points, x_scale, y_scale)}"/>'
-        for curve in shown
-    )
-    markers = "".join(_markers(curve, x_scale, y_scale) for curve in shown if curve.markers)
-    label = ""
-    if annotation is not None and is_drawable(annotation[1], log=log):
+        marked = ~np.isnan(curve.points[:, 1])
+        if not curve.markers or marked.sum() > _MAX_MARKERS:  # only points without neighbors
+            padded = np.concatenate(([False], marked, [False]))
+            marked &= ~(padded[:-2] | padded[2:])
+        axes.plot(
+            *curve.points.T,
+            color=curve.color,
+            label=curve.label,
+            alpha=0.4 if curve.faint else 1.0,
+            linewidth=0.8 if curve.faint else 1.6,
+            marker="o" if marked.any() else "",
+            markersize=4,
+            markevery=np.flatnonzero(marked),
+            clip_on=False,  # markers at the ends are complete
+            gid="curve",
+        )
+    if include_zero and (values >= 0).all():
+        axes.set_ylim(bottom=0)
+    if x_range is not None and x_range[1] - x_range[0] > 1e-9 * max(map(abs, x_range)):
+        axes.set_xlim(*x_range)
+    if annotation is not None:
         x, y, text = annotation
-        x_position = x_scale.position(x)
-        left = format_coordinate(x_position / 10)
-        top = format_coordinate(100 - y_scale.position(y) / 10)
-        drawing += f'<path class="mark" d="M{format_coordinate(x_position)} 0V1000"/>'
-        markers += f'<circle class="best" cx="{left}%" cy="{top}%" r="7"/>'
-        side = "before" if x_position > 500 else "behind"
-        label = f'<b class="annotation {side}" style="left:{left}%">{escape_html(text)}</b>'
-    final_values = (
-        f"{curve.label}: {format_value(_last_value(curve))} at the end" for curve in shown
-    )
-    return chart_frame(
-        title,
-        drawing,
-        aria_label=f"{title}, a line chart. {'; '.join(final_values)}.",
-        overlay=(f'<svg class="dots" aria-hidden="true">{markers}</svg>' if markers else "")
-        + label,
-        hover_bands="".join(_hover_bands(shown, xs, x_scale, format_value)),
-        unit=", ".join(filter(None, (unit, "logarithmic" if log else ""))),
-        legend=[(curve.css_class, curve.label) for curve in shown] if len(shown) > 1 else [],
-        y_ticks=[(100 - y_scale.position(y) / 10, format_value(y)) for y in y_scale.ticks()],
-        x_ticks=[
-            (x_scale.position(x) / 10, format_number(x)) for x in x_scale.ticks() if x == int(x)
-        ],
-        x_label=x_label,
-        note=note,
-        css_class="wide" if full_width else "",
-        height=18.0 if full_width else 11.0,
-    )
+        is_right = x > sum(axes.get_xlim()) / 2
+        axes.axvline(x, color="#5b6572", linewidth=0.8, linestyle=":")
+        axes.plot(x, y, "o", color="C1", markersize=9, fillstyle="none", gid="best")
+        axes.annotate(
+            text,
+            (x, 1),
+            (-5 if is_right else 5, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            va="top",
+        )
+    if len(series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=len(series))
 
 
-def heat_map(
-    title: str,
-    columns: Sequence[tuple[float, dict[str, float]]],
-    *,
-    x_label: str = "optimizer step",
-    note: str = "",
-) -> str:
+def heat_map(title: str, rows: Sequence[dict[str, Any]]) -> str:
     """A heat map of positive values by name and step, with logarithmic colors, HTML.
 
     The result is empty without drawable values.
 
     Args:
         title: the title.
-        columns: (step, name -> value); values that are not finite or not positive stay empty. If
-            there are too many, neighbors share a column, which shows their maximum.
-        x_label: label of the x axis.
-        note: a line below the map.
+        rows: `step` and values by name; values that are not positive stay empty. If there are too
+            many, neighbors share a column, which shows their maximum.
     """
-    names = list(dict.fromkeys(name for _, values in columns for name in values))
-    group_size = math.ceil(len(columns) / _MAX_HEATMAP_COLUMNS) or 1
-    groups = [columns[i : i + group_size] for i in range(0, len(columns), group_size)]
-    cells: dict[tuple[int, int], float] = {}
-    for (column, group), (row, name) in itertools.product(enumerate(groups), enumerate(names)):
-        values = [values.get(name, math.nan) for _, values in group]
-        if drawable := [value for value in values if is_drawable(value, log=True)]:
-            cells[column, row] = max(drawable)
-    if not cells:
+    from matplotlib.colors import LogNorm
+
+    names = list(dict.fromkeys(name for row in rows for name in row if name != "step"))
+    values = np.array([drawable_values(row.get(name) for row in rows) for name in names])
+    values[~(values > 0)] = np.nan
+    if np.isnan(values).all():
         return ""
-    low, high = min(cells.values()), max(cells.values())
-    color = Scale(low, high, True) if high > low else Scale(low / 2, high * 2, True)
-    width, height = 1000 / len(groups), 1000 / len(names)
-    shades: dict[int, str] = {}
-    for (column, row), value in cells.items():
-        shade = min(NUM_HEATMAP_COLORS - 1, int(color.position(value) / 1000 * NUM_HEATMAP_COLORS))
-        left, right = (format_coordinate(i * width) for i in (column, column + 1))
-        top, bottom = (format_coordinate(i * height) for i in (row, row + 1))
-        cell = f"M{left} {top}H{right}V{bottom}H{left}z"
-        shades[shade] = shades.get(shade, "") + cell
-    bands = []
-    for column, group in enumerate(groups):
-        lines = [
-            f"{name}: {format_number(cells[column, row])}"
-            for row, name in enumerate(names)
-            if (column, row) in cells
-        ]
-        steps = format_steps([step for step, _ in group])
-        bands.append(hover_band(column * width, width, [steps, *lines]))
-    if group_size > 1:
-        note = f"Each column shows the maximum of {group_size} measurements. {note}".rstrip()
-    stride = math.ceil(len(names) / 40)
-    return chart_frame(
-        title,
-        "".join(f'<path class="h{s}" d="{cell}"/>' for s, cell in sorted(shades.items())),
-        aria_label=f"{title}, a heat map, from {format_number(low)} to {format_number(high)}.",
-        hover_bands="".join(bands),
-        y_ticks=[((row + 0.5) * height / 10, name) for row, name in enumerate(names)][::stride],
-        x_ticks=[
-            ((i + 0.5) * width / 10, format_number(group[0][0])) for i, group in enumerate(groups)
-        ],
-        x_label=x_label,
-        note=note,
-        css_class="wide heat",
-        height=max(6.0, 0.95 * min(len(names), 45)),
-        footer=f'<p class="scale">{format_number(low)}<i></i>{format_number(high)} '
-        "(logarithmic)</p>",
-    )
+    group_size = -(-len(rows) // _MAX_HEATMAP_COLUMNS)
+    starts = range(0, len(rows), group_size)
+    cells = np.fmax.reduceat(values, starts, axis=1)
+    steps = [drawable_values(row.get("step") for row in rows[i : i + group_size]) for i in starts]
+    tooltips: list[Tooltip] = []
+    for i, column in enumerate(cells.T):
+        lines = (f"{k}: {format_number(v)}" for k, v in zip(names, column, strict=True) if v > 0)
+        tooltips.append((i - 0.5, i + 0.5, [format_steps(steps[i].tolist()), *lines]))
+    low, high = np.nanmin(cells), np.nanmax(cells)
+    label = f"{title}, a heat map, from {format_number(low)} to {format_number(high)}."
+    with new_axes(12.1, 1.3 + 0.17 * max(6, min(len(names), 45)), salt=title) as axes:
+        norm = LogNorm(low, high) if high > low else LogNorm(low / 2, high * 2)
+        image = axes.imshow(cells, "viridis", norm, aspect="auto", interpolation="none")
+        colors = axes.figure.colorbar(image, pad=0.01)
+        colors.set_ticks((low, high), labels=[format_number(low), format_number(high)])
+        colors.minorticks_off()
+        axes.set_title(clean_text(title), loc="left", fontsize=11)
+        axes.set_xlabel(
+            "optimizer step" + f"\neach column: maximum of {group_size}" * (group_size > 1)
+        )
+        axes.grid(visible=False)
+        shown = range(0, len(starts), -(-len(starts) // 8))
+        axes.set_xticks(shown, [format_number(steps[i][0]) for i in shown])
+        shown = range(0, len(names), -(-len(names) // 40))
+        axes.set_yticks(shown, [clean_text(names[i]) for i in shown])
+        return _chart_html(axes, label, tooltips, full_width=True)
 
 
-def svg_path(points: Sequence[Point], x_scale: Scale, y_scale: Scale) -> str:
-    """A curve as SVG path data, with a gap where y is NaN.
-
-    Args:
-        points: points sorted by x.
-        x_scale: scale of x.
-        y_scale: scale of y.
-    """
-    parts = []
-    for is_gap, group in itertools.groupby(points, key=lambda point: math.isnan(point[1])):
-        if not is_gap:
-            corners = [
-                f"{format_coordinate(x_scale.position(x))} "
-                f"{format_coordinate(1000 - y_scale.position(y))}"
-                for x, y in downsample(list(group))
-            ]
-            # A single point is a line of zero length, drawn as a dot by its round caps.
-            parts.append("M" + "L".join(corners) if len(corners) > 1 else f"M{corners[0]}h0")
-    return "".join(parts)
-
-
-def downsample(points: list[Point]) -> list[Point]:
-    """About `_MAX_POINTS` of the points: the minimum and maximum of each group of neighbors.
-
-    Args:
-        points: points sorted by x.
-    """
-    if len(points) <= _MAX_POINTS:
-        return points
-    group_size = math.ceil(2 * len(points) / _MAX_POINTS)
-    indices = {0, len(points) - 1}
-    for first in range(0, len(points), group_size):
-        group = range(first, min(first + group_size, len(points)))
-        indices |= {min(group, key=lambda i: points[i][1]), max(group, key=lambda i: points[i][1])}
-    return [points[i] for i in sorted(indices)]
-
-
-def moving_average(points: Sequence[Point], window: int) -> list[Point]:
-    """Centered moving average over `window` points, over fewer near both ends.
-
-    At the start, where losses fall fast, the window is symmetric.
-
-    Args:
-        points: points sorted by x; those that are not finite are omitted.
-        window: an odd number.
-    """
-    drawable = [(x, y) for x, y in points if is_drawable(y)]
-    sums = list(itertools.accumulate((y for _, y in drawable), initial=0.0))
-    means = []
-    for i, (x, _) in enumerate(drawable):
-        half = min(window // 2, i)
-        first, end = i - half, min(len(drawable), i + half + 1)
-        means.append((x, (sums[end] - sums[first]) / (end - first)))
-    return means
-
-
-def _markers(series: Series, x_scale: Scale, y_scale: Scale) -> str:
-    drawn = [point for point in series.points if not math.isnan(point[1])]
-    if len(drawn) > _MAX_MARKERS:
-        return ""
-    return "".join(
-        f'<circle class="{series.css_class}" cx="{format_coordinate(x_scale.position(x) / 10)}%" '
-        f'cy="{format_coordinate(100 - y_scale.position(y) / 10)}%" r="3.5"/>'
-        for x, y in drawn
-    )
-
-
-def _hover_bands(
-    series: Sequence[Series], xs: list[float], x_scale: Scale, format_value: Callable[[float], str]
-) -> Iterator[str]:
-    """Hover bands with the minimum and maximum of each curve over the steps of the band."""
-    group_size = math.ceil(len(xs) / _MAX_HOVER_BANDS)
-    groups = [xs[i : i + group_size] for i in range(0, len(xs), group_size)]
-    boundaries = [x_scale.position((a[-1] + b[0]) / 2) for a, b in itertools.pairwise(groups)]
-    edges = [0.0, *boundaries, 1000.0]
-    for group, (left, right) in zip(groups, itertools.pairwise(edges), strict=True):
-        lines = [format_steps(group)]
+def _line_tooltips(
+    series: Sequence[Series],
+    x_limits: tuple[float, float],
+    format_value: Callable[[float], str],
+) -> Iterator[Tooltip]:
+    """Bands of a chart with the minimum and maximum of each curve over their steps."""
+    xs = np.unique(np.concatenate([curve.drawn[:, 0] for curve in series]))
+    groups = np.array_split(xs, min(len(xs), _MAX_TOOLTIPS))
+    boundaries = ((a[-1] + b[0]) / 2 for a, b in itertools.pairwise(groups))
+    edges = itertools.pairwise([x_limits[0], *boundaries, x_limits[1]])
+    for group, (left, right) in zip(groups, edges, strict=True):
+        lines = [format_steps(group.tolist())]
         for curve in series:
-            first = bisect.bisect_left(curve.points, (group[0], -math.inf))
-            points = curve.points[first : bisect.bisect_right(curve.points, (group[-1], math.inf))]
-            if values := [y for _, y in points if not math.isnan(y)]:
-                low, high = format_value(min(values)), format_value(max(values))
+            x, y = curve.drawn.T
+            values = y[(x >= group[0]) & (x <= group[-1])]
+            if len(values):
+                low, high = format_value(values.min()), format_value(values.max())
                 lines.append(f"{curve.label}: {low}" + (f" to {high}" if high != low else ""))
-        yield hover_band(left, right - left, lines)
+        yield left, right, lines
 
 
-def _last_value(series: Series) -> float:
-    return next(y for _, y in reversed(series.points) if not math.isnan(y))
+def _chart_html(
+    axes: Axes, label: str, tooltips: Iterable[Tooltip], *, full_width: bool = False
+) -> str:
+    """The plot of `axes` as HTML.
+
+    Args:
+        axes: the finished axes.
+        label: text description for screen readers.
+        tooltips: vertical bands that show lines of text.
+        full_width: as wide as the page.
+    """
+    svg = to_svg(axes)
+    svg = svg[svg.index("<svg") + len("<svg") : svg.rindex("</svg>")]
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg, count=2)  # HTML knows these names
+    svg = svg.replace("<g id=", "<g class=")  # nothing refers to these
+    svg = re.sub("<(path|use) [^>]*", lambda tag: re.sub(r"(\.\d)\d+|\n", r"\1", tag[0]), svg)
+    svg = re.sub(r">\s+<", "><", svg)
+    bands = []
+    for left, right, lines in tooltips:
+        # In units of the SVG, but from the bottom.
+        (x0, y0), (x1, y1) = axes.get_xaxis_transform().transform([(left, 0), (right, 1)])
+        y, text = axes.figure.bbox.height - y1, escape_html("\n".join(lines))
+        box = f'x="{x0:.1f}" y="{y:.1f}" width="{x1 - x0:.1f}" height="{y1 - y0:.1f}"'
+        bands.append(f"<rect {box}><title>{text}</title></rect>")
+    return (
+        f'<figure class="chart{" wide" if full_width else ""}">'
+        f'<svg role="img" aria-label="{escape_html(label)}"{svg}'
+        f'<g class="bands" aria-hidden="true">{"".join(bands)}</g></svg></figure>\n'
+    )

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from miniformer.training.report.chart_parts import format_number, format_percent, is_drawable
-from miniformer.training.report.charts import Point, Series, heat_map, line_chart, moving_average
+import numpy as np
+
+from miniformer.training.report.charts import (
+    Series,
+    draw_lines,
+    drawable_values,
+    heat_map,
+    line_chart,
+)
+from miniformer.training.report.formats import format_number, format_percent
+from miniformer.utils.plotting import new_axes, save_png
 
 _SMOOTHING_WINDOWS = 20  # the smoothing window is a 20th of the run
 _INITIAL_DROP_FRACTION = 0.15  # initial part of a run, in which the loss falls fast
@@ -25,109 +35,124 @@ def render_curves(
         gradient_rows: see `Report`.
         loss_unit: unit of the loss.
     """
-    steps = [step for row in rows if is_drawable(step := _float_value(row, "step"))]
-    x_range = (min(steps), max(steps)) if steps else None
+    steps = drawable_values(row.get("step") for row in rows)
+    x_range = None if np.isnan(steps).all() else (np.nanmin(steps), np.nanmax(steps))
 
     def chart(title: str, *keys: tuple[str, str], **options: Any) -> str:
         series = [
-            Series(
-                label,
-                metric_points(rows, key),
-                css_class=f"s{i + 1}",
-                markers=key.startswith("val_"),
-            )
+            Series(label, metric_points(rows, key), f"C{i}", markers=key.startswith("val_"))
             for i, (key, label) in enumerate(keys)
         ]
         return line_chart(title, series, x_range=x_range, **options)
 
     val_keys = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
-    charts = [_loss_chart(rows, loss_unit, x_range)]
-    charts += [
-        chart(metric_label(key).capitalize(), (key, metric_label(key)), log=None)
-        for key in val_keys
-        if key != "val_loss"
-    ]
-    charts += [
+    charts = [
+        *_loss_charts(rows, loss_unit, x_range),
+        *(
+            chart(metric_label(key).capitalize(), (key, metric_label(key)), log=True)
+            for key in val_keys
+            if key != "val_loss"
+        ),
         chart("Learning rate", ("lr", "learning rate"), include_zero=True),
-        chart("Gradient norm", ("grad_norm", "gradient norm"), log=None),
+        chart("Gradient norm", ("grad_norm", "gradient norm"), log=True),
         chart("Tokens per second", ("tokens_per_second", "tokens per second"), include_zero=True),
         chart("Model FLOPs utilization", ("mfu", "MFU"), include_zero=True,
-              format_value=format_percent, unit="MFU, fraction of the measured peak"),
+              format_value=format_percent, unit="of the measured peak"),
         chart("Memory", ("memory_mb", "memory"), include_zero=True, unit="MB"),
         chart("Waiting and padding", ("waiting", "time waiting for data"),
               ("padding", "padded positions"), include_zero=True, format_value=format_percent),
-        heat_map("Gradient norms by layer", [
-            (_float_value(row, "step"), {k: _float_value(row, k) for k in row if k != "step"})
-            for row in gradient_rows
-        ]),
+        heat_map("Gradient norms by layer", gradient_rows),
     ]  # fmt: skip
     return "".join(charts)
 
 
-def _loss_chart(rows: Sequence[dict[str, float]], loss_unit: str, x_range: Point | None) -> str:
-    """Training and validation loss, with the minimum of the latter annotated."""
+def _loss_curves(rows: Sequence[dict[str, float]]) -> tuple[list[Series], dict[str, Any]]:
+    """Training and validation loss, and options of `draw_lines` with the minimum of the latter."""
     training, validation = metric_points(rows, "train_loss"), metric_points(rows, "val_loss")
     window = len(training) // _SMOOTHING_WINDOWS // 2 * 2 + 1
-    series = [Series("training, one batch", training, css_class="s1 faint" if window > 1 else "s1")]
-    note = ""
+    series, notes = [Series("training, one batch", training, faint=window > 1)], []
     if window > 1:
-        series.append(
-            Series("training, smoothed", moving_average(training, window), css_class="s1")
-        )
-        note = f"Smoothed: mean of {window} neighboring points."
-    series.append(Series("validation", validation, css_class="s2", markers=True))
-    annotation = None
-    if drawable := [(y, x) for x, y in validation if is_drawable(x) and is_drawable(y)]:
-        loss, step = min(drawable)
-        annotation = (step, loss, f"best: {format_number(loss)} at step {format_number(step)}")
-    num_omitted = sum(not is_drawable(y) for _, y in training + validation)
+        series.append(Series("training, smoothed", moving_average(training, window)))
+        notes.append(f"Smoothed: mean of {window} neighboring points.")
+    series.append(Series("validation", validation, "C1", markers=True))
+    num_omitted = int(np.isnan(np.concatenate((training, validation))[:, 1]).sum())
     if num_omitted:
-        note += f" NaN or infinite values, not drawn: {num_omitted}."
-    chart = line_chart("Loss", series, unit=loss_unit, log=None, x_range=x_range,
-                       annotation=annotation, note=note.strip(), full_width=True)  # fmt: skip
-    return chart + _zoomed_loss_chart(series, loss_unit, x_range, annotation)
+        notes.append(f"NaN or infinite values, not drawn: {num_omitted}.")
+    options: dict[str, Any] = {"note": " ".join(notes), "log": True}
+    if not np.isnan(validation[:, 1]).all():
+        step, loss = validation[np.nanargmin(validation[:, 1])]
+        text = f"best: {format_number(loss)} at step {format_number(step)}"
+        options["annotation"] = (step, loss, text)
+    return series, options
 
 
-def _zoomed_loss_chart(
-    series: Sequence[Series],
-    loss_unit: str,
-    x_range: Point | None,
-    annotation: tuple[float, float, str] | None,
-) -> str:
-    """The loss after its initial drop; empty if the full chart shows it well enough."""
+def _loss_charts(
+    rows: Sequence[dict[str, float]], loss_unit: str, x_range: tuple[float, float] | None
+) -> Iterator[str]:
+    """The loss, and its part after the initial drop unless the full chart shows it well enough."""
     if x_range is None:
-        return ""
+        return
+    series, options = _loss_curves(rows)
+    options |= {"unit": loss_unit, "full_width": True}
+    yield line_chart("Loss", series, x_range=x_range, **options)
     first = x_range[0] + (x_range[1] - x_range[0]) * _INITIAL_DROP_FRACTION
     later = [
-        dataclasses.replace(curve, points=[point for point in curve.points if point[0] >= first])
+        dataclasses.replace(curve, points=curve.points[curve.points[:, 0] >= first])
         for curve in series
     ]
-    spans = []
-    for curves in (series, later):
-        values = [y for curve in curves for _, y in curve.points if is_drawable(y)]
-        spans.append(max(values, default=0.0) - min(values, default=0.0))
-    if not 0 < spans[1] < _ZOOM_MAX_RATIO * spans[0]:
-        return ""
-    title = f"Loss from step {format_number(math.ceil(first))} on"
-    annotation = annotation if annotation is not None and annotation[0] >= first else None
-    return line_chart(
-        title,
-        later,
-        unit=loss_unit,
-        x_range=(first, x_range[1]),
-        annotation=annotation,
-        full_width=True,
-    )
+    if 0 < _spread(later) < _ZOOM_MAX_RATIO * _spread(series):
+        annotation = options.get("annotation")
+        if annotation is not None and annotation[0] < first:
+            annotation = None
+        title = f"Loss from step {format_number(math.ceil(first))} on"
+        options |= {"log": False, "note": "", "annotation": annotation}
+        yield line_chart(title, later, x_range=(first, x_range[1]), **options)
 
 
-def metric_points(rows: Iterable[dict[str, float]], key: str) -> list[Point]:
-    """(step, value) of the rows with the metric `key`."""
-    return [(_float_value(row, "step"), _float_value(row, key)) for row in rows if key in row]
+def _spread(series: Sequence[Series]) -> float:
+    values = np.concatenate([curve.drawn[:, 1] for curve in series])
+    return float(np.ptp(values)) if len(values) else 0.0
 
 
-def _float_value(row: dict[str, Any], key: str) -> float:
-    value = row.get(key)
-    return float(value) if isinstance(value, (int, float)) else math.nan
+def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
+    """Plots training and validation loss over steps.
+
+    Args:
+        rows: the rows of `metrics.jsonl`.
+        path: the PNG file.
+        title: the title.
+        unit: unit of the loss.
+    """
+    series, options = _loss_curves(rows)
+    with new_axes(7, 4.2) as axes:
+        draw_lines(axes, title, series, unit=f"loss ({unit})", **options)
+        save_png(axes, path)
+
+
+def moving_average(points: np.ndarray, window: int) -> np.ndarray:
+    """Centered moving average over `window` points, over fewer near both ends.
+
+    At the start, where losses fall fast, the window is symmetric.
+
+    Args:
+        points: x and y, float [N, 2], sorted by x; those with a y of NaN are omitted.
+        window: an odd number.
+    """
+    points = points[~np.isnan(points[:, 1])]
+    index = np.arange(len(points))
+    half = np.minimum(window // 2, index)
+    first, end = index - half, np.minimum(index + half + 1, len(points))
+    sums = np.concatenate(([0.0], np.cumsum(points[:, 1])))
+    return np.column_stack((points[:, 0], (sums[end] - sums[first]) / (end - first)))
+
+
+def metric_points(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Step and value of the rows with the metric `key`, float [N, 2], sorted by step."""
+    rows = [row for row in rows if key in row]
+    points = np.column_stack([drawable_values(row.get(k) for row in rows) for k in ("step", key)])
+    points = points[~np.isnan(points[:, 0])]
+    ordered: np.ndarray = points[np.argsort(points[:, 0], kind="stable")]
+    return ordered
 
 
 def metric_label(name: str) -> str:

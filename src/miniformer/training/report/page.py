@@ -15,16 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miniformer.training.report.chart_parts import escape_html, format_number, format_percent
-from miniformer.training.report.charts import NUM_HEATMAP_COLORS
 from miniformer.training.report.curves import metric_label, metric_points, render_curves
+from miniformer.training.report.formats import (
+    escape_html,
+    format_compact,
+    format_duration,
+    format_percent,
+)
 from miniformer.utils.atomic import write_text
 
 _MAX_SAMPLES = 60  # further samples are omitted
 _MAX_SAMPLE_CHARS = 1500  # longer samples are truncated
-# Approximate viridis: lightness rises with the value, also for color-blind readers.
-_VIRIDIS = ("440154", "482878", "3e4989", "31688e", "26828e", "1f9e89", "35b779", "6ece58",
-           "b5de2b", "fde725")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,6 @@ def write_report(path: Path, report: Report) -> None:
         report: the contents.
     """
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    style = style.replace("SCALE", ",".join(f"#{shade}" for shade in _VIRIDIS)) + _heatmap_css()
     title = escape_html(report.title)
     charts = render_curves(report.metric_rows, report.gradient_rows, report.loss_unit)
     page = f"""<!DOCTYPE html>
@@ -115,13 +115,13 @@ def _metric_tiles(report: Report) -> str:
     for name, value in report.metrics.items():
         unit = report.loss_unit if name.endswith("loss") else ""
         if name == "seconds":
-            tiles.append(("time", _format_duration(value), unit, f"{value} s"))
+            tiles.append(("time", format_duration(value), unit, f"{value} s"))
         else:
-            tiles.append((metric_label(name), _format_compact(value), unit, str(value)))
+            tiles.append((metric_label(name), format_compact(value), unit, str(value)))
     for key, name, unit, aggregate, format_value in (
-        ("tokens_per_second", "tokens per second", "median", statistics.median, _format_compact),
+        ("tokens_per_second", "tokens per second", "median", statistics.median, format_compact),
         ("mfu", "MFU", "of the measured peak, median", statistics.median, format_percent),
-        ("memory_mb", "memory", "MB, peak", max, _format_compact),
+        ("memory_mb", "memory", "MB, peak", max, format_compact),
     ):
         if values := [y for _, y in metric_points(report.metric_rows, key) if math.isfinite(y)]:
             value = float(aggregate(values))
@@ -180,31 +180,3 @@ def _embed_image(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     name = escape_html(path.stem.replace("_", " "))
     return f'<figure class="picture"><img alt="{name}" src="data:image/png;base64,{data}"></figure>'
-
-
-def _format_compact(value: float) -> str:
-    """Formats a number for a tile: `12.35 M` for 12,345,678."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e7, "M")):
-        if math.isfinite(value) and abs(value) >= size:
-            return f"{value / (1e6 if letter == 'M' else size):.4g} {letter}"
-    return format_number(value)
-
-
-def _format_duration(seconds: float) -> str:
-    """Formats a duration: `1 h 5 min`, `3 min 20 s`, `12.3 s`."""
-    if not math.isfinite(seconds) or seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _heatmap_css() -> str:
-    """Colors of a heat map: classes h0, h1, ..., from low to high."""
-    anchors = [[int(shade[i : i + 2], 16) for i in (0, 2, 4)] for shade in _VIRIDIS]
-    rules = []
-    for i in range(NUM_HEATMAP_COLORS):
-        first, fraction = divmod(i * (len(anchors) - 1) / (NUM_HEATMAP_COLORS - 1), 1)
-        pair = zip(anchors[int(first)], anchors[min(int(first) + 1, len(anchors) - 1)], strict=True)
-        rgb = " ".join(str(round(a + fraction * (b - a))) for a, b in pair)
-        rules.append(f".h{i}{{fill:rgb({rgb})}}")
-    return "".join(rules)

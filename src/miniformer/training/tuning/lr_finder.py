@@ -20,7 +20,6 @@ from torch import nn
 from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.tasks.base import Task
-from miniformer.training.report.plots import plot_lr_search
 from miniformer.training.tuning.dry_run import (
     clear_gradients,
     count_positions,
@@ -31,6 +30,7 @@ from miniformer.training.tuning.dry_run import (
     throughput,
 )
 from miniformer.training.tuning.memory_tracker import available_memory, step_memory_growth
+from miniformer.utils.plotting import new_axes, save_png
 from miniformer.utils.units import format_bytes
 
 _SMOOTHING = 0.9  # of the loss: weight of the previous average
@@ -59,7 +59,15 @@ class LRFinderResult:
 
     def plot(self, path: Path, *, unit: str = "nats") -> None:
         """Plots the loss over the learning rate into a PNG file, with the suggestion marked."""
-        plot_lr_search(self.lrs, self.losses, self.suggestion, path, unit=unit)
+        with new_axes(7, 4.2) as axes:
+            axes.semilogx(self.lrs, self.losses)
+            axes.xaxis.set_major_formatter("{x:g}")
+            label = f"suggested: {self.suggestion:.2g}"
+            axes.axvline(self.suggestion, color="C1", linestyle="--", label=label)
+            axes.set(xlabel="learning rate", ylabel=f"training loss ({unit}, smoothed)")
+            axes.set_title("learning-rate range test")
+            axes.legend()
+            save_png(axes, path)
 
 
 def find_lr(
