@@ -90,7 +90,7 @@ def settings(folder, name, **changes):
 
 def left_by(run):
     """Results of a run without times: its last checkpoint, its models, its rows."""
-    left = {"state": state_digests(latest_checkpoint(run))}
+    left = {"state": state_digests(run)}
     for name in ("best", "last"):
         tensors = load_file(run / name / "model.safetensors")
         left[name] = {key: tensor.tolist() for key, tensor in tensors.items()}

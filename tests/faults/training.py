@@ -910,10 +910,10 @@ def verify_compares_no_losses(original):
     return lambda path: {}
 
 
-@fault("miniformer.training.resume.verify:_final_state")
+@fault("miniformer.training.resume.verify:state_digests")
 def verify_compares_no_states(original):
     """`verify-resume` compares only losses."""
-    return lambda work_dir: {}
+    return lambda run_dir: {}
 
 
 @fault("miniformer.training.resume.verify:_read_losses")

@@ -104,7 +104,7 @@ def verify_resume(
         experiment_name=_NAME,
     )
     log(f"{steps} steps without interruption")
-    reference = _run(config, folder / "whole", stop_step=steps)
+    losses = _run(config, folder / "whole", stop_step=steps)
     rng = random.Random(seed)
     killed, checkpoint_steps = [], []
     for left in range(kills, -1, -1):
@@ -117,9 +117,8 @@ def verify_resume(
         else:
             log(f"resumed from step {step} to the end")
         kill_batch = killed[-1] if left else None
-        resumed = _run(attempt, folder / "killed", stop_step=steps, kill_batch=kill_batch)
-    losses, resumed_losses = _read_losses(reference), _read_losses(resumed)
-    state, resumed_state = _final_state(folder / "whole"), _final_state(folder / "killed")
+        resumed_losses = _run(attempt, folder / "killed", stop_step=steps, kill_batch=kill_batch)
+    state, resumed_state = (state_digests(folder / name / _NAME) for name in ("whole", "killed"))
     return ResumeReport(
         len({*losses, *resumed_losses}),
         killed,
@@ -134,12 +133,6 @@ def _differences(first: dict[Any, Any], second: dict[Any, Any]) -> list[Any]:
     return [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
 
 
-def _final_state(work_dir: Path) -> dict[str, str]:
-    checkpoint = latest_checkpoint(work_dir / _NAME)
-    assert checkpoint is not None
-    return state_digests(checkpoint)
-
-
 def _resume_or_restart(work_dir: Path, config: TrainConfig) -> tuple[TrainConfig, int]:
     """The config to resume from the latest checkpoint, or to start anew, and the step."""
     checkpoint = latest_checkpoint(work_dir / _NAME)
@@ -152,10 +145,11 @@ def _resume_or_restart(work_dir: Path, config: TrainConfig) -> tuple[TrainConfig
 
 def _run(
     config: TrainConfig, work_dir: Path, *, stop_step: int, kill_batch: int | None = None
-) -> Path:
-    """Runs a child process until it ends or is killed; returns the path of its losses."""
+) -> dict[int, set[str]]:
+    """Runs a child process until it ends or is killed; returns the losses of all runs there."""
     work_dir.mkdir(parents=True, exist_ok=True)
     path = work_dir / "losses.jsonl"
+    path.touch()
     config = dataclasses.replace(config, work_dir=str(work_dir))
     code, errors = _run_subprocess(
         {"config": config.to_dict(), "path": str(path), "stop": stop_step, "kill": kill_batch}
@@ -163,7 +157,7 @@ def _run(
     if code != (0 if kill_batch is None else -signal.SIGKILL):
         lines = errors.strip().splitlines() or ["the process printed no error"]
         raise UserError(f"the run to verify failed: {lines[-1].removeprefix('error: ')}")
-    return path
+    return _read_losses(path)
 
 
 def _run_subprocess(request: dict[str, Any]) -> tuple[int, str]:
@@ -206,12 +200,11 @@ class _RecordingCallback(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Any, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        step = trainer.global_step
         if not module.between_steps:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step, float(module.train_loss).hex()]) + "\n")
-        if step >= self.stop_step:
+            file.write(json.dumps([trainer.global_step, float(module.train_loss).hex()]) + "\n")
+        if trainer.global_step >= self.stop_step:
             # ResumeCheckpoint runs after user callbacks.
             _resume_checkpoint(trainer).take_snapshot(trainer, module, batch)
             self.on_train_end(trainer, module)
@@ -235,8 +228,10 @@ def _read_losses(path: Path) -> dict[int, set[str]]:
     return losses
 
 
-def state_digests(checkpoint: Path) -> dict[str, str]:
-    """A digest of each part of a checkpoint, without its times."""
+def state_digests(run_dir: Path) -> dict[str, str]:
+    """A digest of each part of a run's last checkpoint, without its times."""
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
     metadata = read_checkpoint_metadata(checkpoint)
     groups: dict[str, dict[str, Tensor]] = {}
     for name, tensor in load_file(checkpoint / TENSORS_FILE).items():
