@@ -199,17 +199,11 @@ class Pipeline:
         check_texts(inputs)
         # The task encodes inputs as in training: features standardized, shared tokens marked.
         task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
-        batches = list(
-            predict_batches(
-                task,
-                self.model,
-                self._require_tokenizer(),
-                inputs,
-                truncate=truncate,
-                output_fn=embed_batch,
-            )
+        tokenizer = self._require_tokenizer()
+        vectors = predict_batches(
+            task, self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
         )
-        return torch.cat(batches) if batches else torch.empty(0, self.model.config.d_model)
+        return torch.cat([*vectors]) if len(inputs) else torch.empty(0, self.model.config.d_model)
 
     def score(
         self,
@@ -298,17 +292,14 @@ class Pipeline:
         """
         directory = Path(directory)
         require_empty(directory)
-        card = None if self.directory is None else self.directory / "README.md"
-        has_card = card is not None and card.is_file()
+        card = Path() if self.directory is None else self.directory / "README.md"
         save_directory(
             directory,
             model=self.model,
             tokenizer=self.tokenizer,
             task=self.task.settings(),
             generation=self.generation,
-            model_card=card.read_text(encoding="utf-8")
-            if card is not None and has_card
-            else "# A model\n",
+            model_card=card.read_text(encoding="utf-8") if card.is_file() else "# A model\n",
             hf_metadata=self.hf_metadata,
             source_directory=self.directory,
         )

@@ -95,12 +95,11 @@ def generate(
     """
     if not len(inputs):
         return []
-    batch = inputs if isinstance(inputs, PromptBatch) else _pad_inputs(inputs)
     if options.num_beams > 1:
         if speculation is not None:
             _require_single(options, "num_beams", "speculated")
         with eval_mode(model):
-            state = prefill(model, batch, options)
+            state = prefill(model, _pad(inputs), options)
             hypotheses = beam_search(state, options, processors=processors, stop_fn=stop_fn)
         best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in hypotheses)
         return [
@@ -110,11 +109,11 @@ def generate(
             for row, logprobs, length, score in zip(*best, strict=True)
         ]
     copies = range(options.num_return_sequences)
-    rows = [(index, copy) for index in prompt_indices or range(len(batch)) for copy in copies]
+    rows = [(index, copy) for index in prompt_indices or range(len(inputs)) for copy in copies]
     row_tokens: list[list[int]] = [[] for _ in rows]
     row_logprobs: list[list[float]] = [[] for _ in rows]
     for step in _decode_rows(
-        model, batch, rows, options, processors, stop_fn, speculation, return_logprobs
+        model, inputs, rows, options, processors, stop_fn, speculation, return_logprobs
     ):
         for n, row in enumerate(step.rows):
             row_tokens[row].append(step.tokens[n])
@@ -143,15 +142,14 @@ def stream(
     """
     _require_single(options, "num_beams", "streamed")
     _require_single(options, "num_return_sequences", "streamed")
-    batch = _pad_inputs([inputs])
-    for step in _decode_rows(model, batch, [(0, 0)], options, processors, stop_fn, speculation):
+    for step in _decode_rows(model, [inputs], [(0, 0)], options, processors, stop_fn, speculation):
         if step.tokens[0] not in options.eos_token_ids:
             yield step.tokens[0]
 
 
 def _decode_rows(
     model: Any,
-    batch: PromptBatch,
+    inputs: Sequence[GenerationInput] | PromptBatch,
     rows: Sequence[tuple[int, int]],
     options: GenerationConfig,
     processors: Sequence[Processor],
@@ -162,7 +160,7 @@ def _decode_rows(
     """Yields the steps of all rows; `rows`: see `row_uniforms`."""
     if speculation is None:
         with eval_mode(model):
-            state = prefill(model, batch, options)
+            state = prefill(model, _pad(inputs), options)
             uniform = row_uniforms(options, rows, state.tokens.device)
             yield from decode(
                 state, options, uniform=uniform, processors=processors, stop_fn=stop_fn,
@@ -171,11 +169,12 @@ def _decode_rows(
         return
     if options.context_shift:
         raise UserError("context_shift cannot be speculated; leave one of them out")
+    assert not isinstance(inputs, PromptBatch)
     single = dataclasses.replace(options, num_return_sequences=1)
     drafts = [] if speculation.draft is None else [speculation.draft]
     with eval_mode(model, *drafts):
         for number, row in enumerate(rows):
-            prompt = batch.row(number // options.num_return_sequences)
+            prompt = _pad([inputs[number // options.num_return_sequences]])
             state = prefill(model, prompt, single, trimmable=True)
             device = state.tokens.device
             generator = row_generator(options, row, device)
@@ -194,7 +193,9 @@ def _decode_rows(
                 yield step._replace(rows=[number])
 
 
-def _pad_inputs(inputs: Sequence[GenerationInput]) -> PromptBatch:
+def _pad(inputs: Sequence[GenerationInput] | PromptBatch) -> PromptBatch:
+    if isinstance(inputs, PromptBatch):
+        return inputs
     ids, mask = left_pad([item.input_ids for item in inputs], "prompt")
     if inputs[0].source is None:
         return PromptBatch(ids, mask)

@@ -108,12 +108,5 @@ class StreamingDetokenizer:
 
 def partial_stop_length(text: str, stop_strings: Sequence[str]) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of a stop string."""
-    lengths = range(min(len(text), max(map(len, stop_strings), default=0)), 0, -1)
-    for length in lengths:
-        if any(_is_partial_stop(stop, text[-length:]) for stop in stop_strings):
-            return length
-    return 0
-
-
-def _is_partial_stop(stop: str, suffix: str) -> bool:
-    return len(suffix) < len(stop) and stop.startswith(suffix)
+    prefixes = (stop[:length] for stop in stop_strings for length in range(1, len(stop)))
+    return max((len(prefix) for prefix in prefixes if text.endswith(prefix)), default=0)

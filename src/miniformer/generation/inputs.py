@@ -39,16 +39,6 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def row(self, index: int) -> PromptBatch:
-        """Returns one row without its padding."""
-        tensors = []
-        for ids, mask in ((self.ids, self.mask), (self.source, self.source_mask)):
-            row = None if ids is None else ids[index] if mask is None else ids[index][mask[index]]
-            tensors.append(None if row is None else row[None])
-        ids, source = tensors
-        assert ids is not None
-        return PromptBatch(ids, source=source)
-
     def to(self, device: torch.device) -> PromptBatch:
         """Moves all tensors to a device, token ids as int64."""
         ids, mask, source, source_mask = (

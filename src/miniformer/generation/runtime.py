@@ -20,7 +20,7 @@ from miniformer.config import GenerationConfig, TransformerConfig
 
 
 class Model(Protocol):
-    """Model interface that decoding requires; an encoder-decoder model also has `encode`."""
+    """Interface of an `nn.Module` that decoding requires; one with an encoder also has `encode`."""
 
     config: TransformerConfig
 
@@ -33,25 +33,16 @@ class Model(Protocol):
     def logits(self, features: Tensor) -> Tensor:
         """Applies the head to `features`."""
 
-    def parameters(self) -> Any:
-        """As in `nn.Module`."""
-
-    def modules(self) -> Any:
-        """As in `nn.Module`."""
-
-    def train(self, mode: bool = True) -> Any:
-        """As in `nn.Module`."""
-
 
 class Runtime(Protocol):
     """Executes the passes of one batch and holds its key-value cache.
 
-    Rows are independent. The logits of a pass are those of the token after it, and later passes do
-    not overwrite them. Only `prefill`, `step`, `select` and `reorder` differ in kind between
-    runtimes; `PlainRuntime` has a default for everything.
+    Every loop uses `prefill` and `step`; compaction of finished rows and copies of a prompt use
+    `select`, beam search `reorder`, speculative decoding `append` and `trim`. Logits are those of
+    the token after a pass; later passes do not overwrite them.
     """
 
-    fuses_top_logprobs: ClassVar[bool]  # `top_logprobs` is one pass over the logits
+    fuses_top_logprobs: ClassVar[bool] = False  # `top_logprobs` is one pass over the logits
 
     def prefill(
         self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
@@ -90,12 +81,15 @@ class Runtime(Protocol):
         Returns:
             float32 [R, k], and int [R, k].
         """
+        logprobs, tokens = logits.float().log_softmax(-1).topk(k)
+        return logprobs, tokens
 
     def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
         """Context manager for sampling between steps, which leaves the cores to the runtime."""
+        return contextlib.nullcontext()
 
     def append(self, tokens: Tensor) -> Tensor:
-        """Appends tokens, int [R, N]; returns the logits after each, [R, N, V]."""
+        """Appends tokens, int [R, N], but not after `reorder`; returns logits, [R, N, V]."""
 
     def trim(self, length: int) -> None:
         """Truncates each row to its first `length` tokens, as after a rejected draft."""
@@ -121,14 +115,13 @@ def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -
     return PlainRuntime(model, memory)
 
 
-class PlainRuntime:
+class PlainRuntime(Runtime):
     """Runtime that calls the modules of the model; supports every `Model`.
 
     Args:
         model, memory: see `make_runtime`.
     """
 
-    fuses_top_logprobs: ClassVar[bool] = False
     cache_kind: ClassVar[str] = "window"  # see `miniformer.model.cache.kv_cache`
 
     def __init__(self, model: Model, memory: Sequence[Any] = ()) -> None:
@@ -181,15 +174,6 @@ class PlainRuntime:
     def is_full(self) -> bool:
         """Implements `Runtime.is_full`."""
         return bool(self.cache.length == self.cache.capacity)
-
-    def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Implements `Runtime.top_logprobs`."""
-        logprobs, tokens = logits.float().log_softmax(-1).topk(k)
-        return logprobs, tokens
-
-    def exclusive_threads(self) -> contextlib.AbstractContextManager[None]:
-        """Implements `Runtime.exclusive_threads`: nothing to leave the cores to."""
-        return contextlib.nullcontext()
 
     def trim(self, length: int) -> None:
         """Implements `Runtime.trim`."""

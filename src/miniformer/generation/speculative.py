@@ -172,13 +172,9 @@ class ModelDraft:
             self.cache.final_lengths.fill_(final_length)
         num_tokens = min(num_tokens, max_seq_len - len(tokens))
         token_ids = tokens.tolist()
-        prefix_length = 0
-        for cached, current in zip(self.cached_tokens, token_ids, strict=False):
-            if cached != current:
-                break
-            prefix_length += 1
         # The last token is always an input: its logits are needed.
-        prefix_length = min(prefix_length, len(token_ids) - 1)
+        pairs = zip(self.cached_tokens, token_ids[:-1], strict=False)
+        prefix_length = [*(cached == current for cached, current in pairs), False].index(False)
         if prefix_length < len(self.cached_tokens):
             self.cache.trim(prefix_length)
         if num_tokens <= 0:

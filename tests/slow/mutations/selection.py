@@ -87,6 +87,10 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
         (_unit("generation/logits_processors", "generation/beam_search"), TEXTS),
     ),
     (
+        "generation/runtime.py",
+        (_unit("generation/runtime", "generation/sampling", "runtime/native"),),
+    ),
+    (
         "generation/sampling.py",
         (_unit("generation/sampling", "generation/speculative", "generation/logits_processors"),),
     ),

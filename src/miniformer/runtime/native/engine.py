@@ -85,15 +85,7 @@ class Engine:
         return self._thread_pools[threads]
 
     def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Most likely tokens of each row, in descending order.
-
-        Args:
-            logits: float32 [B, V].
-            k: number of tokens.
-
-        Returns:
-            Log-probabilities, float32 [B, k], and tokens, int [B, k].
-        """
+        """See `Runtime.top_logprobs`; logits: float32 [B, V]."""
         rows, vocab_size = logits.shape
         logits = logits.contiguous()
         logprobs = torch.empty(rows, k)
