@@ -864,6 +864,18 @@ def four_bits_are_cut_off(original):
     return fours
 
 
+@fault("miniformer.runtime.cuda_graphs:make_cuda_graph_runtime")
+def cuda_graphs_ignore_weight_dtype(original):
+    """A dtype of weights has no effect with CUDA graphs, and no error says so."""
+
+    def make_cuda_graph_runtime(model, memory, options):
+        import dataclasses
+
+        return original(model, memory, dataclasses.replace(options, weight_dtype="float32"))
+
+    return make_cuda_graph_runtime
+
+
 @fault("miniformer.runtime.cuda_graphs:CudaGraphRuntime.step")
 def recorded_logits_share_memory(original):
     """Logits of a captured step share memory with the next step."""

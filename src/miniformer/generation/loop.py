@@ -42,7 +42,6 @@ class DecodingState:
         tokens: prompts and new tokens, int [R, T + max_new_tokens]; -1: padding.
         length: number of columns of `tokens` in use.
         first_columns: column of the first token in the cache, int [R].
-        num_remaining: maximum number of further tokens.
         truncate_at: length at which the context of a row is truncated to its last half; None:
             never.
     """
@@ -52,7 +51,6 @@ class DecodingState:
     tokens: Tensor
     length: int
     first_columns: Tensor
-    num_remaining: int
     truncate_at: int | None
 
     @property
@@ -63,7 +61,7 @@ class DecodingState:
     def step(self, token: Tensor) -> None:
         """Appends a token to each row, int [R], and computes the next logits."""
         self.tokens[:, self.length] = token
-        self.length, self.num_remaining = self.length + 1, self.num_remaining - 1
+        self.length += 1
         if self.truncate_at is not None:
             full = self.length - self.first_columns > self.truncate_at
             # The cache may be full before any row is: longer rows may have been removed.
@@ -89,9 +87,8 @@ class DecodingState:
         columns = torch.arange(int(self.first_columns.min()), self.length, device=full.device)
         mask = columns >= self.first_columns[:, None]
         ids = self.tokens[:, columns[0] : self.length].where(mask, 0)
-        self.logits = self.runtime.prefill(
-            ids, None if bool(mask.all()) else mask, self.num_remaining
-        )
+        num_remaining = self.tokens.shape[1] - self.length
+        self.logits = self.runtime.prefill(ids, None if bool(mask.all()) else mask, num_remaining)
 
 
 def prefill(
@@ -124,10 +121,7 @@ def prefill(
         logits=runtime.prefill(ids, mask, options.max_new_tokens, trimmable=trimmable),
         tokens=tokens,
         length=ids.shape[1],
-        first_columns=(tokens < 0).cumprod(1).sum(1)
-        if mask is not None
-        else ids.new_zeros(len(ids)),
-        num_remaining=options.max_new_tokens,
+        first_columns=(tokens < 0).cumprod(1).sum(1),
         truncate_at=max_seq_len if options.context_shift else None,
     )
     copies = max(options.num_beams, options.num_return_sequences)

@@ -167,6 +167,12 @@ def test_cuda_graphs_report_a_failed_capture(recordings, monkeypatch):
         tiny_model().generate(PROMPTS, 24, temperature=0, cuda_graph=True)
 
 
+@pytest.mark.catches("cuda_graphs_ignore_weight_dtype")
+def test_cuda_graphs_refuse_weight_dtype(recordings):
+    with pytest.raises(UserError, match="weight_dtype=int8 needs the decoding kernels, which are"):
+        tiny_model().generate(PROMPTS, 24, weight_dtype="int8", cuda_graph=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("shape", RECORDED)
 def test_cuda_graphs_on_a_gpu(shape, monkeypatch):
