@@ -15,7 +15,6 @@ MAX_FILES = 12
 # Files of unit tests that are named after no module, with the reason.
 NO_MODULE = {
     "model/test_compile.py": "torch.compile of whole models",
-    "training/test_run_files.py": "files of a run, which several folders write",
 }
 # Any other folder is an extension: it imports the core, which does not import it.
 CORE = {

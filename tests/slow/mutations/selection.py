@@ -182,67 +182,80 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     ("training/resume/callback_states.py", ([E2E.format("callback_states")],)),
     (
         "training/callbacks/validation.py",
-        (_unit("training/training"), [E2E.format("weight_averaging")], RUNS),
+        (_unit("training/callbacks/validation"), [E2E.format("weight_averaging")], RUNS),
     ),
-    ("training/report/model_card.py", (_unit("training/run_files"), RUNS)),
-    ("training/resume/storage.py", ([E2E.format("resume")], RUNS)),
+    ("training/report/model_card.py", (_unit("training/report/model_card"), RUNS)),
+    (
+        "training/resume/storage.py",
+        (_unit("training/resume/storage"), [E2E.format("resume")], RUNS),
+    ),
     ("training/setup/auto_tune.py", ([E2E.format("auto_tune")], TASKS)),
-    ("training/tuning/compile.py", (_unit("model/compile", "training/training"),)),
-    ("training/distributed/strategies.py", ([E2E.format("devices")], _unit("training/training"))),
+    ("training/tuning/compile.py", (_unit("model/compile", "training/tuning/compile"),)),
+    ("training/distributed/strategies.py", ([E2E.format("devices")], _unit("training/lit_module"))),
     ("training/tuning/lr_finder.py", (_unit("training/tuning/lr_finder"),)),
     ("training/callbacks/nan_check.py", (_unit("training/callbacks/nan_check"),)),
     ("training/evaluate.py", (RUNS,)),
     (
         "training/callbacks/grad_norms.py",
-        (_unit("training/callbacks/grad_norms", "training/training"), RUNS),
+        (_unit("training/callbacks/grad_norms", "training/lit_module"), RUNS),
     ),
     (
         "training/callbacks/interrupt.py",
-        (_unit("training/training"), RUNS, [E2E.format("devices")]),
+        (_unit("training/callbacks/interrupt"), RUNS, [E2E.format("devices")]),
     ),
     (
         "training/distributed/launcher.py",
-        (_unit("training/run_files"), [E2E.format("devices")], RUNS),
+        (_unit("training/distributed/launcher"), [E2E.format("devices")], RUNS),
     ),
-    ("training/lit_module.py", (_unit("training/training"), RUNS, [E2E.format("devices")])),
-    ("training/report/loggers.py", (_unit("training/report/loggers", "training/training"), RUNS)),
+    ("training/lit_module.py", (_unit("training/lit_module"), RUNS, [E2E.format("devices")])),
+    ("training/report/loggers.py", (_unit("training/report/loggers"), RUNS)),
     ("training/tuning/hardware.py", (_unit("training/tuning/hardware"),)),
     ("training/tuning/memory_planner.py", (_unit("training/tuning/memory_planner"), RUNS)),
     ("training/optim/muon.py", (_unit("training/optim/optimizers"),)),
-    ("training/optim/optimizers.py", (_unit("training/optim/optimizers", "training/training"),)),
-    ("training/optim/param_groups.py", (_unit("training/optim/optimizers", "training/training"),)),
+    ("training/optim/optimizers.py", (_unit("training/optim/optimizers", "training/lit_module"),)),
+    (
+        "training/optim/param_groups.py",
+        (_unit("training/optim/param_groups", "training/optim/optimizers", "training/lit_module"),),
+    ),
     ("training/tuning/memory_tracker.py", (_unit("training/tuning/memory_planner"),)),
     (
         "training/setup/prepare.py",
         (
             _unit(
-                "training/tuning/data_defaults", "training/setup/tokenizers", "training/training"
+                "training/tuning/data_defaults", "training/setup/tokenizers", "training/lit_module"
             ),
             TASKS,
             RUNS,
         ),
     ),
     ("training/report/*", (_unit("training/report/report"), RUNS)),
-    ("training/*/restart*.py", (_unit("training/run_files"), [E2E.format("restarts")])),
-    ("training/resume/config.py", ([E2E.format("resume")],)),
-    ("utils/jsonl.py", (_unit("training/run_files"), RUNS)),
+    ("training/*/restart*.py", (_unit("training/resume/restart_folder"), [E2E.format("restarts")])),
+    ("training/resume/config.py", (_unit("training/resume/config"), [E2E.format("resume")])),
+    ("utils/jsonl.py", (_unit("utils/jsonl"), RUNS)),
     (
         "training/setup/run_folder.py",
-        (_unit("training/run_files"), [E2E.format("run_folder")], RUNS),
+        (_unit("training/setup/run_folder"), [E2E.format("run_folder")], RUNS),
     ),
-    ("training/resume/callback.py", ([E2E.format("resume")],)),
+    ("training/resume/callback.py", (_unit("training/resume/callback"), [E2E.format("resume")])),
     ("training/tuning/data_defaults.py", (_unit("training/tuning/data_defaults"),)),
     ("training/setup/tokenizers.py", (_unit("training/setup/tokenizers"), TASKS)),
-    ("training/resume/verify.py", ([E2E.format("resume")],)),
-    ("training/setup/pretraining.py", ([E2E.format("resume")],)),
+    ("training/resume/verify.py", (_unit("training/resume/verify"), [E2E.format("resume")])),
+    (
+        "training/setup/pretraining.py",
+        (_unit("training/setup/pretraining"), [E2E.format("resume")]),
+    ),
     (
         "training/callbacks/monitor.py",
         (
-            _unit("training/tuning/hardware", "training/callbacks/monitor", "training/training"),
+            _unit(
+                "training/tuning/hardware",
+                "training/callbacks/monitor",
+                "training/callbacks/budget",
+            ),
             RUNS,
         ),
     ),
-    ("training/*", (_unit("training/training", "training/optim/optimizers"), RUNS, TASKS)),
+    ("training/*", (_unit("training/lit_module", "training/optim/optimizers"), RUNS, TASKS)),
 )
 
 

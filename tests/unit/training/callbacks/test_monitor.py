@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from miniformer import TrainConfig
 from miniformer.model.stack import set_attention_backend
+from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.monitor import RunMonitor
+from miniformer.training.callbacks.progress import ProgressCallback
 from miniformer.training.setup.prepare import prepare
+from tests.kit.clock import Clock
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
 WORDS = "abcdefgh ijklmnop qrstuvwx "
@@ -136,3 +140,47 @@ def test_training_flops_do_not_count_padding(tmp_path, monkeypatch):
     served = run.data.train_dataloader()._batch_of_rank([(padded, about)])
     assert served["about"]["padding"] == 3 * length
     assert watch.train_flops(served) == watch.train_flops(batch)
+
+
+@pytest.mark.catches("the_work_of_one_device_is_that_of_all")
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_monitor_reports_speed_and_mfu_of_all_devices(tmp_path, devices):
+    """Each device does 4,000 FLOPs for each of 500 tokens in 10 s: 20 % of 1 MFLOP/s."""
+    progress = ProgressCallback(
+        Budget(max_steps=9), tmp_path / "metrics.jsonl", Console(file=io.StringIO()),
+        flops_per_batch=lambda batch: 4000.0 * batch["about"]["tokens"],
+        peak_flops=devices * 1e6, is_global_zero=False,
+    )  # fmt: skip
+    # Work within a step counts as well.
+    module = types.SimpleNamespace(tokens=7, padding=0, between_steps=False)
+    fake = types.SimpleNamespace(train_dataloader=types.SimpleNamespace(load_seconds=1.0))
+    progress.budget.start()
+    before = progress._snapshot(fake, module)._replace(seconds=100.0)
+    for tokens in (300, 200):
+        progress.on_train_batch_end(fake, module, None, {"about": {"tokens": tokens}}, 0)
+    module.tokens += devices * 500
+    fake.train_dataloader.load_seconds += 2.5
+    after = progress._snapshot(fake, module)._replace(seconds=110.0)
+    assert progress._throughput_since(before, after) == {
+        "tokens_per_second": 50.0 * devices, "waiting": 0.25, "mfu": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.catches("validation_counts_as_training")
+def test_monitor_excludes_validation_time_after_a_resume(monkeypatch):
+    clock = Clock().install(monkeypatch)
+    budget = Budget(max_steps=10)
+    budget.start()
+    clock.now += 5.0
+    budget.start_validation()
+    clock.now += 3.0
+    assert (budget.local_seconds, budget.validation_seconds, budget.training_seconds) == (8, 3, 5)
+    state = budget.state_dict()
+    clock.now += 1.0
+    budget.end_validation()
+    clock.now += 2.0
+    assert (budget.local_seconds, budget.validation_seconds, budget.training_seconds) == (11, 4, 7)
+    resumed = Budget(max_steps=10)
+    resumed.start(**state)
+    clock.now += 2.0
+    assert (resumed.local_seconds, resumed.training_seconds) == (10, 7)

@@ -1,12 +1,14 @@
 """Loggers: each gets the metrics of every step, and a resumed run continues its log."""
 
 import json
+import types
 
 import lightning as L
 import pytest
 
 from miniformer import TrainConfig
 from miniformer.training.report import loggers
+from miniformer.training.report.loggers import csv, finish_loggers
 from miniformer.training.run import train
 from tests.kit import VERSE, write_jsonl
 
@@ -89,3 +91,28 @@ def test_mlflow_logger_has_the_run_id_of_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://somewhere")
     again = loggers.mlflow(folder).arguments
     assert (again["run_id"], again["tracking_uri"]) == ("new", "http://somewhere")
+
+
+def test_finish_loggers_ends_wandb_runs_only():
+    class Stub(L.pytorch.loggers.WandbLogger):
+        def __init__(self):
+            self.finished = 0
+
+        @property
+        def experiment(self):
+            return types.SimpleNamespace(finish=self.note)
+
+        def note(self):
+            self.finished += 1
+
+    stub = Stub()
+    finish_loggers([L.pytorch.loggers.CSVLogger("."), stub])
+    assert stub.finished == 1
+
+
+@pytest.mark.catches("csv_of_a_resumed_run_overwrites_the_first")
+def test_csv_logger_folder_is_new_for_each_resumption(tmp_path):
+    for name in ("csv", "csv-2", "csv-3"):
+        logger = csv(tmp_path)
+        assert logger.log_dir == str(tmp_path / name)
+        (tmp_path / name).mkdir()
