@@ -323,12 +323,12 @@ def test_long_curve_is_simplified_but_keeps_ends_and_extremes():
     assert len(corners) < 4000
     xs, ys = x_ticks(chart), y_ticks(chart)
 
-    def place(i):
+    def position(i):
         x = xs[0] + (xs[10_000] - xs[0]) * i / 10_000
         return x, ys[0] + (ys[5] - ys[0]) * value(i) / 5
 
     for i in (0, 777, 4321, count - 1):
-        x, y = place(i)
+        x, y = position(i)
         assert min(math.dist((x, y), corner) for corner in corners) < 1.5
 
 
@@ -375,10 +375,10 @@ def test_heat_map_is_as_light_as_it_is_large():
     colors = image.imread(io.BytesIO(base64.b64decode(picture)))
     if colors[0, 0].tolist() == pytest.approx(colormaps["viridis"](0.5), abs=0.01):
         colors = colors[::-1]  # stored upside down, as its transformation says
-    wanted = [[0.0, 1.0], [0.5, math.nan]]  # 10 is halfway between 1 and 100
+    expected = [[0.0, 1.0], [0.5, math.nan]]  # 10 is halfway between 1 and 100
     for row in range(2):
         for column in range(2):
-            value = wanted[row][column]
+            value = expected[row][column]
             color = [0] * 4 if math.isnan(value) else colormaps["viridis"](value)
             assert colors[row, column].tolist() == pytest.approx(color, abs=0.01)
     assert re.findall("<title>([^<]*)", chart) == ["step 10\na: 1\nb: 10", "step 20\na: 100"]
