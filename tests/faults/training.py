@@ -63,10 +63,10 @@ def memory_is_in_mebibytes(original):
     return metrics
 
 
-@fault("miniformer.training.callbacks.monitor:row_lengths")
+@fault("miniformer.training.callbacks.monitor:find_token_tensors")
 def target_flops_are_those_of_sources(original):
     """Target rows have the length of source rows."""
-    return lambda batch, declared=None: original(batch, declared)[:1]
+    return lambda batch, declared=None: dict(list(original(batch, declared).items())[:1])
 
 
 @fault("miniformer.training.callbacks.monitor:RunMonitor.train_flops")

@@ -51,7 +51,8 @@ class RunMonitor(L.Callback):
         Counts matrix products of tokens without padding. Attention in packed rows counts as
         attention over the full rows.
         """
-        about, rows = batch["about"], row_lengths(batch, self.run.task.token_tensors)
+        about, names = batch["about"], find_token_tensors(batch, self.run.task.token_tensors)
+        rows = [batch[name].shape[1] for name in names] or [1]  # lengths of inputs, of targets
         count = self.run.model_config.forward_flops(
             tokens=about["tokens"] - about["targets"],
             length=rows[0],
@@ -107,13 +108,3 @@ class RunMonitor(L.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._recorded_progress = state["written"]
         self.rows = read_rows(self.path, state["rows"], truncate=self.is_global_zero)
-
-
-def row_lengths(batch: Batch, declared: dict[str, str] | None = None) -> list[int]:
-    """Length of a batch's rows; with a decoder, also the length of its target rows.
-
-    Args:
-        batch: a batch of any task.
-        declared: `Task.token_tensors`.
-    """
-    return [batch[name].shape[1] for name in find_token_tensors(batch, declared)] or [1]
