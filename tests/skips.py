@@ -26,12 +26,12 @@ class Skips:
         self.problems = []
 
     def pytest_runtest_logreport(self, report):
-        """Notes a test that is skipped."""
+        """Records a skipped test."""
         if report.skipped and not hasattr(report, "wasxfail"):
             self._add(report.nodeid, report.longrepr)
 
     def pytest_collectreport(self, report):
-        """Notes a file that is skipped as a whole."""
+        """Records a skipped file."""
         if report.skipped:
             self._add(report.nodeid, report.longrepr)
 

@@ -115,7 +115,7 @@ def test_yarn_limits_match_the_paper():
     plain = 10000.0 ** (-torch.arange(PAIRS, dtype=torch.float64) / PAIRS)
     turns = 2048 * plain / (2 * math.pi)
     share = rates / plain
-    # The paper's ramp runs between whole pairs, so that the pair next to a limit may lie beyond it.
+    # The ramp of the paper has integer limits, so the pair next to a limit may be beyond it.
     step = 10000.0 ** (1 / PAIRS)
     torch.testing.assert_close(share[turns > 32 * step], torch.ones(8).double())
     slow = share[turns < 1 / step]

@@ -47,7 +47,7 @@ def test_flops_of_seq2seq_match_matrix_products():
     ids = torch.zeros(1, LENGTH, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids, ids)
-    unseen = 3 * 4 * config.d_model * (LENGTH - 1) / 2  # the counter counts what is masked, too
+    unseen = 3 * 4 * config.d_model * (LENGTH - 1) / 2  # the counter includes masked pairs
     expected = LENGTH * (config.flops_per_token(LENGTH, seq2seq=True) + unseen)
     assert counter.get_total_flops() == expected
 

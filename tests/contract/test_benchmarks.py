@@ -1,4 +1,4 @@
-"""Benchmark scripts: each can be started, and says in its result what it was measured on."""
+"""Benchmark scripts: each starts, and stores the environment with its result."""
 
 import ast
 import json

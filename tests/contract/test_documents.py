@@ -15,7 +15,7 @@ def blocks(document, language):
 
 @pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
 def test_documents_python_examples_run_as_printed(tmp_path, document):
-    """One after another in one process, as a reader would type them, beside a finished run."""
+    """Runs all examples in order in one process, in a folder with a finished run."""
     train = write_jsonl(tmp_path / "train.jsonl", [VERSE])
     assert main([
         "--train_path", str(train), "--tokenizer", "byte", "--max_steps", "1", "--logger", "none",

@@ -63,7 +63,7 @@ def test_catching_tests_gives_test_of_decorator_and_file_of_parameter(tmp_path):
 
 
 class Module:
-    """Stands for an imported module."""
+    """Stand-in for an imported module."""
 
     class Part:
         limit = 3
@@ -195,7 +195,7 @@ RUN = (
 
 @pytest.fixture
 def toy(tmp_path):
-    """A tree of its own with the mechanism, faults and tests; gives what runs some faults."""
+    """A separate tree with the mechanism, faults and tests; returns a function that runs faults."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "tests" / "faults", tmp_path / "tests" / "faults", ignore=ignored)
     for path in (tmp_path / "tests" / "faults").glob("*.py"):

@@ -14,7 +14,7 @@ from miniformer.training import lightning_internals
 from tests.kit import ROOT
 
 FILE = "src/miniformer/training/lightning_internals.py"
-# Attributes of a Trainer within `fit` -> what is read or set there.
+# Attributes of a Trainer within `fit`, with the values that are read or set.
 INTERNALS = {
     "val_check_batch": "batches between validations",
     "validating": "a property that is set around a validation",

@@ -1,4 +1,4 @@
-"""docs/matrix.md says what the battery holds."""
+"""docs/matrix.md describes the battery."""
 
 from tests.battery import matrix
 

@@ -93,7 +93,7 @@ def test_train_config_fields_are_the_flags_of_train():
     flags = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
     assert flags == TRAIN_FIELDS | {"config", "print_config"}
     help_texts = dict(re.findall(r"^  --(\w+)(.*?)(?=^  -|\Z)", shown, re.MULTILINE | re.DOTALL))
-    for flag in TRAIN_FIELDS:  # every flag says what it does
+    for flag in TRAIN_FIELDS:  # every flag has a description
         text = re.sub(r"\(type: .*|\b[A-Z_]+\b|\{.*?\}", "", help_texts[flag], flags=re.DOTALL)
         assert len(re.findall(r"[a-z]{2,}", text)) >= 1, (flag, help_texts[flag])
 

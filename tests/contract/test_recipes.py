@@ -1,4 +1,4 @@
-"""Recipes run as they are written, and say what was measured."""
+"""Recipes are valid settings and state their committed results."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The slow ring: what it runs, what it skips and says so, and what it remembers."""
+"""The slow ring: parts that it runs, skips and records."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ PASSES, FAILS = ("-c", "print('ran')"), ("-c", "raise SystemExit(3)")
 
 @pytest.fixture
 def ring(monkeypatch, tmp_path):
-    """The runner with parts of its own; returns its exit code."""
+    """The runner with test parts; returns its exit code."""
     (tmp_path / "a.py").write_text("1")
     passed = tmp_path / "passed.json"
     passed.write_text("{}")

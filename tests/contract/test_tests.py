@@ -33,7 +33,7 @@ def compares(node, helpers):
 
 @pytest.fixture(scope="module")
 def functions():
-    """(file, function) of all tests and of what they share."""
+    """(file, function) of all tests and of shared helpers."""
     return [
         (path, node)
         for path in FILES

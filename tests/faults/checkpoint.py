@@ -87,7 +87,7 @@ def features_of_earlier_directories_are_standardized(original):
 
 @fault("miniformer.checkpoint.pipeline:upload_directory")
 def private_pipelines_are_public(original):
-    """`push_to_hub(private=True)` of a whole model directory makes a public repository."""
+    """`push_to_hub(private=True)` of a model directory makes a public repository."""
     return lambda directory, repo_id, *, private=False, message=None: original(
         directory, repo_id, message=message
     )

@@ -1,4 +1,4 @@
-"""Faults in the commands: `miniformer.cli`, `command` and the other modules beside them."""
+"""Faults in the commands: `miniformer.cli`, `trainer` and `commands`."""
 
 from tests.faults import fault
 
@@ -42,7 +42,7 @@ def lines_of_standard_input_are_not_numbered(original):
 
 @fault("miniformer.commands.demo:_write_data")
 def demo_overwrites_other_files(original):
-    """The demo writes its data over whatever is there."""
+    """The demo overwrites existing files with its data."""
 
     def write_data(texts, work_dir, console):
         folder = work_dir / "demo-data"
@@ -56,7 +56,7 @@ def demo_overwrites_other_files(original):
 
 @fault("miniformer.commands.score:run_score")
 def score_ignores_its_stride(original):
-    """`score` goes by its own stride."""
+    """`score` ignores the given stride."""
     return lambda values: original({**values, "stride": 1})
 
 

@@ -360,7 +360,7 @@ def rewritten_text_is_given(original):
 
 @fault("miniformer.data.inspect:check_training_rules")
 def data_check_knows_records_only(original):
-    """`data check` does not apply the rules for whole data sets."""
+    """`data check` does not apply the rules for complete data sets."""
 
     def check_training_rules(task, splits, *, max_errors=10):
         pass

@@ -265,7 +265,7 @@ def beams_continue_from_the_first_row(original):
 
 @fault("miniformer.generation.speculative:_accept_or_resample")
 def every_draft_token_is_accepted(original):
-    """Every draft token is accepted, whatever its target probability."""
+    """Every draft token is accepted, for any target probability."""
 
     def accept_or_resample(target_probs, draft_token, draft_probs, generator):
         if len(draft_token):

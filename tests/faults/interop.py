@@ -265,7 +265,7 @@ def attention_bias_read_from_mlp_bias(original):
 
 @fault("miniformer.interop.hf.configs:read_fields")
 def head_activation_is_gelu(original):
-    """The masked-LM head has gelu, whatever the config says."""
+    """The masked-LM head has gelu for any config."""
 
     def read_fields(family, config):
         name, fields = original(family, config)

@@ -107,7 +107,7 @@ def _in_own_process(
 
 def _run(sender, fault: str | None, tests: list[str], log: Path) -> None:
     """Runs pytest in this process and sends the result."""
-    gc.freeze()  # spares every test a look through what was preloaded
+    gc.freeze()  # the garbage collector skips preloaded objects
     import pytest
 
     from tests.faults.plugin import Outcomes

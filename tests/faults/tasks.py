@@ -4,7 +4,7 @@ import dataclasses
 
 from tests.faults import fault
 
-# Losses: a sum and what it sums over.
+# Losses: sums and counts.
 
 
 @fault("miniformer.tasks.base:token_loss")
@@ -71,7 +71,7 @@ def label_that_training_never_saw_passes(original):
     return check_label
 
 
-# Layout: what a model reads and what it predicts.
+# Layout: inputs and labels.
 
 
 @fault("miniformer.tasks.common.seq2seq_batch:collate_seq2seq")
@@ -273,7 +273,7 @@ def every_token_is_the_greedy_one(original):
 
 @fault("miniformer.tasks.common.plots:plot_predictions")
 def picture_of_values_is_not_written(original):
-    """Nothing is drawn."""
+    """There are no plots."""
     return lambda values, predictions, path: None
 
 

@@ -288,7 +288,7 @@ def settings_without_effect_pass(original):
 
 @fault("miniformer.training.tuning.data_defaults:resolve_checkpoint_metric")
 def best_model_is_that_of_the_loss(original):
-    """The loss selects the best model, whatever the task."""
+    """The loss selects the best model of any task."""
 
     def resolve_checkpoint_metric(task):
         import dataclasses
@@ -356,7 +356,7 @@ def given_width_is_overwritten(original):
 
 @fault("miniformer.training.tuning.data_defaults:resolve_lr")
 def pretrained_weights_learn_as_fast_as_random_ones(original):
-    """The learning rate is the optimizer's default, whatever the initial weights."""
+    """The learning rate is the optimizer's default for any initial weights."""
     return lambda optimizer, *, from_scratch: original(optimizer, from_scratch=True)
 
 
@@ -398,7 +398,7 @@ def few_phrases_make_words_of_none(original):
 
 @fault("miniformer.training.tuning.data_defaults:resolve_source_tokenizer")
 def named_tokenizer_is_not_heard(original):
-    """Words are read letter by letter, whatever is said of tokenizers."""
+    """Words are read letter by letter, even with a given tokenizer."""
 
     def resolve_source_tokenizer(config, model, task, records):
         import dataclasses
@@ -465,7 +465,7 @@ def next_batch_is_expected_to_take_no_more(original):
 
 @fault("miniformer.training.setup.auto_tune:_scaled_batch_tokens")
 def limit_of_tokens_stays_for_other_batches(original):
-    """A micro-batch may have as many tokens as the whole batch."""
+    """A micro-batch may have as many tokens as the complete batch."""
     return lambda run, batch_size: run.config.batch_tokens
 
 
@@ -493,7 +493,7 @@ def state_of_the_optimizer_takes_no_memory(original):
 
 @fault("miniformer.training.tuning.memory_planner:_micro_batch_size")
 def micro_batches_make_up_less_than_the_batch(original):
-    """Micro-batches are as large as fits, whatever the batch is."""
+    """Micro-batches are as large as fits, for any batch."""
     return lambda max_size, batch_size: max_size
 
 
@@ -580,7 +580,7 @@ def schedulefree_ignores_layer_lr_decay(original):
 
 @fault("miniformer.training.optim.optimizers:muon")
 def muon_ignores_betas(original):
-    """The part that is AdamW's has the usual betas, whatever is given."""
+    """The AdamW part has the default betas instead of given ones."""
 
     def muon(model, *, lr=5e-3, weight_decay, betas=(0.9, 0.95), **options):
         return original(model, lr=lr, weight_decay=weight_decay, **options)
@@ -1016,7 +1016,7 @@ def decoder_is_not_causal(original):
 
 @fault("miniformer.training.setup.auto_tune:find_lr")
 def rates_are_tried_on_single_batches(original):
-    """The learning rate finder makes a step of each batch, whatever is accumulated."""
+    """The learning rate finder makes a step for each batch and ignores accumulation."""
 
     def find_lr(*args, accumulate_grad_batches=1, **options):
         return original(*args, **options)

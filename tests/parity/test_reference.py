@@ -525,7 +525,7 @@ def build(case):
     with full_precision():
         model = kind(config).double().eval()
     if not case.settings["tie_embeddings"] and model.get_output_embeddings() is not None:
-        # Theirs ties T5's as it is built and unties it as v1.1's weights are read.
+        # transformers ties the head of T5 when built, and unties it when it reads v1.1 weights.
         head = model.get_output_embeddings()
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
     with torch.no_grad():
@@ -683,7 +683,7 @@ def test_reference_logits_under_rotary_scaling(kind):
     if kind != "dynamic":
         compare(case)
         return
-    # Theirs takes the length of the whole batch, padding included; ours is each row's own.
+    # transformers takes the length of the padded batch, this model that of each row.
     model, weights, settings = build(case)
     for length in (LENGTH, SHORT - 2):
         ids = torch.randint(PAD + 1, V, (1, length))

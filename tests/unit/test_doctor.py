@@ -185,7 +185,7 @@ def test_leak_check_restores_a_compiled_model():
 
 
 class Head(nn.Module):
-    """Adds to the logits, whatever the head was."""
+    """Adds to the logits of any head."""
 
     def __init__(self, head, bias):
         super().__init__()

@@ -29,7 +29,7 @@ class Mutant:
     Attributes:
         line: the changed lines, stripped.
         mutation: their replacement.
-        source: the whole module after the change.
+        source: the module after the change.
     """
 
     path: Path

@@ -153,7 +153,7 @@ def outcome(changes):
 
 
 VAL = {"val_path": "b.jsonl"}
-# For each field a value beside its default, and what the run has as well.
+# For each field a value other than its default, and further settings of the run.
 VALUES = {
     "train_path": ("b.jsonl", {}), "val_path": ("b.jsonl", {}), "test_path": ("b.jsonl", {}),
     "task": ("masked_lm", {}), "task_config": ({"bpe_dropout": 0.5}, {"tokenizer": "bpe"}),

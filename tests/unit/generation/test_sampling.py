@@ -311,7 +311,7 @@ def sliding(model, prompt, new):
 def test_context_overflow_truncate_drops_the_oldest_tokens(changes):
     model = tiny_model(max_seq_len=8, **changes)
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 1, 2, 3], [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9]]
-    if "rotary_scaling" in changes:  # what it goes by is how long a text comes to be
+    if "rotary_scaling" in changes:  # scaling depends on the final length of a text
         prompts = prompts[2:]
         expected = [
             model.generate([prompt], 21, temperature=0, context_shift=True)[0] for prompt in prompts

@@ -317,7 +317,7 @@ def test_import_that_cannot_write_is_refused(llama, tmp_path, monkeypatch):
         miniformer.import_hf(llama, tmp_path / "file" / "out")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    miniformer.import_hf(llama, ".")  # a folder that is there, by any name
+    miniformer.import_hf(llama, ".")  # an existing folder, by any name
     assert miniformer.load(tmp_path / "empty").model.config.n_layers == 2
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(api, "write_tensors", mock.Mock(side_effect=full))

@@ -1,4 +1,4 @@
-"""The adapter for lm-evaluation-harness: what it answers when it is called as the harness calls it.
+"""The adapter for lm-evaluation-harness: its answers to calls as the harness makes them.
 
 Without the harness (extra lm-eval, half a gigabyte) the few names that the adapter takes from it
 stand in for it. `make slow` has the harness itself measure a model.
@@ -49,7 +49,7 @@ def requests(*arguments):
 
 
 def log_p(m, before, text):
-    """The text's log-probability, and whether it is greedy; one whole pass."""
+    """The text's log-probability, and whether it is greedy, from one full pass."""
     ids = [BYTES.eos_id, *BYTES.encode(before + text)]
     first = len(ids) - len(BYTES.encode(text))
     log_probs = m.model(torch.tensor([ids]))[0].detach().log_softmax(-1)

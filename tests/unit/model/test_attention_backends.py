@@ -152,7 +152,7 @@ SCORES = {
 }
 
 
-# What a backend cannot compute is no case here: `test_select_backend_rejects_unsupported_backend`.
+# Unsupported cases are in `test_select_backend_rejects_unsupported_backend`.
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize(
     ("backend", "name"),

@@ -1,4 +1,4 @@
-"""torch.compile takes each family whole: in training, and in decoding at any length.
+"""Each architecture compiles as one graph: in training, and in decoding at any length.
 
 Whether a graph breaks or is traced again is decided before it is made into machine code, so most of
 this goes without that last, slow part.

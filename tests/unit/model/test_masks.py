@@ -74,7 +74,7 @@ def test_make_mask_with_segments_padding_and_windows(causal, row, window):
     ]  # fmt: skip
     actual = spelled_out(make_mask(seen), len(row), len(row))
     for t in range(len(row)):
-        if row[t][1]:  # what a padded query sees is nobody's business
+        if row[t][1]:  # the visibility of padded queries does not matter
             assert actual[t] == expected[t]
 
 

@@ -40,7 +40,7 @@ def test_rotary_preserves_norms_and_depends_on_distance_only(share, scaling):
     config = TransformerConfig(d_model=64, n_heads=4, rotary_pct=share, rotary_scaling=scaling)
     position = RotaryPosition(config, causal=True)
     q, k = torch.randn(2, 1, 1, 1, 16)
-    q[..., config.rotary_dim :] = 0  # YaRN lengthens what is rotated
+    q[..., config.rotary_dim :] = 0  # YaRN scales the rotated part
     length = apply_rotary(q, rotation(position, 0)).norm()
     if scaling is None or scaling["type"] != "yarn":
         torch.testing.assert_close(length, q.norm())

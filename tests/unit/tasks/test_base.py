@@ -86,7 +86,7 @@ def test_task_options_survive_fit_or_are_refused_or_announced(name, option, valu
         assert option in problem or "input" in problem or "label" in problem
         return
     if (option, value) == ("class_weights", "balanced"):
-        assert isinstance(task.class_weights, list)  # what the data says of it
+        assert isinstance(task.class_weights, list)  # computed from the data
         return
     retained = getattr(task, option) == value
     warned = any(line.startswith("warning: ") and option in line for line in messages)

@@ -122,7 +122,7 @@ def test_masked_lm_predict_fills_masks_from_both_sides():
     assert [best[0]["token"], len(best)] == ["1", 5]
     assert best[0]["score"] > 0.5 > best[1]["score"]
     both = task.predict(model, BYTES, ["[MASK]2[MASK]"], GenerationConfig())[0]
-    assert [len(both["text"]), both["text"][1]] == [3, "2"]  # what is not hidden stays
+    assert [len(both["text"]), both["text"][1]] == [3, "2"]  # unmasked tokens are unchanged
     assert len(both["gaps"]) == 2
 
 

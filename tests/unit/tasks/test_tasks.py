@@ -488,7 +488,7 @@ def test_series_targets_are_normalized_and_predictions_restored():
     assert metrics["mae"] == pytest.approx(np.abs(wrong).mean(), rel=1e-4)
     assert metrics["pearson"] == pytest.approx(np.corrcoef(values, answers)[0, 1], abs=1e-4)
     for example in examples:
-        example["bases"] += 1e8  # beside which a change is smaller than a float32's last digit
+        example["bases"] += 1e8  # relative to which a change is below float32 precision
     far = task.compute_metrics([task.eval_step(model, collate_inputs(examples))])
     assert far["rmse"] == pytest.approx(metrics["rmse"], rel=1e-6)
 
@@ -736,7 +736,7 @@ def test_samples_continue_the_first_text():
         "s0"
     ]
     for text, prompt in (
-        ("one two three fourteen fifteen", "one two three fourteen"),  # whole words of 24
+        ("one two three fourteen fifteen", "one two three fourteen"),  # complete words of 24
         ("o" * 30, "o" * 24),
         ("ab", "ab"),
     ):

@@ -49,7 +49,7 @@ def test_buckets_hold_every_example_once_within_the_token_budget(lengths, size, 
     for plan in plans:
         longest = max(lengths[index] for index in plan)
         assert len(plan) == 1 or len(plan) * longest <= most
-    # Like lengths are together: whatever lies between two of a batch is of that batch, or like one.
+    # Similar lengths are together: a length between two of a batch is in that batch, or equals one.
     ends = sorted((min(lengths[i] for i in plan), max(lengths[i] for i in plan)) for plan in plans)
     assert all(first[1] <= second[0] for first, second in itertools.pairwise(ends))
 
@@ -244,7 +244,7 @@ def test_batch_loader_gives_ranks_equal_numbers_of_batches(keep, world_size):
         assert {len(rank) for rank in ranks} == {-(-len(alone) // world_size)}
         turns = [batch for turn in zip(*ranks, strict=True) for batch in turn]
         counted = [batch for batch in turns if not batch["about"]["repeated"]]
-        assert labels(counted) == alone  # nothing is left out, nothing counted twice
+        assert labels(counted) == alone  # nothing is missing or counted twice
         for turn in zip(*ranks, strict=True):  # and all ranks are equally far
             assert len({str(batch["about"]["state"]) for batch in turn}) == 1
             assert len({batch["about"]["epochs"] for batch in turn}) == 1

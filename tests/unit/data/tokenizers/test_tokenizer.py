@@ -115,7 +115,7 @@ def test_eos_of_a_foreign_tokenizer(tmp_path, special, config, expected):
     assert tokenizer.eos_id == tokenizer.backend.token_to_id(expected)
     assert (tokenizer.warning is None) == bool(special)
     assert tokenizer.eos_id not in tokenizer.encode(f"a {expected} b")
-    # What is saved is read as it was, its boundary too.
+    # A saved tokenizer loads unchanged, with its EOS token.
     (tmp_path / "ours").mkdir()
     tokenizer.save(tmp_path / "ours" / "tokenizer.json")
     again = Tokenizer.from_path(tmp_path / "ours")

@@ -218,7 +218,7 @@ def test_cross_entropy_never_stores_all_logits(dtype, softcap):
     assert watch.largest == 800
     with _Watch() as watch:
         by_torch(features, weight, labels)
-    assert watch.largest == 6400  # the watch sees what there is to see
+    assert watch.largest == 6400  # the tracker sees large tensors
 
 
 def test_cross_entropy_chunks_have_equal_size():

@@ -91,7 +91,7 @@ def test_predict_names_all_inputs_that_have_problems():
     assert list(e.value.problems) == [1, 3]
     with pytest.raises(InputError) as e:
         TEXT.predict(["a", 3, "b", ["c", "d"], "\ud800"])
-    assert list(e.value.problems) == [4]  # what is no text at all comes first
+    assert list(e.value.problems) == [4]  # inputs of a wrong type come first
     with pytest.raises(InputError) as e:
         TEXT.predict(["a", 3, "b", ["c", "d"]])
     assert list(e.value.problems) == [1, 3]

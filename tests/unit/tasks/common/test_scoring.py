@@ -1,4 +1,4 @@
-"""Log-probabilities of given text, against whole passes over what each token may see."""
+"""Log-probabilities of given text, compared with full passes over the visible tokens."""
 
 import json
 import math

@@ -80,7 +80,7 @@ def headlines(page):
 
 
 @pytest.mark.parametrize(("loss", "text"), [(0.5, "0.5"), (2.5e-159, "0")])
-def test_best_point_is_marked(tmp_path, loss, text):
+def test_chart_marks_the_best_point(tmp_path, loss, text):
     rows = [{"step": 0, "train_loss": 1.0}, {"step": 1, "train_loss": 0.8, "val_loss": loss}]
     page = page_of(tmp_path, metric_rows=rows, metrics={"val_loss": loss, "step": 1.0})
     groups = [attributes.get("class") for tag, attributes in page.elements if tag == "g"]
@@ -90,7 +90,7 @@ def test_best_point_is_marked(tmp_path, loss, text):
 
 
 @pytest.mark.catches("curves_go_by_row")
-def test_complete_page(tmp_path):
+def test_report_page_is_complete(tmp_path):
     picture = tmp_path / "answers.png"
     picture.write_bytes(b"\x89PNG, whatever it holds")
     layers = ["embedding", *(f"layers.{i}" for i in range(30)), "head"]
@@ -124,7 +124,7 @@ def test_complete_page(tmp_path):
     assert images == ["data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()]
 
 
-def test_page_is_deterministic_and_its_ids_are_unique(tmp_path):
+def test_report_is_deterministic_and_its_ids_are_unique(tmp_path):
     layers = {"embedding": 0.5, "head": 0.25}
     parts = {
         "metric_rows": training_rows(60),
@@ -140,7 +140,7 @@ def test_page_is_deterministic_and_its_ids_are_unique(tmp_path):
 
 
 @pytest.mark.catches("report_may_load_things")
-def test_nothing_is_loaded_and_nothing_runs(tmp_path):
+def test_report_loads_and_runs_nothing(tmp_path):
     page = page_of(
         tmp_path,
         metric_rows=training_rows(40),
@@ -164,7 +164,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path):
 
 
 @pytest.mark.catches("text_of_others_is_markup")
-def test_foreign_text_is_escaped(tmp_path):
+def test_report_escapes_text(tmp_path):
     page = page_of(
         tmp_path,
         title=HOSTILE,
@@ -202,7 +202,7 @@ def test_foreign_text_is_escaped(tmp_path):
         [{"step": 1, "val_loss": 1e308, "grad_norm": 1e-320}, {"step": 2, "val_loss": -1e308}],
     ],
 )
-def test_rows_of_any_kind(tmp_path, rows):
+def test_report_of_any_metrics_rows(tmp_path, rows):
     check_numbers(
         page_of(tmp_path, metric_rows=rows, gradient_rows=rows, metrics={"val_loss": math.nan})
     )
@@ -225,7 +225,7 @@ ROW = st.dictionaries(
 
 @settings(max_examples=20, deadline=None)
 @given(rows=st.lists(ROW, max_size=8))
-def test_any_floats_make_a_page(tmp_path_factory, rows):
+def test_report_of_any_floats(tmp_path_factory, rows):
     check_numbers(page_of(tmp_path_factory.mktemp("page"), metric_rows=rows, gradient_rows=rows))
 
 
@@ -260,7 +260,7 @@ def number_of(text):
 
 
 @pytest.mark.catches("charts_stand_on_their_heads")
-def test_points_are_at_their_coordinates():
+def test_chart_points_are_at_their_coordinates():
     chart = line_chart("c", [series("a", [(0, 0.0), (5, 2.0), (10, 4.0)])], include_zero=True)
     (((left, low), middle, (right, high)),) = curves_of(chart)[0]
     assert high < low  # SVG has y downwards
@@ -289,7 +289,7 @@ def test_points_are_at_their_coordinates():
 @pytest.mark.parametrize("low", [-3.7, 0.0, 12.0])
 @pytest.mark.parametrize("spread", [0.9, 7.0, 4321.0])
 @pytest.mark.parametrize("log", [False, True])
-def test_ticks_are_round_and_few(low, spread, log):
+def test_chart_ticks_are_round_and_few(low, spread, log):
     low = abs(low) + spread / 100 if log else low
     chart = line_chart("c", [series("a", [(0, low), (70, low + spread)])], log=log)
     for ticks in (list(y_ticks(chart)), list(x_ticks(chart))):
@@ -298,7 +298,7 @@ def test_ticks_are_round_and_few(low, spread, log):
         assert log or (len(steps) == 1 and steps <= set("125"))
 
 
-def test_nan_is_a_gap_and_a_single_point_a_dot():
+def test_chart_draws_nan_as_a_gap_and_a_single_point_as_a_dot():
     points = [(0, 1.0), (1, 2.0), (2, math.nan), (3, 1.5), (4, math.inf), (5, 1.0), (6, 1.0)]
     chart = line_chart("c", [series("a", points)])
     ((first, *_, last),) = curves_of(chart)
@@ -312,7 +312,7 @@ def test_nan_is_a_gap_and_a_single_point_a_dot():
 
 
 @pytest.mark.catches("long_curve_loses_its_spikes")
-def test_long_curve_is_simplified_but_keeps_ends_and_extremes():
+def test_chart_of_a_long_curve_keeps_ends_and_extremes():
     def value(i):
         return (i * 7919 % 101) / 101 + (i == 4321) * 9 - (i == 777) * 9
 
@@ -347,7 +347,7 @@ def test_moving_average_is_a_mean_of_neighbors():
     np.testing.assert_allclose(moving_average(line, 5)[:18], line[:18])
 
 
-def test_hover_bands_show_the_values_of_their_steps():
+def test_chart_hover_bands_show_the_values_of_their_steps():
     training = [(i, float(i)) for i in range(1, 201)]
     chart = line_chart("c", [series("a", training), series("b", [(100, 7.5)])], x_range=(1, 201))
     box = r'<rect x="([^"]*)" y="[^"]*" width="([^"]*)"[^>]*><title>([^<]*)'
@@ -368,7 +368,7 @@ def test_hover_bands_show_the_values_of_their_steps():
     assert edge == pytest.approx(start + 200 * scale, abs=0.3)
 
 
-def test_heat_map_is_as_light_as_it_is_large():
+def test_heat_map_lightness_follows_the_value():
     rows = [{"step": 10, "a": 1.0, "b": 10.0}, {"step": 20, "a": 100.0, "b": math.nan}]
     chart = heat_map("norms", rows)
     picture = re.search('<image [^>]*href="data:image/png;base64,([^"]*)"', chart, re.DOTALL)[1]
@@ -390,7 +390,7 @@ def test_heat_map_is_as_light_as_it_is_large():
     assert heat_map("norms", []) == heat_map("norms", [{"step": 1, "a": 0.0}]) == ""
 
 
-def test_many_samples_are_sampled_and_long_ones_truncated(tmp_path):
+def test_report_selects_and_truncates_samples(tmp_path):
     samples = [{"step": i, "prompt": f"p{i} ", "text": "x" * 5000} for i in range(1000)]
     page = page_of(tmp_path, samples=samples)
     prompts = [word for word in page.text if re.fullmatch(r"p\d+ ", word)]
@@ -401,14 +401,14 @@ def test_many_samples_are_sampled_and_long_ones_truncated(tmp_path):
     assert (tmp_path / "report.html").stat().st_size < 300_000
 
 
-def test_numbers_as_text():
+def test_format_number():
     values = (0.0, 3.0, 12345.6, 0.123456, 1e-5, -2.5, 1e20, math.nan, math.inf)
     texts = ["0", "3", "12,346", "0.1235", "1e-05", "-2.5", "1e+20", "nan", "inf"]
     assert [format_number(value) for value in values] == texts
 
 
 @pytest.mark.catches("plots_change_the_style")
-def test_plots_leave_matplotlib_as_it_is(tmp_path):
+def test_plots_restore_matplotlib_settings(tmp_path):
     def parameters():  # reading the backend selects one
         return {name: value for name, value in matplotlib.rcParams.items() if name != "backend"}
 
@@ -422,7 +422,7 @@ def test_plots_leave_matplotlib_as_it_is(tmp_path):
     assert first.startswith(b"\x89PNG")
 
 
-def test_matplotlib_is_imported_for_the_first_plot(tmp_path):
+def test_matplotlib_is_imported_with_the_first_plot(tmp_path):
     code = """if True:
         import sys
         from pathlib import Path

@@ -123,7 +123,7 @@ def test_lr_finder_reports_progress():
     assert calls == [(step, 5) for step in range(1, 6)]
 
 
-# The model is left as it was
+# The model is restored
 
 
 def batches_for(size, length=16):
@@ -269,7 +269,7 @@ def test_batch_size_finder_ends_at_out_of_memory(monkeypatch):
 
 
 def test_batch_size_finder_ends_with_the_data(monkeypatch):
-    """Asked for 8 of 5 examples, the data gives what it has; or nothing."""
+    """For a batch of 8 of 5 examples the data returns all 5, or none."""
     smaller = Machine(monkeypatch, overhead=1000.0).search(lambda size: batches_for(min(size, 5)))
     none = Machine(monkeypatch, overhead=1000.0).search(
         lambda size: batches_for(size) if size <= 5 else iter(())
