@@ -154,10 +154,10 @@ def the_progress_line_has_the_mean_of_the_run(original):
     return _render
 
 
-@fault("miniformer.training.report.model_card:_format_value")
+@fault("miniformer.training.report.model_card:format_number")
 def the_card_rounds_to_three_digits(original):
     """Metrics of the model card have three digits."""
-    return lambda value: f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+    return lambda value: original(value) if value >= 1000 else original(float(f"{value:.3g}"))
 
 
 @fault("miniformer.training.report.formats:format_duration")
@@ -994,7 +994,7 @@ def replaced_settings_pass(original):
     return lambda self: []
 
 
-@fault("miniformer.training.report.model_card:_format_value")
+@fault("miniformer.training.report.model_card:format_number")
 def card_needs_finite_figures(original):
     """NaN and infinite metrics are empty in the model card."""
     return lambda value: original(value) if abs(value) < float("inf") else ""

@@ -94,27 +94,18 @@ def _report_model(model: Any) -> int:
 
 
 def _report_hardware() -> None:
-    import time
-
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
+    from miniformer.training.tuning.hardware import peak_flops
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
         name = torch.cuda.get_device_name()
     else:
         name = f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__} on {device}: {name}")
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.randn(1024, 1024, device=device, dtype=dtype)
-        min_seconds, start_time = float("inf"), time.perf_counter()
-        while time.perf_counter() - start_time < 0.5:
-            product_start = time.perf_counter()
-            y = x @ x
-            if device == "cuda":
-                torch.cuda.synchronize()
-            min_seconds = min(min_seconds, time.perf_counter() - product_start)
-        del y
-        print(f"matrix products in {dtype}: {2 * 1024**3 / min_seconds / 1e9:,.0f} GFLOP/s")
+        print(f"matrix products in {dtype}: {peak_flops(device, dtype) / 1e9:,.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from miniformer.training.report.charts import (
     heat_map,
     line_chart,
 )
-from miniformer.training.report.formats import format_number, format_percent
+from miniformer.training.report.formats import format_number, format_percent, metric_label
 from miniformer.utils.plotting import new_axes, save_png
 
 _SMOOTHING_WINDOWS = 20  # the smoothing window is a 20th of the run
@@ -153,8 +153,3 @@ def metric_points(rows: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     points = points[~np.isnan(points[:, 0])]
     ordered: np.ndarray = points[np.argsort(points[:, 0], kind="stable")]
     return ordered
-
-
-def metric_label(name: str) -> str:
-    """Label of a metric: `val_macro_f1` -> `validation macro f1`."""
-    return name.replace("val_", "validation ").replace("_", " ")

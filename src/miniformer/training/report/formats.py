@@ -7,6 +7,11 @@ import math
 from collections.abc import Sequence
 
 
+def metric_label(name: str) -> str:
+    """Label of a metric: `val_macro_f1` -> `validation macro f1`."""
+    return name.replace("val_", "validation ").replace("_", " ")
+
+
 def format_number(value: float) -> str:
     """Formats a number: integers and large values without decimals, others with four digits."""
     if math.isfinite(value) and (value == int(value) or abs(value) >= 1e4) and abs(value) < 1e15:

@@ -12,6 +12,7 @@ import torch
 import miniformer
 from miniformer.config import TransformerConfig
 from miniformer.tasks.base import Task
+from miniformer.training.report.formats import format_number, metric_label
 
 
 def render_model_card(
@@ -72,7 +73,7 @@ def render_model_card(
         "",
         "| metric | value |",
         "|---|---|",
-        *(f"| {_metric_label(name)} | {_format_value(value)} |" for name, value in metrics.items()),
+        *(f"| {metric_label(name)} | {format_number(value)} |" for name, value in metrics.items()),
         "",
         *([task_report, ""] if task_report else []),
         *(f"![{name.partition('.')[0]}]({name})\n" for name in plots),
@@ -87,11 +88,3 @@ def render_model_card(
         "",
     ]
     return "\n".join(lines)
-
-
-def _metric_label(metric: str) -> str:
-    return metric.replace("val_", "validation ").replace("_", " ")
-
-
-def _format_value(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"

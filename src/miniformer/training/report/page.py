@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miniformer.training.report.curves import metric_label, metric_points, render_curves
+from miniformer.training.report.curves import metric_points, render_curves
 from miniformer.training.report.formats import (
     escape_html,
     format_compact,
     format_duration,
     format_percent,
+    metric_label,
 )
 from miniformer.utils.atomic import write_text
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable
-from itertools import islice
-from typing import Any
 
 import torch
 
 from miniformer.model.layers import DecoderLayer, EncoderLayer
-from miniformer.training.loss_module import LossModule
 from miniformer.training.setup.prepare import RunSetup
+from miniformer.training.tuning.dry_run import forward_backward
 
 _TIMED_STEPS = 5  # before and after compilation
+_COMPILING_STEPS = 3  # on different batches, whose shapes may differ
 
 
 def compile_layers(run: RunSetup, accumulate_grad_batches: int, max_steps: int | None) -> str:
@@ -29,19 +28,26 @@ def compile_layers(run: RunSetup, accumulate_grad_batches: int, max_steps: int |
         accumulate_grad_batches: batches in an optimizer step.
         max_steps: optimizer steps of the run; None: unknown.
     """
-    batches = list(islice(iter(run.data.train_dataloader()), 3))
-    step_fn = _make_step_fn(run, batches)
+    device = torch.device(run.device_type)
+    autocast = torch.bfloat16 if run.precision == "bf16" else None
+    model = run.model.to(device)
+    batches = itertools.cycle(itertools.islice(run.data.train_dataloader(), _COMPILING_STEPS))
+
+    def step_seconds() -> float:
+        batch, start_time = next(batches), time.perf_counter()
+        forward_backward(model, run.task, batch, autocast)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start_time
+
     with torch.random.fork_rng():
-        eager_seconds = _median_seconds(step_fn)
-        for layer in run.model.modules():
+        eager_seconds = statistics.median(step_seconds() for _ in range(_TIMED_STEPS))
+        for layer in model.modules():
             if isinstance(layer, EncoderLayer | DecoderLayer):
                 layer.compile()
-        start_time = time.perf_counter()
-        for index in range(len(batches)):
-            step_fn(index)
-        compiled_seconds = _median_seconds(step_fn)
-    compile_seconds = time.perf_counter() - start_time
-    run.model.zero_grad(set_to_none=True)
+        compile_seconds = sum(step_seconds() for _ in range(_COMPILING_STEPS))
+        compiled_seconds = statistics.median(step_seconds() for _ in range(_TIMED_STEPS))
+    model.zero_grad(set_to_none=True)
     return format_compile_summary(
         compile_seconds, eager_seconds, compiled_seconds, accumulate_grad_batches, max_steps
     )
@@ -73,32 +79,3 @@ def format_compile_summary(
     )
     line = f"{line}: it pays back after {steps:,} steps"
     return line if max_steps is None else f"{line} of {max_steps:,}"
-
-
-def _make_step_fn(run: RunSetup, batches: list[Any]) -> Callable[[int], None]:
-    """Returns a forward and backward pass, on the device and in the precision of the run."""
-    device = torch.device(run.device_type)
-    loss_module = LossModule(run.model.to(device), run.task)
-    bf16 = run.precision == "bf16"
-    moved = [
-        {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in batch.items()}
-        for batch in batches
-    ]
-
-    def run_batch(index: int) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss, _ = loss_module(moved[index % len(moved)])
-        loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return run_batch
-
-
-def _median_seconds(step_fn: Callable[[int], None]) -> float:
-    times = []
-    for index in range(_TIMED_STEPS):
-        start_time = time.perf_counter()
-        step_fn(index)
-        times.append(time.perf_counter() - start_time)
-    return statistics.median(times)
