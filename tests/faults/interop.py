@@ -150,7 +150,7 @@ def link_leads_out_of_the_directory(original):
 @fault("miniformer.interop.hf.metadata:_class_names")
 def classes_are_numbered_anew(original):
     """Class names are not read."""
-    return lambda hf_config, config: list(range(config.output_dim))
+    return lambda hf_config, width: list(range(width))
 
 
 @fault("miniformer.interop.hf.decoding:from_hf_generation_config")

@@ -8,7 +8,7 @@ A family fits if its `config.json` of the model, read again, gives the same conf
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -200,26 +200,22 @@ def _write_weights(
     for mapping in plan:
         dtype = source.tensor_specs[mapping.names[0]].dtype
         specs.append(TensorSpec(mapping.hf_name.removeprefix(prefix), dtype, mapping.shape()))
-
-    def tensors() -> Iterator[Tensor]:
-        for mapping in plan:
-            weights = [_denormalized_weight(source, name) for name in mapping.names]
-            yield mapping.layout.join(weights)
-
-    write_tensors(folder / "model.safetensors", specs, tensors())
+    tensors = (
+        mapping.layout.join([_denormalized_weight(source, name) for name in mapping.names])
+        for mapping in plan
+    )
+    write_tensors(folder / "model.safetensors", specs, tensors)
 
 
 def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
     """A weight; the head of a regression is scaled to the units of the data."""
     tensor = source.load_tensor(name)
     mean, std = source.task.get("target_mean"), source.task.get("target_std")
-    if source.task.get("task") != "regression" or not name.startswith("head.") or std is None:
+    offsets = {"head.weight": 0.0, "head.bias": mean}
+    if source.task.get("task") != "regression" or name not in offsets or std is None:
         return tensor
-    if name == "head.weight":
-        tensor = (tensor.double() * std).to(tensor.dtype)
-    if name == "head.bias":
-        tensor = (tensor.double() * std + mean).to(tensor.dtype)
-    return tensor
+    scaled: Tensor = tensor.double() * std + offsets[name]
+    return scaled.to(tensor.dtype)
 
 
 def _model_card(name: str, source: ExportSource) -> str:

@@ -72,14 +72,14 @@ def infer_task(checkpoint: Checkpoint) -> Config:
     Raises:
         UserError: the labels are invalid.
     """
-    config, hf_config, kind = checkpoint.config, checkpoint.hf_config, _infer_task_name(checkpoint)
-    if kind == "seq2seq":
+    config, hf_config = checkpoint.config, checkpoint.hf_config
+    if checkpoint.family.seq2seq:
         start = first_token_id(generation_token_id(checkpoint, "decoder_start_token_id"))
         return {"task": "seq2seq", "start_id": start}
-    if kind == "language_modeling":
-        return {"task": kind, "prepend_bos": _adds_bos(checkpoint.directory)}
-    if kind == "embedding":
-        return {"task": kind, "input_kind": "text"}
+    if config.output_dim is None and config.causal:
+        return {"task": "language_modeling", "prepend_bos": _adds_bos(checkpoint.directory)}
+    if config.output_dim is None:
+        return {"task": "embedding", "input_kind": "text"}
     problem = hf_config.get("problem_type")
     if problem == "regression" or (problem is None and config.output_dim == 1):
         if config.output_dim != 1:
@@ -87,24 +87,11 @@ def infer_task(checkpoint: Checkpoint) -> Config:
         return {"task": "regression", "input_kind": "text", "target_mean": 0.0, "target_std": 1.0}
     if problem == "multi_label_classification":
         raise UserError(f"problem_type={problem!r} is not supported, only one label per text")
-    assert config.output_dim is not None
-    return {
-        "task": "classification",
-        "input_kind": "text",
-        "classes": _class_names(hf_config, config),
-    }
+    classes = _class_names(hf_config, config.output_dim)
+    return {"task": "classification", "input_kind": "text", "classes": classes}
 
 
-def _infer_task_name(checkpoint: Checkpoint) -> str:
-    if checkpoint.family.seq2seq:
-        return "seq2seq"
-    if checkpoint.config.output_dim is not None:
-        return "classification"
-    return "language_modeling" if checkpoint.config.causal else "embedding"
-
-
-def _class_names(hf_config: Config, config: TransformerConfig) -> list[Any]:
-    width = config.output_dim or 0
+def _class_names(hf_config: Config, width: int) -> list[Any]:
     names = hf_config.get("id2label")
     if not isinstance(names, dict):
         return list(range(width))

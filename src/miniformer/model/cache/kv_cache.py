@@ -128,13 +128,13 @@ class KVCache(CacheState):
         self._check_capacity(self.stop + num_new)
         self.start, self.stop = self.stop, self.stop + num_new
 
-    def make_positions(self) -> None:
-        """Makes `positions` if it is None."""
-        if self.positions is not None:
-            return
-        shape = (self.batch_size, self.capacity)
-        self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
-        self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
+    def make_positions(self) -> Tensor:
+        """Returns `positions`, made if it is None."""
+        if self.positions is None:
+            shape = (self.batch_size, self.capacity)
+            self.positions = torch.full(shape, -1, dtype=torch.long, device=self.device)
+            self.positions[:, : self.stop] = torch.arange(self.stop, device=self.device)
+        return self.positions
 
     def end_pass(self) -> None:
         """Ends the pass that `extend` began: every layer has appended its keys and values."""
@@ -228,11 +228,9 @@ class KVCache(CacheState):
         if isinstance(lengths, int) and self.positions is None:
             self._truncate(min(lengths, self.stop))
             return
-        if self.positions is None:
-            self.make_positions()
-        assert self.positions is not None
-        self.positions[self.positions >= limits] = -1
-        used = (self.positions[:, : self.stop] >= 0).any(0).nonzero()
+        positions = self.make_positions()
+        positions[positions >= limits] = -1
+        used = (positions[:, : self.stop] >= 0).any(0).nonzero()
         self._truncate(int(used.max()) + 1 if len(used) else 0)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -271,9 +269,7 @@ class KVCache(CacheState):
         self.final_lengths = state_dict["spans"].to(self.device)
         self.positions = None
         if "positions" in state_dict:
-            self.make_positions()
-            assert self.positions is not None
-            self.positions[:, :length] = state_dict["positions"]
+            self.make_positions()[:, :length] = state_dict["positions"]
         self.cross_kv = None
         if "cross.0.keys" in state_dict:
             self.cross_kv = [
