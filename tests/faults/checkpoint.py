@@ -56,17 +56,18 @@ def settings_of_the_directory_are_ignored(original):
     return override
 
 
-@fault("miniformer.checkpoint.pipeline:predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
 def embed_reads_features_as_they_stand(original):
     """`embed` ignores the task's statistics of features."""
 
-    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
         from miniformer.tasks.embedding import EmbeddingTask
 
         bare = EmbeddingTask(
-            input_kind=task.resolved_input_kind(), input_dim=model.config.input_dim
+            input_kind=self.resolved_input_kind(), input_dim=model.config.input_dim
         )
-        return original(bare, model, tokenizer, inputs, truncate=truncate, output_fn=output_fn)
+        task = self if output_fn is None else bare
+        return original(task, model, tokenizer, inputs, truncate=truncate, output_fn=output_fn)
 
     return predict_batches
 

@@ -214,17 +214,17 @@ def bits_per_byte_count_characters(original):
     return perplexity
 
 
-@fault("miniformer.tasks.regression:Regression.predict")
+@fault("miniformer.tasks.regression:Regression.format_outputs")
 def predictions_are_standardized(original):
     """Predictions are not denormalized to the units of the data."""
 
-    def predict(self, model, tokenizer, inputs, options, *, truncate=False):
+    def format_outputs(self, outputs, inputs):
         return [
             (value - self.target_mean) / self.target_std
-            for value in original(self, model, tokenizer, inputs, options)
+            for value in original(self, outputs, inputs)
         ]
 
-    return predict
+    return format_outputs
 
 
 @fault("miniformer.tasks.embedding:embed_batch")
@@ -339,24 +339,24 @@ def features_as_they_stand(original):
     return standardize
 
 
-@fault("miniformer.tasks.common.inputs:predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
 def long_inputs_are_cut_in_any_case(original):
     """Inputs that are too long are truncated even with truncate=False."""
 
-    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
-        return original(task, model, tokenizer, inputs, truncate=True, output_fn=output_fn)
+    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+        return original(self, model, tokenizer, inputs, truncate=True, output_fn=output_fn)
 
     return predict_batches
 
 
-@fault("miniformer.tasks.common.inputs:predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
 def truncate_keeps_the_end_of_inputs(original):
     """Inputs that are too long are truncated at the beginning, not at the end."""
 
-    def predict_batches(task, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
         limit = model.config.max_seq_len
         cut = [x[-limit + 1 :] if truncate and len(x) > limit else x for x in inputs]
-        return original(task, model, tokenizer, cut, truncate=truncate, output_fn=output_fn)
+        return original(self, model, tokenizer, cut, truncate=truncate, output_fn=output_fn)
 
     return predict_batches
 

@@ -31,7 +31,6 @@ from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task
-from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.scoring import ScoredText, perplexity, score
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.common.text_generation import TextGenerationTask
@@ -200,8 +199,8 @@ class Pipeline:
         # The task encodes inputs as in training: features standardized, shared tokens marked.
         task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
         tokenizer = self._require_tokenizer()
-        vectors = predict_batches(
-            task, self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
+        vectors = task.predict_batches(
+            self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
         )
         return torch.cat([*vectors]) if len(inputs) else torch.empty(0, self.model.config.d_model)
 

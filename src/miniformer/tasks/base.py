@@ -27,7 +27,7 @@ from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig,
 from miniformer.config.renames import TASK_OPTIONS
 from miniformer.config.strict import rename_keys
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.batching.length_bucketing import Batch, CollateFn, LengthBucketBatcher
 from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading.records import Record, Records
@@ -153,7 +153,16 @@ class Task(StrictConfig):
         batch_tokens: int | None,
         training: bool,
     ) -> Batcher:
-        """Batcher of the examples: packed windows or length buckets."""
+        """Batcher of the examples: length buckets of `token_arrays`, unless overridden."""
+        return LengthBucketBatcher(
+            self.collate_fn(tokenizer, seq_len=seq_len, training=training),
+            length_columns=self.token_arrays,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+        )
+
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
+        """Function that makes a batch of examples, for `batcher`."""
         raise NotImplementedError
 
     @property

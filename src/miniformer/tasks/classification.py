@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_matthews_corrcoef,
 )
 
-from miniformer.config import GenerationConfig, UserError, option
+from miniformer.config import UserError, option
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading import schema
@@ -25,7 +25,6 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.rules import group_similar_labels
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches, mean, symmetric_kl
-from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.sequence_input import InputTask
 
 
@@ -236,24 +235,17 @@ class Classification(InputTask):
         )
         return True
 
-    def predict(
-        self,
-        model: Any,
-        tokenizer: Tokenizer | None,
-        inputs: Sequence[Any],
-        options: GenerationConfig,
-        *,
-        truncate: bool = False,
-    ) -> list[Any]:
+    def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
         """For each input: `label`, its probability `score`, and all probabilities `scores`."""
-        classes = self._require_classes()
-        answers = []
-        for logits in predict_batches(self, model, tokenizer, inputs, truncate=truncate):
-            probs = logits.float().softmax(-1)
-            for row, best in zip(probs.tolist(), probs.argmax(-1).tolist(), strict=True):
-                scores = dict(zip(classes, row, strict=True))
-                answers.append({"label": classes[best], "score": row[best], "scores": scores})
-        return answers
+        classes, probs = self._require_classes(), outputs.float().softmax(-1)
+        return [
+            {
+                "label": classes[best],
+                "score": row[best],
+                "scores": dict(zip(classes, row, strict=True)),
+            }
+            for row, best in zip(probs.tolist(), probs.argmax(-1).tolist(), strict=True)
+        ]
 
     def _require_classes(self) -> list[Any]:
         if self.classes is None:

@@ -8,12 +8,10 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from miniformer.config import GenerationConfig, UserError
+from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading.records import Records
-from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.input_encoding import model_inputs
-from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.sequence_input import InputTask
 
 
@@ -37,18 +35,10 @@ class EmbeddingTask(InputTask):
         """Embeddings, [B, D]."""
         return embed_batch(model, batch)
 
-    def predict(
-        self,
-        model: Any,
-        tokenizer: Tokenizer | None,
-        inputs: Sequence[Any],
-        options: GenerationConfig,
-        *,
-        truncate: bool = False,
-    ) -> list[Any]:
+    def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
         """The embedding of each input, as a list of numbers."""
-        batches = predict_batches(self, model, tokenizer, inputs, truncate=truncate)
-        return [row for batch in batches for row in batch.tolist()]
+        rows: list[Any] = outputs.tolist()
+        return rows
 
 
 def embed_batch(model: Any, batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher, pad_sequences
+from miniformer.data.batching.length_bucketing import Batch, CollateFn, pad_sequences
 from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
@@ -215,20 +215,11 @@ class PrefixLanguageModeling(LanguageModeling):
             ]
         return examples
 
-    def batcher(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        seq_len: int,
-        batch_size: int,
-        batch_tokens: int | None,
-        training: bool,
-    ) -> Batcher:
+    batcher = Task.batcher  # length buckets
+
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
         assert tokenizer is not None
-        collate = partial(collate_prefixes, boundary_id=tokenizer.eos_id)
-        return LengthBucketBatcher(
-            collate, length_columns=("ids",), batch_size=batch_size, batch_tokens=batch_tokens
-        )
+        return partial(collate_prefixes, boundary_id=tokenizer.eos_id)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""

@@ -26,8 +26,7 @@ from miniformer.config import (
     option,
 )
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher
-from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.length_bucketing import Batch, CollateFn
 from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record
@@ -130,15 +129,7 @@ class MaskedLM(InputTask):
         special = _special_token_ids(tokenizer)
         return [e for e in examples if not np.isin(e["inputs"], special).all()]
 
-    def batcher(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        seq_len: int,
-        batch_size: int,
-        batch_tokens: int | None,
-        training: bool,
-    ) -> Batcher:
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
         assert tokenizer is not None
         collate = partial(
             collate_masked,
@@ -147,12 +138,7 @@ class MaskedLM(InputTask):
             special=_special_token_ids(tokenizer),
             vocab_size=tokenizer.vocab_size,
         )
-        return LengthBucketBatcher(
-            self.apply_bpe_dropout(collate, tokenizer, seq_len),
-            length_columns=("inputs",),
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-        )
+        return self.apply_bpe_dropout(collate, tokenizer, seq_len)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of the masked tokens, and their number."""

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torchmetrics.functional import pearson_corrcoef, spearman_corrcoef
 
-from miniformer.config import GenerationConfig, UserError, option
+from miniformer.config import UserError, option
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.reading import schema
@@ -24,7 +24,6 @@ from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema, features_to_array
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches
-from miniformer.tasks.common.inputs import predict_batches
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.common.standardize import is_constant, mean_std
 
@@ -167,7 +166,7 @@ class Regression(InputTask):
     ) -> list[Example]:
         """Examples with `inputs`, see `encode_inputs`, and `labels`, the standardized target.
 
-        Examples of a series also have `bases` and `scales`: offset and scale of the target.
+        `bases` and `scales` are offset and scale of the target, in the units of the data.
         """
         mean, std = self._require_mean_std()
         examples = self.encode_inputs(records, tokenizer, seq_len)
@@ -179,8 +178,7 @@ class Regression(InputTask):
                     "or set target_delta_of in task_config to none"
                 )
             example["labels"] = (self.raw_target(record) - mean) / std
-            if self.is_series():
-                example["bases"], example["scales"] = self.offset_scale(record["input"])
+            example["bases"], example["scales"] = self.offset_scale(record["input"])
         return examples
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -191,10 +189,9 @@ class Regression(InputTask):
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         predictions = self.logits(model, batch)[:, 0].float()
-        stats = {"predictions": predictions, "values": batch["labels"].to(predictions)}
-        if self.is_series():
-            stats |= {name: batch[name].to(predictions) for name in ("bases", "scales")}
-        return stats
+        names = {"values": "labels", "bases": "bases", "scales": "scales"}
+        stats = {name: batch[column].to(predictions) for name, column in names.items()}
+        return {"predictions": predictions, **stats}
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
@@ -204,13 +201,14 @@ class Regression(InputTask):
         A correlation with constant values is undefined and reported as 0.
         """
         _, std = self._require_mean_std()
-        predictions = concat_batches(batch_stats, "predictions").double()
-        values = concat_batches(batch_stats, "values").double()
+        predictions, values, scales = (
+            concat_batches(batch_stats, name).double()
+            for name in ("predictions", "values", "scales")
+        )
         error = predictions - values  # before denormalization, whose offset would round it away
         loss = float(error.square().mean())
-        error = std * error * self._scales(batch_stats)
-        predictions = self._denormalize(batch_stats, predictions)
-        values = self._denormalize(batch_stats, values)
+        error = std * error * scales
+        predictions, values = self._denormalized(batch_stats)
         varies = len(values) > 1 and float(values.std()) > 0 and float(predictions.std()) > 0
         return {
             "loss": loss,
@@ -223,40 +221,27 @@ class Regression(InputTask):
     def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
         from miniformer.tasks.common.plots import plot_predictions
 
-        values, predictions = (
-            self._denormalize(batch_stats, concat_batches(batch_stats, name).double()).numpy()
-            for name in ("values", "predictions")
-        )
-        plot_predictions(values, predictions, path)
+        predictions, values = self._denormalized(batch_stats)
+        plot_predictions(values.numpy(), predictions.numpy(), path)
         return True
 
-    def predict(
-        self,
-        model: Any,
-        tokenizer: Tokenizer | None,
-        inputs: Sequence[Any],
-        options: GenerationConfig,
-        *,
-        truncate: bool = False,
-    ) -> list[Any]:
+    def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
         """The value of each input, in the units of the training data."""
         mean, std = self._require_mean_std()
-        batches = predict_batches(self, model, tokenizer, inputs, truncate=truncate)
-        outputs = [output for batch in batches for output in batch[:, 0].tolist()]
-        units = [self.offset_scale(raw_input) for raw_input in inputs]
+        units = map(self.offset_scale, inputs)
         return [
             base + scale * (mean + std * output)
-            for (base, scale), output in zip(units, outputs, strict=True)
+            for (base, scale), output in zip(units, outputs[:, 0].tolist(), strict=True)
         ]
 
-    def _denormalize(self, batch_stats: Sequence[BatchStats], normalized: Tensor) -> Tensor:
-        """Converts standardized targets to the units of the data; float64 [N]."""
+    def _denormalized(self, batch_stats: Sequence[BatchStats]) -> tuple[Tensor, Tensor]:
+        """Predictions and values in the units of the data; float64 [N]."""
         mean, std = self._require_mean_std()
-        bases = concat_batches(batch_stats, "bases").double() if self.is_series() else 0.0
-        return bases + self._scales(batch_stats) * (mean + std * normalized)
-
-    def _scales(self, batch_stats: Sequence[BatchStats]) -> Tensor | float:
-        return concat_batches(batch_stats, "scales").double() if self.is_series() else 1.0
+        predictions, values, bases, scales = (
+            concat_batches(batch_stats, name).double()
+            for name in ("predictions", "values", "bases", "scales")
+        )
+        return bases + scales * (mean + std * predictions), bases + scales * (mean + std * values)
 
     def _require_mean_std(self) -> tuple[float, float]:
         if self.target_mean is None or self.target_std is None:

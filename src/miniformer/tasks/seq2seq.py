@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -23,8 +24,7 @@ from miniformer.config import (
     option,
 )
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch, LengthBucketBatcher
-from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.length_bucketing import Batch, CollateFn
 from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record, Records
@@ -139,40 +139,26 @@ class Seq2Seq(TextGenerationTask):
             min_length = max(2, len(frame.prefix) + len(frame.suffix) + 1)
             check_max_seq_len(config, min_length, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
-            BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # refuse what is no bpe
+            BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # raise unless bpe
 
     def decoder_start_token_id(self, tokenizer: Tokenizer) -> int:
         """Id of the decoder's first input token."""
         return tokenizer.eos_id if self.start_id is None else self.start_id
 
-    def batcher(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        seq_len: int,
-        batch_size: int,
-        batch_tokens: int | None,
-        training: bool,
-    ) -> Batcher:
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
         assert tokenizer is not None
-        start_id, end_id = self.decoder_start_token_id(tokenizer), tokenizer.eos_id
-
         merges = {}
         if self.bpe_dropout and training:
             merges = {
                 "source": BPEMerges(tokenizer.source_tokenizer),
                 "labels": BPEMerges(tokenizer),
             }
-
-        def collate(examples: list[Example], random: np.random.Generator | None) -> Batch:
-            return collate_seq2seq(examples, start_id=start_id, end_id=None if training else end_id)
-
-        return LengthBucketBatcher(
-            with_bpe_dropout(collate, self.bpe_dropout, merges=merges, max_length=seq_len),
-            length_columns=("source", "labels"),
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
+        collate = partial(
+            collate_seq2seq,
+            start_id=self.decoder_start_token_id(tokenizer),
+            end_id=None if training else tokenizer.eos_id,
         )
+        return with_bpe_dropout(collate, self.bpe_dropout, merges=merges, max_length=seq_len)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
@@ -245,9 +231,8 @@ class Seq2Seq(TextGenerationTask):
     def tokenizer_warnings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
         sample = list(islice(records, _MAX_CHECKED_TARGETS))
         examples = self.encode(sample, tokenizer, 2)  # for references, which are not truncated
-        yield from lossy_target_warnings(
-            [_reference_text(example) for example in examples], tokenizer
-        )
+        targets = [example["reference"].tobytes().decode() for example in examples]
+        yield from lossy_target_warnings(targets, tokenizer)
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """Decoding method and number of examples of the text metrics."""
@@ -316,9 +301,3 @@ class Seq2Seq(TextGenerationTask):
             raise InputError(problems)
         options = dataclasses.replace(options, num_return_sequences=1)
         return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
-
-
-def _reference_text(example: Example) -> str:
-    """The untruncated target text of an example."""
-    text: str = example["reference"].tobytes().decode()
-    return text

@@ -229,6 +229,8 @@ def test_regression_metrics_are_in_the_units_of_the_data(rows):
     inside = {
         "values": torch.tensor((values - 7) / 2.5, dtype=torch.float32),
         "predictions": torch.tensor((predictions - 7) / 2.5, dtype=torch.float32),
+        "bases": torch.zeros(len(rows)),
+        "scales": torch.ones(len(rows)),
     }
     metrics = task.compute_metrics([inside])
 
@@ -245,9 +247,8 @@ def test_regression_metrics_are_in_the_units_of_the_data(rows):
 
 def test_regression_correlation_with_a_constant_is_0():
     task = Regression(target_mean=0.0, target_std=1.0, input_kind="text")
-    metrics = task.compute_metrics(
-        [{"values": torch.tensor([1.0, 2.0]), "predictions": torch.tensor([1.0, 1])}]
-    )
+    stats = {"values": torch.tensor([1.0, 2.0]), "predictions": torch.ones(2)}
+    metrics = task.compute_metrics([{**stats, "bases": torch.zeros(2), "scales": torch.ones(2)}])
     assert metrics["pearson"] == metrics["spearman"] == 0.0
 
 

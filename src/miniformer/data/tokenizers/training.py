@@ -18,6 +18,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -25,6 +26,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from miniformer.config import UserError
 
 EOS_TOKEN, PAD_TOKEN, UNK_TOKEN = "<|endoftext|>", "<|pad|>", "<|unknown|>"
+DEFAULT_VOCAB_SIZE = 10_000
 SAMPLE_BYTES = 2**26  # text used for training: 64 MB
 _MAX_ALPHABET_SIZE = 1000  # of wordpiece; rarer characters are unknown
 
@@ -56,12 +58,23 @@ class TextSample:
 
 def train_bpe(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
     """Byte-level byte-pair encoding, as in GPT-2: any text decodes to itself."""
-    vocab_size = vocab_size or 10_000
-    _require_vocab_size(vocab_size, 2 + 256, "bpe", "one id for each byte value")
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    return _train_byte_level("bpe", models.BPE(), trainers.BpeTrainer, texts, vocab_size)
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
+    """A unigram language model over runs of bytes (Kudo 2018): any text decodes to itself."""
+    trainer = trainers.UnigramTrainer
+    return _train_byte_level("unigram", models.Unigram(), trainer, texts, vocab_size)
+
+
+def _train_byte_level(
+    kind: str, model: Any, trainer_class: Any, texts: Iterable[str], vocab_size: int | None
+) -> tokenizers.Tokenizer:
+    """Trains a model of byte sequences that starts with all byte values."""
+    vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
+    _require_vocab_size(vocab_size, 2 + 256, kind, "one id for each byte value")
+    backend = _byte_level_tokenizer(model)
+    trainer = trainer_class(
         vocab_size=vocab_size,
         special_tokens=[EOS_TOKEN, PAD_TOKEN],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -71,26 +84,16 @@ def train_bpe(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers
     return backend
 
 
-def train_unigram(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
-    """A unigram language model over runs of bytes (Kudo 2018): any text decodes to itself."""
-    vocab_size = vocab_size or 10_000
-    _require_vocab_size(vocab_size, 2 + 256, "unigram", "one id for each byte value")
-    backend = tokenizers.Tokenizer(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _byte_level_tokenizer(model: Any, use_regex: bool = True) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOS_TOKEN, PAD_TOKEN],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
     return backend
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
     """WordPiece subwords, as in BERT (Schuster & Nakajima 2012); decoding loses the spacing."""
-    vocab_size = vocab_size or 10_000
+    vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
     word_counts: Counter[str] = Counter()
     split = pre_tokenizers.BertPreTokenizer()
     for text in texts:
@@ -131,7 +134,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int | None = None) -> toke
 
 def train_word(texts: Iterable[str], vocab_size: int | None = None) -> tokenizers.Tokenizer:
     """One id per word between spaces, the most frequent first; other words become unknown."""
-    vocab_size = vocab_size or 10_000
+    vocab_size = vocab_size or DEFAULT_VOCAB_SIZE
     special = [EOS_TOKEN, PAD_TOKEN, UNK_TOKEN]
     _require_vocab_size(vocab_size, 1 + len(special), "word", "one id for a word")
     seen: Counter[str] = Counter()
@@ -152,11 +155,8 @@ def train_byte(texts: Iterable[str], vocab_size: int | None = None) -> tokenizer
     """One id for each byte of UTF-8; the text is not used."""
     _require_vocab_size(vocab_size, 2 + 256, "byte", "one id for each byte value")
     tokens = [EOS_TOKEN, PAD_TOKEN, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
-    )
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
+    model = models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
+    backend = _byte_level_tokenizer(model, use_regex=False)
     backend.add_special_tokens([EOS_TOKEN, PAD_TOKEN])
     return backend
 

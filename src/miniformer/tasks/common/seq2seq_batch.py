@@ -13,7 +13,13 @@ from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.tasks.base import symmetric_kl, token_loss
 
 
-def collate_seq2seq(examples: list[Example], *, start_id: int, end_id: int | None = None) -> Batch:
+def collate_seq2seq(
+    examples: list[Example],
+    random: np.random.Generator | None = None,
+    *,
+    start_id: int,
+    end_id: int | None = None,
+) -> Batch:
     """Collates `source`, `target` and `labels`, int64 [B, S or T], and `source_mask` if needed.
 
     With `end_id`, the EOS token of targets, the batch also has it and the reference texts, for

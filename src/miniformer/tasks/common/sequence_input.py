@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from miniformer.config import TransformerConfig, UserError, option
+from miniformer.config import (
+    GenerationConfig,
+    InputError,
+    TransformerConfig,
+    UserError,
+    option,
+)
 from miniformer.data.batching.columnar import Example
-from miniformer.data.batching.length_bucketing import Batch, CollateFn, LengthBucketBatcher
-from miniformer.data.batching.loader import Batcher
+from miniformer.data.batching.length_bucketing import Batch, CollateFn
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
@@ -21,6 +27,7 @@ from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.input_encoding import (
+    check_inputs,
     check_max_seq_len,
     collate_inputs,
     encode_inputs,
@@ -29,6 +36,8 @@ from miniformer.tasks.common.input_encoding import (
     num_special_tokens,
 )
 from miniformer.tasks.common.standardize import feature_statistics
+
+_BATCH_SIZE = 32  # inputs predicted at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +188,11 @@ class InputTask(Task):
                     f"model_config: {name} must be {value} for this data, "
                     f"not {getattr(config, name)}; leave it out"
                 )
-        if self.bpe_dropout and tokenizer is None:
-            raise UserError("task_config: bpe_dropout is for texts, and inputs are vectors here")
-        if self.bpe_dropout and tokenizer is not None:
+        if self.bpe_dropout:
+            if tokenizer is None:
+                raise UserError(
+                    "task_config: bpe_dropout is for texts, and inputs are vectors here"
+                )
             BPEMerges(tokenizer)  # raises unless bpe
         if self.shared_token_types and self.resolved_input_kind() != "pair":
             raise UserError("task_config: shared_token_types is for pairs of texts; leave it out")
@@ -200,21 +211,8 @@ class InputTask(Task):
             )
         super().check(config, tokenizer)
 
-    def batcher(
-        self,
-        tokenizer: Tokenizer | None,
-        *,
-        seq_len: int,
-        batch_size: int,
-        batch_tokens: int | None,
-        training: bool,
-    ) -> Batcher:
-        return LengthBucketBatcher(
-            self.apply_bpe_dropout(collate_inputs, tokenizer, seq_len),
-            length_columns=("inputs",),
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-        )
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
+        return self.apply_bpe_dropout(collate_inputs, tokenizer, seq_len)
 
     def apply_bpe_dropout(
         self, collate: CollateFn, tokenizer: Tokenizer | None, seq_len: int
@@ -244,3 +242,78 @@ class InputTask(Task):
         """The model's outputs, [B, outputs]."""
         out: Tensor = model.classify(**model_inputs(model, batch))
         return out
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+        *,
+        truncate: bool = False,
+    ) -> list[Any]:
+        """For each input what `format_outputs` makes of the model's output."""
+        first, answers = 0, []
+        for outputs in self.predict_batches(model, tokenizer, inputs, truncate=truncate):
+            last = first + len(outputs)
+            answers += self.format_outputs(outputs, inputs[first:last])
+            first = last
+        return answers
+
+    def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
+        """Predictions in plain types.
+
+        Args:
+            outputs: of the model, [B, outputs].
+            inputs: their inputs, as given by the user.
+        """
+        raise NotImplementedError
+
+    def predict_batches(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        *,
+        truncate: bool = False,
+        output_fn: Callable[[Any, Batch], Tensor] | None = None,
+    ) -> Iterator[Tensor]:
+        """Iterator over the model's outputs for a user's inputs in batches, [B, outputs] each.
+
+        All inputs are encoded and checked before the model runs.
+
+        Args:
+            model: the model.
+            tokenizer: None: the task reads no text.
+            inputs: in the format of records.
+            truncate: truncate inputs that are too long, as training does.
+            output_fn: computes the output of a batch, [B, ...]; None: `logits`.
+
+        Raises:
+            InputError: inputs differ in kind from the training data, or are longer than
+                max_seq_len.
+        """
+        limit = model.config.max_seq_len
+        records = check_inputs(inputs, self.resolved_input_kind(), self.input_dim)
+        examples: list[Example] = []
+        for first in range(0, len(records), _BATCH_SIZE):
+            examples += self.encode_inputs(records[first : first + _BATCH_SIZE], tokenizer, limit)
+        if not (truncate and self.can_truncate()):
+            hint = ", or truncate it" if self.can_truncate() else ""
+            too_long = {
+                number: f"is {len(example['inputs']) + example['cut']} long; the model reads at "
+                f"most {limit}; shorten it{hint}"
+                for number, example in enumerate(examples)
+                if example["cut"]
+            }
+            if too_long:
+                raise InputError(too_long)
+        device = next(model.parameters()).device
+
+        @torch.inference_mode()
+        def run(first: int) -> Tensor:
+            batch = collate_inputs(examples[first : first + _BATCH_SIZE])
+            batch = {name: value.to(device) for name, value in batch.items()}
+            return (output_fn or self.logits)(model, batch).cpu()
+
+        return map(run, range(0, len(examples), _BATCH_SIZE))

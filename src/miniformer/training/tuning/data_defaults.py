@@ -30,7 +30,7 @@ from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
 from miniformer.config.train_settings import DataSettings, ModelSettings
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.records import Records
-from miniformer.data.tokenizers.training import TextSample
+from miniformer.data.tokenizers.training import DEFAULT_VOCAB_SIZE, TextSample
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -46,7 +46,7 @@ _MIN_BATCH_TOKENS, _MAX_BATCH_TOKENS = 2_048, 16_384
 _MAX_BATCH_SIZE = 256  # limits the cost of operations per example
 _MIN_BATCHES_PER_EPOCH = 100  # for small datasets of short examples
 _MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # of a model size
-_MIN_VOCAB_SIZE, _MAX_VOCAB_SIZE = 512, 10_000
+_MIN_VOCAB_SIZE = 512
 # Kinds that fall back to bytes: a smaller vocabulary only makes texts longer.
 _BYTE_FALLBACK_KINDS = ("bpe", "unigram")
 _MAX_SAMPLED_TEXTS, _MAX_WORD_CHARS = 1_000, 32  # texts, characters
@@ -152,7 +152,7 @@ def resolve_vocab_size(task: Task, kind: str, sample: TextSample) -> ResolvedSet
 
 def default_vocab_size(n_bytes: int) -> int:
     """Default vocabulary size of a language model for a text of `n_bytes`."""
-    return min(max(round(math.sqrt(n_bytes)), _MIN_VOCAB_SIZE), _MAX_VOCAB_SIZE)
+    return min(max(round(math.sqrt(n_bytes)), _MIN_VOCAB_SIZE), DEFAULT_VOCAB_SIZE)
 
 
 def resolve_source_tokenizer(
