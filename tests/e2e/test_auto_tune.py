@@ -75,7 +75,8 @@ def test_find_lr_uses_the_settings_of_the_run(tmp_path, monkeypatch, precision):
     expected = sum(float(loss.detach()) for loss, _ in sums) / sum(
         float(count) for _, count in sums
     )
-    search = auto_tune(run, console).lr_search
+    auto_tune(run, console)
+    search = run.lr_search
     assert len(search.losses) == 100
     assert search.losses == pytest.approx([expected] * 100, rel=1e-5)
     assert given == {"weight_decay": 0.3, "layer_lr_decay": 0.5, "momentum": 0.25}

@@ -627,7 +627,7 @@ def infinite_loss_is_learned(original):
 @fault("miniformer.training.callbacks.nan_check:nan_error_message")
 def records_of_an_infinite_loss_are_not_named(original):
     """The message about an infinite loss does not name the records."""
-    return lambda error, data, checkpoints: str(error)
+    return lambda error, data, checkpoint: str(error)
 
 
 @fault("miniformer.training.callbacks.grad_norms:_group_name")
@@ -1049,3 +1049,15 @@ def precision_is_float32_unless_given(original):
     return lambda hardware, device_type: (
         "float32" if hardware.precision == "auto" else original(hardware, device_type)
     )
+
+
+@fault("miniformer.training.setup.resolve:Resolution.summary")
+def summary_leaves_out_resolved_settings(original):
+    """A run prints the settings that are given, and not those that it determined."""
+
+    def summary(self):
+        import dataclasses
+
+        return original(dataclasses.replace(self, resolved=[]))
+
+    return summary

@@ -111,7 +111,8 @@ def _train(
     L.seed_everything(config.seed, verbose=False)
     run = prepare(config, console)
     if checkpoint is None:
-        run = auto_tune(run, console)
+        auto_tune(run, console)
+    console.print(run.summary())
     config = run.config
     total_steps = limits.max_total_steps(config, run.data)
     limits.warn_unreached_limits(config, total_steps)
@@ -145,7 +146,7 @@ def _train(
     own = RunCallbacks(run, module, artifacts, budget, console, resume_from=checkpoint)
     with suppress_lightning_hints():
         trainer = make_trainer(run, folder, own.around(callbacks))
-        with explain_nan_errors(run.data, own.resume_checkpoint):
+        with explain_nan_errors(run.data, lambda: own.resume_checkpoint.last_checkpoint):
             with own.interrupt:
                 trainer.fit(module, run.data)
                 validate_last_step(trainer, module, run, own)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -77,16 +78,18 @@ class NaNCheck:
 
 
 @contextlib.contextmanager
-def explain_nan_errors(data: MiniFormerDataModule, checkpoints: Any) -> Iterator[None]:
+def explain_nan_errors(
+    data: MiniFormerDataModule, last_checkpoint: Callable[[], Path | None]
+) -> Iterator[None]:
     """Context that adds the records of the batch and the checkpoint before it to the message."""
     try:
         yield
     except NonFiniteLossError as error:
-        raise UserError(nan_error_message(error, data, checkpoints)) from None
+        raise UserError(nan_error_message(error, data, last_checkpoint())) from None
 
 
 def nan_error_message(
-    error: NonFiniteLossError, data: MiniFormerDataModule, checkpoints: Any
+    error: NonFiniteLossError, data: MiniFormerDataModule, checkpoint: Path | None
 ) -> str:
     """Error message with the records of the batch and the checkpoint before it."""
     lines, batches = [str(error)], data.train_dataloader()
@@ -100,9 +103,9 @@ def nan_error_message(
         locations = ", ".join(records.location(index) for index in indices[:5])
         more = f" and {len(indices) - 5} more" if len(indices) > 5 else ""
         lines.append(f"records of that batch: {locations}{more}")
-    if checkpoints.last_checkpoint is not None:
+    if checkpoint is not None:
         lines.append(
-            f"the last finite checkpoint is {checkpoints.last_checkpoint}; resume from it "
-            f"with --resume {checkpoints.run} and a lower lr"
+            f"the last finite checkpoint is {checkpoint}; resume from it with --resume "
+            f"{checkpoint.parents[1]} and a lower lr"
         )
     return "; ".join(lines)

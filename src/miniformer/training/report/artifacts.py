@@ -126,6 +126,9 @@ class RunArtifacts:
         run, path = self.run, self.folder / "report.html"
         if self.is_global_zero:
             size = run.model_config.num_params(seq2seq=run.kind == "seq2seq")
+            resolved = {
+                setting.name: f"{setting.value} ({setting.reason})" for setting in run.resolved
+            }
             environment = {"model": f"{size:,} parameters", **run_info}
             if run.tokenizer_summary is not None:
                 environment["tokenizer"] = run.tokenizer_summary
@@ -140,7 +143,7 @@ class RunArtifacts:
                     gradient_rows=grad_norms,
                     samples=samples,
                     metrics=metrics,
-                    changed_settings=run.changed_settings(),
+                    changed_settings=run.changed_settings() | resolved,
                     environment=environment,
                     plots=[path for path in paths if path.exists()],
                     warnings=notes,

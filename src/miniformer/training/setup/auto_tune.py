@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 
 from miniformer import registry
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import BatchLoader
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
@@ -24,7 +24,7 @@ from miniformer.utils.units import format_bytes, parse_bytes
 _OPTIMIZER_BYTES_PER_PARAM = {"muon": 8.0, "adamw": 8.0, "schedulefree": 12.0}  # at most
 
 
-def auto_tune(run: RunSetup, console: Console) -> RunSetup:
+def auto_tune(run: RunSetup, console: Console) -> None:
     """Determines the settings that the config leaves to trial steps, and prints each.
 
     Raises:
@@ -33,24 +33,26 @@ def auto_tune(run: RunSetup, console: Console) -> RunSetup:
     config = run.config
     run.model.to(run.device_type)
     if config.find_batch_size:
-        run = _tune_batch_size(run, console)
+        _tune_batch_size(run, console)
     if config.memory_limit is not None:
-        run = _fit_memory_limit(run, console)
+        _fit_memory_limit(run, console)
     elif config.activation_checkpointing != "none":
         console.print(_enable_activation_checkpointing(run, config.activation_checkpointing))
-    return _tune_lr(run, console) if config.find_lr else run
+    if config.find_lr:
+        _tune_lr(run, console)
 
 
-def _tune_batch_size(run: RunSetup, console: Console) -> RunSetup:
+def _tune_batch_size(run: RunSetup, console: Console) -> None:
     result = find_batch_size(
         run.model, run.task, partial(_iter_batches, run), autocast=_autocast_dtype(run)
     )
     for line in result.format_table():
         console.print(line)
-    return _with_batch_size(run, result.suggestion, find_batch_size=False)
+    _set_batch_size(run, result.suggestion, "find_batch_size: the most tokens per second")
+    run.apply([], find_batch_size=False)
 
 
-def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
+def _fit_memory_limit(run: RunSetup, console: Console) -> None:
     config = run.config
     limit = parse_bytes(str(config.memory_limit))
     assert limit is not None
@@ -67,11 +69,14 @@ def _fit_memory_limit(run: RunSetup, console: Console) -> RunSetup:
     console.print(f"memory {format_bytes(limit)}: {plan.summary()}")
     set_activation_checkpointing(run.model, plan.activation_checkpointing)
     run.predicted_memory = plan.predicted_bytes
-    return _with_batch_size(
-        run,
-        plan.batch_size,
-        accumulate_grad_batches=config.accumulate_grad_batches * plan.accumulate_grad_batches,
-        activation_checkpointing=plan.activation_checkpointing,
+    reason = "to stay within memory_limit"
+    _set_batch_size(run, plan.batch_size, reason)
+    accumulated = config.accumulate_grad_batches * plan.accumulate_grad_batches
+    run.apply(
+        [
+            ResolvedSetting("accumulate_grad_batches", accumulated, reason),
+            ResolvedSetting("activation_checkpointing", plan.activation_checkpointing, reason),
+        ]
     )
 
 
@@ -86,7 +91,7 @@ def _enable_activation_checkpointing(run: RunSetup, mode: str) -> str:
     return f"saved activations of a batch: {after}, {before} without checkpointing"
 
 
-def _tune_lr(run: RunSetup, console: Console) -> RunSetup:
+def _tune_lr(run: RunSetup, console: Console) -> None:
     config = run.config
     options: dict[str, Any] = {"weight_decay": config.weight_decay, **config.optimizer_config}
     if config.layer_lr_decay != 1.0:
@@ -103,8 +108,9 @@ def _tune_lr(run: RunSetup, console: Console) -> RunSetup:
             progress=partial(progress, "trying learning rates"),
         )
     lr = float(f"{run.lr_search.suggestion:.2g}")
-    console.print(f"learning rate: {lr:g}, a tenth of the learning rate with the lowest loss")
-    return dataclasses.replace(run, config=dataclasses.replace(config, lr=lr, find_lr=False))
+    reason = "a tenth of the learning rate with the lowest loss"
+    console.print(f"learning rate: {lr:g}, {reason}")
+    run.apply([ResolvedSetting("lr", lr, f"find_lr: {reason}")], find_lr=False)
 
 
 class _RepeatableBatches:
@@ -140,11 +146,10 @@ def _scaled_batch_tokens(run: RunSetup, batch_size: int) -> int | None:
     return None if limit is None else max(1, limit * batch_size // run.data.batch_size)
 
 
-def _with_batch_size(run: RunSetup, batch_size: int, **changes: Any) -> RunSetup:
+def _set_batch_size(run: RunSetup, batch_size: int, reason: str) -> None:
     tokens = _scaled_batch_tokens(run, batch_size)
     run.data.batch_size, run.data.batch_tokens = batch_size, tokens
-    config = dataclasses.replace(run.config, batch_size=batch_size, batch_tokens=tokens, **changes)
-    return dataclasses.replace(run, config=config)
+    run.apply([ResolvedSetting("batch_size", batch_size, reason)], batch_tokens=tokens)
 
 
 def _autocast_dtype(run: RunSetup) -> torch.dtype | None:

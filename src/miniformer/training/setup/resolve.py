@@ -1,11 +1,151 @@
-"""Resolves the settings of a run that need neither its data nor its model."""
+"""Resolves the settings of a run that nobody gave, with a reason for each."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
+from miniformer import registry
+from miniformer.config import UserError
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import HardwareSettings
+from miniformer.train_config import TrainConfig
+from miniformer.training.lit_module import DEFAULT_WARMUP_RATIO
+from miniformer.training.optim.optimizers import check_optimizer_options
+from miniformer.training.setup.init_from import config_from_pretrained
+from miniformer.training.tuning.data_defaults import resolve_lr
 from miniformer.training.tuning.hardware import has_fast_bf16
+
+# Defaults that `Resolution.summary` shows.
+_SHOWN_DEFAULTS = (
+    "task", "optimizer", "weight_decay", "scheduler", "gradient_clip_val", "seed",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Resolution:
+    """The settings of a run, resolved so far.
+
+    Args:
+        config: the run, with the resolved values that a resumed run keeps.
+        given: settings that are given, or those of the resumed run.
+        kind: kind of model: encoder or seq2seq.
+        device_type: cpu, cuda or mps.
+        precision: float32 or bf16.
+        resolved: settings that nobody gave; of two with one name, the later one counts.
+    """
+
+    config: TrainConfig
+    given: dict[str, Any]
+    kind: str
+    device_type: str
+    precision: str
+    resolved: list[ResolvedSetting]
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.config.experiment_name or self.config.task
+
+    @property
+    def hardware(self) -> HardwareSettings:
+        """Devices of the run."""
+        return self.config.part(HardwareSettings)
+
+    def changed_settings(self) -> dict[str, Any]:
+        """Settings that differ from their defaults."""
+        return self.config.non_default_fields()
+
+    def apply(self, settings: Iterable[ResolvedSetting], **changes: Any) -> None:
+        """Adds settings and sets their fields, or the keys of `task_config` after a dot.
+
+        Args:
+            settings: resolved settings.
+            **changes: further fields to set.
+        """
+        for setting in settings:
+            name, _, key = setting.name.partition(".")
+            value: Any = setting.value
+            if key:
+                value = {**getattr(self.config, name), key: value}
+            self.config = dataclasses.replace(self.config, **{name: value})
+            self.resolved.append(setting)
+        self.config = dataclasses.replace(self.config, **changes)
+
+    def summary(self) -> str:
+        """The settings that matter, one a line: given, resolved or default."""
+        reason = "given" if self.config.resume is None else "of the resumed run"
+        settings = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
+        settings += [ResolvedSetting(name, value, reason) for name, value in self.given.items()]
+        settings += self.resolved
+        names = [field.name for field in dataclasses.fields(self.config)]
+        order = {name: index for index, name in enumerate(names)}
+        lines = {setting.name: str(setting) for setting in settings}
+        by_field = sorted(lines, key=lambda name: order.get(name.partition(".")[0], len(order)))
+        return "\n  ".join(["settings:", *(lines[name] for name in by_field)])
+
+
+def resolve_config(config: TrainConfig) -> Resolution:
+    """Resolves what needs no data: the kind of model, initial weights, device, learning rate.
+
+    Raises:
+        UserError: the accelerator, the logger or an option of the optimizer is not available.
+    """
+    given = config.non_default_fields()
+    device_type = resolve_device_type(config)
+    precision = resolve_precision(config, device_type)
+    check_environment(config)
+    check_optimizer_options(config.optimizer, config.optimizer_config)
+    kind: str = config.model or registry.get("task", config.task).models[0]
+    comparison = "faster than float32" if precision == "bf16" else "bf16 is not faster"
+    resolved = [
+        ResolvedSetting("model", kind, f"default of {config.task}"),
+        ResolvedSetting("accelerator", device_type, "the fastest that is available"),
+        ResolvedSetting("precision", precision, f"{comparison} on this device"),
+    ]
+    if config.warmup_steps is None and config.scheduler not in ("onecycle", "none"):
+        reason = f"default of {config.scheduler}"
+        resolved.append(ResolvedSetting("warmup_ratio", DEFAULT_WARMUP_RATIO, reason))
+    if config.effective_max_epochs is not None:
+        reason = "no limit is given"
+        resolved.append(ResolvedSetting("max_epochs", config.effective_max_epochs, reason))
+    if config.world_size > 1:
+        resolved.append(ResolvedSetting("strategy", "ddp", "default for several devices"))
+    if kind == "decoder":  # the class is the same
+        kind = "encoder"
+        config = dataclasses.replace(config, model_config={**config.model_config, "causal": True})
+    if config.resume is None:
+        config = config_from_pretrained(config, kind)
+    resolved = [setting for setting in resolved if setting.name not in given]
+    resolution = Resolution(config, given, kind, device_type, precision, resolved)
+    if config.lr is None:
+        from_scratch = config.init_from is None and config.pretrain is None
+        resolution.apply([resolve_lr(config.optimizer, from_scratch=from_scratch)])
+    return resolution
+
+
+def check_environment(config: TrainConfig) -> None:
+    """Checks that the accelerator and the logger are available.
+
+    Raises:
+        UserError: one is not.
+    """
+    name = config.accelerator
+    missing = (name == "cuda" and not torch.cuda.is_available()) or (
+        name == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise UserError(f"accelerator={name} is not available on this machine; use cpu or auto")
+    for name in ("wandb", "mlflow"):
+        if config.logger == name and importlib.util.find_spec(name) is None:
+            raise UserError(
+                f'logger={name} needs the package {name}; pip install "miniformer[{name}]", '
+                "or use tensorboard, csv or none"
+            )
 
 
 def resolve_device_type(hardware: HardwareSettings) -> str:

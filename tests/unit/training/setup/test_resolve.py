@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import HardwareSettings
+from miniformer.train_config import TrainConfig
 from miniformer.training.setup import resolve
-from miniformer.training.setup.resolve import resolve_device_type, resolve_precision
+from miniformer.training.setup.resolve import resolve_config, resolve_device_type, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,48 @@ def test_resolve_device_type_takes_the_fastest(monkeypatch, accelerator, cuda, m
 def test_resolve_precision_is_bf16_where_it_is_fast(monkeypatch, given, fast, precision):
     monkeypatch.setattr(resolve, "has_fast_bf16", lambda device_type: fast)
     assert resolve_precision(HardwareSettings(precision=given), "cpu") == precision
+
+
+@pytest.mark.catches("summary_leaves_out_resolved_settings")
+def test_summary_names_given_resolved_and_default_settings_in_the_order_of_fields():
+    settings = resolve_config(
+        TrainConfig(train_path="a", optimizer="adamw", accelerator="cpu", precision="float32")
+    )
+    assert settings.summary().splitlines() == [
+        "settings:",
+        "  train_path: a (given)",
+        "  task: language_modeling (default)",
+        "  model: encoder (default of language_modeling)",
+        "  lr: 0.001 (default of adamw)",
+        "  weight_decay: 0.1 (default)",
+        "  scheduler: cosine (default)",
+        "  warmup_ratio: 0.05 (default of cosine)",
+        "  optimizer: adamw (given)",
+        "  gradient_clip_val: 1.0 (default)",
+        "  seed: 0 (default)",
+        "  max_epochs: 10 (no limit is given)",
+        "  accelerator: cpu (given)",
+        "  precision: float32 (given)",
+    ]
+
+
+def test_apply_sets_fields_and_task_options_and_the_later_value_counts():
+    settings = resolve_config(TrainConfig(train_path="a", task_config={"prepend_bos": True}))
+    settings.apply(
+        [
+            ResolvedSetting("batch_size", 16, "default"),
+            ResolvedSetting("batch_size", 4, "to stay within memory_limit"),
+            ResolvedSetting("task_config.label_smoothing", 0.1, "a reason"),
+        ],
+        find_lr=True,
+    )
+    assert settings.config.batch_size == 4
+    assert settings.config.task_config == {"prepend_bos": True, "label_smoothing": 0.1}
+    assert settings.config.find_lr
+    assert "batch_size: 4 (to stay within memory_limit)" in settings.summary()
+    assert "batch_size: 16" not in settings.summary()
+
+
+def test_settings_of_a_resumed_run_are_named_so(tmp_path):
+    config = TrainConfig(train_path="a", lr=0.5, resume=str(tmp_path))
+    assert "lr: 0.5 (of the resumed run)" in resolve_config(config).summary()

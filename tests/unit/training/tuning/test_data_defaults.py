@@ -79,7 +79,7 @@ def test_model_size_default_yields_to_given_settings(run):
     )
     model, out = run(1_000, "--model_config", '{"d_model": 48}')
     assert model == {"d_model": 48}, "a shape is not completed with that of another"
-    assert "size:" not in out
+    assert "model_size:" not in out
     assert run(1_000, "--model_config", '{"n_kv_heads": 8}')[0] == {"n_kv_heads": 8}, "of 8 heads"
     model, _ = run(1_000, "--model_size", "tiny", "--model_config", '{"n_layers": 1}')
     assert model == {**SIZE_PRESETS["tiny"], "n_layers": 1}
