@@ -76,6 +76,18 @@ def extension_problems(imports):
     ]
 
 
+def test_whole_train_config_is_for_entry_points_setup_and_resume():
+    """Other packages take a part of it, such as `HardwareSettings`."""
+    users = {
+        path.relative_to(SOURCE).as_posix()
+        for path in SOURCE.rglob("*.py")
+        if "import TrainConfig" in path.read_text("utf-8")
+    }
+    entry_points = {"__init__.py", "trainer.py", "training/run.py"}
+    folders = ("commands/", "training/setup/", "training/resume/")
+    assert {path for path in users - entry_points if not path.startswith(folders)} == set()
+
+
 def test_imports_have_no_cycle():
     assert find_cycle(imports_of("miniformer")) == []
 

@@ -121,7 +121,10 @@ def test_find_batch_size_of_a_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("miniformer.training.setup.auto_tune.find_batch_size", quick)
     code, settings = run(tmp_path, "--batch_size", "null", "--find_batch_size", "true")
     assert code == 0
-    assert f"{settings['batch_size']}  " in capsys.readouterr().out
+    out, size = capsys.readouterr().out, settings["batch_size"]
+    assert f"{size}  " in out
+    assert f"  batch_size: {size} (find_batch_size: the most tokens per second)\n" in out
+    assert out.count("\n  batch_size: ") == 1, "the size before is not shown"
     assert not settings["find_batch_size"]
 
 

@@ -534,7 +534,7 @@ def loss_is_averaged_over_each_batch(original):
     return training_step
 
 
-@fault("miniformer.training.loss_module:is_duplicate_batch")
+@fault("miniformer.training.lit_module:is_duplicate_batch")
 def batch_of_another_rank_counts_again(original):
     """A batch that only keeps ranks in step is learned from."""
     return lambda batch: False

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.data.batching.loader import BatchLoader
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, Task
-from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.budget import Budget, budget_from_trainer
 from miniformer.training.callbacks.nan_check import NaNCheck
 from miniformer.training.distributed import strategies
-from miniformer.training.loss_module import LossModule, is_duplicate_batch
 from miniformer.training.optim.optimizers import default_lr
 
 DEFAULT_WARMUP_RATIO = 0.05
@@ -146,7 +142,9 @@ class MiniFormerLitModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.budget is None:
-            self._budget = self._budget_from_trainer()
+            self._budget = budget_from_trainer(
+                self.trainer, self.scheduler, self.accumulate_grad_batches
+            )
             self._budget.start()
         self._micro_batches, self._loss_and_count, self._token_counts = 0, None, [0, 0]
         self.set_optimizer_mode(True)
@@ -222,31 +220,6 @@ class MiniFormerLitModule(L.LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.trainer.global_step)
 
-    def _budget_from_trainer(self) -> Budget:
-        """Limits of a `Trainer` that the user created."""
-        trainer = self.trainer
-        steps = [trainer.max_steps] if trainer.max_steps > 0 else []
-        batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
-        if epochs > 0 and math.isfinite(batches):
-            steps.append(epochs * math.ceil(batches / self.accumulate_grad_batches))
-        loader = trainer.train_dataloader
-        # Without a known number of batches, the batches of a `BatchLoader` have their epoch.
-        counted = isinstance(loader, BatchLoader) and loader.chunks.num_chunks is not None
-        max_epochs = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
-        timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-        seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
-        if not (steps or max_epochs or seconds or self.scheduler == "none"):
-            raise UserError(
-                f"scheduler={self.scheduler} needs to know when training ends; give the Trainer "
-                "max_steps, max_time, or max_epochs over data of known length, or use "
-                "scheduler='none'"
-            )
-        return Budget(
-            max_steps=min(steps, default=None),
-            max_epochs=max_epochs,
-            max_seconds=min(seconds, default=None),
-        )
-
     def set_optimizer_mode(self, training: bool) -> None:
         """Switches an optimizer that averages weights between training and evaluation weights."""
         for optimizer in self.trainer.optimizers:
@@ -292,3 +265,39 @@ class MiniFormerLitModule(L.LightningModule):
             self.log_dict(metrics, logger=False)
             if not self.trainer.sanity_checking:
                 self._log_to_loggers(metrics)
+
+
+class LossModule(nn.Module):
+    """Loss of a batch.
+
+    A task calls the parts of its model separately. The hooks around a pass (gradient reduction of
+    DDP, weight gathering of FSDP) need one `forward`, which is that of this module.
+
+    Args:
+        model: a model that `task` can use.
+        task: computes the loss and the evaluation statistics.
+    """
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model, self.task = model, task
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the summed loss and its count; see `Task.loss`.
+
+        Both are 0 for a batch that only keeps ranks synchronized (see `BatchLoader`).
+        """
+        loss, count = self.task.loss(self.model, batch)
+        if is_duplicate_batch(batch):
+            return loss * 0.0, count * 0
+        return loss, count
+
+    def eval_step(self, batch: Batch, *, test: bool) -> BatchStats:
+        """Statistics of a validation or test batch for `Task.compute_metrics`."""
+        step = self.task.test_step if test else self.task.eval_step
+        return step(self.model, batch)
+
+
+def is_duplicate_batch(batch: Batch) -> bool:
+    """Returns whether another rank has this batch already."""
+    return bool(batch.get("about", {}).get("repeated", False))

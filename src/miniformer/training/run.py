@@ -13,7 +13,6 @@ from rich.console import Console
 
 from miniformer.config.train_settings import HardwareSettings, OptimizationSettings
 from miniformer.train_config import TrainConfig
-from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.nan_check import explain_nan_errors
 from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher
@@ -22,20 +21,11 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.resume.config import complete_config, resolve_resume
 from miniformer.training.resume.restart_folder import RunFolder
-from miniformer.training.setup import limits, pretraining
+from miniformer.training.setup import builders, limits, pretraining, run_folder
 from miniformer.training.setup.auto_tune import auto_tune
-from miniformer.training.setup.builders import (
-    CallbackOrFactory,
-    RunCallbacks,
-    build_callbacks,
-    make_trainer,
-    pickle_callbacks,
-    suppress_lightning_hints,
-)
 from miniformer.training.setup.init_from import load_pretrained_weights
 from miniformer.training.setup.prepare import RunSetup, prepare
 from miniformer.training.setup.resolve import resolve_device_type
-from miniformer.training.setup.run_folder import create_run_folder, run_folder_errors, save_setup
 from miniformer.training.tuning.compile import compile_layers
 from miniformer.utils.streams import printable_output
 
@@ -44,7 +34,7 @@ def train(
     config: TrainConfig,
     *,
     console: Console | None = None,
-    callbacks: Sequence[CallbackOrFactory] = (),
+    callbacks: Sequence[builders.CallbackOrFactory] = (),
 ) -> RunResult:
     """Trains a model and writes it to `<work_dir>/<experiment_name>/best` and `last`.
 
@@ -64,22 +54,21 @@ def train(
         config = complete_config(config)
         hardware = config.part(HardwareSettings)
         if hardware.world_size > 1 and not launcher.is_launched():  # each process calls `train`
-            args = (config.to_dict(), pickle_callbacks(callbacks))
+            args = (config.to_dict(), builders.pickle_callbacks(callbacks))
             return RunResult.from_json(launcher.launch(hardware, _train_in_worker, *args))
         launcher.init_process_group(hardware, resolve_device_type(hardware))
         name = config.experiment_name or config.task
         attempts = RunFolder(name)
-        config, checkpoint = resolve_resume(
-            config, launcher.broadcast_from_rank0(attempts.find_existing)
-        )
-        with run_folder_errors() as created:
-            return _train(
-                config,
-                launcher.rank0_console(console),
-                build_callbacks(callbacks),
-                checkpoint,
-                lambda: attempts.register(create_run_folder(Path(config.work_dir), name, created)),
-            )
+        earlier = launcher.broadcast_from_rank0(attempts.find_existing)
+        config, checkpoint = resolve_resume(config, earlier)
+        with run_folder.run_folder_errors() as created:
+
+            def create_folder() -> Path:
+                new = run_folder.create_run_folder(Path(config.work_dir), name, created)
+                return attempts.register(new)
+
+            own = builders.build_callbacks(callbacks)
+            return _train(config, launcher.rank0_console(console), own, checkpoint, create_folder)
 
 
 def _train_in_worker(settings: dict[str, Any], outcome_path: str, callbacks: bytes) -> None:
@@ -101,9 +90,7 @@ def _train(
     """Prepares, trains and evaluates a run in this process; see `train`.
 
     Args:
-        config: the run.
-        console: output for progress messages.
-        callbacks: additional Lightning callbacks.
+        config, console, callbacks: see `train`.
         checkpoint: the checkpoint to resume from.
         create_folder: creates the folder of a new run.
         parent_folder: folder of the run that this run pretrains for.
@@ -114,38 +101,27 @@ def _train(
         auto_tune(run, console)
     console.print(run.summary())
     config = run.config
-    total_steps = limits.max_total_steps(config, run.data)
-    limits.warn_unreached_limits(config, total_steps)
-    budget = Budget(
-        max_steps=config.max_steps,
-        max_epochs=config.effective_max_epochs,
-        max_seconds=config.max_seconds,
-    )
+    budget, total_steps = limits.make_budget(config, run.data)
+    options = config.part(OptimizationSettings).module_options()
     module = MiniFormerLitModule(
-        run.model,
-        task=run.task,
-        tokenizer=run.tokenizer,
-        budget=budget,
-        **config.part(OptimizationSettings).module_options(),
+        run.model, task=run.task, tokenizer=run.tokenizer, budget=budget, **options
     )
-    needs_pretraining = config.pretrain is not None and checkpoint is None
-    pretrain_config = pretraining.pretrain_config(run) if needs_pretraining else None
-
+    pretrains = config.pretrain is not None and checkpoint is None
+    pretrain_config = pretraining.pretrain_config(run) if pretrains else None
     folder = Path(config.resume or launcher.broadcast_from_rank0(create_folder))
     console.print(f"run folder: {folder}" if checkpoint is None else f"resuming from {checkpoint}")
     artifacts = RunArtifacts(folder, run, is_global_zero=launcher.rank() == 0)
     if artifacts.is_global_zero:
-        save_setup(folder, run)
+        run_folder.save_setup(folder, run)
     if pretrain_config is not None:
         result = _pretrain(run, pretrain_config, folder, console)
         if result.interrupted is not None:
             return dataclasses.replace(result, folder=folder)
     if config.compile:
         console.print(compile_layers(run, config.accumulate_grad_batches, config.max_steps))
-
-    own = RunCallbacks(run, module, artifacts, budget, console, resume_from=checkpoint)
-    with suppress_lightning_hints():
-        trainer = make_trainer(run, folder, own.around(callbacks))
+    own = builders.RunCallbacks(run, module, artifacts, budget, console, resume_from=checkpoint)
+    with builders.suppress_lightning_hints():
+        trainer = builders.make_trainer(run, folder, own.around(callbacks))
         with explain_nan_errors(run.data, lambda: own.resume_checkpoint.last_checkpoint):
             with own.interrupt:
                 trainer.fit(module, run.data)
@@ -162,14 +138,11 @@ def _pretrain(run: RunSetup, config: TrainConfig, folder: Path, console: Console
         lambda: pretraining.resume_pretraining(config, folder)
     )
     console.print("pretraining: masked language modeling on the input texts")
-    result = _train(
-        config,
-        console,
-        (),
-        checkpoint,
-        lambda: create_run_folder(folder, pretraining.PRETRAIN_FOLDER),
-        parent_folder=folder,
-    )
+
+    def create_folder() -> Path:
+        return run_folder.create_run_folder(folder, pretraining.PRETRAIN_FOLDER)
+
+    result = _train(config, console, (), checkpoint, create_folder, parent_folder=folder)
     if result.interrupted is None:
         new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"pretraining complete; newly initialized: {', '.join(new)}")

@@ -228,7 +228,7 @@ def test_warmup_ratio_of_the_run():
 @pytest.mark.catches("batch_of_another_rank_counts_again")
 def test_filler_batch_of_a_device_counts_nothing():
     from miniformer.tasks.language_modeling import LanguageModeling
-    from miniformer.training.loss_module import LossModule
+    from miniformer.training.lit_module import LossModule
 
     loss_module = LossModule(tiny_model(), LanguageModeling())
     (batch,) = labeled_batches([(2, 6)])

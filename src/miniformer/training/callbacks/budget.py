@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
+
+import lightning as L
+from lightning.pytorch.callbacks import Timer
+
+from miniformer.config import UserError
+from miniformer.data.batching.loader import BatchLoader
 
 
 class Budget:
@@ -95,3 +102,32 @@ class Budget:
             progress: fraction of the run done.
         """
         return self.seconds * (1 - progress) / progress if progress else 0.0
+
+
+def budget_from_trainer(trainer: L.Trainer, scheduler: str, accumulate_grad_batches: int) -> Budget:
+    """Limits of a `Trainer` that the user created.
+
+    Raises:
+        UserError: it has no limit, which the schedule needs.
+    """
+    steps = [trainer.max_steps] if trainer.max_steps > 0 else []
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs or 0
+    if epochs > 0 and math.isfinite(batches):
+        steps.append(epochs * math.ceil(batches / accumulate_grad_batches))
+    loader = trainer.train_dataloader
+    # Without a known number of batches, the batches of a `BatchLoader` have their epoch.
+    counted = isinstance(loader, BatchLoader) and loader.chunks.num_chunks is not None
+    max_epochs = epochs if epochs > 0 and counted and not math.isfinite(batches) else None
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    seconds = [left for left in (timer.time_remaining() for timer in timers) if left]
+    if not (steps or max_epochs or seconds or scheduler == "none"):
+        raise UserError(
+            f"scheduler={scheduler} needs to know when training ends; give the Trainer "
+            "max_steps, max_time, or max_epochs over data of known length, or use "
+            "scheduler='none'"
+        )
+    return Budget(
+        max_steps=min(steps, default=None),
+        max_epochs=max_epochs,
+        max_seconds=min(seconds, default=None),
+    )

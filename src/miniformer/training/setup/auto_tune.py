@@ -149,7 +149,9 @@ def _scaled_batch_tokens(run: RunSetup, batch_size: int) -> int | None:
 def _set_batch_size(run: RunSetup, batch_size: int, reason: str) -> None:
     tokens = _scaled_batch_tokens(run, batch_size)
     run.data.batch_size, run.data.batch_tokens = batch_size, tokens
-    run.apply([ResolvedSetting("batch_size", batch_size, reason)], batch_tokens=tokens)
+    run.apply([ResolvedSetting("batch_size", batch_size, reason)])
+    if tokens is not None:
+        run.apply([ResolvedSetting("batch_tokens", tokens, reason)])
 
 
 def _autocast_dtype(run: RunSetup) -> torch.dtype | None:

@@ -7,9 +7,22 @@ import warnings
 from miniformer.config import NoEffectWarning
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
+from miniformer.training.callbacks.budget import Budget
 from miniformer.training.distributed.launcher import rank
 
 DEFAULT_NUM_VALIDATIONS = 5  # per run, if val_check_interval is null
+
+
+def make_budget(config: TrainConfig, data: MiniFormerDataModule) -> tuple[Budget, int | None]:
+    """The limits of a run, and its maximum number of steps; warns about limits out of reach."""
+    total_steps = max_total_steps(config, data)
+    warn_unreached_limits(config, total_steps)
+    budget = Budget(
+        max_steps=config.max_steps,
+        max_epochs=config.effective_max_epochs,
+        max_seconds=config.max_seconds,
+    )
+    return budget, total_steps
 
 
 def max_total_steps(config: TrainConfig, data: MiniFormerDataModule) -> int | None:

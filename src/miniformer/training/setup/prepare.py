@@ -236,7 +236,10 @@ def _resolve_batch_size(settings: Resolution, data: MiniFormerDataModule) -> Non
     """Batch size that follows from the data, also that of the datamodule."""
     config = settings.config
     options = resolve_batch_size(data, config.batch_tokens, config.world_size)
-    settings.apply([ResolvedSetting("batch_size", DEFAULT_BATCH_SIZE, "default"), *options])
+    if not options and config.batch_tokens is None:
+        options = [ResolvedSetting("batch_size", DEFAULT_BATCH_SIZE, "default")]
+    settings.apply([], batch_size=DEFAULT_BATCH_SIZE)
+    settings.apply(options)
     data.batch_size = settings.config.batch_size or 0
     data.batch_tokens = settings.config.batch_tokens
 

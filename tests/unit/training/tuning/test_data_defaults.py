@@ -230,10 +230,10 @@ def data(folder):
 
 
 def prepared(folder, task="language_modeling", **settings):
-    """A prepared run on that file, and its console output."""
+    """A prepared run on that file, and its console output with the settings."""
     console = Console(width=200, file=io.StringIO())
     run = prepare(TrainConfig(train_path=str(data(folder)), task=task, **settings), console)
-    return run, console.file.getvalue()
+    return run, f"{console.file.getvalue()}{run.summary()}\n"
 
 
 def test_language_modeling_has_defaults_for_batch_and_vocab_size(tmp_path):
@@ -257,14 +257,14 @@ def test_language_modeling_has_defaults_for_batch_and_vocab_size(tmp_path):
 def test_batch_and_vocab_size_given_are_used(tmp_path):
     run, output = prepared(tmp_path, batch_size=3, model_config={"vocab_size": 300})
     assert (run.config.batch_size, run.tokenizer.vocab_size) == (3, 300)
-    assert "\nbatch_" not in output
+    assert "  batch_size: 3 (given)\n" in output
+    assert "batch_tokens" not in output
     run, output = prepared(tmp_path, batch_tokens=3_072)
     assert len(next(iter(run.data.train_dataloader()))["input_ids"]) == 3
-    assert "\nbatch_" not in output
+    assert "  batch_tokens: 3072 (given)\n" in output
+    assert "batch_size" not in output
     run, output = prepared(tmp_path, tokenizer="byte")
     assert run.tokenizer.vocab_size == 258
-    run, output = prepared(tmp_path, find_batch_size=True)
-    assert "\nbatch_" not in output, "another size is still to be found"
 
 
 def test_batch_size_default_for_data_not_in_memory_is_large(tmp_path, monkeypatch):
