@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
-from miniformer.model import attention_backends
+from miniformer.model.attention_backends import BACKENDS
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.norm import make_norm
@@ -96,7 +96,7 @@ class MultiHeadAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
         scores = ScoreOptions(self.scale, self.softcap, self.sinks, context.bias)
-        heads = attention_backends.attend(context.backend, q, k, v, context.mask, scores)
+        heads = BACKENDS[context.backend](q, k, v, context.mask, scores)
         out: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out
 

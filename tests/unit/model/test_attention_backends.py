@@ -168,7 +168,7 @@ def test_backend_matches_loops(backend, name, causal):
     q, k, v = drawn()
     with torch.no_grad():
         mask = attention_backends.prepare(backend, seen, scores, batch_size=B, dtype=q.dtype)
-        out = attention_backends.attend(backend, q, k, v, mask, scores)
+        out = attention_backends.BACKENDS[backend](q, k, v, mask, scores)
         torch.testing.assert_close(out, by_loops(q, k, v, allowed, scores))
     assert torch.equal(out[0, :, 0], torch.zeros(H, E).double()), "padding gets zeros"
 
@@ -186,7 +186,7 @@ def test_backend_gradients_match_loops_without_nan(backend):
         backend, seen, ScoreOptions(), batch_size=B, dtype=torch.float64
     )
     got = torch.autograd.grad(
-        attention_backends.attend(backend, *inputs, mask, ScoreOptions()), inputs, grad
+        attention_backends.BACKENDS[backend](*inputs, mask, ScoreOptions()), inputs, grad
     )
     expected = torch.autograd.grad(by_loops(*inputs, allowed, ScoreOptions()), inputs, grad)
     for first, second in zip(got, expected, strict=True):
@@ -198,7 +198,7 @@ def test_matmul_rejects_second_derivative():
     mask = attention_backends.prepare(
         "matmul", seen_by(True)[0], ScoreOptions(), batch_size=B, dtype=torch.float64
     )
-    out = attention_backends.attend("matmul", q, k, v, mask, ScoreOptions())
+    out = attention_backends.BACKENDS["matmul"](q, k, v, mask, ScoreOptions())
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(out.sum(), q, create_graph=True)
 
@@ -264,7 +264,7 @@ def test_varlen_arguments_of_torch_function(torchs_varlen, causal, window):
         mask = attention_backends.prepare(
             "varlen", seen, ScoreOptions(0.7), batch_size=B, dtype=torch.float64
         )
-        out = attention_backends.attend("varlen", *inputs, mask, ScoreOptions(0.7))
+        out = attention_backends.BACKENDS["varlen"](*inputs, mask, ScoreOptions(0.7))
     torch.testing.assert_close(out, by_loops(*inputs, allowed, ScoreOptions(0.7)))
 
 
@@ -285,8 +285,7 @@ def test_varlen_layout_with_python_kernel(monkeypatch, causal, window, kernel):
     seen, allowed = seen_by(causal, window)
     grad = torch.randn(B, H, T, E, dtype=torch.float64)
     inputs = drawn(grad=True)
-    out = attention_backends.attend(
-        "varlen",
+    out = attention_backends.BACKENDS["varlen"](
         *inputs,
         attention_backends.prepare(
             "varlen", seen, ScoreOptions(0.7), batch_size=B, dtype=torch.float64
@@ -310,7 +309,7 @@ def test_varlen_pads_head_dim(monkeypatch, scale):
     inputs, scores = drawn(grad=True, width=6), ScoreOptions(scale)
     mask = attention_backends.prepare("varlen", seen, scores, batch_size=B, dtype=torch.float64)
     out, expected = (
-        attention_backends.attend("varlen", *inputs, mask, scores),
+        attention_backends.BACKENDS["varlen"](*inputs, mask, scores),
         by_loops(*inputs, allowed, scores),
     )
     torch.testing.assert_close(out, expected)
@@ -329,7 +328,7 @@ def test_varlen_separates_rows_for_any_segment_ids(monkeypatch):
     mask = attention_backends.prepare(
         "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
     )
-    out = attention_backends.attend("varlen", *inputs, mask, ScoreOptions())
+    out = attention_backends.BACKENDS["varlen"](*inputs, mask, ScoreOptions())
     torch.testing.assert_close(out, by_loops(*inputs, allowed, ScoreOptions()))
 
 
@@ -338,8 +337,7 @@ def test_varlen_without_padding_or_segments(monkeypatch, window):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", fake_varlen)
     seen = make_visibility(B, T, causal=True, window=window, device=CPU)
     inputs = drawn()
-    out = attention_backends.attend(
-        "varlen",
+    out = attention_backends.BACKENDS["varlen"](
         *inputs,
         attention_backends.prepare(
             "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
@@ -367,7 +365,7 @@ def test_backend_on_gpu(backend, causal, window, width):
     mask = attention_backends.prepare(
         backend, seen, ScoreOptions(), batch_size=B, dtype=torch.bfloat16
     )
-    out = attention_backends.attend(backend, *there, mask, ScoreOptions())
+    out = attention_backends.BACKENDS[backend](*there, mask, ScoreOptions())
     expected, grad = (
         by_loops(*inputs, allowed, ScoreOptions()),
         torch.randn(B, H, T, width).bfloat16(),
@@ -553,7 +551,7 @@ def test_varlen_of_padding_only(monkeypatch):
     mask = attention_backends.prepare(
         "varlen", seen, ScoreOptions(), batch_size=B, dtype=torch.float64
     )
-    assert not attention_backends.attend("varlen", *drawn(), mask, ScoreOptions()).any()
+    assert not attention_backends.BACKENDS["varlen"](*drawn(), mask, ScoreOptions()).any()
 
 
 @pytest.mark.parametrize("backend", ["plain", "sdpa", "matmul"])
@@ -568,8 +566,8 @@ def test_attention_scales_scores_before_they_overflow(backend, segments, causal)
     for dtype in (torch.float16, torch.float32):
         mask = attention_backends.prepare(backend, seen, ScoreOptions(), batch_size=B, dtype=dtype)
         out.append(
-            attention_backends.attend(
-                backend, *(x.to(dtype) for x in (q, q, v)), mask, ScoreOptions()
+            attention_backends.BACKENDS[backend](
+                *(x.to(dtype) for x in (q, q, v)), mask, ScoreOptions()
             )
         )
     torch.testing.assert_close(out[0].float(), out[1], rtol=1e-2, atol=1e-2)

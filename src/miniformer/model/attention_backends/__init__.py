@@ -163,26 +163,12 @@ def prepare_mask(backend: str, mask: AttentionMask, dtype: torch.dtype) -> Any:
     return additive_mask(mask, dtype) if backend == "matmul" else mask
 
 
-def attend(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, mask: Any, scores: ScoreOptions
-) -> Tensor:
-    """Scaled dot-product attention.
-
-    Args:
-        backend: name of the backend.
-        q: queries, [B, H, T, E].
-        k: keys, [B, K, S, E]; K divides H, and key-value head j serves query heads j*H/K to
-            (j+1)*H/K - 1.
-        v: values, [B, K, S, E].
-        mask: from `prepare`; a fully masked query gets zeros.
-        scores: options of the scores.
-
-    Returns:
-        [B, H, T, E].
-    """
-    return BACKENDS[backend](q, k, v, mask, scores)
-
-
+# Scaled dot-product attention: `(q, k, v, mask, scores)` -> [B, H, T, E], with
+#   q       queries, [B, H, T, E]
+#   k, v    keys and values, [B, K, S, E]; K divides H, and key-value head j serves query heads
+#           j*H/K to (j+1)*H/K - 1
+#   mask    from `prepare`; a fully masked query gets zeros
+#   scores  `ScoreOptions`
 BACKENDS: dict[str, Callable[..., Tensor]] = {
     "plain": functions.plain,
     "sdpa": functions.sdpa,

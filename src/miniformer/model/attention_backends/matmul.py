@@ -38,7 +38,7 @@ def additive_mask(mask: AttentionMask, dtype: torch.dtype) -> AdditiveMask:
 
 
 def matmul(q: Tensor, k: Tensor, v: Tensor, mask: AdditiveMask, scores: ScoreOptions) -> Tensor:
-    """Batched matrix products; see `attention_backends.attend`."""
+    """Batched matrix products; see `attention_backends.BACKENDS`."""
     dtype, group = matmul_dtype(q), q.shape[1] // k.shape[1]
     if group > 1:
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)  # [B, H, S, E]
