@@ -92,12 +92,21 @@ DOCUMENTS = sorted(
 )
 
 
+def heading_anchors(path):
+    """Anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_documents_links_and_paths_exist(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     base = (ROOT / document).parent
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (base / target).exists(), f"{document} points to {target}, which is not there"
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", text):
+        path = base / target if target else ROOT / document
+        assert path.exists(), f"{document} points to {target}, which is not there"
+        if anchor:
+            assert anchor in heading_anchors(path), f"{document}: no heading {target}#{anchor}"
 
 
 def test_documents_make_targets_exist():
