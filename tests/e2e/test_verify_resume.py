@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from miniformer import cli
+from miniformer import TrainConfig, UserError, cli
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.training.callbacks.validation import BestModelCheckpoint, ValidationSchedule
 from miniformer.training.lit_module import MiniFormerLitModule
@@ -74,6 +74,18 @@ def test_verify_resume_accepts_a_run_that_restores_all_state(command, changes):
         r"2 kills, resumed from steps \[\d, \d\]", line
     )  # fmt: skip
     assert code == 0
+
+
+def test_verify_resume_compares_all_steps_of_a_shorter_run(command):
+    code, line = command(max_steps=2)
+    assert code == 0
+    assert line.startswith("exact: 2 losses")
+
+
+def test_verify_resume_reports_a_run_that_ends_before_its_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "_run_subprocess", lambda request: (0, ""))
+    with pytest.raises(UserError, match="the run ended before batch 7"):
+        verify._run(TrainConfig(train_path="t.jsonl"), tmp_path, stop_step=9, kill_batch=7)
 
 
 def forgets_the_optimizer(monkeypatch):

@@ -305,7 +305,7 @@ class OutputSettings(StrictConfig):
             defaults.
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
             validation, and as often as 2 % of the time allows.
-        logger: tensorboard, csv, wandb or mlflow (each needs the extra of its name), none.
+        logger: tensorboard, csv, none, or wandb or mlflow, which need the extra of their name.
     """
 
     heading: ClassVar[str] = "output"

@@ -78,7 +78,7 @@ def verify_resume(
     Args:
         config: the run; time limits and automatic tuning are disabled.
         folder: an empty folder for both runs.
-        steps: optimizer steps.
+        steps: optimizer steps, at most those of the run.
         kills: number of kills.
         seed: seed of the batches at which the run is killed.
         log: prints the progress.
@@ -90,6 +90,7 @@ def verify_resume(
         raise UserError("verify-resume is for one device; set devices=1")
     if config.max_time is not None:
         log("max_time is ignored: runs with a time limit are not reproducible")
+    steps = min(steps, config.max_steps or steps)
     config = dataclasses.replace(
         config,
         max_time=None,
@@ -154,6 +155,8 @@ def _run(
     code, errors = _run_subprocess(
         {"config": config.to_dict(), "path": str(path), "stop": stop_step, "kill": kill_batch}
     )
+    if code == 0 and kill_batch is not None:
+        raise UserError(f"the run ended before batch {kill_batch}, where it is killed; lower steps")
     if code != (0 if kill_batch is None else -signal.SIGKILL):
         lines = errors.strip().splitlines() or ["the process printed no error"]
         raise UserError(f"the run to verify failed: {lines[-1].removeprefix('error: ')}")
