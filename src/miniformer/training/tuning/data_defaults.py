@@ -13,7 +13,7 @@
 | task_config.target_delta_of    | a feature whose next number is the value, on held-out records  |
 
 Only `miniformer.training.setup` calls these functions: tasks, data modules and models take the
-values as options and have fixed defaults. An option in `task_config` may be "auto", too.
+values as options and have fixed defaults. The options of `task_config` above may be "auto", too.
 """
 
 from __future__ import annotations
