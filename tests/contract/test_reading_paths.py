@@ -37,7 +37,7 @@ GENERATE_LANDMARKS = [
     "generation/detokenizer.py:StreamingDetokenizer.add_token",
 ]
 # Files and lines of functions; in the wide path, with the leaves.
-LIMITS = {"train": (27, 2_000), "generate": (14, 900)}
+LIMITS = {"train": (28, 2_000), "generate": (14, 900)}
 WIDE_LIMITS = {"train": (59, 3_200), "generate": (32, 1_700)}
 
 

@@ -22,7 +22,7 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
-from miniformer.training.distributed.launcher import broadcast_from_rank0, rank
+from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.setup.init_from import load_pretrained_weights
 from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
@@ -220,8 +220,9 @@ def _make_tokenizer(
     if resume_dir is not None:
         return load_run_tokenizer(resume_dir)
     # Rank 0 trains it: training is not deterministic for all kinds.
-    trained = make_tokenizer(settings.config, task, records) if rank() == 0 else None
-    tokenizer, summary, options = broadcast_from_rank0(lambda: trained)  # type: ignore[misc]
+    tokenizer, summary, options = broadcast_from_rank0(
+        lambda: make_tokenizer(settings.config, task, records)
+    )
     if tokenizer is not None and settings.config.tokenizer is None:
         settings.resolved.append(ResolvedSetting("tokenizer", "bpe", "default"))
     for option in options:  # the vocabulary size is a field of the tokenizer, not of the config
