@@ -386,7 +386,7 @@ def warm_config(labelled, work_dir, **changes):
 
 
 @pytest.mark.catches("pretraining_leaves_no_weights")
-def test_pretrained_weights_start_the_run(labelled, tmp_path):
+def test_pretrained_weights_start_the_run(labelled, tmp_path, capsys):
     class Look(L.Callback):
         def on_train_start(self, trainer, module):
             self.weights = {k: v.clone() for k, v in module.model.state_dict().items()}
@@ -404,6 +404,10 @@ def test_pretrained_weights_start_the_run(labelled, tmp_path):
     settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
     assert settings.lr == 1e-2
     assert (tmp_path / "run" / "pretrain" / "report.html").exists()
+    first, pretraining = capsys.readouterr().out.split("\nsettings:\n")[1:]  # one block each
+    assert "  task: classification (given)\n" in first
+    assert "  task: masked_lm (of the run and its pretrain)\n" in pretraining
+    assert "(given)" not in pretraining
 
 
 # A setting of data, batches or hardware, and a value that is not its default.

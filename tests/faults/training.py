@@ -1055,9 +1055,19 @@ def precision_is_float32_unless_given(original):
 def summary_leaves_out_resolved_settings(original):
     """A run prints the settings that are given, and not those that it determined."""
 
-    def summary(self):
+    def summary(self, given="given"):
         import dataclasses
 
-        return original(dataclasses.replace(self, resolved=[]))
+        return original(dataclasses.replace(self, resolved=[]), given)
+
+    return summary
+
+
+@fault("miniformer.training.setup.resolve:Resolution.summary")
+def changed_settings_are_those_of_the_resumed_run(original):
+    """A run that resumes prints a changed setting as one of the resumed run."""
+
+    def summary(self, given="given"):
+        return original(self, "of the resumed run" if self.saved else given)
 
     return summary

@@ -99,7 +99,7 @@ def _train(
     run = prepare(config, console)
     if checkpoint is None:
         auto_tune(run, console)
-    console.print(run.summary())
+    console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))
     config = run.config
     budget, total_steps = limits.make_budget(config, run.data)
     options = config.part(OptimizationSettings).module_options()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.lit_module import DEFAULT_WARMUP_RATIO
 from miniformer.training.optim.optimizers import check_optimizer_options
+from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.setup.init_from import config_from_pretrained
 from miniformer.training.tuning.data_defaults import resolve_lr
 from miniformer.training.tuning.hardware import has_fast_bf16
@@ -32,7 +34,8 @@ class Resolution:
 
     Args:
         config: the run, with the resolved values that a resumed run keeps.
-        given: settings that are given, or those of the resumed run.
+        given: settings that are given.
+        saved: settings of the run to resume, as that run has saved them.
         kind: kind of model: encoder or seq2seq.
         device_type: cpu, cuda or mps.
         precision: float32 or bf16.
@@ -41,6 +44,7 @@ class Resolution:
 
     config: TrainConfig
     given: dict[str, Any]
+    saved: dict[str, Any]
     kind: str
     device_type: str
     precision: str
@@ -76,14 +80,19 @@ class Resolution:
             self.resolved.append(setting)
         self.config = dataclasses.replace(self.config, **changes)
 
-    def summary(self) -> str:
-        """The settings that matter, one a line: given, resolved or default."""
-        reason = "given" if self.config.resume is None else "of the resumed run"
+    def summary(self, given: str = "given") -> str:
+        """The settings that matter, one a line: given, resolved or default.
+
+        Args:
+            given: reason of the settings that are given.
+        """
         settings = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
-        settings += [ResolvedSetting(name, value, reason) for name, value in self.given.items()]
+        settings += [ResolvedSetting(x, y, "of the resumed run") for x, y in self.saved.items()]
+        settings += [ResolvedSetting(name, value, given) for name, value in self.given.items()]
         settings += self.resolved
         names = [field.name for field in dataclasses.fields(self.config)]
         order = {name: index for index, name in enumerate(names)}
+        order["vocab_size"] = order["tokenizer"]
         lines = {setting.name: str(setting) for setting in settings}
         by_field = sorted(lines, key=lambda name: order.get(name.partition(".")[0], len(order)))
         return "\n  ".join(["settings:", *(lines[name] for name in by_field)])
@@ -95,7 +104,12 @@ def resolve_config(config: TrainConfig) -> Resolution:
     Raises:
         UserError: the accelerator, the logger or an option of the optimizer is not available.
     """
-    given = config.non_default_fields()
+    given, saved = config.non_default_fields(), {}
+    if config.resume is not None:
+        earlier = TrainConfig.from_file(Path(config.resume) / CONFIG_FILE)
+        values, earlier_values = config.to_dict(), earlier.to_dict()
+        given = {name: x for name, x in values.items() if x != earlier_values[name]}
+        saved = {name: x for name, x in earlier.non_default_fields().items() if name not in given}
     device_type = resolve_device_type(config)
     precision = resolve_precision(config, device_type)
     check_environment(config)
@@ -120,8 +134,8 @@ def resolve_config(config: TrainConfig) -> Resolution:
         config = dataclasses.replace(config, model_config={**config.model_config, "causal": True})
     if config.resume is None:
         config = config_from_pretrained(config, kind)
-    resolved = [setting for setting in resolved if setting.name not in given]
-    resolution = Resolution(config, given, kind, device_type, precision, resolved)
+    resolved = [setting for setting in resolved if setting.name not in given | saved]
+    resolution = Resolution(config, given, saved, kind, device_type, precision, resolved)
     if config.lr is None:
         from_scratch = config.init_from is None and config.pretrain is None
         resolution.apply([resolve_lr(config.optimizer, from_scratch=from_scratch)])

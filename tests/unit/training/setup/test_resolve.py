@@ -1,5 +1,7 @@
 """Settings of a run that need neither its data nor its model."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup import resolve
 from miniformer.training.setup.resolve import resolve_config, resolve_device_type, resolve_precision
+from miniformer.utils.atomic import write_json
 
 
 @pytest.mark.parametrize(
@@ -80,6 +83,25 @@ def test_apply_sets_fields_and_task_options_and_the_later_value_counts():
     assert "batch_size: 16" not in settings.summary()
 
 
-def test_settings_of_a_resumed_run_are_named_so(tmp_path):
-    config = TrainConfig(train_path="a", lr=0.5, resume=str(tmp_path))
-    assert "lr: 0.5 (of the resumed run)" in resolve_config(config).summary()
+@pytest.mark.catches("changed_settings_are_those_of_the_resumed_run")
+def test_summary_of_a_resumed_run_tells_its_settings_from_changed_ones(tmp_path):
+    saved = TrainConfig(train_path="a", lr=0.5, max_steps=4, weight_decay=0.2)
+    write_json(tmp_path / "train_config.json", saved.to_dict())
+    changes = {"resume": str(tmp_path), "max_steps": 8, "weight_decay": 0.1}
+    lines = resolve_config(dataclasses.replace(saved, **changes)).summary().splitlines()
+    assert "  lr: 0.5 (of the resumed run)" in lines
+    assert "  max_steps: 8 (given)" in lines
+    assert "  weight_decay: 0.1 (given)" in lines  # the default, unlike in the run
+    assert f"  resume: {tmp_path} (given)" in lines
+
+
+def test_summary_has_the_vocabulary_size_after_the_tokenizer():
+    settings = resolve_config(TrainConfig(train_path="a"))
+    settings.resolved += [
+        ResolvedSetting("tokenizer", "bpe", "default"),
+        ResolvedSetting("vocab_size", 512, "a reason"),
+    ]
+    lines = settings.summary().splitlines()
+    assert lines.index("  vocab_size: 512 (a reason)") == 1 + lines.index(
+        "  tokenizer: bpe (default)"
+    )
