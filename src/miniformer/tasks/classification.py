@@ -249,5 +249,7 @@ class Classification(InputTask):
 
     def _require_classes(self) -> list[Any]:
         if self.classes is None:
-            raise UserError("the classes are not known yet; set classes, or call fit(records)")
+            raise UserError(
+                "the classes are not known yet; set classes in task_config, or call fit(records)"
+            )
         return self.classes

@@ -121,7 +121,9 @@ class Regression(InputTask):
         if not self.is_series():
             return 0.0, 1.0
         if self.scale_epsilon is None:
-            raise UserError("scale_epsilon is not known yet; set it, or call fit(records)")
+            raise UserError(
+                "scale_epsilon is not known yet; set it in task_config, or call fit(records)"
+            )
         feature = self.series_feature(raw_input)
         return float(feature[-1]), float(feature.std()) + self.scale_epsilon
 
@@ -246,6 +248,7 @@ class Regression(InputTask):
     def _require_mean_std(self) -> tuple[float, float]:
         if self.target_mean is None or self.target_std is None:
             raise UserError(
-                "target_mean and target_std are not known yet; set them, or call fit(records)"
+                "target_mean and target_std are not known yet; set them in task_config, "
+                "or call fit(records)"
             )
         return self.target_mean, self.target_std

@@ -130,7 +130,9 @@ class InputTask(Task):
     def resolved_input_kind(self) -> str:
         """Kind of the inputs: text, pair or features."""
         if self.input_kind is None:
-            raise UserError("input_kind is not known yet; set it, or call fit(records)")
+            raise UserError(
+                "input_kind is not known yet; set it in task_config, or call fit(records)"
+            )
         return self.input_kind
 
     def num_outputs(self) -> int | None:
