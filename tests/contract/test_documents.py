@@ -1,9 +1,13 @@
 """Documentation: its examples run, and its links and paths exist."""
 
+import dataclasses
 import re
+import shlex
 
 import pytest
 
+from miniformer import GenerationConfig, TrainConfig, cli, registry, trainer
+from miniformer.doctor import __main__ as doctor
 from miniformer.trainer import main
 from tests.kit import ROOT, VERSE, run_python, write_jsonl
 
@@ -62,7 +66,6 @@ def test_readme_training_command_runs(tmp_path):
     (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
     text = re.sub(r"\\\n", " ", command)
     text = re.search(r"python -m miniformer\.trainer(.*)", text)[1]
-    import shlex
 
     write_jsonl(tmp_path / "train.jsonl", [VERSE * 30])
     write_jsonl(tmp_path / "val.jsonl", [VERSE])
@@ -71,6 +74,81 @@ def test_readme_training_command_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "model: runs/" in done.stdout
+
+
+def commands(document):
+    """Commands in the code blocks of a page: `train`, `doctor` or `cli`, and the arguments."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    lines = [line for block in blocks(document, "bash") for line in joined(block)]
+    lines += joined(
+        "\n".join(re.findall(r"^    (.+)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M))
+    )
+    for line in lines:
+        match = re.search(r"(?:^|-m )miniformer(?:\.(trainer|doctor)|(?= )) (.*)", line)
+        if match:
+            arguments = shlex.split(match[2].replace("...", "--train_path t.jsonl"), comments=True)
+            yield match[1] or "cli", arguments
+
+
+def joined(text):
+    return re.sub(r"\\\n\s*", "", text).splitlines()
+
+
+def test_documents_commands_have_known_arguments(monkeypatch):
+    """Every command of the pages is parsed; training and generation settings are checked."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(trainer, "run_training", accept_training)
+    monkeypatch.setattr(doctor, "run_doctor", lambda values: 0)
+    monkeypatch.setattr(cli, "_dispatch", accept_command)
+    entry_points = {"trainer": trainer.main, "doctor": doctor.main, "cli": cli.main}
+    pages = [page for page in DOCUMENTS if "/adr/" not in page]
+    examples = [(page, *command) for page in pages for command in commands(page)]
+    failed = [item for item in examples if entry_points[item[1]](item[2]) != 0]
+    assert len(examples) >= 19
+    assert failed == []
+    assert cli.main(["generate", "runs/demo/best", "def ", "--temprature", "0.7"]) != 0
+
+
+def test_training_page_flags_are_known(monkeypatch):
+    """Flags with values that the text of the page names, and the keys of their objects."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    spans = re.findall(r"`(--\w[^`]*)`", text.replace("\n", " "))
+    spans = [
+        span for span in spans if " " in span and not re.search(r"[.<]{3}|<|max_restarts", span)
+    ]
+    values = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(trainer, "run_training", lambda given: values.append(given) or 0)
+    assert len(spans) >= 20
+    assert [span for span in spans if main(shlex.split(span)) != 0] == []
+    options = {
+        field.name
+        for name in registry.builtin_names("task")
+        for field in dataclasses.fields(registry.get("task", name))
+    }
+    named = {name for given in values for name in given.get("task_config", {})}
+    assert len(named) >= 5
+    assert named <= options
+    assert main(["--leraning_rate", "1"]) != 0
+
+
+def accept_training(values):
+    TrainConfig.from_dict({"train_path": "t.jsonl", **values})
+    return 0
+
+
+def accept_command(values):
+    name = values["command"]
+    settings = {key: value for key, value in values[name].items() if key not in NOT_SETTINGS}
+    if name in ("train", "verify-resume"):
+        accept_training(settings)
+    if name == "generate":
+        GenerationConfig.from_dict(settings)
+    return 0
+
+
+# Arguments of commands that are no fields of a config.
+NOT_SETTINGS = ("config", "steps", "kills", "directory", "prompts", "draft", "truncate")
 
 
 def test_docstring_examples_run():
