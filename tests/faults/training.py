@@ -1071,3 +1071,30 @@ def changed_settings_are_those_of_the_resumed_run(original):
         return original(self, "of the resumed run" if self.saved else given)
 
     return summary
+
+
+@fault("miniformer.training.run:prepare")
+def refused_resume_changes_the_run(original):
+    """The settings of a run are saved before its data is checked."""
+
+    def prepare(config, console, checkpoint=None):
+        from pathlib import Path
+
+        from miniformer.utils.atomic import write_json
+
+        if checkpoint is not None:
+            write_json(Path(config.resume) / "train_config.json", config.to_dict())
+        return original(config, console, checkpoint)
+
+    return prepare
+
+
+@fault("miniformer.training.report.charts:clean_text")
+def long_labels_leave_no_space_for_the_chart(original):
+    """Titles and labels of charts are not truncated."""
+
+    class Untruncated(str):
+        def __len__(self):
+            return 0
+
+    return lambda value: Untruncated(original(value))

@@ -25,6 +25,7 @@ _MAX_MARKERS = 60  # longer series have no markers
 _MAX_TOOLTIPS = 60  # bands of a chart with a tooltip
 _MAX_HEATMAP_COLUMNS = 60  # longer series share columns
 _MAX_ABS_VALUE = 1e100  # larger values are not drawn
+_MAX_LABEL_CHARS = 80  # longer titles and labels leave no space for the plot
 _LOG_SCALE_MIN_RATIO = 30.0  # max / min from which a scale is logarithmic
 
 Tooltip = tuple[float, float, list[str]]  # the left and right end, in units of x, and the lines
@@ -128,7 +129,7 @@ def draw_lines(
 
     series = [curve for curve in series if len(curve.drawn)]
     values = np.concatenate([[], *(curve.drawn[:, 1] for curve in series)])
-    axes.set_title(clean_text(title), loc="left", fontsize=11, pad=24 if len(series) > 1 else None)
+    axes.set_title(_plot_label(title), loc="left", fontsize=11, pad=24 if len(series) > 1 else None)
     axes.set_xlabel("optimizer step" + f"\n{note}" * bool(note))
     axes.grid(visible=False, axis="x")
     axes.spines[:].set_visible(False)
@@ -138,7 +139,7 @@ def draw_lines(
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         unit = ", ".join(filter(None, (unit, "logarithmic")))
-    axes.set_ylabel(clean_text(unit))
+    axes.set_ylabel(_plot_label(unit))
     axes.xaxis.set_major_formatter(lambda x, _: format_number(x))
     axes.yaxis.set_major_formatter(lambda y, _: format_value(y))
     for curve in series:
@@ -213,7 +214,7 @@ def heat_map(title: str, rows: Sequence[dict[str, Any]]) -> str:
         colors = axes.figure.colorbar(image, pad=0.01)
         colors.set_ticks((low, high), labels=[format_number(low), format_number(high)])
         colors.minorticks_off()
-        axes.set_title(clean_text(title), loc="left", fontsize=11)
+        axes.set_title(_plot_label(title), loc="left", fontsize=11)
         axes.set_xlabel(
             "optimizer step" + f"\neach column: maximum of {group_size}" * (group_size > 1)
         )
@@ -221,8 +222,14 @@ def heat_map(title: str, rows: Sequence[dict[str, Any]]) -> str:
         shown = range(0, len(starts), -(-len(starts) // 8))
         axes.set_xticks(shown, [format_number(steps[i][0]) for i in shown])
         shown = range(0, len(names), -(-len(names) // 40))
-        axes.set_yticks(shown, [clean_text(names[i]) for i in shown])
+        axes.set_yticks(shown, [_plot_label(names[i]) for i in shown])
         return _chart_html(axes, label, tooltips, full_width=True)
+
+
+def _plot_label(text: str) -> str:
+    """Text for a plot, with the middle of long text left out."""
+    text, half = clean_text(text), _MAX_LABEL_CHARS // 2
+    return text if len(text) <= _MAX_LABEL_CHARS else f"{text[: half - 1]}…{text[-half:]}"
 
 
 def _line_tooltips(

@@ -437,3 +437,13 @@ def test_matplotlib_is_imported_with_the_first_plot(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "report.html")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("False\nTrue False\n", "")
+
+
+@pytest.mark.catches("long_labels_leave_no_space_for_the_chart")
+@pytest.mark.filterwarnings("error")  # matplotlib warns of a plot without space
+def test_charts_have_space_beside_long_names(tmp_path):
+    name = "W" * 250
+    curve = Series("loss", np.array([[1, 2.0], [2, 1.0]]))
+    assert "W…W" in line_chart(name, [curve], unit=name)
+    assert "W…W" in heat_map("norms", [{"step": step, name: 2.0, "b": 1.0} for step in (1, 2)])
+    plot_loss([{"step": 1, "train_loss": 2.0}], tmp_path / "a.png", title=name, unit="nats")
