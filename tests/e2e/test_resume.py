@@ -339,12 +339,15 @@ def test_resume_of_a_folder_without_a_run_is_refused(tmp_path, uninterrupted, ca
     assert "state.json: not a readable checkpoint" in capsys.readouterr().err
 
 
-def test_resume_with_changed_data_is_refused(data, tmp_path):
+@pytest.mark.catches("refused_resume_changes_the_run")
+def test_resume_with_changed_data_is_refused_and_leaves_the_run_as_it_is(data, tmp_path):
     train(config(data, tmp_path, max_steps=4, val_path=None, val_check_interval=None,
                  average_checkpoints=None))  # fmt: skip
     changed = write_jsonl(tmp_path / "other.jsonl", [VERSE])
-    with pytest.raises(UserError, match=r"the data of .* has changed: it was"):
+    saved = (tmp_path / "run" / "train_config.json").read_bytes()
+    with pytest.raises(UserError, match=r"the data of .*/run has changed: it was"):
         train(resume_config(tmp_path / "run", {"train_path": str(changed), "max_steps": 8}))
+    assert (tmp_path / "run" / "train_config.json").read_bytes() == saved
 
 
 @pytest.mark.catches("a_longer_run_has_no_rows_until_its_end")

@@ -96,7 +96,7 @@ def _train(
         parent_folder: folder of the run that this run pretrains for.
     """
     L.seed_everything(config.seed, verbose=False)
-    run = prepare(config, console)
+    run = prepare(config, console, checkpoint)
     if checkpoint is None:
         auto_tune(run, console)
     console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 import miniformer
-from miniformer.config import UserError
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.interrupt import TrainingInterrupted
 from miniformer.training.callbacks.validation import ValidationSchedule
@@ -49,7 +48,7 @@ class ResumeCheckpoint(L.Callback):
         validation_schedule: if a validation is due, the checkpoint is saved after it.
         interval: optimizer steps between checkpoints; None: at each validation, and in between
             as often as saving takes 2 % of the time.
-        fingerprint: values that must be equal when the run is resumed, such as the data size.
+        fingerprint: see `dataset_fingerprint`.
         resume_from: the checkpoint to restore.
     """
 
@@ -80,11 +79,6 @@ class ResumeCheckpoint(L.Callback):
     def setup(self, trainer: L.Trainer, module: Any, stage: str) -> None:
         if stage == "fit" and self.resume_from is not None:
             metadata = read_checkpoint_metadata(self.resume_from)
-            if metadata.get("facts") != self.fingerprint:
-                raise UserError(
-                    f"resume: the data of {self.run} has changed: it was "
-                    f"{metadata.get('facts')}, it is {self.fingerprint}; start a new run"
-                )
             trainer.datamodule.load_state_dict(metadata["data"])  # type: ignore[attr-defined]
             self.callback_states.restore(
                 trainer, metadata.get("callback_states", []), self.resume_from

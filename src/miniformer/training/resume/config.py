@@ -9,7 +9,7 @@ from typing import Any
 from miniformer.config import ConfigError, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
-from miniformer.training.resume.storage import latest_checkpoint
+from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 
 CONFIG_FILE = "train_config.json"
 # Fields that determine weights, optimizer states and positions in the data.
@@ -91,3 +91,17 @@ def dataset_fingerprint(data: MiniFormerDataModule) -> dict[str, int]:
     """Number of records and bytes of the training data, to detect changes."""
     records = getattr(data.chunks["train"], "records", None)
     return {} if records is None else {"records": len(records), "bytes": int(records.n_bytes)}
+
+
+def check_same_data(data: MiniFormerDataModule, checkpoint: Path) -> None:
+    """Checks that the training data is that of the checkpoint.
+
+    Raises:
+        UserError: it has changed.
+    """
+    saved, current = read_checkpoint_metadata(checkpoint).get("facts"), dataset_fingerprint(data)
+    if saved != current:
+        raise UserError(
+            f"resume: the data of {checkpoint.parent.parent} has changed: it was {saved}, it is "
+            f"{current}; start a new run"
+        )

@@ -23,6 +23,7 @@ from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
+from miniformer.training.resume.config import check_same_data
 from miniformer.training.setup.init_from import load_pretrained_weights
 from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
@@ -68,15 +69,17 @@ class RunSetup(Resolution):
     lr_search: LRFinderResult | None = None
 
 
-def prepare(config: TrainConfig, console: Console) -> RunSetup:
+def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = None) -> RunSetup:
     """Reads the data and builds the model; writes nothing.
 
     Args:
         config: the run; one that resumes has the tokenizer and the task of its folder.
         console: output for progress messages.
+        checkpoint: the checkpoint to resume from.
 
     Raises:
-        UserError: a setting, a path or a record is invalid.
+        UserError: a setting, a path or a record is invalid, or the data of the checkpoint has
+            changed.
     """
     settings = resolve_config(config)
     resume_dir = None if config.resume is None else Path(config.resume)
@@ -121,6 +124,8 @@ def prepare(config: TrainConfig, console: Console) -> RunSetup:
             progress=progress,
         )
         data.setup()
+    if checkpoint is not None:
+        check_same_data(data, checkpoint)
     if config.batch_size is None:
         _resolve_batch_size(settings, data)
     model_size = resolve_model_size(settings.config, data)
