@@ -1098,3 +1098,15 @@ def long_labels_leave_no_space_for_the_chart(original):
             return 0
 
     return lambda value: Untruncated(original(value))
+
+
+@fault("miniformer.training.setup.resolve:resolve_config")
+def find_lr_requires_a_default(original):
+    """The default learning rate is resolved although `find_lr` replaces it."""
+
+    def resolve_config(config):
+        import dataclasses
+
+        return original(dataclasses.replace(config, find_lr=False))
+
+    return resolve_config

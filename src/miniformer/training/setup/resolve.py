@@ -136,7 +136,7 @@ def resolve_config(config: TrainConfig) -> Resolution:
         config = config_from_pretrained(config, kind)
     resolved = [setting for setting in resolved if setting.name not in given | saved]
     resolution = Resolution(config, given, saved, kind, device_type, precision, resolved)
-    if config.lr is None:
+    if config.lr is None and not config.find_lr:
         from_scratch = config.init_from is None and config.pretrain is None
         resolution.apply([resolve_lr(config.optimizer, from_scratch=from_scratch)])
     return resolution

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from miniformer.config import UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
@@ -105,3 +106,14 @@ def test_summary_has_the_vocabulary_size_after_the_tokenizer():
     assert lines.index("  vocab_size: 512 (a reason)") == 1 + lines.index(
         "  tokenizer: bpe (default)"
     )
+
+
+@pytest.mark.catches("find_lr_requires_a_default")
+def test_find_lr_requires_no_default_learning_rate(monkeypatch):
+    def no_default(optimizer, *, from_scratch):
+        raise UserError("no default")
+
+    monkeypatch.setattr(resolve, "resolve_lr", no_default)
+    assert resolve_config(TrainConfig(train_path="a", find_lr=True)).config.lr is None
+    with pytest.raises(UserError, match="no default"):
+        resolve_config(TrainConfig(train_path="a"))
