@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+import miniformer.utils.plotting
+from tests.kit import save_no_picture
 from tests.kit.seeds import VARIABLE, chosen_seed
 from tests.skips import Skips
 
@@ -32,6 +34,25 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return [] if SEED is None else f"examples of {VARIABLE}={SEED}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_pictures():
+    """Saves no picture: it takes longer than the tiny runs of most tests. See `real_pictures`."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(miniformer.utils.plotting, "_save", save_no_picture)
+        yield
+
+
+_save_picture = miniformer.utils.plotting._save
+
+
+@pytest.fixture(scope="module")
+def real_pictures():
+    """Saves pictures, for tests that look at them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(miniformer.utils.plotting, "_save", _save_picture)
+        yield
 
 
 @pytest.fixture(autouse=True)

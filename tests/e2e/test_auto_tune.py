@@ -18,6 +18,8 @@ from miniformer.training.tuning.lr_finder import find_batch_size
 from miniformer.utils.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 MODEL = '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}'
 
 

@@ -12,13 +12,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-import miniformer
+import miniformer.utils.plotting
 from miniformer import TrainConfig
 from miniformer.training.distributed.launcher import launch, rank, worker_context
 from miniformer.training.run import train
-from tests.kit import VERSE, write_jsonl
+from tests.kit import VERSE, save_no_picture, write_jsonl
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 48, "dropout": 0.1}
 MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
@@ -89,14 +88,6 @@ def run(settings):
         (result.folder / "metrics.json").write_text(json.dumps(result.metrics))
 
 
-def no_picture(figure, file, *, format, **options):
-    """Replaces `Figure.savefig`, which takes as long as all the rest."""
-    if format == "png":
-        file.write_bytes(b"")
-    else:
-        file.write(b"<svg></svg>")
-
-
 def cases():
     """Parameters of the test: tasks and ways to save memory."""
     for task, (accumulated, checkpointing) in itertools.product(TASKS, WAYS):
@@ -111,7 +102,7 @@ def worker(settings, path, cases):
     """All runs of a strategy."""
     with worker_context(path) as write_outcome:
         torch.set_num_threads(1)
-        Figure.savefig = no_picture
+        miniformer.utils.plotting._save = save_no_picture
         given = TrainConfig.from_dict(settings)
         folder = Path(given.work_dir).parent
         for task, accumulated, checkpointing in cases:
@@ -139,11 +130,9 @@ def alone(selected, tmp_path_factory):
     """The runs of one process, with twice the batches in a step."""
     folder = tmp_path_factory.mktemp("matrix")
     write_data(folder)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Figure, "savefig", no_picture)
-        for task, accumulated in sorted({case[:2] for case in selected}):
-            name, batches = f"{task}-{accumulated}", 2 * accumulated
-            run(config(folder, name, task, accumulated, accumulate_grad_batches=batches))
+    for task, accumulated in sorted({case[:2] for case in selected}):
+        name, batches = f"{task}-{accumulated}", 2 * accumulated
+        run(config(folder, name, task, accumulated, accumulate_grad_batches=batches))
     return folder
 
 

@@ -17,6 +17,8 @@ from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from tests.kit import VERSE, environment, run_python, write_jsonl
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 SMALL = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}
 
 

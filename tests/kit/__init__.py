@@ -86,3 +86,12 @@ def run_python(*arguments, timeout=120, **options):
         check=False,
         **options,
     )
+
+
+def save_no_picture(axes, file, *, format, **options):
+    """Replaces `miniformer.utils.plotting._save`: an empty picture."""
+    content = b"" if format == "png" else b"<svg></svg>"
+    if isinstance(file, Path):
+        file.write_bytes(content)
+    else:
+        file.write(content)

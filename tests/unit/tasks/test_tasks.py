@@ -763,6 +763,7 @@ def test_confusion_matrix_is_reported_for_at_most_twenty_classes(count):
     assert len(lines) == 2 + count
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.catches("picture_of_values_is_not_written")
 @pytest.mark.parametrize("name", ["text", "features"])
 def test_task_plots_of_predictions(name, tmp_path):

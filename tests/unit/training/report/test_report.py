@@ -20,6 +20,8 @@ from miniformer.training.report.curves import metric_points, moving_average, plo
 from miniformer.training.report.formats import format_number
 from miniformer.training.report.page import Report, write_report
 
+pytestmark = pytest.mark.usefixtures("real_pictures")
+
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 HOSTILE = "</td><script>alert('1')</script><img src=x onerror=\"x\"> & \x00 \ud800"
 

@@ -187,6 +187,7 @@ def test_lr_finder_trains_with_dropout():
     assert not model.training
 
 
+@pytest.mark.usefixtures("real_pictures")
 @pytest.mark.catches("range_test_is_not_drawn")
 def test_lr_finder_plots_its_curve(tmp_path):
     result = find_lr(tiny_model(), LanguageModeling(), batches_for(2), make_adamw, num_steps=4)
