@@ -393,11 +393,10 @@ def text_may_end_one_token_late(original):
 def one_token_more_than_there_is_room_for(original):
     """Generation may exceed max_seq_len by one token."""
 
-    def check_prompts(config, ids, options):
+    def check_prompts(config, batch, options):
         import dataclasses
 
-        return original(
-            dataclasses.replace(config, max_seq_len=config.max_seq_len + 1), ids, options
-        )
+        longer = dataclasses.replace(config, max_seq_len=config.max_seq_len + 1)
+        return original(longer, batch, options)
 
     return check_prompts

@@ -78,8 +78,8 @@ def label_that_training_never_saw_passes(original):
 def decoder_sees_its_label(original):
     """A decoder's input is its label, not the token before."""
 
-    def collate_seq2seq(examples, *, start_id, end_id=None):
-        batch = original(examples, start_id=start_id, end_id=end_id)
+    def collate_seq2seq(examples, random=None, **ids):
+        batch = original(examples, random, **ids)
         batch["target"] = batch["labels"].clamp_min(0)
         return batch
 

@@ -1004,12 +1004,12 @@ def card_needs_finite_figures(original):
 def decoder_is_not_causal(original):
     """`--model decoder` builds a bidirectional Transformer."""
 
-    def prepare(config, console):
+    def prepare(config, *args, **options):
         import dataclasses
 
         if config.model == "decoder" and config.task != "language_modeling":
             config = dataclasses.replace(config, model=None)
-        return original(config, console)
+        return original(config, *args, **options)
 
     return prepare
 
