@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedSetting:
-    """Value of a setting that nobody gave.
+    """Value of a setting that is not given.
 
     Args:
         name: the setting.

@@ -121,7 +121,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes `tokenizer.json`, and `tokenizer_config.json` with the EOS token.
 
-        A separate source tokenizer is written to the folder `source_tokenizer` beside them.
+        A separate source tokenizer is written to the folder `source_tokenizer` next to these files.
         """
         path = Path(path)
         config = {

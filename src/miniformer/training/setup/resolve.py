@@ -1,4 +1,4 @@
-"""Resolves the settings of a run that nobody gave, with a reason for each."""
+"""Resolves the settings of a run that are not given, with a reason for each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Resolution:
         kind: kind of model: encoder or seq2seq.
         device_type: cpu, cuda or mps.
         precision: float32 or bf16.
-        resolved: settings that nobody gave; of two with one name, the later one counts.
+        resolved: settings that are not given; of two with one name, the later one counts.
     """
 
     config: TrainConfig

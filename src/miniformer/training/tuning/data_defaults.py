@@ -1,4 +1,4 @@
-"""Settings that the training data determines if nobody gives them.
+"""Settings that the training data determines if they are not given.
 
 | setting                        | value                                                          |
 |--------------------------------|----------------------------------------------------------------|
