@@ -191,7 +191,7 @@ def write(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, real_pictures):
     """A run with the simulated clock: its folder, its witness, its output, and its result."""
     folder = tmp_path_factory.mktemp("numbers")
     write(folder)
