@@ -35,6 +35,11 @@ def train_parser() -> Any:
     return parser
 
 
+def add_train_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    commands.add_subcommand("train", train_parser(), help="train a model on your data")
+
+
 def run_training(values: dict[str, Any]) -> int:
     """Trains with the given flags; returns the exit code."""
     config = TrainConfig.from_dict(values)

@@ -175,7 +175,6 @@ def test_error_of_a_work_dir_that_is_a_file(tmp_path, capsys):
 @pytest.mark.catches("user_errors_exit_with_0")
 def test_error_of_an_unknown_subcommand(capsys):
     assert "tran" in mistake(capsys, cli.main, ["tran"])
-    assert "command" in mistake(capsys, cli.main, [])
     assert "unknown flag --minutes" in mistake(capsys, cli.main, ["train", "--minutes"])
 
 

@@ -92,3 +92,17 @@ def private_pipelines_are_public(original):
     return lambda directory, repo_id, *, private=False, message=None: original(
         directory, repo_id, message=message
     )
+
+
+@fault("miniformer.checkpoint.artifacts:check_prompts")
+def prompts_of_any_type_are_taken(original):
+    """Prompts are not checked for their type."""
+    return lambda prompts, method="generate", name="prompts": prompts
+
+
+@fault("miniformer.tasks.base:Task.default_generation_config")
+def pipeline_needs_decoding_options(original):
+    """A pipeline that is given no decoding options has those of no task."""
+    from miniformer.config import GenerationConfig
+
+    return lambda self, config, tokenizer: GenerationConfig()

@@ -23,7 +23,7 @@ def unknown_flag_gets_no_suggestion(original):
     return lambda name, known: original(name, [])
 
 
-@fault("miniformer.cli:_parse_json_lines")
+@fault("miniformer.commands.predict:_parse_json_lines")
 def lines_of_standard_input_are_not_numbered(original):
     """Messages on standard input name line 0."""
 
@@ -38,6 +38,22 @@ def lines_of_standard_input_are_not_numbered(original):
             raise UserError(re.sub(r"input:\d+", "input:0", str(error))) from None
 
     return json_lines
+
+
+@fault("miniformer.commands.generate:run_generate")
+def answer_is_glued_to_its_source(original):
+    """`generate` prints the source of a seq2seq model before its answer."""
+
+    def run_generate(values):
+        from miniformer.checkpoint.pipeline import Pipeline
+
+        method, Pipeline.continues_prompts = Pipeline.continues_prompts, lambda self: True
+        try:
+            return original(values)
+        finally:
+            Pipeline.continues_prompts = method
+
+    return run_generate
 
 
 @fault("miniformer.commands.demo:_write_data")
@@ -101,7 +117,7 @@ def misspelled_public_name_is_none(original):
     return getattr_
 
 
-@fault("miniformer.cli:_predict_valid")
+@fault("miniformer.commands.predict:_predict_valid")
 def one_bad_input_stops_the_others(original):
     """An input that cannot be answered leaves all others without an answer."""
 
@@ -112,7 +128,7 @@ def one_bad_input_stops_the_others(original):
     return _answers
 
 
-@fault("miniformer.cli:_parse_json_lines")
+@fault("miniformer.commands.predict:_parse_json_lines")
 def lines_of_inputs_end_at_any_separator(original):
     """Inputs are split at U+2028 and the like, which JSON allows within a string."""
 
@@ -128,10 +144,27 @@ def data_check_suggests_large_batches(original):
     return 16 * original
 
 
-@fault("miniformer.cli:_reject_file_name")
+@fault("miniformer.config.command_line:reject_file_name")
 def file_name_is_taken_as_text(original):
     """The name of a file is taken as the text itself."""
     return lambda text, argument, command, hint="": None
+
+
+@fault("miniformer.cli:main")
+def bare_command_is_an_error(original):
+    """`miniformer` without arguments is an error, not the help."""
+    return lambda argv=None: 2 if argv == [] else original(argv)
+
+
+@fault("miniformer.config.command_line:_HelpFormatter.add_usage")
+def usage_lists_every_flag(original):
+    """The usage line of `train --help` lists all flags."""
+    import argparse
+
+    def add_usage(self, usage, actions, *args, **kwargs):
+        return argparse.HelpFormatter.add_usage(self, usage, actions, *args, **kwargs)
+
+    return add_usage
 
 
 @fault("miniformer.config.command_line:add_config_flags")

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from miniformer import cli
-from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import report_result
 
@@ -45,22 +44,6 @@ def test_train_exit_code_after_a_signal(number, code):
         interrupted=number, metrics={"val_loss": 1.5, "step": 3.0}, task=task, model=Path("best")
     )
     assert report_result(result, Console(quiet=True)) == code
-
-
-@pytest.mark.catches("lines_of_standard_input_are_not_numbered")
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            '{"input": "a"}\n\n{"txt": "b"}\n',
-            "standard input:3: the record has no 'input' and no 'source' and no 'text'",
-        ),
-        ('"a"\nb\n', "standard input:2: not JSON"),
-    ],
-)
-def test_predict_command_names_the_line_of_standard_input(text, message):
-    with pytest.raises(UserError, match=message):
-        cli._parse_json_lines(text, ["text"])
 
 
 GROUPS = ["data", "model", "optimization", "evaluation", "budgets", "hardware", "output"]
@@ -103,3 +86,42 @@ def test_help_of_generate_shows_the_defaults_of_the_config(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "(default: 50)" in text
     assert "--stop_strings+" not in text
+
+
+@pytest.mark.catches("bare_command_is_an_error")
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [([], "usage: miniformer"), (["data"], "usage: miniformer data"), (["tokenizer"], "usage: ")],
+)
+def test_command_without_arguments_prints_help(argv, line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(line)
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
+    assert listed == [*cli.COMMANDS]
+
+
+@pytest.mark.catches("usage_lists_every_flag")
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_usage_of_a_command_is_short(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    usage = capsys.readouterr().out.partition("\n\n")[0]
+    assert usage.startswith(f"usage: miniformer {command} ")
+    assert len(usage.splitlines()) <= 4
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "unknown command 'trian' (did you mean 'train'?); known: " in capsys.readouterr().err
+
+
+def test_doctor_is_a_command(capsys):
+    assert cli.main(["doctor", "--family", "gpt", "x"]) == 2
+    assert "name a model directory or a family, not both" in capsys.readouterr().err

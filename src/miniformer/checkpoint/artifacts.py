@@ -122,6 +122,30 @@ def check_texts(inputs: Sequence[Any]) -> None:
         raise InputError(problems)
 
 
+def check_prompts(prompts: Any, method: str = "generate", name: str = "prompts") -> list[str]:
+    """Several prompts as a list.
+
+    Args:
+        prompts: a list of strings, or another sequence or column of them.
+        method, name: name of the method and of its argument in messages.
+
+    Raises:
+        UserError: `prompts` is of another type.
+    """
+    if isinstance(prompts, str) or not (
+        hasattr(prompts, "__len__") and hasattr(prompts, "__iter__")
+    ):
+        one = "" if method == "score" else "a string or "
+        raise UserError(
+            f"{method} takes {one}a list of strings as {name}, not a {type(prompts).__name__}"
+        )
+    items = list(prompts)
+    for number, item in enumerate(items):
+        if not isinstance(item, str):
+            raise UserError(f"{name} {number} must be a string, not a {type(item).__name__}")
+    return items
+
+
 def check_text(text: str, name: str) -> None:
     """Checks that a string can be encoded as UTF-8.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from miniformer.checkpoint.artifacts import (
     MODEL_CLASSES,
+    check_prompts,
     check_text,
     check_texts,
     get_model_kind,
@@ -62,28 +63,36 @@ class Pipeline:
     Args:
         model: the model.
         tokenizer: its tokenizer; None: the model reads no text, or takes token ids only.
-        task: the task it was trained for.
-        generation: default decoding options.
+        task: the task it was trained for, fitted to its training data.
+        generation: default decoding options; None: those of the task.
     """
 
     def __init__(
         self,
         model: Transformer | Seq2SeqTransformer,
         tokenizer: Tokenizer | None,
-        *,
         task: Task,
-        generation: GenerationConfig,
+        generation: GenerationConfig | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.task, self.generation = model, tokenizer, task, generation
+        if generation is None and tokenizer is not None:
+            generation = task.default_generation_config(model.config, tokenizer)
+        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.generation = generation or GenerationConfig()
         # The loaded directory, and its Hugging Face metadata.
         self.directory: Path | None = None
         self.hf_metadata: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters())
+        model = f"{type(self.model).__name__} of {size:,} parameters"
+        source = "" if self.directory is None else f", directory={str(self.directory)!r}"
+        return f"Pipeline({self.task.name}: {model}{source})"
+
     @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
     @overload
-    def generate(self, prompt: list[str], **options: Any) -> list[str]: ...
-    def generate(self, prompt: str | list[str], **options: Any) -> Any:
+    def generate(self, prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def generate(self, prompt: str | Sequence[str], **options: Any) -> Any:
         """Generates continuations of one or more prompts, or seq2seq targets.
 
         Args:
@@ -100,10 +109,11 @@ class Pipeline:
             `num_return_sequences` above 1 a list in place of each string.
 
         Raises:
-            ValueError: an option is unknown or out of range, a prompt leaves no room for
-                `max_new_tokens` within `max_seq_len`, or the model generates no text.
+            UserError: the prompts are neither a string nor a list of strings, an option is unknown
+                or out of range, a prompt leaves no room for `max_new_tokens` within `max_seq_len`,
+                or the model generates no text.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
+        prompts = [prompt] if isinstance(prompt, str) else check_prompts(prompt)
         task, arguments = self._prepare_generation(prompts, **options)
         texts: list[Any] = [text for text, _ in task.generate(prompts=prompts, **arguments)]
         copies = arguments["options"].num_return_sequences
@@ -120,11 +130,21 @@ class Pipeline:
             A text and a `GenerationOutput` each: `num_return_sequences` of the first prompt, and so
             on.
         """
+        prompts = check_prompts(prompts)
         task, arguments = self._prepare_generation(prompts, **options)
         return task.generate(prompts=prompts, **arguments)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """Streams the answer to one prompt in chunks of complete characters; see `generate`."""
+        """Streams the answer to one prompt in chunks of complete characters; see `generate`.
+
+        Raises:
+            UserError: the prompt is not a string, or as `generate`.
+        """
+        if not isinstance(prompt, str):
+            raise UserError(
+                f"stream takes one prompt, a string, not a {type(prompt).__name__}; generate takes "
+                "several"
+            )
         task, arguments = self._prepare_generation([prompt], **options)
         return task.stream(prompt=prompt, **arguments)
 
@@ -133,6 +153,10 @@ class Pipeline:
         chunks = self.stream(prompt, **options)
         while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
             yield chunk
+
+    def continues_prompts(self) -> bool:
+        """Returns whether generated texts continue their prompts; seq2seq answers sources."""
+        return bool(getattr(self.task, "continues_prompts", True))
 
     def _prepare_generation(
         self,
@@ -223,7 +247,8 @@ class Pipeline:
         Raises:
             ValueError: the numbers of texts and prompts differ, or the model generates no text.
         """
-        prompts = [""] * len(texts) if prompts is None else prompts
+        texts = check_prompts(texts, "score", "texts")
+        prompts = [""] * len(texts) if prompts is None else check_prompts(prompts, "score")
         if len(prompts) != len(texts):
             raise UserError(f"{len(texts)} texts need as many prompts, not {len(prompts)}")
         task, tokenizer = self._generation_task([*prompts, *texts]), self._require_tokenizer()
@@ -250,12 +275,13 @@ class Pipeline:
         Raises:
             ValueError: the model is no causal language model, or a record is invalid.
         """
-        task, tokenizer = self._generation_task(), self._require_tokenizer()
-        if task.name != "language_modeling" or not isinstance(self.model, Transformer):
+        if self.task.name != "language_modeling" or not isinstance(self.model, Transformer):
+            kind = "an encoder-decoder" if self.task.name == "language_modeling" else self.task.name
             raise UserError(
-                "perplexity needs a causal language model; for other models see score and the "
-                "metrics of a test"
+                f"perplexity needs a causal language model, and this model is for {kind}; for its "
+                "metrics on records use evaluate"
             )
+        task, tokenizer = self._generation_task(), self._require_tokenizer()
         records = as_records(data, task.schema)
         return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
 

@@ -16,17 +16,16 @@ import shlex
 import sysconfig
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from miniformer.checkpoint.pipeline import load
 from miniformer.config import UserError
-from miniformer.config.command_line import python_command
+from miniformer.config.command_line import command_parser, python_command
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import report_result
-from miniformer.training.callbacks.progress import make_console
-from miniformer.training.run import train
 from miniformer.utils.atomic import write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _VAL_MODULE_INTERVAL = 20  # one module in 20 is validation data
 # Platform-specific, generated, or tests.
@@ -47,16 +46,30 @@ _MODEL_CONFIG = {
 }
 
 
-def run_demo(*, minutes: float, work_dir: str) -> int:
-    """Writes the data, trains, and prints metrics; returns the exit code.
+def add_demo_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = command_parser(
+        "Train a small language model on the source code of Python's standard library."
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time")
+    parser.add_argument("--work_dir", type=str, default="runs", help="folder for the run")
+    commands.add_subcommand(
+        "demo", parser, help="train a small model on the source of Python's standard library"
+    )
 
-    Args:
-        minutes: training time.
-        work_dir: folder for data and run.
+
+def run_demo(values: dict[str, Any]) -> int:
+    """Writes the data, trains, and prints metrics; returns the exit code.
 
     Raises:
         UserError: see `train`; or this machine has no Python source.
     """
+    minutes, work_dir = values["minutes"], values["work_dir"]
+    if not 0.01 <= minutes <= 10_000:
+        raise UserError(f"minutes must be from 0.01 to 10000, not {minutes}")
+    from miniformer.training.callbacks.progress import make_console  # imports take seconds
+    from miniformer.training.run import train
+
     console = make_console()
     texts = _read_modules(Path(sysconfig.get_paths()["stdlib"]))
     folder = _write_data(texts, Path(work_dir), console)
@@ -155,6 +168,8 @@ def _print_baselines(val_path: Path, bits_per_byte: float, console: Console) -> 
 
 
 def _print_completion(directory: Path, console: Console) -> None:
+    from miniformer.checkpoint.pipeline import load
+
     prompt = "def "
     console.print(f"\ncontinuation of {prompt!r}:\n")
     text = load(directory).generate(prompt, max_new_tokens=80, temperature=0.7, top_p=0.95, seed=0)

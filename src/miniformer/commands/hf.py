@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser, miniformer_command, python_command
+from miniformer.config.command_line import command_parser, miniformer_command
 
 
-def add_hf_commands(commands: Any) -> None:
-    """Adds `import` and `export` to the subcommands of a parser."""
+def add_import_command(commands: Any) -> None:
+    """Adds `import` to the subcommands of a parser."""
     importing = command_parser("Convert a Hugging Face model to a model directory.")
     importing.add_argument("source", type=str, help="directory, or name on the hub: user/name")
     importing.add_argument("out", type=str, help="model directory to write")
@@ -32,6 +32,10 @@ def add_hf_commands(commands: Any) -> None:
     commands.add_subcommand(
         "import", importing, help="convert a Hugging Face model to a model directory"
     )
+
+
+def add_export_command(commands: Any) -> None:
+    """Adds `export` to the subcommands of a parser."""
     exporting = command_parser("Convert a model directory to Hugging Face files.")
     exporting.add_argument("directory", type=str, help="model directory")
     exporting.add_argument("out", type=str, help="directory to write")
@@ -66,7 +70,7 @@ def run_import(values: dict[str, Any]) -> int:
     )
     for note in result.notes:
         print(note)
-    doctor = f"{python_command()} -m miniformer.doctor {shlex.quote(values['out'])}"
+    doctor = f"{miniformer_command()} doctor {shlex.quote(values['out'])}"
     print(f"written to {values['out']}; check it: {doctor}")
     return 0
 

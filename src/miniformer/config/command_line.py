@@ -12,25 +12,34 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import jsonargparse
 from docstring_parser import DocstringStyle
 
+from miniformer import registry
 from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
-from miniformer.utils.streams import printable_output
+from miniformer.utils.streams import printable_output, read_stdin
+
+_MAX_USAGE_FLAGS = 6  # of a usage line that lists its flags
 
 
-def command_parser(description: str) -> jsonargparse.ArgumentParser:
-    """Parser that raises its errors instead of printing them."""
+def command_parser(description: str, **options: Any) -> jsonargparse.ArgumentParser:
+    """Parser that raises its errors instead of printing them.
+
+    Args:
+        description: text at the start of the help.
+        **options: options of `argparse.ArgumentParser`.
+    """
     jsonargparse.set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
     return jsonargparse.ArgumentParser(
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
+        **options,
     )
 
 
@@ -59,7 +68,25 @@ def add_config_flags(
 
 
 class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
-    """Help text with `default: X` for each flag, and without flags that append to a list."""
+    """Help text with `default: X` for each flag, and without flags that append to a list.
+
+    The usage line has `[flags]` for more than a few flags.
+    """
+
+    def add_usage(
+        self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any
+    ) -> None:
+        """Adds a usage line that fits a line of the terminal."""
+        actions = list(actions)
+        named = [action for action in actions if action.option_strings]
+        self._prog = self._prog.replace(" [options]", "")
+        if usage is None and len(named) > _MAX_USAGE_FLAGS:
+            others = [action for action in actions if not action.option_strings]
+            parts = [
+                self._format_args(x, self._get_default_metavar_for_positional(x)) for x in others
+            ]
+            usage = " ".join(["%(prog)s", *parts, "[flags]"])
+        super().add_usage(usage, actions, *args, **kwargs)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         return re.sub(r", --\w+\+ \S+", "", super()._format_action_invocation(action))
@@ -161,6 +188,9 @@ def _rewrite_parser_error(
         ]
         if types:
             return f"{match[1]} must be {' or '.join(dict.fromkeys(types))}, not {match[2]}"
+    if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+        known = re.findall(r"'(.*?)'", match[2])
+        return registry.unknown_name_message("command", match[1], known)
     if match := re.search(r"arguments are required: (.*)", message):
         missing = [name.rpartition(".")[2] for name in match[1].split(", ")]
         return f"missing: {', '.join(missing)}; see --help"
@@ -212,3 +242,32 @@ def miniformer_command() -> str:
     if shutil.which("miniformer") == str(script):
         return "miniformer"
     return f"{python_command()} -m miniformer.cli"
+
+
+def reject_file_name(text: str, argument: str, command: str, hint: str = "") -> None:
+    """Refuses the name of an existing file where a text is expected.
+
+    Raises:
+        UserError: the file exists, and its name has a suffix or a folder.
+    """
+    try:
+        is_file = ("/" in text or Path(text).suffix != "") and Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a null character
+        return
+    if is_file:
+        raise UserError(
+            f"{argument} {text!r} is the name of a file, and would be used as text; "
+            f"to read the file: {command} < {shlex.quote(text)}{hint}"
+        )
+
+
+def read_utf8_stdin() -> str:
+    """All of standard input.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return read_stdin()
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: {error}; give the prompt as UTF-8") from None

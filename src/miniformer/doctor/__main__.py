@@ -1,4 +1,4 @@
-"""`python -m miniformer.doctor`: model size, attention backends and leaks."""
+"""`miniformer doctor`, also `python -m miniformer.doctor`: model size, backends and leaks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def doctor_parser() -> Any:
         "--family", type=str, help="check a small random model of a family, such as llama"
     )
     return parser
+
+
+def add_doctor_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    commands.add_subcommand(
+        "doctor", doctor_parser(), help="check a model, or report the speed of this machine"
+    )
 
 
 def run_doctor(values: dict[str, Any]) -> int:

@@ -73,6 +73,7 @@ class Seq2Seq(TextGenerationTask):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "bleu", "chrf", "exact_match")
     text_fields: ClassVar[tuple[str, str] | None] = ("source", "target")
     per_token_loss: ClassVar[bool] = True
+    continues_prompts: ClassVar[bool] = False
     token_arrays: ClassVar[tuple[str, ...]] = ("source", "labels")
     token_tensors: ClassVar[dict[str, str]] = {"source": "source_mask", "target": "labels"}
 

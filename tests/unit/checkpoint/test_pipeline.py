@@ -1,11 +1,13 @@
 """A loaded model directory: its settings, and writing it again."""
 
+import re
+
 import pytest
 import torch
 
 import miniformer
 from miniformer.checkpoint.pipeline import Pipeline
-from miniformer.config import GenerationConfig
+from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -55,3 +57,45 @@ def test_pipeline_embed_is_the_pooling_of_features():
         ids = [tokenizer.eos_id, *tokenizer.encode(text)]
         expected = model.features(torch.tensor([ids]))[0].mean(0)
         torch.testing.assert_close(vector, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [["ab", "c"], ("ab", "c"), {"ab": 1, "c": 2}])
+def test_pipeline_generate_takes_one_or_several(pipeline, prompts):
+    assert pipeline.generate(prompts) == [pipeline.generate("ab"), pipeline.generate("c")]
+    assert pipeline.generate([]) == []
+
+
+@pytest.mark.catches("prompts_of_any_type_are_taken")
+@pytest.mark.parametrize(
+    ("method", "argument", "message"),
+    [
+        ("generate", None, "generate takes a string or a list of strings as prompts, not a None"),
+        ("generate", 5, "generate takes a string or a list of strings as prompts, not a int"),
+        ("generate", ["a", 5], "prompts 1 must be a string, not a int"),
+        ("generate", [["a"]], "prompts 0 must be a string, not a list"),
+        ("generate_outputs", "ab", "generate takes"),
+        ("stream", ["a"], "stream takes one prompt, a string, not a list; generate takes several"),
+        ("stream", None, "stream takes one prompt, a string, not a NoneType"),
+        ("score", "ab", "score takes a list of strings as texts, not a str"),
+        ("score", [1], "texts 0 must be a string, not a int"),
+    ],
+)
+def test_pipeline_refuses_other_types_of_prompts(pipeline, method, argument, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        getattr(pipeline, method)(argument)
+
+
+def test_pipeline_perplexity_of_another_task_names_evaluate():
+    task = EmbeddingTask(input_kind="text")
+    pipeline = Pipeline(tiny_model(causal=False), Tokenizer.train("byte", []), task)
+    with pytest.raises(UserError, match="this model is for embedding; for its metrics on records"):
+        pipeline.perplexity("a.txt")
+
+
+@pytest.mark.catches("pipeline_needs_decoding_options")
+def test_pipeline_of_parts_has_the_decoding_options_of_its_task():
+    model, tokenizer = tiny_model(vocab_size=258), Tokenizer.train("byte", [])
+    pipeline = Pipeline(model, tokenizer, LanguageModeling())
+    assert pipeline.generation.max_new_tokens == 16
+    assert pipeline.generation.eos_id == tokenizer.eos_id
+    assert repr(pipeline) == "Pipeline(language_modeling: Transformer of 10,720 parameters)"

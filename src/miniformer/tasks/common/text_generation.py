@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -21,6 +21,8 @@ _BATCH_SIZE = 32  # texts that are generated at once
 @dataclasses.dataclass(frozen=True)
 class TextGenerationTask(Task):
     """Base class of tasks whose models generate text."""
+
+    continues_prompts: ClassVar[bool] = True  # False: a text answers its source
 
     def generation_inputs(
         self,

@@ -1,0 +1,93 @@
+"""`miniformer generate`: continues prompts with a trained model."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from miniformer.config import GenerationConfig
+from miniformer.config.command_line import (
+    add_config_flags,
+    command_parser,
+    miniformer_command,
+    read_utf8_stdin,
+    reject_file_name,
+)
+
+
+def add_generate_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    commands.add_subcommand(
+        "generate", _generate_parser(), help="continue prompts, or answer sources, with a model"
+    )
+
+
+def _generate_parser() -> Any:
+    parser = command_parser(
+        "Continue prompts with a language model, or print the targets of a seq2seq model for "
+        "sources. Options that are not given are those of the model directory's "
+        "generation_config.json."
+    )
+    parser.add_argument("directory", type=str, help="model directory")
+    parser.add_argument(
+        "prompts",
+        type=str,
+        nargs="+",
+        help="one or more prompts; '-' reads one from standard input",
+    )
+    parser.add_argument(
+        "--draft",
+        type=str,
+        help="model directory of a draft model for speculative decoding, or lookup; the speedup is "
+        "printed",
+    )
+    parser.add_argument(
+        "--truncate",
+        action="store_true",
+        help="truncate prompts that are too long: sources at the end, other prompts at the start",
+    )
+    add_config_flags(parser, GenerationConfig, skip=("eos_id",))
+    return parser
+
+
+def run_generate(values: dict[str, Any]) -> int:
+    """Runs the subcommand."""
+    directory, prompts, draft = (
+        values.pop(name, None) for name in ("directory", "prompts", "draft")
+    )
+    truncate, options = values.pop("truncate", False), values
+    GenerationConfig.from_dict(options)  # reports errors before torch is imported
+    options, _ = GenerationConfig.current_names(options, warn=False)
+    for prompt in prompts:
+        reject_file_name(
+            prompt, "prompt", f"{miniformer_command()} generate {shlex.quote(directory)} -"
+        )
+    prompts = [read_utf8_stdin() if prompt == "-" else prompt for prompt in prompts]
+    from miniformer.checkpoint.pipeline import load
+
+    pipeline = load(directory)
+    options["truncate"] = truncate
+    # A continuation is printed behind its prompt, an answer alone.
+    starts = prompts if pipeline.continues_prompts() else [""] * len(prompts)
+    if draft is not None:
+        from miniformer.checkpoint.speculation_check import benchmark_speculation
+
+        texts, summary = benchmark_speculation(pipeline, draft, prompts, options)
+        for start, text in zip(starts, texts, strict=True):
+            print(start + text)
+        print(summary, file=sys.stderr)
+        return 0
+    settings = {**pipeline.generation.to_dict(), **options}
+    if len(prompts) == settings["num_beams"] == settings["num_return_sequences"] == 1:
+        stream = pipeline.stream(prompts[0], **options)
+        first = next(stream, "")  # raises errors before anything is printed
+        print(starts[0] + first, end="", flush=True)
+        for text in stream:
+            print(text, end="", flush=True)
+        print()
+        return 0
+    for start, result in zip(starts, pipeline.generate(prompts, **options), strict=True):
+        for text in [result] if isinstance(result, str) else result:
+            print(start + text)
+    return 0
