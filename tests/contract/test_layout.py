@@ -18,7 +18,8 @@ NO_MODULE = {
 }
 # Any other folder is an extension: it imports the core, which does not import it.
 CORE = {
-    *("checkpoint", "cli", "commands", "config", "data", "doctor", "generation", "interop"),
+    *("checkpoint", "cli", "commands", "config", "data", "doctor", "evaluation"),
+    *("generation", "interop"),
     *("model", "registry", "runtime", "tasks", "train_config", "trainer", "training", "utils"),
 }
 

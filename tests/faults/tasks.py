@@ -7,7 +7,7 @@ from tests.faults import fault
 # Losses: sums and counts.
 
 
-@fault("miniformer.tasks.base:token_loss")
+@fault("miniformer.tasks.common.losses:token_loss")
 def loss_counts_unlabelled_positions(original):
     """The count of a loss includes positions that are not predicted."""
 
@@ -18,7 +18,7 @@ def loss_counts_unlabelled_positions(original):
     return token_loss
 
 
-@fault("miniformer.tasks.base:token_loss")
+@fault("miniformer.tasks.common.losses:token_loss")
 def validation_is_smoothed(original):
     """Label smoothing stays on in validation."""
 
@@ -42,7 +42,7 @@ def mean_is_over_batches(original):
     return mean
 
 
-@fault("miniformer.tasks.base:symmetric_kl")
+@fault("miniformer.tasks.common.losses:symmetric_kl")
 def r_drop_compares_a_pass_with_itself(original):
     """The divergence of two passes is always 0."""
     return lambda first, second: original(first, first)
@@ -431,7 +431,7 @@ def short_models_have_no_room_for_a_text(original):
     return lambda config, min_length, inputs: None
 
 
-@fault("miniformer.tasks.base:stored_settings")
+@fault("miniformer.checkpoint.artifacts:stored_settings")
 def stored_pairs_lose_their_marks(original):
     """Null in a stored task means that tokens of pairs are not marked."""
 

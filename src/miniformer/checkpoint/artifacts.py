@@ -16,10 +16,12 @@ from miniformer.config import (
     TransformerConfig,
     UserError,
 )
+from miniformer.config.renames import TASK_OPTIONS
+from miniformer.config.strict import rename_keys
 from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER, Tokenizer
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
-from miniformer.tasks.base import Task, stored_settings
+from miniformer.tasks.base import Task
 
 MODEL_CLASSES: dict[str, type[Transformer] | type[Seq2SeqTransformer]] = {
     "encoder": Transformer,
@@ -102,6 +104,25 @@ def read_task(path: Path, kind: str) -> Task:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return task
+
+
+def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Content of a `task.json` under current names, without the automatic options of version 0.1.
+
+    There, null meant that tokens of pairs are marked except in masked LM, that BOS is prepended to
+    prompts, and auto that a task was not fitted to a series.
+    """
+    name = settings.get("task")
+    if not isinstance(name, str):
+        return settings
+    name = registry.current_name("task", name)
+    current, _ = rename_keys(settings, TASK_OPTIONS.get(name, {}), warn=False)
+    if "shared_token_types" in current and current["shared_token_types"] is None:
+        is_pair = current.get("input_kind") == "pair"
+        current["shared_token_types"] = is_pair and name != "masked_lm"
+    automatic = (("prepend_bos", None), ("target_delta_of", "auto"))
+    current = {key: value for key, value in current.items() if (key, value) not in automatic}
+    return {**current, "task": name}
 
 
 def check_texts(inputs: Sequence[Any]) -> None:

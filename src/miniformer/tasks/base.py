@@ -1,6 +1,7 @@
 """Base class of tasks: encoding of records, loss, metrics, and prediction.
 
     records -> fit -> encode -> examples -> batcher -> batch -> loss, eval_step -> compute_metrics
+    records of `miniformer evaluate` -> record_step -> record_results -> resampled_metrics
     inputs of a user -> predict or generate_text
 
 A task is a frozen config. Its fields are its options and the values that `fit` derives from the
@@ -19,20 +20,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from miniformer import registry
 from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
 from miniformer.config.renames import TASK_OPTIONS
-from miniformer.config.strict import rename_keys
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn, LengthBucketBatcher
 from miniformer.data.batching.loader import Batcher
-from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.common.record_results import RecordResults
+from miniformer.tasks.common.resampling import weighted_mean
 
 BatchStats = dict[str, Any]  # output of `Task.eval_step` for one batch
 
@@ -189,6 +190,42 @@ class Task(StrictConfig):
         """Metrics of a validation; `loss` is one of them."""
         return {"loss": mean(batch_stats, "loss", "count")}
 
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        """Statistics of `test_step`, and those that `record_results` needs.
+
+        Args:
+            model: in eval mode, on the device of the batch.
+            batch: with `records`, the index of each row's record, int64 [B]; in a packed batch of
+                each label's record, int64 [B, T]. It is on the CPU.
+        """
+        return self.test_step(model, batch)
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults | None:
+        """Results of each record; None: the task has metrics of the whole data only.
+
+        Args:
+            batch_stats: of `record_step`, each with the batch's `records`.
+            records: the data.
+            tokenizer: decodes generated text.
+        """
+        return None
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Metrics of `compute_metrics` for resamples or groups of records, float64 [R] each.
+
+        For all records they are those of `compute_metrics`, up to rounding. NaN: not defined.
+
+        Args:
+            results: of `record_results`.
+            counts: times that each resample contains each record, int [R, N]; see
+                `miniformer.tasks.common.resampling`, which has most formulas.
+        """
+        return {"loss": weighted_mean(counts, results.losses, results.weights)}
+
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
         """Warnings before a run that selects the best checkpoint by `metric`.
 
@@ -279,25 +316,6 @@ class Task(StrictConfig):
         return {"task": self.name, **self.to_dict()}
 
 
-def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Content of a `task.json` under current names, without the automatic options of version 0.1.
-
-    There, null meant that tokens of pairs are marked except in masked LM, that BOS is prepended to
-    prompts, and auto that a task was not fitted to a series.
-    """
-    name = settings.get("task")
-    if not isinstance(name, str):
-        return settings
-    name = registry.current_name("task", name)
-    current, _ = rename_keys(settings, TASK_OPTIONS.get(name, {}), warn=False)
-    if "shared_token_types" in current and current["shared_token_types"] is None:
-        is_pair = current.get("input_kind") == "pair"
-        current["shared_token_types"] = is_pair and name != "masked_lm"
-    automatic = (("prepend_bos", None), ("target_delta_of", "auto"))
-    current = {key: value for key, value in current.items() if (key, value) not in automatic}
-    return {**current, "task": name}
-
-
 def total(batch_stats: Sequence[BatchStats], name: str) -> float:
     """Sum of a statistic over batches."""
     return float(sum(float(stats[name]) for stats in batch_stats))
@@ -311,33 +329,3 @@ def mean(batch_stats: Sequence[BatchStats], name: str, count: str) -> float:
 def concat_batches(batch_stats: Sequence[BatchStats], name: str) -> Tensor:
     """Concatenated tensors [B, ...] of all batches, on the CPU."""
     return torch.cat([stats[name].detach().cpu() for stats in batch_stats])
-
-
-def token_loss(
-    model: Any, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats of labeled positions, and their number.
-
-    Args:
-        model: has a `cross_entropy`.
-        features: [B, T, D].
-        labels: int [B, T]; -100: not predicted.
-        label_smoothing: fraction of each label that is spread over the vocabulary, in training
-            only, so that it does not change validation metrics.
-    """
-    labeled = labels != IGNORE_INDEX
-    if not bool(labeled.all()):  # the head runs on labeled positions only
-        features, labels = features[labeled], labels[labeled]  # [N, D], [N]
-    smoothing = {"label_smoothing": label_smoothing} if label_smoothing and model.training else {}
-    loss = model.cross_entropy(features.flatten(0, -2), labels.flatten(), **smoothing)
-    return loss, loss.new_tensor(labels.numel())
-
-
-def symmetric_kl(first: Tensor, second: Tensor) -> Tensor:
-    """Symmetric Kullback-Leibler divergence (mean of both directions) in nats, summed.
-
-    Args:
-        first, second: logits, [..., C].
-    """
-    p, q = first.float().log_softmax(-1), second.float().log_softmax(-1)
-    return ((p.exp() - q.exp()) * (p - q)).sum() / 2  # KL(p, q) + KL(q, p)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional.classification import (
@@ -24,7 +25,15 @@ from miniformer.data.reading.records import Record, RecordError, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.rules import group_similar_labels
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.base import BatchStats, concat_batches, mean, symmetric_kl
+from miniformer.tasks.base import BatchStats, concat_batches, mean
+from miniformer.tasks.common.losses import symmetric_kl
+from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
+from miniformer.tasks.common.resampling import (
+    macro_f1,
+    matthews_correlation,
+    sum_confusions,
+    weighted_mean,
+)
 from miniformer.tasks.common.sequence_input import InputTask
 
 
@@ -178,7 +187,9 @@ class Classification(InputTask):
         return loss, labeled.sum() if weights is None else weights[labels[labeled]].sum()
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
-        logits = self.logits(model, batch)
+        return self._stats(self.logits(model, batch), batch)
+
+    def _stats(self, logits: Tensor, batch: Batch) -> BatchStats:
         loss, count = self._weighted_cross_entropy(logits, batch["labels"])
         labeled = batch["labels"] >= 0
         return {
@@ -200,6 +211,51 @@ class Classification(InputTask):
             "accuracy": float((predictions == labels).float().mean()),
             "macro_f1": float(multiclass_f1_score(predictions, labels, count, "macro")),
             "mcc": float(multiclass_matthews_corrcoef(predictions, labels, count)),
+        }
+
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        logits = self.logits(model, batch)
+        return {**self._stats(logits, batch), "logits": logits}
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each record; predictions and truths are classes."""
+        classes = self._require_classes()
+        logits = concat_batches(batch_stats, "logits").double()
+        truths, predictions, indices = (
+            concat_batches(batch_stats, name).numpy()
+            for name in ("labels", "predictions", "records")
+        )
+        log_probs = logits.log_softmax(-1).numpy()  # [N, C]
+        rows = np.arange(len(truths))
+        weights = np.ones(len(classes))
+        if isinstance(self.class_weights, list):
+            weights = np.array(self.class_weights)
+        return RecordResults(
+            records=indices,
+            predictions=[classes[index] for index in predictions],
+            truths=[classes[index] for index in truths],
+            losses=-log_probs[rows, truths],
+            weights=weights[truths],
+            correct=predictions == truths,
+            scores=np.exp(log_probs[rows, predictions]),
+            classes=classes,
+            class_scores=np.exp(log_probs),
+            confusion=confusion_matrix(truths, predictions, len(classes)),
+            statistics={"truths": truths, "predictions": predictions},
+        ).in_data_order()
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        truths, predictions = (results.statistics[name] for name in ("truths", "predictions"))
+        sums = sum_confusions(counts, truths, predictions, self.num_outputs())
+        return {
+            **super().resampled_metrics(results, counts),
+            "accuracy": weighted_mean(counts, truths == predictions, np.ones(len(results))),
+            "macro_f1": macro_f1(*sums),
+            "mcc": matthews_correlation(*sums),
         }
 
     def confusion_matrix(self, batch_stats: Sequence[BatchStats]) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError, option
@@ -24,8 +25,11 @@ from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
-from miniformer.tasks.base import BatchStats, Task, mean, token_loss, total
+from miniformer.tasks.base import BatchStats, Task, concat_batches, mean, total
 from miniformer.tasks.common.input_encoding import ids_to_array
+from miniformer.tasks.common.losses import TokenLossRecorder, token_loss
+from miniformer.tasks.common.record_results import RecordResults, sum_by_record
+from miniformer.tasks.common.resampling import divide, sum_records
 from miniformer.tasks.common.seq2seq_batch import seq2seq_loss
 from miniformer.tasks.common.text_generation import TextGenerationTask
 
@@ -139,6 +143,40 @@ class LanguageModeling(TextGenerationTask):
             metrics["bits_per_byte"] = total(batch_stats, "loss") / math.log(2) / n_bytes
         return metrics
 
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        recorder = TokenLossRecorder(model)
+        return {**self.test_step(recorder, batch), **recorder.stats(batch)}
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each text that has a label; there are no predictions or truths."""
+        losses = concat_batches(batch_stats, "token_losses").numpy()
+        tokens = concat_batches(batch_stats, "token_records").numpy()
+        indices, loss, count = sum_by_record(tokens, losses, np.ones(len(losses)))
+        statistics = {"bytes": self._record_bytes(batch_stats, records, indices)}
+        nothing = [None] * len(indices)
+        return RecordResults(indices, nothing, nothing, loss / count, count, statistics=statistics)
+
+    def _record_bytes(
+        self, batch_stats: Sequence[BatchStats], records: Records, indices: np.ndarray
+    ) -> np.ndarray:
+        """UTF-8 bytes of the labels of each record, [N]."""
+        return np.array([len(record["text"].encode()) for record in records.read(indices)])
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        loss = super().resampled_metrics(results, counts)["loss"]
+        total_loss = sum_records(counts, results.losses * results.weights)
+        return {
+            "loss": loss,
+            "perplexity": np.exp(np.minimum(loss, 700.0)),
+            "bits_per_byte": divide(
+                total_loss / math.log(2), sum_records(counts, results.statistics["bytes"])
+            ),
+        }
+
     def generation_inputs(
         self,
         model: Any,
@@ -200,17 +238,17 @@ class PrefixLanguageModeling(LanguageModeling):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """Examples with `ids` of a window, two tokens or more, and its `bytes`."""
+        """Examples with `ids` of a window, two tokens or more, its `bytes` and its `record`."""
         assert tokenizer is not None
         examples = []
-        for example in super().encode(records, tokenizer, seq_len):
+        for number, example in enumerate(super().encode(records, tokenizer, seq_len)):
             ids = example["ids"]
             has_eos = tokenizer.bos_id != tokenizer.eos_id  # `super().encode` has appended EOS
             if self.prepend_bos and not has_eos:
                 ids = np.append(ids, ids_to_array([tokenizer.eos_id], tokenizer))
             per_token = example["bytes"] / len(ids)
             examples += [
-                {"ids": window, "bytes": per_token * len(window)}
+                {"ids": window, "bytes": per_token * len(window), "record": number}
                 for window in _split_windows(ids, max(2, seq_len))
             ]
         return examples
@@ -220,6 +258,15 @@ class PrefixLanguageModeling(LanguageModeling):
     def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
         assert tokenizer is not None
         return partial(collate_prefixes, boundary_id=tokenizer.eos_id)
+
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        return {**super().record_step(model, batch), "row_bytes": batch["row_bytes"]}
+
+    def _record_bytes(
+        self, batch_stats: Sequence[BatchStats], records: Records, indices: np.ndarray
+    ) -> np.ndarray:
+        rows, n_bytes = (concat_batches(batch_stats, name) for name in ("records", "row_bytes"))
+        return sum_by_record(rows.numpy(), n_bytes.numpy())[1]
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """See `seq2seq_loss`."""
@@ -246,20 +293,21 @@ def collate_prefixes(
 ) -> Batch:
     """Splits windows into source and target at one random fraction; `random=None`: 1/2."""
     fraction = 0.5 if random is None else random.random()
-    sources, targets, labels, n_bytes = [], [], [], 0.0
+    sources, targets, labels, row_bytes = [], [], [], []
     for example in examples:
         ids = example["ids"].astype(np.int64)
         cut = min(max(1, round(fraction * len(ids))), len(ids) - 1)
         sources.append(ids[:cut])
         labels.append(ids[cut:])
         targets.append(np.concatenate(([boundary_id], ids[cut:-1])))
-        n_bytes += float(example["bytes"]) * (len(ids) - cut) / len(ids)
+        row_bytes.append(float(example["bytes"]) * (len(ids) - cut) / len(ids))
     source, mask = pad_sequences(sources)
     batch: Batch = {
         "source": source,
         "target": pad_sequences(targets)[0],
         "labels": pad_sequences(labels, IGNORE_INDEX)[0],
-        "bytes": n_bytes,
+        "bytes": sum(row_bytes),
+        "row_bytes": torch.tensor(row_bytes),
     }
     return batch if mask is None else {**batch, "source_mask": mask}
 

@@ -29,16 +29,19 @@ from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn
 from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.reading import schema
-from miniformer.data.reading.records import Record
+from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.base import BatchStats, mean, token_loss
+from miniformer.tasks.base import BatchStats, concat_batches, mean
 from miniformer.tasks.common.input_encoding import (
     collate_inputs,
     ids_to_array,
     input_validator,
     model_inputs,
 )
+from miniformer.tasks.common.losses import TokenLossRecorder, token_loss
+from miniformer.tasks.common.record_results import RecordResults, sum_by_record
+from miniformer.tasks.common.resampling import weighted_mean
 from miniformer.tasks.common.sequence_input import InputTask
 
 MASK_TOKEN = "[MASK]"  # marks a masked token in a user's text
@@ -112,18 +115,16 @@ class MaskedLM(InputTask):
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
-        """Examples with `inputs`: see `encode_inputs`, or windows of a text."""
+        """Examples with `inputs`: see `encode_inputs`, or windows of a text; and `record`."""
         assert tokenizer is not None
         if self.field == "input":
             examples = self.encode_inputs(records, tokenizer, seq_len)
+            examples = [{**example, "record": n} for n, example in enumerate(examples)]
         else:
+            rows = tokenizer.encode_batch([record["text"] for record in records])
             examples = [
-                {"inputs": window}
-                for record, ids in zip(
-                    records,
-                    tokenizer.encode_batch([record["text"] for record in records]),
-                    strict=True,
-                )
+                {"inputs": window, "record": n}
+                for n, (record, ids) in enumerate(zip(records, rows, strict=True))
                 for window in _split_windows(ids, record, tokenizer, seq_len)
             ]
         special = _special_token_ids(tokenizer)
@@ -145,12 +146,43 @@ class MaskedLM(InputTask):
         return token_loss(model, self._features(model, batch), batch["labels"])
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
+        stats = self._token_stats(model, batch)
+        return {**stats, "correct": stats["correct"].sum()}
+
+    def _token_stats(self, model: Any, batch: Batch) -> BatchStats:
+        """Loss, count, and `correct`, bool [N] of the masked tokens."""
         features = self._features(model, batch)
         loss, count = token_loss(model, features, batch["labels"])
         labeled = batch["labels"] != IGNORE_INDEX
         predictions = model.logits(features[labeled]).argmax(-1)
-        correct = (predictions == batch["labels"][labeled]).sum()
-        return {"loss": loss, "count": count, "correct": correct}
+        return {"loss": loss, "count": count, "correct": predictions == batch["labels"][labeled]}
+
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        recorder = TokenLossRecorder(model)
+        stats = self._token_stats(recorder, batch)
+        token_stats = {**recorder.stats(batch), "token_correct": stats["correct"]}
+        return {**stats, "correct": stats["correct"].sum(), **token_stats}
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each text; there are no predictions or truths."""
+        tokens, losses, correct = (
+            concat_batches(batch_stats, name).numpy()
+            for name in ("token_records", "token_losses", "token_correct")
+        )
+        indices, loss, count, hits = sum_by_record(tokens, losses, np.ones(len(losses)), correct)
+        nothing = [None] * len(indices)
+        statistics = {"accuracy": hits / count}
+        return RecordResults(indices, nothing, nothing, loss / count, count, statistics=statistics)
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        loss = super().resampled_metrics(results, counts)["loss"]
+        accuracy = weighted_mean(counts, results.statistics["accuracy"], results.weights)
+        perplexity = np.exp(np.minimum(loss, 700.0))
+        return {"loss": loss, "perplexity": perplexity, "accuracy": accuracy}
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None

@@ -24,6 +24,8 @@ from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema, features_to_array
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches
+from miniformer.tasks.common.record_results import RecordResults
+from miniformer.tasks.common.resampling import pearson, spearman, weighted_mean
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.common.standardize import is_constant, mean_std
 
@@ -218,6 +220,43 @@ class Regression(InputTask):
             "rmse": math.sqrt(float(error.square().mean())),
             "pearson": float(pearson_corrcoef(predictions, values)) if varies else 0.0,
             "spearman": float(spearman_corrcoef(predictions, values)) if varies else 0.0,
+        }
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each record; predictions and truths are in the units of the data."""
+        _, std = self._require_mean_std()
+        outputs, labels, scales = (
+            concat_batches(batch_stats, name).double().numpy()
+            for name in ("predictions", "values", "scales")
+        )
+        predictions, values = (tensor.numpy() for tensor in self._denormalized(batch_stats))
+        return RecordResults(
+            records=concat_batches(batch_stats, "records").numpy(),
+            predictions=predictions.tolist(),
+            truths=values.tolist(),
+            losses=(outputs - labels) ** 2,
+            weights=np.ones(len(outputs)),
+            statistics={
+                "errors": std * scales * (outputs - labels),
+                "predictions": predictions,
+                "values": values,
+            },
+        ).in_data_order()
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        errors, predictions, values = (
+            results.statistics[name] for name in ("errors", "predictions", "values")
+        )
+        return {
+            **super().resampled_metrics(results, counts),
+            "mae": weighted_mean(counts, np.abs(errors), results.weights),
+            "rmse": np.sqrt(weighted_mean(counts, errors**2, results.weights)),
+            "pearson": pearson(counts, predictions, values),
+            "spearman": spearman(counts, predictions, values),
         }
 
     def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:

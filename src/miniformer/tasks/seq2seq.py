@@ -32,15 +32,20 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput, generate
-from miniformer.tasks.base import BatchStats
+from miniformer.tasks.base import BatchStats, concat_batches
 from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
+from miniformer.tasks.common.losses import TokenLossRecorder
+from miniformer.tasks.common.record_results import RecordResults, sum_by_record
 from miniformer.tasks.common.seq2seq_batch import collate_seq2seq, seq2seq_loss
 from miniformer.tasks.common.text_generation import TextGenerationTask
 from miniformer.tasks.common.text_metrics import (
     compute_text_metrics,
+    exact_matches,
     has_sacrebleu,
     lossy_target_warnings,
+    resampled_text_metrics,
     round_trip,
+    text_statistics,
 )
 
 _MAX_CHECKED_TARGETS = 1_000  # records whose targets are decoded before training
@@ -219,6 +224,45 @@ class Seq2Seq(TextGenerationTask):
         rows = [ids for stats in batch_stats for ids in stats.get("generated", [])]
         predictions = [tokenizer.decode(ids) for ids in rows]
         return {**metrics, **compute_text_metrics(predictions, round_trip(tokenizer, references))}
+
+    def record_step(self, model: Any, batch: Batch) -> BatchStats:
+        recorder = TokenLossRecorder(model)
+        self.loss(recorder, batch)  # of its own: generation needs the model itself
+        return {**self.test_step(model, batch), **recorder.stats(batch)}
+
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each record; predictions are generated texts, if the task generates them."""
+        losses, tokens, indices = (
+            concat_batches(batch_stats, name).numpy()
+            for name in ("token_losses", "token_records", "records")
+        )
+        _, loss, count = sum_by_record(tokens, losses, np.ones(len(losses)))
+        order = np.argsort(indices, kind="stable")
+        results = RecordResults(
+            indices[order], [None] * len(order), [None] * len(order), loss / count, count
+        )
+        references = [text for stats in batch_stats for text in stats.get("references", [])]
+        if not references or tokenizer is None:
+            return results
+        rows = [ids for stats in batch_stats for ids in stats["generated"]]
+        predictions = [tokenizer.decode(rows[row]) for row in order]
+        truths = [references[row] for row in order]
+        expected = round_trip(tokenizer, truths)
+        return dataclasses.replace(
+            results,
+            predictions=predictions,
+            truths=truths,
+            correct=exact_matches(predictions, expected),
+            statistics=text_statistics(predictions, expected),
+        )
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        metrics = super().resampled_metrics(results, counts)
+        return {**metrics, **resampled_text_metrics(results.statistics, counts)}
 
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
         if self.eval_generate_samples and not has_sacrebleu():

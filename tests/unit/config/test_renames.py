@@ -6,11 +6,11 @@ import warnings
 import pytest
 
 from miniformer import cli, registry
+from miniformer.checkpoint.artifacts import stored_settings
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError, GenerationConfig, RenamedWarning, TransformerConfig
 from miniformer.config.renames import TASK_OPTIONS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.base import stored_settings
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.train_config import TrainConfig
 from tests.kit import tiny_model

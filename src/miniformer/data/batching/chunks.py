@@ -188,21 +188,30 @@ def _encode_records(
 ) -> ColumnarStore:
     """Encodes records batch by batch, since encoding takes far more memory than its result.
 
-    `progress` is called with the number of encoded records. The column `record` has the indices of
-    the records if each gives one example.
+    `progress` is called with the number of encoded records. The column `record` has the index of
+    each example's record, if each record gives one example or `encode_fn` numbers its examples.
     """
-    stores, done, one_to_one = [], 0, record_indices is not None
+    stores, done = [], 0
+    rows: list[int] | None = None if record_indices is None else []
     for batch in _batched(records, _ENCODE_BATCH_SIZE):
         examples = encode_fn(batch)
+        numbers = _pop_record_numbers(examples, len(batch))
+        rows = None if rows is None or numbers is None else rows + [done + n for n in numbers]
         stores.append(ColumnarStore.from_examples(examples))
         done += len(batch)
-        one_to_one &= len(examples) == len(batch)
         if progress is not None:
             progress(done)
     result = ColumnarStore.concatenate(stores)
-    if one_to_one and len(result):
-        result.columns["record"] = np.asarray(record_indices)
+    if rows is not None and record_indices is not None and len(result):
+        result.columns["record"] = np.asarray(record_indices)[rows]
     return result
+
+
+def _pop_record_numbers(examples: list[Example], num_records: int) -> list[int] | None:
+    """Removes `record`, the number of each example's record within its batch; None: not known."""
+    if all("record" in example for example in examples):
+        return [example.pop("record") for example in examples]
+    return list(range(num_records)) if len(examples) == num_records else None
 
 
 def _batched(records: Iterator[Record], batch_size: int) -> Iterator[list[Record]]:

@@ -92,6 +92,15 @@ class PackedBatcher:
             batch["segment_ids"] = torch.from_numpy(segments)
         return batch
 
+    def label_examples(self, chunk: ColumnarStore, starts: np.ndarray) -> np.ndarray:
+        """Index of the example of each label in the windows at `starts`, int64 [B, T].
+
+        The BOS token after a document belongs to that document. Padding belongs to the last one.
+        """
+        size, positions = len(chunk.columns["ids"]), starts[:, None] + np.arange(self.seq_len)
+        positions = positions % size if self.wrap else np.minimum(positions, size - 1)
+        return np.searchsorted(chunk.offsets["ids"], positions, side="right") - 1
+
     def example_indices(self, chunk: ColumnarStore, starts: np.ndarray) -> np.ndarray:
         """Indices of the examples within the windows at `starts`."""
         size, columns = len(chunk.columns["ids"]), starts[:, None] + np.arange(self.seq_len)

@@ -10,7 +10,7 @@ from torch import Tensor
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, pad_sequences
 from miniformer.data.batching.packing import IGNORE_INDEX
-from miniformer.tasks.base import symmetric_kl, token_loss
+from miniformer.tasks.common.losses import symmetric_kl, token_loss
 
 
 def collate_seq2seq(

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from miniformer.checkpoint.artifacts import MODEL_CLASSES
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, stored_settings
 from miniformer.checkpoint.directory import read_hf_metadata
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER
 from miniformer.model.pretrained import read_config
-from miniformer.tasks.base import stored_settings
 from miniformer.train_config import TrainConfig
 
 # Fields without use in a head with other outputs, and fields that the new task sets.

@@ -1,0 +1,1 @@
+"""Evaluation of a model on records: metrics with intervals, results by record, reports."""
