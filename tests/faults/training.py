@@ -160,7 +160,7 @@ def the_card_rounds_to_three_digits(original):
     return lambda value: original(value) if value >= 1000 else original(float(f"{value:.3g}"))
 
 
-@fault("miniformer.training.report.formats:format_duration")
+@fault("miniformer.utils.formats:format_duration")
 def hours_are_minutes(original):
     """Durations are divided by 60 once too often."""
     return lambda seconds: original(seconds / 60)
@@ -824,7 +824,7 @@ def range_test_is_not_drawn(original):
 # The report.
 
 
-@fault("miniformer.training.report.formats:escape_html")
+@fault("miniformer.utils.formats:escape_html")
 def text_of_others_is_markup(original):
     """Text in the report is not escaped."""
     return lambda value: str(value).encode("utf-8", "replace").decode("utf-8")

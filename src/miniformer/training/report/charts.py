@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from miniformer.training.report.formats import (
+from miniformer.utils.formats import (
     clean_text,
     escape_html,
     format_number,

@@ -17,7 +17,7 @@ from miniformer.training.report.charts import (
     heat_map,
     line_chart,
 )
-from miniformer.training.report.formats import format_number, format_percent, metric_label
+from miniformer.utils.formats import format_number, format_percent, metric_label
 from miniformer.utils.plotting import new_axes, save_png
 
 _SMOOTHING_WINDOWS = 20  # the smoothing window is a 20th of the run

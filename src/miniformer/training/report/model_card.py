@@ -12,7 +12,7 @@ import torch
 import miniformer
 from miniformer.config import TransformerConfig
 from miniformer.tasks.base import Task
-from miniformer.training.report.formats import format_number, metric_label
+from miniformer.utils.formats import format_number, metric_label
 
 
 def render_model_card(

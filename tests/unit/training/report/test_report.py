@@ -17,8 +17,8 @@ from matplotlib import colormaps, image
 
 from miniformer.training.report.charts import Series, heat_map, line_chart
 from miniformer.training.report.curves import metric_points, moving_average, plot_loss
-from miniformer.training.report.formats import format_number
 from miniformer.training.report.page import Report, write_report
+from miniformer.utils.formats import format_number
 
 pytestmark = pytest.mark.usefixtures("real_pictures")
 
