@@ -15,6 +15,7 @@ from miniformer.config.train_settings import (
     BudgetSettings,
     DataSettings,
     EvaluationSettings,
+    FieldSettings,
     HardwareSettings,
     ModelSettings,
     OptimizationSettings,
@@ -38,7 +39,7 @@ Part = TypeVar("Part", bound=StrictConfig)
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(
     OutputSettings, HardwareSettings, BudgetSettings, EvaluationSettings, OptimizationSettings,
-    ModelSettings, DataSettings,
+    ModelSettings, FieldSettings, DataSettings,
 ):  # fmt: skip
     """Configuration of a training run: the fields of all its parts.
 
@@ -97,7 +98,9 @@ class TrainConfig(
             if getattr(self, name) == ""
         ]
         if not self.train_path and self.resume is None:
-            problems.append("train_path is missing: name a .jsonl or .txt file to train on")
+            problems.append(
+                "train_path is missing: name a file to train on, such as train.jsonl or train.csv"
+            )
         problems += [
             f"{name} needs val_path, {why}"
             for name, why in _REQUIRES_VALIDATION.items()

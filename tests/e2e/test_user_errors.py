@@ -74,7 +74,9 @@ def test_error_of_a_missing_file(train_with, tmp_path):
 
 
 def test_error_of_a_missing_train_path(capsys):
-    assert "train_path is missing: name a .jsonl or .txt file" in mistake(capsys, trainer.main, [])
+    assert "train_path is missing: name a file to train on, such as" in mistake(
+        capsys, trainer.main, []
+    )
 
 
 def test_error_of_a_vocab_size_below_the_ids(train_with):

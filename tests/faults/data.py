@@ -391,23 +391,23 @@ def labels_alike_are_not_found(original):
     return group_similar_labels
 
 
-@fault("miniformer.data.reading.parsing:_decode")
+@fault("miniformer.data.reading.parsing:decode")
 def marks_within_files_are_kept(original):
     """A byte-order mark within a concatenated file is a JSON error."""
 
-    def _decode(raw):
-        text = original(raw)
+    def decode(raw, encoding="utf-8"):
+        text = original(raw, encoding)
         return "\ufeff" + text if text.startswith("\ufeff") else text
 
-    return _decode
+    return decode
 
 
 @fault("miniformer.data.reading.parsing:parse_line")
 def carriage_returns_are_bad_json(original):
     """A file with carriage returns as line ends is reported as JSON with extra data."""
 
-    def parse_line(raw, checks):
-        return original(raw.replace(b"\r", b" "), checks)
+    def parse_line(raw, checks, mapper=None):
+        return original(raw.replace(b"\r", b" "), checks, mapper)
 
     return parse_line
 

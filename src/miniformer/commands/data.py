@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 from collections.abc import Iterator
 from math import ceil
@@ -9,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
 from miniformer.config import ConfigError, UserError
-from miniformer.config.command_line import command_parser, python_command
+from miniformer.config.command_line import add_config_flags, command_parser, python_command
+from miniformer.config.train_settings import FieldSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +47,7 @@ def add_data_command(commands: Any) -> None:
         default=None,
         help="byte, or a tokenizer.json or directory, to count tokens; null: words are counted",
     )
+    add_config_flags(check, FieldSettings)
     check.add_argument("--faults", type=int, default=10, help="invalid records shown per split")
     inner = parser.add_subcommands(required=True, dest="what")
     inner.add_subcommand(
@@ -65,6 +69,7 @@ def run_data(values: dict[str, Any]) -> int:
         inspect_dataset,
         similar_label_warnings,
     )
+    from miniformer.data.reading.mapping import FieldMapping
     from miniformer.training.callbacks.progress import make_console, progress_bars
     from miniformer.training.tuning.data_defaults import given_task_options
 
@@ -73,6 +78,10 @@ def run_data(values: dict[str, Any]) -> int:
         task = registry.get("task", options["task"]).from_dict(given)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
+    mapping = FieldMapping.from_dict(
+        {field.name: options[field.name] for field in dataclasses.fields(FieldSettings)}
+    )
+    mapping.check_fields(task.schema)
     length_fn, unit = _length_counter(options["tokenizer"], list(task.schema))
     console = make_console()
 
@@ -81,15 +90,16 @@ def run_data(values: dict[str, Any]) -> int:
 
     sources = [("train", options["files"])]
     sources += [(name, options[f"{name}_path"]) for name in ("val", "test")]
+    splits: list[SplitReport] = []
     with progress_bars(console) as progress:
-        splits = [
-            inspect_dataset(
-                name, path, task.schema, length_fn=length_fn, max_errors=options["faults"],
-                progress=progress,
-            )
-            for name, path in sources
-            if path is not None
-        ]  # fmt: skip
+        for name, path in sources:
+            if path is not None:
+                split = inspect_dataset(
+                    name, path, task.schema, mapping=mapping, length_fn=length_fn,
+                    max_errors=options["faults"], progress=progress,
+                )  # fmt: skip
+                mapping = split.records.mapping
+                splits.append(split)
     for split in splits:
         for line in _format_split(split, unit):
             show(line)
@@ -151,7 +161,7 @@ def _length_counter(tokenizer: str | None, fields: list[str]) -> tuple[Any, str]
         lengths = {}
         for name in fields:
             values = [record[name] for record in records if isinstance(record[name], str | list)]
-            if not values or name == "label":
+            if not values or name in ("label", "labels", "tags", "value"):
                 continue
             texts = [
                 value if isinstance(value, str) else " ".join(value)
@@ -249,6 +259,11 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
         f" --{name} {shlex.quote(options[name])}" for name in ("val_path", "test_path")
         if options[name]
     )  # fmt: skip
+    paths += "".join(
+        f" --{field.name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+        for field in dataclasses.fields(FieldSettings)
+        if (value := options[field.name]) is not None
+    )
     first = shlex.quote(options["files"][0])
     yield (
         f"train with: {python_command()} -m miniformer.trainer --task {task} --train_path {first}"

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.strict import StrictConfig, option
+from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
 from miniformer.utils.units import parse_bytes
 
@@ -19,8 +20,9 @@ class DataSettings(StrictConfig):
     """Data, task, tokenizer and batches.
 
     Args:
-        train_path: training data: .jsonl with one record per line, or .txt for language modeling;
-            .gz and .zst are decompressed; a glob such as 'data/*.jsonl', or a list of paths.
+        train_path: training data: .jsonl, .csv, .tsv, .parquet, .arrow, .json, .conllu, .conll, a
+            folder of Hugging Face datasets, or .txt for language modeling; .gz and .zst are
+            decompressed; a glob such as 'data/*.jsonl', or a list of paths.
         val_path: validation data in the same formats; null: no validation.
         test_path: test data, evaluated with the best checkpoint at the end; null: no test.
         task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
@@ -59,6 +61,42 @@ class DataSettings(StrictConfig):
     batch_tokens: int | None = option(None, low=1)
     num_workers: int = option(0, low=0)
     streaming: bool = option(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldSettings(StrictConfig):
+    """Columns of the data files and their format.
+
+    Args:
+        input_field: column of the input, source or tokens, such as text; several columns, such as
+            premise,hypothesis, are a pair of texts, are joined by input_separator, or are numbers
+            of one vector; a pattern such as 't*' is a series of numbers; null: the field's name.
+        label_field: column of the label, labels, value, tags or target; several columns are several
+            values, or labels with 1 for present; null: the field's name.
+        text_field: column of the text of language_modeling and masked_lm; null: text.
+        input_separator: text that joins several input fields, such as ' '; null: they stay a pair.
+        columns: names of the columns of .csv and .tsv files without a header, such as text,label;
+            null: the first row has the names.
+        delimiter: character between cells of .csv files; null: a comma, semicolon, tab or bar,
+            whichever fits all rows; a tab in .tsv files.
+        quoting: double: cells in double quotes may contain delimiters and line ends; none: quotes
+            are ordinary characters; null: double.
+        encoding: encoding of .csv, .tsv and .conll files, such as latin-1; null: UTF-8.
+    """
+
+    heading: ClassVar[str] = "columns"
+
+    input_field: list[str] | str | None = option(None)
+    label_field: list[str] | str | None = option(None)
+    text_field: str | None = option(None)
+    input_separator: str | None = option(None)
+    columns: list[str] | str | None = option(None)
+    delimiter: str | None = option(None)
+    quoting: str | None = option(None, choices=("double", "none"))
+    encoding: str | None = option(None)
+
+    def cross_check(self) -> list[str]:
+        return [*super().cross_check(), *column_problems(self)]
 
 
 @dataclasses.dataclass(frozen=True)

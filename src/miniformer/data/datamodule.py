@@ -16,6 +16,7 @@ from miniformer.data.batching.chunks import ChunkSource, RecordChunks, StreamChu
 from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.loader import Batcher, BatchLoader
 from miniformer.data.reading.files import DataFiles
+from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import Record, Records, RecordSequence, as_records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.reading.streaming import stream_records
@@ -54,6 +55,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         tokenizer: the tokenizer; None: the data has vectors instead of text.
         val_path: validation data, or None.
         test_path: test data, or None.
+        mapping: columns of the fields in all files; None: they have the names of the fields.
         task: registered name of a task, or a task.
         batch_size: windows per batch if packed, otherwise the mean number of examples.
         batch_tokens: maximum number of tokens per batch, padding included; None: by `batch_size`.
@@ -76,6 +78,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         tokenizer: Tokenizer | None,
         val_path: DataSource | None = None,
         test_path: DataSource | None = None,
+        mapping: FieldMapping | None = None,
         task: str | DataTask = "language_modeling",
         batch_size: int = 16,
         batch_tokens: int | None = None,
@@ -88,6 +91,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         super().__init__()
         self.task: Any = registry.get("task", task)() if isinstance(task, str) else task
         self.train_path, self.val_path, self.test_path = train_path, val_path, test_path
+        self.mapping = mapping
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
@@ -107,12 +111,13 @@ class MiniFormerDataModule(L.LightningDataModule):
         if self.streaming:
             chunks["train"] = self._stream_chunks()
         else:
-            records = as_records(self.train_path, self.task.schema)
+            records = as_records(self.train_path, self.task.schema, mapping=self.mapping)
+            self.mapping = records.mapping
             self.task = rules.fit_task(self.task, records)
             chunks["train"] = self._record_chunks("train", records, self.num_workers)
         for split, source in (("val", self.val_path), ("test", self.test_path)):
             if source is not None:
-                records = as_records(source, self.task.schema)
+                records = as_records(source, self.task.schema, mapping=self.mapping)
                 rules.require_nonempty(self.task, records)
                 chunks[split] = self._record_chunks(split, records)
         self.chunks = chunks
@@ -212,10 +217,10 @@ class MiniFormerDataModule(L.LightningDataModule):
         source = self.train_path
         if not isinstance(source, (str, Path, list)):
             raise UserError("streaming reads files or '-' (standard input); name one as train_path")
-        schema = self.task.schema
+        schema, mapping = self.task.schema, self.mapping
 
         def iter_records() -> Iterator[Record]:
-            return (record for _, record in stream_records(source, schema))
+            return (record for _, record in stream_records(source, schema, mapping))
 
         return StreamChunks(iter_records, self._encode)
 

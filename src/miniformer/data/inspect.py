@@ -20,6 +20,7 @@ import numpy as np
 from miniformer.config import UserError
 from miniformer.data import rules
 from miniformer.data.reading.files import DataFiles
+from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import JSONLinesDataset, Record, RecordError
 from miniformer.data.reading.schema import Schema
 from miniformer.data.selection import RecordSubset
@@ -36,9 +37,9 @@ class SplitReport:
         name: train, val or test.
         records: all records.
         lengths: text field -> its length in each valid record, int [n].
-        label_counts: label -> number of records.
+        label_counts: label or tag -> its number.
         label_first_row: label -> first record with it.
-        values: targets of a regression.
+        values: targets of a regression; of several outputs, all of them.
         input_hashes: int64 [n], equal for equal inputs.
         rows: index of each valid record, int64 [n].
         errors: the first errors, with file:line.
@@ -72,6 +73,7 @@ def inspect_dataset(
     source: DataFiles,
     schema: Schema,
     *,
+    mapping: FieldMapping | None = None,
     length_fn: Callable[[list[Record]], dict[str, list[int]]],
     max_errors: int = 10,
     progress: Callable[[str, int, int], None] | None = None,
@@ -80,7 +82,7 @@ def inspect_dataset(
 
     Args:
         name: train, val or test.
-        source, schema: see `JSONLinesDataset`.
+        source, schema, mapping: see `JSONLinesDataset`.
         length_fn: records -> text field -> length in each record.
         max_errors: number of errors to store; all are counted.
         progress: called with (task, records done, total records).
@@ -88,7 +90,7 @@ def inspect_dataset(
     Raises:
         UserError: a file is missing, unreadable or empty.
     """
-    records = JSONLinesDataset(source, schema, progress=progress)
+    records = JSONLinesDataset(source, schema, mapping=mapping, progress=progress)
     report = SplitReport(name, records)
     lengths: dict[str, list[np.ndarray]] = {}
     values: list[float] = []
@@ -108,7 +110,11 @@ def inspect_dataset(
                 report.label_counts[record["label"]] += 1
                 report.label_first_row.setdefault(record["label"], row)
             if "value" in schema:
-                values.append(float(record["value"]))
+                value = record["value"]
+                values += map(float, value if isinstance(value, list) else [value])
+            for name in ("labels", "tags"):
+                if name in schema:
+                    report.label_counts.update(record[name])
         for text, batch_lengths in length_fn(valid).items() if valid else ():
             lengths.setdefault(text, []).append(np.array(batch_lengths, dtype=np.int32))
         if progress is not None:

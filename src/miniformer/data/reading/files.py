@@ -18,7 +18,11 @@ DataFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 ProgressCallback = Callable[[str, int, int], None]
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_FILE_TYPES = (".jsonl", ".txt")
+TABLE_TYPES = (".csv", ".tsv")
+TAGGED_TYPES = (".conllu", ".conll", ".bio")
+ARROW_TYPES = (".parquet", ".arrow")
+DATASET_FOLDER = "folder"  # written by save_to_disk of Hugging Face datasets
+_FILE_TYPES = (".jsonl", ".json", ".txt", *TABLE_TYPES, *TAGGED_TYPES, *ARROW_TYPES)
 COMPRESSIONS = (".gz", ".zst")
 _FINGERPRINT_BLOCKS, _FINGERPRINT_BLOCK_BYTES = 16, 1 << 16
 
@@ -114,21 +118,36 @@ def expand_paths(source: DataFiles) -> list[Path]:
 
 
 def parse_suffixes(path: Path) -> tuple[str, str]:
-    """File type, `.jsonl` or `.txt`, and compression, `.gz`, `.zst` or "", by file name.
+    """File type such as `.jsonl`, and compression, `.gz`, `.zst` or "", by file name.
+
+    The type of a folder of Hugging Face `datasets` is `DATASET_FOLDER`.
 
     Raises:
-        UserError: the path is a folder or has another suffix.
+        UserError: the path is another folder or has another suffix.
     """
+    if (path / "state.json").is_file():
+        return DATASET_FOLDER, ""
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        raise UserError(f"{path}: has the splits {', '.join(splits)}; name one: {path}/{splits[0]}")
     if path.is_dir():
         raise UserError(f"{path}: Is a directory; name its files, such as {path}/*.jsonl")
     compression = path.suffix if path.suffix in COMPRESSIONS else ""
     file_type = path.with_suffix("").suffix if compression else path.suffix
     if file_type not in _FILE_TYPES:
         raise UserError(
-            f"{path}: unknown file type {file_type + compression!r}; use .jsonl or .txt, "
-            "optionally compressed as .gz or .zst"
+            f"{path}: unknown file type {file_type + compression!r}; use "
+            f"{', '.join(_FILE_TYPES)}; text files optionally compressed as .gz or .zst"
         )
+    if compression and file_type in ARROW_TYPES:
+        raise UserError(f"{path}: a {file_type} file is compressed within; decompress it first")
     return file_type, compression
+
+
+def text_start(handle: RandomAccessFile) -> int:
+    """Offset of the text after a byte-order mark of UTF-8."""
+    size = min(len(BYTE_ORDER_MARK), handle.stat.size)
+    return size if handle.read(size, 0) == BYTE_ORDER_MARK else 0
 
 
 def are_plain_text(paths: Sequence[Path], fields: Sequence[str]) -> bool:

@@ -1,27 +1,40 @@
 """Byte-offset indexes of data files: built once, cached on disk, used for random access.
 
 A record of a `.jsonl` file is a line that is not blank. A record of a `.txt` file is a block of
-about `TEXT_BLOCK_BYTES` that ends at a line end. Letters: n records, m blank lines.
+about `TEXT_BLOCK_BYTES` that ends at a line end. Other formats have their own rule (`formats`).
+Letters: n records, m blank lines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data.reading import files
 from miniformer.data.reading.decompression import decompress_file
-from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
-from miniformer.data.reading.parsing import RecordError
+from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
+from miniformer.data.reading.parsing import (
+    DataError,
+    Record,
+    RecordError,
+    check_record,
+    parse_line,
+    parse_text_block,
+)
+from miniformer.data.reading.schema import FieldCheck
 from miniformer.utils.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from miniformer.data.reading.formats.base import TextFormat
 
 MAX_LINE_BYTES = 64 << 20
 TEXT_BLOCK_BYTES = 64 << 10
@@ -32,6 +45,7 @@ _SCAN_BYTES = 8 << 20
 _LINE_END_SEARCH_BYTES = 4 << 10
 _MAX_READ_BYTES = 1 << 20  # per read of neighboring records
 _MAX_GAP_BYTES = 4 << 10
+_ROWS_PER_READ = 1024
 _NEWLINE = 10
 _IS_SPACE = np.array([bytes([value]).isspace() for value in range(256)])
 _INDEX_FORMAT_VERSION = 1  # increase it when the content of a cached index changes
@@ -81,6 +95,7 @@ class IndexedFile:
     Args:
         name: the file.
         is_plain_text: whether the file is plain text instead of JSON lines.
+        make_format: makes the format of the open file; None: JSON lines or plain text.
         cache_dir: folder of the index and of the decompressed file; None: the default folder, and
             no stored index for a small file.
         progress: called with (file name, bytes done, total bytes) during decompression and
@@ -95,7 +110,8 @@ class IndexedFile:
         self,
         name: Path,
         *,
-        is_plain_text: bool,
+        is_plain_text: bool = False,
+        make_format: Callable[[RandomAccessFile], TextFormat] | None = None,
         cache_dir: Path | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -106,7 +122,10 @@ class IndexedFile:
             self.path = decompress_file(name, files.get_cache_dir(cache_dir), progress)
         self._handle: RandomAccessFile | None = RandomAccessFile(self.path, name)
         self.stat = self._handle.stat
+        self.format = None if make_format is None else make_format(self._handle)
+        self.is_table = self.format is not None and self.format.is_table
         self._index: RecordIndex | None = None
+        self._line_numbers: np.ndarray | None = None
         self._index_on_disk = False
         self._load_or_build_index(progress)
         if len(self) == 0:
@@ -127,6 +146,11 @@ class IndexedFile:
         return self._index or self._load_or_build_index()
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of all records."""
+        return self.index.n_bytes
+
+    @property
     def sizes(self) -> np.ndarray:
         """Bytes of each record, line end included, int64 [n]."""
         starts, ends = self.index.byte_spans(np.arange(len(self)))
@@ -134,14 +158,55 @@ class IndexedFile:
 
     def line_number(self, row: int) -> int:
         """Line number of the start of a record."""
-        if not self.is_plain_text:
+        if not self.is_plain_text and self.format is None:
             return self.index.line_number(row)
-        # Only messages need the line numbers of plain text, so lines are counted on demand.
-        lines, position, start = 1, 0, int(self.index.starts[row])
-        while position < start:
-            block = self._open().read(min(_SCAN_BYTES, start - position), position)
-            lines, position = lines + block.count(b"\n"), position + len(block)
-        return lines
+        if self._line_numbers is None:  # only messages need them
+            self._line_numbers = self._count_lines()
+        return int(self._line_numbers[row])
+
+    def parse(
+        self,
+        raw: Any,
+        row: int,
+        checks: Mapping[str, FieldCheck],
+        mapper: Callable[[Record], Record] | None,
+    ) -> Record:
+        """The record of the bytes of a row.
+
+        Args:
+            raw, row: bytes of a record, and its number.
+            checks: checks of its fields.
+            mapper: adds fields from columns; None: columns have the names of fields.
+
+        Raises:
+            DataError: the bytes are not a record, or a check fails.
+        """
+        if self.is_plain_text:
+            return parse_text_block(raw, checks, continues=row > 0)
+        if self.format is None:
+            return parse_line(raw, checks, mapper)  # type: ignore[arg-type]
+        record = self.format.parse(raw)
+        return check_record(record if mapper is None else mapper(record), checks)
+
+    def table_rows(self) -> Iterator[Record]:
+        """Yields the cells of the rows of a table, without those that are not valid."""
+        assert self.format is not None
+        for start in range(0, len(self), _ROWS_PER_READ):
+            for raw in self.read(range(start, min(start + _ROWS_PER_READ, len(self)))):
+                with contextlib.suppress(DataError):
+                    yield self.format.parse(raw)
+
+    def _count_lines(self) -> np.ndarray:
+        """Line number of the start of each record, int64 [n]."""
+        starts, line, position = self.index.starts[:-1], 1, 0
+        parts = []
+        while position < self.stat.size:
+            block = self._open().read(min(_SCAN_BYTES, self.stat.size - position), position)
+            ends = np.flatnonzero(np.frombuffer(block, dtype=np.uint8) == _NEWLINE) + position
+            inside = starts[(starts >= position) & (starts < position + len(block))]
+            parts.append(line + np.searchsorted(ends, inside))
+            line, position = line + len(ends), position + len(block)
+        return np.concatenate(parts)
 
     def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """Yields the bytes of records; `rows` are ascending, and neighbors are read together.
@@ -177,12 +242,19 @@ class IndexedFile:
     def _load_or_build_index(self, progress: ProgressCallback | None = None) -> RecordIndex:
         """Loads the cached index, or builds it."""
         handle = self._open()
-        build = _index_text if self.is_plain_text else _index_lines
+        build = _index_text if self.is_plain_text else index_lines
+        if self.format is not None:
+            build = self.format.build_index
         if self.cache_dir is None and self.stat.size <= MIN_CACHED_FILE_BYTES:
             index = build(handle, progress)
         else:
             folder = files.get_cache_dir(self.cache_dir)
-            key = _cache_key(files.fingerprint(handle, self.path), self.is_plain_text)
+            options: tuple[object, ...] = (MAX_LINE_BYTES,)
+            if self.is_plain_text:
+                options = (TEXT_BLOCK_BYTES, MAX_TEXT_BLOCK_BYTES)
+            elif self.format is not None:
+                options = (MAX_LINE_BYTES, *self.format.cache_key)
+            key = _cache_key(files.fingerprint(handle, self.path), options)
             path = folder / f"{key.hex()}.npy"
             index = _load_index(path, key, handle) or _save_index(
                 build(handle, progress), path, key, handle
@@ -223,10 +295,10 @@ def line_too_long_error(name: Path | str, line: int, num_bytes: str) -> RecordEr
     )
 
 
-def _index_lines(handle: RandomAccessFile, progress: ProgressCallback | None) -> RecordIndex:
+def index_lines(handle: RandomAccessFile, progress: ProgressCallback | None) -> RecordIndex:
     """Indexes the lines of a file that are not blank, chunk by chunk."""
     size = handle.stat.size
-    line_start = position = _text_offset(handle)  # start of the current, incomplete line
+    line_start = position = text_start(handle)  # start of the current, incomplete line
     is_blank, num_lines = True, 0  # state of the current line; number of lines before it
     starts, next_rows, blank_starts = array("q"), array("q"), array("q")
 
@@ -272,7 +344,7 @@ def _index_lines(handle: RandomAccessFile, progress: ProgressCallback | None) ->
 def _index_text(handle: RandomAccessFile, progress: ProgressCallback | None) -> RecordIndex:
     """Indexes the blocks of plain text, reading only around the block ends."""
     size = handle.stat.size
-    starts = array("q", [_text_offset(handle)])
+    starts = array("q", [text_start(handle)])
     while starts[-1] < size:
         starts.append(next_text_block_end(handle.read, starts[-1], size))
         if progress:
@@ -280,16 +352,10 @@ def _index_text(handle: RandomAccessFile, progress: ProgressCallback | None) -> 
     return RecordIndex(np.frombuffer(starts, dtype=np.int64), np.empty((2, 0), dtype=np.int64))
 
 
-def _text_offset(handle: RandomAccessFile) -> int:
-    mark = files.BYTE_ORDER_MARK
-    return len(mark) if handle.read(min(len(mark), handle.stat.size), 0) == mark else 0
-
-
-def _cache_key(fingerprint: str, is_plain_text: bool) -> bytes:
+def _cache_key(fingerprint: str, options: tuple[object, ...]) -> bytes:
     """Hash of everything that an index depends on, 32 bytes."""
-    limits = (TEXT_BLOCK_BYTES, MAX_TEXT_BLOCK_BYTES) if is_plain_text else (MAX_LINE_BYTES,)
     return hashlib.blake2b(
-        repr((fingerprint, _INDEX_FORMAT_VERSION, limits)).encode(), digest_size=32
+        repr((fingerprint, _INDEX_FORMAT_VERSION, options)).encode(), digest_size=32
     ).digest()
 
 

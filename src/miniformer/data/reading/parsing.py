@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniformer.config import UserError
 from miniformer.data.reading.schema import FieldCheck
+from miniformer.data.reading.suggestions import suggest_flags
+
+if TYPE_CHECKING:
+    from miniformer.data.reading.mapping import RowMapper
 
 Record = dict[str, Any]
 
@@ -32,13 +36,20 @@ class DataError(Exception):  # internal: the caller adds the location
         self.problem, self.line = problem, line
 
 
-def parse_line(raw: bytes, checks: Mapping[str, FieldCheck]) -> Record:
+def parse_line(
+    raw: bytes, checks: Mapping[str, FieldCheck], mapper: RowMapper | None = None
+) -> Record:
     """Parses the record of one line, with or without its line end.
+
+    Args:
+        raw: the line.
+        checks: checks of the fields.
+        mapper: adds fields from columns of other names; None: there are none.
 
     Raises:
         DataError: the line is not UTF-8 or not a JSON object, or a field is missing or invalid.
     """
-    text = _decode(raw).removeprefix("\ufeff")  # byte-order mark of a concatenated file
+    text = decode(raw).removeprefix("\ufeff")  # byte-order mark of a concatenated file
     try:
         record = json.loads(text)
     except json.JSONDecodeError as error:
@@ -50,10 +61,11 @@ def parse_line(raw: bytes, checks: Mapping[str, FieldCheck]) -> Record:
         raise DataError("lists or objects are nested too deeply to be read") from None
     if not isinstance(record, dict):
         raise DataError(f"expected a JSON object, found {text.strip()[:40]!r}")
-    for name in checks:
+    for name in checks if mapper is None else mapper.columns:
         # Most lines contain a name once; only the others need the slower check.
         if raw.count(f'"{name}"'.encode()) > 1 and _field_names(text).count(name) > 1:
             raise DataError(f"duplicate field {name!r}; keep one")
+    record = record if mapper is None else mapper(record)
     # UTF-8 has no unpaired surrogates, so only an escape can add one.
     return check_record(record, checks, may_have_surrogates=b"\\ud" in raw or b"\\uD" in raw)
 
@@ -75,7 +87,7 @@ def parse_text_block(raw: bytes, checks: Mapping[str, FieldCheck], *, continues:
     Raises:
         DataError: the block is not UTF-8, or a check fails.
     """
-    record: Record = {"text": _decode(raw)}
+    record: Record = {"text": decode(raw)}
     if continues:
         record["continues"] = True
     return check_record(record, checks, may_have_surrogates=False)
@@ -94,7 +106,9 @@ def check_record(
     for name, check in checks.items():
         if name not in record:
             fields = ", ".join(map(repr, record)) or "nothing"
-            raise DataError(f"the record has no {name!r} (it has {fields}); add that field")
+            flags = suggest_flags([field for field in checks if field not in record], list(record))
+            hint = f", or name the column: {flags}" if flags else ""
+            raise DataError(f"the record has no {name!r} (it has {fields}); add that field{hint}")
         if problem := check(record[name]):
             raise DataError(f"{name!r} {problem}")
         for text in _strings(record[name]) if may_have_surrogates else ():
@@ -106,13 +120,19 @@ def check_record(
     return record
 
 
-def _decode(raw: bytes) -> str:
+def decode(raw: bytes, encoding: str = "utf-8") -> str:
+    """Decodes the bytes of a record.
+
+    Raises:
+        DataError: a byte is not valid in the encoding.
+    """
     try:
-        return raw.decode("utf-8")
+        return raw.decode(encoding)
     except UnicodeDecodeError as error:
         cut_off = "; the file may be cut off" if error.reason == "unexpected end of data" else ""
+        name = "UTF-8" if encoding == "utf-8" else encoding
         raise DataError(
-            f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8{cut_off}",
+            f"not {name}: byte 0x{raw[error.start]:02x}; save the file as UTF-8{cut_off}",
             line=raw.count(b"\n", 0, error.start),
         ) from None
 

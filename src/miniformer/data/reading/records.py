@@ -1,13 +1,15 @@
 """Random access to the checked records of data files.
 
 A `.jsonl` file has one JSON object per line. A `.txt` file is plain text: its records are text
-blocks, {"text": block}, and all but the first of a file also have "continues": True. Records are
-indexed once, by byte offset, and read on access, so that no file is held in memory.
+blocks, {"text": block}, and all but the first of a file also have "continues": True. See `formats`
+for the others. Records are indexed once, by byte offset, and read on access, so that no file is
+held in memory.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,16 +22,13 @@ import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data.reading import files, schema
+from miniformer.data.reading.cells import CellMapper, infer_kinds
 from miniformer.data.reading.files import DataFiles, ProgressCallback
+from miniformer.data.reading.formats.frames import is_frame, open_frame
+from miniformer.data.reading.formats.opening import DataFile, open_data_file
 from miniformer.data.reading.index import IndexedFile
-from miniformer.data.reading.parsing import (
-    DataError,
-    Record,
-    RecordError,
-    check_record,
-    parse_line,
-    parse_text_block,
-)
+from miniformer.data.reading.mapping import FieldMapping
+from miniformer.data.reading.parsing import DataError, Record, RecordError, check_record
 from miniformer.data.reading.schema import Schema, compile_schema
 
 __all__ = [
@@ -55,12 +54,15 @@ class Records:
         files: their files, if any.
         schema: required fields and their checks.
         is_plain_text: true for text blocks of `.txt` files.
+        mapping: the columns of the fields. That of text tables has the kinds of their columns, so
+            that later files can be read alike.
     """
 
     name: str
     files: list[Path]
     schema: Schema
     is_plain_text = False
+    mapping = FieldMapping()
 
     @property
     def sizes(self) -> np.ndarray:
@@ -81,6 +83,7 @@ class Records:
     def set_schema(self, schema: Schema) -> None:
         """Replaces the schema."""
         self.schema, self._checks = schema, compile_schema(schema)
+        self._mapper = self.mapping.row_mapper(schema)
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -122,9 +125,10 @@ class JSONLinesDataset(Records):
     """Map-style dataset of the records of files, without blank lines. Fits a torch `DataLoader`.
 
     Args:
-        path: a `.jsonl` or `.txt` file, optionally compressed as `.gz` or `.zst`; a pattern such
-            as `data/*.jsonl`; or a list of these, whose records are concatenated.
+        path: a file in one of the formats of docs/data.md, such as `.jsonl` or `.csv`; a pattern
+            such as `data/*.jsonl`; or a list of these, whose records are concatenated.
         schema: required fields and their checks (see `miniformer.data.reading.schema`).
+        mapping: columns of the fields; None: they have the names of the fields.
         cache_dir: folder for decompressed files and indexes. None: a temporary folder of this user,
             with indexes of large files only.
         progress: called with (file name, bytes done, total bytes) during decompression and
@@ -139,9 +143,12 @@ class JSONLinesDataset(Records):
         path: DataFiles,
         schema: Schema = TEXT_SCHEMA,
         *,
+        mapping: FieldMapping | None = None,
         cache_dir: str | Path | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
+        self.mapping = mapping or FieldMapping()
+        self._cell_mapper: CellMapper | None = None
         self.files = files.expand_paths(path)
         more = len(self.files) - 1
         others = f" and {more} more file{'s' * (more > 1)}" if more else ""
@@ -149,16 +156,23 @@ class JSONLinesDataset(Records):
         self.set_schema(schema)
         self.is_plain_text = files.are_plain_text(self.files, list(schema))
         cache = None if cache_dir is None else Path(cache_dir)
-        self._indexed_files: list[IndexedFile] = []
-        self._open_files: list[IndexedFile] = []
+        self._indexed_files: list[DataFile] = []
+        self._open_files: list[DataFile] = []
         for path in self.files:
-            file = IndexedFile(
-                path, is_plain_text=self.is_plain_text, cache_dir=cache, progress=progress
-            )
+            file = open_data_file(
+                path, self.mapping, schema, cache_dir=cache, progress=progress
+            )  # fmt: skip
             self._indexed_files.append(file)
             self._limit_open_files(file)
+        if any(file.is_table for file in self._indexed_files):
+            self._resolve_tables()
         # Index of the first record of each file.
         self._first_rows = [0, *accumulate(map(len, self._indexed_files))]
+
+    def set_schema(self, schema: Schema) -> None:
+        super().set_schema(schema)
+        if self._cell_mapper is not None:
+            self._resolve_tables()
 
     @property
     def sizes(self) -> np.ndarray:
@@ -166,7 +180,7 @@ class JSONLinesDataset(Records):
 
     @property
     def n_bytes(self) -> int:
-        return sum(file.index.n_bytes for file in self._indexed_files)
+        return sum(file.n_bytes for file in self._indexed_files)
 
     def __len__(self) -> int:
         return self._first_rows[-1]
@@ -194,20 +208,28 @@ class JSONLinesDataset(Records):
         file = self._indexed_files[file_index]
         return f"{file.name}:{file.line_number(row - self._first_rows[file_index])}"
 
-    def _parse_records(self, file: IndexedFile, rows: Sequence[int]) -> Iterator[Record]:
+    def _parse_records(self, file: DataFile, rows: Sequence[int]) -> Iterator[Record]:
         self._limit_open_files(file)
+        mapper = self._cell_mapper if file.is_table else self._mapper
         for row, raw in zip(rows, file.read(rows), strict=True):
             try:
-                if self.is_plain_text:
-                    yield parse_text_block(raw, self._checks, continues=row > 0)
-                else:
-                    yield parse_line(raw, self._checks)
+                yield file.parse(raw, row, self._checks, mapper)
             except DataError as error:
                 raise RecordError(
                     file.name, file.line_number(row) + error.line, error.problem
                 ) from None
 
-    def _limit_open_files(self, file: IndexedFile) -> None:
+    def _resolve_tables(self) -> None:
+        """Finds the kinds of the columns of text tables, unless they are known."""
+        sources = self.mapping.sources(self.schema)
+        if self.mapping.kinds is None:
+            tables = (file for file in self._indexed_files if isinstance(file, IndexedFile))
+            rows = (row for file in tables if file.is_table for row in file.table_rows())
+            kinds, separator = infer_kinds(rows, sources)
+            self.mapping = dataclasses.replace(self.mapping, kinds=kinds, label_separator=separator)
+        self._cell_mapper = CellMapper(sources, self.mapping)
+
+    def _limit_open_files(self, file: DataFile) -> None:
         """Closes the open files when they reach the limit, and counts this one."""
         if file not in self._open_files:
             if len(self._open_files) == _MAX_OPEN_FILES:
@@ -231,6 +253,7 @@ class InMemoryRecords(Records):
     Args:
         source: records by index.
         schema: required fields and their checks.
+        mapping: columns of the fields; None: they have the names of the fields.
 
     Raises:
         UserError: `source` is empty.
@@ -239,8 +262,14 @@ class InMemoryRecords(Records):
     name = "records"
     _sizes: np.ndarray | None
 
-    def __init__(self, source: RecordSequence, schema: Schema = TEXT_SCHEMA) -> None:
+    def __init__(
+        self,
+        source: RecordSequence,
+        schema: Schema = TEXT_SCHEMA,
+        mapping: FieldMapping | None = None,
+    ) -> None:
         self.source = source
+        self.mapping = mapping or FieldMapping()
         self.files = []
         self.set_schema(schema)
         if len(source) == 0:
@@ -269,20 +298,27 @@ class InMemoryRecords(Records):
             try:
                 if not isinstance(record, dict):
                     raise DataError(f"expected a dict, found a {type(record).__name__}")
+                record = record if self._mapper is None else self._mapper(record)
                 yield check_record(record, self._checks)
             except DataError as error:
                 raise UserError(f"record {row}: {error.problem}") from None
 
 
 def as_records(
-    source: DataFiles | Records | RecordSequence, schema: Schema | None = None, **options: Any
+    source: DataFiles | Records | RecordSequence,
+    schema: Schema | None = None,
+    *,
+    mapping: FieldMapping | None = None,
+    **options: Any,
 ) -> Records:
     """Records of files or of a sequence.
 
     Args:
-        source: paths as in `JSONLinesDataset`, or records in memory: a list of dicts, a Hugging
-            Face `Dataset`, or any other sequence of dicts.
+        source: paths as in `JSONLinesDataset`, or records in memory: a list of dicts, a pandas or
+            polars frame, a pyarrow table, a Hugging Face `Dataset`, or another sequence of dicts.
         schema: required fields and their checks; None: the records' own schema, or a text.
+        mapping: columns of the fields; None: they have the names of the fields, or those of the
+            `Records`.
         options: options of `JSONLinesDataset`, for files.
 
     Raises:
@@ -293,7 +329,9 @@ def as_records(
     schema = TEXT_SCHEMA if schema is None else schema
     items = source if isinstance(source, (list, tuple)) else [source]
     if all(isinstance(item, (str, os.PathLike)) for item in items):
-        return JSONLinesDataset(source, schema, **options)  # type: ignore[arg-type]
+        return JSONLinesDataset(source, schema, mapping=mapping, **options)  # type: ignore[arg-type]
+    if is_frame(source):
+        source = open_frame(source)
     if isinstance(source, Mapping):
         raise UserError(
             f"records: a {type(source).__name__} is not a sequence of records; "
@@ -304,7 +342,7 @@ def as_records(
             f"records: a {type(source).__name__} has no random access; "
             "name files, or pass a list of dicts"
         )
-    return InMemoryRecords(source, schema)  # type: ignore[arg-type]
+    return InMemoryRecords(source, schema, mapping)  # type: ignore[arg-type]
 
 
 def _text_length(value: Any) -> int:

@@ -11,6 +11,7 @@ from miniformer.data.reading import index as indexes
 from miniformer.data.reading.decompression import open_stream
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.index import line_too_long_error, next_text_block_end
+from miniformer.data.reading.mapping import FieldMapping, RowMapper
 from miniformer.data.reading.parsing import (
     DataError,
     Record,
@@ -18,17 +19,21 @@ from miniformer.data.reading.parsing import (
     parse_line,
     parse_text_block,
 )
-from miniformer.data.reading.records import TEXT_SCHEMA
+from miniformer.data.reading.records import TEXT_SCHEMA, JSONLinesDataset
 from miniformer.data.reading.schema import FieldCheck, Schema, compile_schema
 
+_STREAMED = (".jsonl", ".txt")
 
-def stream_records(path: DataFiles, schema: Schema = TEXT_SCHEMA) -> Iterator[tuple[str, Record]]:
-    """Streams records in file order, without an index and without writing to disk.
+
+def stream_records(
+    path: DataFiles, schema: Schema = TEXT_SCHEMA, mapping: FieldMapping | None = None
+) -> Iterator[tuple[str, Record]]:
+    """Streams records in file order; JSON lines and text without an index and without a copy.
 
     Args:
         path: "-" for standard input, a pipe, or a path as in `JSONLinesDataset`. Input without a
-            suffix is read as JSON lines.
-        schema: see `JSONLinesDataset`.
+            suffix is read as JSON lines, and pipes in other formats are refused.
+        schema, mapping: see `JSONLinesDataset`.
 
     Yields:
         The location of a record, as file:line, and the record.
@@ -37,23 +42,32 @@ def stream_records(path: DataFiles, schema: Schema = TEXT_SCHEMA) -> Iterator[tu
         UserError: a file cannot be read.
         RecordError: a line is not JSON or violates the schema.
     """
-    checks = compile_schema(schema)
+    checks, mapping = compile_schema(schema), mapping or FieldMapping()
+    mapper = mapping.row_mapper(schema)
     if path == "-":
-        yield from _stream_lines(sys.stdin.buffer, "standard input", checks)
+        yield from _stream_lines(sys.stdin.buffer, "standard input", checks, mapper)
         return
     paths = files.expand_paths(path)
     first = paths[0]
     is_pipe = first.exists() and not first.is_file() and not first.is_dir()
     is_unnamed_pipe = len(paths) == 1 and not first.suffix and is_pipe
+    if not is_unnamed_pipe and any(
+        files.parse_suffixes(file)[0] not in _STREAMED for file in paths
+    ):
+        records = JSONLinesDataset(path, schema, mapping=mapping)
+        yield from ((records.location(row), record) for row, record in enumerate(records))
+        return
     is_plain_text = not is_unnamed_pipe and files.are_plain_text(paths, list(schema))
-    read = _stream_text_blocks if is_plain_text else _stream_lines
     for file in paths:
         with open_stream(file) as stream:
-            yield from read(stream, str(file), checks)
+            if is_plain_text:
+                yield from _stream_text_blocks(stream, str(file), checks)
+            else:
+                yield from _stream_lines(stream, str(file), checks, mapper)
 
 
 def _stream_lines(
-    stream: BinaryIO, name: str, checks: Mapping[str, FieldCheck]
+    stream: BinaryIO, name: str, checks: Mapping[str, FieldCheck], mapper: RowMapper | None
 ) -> Iterator[tuple[str, Record]]:
     line = 0
     while raw := stream.readline(indexes.MAX_LINE_BYTES + 1):
@@ -65,7 +79,7 @@ def _stream_lines(
         if raw.isspace() or not raw:
             continue
         try:
-            yield f"{name}:{line}", parse_line(raw, checks)
+            yield f"{name}:{line}", parse_line(raw, checks, mapper)
         except DataError as error:
             raise RecordError(name, line + error.line, error.problem) from None
 

@@ -17,7 +17,8 @@ _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
     "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
     "streaming", "seed", "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size",
-    "find_lr", "work_dir", "experiment_name",
+    "find_lr", "work_dir", "experiment_name", "input_field", "label_field", "text_field",
+    "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
 
 

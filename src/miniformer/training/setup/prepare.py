@@ -16,6 +16,7 @@ from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, U
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -88,10 +89,12 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     metric = _resolve_metric(settings, task)
     seq_len = _resolve_seq_len(settings)
     notes = list(task.pre_run_warnings(metric)) if config.val_path or config.test_path else []
+    records, mapping = None, FieldMapping.from_settings(config)
     with progress_bars(console) as progress:
-        records = None
         if not config.streaming:
-            records = as_records(config.train_path, task.schema, progress=progress)
+            mapping.check_fields(task.schema)
+            records = as_records(config.train_path, task.schema, mapping=mapping, progress=progress)
+            mapping = records.mapping
             task = fit_task(task, records)
         if stored_task is None:
             task, options = resolve_task_options(task, settings.config.task_config, records)
@@ -101,7 +104,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
             )
         eval_records = {
-            name: path and as_records(path, task.schema, progress=progress)
+            name: path and as_records(path, task.schema, mapping=mapping, progress=progress)
             for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
         }
         tokenizer, summary = _make_tokenizer(settings, task, records, resume_dir)
@@ -113,6 +116,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         data = MiniFormerDataModule(
             records or config.train_path,
             **eval_records,
+            mapping=mapping,
             tokenizer=tokenizer,
             task=task,
             batch_size=config.batch_size or DEFAULT_BATCH_SIZE,

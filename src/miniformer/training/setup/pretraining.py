@@ -23,7 +23,8 @@ _LEGACY_PRETRAIN_FOLDER = "warm_start"  # of version 0.1
 _SHARED_FIELDS = (
     "train_path", "val_path", "batch_size", "batch_tokens", "seq_len", "activation_checkpointing",
     "precision", "compile", "accelerator", "devices", "num_nodes", "strategy", "num_workers",
-    "seed", "deterministic", "logger",
+    "seed", "deterministic", "logger", "input_field", "input_separator", "columns", "delimiter",
+    "quoting", "encoding",
 )  # fmt: skip
 # Fields of the task's model that a masked LM does not have.
 _HEAD_FIELDS = ("output_dim", "output_bias")

@@ -119,7 +119,7 @@ def test_index_is_cached_and_reused(tmp_path, monkeypatch):
     path = write(tmp_path, b"a\n\nb\n")
     first = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     (cached,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(index, "_index_lines", None)
+    monkeypatch.setattr(index, "index_lines", None)
     second = IndexedFile(path, is_plain_text=False, cache_dir=tmp_path / "cache")
     assert list(second.read([0, 1])) == list(first.read([0, 1])) == [b"a\n", b"b\n"]
     assert second.line_number(1) == 3

@@ -112,7 +112,7 @@ def test_invalid_utf8_in_a_text_file_is_named_by_line(tmp_path):
         ("empty.jsonl", b"", "the file is empty; it needs at least one record"),
         ("blank.jsonl", b"\n \n", "the file is empty"),
         ("empty.txt", b"", "the file is empty"),
-        ("table.csv", b"a", "unknown file type '.csv'; use .jsonl or .txt"),
+        ("table.xlsx", b"a", "unknown file type '.xlsx'; use .jsonl, .json, .txt, .csv"),
     ],
 )
 def test_record_error_names_an_unusable_file(tmp_path, name, content, message):

@@ -1,0 +1,212 @@
+"""Typed values of the cells of text tables, by the kind of their column and the meaning of a field.
+
+A column whose cells are all integers holds integers; one whose cells are all numbers holds numbers;
+one whose cells are all lists, such as `[1, 2]`, holds lists; any other holds text. Empty cells do
+not count. Texts (`text`, `source`, `target`, `input`) stay as they are in the file.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from miniformer.data.reading.mapping import (
+    FieldMapping,
+    combine,
+    expand_columns,
+    resolve_columns,
+)
+from miniformer.data.reading.parsing import DataError, Record
+
+SEPARATORS = ("|", ";", ",")  # of labels in one cell; the first that occurs in the column
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,300}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_TEXT_FIELDS = ("text", "source", "target")
+_NUMERIC = ("integer", "number")
+
+
+def infer_kinds(
+    rows: Iterable[Record], sources: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, str], str | None]:
+    """Kind of each column, and the separator of labels.
+
+    Args:
+        rows: cells by column.
+        sources: columns of each field. One of several columns of an input holds numbers if most of
+            its cells do, so that the others are errors.
+
+    Returns:
+        Column -> integer, number, list or text; the separator, if the schema has `labels`.
+    """
+    counts: dict[str, list[int]] = {}  # of cells that are not empty, integers, numbers, lists
+    texts: set[str] = set()
+    several: set[str] | None = None  # columns of an input with several
+    labels = sources.get("labels", ())
+    separators: dict[str, bool] = {}  # separator -> true if all labels are integers
+    for row in rows:
+        if several is None:
+            names = expand_columns(sources.get("input", ()), row)
+            several = set(names) if len(names) > 1 else set()
+        for name, cell in row.items():
+            cell = cell.strip()
+            if name in texts or not cell:
+                continue
+            count = counts.setdefault(name, [0, 0, 0, 0])
+            count[0] += 1
+            if _INTEGER.fullmatch(cell):
+                count[1] += 1
+                count[2] += 1
+            elif _NUMBER.fullmatch(cell):
+                count[2] += 1
+            elif cell[0] == "[" and cell[-1] == "]":
+                count[3] += 1
+            elif name not in several:
+                texts.add(name)
+        if len(labels) == 1 and labels[0] in row:
+            _count_separators(row[labels[0]], separators)
+    kinds = {
+        name: _kind(*count, majority=name in (several or ())) for name, count in counts.items()
+    }
+    kinds |= dict.fromkeys(texts, "text")
+    separator = next((item for item in SEPARATORS if item in separators), None)
+    if separator is not None and kinds.get(labels[0]) != "list":
+        kinds[labels[0]] = "integer" if separators[separator] else "text"
+    return kinds, separator
+
+
+def _count_separators(cell: str, separators: dict[str, bool]) -> None:
+    for item in SEPARATORS:
+        parts = [part.strip() for part in cell.split(item)]
+        integers = all(_INTEGER.fullmatch(part) for part in parts if part)
+        if len(parts) > 1:
+            separators[item] = separators.get(item, True) and integers
+        elif item in separators and not integers:
+            separators[item] = False
+
+
+def _kind(total: int, integers: int, numbers: int, lists: int, *, majority: bool) -> str:
+    if lists == total:
+        return "list"
+    if integers == total:
+        return "integer"
+    if numbers == total or (majority and 2 * numbers > total):
+        return "number"
+    return "text"
+
+
+class CellMapper:
+    """Converts the cells of a row, and adds the fields of a schema.
+
+    Args:
+        sources: columns of each field.
+        mapping: has the kind of each column (one without a kind holds text) and the separators.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[str]], mapping: FieldMapping) -> None:
+        self.sources = {name: list(columns) for name, columns in sources.items()}
+        self.kinds = mapping.kinds or {}
+        self.separator, self.label_separator = mapping.input_separator, mapping.label_separator
+
+    def __call__(self, cells: Record) -> Record:
+        """The record of a row of cells.
+
+        Raises:
+            DataError: a column is missing, or a cell has no value of its field.
+        """
+        result = {name: self._other_value(name, cell) for name, cell in cells.items()}
+        for field, columns in self.sources.items():
+            names, groups = resolve_columns(columns, cells)
+            values = self._field_values(field, names, cells, groups is not None)
+            result[field] = combine(field, values, names, self.separator, groups)
+        return result
+
+    def _other_value(self, name: str, cell: str) -> Any:
+        """Value of a column that is no field; a cell that does not fit its kind stays text."""
+        kind = self.kinds.get(name, "text")
+        if kind == "text":
+            return cell
+        text = cell.strip()
+        if not text:
+            return None
+        try:
+            return parse_list(text) if kind == "list" else parse_number(text)
+        except ValueError:
+            return cell
+
+    def _field_values(
+        self, field: str, names: Sequence[str], cells: Record, is_series: bool
+    ) -> Record:
+        """Values of the columns of a field, in the types that the field needs."""
+        kinds = {self.kinds.get(name, "text") for name in names}
+        if field in _TEXT_FIELDS or (field == "input" and not kinds <= {*_NUMERIC, "list"}):
+            return {name: cells[name] for name in names}
+        if field == "input" and len(names) == 1 and not is_series and kinds != {"list"}:
+            return {name: cells[name] for name in names}
+        return {name: self._field_value(field, name, cells[name], len(names)) for name in names}
+
+    def _field_value(self, field: str, name: str, cell: str, num_columns: int) -> Any:
+        text, kind = cell.strip(), self.kinds.get(name, "text")
+        where = repr(field) if name == field else f"{field!r} (column {name!r})"
+        try:
+            if field in ("tokens", "tags"):
+                return parse_list(text) if kind == "list" else text.split()
+            if field == "labels" and num_columns == 1:
+                return self._labels(text, kind)
+            if field == "label" and (kind != "integer" or not text):
+                return cell
+            if not text:
+                raise DataError(f"{where} is an empty cell; fill it in or remove the row")
+            if kind == "list" or (field == "value" and text[0] == "["):
+                return parse_list(text)
+            if kind == "text" and field not in ("value", "labels"):
+                return cell
+            return parse_number(text)
+        except ValueError:
+            shown = repr(text[:40])
+            expected = "a list" if kind == "list" else "a number"
+            if field == "label":
+                expected = "an integer, as the labels of the training data are"
+            raise DataError(f"{where} is {shown}, not {expected}; fix the cell") from None
+
+    def _labels(self, text: str, kind: str) -> list[Any]:
+        if kind == "list":
+            return parse_list(text) if text else []
+        parts = text.split(self.label_separator) if self.label_separator else [text]
+        labels = [part.strip() for part in parts if part.strip()]
+        return [int(label) for label in labels] if kind == "integer" else labels
+
+
+def parse_number(text: str) -> int | float:
+    """An integer or a finite number in decimal notation.
+
+    Raises:
+        ValueError: the text is no such number.
+    """
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(text)
+    return float(text)
+
+
+def parse_list(text: str) -> list[Any]:
+    """A list in JSON, or as Python prints it. Numbers alone are a series: each is a vector.
+
+    Raises:
+        ValueError: the text is no list.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError:
+        try:
+            value = ast.literal_eval(text)
+        except (SyntaxError, MemoryError, RecursionError, TypeError):
+            raise ValueError(text) from None
+    except RecursionError:
+        raise ValueError(text) from None
+    if not isinstance(value, list):
+        raise ValueError(text)
+    return value

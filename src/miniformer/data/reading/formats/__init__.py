@@ -1,0 +1,1 @@
+"""Formats of data files beside JSON lines and plain text."""

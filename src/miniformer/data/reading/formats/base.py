@@ -1,0 +1,33 @@
+"""Interface of the formats of text files that have byte-offset indexes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
+from miniformer.data.reading.index import RecordIndex
+from miniformer.data.reading.parsing import Record
+
+
+class TextFormat(Protocol):
+    """Format of one open file: where its records are, and how one is parsed.
+
+    Attributes:
+        cache_key: everything that the index depends on, beside the file.
+        is_table: true if all values are cells of text, which `cells` converts.
+    """
+
+    cache_key: tuple[Any, ...]
+    is_table: bool
+
+    def build_index(
+        self, handle: RandomAccessFile, progress: ProgressCallback | None
+    ) -> RecordIndex:
+        """Byte offsets of the records of the file."""
+
+    def parse(self, raw: bytes) -> Record:
+        """The row of a record's bytes, by column.
+
+        Raises:
+            DataError: the bytes are not a valid record.
+        """
