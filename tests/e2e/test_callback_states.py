@@ -181,7 +181,9 @@ def test_callback_without_a_saved_state_warns(folder):
 @pytest.mark.catches("early_stopped_run_learns_on")
 def test_run_that_stopped_early_takes_no_step_when_it_is_resumed(folder):
     name = "stopped_early"
-    first = train(config(folder, name, lr=0.0, early_stopping_patience=1, max_steps=20))
+    first = train(
+        config(folder, name, lr=0.0, scheduler="none", early_stopping_patience=1, max_steps=20)
+    )
     assert first.metrics["step"] == 4
     lines = (folder / "runs" / name / "metrics.jsonl").read_text()
     again = train(TrainConfig(resume=str(folder / "runs" / name)))

@@ -651,14 +651,54 @@ def best_model_has_the_smallest_accuracy(original):
     return lambda self, metrics: (metrics[self.monitor], metrics["val_loss"])
 
 
-@fault("miniformer.training.callbacks.validation:BestModelCheckpoint.load_state_dict")
+@fault("miniformer.training.callbacks.early_stopping:EarlyStopping.load_state_dict")
 def resumed_run_forgets_its_patience(original):
     """A resumed run resets the patience of early stopping."""
 
     def load_state_dict(self, state):
-        original(self, {**state, "since_best": 0})
+        original(self, {**state, "validations": [state["validations"][0], 0]})
 
     return load_state_dict
+
+
+@fault("miniformer.training.callbacks.early_stopping:EarlyStopping._update")
+def early_stopping_ignores_the_loss(original):
+    """A lower loss is no improvement while the metric stays the same or gets worse."""
+
+    def _update(self, metrics, step):
+        original(self, {**metrics, "val_loss": 0.0}, step)
+
+    return _update
+
+
+@fault("miniformer.training.callbacks.budget:Cooldown.lr_factor")
+def stopped_run_stays_at_its_learning_rate(original):
+    """The phase after early stopping does not anneal the learning rate."""
+    return lambda self, steps: self.start_lr_factor
+
+
+@fault("miniformer.training.setup.builders:load_best_weights")
+def stopped_run_anneals_its_last_weights(original):
+    """The phase after early stopping begins at the last weights, not the best ones."""
+    return lambda run, folder, averaging: None
+
+
+@fault("miniformer.training.optim.weight_averaging:Ema.reset")
+def averages_keep_the_weights_after_the_best(original):
+    """The EMA still holds the overfitted weights when the best ones are annealed."""
+    return lambda self: None
+
+
+@fault("miniformer.training.callbacks.validation:ValidationSchedule._is_affordable")
+def validation_may_take_all_the_time(original):
+    """Validations of a run with a limit of time have no limit of their own."""
+    return lambda self: True
+
+
+@fault("miniformer.training.tuning.validation_defaults:relative_validation_cost")
+def validation_costs_nothing(original):
+    """The number of validations does not depend on the size of the validation data."""
+    return lambda data: 0.0
 
 
 @fault("miniformer.training.callbacks.validation:ValidationSchedule.on_train_batch_end")

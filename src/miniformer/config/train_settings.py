@@ -219,11 +219,13 @@ class EvaluationSettings(StrictConfig):
     """Validation, the best checkpoint and early stopping.
 
     Args:
-        val_check_interval: optimizer steps between validations; null: five validations per run.
+        val_check_interval: optimizer steps between validations; null: one validation an epoch, and
+            ten or more per run, within an eighth of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
             decides ties; null: accuracy for classification, RMSE for regression, else the loss.
-        early_stopping_patience: validations without improvement of checkpoint_metric before
-            training stops; null: no early stopping.
+        early_stopping_patience: validations in which neither checkpoint_metric nor the loss improve
+            before the run ends: the learning rate decays to 0 in a short phase from the best model;
+            null: 5, or three tenths of the validations so far if more; 0: no early stopping.
         sample_prompt: prompt that is continued at each validation; null: the start of a text of
             val_path.
     """
@@ -232,7 +234,7 @@ class EvaluationSettings(StrictConfig):
 
     val_check_interval: int | None = option(None, low=1)
     checkpoint_metric: str | None = option(None)
-    early_stopping_patience: int | None = option(None, low=1)
+    early_stopping_patience: int | None = option(None, low=0)
     sample_prompt: str | None = option(None)
 
 

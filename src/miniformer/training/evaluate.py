@@ -10,17 +10,16 @@ from typing import Any, Self
 import lightning as L
 from rich.console import Console
 
-from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_artifacts
+from miniformer.checkpoint.artifacts import read_artifacts
 from miniformer.config.command_line import python_command
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.validation import metrics_from_trainer
-from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.distributed.strategies import full_state_dict, load_full_state_dict
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.report.loggers import finish_loggers
-from miniformer.training.setup.builders import RunCallbacks
+from miniformer.training.setup.builders import RunCallbacks, load_best_weights
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.units import format_bytes
 
@@ -148,11 +147,7 @@ def _evaluate_averaged_and_best(
     metrics: dict[str, float] = {}
     if run.data.test_path is not None and callbacks.interrupt.signal is None:
         if callbacks.best_checkpoint.best_metrics is not None:
-            path, model_class = artifacts.folder / "best", MODEL_CLASSES[run.kind]
-            load_full_state_dict(
-                run.model,
-                broadcast_from_rank0(lambda: model_class.from_pretrained(path).state_dict()),
-            )
+            load_best_weights(run, artifacts.folder, None)
         with callbacks.interrupt:
             trainer.test(module, run.data, verbose=False)
             metrics = metrics_from_trainer(trainer, "test")

@@ -200,6 +200,8 @@ class MiniFormerLitModule(L.LightningModule):
 
     def _lr_factor(self, step: int, epochs: float = 0.0) -> float:
         """Factor on `lr` for optimizer step `step` + 1; `epochs` are complete after it."""
+        if self._budget.cooldown is not None:
+            return self._budget.cooldown.lr_factor(step)
         factor = self._schedule(self._budget.progress(step))
         if self.warmup_steps is not None:
             return factor * min(1.0, (step + 1) / max(1, self.warmup_steps))

@@ -101,7 +101,7 @@ def _train(
         auto_tune(run, console)
     console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))
     config = run.config
-    budget, total_steps = limits.make_budget(config, run.data)
+    budget, total_steps = limits.make_budget(config, run.data, run.num_validations)
     options = config.part(OptimizationSettings).module_options()
     module = MiniFormerLitModule(
         run.model, task=run.task, tokenizer=run.tokenizer, budget=budget, **options
@@ -128,7 +128,7 @@ def _train(
                 validate_last_step(trainer, module, run, own)
             module.nan_check.check(trainer.global_step, now=True)
         if total_steps is None and own.interrupt.signal is None:
-            limits.warn_unreached_limits(config, trainer.global_step)
+            limits.warn_unreached_limits(config, trainer.global_step, run.num_validations)
         return evaluate(trainer, module, run, own, artifacts, console, parent_folder)
 
 

@@ -56,8 +56,9 @@ LIMITS = {
     "warm-up": ({"warmup_steps": 7}, 6, "warmup_steps=7 is longer than the run of 6 steps"),
     "warm-up of all steps": ({"warmup_steps": 6}, 6, None),
     "warm-up of unknown length": ({"warmup_steps": 7}, None, None),
-    "patience": ({"early_stopping_patience": 4}, 100, "early_stopping_patience=4 cannot end a run"),
-    "patience below": ({"early_stopping_patience": 3}, 100, None),
+    "patience": ({"early_stopping_patience": 9}, 100, "early_stopping_patience=9 cannot end a run"),
+    "patience below": ({"early_stopping_patience": 8}, 100, None),
+    "no patience": ({"early_stopping_patience": 0}, 1, None),
     "patience of few steps": ({"early_stopping_patience": 1}, 2, "a run of 2 validations early"),
     "patience by interval": ({"early_stopping_patience": 3, "val_check_interval": 25}, 101, None),
     "patience by interval, exactly": (
@@ -67,9 +68,9 @@ LIMITS = {
     "patience by unknown interval": (
         {"early_stopping_patience": 9, "val_check_interval": 5}, None, None
     ),
-    "average": ({"average_checkpoints": 6}, 100, "average_checkpoints=6 averages 5 only"),
-    "average of all": ({"average_checkpoints": 5}, 100, None),
-    "average by time": ({"average_checkpoints": 6}, None, "averages 5 only"),
+    "average": ({"average_checkpoints": 11}, 100, "average_checkpoints=11 averages 10 only"),
+    "average of all": ({"average_checkpoints": 10}, 100, None),
+    "average by time": ({"average_checkpoints": 11}, None, "averages 10 only"),
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_count_validations_is_that_of_the_run(interval, steps):
     """Counted step by step, as `ValidateInTime` is documented: at each interval and at the end."""
     count = sum(
         step == steps
-        or (step % interval == 0 if interval else 5 * step // steps > 5 * (step - 1) // steps)
+        or (step % interval == 0 if interval else 10 * step // steps > 10 * (step - 1) // steps)
         for step in range(1, steps + 1)
     )
     config = TrainConfig(train_path="a", val_path="b", val_check_interval=interval)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -10,6 +11,31 @@ from lightning.pytorch.callbacks import Timer
 
 from miniformer.config import UserError
 from miniformer.data.batching.loader import BatchLoader
+
+
+@dataclasses.dataclass(frozen=True)
+class Cooldown:
+    """The last phase of a run that stops early: the learning rate decays linearly to 0.
+
+    Args:
+        start_step: optimizer steps before it.
+        num_steps: its optimizer steps, after which the run ends.
+        start_progress: progress of the run at its start.
+        start_lr_factor: factor on the peak learning rate at its start.
+    """
+
+    start_step: int
+    num_steps: int
+    start_progress: float
+    start_lr_factor: float
+
+    def fraction(self, steps: int) -> float:
+        """Completed fraction after `steps` optimizer steps of the run, in [0, 1]."""
+        return min(1.0, max(0, steps - self.start_step) / self.num_steps)
+
+    def lr_factor(self, steps: int) -> float:
+        """Factor on the peak learning rate for the step after `steps`."""
+        return self.start_lr_factor * (1 - self.fraction(steps))
 
 
 class Budget:
@@ -29,6 +55,7 @@ class Budget:
         max_seconds: float | None = None,
     ) -> None:
         self.max_steps, self.max_epochs, self.max_seconds = max_steps, max_epochs, max_seconds
+        self.cooldown: Cooldown | None = None  # set by early stopping
         self.epochs = 0.0  # done by the optimizer steps so far; updated by the LightningModule
         self.synced_seconds: float | None = None  # the clock of rank 0, shared by all ranks
         self._start_time: float | None = None
@@ -93,7 +120,11 @@ class Budget:
         by_steps = steps / self.max_steps if self.max_steps else 0.0
         by_epochs = epochs / self.max_epochs if self.max_epochs else 0.0
         by_time = self.seconds / self.max_seconds if self.max_seconds else 0.0
-        return min(1.0, max(by_steps, by_epochs, by_time))
+        progress = min(1.0, max(by_steps, by_epochs, by_time))
+        if self.cooldown is None:
+            return progress
+        start = self.cooldown.start_progress
+        return max(progress, start + (1 - start) * self.cooldown.fraction(steps))
 
     def remaining_seconds(self, progress: float) -> float:
         """Estimated seconds to the end of the run at its mean speed; 0 before the first step.

@@ -1,4 +1,4 @@
-"""Callbacks for the budget, validation, early stopping, the best checkpoint and weight averages."""
+"""Callbacks for the budget, validation, the best checkpoint and weight averages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from torch import nn
 from miniformer.config import UserError
 from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.nan_check import NonFiniteLossError
+from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.lightning_internals import request_validation
 from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
+
+MIN_VALIDATIONS = 10  # of a run
+COOLDOWN_VALIDATIONS = 5  # of the phase after early stopping
+MAX_TIME_SHARE = 0.12  # of the time of a run, for validation
 
 
 class BudgetStopping(L.Callback):
@@ -56,7 +61,7 @@ class BudgetStopping(L.Callback):
 
 
 class ValidationSchedule(L.Callback):
-    """Schedules validations by optimizer steps or fractions of the budget.
+    """Schedules validations by optimizer steps, or by epochs and fractions of the budget.
 
     Lightning's `val_check_interval` counts batches, not optimizer steps.
 
@@ -65,36 +70,68 @@ class ValidationSchedule(L.Callback):
         every_n_steps: optimizer steps between validations; None: `num_validations` over the run,
             spaced evenly by the limit that the run reaches first.
         num_validations: see `every_n_steps`; 0: none.
+        every_epoch: also validates after each epoch, for runs whose number of epochs is unknown.
+        max_time_share: with a limit of time, validations that would take more than this fraction
+            of it are skipped, apart from the last one.
     """
 
     def __init__(
-        self, budget: Budget, *, every_n_steps: int | None = None, num_validations: int = 5
+        self,
+        budget: Budget,
+        *,
+        every_n_steps: int | None = None,
+        num_validations: int = MIN_VALIDATIONS,
+        every_epoch: bool = False,
+        max_time_share: float = MAX_TIME_SHARE,
     ) -> None:
-        self.budget = budget
-        self.every_n_steps, self.num_validations = every_n_steps, num_validations
+        self.budget, self.every_n_steps = budget, every_n_steps
+        self.num_validations, self.every_epoch = num_validations, every_epoch
+        self.max_time_share = max_time_share
         self.pending = False  # a validation is due, or was interrupted
-        self._validations_done = 0
+        self._validations_done = (0, 0)  # before the cooldown, and in it
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
         if module.between_steps:
-            progress = self.budget.progress(trainer.global_step)
-            if self.every_n_steps is not None:
-                due = trainer.global_step // self.every_n_steps
-            else:
-                due = int(progress * self.num_validations)
-            last = progress >= 1.0 and (self.num_validations > 0 or self.every_n_steps is not None)
-            self.pending = self.pending or due > self._validations_done or last
+            due = self._count_due(trainer.global_step)
+            is_last = self.budget.progress(trainer.global_step) >= 1.0 and (
+                self.num_validations > 0 or self.every_n_steps is not None
+            )
+            is_due = due > self._validations_done and self._is_affordable()
+            self.pending = self.pending or is_due or is_last
             self._validations_done = due
         request_validation(trainer, self.pending and module.between_steps)
+
+    def _count_due(self, step: int) -> tuple[int, int]:
+        """Validations due by now: before the cooldown, and in it."""
+        cooldown = self.budget.cooldown
+        if self.every_n_steps is not None:
+            return step // self.every_n_steps, 0
+        if cooldown is not None:
+            count = min(self.num_validations, COOLDOWN_VALIDATIONS)
+            return self._validations_done[0], int(cooldown.fraction(step) * count)
+        count = int(self.budget.progress(step) * self.num_validations)
+        if self.every_epoch and self.num_validations:
+            count += int(self.budget.epochs)
+        return count, 0
+
+    def _is_affordable(self) -> bool:
+        """Returns whether one more validation stays within the share of the time."""
+        budget = self.budget
+        if self.every_n_steps is not None or budget.max_seconds is None:
+            return True  # a run without a limit of time is reproducible
+        limit = self.max_time_share * budget.seconds
+        return broadcast_from_rank0(lambda: budget.validation_seconds <= limit)
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.pending = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"done": self._validations_done, "pending": self.pending}
+        return {"done": list(self._validations_done), "pending": self.pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._validations_done, self.pending = state["done"], state["pending"]
+        done = state["done"]
+        self._validations_done = tuple(done) if isinstance(done, list) else (done, 0)
+        self.pending = state["pending"]
 
 
 def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, float]:
@@ -104,7 +141,7 @@ def metrics_from_trainer(trainer: L.Trainer, prefix: str = "val") -> dict[str, f
 
 
 class BestModelCheckpoint(L.Callback):
-    """Saves the model at the best value of a metric, and implements early stopping.
+    """Saves the model at the best value of a metric.
 
     Ties, such as equal accuracy, are broken by the lower validation loss.
 
@@ -112,7 +149,6 @@ class BestModelCheckpoint(L.Callback):
         save_fn: saves the model; called with the validation metrics.
         monitor: the metric.
         maximize: larger values are better.
-        patience: validations without improvement before early stopping; None: no early stopping.
     """
 
     def __init__(
@@ -121,31 +157,17 @@ class BestModelCheckpoint(L.Callback):
         *,
         monitor: str = "val_loss",
         maximize: bool = False,
-        patience: int | None = None,
     ) -> None:
         self.save_fn, self.monitor, self.sign = save_fn, monitor, -1 if maximize else 1
-        self.patience = patience
         self.best_metrics: dict[str, float] | None = None
-        self.wait_count = 0  # validations since the best one
         self.last_validation_step = -1  # optimizer step of the last complete validation
-
-    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
-        self._check_early_stopping(trainer)  # a resumed run may have stopped early
 
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         self.last_validation_step = trainer.global_step
         metrics = metrics_from_trainer(trainer)
         if not math.isfinite(metrics["val_loss"]):
             raise NonFiniteLossError("validation", metrics["val_loss"], trainer.global_step)
-        if self.update({**metrics, "step": trainer.global_step}):
-            self.wait_count = 0
-        else:
-            self.wait_count += 1
-        self._check_early_stopping(trainer)
-
-    def _check_early_stopping(self, trainer: L.Trainer) -> None:
-        if self.patience is not None and self.wait_count >= self.patience:
-            trainer.should_stop = True
+        self.update({**metrics, "step": trainer.global_step})
 
     def update(self, metrics: dict[str, float]) -> bool:
         """Saves the model if its metrics are the best so far; returns True if they are."""
@@ -161,15 +183,10 @@ class BestModelCheckpoint(L.Callback):
         return self.sign * metrics[self.monitor], metrics["val_loss"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "best": self.best_metrics,
-            "since_best": self.wait_count,
-            "at": self.last_validation_step,
-        }
+        return {"best": self.best_metrics, "at": self.last_validation_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_metrics, self.wait_count = state["best"], state["since_best"]
-        self.last_validation_step = state["at"]
+        self.best_metrics, self.last_validation_step = state["best"], state["at"]
 
 
 class WeightAveraging(L.Callback):

@@ -32,6 +32,11 @@ class Ema:
             [averages[name] for name in weights], list(weights.values()), 1 - decay
         )
 
+    def reset(self) -> None:
+        """Sets the averages to the current weights."""
+        for name, weight in self._parameters().items():
+            self.state_tensors()[name].copy_(weight)
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Averages by parameter name; before the first step, the weights."""
         if self._shadow is None:  # created late: sharding replaces parameters

@@ -100,7 +100,8 @@ class ResumeCheckpoint(L.Callback):
         with torch.no_grad():
             load_checkpoint_tensors(folder, tensors)
         for name, callback in self.stateful.items():
-            callback.load_state_dict(metadata["callbacks"][name])
+            if name in metadata["callbacks"]:  # earlier versions had fewer callbacks
+                callback.load_state_dict(metadata["callbacks"][name])
         self.budget.start(**metadata["budget"])
         module.tokens, module.padding = metadata["tokens"]
         set_global_step(trainer, metadata["step"])

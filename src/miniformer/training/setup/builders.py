@@ -7,16 +7,20 @@ import logging
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
 
 from miniformer import registry
+from miniformer.checkpoint.artifacts import MODEL_CLASSES
 from miniformer.config import UserError
 from miniformer.config.train_settings import OptimizationSettings
 from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.early_stopping import EarlyStopping
 from miniformer.training.callbacks.generation_samples import SampleGeneration
 from miniformer.training.callbacks.interrupt import InterruptCallback
 from miniformer.training.callbacks.monitor import RunMonitor
@@ -27,13 +31,20 @@ from miniformer.training.callbacks.validation import (
     ValidationSchedule,
     WeightAveraging,
 )
-from miniformer.training.distributed.launcher import GRACE_PERIOD, is_launched
-from miniformer.training.distributed.strategies import full_state_dict, make_strategy
+from miniformer.training.distributed.launcher import (
+    GRACE_PERIOD,
+    broadcast_from_rank0,
+    is_launched,
+)
+from miniformer.training.distributed.strategies import (
+    full_state_dict,
+    load_full_state_dict,
+    make_strategy,
+)
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.resume.callback import ResumeCheckpoint
 from miniformer.training.resume.config import dataset_fingerprint
-from miniformer.training.setup.limits import DEFAULT_NUM_VALIDATIONS
 from miniformer.training.setup.prepare import RunSetup
 
 CallbackOrFactory = L.Callback | Callable[[], L.Callback]
@@ -72,12 +83,23 @@ class RunCallbacks:
             ),
             monitor=f"val_{run.metric}",
             maximize=run.metric in run.task.maximize,
-            patience=config.early_stopping_patience,
         )
         self.validation_schedule = ValidationSchedule(
             budget,
             every_n_steps=config.val_check_interval,
-            num_validations=DEFAULT_NUM_VALIDATIONS if config.val_path else 0,
+            num_validations=run.num_validations,
+            every_epoch=config.max_steps is None and config.effective_max_epochs is None,
+        )
+        self.early_stopping = EarlyStopping(
+            budget,
+            None
+            if config.strategy == "deepspeed"  # its weights are copies
+            else partial(load_best_weights, run, artifacts.folder, self.weight_averaging),
+            monitor=f"val_{run.metric}",
+            maximize=run.metric in run.task.maximize,
+            patience=config.early_stopping_patience,
+            cooldown=config.scheduler != "none",
+            log_fn=console.print,
         )
         self.monitor = RunMonitor(run, module, folder, is_global_zero=artifacts.is_global_zero)
         self.progress = ProgressCallback(
@@ -94,7 +116,8 @@ class RunCallbacks:
             folder,
             budget,
             stateful={
-                "best": self.best_checkpoint, "validate": self.validation_schedule,
+                "best": self.best_checkpoint, "early_stopping": self.early_stopping,
+                "validate": self.validation_schedule,
                 "progress": self.progress, "averaging": self.weight_averaging,
                 "watch": self.monitor, "samples": self.sample_generation,
             },
@@ -108,17 +131,29 @@ class RunCallbacks:
         self._first = [
             BudgetStopping(budget, console.print), self.validation_schedule, self.monitor,
             self.sample_generation, self.progress, self.best_checkpoint, self.weight_averaging,
+            self.early_stopping,
         ]  # fmt: skip
         self._last = [self.resume_checkpoint, self.interrupt]
 
     def around(self, callbacks: Sequence[L.Callback]) -> list[L.Callback]:
         """All callbacks in call order, with those of the user.
 
-        The best model is saved while the averaged weights are in use. The checkpoint includes the
+        The best model is saved while the averaged weights are in use, and early stopping comes
+        after it, since it may load the best model. The checkpoint includes the
         states of the user's callbacks. The snapshot after a step precedes an interruption, which
         saves it.
         """
         return [*self._first, *callbacks, *self._last]
+
+
+def load_best_weights(run: RunSetup, folder: Path, averaging: WeightAveraging | None) -> None:
+    """Loads the weights of the best model into the model of a run, and into its averages."""
+    path, model_class = folder / "best", MODEL_CLASSES[run.kind]
+    with torch.random.fork_rng(devices=[]):  # a new model draws random weights first
+        weights = broadcast_from_rank0(lambda: model_class.from_pretrained(path).state_dict())
+    load_full_state_dict(run.model, weights)
+    if averaging is not None and averaging.ema is not None:
+        averaging.ema.reset()
 
 
 def make_trainer(run: RunSetup, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
@@ -140,7 +175,7 @@ def make_trainer(run: RunSetup, folder: Path, callbacks: Sequence[L.Callback]) -
         max_epochs=-1,  # BudgetStopping ends the run
         check_val_every_n_epoch=None,
         val_check_interval=1,  # ValidationSchedule decides
-        limit_val_batches=None if config.val_path else 0,
+        limit_val_batches=None if run.num_validations else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=10,
         enable_progress_bar=False,

@@ -37,6 +37,7 @@ from miniformer.training.tuning.data_defaults import (
     resolve_task_options,
 )
 from miniformer.training.tuning.lr_finder import LRFinderResult
+from miniformer.training.tuning.validation_defaults import resolve_validation
 
 
 @dataclasses.dataclass
@@ -46,6 +47,7 @@ class RunSetup(Resolution):
     Args:
         task: the task, fitted to its training data.
         metric: metric of the best model, without the prefix `val_`.
+        num_validations: validations of the run, if val_check_interval is null; 0: no validation.
         data: the datamodule, set up.
         model: the model with its initial weights.
         model_config: config of the model.
@@ -59,6 +61,7 @@ class RunSetup(Resolution):
 
     task: Task
     metric: str
+    num_validations: int
     data: MiniFormerDataModule
     model: Any
     model_config: TransformerConfig
@@ -138,6 +141,8 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
     settings.apply([], model_config=fields)
+    num_validations, resolved = resolve_validation(settings.config, data)
+    settings.resolved += resolved
 
     lines = [*_data_summary(data), *notes, *task.data_warnings()]
     sample = eval_records["val_path"] or records
@@ -157,6 +162,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         **vars(settings),
         task=task,
         metric=metric,
+        num_validations=num_validations,
         data=data,
         model=model,
         model_config=model_config,

@@ -1,4 +1,4 @@
-"""Validation: its schedule, the best model and early stopping."""
+"""Validation: its schedule and the best model."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def test_validation_interval_counts_optimizer_steps(interval, steps, expected):
         def on_validation_end(self, trainer, module):
             validated.append(trainer.global_step)
 
-    schedule = ValidationSchedule(budget, every_n_steps=interval)
+    schedule = ValidationSchedule(budget, every_n_steps=interval, num_validations=5)
     lightning_trainer = cpu_trainer(
         max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=1, num_sanity_val_steps=0,
         callbacks=[BudgetStopping(budget, print), schedule, Note()],
@@ -60,7 +60,7 @@ def test_validation_interval_follows_the_first_limit():
         def progress(self, steps):
             return steps / 20  # the time limit is reached at step 20, before max_steps
 
-    schedule = ValidationSchedule(At(max_steps=1000, max_seconds=5))
+    schedule = ValidationSchedule(At(max_steps=1000, max_seconds=5), num_validations=5)
     fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
     validated = []
     for fake.global_step in range(1, 21):
@@ -81,37 +81,58 @@ def test_best_model_is_never_one_with_a_nan_loss():
 
 
 @pytest.mark.catches("best_model_has_the_smallest_accuracy")
-@pytest.mark.parametrize(
-    ("maximize", "expected_saved", "last_step"), [(True, [1, 2, 4, 5, 6], 8), (False, [1, 3], 5)]
-)
-def test_best_model_and_early_stopping_follow_the_metric(maximize, expected_saved, last_step):
+@pytest.mark.parametrize(("maximize", "expected"), [(True, [1, 2, 4, 5, 6]), (False, [1, 3, 8])])
+def test_best_model_is_that_of_the_metric(maximize, expected):
+    """Of equal accuracies, the lower loss is better."""
     saved = []
     checkpoint = BestModelCheckpoint(
-        lambda metrics: saved.append(metrics["step"]),
-        monitor="val_accuracy", maximize=maximize, patience=2,
-    )  # fmt: skip
-    fake = types.SimpleNamespace(should_stop=False)
-    losses = [
-        8.0,
-        7.0,
-        6.0,
-        5.0,
-        4.0,
-        3.0,
-        4.0,
-        2.0,
-        4.0,
-    ]  # of equal accuracies, the lower loss is better
+        lambda metrics: saved.append(metrics["step"]), monitor="val_accuracy", maximize=maximize
+    )
+    losses = [8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 4.0, 2.0, 4.0]
     accuracies = [0.5, 0.6, 0.4, 0.65, 0.7, 0.7, 0.7, 0.1, 0.1]
     for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), 1):
-        fake.global_step = step
-        fake.callback_metrics = {"val_loss": loss, "val_accuracy": accuracy}
+        metrics = {"val_loss": loss, "val_accuracy": accuracy}
+        fake = types.SimpleNamespace(global_step=step, callback_metrics=metrics)
         checkpoint.on_validation_end(fake, None)
-        if fake.should_stop:
-            break
-    assert (saved, step) == (expected_saved, last_step)
+    assert saved == expected
 
 
+@pytest.mark.catches("validation_may_take_all_the_time")
+def test_validation_takes_an_eighth_of_a_limited_time():
+    """Of 100 validations, each as long as 4 steps, those that fit are done, and the last one."""
+
+    class Clock(Budget):
+        now = validating = 0.0
+
+        @property
+        def local_seconds(self):
+            return self.now
+
+        @property
+        def validation_seconds(self):
+            return self.validating
+
+    budget = Clock(max_seconds=1000)
+    schedule = ValidationSchedule(budget, num_validations=100, every_epoch=True)
+    fake, module = types.SimpleNamespace(global_step=0), types.SimpleNamespace(between_steps=True)
+    done = 0
+    while budget.now < 1000:
+        budget.now, budget.epochs = budget.now + 1, budget.now / 50
+        schedule.on_train_batch_end(fake, module)
+        if fake.val_check_batch == 1:
+            done += 1
+            budget.now, budget.validating = budget.now + 4, budget.validating + 4
+            schedule.on_validation_end(fake, None)
+    assert fake.val_check_batch == 1, "at the end of the run"
+    assert 25 <= done <= 32
+    reproducible = ValidationSchedule(Clock(max_steps=10), num_validations=10)
+    reproducible.budget.validating = 1e9
+    fake.global_step = 1
+    reproducible.on_train_batch_end(fake, module)
+    assert fake.val_check_batch == 1, "a run without a limit of time does not depend on the clock"
+
+
+NO_LIMITS = {"cooldown": None, "max_seconds": None}
 RECORDS = {
     "classification": ("accuracy", {"input": "a", "label": "b"}),
     "regression": ("rmse", {"input": "a", "value": 1}),
@@ -139,7 +160,7 @@ def test_checkpoint_metric_default_is_that_of_the_task(task, tmp_path):
 @pytest.mark.catches("validation_comes_within_a_step")
 def test_validation_never_interrupts_gradient_accumulation():
     """A time limit may be due there; the validation would clear the gradients of the step."""
-    clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0)
+    clock = types.SimpleNamespace(progress=lambda step: clock.now, now=0.0, **NO_LIMITS)
     schedule = ValidationSchedule(clock)
     fake, module = types.SimpleNamespace(global_step=1), types.SimpleNamespace(between_steps=True)
     schedule.on_train_batch_end(fake, module)
@@ -149,23 +170,3 @@ def test_validation_never_interrupts_gradient_accumulation():
     fake.global_step, module.between_steps = 2, True
     schedule.on_train_batch_end(fake, module)
     assert fake.val_check_batch == 1
-
-
-@pytest.mark.catches("resumed_run_forgets_its_patience")
-def test_resume_restores_early_stopping_patience():
-    saved = []
-
-    def validated(callback, losses):
-        trainer = types.SimpleNamespace(global_step=0, should_stop=False)
-        for loss in losses:
-            trainer.global_step += 1
-            trainer.callback_metrics = {"val_loss": loss}
-            callback.on_validation_end(trainer, None)
-        return trainer.should_stop
-
-    before = BestModelCheckpoint(saved.append, patience=3)
-    assert not validated(before, [2.0, 3.0, 3.0])
-    after = BestModelCheckpoint(saved.append, patience=3)
-    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    assert validated(after, [2.5])
-    assert [metrics["val_loss"] for metrics in saved] == [2.0]
