@@ -20,9 +20,9 @@ MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    for name, words, flipped in (("train", VERSE.split(), 0), ("val", VERSE[::-1].split(), 1)):
+    for name, tokens, flipped in (("train", VERSE.split(), 0), ("val", VERSE[::-1].split(), 1)):
         # The validation has other labels: it gets worse while the training data is learned.
-        records = [{"input": word, "label": (len(word) + flipped) % 2} for word in words]
+        records = [{"input": token, "label": (len(token) + flipped) % 2} for token in tokens]
         lines = [json.dumps(record) + "\n" for record in records]
         (folder / f"{name}.jsonl").write_text("".join(lines))
     return folder

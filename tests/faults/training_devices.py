@@ -57,7 +57,7 @@ def callback_state_is_taken_in_the_middle_of_a_step(original):
     return save
 
 
-@fault("miniformer.training.callbacks.validation:BestModelCheckpoint.on_train_start")
+@fault("miniformer.training.callbacks.early_stopping:EarlyStopping.on_train_start")
 def early_stopped_run_learns_on(original):
     """A resumed run trains on to the next validation after early stopping."""
     return lambda self, trainer, module: None

@@ -26,6 +26,7 @@ from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
 from miniformer.training.setup.init_from import load_pretrained_weights
+from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
 from miniformer.training.tuning.data_defaults import (
@@ -141,7 +142,8 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
     settings.apply([], model_config=fields)
-    num_validations, resolved = resolve_validation(settings.config, data)
+    epochs = count_epochs(settings.config, data)
+    num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved
 
     lines = [*_data_summary(data), *notes, *task.data_warnings()]

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 
 from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.train_settings import EvaluationSettings
 from miniformer.data.datamodule import MiniFormerDataModule
-from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.early_stopping import MIN_PATIENCE
 from miniformer.training.callbacks.validation import MAX_TIME_SHARE, MIN_VALIDATIONS
-from miniformer.training.setup.limits import count_epochs
 
 _MIN_COSTLY_VALIDATIONS = 3  # however long they take
 _TRAINING_PASSES = 3.0  # cost of a training step in forward passes
@@ -23,17 +22,18 @@ _DECODING_PASSES = 12.0  # cost of a generated token in forward passes of traini
 
 
 def resolve_validation(
-    config: TrainConfig, data: MiniFormerDataModule
+    config: EvaluationSettings, data: MiniFormerDataModule, epochs: float | None
 ) -> tuple[int, list[ResolvedSetting]]:
     """Number of validations of a run, and the settings of validation.
 
     Args:
-        config: the run.
+        config: settings of the run.
         data: the datamodule, set up.
+        epochs: passes of the run over the training data; None: unknown.
     """
     if data.val_path is None:
         return 0, []
-    epochs, settings = count_epochs(config, data), []
+    settings = []
     count = default_num_validations(epochs, relative_validation_cost(data))
     if config.val_check_interval is None:
         per_epoch = epochs is None or count >= epochs

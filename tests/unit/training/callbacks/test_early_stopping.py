@@ -135,13 +135,13 @@ def test_cooldown_has_validations_of_its_own():
 def test_resume_restores_the_state_of_early_stopping(first):
     """A run that is resumed after any validation stops where the whole run does."""
     losses = [5.0, 4.0, 4.5, 3.0, 3.5, 3.2, 3.3, 3.1, 3.6, 3.7]
-    whole, _ = stop_of(losses, patience=4)
+    uninterrupted, _ = stop_of(losses, patience=4)
     before, _ = stop_of(losses[:first], patience=4)
     after = EarlyStopping(Budget(max_steps=10_000), patience=4, log_fn=lambda text: None)
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     continue_with(after, losses[first:] if before.stop_step is None else [])
-    assert after.stop_step == whole.stop_step == 80
-    assert after.budget.cooldown == whole.budget.cooldown
+    assert after.stop_step == uninterrupted.stop_step == 80
+    assert after.budget.cooldown == uninterrupted.budget.cooldown
     assert math.isclose(after.budget.cooldown.start_progress, 0.008)
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from miniformer import MiniFormerDataModule, TrainConfig
+from miniformer import MiniFormerDataModule
+from miniformer.config.train_settings import EvaluationSettings
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.tuning.validation_defaults import (
@@ -48,8 +49,7 @@ def test_validation_cost_follows_from_the_data():
     ]
     assert costs[0] == pytest.approx(1 / 6, rel=0.02)
     assert costs[0] < costs[1] < costs[2] == costs[3]
-    settings = {"train_path": "-", "task": "seq2seq", "val_path": "-", "max_epochs": 10}
-    count, resolved = resolve_validation(TrainConfig(**settings), data)
+    count, resolved = resolve_validation(EvaluationSettings(), data, 10)
     assert count == 8
     assert [str(setting) for setting in resolved] == [
         "val_check_interval: 8 validations (to take at most an eighth of the time)",
