@@ -69,6 +69,9 @@ _BUILTIN: dict[str, dict[str, str]] = {
     "task": {  # a subclass of Task
         "language_modeling": "miniformer.tasks.language_modeling:LanguageModeling",
         "classification": "miniformer.tasks.classification:Classification",
+        "multilabel_classification": (
+            "miniformer.tasks.multilabel_classification:MultiLabelClassification"
+        ),
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",

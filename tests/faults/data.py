@@ -463,3 +463,27 @@ def chunks_draw_the_same(original):
     return lambda self, *position: original(
         self, position[0], *[0] * len(position[1:2]), *position[2:]
     )
+
+
+@fault("miniformer.data.batching.balancing:resample_rows")
+def rows_are_drawn_independently(original):
+    """Rows are drawn with replacement, so that shares are exact only on average."""
+
+    def resample_rows(groups, weights, rng):
+        return rng.choice(len(groups), len(groups), p=weights / weights.sum())
+
+    return resample_rows
+
+
+@fault("miniformer.tasks.common.label_task:LabelTask._sample_rows")
+def resampling_depends_on_earlier_batches(original):
+    """The sampler has a random generator of its own, which a resumed run starts anew."""
+    import numpy as np
+
+    generators = {}
+
+    def sample_rows(self, chunk, rng):
+        own = generators.setdefault(id(chunk), np.random.default_rng(0))
+        return original(self, chunk, own)
+
+    return sample_rows

@@ -441,3 +441,120 @@ def stored_pairs_lose_their_marks(original):
         return {**current, "shared_token_types": False} if automatic else current
 
     return stored_settings
+
+
+# Multi-label classification and unequal classes.
+
+
+@fault("miniformer.tasks.multilabel_classification:MultiLabelClassification._cross_entropy")
+def multilabel_loss_counts_records(original):
+    """The loss is divided by the number of records, not of decisions."""
+
+    def cross_entropy(self, logits, labels, label_smoothing=0.0):
+        loss, _ = original(self, logits, labels, label_smoothing)
+        return loss, loss.new_tensor(len(labels))
+
+    return cross_entropy
+
+
+@fault("miniformer.tasks.multilabel_classification:MultiLabelClassification.balanced_weights")
+def multilabel_weights_are_of_negatives(original):
+    """Balanced weights are positive records per negative one."""
+    return lambda self, counts, total: [count / max(1, total - count) for count in counts]
+
+
+@fault("miniformer.tasks.multilabel_classification:MultiLabelClassification._check_labels")
+def unknown_label_of_several_passes(original):
+    """Labels of a list are not compared with the classes."""
+
+    def check_labels(self, value):
+        return original(
+            dataclasses.replace(
+                self, classes=None, class_weights=None, class_counts=None, thresholds=None
+            ),
+            value,
+        )
+
+    return check_labels
+
+
+@fault("miniformer.training.lit_module:MiniFormerLitModule.on_test_epoch_end")
+def thresholds_are_fitted_to_the_test(original):
+    """The test decides the thresholds of its metrics."""
+
+    def on_test_epoch_end(self):
+        self.loss_module.task = dataclasses.replace(self.task, thresholds=None).fit_to_validation(
+            self.validation_stats
+        )
+        original(self)
+
+    return on_test_epoch_end
+
+
+@fault("miniformer.training.report.artifacts:RunArtifacts.fit_task_to_validation")
+def thresholds_are_not_saved(original):
+    """A saved model has the task as it was before validation."""
+    return lambda self, stats, name: None
+
+
+@fault("miniformer.tasks.common.thresholds:best_threshold")
+def best_threshold_is_a_half(original):
+    """The threshold does not depend on the data."""
+    return lambda probs, labels: 0.5
+
+
+@fault("miniformer.tasks.common.thresholds:_f1")
+def f1_of_an_absent_label_is_one(original):
+    """A label without positives and predictions counts as solved."""
+
+    def f1(predictions, labels, axis):
+        empty = ~(predictions.any(axis) | labels.any(axis))
+        return original(predictions, labels, axis) + empty
+
+    return f1
+
+
+@fault("miniformer.tasks.common.thresholds:best_thresholds")
+def rare_labels_have_their_own_threshold(original):
+    """A label with a few validation records gets the threshold that fits these best."""
+
+    def best_thresholds(probs, labels):
+        import miniformer.tasks.common.thresholds as module
+
+        result = original(probs, labels)
+        for label in labels.any(0).nonzero()[0]:
+            result[label] = module.best_threshold(probs[:, label], labels[:, label])
+        return result
+
+    return best_thresholds
+
+
+@fault("miniformer.tasks.common.label_task:LabelTask.batcher")
+def balanced_sampling_is_off(original):
+    """Training draws each record once."""
+
+    def batcher(self, tokenizer, **options):
+        return original(dataclasses.replace(self, balanced_sampling=0.0), tokenizer, **options)
+
+    return batcher
+
+
+@fault("miniformer.tasks.common.label_task:LabelTask.batcher")
+def validation_is_resampled(original):
+    """Rare classes are repeated in validation data, too."""
+
+    def batcher(self, tokenizer, **options):
+        import numpy as np
+
+        result = original(self, tokenizer, **{**options, "training": True})
+        plan = result.plan_batches
+        result.plan_batches = lambda chunk, rng: plan(chunk, rng or np.random.default_rng(0))
+        return result
+
+    return batcher
+
+
+@fault("miniformer.tasks.common.label_task:LabelTask.record_warnings")
+def single_labels_are_not_announced(original):
+    """Labels that occur once pass without a warning."""
+    return lambda self, records: iter(())

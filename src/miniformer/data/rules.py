@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, Self, TypeVar
 
 from miniformer.config import UserError
@@ -53,3 +53,8 @@ def group_similar_labels(labels: Iterable[Any]) -> list[list[Any]]:
             normalized = " ".join(unicodedata.normalize("NFKC", label).split())
             groups.setdefault(normalized, []).append(label)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def are_unequal(counts: Sequence[int]) -> bool:
+    """True if the largest class has more than three times the records of the smallest."""
+    return max(counts) > 3 * min(counts)

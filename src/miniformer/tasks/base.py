@@ -26,6 +26,7 @@ from torch import Tensor
 
 from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
 from miniformer.config.renames import TASK_OPTIONS
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn, LengthBucketBatcher
 from miniformer.data.batching.loader import Batcher
@@ -226,6 +227,14 @@ class Task(StrictConfig):
         """
         return {"loss": weighted_mean(counts, results.losses, results.weights)}
 
+    def fit_to_validation(self, batch_stats: Sequence[BatchStats]) -> Self:
+        """Returns the task with values fitted to a validation, such as decision thresholds.
+
+        The metrics of that validation, and the `task.json` of the model that it evaluated, are
+        those of the returned task.
+        """
+        return self
+
     def pre_run_warnings(self, metric: str) -> Iterator[str]:
         """Warnings before a run that selects the best checkpoint by `metric`.
 
@@ -237,6 +246,14 @@ class Task(StrictConfig):
     def data_warnings(self) -> Iterator[str]:
         """Warnings about settings that `fit` derived from the training data."""
         return iter(())
+
+    def record_warnings(self, records: Records) -> Iterator[str]:
+        """Warnings about training records, with their file:line; the task is fitted to them."""
+        return iter(())
+
+    def setting_notes(self) -> list[ResolvedSetting]:
+        """Options that are not given although the training data suggests to set them."""
+        return []
 
     def tokenizer_warnings(self, tokenizer: Tokenizer, records: Records) -> Iterator[str]:
         """Warnings about texts that the tokenizer does not preserve."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch.nn.functional as F
@@ -17,15 +16,14 @@ from torchmetrics.functional.classification import (
     multiclass_matthews_corrcoef,
 )
 
-from miniformer.config import UserError, option
-from miniformer.data.batching.columnar import Example
+from miniformer.config import option
+from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.data.reading import schema
-from miniformer.data.reading.records import Record, RecordError, Records
+from miniformer.data.reading.records import Record
 from miniformer.data.reading.schema import Schema
-from miniformer.data.rules import group_similar_labels
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches, mean
+from miniformer.tasks.common.label_task import LabelTask
 from miniformer.tasks.common.losses import symmetric_kl
 from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
 from miniformer.tasks.common.resampling import (
@@ -34,21 +32,17 @@ from miniformer.tasks.common.resampling import (
     sum_confusions,
     weighted_mean,
 )
-from miniformer.tasks.common.sequence_input import InputTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Classification(InputTask):
+class Classification(LabelTask):
     """The task of `{"input": ..., "label": ...}` records.
 
     Args:
-        classes: names or numbers of the classes, in the order of the model's outputs; null: those
-            of the training data, sorted.
-        class_weights: balanced: each class has the same total weight; or a weight for each class,
-            in the order of `classes`; null: each record has the same weight.
         label_smoothing: fraction of each label that is spread over all classes, in training.
         r_drop: weight of the divergence between two passes over each batch, which differ by their
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
+        classes, class_weights, class_counts, balanced_sampling: see `LabelTask`.
         input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,
             feature_stds: see `InputTask`.
     """
@@ -58,105 +52,33 @@ class Classification(InputTask):
     maximize: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "loss")
 
-    classes: list[Any] | None = None
-    class_weights: str | list[float] | None = None
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     r_drop: float = option(0.0, low=0.0)
-
-    def cross_check(self) -> list[str]:
-        problems = super().cross_check()
-        weights = self.class_weights
-        if isinstance(weights, str) and weights != "balanced":
-            problems.append(f"class_weights must be balanced or a list, not {weights!r}")
-        if isinstance(weights, list):
-            if self.classes is None:
-                problems.append(
-                    "class_weights need classes, whose order they follow; set classes, too"
-                )
-            elif len(weights) != len(self.classes):
-                problems.append(
-                    f"class_weights has {len(weights)} weights for {len(self.classes)} classes"
-                )
-            if any(weight < 0 for weight in weights) or not sum(weights):
-                problems.append("class_weights must be at least 0, and not all of them 0")
-        if self.classes is not None:
-            invalid = [label for label in self.classes if schema.check_label(label) is not None]
-            if invalid:
-                problems.append(f"classes must be names or integers, not {invalid[0]!r}")
-            elif len({type(label) for label in self.classes}) > 1:
-                problems.append("classes must be all names or all integers")
-            elif len(set(self.classes)) != len(self.classes):
-                problems.append("classes must differ from one another")
-            elif len(self.classes) < 2:
-                problems.append(f"classes must be two or more, not {self.classes}")
-        return problems
 
     @property
     def schema(self) -> Schema:
         return {**super().schema, "label": self._check_label}
 
     def _check_label(self, value: Any) -> str | None:
-        problem = schema.check_label(value)
-        if problem is not None or self.classes is None or value in self.classes:
-            return problem
-        known = ", ".join(map(repr, self.classes[:10])) + ", ..." * (len(self.classes) > 10)
-        return f"is {value!r}, which is none of the classes trained on: {known}"
+        if isinstance(value, list):
+            return "is a list; for several labels use task multilabel_classification and 'labels'"
+        return self.check_class(value)
 
-    def fit(self, records: Records) -> Self:
-        fitted = super().fit(records)
-        if self.classes is not None and self.class_weights != "balanced":
-            return fitted
-        counts: Counter[Any] = Counter()
-        first: tuple[type, int] | None = None
-        for index, record in enumerate(records):
-            label = record["label"]
-            first = first or (type(label), index)
-            if type(label) is not first[0]:
-                file, _, line = records.location(index).rpartition(":")
-                kinds = {int: "a number", str: "a name"}
-                problem = (
-                    f"'label' is {label!r}, {kinds[type(label)]}, but that of "
-                    f"{records.location(first[1])} is {kinds[first[0]]}; use one of them throughout"
-                )
-                raise (
-                    RecordError(file, int(line), problem)
-                    if line.isdigit()
-                    else UserError(f"{records.location(index)}: {problem}")
-                )
-            counts[label] += 1
-        classes = sorted(counts) if self.classes is None else self.classes
-        if len(classes) < 2:
-            raise UserError(
-                f"{records.name}: every label is {classes[0]!r}; there must be two classes or more"
-            )
-        weights = self.class_weights
-        if weights == "balanced":
-            missing = [label for label in classes if not counts[label]]
-            if missing:
-                raise UserError(
-                    f"{records.name}: class_weights=balanced, but no record is of class "
-                    f"{missing[0]!r}"
-                )
-            total = sum(counts.values())
-            weights = [total / (len(classes) * counts[label]) for label in classes]
-        return dataclasses.replace(fitted, classes=classes, class_weights=weights)
+    def labels_of(self, record: Record) -> list[Any]:
+        return [record["label"]]
 
-    def data_warnings(self) -> Iterator[str]:
-        yield from super().data_warnings()
-        for group in group_similar_labels(self.classes or ()):
-            yield (
-                f"warning: classes {' and '.join(map(ascii, group))} differ only by spaces or "
-                "Unicode normalization; spell them alike (miniformer data check names the lines)"
-            )
+    def balanced_weights(self, counts: list[int], total: int) -> list[float]:
+        """Weights with which each class has the same total weight."""
+        return [total / (len(counts) * count) for count in counts]
 
-    def num_outputs(self) -> int:
-        return len(self._require_classes())
+    def class_indices(self, chunk: ColumnarStore) -> np.ndarray:
+        return chunk.columns["labels"]
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
     ) -> list[Example]:
         """Examples with `inputs`, see `encode_inputs`, and `labels`, the class index."""
-        indices = {name: index for index, name in enumerate(self._require_classes())}
+        indices = {name: index for index, name in enumerate(self.require_classes())}
         examples = self.encode_inputs(records, tokenizer, seq_len)
         for example, record in zip(examples, records, strict=True):
             example["labels"] = indices[record["label"]]
@@ -221,7 +143,7 @@ class Classification(InputTask):
         self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
     ) -> RecordResults:
         """Results of each record; predictions and truths are classes."""
-        classes = self._require_classes()
+        classes = self.require_classes()
         logits = concat_batches(batch_stats, "logits").double()
         truths, predictions, indices = (
             concat_batches(batch_stats, name).numpy()
@@ -266,7 +188,7 @@ class Classification(InputTask):
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """The confusion matrix, for up to 20 classes."""
-        classes = [str(label).replace("|", "\\|") for label in self._require_classes()]
+        classes = [str(label).replace("|", "\\|") for label in self.require_classes()]
         if len(classes) > 20:
             return ""
         rows = self.confusion_matrix(batch_stats).tolist()
@@ -286,14 +208,14 @@ class Classification(InputTask):
 
         plot_confusion_matrix(
             self.confusion_matrix(batch_stats).numpy(),
-            list(map(str, self._require_classes())),
+            list(map(str, self.require_classes())),
             path,
         )
         return True
 
     def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
         """For each input: `label`, its probability `score`, and all probabilities `scores`."""
-        classes, probs = self._require_classes(), outputs.float().softmax(-1)
+        classes, probs = self.require_classes(), outputs.float().softmax(-1)
         return [
             {
                 "label": classes[best],
@@ -302,10 +224,3 @@ class Classification(InputTask):
             }
             for row, best in zip(probs.tolist(), probs.argmax(-1).tolist(), strict=True)
         ]
-
-    def _require_classes(self) -> list[Any]:
-        if self.classes is None:
-            raise UserError(
-                "the classes are not known yet; set classes in task_config, or call fit(records)"
-            )
-        return self.classes

@@ -10,11 +10,12 @@ from typing import Any, Self
 import lightning as L
 from rich.console import Console
 
-from miniformer.checkpoint.artifacts import read_artifacts
+from miniformer.checkpoint.artifacts import read_artifacts, read_task
 from miniformer.config.command_line import python_command
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.validation import metrics_from_trainer
+from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.distributed.strategies import full_state_dict, load_full_state_dict
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
@@ -100,6 +101,7 @@ def evaluate(
     artifacts.save_loss_plot(callbacks.progress.rows)
     console.print(callbacks.progress.summary(trainer, module))
     weights = averaged_weights(module, run, callbacks)
+    artifacts.fit_task_to_validation(module.validation_stats, "last")
     artifacts.save_model("last", weights, last, artifacts.loss_plot)
     test_metrics = {}
     if callbacks.interrupt.signal is None:
@@ -148,6 +150,9 @@ def _evaluate_averaged_and_best(
     if run.data.test_path is not None and callbacks.interrupt.signal is None:
         if callbacks.best_checkpoint.best_metrics is not None:
             load_best_weights(run, artifacts.folder, None)
+            path = artifacts.folder / "best" / "task.json"
+            task = broadcast_from_rank0(lambda: read_task(path, run.kind))
+            artifacts.task = module.loss_module.task = task
         with callbacks.interrupt:
             trainer.test(module, run.data, verbose=False)
             metrics = metrics_from_trainer(trainer, "test")

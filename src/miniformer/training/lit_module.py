@@ -262,7 +262,9 @@ class MiniFormerLitModule(L.LightningModule):
     def _log_eval_metrics(self, stage: str) -> None:
         self.validation_stats = strategies.all_gather_stats(self, self.validation_stats)
         if self.validation_stats:
-            metrics = self.task.compute_metrics(self.validation_stats, self.tokenizer)
+            fits = stage == "val"  # test data decides nothing
+            task = self.task.fit_to_validation(self.validation_stats) if fits else self.task
+            metrics = task.compute_metrics(self.validation_stats, self.tokenizer)
             metrics = {f"{stage}_{name}": value for name, value in metrics.items()}
             self.log_dict(metrics, logger=False)
             if not self.trainer.sanity_checking:

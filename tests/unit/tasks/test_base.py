@@ -9,7 +9,9 @@ from miniformer.config import TransformerConfig, UserError
 from miniformer.data.reading.records import as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 
-TEXTS = [{"input": "ab " * n, "label": n % 2, "value": float(n)} for n in range(1, 13)]
+TEXTS = [
+    {"input": "ab " * n, "label": n % 2, "labels": [n % 2], "value": float(n)} for n in range(1, 13)
+]
 PAIRS = [{**record, "input": [record["input"], "b"]} for record in TEXTS]
 VECTORS = [{**record, "input": [[1.0, 2.0], [float(n), 3.0]]} for n, record in enumerate(TEXTS)]
 DOCUMENTS = [{"text": "ab cd"}, {"text": "ef"}]
@@ -17,6 +19,7 @@ TARGETS = [{"source": "ab", "target": "cd"}, {"source": "e", "target": "f"}]
 DATA = {
     "classification": [TEXTS, PAIRS, VECTORS],
     "regression": [TEXTS, PAIRS, VECTORS],
+    "multilabel_classification": [TEXTS, PAIRS, VECTORS],
     "masked_lm": [DOCUMENTS, TEXTS, PAIRS],
     "language_modeling": [DOCUMENTS],
     "seq2seq": [TARGETS],
@@ -27,6 +30,8 @@ GIVEN = {
     "shared_token_types": [True], "standardize": [False],
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
+    "balanced_sampling": [0.5], "class_counts": [[3, 4]],
+    "thresholds": [[0.3, 0.4], 0.2], "threshold_tuning": ["common"],
     "label_smoothing": [0.1], "r_drop": [0.5], "target_mean": [0.5], "target_std": [2.0],
     "target_delta_of": [0, 1], "scale_epsilon": [0.25], "field": ["input"],
     "mask_share": [0.3],
@@ -36,7 +41,8 @@ GIVEN = {
 # What goes with a value that cannot be given alone.
 WITH = {
     "feature_means": {"feature_stds": [2.0, 3.0]}, "feature_stds": {"feature_means": [1.0, 2.0]},
-    "class_weights": {"classes": [0, 1]},
+    "class_weights": {"classes": [0, 1]}, "class_counts": {"classes": [0, 1]},
+    "thresholds": {"classes": [0, 1]},
 }  # fmt: skip
 TOKENIZER = Tokenizer.train("bpe", ["ab cd ef " * 9] * 3, 300)
 
@@ -116,6 +122,8 @@ def test_scale_epsilon_without_a_series_is_announced():
 # The least and the most that each number may be, and a value just beyond each.
 LIMITS = {
     "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
+    "balanced_sampling": [(0.0, -0.001), (1.0, 1.001)],
+    "thresholds": [(0.0, -0.001), (1.0, 1.001)],
     "label_smoothing": [(0.0, -0.001), (0.99, 0.991)], "r_drop": [(0.0, -0.001)],
     "mask_share": [(0.001, 0.0), (0.9, 0.901)], "max_source_len": [(2, 1)],
     "max_target_len": [(2, 1)], "start_id": [(0, -1)], "eval_generate_samples": [(0, -1)],

@@ -12,6 +12,7 @@ from torch import Tensor
 from miniformer.data.batching.columnar import ColumnarStore, Example
 
 Batch = dict[str, Any]
+RowSampler = Callable[[ColumnarStore, np.random.Generator], np.ndarray]
 CollateFn = Callable[[list[Example], np.random.Generator | None], Batch]
 
 
@@ -24,6 +25,7 @@ class LengthBucketBatcher:
         batch_size: mean number of examples per batch.
         batch_tokens: maximum number of tokens per batch, over all columns and including padding; a
             batch has at least one example. None: `batch_size` times the mean length of an example.
+        sample_rows: draws the examples of a chunk with repetitions, for training; None: each once.
     """
 
     def __init__(
@@ -33,7 +35,9 @@ class LengthBucketBatcher:
         length_columns: tuple[str, ...],
         batch_size: int,
         batch_tokens: int | None = None,
+        sample_rows: RowSampler | None = None,
     ) -> None:
+        self.sample_rows = sample_rows
         self.collate_fn, self.length_columns = collate_fn, length_columns
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
 
@@ -47,6 +51,10 @@ class LengthBucketBatcher:
         """Indices of each batch's examples, in random order; without `rng`, in a fixed order."""
         lengths = self._lengths(chunk)
         max_tokens = self.batch_tokens or self.batch_size * self.row_tokens(chunk)
+        rows = None
+        if rng is not None and self.sample_rows is not None:
+            rows = self.sample_rows(chunk, rng)
+            lengths = lengths[rows]
         order = self._sort_by_length(lengths, rng)
         batches, start, longest = [], 0, [0] * lengths.shape[1]
         for stop, row_lengths in enumerate(lengths[order].tolist()):
@@ -57,7 +65,7 @@ class LengthBucketBatcher:
         batches.append(order[start:])
         # Always shuffled, so that the first validation batches are a sample of all lengths.
         (np.random.default_rng(0) if rng is None else rng).shuffle(batches)
-        return batches
+        return batches if rows is None else [rows[batch] for batch in batches]
 
     def _lengths(self, chunk: ColumnarStore) -> np.ndarray:
         """Lengths of each example's arrays, [n, columns]."""

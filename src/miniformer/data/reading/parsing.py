@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.config import UserError
-from miniformer.data.reading.schema import FieldCheck
+from miniformer.data.reading.schema import FIELD_HINTS, FieldCheck
 from miniformer.data.reading.suggestions import suggest_flags
 
 if TYPE_CHECKING:
@@ -107,8 +107,10 @@ def check_record(
         if name not in record:
             fields = ", ".join(map(repr, record)) or "nothing"
             flags = suggest_flags([field for field in checks if field not in record], list(record))
-            hint = f", or name the column: {flags}" if flags else ""
-            raise DataError(f"the record has no {name!r} (it has {fields}); add that field{hint}")
+            hint = next((FIELD_HINTS[name, x] for x in record if (name, x) in FIELD_HINTS), None)
+            if hint is None:
+                hint = "add that field" + (f", or name the column: {flags}" if flags else "")
+            raise DataError(f"the record has no {name!r} (it has {fields}); {hint}")
         if problem := check(record[name]):
             raise DataError(f"{name!r} {problem}")
         for text in _strings(record[name]) if may_have_surrogates else ():

@@ -18,6 +18,13 @@ from miniformer.config.strict import TYPE_NAMES
 FieldCheck = Callable[[Any], str | None]
 Schema = Mapping[str, FieldCheck | type]
 
+# Missing field, and a field that a record has -> what the user probably wants.
+FIELD_HINTS = {
+    ("label", "labels"): "for several labels use task multilabel_classification",
+    ("label", "value"): "for numbers use task regression",
+    ("labels", "label"): "for one label use task classification",
+    ("value", "label"): "for classes use task classification",
+}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _FLOAT32_HINT = "the maximum of float32 is 3.4e+38, so scale it down"
 

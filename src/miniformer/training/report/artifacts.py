@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.checkpoint.artifacts import MODEL_CLASSES
+from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
 from miniformer.checkpoint.directory import read_hf_metadata, save_directory
 from miniformer.config import GenerationConfig
 from miniformer.tasks.base import BatchStats
@@ -33,6 +33,7 @@ class RunArtifacts:
         self.folder, self.run, self.is_global_zero = folder, run, is_global_zero
         self.predictions_plot = folder / "answers.png"  # predictions of the best model
         self.loss_plot = folder / "loss.png"
+        self.task = run.task  # with the values that the last validation of a model has given it
         self.task_report = ""  # the task's report about the predictions of the best model
         self.generation_config = GenerationConfig()
         if run.tokenizer is not None:
@@ -58,7 +59,7 @@ class RunArtifacts:
             self.folder / name,
             model=self.build_model(weights),
             tokenizer=run.tokenizer,
-            task=run.task.settings(),
+            task=self.task.settings(),
             generation=self.generation_config,
             model_card=self._model_card(metrics, self.task_report if name == "best" else "", plots),
             image_paths=plots,
@@ -71,14 +72,23 @@ class RunArtifacts:
     ) -> None:
         """Writes the best model so far, with its task report."""
         if self.is_global_zero:
+            self.fit_task_to_validation(stats, "best")
             self.update_task_report("validation", stats)
             plots = [self.predictions_plot] if self.predictions_plot.exists() else []
             self.save_model("best", weights, metrics, *plots)
 
+    def fit_task_to_validation(self, stats: list[BatchStats], name: str) -> None:
+        """Fits the task to a validation; without one, takes it from an earlier model `name`."""
+        path = self.folder / name / "task.json"
+        if stats:
+            self.task = self.run.task.fit_to_validation(stats)
+        elif path.is_file():  # a resumed run had no step to train
+            self.task = read_task(path, self.run.kind)
+
     def update_task_report(self, split: str, stats: list[BatchStats]) -> None:
         """Plots and describes the predictions on validation or test data."""
-        report = self.run.task.report_markdown(stats)
-        has_plot = self.run.task.plot(stats, self.predictions_plot)
+        report = self.task.report_markdown(stats)
+        has_plot = self.task.plot(stats, self.predictions_plot)
         text = f"On the {split} data:\n\n{report}".rstrip()
         self.task_report = text if has_plot or report else ""
 

@@ -103,6 +103,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         if stored_task is None:
             task, options = resolve_task_options(task, settings.config.task_config, records)
             settings.apply(options)
+            settings.resolved += task.setting_notes()
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
@@ -147,6 +148,8 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     settings.resolved += resolved
 
     lines = [*_data_summary(data), *notes, *task.data_warnings()]
+    if records is not None:
+        lines += task.record_warnings(records)
     sample = eval_records["val_path"] or records
     if tokenizer is not None and sample is not None:
         lines += task.tokenizer_warnings(tokenizer, sample)
