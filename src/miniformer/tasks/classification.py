@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import (
 from miniformer.config import option
 from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.data.reading.records import Record
+from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches, mean

@@ -126,8 +126,8 @@ class LabelTask(InputTask):
         counts, total = self._count_labels(records)
         classes = self.sorted_classes(counts) if self.classes is None else self.classes
         if len(classes) < 2:
-            each = f"every label is {classes[0]!r}" if classes else "no record has a label"
-            raise UserError(f"{records.name}: {each}; there must be two classes or more")
+            problem = f"every label is {classes[0]!r}" if classes else "no record has a label"
+            raise UserError(f"{records.name}: {problem}; there must be two classes or more")
         weights = self.class_weights
         if weights == "balanced":
             missing = [label for label in classes if not counts[label]]

@@ -320,7 +320,8 @@ def test_data_module_fits_the_task_to_records_in_memory():
         records, val_path=records[:3], tokenizer=Tokenizer.train("byte", []), task="classification"
     )
     data.setup()
-    assert data.task == Classification(classes=["even", "odd"], input_kind="text")
+    expected = Classification(classes=["even", "odd"], class_counts=[10, 10], input_kind="text")
+    assert data.task == expected
     lengths = [
         int(n) - 1 for batch in data.train_dataloader()
         for n in (batch["attention_mask"].sum(1) if "attention_mask" in batch
