@@ -1,5 +1,7 @@
 """Faults in `miniformer.evaluation`, and in the results by record that tasks give it."""
 
+import dataclasses
+
 import numpy as np
 
 from tests.faults import fault
@@ -64,3 +66,127 @@ def chrf_weighs_precision_like_recall(original):
         return original(sums[..., [0, 1, 2]] * 0 + sums[..., [1, 0, 2]])
 
     return chrf
+
+
+@fault("miniformer.tasks.common.resampling:matthews_correlation")
+def matthews_of_one_class_is_zero(original):
+    """Matthews' correlation of two classes is 0 where it is not defined."""
+
+    def correlation(hits, predicted, true):
+        value = original(hits, predicted, true)
+        constant = (true > 0).sum(-1) * (predicted > 0).sum(-1) < 2
+        return np.where(constant, 0.0, value)
+
+    return correlation
+
+
+@fault("miniformer.evaluation.intervals:interval")
+def interval_is_of_90_percent(original):
+    """The interval leaves out 10 % of the resamples."""
+    return lambda values: original(np.clip(values, *np.percentile(values, [5, 95])))
+
+
+@fault("miniformer.evaluation.intervals:Bootstrap.counts")
+def resamples_are_permutations(original):
+    """Resamples have each record once."""
+
+    def counts(self, num_records):
+        for chunk in original(self, num_records):
+            yield chunk * 0 + 1
+
+    return counts
+
+
+@fault("miniformer.evaluation.intervals:mcnemar_p_value")
+def mcnemar_is_one_sided(original):
+    """The test looks for a better first model only."""
+    return lambda first, second: original(first, second) / 2
+
+
+@fault("miniformer.evaluation.calibration:calibrate")
+def calibration_bins_weigh_the_same(original):
+    """The error is a mean over bins."""
+
+    def calibrate(results):
+        calibration = original(results)
+        if calibration is None:
+            return None
+        gaps = [abs(item["confidence"] - item["accuracy"]) for item in calibration.bins]
+        return dataclasses.replace(calibration, ece=sum(gaps) / len(gaps))
+
+    return calibrate
+
+
+@fault("miniformer.evaluation.class_table:_class_metrics")
+def precision_and_recall_are_exchanged(original):
+    """Precision is shown as recall."""
+    return lambda name, values, *counts: original(name, values[[1, 0, 2]], *counts)
+
+
+@fault("miniformer.evaluation.evaluation:_groups")
+def groups_have_the_metrics_of_all(original):
+    """Each group has the metrics of all records."""
+
+    def groups(task, results, records, by, bootstrap):
+        created, omitted = original(task, results, records, by, bootstrap)
+        ones = np.ones((1, len(results)), dtype=np.int64)
+        totals = task.resampled_metrics(results, ones)
+        metrics = {name: float(totals[name][0]) for name in created[0].metrics}
+        return [dataclasses.replace(group, metrics=metrics) for group in created], omitted
+
+    return groups
+
+
+@fault("miniformer.evaluation.results:EvaluationResults.worst")
+def worst_records_include_right_ones(original):
+    """Records that are predicted correctly appear among the wrong ones."""
+
+    def worst(self, count=20):
+        return original(dataclasses.replace(self, results=_without_correct(self.results)), count)
+
+    return worst
+
+
+def _without_correct(results):
+    return results and dataclasses.replace(results, correct=None)
+
+
+@fault("miniformer.evaluation.comparison:compare")
+def comparison_is_not_paired(original):
+    """The models are resampled independently of each other."""
+
+    def compare(task, results, other_task, other_results, bootstrap, name):
+        class Shuffled(type(other_task)):
+            def resampled_metrics(self, results, counts):
+                return super().resampled_metrics(results, counts[:, ::-1])
+
+        other_task = Shuffled(**other_task.to_dict())
+        return original(task, results, other_task, other_results, bootstrap, name)
+
+    return compare
+
+
+@fault("miniformer.evaluation.text:_shorten")
+def evaluation_text_is_wide(original):
+    """Lines of the terminal are not shortened."""
+    return lambda text, width: text
+
+
+@fault("miniformer.evaluation.sections:confusion_section")
+def confusion_matrix_is_transposed(original):
+    """Rows are predicted classes."""
+
+    def section(evaluation):
+        results = evaluation.results
+        if results is None or results.confusion is None:
+            return ""
+        results = dataclasses.replace(results, confusion=results.confusion.T)
+        return original(dataclasses.replace(evaluation, results=results))
+
+    return section
+
+
+@fault("miniformer.evaluation.report:write_report")
+def evaluation_report_replaces_other_files(original):
+    """The report ignores its path."""
+    return lambda path, evaluation: original(path.with_name("evaluation.html"), evaluation)

@@ -51,18 +51,23 @@ class RecordResults:
 
     def in_data_order(self) -> Self:
         """The same results with rows sorted by record; each record must have one row."""
-        order = np.argsort(self.records, kind="stable")
+        return self._take(np.argsort(self.records, kind="stable"))
 
-        def reorder(value: Any) -> Any:
+    def select(self, rows: np.ndarray) -> Self:
+        """The results of some rows, int [K], without the totals over all records."""
+        return dataclasses.replace(self._take(rows), confusion=None, class_counts=None)
+
+    def _take(self, rows: np.ndarray) -> Self:
+        def take(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: item[order] for name, item in value.items()}
+                return {name: item[rows] for name, item in value.items()}
             if isinstance(value, list):
-                return [value[row] for row in order]
-            return None if value is None else value[order]
+                return [value[row] for row in rows]
+            return None if value is None else value[rows]
 
         totals = ("classes", "confusion", "class_counts")
         fields = [field.name for field in dataclasses.fields(self) if field.name not in totals]
-        return dataclasses.replace(self, **{name: reorder(getattr(self, name)) for name in fields})
+        return dataclasses.replace(self, **{name: take(getattr(self, name)) for name in fields})
 
 
 def sum_by_record(records: np.ndarray, *values: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import numpy as np
 import pytest
 import sacrebleu
 from hypothesis import given
@@ -15,7 +16,9 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.text_metrics import (
     compute_text_metrics,
     lossy_target_warnings,
+    resampled_text_metrics,
     round_trip,
+    text_statistics,
 )
 from miniformer.tasks.seq2seq import Seq2Seq
 
@@ -118,3 +121,18 @@ def test_round_trip_of_byte_tokenizers_is_lossless(texts):
 def test_lossy_target_warning_shows_an_excerpt():
     (message,) = lossy_target_warnings(["b" + " b" * 100 + " ,"], TOKENIZERS["lower"])
     assert f"'{('b ' * 30)[:60]}...' to '" in message
+
+
+@pytest.mark.catches("chrf_weighs_precision_like_recall")
+@given(
+    st.lists(st.tuples(*[st.text("ab .,é", max_size=12)] * 2), min_size=1, max_size=6),
+    st.integers(0, 1000),
+)
+def test_resampled_text_metrics_are_those_of_the_repeated_texts(pairs, seed):
+    predictions, references = map(list, zip(*pairs, strict=True))
+    rows = np.random.default_rng(seed).integers(0, len(pairs), (3, len(pairs)))
+    counts = np.stack([np.bincount(row, minlength=len(pairs)) for row in rows])
+    metrics = resampled_text_metrics(text_statistics(predictions, references), counts)
+    for k, row in enumerate(rows):
+        expected = compute_text_metrics([predictions[n] for n in row], [references[n] for n in row])
+        assert {name: values[k] for name, values in metrics.items()} == pytest.approx(expected)
