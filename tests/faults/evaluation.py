@@ -120,7 +120,9 @@ def calibration_bins_weigh_the_same(original):
 @fault("miniformer.evaluation.class_table:_class_metrics")
 def precision_and_recall_are_exchanged(original):
     """Precision is shown as recall."""
-    return lambda name, values, *counts: original(name, values[[1, 0, 2]], *counts)
+    return lambda name, values, support, predicted: original(
+        name, values[[1, 0, 2]], support, predicted
+    )
 
 
 @fault("miniformer.evaluation.evaluation:_groups")

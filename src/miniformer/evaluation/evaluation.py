@@ -113,20 +113,20 @@ def evaluate(
     )
 
 
-def with_comparison(evaluation: Evaluation, other: Evaluation, name: str) -> Evaluation:
+def with_comparison(evaluation: Evaluation, baseline: Evaluation, name: str) -> Evaluation:
     """The evaluation with a comparison with that of another model on the same records.
 
     Raises:
         UserError: the models are for different tasks, or the task has no results by record.
     """
-    if evaluation.results is None or other.results is None:
+    if evaluation.results is None or baseline.results is None:
         task = evaluation.task.name
         raise UserError(f"{name}: task={task} has no results by record to compare")
     comparison = compare(
         evaluation.task,
         evaluation.results,
-        other.task,
-        other.results,
+        baseline.task,
+        baseline.results,
         evaluation.bootstrap,
         name,
     )
@@ -156,7 +156,7 @@ def _groups(
     largest = Counter(keys).most_common()
     groups = []
     for key, count in largest[:MAX_GROUPS]:
-        members = results.select(np.flatnonzero([other == key for other in keys]))
+        members = results.select(np.flatnonzero([row_key == key for row_key in keys]))
         totals = task.resampled_metrics(members, np.ones((1, count), np.int64))
         metrics = {name: float(totals[name][0]) for name in task.metrics if name in totals}
         groups.append(Group(values[key], count, metrics, _intervals(task, members, bootstrap)))

@@ -81,13 +81,13 @@ def confusion_section(evaluation: EvaluationResults) -> str:
     if matrix is None or evaluation.results is None or evaluation.results.classes is None:
         return ""
     classes = [str(name) for name in evaluation.results.classes]
-    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    fractions = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
     if len(classes) > _MAX_CLASSES:
         wrong = matrix * (1 - np.eye(len(classes), dtype=np.int64))
         order = np.argsort(-wrong, axis=None, kind="stable")[:_MAX_CONFUSIONS]
         cells = [divmod(int(cell), len(classes)) for cell in order]
         rows = [
-            [classes[i], classes[j], int(matrix[i, j]), f"{shares[i, j]:.1%}"]
+            [classes[i], classes[j], int(matrix[i, j]), f"{fractions[i, j]:.1%}"]
             for i, j in cells
             if wrong[i, j]
         ]
@@ -100,8 +100,8 @@ def confusion_section(evaluation: EvaluationResults) -> str:
             Cell(
                 int(matrix[i, j]),
                 "number shaded",
-                shade=float(shares[i, j]),
-                tooltip=f"true {name}, predicted {classes[j]}: {shares[i, j]:.1%} of {name}",
+                shade=float(fractions[i, j]),
+                tooltip=f"true {name}, predicted {classes[j]}: {fractions[i, j]:.1%} of {name}",
             )
             for j in range(len(classes))
         ]

@@ -162,9 +162,9 @@ def _with_predictions(results, right):
 
 def test_comparison_of_different_tasks_is_an_error(evaluation):
     records, task, tokenizer, model = fitted("regression")
-    other = evaluate(model, task, tokenizer, records, SIZES, bootstrap=FEW)
+    baseline = evaluate(model, task, tokenizer, records, SIZES, bootstrap=FEW)
     with pytest.raises(UserError, match="b: a model for regression cannot be compared"):
-        with_comparison(evaluation, other, "b")
+        with_comparison(evaluation, baseline, "b")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,12 @@ def test_interval_of_a_mean_is_that_of_scipy():
 
 
 def test_counts_are_the_same_in_small_and_large_chunks(monkeypatch):
-    whole = np.concatenate([*Bootstrap(40, 5).counts(30)])
-    assert (whole.shape, set(whole.sum(1))) == ((40, 30), {30})
+    expected = np.concatenate([*Bootstrap(40, 5).counts(30)])
+    assert (expected.shape, set(expected.sum(1))) == ((40, 30), {30})
     monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 100)
     chunks = list(Bootstrap(40, 5).counts(30))
     assert {len(chunk) for chunk in chunks} == {3, 1}
-    assert (np.concatenate(chunks) == whole).all()
+    assert (np.concatenate(chunks) == expected).all()
 
 
 def test_very_many_records_have_fewer_resamples(monkeypatch):
