@@ -72,6 +72,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
         "multilabel_classification": (
             "miniformer.tasks.multilabel_classification:MultiLabelClassification"
         ),
+        "token_classification": "miniformer.tasks.token_classification:TokenClassification",
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",

@@ -15,9 +15,11 @@ TEXTS = [
 PAIRS = [{**record, "input": [record["input"], "b"]} for record in TEXTS]
 VECTORS = [{**record, "input": [[1.0, 2.0], [float(n), 3.0]]} for n, record in enumerate(TEXTS)]
 DOCUMENTS = [{"text": "ab cd"}, {"text": "ef"}]
+TAGS = [{"tokens": ["ab", "cd" * n], "tags": [0, n % 2]} for n in range(1, 13)]
 TARGETS = [{"source": "ab", "target": "cd"}, {"source": "e", "target": "f"}]
 DATA = {
     "classification": [TEXTS, PAIRS, VECTORS],
+    "token_classification": [TAGS],
     "regression": [TEXTS, PAIRS, VECTORS],
     "multilabel_classification": [TEXTS, PAIRS, VECTORS],
     "masked_lm": [DOCUMENTS, TEXTS, PAIRS],
@@ -34,7 +36,8 @@ GIVEN = {
     "thresholds": [[0.3, 0.4], 0.2], "threshold_tuning": ["common"],
     "label_smoothing": [0.1], "r_drop": [0.5], "target_mean": [0.5], "target_std": [2.0],
     "target_delta_of": [0, 1], "scale_epsilon": [0.25], "field": ["input"],
-    "mask_share": [0.3],
+    "mask_share": [0.3], "scheme": ["none"], "check_tags": [False], "valid_predictions": [False],
+    "strict_spans": [True], "word_pooling": ["last", "mean"],
     "prepend_bos": [False], "max_source_len": [9], "max_target_len": [9],
     "start_id": [3], "eval_generate_samples": [7], "num_beams": [2], "length_penalty": [0.5],
 }  # fmt: skip
@@ -150,6 +153,7 @@ def test_task_options_have_their_documented_limits(name):
     [
         ("classification", TEXTS, 2), ("classification", PAIRS, 4), ("regression", PAIRS, 4),
         ("masked_lm", PAIRS, 4), ("classification", VECTORS, 1), ("seq2seq", TARGETS, 2),
+        ("token_classification", TAGS, 2),
     ],
 )  # fmt: skip
 def test_task_rejects_max_seq_len_without_room_for_each_text(name, records, least):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.config import UserError
-from miniformer.data.reading.schema import FIELD_HINTS, FieldCheck
+from miniformer.data.reading.schema import FIELD_HINTS, Checks, RecordCheck
 from miniformer.data.reading.suggestions import suggest_flags
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class DataError(Exception):  # internal: the caller adds the location
 
 
 def parse_line(
-    raw: bytes, checks: Mapping[str, FieldCheck], mapper: RowMapper | None = None
+    raw: bytes, checks: Checks, mapper: RowMapper | None = None
 ) -> Record:
     """Parses the record of one line, with or without its line end.
 
@@ -81,7 +81,7 @@ def describe_json_error(error: json.JSONDecodeError, hint: str = "") -> str:
     return f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}{hint}"
 
 
-def parse_text_block(raw: bytes, checks: Mapping[str, FieldCheck], *, continues: bool) -> Record:
+def parse_text_block(raw: bytes, checks: Checks, *, continues: bool) -> Record:
     """Parses the record of a block of plain text, which `continues` another one of its file.
 
     Raises:
@@ -93,9 +93,7 @@ def parse_text_block(raw: bytes, checks: Mapping[str, FieldCheck], *, continues:
     return check_record(record, checks, may_have_surrogates=False)
 
 
-def check_record(
-    record: Record, checks: Mapping[str, FieldCheck], *, may_have_surrogates: bool = True
-) -> Record:
+def check_record(record: Record, checks: Checks, *, may_have_surrogates: bool = True) -> Record:
     """Returns the record unchanged if every check passes.
 
     Its strings are searched for unpaired surrogates if it `may_have_surrogates`.
@@ -111,7 +109,8 @@ def check_record(
             if hint is None:
                 hint = "add that field" + (f", or name the column: {flags}" if flags else "")
             raise DataError(f"the record has no {name!r} (it has {fields}); {hint}")
-        if problem := check(record[name]):
+        problem = check.check(record) if isinstance(check, RecordCheck) else check(record[name])
+        if problem:
             raise DataError(f"{name!r} {problem}")
         for text in _strings(record[name]) if may_have_surrogates else ():
             if (index := _find_surrogate(text)) is not None:

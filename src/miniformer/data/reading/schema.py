@@ -6,6 +6,7 @@ A check takes a value and returns None, or a phrase that follows the quoted name
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,21 @@ import numpy as np
 from miniformer.config.strict import TYPE_NAMES
 
 FieldCheck = Callable[[Any], str | None]
-Schema = Mapping[str, FieldCheck | type]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordCheck:
+    """Check of a field against the other fields of its record, of which those before it are valid.
+
+    Args:
+        check: record -> None, or a phrase as of a `FieldCheck`.
+    """
+
+    check: Callable[[Mapping[str, Any]], str | None]
+
+
+Checks = Mapping[str, FieldCheck | RecordCheck]
+Schema = Mapping[str, FieldCheck | RecordCheck | type]
 
 # Missing field, and a field that a record has -> what the user probably wants.
 FIELD_HINTS = {
@@ -86,7 +101,33 @@ def features_to_array(value: Sequence[Any], dtype: type = np.float32) -> np.ndar
     return np.asarray(value, dtype=dtype)
 
 
-def compile_schema(schema: Schema) -> dict[str, FieldCheck]:
+def check_tokens(value: Any) -> str | None:
+    """Checks for a list of tokens: at least one, none of them empty."""
+    if not isinstance(value, list):
+        return f"must be a list of tokens, not {_describe_value(value)}"
+    if not value:
+        return "is an empty list; leave the record out"
+    for number, token in enumerate(value, 1):
+        if not isinstance(token, str):
+            return f"has {_describe_value(token)} as token {number}; each must be a string"
+        if not token:
+            return f"has an empty string as token {number}; leave it out, and its tag"
+    return None
+
+
+def check_tags(value: Any, num_tokens: int) -> str | None:
+    """Checks for a list of names or numbers, one for each token."""
+    if not isinstance(value, list):
+        return f"must be a list of tags, not {_describe_value(value)}"
+    for number, tag in enumerate(value, 1):
+        if (problem := check_label(tag)) is not None:
+            return f"has a tag at token {number} that {problem}"
+    if len(value) != num_tokens:
+        return f"has {len(value)} tags, but there are {num_tokens} tokens; each needs one tag"
+    return None
+
+
+def compile_schema(schema: Schema) -> Checks:
     """Replaces types in a schema with checks."""
     return {
         name: partial(_check_type, check) if isinstance(check, type) else check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import BinaryIO
 
 from miniformer.data.reading import files
@@ -20,7 +20,7 @@ from miniformer.data.reading.parsing import (
     parse_text_block,
 )
 from miniformer.data.reading.records import TEXT_SCHEMA, JSONLinesDataset
-from miniformer.data.reading.schema import FieldCheck, Schema, compile_schema
+from miniformer.data.reading.schema import Checks, Schema, compile_schema
 
 _STREAMED = (".jsonl", ".txt")
 
@@ -67,7 +67,7 @@ def stream_records(
 
 
 def _stream_lines(
-    stream: BinaryIO, name: str, checks: Mapping[str, FieldCheck], mapper: RowMapper | None
+    stream: BinaryIO, name: str, checks: Checks, mapper: RowMapper | None
 ) -> Iterator[tuple[str, Record]]:
     line = 0
     while raw := stream.readline(indexes.MAX_LINE_BYTES + 1):
@@ -85,7 +85,7 @@ def _stream_lines(
 
 
 def _stream_text_blocks(
-    stream: BinaryIO, name: str, checks: Mapping[str, FieldCheck]
+    stream: BinaryIO, name: str, checks: Checks
 ) -> Iterator[tuple[str, Record]]:
     """Same text blocks as from an index, read from a buffer that holds at least one of them."""
     line, start, continues = 1, 0, False

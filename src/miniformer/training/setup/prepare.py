@@ -104,6 +104,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
             task, options = resolve_task_options(task, settings.config.task_config, records)
             settings.apply(options)
             settings.resolved += task.setting_notes()
+        metric = _resolve_metric(settings, task)  # the default may depend on the data
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"

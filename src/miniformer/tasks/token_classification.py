@@ -1,0 +1,366 @@
+"""Token classification: predicts a tag for each token of an input, such as names or word classes.
+
+    tokens, tags -> windows of token ids (tagging/words.py) -> features -> pooled words -> head
+    log-probabilities -> valid tags (tagging/viterbi.py) -> spans and their F1 (tagging/schemes.py)
+
+Letters: B batch, T token ids, W words of a row, D width, C classes, N words of several batches.
+The tokens of a record are called words here, to tell them from those of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from miniformer.config import (
+    GenerationConfig,
+    InputError,
+    NoEffectWarning,
+    TransformerConfig,
+    UserError,
+    option,
+)
+from miniformer.data.batching.columnar import Example
+from miniformer.data.batching.length_bucketing import Batch, CollateFn
+from miniformer.data.batching.packing import IGNORE_INDEX
+from miniformer.data.reading import schema
+from miniformer.data.reading.records import Record
+from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
+from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.base import BatchStats, mean
+from miniformer.tasks.common.input_encoding import (
+    check_max_seq_len,
+    model_inputs,
+    num_special_tokens,
+)
+from miniformer.tasks.tagging.schemes import (
+    find_spans,
+)
+from miniformer.tasks.tagging.span_metrics import count_spans, precision_recall_f1
+from miniformer.tasks.tagging.tag_task import TagTask
+from miniformer.tasks.tagging.tagged_words import TaggedWords
+from miniformer.tasks.tagging.viterbi import TagConstraint, decode
+from miniformer.tasks.tagging.words import collate_words, encode_tokens, pooling_weights
+
+_BATCH_SIZE = 32  # windows predicted at once
+_MAX_RARE_TAGS_SHOWN = 5
+_MAX_REPORT_CLASSES = 60  # rows of the table in the model card
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenClassification(TagTask):
+    """The task of `{"tokens": [...], "tags": [...]}` records.
+
+    Args:
+        valid_predictions: predict the most probable tags among the sequences that the scheme
+            allows; false: the most probable tag of each token.
+        strict_spans: spans of metrics and entities are those of seqeval's strict mode.
+        word_pooling: the vector of a token of several subwords or characters: that of the first or
+            last of them, or their mean.
+        label_smoothing: fraction of each tag that is spread over all classes, in training.
+        bpe_dropout: probability of undoing each BPE merge, drawn anew in each epoch (see
+            `miniformer.data.tokenizers.bpe_dropout`); needs a bpe tokenizer.
+        classes, scheme, check_tags, class_counts: see `TagTask`.
+    """
+
+    name: ClassVar[str] = "token_classification"
+    models: ClassVar[tuple[str, ...]] = ("encoder",)
+    loss_unit: ClassVar[str] = "nats/token"
+    maximize: ClassVar[frozenset[str]] = frozenset(
+        {"span_f1", "span_precision", "span_recall", "accuracy", "macro_f1"}
+    )
+    token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
+    token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
+
+    valid_predictions: bool = True
+    strict_spans: bool = False
+    word_pooling: str = option("first", choices=("first", "last", "mean"))
+    label_smoothing: float = option(0.0, low=0.0, high=0.99)
+    bpe_dropout: float = option(0.0, low=0.0, high=0.99)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Metrics of the scheme, the most informative first; of any scheme before `fit`."""
+        spans = ("span_f1", "span_precision", "span_recall")
+        return (*(() if self.has_spans is False else spans), "accuracy", "macro_f1", "loss")
+
+    @cached_property
+    def _constraint(self) -> TagConstraint | None:
+        """Valid transitions of predictions; None: predictions are independent of each other."""
+        if not (self.has_spans and self.valid_predictions):
+            return None
+        return TagConstraint(self.require_classes(), self.resolved_scheme)
+
+    def texts(self, record: Record) -> Iterator[str]:
+        # With a space in front, as `encode_words` encodes each word.
+        yield " " + " ".join(record["tokens"])
+
+    def model_config(
+        self, overrides: dict[str, Any], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
+        config = {"output_dim": len(self.require_classes()), **overrides}
+        return super().model_config(config, tokenizer)
+
+    def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
+        for name, required in (("output_dim", len(self.require_classes())), ("input_dim", None)):
+            if getattr(config, name) != required:
+                raise UserError(
+                    f"model_config: {name} must be {'null' if required is None else required} for "
+                    f"this data, not {getattr(config, name)}; leave it out"
+                )
+        assert tokenizer is not None
+        if self.bpe_dropout:
+            BPEMerges(tokenizer)  # raises unless bpe
+        check_max_seq_len(config, num_special_tokens("text", tokenizer) + 1, "words")
+        super().check(config, tokenizer)
+
+    def encode(
+        self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int
+    ) -> list[Example]:
+        """Examples of `encode_tokens`, and `labels`, the class index of each predicted word."""
+        assert tokenizer is not None
+        indices = {tag: index for index, tag in enumerate(self.require_classes())}
+        windows = encode_tokens([record["tokens"] for record in records], tokenizer, seq_len)
+        examples = []
+        for record, record_windows in zip(records, windows, strict=True):
+            labels = np.array([indices[tag] for tag in record["tags"]], dtype=np.int32)
+            for window in record_windows:
+                last = len(labels) - window["words_after"]
+                examples.append({**window, "labels": labels[window["first_word"] : last]})
+        return examples
+
+    def collate_fn(self, tokenizer: Tokenizer | None, *, seq_len: int, training: bool) -> CollateFn:
+        if tokenizer is None or not self.bpe_dropout:
+            return collate_words
+        merges = {"inputs": BPEMerges(tokenizer)}
+        return with_bpe_dropout(
+            collate_words,
+            self.bpe_dropout,
+            merges=merges,
+            aligned_columns=("word_ids",),
+            max_length=seq_len,
+        )
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Logits of each word, float [B, W, C]."""
+        features = model.features(**model_inputs(model, batch))  # [B, T, D]
+        weights = pooling_weights(
+            batch["word_starts"], batch["word_lengths"], features.shape[1], self.word_pooling
+        )
+        out: Tensor = model.logits(weights.to(features) @ features)
+        return out
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats of the words' tags, and their number."""
+        smoothing = self.label_smoothing if model.training else 0.0
+        return self._cross_entropy(self.logits(model, batch), batch["labels"], smoothing)
+
+    def _cross_entropy(
+        self, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        loss = F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+        return loss, (labels != IGNORE_INDEX).sum()
+
+    def eval_step(self, model: Any, batch: Batch) -> BatchStats:
+        logits = self.logits(model, batch)
+        loss, count = self._cross_entropy(logits, batch["labels"])
+        return {"loss": loss, "count": count, **self._word_stats(logits, batch)}
+
+    def _word_stats(self, logits: Tensor, batch: Batch) -> BatchStats:
+        """Statistics of each word of a batch, [N] each: see `TaggedWords`."""
+        lengths = batch["word_lengths"].cpu()
+        logprobs = logits.float().log_softmax(-1).cpu()  # [B, W, C]
+        first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
+        if self._constraint is None:
+            predictions = logprobs.argmax(-1)
+        else:
+            predictions = decode(
+                logprobs, (lengths > 0).sum(1), self._constraint,
+                is_start=first == 0, is_end=after == 0,
+            )  # fmt: skip
+        columns = {
+            "word_records": batch["records"].cpu()[:, None].expand_as(predictions),
+            "positions": first[:, None] + torch.arange(predictions.shape[1]),
+            "in_parts": ((first > 0) | (after > 0))[:, None].expand_as(predictions),
+            "predictions": predictions,
+            "scores": logprobs.gather(2, predictions[..., None])[..., 0].exp(),
+        }
+        if "labels" in batch:
+            labels = batch["labels"].cpu()
+            columns["labels"] = labels
+            columns["losses"] = -logprobs.gather(2, labels.clamp_min(0)[..., None])[..., 0]
+        return {name: value[lengths > 0] for name, value in columns.items()}
+
+    def _tagged_words(self, stats: Sequence[BatchStats]) -> TaggedWords:
+        scheme = None if self._constraint is None else self.resolved_scheme
+        return TaggedWords.from_stats(stats, self.require_classes(), scheme)
+
+    def _span_counts(self, words: TaggedWords) -> np.ndarray:
+        """Correct, predicted and true spans by sequence and type, int64 [S, types, 3]."""
+        assert words.labels is not None
+        return count_spans(
+            words.tags(words.labels),
+            words.tags(words.predictions),
+            self.resolved_scheme,
+            self.span_types(),
+            strict=self.strict_spans,
+        )
+
+    def compute_metrics(
+        self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
+    ) -> dict[str, float]:
+        """Loss; accuracy and macro F1 of tags; precision, recall and F1 of all spans."""
+        words = self._tagged_words(batch_stats)
+        predictions, labels = (torch.from_numpy(x) for x in (words.predictions, words.labels))
+        metrics = {
+            "loss": mean(batch_stats, "loss", "count"),
+            "accuracy": float((predictions == labels).float().mean()),
+            "macro_f1": float(
+                multiclass_f1_score(predictions, labels, len(words.classes), "macro")
+            ),
+        }
+        if self.has_spans:
+            names = ("span_precision", "span_recall", "span_f1")
+            values = precision_recall_f1(self._span_counts(words).sum((0, 1)))
+            metrics |= {name: float(value) for name, value in zip(names, values, strict=True)}
+        return metrics
+
+    def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
+        """Precision, recall, F1 and number of each type of span, or of each tag."""
+        words = self._tagged_words(batch_stats)
+        if self.has_spans:
+            names, counts = self.span_types(), self._span_counts(words).sum(0)
+        else:
+            names, matrix = list(map(str, words.classes)), self._confusion(words)
+            counts = np.stack([matrix.diagonal(), matrix.sum(0), matrix.sum(1)], 1)
+        if len(names) > _MAX_REPORT_CLASSES:
+            return ""
+        unit = "spans" if self.has_spans else "tokens"
+        header = f"| {'type' if self.has_spans else 'tag'} | precision | recall | F1 | {unit} |"
+        rows = zip(names, *precision_recall_f1(counts), counts[:, 2], strict=True)
+        lines = [
+            f"| {name.replace('|', chr(92) + '|')} | {p:.3f} | {r:.3f} | {f1:.3f} | {count:,} |"
+            for name, p, r, f1, count in rows
+        ]
+        return "\n".join([header, "|---|---|---|---|---|", *lines])
+
+    def _confusion(self, words: TaggedWords) -> np.ndarray:
+        """Words by tag (rows) and predicted tag (columns), int64 [C, C]."""
+        assert words.labels is not None
+        size = len(words.classes)
+        cells = words.labels * size + words.predictions
+        return np.bincount(cells, minlength=size * size).reshape(size, size)
+
+    def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
+        from miniformer.tasks.common.plots import plot_confusion_matrix
+
+        words = self._tagged_words(batch_stats)
+        plot_confusion_matrix(self._confusion(words), list(map(str, words.classes)), path)
+        return True
+
+    def usage_snippet(self) -> str:
+        return 'print(m.predict([["The", "tokens", "of", "a", "sentence"]]))'
+
+    def usage_command(self, directory: str) -> str:
+        return f'predict {directory} "a sentence, whose tokens are separated by spaces"'
+
+    def predict(
+        self,
+        model: Any,
+        tokenizer: Tokenizer | None,
+        inputs: Sequence[Any],
+        options: GenerationConfig,
+        *,
+        truncate: bool = False,
+    ) -> list[Any]:
+        """For each input `tokens`, `tags`, and `scores`, the probability of each tag.
+
+        Of a tag scheme also `entities`: for each span its `type`, `start` and `end` (exclusive) as
+        indices of tokens, `text`, the tokens joined by spaces, and `score`, the mean of its tags'.
+
+        Args:
+            model, tokenizer, options: see `Task.predict`.
+            inputs: a list of tokens each, or a text, whose tokens are separated by whitespace.
+            truncate: has no effect: inputs of any length are read, in windows.
+
+        Raises:
+            InputError: an input has another type.
+        """
+        assert tokenizer is not None
+        if truncate:
+            warnings.warn(
+                "truncate has no effect: inputs of any length are tagged, in windows",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        tokens = split_inputs(inputs)
+        windows = encode_tokens(tokens, tokenizer, model.config.max_seq_len)
+        examples = sorted((x for row in windows for x in row), key=lambda x: len(x["inputs"]))
+        device = next(model.parameters()).device
+        stats = []
+        with torch.inference_mode():
+            for first in range(0, len(examples), _BATCH_SIZE):
+                batch = collate_words(examples[first : first + _BATCH_SIZE])
+                batch = {name: value.to(device) for name, value in batch.items()}
+                stats.append(self._word_stats(self.logits(model, batch), batch))
+        answers: list[Any] = [self._answer(words, [], []) for words in tokens]
+        if stats:
+            tagged = self._tagged_words(stats)
+            parts = zip(
+                tagged.records, tagged.tags(tagged.predictions), tagged.split(tagged.scores),
+                strict=True,
+            )  # fmt: skip
+            for record, tags, scores in parts:
+                answers[record] = self._answer(tokens[record], tags, scores.tolist())
+        return answers
+
+    def _answer(self, tokens: list[str], tags: list[Any], scores: list[float]) -> dict[str, Any]:
+        answer: dict[str, Any] = {"tokens": tokens, "tags": tags, "scores": scores}
+        if self.has_spans:
+            answer["entities"] = [
+                {
+                    "type": kind,
+                    "start": start,
+                    "end": end,
+                    "text": " ".join(tokens[start:end]),
+                    "score": sum(scores[start:end]) / (end - start),
+                }
+                for kind, start, end in find_spans(
+                    tags, self.resolved_scheme, strict=self.strict_spans
+                )
+            ]
+        return answer
+
+
+def split_inputs(inputs: Sequence[Any]) -> list[list[str]]:
+    """Tokens of a user's inputs: lists of tokens, or texts, which are split at whitespace.
+
+    Raises:
+        InputError: an input has another type.
+    """
+    rows = [item.split() if isinstance(item, str) else item for item in inputs]
+    rows = [list(row) if isinstance(row, tuple) else row for row in rows]
+    problems = {}
+    for number, row in enumerate(rows):
+        problem = None if row == [] else schema.check_tokens(row)
+        if problem is not None:
+            problems[number] = f"{problem}; an input is a text or a list of tokens"
+    if problems:
+        raise InputError(problems)
+    return rows

@@ -1,0 +1,47 @@
+"""Metrics of spans against seqeval."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
+from seqeval.scheme import IOB2
+
+from miniformer.tasks.tagging.span_metrics import count_spans, precision_recall_f1
+
+TAGS = st.sampled_from(["O", "O", "B-x", "I-x", "B-y", "I-y"])
+PAIRS = st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=6), min_size=1, max_size=5)
+
+
+@pytest.mark.catches("spans_with_another_end_are_correct")
+@pytest.mark.parametrize("strict", [False, True])
+@given(pairs=PAIRS)
+def test_span_metrics_match_seqeval(strict, pairs):
+    truths = [[true for true, _ in row] for row in pairs]
+    predictions = [[predicted for _, predicted in row] for row in pairs]
+    counts = count_spans(truths, predictions, "iob2", ["x", "y"], strict=strict)
+    assert counts.shape == (len(pairs), 2, 3)
+    mode = {"mode": "strict", "scheme": IOB2} if strict else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of metrics that are not defined
+        expected = [
+            score(truths, predictions, zero_division=0, **mode)
+            for score in (precision_score, recall_score, f1_score)
+        ]
+        has_spans = counts.sum() > 0  # without any, seqeval's report fails
+        report = has_spans and classification_report(
+            truths, predictions, output_dict=True, zero_division=0, **mode
+        )
+    np.testing.assert_allclose(precision_recall_f1(counts.sum((0, 1))), expected, atol=1e-12)
+    for row, name in enumerate(("x", "y")):
+        precision, recall, f1 = precision_recall_f1(counts.sum(0)[row])
+        found = (report or {}).get(name, {"precision": 0, "recall": 0, "f1-score": 0, "support": 0})
+        actual = (precision, recall, f1, counts.sum(0)[row, 2])
+        np.testing.assert_allclose(actual, list(found.values()), atol=1e-12)
+
+
+def test_spans_of_unknown_types_are_not_counted():
+    counts = count_spans([["B-x", "B-z"]], [["B-x", "B-z"]], "iob2", ["x"])
+    assert counts.tolist() == [[[1, 1, 1]]]
