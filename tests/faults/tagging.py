@@ -55,8 +55,8 @@ def spans_with_another_end_are_correct(original):
     """A span counts as correct if its start is."""
 
     def find_spans(tags, scheme, *, strict=False):
-        found = original(tags, scheme, strict=strict)
-        return [span._replace(end=span.start + 1) for span in found]
+        spans = original(tags, scheme, strict=strict)
+        return [span._replace(end=span.start + 1) for span in spans]
 
     return find_spans
 
@@ -80,25 +80,25 @@ def viterbi_is_greedy(original):
     return lambda logprobs, lengths, constraint, **options: logprobs.argmax(-1)
 
 
-@fault("miniformer.tasks.tagging.words:_distinguishes_spaces")
+@fault("miniformer.tasks.tagging.word_encoding:_distinguishes_spaces")
 def words_are_encoded_without_their_space(original):
     """Words are encoded as at the start of a text."""
     return lambda tokenizer: False
 
 
-@fault("miniformer.tasks.tagging.words:encode_words")
+@fault("miniformer.tasks.tagging.word_encoding:encode_words")
 def words_without_tokens_vanish(original):
     """A word without tokens has none in the inputs, either."""
 
-    def encode_words(words, tokenizer):
-        encoded = original(words, tokenizer)
+    def encode_words(tokens, tokenizer):
+        encoded = original(tokens, tokenizer)
         ids = {word: tokenizer.encode(word) for word in encoded}
         return {word: x if ids[word] else x._replace(ids=[]) for word, x in encoded.items()}
 
     return encode_words
 
 
-@fault("miniformer.tasks.tagging.words:plan_windows")
+@fault("miniformer.tasks.tagging.word_encoding:plan_windows")
 def windows_predict_words_twice(original):
     """A word of two windows is predicted in both."""
 
@@ -109,7 +109,7 @@ def windows_predict_words_twice(original):
     return plan_windows
 
 
-@fault("miniformer.tasks.tagging.words:pooling_weights")
+@fault("miniformer.tasks.tagging.word_encoding:pooling_weights")
 def word_vectors_include_the_next_token(original):
     """The tokens of a word include the first one of the next word."""
 
@@ -196,3 +196,27 @@ def tags_that_training_never_saw_pass(original):
 def rare_tags_are_not_announced(original):
     """Tags that occur once are trained without a word."""
     return lambda self, records: iter(())
+
+
+@fault("miniformer.tasks.tagging.results:make_results")
+def record_is_correct_with_one_right_tag(original):
+    """A record counts as correct if any of its tags is."""
+
+    def make_results(tagged, span_types, span_counts):
+        results = original(tagged, span_types, span_counts)
+        return dataclasses.replace(results, correct=results.statistics["tags"][:, :, 0].sum(1) > 0)
+
+    return make_results
+
+
+@fault("miniformer.tasks.tagging.answers:make_answer")
+def entities_end_with_their_last_token(original):
+    """The end of an entity is that of its last token, not exclusive."""
+
+    def make_answer(tokens, tags, scores, *, scheme, strict):
+        answer = original(tokens, tags, scores, scheme=scheme, strict=strict)
+        for entity in answer.get("entities", []):
+            entity["end"] -= 1
+        return answer
+
+    return make_answer

@@ -1,10 +1,10 @@
 """Token classification: predicts a tag for each token of an input, such as names or word classes.
 
-    tokens, tags -> windows of token ids (tagging/words.py) -> features -> pooled words -> head
-    log-probabilities -> valid tags (tagging/viterbi.py) -> spans and their F1 (tagging/schemes.py)
+    tokens, tags -> windows of token ids -> features -> vector of each word -> head, loss
+    log-probabilities -> valid tags -> spans -> F1
 
 Letters: B batch, T token ids, W words of a row, D width, C classes, N words of several batches.
-The tokens of a record are called words here, to tell them from those of the tokenizer.
+The tokens of a record are called words here, unlike those of the tokenizer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +24,6 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from miniformer.config import (
     GenerationConfig,
-    InputError,
     NoEffectWarning,
     TransformerConfig,
     UserError,
@@ -33,8 +32,7 @@ from miniformer.config import (
 from miniformer.data.batching.columnar import Example
 from miniformer.data.batching.length_bucketing import Batch, CollateFn
 from miniformer.data.batching.packing import IGNORE_INDEX
-from miniformer.data.reading import schema
-from miniformer.data.reading.records import Record
+from miniformer.data.reading.records import Record, Records
 from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, mean
@@ -43,14 +41,19 @@ from miniformer.tasks.common.input_encoding import (
     model_inputs,
     num_special_tokens,
 )
-from miniformer.tasks.tagging.schemes import (
-    find_spans,
+from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
+from miniformer.tasks.tagging.answers import make_answer, split_inputs
+from miniformer.tasks.tagging.results import (
+    counts_table,
+    make_results,
+    resampled_tag_metrics,
+    tag_counts,
 )
 from miniformer.tasks.tagging.span_metrics import count_spans, precision_recall_f1
 from miniformer.tasks.tagging.tag_task import TagTask
 from miniformer.tasks.tagging.tagged_words import TaggedWords
 from miniformer.tasks.tagging.viterbi import TagConstraint, decode
-from miniformer.tasks.tagging.words import collate_words, encode_tokens, pooling_weights
+from miniformer.tasks.tagging.word_encoding import collate_words, encode_tokens, pooling_weights
 
 _BATCH_SIZE = 32  # windows predicted at once
 _MAX_RARE_TAGS_SHOWN = 5
@@ -211,12 +214,12 @@ class TokenClassification(TagTask):
         scheme = None if self._constraint is None else self.resolved_scheme
         return TaggedWords.from_stats(stats, self.require_classes(), scheme)
 
-    def _span_counts(self, words: TaggedWords) -> np.ndarray:
+    def _span_counts(self, tagged: TaggedWords) -> np.ndarray:
         """Correct, predicted and true spans by sequence and type, int64 [S, types, 3]."""
-        assert words.labels is not None
+        assert tagged.labels is not None
         return count_spans(
-            words.tags(words.labels),
-            words.tags(words.predictions),
+            tagged.tags(tagged.labels),
+            tagged.tags(tagged.predictions),
             self.resolved_scheme,
             self.span_types(),
             strict=self.strict_spans,
@@ -226,52 +229,54 @@ class TokenClassification(TagTask):
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
     ) -> dict[str, float]:
         """Loss; accuracy and macro F1 of tags; precision, recall and F1 of all spans."""
-        words = self._tagged_words(batch_stats)
-        predictions, labels = (torch.from_numpy(x) for x in (words.predictions, words.labels))
+        tagged = self._tagged_words(batch_stats)
+        predictions, labels = (torch.from_numpy(x) for x in (tagged.predictions, tagged.labels))
         metrics = {
             "loss": mean(batch_stats, "loss", "count"),
             "accuracy": float((predictions == labels).float().mean()),
             "macro_f1": float(
-                multiclass_f1_score(predictions, labels, len(words.classes), "macro")
+                multiclass_f1_score(predictions, labels, len(tagged.classes), "macro")
             ),
         }
         if self.has_spans:
             names = ("span_precision", "span_recall", "span_f1")
-            values = precision_recall_f1(self._span_counts(words).sum((0, 1)))
+            values = precision_recall_f1(self._span_counts(tagged).sum((0, 1)))
             metrics |= {name: float(value) for name, value in zip(names, values, strict=True)}
         return metrics
 
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each record; see `make_results`."""
+        tagged = self._tagged_words(batch_stats)
+        spans = self._span_counts(tagged) if self.has_spans else None
+        return make_results(tagged, self.span_types(), spans)
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        return resampled_tag_metrics(results, counts)
+
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """Precision, recall, F1 and number of each type of span, or of each tag."""
-        words = self._tagged_words(batch_stats)
-        if self.has_spans:
-            names, counts = self.span_types(), self._span_counts(words).sum(0)
-        else:
-            names, matrix = list(map(str, words.classes)), self._confusion(words)
-            counts = np.stack([matrix.diagonal(), matrix.sum(0), matrix.sum(1)], 1)
-        if len(names) > _MAX_REPORT_CLASSES:
+        tagged = self._tagged_words(batch_stats)
+        if len(tagged.classes) > _MAX_REPORT_CLASSES:
             return ""
-        unit = "spans" if self.has_spans else "tokens"
-        header = f"| {'type' if self.has_spans else 'tag'} | precision | recall | F1 | {unit} |"
-        rows = zip(names, *precision_recall_f1(counts), counts[:, 2], strict=True)
-        lines = [
-            f"| {name.replace('|', chr(92) + '|')} | {p:.3f} | {r:.3f} | {f1:.3f} | {count:,} |"
-            for name, p, r, f1, count in rows
-        ]
-        return "\n".join([header, "|---|---|---|---|---|", *lines])
-
-    def _confusion(self, words: TaggedWords) -> np.ndarray:
-        """Words by tag (rows) and predicted tag (columns), int64 [C, C]."""
-        assert words.labels is not None
-        size = len(words.classes)
-        cells = words.labels * size + words.predictions
-        return np.bincount(cells, minlength=size * size).reshape(size, size)
+        if self.has_spans:
+            return counts_table(
+                "type", self.span_types(), self._span_counts(tagged).sum(0), "spans"
+            )
+        return counts_table(
+            "tag", list(map(str, tagged.classes)), tag_counts(tagged).sum(0), "tokens"
+        )
 
     def plot(self, batch_stats: Sequence[BatchStats], path: Path) -> bool:
         from miniformer.tasks.common.plots import plot_confusion_matrix
 
-        words = self._tagged_words(batch_stats)
-        plot_confusion_matrix(self._confusion(words), list(map(str, words.classes)), path)
+        tagged = self._tagged_words(batch_stats)
+        assert tagged.labels is not None
+        counts = confusion_matrix(tagged.labels, tagged.predictions, len(tagged.classes))
+        plot_confusion_matrix(counts, list(map(str, tagged.classes)), path)
         return True
 
     def usage_snippet(self) -> str:
@@ -319,7 +324,9 @@ class TokenClassification(TagTask):
                 batch = collate_words(examples[first : first + _BATCH_SIZE])
                 batch = {name: value.to(device) for name, value in batch.items()}
                 stats.append(self._word_stats(self.logits(model, batch), batch))
-        answers: list[Any] = [self._answer(words, [], []) for words in tokens]
+        scheme = self.resolved_scheme if self.has_spans else None
+        answer = partial(make_answer, scheme=scheme, strict=self.strict_spans)
+        answers: list[Any] = [answer(row, [], []) for row in tokens]
         if stats:
             tagged = self._tagged_words(stats)
             parts = zip(
@@ -327,40 +334,5 @@ class TokenClassification(TagTask):
                 strict=True,
             )  # fmt: skip
             for record, tags, scores in parts:
-                answers[record] = self._answer(tokens[record], tags, scores.tolist())
+                answers[record] = answer(tokens[record], tags, scores.tolist())
         return answers
-
-    def _answer(self, tokens: list[str], tags: list[Any], scores: list[float]) -> dict[str, Any]:
-        answer: dict[str, Any] = {"tokens": tokens, "tags": tags, "scores": scores}
-        if self.has_spans:
-            answer["entities"] = [
-                {
-                    "type": kind,
-                    "start": start,
-                    "end": end,
-                    "text": " ".join(tokens[start:end]),
-                    "score": sum(scores[start:end]) / (end - start),
-                }
-                for kind, start, end in find_spans(
-                    tags, self.resolved_scheme, strict=self.strict_spans
-                )
-            ]
-        return answer
-
-
-def split_inputs(inputs: Sequence[Any]) -> list[list[str]]:
-    """Tokens of a user's inputs: lists of tokens, or texts, which are split at whitespace.
-
-    Raises:
-        InputError: an input has another type.
-    """
-    rows = [item.split() if isinstance(item, str) else item for item in inputs]
-    rows = [list(row) if isinstance(row, tuple) else row for row in rows]
-    problems = {}
-    for number, row in enumerate(rows):
-        problem = None if row == [] else schema.check_tokens(row)
-        if problem is not None:
-            problems[number] = f"{problem}; an input is a text or a list of tokens"
-    if problems:
-        raise InputError(problems)
-    return rows

@@ -17,6 +17,7 @@ from miniformer.tasks.language_modeling import LanguageModeling, PrefixLanguageM
 from miniformer.tasks.masked_lm import MaskedLM
 from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
+from miniformer.tasks.token_classification import TokenClassification
 from miniformer.training.lit_module import MiniFormerLitModule
 from tests.kit import a_series, tiny_model
 from tests.kit.training import cpu_trainer
@@ -29,6 +30,11 @@ LABELS = [{"input": word, "label": "xyz"[len(word) % 3]} for word in WORDS * 2]
 VALUES = [{"input": [word, "b"], "value": 0.3 * len(word) + n} for n, word in enumerate(WORDS * 2)]
 TARGETS = [{"source": word, "target": word[::-1] + "a"} for word in WORDS]
 SERIES = a_series(np.random.default_rng(0))
+TAGS = [
+    {"tokens": text.split(), "tags": ["B-x" if word < "b" else "O" for word in text.split()]}
+    for text in (record["text"] for record in TEXTS)
+]
+CLASSES = [{**record, "tags": [len(t) for t in record["tokens"]]} for record in TAGS]
 DATA = {
     "classification": (Classification(), LABELS, None),
     "weighted": (Classification(class_weights="balanced"), LABELS, None),
@@ -37,6 +43,8 @@ DATA = {
     "seq2seq": (Seq2Seq(), TARGETS, "seq2seq"),
     "prefix": (PrefixLanguageModeling(), TEXTS, "seq2seq"),
     "causal": (LanguageModeling(), TEXTS, None),
+    "tags": (TokenClassification(), TAGS, None),
+    "classes of tokens": (TokenClassification(), CLASSES, None),
     "masked": (MaskedLM(mask_share=0.4), TEXTS, None),
 }
 

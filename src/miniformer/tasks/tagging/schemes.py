@@ -61,7 +61,7 @@ def is_valid_transition(scheme: str, previous: Tag | None, current: Tag | None) 
     """True if a scheme allows a tag after another one; None: the border of the sequence."""
     previous, current = previous or _BORDER, current or _BORDER
     same = previous.type == current.type
-    in_span = previous.prefix in ("B", "I")  # and the span may go on
+    in_span = previous.prefix in ("B", "I")  # and the span may continue
     if scheme == "iob2":
         return current.prefix != "I" or (in_span and same)
     if scheme == "iob1":

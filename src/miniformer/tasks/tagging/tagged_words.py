@@ -55,14 +55,14 @@ class TaggedWords:
         order = np.lexsort((columns["positions"], columns["word_records"]))
         columns = {name: values[order] for name, values in columns.items()}
         records, starts = np.unique(columns["word_records"], return_index=True)
-        words = cls(
+        tagged = cls(
             classes, records, np.append(starts, len(order)),
             columns["predictions"], columns["scores"], columns.get("labels"), columns.get("losses"),
         )  # fmt: skip
         if scheme is not None:
             for row in np.flatnonzero(columns["in_parts"][starts]):
-                words._make_valid(int(row), scheme)
-        return words
+                tagged._make_valid(int(row), scheme)
+        return tagged
 
     def _make_valid(self, row: int, scheme: str) -> None:
         """Makes the predictions of a sequence valid, which may not fit at a border of windows."""

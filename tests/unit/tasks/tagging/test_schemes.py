@@ -62,9 +62,9 @@ def test_spans_match_strict_mode_of_seqeval(scheme, data):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@given(made=spans())
-def test_spans_of_made_tags_are_the_same(scheme, made):
-    expected, length = made
+@given(drawn=spans())
+def test_spans_of_made_tags_are_the_same(scheme, drawn):
+    expected, length = drawn
     tags = make_tags(expected, length, scheme)
     assert find_spans(tags, scheme) == expected
     assert find_spans(tags, scheme, strict=True) == expected
@@ -76,20 +76,20 @@ def test_spans_of_made_tags_are_the_same(scheme, made):
 @given(data=st.data())
 def test_tags_are_valid_if_their_spans_give_them_back(scheme, data):
     tags = data.draw(any_tags(scheme))
-    made = make_tags(find_spans(tags, scheme), len(tags), scheme)
-    assert (invalid_tag(tags, scheme) is None) == (made == tags)
+    restored = make_tags(find_spans(tags, scheme), len(tags), scheme)
+    assert (invalid_tag(tags, scheme) is None) == (restored == tags)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@given(made=st.lists(spans(), min_size=1, max_size=4))
-def test_detected_scheme_allows_the_tags(scheme, made):
-    sequences = [make_tags(found, length, scheme) for found, length in made]
+@given(drawn=st.lists(spans(), min_size=1, max_size=4))
+def test_detected_scheme_allows_the_tags(scheme, drawn):
+    sequences = [make_tags(row, length, scheme) for row, length in drawn]
     transitions = {}
     for tags in sequences:
         for pair in pairwise([None, *tags, None]):
             transitions[pair] = transitions.get(pair, 0) + 1
     detected = detect_scheme(transitions)
-    if not any(found for found, _ in made):
+    if not any(row for row, _ in drawn):
         assert detected == "none"
         return
     assert all(invalid_tag(tags, detected) is None for tags in sequences)

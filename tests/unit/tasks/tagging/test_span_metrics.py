@@ -37,9 +37,9 @@ def test_span_metrics_match_seqeval(strict, pairs):
     np.testing.assert_allclose(precision_recall_f1(counts.sum((0, 1))), expected, atol=1e-12)
     for row, name in enumerate(("x", "y")):
         precision, recall, f1 = precision_recall_f1(counts.sum(0)[row])
-        found = (report or {}).get(name, {"precision": 0, "recall": 0, "f1-score": 0, "support": 0})
+        entry = (report or {}).get(name, {"precision": 0, "recall": 0, "f1-score": 0, "support": 0})
         actual = (precision, recall, f1, counts.sum(0)[row, 2])
-        np.testing.assert_allclose(actual, list(found.values()), atol=1e-12)
+        np.testing.assert_allclose(actual, list(entry.values()), atol=1e-12)
 
 
 def test_spans_of_unknown_types_are_not_counted():

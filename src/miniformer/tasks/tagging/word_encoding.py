@@ -48,13 +48,13 @@ class Window(NamedTuple):
     last: int
 
 
-def encode_words(words: Sequence[str], tokenizer: Tokenizer) -> dict[str, EncodedWord]:
+def encode_words(tokens: Sequence[str], tokenizer: Tokenizer) -> dict[str, EncodedWord]:
     """Token ids of each distinct word, as the tokenizer encodes it inside of a text.
 
     A space precedes the word if the tokenizer distinguishes words after a space. A word without
     tokens, such as one of control characters, gets the unknown token, or else the EOS token.
     """
-    distinct = list(dict.fromkeys(words))
+    distinct = list(dict.fromkeys(tokens))
     if not _distinguishes_spaces(tokenizer):
         pairs: Any = ((ids, 0) for ids in tokenizer.encode_batch(distinct))
     else:
@@ -88,9 +88,9 @@ def encode_tokens(
     """
     frame = tokenizer.input_template
     max_ids = max(1, seq_len - len(frame.prefix) - len(frame.suffix))
-    encoded = encode_words([word for words in tokens for word in words], tokenizer)
-    for number, words in enumerate(tokens):
-        rows = [encoded[word] for word in words]
+    encoded = encode_words([word for row in tokens for word in row], tokenizer)
+    for number, sequence in enumerate(tokens):
+        rows = [encoded[word] for word in sequence]
         lengths = [min(len(row.ids), max_ids) for row in rows]
         examples = []
         for window in plan_windows(lengths, max_ids):
@@ -111,7 +111,7 @@ def encode_tokens(
                     "word_ids": np.array(word_ids, dtype=np.uint16),
                     "record": number,
                     "first_word": window.first,
-                    "words_after": len(words) - window.last,
+                    "words_after": len(sequence) - window.last,
                     "cut": cut,
                 }
             )

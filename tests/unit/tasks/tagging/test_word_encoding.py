@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.tasks.tagging.words import (
+from miniformer.tasks.tagging.word_encoding import (
     collate_words,
     encode_tokens,
     encode_words,
@@ -54,12 +54,12 @@ SENTENCEPIECE = {
 
 @pytest.mark.catches("words_are_encoded_without_their_space")
 @pytest.mark.parametrize("kind", KINDS)
-@given(words=WORDS)
-def test_words_have_the_tokens_of_a_text(kind, words):
+@given(tokens=WORDS)
+def test_words_have_the_tokens_of_a_text(kind, tokens):
     tokenizer = TOKENIZERS[kind]
-    encoded = encode_words(words, tokenizer)
-    ids = [token for word in words for token in encoded[word].ids]
-    assert ids == tokenizer.encode(" " + " ".join(words))
+    encoded = encode_words(tokens, tokenizer)
+    ids = [token for word in tokens for token in encoded[word].ids]
+    assert ids == tokenizer.encode(" " + " ".join(tokens))
 
 
 @pytest.mark.parametrize("kind", SENTENCEPIECE)
@@ -72,23 +72,23 @@ def test_words_of_sentencepiece_have_one_mark(kind):
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
-@given(words=WORDS)
-def test_words_match_those_of_transformers(kind, words):
+@given(tokens=WORDS)
+def test_words_match_those_of_transformers(kind, tokens):
     """Ids and alignment of `is_split_into_words`; of byte-level BPE with a space before words."""
     backend = tokenizers.Tokenizer.from_str(TOKENIZERS[kind].backend.to_str())
     if kind == "bpe":
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     theirs = PreTrainedTokenizerFast(tokenizer_object=backend)(
-        words, is_split_into_words=True, add_special_tokens=False
+        tokens, is_split_into_words=True, add_special_tokens=False
     )
-    (example,) = next(encode_tokens([words], TOKENIZERS[kind], 999))
+    (example,) = next(encode_tokens([tokens], TOKENIZERS[kind], 999))
     inner = slice(1, None)  # after the EOS token
     assert example["inputs"][inner].tolist() == theirs["input_ids"]
     # The space alone is a token of the word for transformers, and of no word here.
     ours = [number - 1 if number else None for number in example["word_ids"][inner].tolist()]
     expected = theirs.word_ids()
     assert all(a == b or a is None for a, b in zip(ours, expected, strict=True))
-    assert [x for x in dict.fromkeys(ours) if x is not None] == list(range(len(words)))
+    assert [x for x in dict.fromkeys(ours) if x is not None] == list(range(len(tokens)))
 
 
 def test_space_alone_belongs_to_no_word():
@@ -136,10 +136,10 @@ def test_windows_predict_each_word_once_with_context(lengths, max_length):
 @pytest.mark.parametrize("kind", ["char", "bpe"])
 def test_long_words_are_truncated_and_counted(kind):
     tokenizer = TOKENIZERS[kind]
-    words = ["a" * 40, "Anna", "b" * 12]
-    windows = next(encode_tokens([words], tokenizer, 9))
+    tokens = ["a" * 40, "Anna", "b" * 12]
+    windows = next(encode_tokens([tokens], tokenizer, 9))
     assert all(len(window["inputs"]) <= 9 for window in windows)
-    num_ids = {word: len(item.ids) for word, item in encode_words(words, tokenizer).items()}
+    num_ids = {word: len(item.ids) for word, item in encode_words(tokens, tokenizer).items()}
     assert sum(w["cut"] for w in windows) == sum(max(0, count - 8) for count in num_ids.values())
     numbers = [
         (window["first_word"], len(set(window["word_ids"].tolist()) - {0}), window["words_after"])
