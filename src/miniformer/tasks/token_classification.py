@@ -87,7 +87,7 @@ class TokenClassification(TagTask):
 
     valid_predictions: bool = True
     strict_spans: bool = False
-    word_pooling: str = option("first", choices=("first", "last", "mean"))
+    word_pooling: str = option("mean", choices=("first", "last", "mean"))
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
 

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from miniformer.data.reading.parsing import (
     parse_line,
     parse_text_block,
 )
-from miniformer.data.reading.schema import FieldCheck
+from miniformer.data.reading.schema import Checks
 from miniformer.utils.atomic import atomic_path
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class IndexedFile:
         self,
         raw: Any,
         row: int,
-        checks: Mapping[str, FieldCheck],
+        checks: Checks,
         mapper: Callable[[Record], Record] | None,
     ) -> Record:
         """The record of the bytes of a row.

@@ -36,9 +36,7 @@ class DataError(Exception):  # internal: the caller adds the location
         self.problem, self.line = problem, line
 
 
-def parse_line(
-    raw: bytes, checks: Checks, mapper: RowMapper | None = None
-) -> Record:
+def parse_line(raw: bytes, checks: Checks, mapper: RowMapper | None = None) -> Record:
     """Parses the record of one line, with or without its line end.
 
     Args:

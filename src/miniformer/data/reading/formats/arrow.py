@@ -21,7 +21,7 @@ import numpy as np
 from miniformer.config import UserError
 from miniformer.data.reading.files import FileStat, file_changed_error
 from miniformer.data.reading.parsing import Record, check_record
-from miniformer.data.reading.schema import FieldCheck
+from miniformer.data.reading.schema import Checks
 
 _MAX_ROWS_PER_READ = 1024
 
@@ -96,7 +96,7 @@ class ArrowFile:
         self,
         raw: Any,
         row: int,
-        checks: Mapping[str, FieldCheck],
+        checks: Checks,
         mapper: Callable[[Record], Record] | None,
     ) -> Record:
         """The record of a row; see `IndexedFile.parse`."""
