@@ -104,8 +104,10 @@ class TrainConfig(
         problems += [
             f"{name} needs val_path, {why}"
             for name, why in _REQUIRES_VALIDATION.items()
-            if getattr(self, name) is not None and self.val_path is None and self.resume is None
+            if getattr(self, name) is not None and not self._may_validate()
         ]
+        if self.val_share and self.val_path is not None:
+            problems.append("val_path and val_share both give validation data; leave one out")
         warmup, steps = self.warmup_steps, self.max_steps
         if warmup is not None and steps is not None and warmup > steps:
             problems.append(
@@ -131,12 +133,18 @@ class TrainConfig(
             ]
         return [*problems, *(self._streaming_problems() if self.streaming else ())]
 
+    def _may_validate(self) -> bool:
+        """Returns whether the run may have validation data."""
+        can_hold_out = self.val_share != 0 and not self.streaming
+        return self.val_path is not None or self.resume is not None or can_hold_out
+
     def _streaming_problems(self) -> list[str]:
         problems = [
             f"{name} has no effect with streaming: {why}; leave it out"
             for name, why in (
                 ("num_workers", "the process reads the stream itself"),
                 ("max_epochs", "a stream is read once"),
+                ("val_share", "a part of a stream cannot be set aside; name a val_path"),
             )
             if getattr(self, name)
         ]

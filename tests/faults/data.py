@@ -487,3 +487,44 @@ def resampling_depends_on_earlier_batches(original):
         return original(self, chunk, own)
 
     return sample_rows
+
+
+@fault("miniformer.data.holdout:_input_digest")
+def equal_inputs_are_on_both_sides(original):
+    """Records with equal inputs are divided between training and validation."""
+
+    def _input_digest(record):
+        return original({"input": [record["input"], record["label"]]})
+
+    return _input_digest
+
+
+@fault("miniformer.data.holdout:_without_unknown_labels")
+def validation_has_classes_of_its_own(original):
+    """All records of a class may be set aside for validation."""
+    import numpy as np
+
+    def _without_unknown_labels(selected, groups, labels):
+        return np.array(sorted(i for key in selected for i in groups[key]), dtype=np.int64)
+
+    return _without_unknown_labels
+
+
+@fault("miniformer.data.holdout:_labels")
+def held_out_classes_are_random(original):
+    """The validation part is drawn regardless of the classes."""
+    return lambda record: ()
+
+
+@fault("miniformer.data.holdout:_select")
+def split_follows_the_order(original):
+    """The first records are set aside."""
+    import numpy as np
+
+    return lambda records, share: np.arange(round(share * len(records)))
+
+
+@fault("miniformer.data.holdout:_split_text")
+def text_is_held_out_at_its_start(original):
+    """The first part of a text is set aside."""
+    return lambda records, share: original(records, 1 - share)[::-1]

@@ -1150,3 +1150,13 @@ def find_lr_requires_a_default(original):
         return original(dataclasses.replace(config, find_lr=False))
 
     return resolve_config
+
+
+@fault("miniformer.training.setup.prepare:_make_tokenizer")
+def tokenizer_has_read_the_validation_data(original):
+    """The tokenizer is trained on the records that are set aside, too."""
+
+    def _make_tokenizer(settings, task, records, resume_dir):
+        return original(settings, task, getattr(records, "records", records), resume_dir)
+
+    return _make_tokenizer

@@ -23,7 +23,7 @@ class DataSettings(StrictConfig):
         train_path: training data: .jsonl, .csv, .tsv, .parquet, .arrow, .json, .conllu, .conll, a
             folder of Hugging Face datasets, or .txt for language modeling; .gz and .zst are
             decompressed; a glob such as 'data/*.jsonl', or a list of paths.
-        val_path: validation data in the same formats; null: no validation.
+        val_path: validation data in the same formats; null: see val_share.
         test_path: test data, evaluated with the best checkpoint at the end; null: no test.
         task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
             classification {"input", "label"}, regression {"input", "value"}, seq2seq {"source",
@@ -219,6 +219,9 @@ class EvaluationSettings(StrictConfig):
     """Validation, the best checkpoint and early stopping.
 
     Args:
+        val_share: share of the training data that is set aside for validation, without val_path:
+            records with equal inputs stay together, classes keep their shares, and of plain text it
+            is the last part; null: 0.1, at least about 100 and at most 5,000 records; 0: none.
         val_check_interval: optimizer steps between validations; null: one validation an epoch, and
             ten or more per run, within an eighth of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
@@ -232,6 +235,7 @@ class EvaluationSettings(StrictConfig):
 
     heading: ClassVar[str] = "evaluation"
 
+    val_share: float | None = option(None, low=0.0, high=0.9)
     val_check_interval: int | None = option(None, low=1)
     checkpoint_metric: str | None = option(None)
     early_stopping_patience: int | None = option(None, low=0)

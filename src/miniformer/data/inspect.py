@@ -139,10 +139,11 @@ def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors
         return
     for split in splits:
         valid = split.valid_records().with_schema(task.schema)
+        records = split.records.with_schema(task.schema)
         num_invalid = split.num_invalid
         for start in range(0, len(valid), _READ_BATCH_SIZE):
             rows = valid.indices[start : start + _READ_BATCH_SIZE]
-            for _, record in _read_or_error(valid.records, rows.tolist()):
+            for _, record in _read_or_error(records, rows.tolist()):
                 if isinstance(record, UserError):
                     split.add_error(str(record), max_errors)
         if split is not train and split.num_invalid == num_invalid and len(valid):

@@ -1,4 +1,4 @@
-"""Subsets of the records of files, such as the valid ones."""
+"""Subsets of records, such as the valid ones."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from miniformer.data.reading.records import JSONLinesDataset, Record, Records
+from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 
 
 class RecordSubset(Records):
-    """Subset of the records of files.
+    """Subset of records.
 
     Args:
         records: all records.
         indices: ascending indices of the subset, int64 [n].
     """
 
-    def __init__(self, records: JSONLinesDataset, indices: np.ndarray) -> None:
+    def __init__(self, records: Records, indices: np.ndarray) -> None:
         self.records, self.indices = records, indices
         self.name, self.files = records.name, records.files
         self.schema, self.is_plain_text = records.schema, records.is_plain_text
+        self.mapping = records.mapping
 
     @property
     def sizes(self) -> np.ndarray:

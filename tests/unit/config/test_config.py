@@ -101,7 +101,7 @@ def test_generation_config_rejects_values_out_of_range(values, message):
         ({"max_time": "10"}, "max_time must be a time such as 90s, 10m or 1h30m, not '10'"),
         ({"max_time": "0s"}, "max_time must be a time"),
         ({"scheduler": "onecycle", "warmup_steps": 5}, "warmup_steps has no effect"),
-        ({"early_stopping_patience": 2}, "early_stopping_patience needs val_path"),
+        ({"early_stopping_patience": 2, "val_share": 0}, "early_stopping_patience needs val_path"),
         ({"precision": "float16"}, "precision must be one of auto, float32, bf16, not 'float16'"),
         ({"model": "perceiver"}, "model must be one of encoder, decoder, seq2seq, not 'perceiver'"),
         ({"task": "languagemodeling"}, "did you mean 'language_modeling'?"),

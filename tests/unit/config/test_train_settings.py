@@ -28,6 +28,14 @@ REFUSED = {
         {"streaming": True, "max_steps": 1, "num_workers": 1},
         "num_workers has no effect with streaming",
     ),
+    "part of a stream": (
+        {"streaming": True, "max_steps": 1, "val_share": 0.1},
+        "val_share has no effect with streaming: a part of a stream cannot be set aside",
+    ),
+    "two validations": (
+        {"val_path": "b.txt", "val_share": 0.1},
+        "val_path and val_share both give validation data",
+    ),
     "passes of a stream": (
         {"streaming": True, "max_steps": 1, "max_epochs": 1},
         "max_epochs has no effect with streaming",
@@ -177,6 +185,7 @@ VALUES = {
     "resume": ("nowhere", {}), "checkpoint_interval": (1, {}), "sample_prompt": ("The dog", VAL),
     "logger": ("csv", {}),
     "checkpoint_metric": ("loss", {**VAL, "task": "masked_lm"}),
+    "val_share": (0.5, {}),
     "early_stopping_patience": (1, {**VAL, "val_check_interval": 1, "lr": 0.0}),
 }  # fmt: skip
 ELSEWHERE = {

@@ -16,9 +16,9 @@ CONFIG_FILE = "train_config.json"
 _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
     "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
-    "streaming", "seed", "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size",
-    "find_lr", "work_dir", "experiment_name", "input_field", "label_field", "text_field",
-    "input_separator", "columns", "delimiter", "quoting", "encoding",
+    "streaming", "seed", "val_share", "ema_decay", "average_checkpoints", "memory_limit",
+    "find_batch_size", "find_lr", "work_dir", "experiment_name", "input_field", "label_field",
+    "text_field", "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
 
 
@@ -37,6 +37,13 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         hint = f"; did you mean {run_dir.parent}?" if (parent / CONFIG_FILE).is_file() else ""
         raise UserError(f"resume: {run_dir} is not a run folder: it has no {CONFIG_FILE}{hint}")
     saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
+    if saved.val_share is None:  # of a stream, with val_path, or of a version without val_share
+        saved = dataclasses.replace(saved, val_share=None if saved.val_path else 0.0)
+    elif saved.val_share and overrides.get("val_path") is not None:
+        raise UserError(
+            f"resume: {run_dir} validates on a part of its training data (val_share="
+            f"{saved.val_share}), which would now be trained on; leave val_path out"
+        )
     overrides, _ = TrainConfig.current_names({**overrides, "resume": str(run_dir)}, warn=False)
     fixed = [
         f"{name} is {getattr(saved, name)!r} in {run_dir}, not {value!r}; leave it out, "

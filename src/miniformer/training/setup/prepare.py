@@ -16,6 +16,7 @@ from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, U
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.holdout import default_val_share, hold_out
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import Records, as_records
 from miniformer.data.rules import fit_task
@@ -93,13 +94,17 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     metric = _resolve_metric(settings, task)
     seq_len = _resolve_seq_len(settings)
     notes = list(task.pre_run_warnings(metric)) if config.val_path or config.test_path else []
-    records, mapping = None, FieldMapping.from_settings(config)
+    records, held_out, mapping = None, None, FieldMapping.from_settings(config)
     with progress_bars(console) as progress:
         if not config.streaming:
             mapping.check_fields(task.schema)
             records = as_records(config.train_path, task.schema, mapping=mapping, progress=progress)
             mapping = records.mapping
+            records, held_out = _hold_out(settings, records)
             task = fit_task(task, records)
+        elif config.val_path is None and config.val_share is None:
+            reason = "a part of a stream cannot be set aside; name a val_path"
+            settings.apply([ResolvedSetting("val_share", 0.0, reason)])
         if stored_task is None:
             task, options = resolve_task_options(task, settings.config.task_config, records)
             settings.apply(options)
@@ -111,8 +116,10 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
             )
         eval_records = {
             name: path and as_records(path, task.schema, mapping=mapping, progress=progress)
-            for name, path in (("val_path", config.val_path), ("test_path", config.test_path))
-        }
+            for name, path in (
+                ("val_path", config.val_path or held_out), ("test_path", config.test_path)
+            )
+        }  # fmt: skip
         tokenizer, summary = _make_tokenizer(settings, task, records, resume_dir)
         if summary is not None:
             console.print(f"tokenizer: {summary}")
@@ -148,7 +155,7 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved
 
-    lines = [*_data_summary(data), *notes, *task.data_warnings()]
+    lines = [*_data_summary(data, config), *notes, *task.data_warnings()]
     if records is not None:
         lines += task.record_warnings(records)
     sample = eval_records["val_path"] or records
@@ -217,6 +224,25 @@ def _resolve_metric(settings: Resolution, task: Task) -> str:
     return metric
 
 
+def _hold_out(settings: Resolution, records: Records) -> tuple[Records, Records | None]:
+    """The training records, and those that are set aside for validation."""
+    config = settings.config
+    if config.val_path is not None or config.val_share == 0:
+        return records, None
+    share = config.val_share or default_val_share(records)
+    try:
+        parts = hold_out(records, share)
+    except UserError as error:
+        if config.val_share is not None:
+            raise UserError(f"val_share={share}: {error}; leave it out, or set 0") from None
+        settings.apply([ResolvedSetting("val_share", 0.0, str(error))])
+        return records, None
+    if config.val_share is None:
+        reason = "no val_path: a part of train_path is set aside"
+        settings.apply([ResolvedSetting("val_share", share, reason)])
+    return parts
+
+
 def _resolve_seq_len(settings: Resolution) -> int:
     """Tokens per window; checks the fields of the model before the data is read."""
     config = settings.config
@@ -266,7 +292,7 @@ def _resolve_batch_size(settings: Resolution, data: MiniFormerDataModule) -> Non
     data.batch_tokens = settings.config.batch_tokens
 
 
-def _data_summary(data: MiniFormerDataModule) -> Iterator[str]:
+def _data_summary(data: MiniFormerDataModule, config: TrainConfig) -> Iterator[str]:
     """Yields lines about the data: record and token counts, truncation."""
     for split, label in (("train", "training"), ("val", "validation"), ("test", "test")):
         chunks = data.chunks.get(split)
@@ -275,6 +301,8 @@ def _data_summary(data: MiniFormerDataModule) -> Iterator[str]:
         tokens = data.num_tokens(split)  # None: not all are in memory
         records = getattr(chunks, "records", None)
         count = "a stream" if records is None else f"{len(records):,} records"
+        if split == "val" and config.val_path is None:
+            count += " set aside from train_path (--val_share 0: none)"
         yield f"{label} data: {count}" + (f", {tokens:,} tokens" if tokens else "")
         if warning := data.truncation_warning(split):
             yield warning
@@ -285,4 +313,4 @@ def _data_summary(data: MiniFormerDataModule) -> Iterator[str]:
             stacklevel=2,
         )
     if data.val_path is None:
-        yield "no val_path: only the training loss is reported"
+        yield "no validation: only the training loss is reported"

@@ -21,10 +21,10 @@ PRETRAIN_FOLDER = "pretrain"
 _LEGACY_PRETRAIN_FOLDER = "warm_start"  # of version 0.1
 # Settings of both runs: data, batches, hardware.
 _SHARED_FIELDS = (
-    "train_path", "val_path", "batch_size", "batch_tokens", "seq_len", "activation_checkpointing",
-    "precision", "compile", "accelerator", "devices", "num_nodes", "strategy", "num_workers",
-    "seed", "deterministic", "logger", "input_field", "input_separator", "columns", "delimiter",
-    "quoting", "encoding",
+    "train_path", "val_path", "val_share", "batch_size", "batch_tokens", "seq_len",
+    "activation_checkpointing", "precision", "compile", "accelerator", "devices", "num_nodes",
+    "strategy", "num_workers", "seed", "deterministic", "logger", "input_field",
+    "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
 # Fields of the task's model that a masked LM does not have.
 _HEAD_FIELDS = ("output_dim", "output_bias")
