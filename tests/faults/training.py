@@ -286,14 +286,14 @@ def settings_without_effect_pass(original):
     return lambda self: []
 
 
-@fault("miniformer.training.tuning.data_defaults:resolve_checkpoint_metric")
+@fault("miniformer.training.tuning.validation_defaults:resolve_checkpoint_metric")
 def best_model_is_that_of_the_loss(original):
     """The loss selects the best model of any task."""
 
-    def resolve_checkpoint_metric(task):
+    def resolve_checkpoint_metric(task, records):
         import dataclasses
 
-        return dataclasses.replace(original(task), value="loss")
+        return dataclasses.replace(original(task, records), value="loss")
 
     return resolve_checkpoint_metric
 

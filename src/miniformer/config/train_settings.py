@@ -225,7 +225,8 @@ class EvaluationSettings(StrictConfig):
         val_check_interval: optimizer steps between validations; null: one validation an epoch, and
             ten or more per run, within an eighth of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
-            decides ties; null: accuracy for classification, RMSE for regression, else the loss.
+            decides ties; null: accuracy, or macro_f1 if classes are very unequal; RMSE, or pearson
+            for pairs of texts; exact_match, BLEU or chrF by the targets of seq2seq; else the loss.
         early_stopping_patience: validations in which neither checkpoint_metric nor the loss improve
             before the run ends: the learning rate decays to 0 in a short phase from the best model;
             null: 5, or three tenths of the validations so far if more; 0: no early stopping.

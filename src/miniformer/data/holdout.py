@@ -99,14 +99,14 @@ def _without_unknown_labels(
     """Indices of the records of the groups whose labels occur in the other groups, too."""
     val = set(selected)
     known = {x for key, rows in groups.items() if key not in val for i in rows for x in labels[i]}
-    kept: list[int] = []
+    retained: list[int] = []
     for key in selected:
         names = {name for index in groups[key] for name in labels[index]}
         if names <= known:
-            kept += groups[key]
+            retained += groups[key]
         else:  # to the training part
             known |= names
-    return np.array(sorted(kept), dtype=np.int64)
+    return np.array(sorted(retained), dtype=np.int64)
 
 
 def _input_digest(record: Record) -> bytes:
@@ -131,9 +131,9 @@ class _TextPart(InMemoryRecords):
 
     is_plain_text = True
 
-    def __init__(self, blocks: list[Record], whole: Records) -> None:
-        super().__init__(blocks, whole.schema)
-        self.name, self.files, self.mapping = whole.name, whole.files, whole.mapping
+    def __init__(self, blocks: list[Record], records: Records) -> None:
+        super().__init__(blocks, records.schema)
+        self.name, self.files, self.mapping = records.name, records.files, records.mapping
 
     def location(self, index: int) -> str:
         return f"{self.name}, text block {self._normalize_index(index)}"

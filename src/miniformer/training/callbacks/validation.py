@@ -180,7 +180,8 @@ class BestModelCheckpoint(L.Callback):
 
     def _sort_key(self, metrics: dict[str, float]) -> tuple[float, float]:
         """Key that is smallest for the best model."""
-        return self.sign * metrics[self.monitor], metrics["val_loss"]
+        value = self.sign * metrics[self.monitor]
+        return math.inf if math.isnan(value) else value, metrics["val_loss"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best_metrics, "at": self.last_validation_step}

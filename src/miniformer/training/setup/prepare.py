@@ -34,12 +34,14 @@ from miniformer.training.tuning.data_defaults import (
     DEFAULT_BATCH_SIZE,
     given_task_options,
     resolve_batch_size,
-    resolve_checkpoint_metric,
     resolve_model_size,
     resolve_task_options,
 )
 from miniformer.training.tuning.lr_finder import LRFinderResult
-from miniformer.training.tuning.validation_defaults import resolve_validation
+from miniformer.training.tuning.validation_defaults import (
+    resolve_checkpoint_metric,
+    resolve_validation,
+)
 
 
 @dataclasses.dataclass
@@ -91,9 +93,8 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     resume_dir = None if config.resume is None else Path(config.resume)
     stored_task = None if resume_dir is None else load_run_task(resume_dir, settings.kind)
     task = stored_task or build_task(settings.config, settings.kind)
-    metric = _resolve_metric(settings, task)
+    _check_metric(settings, task)
     seq_len = _resolve_seq_len(settings)
-    notes = list(task.pre_run_warnings(metric)) if config.val_path or config.test_path else []
     records, held_out, mapping = None, None, FieldMapping.from_settings(config)
     with progress_bars(console) as progress:
         if not config.streaming:
@@ -109,7 +110,9 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
             task, options = resolve_task_options(task, settings.config.task_config, records)
             settings.apply(options)
             settings.resolved += task.setting_notes()
-        metric = _resolve_metric(settings, task)  # the default may depend on the data
+        validates = config.val_path is not None or held_out is not None
+        metric = _resolve_metric(settings, task, records) if validates else task.metrics[0]
+        notes = list(task.pre_run_warnings(metric)) if validates or config.test_path else []
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
@@ -211,17 +214,27 @@ def _generates_text(task: Task) -> bool:
     return type(task).generate_text is not Task.generate_text
 
 
-def _resolve_metric(settings: Resolution, task: Task) -> str:
+def _check_metric(settings: Resolution, task: Task) -> None:
+    """Checks the given metric of the best model.
+
+    Raises:
+        UserError: the task does not have it, or it needs a package.
+    """
+    if (given := settings.config.checkpoint_metric) is not None:
+        metric = given.removeprefix("val_")
+        if metric not in task.metrics:
+            names = list(task.metrics)
+            raise UserError(registry.unknown_name_message("checkpoint_metric", metric, names))
+        list(task.pre_run_warnings(metric))
+
+
+def _resolve_metric(settings: Resolution, task: Task, records: Records | None) -> str:
     """Metric of the best model, without the prefix `val_`."""
-    setting = resolve_checkpoint_metric(task)
-    if settings.config.checkpoint_metric is None and settings.config.val_path is not None:
-        settings.resolved.append(setting)
-    metric: str = (settings.config.checkpoint_metric or setting.value).removeprefix("val_")
-    if metric not in task.metrics:
-        raise UserError(
-            registry.unknown_name_message("checkpoint_metric", metric, list(task.metrics))
-        )
-    return metric
+    if settings.config.checkpoint_metric is not None:
+        return settings.config.checkpoint_metric.removeprefix("val_")
+    setting = resolve_checkpoint_metric(task, records)
+    settings.resolved.append(setting)
+    return str(setting.value)
 
 
 def _hold_out(settings: Resolution, records: Records) -> tuple[Records, Records | None]:

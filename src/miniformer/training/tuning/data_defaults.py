@@ -5,7 +5,6 @@
 | batch_size                     | a thousandth of the tokens, for losses per token; else 16      |
 | model_size                     | a preset for the number of tokens                              |
 | lr                             | the optimizer's default; a tenth of it for pretrained weights  |
-| checkpoint_metric              | the first metric of the task                                   |
 | vocab_size                     | square root of a language model's text length in bytes         |
 | source_tokenizer               | char, if sources are single words and targets are not          |
 | task_config.prepend_bos        | false for plain text, which prompts continue                   |
@@ -65,11 +64,6 @@ def resolve_lr(optimizer: str, *, from_scratch: bool) -> ResolvedSetting:
     return ResolvedSetting(
         "lr", lr / 10, f"a tenth of the default of {optimizer}, for pretrained weights"
     )
-
-
-def resolve_checkpoint_metric(task: Task) -> ResolvedSetting:
-    """Metric that selects the best model."""
-    return ResolvedSetting("checkpoint_metric", task.metrics[0], f"default of {task.name}")
 
 
 def resolve_batch_size(

@@ -3,22 +3,90 @@
 | setting                 | value                                                              |
 |-------------------------|--------------------------------------------------------------------|
 | val_check_interval      | one validation an epoch and ten a run, within an eighth of the time |
+| checkpoint_metric       | the metric that people read; see `resolve_checkpoint_metric`       |
 | early_stopping_patience | five validations, or three tenths of those so far; see `EarlyStopping` |
 """
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections import Counter
+from itertools import islice
 
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import EvaluationSettings
 from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.reading.records import Records
+from miniformer.tasks.base import Task
+from miniformer.tasks.common.text_metrics import has_sacrebleu
 from miniformer.training.callbacks.early_stopping import MIN_PATIENCE
 from miniformer.training.callbacks.validation import MAX_TIME_SHARE, MIN_VALIDATIONS
 
 _MIN_COSTLY_VALIDATIONS = 3  # however long they take
 _TRAINING_PASSES = 3.0  # cost of a training step in forward passes
 _DECODING_PASSES = 12.0  # cost of a generated token in forward passes of training
+
+_MIN_BALANCE = 0.75  # entropy of classes, relative to equal ones, for accuracy; two classes: 4 to 1
+_MAX_SAMPLED_TARGETS = 2_000
+_SHORT_TARGET_WORDS, _SHORT_TARGET_CHARS = 3, 30  # medians
+_MAX_FORMAL_VARIETY = 0.05  # distinct words per word of commands, phonemes, queries
+_MAX_WORD_CHARS = 12  # mean; longer "words" are text without spaces
+
+
+def resolve_checkpoint_metric(task: Task, records: Records | None) -> ResolvedSetting:
+    """Metric that selects the best model: the one that people read of such data.
+
+    | task           | metric                                                                   |
+    |----------------|--------------------------------------------------------------------------|
+    | classification | accuracy; macro_f1 if classes are very unequal                           |
+    | seq2seq        | exact_match of short targets and of formal ones, with few distinct words; |
+    |                | else bleu, or chrf of text without spaces                                |
+    | regression     | rmse; pearson for pairs of texts                                         |
+    | others         | the first metric of the task                                             |
+
+    Args:
+        task: the task, fitted to the data.
+        records: the training data; None: not known.
+    """
+    metric, reason = task.metrics[0], f"default of {task.name}"
+    if task.name == "classification" and records is not None:
+        balance = class_balance(records)
+        if balance < _MIN_BALANCE:
+            metric, reason = "macro_f1", "classes are very unequal"
+    elif getattr(task, "input_kind", None) == "pair" and "pearson" in task.metrics:
+        metric, reason = "pearson", "inputs are pairs of texts"
+    elif getattr(task, "eval_generate_samples", 0) and records is not None:
+        metric, reason = _generation_metric(task, records)
+    return ResolvedSetting("checkpoint_metric", metric, reason)
+
+
+def class_balance(records: Records) -> float:
+    """Entropy of the labels, relative to that of equally frequent ones, in [0, 1]."""
+    counts = Counter(record["label"] for record in records)
+    total = sum(counts.values())
+    entropy = -sum(count / total * math.log(count / total) for count in counts.values())
+    return entropy / math.log(len(counts)) if len(counts) > 1 else 1.0
+
+
+def _generation_metric(task: Task, records: Records) -> tuple[str, str]:
+    """Metric of generated targets, and the reason."""
+    sample = islice(records, _MAX_SAMPLED_TARGETS)
+    targets = [text for record in sample for text in islice(task.texts(record), 1, 2)]
+    words = [word for text in targets for word in text.split()]
+    if not words or not {"exact_match", "bleu", "chrf"} <= set(task.metrics):
+        return task.metrics[0], f"default of {task.name}"
+    median_words = statistics.median(len(text.split()) for text in targets)
+    median_chars = statistics.median(map(len, targets))
+    if median_words <= _SHORT_TARGET_WORDS and median_chars <= _SHORT_TARGET_CHARS:
+        return "exact_match", "targets are short"
+    if len(set(words)) < _MAX_FORMAL_VARIETY * len(words):
+        return "exact_match", f"targets have {len(set(words)):,} distinct words only"
+    if not has_sacrebleu():
+        return "loss", 'BLEU and chrF need pip install "miniformer[eval]"'
+    if statistics.mean(map(len, words)) > _MAX_WORD_CHARS:
+        return "chrf", "targets are texts without spaces"
+    return "bleu", "targets are texts"
 
 
 def resolve_validation(

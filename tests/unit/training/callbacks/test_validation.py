@@ -138,7 +138,7 @@ RECORDS = {
     "regression": ("rmse", {"input": "a", "value": 1}),
     "language_modeling": ("loss", {"text": "a"}),
     "masked_lm": ("loss", {"text": "a"}),
-    "seq2seq": ("loss", {"source": "a", "target": "b"}),
+    "seq2seq": ("exact_match", {"source": "a", "target": "b"}),
 }
 
 

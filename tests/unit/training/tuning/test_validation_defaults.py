@@ -1,14 +1,21 @@
 """Settings of validation that follow from the data."""
 
 import pytest
+import scipy.stats
 
 from miniformer import MiniFormerDataModule
 from miniformer.config.train_settings import EvaluationSettings
+from miniformer.data.reading.records import InMemoryRecords
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
+from miniformer.tasks.language_modeling import LanguageModeling
+from miniformer.tasks.regression import Regression
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.tuning.validation_defaults import (
+    class_balance,
     default_num_validations,
     relative_validation_cost,
+    resolve_checkpoint_metric,
     resolve_validation,
 )
 from tests.kit import VERSE
@@ -55,3 +62,56 @@ def test_validation_cost_follows_from_the_data():
         "val_check_interval: 8 validations (to take at most an eighth of the time)",
         "early_stopping_patience: 5 validations (or three tenths of those so far, if more)",
     ]
+
+
+def labels(*counts):
+    labels = [index for index, count in enumerate(counts) for _ in range(count)]
+    return InMemoryRecords([{"label": label} for label in labels], {"label": lambda value: None})
+
+
+@pytest.mark.parametrize("counts", [(5, 5), (90, 10), (7, 2, 1), (1, 1, 1, 97), (10, 10, 10, 1)])
+def test_class_balance_is_scipys_entropy(counts):
+    expected = scipy.stats.entropy(counts) / scipy.stats.entropy([1] * len(counts))
+    assert class_balance(labels(*counts)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "metric"),
+    [((50, 50), "accuracy"), ((75, 25), "accuracy"), ((80, 20), "macro_f1"),
+     ((35, 25, 25, 14, 1), "accuracy"), ((90, 5, 5), "macro_f1")],
+)  # fmt: skip
+def test_checkpoint_metric_of_unequal_classes_is_macro_f1(counts, metric):
+    assert resolve_checkpoint_metric(Classification(), labels(*counts)).value == metric
+
+
+TARGETS = {
+    "a word": (["cat", "dog"] * 20, "exact_match"),
+    "commands": (["turn left walk run"] * 40, "exact_match"),
+    "sentences": ([f"{i} the cat {3 * i} sat on {i}x" for i in range(40)], "bleu"),
+    "no spaces": (
+        [f"{i}\u732b\u304c\u30de\u30c3\u30c8\u306e\u4e0a" * 4 for i in range(40)],
+        "chrf",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TARGETS)
+def test_checkpoint_metric_of_seq2seq_follows_from_the_targets(case, monkeypatch):
+    targets, metric = TARGETS[case]
+    schema = Seq2Seq().schema
+    records = InMemoryRecords([{"source": "a", "target": text} for text in targets], schema)
+    assert resolve_checkpoint_metric(Seq2Seq(), records).value == metric
+    assert resolve_checkpoint_metric(Seq2Seq(eval_generate_samples=0), records).value == "loss"
+    module = "miniformer.training.tuning.validation_defaults"
+    monkeypatch.setattr(f"{module}.has_sacrebleu", lambda: False)
+    setting = resolve_checkpoint_metric(Seq2Seq(), records)
+    assert setting.value == (metric if metric == "exact_match" else "loss")
+    assert metric == "exact_match" or "pip install" in setting.reason
+
+
+def test_checkpoint_metric_of_other_tasks():
+    pairs, vectors = (Regression(input_kind=kind) for kind in ("pair", "features"))
+    assert resolve_checkpoint_metric(pairs, None).value == "pearson"
+    assert resolve_checkpoint_metric(vectors, None).value == "rmse"
+    assert resolve_checkpoint_metric(LanguageModeling(), None).value == "loss"
+    assert resolve_checkpoint_metric(Classification(), None).value == "accuracy"
