@@ -73,6 +73,7 @@ _BUILTIN: dict[str, dict[str, str]] = {
             "miniformer.tasks.multilabel_classification:MultiLabelClassification"
         ),
         "token_classification": "miniformer.tasks.token_classification:TokenClassification",
+        "ordinal_regression": "miniformer.tasks.ordinal_regression:OrdinalRegression",
         "regression": "miniformer.tasks.regression:Regression",
         "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
         "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",

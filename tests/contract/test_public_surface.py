@@ -39,7 +39,8 @@ MODEL_FIELDS = {
     "embedding_norm": False, "embedding_scale": None, "token_types": None, "tie_embeddings": True,
     "head": "linear", "head_activation": None, "head_bias": False, "output_bias": None,
     "logit_scale": None,
-    "input_dim": None, "output_dim": None, "pooling": "mean", "n_decoder_layers": None,
+    "input_dim": None, "output_dim": None, "ordered_outputs": False, "pooling": "mean",
+    "n_decoder_layers": None,
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {

@@ -558,3 +558,37 @@ def validation_is_resampled(original):
 def single_labels_are_not_announced(original):
     """Labels that occur once pass without a warning."""
     return lambda self, records: iter(())
+
+
+@fault("miniformer.tasks.ordinal_regression:quadratic_kappa")
+def kappa_weights_are_linear(original):
+    """Kappa has weights that grow with the distance, not with its square."""
+
+    def kappa(counts, predictions, labels):
+        import numpy as np
+        from sklearn.metrics import cohen_kappa_score
+
+        return np.array(
+            [
+                cohen_kappa_score(
+                    np.repeat(labels, row.astype(int)),
+                    np.repeat(predictions, row.astype(int)),
+                    weights="linear",
+                )
+                for row in counts
+            ]
+        )
+
+    return kappa
+
+
+@fault("miniformer.tasks.ordinal_regression:OrdinalRegression.decide")
+def ordinal_prediction_is_the_mode(original):
+    """The predicted class is the most probable one."""
+    return lambda self, logits: logits.argmax(-1)
+
+
+@fault("miniformer.model.head:Head.thresholds")
+def thresholds_may_cross(original):
+    """Thresholds are free parameters."""
+    return lambda self: self.bias

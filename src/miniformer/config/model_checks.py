@@ -105,12 +105,15 @@ def _unused_setting_problems(config: ModelFields) -> list[str]:
         ("window_pattern", "sliding_window"),
         ("rotary_base_local", "sliding_window"),
         ("output_bias", "output_dim"),
+        ("ordered_outputs", "output_dim"),
     )
     problems += [
         f"{name}={getattr(config, name)!r} needs {required}"
         for name, required in dependencies
-        if getattr(config, name) is not None and getattr(config, required) is None
+        if getattr(config, name) not in (None, False) and getattr(config, required) is None
     ]
+    if config.ordered_outputs and config.output_bias is False:
+        problems.append("ordered_outputs has thresholds as its biases; leave output_bias out")
     return problems
 
 

@@ -36,6 +36,8 @@ class TransformerConfig(ModelFields):
         count += sum(_linear_params(*matrix) for matrix in _head_matrices(self))
         if self.is_head_tied:
             count -= self.d_model * self.vocab_size
+        if self.ordered_outputs and self.output_dim is not None:
+            count += self.output_dim - 1  # thresholds, beside that of the one score
         return count + (_norm_params(self) if self.head == "masked_lm" else 0)
 
     def flops_per_token(self, seq_len: int | None = None, *, seq2seq: bool = False) -> int:
@@ -195,7 +197,8 @@ def _stack_params(config: TransformerConfig, layers: int, *, cross: bool = False
 
 def _head_matrices(config: TransformerConfig) -> list[MatrixShape]:
     """Linear layers of the head; the last one maps to the outputs."""
-    last = (config.d_model, config.output_dim or config.vocab_size, config.has_head_bias)
+    width = 1 if config.ordered_outputs else config.output_dim or config.vocab_size
+    last = (config.d_model, width, config.has_head_bias)
     dense = (config.d_model, config.d_model, config.bias)
     return [last] if config.head == "linear" else [dense, last]
 

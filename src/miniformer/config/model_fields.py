@@ -89,6 +89,8 @@ class ModelFields(StrictConfig):
         logit_scale: factor of the vocabulary head's input (T5: d_model ** -0.5); null: 1.
         input_dim: width of float input vectors; null: inputs are token ids.
         output_dim: width of a head at each position; null: logits over the vocabulary.
+        ordered_outputs: the outputs are logits of P(class > k) for ordered classes: one score for
+            all, minus thresholds that ascend by construction (McCullagh 1980).
         pooling: reduction of a sequence to one vector: mean, max, first or last of its real
             positions, or the mean of several of these, such as mean+max.
         n_decoder_layers: decoder layers of a Seq2SeqTransformer; null: n_layers.
@@ -145,6 +147,7 @@ class ModelFields(StrictConfig):
     logit_scale: float | None = option(None, above=0.0)
     input_dim: int | None = option(None, low=1)
     output_dim: int | None = option(None, low=1)
+    ordered_outputs: bool = False
     pooling: str = "mean"
     n_decoder_layers: int | None = option(None, low=1)
 
@@ -210,6 +213,8 @@ class ModelFields(StrictConfig):
         """True if the head has a bias."""
         if self.output_dim is None:
             return self.head_bias
+        if self.ordered_outputs:  # the thresholds
+            return True
         return self.bias if self.output_bias is None else self.output_bias
 
     @property

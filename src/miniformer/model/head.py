@@ -16,6 +16,8 @@ from miniformer.config import TransformerConfig
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.cross_entropy import linear_cross_entropy
 
+_MIN_THRESHOLD_STEP = 1e-6  # between thresholds, so that no class has probability 0
+
 
 def _head_activation(config: TransformerConfig) -> Callable[[Tensor], Tensor] | None:
     """Returns the activation of the head's dense layer; None: the head has no dense layer."""
@@ -37,6 +39,7 @@ class Head(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.output_dim or config.vocab_size
+        self.ordered = config.ordered_outputs
         self.scale, self.softcap = config.logit_scale, config.final_softcap
         self.dense = self.norm = None
         self.activation = _head_activation(config)
@@ -45,14 +48,34 @@ class Head(nn.Module):
         if config.head == "masked_lm":
             self.norm = make_norm(config)
         tied = config.is_head_tied
-        self.weight = None if tied else nn.Parameter(torch.empty(width, config.d_model))
+        rows = 1 if self.ordered else width
+        self.weight = None if tied else nn.Parameter(torch.empty(rows, config.d_model))
         self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Maps features [..., D] to [..., V or output_dim]; `embedding`: its weight, [V, D]."""
         weight = embedding if self.weight is None else self.weight
+        if self.ordered:
+            return F.linear(self.transform(features), weight) - self.thresholds()
         out = F.linear(self.transform(features), weight, self.bias)
         return out if self.softcap is None else self.softcap * torch.tanh(out / self.softcap)
+
+    def thresholds(self) -> Tensor:
+        """Ascending thresholds of `ordered_outputs`, [output_dim].
+
+        The first bias is the lowest threshold; softplus of the others are the differences.
+        """
+        assert self.bias is not None
+        steps = F.softplus(self.bias[1:].float()).clamp_min(_MIN_THRESHOLD_STEP)
+        return torch.cat([self.bias[:1].float(), steps]).cumsum(0)
+
+    def reset_thresholds(self) -> None:
+        """Sets the thresholds to those of equally frequent classes."""
+        assert self.bias is not None
+        count = len(self.bias)
+        levels = torch.logit(torch.arange(1, count + 1) / (count + 1))
+        with torch.no_grad():
+            self.bias.copy_(torch.cat([levels[:1], torch.expm1(levels.diff()).log()]))
 
     def transform(self, features: Tensor) -> Tensor:
         """Applies the optional dense layer, norm and scale: [..., D] -> [..., D]."""

@@ -7,6 +7,7 @@
 | linear layers before residual additions | the same / sqrt(number of them) (GPT-2)           |
 | untied head                             | normal, 0.02: near uniform first predictions      |
 | biases (relative positions too), norms  | zero, one                                         |
+| thresholds of ordered classes           | those of equally frequent classes                 |
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ def initialize(model: nn.Module) -> None:
         elif isinstance(module, Head):
             if module.weight is not None:
                 nn.init.normal_(module.weight, std=0.02)
+            if module.ordered:
+                module.reset_thresholds()
         elif isinstance(module, nn.Linear):
             std = module.in_features**-0.5
             if name in _RESIDUAL_PROJECTIONS:

@@ -117,9 +117,13 @@ class Classification(LabelTask):
         return {
             "loss": loss,
             "count": count,
-            "predictions": logits.argmax(-1)[labeled],
+            "predictions": self.decide(logits)[labeled],
             "labels": batch["labels"][labeled],
         }
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Index of the predicted class, int [B]."""
+        return logits.argmax(-1)
 
     def compute_metrics(
         self, batch_stats: Sequence[BatchStats], tokenizer: Tokenizer | None = None
@@ -127,7 +131,7 @@ class Classification(LabelTask):
         """Loss, accuracy, F1 averaged over classes, and Matthews' correlation coefficient."""
         predictions = concat_batches(batch_stats, "predictions")
         labels = concat_batches(batch_stats, "labels")
-        count = self.num_outputs()
+        count = len(self.require_classes())
         return {
             "loss": mean(batch_stats, "loss", "count"),
             "accuracy": float((predictions == labels).float().mean()),
@@ -172,7 +176,7 @@ class Classification(LabelTask):
         self, results: RecordResults, counts: np.ndarray
     ) -> dict[str, np.ndarray]:
         truths, predictions = (results.statistics[name] for name in ("truths", "predictions"))
-        sums = sum_confusions(counts, truths, predictions, self.num_outputs())
+        sums = sum_confusions(counts, truths, predictions, len(self.require_classes()))
         return {
             **super().resampled_metrics(results, counts),
             "accuracy": weighted_mean(counts, truths == predictions, np.ones(len(results))),
@@ -184,7 +188,7 @@ class Classification(LabelTask):
         """Records by class (rows) and predicted class (columns), int [C, C]."""
         predictions = concat_batches(batch_stats, "predictions")
         labels = concat_batches(batch_stats, "labels")
-        return multiclass_confusion_matrix(predictions, labels, self.num_outputs())
+        return multiclass_confusion_matrix(predictions, labels, len(self.require_classes()))
 
     def report_markdown(self, batch_stats: Sequence[BatchStats]) -> str:
         """The confusion matrix, for up to 20 classes."""
@@ -218,9 +222,9 @@ class Classification(LabelTask):
         classes, probs = self.require_classes(), outputs.float().softmax(-1)
         return [
             {
-                "label": classes[best],
-                "score": row[best],
+                "label": classes[index],
+                "score": row[index],
                 "scores": dict(zip(classes, row, strict=True)),
             }
-            for row, best in zip(probs.tolist(), probs.argmax(-1).tolist(), strict=True)
+            for row, index in zip(probs.tolist(), self.decide(outputs).tolist(), strict=True)
         ]

@@ -22,6 +22,7 @@ DATA = {
     "token_classification": [TAGS],
     "regression": [TEXTS, PAIRS, VECTORS],
     "multilabel_classification": [TEXTS, PAIRS, VECTORS],
+    "ordinal_regression": [TEXTS, PAIRS, VECTORS],
     "masked_lm": [DOCUMENTS, TEXTS, PAIRS],
     "language_modeling": [DOCUMENTS],
     "seq2seq": [TARGETS],

@@ -139,6 +139,10 @@ class InputTask(Task):
         """Number of model outputs; None: the vocabulary size."""
         raise NotImplementedError
 
+    def head_fields(self) -> dict[str, Any]:
+        """Further config fields of the head."""
+        return {}
+
     def reads_text(self) -> bool:
         return self.resolved_input_kind() != "features"
 
@@ -151,7 +155,7 @@ class InputTask(Task):
     def model_config(
         self, overrides: dict[str, Any], tokenizer: Tokenizer | None
     ) -> dict[str, Any]:
-        config = {"output_dim": self.num_outputs(), **overrides}
+        config = {"output_dim": self.num_outputs(), **self.head_fields(), **overrides}
         if self.resolved_input_kind() == "features":
             config = {"input_dim": self.input_dim, **config}
         if self.resolved_input_kind() == "pair":
@@ -183,7 +187,8 @@ class InputTask(Task):
         return True
 
     def check(self, config: TransformerConfig, tokenizer: Tokenizer | None) -> None:
-        for name, required in (("output_dim", self.num_outputs()), ("input_dim", self.input_dim)):
+        fields = {"output_dim": self.num_outputs(), "input_dim": self.input_dim}
+        for name, required in {**fields, **self.head_fields()}.items():
             if getattr(config, name) != required:
                 value = "null" if required is None else required
                 raise UserError(

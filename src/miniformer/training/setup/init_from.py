@@ -16,8 +16,11 @@ from miniformer.train_config import TrainConfig
 
 # Fields without use in a head with other outputs, and fields that the new task sets.
 _VOCAB_HEAD_FIELDS = ("head_bias", "final_softcap", "logit_scale")
-_TASK_FIELDS = ("output_dim", "input_dim", "output_bias")
-_INPUT_TASKS = ("classification", "regression", "masked_lm")
+_TASK_FIELDS = ("output_dim", "input_dim", "output_bias", "ordered_outputs")
+_OUTPUT_TASKS = (
+    "classification", "multilabel_classification", "ordinal_regression", "regression",
+)  # fmt: skip
+_INPUT_TASKS = (*_OUTPUT_TASKS, "masked_lm")
 # Task options that the run takes from the model directory.
 _INHERITED_TASK_OPTIONS = {
     "seq2seq": ("start_id",),
@@ -51,7 +54,7 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     # Set even to its default: a task chooses a value for a missing field.
     fields |= {"vocab_size": shape.vocab_size, "causal": shape.causal}
     fields["token_types"] = shape.token_types
-    has_outputs = config.task in ("classification", "regression")
+    has_outputs = config.task in _OUTPUT_TASKS
     for name in (*_TASK_FIELDS, *(_VOCAB_HEAD_FIELDS if has_outputs else ())):
         fields.pop(name, None)
     if has_outputs:  # the classification head of its architecture, for export

@@ -27,7 +27,7 @@ _SHARED_FIELDS = (
     "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
 # Fields of the task's model that a masked LM does not have.
-_HEAD_FIELDS = ("output_dim", "output_bias")
+_HEAD_FIELDS = ("output_dim", "output_bias", "ordered_outputs")
 # Settings that follow from the run. Of the model, only the dropout may differ.
 _DERIVED_FIELDS = (
     "task", "model", "model_size", "init_from", "pretrain", "tokenizer", "source_tokenizer",
