@@ -503,7 +503,7 @@ def best_threshold_is_a_half(original):
     return lambda probs, labels: 0.5
 
 
-@fault("miniformer.tasks.common.thresholds:_f1")
+@fault("miniformer.tasks.common.thresholds:f1_along")
 def f1_of_an_absent_label_is_one(original):
     """A label without positives and predictions counts as solved."""
 
@@ -592,3 +592,26 @@ def ordinal_prediction_is_the_mode(original):
 def thresholds_may_cross(original):
     """Thresholds are free parameters."""
     return lambda self: self.bias
+
+
+@fault("miniformer.tasks.regression:Regression._format_row")
+def outputs_are_in_the_order_of_the_record(original):
+    """Names of several values are sorted, but the outputs are not."""
+
+    def format_row(self, row):
+        result = original(self, row)
+        return dict(zip(sorted(result), row, strict=True)) if isinstance(result, dict) else result
+
+    return format_row
+
+
+@fault("miniformer.tasks.common.value_metrics:average_outputs")
+def metrics_are_of_the_first_output(original):
+    """Metrics of several outputs are those of the first."""
+    return lambda names, metrics_of: original(names, lambda index: metrics_of(0))
+
+
+@fault("miniformer.tasks.regression:Regression._check_value")
+def values_of_other_lengths_pass(original):
+    """A value of fewer numbers than the others is not refused."""
+    return lambda self, value: None if isinstance(value, list) else original(self, value)

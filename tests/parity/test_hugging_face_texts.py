@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import miniformer
+from miniformer import registry
 from miniformer.config import NoEffectWarning, UserError
 from miniformer.config.architectures import architecture_config as presets
 from miniformer.interop.hf.families import ALL_FAMILIES
@@ -139,6 +140,50 @@ def test_regression_export_is_in_the_units_of_the_data(tmp_path):
         expected = 7 + 3 * imported.model.classify(source)
         torch.testing.assert_close(reloaded(input_ids=source).logits, expected)
     assert reloaded.config.problem_type == "regression"
+
+
+@pytest.mark.parametrize(
+    ("problem", "task", "changes"),
+    [
+        (
+            "regression",
+            "regression",
+            {"target_mean": [7.0, 0.0, -1.0], "target_std": [3.0, 1.0, 0.5]},
+        ),
+        ("multi_label_classification", "multilabel_classification", {"thresholds": 0.3}),
+    ],
+)
+def test_outputs_of_other_problem_types_match_hugging_face(problem, task, changes, tmp_path):
+    """Several values, and several labels: the task is inferred, and the type is exported."""
+    hf_model = random_model(
+        "BertForSequenceClassification", "bert", num_labels=3, problem_type=problem
+    )
+    hf_model.save_pretrained(tmp_path / "theirs")
+    imported = miniformer.from_hf(tmp_path / "theirs")
+    assert imported.task.name == task
+    imported.task = dataclasses.replace(imported.task, **changes)
+    miniformer.to_hf(imported, tmp_path / "out")
+    reloaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert reloaded.config.problem_type == problem
+    assert reloaded.config.num_labels == 3
+    source = ids(2, 9)
+    with torch.no_grad():
+        expected = imported.model.classify(source)
+        if task == "regression":
+            expected = torch.tensor([7.0, 0.0, -1.0]) + torch.tensor([3.0, 1.0, 0.5]) * expected
+        torch.testing.assert_close(reloaded(input_ids=source).logits, expected)
+
+
+def test_ordinal_model_is_not_exported(tmp_path):
+    config = miniformer.TransformerConfig(
+        vocab_size=258, d_model=16, n_heads=2, n_layers=1, output_dim=3, ordered_outputs=True
+    )
+    task = registry.get("task", "ordinal_regression")(classes=[1, 2, 3, 4], input_kind="text")
+    pipeline = miniformer.Pipeline(
+        miniformer.Transformer(config), None, task=task, generation=miniformer.GenerationConfig()
+    )
+    with pytest.raises(miniformer.UserError, match="ordered_outputs"):
+        miniformer.to_hf(pipeline, tmp_path / "out")
 
 
 def tokenizer_like(family, folder):

@@ -17,12 +17,14 @@ from torch import Tensor
 from miniformer.config import option
 from miniformer.data.batching.columnar import ColumnarStore, Example
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.data.reading.records import Record
+from miniformer.data.reading.records import Record, Records
 from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import BatchStats, concat_batches, mean
 from miniformer.tasks.common import thresholds as tuning
 from miniformer.tasks.common.label_task import LabelTask
+from miniformer.tasks.common.record_results import RecordResults
+from miniformer.tasks.common.resampling import f1_scores, sum_records, weighted_mean
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -172,6 +174,56 @@ class MultiLabelClassification(LabelTask):
             "subset_accuracy": float((predictions == labels).all(1).mean()),
         }
 
+    def record_results(
+        self, batch_stats: Sequence[BatchStats], records: Records, tokenizer: Tokenizer | None
+    ) -> RecordResults:
+        """Results of each record; predictions and truths are lists of labels."""
+        probs, labels = _probs_and_labels(batch_stats)
+        predictions = self.decide(probs)
+        class_counts = [(predictions & labels).sum(0), predictions.sum(0), labels.sum(0)]
+        return RecordResults(
+            records=concat_batches(batch_stats, "records").numpy(),
+            predictions=self._names(predictions),
+            truths=self._names(labels),
+            losses=self._record_losses(probs, labels),
+            weights=np.ones(len(labels)),
+            correct=(predictions == labels).all(1),
+            classes=self.require_classes(),
+            class_scores=probs,
+            class_counts=np.stack(class_counts, 1),
+            statistics={"predictions": predictions, "labels": labels},
+        ).in_data_order()
+
+    def _record_losses(self, probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Mean loss of each record, float64 [N]."""
+        p = np.clip(probs.astype(np.float64), 1e-15, 1 - 1e-15)
+        weights = self.class_weights if isinstance(self.class_weights, list) else 1.0
+        losses = np.where(labels, -np.asarray(weights) * np.log(p), -np.log1p(-p))
+        return np.asarray(losses.mean(1))
+
+    def resampled_metrics(
+        self, results: RecordResults, counts: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        predictions, labels = (results.statistics[name] for name in ("predictions", "labels"))
+        sums = tuple(
+            sum_records(counts, x) for x in (predictions & labels, predictions, labels)
+        )  # [R, C] each
+        ones = np.ones(len(results))
+        records_f1 = tuning.f1_along(predictions, labels, axis=1)
+        empty = ~(predictions.any(1) | labels.any(1))
+        return {
+            **super().resampled_metrics(results, counts),
+            "macro_f1": f1_scores(*sums).mean(-1),
+            "micro_f1": f1_scores(*(x.sum(-1) for x in sums)),
+            "samples_f1": weighted_mean(counts, records_f1 + empty, ones),
+            "subset_accuracy": weighted_mean(counts, (predictions == labels).all(1), ones),
+        }
+
+    def _names(self, decisions: np.ndarray) -> list[list[Any]]:
+        """Labels of each row of bool [N, C]."""
+        classes = self.require_classes()
+        return [[label for label, x in zip(classes, row, strict=True) if x] for row in decisions]
+
     def decide(self, probs: np.ndarray) -> np.ndarray:
         """Predicted labels of probabilities [N, C], bool [N, C]."""
         threshold = _DEFAULT_THRESHOLD if self.thresholds is None else self.thresholds
@@ -203,11 +255,8 @@ class MultiLabelClassification(LabelTask):
         """For each input: its `labels`, and the probabilities of all classes as `scores`."""
         classes, probs = self.require_classes(), outputs.float().sigmoid().numpy()
         return [
-            {
-                "labels": [label for label, chosen in zip(classes, row, strict=True) if chosen],
-                "scores": dict(zip(classes, scores, strict=True)),
-            }
-            for row, scores in zip(self.decide(probs), probs.tolist(), strict=True)
+            {"labels": labels, "scores": dict(zip(classes, scores, strict=True))}
+            for labels, scores in zip(self._names(self.decide(probs)), probs.tolist(), strict=True)
         ]
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from miniformer.checkpoint.artifacts import read_artifacts
@@ -81,9 +82,7 @@ def to_hf(
     hf_config = {
         **hf_config,
         **ids,
-        **metadata.label_config(
-            source.task.get("classes"), source.config.output_dim, source.hf_metadata
-        ),
+        **metadata.label_config(source.task, source.config.output_dim, source.hf_metadata),
         "dtype": dtype,
         "torch_dtype": dtype,  # its name before transformers 5
     }
@@ -211,10 +210,14 @@ def _denormalized_weight(source: ExportSource, name: str) -> Tensor:
     """A weight; the head of a regression is scaled to the units of the data."""
     tensor = source.load_tensor(name)
     mean, std = source.task.get("target_mean"), source.task.get("target_std")
-    offsets = {"head.weight": 0.0, "head.bias": mean}
-    if source.task.get("task") != "regression" or name not in offsets or std is None:
+    is_scaled = source.task.get("task") == "regression" and std is not None
+    if not is_scaled or name not in ("head.weight", "head.bias"):
         return tensor
-    scaled: Tensor = tensor.double() * std + offsets[name]
+    means, stds = (torch.tensor(x, dtype=torch.float64).reshape(-1) for x in (mean, std))
+    if name == "head.bias":
+        scaled = tensor.double() * stds + means
+    else:
+        scaled = tensor.double() * stds[:, None]
     return scaled.to(tensor.dtype)
 
 

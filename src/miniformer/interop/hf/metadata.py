@@ -82,12 +82,14 @@ def infer_task(checkpoint: Checkpoint) -> Config:
         return {"task": "embedding", "input_kind": "text"}
     problem = hf_config.get("problem_type")
     if problem == "regression" or (problem is None and config.output_dim == 1):
-        if config.output_dim != 1:
-            raise UserError(f"a regression of {config.output_dim} values is not supported, only 1")
-        return {"task": "regression", "input_kind": "text", "target_mean": 0.0, "target_std": 1.0}
-    if problem == "multi_label_classification":
-        raise UserError(f"problem_type={problem!r} is not supported, only one label per text")
+        count, scale = config.output_dim, {"target_mean": 0.0, "target_std": 1.0}
+        if count == 1:
+            return {"task": "regression", "input_kind": "text", **scale}
+        scales = {name: [value] * count for name, value in scale.items()}
+        return {"task": "regression", "input_kind": "text", "num_values": count, **scales}
     classes = _class_names(hf_config, config.output_dim)
+    if problem == "multi_label_classification":
+        return {"task": "multilabel_classification", "input_kind": "text", "classes": classes}
     return {"task": "classification", "input_kind": "text", "classes": classes}
 
 
@@ -236,15 +238,16 @@ def make_special_token_ids(
     return ids | {name: value for name, value in family.fixed.items() if name in ids}
 
 
-def label_config(classes: list[Any] | None, width: int | None, hf_metadata: Config) -> Config:
-    """Keys of a `config.json` that name the classes."""
+def label_config(task: Config, width: int | None, hf_metadata: Config) -> Config:
+    """Keys of a `config.json` that name the classes or outputs, and the kind of the problem."""
     if width is None:
         return {}
-    if classes is None and width == 1:
-        names, problem = ["LABEL_0"], {"problem_type": "regression"}
-    else:
-        names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
-        problem = {"problem_type": "single_label_classification"}
+    classes = task.get("classes") or task.get("value_names")
+    names = [str(name) for name in classes or [f"LABEL_{index}" for index in range(width)]]
+    problem_types = {"multilabel_classification": "multi_label_classification"}
+    name = problem_types.get(str(task.get("task")), "single_label_classification")
+    is_regression = task.get("task") == "regression" or (width == 1 and classes is None)
+    problem = {"problem_type": "regression" if is_regression else name}
     if classes is None:
         labels = {name: hf_metadata.get("config", {}).get(name) for name in _LABEL_KEYS}
         if isinstance(labels["id2label"], dict) and len(labels["id2label"]) == width:

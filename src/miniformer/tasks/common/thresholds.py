@@ -57,21 +57,21 @@ def best_common_threshold(probs: np.ndarray, labels: np.ndarray) -> float:
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 averaged over labels; 0 for a label without positives and predictions."""
-    return float(_f1(predictions, labels, axis=0).mean())
+    return float(f1_along(predictions, labels, axis=0).mean())
 
 
 def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 of all decisions together."""
-    return float(_f1(predictions, labels, axis=None))
+    return float(f1_along(predictions, labels, axis=None))
 
 
 def samples_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
     """F1 averaged over records; 1 for a record without labels and predictions."""
     empty = ~(predictions.any(1) | labels.any(1))
-    return float((_f1(predictions, labels, axis=1) + empty).mean())
+    return float((f1_along(predictions, labels, axis=1) + empty).mean())
 
 
-def _f1(predictions: np.ndarray, labels: np.ndarray, axis: int | None) -> np.ndarray:
+def f1_along(predictions: np.ndarray, labels: np.ndarray, axis: int | None) -> np.ndarray:
     """F1 along an axis of bool arrays [N, K]; 0 where it is undefined."""
     hits = (predictions & labels).sum(axis)
     total = predictions.sum(axis) + labels.sum(axis)

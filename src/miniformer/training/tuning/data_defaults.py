@@ -232,6 +232,7 @@ def resolve_task_options(
     if (
         isinstance(task, Regression)
         and task.input_kind == "features"
+        and task.num_values is None
         and records is not None
         and "target_delta_of" not in given
     ):

@@ -42,7 +42,7 @@ def resolve_checkpoint_metric(task: Task, records: Records | None) -> ResolvedSe
     | classification | accuracy; macro_f1 if classes are very unequal                           |
     | seq2seq        | exact_match of short targets and of formal ones, with few distinct words; |
     |                | else bleu, or chrf of text without spaces                                |
-    | regression     | rmse; pearson for pairs of texts                                         |
+    | regression     | rmse; r2 of several values; pearson for pairs of texts                   |
     | others         | the first metric of the task                                             |
 
     Args:
@@ -54,6 +54,8 @@ def resolve_checkpoint_metric(task: Task, records: Records | None) -> ResolvedSe
         balance = class_balance(records)
         if balance < _MIN_BALANCE:
             metric, reason = "macro_f1", "classes are very unequal"
+    elif getattr(task, "num_values", None) is not None:
+        metric, reason = "r2", "values are several numbers, of different units"
     elif getattr(task, "input_kind", None) == "pair" and "pearson" in task.metrics:
         metric, reason = "pearson", "inputs are pairs of texts"
     elif getattr(task, "eval_generate_samples", 0) and records is not None:
