@@ -37,9 +37,9 @@ class MultiLabelClassification(LabelTask):
         label_smoothing: fraction of each label that is replaced by 0.5, in training.
         thresholds: probability from which a label is predicted: one for all labels, or one for
             each in the order of `classes`; null: tuned on the validation data, else 0.5.
-        threshold_tuning: label: the threshold of each label with its highest F1, and a common one
-            for labels with fewer than 10 validation records; common: one threshold with the
-            highest macro F1; none: 0.5.
+        threshold_tuning: label: one for each label, between the one with its highest F1 and the
+            common one, which labels with fewer than 5 validation records get; common: one
+            threshold with the highest macro F1; none: 0.5.
         classes, balanced_sampling, class_counts: see `LabelTask`. A record is sampled as one of
             its rarest label.
         class_weights: weight of the positive records of each label: balanced: negative records per

@@ -94,12 +94,12 @@ class Regression(InputTask):
             or is_object != (kind is dict)
             or (is_object and set(value) != set(self.value_names or ()))
         ):
-            found = (
+            actual = (
                 f"has the keys {', '.join(map(repr, value))}"
                 if kind is dict
                 else (f"is a list of {len(value)}")
             )
-            return f"{found}, where others are {self._describe_values()}"
+            return f"{actual}, where others are {self._describe_values()}"
         return None
 
     def _describe_values(self) -> str:

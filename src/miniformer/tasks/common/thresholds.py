@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-# With fewer positive records, the best threshold of a label is mostly noise.
-MIN_POSITIVES = 10
+# With fewer positive records, the best threshold of a label is noise.
+MIN_POSITIVES = 5
 _GRID = np.arange(1, 100) / 100
 
 
 def best_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Threshold of each label with the highest F1; rare labels share a common threshold.
+    """Threshold of each label: the geometric mean of its own best one and the common one.
 
-    Labels with fewer than `MIN_POSITIVES` positive records get `best_common_threshold`, in which
-    all labels have a part.
+    The best threshold of a label fits its validation records too closely. The mean with
+    `best_common_threshold`, in which all labels have a part, gives about the same macro F1 on new
+    data and a higher micro F1. Labels with fewer than `MIN_POSITIVES` positive records get the
+    common threshold.
 
     Args:
         probs: float [N, K].
@@ -22,9 +24,10 @@ def best_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         float [K]; a label is predicted if its probability is at least the threshold.
     """
-    thresholds = np.full(probs.shape[1], best_common_threshold(probs, labels))
+    common = best_common_threshold(probs, labels)
+    thresholds = np.full(probs.shape[1], common)
     for label in np.flatnonzero(labels.sum(0) >= MIN_POSITIVES):
-        thresholds[label] = best_threshold(probs[:, label], labels[:, label])
+        thresholds[label] = np.sqrt(common * best_threshold(probs[:, label], labels[:, label]))
     return thresholds
 
 

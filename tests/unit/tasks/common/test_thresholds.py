@@ -65,4 +65,6 @@ def test_best_thresholds_of_rare_labels_are_common():
     tuned = thresholds.best_thresholds(probs, labels)
     common = thresholds.best_common_threshold(probs, labels)
     assert tuned[1] == tuned[2] == common
-    assert tuned[0] == thresholds.best_threshold(probs[:, 0], labels[:, 0])
+    own = thresholds.best_threshold(probs[:, 0], labels[:, 0])
+    assert tuned[0] == pytest.approx(np.sqrt(own * common))
+    assert min(own, common) < tuned[0] < max(own, common)
