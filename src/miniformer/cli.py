@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from miniformer import __version__
 from miniformer.commands.data import add_data_command, run_data
 from miniformer.commands.demo import add_demo_command, run_demo
+from miniformer.commands.evaluate import add_evaluate_command, run_evaluate
 from miniformer.commands.generate import add_generate_command, run_generate
 from miniformer.commands.hf import (
     add_export_command,
@@ -43,6 +44,7 @@ class Command(NamedTuple):
 # In the order of the help.
 COMMANDS = {
     "train": Command(add_train_command, run_training, only_given=True),
+    "evaluate": Command(add_evaluate_command, run_evaluate),
     "predict": Command(add_predict_command, run_predict),
     "generate": Command(add_generate_command, run_generate, only_given=True),
     "score": Command(add_score_command, run_score),

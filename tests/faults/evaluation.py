@@ -192,3 +192,39 @@ def confusion_matrix_is_transposed(original):
 def evaluation_report_replaces_other_files(original):
     """The report ignores its path."""
     return lambda path, evaluation: original(path.with_name("evaluation.html"), evaluation)
+
+
+@fault("miniformer.checkpoint.data_settings:StoredDataSettings.batches")
+def evaluation_ignores_sizes_of_training(original):
+    """An evaluation has batches of its own size."""
+    return lambda self: dataclasses.replace(original(self), batch_size=7)
+
+
+@fault("miniformer.checkpoint.data_settings:StoredDataSettings.mapping")
+def columns_of_training_are_forgotten(original):
+    """Columns of the training data are not used again."""
+    return lambda self: type(original(self))()
+
+
+@fault("miniformer.checkpoint.data_settings:StoredDataSettings.override")
+def other_columns_lose_their_kind(original):
+    """Values of a renamed column are texts."""
+
+    def override(self, fields):
+        mapping = original(self, fields)
+        kinds = (self.fields or {}).get("kinds")
+        return dataclasses.replace(mapping, kinds=kinds)
+
+    return override
+
+
+@fault("miniformer.commands.evaluate:_output_paths")
+def predictions_are_not_written(original):
+    """Only the report is written."""
+    return lambda out, predictions: (original(out, predictions)[0], None)
+
+
+@fault("miniformer.commands.models:resolve_model")
+def run_folder_is_refused(original):
+    """A run folder does not stand for its best model."""
+    return lambda directory: directory

@@ -125,6 +125,24 @@ def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {**current, "task": name}
 
 
+def as_inputs(inputs: Any) -> Any:
+    """A string, or a list or tuple of inputs; arrays and columns of frames become lists.
+
+    Raises:
+        UserError: the inputs are of another type.
+    """
+    to_list = getattr(inputs, "tolist", None) or getattr(inputs, "to_list", None)
+    inputs = to_list() if callable(to_list) else inputs
+    if isinstance(inputs, str | list | tuple):
+        return inputs
+    raise UserError(
+        f"inputs must be one input or a list of them, not a {type(inputs).__name__}; records go "
+        "to evaluate"
+        if isinstance(inputs, dict)
+        else f"inputs must be one input or a list of them, not a {type(inputs).__name__}"
+    )
+
+
 def check_texts(inputs: Sequence[Any]) -> None:
     """Checks the texts of inputs; one error lists all invalid inputs.
 

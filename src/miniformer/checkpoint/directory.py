@@ -4,6 +4,7 @@ config.json  model.safetensors  format_version     the model
 tokenizer.json  task.json  generation_config.json  how to use it
 source_tokenizer/tokenizer.json                    the source tokenizer, if it is separate
 README.md (and its images)                         the model card
+data.json                                          how training read and batched its data
 huggingface.json                                   metadata of an imported model, for an export
 """
 
@@ -19,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from miniformer.checkpoint.data_settings import FILE_NAME, StoredDataSettings
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.pretrained import PretrainedMixin
@@ -46,6 +48,7 @@ def save_directory(
     image_paths: tuple[Path, ...] = (),
     hf_metadata: dict[str, Any] | None = None,
     source_directory: Path | None = None,
+    data: StoredDataSettings | None = None,
 ) -> None:
     """Writes a model directory atomically.
 
@@ -59,6 +62,7 @@ def save_directory(
         image_paths: files that the card shows.
         hf_metadata: metadata of an imported model, see `read_hf_metadata`.
         source_directory: directory of the imported model; its tokenizer files are copied.
+        data: how training read and batched its data; None: not known.
     """
     with atomic_model_directory(directory) as tmp_path:
         model.save_pretrained(tmp_path)
@@ -66,6 +70,8 @@ def save_directory(
             tokenizer.save(tmp_path / "tokenizer.json")
         write_json(tmp_path / "task.json", task)
         write_json(tmp_path / "generation_config.json", generation.to_dict())
+        if data is not None:
+            write_json(tmp_path / FILE_NAME, data.to_dict())
         write_text(tmp_path / "README.md", model_card)
         for path in image_paths:
             shutil.copyfile(path, tmp_path / path.name)

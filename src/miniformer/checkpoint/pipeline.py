@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,17 +14,21 @@ from torch import Tensor
 
 from miniformer.checkpoint.artifacts import (
     MODEL_CLASSES,
+    as_inputs,
     check_prompts,
     check_text,
     check_texts,
     get_model_kind,
     read_artifacts,
 )
+from miniformer.checkpoint.data_settings import StoredDataSettings, read_data_settings
 from miniformer.checkpoint.directory import read_hf_metadata, require_empty, save_directory
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.records import RecordSequence, as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.evaluation.evaluation import Evaluation, evaluate, with_comparison
+from miniformer.evaluation.intervals import Bootstrap
 from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.speculative import Speculation
@@ -54,6 +59,7 @@ def load(directory: str | Path, *, revision: str | None = None) -> Pipeline:
     model = MODEL_CLASSES[get_model_kind(directory, architecture)].from_pretrained(directory)
     pipeline = Pipeline(model, tokenizer, task=task, generation=generation)
     pipeline.directory, pipeline.hf_metadata = directory, read_hf_metadata(directory)
+    pipeline.data_settings = read_data_settings(directory)
     return pipeline
 
 
@@ -78,7 +84,8 @@ class Pipeline:
             generation = task.default_generation_config(model.config, tokenizer)
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.generation = generation or GenerationConfig()
-        # The loaded directory, and its Hugging Face metadata.
+        # How training read and batched its data; the loaded directory and its metadata.
+        self.data_settings = StoredDataSettings()
         self.directory: Path | None = None
         self.hf_metadata: dict[str, Any] = {}
 
@@ -179,31 +186,95 @@ class Pipeline:
             **_truncate_argument(truncate),
         }
 
-    def predict(
-        self, inputs: Sequence[Any], *, truncate: bool = False, **options: Any
-    ) -> list[Any]:
-        """Predictions for inputs: texts, pairs of texts, or feature vectors.
+    def predict(self, inputs: Any, *, truncate: bool = False, **options: Any) -> Any:
+        """Predictions for one input or several: texts, pairs of texts, or feature vectors.
 
         Args:
-            inputs: in the format of `input` or `source` of records.
+            inputs: one input, in the format of `input` or `source` of records, or a list of them.
+                A string is one input. For a model of pairs, a list of two strings is one pair, and
+                several pairs are a list of such lists. For a model of vectors, a list of vectors is
+                one input. A tuple, an array or a column of a frame may take the place of a list.
             truncate: truncate inputs longer than `max_seq_len`, as training does.
             **options: fields of `GenerationConfig`, for seq2seq.
 
         Returns:
-            For classification {"label", "score", "scores"} each, for regression a number each, for
-            seq2seq a string each.
+            The prediction of one input, or a list of them. A prediction is, for classification, a
+            dict of `label`, `score` and `scores`; for regression a number; for seq2seq a string.
 
         Raises:
             InputError: inputs differ in kind from the training data, or are too long; its
                 `problems` are by input number.
+            UserError: the inputs are of another type, or an option is unknown or out of range.
         """
-        if isinstance(inputs, str):
-            raise UserError("predict takes a list of inputs; use [input] for a single one")
         config = self.generation.override(options)
+        inputs = as_inputs(inputs)
+        is_single = self.task.is_single_input(inputs)
+        inputs = [inputs] if is_single else inputs
         check_texts(inputs)
-        return self.task.predict(
+        predictions = self.task.predict(
             self.model, self._require_tokenizer(), inputs, config, **_truncate_argument(truncate)
         )
+        return predictions[0] if is_single else predictions
+
+    def evaluate(
+        self,
+        data: DataFiles | RecordSequence,
+        *,
+        by: str | None = None,
+        against: Pipeline | str | Path | None = None,
+        batch_size: int | None = None,
+        num_resamples: int = 1000,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+        **fields: Any,
+    ) -> Evaluation:
+        """Evaluates the model on labeled records.
+
+        Args:
+            data: files in the formats of training data, or records in memory: a list of dicts, a
+                frame, a data set.
+            by: a field of the records; metrics are also computed for each of its values.
+            against: another model for the same task, or its directory, for paired tests.
+            batch_size: see `DataSettings`; None: that of training, which gives the metrics of its
+                test to the last digit.
+            num_resamples: bootstrap resamples of the 95 % intervals; 0: no intervals.
+            seed: seed of the resamples.
+            progress: called with (records done, all records).
+            **fields: fields of `FieldSettings`, such as input_field="text"; those of the training
+                data by default.
+
+        Raises:
+            UserError: the task has no labels, a record is invalid, or an option is.
+        """
+        if isinstance(self.task, EmbeddingTask):
+            raise UserError("a model for embedding has no labels to compare with; use embed")
+        if against is not None and num_resamples < 1:
+            raise UserError("against needs num_resamples of 1 or more")
+        settings = self.data_settings
+        if batch_size is not None:
+            if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+                raise UserError(f"batch_size must be a positive integer, not {batch_size!r}")
+            settings = dataclasses.replace(settings, batch_size=batch_size, batch_tokens=None)
+        mapping = settings.override(fields)
+        mapping.check_fields(self.task.schema)
+        evaluation = evaluate(
+            self.model,
+            self.task,
+            self._require_tokenizer(),
+            as_records(data, self.task.schema, mapping=mapping),
+            settings.batches(),
+            by=by,
+            bootstrap=Bootstrap(num_resamples, seed),
+            progress=progress,
+        )
+        if against is None:
+            return evaluation
+        baseline = against if isinstance(against, Pipeline) else load(against)
+        name = str(baseline.directory or "the other model")
+        baseline_evaluation = baseline.evaluate(
+            data, batch_size=batch_size, num_resamples=0, progress=progress, **fields
+        )
+        return with_comparison(evaluation, baseline_evaluation, name)
 
     def embed(self, inputs: Sequence[Any], *, truncate: bool = False) -> Tensor:
         """One vector for each input: [N, d_model], as the model's `pooling` says.
@@ -217,6 +288,7 @@ class Pipeline:
         """
         if isinstance(inputs, str):
             raise UserError("embed takes a list of inputs; use [input] for a single one")
+        inputs = as_inputs(inputs)
         if not isinstance(self.model, Transformer):
             raise UserError("a seq2seq model has no single vector for a text; use an encoder")
         check_texts(inputs)
@@ -327,6 +399,7 @@ class Pipeline:
             model_card=card.read_text(encoding="utf-8") if card.is_file() else "# A model\n",
             hf_metadata=self.hf_metadata,
             source_directory=self.directory,
+            data=self.data_settings,
         )
 
     def push_to_hub(self, name: str, *, private: bool = False, message: str | None = None) -> str:

@@ -127,9 +127,11 @@ def _worst_lines(evaluation: EvaluationResults) -> list[str]:
         facts = [
             f"{name} {format_value(item[name])}" for name in ("truth", "prediction") if name in item
         ]
-        score = f" ({item['score']:.2f})" if "score" in item else ""
+        score = f", score {item['score']:.2f}" if "score" in item else ""
         facts = [*facts, f"loss {item['loss']:.3g}"]
-        lines.append(_shorten(f"  {item['place']}: {', '.join(facts)}{score}", WIDTH))
+        lines.append(
+            _shorten(f"  {item['place'].rpartition('/')[2]}: {', '.join(facts)}{score}", WIDTH)
+        )
         lines.append(_shorten(f"    {describe_record(item['record'])}", WIDTH))
     return lines
 

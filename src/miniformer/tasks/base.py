@@ -305,6 +305,10 @@ class Task(StrictConfig):
         """
         raise UserError(f"a model for {self.name} generates no text; use predict")
 
+    def is_single_input(self, value: Any) -> bool:
+        """True for one input of `predict`, false for a list of inputs."""
+        return isinstance(value, str)
+
     def predict(
         self,
         model: Any,

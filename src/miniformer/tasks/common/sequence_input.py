@@ -250,6 +250,16 @@ class InputTask(Task):
         out: Tensor = model.classify(**model_inputs(model, batch))
         return out
 
+    def is_single_input(self, value: Any) -> bool:
+        """True for a text; of a model for pairs, two texts; of one for vectors, a list of them."""
+        if isinstance(value, str) or not isinstance(value, list | tuple) or not value:
+            return isinstance(value, str)
+        first, kind = value[0], self.resolved_input_kind()
+        if kind == "features":
+            is_vector = isinstance(first, list | tuple) and bool(first)
+            return isinstance(first, dict) or (is_vector and isinstance(first[0], int | float))
+        return kind == "pair" and len(value) == 2 and all(isinstance(v, str) for v in value)
+
     def predict(
         self,
         model: Any,

@@ -1,0 +1,87 @@
+"""StoredDataSettings: `data.json` of a model directory, how training read and batched its data.
+
+With it, files are read alike later, and an evaluation gives the metrics of training to the last
+digit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import ConfigError, StrictConfig, UserError, option
+from miniformer.data.reading.mapping import FieldMapping
+from miniformer.evaluation.run_batches import BatchSettings
+
+FILE_NAME = "data.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredDataSettings(StrictConfig):
+    """Content of `data.json`; the defaults are those of a directory without this file.
+
+    Args:
+        seq_len, batch_size, batch_tokens: see `BatchSettings`.
+        fields: fields of the `FieldMapping`; null: columns have the names of the fields.
+    """
+
+    seq_len: int | None = option(None, low=1)
+    batch_size: int = option(16, low=1)
+    batch_tokens: int | None = option(None, low=1)
+    fields: dict[str, Any] | None = None
+
+    def batches(self) -> BatchSettings:
+        """Sizes of batches."""
+        return BatchSettings(self.seq_len, self.batch_size, self.batch_tokens)
+
+    def mapping(self) -> FieldMapping:
+        """Columns of the fields."""
+        return FieldMapping.from_dict(self.fields or {}, stored=True)
+
+    def override(self, fields: dict[str, Any]) -> FieldMapping:
+        """The mapping with other columns, whose values are of the same kinds.
+
+        Args:
+            fields: given fields of `FieldMapping`.
+
+        Raises:
+            UserError: a field is unknown or invalid.
+        """
+        mapping, given = self.mapping(), {k: v for k, v in fields.items() if v is not None}
+        if not given:
+            return mapping
+        values = {**mapping.to_dict(), **given}
+        if mapping.kinds is not None:
+            old, new = (
+                FieldMapping.from_dict({**mapping.to_dict(), **changes, "kinds": None})
+                for changes in ({}, given)
+            )
+            names = ("input_field", "label_field", "text_field")
+            renamed = {str(getattr(new, name)): str(getattr(old, name)) for name in names}
+            same = {name: mapping.kinds.get(source) for name, source in renamed.items()}
+            kinds = {name: kind for name, kind in same.items() if kind is not None}
+            values["kinds"] = {**mapping.kinds, **kinds}
+        return FieldMapping.from_dict(values)
+
+
+def read_data_settings(directory: Path) -> StoredDataSettings:
+    """Reads `data.json`; a directory of an earlier version, or an imported one, has none.
+
+    Raises:
+        UserError: the file is invalid.
+    """
+    path = directory / FILE_NAME
+    try:
+        settings = StoredDataSettings.from_dict(
+            json.loads(path.read_text(encoding="utf-8")), stored=True
+        )
+        settings.mapping()
+    except FileNotFoundError:
+        return StoredDataSettings()
+    except ConfigError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not data settings: {error}") from None
+    return settings

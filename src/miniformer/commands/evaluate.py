@@ -1,0 +1,114 @@
+"""`miniformer evaluate`: metrics of a model on a file, with intervals, and a report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from miniformer.commands.models import (
+    add_field_flags,
+    load_pipeline,
+    pop_fields,
+    progress_bar,
+    resolve_model,
+    round_numbers,
+)
+from miniformer.config import UserError
+from miniformer.config.command_line import command_parser
+
+
+def add_evaluate_command(commands: Any) -> None:
+    """Adds the subcommand."""
+    parser = command_parser(
+        "Evaluate a model on labeled records: metrics with 95 % intervals, class metrics, "
+        "calibration, and the worst records."
+    )
+    parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
+    parser.add_argument("files", type=str, nargs="+", help="labeled data in the formats of train")
+    parser.add_argument("--by", type=str, help="field of the records; metrics of each value of it")
+    parser.add_argument(
+        "--against", type=str, help="directory of another model, for paired tests of the difference"
+    )
+    parser.add_argument(
+        "--out",
+        type=str,
+        help="HTML report to write; predictions are written beside it, as .jsonl",
+    )
+    parser.add_argument(
+        "--predictions", type=str, help="JSON lines to write: the result and fields of each record"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print all results as JSON instead of tables"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        help="mean examples per batch; null: that of training, which gives the metrics of its test",
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads; null: those that torch chooses")
+    parser.add_argument(
+        "--resamples", type=int, default=1000, help="bootstrap resamples of the intervals"
+    )
+    add_field_flags(parser)
+    commands.add_subcommand("evaluate", parser, help="metrics of a model on a labeled file")
+
+
+def run_evaluate(values: dict[str, Any]) -> int:
+    """Runs the subcommand."""
+    if values["resamples"] < 0:
+        raise UserError(f"resamples must be at least 0, not {values['resamples']}")
+    fields = pop_fields(values)
+    report, predictions = _output_paths(values["out"], values["predictions"])
+    pipeline = load_pipeline(values["directory"], values["threads"])
+    against = values["against"] and resolve_model(values["against"])
+    with progress_bar("evaluating") as progress:
+        evaluation = pipeline.evaluate(
+            values["files"] if len(values["files"]) > 1 else values["files"][0],
+            by=values["by"],
+            against=against,
+            batch_size=values["batch_size"],
+            num_resamples=values["resamples"],
+            progress=progress,
+            **fields,
+        )
+    print(evaluation.to_json() if values["json"] else evaluation)
+    if report is not None:
+        evaluation.write_report(report)
+        print(f"report: {report}", file=sys.stderr)
+    if predictions is not None:
+        _write_predictions(predictions, evaluation)
+        print(f"predictions: {predictions}", file=sys.stderr)
+    return 0
+
+
+def _output_paths(out: str | None, predictions: str | None) -> tuple[Path | None, Path | None]:
+    """Paths of the report and the predictions; predictions are beside the report by default.
+
+    Raises:
+        UserError: a path is a folder, or names the same file as the other one.
+    """
+    report = None if out is None else Path(out)
+    rows = report.with_suffix(".jsonl") if report is not None else None
+    rows = rows if predictions is None else Path(predictions)
+    for flag, path in (("out", report), ("predictions", rows)):
+        if path is not None and path.is_dir():
+            raise UserError(f"{flag}: {path} is a folder; name a file in it")
+    if report is not None and report == rows:
+        raise UserError(f"out: {report} is for the report and predictions; name it .html")
+    return report, rows
+
+
+def _write_predictions(path: Path, evaluation: Any) -> None:
+    from miniformer.utils.atomic import atomic_path
+
+    records = evaluation.records
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as tmp_path, tmp_path.open("w", encoding="utf-8") as file:
+            for row in evaluation.predictions():
+                line = {**round_numbers(row), "record": records[row["index"]]}
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None

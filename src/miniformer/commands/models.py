@@ -1,0 +1,84 @@
+"""Helpers of the commands that use a model: its directory, threads, columns, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from miniformer.config import UserError
+from miniformer.config.command_line import add_config_flags
+from miniformer.config.train_settings import FieldSettings
+
+_MODEL_FILE = "format_version"  # each model directory has it
+
+
+def add_field_flags(parser: Any) -> None:
+    """Adds the flags of `FieldSettings`; null: as in the training data."""
+    add_config_flags(parser, FieldSettings)
+
+
+def pop_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Removes the given fields of `FieldSettings` from the values of a command.
+
+    Raises:
+        ConfigError: a field is invalid.
+    """
+    fields = {name: values.pop(name, None) for name in FieldSettings.__dataclass_fields__}
+    given = {name: value for name, value in fields.items() if value is not None}
+    FieldSettings.from_dict(given)  # reports errors before torch is imported
+    return given
+
+
+def resolve_model(directory: str) -> str:
+    """The model directory; of a run folder its best model, or the last one, with a note."""
+    path = Path(directory)
+    if path.is_dir() and not (path / _MODEL_FILE).exists():
+        for name in ("best", "last"):
+            if (path / name / _MODEL_FILE).exists():
+                print(f"note: {path} is a run folder; using {path / name}", file=sys.stderr)
+                return str(path / name)
+    return directory
+
+
+def load_pipeline(directory: str, threads: int | None) -> Any:
+    """The pipeline of a model directory or a run folder.
+
+    Args:
+        directory: of the model.
+        threads: CPU threads of torch; None: its default.
+
+    Raises:
+        UserError: `threads` is out of range, or the directory is not a model.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, not {threads}")
+    import torch
+
+    from miniformer.checkpoint.pipeline import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load(resolve_model(directory))
+
+
+@contextlib.contextmanager
+def progress_bar(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows (done, total) as a bar, on a terminal only."""
+    from rich.console import Console
+
+    from miniformer.training.callbacks.progress import progress_bars
+
+    with progress_bars(Console(stderr=True)) as progress:
+        yield lambda done, total: progress(task, done, total)
+
+
+def round_numbers(value: Any) -> Any:
+    """A JSON value with at most 6 significant digits of each float."""
+    if isinstance(value, dict):
+        return {key: round_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [round_numbers(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
