@@ -89,12 +89,12 @@ def _output_paths(out: str | None, predictions: str | None) -> tuple[Path | None
     Raises:
         UserError: a path is a folder, or names the same file as the other one.
     """
+    for flag, name in (("out", out), ("predictions", predictions)):
+        if name is not None and (not name or Path(name).is_dir()):
+            raise UserError(f"{flag}: {name} is a folder; name a file in it")
     report = None if out is None else Path(out)
     rows = report.with_suffix(".jsonl") if report is not None else None
     rows = rows if predictions is None else Path(predictions)
-    for flag, path in (("out", report), ("predictions", rows)):
-        if path is not None and path.is_dir():
-            raise UserError(f"{flag}: {path} is a folder; name a file in it")
     if report is not None and report == rows:
         raise UserError(f"out: {report} is for the report and predictions; name it .html")
     return report, rows

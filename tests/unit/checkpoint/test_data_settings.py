@@ -1,4 +1,4 @@
-"""How training read its data is stored with the model, and later files are read alike."""
+"""Settings of the training data are stored with the model, and later files are read alike."""
 
 import pytest
 
