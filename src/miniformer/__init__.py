@@ -38,7 +38,7 @@ _PUBLIC = {
     "to_hf": "miniformer.interop.hf.export",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "TrainConfig": "miniformer.train_config",
-    "train": "miniformer.training.run",
+    "train": "miniformer.training.api",
 }
 
 __all__ = [
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from miniformer.model.transformer import Transformer
     from miniformer.registry import register
     from miniformer.train_config import TrainConfig
+    from miniformer.training.api import train
     from miniformer.training.lit_module import MiniFormerLitModule
-    from miniformer.training.run import train
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
@@ -76,16 +75,6 @@ class TrainConfig(
                 del nested["task"]
             replace("pretrain", (nested, nested_problems))
         return current, problems
-
-    def non_default_fields(self) -> dict[str, Any]:
-        """Fields that differ from their defaults."""
-        changed = {}
-        for field in dataclasses.fields(self):
-            value, factory = getattr(self, field.name), field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            if value != default:
-                changed[field.name] = value
-        return copy.deepcopy(changed)
 
     def cross_check(self) -> list[str]:
         """Conflicts, each with its fix; each part checks its own fields."""

@@ -242,3 +242,19 @@ def times_in_other_forms_pass(original):
 def resolved_settings_have_no_reason(original):
     """A setting that the run determined is shown without its reason."""
     return lambda self: f"{self.name}: {self.value}"
+
+
+@fault("miniformer.config.strict:StrictConfig.__new__")
+def unknown_keyword_is_a_type_error(original):
+    """An unknown field in Python is a TypeError without the nearest name."""
+
+    def new(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    return new
+
+
+@fault("miniformer.config.strict:StrictConfig.given_fields")
+def value_given_at_its_default_is_not_given(original):
+    """A field that is given at its default is as one that is left out."""
+    return lambda self: self.non_default_fields()

@@ -1117,14 +1117,14 @@ def changed_settings_are_those_of_the_resumed_run(original):
 def refused_resume_changes_the_run(original):
     """The settings of a run are saved before its data is checked."""
 
-    def prepare(config, console, checkpoint=None):
+    def prepare(config, console, checkpoint=None, in_memory=None):
         from pathlib import Path
 
         from miniformer.utils.atomic import write_json
 
         if checkpoint is not None:
             write_json(Path(config.resume) / "train_config.json", config.to_dict())
-        return original(config, console, checkpoint)
+        return original(config, console, checkpoint, in_memory)
 
     return prepare
 
@@ -1160,3 +1160,32 @@ def tokenizer_has_read_the_validation_data(original):
         return original(settings, task, getattr(records, "records", records), resume_dir)
 
     return _make_tokenizer
+
+
+@fault("miniformer.training.api:train_config")
+def records_in_memory_are_others(original):
+    """A run on records in memory leaves the last one out."""
+
+    def train(config, *, console=None, callbacks=(), records=None):
+        records = {name: items[:-1] for name, items in (records or {}).items()}
+        return original(config, console=console, callbacks=callbacks, records=records)
+
+    return train
+
+
+@fault("miniformer.training.setup.prepare:check_same_data")
+def resume_takes_other_records(original):
+    """A run resumes on other records than before."""
+    return lambda data, checkpoint: None
+
+
+@fault("miniformer.training.tuning.hardware:cpu_threads")
+def threads_have_no_effect(original):
+    """`threads` is stored and not used."""
+    return lambda number: original(None)
+
+
+@fault("miniformer.training.tuning.hardware:available_cores")
+def limits_of_a_container_are_ignored(original):
+    """The cores are those of the machine, also in a container with fewer."""
+    return lambda limits=None: 64.0

@@ -54,11 +54,53 @@ class StrictConfig:
 
     # Former names of fields, each with the current one.
     former_names: ClassVar[Mapping[str, str]] = {}
+    _given: ClassVar[frozenset[str]] = frozenset()  # of an instance: names of the given fields
 
     def __init_subclass__(cls) -> None:
         # `dataclass` would generate a `__hash__` that fails on dict and list fields.
         if "__hash__" not in cls.__dict__:
             cls.__hash__ = StrictConfig.__hash__  # type: ignore[method-assign]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Checks the names of keyword arguments, and notes which fields are given."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not kwargs.keys() <= set(known):
+            raise ConfigError(cls.__name__, cls._unknown_fields([*kwargs], known))
+        config = super().__new__(cls)
+        object.__setattr__(config, "_given", frozenset([*known[: len(args)], *kwargs]))
+        return config
+
+    @classmethod
+    def _unknown_fields(cls, names: list[str], known: list[str]) -> list[str]:
+        return [
+            f"{name} is the former name of {cls.former_names[name]}; use {cls.former_names[name]}"
+            if name in cls.former_names
+            else registry.unknown_name_message("field", name, known)
+            for name in names
+            if name not in known
+        ]
+
+    def non_default_fields(self) -> dict[str, Any]:
+        """Fields that differ from their defaults."""
+        changed = {}
+        for field in dataclasses.fields(self):
+            value, factory = getattr(self, field.name), field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            if value != default:
+                changed[field.name] = value
+        return copy.deepcopy(changed)
+
+    def given_fields(self) -> dict[str, Any]:
+        """Fields that were given, also at their defaults; null is as left out.
+
+        Of a config with all fields, such as a result of `dataclasses.replace`: those that differ
+        from their defaults.
+        """
+        names, given = [field.name for field in dataclasses.fields(self)], self._given
+        given = frozenset() if len(given) == len(names) else given
+        values = {name: getattr(self, name) for name in names if name in given}
+        values = {name: value for name, value in values.items() if value is not None}
+        return {**copy.deepcopy(values), **self.non_default_fields()}
 
     def __hash__(self) -> int:
         values = (_freeze(getattr(self, field.name)) for field in dataclasses.fields(self))

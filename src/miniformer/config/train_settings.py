@@ -12,6 +12,8 @@ from miniformer.utils.columns import column_problems
 from miniformer.utils.names import name_problem
 from miniformer.utils.units import parse_bytes
 
+# A path of data that a Python program passed as records.
+IN_MEMORY = "<records in memory>"
 _SECONDS_PER_UNIT = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -310,6 +312,8 @@ class HardwareSettings(StrictConfig):
             recomputed; gradients are the same.
         find_batch_size: measure batch sizes first and use the one with the most tokens per second.
         deterministic: refuse operations that are not deterministic on a GPU.
+        threads: threads of an operation on the CPU; more than the cores that are free are slow;
+            null: torch's default, one for each core.
     """
 
     heading: ClassVar[str] = "hardware"
@@ -323,6 +327,7 @@ class HardwareSettings(StrictConfig):
     activation_checkpointing: str = option("none", choices=("none", "selective", "full"))
     find_batch_size: bool = option(False)
     deterministic: bool = option(False)
+    threads: int | None = option(None, low=1, high=4096)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -346,8 +351,8 @@ class OutputSettings(StrictConfig):
     Args:
         work_dir: folder for run folders.
         experiment_name: name of the run folder; a number is appended if it exists; null: the task.
-        resume: run folder to resume. Other flags change its settings only if they differ from their
-            defaults.
+        resume: run folder to resume. Flags beside it change settings of the run, such as a larger
+            max_steps; those that would make it another run are refused.
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
             validation, and as often as 2 % of the time allows.
         logger: tensorboard, csv, none, or wandb or mlflow, which need the extra of their name.

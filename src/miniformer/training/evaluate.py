@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ import lightning as L
 from rich.console import Console
 
 from miniformer.checkpoint.artifacts import read_artifacts, read_task
+from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config.command_line import python_command
 from miniformer.model.pretrained import read_config
 from miniformer.tasks.base import Task
@@ -25,7 +27,7 @@ from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.units import format_bytes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RunResult:
     """Result of `train`.
 
@@ -33,7 +35,7 @@ class RunResult:
         folder: the run folder.
         model: the model directory to use: `best`, or `last` without validation.
         task: the task, fitted to its training data.
-        metrics: metrics of that model.
+        metrics: metrics of that model, such as val_accuracy.
         interrupted: the signal that interrupted the run; None: the run is complete.
     """
 
@@ -42,6 +44,21 @@ class RunResult:
     task: Task
     metrics: dict[str, float]
     interrupted: int | None
+
+    @functools.cached_property
+    def pipeline(self) -> Pipeline:
+        """The loaded model, with its tokenizer and task."""
+        return load(self.model)
+
+    def __repr__(self) -> str:
+        metrics = [
+            f"{name}={self.metrics[name]:.4g}"
+            for split in ("val", "test")
+            for name in (f"{split}_{metric}" for metric in self.task.metrics)
+            if name in self.metrics
+        ]
+        status = [] if self.interrupted is None else ["interrupted"]
+        return f"RunResult({', '.join([f'model={str(self.model)!r}', *metrics, *status])})"
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON, without the task, which is in the model directory."""

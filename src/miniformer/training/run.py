@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from miniformer.training.setup.init_from import load_pretrained_weights
 from miniformer.training.setup.prepare import RunSetup, prepare
 from miniformer.training.setup.resolve import resolve_device_type
 from miniformer.training.tuning.compile import compile_layers
+from miniformer.training.tuning.hardware import cpu_threads
 from miniformer.utils.streams import printable_output
 
 
@@ -35,6 +36,7 @@ def train(
     *,
     console: Console | None = None,
     callbacks: Sequence[builders.CallbackOrFactory] = (),
+    records: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Trains a model and writes it to `<work_dir>/<experiment_name>/best` and `last`.
 
@@ -44,17 +46,18 @@ def train(
         callbacks: additional Lightning callbacks, or functions that return one. They are called
             after the run's own callbacks. Checkpoints include their `state_dict`. With several
             devices, each process has its own, returned by the function or copied with `pickle`.
+        records: records in memory, by the name of the path that they replace, such as train_path.
 
     Raises:
         UserError: a setting, a path or a record is invalid, and nothing was written; or the loss
             is NaN or infinite, and earlier files remain.
     """
     console = console or make_console()
-    with printable_output(console.file):
-        config = complete_config(config)
-        hardware = config.part(HardwareSettings)
+    config = complete_config(config)
+    hardware = config.part(HardwareSettings)
+    with printable_output(console.file), cpu_threads(hardware.threads):
         if hardware.world_size > 1 and not launcher.is_launched():  # each process calls `train`
-            args = (config.to_dict(), builders.pickle_callbacks(callbacks))
+            args = (config.given_fields(), builders.pickle_callbacks(callbacks), records)
             return RunResult.from_json(launcher.launch(hardware, _train_in_worker, *args))
         launcher.init_process_group(hardware, resolve_device_type(hardware))
         name = config.experiment_name or config.task
@@ -68,13 +71,17 @@ def train(
                 return attempts.register(new)
 
             own = builders.build_callbacks(callbacks)
-            return _train(config, launcher.rank0_console(console), own, checkpoint, create_folder)
+            console = launcher.rank0_console(console)
+            return _train(config, console, own, checkpoint, create_folder, records=records)
 
 
-def _train_in_worker(settings: dict[str, Any], outcome_path: str, callbacks: bytes) -> None:
+def _train_in_worker(
+    settings: dict[str, Any], outcome_path: str, callbacks: bytes, records: Any
+) -> None:
     """Runs one process of a run on several devices."""
     with launcher.worker_context(outcome_path) as write_outcome:
-        result = train(TrainConfig.from_dict(settings), callbacks=pickle.loads(callbacks))
+        config = TrainConfig.from_dict(settings)
+        result = train(config, callbacks=pickle.loads(callbacks), records=records)
         if launcher.rank() == 0:
             write_outcome(result.to_json())
 
@@ -86,17 +93,18 @@ def _train(
     checkpoint: Path | None,
     create_folder: Callable[[], Path],
     parent_folder: Path | None = None,
+    records: Mapping[str, Any] | None = None,
 ) -> RunResult:
     """Prepares, trains and evaluates a run in this process; see `train`.
 
     Args:
-        config, console, callbacks: see `train`.
+        config, console, callbacks, records: see `train`.
         checkpoint: the checkpoint to resume from.
         create_folder: creates the folder of a new run.
         parent_folder: folder of the run that this run pretrains for.
     """
     L.seed_everything(config.seed, verbose=False)
-    run = prepare(config, console, checkpoint)
+    run = prepare(config, console, checkpoint, records)
     if checkpoint is None:
         auto_tune(run, console)
     console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))
@@ -114,7 +122,7 @@ def _train(
     if artifacts.is_global_zero:
         run_folder.save_setup(folder, run)
     if pretrain_config is not None:
-        result = _pretrain(run, pretrain_config, folder, console)
+        result = _pretrain(run, pretrain_config, folder, console, records)
         if result.interrupted is not None:
             return dataclasses.replace(result, folder=folder)
     if config.compile:
@@ -132,7 +140,13 @@ def _train(
         return evaluate(trainer, module, run, own, artifacts, console, parent_folder)
 
 
-def _pretrain(run: RunSetup, config: TrainConfig, folder: Path, console: Console) -> RunResult:
+def _pretrain(
+    run: RunSetup,
+    config: TrainConfig,
+    folder: Path,
+    console: Console,
+    records: Mapping[str, Any] | None,
+) -> RunResult:
     """Pretrains the model on its texts, or resumes that, and loads the weights."""
     config, checkpoint = launcher.broadcast_from_rank0(
         lambda: pretraining.resume_pretraining(config, folder)
@@ -142,7 +156,7 @@ def _pretrain(run: RunSetup, config: TrainConfig, folder: Path, console: Console
     def create_folder() -> Path:
         return run_folder.create_run_folder(folder, pretraining.PRETRAIN_FOLDER)
 
-    result = _train(config, console, (), checkpoint, create_folder, parent_folder=folder)
+    result = _train(config, console, (), checkpoint, create_folder, folder, records)
     if result.interrupted is None:
         new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"pretraining complete; newly initialized: {', '.join(new)}")

@@ -1,7 +1,9 @@
+import copy
 import dataclasses
 import json
 import math
 import pickle
+import re
 
 import pytest
 from hypothesis import given
@@ -282,3 +284,33 @@ def test_part_of_a_config_has_its_fields_only():
 def test_cache_kinds_of_config_can_be_built(kind):
     config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, causal=True, sliding_window=2)
     assert Transformer(config).new_cache(1, 4, kind).nbytes == config.cache_bytes(1, 4, kind=kind)
+
+
+@pytest.mark.catches("unknown_keyword_is_a_type_error")
+@pytest.mark.parametrize(
+    ("config", "values", "message"),
+    [
+        (TransformerConfig, {"dropuot": 0.1}, "unknown field 'dropuot' (did you mean 'dropout'?)"),
+        (TrainConfig, {"train_path": "a", "lrr": 1}, "unknown field 'lrr' (did you mean 'lr'?)"),
+        (GenerationConfig, {"temprature": 1}, "(did you mean 'temperature'?)"),
+        (TrainConfig, {"warm_start": {}}, "warm_start is the former name of pretrain"),
+    ],
+)
+def test_config_names_the_nearest_field_of_a_keyword(config, values, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(**values)
+
+
+@pytest.mark.catches("value_given_at_its_default_is_not_given")
+def test_given_fields_are_those_of_the_call():
+    config = TrainConfig("a.jsonl", weight_decay=0.1, val_path=None, lr=0.5)
+    expected = {"train_path": "a.jsonl", "weight_decay": 0.1, "lr": 0.5}
+    assert config.given_fields() == expected
+    assert config.non_default_fields() == {"train_path": "a.jsonl", "lr": 0.5}
+    for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert other == config
+        assert other.given_fields() == expected
+    assert TrainConfig.from_dict(expected).given_fields() == expected
+    # A copy has all fields, so that only changed ones count.
+    changed = {"train_path": "a.jsonl", "lr": 0.1}
+    assert dataclasses.replace(config, lr=0.1).given_fields() == changed

@@ -65,7 +65,7 @@ def complete_config(config: TrainConfig) -> TrainConfig:
         ConfigError: the config of a new run has settings that the run itself would override.
     """
     if config.resume is not None and not config.train_path:  # otherwise it is complete
-        return resume_config(Path(config.resume), config.non_default_fields())
+        return resume_config(Path(config.resume), config.given_fields())
     if config.resume is None and (problems := config.overridden_settings()):
         raise ConfigError("TrainConfig", problems)
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
+from miniformer.config.train_settings import IN_MEMORY
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.holdout import default_val_share, hold_out
 from miniformer.data.reading.mapping import FieldMapping
@@ -77,18 +78,25 @@ class RunSetup(Resolution):
     lr_search: LRFinderResult | None = None
 
 
-def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = None) -> RunSetup:
+def prepare(
+    config: TrainConfig,
+    console: Console,
+    checkpoint: Path | None = None,
+    in_memory: Mapping[str, Any] | None = None,
+) -> RunSetup:
     """Reads the data and builds the model; writes nothing.
 
     Args:
         config: the run; one that resumes has the tokenizer and the task of its folder.
         console: output for progress messages.
         checkpoint: the checkpoint to resume from.
+        in_memory: records in memory by the name of the path that they replace.
 
     Raises:
         UserError: a setting, a path or a record is invalid, or the data of the checkpoint has
             changed.
     """
+    sources = _data_sources(config, in_memory or {})
     settings = resolve_config(config)
     resume_dir = None if config.resume is None else Path(config.resume)
     stored_task = None if resume_dir is None else load_run_task(resume_dir, settings.kind)
@@ -99,7 +107,8 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
     with progress_bars(console) as progress:
         if not config.streaming:
             mapping.check_fields(task.schema)
-            records = as_records(config.train_path, task.schema, mapping=mapping, progress=progress)
+            source = sources["train_path"]
+            records = as_records(source, task.schema, mapping=mapping, progress=progress)
             mapping = records.mapping
             records, held_out = _hold_out(settings, records)
             task = fit_task(task, records)
@@ -117,12 +126,13 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
             raise UserError(
                 f"sample_prompt has no effect: task={config.task} generates no text; leave it out"
             )
+        val = held_out if sources["val_path"] is None else sources["val_path"]
         eval_records = {
-            name: path and as_records(path, task.schema, mapping=mapping, progress=progress)
-            for name, path in (
-                ("val_path", config.val_path or held_out), ("test_path", config.test_path)
-            )
-        }  # fmt: skip
+            name: None
+            if source is None
+            else as_records(source, task.schema, mapping=mapping, progress=progress)
+            for name, source in (("val_path", val), ("test_path", sources["test_path"]))
+        }
         tokenizer, summary = _make_tokenizer(settings, task, records, resume_dir)
         if summary is not None:
             console.print(f"tokenizer: {summary}")
@@ -187,6 +197,19 @@ def prepare(config: TrainConfig, console: Console, checkpoint: Path | None = Non
         seq_len=seq_len,
         pretrained_path=pretrained_path,
     )
+
+
+def _data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str, Any]:
+    """Training, validation and test data: paths, or records in memory."""
+    names = {"train_path": "first argument", "val_path": "val", "test_path": "test"}
+    sources = {name: in_memory.get(name, getattr(config, name)) for name in names}
+    for name, argument in names.items():
+        if isinstance(sources[name], str) and sources[name] == IN_MEMORY:
+            raise UserError(
+                f"{name}: the run had records in memory; pass the same records to miniformer.train "
+                f"again, as its {argument}, together with resume"
+            )
+    return sources
 
 
 def build_task(config: TrainConfig, kind: str) -> Task:

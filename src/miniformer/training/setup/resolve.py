@@ -20,7 +20,7 @@ from miniformer.training.optim.optimizers import check_optimizer_options
 from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.setup.init_from import config_from_pretrained
 from miniformer.training.tuning.data_defaults import resolve_lr
-from miniformer.training.tuning.hardware import has_fast_bf16
+from miniformer.training.tuning.hardware import describe_threads, has_fast_bf16
 
 # Defaults that `Resolution.summary` shows.
 _SHOWN_DEFAULTS = (
@@ -104,7 +104,7 @@ def resolve_config(config: TrainConfig) -> Resolution:
     Raises:
         UserError: the accelerator, the logger or an option of the optimizer is not available.
     """
-    given, saved = config.non_default_fields(), {}
+    given, saved = config.given_fields(), {}
     if config.resume is not None:
         earlier = TrainConfig.from_file(Path(config.resume) / CONFIG_FILE)
         values, earlier_values = config.to_dict(), earlier.to_dict()
@@ -121,6 +121,9 @@ def resolve_config(config: TrainConfig) -> Resolution:
         ResolvedSetting("accelerator", device_type, "the fastest that is available"),
         ResolvedSetting("precision", precision, f"{comparison} on this device"),
     ]
+    if device_type == "cpu":
+        threads = torch.get_num_threads()
+        resolved.append(ResolvedSetting("threads", threads, describe_threads(threads)))
     if config.warmup_steps is None and config.scheduler not in ("onecycle", "none"):
         reason = f"default of {config.scheduler}"
         resolved.append(ResolvedSetting("warmup_ratio", DEFAULT_WARMUP_RATIO, reason))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -108,3 +111,41 @@ def _cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
         return set()
     flags = (line.partition(":")[2] for line in lines if line.startswith("flags"))
     return set(next(flags, "").split())
+
+
+@contextlib.contextmanager
+def cpu_threads(number: int | None) -> Iterator[None]:
+    """Context with this number of threads for an operation on the CPU; None: as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def describe_threads(threads: int) -> str:
+    """Why a run has this number of threads, with a better one if cores are in use by others."""
+    return "of OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else _compare_with_cores(threads)
+
+
+def _compare_with_cores(threads: int) -> str:
+    cores, load = available_cores(), 0.0
+    with contextlib.suppress(OSError, AttributeError):  # not on every system
+        load = os.getloadavg()[0]
+    free = max(1, round(cores - load))
+    reason = f"torch's default, for {cores:g} cores"
+    if threads <= free:
+        return reason
+    busy = f"; other processes use {min(load, cores):.1f} of them" if load >= 1 else ""
+    return f"{reason}{busy}; --threads {free} may be faster"
+
+
+def available_cores(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:
+    """Cores that this process may use: those of its affinity, or fewer in a container."""
+    get_affinity = getattr(os, "sched_getaffinity", None)
+    cores = float(len(get_affinity(0)) if get_affinity else os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = limits.read_text(encoding="utf-8").split()
+        cores = min(cores, float(quota) / float(period))
+    return cores

@@ -45,10 +45,10 @@ def test_resolve_precision_is_bf16_where_it_is_fast(monkeypatch, given, fast, pr
 
 
 @pytest.mark.catches("summary_leaves_out_resolved_settings")
-def test_summary_names_given_resolved_and_default_settings_in_the_order_of_fields():
-    settings = resolve_config(
-        TrainConfig(train_path="a", optimizer="adamw", accelerator="cpu", precision="float32")
-    )
+def test_summary_names_given_resolved_and_default_settings_in_the_order_of_fields(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    values = {"optimizer": "adamw", "accelerator": "cpu", "precision": "float32", "seed": 0}
+    settings = resolve_config(TrainConfig(train_path="a", **values))
     assert settings.summary().splitlines() == [
         "settings:",
         "  train_path: a (given)",
@@ -60,10 +60,11 @@ def test_summary_names_given_resolved_and_default_settings_in_the_order_of_field
         "  warmup_ratio: 0.05 (default of cosine)",
         "  optimizer: adamw (given)",
         "  gradient_clip_val: 1.0 (default)",
-        "  seed: 0 (default)",
+        "  seed: 0 (given)",
         "  max_epochs: 10 (no limit is given)",
         "  accelerator: cpu (given)",
         "  precision: float32 (given)",
+        f"  threads: {torch.get_num_threads()} (of OMP_NUM_THREADS)",
     ]
 
 

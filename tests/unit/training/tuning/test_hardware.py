@@ -176,3 +176,47 @@ def test_monitor_names_the_machine_and_its_peak(monkeypatch, tmp_path, devices, 
         "versions": f"Miniformer {miniformer.__version__}, torch {torch.__version__}, "
         "Python 3.99.1",
     }
+
+
+@pytest.mark.catches("threads_have_no_effect")
+def test_threads_are_set_for_the_run_and_restored():
+    before = torch.get_num_threads()
+    with hardware.cpu_threads(before + 2):
+        assert torch.get_num_threads() == before + 2
+    assert torch.get_num_threads() == before
+    with hardware.cpu_threads(None):
+        assert torch.get_num_threads() == before
+
+
+@pytest.mark.catches("limits_of_a_container_are_ignored")
+@pytest.mark.parametrize(
+    ("text", "cores"), [("150000 100000", 1.5), ("max 100000", 64), ("", 64), (None, 64)]
+)
+def test_available_cores_are_those_of_the_container(text, cores, tmp_path, monkeypatch):
+    if text is not None:
+        (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(hardware.os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    assert hardware.available_cores(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "reason"),
+    [
+        (4, 0.2, "torch's default, for 4 cores"),
+        (4, 2.8, "torch's default, for 4 cores; other processes use 2.8 of them; --threads 1 may "
+                 "be faster"),
+        (4, 90.0, "torch's default, for 4 cores; other processes use 4.0 of them; --threads 1 may "
+                  "be faster"),
+        (64, 0.0, "torch's default, for 4 cores; --threads 4 may be faster"),
+    ],
+)  # fmt: skip
+def test_reason_of_threads_names_a_better_number(threads, load, reason, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "available_cores", lambda: 4.0)
+    monkeypatch.setattr(hardware.os, "getloadavg", lambda: (load, 9, 9), raising=False)
+    assert hardware.describe_threads(threads) == reason
+
+
+def test_reason_of_threads_of_the_environment(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert hardware.describe_threads(3) == "of OMP_NUM_THREADS"

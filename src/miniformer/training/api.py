@@ -1,0 +1,105 @@
+"""`miniformer.train`: trains from keyword arguments, and on records in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from miniformer.config import ConfigError, StrictConfig, UserError
+from miniformer.config.train_settings import IN_MEMORY
+from miniformer.train_config import TrainConfig
+from miniformer.training.evaluate import RunResult
+from miniformer.training.resume.config import resume_config
+from miniformer.training.run import train as train_config
+from miniformer.training.setup.builders import CallbackOrFactory
+
+
+def train(
+    data: Any = None,
+    *,
+    val: Any = None,
+    test: Any = None,
+    console: Console | None = None,
+    quiet: bool = False,
+    callbacks: Sequence[CallbackOrFactory] = (),
+    **settings: Any,
+) -> RunResult:
+    """Trains a model: `train("train.csv", val="val.csv", task="classification", max_epochs=3)`.
+
+    Data is a path, a glob, a list of paths, or records in memory: a list of dicts, a frame, or a
+    Hugging Face `Dataset`. A run on records in memory resumes with the same records.
+
+    Args:
+        data: training data; or a `TrainConfig`, which then holds all settings.
+        val: validation data.
+        test: test data, evaluated with the best model at the end.
+        console: output for progress messages; None: standard output.
+        quiet: print nothing.
+        callbacks: additional Lightning callbacks; see `miniformer.training.run.train`.
+        **settings: fields of `TrainConfig`, such as `task`, `max_epochs`, `lr` or `model_config`.
+
+    Returns:
+        The metrics, the run folder, and the pipeline of the best model.
+
+    Raises:
+        UserError: a setting, a path or a record is invalid; an unknown setting is named with the
+            nearest one.
+    """
+    console = Console(quiet=True) if quiet else console
+    if isinstance(data, TrainConfig):
+        extra = [*settings, *(name for name, x in (("val", val), ("test", test)) if x is not None)]
+        if extra:
+            raise UserError(
+                f"train takes a TrainConfig or settings as keywords, not both: set {extra[0]} in "
+                "the TrainConfig"
+            )
+        return train_config(data, console=console, callbacks=callbacks)
+    records: dict[str, Any] = {}
+    for argument, name, source in (
+        ("the first argument", "train_path", data),
+        ("val", "val_path", val),
+        ("test", "test_path", test),
+    ):
+        if source is None:
+            source = settings.pop(name, None)
+        elif settings.get(name) is not None:
+            raise UserError(f"train: {argument} and {name} are both given; leave one out")
+        if source is not None:
+            settings[name] = _as_path(source)
+        if settings.get(name) == IN_MEMORY:
+            records[name] = source
+    config = _make_config({name: _plain_value(value) for name, value in settings.items()})
+    if config.streaming and "train_path" in records:
+        raise UserError("streaming reads files, not records in memory; leave it out")
+    return train_config(config, console=console, callbacks=callbacks, records=records)
+
+
+def _as_path(source: Any) -> Any:
+    """The path or paths of `TrainConfig`, or its mark of records in memory."""
+    items = source if isinstance(source, list | tuple) and len(source) else [source]
+    if not all(isinstance(item, str | os.PathLike) for item in items):
+        return IN_MEMORY
+    paths = [os.fspath(item) for item in items]
+    return paths if isinstance(source, list | tuple) else paths[0]
+
+
+def _plain_value(value: Any) -> Any:
+    """A setting as plain JSON: the given fields of a config such as `TransformerConfig`, a path."""
+    if isinstance(value, StrictConfig):
+        return value.given_fields()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _make_config(settings: dict[str, Any]) -> TrainConfig:
+    """The config of a new run, or of the run to resume with its changes."""
+    try:
+        config = TrainConfig.from_dict(settings)
+        if config.resume is not None:
+            config = resume_config(Path(config.resume), settings)
+        return config
+    except ConfigError as error:
+        raise ConfigError("train", error.problems) from None
