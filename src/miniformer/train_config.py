@@ -20,6 +20,7 @@ from miniformer.config.train_settings import (
     OptimizationSettings,
     OutputSettings,
 )
+from miniformer.registry import unknown_name_message
 
 _REQUIRES_VALIDATION = {
     "early_stopping_patience": "the data of the metric",
@@ -103,6 +104,12 @@ class TrainConfig(
                 f"warmup_steps={warmup} is longer than the run of max_steps={steps}, so the "
                 f"learning rate never reaches lr; set at most {steps}"
             )
+        names = [field.name for field in dataclasses.fields(self)]
+        problems += [
+            f"pretrain: {unknown_name_message('field', name, names)}"
+            for name in self.pretrain or {}
+            if name not in names
+        ]
         if self.pretrain is not None and self.find_lr:
             problems.append("find_lr would run before pretraining; set lr, or leave one out")
         if self.memory_limit is not None and self.find_batch_size:

@@ -1,10 +1,12 @@
-"""The training command: `python -m miniformer.trainer` and `miniformer train`.
+"""The training command: `miniformer train`, also `python -m miniformer.trainer`.
 
 Its flags are the fields of `TrainConfig`; `--config FILE.yaml` sets several, and flags override it.
+Files without a flag are `train_path`: `train FILE` is the same as `train --train_path FILE`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +18,7 @@ from miniformer.config.command_line import (
     command_parser,
     miniformer_command,
     parse_flags,
+    quiet_warnings,
 )
 from miniformer.train_config import TrainConfig
 
@@ -25,14 +28,39 @@ if TYPE_CHECKING:
     from miniformer.training.evaluate import RunResult
 
 
-def train_parser() -> Any:
-    """Parser of the training command."""
-    parser = command_parser("Train a Transformer on a JSON-lines or text file.")
+# In the order of `TrainConfig`.
+USUAL_FLAGS = (
+    "train_path", "val_path", "test_path", "task", "input_field", "label_field", "lr", "max_epochs",
+    "max_time", "resume",
+)  # fmt: skip
+
+
+def train_parser(*, only_settings: bool = False) -> Any:
+    """Parser of the training command.
+
+    Args:
+        only_settings: leave out the flags that are no settings of a run.
+    """
+    parser = command_parser(
+        "Train a Transformer on your data. FILE is the same as --train_path FILE.",
+        files_flag="--train_path",
+    )
     parser.add_argument(
         "--config", action="config", help="YAML or JSON file with any of the fields below"
     )
-    add_config_flags(parser, TrainConfig)
+    for name, text in {} if only_settings else _COMMAND_FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    add_config_flags(parser, TrainConfig, usual=USUAL_FLAGS)
     return parser
+
+
+_COMMAND_FLAGS = {
+    "print_config": "print a YAML file with every setting, its meaning and its value, and exit; "
+    "--config reads it",
+    "dry_run": "read the data, print the settings, the predicted memory and the estimated time, "
+    "and exit; nothing is trained or written",
+    "quiet": "print errors and the final result only",
+}
 
 
 def add_train_command(commands: Any) -> None:
@@ -42,6 +70,12 @@ def add_train_command(commands: Any) -> None:
 
 def run_training(values: dict[str, Any]) -> int:
     """Trains with the given flags; returns the exit code."""
+    flags = {name: values.pop(name, False) for name in _COMMAND_FLAGS}
+    if flags["print_config"]:
+        from miniformer.config.reference import config_template
+
+        print(config_template(TrainConfig, TrainConfig.current_names(values)[0]))
+        return 0
     config = TrainConfig.from_dict(values)
     # Only now: these imports take seconds.
     from miniformer.training.callbacks.progress import make_console
@@ -51,7 +85,15 @@ def run_training(values: dict[str, Any]) -> int:
     if config.resume is not None:
         config = resume_config(Path(config.resume), values)
     console = make_console()
-    return report_result(train(config, console=console), console)
+    progress_console = make_console(quiet=flags["quiet"])
+    with quiet_warnings() if flags["quiet"] else contextlib.nullcontext():
+        if flags["dry_run"]:
+            from miniformer.training.setup.estimate import dry_run
+
+            print(dry_run(config, progress_console))
+            return 0
+        result = train(config, console=progress_console)
+    return report_result(result, console)
 
 
 def report_result(result: RunResult, console: Console) -> int:

@@ -93,7 +93,7 @@ def test_train_config_fields_are_the_flags_of_train():
     assert {field.name for field in dataclasses.fields(miniformer.TrainConfig)} == TRAIN_FIELDS
     shown = run_python("-m", "miniformer.trainer", "--help").stdout
     flags = set(re.findall(r"^  --(\w+)", shown, re.MULTILINE))
-    assert flags == TRAIN_FIELDS | {"config", "print_config"}
+    assert flags == TRAIN_FIELDS | {"config", "print_config", "dry_run", "quiet"}
     help_texts = dict(re.findall(r"^  --(\w+)(.*?)(?=^  -|\Z)", shown, re.MULTILINE | re.DOTALL))
     for flag in TRAIN_FIELDS:  # every flag has a description
         text = re.sub(r"\(type: .*|\b[A-Z_]+\b|\{.*?\}", "", help_texts[flag], flags=re.DOTALL)

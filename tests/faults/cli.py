@@ -181,3 +181,46 @@ def help_has_no_groups(original):
 def help_shows_no_default(original):
     """`--help` leaves defaults out."""
     return lambda self, action: action.help
+
+
+@fault("miniformer.config.command_line:_files_as_flag")
+def files_are_read_before_flags_only(original):
+    """Files behind a flag are no training data."""
+
+    def files_as_flag(parser, argv):
+        if argv and argv[0].startswith("-"):
+            return argv
+        return original(parser, argv)
+
+    return files_as_flag
+
+
+@fault("miniformer.config.reference:config_template")
+def printed_config_leaves_given_flags_out(original):
+    """`--print_config` prints the defaults."""
+    return lambda config, values: original(config, {})
+
+
+@fault("miniformer.training.callbacks.progress:make_console")
+def quiet_prints_progress(original):
+    """`--quiet` prints as much as without it."""
+    return lambda *, quiet=False: original()
+
+
+@fault("miniformer.training.setup.estimate:dry_run")
+def dry_run_writes_a_run_folder(original):
+    """`--dry_run` creates the run folder."""
+
+    def dry_run(config, console, in_memory=None):
+        from pathlib import Path
+
+        Path(config.work_dir).mkdir()
+        return original(config, console, in_memory)
+
+    return dry_run
+
+
+@fault("miniformer.config.command_line:_object_problem")
+def broken_object_is_only_no_object(original):
+    """Of a broken object it is said only that it is none."""
+    return lambda text: ""

@@ -1189,3 +1189,11 @@ def threads_have_no_effect(original):
 def limits_of_a_container_are_ignored(original):
     """The cores are those of the machine, also in a container with fewer."""
     return lambda limits=None: 64.0
+
+
+@fault("miniformer.training.setup.estimate:limits.max_total_steps")
+def estimate_ignores_epochs(original):
+    """The estimate is that of one epoch."""
+    import dataclasses
+
+    return lambda config, data: original(dataclasses.replace(config, max_epochs=1), data)

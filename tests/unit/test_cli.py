@@ -11,7 +11,7 @@ from rich.console import Console
 
 from miniformer import cli
 from miniformer.train_config import TrainConfig
-from miniformer.trainer import report_result
+from miniformer.trainer import USUAL_FLAGS, report_result
 
 
 @pytest.mark.catches("verify_resume_exits_with_0")
@@ -46,7 +46,7 @@ def test_train_exit_code_after_a_signal(number, code):
     assert report_result(result, Console(quiet=True)) == code
 
 
-GROUPS = ["data", "model", "optimization", "evaluation", "budgets", "hardware", "output"]
+GROUPS = ["data", "columns", "model", "optimization", "evaluation", "budgets", "hardware", "output"]
 
 
 def flags_by_group(text):
@@ -68,15 +68,19 @@ def test_help_of_train_is_grouped_and_shows_every_default(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--help"])
     groups = flags_by_group(capsys.readouterr().out)
-    assert [name for name in groups if name != "options"] == GROUPS
-    fields = dataclasses.fields(TrainConfig)
+    assert [*groups] == ["options", "usual flags", *GROUPS]
+    usual = list(groups["usual flags"])
+    assert sorted(usual) == sorted(USUAL_FLAGS)
     for group, part in zip(GROUPS, reversed(TrainConfig.__bases__), strict=True):
-        assert list(groups[group]) == [field.name for field in dataclasses.fields(part)]
-    assert sum(len(groups[name]) for name in GROUPS) == len(fields)
+        names = [field.name for field in dataclasses.fields(part)]
+        assert list(groups[group]) == [name for name in names if name not in usual]
+        usual += groups[group]
+    assert sorted(usual) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+    config = TrainConfig(train_path="a")
     for flags in groups.values():
         for name, text in flags.items():
-            default = getattr(TrainConfig(train_path="a"), name, None)
-            if name not in ("config", "print_config", "train_path"):
+            default = getattr(config, name, None)
+            if hasattr(config, name) and name != "train_path":
                 assert text.endswith(f"(default: {default or json.dumps(default)})"), name
 
 

@@ -15,7 +15,7 @@ _VERIFY_DEFAULTS = {"steps": 20, "kills": 3}
 
 def add_verify_command(commands: Any) -> None:
     """Adds the subcommand."""
-    parser = train_parser()
+    parser = train_parser(only_settings=True)
     parser.description = (
         "Kill the first steps of a run at random batches, resume, and compare all losses and the "
         "final weights and state with those of an uninterrupted run. Has the flags of train."

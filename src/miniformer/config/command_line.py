@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import difflib
 import json
 import os
@@ -23,28 +24,41 @@ from miniformer import registry
 from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
 from miniformer.utils.streams import printable_output, read_stdin
 
+_FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
 _MAX_USAGE_FLAGS = 6  # of a usage line that lists its flags
 
 
-def command_parser(description: str, **options: Any) -> jsonargparse.ArgumentParser:
+def command_parser(
+    description: str, *, files_flag: str | None = None, **options: Any
+) -> jsonargparse.ArgumentParser:
     """Parser that raises its errors instead of printing them.
 
     Args:
         description: text at the start of the help.
+        files_flag: flag that files without a flag stand for, such as `--train_path`.
         **options: options of `argparse.ArgumentParser`.
     """
     jsonargparse.set_parsing_settings(docstring_parse_style=DocstringStyle.GOOGLE)
-    return jsonargparse.ArgumentParser(
+    if files_flag is not None:
+        options["usage"] = "%(prog)s [FILE ...] [flags]"
+    parser = jsonargparse.ArgumentParser(
         description=description,
         exit_on_error=False,
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
+        print_config=None,
         **options,
     )
+    setattr(parser, _FILES_FLAG, files_flag)
+    return parser
 
 
 def add_config_flags(
-    parser: jsonargparse.ArgumentParser, config: type[StrictConfig], *, skip: tuple[str, ...] = ()
+    parser: jsonargparse.ArgumentParser,
+    config: type[StrictConfig],
+    *,
+    skip: tuple[str, ...] = (),
+    usual: tuple[str, ...] = (),
 ) -> None:
     """Adds a flag for each field of a config, under the heading of the part that declares it.
 
@@ -54,12 +68,24 @@ def add_config_flags(
         parser: parser of the command.
         config: the config class.
         skip: fields without a flag.
+        usual: fields under a first heading of their own.
     """
     parts = [base for base in reversed(config.__bases__) if base is not StrictConfig] or [config]
-    for part in parts:
-        parser.add_argument_group(getattr(part, "heading", part.__name__)).add_class_arguments(
-            part, as_group=False, skip=set(skip), fail_untyped=False
-        )
+    groups: list[tuple[str | None, type[StrictConfig], set[str]]] = [
+        (getattr(part, "heading", part.__name__), part, {*usual}) for part in parts
+    ]
+    if usual:
+        others = {field.name for field in dataclasses.fields(config)} - {*usual}
+        groups = [("usual flags", part, others) for part in parts] + groups
+    added: dict[str | None, Any] = {}
+    for heading, part, left_out in groups:
+        names = {field.name for field in dataclasses.fields(part)}
+        if not names <= (left_out := left_out | {*skip}):
+            if heading not in added:
+                added[heading] = parser.add_argument_group(heading)
+            added[heading].add_class_arguments(
+                part, as_group=False, skip=left_out & names, fail_untyped=False
+            )
     types = get_type_hints(config)
     for former, name in config.former_names.items():
         parser.add_argument(
@@ -111,13 +137,43 @@ def parse_flags(
     Raises:
         UserError: an argument is unknown, missing or invalid.
     """
-    args = sys.argv[1:] if argv is None else argv
+    args = _files_as_flag(parser, sys.argv[1:] if argv is None else argv)
     try:
         values: dict[str, Any] = parser.parse_args(args, defaults=defaults).as_dict()
     except jsonargparse.ArgumentError as error:
         raise UserError(_rewrite_parser_error(str(error), parser, args)) from None
     values.pop("config", None)
     return values
+
+
+def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
+    """Arguments in which files without a flag are the value of the flag that they stand for.
+
+    Raises:
+        UserError: the flag is given, too.
+    """
+    parser, first = _subparser(parser, argv)
+    flag = getattr(parser, _FILES_FLAG, None)
+    if flag is None:
+        return argv
+    files, others, rest = [], argv[:first], iter(argv[first:])
+    for item in rest:
+        if item == "-" or not item.startswith("-"):
+            files.append(item)
+            continue
+        others.append(item)
+        action = parser._option_string_actions.get(item)
+        takes_value = "=" not in item and (action is None or action.nargs != 0)
+        if takes_value and (value := next(rest, None)) is not None:
+            others.append(value)
+    if not files:
+        return argv
+    if any(item.partition("=")[0] == flag for item in others):
+        raise UserError(
+            f"unexpected argument {files[0]!r}: files without a flag are those of {flag}, which is "
+            "given, too; leave one out, or name several files without it"
+        )
+    return [*others, flag, files[0] if len(files) == 1 else json.dumps(files)]
 
 
 class CommandExit:
@@ -160,6 +216,15 @@ def _user_warnings() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Context without warnings for users."""
+    with warnings.catch_warnings():
+        for category in (NoEffectWarning, RenamedWarning):
+            warnings.simplefilter("ignore", category)
+        yield
+
+
 _TYPE_NAMES = {
     "bool": "true or false",
     "dict": 'an object, such as {"n_layers": 4}',
@@ -182,6 +247,8 @@ def _rewrite_parser_error(
             return f"unexpected argument {flag!r}; see --help"
         return f"unknown flag {flag}{_suggest_name(flag, names)}"
     if match := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
+        if "<class 'dict'>" in message and (problem := _object_problem(match[2])):
+            return f"{match[1]} must be an object, and {match[2]} {problem}"
         types = [
             _TYPE_NAMES.get(name, name)
             for name in re.findall(r"Expected a <class '(\w+)'>", message)
@@ -213,17 +280,43 @@ def _suggest_name(name: str, known: list[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else "; see --help"
 
 
-def _flag_names(parser: Any, argv: list[str]) -> list[str]:
-    """Flags of the subcommand in `argv`, or of the parser itself."""
-    flags: list[str] = []
+def _object_problem(text: str) -> str:
+    """Where an object in JSON or YAML is broken; empty: it is not one, or not broken."""
+    import yaml  # type: ignore[import-untyped]
+
+    if not text.startswith("{"):
+        return ""
+    try:
+        yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        column = len(text) if mark is None else min(mark.column, len(text))
+        place = (
+            "its end" if column == len(text) else f"character {column + 1}, {text[column:][:10]!r}"
+        )
+        return f"is not JSON or YAML: {error.problem} at {place}"
+    except yaml.YAMLError as error:
+        return f"is not JSON or YAML: {error}"
+    return ""
+
+
+def _subparser(parser: Any, argv: list[str]) -> tuple[Any, int]:
+    """The parser of the subcommand in `argv`, or the parser itself; the index of its arguments."""
     for action in parser._actions:
         children = getattr(action, "_name_parser_map", None)
         if isinstance(children, dict):
             for index, name in enumerate(argv):
                 if name in children:
-                    return _flag_names(children[name], argv[index + 1 :])
-        flags += action.option_strings if action.help != argparse.SUPPRESS else []
-    return flags
+                    child, first = _subparser(children[name], argv[index + 1 :])
+                    return child, index + 1 + first
+    return parser, 0
+
+
+def _flag_names(parser: Any, argv: list[str]) -> list[str]:
+    """Flags of the subcommand in `argv`, or of the parser itself."""
+    actions = _subparser(parser, argv)[0]._actions
+    shown = (action for action in actions if action.help != argparse.SUPPRESS)
+    return [flag for action in shown for flag in action.option_strings]
 
 
 def python_command() -> str:

@@ -206,7 +206,7 @@ class StrictConfig:
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
             if not _matches_type(value, hint):
-                problems.append(f"{field.name} must be {_describe_type(hint)}, not {value!r}")
+                problems.append(f"{field.name} must be {describe_type(hint)}, not {value!r}")
             elif value is not None:
                 problems += _limit_problems(field, value)
         return problems or self.cross_check()
@@ -296,8 +296,9 @@ def _matches_type(value: Any, annotation: Any) -> bool:
     return isinstance(value, (int, float) if base_type is float else base_type)
 
 
-def _describe_type(annotation: Any) -> str:
+def describe_type(annotation: Any) -> str:
+    """An annotated type in the words of JSON, such as "an integer or null"."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return " or ".join(_describe_type(member) for member in get_args(annotation))
+        return " or ".join(describe_type(member) for member in get_args(annotation))
     base_type = get_origin(annotation) or annotation
     return TYPE_NAMES.get(base_type) or str(base_type.__name__)

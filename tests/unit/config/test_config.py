@@ -307,9 +307,9 @@ def test_given_fields_are_those_of_the_call():
     expected = {"train_path": "a.jsonl", "weight_decay": 0.1, "lr": 0.5}
     assert config.given_fields() == expected
     assert config.non_default_fields() == {"train_path": "a.jsonl", "lr": 0.5}
-    for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
-        assert other == config
-        assert other.given_fields() == expected
+    for copied in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config)):
+        assert copied == config
+        assert copied.given_fields() == expected
     assert TrainConfig.from_dict(expected).given_fields() == expected
     # A copy has all fields, so that only changed ones count.
     changed = {"train_path": "a.jsonl", "lr": 0.1}

@@ -12,12 +12,12 @@ from miniformer.training import api
 from miniformer.training.evaluate import RunResult
 from tests.kit import run_python
 
-WORDS = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
+ADJECTIVES = {"good": ["great", "fine"], "bad": ["dull", "poor"]}
 RECORDS = [
     {"input": f"a {word} film number {n}", "label": label}
     for n in range(12)
-    for label, words in WORDS.items()
-    for word in words
+    for label, adjectives in ADJECTIVES.items()
+    for word in adjectives
 ]
 SETTINGS = {
     "task": "classification", "logger": "none", "precision": "float32", "weight_decay": 0.1,
@@ -55,11 +55,11 @@ def test_train_on_records_equals_train_on_their_file(run, tmp_path):
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
         names[name] = str(path)
     config = TrainConfig(max_steps=4, work_dir=str(tmp_path), **names, **SETTINGS)
-    other = miniformer.train(config, console=miniformer.training.api.Console(quiet=True))
+    from_files = miniformer.train(config, console=miniformer.training.api.Console(quiet=True))
     ignored = {"seconds"}
     for name in run.metrics.keys() - ignored:
-        assert run.metrics[name] == other.metrics[name], name
-    first, second = (r.model / "model.safetensors" for r in (run, other))
+        assert run.metrics[name] == from_files.metrics[name], name
+    first, second = (r.model / "model.safetensors" for r in (run, from_files))
     assert first.read_bytes() == second.read_bytes()
 
 

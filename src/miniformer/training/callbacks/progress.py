@@ -29,9 +29,13 @@ _MAX_TRAIN_ROWS = 400  # approximate number of training rows in metrics.jsonl
 _LOGGED_BY_MODULE = ("train_loss", "lr", "grad_norm")  # sent to loggers by the module
 
 
-def make_console() -> Console:
-    """A console that prints text verbatim: without markup, highlighting or wrapping."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+def make_console(*, quiet: bool = False) -> Console:
+    """A console that prints text verbatim: without markup, highlighting or wrapping.
+
+    Args:
+        quiet: print nothing.
+    """
+    return Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
 
 
 class ProgressCallback(L.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         UserError: the folder is not a run folder, or a fixed field is changed.
     """
     if not (run_dir / CONFIG_FILE).is_file():
-        parent = run_dir.absolute().parent
-        hint = f"; did you mean {run_dir.parent}?" if (parent / CONFIG_FILE).is_file() else ""
-        raise UserError(f"resume: {run_dir} is not a run folder: it has no {CONFIG_FILE}{hint}")
+        problem = f"it has no {CONFIG_FILE}" if run_dir.exists() else "there is no such folder"
+        hint = _suggest_run_folder(run_dir)
+        raise UserError(f"resume: {run_dir} is not a run folder: {problem}{hint}")
     saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
     if saved.val_share is None:  # of a stream, with val_path, or of a version without val_share
         saved = dataclasses.replace(saved, val_share=None if saved.val_path else 0.0)
@@ -56,6 +57,17 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
     if overrides.get("devices", saved.devices) * overrides.get("num_nodes", saved.num_nodes) == 1:
         overrides = {"strategy": None, **overrides}
     return dataclasses.replace(saved, **overrides)
+
+
+def _suggest_run_folder(path: Path) -> str:
+    """Hint with the run folder nearest to a wrong path; empty: there is none."""
+    candidates = [path.parent] if path.exists() else []
+    siblings = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    names = difflib.get_close_matches(path.name, [sibling.name for sibling in siblings], n=3)
+    candidates += [path.parent / name for name in names]
+    candidates += sorted(path.iterdir()) if path.is_dir() else []
+    nearest = next((folder for folder in candidates if (folder / CONFIG_FILE).is_file()), None)
+    return "" if nearest is None else f"; did you mean {nearest}?"
 
 
 def complete_config(config: TrainConfig) -> TrainConfig:

@@ -44,7 +44,7 @@ def auto_tune(run: RunSetup, console: Console) -> None:
 
 def _tune_batch_size(run: RunSetup, console: Console) -> None:
     result = find_batch_size(
-        run.model, run.task, partial(_iter_batches, run), autocast=_autocast_dtype(run)
+        run.model, run.task, partial(iter_batches, run), autocast=autocast_dtype(run)
     )
     for line in result.format_table():
         console.print(line)
@@ -59,12 +59,12 @@ def _fit_memory_limit(run: RunSetup, console: Console) -> None:
     plan = plan_memory(
         run.model,
         run.task,
-        partial(_iter_batches, run),
+        partial(iter_batches, run),
         batch_size=run.data.batch_size,
         limit_bytes=limit,
         optimizer_bytes_per_param=_OPTIMIZER_BYTES_PER_PARAM.get(config.optimizer, 12.0)
         + (4.0 if config.ema_decay is not None else 0.0),
-        autocast=_autocast_dtype(run),
+        autocast=autocast_dtype(run),
     )
     console.print(f"memory {format_bytes(limit)}: {plan.summary()}")
     set_activation_checkpointing(run.model, plan.activation_checkpointing)
@@ -104,7 +104,7 @@ def _tune_lr(run: RunSetup, console: Console) -> None:
             partial(registry.get("optimizer", config.optimizer), **options),
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val,
-            autocast=_autocast_dtype(run),
+            autocast=autocast_dtype(run),
             progress=partial(progress, "trying learning rates"),
         )
     lr = float(f"{run.lr_search.suggestion:.2g}")
@@ -120,10 +120,10 @@ class _RepeatableBatches:
         self.run, self.batch_size = run, batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        return _iter_batches(self.run, self.batch_size)
+        return iter_batches(self.run, self.batch_size)
 
 
-def _iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
+def iter_batches(run: RunSetup, batch_size: int) -> Iterator[Batch]:
     """Yields training batches of the given size, on the device of the run."""
     device = torch.device(run.device_type)
     batcher = run.task.batcher(
@@ -154,5 +154,6 @@ def _set_batch_size(run: RunSetup, batch_size: int, reason: str) -> None:
         run.apply([ResolvedSetting("batch_tokens", tokens, reason)])
 
 
-def _autocast_dtype(run: RunSetup) -> torch.dtype | None:
+def autocast_dtype(run: RunSetup) -> torch.dtype | None:
+    """Dtype of mixed precision in the run; None: no autocast."""
     return torch.bfloat16 if run.precision == "bf16" else None
