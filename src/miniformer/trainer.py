@@ -72,7 +72,7 @@ def run_training(values: dict[str, Any]) -> int:
     """Trains with the given flags; returns the exit code."""
     flags = {name: values.pop(name, False) for name in _COMMAND_FLAGS}
     if flags["print_config"]:
-        from miniformer.config.reference import config_template
+        from miniformer.config.flags.reference import config_template
 
         print(config_template(TrainConfig, TrainConfig.current_names(values)[0]))
         return 0

@@ -17,7 +17,7 @@ def user_errors_exit_with_0(original):
     return command_context
 
 
-@fault("miniformer.config.command_line:_suggest_name")
+@fault("miniformer.config.flags.problems:_suggest_name")
 def unknown_flag_gets_no_suggestion(original):
     """The nearest flag is not named."""
     return lambda name, known: original(name, [])
@@ -195,7 +195,7 @@ def files_are_read_before_flags_only(original):
     return files_as_flag
 
 
-@fault("miniformer.config.reference:config_template")
+@fault("miniformer.config.flags.reference:config_template")
 def printed_config_leaves_given_flags_out(original):
     """`--print_config` prints the defaults."""
     return lambda config, values: original(config, {})
@@ -220,7 +220,7 @@ def dry_run_writes_a_run_folder(original):
     return dry_run
 
 
-@fault("miniformer.config.command_line:_object_problem")
+@fault("miniformer.config.flags.problems:_object_problem")
 def broken_object_is_only_no_object(original):
     """Of a broken object it is said only that it is none."""
     return lambda text: ""

@@ -260,7 +260,7 @@ def value_given_at_its_default_is_not_given(original):
     return lambda self: self.non_default_fields()
 
 
-@fault("miniformer.config.reference:_meanings")
+@fault("miniformer.config.flags.reference:_meanings")
 def meaning_of_a_field_is_lost(original):
     """Descriptions of fields with a shared line of the docstring are empty."""
     return lambda config: dict(list(original(config).items())[1:])

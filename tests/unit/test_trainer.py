@@ -91,7 +91,7 @@ def test_print_config_is_a_template_with_given_values(capsys):
 )  # fmt: skip
 @settings(max_examples=15, deadline=None)
 def test_print_config_round_trip(tmp_path_factory, values):
-    from miniformer.config.reference import config_template
+    from miniformer.config.flags.reference import config_template
 
     path = tmp_path_factory.mktemp("config") / "c.yaml"
     path.write_text(config_template(TrainConfig, values), encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -20,8 +19,8 @@ from typing import Any, get_type_hints
 import jsonargparse
 from docstring_parser import DocstringStyle
 
-from miniformer import registry
 from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
+from miniformer.config.flags.problems import find_subparser, rewrite_parser_error
 from miniformer.utils.streams import printable_output, read_stdin
 
 _FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
@@ -141,7 +140,7 @@ def parse_flags(
     try:
         values: dict[str, Any] = parser.parse_args(args, defaults=defaults).as_dict()
     except jsonargparse.ArgumentError as error:
-        raise UserError(_rewrite_parser_error(str(error), parser, args)) from None
+        raise UserError(rewrite_parser_error(str(error), parser, args)) from None
     values.pop("config", None)
     return values
 
@@ -152,7 +151,7 @@ def _files_as_flag(parser: Any, argv: list[str]) -> list[str]:
     Raises:
         UserError: the flag is given, too.
     """
-    parser, first = _subparser(parser, argv)
+    parser, first = find_subparser(parser, argv)
     flag = getattr(parser, _FILES_FLAG, None)
     if flag is None:
         return argv
@@ -223,100 +222,6 @@ def quiet_warnings() -> Iterator[None]:
         for category in (NoEffectWarning, RenamedWarning):
             warnings.simplefilter("ignore", category)
         yield
-
-
-_TYPE_NAMES = {
-    "bool": "true or false",
-    "dict": 'an object, such as {"n_layers": 4}',
-    "float": "a number",
-    "int": "an integer",
-    "NoneType": "null",
-    "str": "a string",
-}
-
-
-def _rewrite_parser_error(
-    message: str, parser: jsonargparse.ArgumentParser, argv: list[str]
-) -> str:
-    """Parser message reworded for users, with the closest flag for an unknown one."""
-    message = " ".join(message.split())
-    names = _flag_names(parser, argv)
-    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
-        flag = match[1].partition("=")[0]
-        if not flag.startswith("-"):
-            return f"unexpected argument {flag!r}; see --help"
-        return f"unknown flag {flag}{_suggest_name(flag, names)}"
-    if match := re.search(r'key "(\w+)": .*?[EeGg](?:iven|ot) value: (.*)$', message):
-        if "<class 'dict'>" in message and (problem := _object_problem(match[2])):
-            return f"{match[1]} must be an object, and {match[2]} {problem}"
-        types = [
-            _TYPE_NAMES.get(name, name)
-            for name in re.findall(r"Expected a <class '(\w+)'>", message)
-        ]
-        if types:
-            return f"{match[1]} must be {' or '.join(dict.fromkeys(types))}, not {match[2]}"
-    if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-        known = re.findall(r"'(.*?)'", match[2])
-        return registry.unknown_name_message("command", match[1], known)
-    if match := re.search(r"arguments are required: (.*)", message):
-        missing = [name.rpartition(".")[2] for name in match[1].split(", ")]
-        return f"missing: {', '.join(missing)}; see --help"
-    file = (re.findall(r"--config[ =](\S+)", " ".join(argv)) or ["config"])[-1]
-    if match := re.search(r"Option '(\w+)' is not accepted", message):
-        known = [name.removeprefix("--") for name in names]
-        return f"{file}: unknown field {match[1]!r}{_suggest_name(match[1], known)}"
-    if "File does not exist" in message:
-        return f"{file}: no such file"
-    if "Unexpected config" in message:
-        return f"{file}: expected flags and their values, such as 'batch_size: 16'"
-    if "Problems parsing config" in message:
-        problem = message.partition("parsing config: ")[2].replace(' in "<unicode string>",', " at")
-        return f"{file}: not YAML: {problem}"
-    return message
-
-
-def _suggest_name(name: str, known: list[str]) -> str:
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {matches[0]}?" if matches else "; see --help"
-
-
-def _object_problem(text: str) -> str:
-    """Where an object in JSON or YAML is broken; empty: it is not one, or not broken."""
-    import yaml  # type: ignore[import-untyped]
-
-    if not text.startswith("{"):
-        return ""
-    try:
-        yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        column = len(text) if mark is None else min(mark.column, len(text))
-        place = (
-            "its end" if column == len(text) else f"character {column + 1}, {text[column:][:10]!r}"
-        )
-        return f"is not JSON or YAML: {error.problem} at {place}"
-    except yaml.YAMLError as error:
-        return f"is not JSON or YAML: {error}"
-    return ""
-
-
-def _subparser(parser: Any, argv: list[str]) -> tuple[Any, int]:
-    """The parser of the subcommand in `argv`, or the parser itself; the index of its arguments."""
-    for action in parser._actions:
-        children = getattr(action, "_name_parser_map", None)
-        if isinstance(children, dict):
-            for index, name in enumerate(argv):
-                if name in children:
-                    child, first = _subparser(children[name], argv[index + 1 :])
-                    return child, index + 1 + first
-    return parser, 0
-
-
-def _flag_names(parser: Any, argv: list[str]) -> list[str]:
-    """Flags of the subcommand in `argv`, or of the parser itself."""
-    actions = _subparser(parser, argv)[0]._actions
-    shown = (action for action in actions if action.help != argparse.SUPPRESS)
-    return [flag for action in shown for flag in action.option_strings]
 
 
 def python_command() -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from miniformer import registry
 from miniformer.config import GenerationConfig, TransformerConfig
-from miniformer.config.reference import FieldDescription, describe_fields
+from miniformer.config.flags.reference import FieldDescription, describe_fields
 from miniformer.config.strict import StrictConfig, option
 from miniformer.train_config import TrainConfig
 

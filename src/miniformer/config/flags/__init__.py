@@ -1,0 +1,1 @@
+"""Flags of commands: their parser errors in words for users, and descriptions of fields."""
