@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from miniformer import __version__
+from miniformer.commands.completion import add_completion_command, run_completion
 from miniformer.commands.data import add_data_command, run_data
 from miniformer.commands.demo import add_demo_command, run_demo
 from miniformer.commands.evaluate import add_evaluate_command, run_evaluate
@@ -55,6 +56,9 @@ COMMANDS = {
     "doctor": Command(add_doctor_command, run_doctor),
     "verify-resume": Command(add_verify_command, run_verify, only_given=True),
     "demo": Command(add_demo_command, run_demo),
+    "completion": Command(
+        add_completion_command, lambda values: run_completion(values, make_parser([]))
+    ),
 }
 _COMMAND_GROUPS = (["data"], ["tokenizer"])  # commands with subcommands
 

@@ -62,6 +62,16 @@ def test_documents_hugging_face_example_runs(tmp_path):
     assert torch.equal(saved(ids), model.eval()(ids))
 
 
+def test_python_page_examples_run_in_order(tmp_path):
+    """Training from Python, an own Lightning script, and a plain loop."""
+    examples = blocks("docs/python.md", "python")
+    assert len(examples) == 7
+    done = run_python("-c", "\n".join(examples), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "RunResult(model='runs/classification/best', val_accuracy=" in done.stdout
+    assert (tmp_path / "film-opinions" / "task.json").exists()
+
+
 def test_readme_training_command_runs(tmp_path):
     (command,) = [b for b in blocks("README.md", "bash") if "--model_config" in b]
     text = re.sub(r"\\\n", " ", command)

@@ -224,3 +224,9 @@ def dry_run_writes_a_run_folder(original):
 def broken_object_is_only_no_object(original):
     """Of a broken object it is said only that it is none."""
     return lambda text: ""
+
+
+@fault("miniformer.commands.completion:allowed_values")
+def completion_knows_no_values(original):
+    """Values of flags are not completed."""
+    return lambda field: []

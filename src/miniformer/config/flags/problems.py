@@ -65,7 +65,7 @@ def _suggest_name(name: str, known: list[str]) -> str:
 
 
 def _object_problem(text: str) -> str:
-    """Where an object in JSON or YAML is broken; empty: it is not one, or not broken."""
+    """Problem of an object in broken JSON or YAML, with its place; empty: there is none."""
     import yaml  # type: ignore[import-untyped]
 
     if not text.startswith("{"):
@@ -75,10 +75,10 @@ def _object_problem(text: str) -> str:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         column = len(text) if mark is None else min(mark.column, len(text))
-        place = (
+        position = (
             "its end" if column == len(text) else f"character {column + 1}, {text[column:][:10]!r}"
         )
-        return f"is not JSON or YAML: {error.problem} at {place}"
+        return f"is not JSON or YAML: {error.problem} at {position}"
     except yaml.YAMLError as error:
         return f"is not JSON or YAML: {error}"
     return ""

@@ -99,16 +99,17 @@ def _meanings(config: type[StrictConfig]) -> dict[str, str]:
     return meanings
 
 
+def allowed_values(field: dataclasses.Field[Any]) -> list[str]:
+    """Names that a field allows: its choices, or the built-in names of its registry kinds."""
+    kinds = (field.metadata.get("of") or "").split(",")
+    names = [name for kind in filter(None, kinds) for name in registry.builtin_names(kind)]
+    return names or list(field.metadata.get("choices") or [])
+
+
 def _describe_limits(field: dataclasses.Field[Any]) -> str:
-    metadata = field.metadata
-    if metadata.get("choices"):
-        return ", ".join(metadata["choices"])
-    if metadata.get("of"):
-        kinds = metadata["of"].split(",")
-        return ", ".join(name for kind in kinds for name in registry.builtin_names(kind))
     limits = [
-        f"{words} {metadata[name]:,}"
-        for name, words in (("low", "at least"), ("above", "above"), ("high", "at most"))
-        if metadata.get(name) is not None
+        f"{phrase} {field.metadata[name]:,}"
+        for name, phrase in (("low", "at least"), ("above", "above"), ("high", "at most"))
+        if field.metadata.get(name) is not None
     ]
-    return ", ".join(limits)
+    return ", ".join(allowed_values(field) or limits)

@@ -52,7 +52,7 @@ class Clock:
     ],
 )
 def test_estimate_is_steps_times_their_seconds(prepared, values, steps):
-    run = prepared(**values)
+    run = prepared(val_share=0.0, **values)
     result = estimate.estimate_run(run, clock=Clock())
     assert result.steps == steps(len(list(run.data.train_dataloader())))
     # The clock is asked once before each step but the first, and at the end.
