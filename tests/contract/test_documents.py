@@ -17,7 +17,7 @@ def blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/generation.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/generation.md", "docs/data.md"])
 def test_documents_python_examples_run_as_printed(tmp_path, document):
     """Runs all examples in order in one process, in a folder with a finished run."""
     train = write_jsonl(tmp_path / "train.jsonl", [VERSE])

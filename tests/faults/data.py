@@ -395,8 +395,8 @@ def labels_alike_are_not_found(original):
 def marks_within_files_are_kept(original):
     """A byte-order mark within a concatenated file is a JSON error."""
 
-    def decode(raw, encoding="utf-8"):
-        text = original(raw, encoding)
+    def decode(raw):
+        text = original(raw)
         return "\ufeff" + text if text.startswith("\ufeff") else text
 
     return decode

@@ -78,9 +78,11 @@ def run_data(values: dict[str, Any]) -> int:
         task = registry.get("task", options["task"]).from_dict(given)
     except ConfigError as error:
         raise UserError(f"task_config: {error}") from None
-    mapping = FieldMapping.from_dict(
-        {field.name: options[field.name] for field in dataclasses.fields(FieldSettings)}
-    )
+    names = [field.name for field in dataclasses.fields(FieldSettings)]
+    try:
+        mapping = FieldMapping.from_dict({name: options[name] for name in names})
+    except ConfigError as error:
+        raise UserError("; ".join(error.problems)) from None
     mapping.check_fields(task.schema)
     length_fn, unit = _length_counter(options["tokenizer"], list(task.schema))
     console = make_console()

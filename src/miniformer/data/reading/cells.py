@@ -15,6 +15,7 @@ from typing import Any
 
 from miniformer.data.reading.mapping import (
     FieldMapping,
+    available_columns,
     combine,
     expand_columns,
     resolve_columns,
@@ -109,6 +110,7 @@ class CellMapper:
         self.sources = {name: list(columns) for name, columns in sources.items()}
         self.kinds = mapping.kinds or {}
         self.separator, self.label_separator = mapping.input_separator, mapping.label_separator
+        self.optional = mapping.optional
 
     def __call__(self, cells: Record) -> Record:
         """The record of a row of cells.
@@ -118,6 +120,7 @@ class CellMapper:
         """
         result = {name: self._other_value(name, cell) for name, cell in cells.items()}
         for field, columns in self.sources.items():
+            columns = available_columns(field, columns, cells) if self.optional else columns
             names, groups = resolve_columns(columns, cells)
             values = self._field_values(field, names, cells, groups is not None)
             result[field] = combine(field, values, names, self.separator, groups)

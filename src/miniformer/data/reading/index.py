@@ -186,7 +186,9 @@ class IndexedFile:
         if self.format is None:
             return parse_line(raw, checks, mapper)  # type: ignore[arg-type]
         record = self.format.parse(raw)
-        return check_record(record if mapper is None else mapper(record), checks)
+        if mapper is not None and not self.format.is_mapped:
+            record = mapper(record)
+        return check_record(record, checks)
 
     def table_rows(self) -> Iterator[Record]:
         """Yields the cells of the rows of a table, without those that are not valid."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from miniformer.config import UserError
 from miniformer.config.train_settings import FieldSettings
 from miniformer.data.reading.parsing import DataError, Record
-from miniformer.data.reading.suggestions import FIELD_FLAGS
+from miniformer.data.reading.suggestions import FIELD_FLAGS, suggest_flags
 from miniformer.utils.columns import split_names
 
 _LIST_FIELDS = ("input", "source", "text", "value", "labels")  # may have several columns
@@ -32,10 +32,12 @@ class FieldMapping(FieldSettings):
         kinds: column of a text table -> integer, number, list or text. Known from the training
             data, so that later files are read alike; see `cells`.
         label_separator: separates labels in one cell; known from the training data, too.
+        optional: read a field from the column of its own name in files that lack the columns.
     """
 
     kinds: dict[str, str] | None = None
     label_separator: str | None = None
+    optional: bool = False
 
     @classmethod
     def from_settings(cls, settings: Any) -> FieldMapping:
@@ -69,20 +71,18 @@ class FieldMapping(FieldSettings):
             result.setdefault(name, [name])
         return result
 
-    def check_fields(self, fields: Iterable[str]) -> None:
+    def check_fields(self, fields: Collection[str]) -> None:
         """Checks that each given setting is of use for the fields of a task.
 
         Raises:
             UserError: a setting has no effect.
         """
-        fields = list(fields)
+        needed = " and ".join(map(repr, fields)) or "no field"
+        fields = set(fields)
         for flag, candidates in FIELD_FLAGS.items():
-            if getattr(self, flag) is not None and not set(fields) & set(candidates):
-                other = next(
-                    (key for key, known in FIELD_FLAGS.items() if set(known) & set(fields)), ""
-                )
-                hint = f"set {other}, or leave it out" if other else "leave it out"
-                needed = " and ".join(map(repr, fields)) or "no field"
+            if getattr(self, flag) is not None and not fields & {*candidates}:
+                usable = next((key for key, known in FIELD_FLAGS.items() if fields & {*known}), "")
+                hint = f"set {usable}, or leave it out" if usable else "leave it out"
                 raise UserError(f"{flag} has no effect: the task reads {needed}; {hint}")
 
     def row_mapper(self, fields: Iterable[str]) -> RowMapper | None:
@@ -90,7 +90,7 @@ class FieldMapping(FieldSettings):
         sources = self.sources(fields)
         if all(columns == [name] for name, columns in sources.items()):
             return None
-        return RowMapper(sources, self.input_separator)
+        return RowMapper(sources, self)
 
 
 class RowMapper:
@@ -98,12 +98,12 @@ class RowMapper:
 
     Args:
         sources: columns or patterns of each field.
-        separator: `input_separator`.
+        mapping: the other settings.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[str]], separator: str | None) -> None:
+    def __init__(self, sources: Mapping[str, Sequence[str]], mapping: FieldMapping) -> None:
         self.sources = {name: list(columns) for name, columns in sources.items()}
-        self.separator = separator
+        self.separator, self.optional = mapping.input_separator, mapping.optional
         self.columns = {name for columns in sources.values() for name in columns}
 
     def __call__(self, row: Record) -> Record:
@@ -114,9 +114,47 @@ class RowMapper:
         """
         result = dict(row)
         for field, columns in self.sources.items():
+            columns = available_columns(field, columns, row) if self.optional else columns
             names, groups = resolve_columns(columns, row)
             result[field] = combine(field, row, names, self.separator, groups)
         return result
+
+
+def available_columns(field: str, columns: Sequence[str], known: Iterable[str]) -> list[str]:
+    """The columns of a field, or the column of its own name if only that is known."""
+    known = list(known)
+    missing = any(name not in known for name in expand_columns(columns, known))
+    return [field] if missing and field in known else list(columns)
+
+
+def lacking_fields(
+    sources: Mapping[str, Sequence[str]], columns: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Fields whose columns a table lacks, and these columns."""
+    fields, absent = [], []
+    for field, names in sources.items():
+        if lacking := [name for name in expand_columns(names, columns) if name not in columns]:
+            fields.append(field)
+            absent += lacking
+    return fields, absent
+
+
+def check_columns(
+    columns: Sequence[str], mapping: FieldMapping, fields: Iterable[str]
+) -> str | None:
+    """Problem of a table of typed columns that lacks some; None: it has all."""
+    sources = mapping.sources(fields)
+    if mapping.optional:
+        sources = {
+            field: available_columns(field, names, columns) for field, names in sources.items()
+        }
+    missing, absent = lacking_fields(sources, columns)
+    if not missing:
+        return None
+    flags = suggest_flags(missing, columns)
+    hint = f"name the columns: {flags}" if flags else "name the columns by their flags"
+    noun = f"column{'s' * (len(absent) > 1)} {' and '.join(map(repr, absent))}"
+    return f"there is no {noun}; the columns are {_list_names(columns)}; {hint}"
 
 
 def resolve_columns(

@@ -119,21 +119,38 @@ def check_record(record: Record, checks: Checks, *, may_have_surrogates: bool = 
     return record
 
 
-def decode(raw: bytes, encoding: str = "utf-8") -> str:
+def decode(raw: bytes) -> str:
     """Decodes the bytes of a record.
+
+    Raises:
+        DataError: they are not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        cut_off = "; the file may be cut off" if error.reason == "unexpected end of data" else ""
+        raise DataError(
+            f"not UTF-8: byte 0x{raw[error.start]:02x}; save the file as UTF-8{cut_off}",
+            line=raw.count(b"\n", 0, error.start),
+        ) from None
+
+
+def decode_as(raw: bytes, encoding: str | None) -> str:
+    """Decodes the bytes of a record in an encoding; None: UTF-8.
 
     Raises:
         DataError: a byte is not valid in the encoding.
     """
     try:
-        return raw.decode(encoding)
+        return decode(raw) if encoding is None else raw.decode(encoding)
     except UnicodeDecodeError as error:
-        cut_off = "; the file may be cut off" if error.reason == "unexpected end of data" else ""
-        name = "UTF-8" if encoding == "utf-8" else encoding
         raise DataError(
-            f"not {name}: byte 0x{raw[error.start]:02x}; save the file as UTF-8{cut_off}",
+            f"not {encoding}: byte 0x{raw[error.start]:02x}; set another encoding",
             line=raw.count(b"\n", 0, error.start),
         ) from None
+    except DataError as error:
+        problem = f"{error.problem}, or set its encoding, such as --encoding latin-1"
+        raise DataError(problem, error.line) from None
 
 
 def _field_names(text: str) -> list[str]:

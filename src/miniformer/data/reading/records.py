@@ -331,7 +331,7 @@ def as_records(
     if all(isinstance(item, (str, os.PathLike)) for item in items):
         return JSONLinesDataset(source, schema, mapping=mapping, **options)  # type: ignore[arg-type]
     if is_frame(source):
-        source = open_frame(source)
+        source = open_frame(source, mapping or FieldMapping(), schema)
     if isinstance(source, Mapping):
         raise UserError(
             f"records: a {type(source).__name__} is not a sequence of records; "

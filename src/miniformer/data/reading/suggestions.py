@@ -52,6 +52,7 @@ def suggest_flags(missing: Sequence[str], columns: Sequence[str]) -> str:
         if names := _find(field, left):
             chosen[field] = names
             left = [name for name in left if name not in names]
+    left = [name for name in left if not _is_id(name)]
     for field in missing:  # one field and one column are left
         if field not in chosen and len(missing) - len(chosen) == 1 and len(left) == 1:
             chosen[field] = [left[0]]
@@ -78,6 +79,11 @@ def _find(field: str, columns: Sequence[str]) -> list[str]:
             if len(usual) > 3 and _key(usual) in _key(name):
                 return [name]
     return []
+
+
+def _is_id(name: str) -> bool:
+    key = _key(name)
+    return key in ("index", "idx", "uuid", "column1") or key.endswith("id")
 
 
 def _key(name: str) -> str:

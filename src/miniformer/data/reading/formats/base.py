@@ -15,10 +15,12 @@ class TextFormat(Protocol):
     Attributes:
         cache_key: everything that the index depends on, beside the file.
         is_table: true if all values are cells of text, which `cells` converts.
+        is_mapped: true if `parse` gives the fields of the mapping itself.
     """
 
     cache_key: tuple[Any, ...]
     is_table: bool
+    is_mapped: bool
 
     def build_index(
         self, handle: RandomAccessFile, progress: ProgressCallback | None

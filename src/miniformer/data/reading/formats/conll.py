@@ -15,7 +15,7 @@ from miniformer.config import UserError
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
 from miniformer.data.reading.index import RecordIndex, index_lines
 from miniformer.data.reading.mapping import FieldMapping
-from miniformer.data.reading.parsing import DataError, Record, decode
+from miniformer.data.reading.parsing import DataError, Record, decode_as
 from miniformer.utils.columns import split_names
 
 CONLLU_COLUMNS = (
@@ -39,18 +39,20 @@ class TaggedTokens:
         UserError: a column is unknown, or the schema needs other fields.
     """
 
-    is_table = False
+    is_table, is_mapped = False, True
 
     def __init__(
         self, name: Path, file_type: str, mapping: FieldMapping, fields: Iterable[str]
     ) -> None:
         self.is_conllu = file_type == ".conllu"
-        self.encoding = mapping.encoding or "utf-8"
+        self.encoding = mapping.encoding
         self.columns = [*CONLLU_COLUMNS] if self.is_conllu else split_names(mapping.columns)
-        self.needs_tags = "tags" in (fields := set(fields))
-        if missing := fields - {"tokens", "tags", *_COMMENTS}:
+        fields = list(fields)
+        self.needs_tags = "tags" in fields
+        if missing := [field for field in fields if field not in ("tokens", "tags", *_COMMENTS)]:
             raise UserError(
-                f"{name}: a {file_type} file has tokens and tags, and no {' and '.join(missing)}"
+                f"{name}: a {file_type} file has tokens and tags, and no {' and '.join(missing)}; "
+                "set --task token_classification"
             )
         sources = mapping.sources(("tokens", "tags"))
         defaults = {"tokens": "form", "tags": "upos"} if self.is_conllu else {}
@@ -79,7 +81,7 @@ class TaggedTokens:
 
     def parse(self, raw: bytes) -> Record:
         record: Record = {"tokens": [], "tags": []}
-        lines = decode(raw, self.encoding).removeprefix("\ufeff").split("\n")
+        lines = decode_as(raw, self.encoding).removeprefix("\ufeff").split("\n")
         width = 0
         for number, line in enumerate(lines):
             line = line.removesuffix("\r")
@@ -116,24 +118,22 @@ class TaggedTokens:
         if len(cells) == 1 and self.needs_tags:
             return f"{number}; a token and its tag are two, separated by a tab or spaces"
         if len(cells) != (len(self.columns) or width):
-            other = "columns names" if self.columns else "the first line of the sentence has"
-            return f"{number}, {other} {len(self.columns) or width}; fix the line"
+            source = "columns names" if self.columns else "the first line of the sentence has"
+            return f"{number}, {source} {len(self.columns) or width}; fix the line"
         if max(self.token_column, self.tag_column) >= len(cells):
             return f"{number}; there is no column {max(self.token_column, self.tag_column) + 1}"
         return None
 
     def _position(self, name: Path, column: str, field: str, default: str | None) -> int:
         """Index of a column: of tokens by default the first, of tags the last."""
-        if column == field and field not in self.columns:
-            column = default or ("1" if field == "tokens" else "")
         if column in self.columns:
             return self.columns.index(column)
-        if not self.is_conllu and not self.columns and (column.isdigit() or not column):
-            return int(column or 0) - 1
+        if column == field:  # not mapped
+            return self.columns.index(default) if default else 0 if field == "tokens" else -1
+        if not self.columns and column.isdigit() and int(column) > 0:
+            return int(column) - 1
         known = ", ".join(self.columns) or "numbers from 1, or names given by --columns"
         flag = "input_field" if field == "tokens" else "label_field"
-        if not self.is_conllu and not column:
-            return len(self.columns) - 1
         raise UserError(f"{name}: {flag}: there is no column {column!r}; the columns are {known}")
 
     def _is_document_start(self, handle: RandomAccessFile, start: int, end: int) -> bool:

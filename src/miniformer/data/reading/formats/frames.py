@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from miniformer.config import UserError
 from miniformer.data.reading.formats.arrow import plain_record
+from miniformer.data.reading.mapping import FieldMapping, check_columns
 from miniformer.data.reading.parsing import Record
 
 
@@ -15,13 +16,16 @@ def is_frame(source: Any) -> bool:
     return _kind(source) in _READERS
 
 
-def open_frame(source: Any) -> FrameRows:
+def open_frame(source: Any, mapping: FieldMapping, fields: Iterable[str]) -> FrameRows:
     """The rows of a table in memory.
 
     Raises:
-        UserError: the table has a column twice.
+        UserError: the table has a column twice, or lacks the column of a field.
     """
-    return FrameRows(source)
+    rows = FrameRows(source)
+    if problem := check_columns(rows.columns, mapping, fields):
+        raise UserError(f"records: {problem}")
+    return rows
 
 
 class FrameRows:
@@ -38,11 +42,10 @@ class FrameRows:
         if kind == "polars.LazyFrame":
             source = source.collect()
         self._source, self._read = source, _READERS[kind]
-        names = [
-            str(name) for name in getattr(source, "column_names", getattr(source, "columns", ()))
-        ]
-        for name in names:
-            if names.count(name) > 1:
+        columns = source.column_names if hasattr(source, "column_names") else source.columns
+        self.columns = [str(name) for name in columns]
+        for name in self.columns:
+            if self.columns.count(name) > 1:
                 raise UserError(f"records: the table has the column {name!r} twice; rename one")
 
     def __len__(self) -> int:

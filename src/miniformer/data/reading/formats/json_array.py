@@ -32,7 +32,7 @@ class JSONArray:
         handle: the open file.
     """
 
-    is_table = False
+    is_table, is_mapped = False, False
 
     def __init__(self, handle: RandomAccessFile) -> None:
         start = text_start(handle)

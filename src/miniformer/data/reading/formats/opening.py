@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from miniformer.config import UserError
 from miniformer.data.reading import files
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
 from miniformer.data.reading.formats.arrow import ArrowFile
@@ -13,7 +14,7 @@ from miniformer.data.reading.formats.conll import TaggedTokens
 from miniformer.data.reading.formats.json_array import JSONArray
 from miniformer.data.reading.formats.table import TextTable
 from miniformer.data.reading.index import IndexedFile
-from miniformer.data.reading.mapping import FieldMapping
+from miniformer.data.reading.mapping import FieldMapping, check_columns
 
 DataFile = IndexedFile | ArrowFile
 
@@ -39,7 +40,10 @@ def open_data_file(
     """
     file_type, _ = files.parse_suffixes(path)
     if file_type in (*files.ARROW_TYPES, files.DATASET_FOLDER):
-        return ArrowFile(path)
+        table = ArrowFile(path)
+        if problem := check_columns(table.columns, mapping, fields):
+            raise UserError(f"{path}: {problem}")
+        return table
 
     def make_format(handle: RandomAccessFile) -> TextFormat:
         if file_type == ".json":

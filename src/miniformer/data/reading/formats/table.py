@@ -12,8 +12,13 @@ from miniformer.config import UserError
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
 from miniformer.data.reading.formats.delimited import Dialect, index_rows
 from miniformer.data.reading.index import RecordIndex
-from miniformer.data.reading.mapping import FieldMapping, expand_columns
-from miniformer.data.reading.parsing import DataError, Record, RecordError, decode
+from miniformer.data.reading.mapping import (
+    FieldMapping,
+    available_columns,
+    expand_columns,
+    lacking_fields,
+)
+from miniformer.data.reading.parsing import DataError, Record, RecordError, decode_as
 from miniformer.data.reading.suggestions import suggest_flags
 from miniformer.utils.columns import parse_delimiter, split_names
 
@@ -38,14 +43,14 @@ class TextTable:
         UserError: the file has no row.
     """
 
-    is_table = True
+    is_table, is_mapped = True, False
 
     def __init__(
         self, handle: RandomAccessFile, file_type: str, mapping: FieldMapping, fields: Iterable[str]
     ) -> None:
-        self.encoding = mapping.encoding or "utf-8"
+        self.encoding = mapping.encoding
         self.is_quoting_given = mapping.quoting is not None
-        self.has_header = not mapping.columns
+        self.has_header, self.optional = not mapping.columns, mapping.optional
         sources = mapping.sources(fields)
         quoted = mapping.quoting != "none"
         given = parse_delimiter(mapping.delimiter or "") or ("\t" if file_type == ".tsv" else None)
@@ -53,8 +58,8 @@ class TextTable:
         if given is not None:
             self.dialect = Dialect(given, quoted)
         else:
-            wanted = [name for names in sources.values() for name in names]
-            self.dialect = _detect_dialect(sample, quoted, wanted)
+            expected = [name for names in sources.values() for name in names]
+            self.dialect = _detect_dialect(sample, quoted, expected)
         self.columns = self._read_columns(handle.name, sample, mapping, sources)
         self.cache_key = ("table", self.dialect.delimiter, quoted, self.has_header)
 
@@ -70,7 +75,7 @@ class TextTable:
         return RecordIndex(index.starts[1:], blank_lines)
 
     def parse(self, raw: bytes) -> Record:
-        text = decode(raw, self.encoding)
+        text = decode_as(raw, self.encoding)
         cells = self.dialect.split(text.removesuffix("\n").removesuffix("\r"))
         if len(cells) != len(self.columns):
             raise DataError(self._width_problem(cells))
@@ -111,7 +116,7 @@ class TextTable:
         if raw is None:
             raise UserError(f"{name}: the file is empty; it needs at least one record")
         try:
-            text = decode(raw, self.encoding).removesuffix("\n").removesuffix("\r")
+            text = decode_as(raw, self.encoding).removesuffix("\n").removesuffix("\r")
             if "\r" in text and '"' not in text:
                 raise DataError(
                     "lines end in carriage returns alone, as in files of old Macs; convert them: "
@@ -137,13 +142,13 @@ class TextTable:
 
     def _header(self, first: Sequence[str], sources: Mapping[str, Sequence[str]]) -> list[str]:
         names = [cell.strip() or f"column {i}" for i, cell in enumerate(first, 1)]
-        missing = [
-            field
-            for field, columns in sources.items()
-            if any(name not in names for name in expand_columns(columns, names))
-        ]
-        if missing:
-            raise DataError(_header_problem(names, missing, sources, self.dialect.delimiter))
+        if self.optional:
+            sources = {
+                field: available_columns(field, columns, names)
+                for field, columns in sources.items()
+            }
+        if problem := _header_problem(names, sources, self.dialect.delimiter):
+            raise DataError(problem)
         for name in names:
             if names.count(name) > 1:
                 raise DataError(f"the header has {name!r} twice; rename one of the columns")
@@ -151,18 +156,12 @@ class TextTable:
 
 
 def _header_problem(
-    names: Sequence[str],
-    missing: Sequence[str],
-    sources: Mapping[str, Sequence[str]],
-    delimiter: str,
-) -> str:
-    """Problem of a first row without the columns of fields, with both fixes."""
-    absent = [
-        name
-        for field in missing
-        for name in sources[field]
-        if name not in expand_columns(sources[field], names) or name not in names
-    ]
+    names: Sequence[str], sources: Mapping[str, Sequence[str]], delimiter: str
+) -> str | None:
+    """Problem of a first row without the columns of fields, with both fixes; None: it has all."""
+    missing, absent = lacking_fields(sources, names)
+    if not missing:
+        return None
     columns = f"column{'s' * (len(absent) > 1)} {' and '.join(map(repr, absent))}"
     shown = ", ".join(repr(name[:40]) for name in names[:12]) + ", ..." * (len(names) > 12)
     flags = suggest_flags(missing, names)
@@ -170,7 +169,8 @@ def _header_problem(
     example = _example_columns(list(sources), len(names))
     return (
         f"the first row has no {columns}; it has {shown} (separated by {delimiter!r}). If it is a "
-        f"header, {named}. If the file has no header, name all columns: --columns {example}"
+        f"header, {named}. If the file has no header, name all columns in their order, such as "
+        f"--columns {example}"
     )
 
 
@@ -182,7 +182,7 @@ def _example_columns(fields: Sequence[str], number: int) -> str:
 class _Sample:
     """Start of a file, for the detection of its dialect."""
 
-    def __init__(self, handle: RandomAccessFile, encoding: str) -> None:
+    def __init__(self, handle: RandomAccessFile, encoding: str | None) -> None:
         start = text_start(handle)
         raw = handle.read(min(_SAMPLE_BYTES, handle.stat.size - start), start)
         if raw.startswith(_UTF16_MARKS):
@@ -223,7 +223,7 @@ class _Sample:
         """The first row's cells, and the number of cells of each row; 0: not valid."""
         first, widths = list[str](), list[int]()
         for _, raw in self.rows(dialect):
-            text = raw.decode(self.encoding, errors="replace").rstrip("\r\n")
+            text = raw.decode(self.encoding or "utf-8", errors="replace").rstrip("\r\n")
             try:
                 cells = dialect.split(text)
             except DataError:
@@ -233,11 +233,11 @@ class _Sample:
         return first, widths
 
 
-def _detect_dialect(sample: _Sample, quoted: bool, wanted: Sequence[str]) -> Dialect:
+def _detect_dialect(sample: _Sample, quoted: bool, expected: Sequence[str]) -> Dialect:
     """The delimiter that fits best.
 
-    The first of these decides: the header has all wanted names; most rows have as many cells as the
-    first, which has more than one; the first row has the most cells; the order of `_CANDIDATES`.
+    The first of these decides: the header has all expected names; most rows have as many cells as
+    the first, which has several; the first row has the most cells; the order of `_CANDIDATES`.
     """
     ranked = []
     for order, delimiter in enumerate(_CANDIDATES):
@@ -246,6 +246,6 @@ def _detect_dialect(sample: _Sample, quoted: bool, wanted: Sequence[str]) -> Dia
         names = [cell.strip() for cell in first]
         width = len(first) if len(first) > 1 else 0
         share = widths.count(width) / max(1, len(widths))
-        has_wanted = width > 0 and {*expand_columns(wanted, names)} <= {*names}
-        ranked.append((has_wanted, share if width else 0.0, width, -order, dialect))
+        has_names = width > 0 and {*expand_columns(expected, names)} <= {*names}
+        ranked.append((has_names, share if width else 0.0, width, -order, dialect))
     return max(ranked, key=lambda item: item[:4])[-1]
