@@ -147,7 +147,7 @@ def joined_examples_lose_their_borders(original):
 # Files and records.
 
 
-@fault("miniformer.data.reading.index:RecordIndex.line_number")
+@fault("miniformer.data.reading.record_index:RecordIndex.line_number")
 def line_numbers_skip_blank_lines(original):
     """Line numbers do not count blank lines."""
     return lambda self, row: row + 1

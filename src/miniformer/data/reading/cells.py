@@ -108,6 +108,7 @@ class CellMapper:
 
     def __init__(self, sources: Mapping[str, Sequence[str]], mapping: FieldMapping) -> None:
         self.sources = {name: list(columns) for name, columns in sources.items()}
+        self.columns = {name for columns in sources.values() for name in columns}
         self.kinds = mapping.kinds or {}
         self.separator, self.label_separator = mapping.input_separator, mapping.label_separator
         self.optional = mapping.optional

@@ -8,13 +8,10 @@ Letters: n records, m blank lines.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import zlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +19,18 @@ from miniformer.config import UserError
 from miniformer.data.reading import files
 from miniformer.data.reading.decompression import decompress_file
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
+from miniformer.data.reading.formats.base import TextFormat
 from miniformer.data.reading.parsing import (
     DataError,
+    Mapper,
     Record,
     RecordError,
     check_record,
     parse_line,
     parse_text_block,
 )
+from miniformer.data.reading.record_index import RecordIndex, cache_key, load_index, save_index
 from miniformer.data.reading.schema import Checks
-from miniformer.utils.atomic import atomic_path
-
-if TYPE_CHECKING:
-    from miniformer.data.reading.formats.base import TextFormat
 
 MAX_LINE_BYTES = 64 << 20
 TEXT_BLOCK_BYTES = 64 << 10
@@ -48,45 +44,6 @@ _MAX_GAP_BYTES = 4 << 10
 _ROWS_PER_READ = 1024
 _NEWLINE = 10
 _IS_SPACE = np.array([bytes([value]).isspace() for value in range(256)])
-_INDEX_FORMAT_VERSION = 1  # increase it when the content of a cached index changes
-_HEADER_LENGTH = 8
-
-
-@dataclass(frozen=True)
-class RecordIndex:
-    """Byte offsets of records.
-
-    Args:
-        starts: start of each record, then the end of the file, int64 [n + 1].
-        blank_lines: for each blank line, the next record and the line's start, int64 [2, m].
-    """
-
-    starts: np.ndarray
-    blank_lines: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def byte_spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Start and end offsets of records, int64 [len(rows)] each."""
-        ends = self.starts[rows + 1]
-        next_rows, blank_starts = self.blank_lines
-        if len(next_rows):  # a record ends where the first blank line after it starts
-            first = np.minimum(np.searchsorted(next_rows, rows + 1), len(next_rows) - 1)
-            ends = np.where(next_rows[first] == rows + 1, blank_starts[first], ends)
-        return self.starts[rows], ends
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of all records, without blank lines."""
-        next_rows, first = np.unique(self.blank_lines[0], return_index=True)
-        inside = next_rows > 0  # blank lines before the first record are not between records
-        gaps = self.starts[next_rows[inside]] - self.blank_lines[1][first[inside]]
-        return int(self.starts[-1] - self.starts[0] - gaps.sum())
-
-    def line_number(self, row: int) -> int:
-        """Line number of a record of a `.jsonl` file."""
-        return row + 1 + int(np.searchsorted(self.blank_lines[0], row, side="right"))
 
 
 class IndexedFile:
@@ -169,7 +126,7 @@ class IndexedFile:
         raw: Any,
         row: int,
         checks: Checks,
-        mapper: Callable[[Record], Record] | None,
+        mapper: Mapper | None,
     ) -> Record:
         """The record of the bytes of a row.
 
@@ -184,7 +141,7 @@ class IndexedFile:
         if self.is_plain_text:
             return parse_text_block(raw, checks, continues=row > 0)
         if self.format is None:
-            return parse_line(raw, checks, mapper)  # type: ignore[arg-type]
+            return parse_line(raw, checks, mapper)
         record = self.format.parse(raw)
         if mapper is not None and not self.format.is_mapped:
             record = mapper(record)
@@ -256,9 +213,9 @@ class IndexedFile:
                 options = (TEXT_BLOCK_BYTES, MAX_TEXT_BLOCK_BYTES)
             elif self.format is not None:
                 options = (MAX_LINE_BYTES, *self.format.cache_key)
-            key = _cache_key(files.fingerprint(handle, self.path), options)
+            key = cache_key(files.fingerprint(handle, self.path), options)
             path = folder / f"{key.hex()}.npy"
-            index = _load_index(path, key, handle) or _save_index(
+            index = load_index(path, key, handle) or save_index(
                 build(handle, progress), path, key, handle
             )
             self._index_on_disk = path.exists()
@@ -352,50 +309,3 @@ def _index_text(handle: RandomAccessFile, progress: ProgressCallback | None) -> 
         if progress:
             progress(str(handle.name), starts[-1], size)
     return RecordIndex(np.frombuffer(starts, dtype=np.int64), np.empty((2, 0), dtype=np.int64))
-
-
-def _cache_key(fingerprint: str, options: tuple[object, ...]) -> bytes:
-    """Hash of everything that an index depends on, 32 bytes."""
-    return hashlib.blake2b(
-        repr((fingerprint, _INDEX_FORMAT_VERSION, options)).encode(), digest_size=32
-    ).digest()
-
-
-def _save_index(
-    index: RecordIndex, path: Path, key: bytes, handle: RandomAccessFile
-) -> RecordIndex:
-    """Writes an index to the cache and returns the memory-mapped copy."""
-    handle.check_unchanged()
-    arrays = [index.starts, index.blank_lines.ravel()]
-    checksum = zlib.crc32(arrays[1].data, zlib.crc32(arrays[0].data))
-    counts = [len(index), index.blank_lines.shape[1]]
-    header = [*np.frombuffer(key, dtype=np.int64), *counts, checksum, 0]
-    arrays.insert(0, np.array(header, dtype=np.int64))
-
-    shape = (sum(map(len, arrays)),)
-    npy_header = {"descr": arrays[0].dtype.str, "fortran_order": False, "shape": shape}
-    try:
-        with atomic_path(path) as tmp_path, tmp_path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, npy_header)
-            for values in arrays:
-                file.write(values.data)
-    except OSError:  # the disk is full or the cache is not writable: use the index in memory
-        return index
-    return _load_index(path, key, handle) or index
-
-
-def _load_index(path: Path, key: bytes, handle: RandomAccessFile) -> RecordIndex | None:
-    """Memory-mapped index at `path`; None: missing, invalid, or of another file."""
-    try:
-        data = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-    except Exception:  # numpy raises many types for invalid files
-        return None
-    if data.dtype != np.int64 or data.ndim != 1 or len(data) < _HEADER_LENGTH + 1:
-        return None
-    n, m, checksum = data[4:7].tolist()
-    body = data[_HEADER_LENGTH:]
-    if data[:4].tobytes() != key or min(n, m) < 0 or len(body) != n + 1 + 2 * m:
-        return None
-    if zlib.crc32(body.data) != checksum or body[n] != handle.stat.size:
-        return None
-    return RecordIndex(body[: n + 1], body[n + 1 :].reshape(2, m))

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from miniformer.config import UserError
 from miniformer.data.reading.schema import FIELD_HINTS, Checks, RecordCheck
 from miniformer.data.reading.suggestions import suggest_flags
 
-if TYPE_CHECKING:
-    from miniformer.data.reading.mapping import RowMapper
-
 Record = dict[str, Any]
+
+
+class Mapper(Protocol):
+    """Adds the fields of a schema to a row; see `RowMapper`.
+
+    Attributes:
+        columns: the columns that it reads.
+    """
+
+    columns: set[str]
+
+    def __call__(self, row: Record, /) -> Record: ...
 
 
 class RecordError(UserError):
@@ -36,7 +45,7 @@ class DataError(Exception):  # internal: the caller adds the location
         self.problem, self.line = problem, line
 
 
-def parse_line(raw: bytes, checks: Checks, mapper: RowMapper | None = None) -> Record:
+def parse_line(raw: bytes, checks: Checks, mapper: Mapper | None = None) -> Record:
     """Parses the record of one line, with or without its line end.
 
     Args:

@@ -20,7 +20,7 @@ import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data.reading.files import FileStat, file_changed_error
-from miniformer.data.reading.parsing import Record, check_record
+from miniformer.data.reading.parsing import Mapper, Record, check_record
 from miniformer.data.reading.schema import Checks
 
 _MAX_ROWS_PER_READ = 1024
@@ -97,7 +97,7 @@ class ArrowFile:
         raw: Any,
         row: int,
         checks: Checks,
-        mapper: Callable[[Record], Record] | None,
+        mapper: Mapper | None,
     ) -> Record:
         """The record of a row; see `IndexedFile.parse`."""
         return check_record(raw if mapper is None else mapper(raw), checks)

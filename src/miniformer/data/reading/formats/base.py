@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
-from miniformer.data.reading.index import RecordIndex
 from miniformer.data.reading.parsing import Record
+from miniformer.data.reading.record_index import RecordIndex
 
 
 class TextFormat(Protocol):

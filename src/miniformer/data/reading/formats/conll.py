@@ -13,9 +13,10 @@ import numpy as np
 
 from miniformer.config import UserError
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
-from miniformer.data.reading.index import RecordIndex, index_lines
+from miniformer.data.reading.index import index_lines
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.parsing import DataError, Record, decode_as
+from miniformer.data.reading.record_index import RecordIndex
 from miniformer.utils.columns import split_names
 
 CONLLU_COLUMNS = (

@@ -14,8 +14,8 @@ import numpy as np
 
 from miniformer.data.reading import index as indexes
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile
-from miniformer.data.reading.index import RecordIndex
 from miniformer.data.reading.parsing import DataError, RecordError
+from miniformer.data.reading.record_index import RecordIndex
 
 _QUOTED_CELL = re.compile(r'"([^"]*+(?:""[^"]*+)*+)"')
 _QUOTED_REST = re.compile(rb'[^"]*+(?:""[^"]*+)*+')

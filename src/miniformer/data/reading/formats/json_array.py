@@ -12,7 +12,7 @@ from array import array
 import numpy as np
 
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
-from miniformer.data.reading.index import RecordIndex, index_lines
+from miniformer.data.reading.index import index_lines
 from miniformer.data.reading.parsing import (
     DataError,
     Record,
@@ -20,6 +20,7 @@ from miniformer.data.reading.parsing import (
     decode,
     describe_json_error,
 )
+from miniformer.data.reading.record_index import RecordIndex
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _AFTER_ITEM = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")

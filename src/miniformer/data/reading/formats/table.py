@@ -11,7 +11,6 @@ import numpy as np
 from miniformer.config import UserError
 from miniformer.data.reading.files import ProgressCallback, RandomAccessFile, text_start
 from miniformer.data.reading.formats.delimited import Dialect, index_rows
-from miniformer.data.reading.index import RecordIndex
 from miniformer.data.reading.mapping import (
     FieldMapping,
     available_columns,
@@ -19,6 +18,7 @@ from miniformer.data.reading.mapping import (
     lacking_fields,
 )
 from miniformer.data.reading.parsing import DataError, Record, RecordError, decode_as
+from miniformer.data.reading.record_index import RecordIndex
 from miniformer.data.reading.suggestions import suggest_flags
 from miniformer.utils.columns import parse_delimiter, split_names
 

@@ -126,13 +126,13 @@ def expected(tmp_path_factory, tokenizer):
 def test_all_formats_give_the_same_records_and_batches(tmp_path, kind, expected, tokenizer):
     source = SOURCES[kind](tmp_path)
     records = as_records(source, SCHEMA, mapping=MAPPING)
-    found = list(records)
-    assert found == expected[0] * (2 if kind == "several files" else 1)
-    assert [list(map(type, record.values())) for record in found[:30]] == [
+    actual = list(records)
+    assert actual == expected[0] * (2 if kind == "several files" else 1)
+    assert [list(map(type, record.values())) for record in actual[:30]] == [
         list(map(type, record.values())) for record in expected[0]
     ]
-    assert records.read([29, 3, 3, 8]) == [found[i] for i in (29, 3, 3, 8)]
-    assert list(pickle.loads(pickle.dumps(records))) == found
+    assert records.read([29, 3, 3, 8]) == [actual[i] for i in (29, 3, 3, 8)]
+    assert list(pickle.loads(pickle.dumps(records))) == actual
     assert records.n_bytes == records.sizes.sum() or records.n_bytes > 0
     if kind == "several files":
         return
@@ -145,7 +145,7 @@ def test_all_formats_give_the_same_records_and_batches(tmp_path, kind, expected,
             same = torch.equal if isinstance(value, torch.Tensor) else np.array_equal
             assert name == "about" or same(batch[name], value), name
     if hasattr(source, "suffix"):
-        assert [record for _, record in stream_records(source, SCHEMA, MAPPING)] == found
+        assert [record for _, record in stream_records(source, SCHEMA, MAPPING)] == actual
 
 
 def test_parquet_rows_are_located_and_checked(tmp_path):
