@@ -16,7 +16,7 @@ COLUMNS = ["--input_field", "review", "--label_field", "verdict"]
 def train(folder, name, *flags):
     return main([
         "--task", "classification", "--train_path", str(folder / name), "--tokenizer", "byte",
-        "--val_path", str(folder / name), "--max_steps", "4", "--logger", "none", *flags,
+        "--val_share", "0.25", "--max_steps", "4", "--logger", "none", *flags,
         "--model_config", '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 32}',
         "--work_dir", str(folder / "runs"), "--experiment_name", name.replace(".", "_"),
         "--precision", "float32",

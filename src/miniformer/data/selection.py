@@ -20,7 +20,7 @@ class RecordSubset(Records):
 
     def __init__(self, records: Records, indices: np.ndarray) -> None:
         self.records, self.indices = records, indices
-        self.name, self.files = records.name, records.files
+        self.name, self.files, self.mapping = records.name, records.files, records.mapping
         self.schema, self.is_plain_text = records.schema, records.is_plain_text
         self.mapping = records.mapping
 
