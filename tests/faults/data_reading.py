@@ -227,13 +227,13 @@ def rows_of_parquet_are_of_the_first_group(original):
 # A run.
 
 
-@fault("miniformer.checkpoint.directory:read_mapping")
+@fault("miniformer.checkpoint.data_settings:StoredDataSettings.mapping")
 def columns_of_the_training_data_are_forgotten(original):
     """A loaded model does not know the columns of its training data."""
 
-    def read_mapping(directory):
+    def mapping(self):
         from miniformer.data.reading.mapping import FieldMapping
 
         return FieldMapping()
 
-    return read_mapping
+    return mapping

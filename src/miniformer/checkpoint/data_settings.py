@@ -37,8 +37,8 @@ class StoredDataSettings(StrictConfig):
         return BatchSettings(self.seq_len, self.batch_size, self.batch_tokens)
 
     def mapping(self) -> FieldMapping:
-        """Columns of the fields."""
-        return FieldMapping.from_dict(self.fields or {}, stored=True)
+        """Columns of the fields; files with the names of the fields are read, too."""
+        return FieldMapping.from_dict({**(self.fields or {}), "optional": True}, stored=True)
 
     def override(self, fields: dict[str, Any]) -> FieldMapping:
         """The mapping with other columns, whose values are of the same kinds.
@@ -52,7 +52,7 @@ class StoredDataSettings(StrictConfig):
         mapping, given = self.mapping(), {k: v for k, v in fields.items() if v is not None}
         if not given:
             return mapping
-        values = {**mapping.to_dict(), **given}
+        values = {**mapping.to_dict(), **given, "optional": False}
         if mapping.kinds is not None:
             old, new = (
                 FieldMapping.from_dict({**mapping.to_dict(), **changes, "kinds": None})

@@ -354,7 +354,7 @@ class Pipeline:
                 "metrics on records use evaluate"
             )
         task, tokenizer = self._generation_task(), self._require_tokenizer()
-        records = as_records(data, task.schema)
+        records = as_records(data, task.schema, mapping=self.data_settings.mapping())
         return perplexity(task, self.model, tokenizer, records, stride=stride, progress=progress)
 
     def _generation_task(self, texts: Sequence[str] = ()) -> TextGenerationTask:
