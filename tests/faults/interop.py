@@ -419,3 +419,28 @@ def exports_lose_the_first_end(original):
 def imports_are_of_the_latest_revision(original):
     """An import ignores the revision that is asked for."""
     return lambda name_or_path, revision=None: original(name_or_path)
+
+
+@fault("miniformer.interop.hf.families.tables:encoder_classes")
+def token_classes_are_of_the_pooled_text(original):
+    """A classifier of tokens has the head of a classifier of texts."""
+    import dataclasses
+
+    def encoder_classes(name, masked_lm, classifier, **options):
+        classes = original(name, masked_lm, classifier, **options)
+        key = f"{name}ForTokenClassification"
+        fields = {**classes[key].fields, "head": options["head"]}
+        return {**classes, key: dataclasses.replace(classes[key], fields=fields)}
+
+    return encoder_classes
+
+
+@fault("miniformer.interop.hf.metadata:infer_task")
+def imported_tags_are_of_the_last_token(original):
+    """An imported model predicts the tag of the last token of a word."""
+
+    def infer_task(checkpoint):
+        task = original(checkpoint)
+        return {**task, "word_pooling": "last"} if "word_pooling" in task else task
+
+    return infer_task

@@ -27,7 +27,13 @@ CLASSES = [
     (name, family.preset)
     for family in ALL_FAMILIES
     for name, model_class in family.model_classes.items()
-    if model_class.is_classifier
+    if model_class.is_classifier and not model_class.per_token
+]
+TOKEN_CLASSES = [
+    (name, family.preset)
+    for family in ALL_FAMILIES
+    for name, model_class in family.model_classes.items()
+    if model_class.per_token
 ]
 BARE = [
     (name, family.preset)
@@ -35,6 +41,7 @@ BARE = [
     for name, model_class in family.model_classes.items()
     if model_class.is_backbone
 ]
+ZERO = torch.zeros(3, dtype=torch.int64)
 LABELS = {0: "bad", 1: "fine", 2: "odd"}
 
 
@@ -107,6 +114,85 @@ def check_classes(name, family, number, tmp_path):
             torch.testing.assert_close(
                 reloaded(input_ids=text).logits, hf_model(input_ids=text).logits, rtol=0, atol=1e-6
             )
+
+
+@pytest.mark.catches("token_classes_are_of_the_pooled_text")
+@pytest.mark.catches("imported_tags_are_of_the_last_token")
+@pytest.mark.parametrize(("name", "family"), TOKEN_CLASSES)
+def test_token_classifier_matches_hugging_face(name, family, tmp_path):
+    labels = {0: "O", 1: "B-x", 2: "I-x"}
+    hf_model = random_model(
+        name, family, id2label=labels, label2id={v: k for k, v in labels.items()}
+    )
+    hf_model.save_pretrained(tmp_path / "theirs")
+    miniformer.import_hf(tmp_path / "theirs", tmp_path / "ours")
+    pipeline = miniformer.load(tmp_path / "ours")
+    task = pipeline.task
+    assert (task.name, task.classes, task.has_spans) == (
+        "token_classification", ["O", "B-x", "I-x"], True,
+    )  # fmt: skip
+    source, real = ids(3, 9), torch.ones(3, 9, dtype=torch.bool)
+    real[1, 5:] = False
+    source[~real] = hf_model.config.pad_token_id
+    # A word of two tokens, and one of three: the first token has its tag.
+    batch = {
+        "inputs": source, "attention_mask": real,
+        "word_starts": torch.tensor([[1, 3]] * 3), "word_lengths": torch.tensor([[2, 3]] * 3),
+    }  # fmt: skip
+    with torch.no_grad():
+        expected = hf_model(input_ids=source, attention_mask=real.long()).logits
+        actual = pipeline.model(source, real)
+        torch.testing.assert_close(actual[real], expected[real], rtol=1e-5, atol=1e-5)
+        word_logits = task.logits(pipeline.model, batch)
+        torch.testing.assert_close(word_logits, expected[:, [1, 3]], rtol=1e-5, atol=1e-5)
+        tags = task._word_stats(
+            word_logits, {**batch, **dict.fromkeys(("records", "first_word", "words_after"), ZERO)}
+        )["predictions"]
+        assert tags.tolist() == expected[:, [1, 3]].argmax(-1).flatten().tolist()
+    miniformer.to_hf(tmp_path / "ours", tmp_path / "out")
+    reloaded = transformers.AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    )
+    assert type(reloaded) is type(hf_model)
+    assert reloaded.config.id2label == labels
+    assert json.loads((tmp_path / "out/config.json").read_text()).get("problem_type") is None
+    with torch.no_grad():
+        actual = reloaded(input_ids=source, attention_mask=real.long()).logits
+        torch.testing.assert_close(actual[real], expected[real], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_exported_token_classifier_matches_in_hugging_face(kind, tmp_path, monkeypatch):
+    """The exported tokenizer aligns words as training does, and the tags are the same."""
+    monkeypatch.chdir(tmp_path)
+    records = [
+        {"tokens": text.split(), "tags": ["B-x" if "a" in word else "O" for word in text.split()]}
+        for text in TEXTS * 4
+    ]
+    Path("train.jsonl").write_text("".join(json.dumps(item) + "\n" for item in records))
+    sizes = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "vocab_size": 300}
+    parts = presets("distilbert") | {"head": "linear", "head_bias": False, "pooling": "first"}
+    run = miniformer.train(
+        miniformer.TrainConfig(
+            train_path="train.jsonl", task="token_classification", tokenizer=kind, max_steps=3,
+            logger="none", model_config={**parts, **sizes},
+            task_config={"word_pooling": "first", "valid_predictions": False},
+        )
+    )  # fmt: skip
+    pipeline = miniformer.load(run.model)
+    miniformer.to_hf(pipeline, "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained("out")
+    hf_model = transformers.AutoModelForTokenClassification.from_pretrained("out")
+    for text in TEXTS:
+        tokens = tokenizer(text.split(), is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            probs = hf_model(**tokens).logits.softmax(-1)[0]
+        word_ids = tokens.word_ids()
+        firsts = [word_ids.index(number) for number in range(len(text.split()))]
+        (answer,) = pipeline.predict([text])
+        best = probs[firsts].max(-1)
+        assert answer["tags"] == [hf_model.config.id2label[int(index)] for index in best.indices]
+        assert answer["scores"] == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "family"), BARE)

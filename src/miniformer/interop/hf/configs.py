@@ -70,11 +70,13 @@ class ModelClass:
         fields: config fields of the class; an `output_dim` of None means the number of labels.
         weights: names of the head's weights.
         is_backbone: true for the backbone alone, whose files lack the prefix.
+        per_token: true if the head classifies each token, not the pooled vector of a sequence.
     """
 
     fields: Config
     weights: NameTable = dataclasses.field(default_factory=dict)
     is_backbone: bool = False
+    per_token: bool = False
 
     @property
     def is_classifier(self) -> bool:
@@ -219,7 +221,9 @@ def write_config(family: Family, name: str, config: TransformerConfig) -> tuple[
     different = [
         field
         for field in values
-        if values[field] != reread[field] and field not in family.weight_only_fields
+        if values[field] != reread[field]
+        and field not in family.weight_only_fields
+        and not (field == "pooling" and family.model_classes[name].per_token)
     ]
     return hf_config, sorted({*blocked, *different})
 

@@ -67,8 +67,9 @@ def to_hf(
     require_empty(out)
     source = _make_export_source(model)
     model_type = family or source.hf_metadata.get("model_type")
+    per_token = source.task.get("task") == "token_classification"
     target, name, hf_config = select_family(
-        source.config, seq2seq=source.seq2seq, model_type=model_type
+        source.config, seq2seq=source.seq2seq, model_type=model_type, per_token=per_token
     )
     ids = metadata.make_special_token_ids(
         target,
@@ -105,9 +106,19 @@ def to_hf(
 
 
 def select_family(
-    config: TransformerConfig, *, seq2seq: bool, model_type: str | None = None
+    config: TransformerConfig,
+    *,
+    seq2seq: bool,
+    model_type: str | None = None,
+    per_token: bool = False,
 ) -> tuple[Family, str, Config]:
-    """Family, class name and `config.json` of a model; `model_type` is tried first.
+    """Family, class name and `config.json` of a model.
+
+    Args:
+        config: of the model.
+        seq2seq: true for an encoder-decoder model.
+        model_type: family that is tried first.
+        per_token: true if the model classifies tokens.
 
     Raises:
         UserError: no family fits.
@@ -120,7 +131,8 @@ def select_family(
         if family.seq2seq != seq2seq:
             continue
         for name, model_class in family.model_classes.items():
-            if model_class.is_classifier != (config.output_dim is not None):
+            is_classifier = config.output_dim is not None
+            if (model_class.is_classifier, model_class.per_token) != (is_classifier, per_token):
                 continue
             hf_config, blocked = write_config(family, name, config)
             if config.input_dim is not None:

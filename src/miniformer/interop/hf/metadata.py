@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ _LABEL_KEYS = ("id2label", "label2id", "problem_type")
 def collect_hf_metadata(checkpoint: Checkpoint) -> Config:
     """Collects metadata that only an export needs; plain data."""
     labels = {name: checkpoint.hf_config.get(name) for name in _LABEL_KEYS}
-    heads = [c.fields for c in checkpoint.family.model_classes.values() if c.is_classifier]
-    classifier = dict(heads[0]) if heads else {}
-    classifier.pop("output_dim", None)
+
+    def head_fields(*, per_token: bool) -> Config:
+        """Config fields of the family's first classifier of texts or tokens, without its width."""
+        heads = (x for x in checkpoint.family.model_classes.values() if x.is_classifier)
+        fields = next((dict(head.fields) for head in heads if head.per_token == per_token), {})
+        return {name: value for name, value in fields.items() if name != "output_dim"}
+
     return {
         "model_type": checkpoint.family.model_type,
         "architecture": checkpoint.class_name,
@@ -49,7 +54,8 @@ def collect_hf_metadata(checkpoint: Checkpoint) -> Config:
             **read_special_token_ids(checkpoint),
             **{name: value for name, value in labels.items() if value is not None},
         },
-        "classifier": classifier,  # config fields of the family's classification head
+        "classifier": head_fields(per_token=False),
+        "token_classifier": head_fields(per_token=True),
         "generation_config": checkpoint.directory.read_json("generation_config.json"),
     }
 
@@ -80,6 +86,15 @@ def infer_task(checkpoint: Checkpoint) -> Config:
         return {"task": "language_modeling", "prepend_bos": _adds_bos(checkpoint.directory)}
     if config.output_dim is None:
         return {"task": "embedding", "input_kind": "text"}
+    if checkpoint.family.model_classes[checkpoint.class_name].per_token:
+        # As transformers does: the first token of a word has its tag, the most probable one.
+        return {
+            "task": "token_classification",
+            "classes": _class_names(hf_config, config.output_dim),
+            "word_pooling": "first",
+            "check_tags": False,
+            "valid_predictions": False,
+        }
     problem = hf_config.get("problem_type")
     if problem == "regression" or (problem is None and config.output_dim == 1):
         count, scale = config.output_dim, {"target_mean": 0.0, "target_std": 1.0}
@@ -248,6 +263,8 @@ def label_config(task: Config, width: int | None, hf_metadata: Config) -> Config
     name = problem_types.get(str(task.get("task")), "single_label_classification")
     is_regression = task.get("task") == "regression" or (width == 1 and classes is None)
     problem = {"problem_type": "regression" if is_regression else name}
+    if task.get("task") == "token_classification":
+        problem = {}  # transformers has no types of it
     if classes is None:
         labels = {name: hf_metadata.get("config", {}).get(name) for name in _LABEL_KEYS}
         if isinstance(labels["id2label"], dict) and len(labels["id2label"]) == width:
@@ -280,7 +297,11 @@ def write_tokenizer(
         return
     if tokenizer is None:
         return
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
+    content = json.loads(tokenizer.backend.to_str())
+    if task == "token_classification" and _is_byte_level(content):
+        # For `is_split_into_words`, which encodes each word alone: as after a space.
+        content["pre_tokenizer"]["add_prefix_space"] = True
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     if not backend.num_special_tokens_to_add(False):
         token, number = tokenizer.eos_token, tokenizer.eos_id
         single, pair = f"{token} $A", f"{token} $A {token}:1 $B:1"
@@ -303,3 +324,8 @@ def write_tokenizer(
         "padding_side": "left" if config.causal and config.output_dim is None else "right",
     }
     write_json(out / "tokenizer_config.json", tokenizer_config)
+
+
+def _is_byte_level(content: Config) -> bool:
+    """True for a `tokenizer.json` whose words are bytes after a space, as of GPT-2."""
+    return (content.get("pre_tokenizer") or {}).get("type") == "ByteLevel"

@@ -17,13 +17,14 @@ from miniformer.train_config import TrainConfig
 # Fields without use in a head with other outputs, and fields that the new task sets.
 _VOCAB_HEAD_FIELDS = ("head_bias", "final_softcap", "logit_scale")
 _TASK_FIELDS = ("output_dim", "input_dim", "output_bias", "ordered_outputs")
-_OUTPUT_TASKS = (
-    "classification", "multilabel_classification", "ordinal_regression", "regression",
+_INPUT_TASKS = (
+    "classification", "multilabel_classification", "ordinal_regression", "regression", "masked_lm",
 )  # fmt: skip
-_INPUT_TASKS = (*_OUTPUT_TASKS, "masked_lm")
+_OUTPUT_TASKS = (*_INPUT_TASKS[:-1], "token_classification")
 # Task options that the run takes from the model directory.
 _INHERITED_TASK_OPTIONS = {
     "seq2seq": ("start_id",),
+    "token_classification": ("word_pooling",),
     "regression": ("target_delta_of", "scale_epsilon"),
 }
 _FEATURE_SCALING_OPTIONS = ("standardize", "feature_means", "feature_stds")
@@ -58,7 +59,8 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     for name in (*_TASK_FIELDS, *(_VOCAB_HEAD_FIELDS if has_outputs else ())):
         fields.pop(name, None)
     if has_outputs:  # the classification head of its architecture, for export
-        fields |= read_hf_metadata(directory).get("classifier", {})
+        key = "token_classifier" if config.task == "token_classification" else "classifier"
+        fields |= read_hf_metadata(directory).get(key, {})
     head = config.model_config.get("head", fields.get("head"))
     if head != "masked_lm":
         fields.pop("head_activation", None)

@@ -235,6 +235,7 @@ MODERNBERT = Family(
         {"head.dense": "head.dense", "head.norm": "head.norm", "head": "decoder"},
         {"head.dense": "head.dense", "head.norm": "head.norm", "head": "classifier"},
         head="masked_lm",
+        token_head="masked_lm",
         output_bias=True,
     ),
     weights={

@@ -66,21 +66,31 @@ def decoder_classes(causal_lm: str, name: str, head: str = "lm_head") -> dict[st
 
 
 def encoder_classes(
-    name: str, masked_lm: NameTable, classifier: NameTable, *, head: str, **fields: Any
+    name: str,
+    masked_lm: NameTable,
+    classifier: NameTable,
+    *,
+    head: str,
+    token_head: str = "linear",
+    **fields: Any,
 ) -> dict[str, ModelClass]:
-    """Classes of an encoder: masked language model, classifier, backbone.
+    """Classes of an encoder: masked language model, classifiers of texts and tokens, backbone.
 
     Args:
         name: prefix of their names.
         masked_lm, classifier: names of the weights of their heads.
-        head: head of the classifier.
-        fields: more config fields of the classifier.
+        head: head of the classifier of texts.
+        token_head: head of the classifier of tokens; linear, or that of texts.
+        fields: more config fields of the classifier of texts.
     """
+    tokens = {"output_dim": None, "head": token_head, "output_bias": True}
+    token_weights: NameTable = {"head": "classifier"} if token_head == "linear" else classifier
     fields = {"output_dim": None, "pooling": "first", "head": head, **fields}
     backbone = {"head": "linear", "head_bias": False, "tie_embeddings": True}
     return {
         f"{name}ForMaskedLM": ModelClass({}, masked_lm),
         f"{name}ForSequenceClassification": ModelClass(fields, classifier),
+        f"{name}ForTokenClassification": ModelClass(tokens, token_weights, per_token=True),
         f"{name}Model": ModelClass(backbone, is_backbone=True),
     }
 
