@@ -79,6 +79,51 @@ def test_classification_end_to_end(train, tmp_path, capsys):
     assert [json.loads(line)["label"] for line in lines] == ["none", "has a"]
 
 
+def test_token_classification_end_to_end(train, tmp_path, capsys, monkeypatch):
+    """Words with an a are names, and neighbors are one name."""
+    random = np.random.default_rng(0)
+    records = []
+    for _ in range(200):
+        tokens = random_words(int(random.integers(1, 9)), int(random.integers(1e9)))
+        is_name = ["a" in token for token in tokens]
+        before = [False, *is_name[:-1]]
+        tags = [("I-x" if b else "B-x") if a else "O" for a, b in zip(is_name, before, strict=True)]
+        records.append({"tokens": tokens, "tags": tags})
+    test = write(tmp_path / "test.jsonl", records[100:150])
+    best, out = train(
+        records, "--task", "token_classification", "--test_path", str(test),
+        "--val_check_interval", "60", steps=120,
+    )  # fmt: skip
+    assert "checkpoint_metric: span_f1" in out
+    assert float(re.search(r"test .*accuracy ([0-9.]+)", out)[1]) > 0.8
+    m = miniformer.load(best)
+    assert (m.task.classes, m.task.scheme) == (["B-x", "I-x", "O"], "iob2")
+    (answer,) = m.predict([["bcb", "abca", "caba", "ddd"]])
+    assert answer["tokens"] == ["bcb", "abca", "caba", "ddd"]
+    for entity in answer["entities"]:
+        assert entity["text"] == " ".join(answer["tokens"][entity["start"] : entity["end"]])
+    card = (best / "README.md").read_text()
+    assert "| type | precision | recall | F1 | spans |" in card
+    assert "m.predict([[" in card
+    assert cli.main(["predict", str(best), "bcb abca caba ddd"]) == 0
+    assert json.loads(capsys.readouterr().out)["tags"] == answer["tags"]
+    lines = '["bcb", "abc"]\n{"tokens": ["abc"], "tags": ["O"]}\n["abc", 3]\n'
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert cli.main(["predict", str(best), "-"]) == 2
+    result = capsys.readouterr()
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [x and x["tokens"] for x in answers] == [["bcb", "abc"], ["abc"], None]
+    assert "standard input:3: has an integer as token 2; each must be a string" in result.err
+
+
+def test_span_metric_of_classes_of_their_own_is_refused(train, tmp_path, capsys):
+    records = [{"tokens": ["a", "b"], "tags": ["X", "Y"]}] * 20
+    options = ["--task", "token_classification", "--checkpoint_metric", "span_f1"]
+    with pytest.raises(AssertionError):
+        train(records, *options)
+    assert "checkpoint_metric=span_f1 needs tags of a scheme" in capsys.readouterr().err
+
+
 def test_classification_of_pairs_end_to_end(train, capsys, monkeypatch):
     sample = random_words(300)
     records = [

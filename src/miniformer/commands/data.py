@@ -192,13 +192,16 @@ def _format_split(split: SplitReport, unit: str) -> Iterator[str]:
         )
         yield from _histogram(lengths)
     if split.label_counts:
-        yield f"labels: {len(split.label_counts)} classes"
+        has_tags = "tags" in split.records.schema
+        total = split.label_counts.total() if has_tags else num_valid
+        of_tokens = f" of {total:,} tokens" if has_tags else ""
+        yield f"{'tags' if has_tags else 'labels'}: {len(split.label_counts)} classes{of_tokens}"
         counts = split.label_counts.most_common()
         for label, count in counts[:_MAX_BARS]:
-            yield _bar(str(label), count, counts[0][1], num_valid)
+            yield _bar(str(label), count, counts[0][1], total)
         if len(counts) > _MAX_BARS:
             yield f"  ... and {len(counts) - _MAX_BARS} more, the rarest with {counts[-1][1]:,}"
-        if counts[0][1] > 3 * counts[-1][1]:
+        if not has_tags and counts[0][1] > 3 * counts[-1][1]:
             yield """  unbalanced: consider --task_config '{"class_weights": "balanced"}'"""
     if len(split.values):
         low, high = float(split.values.min()), float(split.values.max())

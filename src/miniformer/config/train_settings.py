@@ -28,8 +28,9 @@ class DataSettings(StrictConfig):
         val_path: validation data in the same formats; null: see val_share.
         test_path: test data, evaluated with the best checkpoint at the end; null: no test.
         task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
-            classification {"input", "label"}, regression {"input", "value"}, seq2seq {"source",
-            "target"}; an input is a string, two strings, or a list of vectors.
+            classification {"input", "label"}, token_classification {"tokens", "tags"}, regression
+            {"input", "value"}, seq2seq {"source", "target"}; an input is a string, two strings, or
+            a list of vectors.
         task_config: options of the task, such as {"label_smoothing": 0.1}.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (separated by spaces), byte or char,
             trained on train_path; or the path of a tokenizer.json, a Hugging Face directory or a
@@ -227,8 +228,9 @@ class EvaluationSettings(StrictConfig):
         val_check_interval: optimizer steps between validations; null: one validation an epoch, and
             ten or more per run, within an eighth of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
-            decides ties; null: accuracy, or macro_f1 if classes are very unequal; RMSE, or pearson
-            for pairs of texts; exact_match, BLEU or chrF by the targets of seq2seq; else the loss.
+            decides ties; null: accuracy, macro_f1 if classes are very unequal, span_f1 of tags such
+            as B-PER; RMSE, or pearson for pairs of texts; exact_match, BLEU or chrF by the targets
+            of seq2seq; else the loss.
         early_stopping_patience: validations in which neither checkpoint_metric nor the loss improve
             before the run ends: the learning rate decays to 0 in a short phase from the best model;
             null: 5, or three tenths of the validations so far if more; 0: no early stopping.

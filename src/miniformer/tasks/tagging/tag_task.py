@@ -158,6 +158,14 @@ class TagTask(Task):
                 list(records.with_schema(fitted.schema))  # raises, with the line of the tag
         return fitted
 
+    def pre_run_warnings(self, metric: str) -> Iterator[str]:
+        if metric not in self.metrics:
+            raise UserError(
+                f"checkpoint_metric={metric} needs tags of a scheme, such as B-PER and I-PER, and "
+                f"these are classes of their own; use {self.metrics[0]}"
+            )
+        return iter(())
+
     def data_warnings(self) -> Iterator[str]:
         for group in group_similar_labels(self.classes or ()):
             yield (
