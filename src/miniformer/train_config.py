@@ -98,6 +98,11 @@ class TrainConfig(
         ]
         if self.val_share and self.val_path is not None:
             problems.append("val_path and val_share both give validation data; leave one out")
+        if self.folds is not None and self.val_path is not None:
+            problems.append(
+                "folds validate on parts of train_path; leave val_path out, or add its files to "
+                "train_path"
+            )
         warmup, steps = self.warmup_steps, self.max_steps
         if warmup is not None and steps is not None and warmup > steps:
             problems.append(
@@ -132,7 +137,8 @@ class TrainConfig(
     def _may_validate(self) -> bool:
         """Returns whether the run may have validation data."""
         can_hold_out = self.val_share != 0 and not self.streaming
-        return self.val_path is not None or self.resume is not None or can_hold_out
+        given = (self.val_path, self.resume, self.folds)
+        return can_hold_out or any(item is not None for item in given)
 
     def _streaming_problems(self) -> list[str]:
         problems = [
@@ -140,6 +146,7 @@ class TrainConfig(
             for name, why in (
                 ("num_workers", "the process reads the stream itself"),
                 ("max_epochs", "a stream is read once"),
+                ("folds", "a stream is read once"),
                 ("val_share", "a part of a stream cannot be set aside; name a val_path"),
             )
             if getattr(self, name)

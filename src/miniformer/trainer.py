@@ -92,6 +92,11 @@ def run_training(values: dict[str, Any]) -> int:
 
             print(dry_run(config, progress_console))
             return 0
+        if config.folds is not None and config.fold is None:
+            from miniformer.training.cross_validation import cross_validate
+
+            signal = cross_validate(config, console=progress_console).interrupted
+            return 0 if signal is None else 128 + signal
         result = train(config, console=progress_console)
     return report_result(result, console)
 

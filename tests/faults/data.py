@@ -528,3 +528,19 @@ def split_follows_the_order(original):
 def text_is_held_out_at_its_start(original):
     """The first part of a text is set aside."""
     return lambda records, share: original(records, 1 - share)[::-1]
+
+
+@fault("miniformer.data.folds:assign_folds")
+def folds_ignore_classes(original):
+    """Folds are random, whatever the classes."""
+    return lambda groups, strata, num_folds, seed: original(
+        groups, [0] * len(strata), num_folds, seed
+    )
+
+
+@fault("miniformer.data.folds:assign_folds")
+def folds_divide_equal_inputs(original):
+    """Equal inputs may be in different folds."""
+    return lambda groups, strata, num_folds, seed: original(
+        range(len(groups)), strata, num_folds, seed
+    )

@@ -1197,3 +1197,28 @@ def estimate_ignores_epochs(original):
     import dataclasses
 
     return lambda config, data: original(dataclasses.replace(config, max_epochs=1), data)
+
+
+@fault("miniformer.training.cross_validation:_read_records")
+def predictions_are_of_the_training_records(original):
+    """Out-of-fold predictions are those of a model that has seen the record."""
+
+    def read_records(config, task):
+        records, numbers = original(config, task)
+        return records, numbers % config.folds + 1
+
+    return read_records
+
+
+@fault("miniformer.training.cross_validation:latest_checkpoint")
+def folds_start_again(original):
+    """An interrupted fold starts again with another seed."""
+    import dataclasses
+
+    import miniformer.training.cross_validation as module
+
+    train = module.train
+    module.train = lambda config, **options: train(
+        dataclasses.replace(config, seed=config.seed + 1), **options
+    )
+    return lambda folder: None

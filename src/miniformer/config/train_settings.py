@@ -236,6 +236,10 @@ class EvaluationSettings(StrictConfig):
             null: 5, or three tenths of the validations so far if more; 0: no early stopping.
         sample_prompt: prompt that is continued at each validation; null: the start of a text of
             val_path.
+        folds: cross-validation: number of parts of the training data, with a run for each that
+            validates on that part and trains on the others. Classes have the same shares in all
+            parts, and records with equal inputs are in one. null: one run.
+        fold: the only one of the folds to train, from 1; null: all.
     """
 
     heading: ClassVar[str] = "evaluation"
@@ -245,6 +249,18 @@ class EvaluationSettings(StrictConfig):
     checkpoint_metric: str | None = option(None)
     early_stopping_patience: int | None = option(None, low=0)
     sample_prompt: str | None = option(None)
+    folds: int | None = option(None, low=2)
+    fold: int | None = option(None, low=1)
+
+    def cross_check(self) -> list[str]:
+        problems = super().cross_check()
+        if self.fold is not None and self.folds is None:
+            problems.append("fold is one of several folds; set folds, too")
+        elif self.fold is not None and self.folds is not None and self.fold > self.folds:
+            problems.append(f"fold={self.fold} must be at most folds={self.folds}")
+        if self.folds is not None and self.val_share:
+            problems.append("folds and val_share both give validation data; leave one out")
+        return problems
 
 
 @dataclasses.dataclass(frozen=True)

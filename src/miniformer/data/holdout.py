@@ -75,8 +75,8 @@ def _select(records: Records, share: float) -> np.ndarray:
     strata: dict[str, set[bytes]] = defaultdict(set)  # inputs by the label of their first record
     labels: list[tuple[str, ...]] = []  # of each record
     for index, record in enumerate(records):
-        key = _input_digest(record)
-        labels.append(tuple(_labels(record)))
+        key = input_digest(record)
+        labels.append(tuple(record_labels(record)))
         if key not in groups:
             strata["\0".join(labels[-1])].add(key)
         groups[key].append(index)
@@ -109,14 +109,15 @@ def _without_unknown_labels(
     return np.array(sorted(retained), dtype=np.int64)
 
 
-def _input_digest(record: Record) -> bytes:
+def input_digest(record: Record) -> bytes:
+    """Hash of a record's input, or of the whole record without one."""
     name = next((name for name in _INPUT_FIELDS if name in record), None)
     value: Any = record if name is None else record[name]
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).digest()
 
 
-def _labels(record: Record) -> Iterable[str]:
+def record_labels(record: Record) -> Iterable[str]:
     """The labels of a record as text, sorted: none for tasks without classes."""
     for name in _LABEL_FIELDS:
         if name in record:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 from rich.console import Console
 
+from miniformer.config import UserError
 from miniformer.config.train_settings import HardwareSettings, OptimizationSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.nan_check import explain_nan_errors
@@ -54,6 +55,8 @@ def train(
     """
     console = console or make_console()
     config = complete_config(config)
+    if config.folds is not None and config.fold is None:
+        raise UserError("train trains one model; for all folds call cross_validate, or set fold")
     hardware = config.part(HardwareSettings)
     with printable_output(console.file), cpu_threads(hardware.threads):
         if hardware.world_size > 1 and not launcher.is_launched():  # each process calls `train`

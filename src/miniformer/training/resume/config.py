@@ -17,7 +17,8 @@ CONFIG_FILE = "train_config.json"
 _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
     "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
-    "streaming", "seed", "val_share", "ema_decay", "average_checkpoints", "memory_limit",
+    "streaming", "seed", "val_share", "folds", "fold", "ema_decay", "average_checkpoints",
+    "memory_limit",
     "find_batch_size", "find_lr", "work_dir", "experiment_name", "input_field", "label_field",
     "text_field", "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
@@ -38,7 +39,9 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         hint = _suggest_run_folder(run_dir)
         raise UserError(f"resume: {run_dir} is not a run folder: {problem}{hint}")
     saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
-    if saved.val_share is None:  # of a stream, with val_path, or of a version without val_share
+    if saved.folds is not None:
+        pass  # validation data are a fold
+    elif saved.val_share is None:  # of a stream, with val_path, or of a version without val_share
         saved = dataclasses.replace(saved, val_share=None if saved.val_path else 0.0)
     elif saved.val_share and overrides.get("val_path") is not None:
         raise UserError(

@@ -17,6 +17,7 @@ from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.folds import fit_classes, split_fold
 from miniformer.data.holdout import default_val_share, hold_out
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import Records, as_records
@@ -110,6 +111,8 @@ def prepare(
             source = sources["train_path"]
             records = as_records(source, task.schema, mapping=mapping, progress=progress)
             mapping = records.mapping
+            if config.folds is not None:
+                task = fit_classes(task, records)
             records, held_out = _hold_out(settings, records)
             task = fit_task(task, records)
         elif config.val_path is None and config.val_share is None:
@@ -263,6 +266,8 @@ def _resolve_metric(settings: Resolution, task: Task, records: Records | None) -
 def _hold_out(settings: Resolution, records: Records) -> tuple[Records, Records | None]:
     """The training records, and those that are set aside for validation."""
     config = settings.config
+    if config.folds is not None and config.fold is not None:
+        return split_fold(records, config.folds, config.fold, config.seed)
     if config.val_path is not None or config.val_share == 0:
         return records, None
     share = config.val_share or default_val_share(records)
