@@ -54,7 +54,7 @@ TRAIN_FIELDS = {
     "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_ratio", "optimizer_config",
     "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
-    "threads",
+    "fold", "folds", "threads",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

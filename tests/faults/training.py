@@ -1221,4 +1221,4 @@ def folds_start_again(original):
     module.train = lambda config, **options: train(
         dataclasses.replace(config, seed=config.seed + 1), **options
     )
-    return lambda folder: None
+    return lambda run_dir: None

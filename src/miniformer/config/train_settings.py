@@ -28,9 +28,10 @@ class DataSettings(StrictConfig):
         val_path: validation data in the same formats; null: see val_share.
         test_path: test data, evaluated with the best checkpoint at the end; null: no test.
         task: task, with the fields of its records: language_modeling {"text"}, masked_lm {"text"},
-            classification {"input", "label"}, token_classification {"tokens", "tags"}, regression
-            {"input", "value"}, seq2seq {"source", "target"}; an input is a string, two strings, or
-            a list of vectors.
+            classification {"input", "label"}, multilabel_classification {"input", "labels"},
+            ordinal_regression {"input", "label"}, token_classification {"tokens", "tags"},
+            regression {"input", "value"}, seq2seq {"source", "target"}; an input is a string, two
+            strings, or a list of vectors.
         task_config: options of the task, such as {"label_smoothing": 0.1}.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (separated by spaces), byte or char,
             trained on train_path; or the path of a tokenizer.json, a Hugging Face directory or a
