@@ -93,10 +93,12 @@ def run_training(values: dict[str, Any]) -> int:
             print(dry_run(config, progress_console))
             return 0
         if config.folds is not None and config.fold is None:
-            from miniformer.training.cross_validation import cross_validate
+            from miniformer.training.cross_validation import cross_validate, format_table
 
-            signal = cross_validate(config, console=progress_console).interrupted
-            return 0 if signal is None else 128 + signal
+            table = cross_validate(config, console=progress_console)
+            if flags["quiet"]:
+                console.print("\n".join(format_table(table)))
+            return 0 if table.interrupted is None else 128 + table.interrupted
         result = train(config, console=progress_console)
     return report_result(result, console)
 

@@ -54,7 +54,8 @@ TRAIN_FIELDS = {
     "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_ratio", "optimizer_config",
     "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
-    "fold", "folds", "threads",
+    "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
+    "columns", "delimiter", "quoting", "encoding",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

@@ -1203,8 +1203,8 @@ def estimate_ignores_epochs(original):
 def predictions_are_of_the_training_records(original):
     """Out-of-fold predictions are those of a model that has seen the record."""
 
-    def read_records(config, task):
-        records, numbers = original(config, task)
+    def read_records(config, task, in_memory):
+        records, numbers = original(config, task, in_memory)
         return records, numbers % config.folds + 1
 
     return read_records

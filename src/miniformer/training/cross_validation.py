@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +159,7 @@ def _train_fold(
     result = train(fold_config, console=console, **options)
     if result.interrupted is not None:
         return result.interrupted
-    records, numbers = _read_records(config, result.task)
+    records, numbers = _read_records(config, result.task, options.get("records"))
     rows = numbers == fold
     val = RecordSubset(records, rows.nonzero()[0])
     lines = list(_predict(fold_config, result.model, val, fold))
@@ -173,10 +173,13 @@ def _train_fold(
     return None
 
 
-def _read_records(config: TrainConfig, task: Task) -> tuple[Records, np.ndarray]:
-    """All training records, and the fold of each."""
+def _read_records(
+    config: TrainConfig, task: Task, in_memory: Mapping[str, Any] | None
+) -> tuple[Records, np.ndarray]:
+    """All training records, and the fold of each; see `train` for records in memory."""
     mapping = FieldMapping.from_settings(config)
-    records = as_records(config.train_path, task.schema, mapping=mapping)
+    source = (in_memory or {}).get("train_path", config.train_path)
+    records = as_records(source, task.schema, mapping=mapping)
     return records, fold_numbers(records, config.folds or 0, config.seed)
 
 
@@ -224,7 +227,8 @@ def _write_table(result: CrossValidationResult, sizes: Sequence[int]) -> None:
 
 def format_table(result: CrossValidationResult) -> Iterator[str]:
     """Lines of a table for each split: a row for each fold, their mean and standard deviation."""
-    assert result.task is not None
+    if result.task is None:
+        return
     mean, std = result.mean(), result.std()
     for split, title in (("val", "validation"), ("test", "test")):
         names = [name for name in result.task.metrics if f"{split}_{name}" in mean]

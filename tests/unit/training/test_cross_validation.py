@@ -45,34 +45,34 @@ def runs(tmp_path_factory):
     rows = [{"id": n, "input": t, "label": "ab"["a" in t]} for n, t in enumerate(texts)]
     rows.append({"id": 60, "input": "once", "label": "single"})
     (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole = cross_validate(config_for(folder, experiment_name="whole"))
+    reference = cross_validate(config_for(folder, experiment_name="reference"))
     stopped = cross_validate(config_for(folder, experiment_name="stopped"), callbacks=[Stop])
     first = folder / "runs/stopped/fold-1/best/model.safetensors"
     before = first.stat().st_mtime_ns
     resumed = cross_validate(TrainConfig(resume=str(stopped.folder)))
     assert first.stat().st_mtime_ns == before, "a complete fold is not repeated"
-    return folder, rows, whole, stopped, resumed
+    return folder, rows, reference, stopped, resumed
 
 
 @pytest.mark.catches("predictions_are_of_the_training_records")
 def test_out_of_fold_predictions_are_of_the_model_that_did_not_see_them(runs):
-    _, _, whole, *_ = runs
-    lines = [json.loads(line) for line in (whole.folder / "oof.jsonl").read_text().splitlines()]
+    _, _, reference, *_ = runs
+    lines = [json.loads(line) for line in (reference.folder / "oof.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == list(range(61))
-    for fold, model in enumerate(whole.models, 1):
+    for fold, model in enumerate(reference.models, 1):
         held_out = [line for line in lines if line["fold"] == fold]
         assert len(held_out) in (30, 31)
         answers = miniformer.load(model).predict([line["input"] for line in held_out])
         assert [line["prediction"] for line in held_out] == [item["label"] for item in answers]
         accuracy = np.mean([line["prediction"] == line["label"] for line in held_out])
-        assert whole.metrics[fold - 1]["val_accuracy"] == pytest.approx(accuracy)
+        assert reference.metrics[fold - 1]["val_accuracy"] == pytest.approx(accuracy)
         for line, answer in zip(held_out, answers, strict=True):
             assert line["scores"] == pytest.approx(answer["scores"], abs=1e-5)
 
 
 def test_cross_validation_table_has_mean_and_standard_deviation(runs):
-    _, _, whole, *_ = runs
-    table = json.loads((whole.folder / "folds.json").read_text())
+    _, _, reference, *_ = runs
+    table = json.loads((reference.folder / "folds.json").read_text())
     values = [row["metrics"]["val_accuracy"] for row in table["folds"]]
     assert table["mean"]["val_accuracy"] == pytest.approx(np.mean(values))
     assert table["std"]["val_accuracy"] == pytest.approx(np.std(values, ddof=1))
@@ -81,32 +81,32 @@ def test_cross_validation_table_has_mean_and_standard_deviation(runs):
 
 @pytest.mark.catches("folds_start_again")
 def test_interrupted_cross_validation_resumes_with_the_same_results(runs):
-    _, _, whole, stopped, resumed = runs
+    _, _, reference, stopped, resumed = runs
     assert stopped.interrupted == signal.SIGINT
     assert len(stopped.metrics) == 1
     assert resumed.interrupted is None
-    for expected, actual in zip(whole.metrics, resumed.metrics, strict=True):
+    for expected, actual in zip(reference.metrics, resumed.metrics, strict=True):
         assert actual["val_loss"] == expected["val_loss"]
     for name in ("oof.jsonl",):
-        assert (resumed.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+        assert (resumed.folder / name).read_bytes() == (reference.folder / name).read_bytes()
 
 
 def test_each_fold_has_all_classes(runs):
     """A class of one record is in the training data of one fold only."""
-    _, _, whole, *_ = runs
-    for model in whole.models:
+    _, _, reference, *_ = runs
+    for model in reference.models:
         assert miniformer.load(model).task.classes == ["a", "b", "single"]
 
 
 def test_single_fold_is_a_run_of_its_own(runs):
-    folder, _, whole, *_ = runs
+    folder, _, reference, *_ = runs
     result = train(config_for(folder, fold=2, experiment_name="alone"))
-    assert result.metrics["val_loss"] == whole.metrics[1]["val_loss"]
+    assert result.metrics["val_loss"] == reference.metrics[1]["val_loss"]
 
 
 def test_complete_cross_validation_prints_its_table(runs, capsys):
-    _, _, whole, *_ = runs
-    assert trainer.main(["--resume", str(whole.folder)]) == 0
+    _, _, reference, *_ = runs
+    assert trainer.main(["--resume", str(reference.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("validation  accuracy  macro f1") for line in lines)
     assert [line.split()[0] for line in lines if line[:4] in ("mean", "std ")] == ["mean", "std"]
@@ -114,8 +114,8 @@ def test_complete_cross_validation_prints_its_table(runs, capsys):
 
 
 def test_resumed_cross_validation_refuses_other_settings(runs, capsys):
-    _, _, whole, *_ = runs
-    assert trainer.main(["--resume", str(whole.folder), "--max_steps", "9"]) == 2
+    _, _, reference, *_ = runs
+    assert trainer.main(["--resume", str(reference.folder), "--max_steps", "9"]) == 2
     assert "all folds of" in (error := capsys.readouterr().err)
     assert "leave max_steps out" in error
 
