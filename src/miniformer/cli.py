@@ -35,11 +35,13 @@ class Command(NamedTuple):
         run: runs it with its values and returns the exit code.
         only_given: `run` gets the given values only: the others come from a run, a model directory
             or `TrainConfig`.
+        reads_args: `add` takes the arguments of the command, too.
     """
 
-    add: Callable[[Any], None]
+    add: Callable[..., None]
     run: Callable[[dict[str, Any]], int]
     only_given: bool = False
+    reads_args: bool = False
 
 
 # In the order of the help.
@@ -47,7 +49,7 @@ COMMANDS = {
     "train": Command(add_train_command, run_training, only_given=True),
     "evaluate": Command(add_evaluate_command, run_evaluate),
     "predict": Command(add_predict_command, run_predict),
-    "generate": Command(add_generate_command, run_generate, only_given=True),
+    "generate": Command(add_generate_command, run_generate, only_given=True, reads_args=True),
     "score": Command(add_score_command, run_score),
     "data": Command(add_data_command, run_data),
     "tokenizer": Command(add_tokenizer_command, run_tokenizer),
@@ -81,7 +83,8 @@ def make_parser(args: list[str]) -> Any:
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
     names = args[:1] if args and args[0] in COMMANDS else COMMANDS
     for name in names:
-        COMMANDS[name].add(commands)
+        command = COMMANDS[name]
+        command.add(commands, *([args] if command.reads_args else []))
     return parser
 
 

@@ -1,6 +1,7 @@
 """Documentation: its examples run, and its links and paths exist."""
 
 import dataclasses
+import json
 import re
 import shlex
 
@@ -26,6 +27,7 @@ def test_documents_python_examples_run_as_printed(tmp_path, document):
         "--model_config", '{"d_model": 16, "n_heads": 2, "n_layers": 1}', "--seq_len", "16",
         "--work_dir", str(tmp_path / "runs"),
     ]) == 0  # fmt: skip
+    write_tickets(tmp_path)
     examples = blocks(document, "python")
     assert len(examples) >= 2
     code = "\n".join(examples).replace(
@@ -33,6 +35,35 @@ def test_documents_python_examples_run_as_printed(tmp_path, document):
     )
     done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def write_tickets(folder):
+    """The files of README's first ten minutes."""
+    nouns = {"card": ["blocked", "stolen", "lost"], "money": ["refund", "fee", "price"]}
+    rows = [
+        f'{number},"my {word} {category}, please help {number}",{category}'
+        for number in range(8)
+        for category, items in nouns.items()
+        for word in items
+    ]
+    for name, part in (("tickets.csv", rows[:36]), ("later.csv", rows[36:])):
+        lines = ["id,text,category", *part]
+        (folder / name).write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_readme_first_commands_run(tmp_path, monkeypatch, capsys):
+    """The commands of the first ten minutes, in order, as printed."""
+    write_tickets(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (block,) = [block for block in blocks("README.md", "bash") if "tickets.csv" in block]
+    outputs = []
+    for line in block.splitlines():
+        arguments = shlex.split(line, comments=True)
+        assert arguments.pop(0) == "miniformer"
+        assert cli.main(arguments) == 0, line
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0].startswith("train: 36 valid records")
+    assert [json.loads(text)["label"] for text in outputs[3].splitlines()]
 
 
 def test_documents_hugging_face_example_runs(tmp_path):

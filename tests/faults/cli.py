@@ -230,3 +230,9 @@ def broken_object_is_only_no_object(original):
 def completion_knows_no_values(original):
     """Values of flags are not completed."""
     return lambda field: []
+
+
+@fault("miniformer.commands.generate:_defaults_of_directory")
+def help_shows_no_default_of_the_directory(original):
+    """`generate DIR --help` shows the defaults of the config class."""
+    return lambda args: {}

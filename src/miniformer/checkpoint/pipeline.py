@@ -31,6 +31,7 @@ from miniformer.evaluation.evaluation import Evaluation, evaluate, with_comparis
 from miniformer.evaluation.intervals import Bootstrap
 from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
+from miniformer.generation.runtime import eval_mode
 from miniformer.generation.speculative import Speculation
 from miniformer.model.hub import resolve_directory, upload_directory
 from miniformer.model.pretrained import read_config
@@ -211,9 +212,9 @@ class Pipeline:
         is_single = self.task.is_single_input(inputs)
         inputs = [inputs] if is_single else inputs
         check_texts(inputs)
-        predictions = self.task.predict(
-            self.model, self._require_tokenizer(), inputs, config, **_truncate_argument(truncate)
-        )
+        tokenizer, truncation = self._require_tokenizer(), _truncate_argument(truncate)
+        with eval_mode(self.model):
+            predictions = self.task.predict(self.model, tokenizer, inputs, config, **truncation)
         return predictions[0] if is_single else predictions
 
     def evaluate(
@@ -298,7 +299,9 @@ class Pipeline:
         vectors = task.predict_batches(
             self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
         )
-        return torch.cat([*vectors]) if len(inputs) else torch.empty(0, self.model.config.d_model)
+        with eval_mode(self.model):  # `vectors` is lazy
+            batches = [*vectors]
+        return torch.cat(batches) if batches else torch.empty(0, self.model.config.d_model)
 
     def score(
         self,

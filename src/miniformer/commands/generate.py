@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from miniformer.config import GenerationConfig
@@ -15,19 +17,37 @@ from miniformer.config.command_line import (
     reject_file_name,
 )
 
+_NO_FLAG = ("eos_id",)  # of the tokenizer
 
-def add_generate_command(commands: Any) -> None:
-    """Adds the subcommand."""
+
+def add_generate_command(commands: Any, args: Sequence[str] = ()) -> None:
+    """Adds the subcommand.
+
+    Args:
+        commands: subcommands of a parser.
+        args: arguments; the help shows the defaults of the model directory among them.
+    """
+    parser = _generate_parser()
+    if {"-h", "--help"} & {*args}:
+        parser.set_defaults(_defaults_of_directory(args))
     commands.add_subcommand(
-        "generate", _generate_parser(), help="continue prompts, or answer sources, with a model"
+        "generate", parser, help="continue prompts, or answer sources, with a model"
     )
+
+
+def _defaults_of_directory(args: Sequence[str]) -> dict[str, Any]:
+    """Decoding options of the first model directory among the arguments."""
+    paths = (Path(item) / "generation_config.json" for item in args)
+    path = next((path for path in paths if path.is_file()), None)
+    options = {} if path is None else GenerationConfig.from_file(path).to_dict()
+    return {name: value for name, value in options.items() if name not in _NO_FLAG}
 
 
 def _generate_parser() -> Any:
     parser = command_parser(
         "Continue prompts with a language model, or print the targets of a seq2seq model for "
         "sources. Options that are not given are those of the model directory's "
-        "generation_config.json."
+        "generation_config.json, which `generate DIRECTORY --help` shows."
     )
     parser.add_argument("directory", type=str, help="model directory")
     parser.add_argument(
@@ -47,7 +67,7 @@ def _generate_parser() -> Any:
         action="store_true",
         help="truncate prompts that are too long: sources at the end, other prompts at the start",
     )
-    add_config_flags(parser, GenerationConfig, skip=("eos_id",))
+    add_config_flags(parser, GenerationConfig, skip=_NO_FLAG)
     return parser
 
 

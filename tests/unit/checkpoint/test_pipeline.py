@@ -9,6 +9,7 @@ import miniformer
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
+from miniformer.tasks.classification import Classification
 from miniformer.tasks.embedding import EmbeddingTask
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_model
@@ -99,3 +100,16 @@ def test_pipeline_of_parts_has_the_decoding_options_of_its_task():
     assert pipeline.generation.max_new_tokens == 16
     assert pipeline.generation.eos_id == tokenizer.eos_id
     assert repr(pipeline) == "Pipeline(language_modeling: Transformer of 10,720 parameters)"
+
+
+@pytest.mark.catches("pipeline_predicts_with_dropout")
+def test_pipeline_of_a_model_in_training_has_no_dropout():
+    """A model that was just trained is in training mode, and stays in it."""
+    model = tiny_model(vocab_size=258, max_seq_len=64, causal=False, dropout=0.5, output_dim=2)
+    task = Classification(input_kind="text", classes=["a", "b"])
+    pipeline = Pipeline(model, Tokenizer.train("byte", []), task)
+    predicted, embedded = pipeline.predict(["abc"]), pipeline.embed(["abc"])
+    model.train()
+    assert pipeline.predict(["abc"]) == predicted
+    assert torch.equal(pipeline.embed(["abc"]), embedded)
+    assert model.training

@@ -1,9 +1,11 @@
 """The command `generate`."""
 
+import json
+
 import pytest
 import torch
 
-from miniformer import Pipeline, Seq2SeqTransformer, cli
+from miniformer import GenerationConfig, Pipeline, Seq2SeqTransformer, cli
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.language_modeling import LanguageModeling
 from miniformer.tasks.seq2seq import Seq2Seq
@@ -43,3 +45,15 @@ def test_generate_prints_a_continuation_behind_its_prompt(tmp_path, capsys):
     arguments = ["--temperature", "0", "--max_new_tokens", "4"]
     assert cli.main(["generate", str(tmp_path / "model"), "ab", *arguments]) == 0
     assert capsys.readouterr().out == f"ab{text}\n"
+
+
+@pytest.mark.catches("help_shows_no_default_of_the_directory")
+def test_generate_help_shows_the_defaults_of_the_directory(answering, capsys):
+    directory, _ = answering
+    with pytest.raises(SystemExit):
+        cli.main(["generate", str(directory), "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    stored = json.loads((directory / "generation_config.json").read_text())
+    assert f"greedy decoding. (default: {stored['temperature']})" in text
+    assert f"new tokens per prompt. (default: {stored['max_new_tokens']})" in text
+    assert stored["max_new_tokens"] != GenerationConfig().max_new_tokens
