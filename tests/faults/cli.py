@@ -23,21 +23,15 @@ def unknown_flag_gets_no_suggestion(original):
     return lambda name, known: original(name, [])
 
 
-@fault("miniformer.commands.predict:_parse_json_lines")
+@fault("miniformer.commands.inputs:_parse_json_input")
 def lines_of_standard_input_are_not_numbered(original):
     """Messages on standard input name line 0."""
+    import re
 
-    def json_lines(text, fields):
-        from miniformer.config import UserError
+    def parse(line, location, task, mapper):
+        return original(line, re.sub(r":\d+", ":0", location), task, mapper)
 
-        try:
-            return original(text, fields)
-        except UserError as error:
-            import re
-
-            raise UserError(re.sub(r"input:\d+", "input:0", str(error))) from None
-
-    return json_lines
+    return parse
 
 
 @fault("miniformer.commands.generate:run_generate")
@@ -117,25 +111,75 @@ def misspelled_public_name_is_none(original):
     return getattr_
 
 
-@fault("miniformer.commands.predict:_predict_valid")
+@fault("miniformer.commands.predict:_predict_chunk")
 def one_bad_input_stops_the_others(original):
-    """An input that cannot be answered leaves all others without an answer."""
+    """An input that cannot be predicted leaves all others without a prediction."""
 
-    def _answers(pipeline, inputs, *, truncate):
-        result, problems = original(pipeline, inputs, truncate=truncate)
-        return ({} if problems else result), problems
+    def predict_chunk(chunk, predict, writer, values):
+        from miniformer.config import InputError
 
-    return _answers
+        def predict_all_or_none(inputs):
+            try:
+                return predict(inputs)
+            except InputError as error:
+                raise InputError(dict.fromkeys(range(len(inputs)), "is bad")) from error
+
+        return original(chunk, predict_all_or_none, writer, values)
+
+    return predict_chunk
 
 
-@fault("miniformer.commands.predict:_parse_json_lines")
+@fault("miniformer.commands.inputs:_parse_lines")
 def lines_of_inputs_end_at_any_separator(original):
     """Inputs are split at U+2028 and the like, which JSON allows within a string."""
 
-    def _json_lines(text, fields):
-        return original("\n".join(text.splitlines()), fields)
+    def parse_lines(lines, name, task, **options):
+        texts = (raw.decode() if isinstance(raw, bytes) else raw for raw in lines)
+        yield from original("".join(texts).splitlines(keepends=True), name, task, **options)
 
-    return _json_lines
+    return parse_lines
+
+
+@fault("miniformer.commands.inputs:_read_records")
+def records_after_an_invalid_one_are_lost(original):
+    """A file is read up to its first invalid record."""
+
+    def read_records(records, field):
+        for item in original(records, field):
+            yield item
+            if item.problem is not None:
+                return
+
+    return read_records
+
+
+@fault("miniformer.commands.outputs:Writer._row")
+def kept_fields_are_overwritten(original):
+    """A kept label is replaced by the predicted one."""
+
+    def row(self, record, prediction):
+        created = original(self, record, prediction)
+        return {name.removeprefix("predicted_"): value for name, value in created.items()}
+
+    return row
+
+
+@fault("miniformer.commands.outputs:round_numbers")
+def predictions_have_17_digits(original):
+    """Numbers are not rounded."""
+    return lambda value: value
+
+
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_outputs")
+def predictions_are_in_order_of_length(original):
+    """Predictions of batches are not put back into the order of the inputs."""
+
+    def predict_outputs(self, model, tokenizer, inputs, **options):
+        outputs = original(self, model, tokenizer, inputs, **options)
+        order = sorted(range(len(inputs)), key=lambda row: len(inputs[row]))
+        return None if outputs is None else outputs[order]
+
+    return predict_outputs
 
 
 @fault("miniformer.commands.data:_MAX_BATCH_TOKENS")

@@ -125,6 +125,19 @@ def stored_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {**current, "task": name}
 
 
+def check_batch_size(batch_size: Any) -> int | None:
+    """The batch size, a positive integer or None.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if batch_size is None:
+        return None
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be a positive integer, not {batch_size!r}")
+    return batch_size
+
+
 def as_inputs(inputs: Any) -> Any:
     """A string, or a list or tuple of inputs; arrays and columns of frames become lists.
 

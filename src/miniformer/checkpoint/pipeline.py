@@ -15,6 +15,7 @@ from torch import Tensor
 from miniformer.checkpoint.artifacts import (
     MODEL_CLASSES,
     as_inputs,
+    check_batch_size,
     check_prompts,
     check_text,
     check_texts,
@@ -187,7 +188,9 @@ class Pipeline:
             **_truncate_argument(truncate),
         }
 
-    def predict(self, inputs: Any, *, truncate: bool = False, **options: Any) -> Any:
+    def predict(
+        self, inputs: Any, *, truncate: bool = False, batch_size: int | None = None, **options: Any
+    ) -> Any:
         """Predictions for one input or several: texts, pairs of texts, or feature vectors.
 
         Args:
@@ -196,6 +199,8 @@ class Pipeline:
                 several pairs are a list of such lists. For a model of vectors, a list of vectors is
                 one input. A tuple, an array or a column of a frame may take the place of a list.
             truncate: truncate inputs longer than `max_seq_len`, as training does.
+            batch_size: inputs at once; None: by their lengths. Predictions do not depend on it,
+                beyond rounding.
             **options: fields of `GenerationConfig`, for seq2seq.
 
         Returns:
@@ -207,15 +212,35 @@ class Pipeline:
                 `problems` are by input number.
             UserError: the inputs are of another type, or an option is unknown or out of range.
         """
+        inputs, options = as_inputs(inputs), {**options, "batch_size": batch_size}
+        if self.task.is_single_input(inputs):
+            return self.predict_all([inputs], truncate=truncate, **options)[0]
+        return self.predict_all(inputs, truncate=truncate, **options)
+
+    def predict_all(
+        self,
+        inputs: Sequence[Any],
+        *,
+        truncate: bool = False,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[Any]:
+        """Predictions for several inputs, also where they could be taken for one; see `predict`."""
         config = self.generation.override(options)
-        inputs = as_inputs(inputs)
-        is_single = self.task.is_single_input(inputs)
-        inputs = [inputs] if is_single else inputs
         check_texts(inputs)
-        tokenizer, truncation = self._require_tokenizer(), _truncate_argument(truncate)
+        given: dict[str, Any] = {
+            "truncate": truncate or None,
+            "batch_size": check_batch_size(batch_size),
+        }
         with eval_mode(self.model):
-            predictions = self.task.predict(self.model, tokenizer, inputs, config, **truncation)
-        return predictions[0] if is_single else predictions
+            return self.task.predict(
+                self.model,
+                self._require_tokenizer(),
+                inputs,
+                config,
+                # Custom tasks of earlier versions lack these arguments.
+                **{name: value for name, value in given.items() if value is not None},
+            )
 
     def evaluate(
         self,
@@ -252,9 +277,7 @@ class Pipeline:
         if against is not None and num_resamples < 1:
             raise UserError("against needs num_resamples of 1 or more")
         settings = self.data_settings
-        if batch_size is not None:
-            if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-                raise UserError(f"batch_size must be a positive integer, not {batch_size!r}")
+        if (batch_size := check_batch_size(batch_size)) is not None:
             settings = dataclasses.replace(settings, batch_size=batch_size, batch_tokens=None)
         mapping = settings.override(fields)
         mapping.check_fields(self.task.schema)
@@ -296,12 +319,11 @@ class Pipeline:
         # The task encodes inputs as in training: features standardized, shared tokens marked.
         task = self.task if isinstance(self.task, InputTask) else EmbeddingTask(input_kind="text")
         tokenizer = self._require_tokenizer()
-        vectors = task.predict_batches(
-            self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
-        )
-        with eval_mode(self.model):  # `vectors` is lazy
-            batches = [*vectors]
-        return torch.cat(batches) if batches else torch.empty(0, self.model.config.d_model)
+        with eval_mode(self.model):
+            vectors = task.predict_outputs(
+                self.model, tokenizer, inputs, truncate=truncate, output_fn=embed_batch
+            )
+        return torch.empty(0, self.model.config.d_model) if vectors is None else vectors
 
     def score(
         self,

@@ -81,7 +81,7 @@ def run_generate(values: dict[str, Any]) -> int:
     options, _ = GenerationConfig.current_names(options, warn=False)
     for prompt in prompts:
         reject_file_name(
-            prompt, "prompt", f"{miniformer_command()} generate {shlex.quote(directory)} -"
+            prompt, "prompt", f"{miniformer_command()} generate {shlex.quote(directory)} - <"
         )
     prompts = [read_utf8_stdin() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load

@@ -12,7 +12,7 @@ from miniformer.config import UserError
 from miniformer.config.command_line import add_config_flags
 from miniformer.config.train_settings import FieldSettings
 
-_MODEL_FILE = "format_version"  # each model directory has it
+_MODEL_FILE, _RUN_FILE = "format_version", "train_config.json"  # of model and run folders
 
 
 def add_field_flags(parser: Any) -> None:
@@ -35,7 +35,7 @@ def pop_fields(values: dict[str, Any]) -> dict[str, Any]:
 def resolve_model(directory: str) -> str:
     """The model directory; of a run folder its best model, or the last one, with a note."""
     path = Path(directory)
-    if path.is_dir() and not (path / _MODEL_FILE).exists():
+    if (path / _RUN_FILE).exists() and not (path / _MODEL_FILE).exists():
         for name in ("best", "last"):
             if (path / name / _MODEL_FILE).exists():
                 print(f"note: {path} is a run folder; using {path / name}", file=sys.stderr)

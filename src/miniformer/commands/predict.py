@@ -1,119 +1,227 @@
-"""`miniformer predict`: classes, values or targets of inputs, as JSON lines."""
+"""`miniformer predict`: classes, values, tags or targets of inputs, file to file."""
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from typing import Any
 
-from miniformer.config import InputError, UserError
-from miniformer.config.command_line import (
-    command_parser,
-    miniformer_command,
-    read_utf8_stdin,
-    reject_file_name,
+from miniformer.commands.inputs import (
+    Input,
+    argument_inputs,
+    open_inputs,
+    stdin_inputs,
 )
+from miniformer.commands.models import (
+    add_field_flags,
+    load_pipeline,
+    pop_fields,
+    progress_bar,
+)
+from miniformer.commands.outputs import Writer, format_prediction, open_writer
+from miniformer.config import InputError, UserError
+from miniformer.config.command_line import command_parser, miniformer_command, reject_file_name
+
+_CHUNK_SIZE = 1024  # inputs that are read, sorted by length and predicted together
+_GENERATED_CHUNK_SIZE = 64  # where texts are generated, which takes longer
+_MAX_PROBLEMS = 20  # messages; further ones are counted
+_DECODING = ("num_beams", "num_return_sequences", "length_penalty", "max_new_tokens")
 
 
 def add_predict_command(commands: Any) -> None:
     """Adds the subcommand."""
-    commands.add_subcommand(
-        "predict",
-        _predict_parser(),
-        help="print classes, values or targets of inputs as JSON lines",
+    parser = command_parser(
+        "Predict the class, value, tags or target of each input: one JSON line each, or a table."
     )
-
-
-def _predict_parser() -> Any:
-    parser = command_parser("Print the class, value or target of each input, one JSON line each.")
-    parser.add_argument("directory", type=str, help="model directory")
+    parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
     parser.add_argument(
         "inputs",
         type=str,
-        nargs="+",
+        nargs="*",
         help='texts; pairs of texts and vectors as JSON, such as \'["first", "second"]\'; '
-        "'-' reads records or inputs as JSON lines from standard input",
+        "'-' reads standard input: lines of text, or of JSON",
     )
+    parser.add_argument(
+        "--input",
+        type=str,
+        help="file to read, in the formats of train; the lines of a .txt file are texts; "
+        "'-' is standard input",
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        help="file to write: .csv and .tsv are tables, others JSON lines; null and '-': standard "
+        "output",
+    )
+    parser.add_argument(
+        "--keep", type=str, help="fields of the records to write, too, such as id,date; or all"
+    )
+    parser.add_argument(
+        "--scores",
+        type=str,
+        default="top",
+        help="probabilities to write: none, top (of the prediction) or all (of all classes)",
+    )
+    parser.add_argument("--top_k", type=int, help="number of most probable classes to list")
+    parser.add_argument("--num_beams", type=int, help="beams of the search, for generated targets")
+    parser.add_argument(
+        "--num_return_sequences", type=int, help="targets of each source: a list of the best"
+    )
+    parser.add_argument("--length_penalty", type=float, help="see generate")
+    parser.add_argument("--max_new_tokens", type=int, help="see generate")
+    parser.add_argument("--batch_size", type=int, help="inputs at once; null: by their lengths")
+    parser.add_argument("--threads", type=int, help="CPU threads; null: those that torch chooses")
     parser.add_argument(
         "--truncate",
         action="store_true",
         help="truncate inputs that are longer than the context, as training does; without it they "
-        "are errors, their output is null, and the exit code is 2",
+        "are errors",
     )
-    return parser
+    parser.add_argument(
+        "--on_error",
+        type=str,
+        default="skip",
+        help="skip: an invalid input has a null line, the others are predicted, and the exit code "
+        "is 2; stop: the first one ends the command",
+    )
+    add_field_flags(parser)
+    commands.add_subcommand("predict", parser, help="predictions for inputs or for a file")
 
 
 def run_predict(values: dict[str, Any]) -> int:
     """Runs the subcommand; exit code 2: inputs are invalid."""
-    command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} -"
-    for arg in values["inputs"]:
-        reject_file_name(arg, "input", command, ", a record or a JSON value a line")
-    from miniformer.checkpoint.pipeline import load
+    fields = pop_fields(values)
+    _check_values(values)
+    pipeline = load_pipeline(values["directory"], values["threads"])
+    inputs, total = _open(values, pipeline, fields)
+    predict = _predictor(pipeline, values)
+    keep = values["keep"] or ""
+    names = "all" if keep.strip() == "all" else [name.strip() for name in keep.split(",") if name]
+    is_generated = values["num_beams"] is not None or pipeline.task.name == "seq2seq"
+    chunk_size = _GENERATED_CHUNK_SIZE if is_generated else _CHUNK_SIZE
+    done = num_problems = 0
+    with open_writer(values["output"], names) as writer, progress_bar("predicting") as progress:
+        for chunk in _chunks(inputs, chunk_size):
+            if not done:
+                _check_keep(names, chunk[0])
+            problems = _predict_chunk(chunk, predict, writer, values)
+            if problems and values["on_error"] == "stop":
+                raise UserError(problems[0])
+            for problem in problems[: max(0, _MAX_PROBLEMS - num_problems)]:
+                print(f"miniformer: error: {problem}", file=sys.stderr)
+            num_problems += len(problems)
+            done += len(chunk)
+            if total is not None:
+                progress(min(done, total), total)
+    if num_problems and done > 1:
+        print(
+            f"miniformer: {num_problems:,} of {done:,} inputs have errors; their lines are null",
+            file=sys.stderr,
+        )
+    return 2 if num_problems else 0
 
-    pipeline = load(values["directory"])
-    is_text = getattr(pipeline.task, "input_kind", "text") == "text"
-    inputs: list[tuple[str, Any]] = []  # each with its name in messages
-    for arg in values["inputs"]:
-        if arg == "-":
-            inputs += _parse_json_lines(read_utf8_stdin(), list(pipeline.task.schema))
-        else:
-            name = f"input {arg[:40]!r}"
-            inputs.append((name, arg if is_text else _parse_json(arg, name)))
-    predictions, problems = _predict_valid(pipeline, inputs, truncate=values["truncate"])
-    for problem in problems:
-        print(f"miniformer: error: {problem}", file=sys.stderr)
-    for index in range(len(inputs)) if predictions else ():
-        print(json.dumps(predictions.get(index), ensure_ascii=False))
-    return 2 if problems else 0
+
+def _check_values(values: dict[str, Any]) -> None:
+    """Checks flags before the model is loaded."""
+    if not values["inputs"] and values["input"] is None:
+        raise UserError("predict needs inputs, or a file: --input FILE; see --help")
+    for flag, choices in (("scores", ("none", "top", "all")), ("on_error", ("skip", "stop"))):
+        if values[flag] not in choices:
+            raise UserError(f"{flag} must be {', '.join(choices)}, not {values[flag]!r}")
+    for flag in ("top_k", "batch_size"):
+        if values[flag] is not None and values[flag] < 1:
+            raise UserError(f"{flag} must be at least 1, not {values[flag]}")
+    command = f"{miniformer_command()} predict {shlex.quote(values['directory'])} --input"
+    for argument in values["inputs"]:
+        reject_file_name(argument, "input", command)
 
 
-def _predict_valid(
-    pipeline: Any, inputs: list[tuple[str, Any]], *, truncate: bool
-) -> tuple[dict[int, Any], list[str]]:
-    """Predictions by index of the input, and messages about invalid inputs."""
-    valid = list(range(len(inputs)))
-    problems: list[str] = []
+def _open(
+    values: dict[str, Any], pipeline: Any, fields: dict[str, Any]
+) -> tuple[Iterator[Input], int | None]:
+    """All inputs in order, and their number, if it is known."""
+    task, sources = pipeline.task, list[Iterator[Input]]()
+    mapping, total = pipeline.data_settings.override(fields), None
+    for argument in values["inputs"]:
+        is_stdin = argument == "-"
+        source = stdin_inputs(task, mapping) if is_stdin else argument_inputs([argument], task)
+        sources.append(source)
+    if values["input"] == "-":
+        sources.append(stdin_inputs(task, mapping))
+    elif values["input"] is not None:
+        records, total = open_inputs(values["input"], task, mapping)
+        sources.append(records)
+    return chain(*sources), total
+
+
+def _predictor(pipeline: Any, values: dict[str, Any]) -> Callable[[list[Any]], list[Any]]:
+    """Function that makes predictions of a list of inputs.
+
+    Raises:
+        UserError: decoding flags are given, and the model generates no text.
+    """
+    options = {name: values[name] for name in _DECODING if values[name] is not None}
+    if options and not hasattr(pipeline.task, "generation_inputs"):
+        raise UserError(
+            f"{next(iter(options))} is for models that generate text, not for "
+            f"{pipeline.task.name}; leave it out"
+        )
+    options["truncate"] = values["truncate"]
+    if values["batch_size"] is not None:
+        options["batch_size"] = values["batch_size"]
+    if (values["num_return_sequences"] or 1) > 1:
+        options.pop("batch_size", None)
+        return lambda inputs: list(pipeline.generate(inputs, **options))
+    return lambda inputs: list(pipeline.predict_all(inputs, **options))
+
+
+def _predict_chunk(
+    chunk: list[Input],
+    predict: Callable[[list[Any]], list[Any]],
+    writer: Writer,
+    values: dict[str, Any],
+) -> list[str]:
+    """Writes the predictions of a chunk; returns messages about invalid inputs, in order."""
+    problems = {row: item.problem for row, item in enumerate(chunk) if item.problem is not None}
+    valid = [row for row in range(len(chunk)) if row not in problems]
+    predictions: dict[int, Any] = {}
     while valid:
         try:
-            results = pipeline.predict([inputs[index][1] for index in valid], truncate=truncate)
-            return dict(zip(valid, results, strict=True)), problems
+            results = predict([chunk[row].value for row in valid])
+            predictions = dict(zip(valid, results, strict=True))
+            break
         except InputError as error:
-            problems += [error.message_for(row, inputs[valid[row]][0]) for row in error.problems]
-            valid = [index for row, index in enumerate(valid) if row not in error.problems]
-    return {}, problems
+            for number in error.problems:
+                row = valid[number]
+                problems[row] = error.message_for(number, chunk[row].location)
+            valid = [row for row in valid if row not in problems]
+    if not (problems and values["on_error"] == "stop"):
+        for row, item in enumerate(chunk):
+            prediction = predictions.get(row)
+            if prediction is not None:
+                prediction = format_prediction(prediction, values["scores"], values["top_k"])
+            record = {"input": item.value} if item.record is None else item.record
+            writer.write(record, prediction)
+    return [problems[row] for row in sorted(problems)]
 
 
-def _parse_json_lines(text: str, fields: list[str]) -> list[tuple[str, Any]]:
-    """Inputs, or the inputs of records, each with its line.
+def _check_keep(names: list[str] | str, first: Input) -> None:
+    """Checks the fields to keep against the first record.
 
-    Args:
-        text: JSON lines.
-        fields: fields of the task's records; the first that a record has is its input.
+    Raises:
+        UserError: it lacks one of them.
     """
-    names = ["input", "source", *fields]
-    inputs = []
-    # Only line feeds end a line: JSON strings may contain U+2028 and others.
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        if line.strip():
-            location = f"standard input:{number}"
-            value = _parse_json(line, location)
-            if isinstance(value, dict):
-                candidates = [value[name] for name in names if name in value]
-                if not candidates:
-                    missing = " and no ".join(map(repr, dict.fromkeys(names)))
-                    raise UserError(f"{location}: the record has no {missing}")
-                value = candidates[0]
-            inputs.append((f"{location}:", value))
-    return inputs
+    if names == "all" or first.problem is not None:
+        return
+    known = ["input"] if first.record is None else list(first.record)
+    for name in names:
+        if name not in known:
+            location = first.location.removesuffix(":")
+            raise UserError(f"keep: {location} has no field {name!r} (it has {', '.join(known)})")
 
 
-def _parse_json(text: str, location: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        from miniformer.data.reading.parsing import describe_json_error
-
-        raise UserError(f"{location}: {describe_json_error(error)}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{location}: not JSON: {error}") from None
+def _chunks(inputs: Iterator[Input], size: int) -> Iterator[list[Input]]:
+    while chunk := list(islice(inputs, size)):
+        yield chunk

@@ -255,7 +255,7 @@ def reject_file_name(text: str, argument: str, command: str, hint: str = "") -> 
     if is_file:
         raise UserError(
             f"{argument} {text!r} is the name of a file, and would be used as text; "
-            f"to read the file: {command} < {shlex.quote(text)}{hint}"
+            f"to read the file: {command} {shlex.quote(text)}{hint}"
         )
 
 

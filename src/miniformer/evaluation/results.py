@@ -87,7 +87,7 @@ class EvaluationResults:
             count: maximum number of records.
 
         Returns:
-            Of each its `place` (file:line, or record and index), `record`, and the results of
+            Of each its `location` (file:line, or record and index), `record`, and the results of
             `predictions`.
         """
         if self.results is None:
@@ -100,7 +100,7 @@ class EvaluationResults:
         rows = rows[order]
         return [
             {
-                "place": self.records.location(int(results.records[row])),
+                "location": self.records.location(int(results.records[row])),
                 **_row(results, row),
                 "record": self.records[int(results.records[row])],
             }

@@ -190,7 +190,7 @@ def worst_section(evaluation: EvaluationResults, count: int = 20) -> str:
         record = {key: value for key, value in item["record"].items() if key != "continues"}
         rows.append(
             [
-                Cell(item["place"].rpartition("/")[2], "head"),
+                Cell(item["location"].rpartition("/")[2], "head"),
                 *cells,
                 Cell(f"{item['loss']:.3g}", "number"),
                 Cell(_shorten(_record_text(record)), "whole"),

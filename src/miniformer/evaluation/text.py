@@ -130,7 +130,7 @@ def _worst_lines(evaluation: EvaluationResults) -> list[str]:
         score = f", score {item['score']:.2f}" if "score" in item else ""
         facts = [*facts, f"loss {item['loss']:.3g}"]
         lines.append(
-            _shorten(f"  {item['place'].rpartition('/')[2]}: {', '.join(facts)}{score}", WIDTH)
+            _shorten(f"  {item['location'].rpartition('/')[2]}: {', '.join(facts)}{score}", WIDTH)
         )
         lines.append(_shorten(f"    {describe_record(item['record'])}", WIDTH))
     return lines

@@ -317,6 +317,7 @@ class Task(StrictConfig):
         options: GenerationConfig,
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """Predictions for inputs, in plain types.
 
@@ -325,6 +326,7 @@ class Task(StrictConfig):
             inputs: in the format of records.
             options: decoding options of generated text.
             truncate: truncate inputs longer than `max_seq_len`, as training does.
+            batch_size: inputs at once; None: by their lengths.
 
         Raises:
             InputError: inputs are invalid or too long.

@@ -210,6 +210,7 @@ class MaskedLM(InputTask):
         options: GenerationConfig,
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """For each text: `text` with masks filled, and `gaps`, the best tokens of each mask.
 

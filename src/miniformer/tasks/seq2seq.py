@@ -334,6 +334,7 @@ class Seq2Seq(TextGenerationTask):
         options: GenerationConfig,
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """The best target of each source; see `generate_text`."""
         assert tokenizer is not None
@@ -345,4 +346,9 @@ class Seq2Seq(TextGenerationTask):
         if problems:
             raise InputError(problems)
         options = dataclasses.replace(options, num_return_sequences=1)
-        return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
+        if batch_size is None:
+            return self.generate_text(model, tokenizer, inputs, options, truncate=truncate)
+        outputs = self.generate(
+            model, tokenizer, inputs, options, truncate=truncate, batch_size=batch_size
+        )
+        return [text for text, _ in outputs]

@@ -285,6 +285,11 @@ class TokenClassification(TagTask):
     def usage_command(self, directory: str) -> str:
         return f'predict {directory} "a sentence, whose tokens are separated by spaces"'
 
+    def is_single_input(self, value: Any) -> bool:
+        """True for a text, or for the tokens of one: a list of strings."""
+        is_list = isinstance(value, list | tuple) and bool(value)
+        return isinstance(value, str) or (is_list and all(isinstance(v, str) for v in value))
+
     def predict(
         self,
         model: Any,
@@ -293,6 +298,7 @@ class TokenClassification(TagTask):
         options: GenerationConfig,
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """For each input `tokens`, `tags`, and `scores`, the probability of each tag.
 
@@ -302,6 +308,7 @@ class TokenClassification(TagTask):
         Args:
             model, tokenizer, options: see `Task.predict`.
             inputs: a list of tokens each, or a text, whose tokens are separated by whitespace.
+            batch_size: windows at once.
             truncate: has no effect: inputs of any length are read, in windows.
 
         Raises:
@@ -320,8 +327,9 @@ class TokenClassification(TagTask):
         device = next(model.parameters()).device
         stats = []
         with torch.inference_mode():
-            for first in range(0, len(examples), _BATCH_SIZE):
-                batch = collate_words(examples[first : first + _BATCH_SIZE])
+            size = batch_size or _BATCH_SIZE
+            for first in range(0, len(examples), size):
+                batch = collate_words(examples[first : first + size])
                 batch = {name: value.to(device) for name, value in batch.items()}
                 stats.append(self._word_stats(self.logits(model, batch), batch))
         scheme = self.resolved_scheme if self.has_spans else None

@@ -24,6 +24,7 @@ def run(tmp_path_factory):
         **SIZE_FIELDS, fields={"input_field": "word", "label_field": "kind"}
     )
     pipeline.save(folder / "best")
+    (folder / "train_config.json").write_text("{}")
     rows = [
         {"word": r["input"], "kind": r["label"], "lang": "ab"[n % 2]} for n, r in enumerate(LABELS)
     ]

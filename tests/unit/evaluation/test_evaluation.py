@@ -84,7 +84,7 @@ def test_worst_records_are_wrong_and_sorted_by_loss(evaluation):
     assert losses == sorted(losses, reverse=True)
     for item in worst:
         assert item["prediction"] != item["truth"] == item["record"]["label"]
-        index = int(item["place"].removeprefix("record "))
+        index = int(item["location"].removeprefix("record "))
         assert evaluation.records[index] == item["record"]
 
 

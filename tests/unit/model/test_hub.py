@@ -148,7 +148,8 @@ def test_file_name_in_place_of_a_text_is_rejected(run, command, capsys):
     assert cli.main([command, "runs/mine/best", "new texts.txt"]) == 2
     message = capsys.readouterr().err
     assert "'new texts.txt' is the name of a file" in message
-    assert f"{command} runs/mine/best - < 'new texts.txt'" in message
+    source = "--input" if command == "predict" else "- <"
+    assert f"{command} runs/mine/best {source} 'new texts.txt'" in message
 
 
 @pytest.mark.parametrize("text", ["nowhere.txt", "README", "x" * 5000 + ".a", "a\0.b", "runs/mine"])

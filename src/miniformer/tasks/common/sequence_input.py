@@ -37,7 +37,9 @@ from miniformer.tasks.common.input_encoding import (
 )
 from miniformer.tasks.common.standardize import feature_statistics
 
-_BATCH_SIZE = 32  # inputs predicted at once
+_ENCODE_BATCH_SIZE = 256  # enough for a tokenizer to encode in parallel
+_BATCH_TOKENS = 8192  # of inputs predicted at once, padding included
+_MAX_BATCH_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,14 +270,13 @@ class InputTask(Task):
         options: GenerationConfig,
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """For each input what `format_outputs` makes of the model's output."""
-        first, answers = 0, []
-        for outputs in self.predict_batches(model, tokenizer, inputs, truncate=truncate):
-            last = first + len(outputs)
-            answers += self.format_outputs(outputs, inputs[first:last])
-            first = last
-        return answers
+        outputs = self.predict_outputs(
+            model, tokenizer, inputs, truncate=truncate, batch_size=batch_size
+        )
+        return [] if outputs is None else self.format_outputs(outputs, inputs)
 
     def format_outputs(self, outputs: Tensor, inputs: Sequence[Any]) -> list[Any]:
         """Predictions in plain types.
@@ -286,16 +287,17 @@ class InputTask(Task):
         """
         raise NotImplementedError
 
-    def predict_batches(
+    def predict_outputs(
         self,
         model: Any,
         tokenizer: Tokenizer | None,
         inputs: Sequence[Any],
         *,
         truncate: bool = False,
+        batch_size: int | None = None,
         output_fn: Callable[[Any, Batch], Tensor] | None = None,
-    ) -> Iterator[Tensor]:
-        """Iterator over the model's outputs for a user's inputs in batches, [B, outputs] each.
+    ) -> Tensor | None:
+        """The model's outputs for a user's inputs, [N, outputs]; None: there are no inputs.
 
         All inputs are encoded and checked before the model runs.
 
@@ -304,6 +306,7 @@ class InputTask(Task):
             tokenizer: None: the task reads no text.
             inputs: in the format of records.
             truncate: truncate inputs that are too long, as training does.
+            batch_size: inputs at once; None: by their lengths.
             output_fn: computes the output of a batch, [B, ...]; None: `logits`.
 
         Raises:
@@ -313,8 +316,9 @@ class InputTask(Task):
         limit = model.config.max_seq_len
         records = check_inputs(inputs, self.resolved_input_kind(), self.input_dim)
         examples: list[Example] = []
-        for first in range(0, len(records), _BATCH_SIZE):
-            examples += self.encode_inputs(records[first : first + _BATCH_SIZE], tokenizer, limit)
+        for first in range(0, len(records), _ENCODE_BATCH_SIZE):
+            batch_of_records = records[first : first + _ENCODE_BATCH_SIZE]
+            examples += self.encode_inputs(batch_of_records, tokenizer, limit)
         if not (truncate and self.can_truncate()):
             hint = ", or truncate it" if self.can_truncate() else ""
             too_long = {
@@ -325,12 +329,25 @@ class InputTask(Task):
             }
             if too_long:
                 raise InputError(too_long)
-        device = next(model.parameters()).device
+        device, results = next(model.parameters()).device, dict[int, Tensor]()
+        with torch.inference_mode():
+            for rows in _batches_by_length(examples, batch_size):
+                batch = collate_inputs([examples[row] for row in rows])
+                batch = {name: value.to(device) for name, value in batch.items()}
+                outputs = (output_fn or self.logits)(model, batch).cpu()
+                results.update(zip(rows, outputs, strict=True))
+        return torch.stack([results[row] for row in range(len(examples))]) if results else None
 
-        @torch.inference_mode()
-        def run(first: int) -> Tensor:
-            batch = collate_inputs(examples[first : first + _BATCH_SIZE])
-            batch = {name: value.to(device) for name, value in batch.items()}
-            return (output_fn or self.logits)(model, batch).cpu()
 
-        return map(run, range(0, len(examples), _BATCH_SIZE))
+def _batches_by_length(examples: list[Example], batch_size: int | None) -> Iterator[list[int]]:
+    """Numbers of the examples of each batch: similar lengths, so that there is little padding."""
+    order = sorted(range(len(examples)), key=lambda row: len(examples[row]["inputs"]))
+    batch: list[int] = []
+    for row in order:  # the last of a batch is its longest
+        size = _BATCH_TOKENS // max(1, len(examples[row]["inputs"]))
+        if batch and len(batch) >= (batch_size or min(size, _MAX_BATCH_SIZE)):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

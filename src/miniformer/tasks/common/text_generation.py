@@ -57,6 +57,7 @@ class TextGenerationTask(Task):
         truncate: bool = False,
         processors: Sequence[Processor] = (),
         speculation: Speculation | None = None,
+        batch_size: int = _BATCH_SIZE,
     ) -> list[tuple[str, api.GenerationOutput]]:
         """Generates text and tokens: `num_return_sequences` of the first prompt, and so on.
 
@@ -67,6 +68,7 @@ class TextGenerationTask(Task):
             options: decoding options.
             truncate: see `generation_inputs`.
             processors, speculation: see `miniformer.generation.api.generate`.
+            batch_size: prompts at once.
         """
         inputs = self.generation_inputs(
             model, tokenizer, prompts, truncate=truncate, max_new_tokens=options.max_new_tokens
@@ -79,8 +81,8 @@ class TextGenerationTask(Task):
         )
         copies = options.num_return_sequences
         outputs: dict[int, list[api.GenerationOutput]] = {}
-        for first in range(0, len(order), _BATCH_SIZE):
-            indices = order[first : first + _BATCH_SIZE]
+        for first in range(0, len(order), batch_size):
+            indices = order[first : first + batch_size]
             batch = api.generate(
                 model,
                 [inputs[index] for index in indices],

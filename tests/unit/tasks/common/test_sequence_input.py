@@ -153,26 +153,32 @@ def test_predict_command_reports_lines_and_answers_the_others(saved, monkeypatch
     assert predicted(monkeypatch, text, saved, "-") == 2
     out, err = capsys.readouterr()
     expected = TEXT.predict(["fine", "dull"])
-    assert [json.loads(line) for line in out.splitlines()] == [expected[0], None, expected[1], None]
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row and row["label"] for row in rows] == [
+        expected[0]["label"], None, expected[1]["label"], None,
+    ]  # fmt: skip
     assert err.splitlines() == [
-        "miniformer: error: standard input:5: must be a string, two strings or a list of vectors, "
-        "not an integer",
         "miniformer: error: standard input:3: is 27 long; the model reads at most 12; shorten it, "
         "or truncate it",
+        "miniformer: error: standard input:5: must be a string, two strings or a list of vectors, "
+        "not an integer",
+        "miniformer: 2 of 4 inputs have errors; their lines are null",
     ]
     assert predicted(monkeypatch, text, saved, "-", "--truncate") == 2  # the number is none still
     out, err = capsys.readouterr()
     expected = TEXT.predict(["fine", LETTERS[:11], "dull"])
-    assert [json.loads(line) for line in out.splitlines()] == [*expected, None]
-    assert err.count("\n") == 1
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row and row["label"] for row in rows] == [*(x["label"] for x in expected), None]
+    assert err.count("\n") == 2
 
 
-def test_predict_command_with_nothing_to_answer_prints_errors_only(saved, capsys):
+def test_predict_command_with_nothing_to_answer_prints_a_null_line(saved, capsys):
     assert cli.main(["predict", str(saved), LETTERS]) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("miniformer: error: input 'abc")) == ("", 1)
+    assert (out, err.count("miniformer: error: input 'abc")) == ("null\n", 1)
     assert cli.main(["predict", str(saved), LETTERS, "--truncate"]) == 0
-    assert json.loads(capsys.readouterr().out) == TEXT.predict([LETTERS[:11]])[0]
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["label"] == TEXT.predict(LETTERS[:11])["label"]
 
 
 def test_predict_command_refuses_lines_that_end_in_carriage_returns(saved, monkeypatch, capsys):
@@ -187,4 +193,6 @@ def test_predict_command_splits_lines_at_line_feeds_only(saved, monkeypatch, cap
     text = '"a\u2028b"\n"c\u0085"\n'
     assert predicted(monkeypatch, text, saved, "-") == 0
     out = capsys.readouterr().out.split("\n")[:-1]
-    assert [json.loads(line) for line in out] == TEXT.predict(["a\u2028b", "c\u0085"])
+    expected = TEXT.predict(["a\u2028b", "c\u0085"])
+    scores = [json.loads(line)["score"] for line in out]
+    assert scores == pytest.approx([answer["score"] for answer in expected], rel=1e-5)
