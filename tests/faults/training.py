@@ -1222,3 +1222,21 @@ def folds_start_again(original):
         dataclasses.replace(config, seed=config.seed + 1), **options
     )
     return lambda run_dir: None
+
+
+@fault("miniformer.training.report.verdicts:_overfitting")
+def no_run_overfits(original):
+    """Overfitting is not named."""
+    return lambda train, loss, metric, best_step: iter(())
+
+
+@fault("miniformer.training.report.verdicts:find_verdicts")
+def early_stopping_hides_the_verdict(original):
+    """The annealed end of a run that stopped early counts as its trend."""
+
+    def find_verdicts(rows, *, metric="loss", maximize=False, stop_step=None, max_epochs=None,
+                      interrupted=False):  # fmt: skip
+        return original(rows, metric=metric, maximize=maximize, max_epochs=max_epochs,
+                        interrupted=interrupted)  # fmt: skip
+
+    return find_verdicts
