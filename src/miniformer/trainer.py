@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniformer import __version__
 from miniformer.config.command_line import (
     add_config_flags,
     command_context,
@@ -77,6 +78,7 @@ def run_training(values: dict[str, Any]) -> int:
         print(config_template(TrainConfig, TrainConfig.current_names(values)[0]))
         return 0
     config = TrainConfig.from_dict(values)
+    print(start_line(config), flush=True)
     # Only now: these imports take seconds.
     from miniformer.training.callbacks.progress import make_console
     from miniformer.training.resume.config import resume_config
@@ -101,6 +103,15 @@ def run_training(values: dict[str, Any]) -> int:
             return 0 if table.interrupted is None else 128 + table.interrupted
         result = train(config, console=progress_console)
     return report_result(result, console)
+
+
+def start_line(config: TrainConfig) -> str:
+    """The first line of a run, printed before the imports that take seconds."""
+    if config.resume is not None:
+        return f"miniformer {__version__}: resuming {config.resume}"
+    paths = config.train_path
+    first = paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"
+    return f"miniformer {__version__}: training for {config.task.replace('_', ' ')} on {first}"
 
 
 def report_result(result: RunResult, console: Console) -> int:

@@ -1240,3 +1240,15 @@ def early_stopping_hides_the_verdict(original):
                         interrupted=interrupted)  # fmt: skip
 
     return find_verdicts
+
+
+@fault("miniformer.training.callbacks.budget:Budget.measure_pace")
+def time_left_counts_earlier_processes(original):
+    """The time left follows the mean speed of all processes of a run, slow starts included."""
+    return lambda self, progress: None
+
+
+@fault("miniformer.training.callbacks.progress_line:format_status")
+def the_line_is_as_long_as_it_likes(original):
+    """The line in a terminal does not depend on its width."""
+    return lambda status, width=None: original(status)

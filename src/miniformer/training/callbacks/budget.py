@@ -59,6 +59,7 @@ class Budget:
         self.epochs = 0.0  # done by the optimizer steps so far; updated by the LightningModule
         self.synced_seconds: float | None = None  # the clock of rank 0, shared by all ranks
         self._start_time: float | None = None
+        self._pace_start = (0.0, 0.0)  # seconds and progress from which the speed is measured
         self._finished_validation_seconds = 0.0
         self._validation_start_time: float | None = None  # None: not validating
 
@@ -127,12 +128,19 @@ class Budget:
         return max(progress, start + (1 - start) * self.cooldown.fraction(steps))
 
     def remaining_seconds(self, progress: float) -> float:
-        """Estimated seconds to the end of the run at its mean speed; 0 before the first step.
+        """Estimated seconds to the end of the run at its speed since `measure_pace`; 0: unknown.
 
         Args:
             progress: fraction of the run done.
         """
-        return self.seconds * (1 - progress) / progress if progress else 0.0
+        seconds, start = self._pace_start
+        if progress <= start:
+            return 0.0
+        return (self.seconds - seconds) * (1 - progress) / (progress - start)
+
+    def measure_pace(self, progress: float) -> None:
+        """Measures the speed from now on, at this progress: after a resumption, in a cooldown."""
+        self._pace_start = (self.seconds, progress)
 
 
 def budget_from_trainer(trainer: L.Trainer, scheduler: str, accumulate_grad_batches: int) -> Budget:

@@ -108,6 +108,7 @@ class EarlyStopping(L.Callback):
         num_steps = max(1, round(max(_COOLDOWN_SHARE * start, min(epoch, start))))
         lr_factor = module.current_lr / module.lr if module.lr else 0.0
         self.budget.cooldown = Cooldown(step, num_steps, self.budget.progress(step), lr_factor)
+        self.budget.measure_pace(self.budget.cooldown.start_progress)
         self.log_fn(
             f"{message}; the learning rate decays to 0 in {num_steps:,} steps from the model of "
             f"step {start:,}"

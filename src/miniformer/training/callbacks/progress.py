@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +18,17 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.training.callbacks.budget import Budget
+from miniformer.training.callbacks.progress_line import (
+    TrainingStatus,
+    fit_line,
+    format_status,
+)
 from miniformer.training.callbacks.validation import metrics_from_trainer
+from miniformer.utils.formats import metric_label
 from miniformer.utils.jsonl import append_row, is_due, read_rows
 
 _BAR_REFRESH_SECONDS = 0.5  # between two refreshes of the bar
@@ -49,6 +57,8 @@ class ProgressCallback(L.Callback):
         peak_flops: peak FLOP/s of all devices; None: not measured.
         extra_metrics: further metrics of a training step, such as memory.
         is_global_zero: rank 0, which writes the file.
+        metric: the metric of the best model, without the prefix `val_`.
+        total_steps: optimizer steps of the run; None: unknown.
     """
 
     def __init__(
@@ -61,10 +71,13 @@ class ProgressCallback(L.Callback):
         peak_flops: float | None = None,
         extra_metrics: Callable[[], dict[str, float]] | None = None,
         is_global_zero: bool = True,
+        metric: str = "loss",
+        total_steps: int | None = None,
     ) -> None:
         self.budget, self.path, self.console = budget, path, console
         self.flops_per_batch, self.peak_flops = flops_per_batch, peak_flops
         self.extra_metrics, self.is_global_zero = extra_metrics, is_global_zero
+        self.metric, self.total_steps = metric, total_steps
         self.rows: list[dict[str, float]] = []
         self._local_work = [0, 0.0]  # of this rank: tokens, FLOPs
         self._first: _Snapshot | None = None  # after the first step of this process
@@ -72,22 +85,18 @@ class ProgressCallback(L.Callback):
         self._last_refresh = self._last_recorded = _Snapshot()
         self._throughput: dict[str, float] = {}
         self._recorded_progress = -1.0
-        self._val_text = ""
         self._bar: Progress | None = None
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
+        self.budget.measure_pace(self.budget.progress(trainer.global_step))
         if self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("[bold]training"),
                 BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[metrics]}"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True)),
                 console=self.console,
                 refresh_per_second=2,
             )
-            self._bar.add_task("training", total=1.0, metrics="", left="")
+            self._bar.add_task("training", total=1.0, line="")
             self._bar.start()
 
     def on_train_batch_end(
@@ -142,7 +151,6 @@ class ProgressCallback(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, module: Any) -> None:
         metrics = metrics_from_trainer(trainer)
         self._record(trainer, module, **metrics)
-        self._val_text = f"  val {metrics['val_loss']:.3f}"
         self.console.print(f"step {trainer.global_step}: validation {format_metrics(metrics)}")
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
@@ -191,18 +199,32 @@ class ProgressCallback(L.Callback):
                 logger.log_metrics(extra, step=trainer.global_step)
 
     def _render(self, trainer: L.Trainer, module: Any, progress: float) -> None:
-        text = f"step {trainer.global_step}  loss {float(module.train_loss):.3f}{self._val_text}"
-        text += f"  {self._throughput.get('tokens_per_second', 0.0):,.0f} tokens/s"
-        if "mfu" in self._throughput:
-            text += f" ({self._throughput['mfu']:.0%} of peak)"
-        if padding := _padding_fraction(module):
-            text += f"  padding {padding:.0%}"
-        seconds = int(self.budget.remaining_seconds(progress))
-        left = f"{seconds // 60}:{seconds % 60:02d} left"
+        status = self._status(trainer, module, progress)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=progress, metrics=text, left=left)
+            columns = self._bar.columns
+            columns[0].bar_width, line = fit_line(status, self.console.width)  # type: ignore[union-attr]
+            self._bar.update(self._bar.task_ids[0], completed=progress, line=line)
         else:
-            self.console.print(f"{progress:4.0%}  {text}  {left}")
+            self.console.print(f"{progress:4.0%}  {format_status(status)}")
+
+    def _status(self, trainer: L.Trainer, module: Any, progress: float) -> TrainingStatus:
+        budget, cooldown = self.budget, self.budget.cooldown
+        total = self.total_steps if cooldown is None else cooldown.start_step + cooldown.num_steps
+        values = [row for row in self.rows if f"val_{self.metric}" in row][-1:]
+        name = "val loss" if self.metric == "loss" else metric_label(self.metric)
+        epochs = budget.max_epochs
+        return TrainingStatus(
+            epoch=math.ceil(budget.epochs - 1e-9),
+            max_epochs=None if epochs is None or cooldown is not None else math.ceil(epochs),
+            step=trainer.global_step,
+            total_steps=total,
+            loss=float(module.train_loss),
+            metric=(name, values[0][f"val_{self.metric}"]) if values else None,
+            elapsed=budget.seconds,
+            left=budget.remaining_seconds(progress),
+            tokens_per_second=self._throughput.get("tokens_per_second", 0.0),
+            padding=_padding_fraction(module),
+        )
 
 
 class _Snapshot(NamedTuple):

@@ -45,6 +45,7 @@ from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.resume.callback import ResumeCheckpoint
 from miniformer.training.resume.config import dataset_fingerprint
+from miniformer.training.setup.limits import max_total_steps
 from miniformer.training.setup.prepare import RunSetup
 
 CallbackOrFactory = L.Callback | Callable[[], L.Callback]
@@ -109,6 +110,8 @@ class RunCallbacks:
             flops_per_batch=self.monitor.train_flops,
             peak_flops=self.monitor.peak_flops,
             extra_metrics=self.monitor.metrics,
+            metric=run.metric,
+            total_steps=max_total_steps(config, run.data),
             is_global_zero=artifacts.is_global_zero,
         )
         self.sample_generation = SampleGeneration(run, artifacts, console, config.sample_prompt)
