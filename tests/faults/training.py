@@ -1252,3 +1252,19 @@ def time_left_counts_earlier_processes(original):
 def the_line_is_as_long_as_it_likes(original):
     """The line in a terminal does not depend on its width."""
     return lambda status, width=None: original(status)
+
+
+@fault("miniformer.training.report.page:render_curves")
+def mark_is_on_the_loss(original):
+    """The lowest loss is marked, whatever selects the best model."""
+
+    def render_curves(rows, loss_unit, *, metric="loss", best_step=None):
+        return original(rows, loss_unit)
+
+    return render_curves
+
+
+@fault("miniformer.training.report.page:_verdict_list")
+def report_ends_with_what_to_do(original):
+    """The report has no verdicts."""
+    return lambda report: ""

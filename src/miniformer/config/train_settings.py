@@ -227,7 +227,7 @@ class EvaluationSettings(StrictConfig):
             records with equal inputs stay together, classes keep their shares, and of plain text it
             is the last part; null: 0.1, at least about 100 and at most 5,000 records; 0: none.
         val_check_interval: optimizer steps between validations; null: one validation an epoch, and
-            ten or more per run, within an eighth of the time.
+            ten or more per run, within a seventh of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
             decides ties; null: accuracy, macro_f1 if classes are very unequal, span_f1 of tags such
             as B-PER; RMSE, or pearson for pairs of texts; exact_match, BLEU or chrF by the targets

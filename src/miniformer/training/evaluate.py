@@ -21,7 +21,9 @@ from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.distributed.strategies import full_state_dict, load_full_state_dict
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
+from miniformer.training.report.best_evaluation import BestEvaluation, evaluate_best
 from miniformer.training.report.loggers import finish_loggers
+from miniformer.training.report.verdicts import class_verdicts, data_verdicts, find_verdicts
 from miniformer.training.setup.builders import RunCallbacks, load_best_weights
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.utils.units import format_bytes
@@ -135,7 +137,15 @@ def evaluate(
     if test_metrics and artifacts.is_global_zero:
         artifacts.update_task_report("test", module.validation_stats)
     artifacts.finalize_model_card(name, metrics)
-    _write_report(run, callbacks, artifacts, console, metrics, trainer.global_step, parent_folder)
+    split = "test" if test_metrics else "validation"
+    best = _evaluate_for_report(run, callbacks, artifacts, console, name, split)
+    verdicts = run_verdicts(run, callbacks, module, best)
+    for verdict in verdicts:
+        console.print(verdict)
+    _write_report(
+        run, callbacks, artifacts, console, metrics, trainer.global_step, parent_folder,
+        verdicts, best,
+    )  # fmt: skip
     interrupted = callbacks.interrupt.signal
     return RunResult(artifacts.folder, artifacts.folder / name, run.task, metrics, interrupted)
 
@@ -176,6 +186,53 @@ def _evaluate_averaged_and_best(
     return metrics
 
 
+def _evaluate_for_report(
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    artifacts: RunArtifacts,
+    console: Console,
+    name: str,
+    split: str,
+) -> BestEvaluation | None:
+    """Results by record of the model `name`, on rank 0; None: interrupted, or no data."""
+    interrupt = callbacks.interrupt
+    if not artifacts.is_global_zero or interrupt.signal is not None or run.data.val_path is None:
+        return None
+    try:
+        return evaluate_best(run, artifacts.folder / name, split)
+    except KeyboardInterrupt:
+        console.print("the evaluation for the report was interrupted")
+        return None
+
+
+def run_verdicts(
+    run: RunSetup,
+    callbacks: RunCallbacks,
+    module: MiniFormerLitModule,
+    evaluation: BestEvaluation | None,
+) -> list[str]:
+    """What the metrics of a run show, and what to try next."""
+    store = getattr(run.data.chunks["train"], "in_memory", None)
+    cut = None if store is None else store.columns.get("cut")
+    verdicts = find_verdicts(
+        callbacks.progress.rows,
+        metric=run.metric,
+        maximize=run.metric in run.task.maximize,
+        stop_step=callbacks.early_stopping.stop_step,
+        max_epochs=run.config.effective_max_epochs,
+        interrupted=callbacks.interrupt.signal is not None,
+    )
+    if evaluation is not None:
+        verdicts += class_verdicts(evaluation.evaluation.classes, evaluation.split)
+    verdicts += data_verdicts(
+        padding=module.padding / max(1, module.tokens + module.padding),
+        num_cut=0 if cut is None else int((cut > 0).sum()),
+        num_examples=0 if cut is None else len(cut),
+        max_seq_len=run.seq_len,
+    )
+    return [verdict.text for verdict in verdicts]
+
+
 def _write_report(
     run: RunSetup,
     callbacks: RunCallbacks,
@@ -184,6 +241,8 @@ def _write_report(
     metrics: dict[str, float],
     last_step: int,
     parent_folder: Path | None,
+    verdicts: list[str],
+    evaluation: BestEvaluation | None,
 ) -> None:
     """Writes the HTML report and prints the command that resumes an interrupted run."""
     run_info, notes = callbacks.monitor.system_info(), []
@@ -196,7 +255,9 @@ def _write_report(
         run_info["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"
         console.print(f"memory: {run_info['memory']}")
     rows = (callbacks.progress.rows, callbacks.monitor.rows, callbacks.sample_generation.rows)
-    report = artifacts.write_html_report(*rows, metrics, run_info=run_info, notes=notes)
+    report = artifacts.write_html_report(
+        *rows, metrics, run_info=run_info, notes=notes, verdicts=verdicts, evaluation=evaluation
+    )
     console.print(f"report: {report}")
     if (
         callbacks.interrupt.signal is not None

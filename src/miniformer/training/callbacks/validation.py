@@ -19,7 +19,7 @@ from miniformer.training.optim.weight_averaging import CheckpointAverage, Ema
 
 MIN_VALIDATIONS = 10  # of a run
 COOLDOWN_VALIDATIONS = 5  # of the phase after early stopping
-MAX_TIME_SHARE = 0.12  # of the time of a run, for validation
+MAX_TIME_SHARE = 1 / 7  # of the time of a run, for validation
 
 
 class BudgetStopping(L.Callback):

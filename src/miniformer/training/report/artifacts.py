@@ -14,6 +14,7 @@ from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.checkpoint.directory import read_hf_metadata, save_directory
 from miniformer.config import GenerationConfig
 from miniformer.tasks.base import BatchStats
+from miniformer.training.report.best_evaluation import BestEvaluation
 from miniformer.training.report.curves import plot_loss
 from miniformer.training.report.model_card import render_model_card
 from miniformer.training.report.page import Report, write_report
@@ -103,7 +104,8 @@ class RunArtifacts:
         """Plots the loss curve."""
         if self.is_global_zero:
             title = f"{self.folder.name}: loss"
-            plot_loss(rows, self.loss_plot, title=title, unit=self.run.task.loss_unit)
+            unit, marked = self.run.task.loss_unit, self.run.metric == "loss"
+            plot_loss(rows, self.loss_plot, title=title, unit=unit, marked=marked)
 
     def finalize_model_card(self, name: str, metrics: dict[str, float]) -> None:
         """Rewrites the model card with the final metrics and all plots."""
@@ -138,6 +140,8 @@ class RunArtifacts:
         *,
         run_info: dict[str, str],
         notes: list[str],
+        verdicts: list[str],
+        evaluation: BestEvaluation | None,
     ) -> Path:
         """Writes `report.html`; returns its path."""
         run, path = self.run, self.folder / "report.html"
@@ -149,7 +153,10 @@ class RunArtifacts:
             environment = {"model": f"{size:,} parameters", **run_info}
             if run.tokenizer_summary is not None:
                 environment["tokenizer"] = run.tokenizer_summary
-            paths = (self.predictions_plot, self.folder / "lr.png")
+            has_table = evaluation is not None and evaluation.evaluation.confusion is not None
+            paths = [self.folder / "lr.png"]
+            if not has_table:
+                paths.insert(0, self.predictions_plot)
             write_report(
                 path,
                 Report(
@@ -160,7 +167,11 @@ class RunArtifacts:
                     gradient_rows=grad_norms,
                     samples=samples,
                     metrics=metrics,
-                    changed_settings=run.changed_settings() | resolved,
+                    metric=run.metric,
+                    verdicts=verdicts,
+                    sections=[] if evaluation is None else evaluation.sections(),
+                    given_settings=run.given,
+                    changed_settings={**run.saved, **resolved},
                     environment=environment,
                     plots=[path for path in paths if path.exists()],
                     warnings=notes,

@@ -26,33 +26,52 @@ _ZOOM_MAX_RATIO = 0.4  # of the full range of the loss
 
 
 def render_curves(
-    rows: Sequence[dict[str, float]], gradient_rows: Sequence[dict[str, Any]], loss_unit: str
+    rows: Sequence[dict[str, float]],
+    loss_unit: str,
+    *,
+    metric: str = "loss",
+    best_step: float | None = None,
 ) -> str:
-    """All charts of a run with data, HTML.
+    """Charts of the loss and the validation metrics, HTML.
 
     Args:
         rows: see `Report.metric_rows`.
-        gradient_rows: see `Report`.
         loss_unit: unit of the loss.
+        metric: the metric of the best model, whose chart has a mark.
+        best_step: step of the best model; None: without a mark, or that of the lowest loss.
     """
-    steps = drawable_values(row.get("step") for row in rows)
-    x_range = None if np.isnan(steps).all() else (np.nanmin(steps), np.nanmax(steps))
+    x_range = _x_range(rows)
+    val_keys = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
+    names = sorted((key for key in val_keys if key != "val_loss"), key=f"val_{metric}".__ne__)
+    charts = []
+    for key in names:
+        points = metric_points(rows, key)
+        options: dict[str, Any] = {}
+        marked = points[points[:, 0] == best_step] if best_step is not None else points[:0]
+        if key == f"val_{metric}" and len(marked) and not np.isnan(marked[-1, 1]):
+            step, value = marked[-1]
+            text = f"best: {format_number(value)} at step {format_number(step)}"
+            options["annotation"] = (step, value, text)
+        label = metric_label(key)
+        series = [Series(label, points, "C0", markers=True)]
+        charts.append(line_chart(label.capitalize(), series, x_range=x_range, log=True, **options))
+    loss = [*_loss_charts(rows, loss_unit, x_range, marked=metric == "loss")]
+    return "".join([*loss, *charts] if metric == "loss" else [*charts[:1], *loss, *charts[1:]])
+
+
+def render_machine_curves(
+    rows: Sequence[dict[str, float]], gradient_rows: Sequence[dict[str, Any]]
+) -> str:
+    """Charts of the learning rate, gradients, speed and memory, HTML; see `Report`."""
+    x_range = _x_range(rows)
 
     def chart(title: str, *keys: tuple[str, str], **options: Any) -> str:
         series = [
-            Series(label, metric_points(rows, key), f"C{i}", markers=key.startswith("val_"))
-            for i, (key, label) in enumerate(keys)
+            Series(label, metric_points(rows, key), f"C{i}") for i, (key, label) in enumerate(keys)
         ]
         return line_chart(title, series, x_range=x_range, **options)
 
-    val_keys = dict.fromkeys(key for row in rows for key in row if key.startswith("val_"))
     charts = [
-        *_loss_charts(rows, loss_unit, x_range),
-        *(
-            chart(metric_label(key).capitalize(), (key, metric_label(key)), log=True)
-            for key in val_keys
-            if key != "val_loss"
-        ),
         chart("Learning rate", ("lr", "learning rate"), include_zero=True),
         chart("Gradient norm", ("grad_norm", "gradient norm"), log=True),
         chart("Tokens per second", ("tokens_per_second", "tokens per second"), include_zero=True),
@@ -66,8 +85,16 @@ def render_curves(
     return "".join(charts)
 
 
-def _loss_curves(rows: Sequence[dict[str, float]]) -> tuple[list[Series], dict[str, Any]]:
-    """Training and validation loss, and options of `draw_lines` with the minimum of the latter."""
+def _x_range(rows: Sequence[dict[str, float]]) -> tuple[float, float] | None:
+    """First and last step; None: there are no steps."""
+    steps = drawable_values(row.get("step") for row in rows)
+    return None if np.isnan(steps).all() else (np.nanmin(steps), np.nanmax(steps))
+
+
+def _loss_curves(
+    rows: Sequence[dict[str, float]], marked: bool = True
+) -> tuple[list[Series], dict[str, Any]]:
+    """Training and validation loss, and options of `draw_lines`: the minimum of the latter."""
     training, validation = metric_points(rows, "train_loss"), metric_points(rows, "val_loss")
     window = len(training) // _SMOOTHING_WINDOWS // 2 * 2 + 1
     series, notes = [Series("training, one batch", training, faint=window > 1)], []
@@ -79,7 +106,7 @@ def _loss_curves(rows: Sequence[dict[str, float]]) -> tuple[list[Series], dict[s
     if num_omitted:
         notes.append(f"NaN or infinite values, not drawn: {num_omitted}.")
     options: dict[str, Any] = {"note": " ".join(notes), "log": True}
-    if not np.isnan(validation[:, 1]).all():
+    if marked and not np.isnan(validation[:, 1]).all():
         step, loss = validation[np.nanargmin(validation[:, 1])]
         text = f"best: {format_number(loss)} at step {format_number(step)}"
         options["annotation"] = (step, loss, text)
@@ -87,12 +114,16 @@ def _loss_curves(rows: Sequence[dict[str, float]]) -> tuple[list[Series], dict[s
 
 
 def _loss_charts(
-    rows: Sequence[dict[str, float]], loss_unit: str, x_range: tuple[float, float] | None
+    rows: Sequence[dict[str, float]],
+    loss_unit: str,
+    x_range: tuple[float, float] | None,
+    *,
+    marked: bool,
 ) -> Iterator[str]:
     """The loss, and its part after the initial drop unless the full chart shows it well enough."""
     if x_range is None:
         return
-    series, options = _loss_curves(rows)
+    series, options = _loss_curves(rows, marked)
     options |= {"unit": loss_unit, "full_width": True}
     yield line_chart("Loss", series, x_range=x_range, **options)
     first = x_range[0] + (x_range[1] - x_range[0]) * _INITIAL_DROP_FRACTION
@@ -114,7 +145,9 @@ def _spread(series: Sequence[Series]) -> float:
     return float(np.ptp(values)) if len(values) else 0.0
 
 
-def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str) -> None:
+def plot_loss(
+    rows: list[dict[str, float]], path: Path, *, title: str, unit: str, marked: bool = True
+) -> None:
     """Plots training and validation loss over steps.
 
     Args:
@@ -122,8 +155,9 @@ def plot_loss(rows: list[dict[str, float]], path: Path, *, title: str, unit: str
         path: the PNG file.
         title: the title.
         unit: unit of the loss.
+        marked: the lowest validation loss, that of the best model, has a mark.
     """
-    series, options = _loss_curves(rows)
+    series, options = _loss_curves(rows, marked)
     with new_axes(7, 4.2) as axes:
         draw_lines(axes, title, series, unit=f"loss ({unit})", **options)
         save_png(axes, path)

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from miniformer.training.report.curves import metric_points, render_curves
+from miniformer.training.report.curves import (
+    metric_points,
+    render_curves,
+    render_machine_curves,
+)
 from miniformer.utils.formats import (
     escape_html,
     format_compact,
@@ -45,7 +49,11 @@ class Report:
         gradient_rows: `step`, and gradient norms by layer from `GradientNorms`.
         samples: `step`, `prompt` and `text` of the samples at validations.
         metrics: metrics of the best model.
-        changed_settings: config fields that differ from their defaults.
+        metric: the metric of the best model, without the prefix `val_`.
+        verdicts: what to do next; empty: no problems found.
+        sections: title and HTML of each section about the predictions of the best model.
+        given_settings: settings that the user gave.
+        changed_settings: other config fields that differ from their defaults, each with a reason.
         environment: information about model, data and machine.
         plots: PNG files to embed; missing ones are omitted.
         warnings: messages at the top, such as an interruption.
@@ -58,6 +66,10 @@ class Report:
     gradient_rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     samples: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    metric: str = "loss"
+    verdicts: list[str] = dataclasses.field(default_factory=list)
+    sections: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    given_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     changed_settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     plots: list[Path] = dataclasses.field(default_factory=list)
@@ -71,16 +83,25 @@ def write_report(path: Path, report: Report) -> None:
         path: the HTML file.
         report: the contents.
     """
-    charts = render_curves(report.metric_rows, report.gradient_rows, report.loss_unit)
-    changed = key_value_table(report.changed_settings)
-    body = f"""{_metric_tiles(report)}
+    charts = render_curves(
+        report.metric_rows,
+        report.loss_unit,
+        metric=report.metric,
+        best_step=report.metrics.get("step"),
+    )
+    machine = render_machine_curves(report.metric_rows, report.gradient_rows)
+    body = f"""{render_section("What to do next", _verdict_list(report))}
+{_metric_tiles(report)}
+{"".join(render_section(title, html) for title, html in report.sections)}
 {render_section("Curves", charts and f'<div class="charts">{charts}</div>')}
 {render_section("Samples", _sample_table(report.samples))}
 {render_section("Plots", "".join(embed_image(plot) for plot in report.plots))}
 <div class="pairs">
-{render_section("Settings changed from their defaults", changed)}
-{render_section("Model, data and machine", key_value_table(report.environment))}
-</div>"""
+{render_section("Settings given", key_value_table(report.given_settings))}
+{render_section("Settings resolved", key_value_table(report.changed_settings))}
+</div>
+{render_section("Training", machine and f'<div class="charts">{machine}</div>')}
+{render_section("Model, data and machine", key_value_table(report.environment))}"""
     write_page(
         path,
         title=f"{report.title}: report",
@@ -88,8 +109,17 @@ def write_report(path: Path, report: Report) -> None:
         eyebrow=report.task.replace("_", " "),
         body=body,
         warnings=report.warnings,
-        footer="Hover over a curve to read its values." if charts else "",
+        footer="Hover over a curve to read its values." if charts or machine else "",
     )
+
+
+def _verdict_list(report: Report) -> str:
+    """The verdicts; a run without validation or steps has none."""
+    verdicts = report.verdicts
+    if not verdicts and any("val_loss" in row for row in report.metric_rows):
+        verdicts = ["No problems found in the curves and predictions of this run."]
+    items = "".join(f"<li>{escape_html(verdict)}</li>" for verdict in verdicts)
+    return f'<ul class="verdicts">{items}</ul>' if items else ""
 
 
 def _metric_tiles(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 | setting                 | value                                                              |
 |-------------------------|--------------------------------------------------------------------|
-| val_check_interval      | one validation an epoch and ten a run, within an eighth of the time |
+| val_check_interval      | one validation an epoch and ten a run, within a seventh of the time |
 | checkpoint_metric       | the metric that people read; see `resolve_checkpoint_metric`       |
 | early_stopping_patience | five validations, or three tenths of those so far; see `EarlyStopping` |
 """
@@ -107,7 +107,7 @@ def resolve_validation(
     count = default_num_validations(epochs, relative_validation_cost(data))
     if config.val_check_interval is None:
         per_epoch = epochs is None or count >= epochs
-        reason = "at least one an epoch" if per_epoch else "to take at most an eighth of the time"
+        reason = "at least one an epoch" if per_epoch else "to take at most a seventh of the time"
         value = "every epoch" if epochs is None else f"{count} validations"
         settings.append(ResolvedSetting("val_check_interval", value, reason))
     if config.early_stopping_patience is None:

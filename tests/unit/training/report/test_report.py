@@ -91,6 +91,40 @@ def test_chart_marks_the_best_point(tmp_path, loss, text):
     check_numbers(page)
 
 
+@pytest.mark.catches("mark_is_on_the_loss")
+def test_mark_is_on_the_chart_of_the_metric(tmp_path):
+    """The best model is that of step 60, where the accuracy is best; the loss is lowest earlier."""
+    rows = [
+        {"step": step, "val_loss": abs(step - 20) + 1.0, "val_accuracy": 1 - abs(step - 60) / 100}
+        for step in range(10, 101, 10)
+    ]
+    page = page_of(tmp_path, metric_rows=rows, metrics={"step": 60.0}, metric="accuracy")
+    assert headlines(page)[0] == "Validation accuracy"
+    assert [text for text in page.text if text.startswith("best:")] == ["best: 1 at step 60"]
+    groups = [attributes.get("class") for tag, attributes in page.elements if tag == "g"]
+    assert groups.count("best") == 1
+
+
+@pytest.mark.catches("report_ends_with_what_to_do")
+def test_report_opens_with_what_to_do_next(tmp_path):
+    parts = {
+        "metric_rows": training_rows(60), "metrics": {"val_loss": 1.0, "step": 60.0},
+        "sections": [("Classes (test data)", "<p>table</p>")],
+        "given_settings": {"lr": 0.003}, "changed_settings": {"seed": "0 (default)"},
+        "environment": {"device": "cpu"},
+    }  # fmt: skip
+    page_of(tmp_path, **parts, verdicts=["overfitting: <b> rises", "padding: 40 %"])
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<h2>(.*?)</h2>", source) == [
+        "What to do next", "Classes (test data)", "Curves", "Settings given", "Settings resolved",
+        "Training", "Model, data and machine",
+    ]  # fmt: skip
+    assert "<li>overfitting: &lt;b&gt; rises</li><li>padding: 40 %</li>" in source
+    assert source.index("What to do next") < source.index('class="tiles"')
+    page_of(tmp_path, **parts)
+    assert "No problems found in the curves" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.catches("curves_go_by_row")
 def test_report_page_is_complete(tmp_path):
     picture = tmp_path / "answers.png"
