@@ -62,7 +62,7 @@ def test_train_lowers_the_loss_and_prints_a_summary(run):
     folder, done = run
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     validations = [row["val_loss"] for row in rows if "val_loss" in row]
-    assert len(validations) == 10
+    assert len(validations) == 12  # one an epoch
     assert validations[-1] < 0.5 * validations[0], "the verse is memorized"
     assert rows[-1]["step"] == 200
     for text in (
