@@ -211,7 +211,7 @@ def run_verdicts(
     module: MiniFormerLitModule,
     evaluation: BestEvaluation | None,
 ) -> list[str]:
-    """What the metrics of a run show, and what to try next."""
+    """Findings about a run, each with what to try next."""
     store = getattr(run.data.chunks["train"], "in_memory", None)
     cut = None if store is None else store.columns.get("cut")
     verdicts = find_verdicts(

@@ -15,7 +15,7 @@ class TrainingStatus:
     """State of a run for its line.
 
     Args:
-        epoch: passes over the training data begun; 0: unknown.
+        epoch: passes over the training data, with the current one; 0: unknown.
         max_epochs: passes of the whole run; None: unknown.
         step: optimizer steps done.
         total_steps: optimizer steps of the whole run; None: unknown.

@@ -75,18 +75,18 @@ def _generation_metric(task: Task, records: Records) -> tuple[str, str]:
     """Metric of generated targets, and the reason."""
     sample = islice(records, _MAX_SAMPLED_TARGETS)
     targets = [text for record in sample for text in islice(task.texts(record), 1, 2)]
-    words = [word for text in targets for word in text.split()]
-    if not words or not {"exact_match", "bleu", "chrf"} <= set(task.metrics):
+    tokens = [token for text in targets for token in text.split()]
+    if not tokens or not {"exact_match", "bleu", "chrf"} <= set(task.metrics):
         return task.metrics[0], f"default of {task.name}"
     median_words = statistics.median(len(text.split()) for text in targets)
     median_chars = statistics.median(map(len, targets))
     if median_words <= _SHORT_TARGET_WORDS and median_chars <= _SHORT_TARGET_CHARS:
         return "exact_match", "targets are short"
-    if len(set(words)) < _MAX_FORMAL_VARIETY * len(words):
-        return "exact_match", f"targets have {len(set(words)):,} distinct words only"
+    if len(set(tokens)) < _MAX_FORMAL_VARIETY * len(tokens):
+        return "exact_match", f"targets have {len(set(tokens)):,} distinct words only"
     if not has_sacrebleu():
         return "loss", 'BLEU and chrF need pip install "miniformer[eval]"'
-    if statistics.mean(map(len, words)) > _MAX_WORD_CHARS:
+    if statistics.mean(map(len, tokens)) > _MAX_WORD_CHARS:
         return "chrf", "targets are texts without spaces"
     return "bleu", "targets are texts"
 
