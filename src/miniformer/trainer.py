@@ -78,7 +78,8 @@ def run_training(values: dict[str, Any]) -> int:
         print(config_template(TrainConfig, TrainConfig.current_names(values)[0]))
         return 0
     config = TrainConfig.from_dict(values)
-    print(start_line(config), flush=True)
+    if not flags["quiet"]:
+        print(start_line(config), flush=True)
     # Only now: these imports take seconds.
     from miniformer.training.callbacks.progress import make_console
     from miniformer.training.resume.config import resume_config

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -41,6 +42,7 @@ def run(config):
 
 
 @pytest.mark.catches("tokenizer_has_read_the_validation_data")
+@pytest.mark.catches("report_shows_training_data")
 def test_part_of_the_training_data_is_set_aside(folder):
     result, output = run(config(folder, "default"))
     assert "training data: 40 records" in output
@@ -50,6 +52,11 @@ def test_part_of_the_training_data_is_set_aside(folder):
     tokenizer = json.loads((result.model / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     assert sum(name.startswith("text") for name in vocabulary) == 40
+    report = (result.folder / "report.html").read_text()
+    assert "Classes (validation data)" in report
+    weighted = re.search(r"weighted.*?</tr>", report, re.DOTALL)
+    assert weighted is not None
+    assert ">10<" in weighted[0], "the support of all classes"
     settings = json.loads((result.folder / "train_config.json").read_text())
     assert settings["val_share"] == 0.2
 

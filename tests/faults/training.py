@@ -1268,3 +1268,16 @@ def mark_is_on_the_loss(original):
 def report_ends_with_what_to_do(original):
     """The report has no verdicts."""
     return lambda report: ""
+
+
+@fault("miniformer.training.report.best_evaluation:evaluate_best")
+def report_shows_training_data(original):
+    """The predictions in the report are those on the training data."""
+
+    def evaluate_best(run, directory, split):
+        run.data.chunks["train"], run.data.chunks["val"] = (
+            run.data.chunks["val"], run.data.chunks["train"],
+        )  # fmt: skip
+        return original(run, directory, split)
+
+    return evaluate_best
