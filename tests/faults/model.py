@@ -924,3 +924,69 @@ def private_models_are_public(original):
     return lambda directory, repo_id, *, private=False, message=None: original(
         directory, repo_id, message=message
     )
+
+
+# Wide head.
+
+
+@fault("miniformer.model.wide_head:_scramble")
+def ngrams_do_not_tell_lengths_apart(original):
+    """The hash of an n-gram is the sum of its tokens."""
+    return lambda values: values
+
+
+@fault("miniformer.model.wide_head:ngram_keys")
+def padding_is_part_of_ngrams(original):
+    """Padding gives n-grams, too."""
+
+    def ngram_keys(inputs, attention_mask, token_types, **options):
+        return original(inputs, None, token_types, **options)
+
+    return ngram_keys
+
+
+@fault("miniformer.model.wide_head:ngram_keys")
+def ngrams_ignore_token_types(original):
+    """Tokens of both texts of a pair give the same n-grams."""
+
+    def ngram_keys(inputs, attention_mask, token_types, **options):
+        return original(inputs, attention_mask, None, **options)
+
+    return ngram_keys
+
+
+@fault("miniformer.model.wide_head:WideHead.features")
+def wide_features_have_no_unit_norm(original):
+    """The values of an example grow with its length."""
+
+    def features(self, *inputs):
+        index, values = original(self, *inputs)
+        return index, self.idf[index] * (values > 0)
+
+    return features
+
+
+@fault("miniformer.model.wide_head:WideHead.features")
+def unknown_ngrams_are_known(original):
+    """An unknown n-gram is taken for the next known one."""
+
+    def features(self, *inputs):
+        index, _ = original(self, *inputs)
+        values = self.idf[index]
+        return index, values / values.square().sum(-1, keepdim=True).sqrt()
+
+    return features
+
+
+@fault("miniformer.model.transformer:Transformer.classify")
+def the_wide_head_is_added_in_training(original):
+    """The Transformer's loss depends on the wide head."""
+
+    def classify(self, inputs, attention_mask=None, *, token_types=None):
+        training, self.training = self.training, False
+        try:
+            return original(self, inputs, attention_mask, token_types=token_types)
+        finally:
+            self.training = training
+
+    return classify

@@ -52,7 +52,7 @@ _REQUIRED_SETTINGS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
     (("relative_buckets", "relative_max_distance"), "position", "t5_relative"),
     (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
-    (("embedding_scale",), "input_dim", None),
+    (("embedding_scale", "wide_size"), "input_dim", None),
     (("head_activation",), "head", "masked_lm"),
 ]
 
@@ -106,6 +106,7 @@ def _unused_setting_problems(config: ModelFields) -> list[str]:
         ("rotary_base_local", "sliding_window"),
         ("output_bias", "output_dim"),
         ("ordered_outputs", "output_dim"),
+        ("wide_size", "output_dim"),
     )
     problems += [
         f"{name}={getattr(config, name)!r} needs {required}"

@@ -94,6 +94,10 @@ class ModelFields(StrictConfig):
         pooling: reduction of a sequence to one vector: mean, max, first or last of its real
             positions, or the mean of several of these, such as mean+max.
         n_decoder_layers: decoder layers of a Seq2SeqTransformer; null: n_layers.
+        wide_size: number of n-grams of a linear head beside the Transformer, whose outputs are
+            added in evaluation (see `miniformer.model.wide_head`); null: none.
+        wide_length: tokens of its longest n-gram.
+        wide_positions: a token together with its position is a feature, too.
     """
 
     vocab_size: int = option(10000, low=1)
@@ -150,6 +154,9 @@ class ModelFields(StrictConfig):
     ordered_outputs: bool = False
     pooling: str = "mean"
     n_decoder_layers: int | None = option(None, low=1)
+    wide_size: int | None = option(None, low=1)
+    wide_length: int = option(3, low=1)
+    wide_positions: bool = False
 
     @property
     def head_width(self) -> int:

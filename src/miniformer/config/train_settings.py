@@ -118,6 +118,9 @@ class ModelSettings(StrictConfig):
             config, weights and tokenizer; null: random weights.
         pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
+        wide_head: ngrams: a linear model of n-grams beside the Transformer, fitted before training,
+            whose outputs are added in evaluation (for texts in memory); none; auto: ngrams for
+            texts of up to 5M tokens and a model without init_from.
     """
 
     heading: ClassVar[str] = "model"
@@ -127,6 +130,7 @@ class ModelSettings(StrictConfig):
     model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
     init_from: str | None = option(None)
     pretrain: dict[str, Any] | None = option(None)
+    wide_head: str = option("auto", choices=("auto", "ngrams", "none"))
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()

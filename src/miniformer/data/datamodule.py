@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from miniformer.config import UserError
 from miniformer.data import rules
 from miniformer.data.batching.chunks import ChunkSource, RecordChunks, StreamChunks
 from miniformer.data.batching.columnar import ColumnarStore, Example
+from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import Batcher, BatchLoader
 from miniformer.data.reading.files import DataFiles
 from miniformer.data.reading.mapping import FieldMapping
@@ -124,7 +125,7 @@ class MiniFormerDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Loader of the training data, shuffled differently in each epoch."""
-        loader = self._loader("train")
+        loader = self._loader("train", training=True)
         if self._resume_state is not None:
             loader.load_state_dict(self._resume_state)
             self._resume_state = None
@@ -136,12 +137,21 @@ class MiniFormerDataModule(L.LightningDataModule):
     def test_dataloader(self) -> BatchLoader | list[Any]:
         return self._loader("test") if self.test_path is not None else []
 
+    def ordered_batches(self, split: str) -> Iterable[Batch]:
+        """Batches of a split, without shuffling."""
+        return self._loader(split, training=False)
+
+    def in_memory_examples(self, split: str) -> ColumnarStore | None:
+        """Encoded examples of a split; None: not all of them are in memory."""
+        self.setup()
+        return getattr(self.chunks.get(split), "in_memory", None)
+
     def column_total(self, split: str, column: str) -> int | None:
         """Sum of a column of numbers, or total length of a column of arrays, over a split.
 
         None: the examples are not all in memory, or lack the column.
         """
-        store = self._in_memory(split)
+        store = self.in_memory_examples(split)
         if store is None or column not in store.columns:
             return None
         values = store.columns[column]
@@ -152,7 +162,7 @@ class MiniFormerDataModule(L.LightningDataModule):
 
         None: the examples are not all in memory.
         """
-        store = self._in_memory(split)
+        store = self.in_memory_examples(split)
         if store is None:
             return None
         columns = getattr(self.task, "token_arrays", ()) or list(store.offsets)[:1]
@@ -164,12 +174,14 @@ class MiniFormerDataModule(L.LightningDataModule):
 
         None: the examples are not all in memory.
         """
-        store = self._in_memory(split)
-        return None if store is None else self._loader(split).batcher.row_tokens(store)
+        store = self.in_memory_examples(split)
+        if store is None:
+            return None
+        return self._loader(split, training=split == "train").batcher.row_tokens(store)
 
     def truncation_warning(self, split: str) -> str | None:
         """Warning about truncated examples of a split; None: none are known."""
-        store = self._in_memory(split)
+        store = self.in_memory_examples(split)
         if store is None or "cut" not in store.columns:
             return None
         cut = store.columns["cut"]
@@ -180,13 +192,8 @@ class MiniFormerDataModule(L.LightningDataModule):
             f"seq_len={self.seq_len} or the task's own limits; {int(cut.sum()):,} tokens are lost"
         )
 
-    def _in_memory(self, split: str) -> ColumnarStore | None:
+    def _loader(self, split: str, *, training: bool = False) -> BatchLoader:
         self.setup()
-        return getattr(self.chunks.get(split), "in_memory", None)
-
-    def _loader(self, split: str) -> BatchLoader:
-        self.setup()
-        training = split == "train"
         batcher = self.task.batcher(
             self.tokenizer,
             seq_len=self.seq_len,

@@ -46,7 +46,14 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         problems = [
             f"{name} is for a Transformer; omit it for a Seq2SeqTransformer"
-            for name in ("causal", "input_dim", "output_dim", "token_types", "parallel_residual")
+            for name in (
+                "causal",
+                "input_dim",
+                "output_dim",
+                "token_types",
+                "parallel_residual",
+                "wide_size",
+            )
             if getattr(config, name)
         ]
         if problems:

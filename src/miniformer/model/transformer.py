@@ -25,6 +25,7 @@ from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
+from miniformer.model.wide_head import WideHead
 
 
 class Transformer(PretrainedMixin, Stack):
@@ -53,6 +54,7 @@ class Transformer(PretrainedMixin, Stack):
             None if config.token_types is None else nn.Embedding(config.token_types, config.d_model)
         )
         self.head = Head(config)
+        self.wide_head = None if config.wide_size is None else WideHead(config)
         initialize(self)
 
     def forward(
@@ -145,8 +147,15 @@ class Transformer(PretrainedMixin, Stack):
         *,
         token_types: Tensor | None = None,
     ) -> Tensor:
-        """Applies the head to pooled vectors: [B, output_dim or vocab_size]; see `forward`."""
-        return self.logits(self.embed(inputs, attention_mask, token_types=token_types))
+        """Applies the head to pooled vectors: [B, output_dim or vocab_size]; see `forward`.
+
+        In evaluation, a model with `wide_size` adds the outputs of its wide head.
+        """
+        outputs = self.logits(self.embed(inputs, attention_mask, token_types=token_types))
+        if self.wide_head is None or self.training:
+            return outputs
+        mixed: Tensor = self.wide_head(outputs, inputs, attention_mask, token_types)
+        return mixed
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
         """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `KVCache`.

@@ -48,6 +48,7 @@ class Classification(LabelTask):
     """
 
     name: ClassVar[str] = "classification"
+    supports_wide_head: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats"
     maximize: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1", "mcc"})
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "mcc", "loss")

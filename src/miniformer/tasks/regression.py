@@ -56,6 +56,7 @@ class Regression(InputTask):
     """
 
     name: ClassVar[str] = "regression"
+    supports_wide_head: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "squared stds"
     maximize: ClassVar[frozenset[str]] = frozenset({"pearson", "spearman", "r2"})
     metrics: ClassVar[tuple[str, ...]] = (*METRICS, "loss")

@@ -31,6 +31,7 @@ from miniformer.training.callbacks.validation import (
     ValidationSchedule,
     WeightAveraging,
 )
+from miniformer.training.callbacks.wide_mix import WideMix
 from miniformer.training.distributed.launcher import (
     GRACE_PERIOD,
     broadcast_from_rank0,
@@ -136,6 +137,8 @@ class RunCallbacks:
             self.sample_generation, self.progress, self.best_checkpoint, self.weight_averaging,
             self.early_stopping,
         ]  # fmt: skip
+        if getattr(run.model, "wide_head", None) is not None:
+            self._first.append(WideMix())
         self._last = [self.resume_checkpoint, self.interrupt]
 
     def around(self, callbacks: Sequence[L.Callback]) -> list[L.Callback]:

@@ -44,6 +44,7 @@ from miniformer.training.tuning.validation_defaults import (
     resolve_checkpoint_metric,
     resolve_validation,
 )
+from miniformer.training.tuning.wide_head import fit_wide_head, resolve_wide_head
 
 
 @dataclasses.dataclass
@@ -166,6 +167,11 @@ def prepare(
         settings.resolved.append(model_size)
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
+    wide_head = resolve_wide_head(settings.config, model_config, data)
+    if wide_head is not None:
+        settings.resolved.append(wide_head[0])
+        fields |= wide_head[1]
+        model_config = dataclasses.replace(model_config, **wide_head[1])
     settings.apply([], model_config=fields)
     epochs = count_epochs(settings.config, data)
     num_validations, resolved = resolve_validation(settings.config, data, epochs)
@@ -185,6 +191,8 @@ def prepare(
         new = load_pretrained_weights(model, pretrained_path, settings.kind)
         suffix = f"; newly initialized: {', '.join(new)}" if new else ""
         console.print(f"weights: from {pretrained_path}{suffix}")
+    if model_config.wide_size is not None and checkpoint is None:
+        fit_wide_head(model, task, data, console)
     num_params = model_config.num_params(seq2seq=settings.kind == "seq2seq")
     console.print(f"model: {num_params:,} parameters")
     return RunSetup(

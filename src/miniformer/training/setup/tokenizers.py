@@ -13,9 +13,10 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.data.tokenizers.training import SAMPLE_BYTES, TextSample
 from miniformer.tasks.base import Task
 from miniformer.train_config import TrainConfig
-from miniformer.training.tuning.data_defaults import (
+from miniformer.training.tuning.tokenizer_defaults import (
     iter_texts,
     resolve_source_tokenizer,
+    resolve_tokenizer,
     resolve_vocab_size,
 )
 
@@ -77,6 +78,9 @@ def make_tokenizer(
         return tokenizer, f"{name}, {tokenizer.vocab_size:,} ids{source}"
 
     name = config.tokenizer or "bpe"
+    if source_name is None and (setting := resolve_tokenizer(config, config, task, records)):
+        name = setting.value
+        resolved.append(setting)
     if source_name is None:
         return *build(name), resolved
     source_tokenizer, source_line = build(source_name, 0)

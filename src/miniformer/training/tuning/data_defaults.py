@@ -5,8 +5,6 @@
 | batch_size                     | a thousandth of the tokens, for losses per token; else 16      |
 | model_size                     | a preset for the number of tokens                              |
 | lr                             | the optimizer's default; a tenth of it for pretrained weights  |
-| vocab_size                     | square root of a language model's text length in bytes         |
-| source_tokenizer               | char, if sources are single words and targets are not          |
 | task_config.prepend_bos        | false for plain text, which prompts continue                   |
 | task_config.shared_token_types | true for pairs of texts, except in masked LM                   |
 | task_config.target_delta_of    | a feature whose next number is the value, on held-out records  |
@@ -18,18 +16,14 @@ values as options and have fixed defaults. The options of `task_config` above ma
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from itertools import islice
+from collections.abc import Mapping
 from typing import Any
 
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SHAPE_FIELDS, SIZE_PRESETS
-from miniformer.config.train_settings import DataSettings, ModelSettings
+from miniformer.config.train_settings import ModelSettings
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.records import Records
-from miniformer.data.tokenizers.training import DEFAULT_VOCAB_SIZE, TextSample
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.tasks.language_modeling import LanguageModeling
@@ -45,10 +39,6 @@ _MIN_BATCH_TOKENS, _MAX_BATCH_TOKENS = 2_048, 16_384
 _MAX_BATCH_SIZE = 256  # limits the cost of operations per example
 _MIN_BATCHES_PER_EPOCH = 100  # for small datasets of short examples
 _MAX_TOKENS = {"tiny": 200_000, "small": 800_000, "medium": 5_000_000}  # of a model size
-_MIN_VOCAB_SIZE = 512
-# Kinds that fall back to bytes: a smaller vocabulary only makes texts longer.
-_BYTE_FALLBACK_KINDS = ("bpe", "unigram")
-_MAX_SAMPLED_TEXTS, _MAX_WORD_CHARS = 1_000, 32  # texts, characters
 _AUTO_TASK_OPTIONS = ("prepend_bos", "shared_token_types", "target_delta_of")
 
 
@@ -122,73 +112,6 @@ def size_for_tokens(num_tokens: int | None) -> str:
     if num_tokens is None:
         return "base"
     return next((size for size, limit in _MAX_TOKENS.items() if num_tokens < limit), "base")
-
-
-def resolve_vocab_size(task: Task, kind: str, sample: TextSample) -> ResolvedSetting | None:
-    """Vocabulary size of a tokenizer to be trained; None: that of its kind.
-
-    The number of distinct words grows with the square root of the text length (Heaps 1978).
-
-    Args:
-        task: only language models with subwords have it.
-        kind: of the tokenizer.
-        sample: the training text.
-    """
-    is_language_model = task.per_token_loss and task.text_fields is None
-    if not is_language_model or kind not in _BYTE_FALLBACK_KINDS:
-        return None
-    n_bytes = sum(len(text.encode()) for text in sample)
-    if sample.truncated:
-        return None
-    size = default_vocab_size(n_bytes)
-    return ResolvedSetting("vocab_size", size, f"at most, for a text of {n_bytes:,} bytes")
-
-
-def default_vocab_size(n_bytes: int) -> int:
-    """Default vocabulary size of a language model for a text of `n_bytes`."""
-    return min(max(round(math.sqrt(n_bytes)), _MIN_VOCAB_SIZE), DEFAULT_VOCAB_SIZE)
-
-
-def resolve_source_tokenizer(
-    config: DataSettings, model: ModelSettings, task: Task, records: Records | None
-) -> ResolvedSetting | None:
-    """Characters for single words as sources, such as words and their pronunciation.
-
-    None: sources and targets share a tokenizer.
-
-    Args:
-        config, model: settings of the run.
-        task: has sources and targets.
-        records: the training data; None: streaming.
-    """
-    has_settings = (
-        config.tokenizer is not None
-        or model.init_from is not None
-        or "source_vocab_size" in model.model_config
-        or getattr(task, "bpe_dropout", 0.0) > 0
-    )
-    if has_settings or records is None:
-        return None
-    texts = partial(iter_texts, task, records)
-    if not mostly_single_words(texts(0)) or mostly_single_words(texts(1)):
-        return None
-    return ResolvedSetting("source_tokenizer", "char", "sources are single words, targets are not")
-
-
-def iter_texts(task: Task, records: Records, part: int | None = None) -> Iterator[str]:
-    """Yields the texts of records: all, or number `part` of each record."""
-    for record in records:
-        texts = task.texts(record)
-        yield from texts if part is None else islice(texts, part, part + 1)
-
-
-def mostly_single_words(texts: Iterable[str]) -> bool:
-    """Returns whether most of the first texts are single words, such as names."""
-    total = single = 0
-    for text in islice(filter(str.strip, texts), _MAX_SAMPLED_TEXTS):
-        total += 1
-        single += len(text) <= _MAX_WORD_CHARS and len(text.split()) == 1
-    return single > 0.9 * total
 
 
 def given_task_options(task_config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""Linear head over n-grams, against plain Python."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig, UserError
+from miniformer.config import ConfigError
+from miniformer.model.wide_head import UNKNOWN, ngram_keys
+
+FIELDS = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "output_dim": 3,
+          "dropout": 0.0}  # fmt: skip
+
+
+def plain_ngrams(ids, types, length, positions):
+    """The n-grams that end at each position, and tokens with their position."""
+    pairs = list(zip(ids, types, strict=True))
+    found = [tuple(pairs[end - n : end]) for n in range(1, length + 1)
+             for end in range(n, len(pairs) + 1)]  # fmt: skip
+    return found + [("at", i, pair) for i, pair in enumerate(pairs)] * positions
+
+
+rows = st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=8),
+                min_size=1, max_size=5)  # fmt: skip
+
+
+@pytest.mark.catches("ngrams_do_not_tell_lengths_apart", "padding_is_part_of_ngrams",
+                     "ngrams_ignore_token_types")  # fmt: skip
+@settings(max_examples=60, deadline=None)
+@given(rows, st.integers(1, 4), st.booleans(), st.booleans())
+def test_keys_are_equal_exactly_for_equal_ngrams(rows, length, positions, left):
+    width = max(map(len, rows))
+    ids, types = torch.zeros(2, len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, pairs in enumerate(rows):
+        place = slice(width - len(pairs), None) if left else slice(len(pairs))
+        ids[row, place], types[row, place] = torch.tensor(pairs).T
+        mask[row, place] = True
+    keys = ngram_keys(ids, mask, types, length=length, positions=positions)
+    key_of = {}
+    for row, pairs in enumerate(rows):
+        expected = plain_ngrams(*zip(*pairs, strict=True), length, positions)
+        actual = [int(key) for key in keys[row] if key != UNKNOWN]
+        assert len(actual) == len(expected)
+        for ngram, key in zip(expected, actual, strict=True):
+            assert key_of.setdefault(ngram, key) == key
+    assert len(set(key_of.values())) == len(key_of)
+
+
+def filled(**fields):
+    """A model whose head knows the n-grams of two texts, and the texts' n-grams."""
+    texts = [[1, 2, 3, 1, 2], [4, 2, 3]]
+    ngrams = sorted(
+        {ngram for ids in texts for ngram in plain_ngrams(ids, [0] * len(ids), 2, False)}
+    )
+    keys = {}
+    for ids in texts:
+        found = ngram_keys(torch.tensor([ids]), None, None, length=2, positions=False)[0]
+        found = [int(key) for key in found if key != UNKNOWN]
+        keys |= dict(zip(plain_ngrams(ids, [0] * len(ids), 2, False), found, strict=True))
+    torch.manual_seed(0)
+    config = TransformerConfig(**FIELDS, wide_size=len(ngrams), wide_length=2, **fields)
+    model = Transformer(config).eval()
+    order = sorted(range(len(ngrams)), key=lambda index: keys[ngrams[index]])
+    head = model.wide_head
+    head.keys.copy_(torch.tensor([keys[ngrams[index]] for index in order]))
+    head.idf.copy_(torch.rand(len(ngrams)) + 0.5)
+    head.weight.copy_(torch.randn(len(ngrams), 3))
+    head.bias.copy_(torch.randn(3))
+    head.mix.copy_(torch.tensor([0.25, 0.75]))
+    return model, [ngrams[index] for index in order]
+
+
+@pytest.mark.catches("wide_features_have_no_unit_norm", "unknown_ngrams_are_known")
+def test_head_is_linear_in_the_normalized_frequencies():
+    model, ngrams = filled()
+    head = model.wide_head
+    ids = [1, 2, 3, 6, 1, 2]
+    values = {}
+    for ngram in plain_ngrams(ids, [0] * 6, 2, False):
+        if ngram in ngrams:
+            values.setdefault(ngrams.index(ngram), []).append(float(head.idf[ngrams.index(ngram)]))
+    norm = math.sqrt(sum(value**2 for list_ in values.values() for value in list_))
+    expected = head.bias.numpy().astype(float)
+    for index, list_ in values.items():
+        expected = expected + sum(list_) / norm * head.weight[index].numpy()
+    np.testing.assert_allclose(head.linear(torch.tensor([ids]), None, None)[0], expected, atol=1e-5)
+
+
+def test_text_without_known_ngrams_gives_the_bias():
+    model, _ = filled()
+    head = model.wide_head
+    assert torch.equal(head.linear(torch.tensor([[6, 6]]), None, None)[0], head.bias)
+
+
+@pytest.mark.catches("the_wide_head_is_added_in_training")
+def test_outputs_are_the_weighted_sum_in_evaluation_only():
+    model, _ = filled()
+    ids = torch.tensor([[1, 2, 3, 0], [4, 2, 0, 0]])
+    mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
+    deep = model.logits(model.embed(ids, mask))
+    wide = model.wide_head.linear(ids, mask, None)
+    torch.testing.assert_close(model.classify(ids, mask), 0.25 * deep + 0.75 * wide)
+    torch.testing.assert_close(model.train().classify(ids, mask), deep)
+
+
+def test_head_is_saved_with_the_model(tmp_path):
+    model, _ = filled()
+    model.save_pretrained(tmp_path)
+    ids = torch.tensor([[1, 2, 3, 5]])
+    assert torch.equal(Transformer.from_pretrained(tmp_path).classify(ids), model.classify(ids))
+
+
+def test_head_has_no_parameters():
+    with_head, without = filled()[0], Transformer(TransformerConfig(**FIELDS))
+    assert len(list(with_head.parameters())) == len(list(without.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"output_dim": None}, "wide_size=5 needs output_dim"),
+        ({"input_dim": 4}, "wide_size=5 has no effect with input_dim=4; leave it out"),
+    ],
+)
+def test_config_refuses_a_head_without_use(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        TransformerConfig(**{**FIELDS, "wide_size": 5, **fields})
+
+
+def test_seq2seq_refuses_a_head():
+    with pytest.raises(ConfigError, match="wide_size is for a Transformer"):
+        Seq2SeqTransformer(TransformerConfig(**FIELDS, wide_size=5))
+
+
+def test_export_names_the_head_as_the_problem(tmp_path):
+    from miniformer.interop.hf.export import to_hf
+
+    with pytest.raises(UserError, match="wide_size"):
+        to_hf(filled()[0], tmp_path / "out")
