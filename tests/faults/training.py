@@ -385,7 +385,7 @@ def fit_marks_pairs_unasked(original):
     return fit
 
 
-@fault("miniformer.training.tuning.data_defaults:mostly_single_words")
+@fault("miniformer.training.tuning.tokenizer_defaults:mostly_single_words")
 def few_phrases_make_words_of_none(original):
     """Texts are single words only where all of them are."""
 
@@ -396,7 +396,7 @@ def few_phrases_make_words_of_none(original):
     return mostly_single_words
 
 
-@fault("miniformer.training.tuning.data_defaults:resolve_source_tokenizer")
+@fault("miniformer.training.tuning.tokenizer_defaults:resolve_source_tokenizer")
 def named_tokenizer_is_not_heard(original):
     """Words are read letter by letter, even with a given tokenizer."""
 
@@ -1281,3 +1281,111 @@ def report_shows_training_data(original):
         return original(run, directory, split)
 
     return evaluate_best
+
+
+# Wide head.
+
+
+@fault("miniformer.training.tuning.wide_head:count_ngrams")
+def ngrams_of_one_text_are_kept(original):
+    """An n-gram of a single text is a feature."""
+    import torch
+
+    from miniformer.model.wide_head import UNKNOWN, ngram_keys
+
+    def count_ngrams(data, *, length, positions):
+        keys = [
+            ngram_keys(batch["inputs"], batch.get("attention_mask"), batch.get("token_types"),
+                       length=length, positions=positions).flatten()
+            for batch in data.ordered_batches("train")
+        ]  # fmt: skip
+        keys, counts = torch.unique(torch.cat(keys), return_counts=True)
+        return keys[keys != UNKNOWN], counts[keys != UNKNOWN]
+
+    return count_ngrams
+
+
+@fault("miniformer.training.tuning.wide_head:count_ngrams")
+def repeated_ngrams_are_other_texts(original):
+    """A text counts once for each occurrence of an n-gram."""
+    import torch
+
+    from miniformer.model.wide_head import UNKNOWN, ngram_keys
+
+    def count_ngrams(data, *, length, positions):
+        keys = [
+            ngram_keys(batch["inputs"], batch.get("attention_mask"), batch.get("token_types"),
+                       length=length, positions=positions).flatten()
+            for batch in data.ordered_batches("train")
+        ]  # fmt: skip
+        keys, counts = torch.unique(torch.cat(keys), return_counts=True)
+        kept = (keys != UNKNOWN) & (counts > 1)
+        return keys[kept], counts[kept]
+
+    return count_ngrams
+
+
+@fault("miniformer.training.tuning.wide_head:_Problem.solve")
+def the_penalty_grows_with_the_examples(original):
+    """The penalty is that of one example."""
+
+    def solve(self, strength, start):
+        return original(self, strength / self.features.shape[0], start)
+
+    return solve
+
+
+@fault("miniformer.training.tuning.wide_head:_Problem.solve")
+def the_bias_is_not_fitted(original):
+    """The bias stays where it starts."""
+
+    def solve(self, strength, start):
+        return original(self, strength, start)[0], start[1]
+
+    return solve
+
+
+@fault("miniformer.training.tuning.wide_head:resolve_wide_head")
+def the_wide_head_reads_every_task(original):
+    """Pretrained weights get a wide head, too."""
+
+    def resolve_wide_head(config, model_config, data):
+        return original(dataclasses.replace(config, init_from=None), model_config, data)
+
+    return resolve_wide_head
+
+
+@fault("miniformer.training.callbacks.wide_mix:WideMix.on_validation_start")
+def weights_of_the_wide_head_change_after_a_validation(original):
+    """The weights that a validation fits replace those that it has measured."""
+
+    def on_validation_start(self, trainer, module):
+        original(self, trainer, module)
+        head = module.model.wide_head
+        head.next_mix = head.mix
+
+    return on_validation_start
+
+
+@fault("miniformer.training.callbacks.wide_mix:fit_mix")
+def weights_of_the_wide_head_may_be_negative(original):
+    """The outputs that help less are subtracted."""
+
+    def fit_mix(module, batch):
+        mix = original(module, batch)
+        return mix - 2 * mix.min()
+
+    return fit_mix
+
+
+@fault("miniformer.training.tuning.tokenizer_defaults:resolve_tokenizer")
+def targets_with_spaces_are_characters(original):
+    """Any target of seq2seq is written by characters."""
+    from miniformer.config.resolved import ResolvedSetting
+
+    def resolve_tokenizer(config, model, task, records):
+        if config.tokenizer is None and task.text_fields is not None and records is not None:
+            return ResolvedSetting("tokenizer", "char", "targets have no spaces")
+        return original(config, model, task, records)
+
+    return resolve_tokenizer

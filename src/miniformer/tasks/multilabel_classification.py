@@ -49,6 +49,7 @@ class MultiLabelClassification(LabelTask):
     """
 
     name: ClassVar[str] = "multilabel_classification"
+    supports_wide_head: ClassVar[bool] = True
     loss_unit: ClassVar[str] = "nats"
     maximize: ClassVar[frozenset[str]] = frozenset(
         {"macro_f1", "micro_f1", "samples_f1", "subset_accuracy"}

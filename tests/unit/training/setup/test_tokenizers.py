@@ -10,11 +10,14 @@ from rich.console import Console
 
 from miniformer import TrainConfig, registry
 from miniformer.config import UserError
+from miniformer.config.train_settings import DataSettings, ModelSettings
 from miniformer.data.reading import schema
+from miniformer.data.reading.records import as_records
+from miniformer.tasks.classification import Classification
 from miniformer.tasks.seq2seq import Seq2Seq
 from miniformer.training.setup.prepare import prepare
 from miniformer.training.setup.tokenizers import make_tokenizer
-from miniformer.training.tuning.data_defaults import mostly_single_words
+from miniformer.training.tuning.tokenizer_defaults import mostly_single_words, resolve_tokenizer
 from tests.kit import VERSE
 
 WORDS = sorted(set(VERSE.split()))
@@ -61,18 +64,36 @@ def test_single_words_and_their_targets_have_separate_tokenizers(tmp_path):
     assert f"; of sources char, {len(letters) + 3} ids" in output
 
 
+@pytest.mark.catches("targets_with_spaces_are_characters")
 @pytest.mark.parametrize(
-    "record",
+    ("record", "kind"),
     [
-        lambda word: {"source": word, "target": word[::-1]},  # both words
-        lambda word: {"source": f"{word} a", "target": f"a {word}"},  # neither
-        lambda word: {"source": f"{word} a", "target": word},  # targets only
+        (lambda word: {"source": word, "target": word[::-1]}, "char"),
+        (lambda word: {"source": f"{word} a", "target": f"a {word}"}, "bpe"),
+        (lambda word: {"source": f"{word} a", "target": word}, "char"),
     ],
 )
-def test_tokenizer_is_shared_by_sources_and_targets(tmp_path, record):
+def test_tokenizer_of_seq2seq_is_char_for_targets_without_spaces(tmp_path, record, kind):
     tokenizer, output = prepared(tmp_path, [record(word) for word in WORDS])
     assert tokenizer.separate_source_tokenizer is None
-    assert output.startswith("tokenizer: bpe, ")
+    assert output.startswith(f"tokenizer: {kind}, ")
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("ACGTTGCA", "char"),
+        ("CC(=O)Oc1ccccc1", "char"),
+        ("plain words", "bpe"),
+        ("".join(map(chr, range(0x4E00, 0x4E00 + 300))), "bpe"),  # a script without spaces
+    ],
+)
+def test_tokenizer_of_inputs_is_char_for_symbols_without_spaces(text, kind):
+    records = as_records([{"input": text, "label": n % 2} for n in range(4)], {})
+    setting = resolve_tokenizer(DataSettings(), ModelSettings(), Classification(), records)
+    assert ("bpe" if setting is None else setting.value) == kind
+    given = DataSettings(tokenizer="bpe")
+    assert resolve_tokenizer(given, ModelSettings(), Classification(), records) is None
 
 
 @pytest.mark.catches("named_tokenizer_is_not_heard")

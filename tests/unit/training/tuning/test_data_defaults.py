@@ -17,13 +17,13 @@ from miniformer.data.tokenizers.training import TextSample
 from miniformer.training.setup.prepare import prepare
 from miniformer.training.tuning.data_defaults import (
     default_batch_size,
-    default_vocab_size,
     given_task_options,
     resolve_lr,
     resolve_model_size,
     resolve_task_options,
     size_for_tokens,
 )
+from miniformer.training.tuning.tokenizer_defaults import default_vocab_size
 from tests.kit import a_series, write_jsonl
 
 
@@ -302,5 +302,6 @@ def test_batch_size_default_is_kept_by_resume(tmp_path):
 def test_batch_and_vocab_size_defaults_of_other_tasks(tmp_path):
     run, output = prepared(tmp_path, task="classification")
     assert run.config.batch_size == run.data.batch_size == 16
-    assert run.tokenizer.vocab_size == 10_000
+    letters = sum(len(record["input"].encode()) for record in run.data.chunks["train"].records)
+    assert run.tokenizer.vocab_size == round(4 * letters**0.5)
     assert "\nbatch_" not in output
