@@ -1319,8 +1319,8 @@ def repeated_ngrams_are_other_texts(original):
             for batch in data.ordered_batches("train")
         ]  # fmt: skip
         keys, counts = torch.unique(torch.cat(keys), return_counts=True)
-        kept = (keys != UNKNOWN) & (counts > 1)
-        return keys[kept], counts[kept]
+        repeated = (keys != UNKNOWN) & (counts > 1)
+        return keys[repeated], counts[repeated]
 
     return count_ngrams
 

@@ -19,9 +19,9 @@ FIELDS = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "output_di
 def plain_ngrams(ids, types, length, positions):
     """The n-grams that end at each position, and tokens with their position."""
     pairs = list(zip(ids, types, strict=True))
-    found = [tuple(pairs[end - n : end]) for n in range(1, length + 1)
+    ngrams = [tuple(pairs[end - n : end]) for n in range(1, length + 1)
              for end in range(n, len(pairs) + 1)]  # fmt: skip
-    return found + [("at", i, pair) for i, pair in enumerate(pairs)] * positions
+    return ngrams + [("at", i, pair) for i, pair in enumerate(pairs)] * positions
 
 
 rows = st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=8),
@@ -37,9 +37,9 @@ def test_keys_are_equal_exactly_for_equal_ngrams(rows, length, positions, left):
     ids, types = torch.zeros(2, len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for row, pairs in enumerate(rows):
-        place = slice(width - len(pairs), None) if left else slice(len(pairs))
-        ids[row, place], types[row, place] = torch.tensor(pairs).T
-        mask[row, place] = True
+        columns = slice(width - len(pairs), None) if left else slice(len(pairs))
+        ids[row, columns], types[row, columns] = torch.tensor(pairs).T
+        mask[row, columns] = True
     keys = ngram_keys(ids, mask, types, length=length, positions=positions)
     key_of = {}
     for row, pairs in enumerate(rows):
@@ -59,9 +59,9 @@ def filled(**fields):
     )
     keys = {}
     for ids in texts:
-        found = ngram_keys(torch.tensor([ids]), None, None, length=2, positions=False)[0]
-        found = [int(key) for key in found if key != UNKNOWN]
-        keys |= dict(zip(plain_ngrams(ids, [0] * len(ids), 2, False), found, strict=True))
+        hashes = ngram_keys(torch.tensor([ids]), None, None, length=2, positions=False)[0]
+        hashes = [int(key) for key in hashes if key != UNKNOWN]
+        keys |= dict(zip(plain_ngrams(ids, [0] * len(ids), 2, False), hashes, strict=True))
     torch.manual_seed(0)
     config = TransformerConfig(**FIELDS, wide_size=len(ngrams), wide_length=2, **fields)
     model = Transformer(config).eval()

@@ -96,14 +96,14 @@ def count_ngrams(
     Returns:
         int64 [K] and [K].
     """
-    found = []
+    hashes = []
     for batch in data.ordered_batches("train"):
         inputs = (batch["inputs"], batch.get("attention_mask"), batch.get("token_types"))
         keys = ngram_keys(*inputs, length=length, positions=positions).sort(-1).values
         is_first = keys != UNKNOWN
         is_first[:, 1:] &= keys[:, 1:] != keys[:, :-1]
-        found.append(keys[is_first])
-    keys, counts = torch.unique(torch.cat(found), return_counts=True)
+        hashes.append(keys[is_first])
+    keys, counts = torch.unique(torch.cat(hashes), return_counts=True)
     return keys[counts > 1], counts[counts > 1]
 
 
@@ -147,10 +147,10 @@ def fit_wide_head(model: Any, task: Task, data: MiniFormerDataModule, console: C
 def _set_ngrams(head: WideHead, keys: Tensor, counts: Tensor, examples: int) -> None:
     """Sets the known n-grams of a head: the most frequent, as many as it has room for."""
     size = len(head.keys)
-    kept = counts.argsort(descending=True, stable=True)[:size].sort().values
-    padding = size - len(kept)
-    idf = ((1 + examples) / (1 + counts[kept])).log() + 1
-    head.keys.copy_(torch.nn.functional.pad(keys[kept], (0, padding), value=_UNUSED_KEY))
+    selected = counts.argsort(descending=True, stable=True)[:size].sort().values
+    padding = size - len(selected)
+    idf = ((1 + examples) / (1 + counts[selected])).log() + 1
+    head.keys.copy_(torch.nn.functional.pad(keys[selected], (0, padding), value=_UNUSED_KEY))
     head.idf.copy_(torch.nn.functional.pad(idf, (0, padding)))
 
 

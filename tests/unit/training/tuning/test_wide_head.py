@@ -129,8 +129,8 @@ def test_head_with_room_for_fewer_ngrams_keeps_the_frequent_ones(weather):
     config = TransformerConfig(**{**model.config.to_dict(), "wide_size": 5})
     head = Transformer(config).wide_head
     _set_ngrams(head, keys, counts, 60)
-    kept = sorted(counts[torch.isin(keys, head.keys)].tolist())
-    assert kept == sorted(counts.tolist())[-5:]
+    selected = sorted(counts[torch.isin(keys, head.keys)].tolist())
+    assert selected == sorted(counts.tolist())[-5:]
 
 
 @pytest.mark.catches("the_wide_head_reads_every_task")
