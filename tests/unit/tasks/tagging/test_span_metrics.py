@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from seqeval.scheme import IOB2
@@ -17,6 +17,7 @@ PAIRS = st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=6), min_size=1, max_si
 
 @pytest.mark.catches("spans_with_another_end_are_correct")
 @pytest.mark.parametrize("strict", [False, True])
+@settings(max_examples=40)
 @given(pairs=PAIRS)
 def test_span_metrics_match_seqeval(strict, pairs):
     truths = [[true for true, _ in row] for row in pairs]

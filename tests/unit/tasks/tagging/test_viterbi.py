@@ -4,7 +4,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniformer.tasks.tagging.schemes import SCHEMES, is_valid_transition, parse_tag
@@ -36,6 +36,7 @@ def best_sequence(logprobs, tags, scheme, *, is_start, is_end):
 @pytest.mark.catches("viterbi_ignores_the_end")
 @pytest.mark.catches("viterbi_is_greedy")
 @pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
     rows=st.lists(
