@@ -1212,15 +1212,7 @@ def predictions_are_of_the_training_records(original):
 
 @fault("miniformer.training.cross_validation:latest_checkpoint")
 def folds_start_again(original):
-    """An interrupted fold starts again with another seed."""
-    import dataclasses
-
-    import miniformer.training.cross_validation as module
-
-    train = module.train
-    module.train = lambda config, **options: train(
-        dataclasses.replace(config, seed=config.seed + 1), **options
-    )
+    """An interrupted fold starts from its first step."""
     return lambda run_dir: None
 
 

@@ -1,5 +1,6 @@
 """Cross-validation: out-of-fold predictions, table, interruption and resuming."""
 
+import io
 import json
 import signal
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
+from rich.console import Console
 
 import miniformer
 from miniformer import TrainConfig, trainer
@@ -49,9 +51,10 @@ def runs(tmp_path_factory):
     stopped = cross_validate(config_for(folder, experiment_name="stopped"), callbacks=[Stop])
     first = folder / "runs/stopped/fold-1/best/model.safetensors"
     before = first.stat().st_mtime_ns
-    resumed = cross_validate(TrainConfig(resume=str(stopped.folder)))
+    console = Console(file=(output := io.StringIO()), width=500)
+    resumed = cross_validate(TrainConfig(resume=str(stopped.folder)), console=console)
     assert first.stat().st_mtime_ns == before, "a complete fold is not repeated"
-    return folder, rows, reference, stopped, resumed
+    return folder, rows, reference, stopped, resumed, output.getvalue()
 
 
 @pytest.mark.catches("predictions_are_of_the_training_records")
@@ -81,7 +84,8 @@ def test_cross_validation_table_has_mean_and_standard_deviation(runs):
 
 @pytest.mark.catches("folds_start_again")
 def test_interrupted_cross_validation_resumes_with_the_same_results(runs):
-    _, _, reference, stopped, resumed = runs
+    _, _, reference, stopped, resumed, output = runs
+    assert f"resuming from {stopped.folder}/fold-2/checkpoints/" in output
     assert stopped.interrupted == signal.SIGINT
     assert len(stopped.metrics) == 1
     assert resumed.interrupted is None
