@@ -109,7 +109,7 @@ def test_best_and_last_models_are_those_of_their_steps(files, tmp_path):
         train_path=str(files / "train.jsonl"), val_path=str(files / "val.jsonl"),
         tokenizer="char", model_config=json.loads(MODEL), seq_len=32, batch_size=8, lr=0.3,
         scheduler="none", warmup_steps=60, max_steps=60, val_check_interval=6, logger="none",
-        work_dir=str(tmp_path), precision="float32",
+        work_dir=str(tmp_path), precision="float32", early_stopping_patience=0,
     )  # fmt: skip
     result = miniformer.train(config)
     folder = tmp_path / "language_modeling"
@@ -258,6 +258,7 @@ def test_averaged_weights_are_saved_if_they_are_the_best(files, tmp_path):
         "model_config": json.loads(MODEL), "tokenizer": "byte", "logger": "none", "lr": 0.3,
         "optimizer": "adamw", "scheduler": "none", "max_steps": 60, "val_check_interval": 4,
         "seq_len": 16, "average_checkpoints": 3, "work_dir": str(tmp_path),
+        "early_stopping_patience": 0,
     }  # fmt: skip
     result = train(TrainConfig.from_dict(arguments), callbacks=[seen])
     *losses, of_mean = seen.losses
