@@ -67,6 +67,7 @@ def run_data(values: dict[str, Any]) -> int:
         check_training_rules,
         find_duplicates,
         inspect_dataset,
+        mixed_label_warnings,
         similar_label_warnings,
     )
     from miniformer.data.reading.mapping import FieldMapping
@@ -114,6 +115,8 @@ def run_data(values: dict[str, Any]) -> int:
             show(f"duplicates {name}: {count:,}")
             for line in examples:
                 show(f"  {line}")
+    for line in mixed_label_warnings(splits):
+        show(f"warning: {line}")
     for line in similar_label_warnings(splits):
         show(f"warning: {line}; use one spelling")
     check_training_rules(task, splits, max_errors=options["faults"])

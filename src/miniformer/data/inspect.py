@@ -166,6 +166,22 @@ def similar_label_warnings(splits: Sequence[SplitReport]) -> list[str]:
     ]
 
 
+def mixed_label_warnings(splits: Sequence[SplitReport]) -> list[str]:
+    """Warnings about names among labels that are otherwise written as integers."""
+    warnings = []
+    for split in splits:
+        names = [label for label in split.label_first_row if isinstance(label, str)]
+        odd = [label for label in names if not label.strip().lstrip("-").isdecimal()]
+        if odd and len(odd) * 2 < len(names):
+            location = split.records.location(split.label_first_row[odd[0]])
+            warnings.append(
+                f"{len(names) - len(odd)} of {len(names)} labels are integers, and "
+                f"{odd[0]!r} ({location}) is not, so that all are names; correct it if it is no "
+                "class"
+            )
+    return warnings
+
+
 def find_duplicates(reference: SplitReport, split: SplitReport) -> tuple[int, list[str]]:
     """Number of records in `split` whose input is also in `reference`, and the first of them.
 

@@ -214,3 +214,15 @@ def test_inspect_uses_the_task_config_of_training(tmp_path, capsys):
     assert check(path, "--task", "classification", *config) == 0
     assert check(path, "--task", "classification", "--task_config", '{"clases": 3}') == 2
     assert "task_config: Classification: unknown field 'clases'" in capsys.readouterr().err
+
+
+@pytest.mark.catches("names_among_integer_labels_are_not_named")
+def test_check_warns_about_names_among_integer_labels(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_text("input,label\na,1\nb,2\nc,n/a\nd,3\ne,1\n")
+    assert check(path, "--task", "classification") == 0
+    output = capsys.readouterr().out.replace("\n", "")
+    assert f"warning: 3 of 4 labels are integers, and 'n/a' ({path}:4) is not" in output
+    path.write_text("input,label\na,one\nb,2\nc,two\n")
+    assert check(path, "--task", "classification") == 0
+    assert "warning" not in capsys.readouterr().out

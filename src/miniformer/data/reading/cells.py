@@ -15,10 +15,9 @@ from typing import Any
 
 from miniformer.data.reading.mapping import (
     FieldMapping,
-    available_columns,
+    RowMapper,
     combine,
     expand_columns,
-    resolve_columns,
 )
 from miniformer.data.reading.parsing import DataError, Record
 
@@ -98,7 +97,7 @@ def _kind(total: int, integers: int, numbers: int, lists: int, *, majority: bool
     return "text"
 
 
-class CellMapper:
+class CellMapper(RowMapper):
     """Converts the cells of a row, and adds the fields of a schema.
 
     Args:
@@ -107,11 +106,9 @@ class CellMapper:
     """
 
     def __init__(self, sources: Mapping[str, Sequence[str]], mapping: FieldMapping) -> None:
-        self.sources = {name: list(columns) for name, columns in sources.items()}
-        self.columns = {name for columns in sources.values() for name in columns}
-        self.kinds = mapping.kinds or {}
-        self.separator, self.label_separator = mapping.input_separator, mapping.label_separator
-        self.optional = mapping.optional
+        super().__init__(sources, mapping)
+        self.label_separator = mapping.label_separator
+        self.kinds = {name: kind for name, kind in (mapping.kinds or {}).items() if kind != "text"}
 
     def __call__(self, cells: Record) -> Record:
         """The record of a row of cells.
@@ -119,50 +116,44 @@ class CellMapper:
         Raises:
             DataError: a column is missing, or a cell has no value of its field.
         """
-        result = {name: self._other_value(name, cell) for name, cell in cells.items()}
-        for field, columns in self.sources.items():
-            columns = available_columns(field, columns, cells) if self.optional else columns
-            names, groups = resolve_columns(columns, cells)
-            values = self._field_values(field, names, cells, groups is not None)
-            result[field] = combine(field, values, names, self.separator, groups)
+        result = dict(cells)
+        for name, kind in self.kinds.items():
+            if name in cells:
+                result[name] = _column_value(kind, cells[name])
+        for field, (names, groups) in self.resolve(cells).items():
+            if groups is None and len(names) == 1 and self._is_text(field, names[0]):
+                result[field] = cells[names[0]]
+            else:
+                values = self._field_values(field, names, cells)
+                result[field] = combine(field, values, names, self.separator, groups)
         return result
 
-    def _other_value(self, name: str, cell: str) -> Any:
-        """Value of a column that is no field; a cell that does not fit its kind stays text."""
+    def _is_text(self, field: str, name: str) -> bool:
+        """True if a field of one column has its cells as they are."""
         kind = self.kinds.get(name, "text")
-        if kind == "text":
-            return cell
-        text = cell.strip()
-        if not text:
-            return None
-        try:
-            return parse_list(text) if kind == "list" else parse_number(text)
-        except ValueError:
-            return cell
+        texts = {"label": kind != "integer", "input": kind != "list"}
+        return field in _TEXT_FIELDS or texts.get(field, False)
 
-    def _field_values(
-        self, field: str, names: Sequence[str], cells: Record, is_series: bool
-    ) -> Record:
+    def _field_values(self, field: str, names: Sequence[str], cells: Record) -> Record:
         """Values of the columns of a field, in the types that the field needs."""
         kinds = {self.kinds.get(name, "text") for name in names}
         if field in _TEXT_FIELDS or (field == "input" and not kinds <= {*_NUMERIC, "list"}):
-            return {name: cells[name] for name in names}
-        if field == "input" and len(names) == 1 and not is_series and kinds != {"list"}:
             return {name: cells[name] for name in names}
         return {name: self._field_value(field, name, cells[name], len(names)) for name in names}
 
     def _field_value(self, field: str, name: str, cell: str, num_columns: int) -> Any:
         text, kind = cell.strip(), self.kinds.get(name, "text")
-        where = repr(field) if name == field else f"{field!r} (column {name!r})"
         try:
             if field in ("tokens", "tags"):
                 return parse_list(text) if kind == "list" else text.split()
             if field == "labels" and num_columns == 1:
                 return self._labels(text, kind)
-            if field == "label" and (kind != "integer" or not text):
+            if field == "label" and not text:
                 return cell
             if not text:
-                raise DataError(f"{where} is an empty cell; fill it in or remove the row")
+                raise DataError(
+                    f"{_describe(field, name)} is an empty cell; fill it in or remove the row"
+                )
             if kind == "list" or (field == "value" and text[0] == "["):
                 return parse_list(text)
             if kind == "text" and field not in ("value", "labels"):
@@ -173,7 +164,8 @@ class CellMapper:
             expected = "a list" if kind == "list" else "a number"
             if field == "label":
                 expected = "an integer, as the labels of the training data are"
-            raise DataError(f"{where} is {shown}, not {expected}; fix the cell") from None
+            problem = f"{_describe(field, name)} is {shown}, not {expected}; fix the cell"
+            raise DataError(problem) from None
 
     def _labels(self, text: str, kind: str) -> list[Any]:
         if kind == "list":
@@ -181,6 +173,21 @@ class CellMapper:
         parts = text.split(self.label_separator) if self.label_separator else [text]
         labels = [part.strip() for part in parts if part.strip()]
         return [int(label) for label in labels] if kind == "integer" else labels
+
+
+def _column_value(kind: str, cell: str) -> Any:
+    """Value of a column that is no field; a cell that does not fit its kind stays text."""
+    text = cell.strip()
+    if not text:
+        return None
+    try:
+        return parse_list(text) if kind == "list" else parse_number(text)
+    except ValueError:
+        return cell
+
+
+def _describe(field: str, name: str) -> str:
+    return repr(field) if name == field else f"{field!r} (column {name!r})"
 
 
 def parse_number(text: str) -> int | float:

@@ -20,6 +20,8 @@ from miniformer.utils.columns import split_names
 
 _LIST_FIELDS = ("input", "source", "text", "value", "labels")  # may have several columns
 _PATTERN_CHARS = "*?"
+# Names of the columns of a field, and for patterns the columns that each one matches.
+FieldColumns = tuple[list[str], list[list[str]] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,8 @@ class RowMapper:
         self.sources = {name: list(columns) for name, columns in sources.items()}
         self.separator, self.optional = mapping.input_separator, mapping.optional
         self.columns = {name for columns in sources.values() for name in columns}
+        # Columns of the fields in rows with the columns of the last one.
+        self._resolved: tuple[tuple[str, ...], dict[str, FieldColumns]] = ((), {})
 
     def __call__(self, row: Record) -> Record:
         """The row with its fields.
@@ -113,11 +117,27 @@ class RowMapper:
             DataError: a column is missing, or its values do not fit together.
         """
         result = dict(row)
-        for field, columns in self.sources.items():
-            columns = available_columns(field, columns, row) if self.optional else columns
-            names, groups = resolve_columns(columns, row)
+        for field, (names, groups) in self.resolve(row).items():
             result[field] = combine(field, row, names, self.separator, groups)
         return result
+
+    def resolve(self, row: Record) -> dict[str, FieldColumns]:
+        """Columns of each field in a row.
+
+        Raises:
+            DataError: a column is missing.
+        """
+        known = tuple(row)
+        last, resolved = self._resolved  # another thread may replace it
+        if known != last or not resolved:
+            resolved = {
+                field: resolve_columns(
+                    available_columns(field, columns, row) if self.optional else columns, row
+                )
+                for field, columns in self.sources.items()
+            }
+            self._resolved = (known, resolved)
+        return resolved
 
 
 def available_columns(field: str, columns: Sequence[str], known: Iterable[str]) -> list[str]:
@@ -157,9 +177,7 @@ def check_columns(
     return f"there is no {noun}; the columns are {_list_names(columns)}; {hint}"
 
 
-def resolve_columns(
-    columns: Sequence[str], row: Record
-) -> tuple[list[str], list[list[str]] | None]:
+def resolve_columns(columns: Sequence[str], row: Record) -> FieldColumns:
     """Names of the columns of a field, and for patterns the columns that each one matches.
 
     Raises:
