@@ -243,3 +243,29 @@ def columns_of_the_training_data_are_forgotten(original):
 def names_among_integer_labels_are_not_named(original):
     """A label such as n/a among integers is not reported."""
     return lambda splits: []
+
+
+@fault("miniformer.data.reading.formats.frames:FrameRows.__getitems__")
+def missing_numbers_of_frames_are_nan(original):
+    """Values of frames keep their own types."""
+    return lambda self, indices: list(self._read(self._source, list(indices)))
+
+
+@fault("miniformer.data.reading.formats.opening:open_data_file")
+def json_files_are_lines(original):
+    """A .json file has an object on each line."""
+
+    def open_data_file(path, mapping, fields, **options):
+        from miniformer.data.reading.index import IndexedFile
+
+        if path.suffix == ".json":
+            return IndexedFile(path, **options)
+        return original(path, mapping, fields, **options)
+
+    return open_data_file
+
+
+@fault("miniformer.utils.columns:parse_delimiter")
+def names_of_the_tab_are_refused(original):
+    """Only one character is a delimiter, so that a shell needs a real tab."""
+    return lambda value: value if len(value) == 1 else None

@@ -130,6 +130,7 @@ def test_columns_of_a_field_are_limited():
         ({"quoting": "single"}, "quoting must be one of double, none"),
     ],
 )
+@pytest.mark.catches("names_of_the_tab_are_refused")
 def test_invalid_settings_are_named(settings, message):
     with pytest.raises(ConfigError) as caught:
         TrainConfig(train_path="a.csv", **settings)

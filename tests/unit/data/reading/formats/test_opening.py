@@ -158,6 +158,7 @@ def test_parquet_rows_are_located_and_checked(tmp_path):
         records[2]
 
 
+@pytest.mark.catches("missing_numbers_of_frames_are_nan")
 def test_values_of_tables_are_plain(tmp_path):
     """Dates, decimals, missing numbers and arrays of numpy."""
     stamp = pd.Timestamp("2024-05-01 12:00")
