@@ -37,8 +37,8 @@ GENERATE_LANDMARKS = [
     "generation/detokenizer.py:StreamingDetokenizer.add_token",
 ]
 # Files and lines of functions; in the wide path, with the leaves.
-LIMITS = {"train": (29, 2_000), "generate": (14, 900)}
-WIDE_LIMITS = {"train": (65, 3_500), "generate": (32, 1_700)}
+LIMITS = {"train": (30, 2_000), "generate": (14, 900)}
+WIDE_LIMITS = {"train": (66, 3_620), "generate": (32, 1_700)}
 
 
 def trace(path, folder):

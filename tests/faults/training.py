@@ -1191,7 +1191,7 @@ def limits_of_a_container_are_ignored(original):
     return lambda limits=None: 64.0
 
 
-@fault("miniformer.training.setup.estimate:limits.max_total_steps")
+@fault("miniformer.training.setup.limits:max_total_steps")
 def estimate_ignores_epochs(original):
     """The estimate is that of one epoch."""
     import dataclasses
@@ -1381,3 +1381,9 @@ def targets_with_spaces_are_characters(original):
         return original(config, model, task, records)
 
     return resolve_tokenizer
+
+
+@fault("miniformer.training.setup.estimate:_run_seconds")
+def estimate_leaves_validation_out(original):
+    """The estimated time is that of the training steps alone."""
+    return lambda run, steps, step_seconds: (steps or 0) * step_seconds

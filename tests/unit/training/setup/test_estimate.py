@@ -62,6 +62,7 @@ def test_estimate_is_steps_times_their_seconds(prepared, values, steps):
     assert result.memory_bytes > 100e6
 
 
+@pytest.mark.catches("estimate_leaves_validation_out")
 def test_estimate_includes_validation(prepared, tmp_path):
     run = prepared(max_steps=6, val_path=str(tmp_path / "a.jsonl"), val_check_interval=2)
     result = estimate.estimate_run(run, clock=Clock())
