@@ -40,7 +40,7 @@ MODEL_FIELDS = {
     "head": "linear", "head_activation": None, "head_bias": False, "output_bias": None,
     "logit_scale": None,
     "input_dim": None, "output_dim": None, "ordered_outputs": False, "pooling": "mean",
-    "n_decoder_layers": None,
+    "n_decoder_layers": None, "wide_size": None, "wide_length": 3, "wide_positions": False,
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {
@@ -55,7 +55,7 @@ TRAIN_FIELDS = {
     "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
-    "columns", "delimiter", "quoting", "encoding",
+    "columns", "delimiter", "quoting", "encoding", "wide_head",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

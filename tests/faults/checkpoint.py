@@ -56,20 +56,20 @@ def settings_of_the_directory_are_ignored(original):
     return override
 
 
-@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_outputs")
 def embed_reads_features_as_they_stand(original):
     """`embed` ignores the task's statistics of features."""
 
-    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+    def predict_outputs(self, model, tokenizer, inputs, *, output_fn=None, **options):
         from miniformer.tasks.embedding import EmbeddingTask
 
         bare = EmbeddingTask(
             input_kind=self.resolved_input_kind(), input_dim=model.config.input_dim
         )
         task = self if output_fn is None else bare
-        return original(task, model, tokenizer, inputs, truncate=truncate, output_fn=output_fn)
+        return original(task, model, tokenizer, inputs, output_fn=output_fn, **options)
 
-    return predict_batches
+    return predict_outputs
 
 
 @fault("miniformer.checkpoint.artifacts:read_task")

@@ -489,14 +489,14 @@ def resampling_depends_on_earlier_batches(original):
     return sample_rows
 
 
-@fault("miniformer.data.holdout:_input_digest")
+@fault("miniformer.data.holdout:input_digest")
 def equal_inputs_are_on_both_sides(original):
     """Records with equal inputs are divided between training and validation."""
 
-    def _input_digest(record):
+    def input_digest(record):
         return original({"input": [record["input"], record["label"]]})
 
-    return _input_digest
+    return input_digest
 
 
 @fault("miniformer.data.holdout:_without_unknown_labels")
@@ -510,7 +510,7 @@ def validation_has_classes_of_its_own(original):
     return _without_unknown_labels
 
 
-@fault("miniformer.data.holdout:_labels")
+@fault("miniformer.data.holdout:record_labels")
 def held_out_classes_are_random(original):
     """The validation part is drawn regardless of the classes."""
     return lambda record: ()

@@ -339,26 +339,26 @@ def features_as_they_stand(original):
     return standardize
 
 
-@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_outputs")
 def long_inputs_are_cut_in_any_case(original):
     """Inputs that are too long are truncated even with truncate=False."""
 
-    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
-        return original(self, model, tokenizer, inputs, truncate=True, output_fn=output_fn)
+    def predict_outputs(self, model, tokenizer, inputs, *, truncate=False, **options):
+        return original(self, model, tokenizer, inputs, truncate=True, **options)
 
-    return predict_batches
+    return predict_outputs
 
 
-@fault("miniformer.tasks.common.sequence_input:InputTask.predict_batches")
+@fault("miniformer.tasks.common.sequence_input:InputTask.predict_outputs")
 def truncate_keeps_the_end_of_inputs(original):
     """Inputs that are too long are truncated at the beginning, not at the end."""
 
-    def predict_batches(self, model, tokenizer, inputs, *, truncate=False, output_fn=None):
+    def predict_outputs(self, model, tokenizer, inputs, *, truncate=False, **options):
         limit = model.config.max_seq_len
         cut = [x[-limit + 1 :] if truncate and len(x) > limit else x for x in inputs]
-        return original(self, model, tokenizer, cut, truncate=truncate, output_fn=output_fn)
+        return original(self, model, tokenizer, cut, truncate=truncate, **options)
 
-    return predict_batches
+    return predict_outputs
 
 
 @fault("miniformer.tasks.language_modeling:LanguageModeling.generation_inputs")

@@ -32,8 +32,8 @@ def default_val_share(records: Records) -> float:
     if records.is_plain_text:
         return round(min(_SHARE, _MAX_VAL_TEXT_BYTES / max(1, records.n_bytes)), 6)
     count = len(records)
-    wanted = min(max(_SHARE * count, _MIN_VAL_RECORDS), _MAX_VAL_RECORDS, _MAX_SHARE * count)
-    return round(wanted / count, 6)
+    val_count = min(max(_SHARE * count, _MIN_VAL_RECORDS), _MAX_VAL_RECORDS, _MAX_SHARE * count)
+    return round(val_count / count, 6)
 
 
 def hold_out(records: Records, share: float) -> tuple[Records, Records]:

@@ -167,12 +167,11 @@ def prepare(
         settings.resolved.append(model_size)
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
+    settings.apply([], model_config=fields)
     wide_head = resolve_wide_head(settings.config, model_config, data)
     if wide_head is not None:
         settings.resolved.append(wide_head[0])
-        fields |= wide_head[1]
         model_config = dataclasses.replace(model_config, **wide_head[1])
-    settings.apply([], model_config=fields)
     epochs = count_epochs(settings.config, data)
     num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved

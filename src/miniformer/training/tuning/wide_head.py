@@ -23,12 +23,12 @@ from torch import Tensor
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.train_settings import ModelSettings
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head import UNKNOWN, WideHead, ngram_keys
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.input_encoding import model_inputs
-from miniformer.train_config import TrainConfig
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
 _MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
@@ -43,7 +43,7 @@ _INPUT_KEYS = ("inputs", "attention_mask", "token_types", "about")
 
 
 def resolve_wide_head(
-    config: TrainConfig, model_config: TransformerConfig, data: MiniFormerDataModule
+    config: ModelSettings, model_config: TransformerConfig, data: MiniFormerDataModule
 ) -> tuple[ResolvedSetting, dict[str, Any]] | None:
     """Setting of the wide head and its fields of the model config; None: no head, or a given one.
 
