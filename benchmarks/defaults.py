@@ -1,15 +1,15 @@
 """Quality of the defaults on many data sets, beside the strongest simple method on each.
 
-    python benchmarks/defaults.py DATA [--sets NAME...] [--seeds 3] [--max_time 10m] [--threads 1]
-        [--policy NAME --settings JSON] [--save]
+    python benchmarks/defaults.py DATA [--sets NAME...] [--seeds 3] [--max_time 10m]
+        [--threads 1] [--policy NAME --settings JSON] [--save]
     python benchmarks/defaults.py --compare
     python benchmarks/defaults.py --table
 
 DATA is a folder with a folder for each data set of defaults.yaml: train, val and test files (.jsonl
 or .txt). A run gets the paths and the task, no other setting. Its metric is that of the test split,
-or of val if there is none. `--policy` names another policy, whose settings are those of `--settings`
-for every set. `--save` adds each run to results/defaults.json at once, so that a long measurement may
-be continued: sets and seeds that are saved for a policy are not run again.
+or of val if there is none. `--policy` names another policy, which has the settings of `--settings`
+on every set. `--save` adds each run to results/defaults.json at once, so that a long measurement
+may be continued: sets and seeds that are saved for a policy are not run again.
 
 `--table` prints the mean over seeds for each set beside the simple method. `--compare` prints, for
 each set, the policy that is best on all *other* sets (by mean rank), and its result on this one.

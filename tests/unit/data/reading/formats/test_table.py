@@ -34,7 +34,7 @@ def read(path, fields=LABELED, **settings):
         ("input\tlabel\na b\tx\nc\ty\n", "a.csv"),
         ("input\tlabel\na b\tx\nc\ty\n", "a.tsv"),
         (b"\xef\xbb\xbfinput;label\r\na b;x\r\nc;y\r\n", "a.csv"),
-        (gzip.compress(b"\ninput,label\na b,x\nc,y\n"), "a.csv.gz", mtime=0),
+        (gzip.compress(b"\ninput,label\na b,x\nc,y\n", mtime=0), "a.csv.gz"),
         ("input , label\na b,x\nc,y\n", "a.csv"),
     ],
 )
