@@ -112,12 +112,14 @@ def means(runs):
         values.setdefault((run["policy"], run["set"]), []).append(run)
     return {
         key: {
-            "mean": statistics.mean(run["value"] for run in found),
-            "spread": statistics.stdev(run["value"] for run in found) if len(found) > 1 else 0.0,
-            "minutes": statistics.mean(run["minutes"] for run in found),
-            "seeds": len(found),
+            "mean": statistics.mean(run["value"] for run in same_runs),
+            "spread": statistics.stdev(run["value"] for run in same_runs)
+            if len(same_runs) > 1
+            else 0.0,
+            "minutes": statistics.mean(run["minutes"] for run in same_runs),
+            "seeds": len(same_runs),
         }
-        for key, found in values.items()
+        for key, same_runs in values.items()
     }
 
 
@@ -161,7 +163,7 @@ def compare(runs):
     all_ranks, results = ranks(runs), means(runs)
     lines = ["| left out | chosen on the others | rank here | result |", "|" + "---|" * 4]
     for name, own in all_ranks.items():
-        others = [values for other, values in all_ranks.items() if other != name]
+        others = [values for left, values in all_ranks.items() if left != name]
         chosen = min(own, key=lambda policy: statistics.mean(row[policy] for row in others))
         value = results[chosen, name]["mean"]
         lines.append(f"| {name} | {chosen} | {own[chosen]} of {len(own)} | {value:.4f} |")
