@@ -26,6 +26,8 @@ from pathlib import Path
 
 import yaml
 
+from environment import environment
+
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results" / "defaults.json"
 DEFAULT_POLICY = "defaults"
@@ -82,6 +84,7 @@ def run_once(name, data, seed, *, policy, settings, max_time, threads):
         "value": round(value, 4),
         "minutes": round(seconds / 60, 2),
         "parameters": parameters,
+        "environment": environment(threads=threads),
     }
 
 

@@ -17,10 +17,14 @@ from tests.slow import ROOT
 
 LIMIT_S = 900
 TINY = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64}
-# Arguments of each script; {data} is a folder of random text, {model} a tiny model of it.
+# Arguments of each script; {data} is a folder of random text in {sets}, {model} a tiny model of it.
 SCRIPTS = {
     "beams.py": ["--rounds", "1"],
     "data_size.py": ["--large_mb", "3", "--small_mb", "1", "--steps", "3"],
+    "defaults.py": [
+        "{sets}", "--sets", "tinyshakespeare", "--seeds", "1", "--policy", "tiny", "--settings",
+        json.dumps({"max_steps": 4, "seq_len": 32, "model_config": TINY}),
+    ],
     "environment.py": [],
     "generation.py": ["--rounds", "1"],
     "hf_files.py": ["--d_model", "64", "--n_layers", "2", "--types", "float32", "--rounds", "1"],
@@ -57,7 +61,11 @@ def main(names: list[str]) -> int:
         print(f"{name}: {'has no arguments in SCRIPTS' if name in scripts else 'is not there'}")
         failed.append(name)
     with tempfile.TemporaryDirectory() as folder:
-        values = {"data": f"{folder}/data", "model": f"{folder}/runs/tiny/last"}
+        values = {
+            "data": f"{folder}/sets/tinyshakespeare",
+            "sets": f"{folder}/sets",
+            "model": f"{folder}/runs/tiny/last",
+        }
         make(Path(folder), values)
         for name in names or sorted(SCRIPTS):
             for peer in PEERS.get(name, ()):
@@ -66,10 +74,9 @@ def main(names: list[str]) -> int:
             for peer in CHECKOUTS.get(name, ()):
                 print(f"{name}: without {peer}, of which a checkout is needed")
             start_time = time.monotonic()
-            arguments = [
-                argument.replace("{data}", values["data"]).replace("{model}", values["model"])
-                for argument in SCRIPTS[name]
-            ]
+            arguments = list(SCRIPTS[name])
+            for key, value in values.items():
+                arguments = [argument.replace(f"{{{key}}}", value) for argument in arguments]
             problem = run([f"benchmarks/{name}", *arguments])
             print(f"{name}: {problem or 'ran'} ({time.monotonic() - start_time:.0f} s)", flush=True)
             if problem:
@@ -81,7 +88,7 @@ def main(names: list[str]) -> int:
 def make(folder: Path, values: dict[str, str]) -> None:
     """Writes random text and trains a tiny model on it."""
     data = Path(values["data"])
-    data.mkdir()
+    data.mkdir(parents=True)
     rng = random.Random(0)
     tokens = ["".join(rng.choices("abcdefghij", k=rng.randint(1, 8))) for _ in range(300)]
     for split, lines in (("train", 3000), ("val", 300)):
