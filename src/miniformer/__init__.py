@@ -1,4 +1,4 @@
-"""Miniformer takes a Transformer from a JSON-lines file to a model in use, on the machine you have.
+"""Miniformer takes a Transformer from a file of yours to a model in use, on the machine you have.
 
 Everything public can be imported from here; torch is imported only when something that needs it is.
 """

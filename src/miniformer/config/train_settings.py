@@ -35,8 +35,9 @@ class DataSettings(StrictConfig):
         task_config: options of the task, such as {"label_smoothing": 0.1}.
         tokenizer: bpe (byte-level), unigram, wordpiece, word (separated by spaces), byte or char,
             trained on train_path; or the path of a tokenizer.json, a Hugging Face directory or a
-            model directory; null: bpe. vocab_size in model_config sets its vocabulary size; null:
-            10,000, or fewer for language modeling of small data with bpe or unigram.
+            model directory; null: bpe, or char for inputs, or targets of seq2seq, without spaces.
+            vocab_size in model_config sets its vocabulary size; null: 10,000, or fewer for small
+            data with bpe or unigram, except in seq2seq and token_classification.
         source_tokenizer: separate tokenizer for the sources of seq2seq, with source_vocab_size in
             model_config; null: one shared tokenizer, or char for sources that are single words.
         seq_len: tokens per window, and maximum tokens of an input and of a target; null: the
@@ -120,7 +121,7 @@ class ModelSettings(StrictConfig):
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
         wide_head: ngrams: a linear model of n-grams beside the Transformer, fitted before training,
             whose outputs are added in evaluation (for texts in memory); none; auto: ngrams for
-            texts of up to 5M tokens and a model without init_from.
+            texts of up to 5M tokens with validation data, without init_from and pretrain.
     """
 
     heading: ClassVar[str] = "model"
@@ -229,13 +230,15 @@ class EvaluationSettings(StrictConfig):
     Args:
         val_share: share of the training data that is set aside for validation, without val_path:
             records with equal inputs stay together, classes keep their shares, and of plain text it
-            is the last part; null: 0.1, at least about 100 and at most 5,000 records; 0: none.
-        val_check_interval: optimizer steps between validations; null: one validation an epoch, and
-            ten or more per run, within a seventh of the time.
+            is the last part; null: 0.1, at least about 100 records (but at most a fifth of all) and
+            at most 5,000, and none of fewer than 20; 0: none.
+        val_check_interval: optimizer steps between validations; null: ten validations, or one
+            an epoch if those are more, within a seventh of the time.
         checkpoint_metric: validation metric that selects the best checkpoint, such as mcc; the loss
-            decides ties; null: accuracy, macro_f1 if classes are very unequal, span_f1 of tags such
-            as B-PER; RMSE, or pearson for pairs of texts; exact_match, BLEU or chrF by the targets
-            of seq2seq; else the loss.
+            decides ties; null: accuracy, macro_f1 if classes are very unequal or for several
+            labels, span_f1 of tags such as B-PER, mae of ordered classes; rmse, pearson for pairs
+            of texts, or r2 of several values; exact_match, bleu or chrf by the targets of seq2seq;
+            else the loss.
         early_stopping_patience: validations in which neither checkpoint_metric nor the loss improve
             before the run ends: the learning rate decays to 0 in a short phase from the best model;
             null: 5, or three tenths of the validations so far if more; 0: no early stopping.

@@ -98,7 +98,7 @@ def resolve_vocab_size(task: Task, kind: str, sample: TextSample) -> ResolvedSet
     """Vocabulary size of a tokenizer to be trained; None: that of its kind.
 
     Args:
-        task: language models and tasks with one output for each text have it.
+        task: language models, masked LM and tasks with one output for each text have it.
         kind: of the tokenizer.
         sample: the training text.
     """

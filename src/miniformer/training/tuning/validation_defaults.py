@@ -2,7 +2,7 @@
 
 | setting                 | value                                                              |
 |-------------------------|--------------------------------------------------------------------|
-| val_check_interval      | one validation an epoch and ten a run, within a seventh of the time |
+| val_check_interval      | ten a run, or one an epoch if more, within a seventh of the time   |
 | checkpoint_metric       | the metric that people read; see `resolve_checkpoint_metric`       |
 | early_stopping_patience | five validations, or three tenths of those so far; see `EarlyStopping` |
 """
@@ -27,7 +27,7 @@ _MIN_COSTLY_VALIDATIONS = 3  # however long they take
 _TRAINING_PASSES = 3.0  # cost of a training step in forward passes
 _DECODING_PASSES = 12.0  # cost of a generated token in forward passes of training
 
-_MIN_BALANCE = 0.75  # entropy of classes, relative to equal ones, for accuracy; two classes: 4 to 1
+_MIN_BALANCE = 0.75  # entropy of classes, relative to equal ones, for accuracy; of two: 3.7 to 1
 _MAX_SAMPLED_TARGETS = 2_000
 _SHORT_TARGET_WORDS, _SHORT_TARGET_CHARS = 3, 30  # medians
 _MAX_FORMAL_VARIETY = 0.05  # distinct words per word of commands, phonemes, queries
@@ -118,7 +118,7 @@ def resolve_validation(
 
 
 def default_num_validations(epochs: float | None, relative_cost: float) -> int:
-    """Validations of a run: one an epoch, at least ten, within `MAX_TIME_SHARE` of the time.
+    """Validations of a run: ten, or one an epoch if more, within `MAX_TIME_SHARE` of the time.
 
     A run of a given number of epochs must be reproducible, so the time is estimated, not measured.
 
