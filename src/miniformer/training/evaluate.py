@@ -223,7 +223,11 @@ def run_verdicts(
         interrupted=callbacks.interrupt.signal is not None,
     )
     if evaluation is not None:
-        verdicts += class_verdicts(evaluation.evaluation.classes, evaluation.split)
+        verdicts += class_verdicts(
+            evaluation.evaluation.classes,
+            evaluation.split,
+            has_weights=hasattr(run.task, "class_weights"),
+        )
     verdicts += data_verdicts(
         padding=module.padding / max(1, module.tokens + module.padding),
         num_cut=0 if cut is None else int((cut > 0).sum()),

@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig, UserError
+from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError
+from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.model.wide_head import UNKNOWN, ngram_keys
+from miniformer.tasks.classification import Classification
 
 FIELDS = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "output_dim": 3,
           "dropout": 0.0}  # fmt: skip
@@ -140,5 +143,10 @@ def test_seq2seq_refuses_a_head():
 def test_export_names_the_head_as_the_problem(tmp_path):
     from miniformer.interop.hf.export import to_hf
 
-    with pytest.raises(UserError, match="wide_size"):
-        to_hf(filled()[0], tmp_path / "out")
+    model = filled()[0]
+    tokenizer = Tokenizer.train("word", ["a b c d"])
+    task = Classification(classes=[0, 1, 2], input_kind="text")
+    Pipeline(model, tokenizer, task).save(tmp_path / "model")
+    for source in (model, tmp_path / "model"):
+        with pytest.raises(UserError, match=r"does not support .*wide_size"):
+            to_hf(source, tmp_path / "out")

@@ -45,6 +45,9 @@ class ExportSource:
     directory: Path | None  # a model directory whose tokenizer files are copied
 
 
+_WIDE_HEAD = "wide_head."  # prefix of tensors that no family has; the config names the problem
+
+
 def to_hf(
     model: Model | Pipeline | str | Path, out: str | Path, *, family: str | None = None
 ) -> Path:
@@ -183,7 +186,9 @@ def _source_from_directory(path: Path) -> ExportSource:
     return ExportSource(
         config=config,
         seq2seq=architecture == "Seq2SeqTransformer",
-        tensor_specs={name: entry.spec() for name, entry in entries.items()},
+        tensor_specs={
+            name: entry.spec() for name, entry in entries.items() if not name.startswith(_WIDE_HEAD)
+        },
         load_tensor=lambda name: read_tensor(entries[name]),
         task=task.settings(),
         tokenizer=tokenizer,

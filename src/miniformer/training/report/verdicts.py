@@ -151,21 +151,24 @@ def data_verdicts(
         )
 
 
-def class_verdicts(classes: Sequence[Any], split: str) -> Iterator[Verdict]:
+def class_verdicts(
+    classes: Sequence[Any], split: str, *, has_weights: bool = False
+) -> Iterator[Verdict]:
     """Verdicts about classes without examples, and classes that are never predicted.
 
     Args:
         classes: rows with `name`, `support` and `predicted`.
         split: name of the data, such as validation.
+        has_weights: the task has class weights.
     """
     never = [row for row in classes if row.support and not row.predicted]
     missing = [row for row in classes if not row.support]
     if never and len(never) < len(classes):
         names = _names([f"{row.name} ({row.support:,} records)" for row in never])
+        weights = ", or --task_config.class_weights balanced" if has_weights else ""
         yield Verdict(
             "class",
-            f"never predicted on the {split} data: {names}; try more examples of it, or "
-            "--task_config.class_weights balanced",
+            f"never predicted on the {split} data: {names}; try more examples of it{weights}",
         )
     if missing:
         names = _names([str(row.name) for row in missing])

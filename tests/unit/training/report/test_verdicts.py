@@ -105,5 +105,8 @@ def test_verdicts_on_classes():
     classes = [types.SimpleNamespace(name=n, support=s, predicted=p) for n, s, p in table]
     never, missing = class_verdicts(classes, "validation")
     assert "never predicted on the validation data: b (3 records)" in never.text
+    assert "class_weights" not in never.text
+    weighted = next(class_verdicts(classes, "validation", has_weights=True))
+    assert "--task_config.class_weights balanced" in weighted.text
     assert "no validation examples: c, d;" in missing.text
     assert list(class_verdicts(classes[:1], "test")) == []

@@ -13,6 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from miniformer import MiniFormerDataModule, TrainConfig, Transformer, TransformerConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.multilabel_classification import MultiLabelClassification
+from miniformer.tasks.ordinal_regression import OrdinalRegression
 from miniformer.tasks.regression import Regression
 from miniformer.training.tuning.wide_head import (
     _features_and_labels,
@@ -153,3 +155,9 @@ def test_head_is_refused_without_validation(weather):
     assert resolve_wide_head(TrainConfig(train_path="x"), config, alone) is None
     with pytest.raises(UserError, match="wide_head=ngrams needs texts in memory, validation data"):
         resolve_wide_head(TrainConfig(train_path="x", wide_head="ngrams"), config, alone)
+
+
+def test_ordered_outputs_have_no_wide_head():
+    assert not OrdinalRegression.supports_wide_head
+    assert Classification.supports_wide_head
+    assert MultiLabelClassification.supports_wide_head
