@@ -215,7 +215,7 @@ def usage_lists_every_flag(original):
 def help_has_no_groups(original):
     """`--help` lists all flags under one heading."""
 
-    def add_config_flags(parser, config, *, skip=()):
+    def add_config_flags(parser, config, *, skip=(), usual=()):
         parser.add_class_arguments(config, skip=set(skip), fail_untyped=False)
 
     return add_config_flags

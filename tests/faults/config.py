@@ -164,7 +164,7 @@ def cross_attention_keys_are_those_of_targets(original):
 @fault("miniformer.training.setup.limits:unreachable_limit_warnings")
 def limits_beyond_the_end_pass(original):
     """Limits beyond the end of a run cause no warning."""
-    return lambda config, max_steps: []
+    return lambda config, max_steps, num_validations=0: []
 
 
 @fault("miniformer.config.strict:rename_keys")

@@ -187,8 +187,9 @@ def records_come_in_the_order_of_the_file(original):
 def stream_numbers_records_instead_of_lines(original):
     """Line numbers of a stream do not count blank lines."""
 
-    def stream_lines(stream, name, checks):
-        for number, (_, record) in enumerate(original(stream, name, checks), 1):
+    def stream_lines(stream, name, checks, mapper):
+        records = original(stream, name, checks, mapper)
+        for number, (_, record) in enumerate(records, 1):
             yield f"{name}:{number}", record
 
     return stream_lines
