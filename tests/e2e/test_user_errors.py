@@ -150,7 +150,11 @@ def test_error_of_a_seq_len_above_max_seq_len(train_with):
         (["--tokenizer", "bqe"], "unknown tokenizer 'bqe' (did you mean 'bpe'?)"),
         (["--tokenizer", "no.json"], "no.json: no such tokenizer file"),
         (["--task", "translation"], "unknown task 'translation'"),
-        (["--model_config", "{d_model"], "model_config must be an object, such as {"),
+        (["--model_config", "d_model"], "model_config must be an object, such as {"),
+        (
+            ["--model_config", "{d_model"],
+            "model_config must be an object, and {d_model is not JSON or YAML: expected ',' or '}'",
+        ),
         (["--logger", "wandb"], "logger=wandb needs the package wandb"),
         (["--accelerator", "cuda"], "accelerator=cuda"),
     ],

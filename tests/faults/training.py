@@ -806,6 +806,19 @@ def settings_of_a_resumed_run_may_change(original):
     return resume_config
 
 
+@fault("miniformer.training.resume.config:saved_config")
+def earlier_runs_get_later_defaults(original):
+    """A run of an earlier version is resumed with the defaults of this version."""
+
+    def saved_config(run_dir):
+        from miniformer.train_config import TrainConfig
+        from miniformer.training.resume.config import CONFIG_FILE
+
+        return TrainConfig.from_file(run_dir / CONFIG_FILE)
+
+    return saved_config
+
+
 @fault("miniformer.utils.jsonl:read_rows")
 def rows_of_steps_done_again_stay(original):
     """Rows after the checkpoint stay in the file of a resumed run."""

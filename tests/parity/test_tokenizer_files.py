@@ -54,7 +54,7 @@ def theirs(tmp_path):
 def companions(folder):
     """Content of all files but those of the model itself."""
     own = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
-    own |= {"task.json", "huggingface.json", "format_version"}
+    own |= {"task.json", "data.json", "huggingface.json", "format_version"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -62,7 +62,14 @@ class StrictConfig:
             cls.__hash__ = StrictConfig.__hash__  # type: ignore[method-assign]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Checks the names of keyword arguments, and notes which fields are given."""
+        """Checks the names of keyword arguments, and notes which fields are given.
+
+        A subclass with an `__init__` of its own has arguments of its own.
+        """
+        owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+        parameters = vars(owner).get("__dataclass_params__")
+        if parameters is None or not parameters.init:
+            return super().__new__(cls)
         known = [field.name for field in dataclasses.fields(cls)]
         if not kwargs.keys() <= set(known):
             raise ConfigError(cls.__name__, cls._unknown_fields([*kwargs], known))

@@ -314,3 +314,13 @@ def test_given_fields_are_those_of_the_call():
     # A copy has all fields, so that only changed ones count.
     changed = {"train_path": "a.jsonl", "lr": 0.1}
     assert dataclasses.replace(config, lr=0.1).given_fields() == changed
+
+
+def test_subclass_with_arguments_of_its_own_is_made():
+    class Doubled(GenerationConfig):
+        def __init__(self, monitor, *, half):
+            super().__init__(max_new_tokens=2 * half)
+
+    config = Doubled("monitor", half=4)
+    assert config.max_new_tokens == 8
+    assert config.given_fields() == {"max_new_tokens": 8}

@@ -111,8 +111,18 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "a.jsonl", [VERSE, VERSE[::-1]] * 2)
     write_jsonl(tmp_path / "b.jsonl", [VERSE[5:], VERSE[:50]])
+    (tmp_path / "t.csv").write_text(TABLE, encoding="utf-8")
+    (tmp_path / "d.csv").write_text("text,count;text\none,1;two\nthree,2;four\n")
     return tmp_path
 
+
+TABLE = """\
+text,input,label,title,topic
+a;b,caf\u00e9 one,x,first,u
+c;d,"two ""too",y,second,v
+e;f,caf\u00e9 three,x,third,v
+g;h,"two ""four",y,fourth,u
+"""
 
 BASE = {
     "train_path": "a.jsonl", "model_config": SMALL, "tokenizer": "byte", "batch_size": 2,
@@ -162,6 +172,9 @@ def outcome(changes):
 
 
 VAL = {"val_path": "b.jsonl"}
+TEXTS = {"train_path": "t.csv", "val_share": 0.0}
+PAIR = ["input", "title"]
+LABELS = {**TEXTS, "task": "classification"}
 # For each field a value other than its default, and further settings of the run.
 VALUES = {
     "train_path": ("b.jsonl", {}), "val_path": ("b.jsonl", {}), "test_path": ("b.jsonl", {}),
@@ -186,7 +199,14 @@ VALUES = {
     "resume": ("nowhere", {}), "checkpoint_interval": (1, {}), "sample_prompt": ("The dog", VAL),
     "logger": ("csv", {}),
     "checkpoint_metric": ("loss", {**VAL, "task": "masked_lm"}),
-    "val_share": (0.5, {}),
+    "val_share": (0.5, {}), "folds": (3, {**LABELS, "folds": 2, "fold": 1}),
+    "fold": (2, {**LABELS, "folds": 2, "fold": 1}),
+    "input_field": ("title", LABELS), "label_field": ("topic", LABELS),
+    "text_field": ("title", TEXTS), "input_separator": (" ", {**LABELS, "input_field": PAIR}),
+    "columns": ("title,input,label,text,topic", TEXTS),
+    "delimiter": (";", {"train_path": "d.csv", "val_share": 0.0}),
+    "quoting": ("none", LABELS), "encoding": ("latin-1", LABELS),
+    "wide_head": ("none", {**LABELS, "val_share": None, "val_path": "t.csv"}),
     "early_stopping_patience": (1, {**VAL, "val_check_interval": 1, "lr": 0.0}),
 }  # fmt: skip
 ELSEWHERE = {

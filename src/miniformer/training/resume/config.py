@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
+from miniformer import registry
 from miniformer.config import ConfigError, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.train_config import TrainConfig
@@ -18,7 +20,7 @@ _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
     "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
     "streaming", "seed", "val_share", "folds", "fold", "ema_decay", "average_checkpoints",
-    "memory_limit",
+    "memory_limit", "wide_head",
     "find_batch_size", "find_lr", "work_dir", "experiment_name", "input_field", "label_field",
     "text_field", "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip
@@ -38,12 +40,8 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         problem = f"it has no {CONFIG_FILE}" if run_dir.exists() else "there is no such folder"
         hint = _suggest_run_folder(run_dir)
         raise UserError(f"resume: {run_dir} is not a run folder: {problem}{hint}")
-    saved = TrainConfig.from_file(run_dir / CONFIG_FILE)
-    if saved.folds is not None:
-        pass  # validation data are a fold
-    elif saved.val_share is None:  # of a stream, with val_path, or of a version without val_share
-        saved = dataclasses.replace(saved, val_share=None if saved.val_path else 0.0)
-    elif saved.val_share and overrides.get("val_path") is not None:
+    saved = saved_config(run_dir)
+    if saved.val_share and overrides.get("val_path") is not None:
         raise UserError(
             f"resume: {run_dir} validates on a part of its training data (val_share="
             f"{saved.val_share}), which would now be trained on; leave val_path out"
@@ -60,6 +58,26 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
     if overrides.get("devices", saved.devices) * overrides.get("num_nodes", saved.num_nodes) == 1:
         overrides = {"strategy": None, **overrides}
     return dataclasses.replace(saved, **overrides)
+
+
+def saved_config(run_dir: Path) -> TrainConfig:
+    """The config that a run has stored; one of an earlier version keeps the defaults of then.
+
+    Raises:
+        UserError: the file is invalid.
+    """
+    path = run_dir / CONFIG_FILE
+    saved = TrainConfig.from_file(path)
+    if "wide_head" not in json.loads(path.read_text(encoding="utf-8")):
+        changes: dict[str, Any] = {"wide_head": "none"}
+        if saved.val_path is not None:
+            metric = registry.get("task", saved.task).metrics[0]
+            changes["checkpoint_metric"] = saved.checkpoint_metric or metric
+            changes["early_stopping_patience"] = saved.early_stopping_patience or 0
+        saved = dataclasses.replace(saved, **changes)
+    if saved.folds is None and saved.val_share is None:  # of a stream, with val_path, or earlier
+        saved = dataclasses.replace(saved, val_share=None if saved.val_path else 0.0)
+    return saved
 
 
 def _suggest_run_folder(path: Path) -> str:

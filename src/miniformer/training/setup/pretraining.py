@@ -14,6 +14,7 @@ from typing import Any
 from miniformer.config import UserError
 from miniformer.config.size_presets import SHAPE_FIELDS
 from miniformer.train_config import TrainConfig
+from miniformer.training.resume.config import saved_config
 from miniformer.training.resume.storage import latest_checkpoint
 from miniformer.training.setup.prepare import RunSetup, build_task
 
@@ -110,7 +111,7 @@ def resume_pretraining(config: TrainConfig, parent_folder: Path) -> tuple[TrainC
         folder = parent_folder / _LEGACY_PRETRAIN_FOLDER
     checkpoint = latest_checkpoint(folder)
     if checkpoint is not None:
-        saved = TrainConfig.from_file(folder / "train_config.json")
+        saved = saved_config(folder)
         return dataclasses.replace(saved, resume=str(folder)), checkpoint
     shutil.rmtree(folder, ignore_errors=True)  # killed before the first checkpoint
     parent = str(parent_folder)

@@ -17,7 +17,7 @@ from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.lit_module import DEFAULT_WARMUP_RATIO
 from miniformer.training.optim.optimizers import check_optimizer_options
-from miniformer.training.resume.config import CONFIG_FILE
+from miniformer.training.resume.config import saved_config
 from miniformer.training.setup.init_from import config_from_pretrained
 from miniformer.training.tuning.data_defaults import resolve_lr
 from miniformer.training.tuning.hardware import describe_threads, has_fast_bf16
@@ -106,7 +106,7 @@ def resolve_config(config: TrainConfig) -> Resolution:
     """
     given, saved = config.given_fields(), {}
     if config.resume is not None:
-        earlier = TrainConfig.from_file(Path(config.resume) / CONFIG_FILE)
+        earlier = saved_config(Path(config.resume))
         values, earlier_values = config.to_dict(), earlier.to_dict()
         given = {name: x for name, x in values.items() if x != earlier_values[name]}
         saved = {name: x for name, x in earlier.non_default_fields().items() if name not in given}

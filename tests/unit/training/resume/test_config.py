@@ -16,3 +16,33 @@ def test_resume_config_rejects_changed_fixed_fields(tmp_path):
     assert resume_config(tmp_path, {"max_steps": 9, "seed": 3}).max_steps == 9
     with pytest.raises(UserError, match=r"resume: seed is 3 in .*, not 4; leave it out"):
         resume_config(tmp_path, {"max_steps": 9, "seed": 4})
+
+
+def stored(folder, without=(), **settings):
+    """A run folder whose version lacked some fields."""
+    values = TrainConfig(train_path="a.jsonl", **settings).to_dict()
+    values = {name: value for name, value in values.items() if name not in without}
+    (folder / CONFIG_FILE).write_text(json.dumps(values))
+    return folder
+
+
+LATER = ("wide_head", "val_share", "folds", "fold")
+
+
+@pytest.mark.catches("earlier_runs_get_later_defaults")
+def test_config_of_an_earlier_version_keeps_its_defaults(tmp_path):
+    folder = stored(tmp_path, LATER, task="classification")
+    config = resume_config(folder, {})
+    assert (config.wide_head, config.val_share, config.checkpoint_metric) == ("none", 0.0, None)
+    folder = stored(tmp_path, LATER, task="classification", val_path="b.jsonl")
+    config = resume_config(folder, {})
+    assert (config.checkpoint_metric, config.early_stopping_patience) == ("accuracy", 0)
+    given = {"early_stopping_patience": 3, "checkpoint_metric": "mcc", "val_path": "b.jsonl"}
+    config = resume_config(stored(tmp_path, LATER, task="classification", **given), {})
+    assert given == {name: getattr(config, name) for name in given}
+
+
+def test_config_of_this_version_is_resumed_as_stored(tmp_path):
+    config = resume_config(stored(tmp_path, task="classification", val_path="b.jsonl"), {})
+    assert (config.wide_head, config.early_stopping_patience) == ("auto", None)
+    assert config.checkpoint_metric is None
