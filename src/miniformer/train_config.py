@@ -94,7 +94,7 @@ class TrainConfig(
         problems += [
             f"{name} needs val_path, {why}"
             for name, why in _REQUIRES_VALIDATION.items()
-            if getattr(self, name) is not None and not self._may_validate()
+            if getattr(self, name) not in (None, 0) and not self._may_validate()  # 0: off
         ]
         if self.val_share and self.val_path is not None:
             problems.append("val_path and val_share both give validation data; leave one out")

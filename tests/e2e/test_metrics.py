@@ -50,7 +50,7 @@ class Witness(L.Callback):
         self.clock = clock
         self.steps = []  # of each optimizer step: a dict
         self.validations = []
-        self.tokens = self.padding = self.flops = self.num_loaded = 0
+        self.tokens = self.padding = self.flops = self.num_loaded = self.num_records = 0
         self.validated = 0.0  # seconds
         self.batches = []  # of the step under way
         self.optimizer = None
@@ -78,6 +78,7 @@ class Witness(L.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         sources, targets = real_tokens(batch)
         self.tokens += sources + targets
+        self.num_records += len(batch["source"])
         self.padding += batch["source"].numel() + batch["target"].numel() - sources - targets
         self.flops += flops(sources, batch["source"].shape[1], targets, batch["target"].shape[1])
         if trainer.global_step == len(self.steps):
@@ -116,6 +117,7 @@ class Witness(L.Callback):
             "padding": self.padding / (self.padding + self.tokens),
             "now": self.clock.now - self.start, "validated": self.validated,
             "waited": self.num_loaded * LOADING, "batches": len(self.batches),
+            "records": self.num_records,
         })  # fmt: skip
 
     def on_validation_start(self, trainer, module):
@@ -322,9 +324,15 @@ def test_loggers_get_the_metrics_of_metrics_jsonl(run):
 
 
 LINE = re.compile(
-    r"^ *(\d+)%  step (\d+)  loss ([\d.]+)(?:  val ([\d.]+))?  ([\d,]+) tokens/s"
-    r" \((\d+)% of peak\)  padding (\d+)%  (\d+):(\d\d) left$", re.M
+    r"^ *(\d+)%  epoch (\d+)  step (\d+)/(\d+)  loss ([\d.]+)(?:  val loss ([\d.]+))?"
+    r"  elapsed ([\d:]+)  left ([\d:]+)  ([\d,]+) tokens/s  padding (\d+)%$", re.M
 )  # fmt: skip
+
+
+def seconds_of(clock):
+    """Seconds of a clock such as 1:05."""
+    minutes, seconds = clock.split(":")
+    return 60 * int(minutes) + int(seconds)
 
 
 @pytest.mark.catches("time_left_is_time_gone", "the_progress_line_has_the_mean_of_the_run")
@@ -338,9 +346,9 @@ def test_progress_line_averages_since_the_previous_line(run):
         if passed >= 15:
             due.append((number, step, before, passed))
             before = step
-    assert [int(line[1]) for line in lines] == [number for number, *_ in due] == [5, 9]
+    assert [int(line[2]) for line in lines] == [number for number, *_ in due] == [5, 9]
     for line, (number, step, before, passed) in zip(lines, due, strict=True):
-        percent, _, loss, val, rate, share, padding, minutes, seconds = line
+        percent, epoch, _, steps, loss, val, elapsed, left, rate, padding = line
         assert int(percent) == round(100 * number / STEPS)
         assert float(loss) == pytest.approx(step["loss"], abs=6e-4)
         losses = [seen["loss"] for seen in witness.validations if seen["step"] < number]
@@ -348,10 +356,12 @@ def test_progress_line_averages_since_the_previous_line(run):
             pytest.approx(losses[-1], abs=6e-4) if losses else None
         )
         assert int(rate) == round((step["tokens"] - before["tokens"]) / passed)
-        assert int(share) == round(100 * (step["flops"] - before["flops"]) / passed / PEAK)
         assert int(padding) == round(100 * step["padding"])
-        left = step["now"] * (STEPS - number) / number
-        assert 60 * int(minutes) + int(seconds) == int(left)
+        assert int(steps) == STEPS
+        assert int(epoch) == math.ceil(step["records"] / len(TRAIN))
+        assert seconds_of(elapsed) == pytest.approx(step["now"], abs=0.5001), "rounded"
+        remaining = step["now"] * (STEPS - number) / number
+        assert seconds_of(left) == pytest.approx(remaining, abs=0.5001), "rounded"
 
 
 @pytest.mark.catches("the_summary_counts_validation")

@@ -210,7 +210,7 @@ def test_full_disk_keeps_the_earlier_checkpoint(data, small_disk, capsys):
     """The disk has room for one checkpoint, not for two."""
     larger = {**MODEL, "d_model": 48}
     run = config(data, small_disk, model_config=larger, ema_decay=None, average_checkpoints=None,
-                 val_path=None, val_check_interval=None, max_steps=400)  # fmt: skip
+                 val_path=None, val_share=0, val_check_interval=None, max_steps=400)  # fmt: skip
     flags = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
              for name, value in run.non_default_fields().items()]  # fmt: skip
     filler = small_disk / "filler"
@@ -246,7 +246,8 @@ def test_interrupt_between_batches_of_a_step_loses_no_step(data, tmp_path):
                 self.step = trainer.global_step
                 signal.raise_signal(signal.SIGTERM)
 
-    plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None}
+    plain = {"val_path": None, "val_share": 0, "val_check_interval": None,
+             "average_checkpoints": None}  # fmt: skip
     train(config(data, tmp_path, experiment_name="whole", **plain))
     stop = Stop()
     stopped = train(config(data, tmp_path, **plain), callbacks=[stop])
@@ -265,8 +266,8 @@ def test_interrupt_between_batches_of_a_step_loses_no_step(data, tmp_path):
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_interrupt_within_a_batch_loses_no_step(data, tmp_path, monkeypatch, accumulated):
     """The current step ends before the run does, and the checkpoint has the weights after it."""
-    plain = {"val_path": None, "val_check_interval": None, "average_checkpoints": None,
-             "accumulate_grad_batches": accumulated}  # fmt: skip
+    plain = {"val_path": None, "val_share": 0, "val_check_interval": None,
+             "average_checkpoints": None, "accumulate_grad_batches": accumulated}  # fmt: skip
     train(config(data, tmp_path, experiment_name="whole", **plain))
     learn, seen = MiniFormerLitModule.training_step, []
 
@@ -365,7 +366,8 @@ def test_finished_run_can_be_extended(data, tmp_path):
     assert longer[: len(before)] == before
     rows = longer[len(before) :]
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(11, 21))
-    assert [row["step"] for row in rows if "val_loss" in row] == [12, 16, 20, 20]  # and the mean
+    validated = [row["step"] for row in rows if "val_loss" in row]
+    assert validated == [12, 14, 16, 18, 20, 20], "ten validations of the long run, and the mean"
     losses = {row["step"]: row["train_loss"] for row in reference if "train_loss" in row}
     assert {row["step"]: row["train_loss"] for row in longer if "train_loss" in row} == losses
     assert done.metrics["training_tokens"] == reference[-1]["tokens"]

@@ -150,7 +150,7 @@ def forgets_its_tokens(monkeypatch):
     monkeypatch.setattr(callback.ResumeCheckpoint, "_restore", forgetful)
 
 
-AVERAGES = "at the end in: averages, callback best"
+AVERAGES = "at the end in: averages, callback best, callback early_stopping"
 LATER = {"kills": 2}  # resumed so late that the states do not become equal
 LOSSES = r"in the loss of step \d+; at the end in: .*"
 

@@ -1189,7 +1189,7 @@ def records_in_memory_are_others(original):
 @fault("miniformer.training.setup.prepare:check_same_data")
 def resume_takes_other_records(original):
     """A run resumes on other records than before."""
-    return lambda data, checkpoint: None
+    return lambda records, checkpoint: None
 
 
 @fault("miniformer.training.tuning.hardware:cpu_threads")

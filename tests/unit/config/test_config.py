@@ -116,6 +116,11 @@ def test_train_config_rejects_values_out_of_range(values, message):
     assert message in str(caught.value)
 
 
+def test_early_stopping_can_be_off_without_validation():
+    config = TrainConfig(train_path="x.jsonl", val_share=0, early_stopping_patience=0)
+    assert config.early_stopping_patience == 0
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5m", 90), ("2d", 172800)]
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from miniformer import registry
 from miniformer.config import ConfigError, UserError
-from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.data.reading.records import Records
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 
@@ -128,19 +128,18 @@ def resolve_resume(config: TrainConfig, earlier: Path | None) -> tuple[TrainConf
     return config, checkpoint
 
 
-def dataset_fingerprint(data: MiniFormerDataModule) -> dict[str, int]:
-    """Number of records and bytes of the training data, to detect changes."""
-    records = getattr(data.chunks["train"], "records", None)
+def dataset_fingerprint(records: Records | None) -> dict[str, int]:
+    """Number of records and bytes of the training data, to detect changes; None: a stream."""
     return {} if records is None else {"records": len(records), "bytes": int(records.n_bytes)}
 
 
-def check_same_data(data: MiniFormerDataModule, checkpoint: Path) -> None:
+def check_same_data(records: Records | None, checkpoint: Path) -> None:
     """Checks that the training data is that of the checkpoint.
 
     Raises:
         UserError: it has changed.
     """
-    saved, current = read_checkpoint_metadata(checkpoint).get("facts"), dataset_fingerprint(data)
+    saved, current = read_checkpoint_metadata(checkpoint).get("facts"), dataset_fingerprint(records)
     if saved != current:
         raise UserError(
             f"resume: the data of {checkpoint.parent.parent} has changed: it was {saved}, it is "

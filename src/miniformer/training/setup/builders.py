@@ -128,7 +128,7 @@ class RunCallbacks:
             weight_averages=self.weight_averaging.averages,
             validation_schedule=self.validation_schedule,
             interval=config.checkpoint_interval,
-            fingerprint=dataset_fingerprint(run.data),
+            fingerprint=dataset_fingerprint(getattr(run.data.chunks["train"], "records", None)),
             resume_from=resume_from,
         )  # fmt: skip
         self.interrupt = InterruptCallback(grace_period=GRACE_PERIOD if is_launched() else 0.0)

@@ -114,7 +114,7 @@ def prepare(
             mapping = records.mapping
             if config.folds is not None:
                 task = fit_classes(task, records)
-            records, held_out = _hold_out(settings, records)
+            records, held_out = _hold_out(settings, records, checkpoint)
             task = fit_task(task, records)
         elif config.val_path is None and config.val_share is None:
             reason = "a part of a stream cannot be set aside; name a val_path"
@@ -159,7 +159,7 @@ def prepare(
         )
         data.setup()
     if checkpoint is not None:
-        check_same_data(data, checkpoint)
+        check_same_data(records, checkpoint)
     if config.batch_size is None:
         _resolve_batch_size(settings, data)
     model_size = resolve_model_size(settings.config, data)
@@ -270,7 +270,9 @@ def _resolve_metric(settings: Resolution, task: Task, records: Records | None) -
     return str(setting.value)
 
 
-def _hold_out(settings: Resolution, records: Records) -> tuple[Records, Records | None]:
+def _hold_out(
+    settings: Resolution, records: Records, checkpoint: Path | None
+) -> tuple[Records, Records | None]:
     """The training records, and those that are set aside for validation."""
     config = settings.config
     if config.folds is not None and config.fold is not None:
@@ -281,6 +283,8 @@ def _hold_out(settings: Resolution, records: Records) -> tuple[Records, Records 
     try:
         parts = hold_out(records, share)
     except UserError as error:
+        if checkpoint is not None:  # the data of the run could be divided
+            check_same_data(records, checkpoint)
         if config.val_share is not None:
             raise UserError(f"val_share={share}: {error}; leave it out, or set 0") from None
         settings.apply([ResolvedSetting("val_share", 0.0, str(error))])

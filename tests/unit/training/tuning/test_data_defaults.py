@@ -230,9 +230,10 @@ def data(folder):
 
 
 def prepared(folder, task="language_modeling", **settings):
-    """A prepared run on that file, and its console output with the settings."""
+    """A prepared run on all of that file, and its console output with the settings."""
     console = Console(width=200, file=io.StringIO())
-    run = prepare(TrainConfig(train_path=str(data(folder)), task=task, **settings), console)
+    config = TrainConfig(train_path=str(data(folder)), task=task, val_share=0, **settings)
+    run = prepare(config, console)
     return run, f"{console.file.getvalue()}{run.summary()}\n"
 
 
@@ -289,7 +290,7 @@ def test_vocab_size_default_ignores_a_sample(tmp_path, monkeypatch):
 def test_batch_size_default_is_kept_by_resume(tmp_path):
     train = data(tmp_path)
     arguments = ["--work_dir", str(tmp_path), "--experiment_name", "run", "--logger", "none"]
-    more = ["--seq_len", "512", "--model_size", "tiny", "--max_steps"]
+    more = ["--val_share", "0", "--seq_len", "512", "--model_size", "tiny", "--max_steps"]
     assert trainer.main(["--train_path", str(train), *arguments, *more, "1"]) == 0
     settings = json.loads((tmp_path / "run" / "train_config.json").read_text())
     assert settings["batch_size"] == 4
