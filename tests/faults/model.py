@@ -959,8 +959,8 @@ def ngrams_ignore_token_types(original):
 def wide_features_have_no_unit_norm(original):
     """The values of an example grow with its length."""
 
-    def features(self, *inputs):
-        index, values = original(self, *inputs)
+    def features(self, inputs, attention_mask, token_types):
+        index, values = original(self, inputs, attention_mask, token_types)
         return index, self.idf[index] * (values > 0)
 
     return features
@@ -970,8 +970,8 @@ def wide_features_have_no_unit_norm(original):
 def unknown_ngrams_are_known(original):
     """An unknown n-gram is taken for the next known one."""
 
-    def features(self, *inputs):
-        index, _ = original(self, *inputs)
+    def features(self, inputs, attention_mask, token_types):
+        index, _ = original(self, inputs, attention_mask, token_types)
         values = self.idf[index]
         return index, values / values.square().sum(-1, keepdim=True).sqrt()
 
