@@ -1032,7 +1032,7 @@ def resumed_run_exceeds_its_limit(original):
 @fault("miniformer.training.setup.limits:warn_unreached_limits")
 def limits_beyond_the_end_pass_in_training(original):
     """A run does not warn of limits that it does not reach."""
-    return lambda config, total_steps: None
+    return lambda config, total_steps, num_validations=0: None
 
 
 @fault("miniformer.train_config:TrainConfig.cross_check")
