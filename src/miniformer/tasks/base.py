@@ -49,6 +49,7 @@ class Task(StrictConfig):
     maximize: ClassVar[frozenset[str]] = frozenset()  # metrics where higher is better
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first
     per_token_loss: ClassVar[bool] = False  # of texts: batch sizes are in tokens, not examples
+    supports_wide_head: ClassVar[bool] = False  # its outputs are those of `model.classify`
     # `token_arrays`: arrays of an example with an entry for each token that is read or predicted.
     # `token_tensors`: the tensors [B, T, ...] of a batch with such entries, each with its mask: the
     # name of a tensor [B, T] that is 0 at padding ("labels": -100). Lengths, tokens/s and the

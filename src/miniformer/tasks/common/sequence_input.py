@@ -59,7 +59,6 @@ class InputTask(Task):
     """
 
     models: ClassVar[tuple[str, ...]] = ("encoder",)
-    supports_wide_head: ClassVar[bool] = False  # its outputs are those of `model.classify`
     token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
     token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
 

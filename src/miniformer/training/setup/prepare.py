@@ -168,7 +168,9 @@ def prepare(
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
     settings.apply([], model_config=fields)
-    wide_head = resolve_wide_head(settings.config, model_config, data)
+    wide_head = None
+    if task.supports_wide_head or config.wide_head == "ngrams":
+        wide_head = resolve_wide_head(settings.config, model_config, data)
     if wide_head is not None:
         settings.resolved.append(wide_head[0])
         model_config = dataclasses.replace(model_config, **wide_head[1])

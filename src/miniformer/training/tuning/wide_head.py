@@ -58,7 +58,7 @@ def resolve_wide_head(
     if model_config.wide_size is not None or config.wide_head == "none":
         return None
     examples, tokens = data.in_memory_examples("train"), data.num_tokens("train")
-    reads_texts = getattr(data.task, "supports_wide_head", False) and data.task.reads_text()
+    reads_texts = data.task.supports_wide_head and data.task.reads_text()
     if not reads_texts or examples is None or not tokens or data.val_path is None:
         if config.wide_head == "auto":
             return None
