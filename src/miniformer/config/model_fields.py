@@ -94,8 +94,8 @@ class ModelFields(StrictConfig):
         pooling: reduction of a sequence to one vector: mean, max, first or last of its real
             positions, or the mean of several of these, such as mean+max.
         n_decoder_layers: decoder layers of a Seq2SeqTransformer; null: n_layers.
-        wide_size: number of n-grams of a linear head beside the Transformer, whose outputs are
-            added in evaluation (see `miniformer.model.wide_head`); null: none.
+        wide_size: number of n-grams of a linear head in addition to the Transformer, whose outputs
+            are added in evaluation (see `miniformer.model.wide_head`); null: none.
         wide_length: tokens of its longest n-gram.
         wide_positions: a token together with its position is a feature, too.
     """

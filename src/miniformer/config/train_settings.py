@@ -119,9 +119,9 @@ class ModelSettings(StrictConfig):
             config, weights and tokenizer; null: random weights.
         pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
-        wide_head: ngrams: a linear model of n-grams beside the Transformer, fitted before training,
-            whose outputs are added in evaluation (for texts in memory); none; auto: ngrams for
-            texts of up to 5M tokens with validation data, without init_from and pretrain.
+        wide_head: ngrams: a linear model of n-grams in addition to the Transformer, fitted before
+            training, whose outputs are added in evaluation (for texts in memory); none; auto:
+            ngrams for texts of up to 5M tokens with validation data, without init_from and pretrain.
     """
 
     heading: ClassVar[str] = "model"

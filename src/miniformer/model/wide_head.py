@@ -1,4 +1,4 @@
-"""Linear head over the n-grams of an input, beside the Transformer (Cheng et al. 2016).
+"""Linear head over the n-grams of an input, in addition to the Transformer (Cheng et al. 2016).
 
 A Transformer needs many examples to learn what single words and phrases mean. A linear model of
 n-grams needs few (Wang & Manning 2012), and errs on other inputs. In evaluation the model's outputs
