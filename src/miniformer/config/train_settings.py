@@ -121,7 +121,8 @@ class ModelSettings(StrictConfig):
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
         wide_head: ngrams: a linear model of n-grams in addition to the Transformer, fitted before
             training, whose outputs are added in evaluation (for texts in memory); none; auto:
-            ngrams for texts of up to 5M tokens with validation data, without init_from and pretrain.
+            ngrams for texts of up to 5M tokens with validation data, without init_from and
+            pretrain.
     """
 
     heading: ClassVar[str] = "model"
