@@ -87,15 +87,16 @@ def gated_gelu_is_exact(original):
 
 
 @fault("miniformer.interop.hf.attention:read_rope")
-def rotation_has_the_usual_base(original):
-    """The base of a rotation is the family's default."""
+def rotation_has_twice_the_base(original):
+    """The base of a rotation is twice that of the config."""
 
-    def read_rope(*, base=10000.0, allow_partial=True, rotary_pct=1.0, keys=("rope_theta",)):
-        read = original(base=base, allow_partial=allow_partial, rotary_pct=rotary_pct, keys=keys)
+    def read_rope(**options):
+        read = original(**options)
 
         def with_base(config, fields):
             read(config, fields)
-            fields["rotary_base"] = base
+            if "rotary_base" in fields:
+                fields["rotary_base"] *= 2
 
         return with_base
 

@@ -54,14 +54,18 @@ def main() -> int:
     ):
         logs = [Path(folder) / str(number) for number in range(len(chosen))]
         needed = [tests.get(fault.name, []) for fault in chosen]
-        missed = 0
+        missed: list[str] = []
         results = threads.map(_checked, chosen, needed, logs)
         for fault, (outcome, reason) in zip(chosen, results, strict=True):
-            missed += outcome != "caught"
+            if outcome != "caught":
+                missed.append(f"{outcome} {fault.name}: {reason}")
             print(f"{outcome:<8}{fault.name}: {fault.description}", flush=True)
             if reason:
                 print(f"        {reason}", flush=True)
-        print(f"{len(chosen) - missed} of {len(chosen)} faults are caught")
+        # Again, since hundreds of lines separate them from the end.
+        print(
+            "\n".join([*missed, f"{len(chosen) - len(missed)} of {len(chosen)} faults are caught"])
+        )
         if not missed and not arguments.tests_passed:
             every = sorted({test for several in needed for test in several})
             code, _, _, printed = _in_own_process(None, every, Path(folder) / "without")
@@ -69,7 +73,7 @@ def main() -> int:
                 print(f"tests fail without a fault as well:\n{printed}")
                 return 1
             print("the tests pass without a fault")
-    return int(missed > 0 or not chosen)
+    return int(bool(missed) or not chosen)
 
 
 def _checked(fault: Fault, tests: list[str], log: Path) -> tuple[str, str]:

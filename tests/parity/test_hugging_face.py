@@ -37,7 +37,7 @@ CATCHES = {
     "t5": pytest.mark.catches("logits_of_t5_are_not_scaled"),
     "t5_v1_1": pytest.mark.catches("gated_t5_passes_for_plain"),
     "gemma": pytest.mark.catches("gated_gelu_is_exact"),
-    "llama": pytest.mark.catches("rotation_has_the_usual_base"),
+    "llama": pytest.mark.catches("rotation_has_twice_the_base"),
     "gemma2": pytest.mark.catches("windows_are_in_the_other_layers"),
 }
 # The slow tests draw new configs in each run; this seed reproduces those of a failed run.
@@ -361,7 +361,8 @@ def cases(draws):
             number,
             check,
             id=f"{check}-{name}-{number}",
-            marks=CATCHES.get(name, ()),
+            # Faults are caught by fixed draws: a random one may have the value that a fault sets.
+            marks=CATCHES.get(name, ()) if draws == DRAWS else (),
         )
         for name in published.FAMILIES
         for number in draws
