@@ -20,6 +20,7 @@ from miniformer.config.train_settings import (
     OptimizationSettings,
     OutputSettings,
 )
+from miniformer.config.trial_settings import TrialSettings
 from miniformer.registry import unknown_name_message
 
 _REQUIRES_VALIDATION = {
@@ -38,8 +39,8 @@ Part = TypeVar("Part", bound=StrictConfig)
 # The fields of a dataclass begin with those of its last base class.
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(
-    OutputSettings, HardwareSettings, BudgetSettings, EvaluationSettings, OptimizationSettings,
-    ModelSettings, FieldSettings, DataSettings,
+    OutputSettings, HardwareSettings, BudgetSettings, TrialSettings, EvaluationSettings,
+    OptimizationSettings, ModelSettings, FieldSettings, DataSettings,
 ):  # fmt: skip
     """Configuration of a training run: the fields of all its parts.
 

@@ -108,6 +108,10 @@ def _train(
     """
     L.seed_everything(config.seed, verbose=False)
     run = prepare(config, console, checkpoint, records)
+    if config.auto not in (None, "off") and checkpoint is None and config.resume is None:
+        from miniformer.training.trials.auto import choose_settings
+
+        run = choose_settings(run, config, console, records)
     if checkpoint is None:
         auto_tune(run, console)
     console.print(run.summary("given" if parent_folder is None else "of the run and its pretrain"))

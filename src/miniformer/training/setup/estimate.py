@@ -87,17 +87,26 @@ def dry_run(
             if config.pretrain is not None:
                 pretraining.pretrain_config(run)  # checks its settings
                 console.print("pretraining is not part of the estimate")
+        if config.resume is None and config.auto not in (None, "off"):
+            from miniformer.training.trials.auto import describe
+
+            console.print(describe(run, config))
         console.print(run.summary())
         estimate = estimate_run(run)
     return estimate
 
 
-def estimate_run(run: RunSetup, clock: Callable[[], float] = time.perf_counter) -> RunEstimate:
+def estimate_run(
+    run: RunSetup,
+    clock: Callable[[], float] = time.perf_counter,
+    seconds: float = _TRIAL_SECONDS,
+) -> RunEstimate:
     """Times steps of a run, which change its model, and predicts the whole run.
 
     Args:
         run: the prepared run.
         clock: returns the current time in seconds.
+        seconds: maximum seconds of timed steps, apart from the first.
 
     Raises:
         UserError: the training data has no batch.
@@ -122,7 +131,7 @@ def estimate_run(run: RunSetup, clock: Callable[[], float] = time.perf_counter) 
     reset_peak_memory(device)
     step(iter([max(batches, key=count_positions)]))  # also loads libraries
     items, start_time, num_steps = cycle(batches), clock(), 0
-    while num_steps < len(batches) and (num_steps == 0 or clock() - start_time < _TRIAL_SECONDS):
+    while num_steps < len(batches) and (num_steps == 0 or clock() - start_time < seconds):
         step(items)
         num_steps += 1
     step_seconds = (clock() - start_time) / num_steps

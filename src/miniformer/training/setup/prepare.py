@@ -64,6 +64,7 @@ class RunSetup(Resolution):
         pretrained_path: the model directory of `init_from`.
         predicted_memory: predicted peak memory of the process in bytes; None: not predicted.
         lr_search: result of the learning rate finder; None: not used.
+        trials: content of trials.json; None: no trials.
     """
 
     task: Task
@@ -78,6 +79,7 @@ class RunSetup(Resolution):
     pretrained_path: Path | None
     predicted_memory: int | None = None
     lr_search: LRFinderResult | None = None
+    trials: dict[str, Any] | None = None
 
 
 def prepare(

@@ -84,5 +84,7 @@ def save_setup(folder: Path, run: RunSetup) -> None:
     write_json(folder / "task.json", run.task.settings())
     if run.tokenizer is not None:
         run.tokenizer.save(folder / "tokenizer.json")
+    if run.trials is not None:
+        write_json(folder / "trials.json", run.trials)
     if run.lr_search is not None:
         run.lr_search.plot(folder / "lr.png", unit=run.task.loss_unit)

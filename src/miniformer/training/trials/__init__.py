@@ -1,0 +1,1 @@
+"""Settings that are chosen by short trial runs (`auto`)."""

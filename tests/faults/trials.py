@@ -1,0 +1,63 @@
+"""Faults in `miniformer.training.trials`."""
+
+import dataclasses
+
+from tests.faults import fault
+
+
+@fault("miniformer.training.trials.candidates:_model_fields")
+def given_settings_are_tried(original):
+    """A field of the model is tried although it is given."""
+
+    def _model_fields(run, config, name, alternatives):
+        return original(run, dataclasses.replace(config, model_config={}), name, alternatives)
+
+    return _model_fields
+
+
+@fault("miniformer.training.trials.selection:Difference.is_better")
+def noise_decides_trials(original):
+    """Any improvement replaces the defaults."""
+    return property(lambda self: (self.metric or self.loss) > 0)
+
+
+@fault("miniformer.training.trials.auto:hold_out")
+def trials_see_the_validation_data(original):
+    """Trials train on the records that they are evaluated on."""
+
+    def hold_out(records, share):
+        _, held_out = original(records, share)
+        return records, held_out
+
+    return hold_out
+
+
+@fault("miniformer.training.trials.auto:share_of_run")
+def trials_exceed_their_share(original):
+    """The second round of trials is not part of the budget."""
+
+    def share_of_run(seconds, limit):
+        return min(0.5, max(0.0, limit / sum(seconds)))
+
+    return share_of_run
+
+
+@fault("miniformer.training.trials.trial:Trial._loses_text")
+def unknown_words_are_comparable(original):
+    """The loss of a tokenizer that loses text decides."""
+
+    def _loses_text(self):
+        return False
+
+    return _loses_text
+
+
+@fault("miniformer.training.trials.trial:Trial._evaluate")
+def trial_losses_are_means_of_tokens(original):
+    """Losses are means of tokens, which depend on the tokenizer."""
+
+    def _evaluate(self, steps):
+        result = original(self, steps)
+        return dataclasses.replace(result, losses=result.results.losses)
+
+    return _evaluate
