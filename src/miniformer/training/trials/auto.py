@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from miniformer.config import UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.holdout import hold_out
 from miniformer.data.reading.records import Records
+from miniformer.data.selection import RecordSubset
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import RunSetup, prepare
@@ -29,6 +31,9 @@ _HELD_OUT_SHARE, _MAX_HELD_OUT = 0.2, 1_000
 _MIN_RECORDS, _MIN_RUN_SECONDS, _MIN_STEPS = 100, 20.0, 20
 _MAX_RUN_SHARE = 0.5  # of a trial: no more than half of a run
 _EVALUATION_MARGIN = 0.8  # share of the budget for training steps
+# Preparation of an alternative, relative to the defaults: texts have more characters than subwords.
+_PREPARATION_COST, _WIDE_HEAD_COST = 1.5, 4.0
+_MIN_SHARE = 0.2  # of the records
 _FLOPS_PER_SECOND = 3e10  # of one core; only rules out runs of a few seconds
 
 
@@ -96,6 +101,20 @@ def choose_settings(
     run.resolved += search.settings()
     run.trials = search.to_json()
     return run
+
+
+def affordable_share(seconds: float, relative_cost: float, limit: float) -> float:
+    """Share of the records with which all candidates can be prepared in the time, at most 1.
+
+    Args:
+        seconds: of the preparation of the defaults with all records, which is done.
+        relative_cost: that of the alternatives, relative to the defaults.
+        limit: seconds left.
+    """
+    reserve = _EVALUATION_MARGIN * limit
+    if relative_cost * seconds <= reserve:
+        return 1.0
+    return max(0.0, reserve / ((1 + relative_cost) * seconds))
 
 
 def share_of_run(seconds: Sequence[float], limit: float) -> float:
@@ -171,32 +190,34 @@ class _Search:
     ) -> str | None:
         """Tries the candidates of a group; returns the reason if there is no time."""
         config = self.chosen.apply(self.config)
-        trials: list[Trial] = []
         start = self.clock()
-        for candidate in group:
-            if trials and self._time_left(num_groups) < (self.clock() - start) / len(trials):
-                break  # no time to prepare another one
-            try:
+        default = Trial(group[0], config, fit, held_out)
+        if not self.budget:
+            limited = self.run.config.max_seconds is not None
+            seconds = default.seconds * (1 if limited else sum(self.sizes) / self.sizes[0])
+            if seconds < _MIN_RUN_SECONDS:
+                return f"the run takes less than {_MIN_RUN_SECONDS:g} s"
+            self.budget = TIME_SHARES[self.mode] * seconds
+        cost = _WIDE_HEAD_COST if default.has_wide_head else _PREPARATION_COST
+        share = affordable_share(
+            self.clock() - start, cost * (len(group) - 1), self._time_left(num_groups)
+        )
+        if share < _MIN_SHARE:
+            return "the time is too short"
+        if share < 1:
+            rows = np.random.default_rng(0).permutation(len(fit))[: round(share * len(fit))]
+            fit = RecordSubset(fit, np.sort(rows))
+            default = Trial(group[0], config, fit, held_out)
+        self._print_header(len(fit))
+        trials = [default]
+        for candidate in group[1:]:
+            with contextlib.suppress(UserError):  # it does not fit the data
                 trial = Trial(candidate, config, fit, held_out)
-            except UserError:
-                if not trials:
-                    raise
-                continue
-            if not trials and not self.budget:
-                records = sum(self.sizes) / self.sizes[0]
-                limited = self.run.config.max_seconds is not None
-                seconds = trial.seconds if limited else trial.seconds * records
-                if seconds < _MIN_RUN_SECONDS:
-                    return f"the run takes less than {_MIN_RUN_SECONDS:g} s"
-                self.budget = TIME_SHARES[self.mode] * seconds
-                self._print_header(group)
-            if not trials or trial.is_comparable:
-                trials.append(trial)
-        if len(trials) < 2:
-            return "the time is too short"
-        results = self._run_rungs(trials, num_groups)
+                if trial.is_comparable:
+                    trials.append(trial)
+        results = self._run_rungs(trials, num_groups) if len(trials) > 1 else None
         if results is None:
-            return "the time is too short"
+            return "the time is too short" if len(trials) > 1 else "no alternative fits the data"
         best = select(results, self.run.metric)
         self._record_choice(best, results[0])
         return None
@@ -216,8 +237,8 @@ class _Search:
         results = [self._run_trial(trial, share) for trial in trials]
         if len(trials) == 2:
             return results
-        kept = {str(result.candidate) for result in halve(results, self.run.metric)}
-        trials = [trial for trial in trials if str(trial.candidate) in kept]
+        retained = {str(result.candidate) for result in halve(results, self.run.metric)}
+        trials = [trial for trial in trials if str(trial.candidate) in retained]
         return [self._run_trial(trial, 2 * share) for trial in trials]
 
     def _run_trial(self, trial: Trial, share: float) -> TrialResult:
@@ -237,10 +258,10 @@ class _Search:
         )
         return result
 
-    def _print_header(self, group: Sequence[Candidate]) -> None:
+    def _print_header(self, num_records: int) -> None:
         budget = format_duration(max(1, round(self.budget)))
         self.console.print(
-            f"auto={self.mode}: trials on {self.sizes[0]:,} training records, evaluated on "
+            f"auto={self.mode}: trials on {num_records:,} training records, evaluated on "
             f"{self.sizes[1]:,} others, for about {budget}"
         )
 
@@ -263,7 +284,9 @@ class _Search:
             reason += "; no alternative is better by more than the noise"
             self.console.print("  chosen: the defaults; no alternative is better by more than "
                                "the noise")  # fmt: skip
-        yield ResolvedSetting("trials", "kept" if not self.chosen.settings else "chosen", reason)
+        yield ResolvedSetting(
+            "trials", "retained" if not self.chosen.settings else "chosen", reason
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Content of trials.json."""

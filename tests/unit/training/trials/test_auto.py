@@ -100,24 +100,34 @@ def test_trials_use_disjoint_parts_of_the_training_data(trials, tmp_path):
     prepared = prepare.prepare(config, Console(quiet=True), in_memory={"train_path": ROWS})
     auto.choose_settings(prepared, config, Console(quiet=True), {"train_path": ROWS})
     training = {tuple(row["input"][0]) for row in prepared.data.chunks["train"].records}
-    assert len(parts) == 3 and len(training) < len(ROWS)
+    assert len(parts) == 3
+    assert len(training) < len(ROWS)
     for fit, held_out in parts:
-        assert fit and held_out and not fit & held_out
+        assert fit
+        assert held_out
+        assert not fit & held_out
         assert fit | held_out == training
 
 
 @pytest.mark.catches("trials_exceed_their_share")
-@given(
-    seconds=st.lists(st.floats(0.01, 1e5), min_size=2, max_size=6), limit=st.floats(-10.0, 1e5)
-)
+@given(seconds=st.lists(st.floats(0.01, 1e5), min_size=2, max_size=6), limit=st.floats(-10.0, 1e5))
 def test_planned_trials_stay_within_the_limit(seconds, limit):
     share = auto.share_of_run(seconds, limit)
     planned = share * sum(seconds)
     if len(seconds) > 2:  # the defaults and the most expensive half again, for twice as long
-        kept = sorted(seconds[1:])[-((len(seconds) - 1) // 2) :]
-        planned += 2 * share * (seconds[0] + sum(kept))
+        retained = sorted(seconds[1:])[-((len(seconds) - 1) // 2) :]
+        planned += 2 * share * (seconds[0] + sum(retained))
     assert planned <= max(0.0, limit)
     assert 0 <= share <= 0.5
+
+
+@given(seconds=st.floats(1e-3, 1e4), cost=st.floats(0.1, 50.0), limit=st.floats(-10.0, 1e4))
+def test_preparation_stays_within_the_limit(seconds, cost, limit):
+    """The defaults are prepared again if a part of the records is used."""
+    share = auto.affordable_share(seconds, cost, limit)
+    planned = cost * seconds if share == 1 else share * (1 + cost) * seconds
+    assert planned <= max(0.0, limit) * (1 + 1e-9)
+    assert 0 <= share <= 1
 
 
 @pytest.mark.parametrize(
@@ -201,9 +211,7 @@ def test_tokenizer_that_loses_targets_is_not_comparable(trials):
     results = {}
     for name in ("bpe", "word"):
         config = TrainConfig(train_path="<records in memory>", **settings)
-        source = prepare.as_records(
-            held_out, miniformer.registry.get("task", "seq2seq")().schema
-        )
+        source = prepare.as_records(held_out, miniformer.registry.get("task", "seq2seq")().schema)
         item = trial.Trial(Candidate({"tokenizer": name}), config, fit, source)
         results[name] = item.is_comparable
     assert results == {"bpe": True, "word": False}
@@ -223,7 +231,8 @@ def test_trial_losses_are_sums_of_a_record(trials):
 def test_unknown_mode_is_one_message():
     result = run_python("-m", "miniformer.trainer", "x.jsonl", "--auto", "fast")
     assert result.returncode == 2
-    assert "auto" in result.stderr and "quick" in result.stderr
+    assert "auto" in result.stderr
+    assert "quick" in result.stderr
     assert "Traceback" not in result.stderr
 
 

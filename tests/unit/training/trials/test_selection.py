@@ -72,10 +72,10 @@ def test_halve_retains_the_defaults_and_the_better_half():
 def test_select_uses_a_metric_of_any_direction():
     wrong, right = [True] * 300 + [False] * 100, [True] * 390 + [False] * 10
     default = make_trial("default", np.ones(N), wrong)
-    other = make_trial("x", np.ones(N), right)
-    difference = compare(other, default, "accuracy")
+    better = make_trial("x", np.ones(N), right)
+    difference = compare(better, default, "accuracy")
     assert difference.metric == pytest.approx(90 / 400)
     changed = np.array(right) != np.array(wrong)
     assert difference.metric_error == pytest.approx(changed.std() / np.sqrt(N), rel=0.2)
-    assert select([default, other], "accuracy") is other
-    assert select([other, default], "accuracy") is other
+    assert select([default, better], "accuracy") is better
+    assert select([better, default], "accuracy") is better
