@@ -19,8 +19,8 @@ from miniformer.config.train_settings import (
     ModelSettings,
     OptimizationSettings,
     OutputSettings,
+    TrialSettings,
 )
-from miniformer.config.trial_settings import TrialSettings
 from miniformer.registry import unknown_name_message
 
 _REQUIRES_VALIDATION = {

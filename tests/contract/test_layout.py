@@ -78,7 +78,7 @@ def extension_problems(imports):
 
 
 def test_whole_train_config_is_for_entry_points_setup_and_resume():
-    """Other packages take a part of it, such as `HardwareSettings`."""
+    """Other packages take a part of it, such as `HardwareSettings`; trials are runs."""
     users = {
         path.relative_to(SOURCE).as_posix()
         for path in SOURCE.rglob("*.py")
@@ -88,7 +88,7 @@ def test_whole_train_config_is_for_entry_points_setup_and_resume():
         *("__init__.py", "trainer.py", "training/api.py", "training/run.py"),
         "training/cross_validation.py",
     }
-    folders = ("commands/", "training/setup/", "training/resume/")
+    folders = ("commands/", "training/setup/", "training/resume/", "training/trials/")
     assert {path for path in users - entry_points if not path.startswith(folders)} == set()
 
 

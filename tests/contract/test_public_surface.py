@@ -46,7 +46,7 @@ MODEL_FIELDS = {
 TRAIN_FIELDS = {
     "test_path", "task_config", "batch_tokens", "streaming", "checkpoint_metric",
     "train_path", "val_path", "task", "model", "model_config", "tokenizer", "batch_size", "seq_len",
-    "source_tokenizer", "init_from", "pretrain", "model_size",
+    "auto", "source_tokenizer", "init_from", "pretrain", "model_size",
     "lr", "weight_decay", "scheduler", "warmup_steps", "max_epochs", "max_steps", "max_time",
     "val_check_interval", "optimizer", "gradient_clip_val", "accumulate_grad_batches", "precision",
     "activation_checkpointing",

@@ -88,7 +88,7 @@ def dry_run(
                 pretraining.pretrain_config(run)  # checks its settings
                 console.print("pretraining is not part of the estimate")
         if config.resume is None and config.auto not in (None, "off"):
-            from miniformer.training.trials.auto import describe
+            from miniformer.training.trials.candidates import describe
 
             console.print(describe(run, config))
         console.print(run.summary())

@@ -21,12 +21,16 @@ from miniformer.data.selection import RecordSubset
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.prepare import RunSetup, prepare
-from miniformer.training.trials.candidates import Candidate, candidate_groups
+from miniformer.training.trials.candidates import (
+    TIME_SHARES,
+    Candidate,
+    candidate_groups,
+    unsupported_reason,
+)
 from miniformer.training.trials.selection import compare, halve, select
 from miniformer.training.trials.trial import Trial, TrialInterrupted, TrialResult
 from miniformer.utils.formats import format_duration
 
-TIME_SHARES = {"quick": 0.15, "full": 0.5}
 _HELD_OUT_SHARE, _MAX_HELD_OUT = 0.2, 1_000
 _MIN_RECORDS, _MIN_RUN_SECONDS, _MIN_STEPS = 100, 20.0, 20
 _MAX_RUN_SHARE = 0.5  # of a trial: no more than half of a run
@@ -35,29 +39,6 @@ _EVALUATION_MARGIN = 0.8  # share of the budget for training steps
 _PREPARATION_COST, _WIDE_HEAD_COST = 1.5, 4.0
 _MIN_SHARE = 0.2  # of the records
 _FLOPS_PER_SECOND = 3e10  # of one core; only rules out runs of a few seconds
-
-
-def unsupported_reason(config: TrainConfig) -> str | None:
-    """The setting that excludes trials; None: trials are possible."""
-    excluded = {
-        "streaming": config.streaming, "init_from": config.init_from is not None,
-        "pretrain": config.pretrain is not None, "several devices": config.world_size > 1,
-        "memory_limit": config.memory_limit is not None,
-        "find_batch_size": config.find_batch_size,
-    }  # fmt: skip
-    return next((name for name, value in excluded.items() if value), None)
-
-
-def describe(run: RunSetup, config: TrainConfig) -> str:
-    """A line about the trials that a run would begin with."""
-    mode = config.auto or "off"
-    if (reason := unsupported_reason(config)) is not None:
-        return f"auto={mode}: no trials with {reason}"
-    names = [str(x) for group in candidate_groups(run, config, mode) for x in group[1:]]
-    if not names:
-        return f"auto={mode}: nothing to try: the settings are given, or have no alternatives"
-    share = f"at most {TIME_SHARES[mode]:.0%} of the time"
-    return f"auto={mode}: would try {'; '.join(names)}, in {share}"
 
 
 def choose_settings(

@@ -24,6 +24,7 @@ from miniformer.tasks.common.sequence_input import InputTask
 from miniformer.train_config import TrainConfig
 from miniformer.training.setup.prepare import RunSetup
 
+TIME_SHARES = {"quick": 0.15, "full": 0.5}  # of the time of a run
 _TOKENIZERS = ("bpe", "char", "word")
 
 
@@ -67,6 +68,29 @@ def candidate_groups(run: RunSetup, config: TrainConfig, mode: str) -> list[list
     names = quick if mode == "quick" else (*quick, *full)
     groups = [_GROUPS[name](run, config) for name in names]
     return [group for group in groups if len(group) > 1]
+
+
+def unsupported_reason(config: TrainConfig) -> str | None:
+    """The setting that excludes trials; None: trials are possible."""
+    excluded = {
+        "streaming": config.streaming, "init_from": config.init_from is not None,
+        "pretrain": config.pretrain is not None, "several devices": config.world_size > 1,
+        "memory_limit": config.memory_limit is not None,
+        "find_batch_size": config.find_batch_size,
+    }  # fmt: skip
+    return next((name for name, value in excluded.items() if value), None)
+
+
+def describe(run: RunSetup, config: TrainConfig) -> str:
+    """A line about the trials that a run would begin with."""
+    mode = config.auto or "off"
+    if (reason := unsupported_reason(config)) is not None:
+        return f"auto={mode}: no trials with {reason}"
+    names = [str(x) for group in candidate_groups(run, config, mode) for x in group[1:]]
+    if not names:
+        return f"auto={mode}: nothing to try: the settings are given, or have no alternatives"
+    share = f"at most {TIME_SHARES[mode]:.0%} of the time"
+    return f"auto={mode}: would try {'; '.join(names)}, in {share}"
 
 
 def _settings_of(run: RunSetup) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -16,7 +16,7 @@ from miniformer.checkpoint.pipeline import load
 from miniformer.train_config import TrainConfig
 from miniformer.training.run import train
 from miniformer.training.setup import estimate, prepare
-from miniformer.training.trials import auto, trial
+from miniformer.training.trials import auto, candidates, trial
 from miniformer.training.trials.candidates import Candidate, candidate_groups
 from tests.kit import run_python
 
@@ -141,7 +141,7 @@ def test_preparation_stays_within_the_limit(seconds, cost, limit):
     ],
 )
 def test_settings_that_exclude_trials(settings, reason):
-    assert auto.unsupported_reason(TrainConfig(train_path="x", **settings)) == reason
+    assert candidates.unsupported_reason(TrainConfig(train_path="x", **settings)) == reason
 
 
 def test_short_runs_have_no_trials_and_say_why(tmp_path):
@@ -174,7 +174,7 @@ def test_signal_ends_trials_without_a_run_folder(number, error, trials, tmp_path
 def test_dry_run_lists_the_candidates(tmp_path):
     config = TrainConfig(train_path="<records in memory>", auto="quick", **SETTINGS)
     prepared = prepare.prepare(config, Console(quiet=True), in_memory={"train_path": ROWS})
-    assert auto.describe(prepared, config) == (
+    assert candidates.describe(prepared, config) == (
         "auto=quick: would try model_config.pooling mean+max, in at most 15% of the time"
     )
     output = io.StringIO()
