@@ -56,6 +56,7 @@ def weights(result):
     return load(result.folder / "last").model.state_dict()
 
 
+@pytest.mark.catches("choices_are_not_stored")
 def test_run_with_a_chosen_setting_is_the_run_with_that_setting(trials, tmp_path):
     """The choice is printed with its evidence, and stored."""
     chosen, output = run(tmp_path, auto="quick", experiment_name="auto")
@@ -183,6 +184,7 @@ def test_dry_run_lists_the_candidates(tmp_path):
     assert "auto=quick: would try model_config.pooling mean+max" in output.getvalue()
 
 
+@pytest.mark.catches("wide_heads_are_trained_in_trials")
 def test_wide_head_decides_without_training(trials, tmp_path):
     """The losses of a trial with 0 steps are those of the fitted linear model alone."""
     rows = [
