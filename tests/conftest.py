@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 
@@ -9,7 +10,7 @@ import torch
 from hypothesis import Phase, settings
 
 import miniformer.utils.plotting
-from tests.kit import save_no_picture
+from tests.kit import NoAxes, save_no_picture
 from tests.kit.seeds import VARIABLE, chosen_seed
 from tests.skips import Skips
 
@@ -38,20 +39,27 @@ def pytest_report_header():
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures():
-    """Saves no picture: it takes longer than the tiny runs of most tests. See `real_pictures`."""
+    """Draws no picture: it takes longer than the tiny runs of most tests. See `real_pictures`."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(miniformer.utils.plotting, "_save", save_no_picture)
+        for name, replacement in _NO_PICTURES.items():
+            patched.setattr(miniformer.utils.plotting, name, replacement)
         yield
 
 
-_save_picture = miniformer.utils.plotting._save
+_NO_PICTURES = {
+    "_plot_style": contextlib.nullcontext,
+    "_make_axes": lambda width, height: NoAxes(),
+    "_save": save_no_picture,
+}
+_PICTURES = {name: getattr(miniformer.utils.plotting, name) for name in _NO_PICTURES}
 
 
 @pytest.fixture(scope="module")
 def real_pictures():
-    """Saves pictures, for tests that look at them."""
+    """Draws pictures, for tests that look at them."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(miniformer.utils.plotting, "_save", _save_picture)
+        for name, original in _PICTURES.items():
+            patched.setattr(miniformer.utils.plotting, name, original)
         yield
 
 

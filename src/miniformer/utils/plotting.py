@@ -49,15 +49,27 @@ def new_axes(width: float, height: float, *, salt: str = "") -> Iterator[Axes]:
         height: height in inches.
         salt: distinguishes the ids of several SVG plots in one page.
     """
+    with _plot_style(salt):
+        yield _make_axes(width, height)
+
+
+@contextlib.contextmanager
+def _plot_style(salt: str) -> Iterator[None]:
     from matplotlib import style
-    from matplotlib.figure import Figure
 
     with (
         style.context(["default", {**_STYLE, "svg.hashsalt": ascii(salt)}]),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield Figure((width, height), dpi=72, layout="constrained").add_subplot()
+        yield
+
+
+def _make_axes(width: float, height: float) -> Axes:
+    from matplotlib.figure import Figure
+
+    axes: Axes = Figure((width, height), dpi=72, layout="constrained").add_subplot()
+    return axes
 
 
 def save_png(axes: Axes, path: Path) -> None:
