@@ -40,7 +40,7 @@ MODEL_FIELDS = {
     "head": "linear", "head_activation": None, "head_bias": False, "output_bias": None,
     "logit_scale": None,
     "input_dim": None, "output_dim": None, "ordered_outputs": False, "pooling": "mean",
-    "n_decoder_layers": None, "wide_size": None, "wide_length": 3, "wide_positions": False,
+    "n_decoder_layers": None, "wide_head": None,
     "source_vocab_size": None,
 }  # fmt: skip
 TRAIN_FIELDS = {

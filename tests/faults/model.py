@@ -929,53 +929,57 @@ def private_models_are_public(original):
 # Wide head.
 
 
-@fault("miniformer.model.wide_head:_scramble")
+@fault("miniformer.model.wide_head.ngrams:_scramble")
 def ngrams_do_not_tell_lengths_apart(original):
     """The hash of an n-gram is the sum of its tokens."""
     return lambda values: values
 
 
-@fault("miniformer.model.wide_head:ngram_keys")
+@fault("miniformer.model.wide_head.ngrams:ngram_keys")
 def padding_is_part_of_ngrams(original):
     """Padding gives n-grams, too."""
 
-    def ngram_keys(inputs, attention_mask, token_types, **options):
-        return original(inputs, None, token_types, **options)
+    def ngram_keys(inputs, **options):
+        return original({**inputs, "attention_mask": None}, **options)
 
     return ngram_keys
 
 
-@fault("miniformer.model.wide_head:ngram_keys")
+@fault("miniformer.model.wide_head.ngrams:ngram_keys")
 def ngrams_ignore_token_types(original):
     """Tokens of both texts of a pair give the same n-grams."""
 
-    def ngram_keys(inputs, attention_mask, token_types, **options):
-        return original(inputs, attention_mask, None, **options)
+    def ngram_keys(inputs, **options):
+        return original({**inputs, "token_types": None}, **options)
 
     return ngram_keys
 
 
-@fault("miniformer.model.wide_head:WideHead.features")
+@fault("miniformer.model.wide_head.ngrams:NgramFeatures.forward")
 def wide_features_have_no_unit_norm(original):
     """The values of an example grow with its length."""
 
-    def features(self, inputs, attention_mask, token_types):
-        index, values = original(self, inputs, attention_mask, token_types)
-        return index, self.idf[index] * (values > 0)
+    from miniformer.model.wide_head.sparse import SparseFeatures
 
-    return features
+    def forward(self, inputs):
+        index, values = original(self, inputs)
+        return SparseFeatures(index, self.idf[index] * (values > 0))
+
+    return forward
 
 
-@fault("miniformer.model.wide_head:WideHead.features")
+@fault("miniformer.model.wide_head.ngrams:NgramFeatures.forward")
 def unknown_ngrams_are_known(original):
     """An unknown n-gram is taken for the next known one."""
 
-    def features(self, inputs, attention_mask, token_types):
-        index, _ = original(self, inputs, attention_mask, token_types)
-        values = self.idf[index]
-        return index, values / values.square().sum(-1, keepdim=True).sqrt()
+    from miniformer.model.wide_head.sparse import SparseFeatures
 
-    return features
+    def forward(self, inputs):
+        index, _ = original(self, inputs)
+        values = self.idf[index]
+        return SparseFeatures(index, values / values.square().sum(-1, keepdim=True).sqrt())
+
+    return forward
 
 
 @fault("miniformer.model.transformer:Transformer.classify")

@@ -1291,38 +1291,36 @@ def report_shows_training_data(original):
 # Wide head.
 
 
-@fault("miniformer.training.tuning.wide_head:count_ngrams")
+@fault("miniformer.training.tuning.wide_head.ngrams:count_ngrams")
 def ngrams_of_one_text_are_kept(original):
     """An n-gram of a single text is a feature."""
     import torch
 
-    from miniformer.model.wide_head import UNKNOWN, ngram_keys
+    from miniformer.model.wide_head.ngrams import UNKNOWN, ngram_keys
 
     def count_ngrams(data, *, length, positions):
         keys = [
-            ngram_keys(batch["inputs"], batch.get("attention_mask"), batch.get("token_types"),
-                       length=length, positions=positions).flatten()
-            for batch in data.ordered_batches("train")
-        ]  # fmt: skip
+            ngram_keys(inputs, length=length, positions=positions).flatten()
+            for inputs in data.inputs()
+        ]
         keys, counts = torch.unique(torch.cat(keys), return_counts=True)
         return keys[keys != UNKNOWN], counts[keys != UNKNOWN]
 
     return count_ngrams
 
 
-@fault("miniformer.training.tuning.wide_head:count_ngrams")
+@fault("miniformer.training.tuning.wide_head.ngrams:count_ngrams")
 def repeated_ngrams_are_other_texts(original):
     """A text counts once for each occurrence of an n-gram."""
     import torch
 
-    from miniformer.model.wide_head import UNKNOWN, ngram_keys
+    from miniformer.model.wide_head.ngrams import UNKNOWN, ngram_keys
 
     def count_ngrams(data, *, length, positions):
         keys = [
-            ngram_keys(batch["inputs"], batch.get("attention_mask"), batch.get("token_types"),
-                       length=length, positions=positions).flatten()
-            for batch in data.ordered_batches("train")
-        ]  # fmt: skip
+            ngram_keys(inputs, length=length, positions=positions).flatten()
+            for inputs in data.inputs()
+        ]
         keys, counts = torch.unique(torch.cat(keys), return_counts=True)
         repeated = (keys != UNKNOWN) & (counts > 1)
         return keys[repeated], counts[repeated]
@@ -1330,7 +1328,7 @@ def repeated_ngrams_are_other_texts(original):
     return count_ngrams
 
 
-@fault("miniformer.training.tuning.wide_head:_Problem.solve")
+@fault("miniformer.training.tuning.wide_head.linear:LinearProblem.solve")
 def the_penalty_grows_with_the_examples(original):
     """The penalty is that of one example."""
 
@@ -1340,7 +1338,7 @@ def the_penalty_grows_with_the_examples(original):
     return solve
 
 
-@fault("miniformer.training.tuning.wide_head:_Problem.solve")
+@fault("miniformer.training.tuning.wide_head.linear:LinearProblem.solve")
 def the_bias_is_not_fitted(original):
     """The bias stays where it starts."""
 
@@ -1350,14 +1348,14 @@ def the_bias_is_not_fitted(original):
     return solve
 
 
-@fault("miniformer.training.tuning.wide_head:resolve_wide_head")
+@fault("miniformer.training.tuning.wide_head.fit:_is_possible")
 def the_wide_head_reads_every_task(original):
     """Pretrained weights get a wide head, too."""
 
-    def resolve_wide_head(config, model_config, data):
+    def is_possible(config, model_config, data):
         return original(dataclasses.replace(config, init_from=None), model_config, data)
 
-    return resolve_wide_head
+    return is_possible
 
 
 @fault("miniformer.training.callbacks.wide_mix:WideMix.on_validation_start")

@@ -8,6 +8,7 @@ from typing import Any
 from miniformer import registry
 from miniformer.config.model_fields import ModelFields
 from miniformer.config.strict import FLOAT32_MAX, number_problems
+from miniformer.config.wide_features import wide_feature_problems
 
 POOLINGS = ("mean", "max", "first", "last")
 # type of rotary scaling -> setting -> default; None: required
@@ -52,7 +53,7 @@ _REQUIRED_SETTINGS = [
     (("rotary_pct", "rotary_base", "rotary_base_local", "rotary_scaling"), "position", "rotary"),
     (("relative_buckets", "relative_max_distance"), "position", "t5_relative"),
     (("head_bias", "logit_scale", "final_softcap"), "output_dim", None),
-    (("embedding_scale", "wide_size"), "input_dim", None),
+    (("embedding_scale",), "input_dim", None),
     (("head_activation",), "head", "masked_lm"),
 ]
 
@@ -64,6 +65,7 @@ def find_problems(config: ModelFields) -> list[str]:
         *_unused_setting_problems(config),
         *_rotary_scaling_problems(config),
         *_layer_problems(config),
+        *wide_feature_problems(config.wide_head, reads_vectors=config.input_dim is not None),
     ]
 
 
@@ -106,7 +108,7 @@ def _unused_setting_problems(config: ModelFields) -> list[str]:
         ("rotary_base_local", "sliding_window"),
         ("output_bias", "output_dim"),
         ("ordered_outputs", "output_dim"),
-        ("wide_size", "output_dim"),
+        ("wide_head", "output_dim"),
     )
     problems += [
         f"{name}={getattr(config, name)!r} needs {required}"

@@ -94,10 +94,9 @@ class ModelFields(StrictConfig):
         pooling: reduction of a sequence to one vector: mean, max, first or last of its real
             positions, or the mean of several of these, such as mean+max.
         n_decoder_layers: decoder layers of a Seq2SeqTransformer; null: n_layers.
-        wide_size: number of n-grams of a linear head in addition to the Transformer, whose outputs
-            are added in evaluation (see `miniformer.model.wide_head`); null: none.
-        wide_length: tokens of its longest n-gram.
-        wide_positions: a token together with its position is a feature, too.
+        wide_head: features of a linear head in addition to the Transformer, whose outputs are added
+            in evaluation: a list of groups such as {"type": "ngrams", "size": 5000, "length": 3};
+            see `miniformer.model.wide_head.head`; null: none.
     """
 
     vocab_size: int = option(10000, low=1)
@@ -154,9 +153,7 @@ class ModelFields(StrictConfig):
     ordered_outputs: bool = False
     pooling: str = "mean"
     n_decoder_layers: int | None = option(None, low=1)
-    wide_size: int | None = option(None, low=1)
-    wide_length: int = option(3, low=1)
-    wide_positions: bool = False
+    wide_head: list[dict[str, Any]] | None = None
 
     @property
     def head_width(self) -> int:

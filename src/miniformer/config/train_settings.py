@@ -119,10 +119,10 @@ class ModelSettings(StrictConfig):
             config, weights and tokenizer; null: random weights.
         pretrain: settings of a masked_lm run on the training texts that precedes this run, such as
             {"max_epochs": 40}; for classification and regression of texts; null: no pretraining.
-        wide_head: ngrams: a linear model of n-grams in addition to the Transformer, fitted before
-            training, whose outputs are added in evaluation (for texts in memory); none; auto:
-            ngrams for texts of up to 5M tokens with validation data, without init_from and
-            pretrain.
+        wide_head: on: a linear model of n-grams or of features of a series in addition to the
+            Transformer, fitted before training, whose outputs are added in evaluation (data in
+            memory); off; auto: on for data of up to 5M tokens or numbers with validation data,
+            without init_from and pretrain.
     """
 
     heading: ClassVar[str] = "model"
@@ -132,7 +132,7 @@ class ModelSettings(StrictConfig):
     model_size: str | None = option(None, choices=tuple(SIZE_PRESETS))
     init_from: str | None = option(None)
     pretrain: dict[str, Any] | None = option(None)
-    wide_head: str = option("auto", choices=("auto", "ngrams", "none"))
+    wide_head: str = option("auto", choices=("auto", "on", "off"))
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()

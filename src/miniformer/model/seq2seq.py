@@ -52,7 +52,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
                 "output_dim",
                 "token_types",
                 "parallel_residual",
-                "wide_size",
+                "wide_head",
             )
             if getattr(config, name)
         ]

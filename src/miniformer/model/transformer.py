@@ -8,7 +8,7 @@ Letters: B batch, T length, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
-from miniformer.model.wide_head import WideHead
+from miniformer.model.wide_head.head import WideHead
 
 
 class Transformer(PretrainedMixin, Stack):
@@ -54,7 +54,7 @@ class Transformer(PretrainedMixin, Stack):
             None if config.token_types is None else nn.Embedding(config.token_types, config.d_model)
         )
         self.head = Head(config)
-        self.wide_head = None if config.wide_size is None else WideHead(config)
+        self.wide_head = None if config.wide_head is None else WideHead(config)
         initialize(self)
 
     def forward(
@@ -149,12 +149,22 @@ class Transformer(PretrainedMixin, Stack):
     ) -> Tensor:
         """Applies the head to pooled vectors: [B, output_dim or vocab_size]; see `forward`.
 
-        In evaluation, a model with `wide_size` adds the outputs of its wide head.
+        In evaluation, a model with `wide_head` adds the outputs of its wide head.
         """
         outputs = self.logits(self.embed(inputs, attention_mask, token_types=token_types))
+        columns = {"inputs": inputs, "attention_mask": attention_mask, "token_types": token_types}
+        return self.add_wide_head(outputs, columns)
+
+    def add_wide_head(self, outputs: Tensor, inputs: Mapping[str, Tensor | None]) -> Tensor:
+        """Adds the outputs of the wide head, if there is one, in evaluation: [B, ..., output_dim].
+
+        Args:
+            outputs: of the head, [B, ..., output_dim].
+            inputs: tensors of the batch by name; see `WideHead`.
+        """
         if self.wide_head is None or self.training:
             return outputs
-        mixed: Tensor = self.wide_head(outputs, inputs, attention_mask, token_types)
+        mixed: Tensor = self.wide_head(outputs, inputs)
         return mixed
 
     def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:

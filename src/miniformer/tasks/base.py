@@ -49,7 +49,7 @@ class Task(StrictConfig):
     maximize: ClassVar[frozenset[str]] = frozenset()  # metrics where higher is better
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first
     per_token_loss: ClassVar[bool] = False  # of texts: batch sizes are in tokens, not examples
-    supports_wide_head: ClassVar[bool] = False  # its outputs are those of `model.classify`
+    supports_wide_head: ClassVar[bool] = False  # it has `wide_inputs` and `wide_labels`
     # `token_arrays`: arrays of an example with an entry for each token that is read or predicted.
     # `token_tensors`: the tensors [B, T, ...] of a batch with such entries, each with its mask: the
     # name of a tensor [B, T] that is 0 at padding ("labels": -100). Lengths, tokens/s and the
@@ -227,6 +227,17 @@ class Task(StrictConfig):
                 `miniformer.tasks.common.resampling`, which has most formulas.
         """
         return {"loss": weighted_mean(counts, results.losses, results.weights)}
+
+    def wide_inputs(self, model: Any, batch: Batch) -> dict[str, Tensor | None]:
+        """Tensors of a batch that the features of a wide head read."""
+        raise NotImplementedError
+
+    def wide_labels(self, batch: Batch) -> Batch:
+        """A batch without inputs, for `loss` and `eval_step` of outputs that are known.
+
+        Its tensors have a row for each row of the features, so that batches can be concatenated.
+        """
+        raise NotImplementedError
 
     def fit_to_validation(self, batch_stats: Sequence[BatchStats]) -> Self:
         """Returns the task with values fitted to a validation, such as decision thresholds.

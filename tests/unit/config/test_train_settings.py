@@ -206,7 +206,7 @@ VALUES = {
     "columns": ("title,input,label,text,topic", TEXTS),
     "delimiter": (";", {"train_path": "d.csv", "val_share": 0.0}),
     "quoting": ("none", LABELS), "encoding": ("latin-1", LABELS),
-    "wide_head": ("none", {**LABELS, "val_share": None, "val_path": "t.csv"}),
+    "wide_head": ("off", {**LABELS, "val_share": None, "val_path": "t.csv"}),
     "early_stopping_patience": (1, {**VAL, "val_check_interval": 1, "lr": 0.0}),
 }  # fmt: skip
 ELSEWHERE = {

@@ -18,6 +18,7 @@ from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.standardize import standardize
 
 _NON_MODEL_KEYS = ("inputs", "cut", "record")  # of an example
+NON_LABEL_KEYS = ("inputs", "attention_mask", "token_types", "about")  # of a batch
 
 
 def ids_to_array(ids: Sequence[int], tokenizer: Tokenizer) -> np.ndarray:

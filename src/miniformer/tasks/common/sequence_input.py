@@ -27,6 +27,7 @@ from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.base import Task
 from miniformer.tasks.common.input_encoding import (
+    NON_LABEL_KEYS,
     check_inputs,
     check_max_seq_len,
     collate_inputs,
@@ -251,6 +252,14 @@ class InputTask(Task):
         """The model's outputs, [B, outputs]."""
         out: Tensor = model.classify(**model_inputs(model, batch))
         return out
+
+    def wide_inputs(self, model: Any, batch: Batch) -> dict[str, Tensor | None]:
+        return model_inputs(model, batch)
+
+    def wide_labels(self, batch: Batch) -> Batch:
+        """The labels of a batch, and the first token or vector of its inputs."""
+        labels = {name: value for name, value in batch.items() if name not in NON_LABEL_KEYS}
+        return {**labels, "inputs": batch["inputs"][:, :1]}
 
     def is_single_input(self, value: Any) -> bool:
         """True for a text; of a model for pairs, two texts; of one for vectors, a list of them."""

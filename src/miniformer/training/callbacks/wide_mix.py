@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from miniformer.data.batching.length_bucketing import Batch
-from miniformer.model.wide_head import WideHead
+from miniformer.model.wide_head.head import WideHead
 from miniformer.training.distributed.strategies import all_gather_stats
 from miniformer.training.lit_module import is_duplicate_batch
-from miniformer.training.tuning.wide_head import FixedOutputs, concat_labels, labels_of
+from miniformer.training.tuning.wide_head.data import FixedOutputs, concat_labels
 
 _MAX_ITERATIONS = 50
 _PRIOR_EXAMPLES = 4.0  # weight of the previous weights, in validation examples
@@ -39,7 +39,8 @@ class WideMix(L.Callback):
         recorded = module.model.wide_head.recorded
         if not is_duplicate_batch(batch):
             deep, wide = (torch.cat(values) for values in zip(*recorded, strict=True))
-            self._batches.append({"deep": deep, "wide": wide, **labels_of(batch)})
+            labels = module.task.wide_labels(batch)
+            self._batches.append({"deep": deep, "wide": wide, **labels})
         recorded.clear()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Any) -> None:

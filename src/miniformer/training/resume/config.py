@@ -69,7 +69,7 @@ def saved_config(run_dir: Path) -> TrainConfig:
     path = run_dir / CONFIG_FILE
     saved = TrainConfig.from_file(path)
     if "wide_head" not in json.loads(path.read_text(encoding="utf-8")):
-        changes: dict[str, Any] = {"wide_head": "none"}
+        changes: dict[str, Any] = {"wide_head": "off"}
         if saved.val_path is not None:
             metric = registry.get("task", saved.task).metrics[0]
             changes["checkpoint_metric"] = saved.checkpoint_metric or metric

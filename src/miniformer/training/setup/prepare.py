@@ -44,7 +44,6 @@ from miniformer.training.tuning.validation_defaults import (
     resolve_checkpoint_metric,
     resolve_validation,
 )
-from miniformer.training.tuning.wide_head import fit_wide_head, resolve_wide_head
 
 
 @dataclasses.dataclass
@@ -170,12 +169,6 @@ def prepare(
         fields |= SIZE_PRESETS[model_size.value]
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
     settings.apply([], model_config=fields)
-    wide_head = None
-    if task.supports_wide_head or config.wide_head == "ngrams":
-        wide_head = resolve_wide_head(settings.config, model_config, data)
-    if wide_head is not None:
-        settings.resolved.append(wide_head[0])
-        model_config = dataclasses.replace(model_config, **wide_head[1])
     epochs = count_epochs(settings.config, data)
     num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved
@@ -188,14 +181,23 @@ def prepare(
         lines += task.tokenizer_warnings(tokenizer, sample)
     for line in lines:
         console.print(line)
-    model = MODEL_CLASSES[settings.kind](model_config)
+    wide_head = None
+    if checkpoint is None and (task.supports_wide_head or config.wide_head == "on"):
+        from miniformer.training.tuning.wide_head.fit import fit_wide_head
+
+        wide_head = fit_wide_head(settings.config, model_config, data, console)
+    if wide_head is not None:
+        # A resumed run has the same features.
+        settings.apply([wide_head.setting], model_config={**fields, "wide_head": wide_head.groups})
+        model_config = dataclasses.replace(model_config, wide_head=wide_head.groups)
+    model: Any = MODEL_CLASSES[settings.kind](model_config)
     pretrained_path = None if config.init_from is None else Path(config.init_from)
     if pretrained_path is not None and resume_dir is None:
         new = load_pretrained_weights(model, pretrained_path, settings.kind)
         suffix = f"; newly initialized: {', '.join(new)}" if new else ""
         console.print(f"weights: from {pretrained_path}{suffix}")
-    if model_config.wide_size is not None and checkpoint is None:
-        fit_wide_head(model, task, data, console)
+    if wide_head is not None:
+        model.wide_head.load_state_dict(wide_head.state)
     num_params = model_config.num_params(seq2seq=settings.kind == "seq2seq")
     console.print(f"model: {num_params:,} parameters")
     return RunSetup(

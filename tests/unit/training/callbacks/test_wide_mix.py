@@ -20,7 +20,12 @@ WORDS = ["sun", "rain", "snow", "hail", "fog", "wind", "calm", "storm"]
 
 def a_module(mix):
     config = TransformerConfig(
-        vocab_size=9, d_model=8, n_heads=2, n_layers=1, output_dim=3, wide_size=4
+        vocab_size=9,
+        d_model=8,
+        n_heads=2,
+        n_layers=1,
+        output_dim=3,
+        wide_head=[{"type": "ngrams", "size": 4}],
     )
     model = Transformer(config)
     model.wide_head.mix.copy_(torch.tensor(mix))

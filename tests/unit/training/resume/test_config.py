@@ -33,7 +33,7 @@ LATER = ("wide_head", "val_share", "folds", "fold")
 def test_config_of_an_earlier_version_keeps_its_defaults(tmp_path):
     folder = stored(tmp_path, LATER, task="classification")
     config = resume_config(folder, {})
-    assert (config.wide_head, config.val_share, config.checkpoint_metric) == ("none", 0.0, None)
+    assert (config.wide_head, config.val_share, config.checkpoint_metric) == ("off", 0.0, None)
     folder = stored(tmp_path, LATER, task="classification", val_path="b.jsonl")
     config = resume_config(folder, {})
     assert (config.checkpoint_metric, config.early_stopping_patience) == ("accuracy", 0)

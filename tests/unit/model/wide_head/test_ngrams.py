@@ -12,7 +12,7 @@ from miniformer import Seq2SeqTransformer, Transformer, TransformerConfig, UserE
 from miniformer.checkpoint.pipeline import Pipeline
 from miniformer.config import ConfigError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
-from miniformer.model.wide_head import UNKNOWN, ngram_keys
+from miniformer.model.wide_head.ngrams import UNKNOWN, ngram_keys
 from miniformer.tasks.classification import Classification
 
 FIELDS = {"vocab_size": 7, "d_model": 8, "n_heads": 2, "n_layers": 1, "output_dim": 3,
@@ -43,7 +43,8 @@ def test_keys_are_equal_exactly_for_equal_ngrams(rows, length, positions, left):
         columns = slice(width - len(pairs), None) if left else slice(len(pairs))
         ids[row, columns], types[row, columns] = torch.tensor(pairs).T
         mask[row, columns] = True
-    keys = ngram_keys(ids, mask, types, length=length, positions=positions)
+    inputs = {"inputs": ids, "attention_mask": mask, "token_types": types}
+    keys = ngram_keys(inputs, length=length, positions=positions)
     key_of = {}
     for row, pairs in enumerate(rows):
         expected = plain_ngrams(*zip(*pairs, strict=True), length, positions)
@@ -62,16 +63,17 @@ def filled(**fields):
     )
     keys = {}
     for ids in texts:
-        hashes = ngram_keys(torch.tensor([ids]), None, None, length=2, positions=False)[0]
+        hashes = ngram_keys({"inputs": torch.tensor([ids])}, length=2, positions=False)[0]
         hashes = [int(key) for key in hashes if key != UNKNOWN]
         keys |= dict(zip(plain_ngrams(ids, [0] * len(ids), 2, False), hashes, strict=True))
     torch.manual_seed(0)
-    config = TransformerConfig(**FIELDS, wide_size=len(ngrams), wide_length=2, **fields)
+    group = {"type": "ngrams", "size": len(ngrams), "length": 2}
+    config = TransformerConfig(**FIELDS, wide_head=[group], **fields)
     model = Transformer(config).eval()
     order = sorted(range(len(ngrams)), key=lambda index: keys[ngrams[index]])
     head = model.wide_head
-    head.keys.copy_(torch.tensor([keys[ngrams[index]] for index in order]))
-    head.idf.copy_(torch.rand(len(ngrams)) + 0.5)
+    head.groups[0].keys.copy_(torch.tensor([keys[ngrams[index]] for index in order]))
+    head.groups[0].idf.copy_(torch.rand(len(ngrams)) + 0.5)
     head.weight.copy_(torch.randn(len(ngrams), 3))
     head.bias.copy_(torch.randn(3))
     head.mix.copy_(torch.tensor([0.25, 0.75]))
@@ -86,18 +88,20 @@ def test_head_is_linear_in_the_normalized_frequencies():
     values = {}
     for ngram in plain_ngrams(ids, [0] * 6, 2, False):
         if ngram in ngrams:
-            values.setdefault(ngrams.index(ngram), []).append(float(head.idf[ngrams.index(ngram)]))
+            values.setdefault(ngrams.index(ngram), []).append(
+                float(head.groups[0].idf[ngrams.index(ngram)])
+            )
     norm = math.sqrt(sum(value**2 for list_ in values.values() for value in list_))
     expected = head.bias.numpy().astype(float)
     for index, list_ in values.items():
         expected = expected + sum(list_) / norm * head.weight[index].numpy()
-    np.testing.assert_allclose(head.linear(torch.tensor([ids]), None, None)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(head.linear({"inputs": torch.tensor([ids])})[0], expected, atol=1e-5)
 
 
 def test_text_without_known_ngrams_gives_the_bias():
     model, _ = filled()
     head = model.wide_head
-    assert torch.equal(head.linear(torch.tensor([[6, 6]]), None, None)[0], head.bias)
+    assert torch.equal(head.linear({"inputs": torch.tensor([[6, 6]])})[0], head.bias)
 
 
 @pytest.mark.catches("the_wide_head_is_added_in_training")
@@ -106,7 +110,7 @@ def test_outputs_are_the_weighted_sum_in_evaluation_only():
     ids = torch.tensor([[1, 2, 3, 0], [4, 2, 0, 0]])
     mask = torch.tensor([[True, True, True, False], [True, True, False, False]])
     deep = model.logits(model.embed(ids, mask))
-    wide = model.wide_head.linear(ids, mask, None)
+    wide = model.wide_head.linear({"inputs": ids, "attention_mask": mask})
     torch.testing.assert_close(model.classify(ids, mask), 0.25 * deep + 0.75 * wide)
     torch.testing.assert_close(model.train().classify(ids, mask), deep)
 
@@ -123,21 +127,31 @@ def test_head_has_no_parameters():
     assert len(list(with_head.parameters())) == len(list(without.parameters()))
 
 
+GROUP = {"type": "ngrams", "size": 5}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"output_dim": None}, "wide_size=5 needs output_dim"),
-        ({"input_dim": 4}, "wide_size=5 has no effect with input_dim=4; leave it out"),
+        ({"output_dim": None}, r"wide_head=\[.*\] needs output_dim"),
+        ({"input_dim": 4}, "wide_head: ngrams has no effect on vectors; leave it out"),
+        ({"wide_head": []}, "wide_head must have a group of features, or be null"),
+        ({"wide_head": [{"size": 5}]}, "wide_head must have types of ngrams, .*, not None"),
+        ({"wide_head": [{"type": "ngrams"}]}, "wide_head: ngrams needs size"),
+        ({"wide_head": [{**GROUP, "width": 5}]}, "wide_head: unknown 'width'; ngrams has size, "),
+        ({"wide_head": [{**GROUP, "length": 0}]}, "length must be an integer of at least 1, not 0"),
+        ({"wide_head": [{**GROUP, "positions": 1}]}, "positions must be true or false, not 1"),
     ],
 )
 def test_config_refuses_a_head_without_use(fields, message):
     with pytest.raises(ConfigError, match=message):
-        TransformerConfig(**{**FIELDS, "wide_size": 5, **fields})
+        TransformerConfig(**{**FIELDS, "wide_head": [GROUP], **fields})
 
 
 def test_seq2seq_refuses_a_head():
-    with pytest.raises(ConfigError, match="wide_size is for a Transformer"):
-        Seq2SeqTransformer(TransformerConfig(**FIELDS, wide_size=5))
+    with pytest.raises(ConfigError, match="wide_head is for a Transformer"):
+        Seq2SeqTransformer(TransformerConfig(vocab_size=7, d_model=8, n_heads=2, output_dim=3,
+                                             wide_head=[GROUP]))  # fmt: skip
 
 
 def test_export_names_the_head_as_the_problem(tmp_path):
@@ -148,5 +162,5 @@ def test_export_names_the_head_as_the_problem(tmp_path):
     task = Classification(classes=[0, 1, 2], input_kind="text")
     Pipeline(model, tokenizer, task).save(tmp_path / "model")
     for source in (model, tmp_path / "model"):
-        with pytest.raises(UserError, match=r"does not support .*wide_size"):
+        with pytest.raises(UserError, match=r"does not support .*wide_head"):
             to_hf(source, tmp_path / "out")

@@ -1,0 +1,107 @@
+"""Features of token n-grams (Wang & Manning 2012).
+
+An n-gram is the sequence of up to `length` token ids, with their token types, that ends at a
+position; with `positions` a token together with its position is a feature, too. An example is the
+vector of the inverse document frequencies of its known n-grams, each occurrence counted, divided by
+its norm.
+
+Letters: B batch, T length, L n-grams of an example, K known n-grams.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
+
+_MULTIPLIER = -7046029254386353131  # 2**64 / golden ratio, odd
+_MASK = 2**31 - 1  # clears the sign that a shift to the right extends
+UNKNOWN = -1
+
+
+class NgramFeatures(nn.Module):
+    """Known n-grams of each example with their inverse document frequencies.
+
+    Args:
+        size: number of known n-grams.
+        length: tokens of the longest n-gram.
+        positions: a token together with its position is a feature, too.
+
+    Attributes:
+        keys: hashes of the known n-grams, ascending, int64 [K].
+        idf: their inverse document frequencies, [K].
+    """
+
+    keys: Tensor
+    idf: Tensor
+
+    def __init__(self, size: int, length: int, positions: bool) -> None:
+        super().__init__()
+        self.size, self.length, self.positions = size, length, positions
+        self.register_buffer("keys", torch.arange(size))
+        self.register_buffer("idf", torch.zeros(size))
+
+    def forward(self, inputs: Inputs) -> SparseFeatures:
+        """Known n-grams of each example and their values: int [B, L], float [B, L].
+
+        An unknown n-gram has the value 0. The squares of a row's values add up to 1, or to 0.
+
+        Args:
+            inputs: `inputs`, token ids, int [B, T]; `attention_mask`, bool [B, T], True = a real
+                position, or None: all are; `token_types`, int [B, T], or None: all are 0.
+        """
+        keys = ngram_keys(inputs, length=self.length, positions=self.positions)
+        index = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
+        known = (self.keys[index] == keys) & (keys != UNKNOWN)
+        values = self.idf[index].float() * known
+        norm = values.square().sum(-1, keepdim=True).sqrt()
+        return SparseFeatures(index, values / norm.clamp_min(1e-12))
+
+
+def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:
+    """Hashes of the n-grams that end at each position: int64 [B, L].
+
+    -1: padding, or fewer tokens before the position than the n-gram has.
+
+    Args:
+        inputs: see `NgramFeatures.forward`.
+        length: tokens of the longest n-gram.
+        positions: adds each token together with its position.
+    """
+    ids, real, token_types = (
+        inputs.get(name) for name in ("inputs", "attention_mask", "token_types")
+    )
+    assert ids is not None
+    real = torch.ones_like(ids, dtype=torch.bool) if real is None else real
+    tokens = ids.long() + 1
+    if token_types is not None:
+        tokens = _scramble(tokens) + token_types.long()
+    tokens = _scramble(tokens)
+    column = torch.arange(ids.shape[1], device=ids.device)
+    ngram, is_complete, result = torch.zeros_like(tokens), real, []
+    for n in range(length):
+        # The hash of the n tokens that end one position earlier, continued by this token.
+        previous = torch.nn.functional.pad(ngram, (1, 0))[:, : ngram.shape[1]]
+        ngram = _scramble(previous + tokens + n)
+        if n:
+            before = torch.nn.functional.pad(is_complete, (1, 0))[:, : ngram.shape[1]]
+            is_complete = before & real
+        result.append(_positive(ngram).masked_fill(~is_complete, UNKNOWN))
+    if positions:
+        start = real.int().argmax(-1, keepdim=True)  # padding may be on the left
+        placed = _scramble(_scramble(column - start + 1) + tokens + length)
+        result.append(_positive(placed).masked_fill(~real, UNKNOWN))
+    return torch.cat(result, dim=-1)
+
+
+def _scramble(values: Tensor) -> Tensor:
+    """Permutation of int64 values that spreads close values far apart."""
+    values = values * _MULTIPLIER  # wraps around
+    values = values ^ ((values >> 32) & _MASK)
+    return values * _MULTIPLIER
+
+
+def _positive(values: Tensor) -> Tensor:
+    """Values without their sign, int64 of 63 bits."""
+    return values & torch.iinfo(torch.int64).max

@@ -1,0 +1,67 @@
+"""Training data of the features of a wide head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.config import TransformerConfig
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.model.wide_head.sparse import Inputs
+
+
+class FixedOutputs:
+    """Stands for a model in `Task.loss` and `Task.eval_step`: its outputs are `value`.
+
+    Args:
+        config: of the model.
+    """
+
+    training = False
+
+    def __init__(self, config: TransformerConfig) -> None:
+        self.config = config
+        self.value = torch.zeros(0)
+
+    def classify(self, **inputs: Any) -> Tensor:
+        """The outputs, whatever the inputs are."""
+        return self.value
+
+
+class WideData:
+    """Training examples in a fixed order: inputs of features, and labels.
+
+    Args:
+        config: of the model.
+        data: the datamodule, set up; its training examples are in memory.
+
+    Attributes:
+        task: the task.
+        lengths: tokens or vectors of each example, int64 [n].
+    """
+
+    def __init__(self, config: TransformerConfig, data: MiniFormerDataModule) -> None:
+        self.task, self._data = data.task, data
+        self._model = FixedOutputs(config)
+        store = data.in_memory_examples("train")
+        assert store is not None
+        self.lengths = store.lengths("inputs")
+
+    def inputs(self) -> Iterator[Inputs]:
+        """The inputs of each batch; see `Task.wide_inputs`."""
+        for batch in self._data.ordered_batches("train"):
+            yield self.task.wide_inputs(self._model, batch)
+
+    def labels(self) -> Batch:
+        """The labels of all examples; see `Task.wide_labels`."""
+        batches = self._data.ordered_batches("train")
+        return concat_labels([self.task.wide_labels(batch) for batch in batches])
+
+
+def concat_labels(batches: list[Batch]) -> Batch:
+    """One batch of several of `Task.wide_labels`."""
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,0 +1,203 @@
+"""Wide head of a run: its features by held-out loss, and the fit to the training data.
+
+Each group of features is proposed by the kind of inputs. The group with the lowest held-out loss of
+a linear model is the first; another is added while it lowers that loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from miniformer.config import TransformerConfig, UserError
+from miniformer.config.resolved import ResolvedSetting
+from miniformer.config.train_settings import ModelSettings
+from miniformer.data.batching.length_bucketing import Batch
+from miniformer.data.datamodule import MiniFormerDataModule
+from miniformer.model.wide_head.head import WideHead
+from miniformer.training.tuning.wide_head.data import WideData
+from miniformer.training.tuning.wide_head.linear import (
+    STRENGTHS,
+    LinearProblem,
+    Selection,
+    select_strength,
+)
+from miniformer.training.tuning.wide_head.matrix import FeatureMatrix, compute_block
+from miniformer.training.tuning.wide_head.ngrams import fit_ngrams, propose_ngrams
+
+_MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
+_MIN_GAIN = 0.005  # share of the held-out loss by which another group must lower it
+
+Group = dict[str, Any]
+# For each type of features the function that fits them; None: the data has no such features.
+_FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {"ngrams": fit_ngrams}
+
+
+@dataclasses.dataclass
+class FittedGroup:
+    """A group of features, fitted to the training data.
+
+    Args:
+        settings: item of the config's `wide_head`.
+        module: the features.
+        block: those of the training examples, [n, K].
+    """
+
+    settings: Group
+    module: Any
+    block: Tensor
+
+
+@dataclasses.dataclass
+class FittedHead:
+    """A wide head, fitted to the training data.
+
+    Args:
+        setting: of the settings of the run.
+        groups: `wide_head` of the model config.
+        state: values of the head's buffers by name.
+    """
+
+    setting: ResolvedSetting
+    groups: list[Group]
+    state: dict[str, Tensor]
+
+
+def fit_wide_head(
+    config: ModelSettings,
+    model_config: TransformerConfig,
+    data: MiniFormerDataModule,
+    console: Console,
+) -> FittedHead | None:
+    """Fits a wide head to the training data, and prints its held-out metrics; None: no head.
+
+    Args:
+        config: settings of the run.
+        model_config: the model's config so far; if it has groups of features, these are fitted.
+        data: the datamodule, set up.
+        console: output.
+
+    Raises:
+        UserError: a wide head is requested where there can be none.
+    """
+    if not _is_possible(config, model_config, data):
+        return None
+    started = time.perf_counter()
+    wide_data = WideData(model_config, data)
+    labels = wide_data.labels()
+    proposals = model_config.wide_head or propose(model_config, wide_data)
+    groups = [
+        group
+        for settings in proposals
+        if (group := _fit_group(settings, model_config, wide_data)) is not None
+    ]
+    if not groups:
+        return None
+    if model_config.wide_head is None:
+        groups, selection = select_groups(groups, model_config, wide_data.task, labels)
+    else:
+        selection = _select(groups, model_config, wide_data.task, labels)
+    strength = STRENGTHS[1] if selection is None else selection.strength
+    features = FeatureMatrix([group.block for group in groups])
+    problem = LinearProblem(model_config, wide_data.task, features, labels)
+    weight, bias = problem.solve(strength, problem.zeros())
+    settings = [group.settings for group in groups]
+    head = WideHead(dataclasses.replace(model_config, wide_head=settings))
+    for module, group in zip(head.groups, groups, strict=True):
+        module.load_state_dict(group.module.state_dict())
+    head.weight.copy_(weight)
+    head.bias.copy_(bias)
+    # Until the first validation has shown what the Transformer adds.
+    head.mix.copy_(torch.tensor([0.0, 1.0]))
+    head.next_mix.copy_(head.mix)
+    seconds, evidence = time.perf_counter() - started, ""
+    if selection is not None:
+        values = ", ".join(f"{name} {value:.4g}" for name, value in selection.metrics.items())
+        evidence = f"; on a fifth of the training data, held out: {values}"
+    summary = " + ".join(f"{len(part):,} {name}" for name, part in _columns(groups).items())
+    console.print(f"wide head: {summary}, fitted in {seconds:.0f} s{evidence}")
+    return FittedHead(ResolvedSetting("wide_head", "on", summary), settings, head.state_dict())
+
+
+def propose(config: TransformerConfig, data: WideData) -> list[Group]:
+    """Groups of features for the inputs of the data, before their fit."""
+    return propose_ngrams(config, data)
+
+
+def _columns(groups: list[FittedGroup]) -> dict[str, range]:
+    """Columns of each type of features, counted from 0."""
+    sizes: dict[str, int] = {}
+    for group in groups:
+        name = group.settings["type"]
+        sizes[name] = sizes.get(name, 0) + group.block.shape[1]
+    return {name: range(size) for name, size in sizes.items()}
+
+
+def _is_possible(
+    config: ModelSettings, model_config: TransformerConfig, data: MiniFormerDataModule
+) -> bool:
+    """True if the run has a wide head; see `fit_wide_head`."""
+    if config.wide_head == "off":
+        return False
+    tokens = data.num_tokens("train")
+    if not (data.task.supports_wide_head and tokens and data.val_path is not None):
+        if config.wide_head == "auto":
+            return False
+        raise UserError(
+            "wide_head=on needs training data in memory, validation data, and a task with one "
+            "output for each input, such as classification; leave it out"
+        )
+    if config.wide_head == "on" or model_config.wide_head is not None:
+        return True
+    return tokens <= _MAX_TOKENS and config.init_from is None and config.pretrain is None
+
+
+def _fit_group(settings: Group, config: TransformerConfig, data: WideData) -> FittedGroup | None:
+    module = _FITS[settings["type"]](settings, config, data)
+    if module is None:
+        return None
+    with torch.inference_mode():
+        block = compute_block(module, data.inputs())
+    return FittedGroup({**settings, "size": module.size}, module, block)
+
+
+def select_groups(
+    groups: list[FittedGroup], config: TransformerConfig, task: Any, labels: Batch
+) -> tuple[list[FittedGroup], Selection | None]:
+    """The groups whose linear model has the lowest held-out loss, found one after the other.
+
+    Args:
+        groups: candidates.
+        config: of the model.
+        task: has the loss.
+        labels: of the training examples.
+
+    Returns:
+        The groups, and the strength of their fit; all groups and None for too few examples.
+    """
+    result: list[FittedGroup] = []
+    best: Selection | None = None
+    remaining = list(groups)
+    while remaining:
+        trials = [_select([*result, group], config, task, labels) for group in remaining]
+        if trials[0] is None:
+            return groups, None
+        losses = [trial.loss for trial in trials if trial is not None]
+        index = losses.index(min(losses))
+        if best is not None and not losses[index] < best.loss * (1 - _MIN_GAIN):
+            break
+        best = trials[index]
+        result.append(remaining.pop(index))
+    return result, best
+
+
+def _select(
+    groups: list[FittedGroup], config: TransformerConfig, task: Any, labels: Batch
+) -> Selection | None:
+    return select_strength(config, task, FeatureMatrix([group.block for group in groups]), labels)

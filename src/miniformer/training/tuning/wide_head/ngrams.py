@@ -1,0 +1,72 @@
+"""Fit of n-gram features: the n-grams that several training texts have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniformer.config import TransformerConfig
+from miniformer.model.wide_head.head import make_features
+from miniformer.model.wide_head.ngrams import UNKNOWN, NgramFeatures, ngram_keys
+from miniformer.training.tuning.wide_head.data import WideData
+
+_MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
+_MAX_VALUES = 20_000_000  # of the weight: 80 MB
+_UNUSED_KEY = torch.iinfo(torch.int64).max  # of a head with room for more n-grams
+
+
+def propose_ngrams(config: TransformerConfig, data: WideData) -> list[dict[str, Any]]:
+    """Groups of n-gram features for the data, without sizes.
+
+    N-grams have up to 3 tokens, or 5 characters or bytes. Positions are features if all training
+    texts have the same number of tokens.
+    """
+    length = 5 if config.vocab_size <= _MAX_ALPHABET_SIZE else 3
+    positions = len(data.lengths) > 1 and bool((data.lengths == data.lengths[0]).all())
+    return [{"type": "ngrams", "length": length, "positions": positions}]
+
+
+def fit_ngrams(
+    group: dict[str, Any], config: TransformerConfig, data: WideData
+) -> NgramFeatures | None:
+    """Features of the most frequent n-grams of a group; None: no n-gram is in several texts.
+
+    Args:
+        group: with `size`, or without: as many as there are, up to a limit.
+        config: of the model.
+        data: the training data.
+    """
+    positions = group.get("positions", False)
+    keys, counts = count_ngrams(data, length=group["length"], positions=positions)
+    size = group.get("size") or min(len(keys), _MAX_VALUES // (config.output_dim or 1))
+    if not size:
+        return None
+    features: NgramFeatures = make_features({**group, "size": size})
+    selected = counts.argsort(descending=True, stable=True)[:size].sort().values
+    padding = size - len(selected)
+    idf = ((1 + len(data.lengths)) / (1 + counts[selected])).log() + 1
+    features.keys.copy_(torch.nn.functional.pad(keys[selected], (0, padding), value=_UNUSED_KEY))
+    features.idf.copy_(torch.nn.functional.pad(idf, (0, padding)))
+    return features
+
+
+def count_ngrams(data: WideData, *, length: int, positions: bool) -> tuple[Tensor, Tensor]:
+    """Hashes of n-grams that several training examples have, ascending, and their document counts.
+
+    Args:
+        data: the training data.
+        length, positions: see `ngram_keys`.
+
+    Returns:
+        int64 [K] and [K].
+    """
+    hashes = []
+    for inputs in data.inputs():
+        keys = ngram_keys(inputs, length=length, positions=positions).sort(-1).values
+        is_first = keys != UNKNOWN
+        is_first[:, 1:] &= keys[:, 1:] != keys[:, :-1]
+        hashes.append(keys[is_first])
+    keys, counts = torch.unique(torch.cat(hashes), return_counts=True)
+    return keys[counts > 1], counts[counts > 1]
