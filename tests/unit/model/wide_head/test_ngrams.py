@@ -136,7 +136,7 @@ GROUP = {"type": "ngrams", "size": 5}
         ({"output_dim": None}, r"wide_head=\[.*\] needs output_dim"),
         ({"input_dim": 4}, "wide_head: ngrams has no effect on vectors; leave it out"),
         ({"wide_head": []}, "wide_head must have a group of features, or be null"),
-        ({"wide_head": [{"size": 5}]}, "wide_head must have types of ngrams, .*, not None"),
+        ({"wide_head": [{"size": 5}]}, "wide_head must have types of ngrams.*, not None"),
         ({"wide_head": [{"type": "ngrams"}]}, "wide_head: ngrams needs size"),
         ({"wide_head": [{**GROUP, "width": 5}]}, "wide_head: unknown 'width'; ngrams has size, "),
         ({"wide_head": [{**GROUP, "length": 0}]}, "length must be an integer of at least 1, not 0"),
