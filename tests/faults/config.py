@@ -270,3 +270,9 @@ def meaning_of_a_field_is_lost(original):
 def unknown_key_of_pretrain_is_found_late(original):
     """Keys of `pretrain` are checked after the data is read."""
     return lambda self: [x for x in original(self) if not x.startswith("pretrain: unknown")]
+
+
+@fault("miniformer.config.wide_features:wide_feature_problems")
+def wide_head_settings_are_not_checked(original):
+    """Any list of objects is a wide head."""
+    return lambda groups, *, reads_vectors: []

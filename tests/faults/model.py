@@ -994,3 +994,67 @@ def the_wide_head_is_added_in_training(original):
             self.training = training
 
     return classify
+
+
+@fault("miniformer.model.wide_head.series:masked_vectors")
+def padding_is_a_number(original):
+    """Vectors of padding count as those of the series."""
+
+    def masked_vectors(inputs):
+        return original({**inputs, "attention_mask": None})
+
+    return masked_vectors
+
+
+@fault("miniformer.model.wide_head.series:DenseFeatures.standardize")
+def constant_features_are_scaled_up(original):
+    """A feature that is constant in the training data is divided by almost nothing."""
+
+    def standardize(self, values):
+        original(self, values)
+        self.scales.masked_fill_(self.scales == 0, 1e6)
+        self.means.add_(1e-3)
+
+    return standardize
+
+
+@fault("miniformer.model.wide_head.kernels:KernelFeatures.convolve")
+def dilations_are_ignored(original):
+    """All kernels have the dilation 1."""
+    return lambda self, inputs, level: original(self, inputs, 0)
+
+
+@fault("miniformer.model.wide_head.fourier:FourierFeatures.forward")
+def fourier_features_have_no_phases(original):
+    """Cosines without phases add the kernel of the sum of two examples."""
+
+    def forward(self, inputs):
+        self.phases.zero_()
+        return original(self, inputs)
+
+    return forward
+
+
+@fault("miniformer.model.wide_head.head:WideHead.linear")
+def groups_share_their_first_weights(original):
+    """Every group has the weights from the first row on."""
+
+    def linear(self, inputs):
+        outputs = self.bias
+        for group in self.groups:
+            outputs = outputs + group(inputs) @ self.weight[: group.size]
+        return outputs
+
+    return linear
+
+
+@fault("miniformer.model.wide_head.sparse:linear_outputs")
+def sparse_features_have_the_value_one(original):
+    """The values of sparse features are not used."""
+
+    def linear_outputs(features, weight):
+        if isinstance(features, tuple):
+            features = features._replace(values=(features.values != 0).float())
+        return original(features, weight)
+
+    return linear_outputs

@@ -1358,6 +1358,62 @@ def the_wide_head_reads_every_task(original):
     return is_possible
 
 
+@fault("miniformer.training.tuning.wide_head.fit:_best_variants")
+def the_first_group_is_taken(original):
+    """The group with the highest held-out loss is the first."""
+    return lambda groups: original(groups[::-1])
+
+
+@fault("miniformer.training.tuning.wide_head.matrix:FeatureMatrix.select")
+def matrices_select_the_first_rows(original):
+    """The features of other examples are selected."""
+
+    def select(self, rows):
+        import torch
+
+        return original(self, torch.arange(len(rows)))
+
+    return select
+
+
+@fault("miniformer.training.tuning.wide_head.data:WideData.labels")
+def labels_are_in_another_order(original):
+    """Labels are in the order of the records, not of the batches."""
+
+    def labels(self):
+        return {name: value.flip(0) for name, value in original(self).items()}
+
+    return labels
+
+
+@fault("miniformer.training.tuning.wide_head.series:propose_series")
+def short_series_have_kernels(original):
+    """Series that are shorter than a kernel have features of kernels."""
+
+    def propose_series(config, data):
+        kernels = {"type": "kernels", "size": 84, "width": config.input_dim, "dilations": 1}
+        groups = original(config, data)
+        return groups if groups[-1]["type"] == "kernels" else [*groups, kernels]
+
+    return propose_series
+
+
+@fault("miniformer.training.tuning.wide_head.fourier:fit_fourier")
+def directions_ignore_the_variance(original):
+    """The width of the kernel is not that of the data."""
+
+    def fit_fourier(group, inner, block):
+        return original(group, inner, block * 1e3)
+
+    return fit_fourier
+
+
+@fault("miniformer.training.tuning.wide_head.linear:LinearProblem._bias")
+def thresholds_of_the_wide_head_may_ascend(original):
+    """Biases of ordered outputs are free."""
+    return lambda self, free: free * 1.0
+
+
 @fault("miniformer.training.callbacks.wide_mix:WideMix.on_validation_start")
 def weights_of_the_wide_head_change_after_a_validation(original):
     """The weights that a validation fits replace those that it has measured."""

@@ -6,9 +6,13 @@ from typing import Any
 
 # Settings of each type of features, with their defaults; None: must be given.
 WIDE_FEATURES: dict[str, dict[str, Any]] = {
-    "ngrams": {"size": None, "length": 3, "positions": False},
+    "ngrams": {"size": None, "length": 3, "positions": False, "counts": False},
+    "numbers": {"size": None},
+    "statistics": {"size": None},
+    "kernels": {"size": None, "width": None, "dilations": None},
+    "fourier": {"size": None, "gamma": 1.0, "of": None},  # of: another group
 }
-_OF_VECTORS = ("numbers", "statistics", "kernels", "fourier")  # the others: of token ids
+_OF_VECTORS = ("numbers", "statistics", "kernels")  # the others: of token ids
 
 
 def wide_feature_settings(group: dict[str, Any]) -> dict[str, Any]:
@@ -31,6 +35,7 @@ def wide_feature_problems(groups: list[dict[str, Any]] | None, *, reads_vectors:
     if problems:
         return problems
     inputs = "vectors" if reads_vectors else "token ids"
+    groups = [group.get("of", group) for group in groups]
     return [
         f"wide_head: {group['type']} has no effect on {inputs}; leave it out"
         for group in groups
@@ -53,6 +58,16 @@ def _group_problems(group: dict[str, Any]) -> list[str]:
         elif isinstance(known[name], bool):
             if not isinstance(value, bool):
                 problems.append(f"wide_head: {name} must be true or false, not {value!r}")
+        elif name == "of":
+            is_plain = isinstance(value, dict) and value.get("type") != kind
+            problems += (
+                _group_problems(value)
+                if is_plain
+                else [f"wide_head: of must be a group of features, not {value!r}"]
+            )
+        elif isinstance(known[name], float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                problems.append(f"wide_head: {name} must be a number above 0, not {value!r}")
         elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
             problems.append(f"wide_head: {name} must be an integer of at least 1, not {value!r}")
     return problems

@@ -40,7 +40,6 @@ class OrdinalRegression(Classification):
     """
 
     name: ClassVar[str] = "ordinal_regression"
-    supports_wide_head: ClassVar[bool] = False  # the outputs of a linear head have no order
     maximize: ClassVar[frozenset[str]] = frozenset({"kappa", "accuracy"})
     metrics: ClassVar[tuple[str, ...]] = ("mae", "kappa", "accuracy", "loss")
 

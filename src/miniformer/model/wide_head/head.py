@@ -21,10 +21,18 @@ from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
 from miniformer.config.wide_features import wide_feature_settings
+from miniformer.model.wide_head.fourier import FourierFeatures
+from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures
-from miniformer.model.wide_head.sparse import Inputs, SparseFeatures
+from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
+from miniformer.model.wide_head.sparse import Inputs, linear_outputs
 
-FEATURE_TYPES: dict[str, type[nn.Module]] = {"ngrams": NgramFeatures}
+FEATURE_TYPES: dict[str, type[nn.Module]] = {
+    "ngrams": NgramFeatures,
+    "numbers": NumberFeatures,
+    "statistics": StatisticFeatures,
+    "kernels": KernelFeatures,
+}
 
 
 def make_features(group: Mapping[str, Any]) -> Any:
@@ -34,7 +42,10 @@ def make_features(group: Mapping[str, Any]) -> Any:
         group: an item of the config's `wide_head`.
     """
     settings = wide_feature_settings(dict(group))
-    return FEATURE_TYPES[settings.pop("type")](**settings)
+    kind = settings.pop("type")
+    if kind == "fourier":
+        return FourierFeatures(settings["size"], make_features(settings["of"]))
+    return FEATURE_TYPES[kind](**settings)
 
 
 class WideHead(nn.Module):
@@ -86,10 +97,5 @@ class WideHead(nn.Module):
         for group in self.groups:
             weight = self.weight[first : first + group.size].float()
             first += group.size
-            features = group(inputs)
-            if isinstance(features, SparseFeatures):
-                rows = weight[features.columns]  # [B, ..., L, C]
-                outputs = outputs + (features.values[..., None] * rows).sum(-2)
-            else:
-                outputs = outputs + features.float() @ weight
+            outputs = outputs + linear_outputs(group(inputs), weight)
         return outputs

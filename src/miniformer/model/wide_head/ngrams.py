@@ -27,25 +27,29 @@ class NgramFeatures(nn.Module):
         size: number of known n-grams.
         length: tokens of the longest n-gram.
         positions: a token together with its position is a feature, too.
+        counts: values are the numbers of occurrences times `idf`, not divided by the norm, so that
+            they tell the length of a text.
 
     Attributes:
         keys: hashes of the known n-grams, ascending, int64 [K].
-        idf: their inverse document frequencies, [K].
+        idf: their inverse document frequencies, or one factor for all with `counts`, [K].
     """
 
     keys: Tensor
     idf: Tensor
 
-    def __init__(self, size: int, length: int, positions: bool) -> None:
+    def __init__(self, size: int, length: int, positions: bool, counts: bool) -> None:
         super().__init__()
-        self.size, self.length, self.positions = size, length, positions
+        self.size, self.length = size, length
+        self.positions, self.counts = positions, counts
         self.register_buffer("keys", torch.arange(size))
         self.register_buffer("idf", torch.zeros(size))
 
     def forward(self, inputs: Inputs) -> SparseFeatures:
         """Known n-grams of each example and their values: int [B, L], float [B, L].
 
-        An unknown n-gram has the value 0. The squares of a row's values add up to 1, or to 0.
+        An unknown n-gram has the value 0. Without `counts` the squares of a row's values add up to
+        1, or to 0.
 
         Args:
             inputs: `inputs`, token ids, int [B, T]; `attention_mask`, bool [B, T], True = a real
@@ -55,6 +59,8 @@ class NgramFeatures(nn.Module):
         index = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         known = (self.keys[index] == keys) & (keys != UNKNOWN)
         values = self.idf[index].float() * known
+        if self.counts:
+            return SparseFeatures(index, values)
         norm = values.square().sum(-1, keepdim=True).sqrt()
         return SparseFeatures(index, values / norm.clamp_min(1e-12))
 

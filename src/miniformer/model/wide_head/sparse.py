@@ -20,3 +20,11 @@ class SparseFeatures(NamedTuple):
 
     columns: Tensor
     values: Tensor
+
+
+def linear_outputs(features: SparseFeatures | Tensor, weight: Tensor) -> Tensor:
+    """Product of features [B, ..., K], sparse or dense, with a matrix [K, C]: [B, ..., C]."""
+    if isinstance(features, SparseFeatures):
+        rows = weight[features.columns]  # [B, ..., L, C]
+        return (features.values[..., None] * rows).sum(-2)
+    return features.float() @ weight

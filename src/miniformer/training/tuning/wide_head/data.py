@@ -56,6 +56,11 @@ class WideData:
         for batch in self._data.ordered_batches("train"):
             yield self.task.wide_inputs(self._model, batch)
 
+    def samples(self, count: int) -> list[Inputs]:
+        """The inputs of about `count` batches of all lengths."""
+        batches = list(self.inputs())
+        return batches[:: max(1, len(batches) // count)]
+
     def labels(self) -> Batch:
         """The labels of all examples; see `Task.wide_labels`."""
         batches = self._data.ordered_batches("train")

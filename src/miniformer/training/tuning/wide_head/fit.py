@@ -22,6 +22,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
 from miniformer.training.tuning.wide_head.data import WideData
+from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
     STRENGTHS,
     LinearProblem,
@@ -30,13 +31,21 @@ from miniformer.training.tuning.wide_head.linear import (
 )
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix, compute_block
 from miniformer.training.tuning.wide_head.ngrams import fit_ngrams, propose_ngrams
+from miniformer.training.tuning.wide_head.series import fit_dense, propose_series
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
-_MIN_GAIN = 0.005  # share of the held-out loss by which another group must lower it
+_MAX_SAMPLE = 1000  # examples for the choice of groups
+_MAX_GROUPS = 3
+_MIN_GAIN = 0.02  # share of the held-out loss by which another group must lower it
 
 Group = dict[str, Any]
 # For each type of features the function that fits them; None: the data has no such features.
-_FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {"ngrams": fit_ngrams}
+_FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {
+    "ngrams": fit_ngrams,
+    "numbers": fit_dense,
+    "statistics": fit_dense,
+    "kernels": fit_dense,
+}
 
 
 @dataclasses.dataclass
@@ -92,21 +101,29 @@ def fit_wide_head(
     wide_data = WideData(model_config, data)
     labels = wide_data.labels()
     proposals = model_config.wide_head or propose(model_config, wide_data)
-    groups = [
-        group
-        for settings in proposals
-        if (group := _fit_group(settings, model_config, wide_data)) is not None
-    ]
+    fitted = (_fit_group(settings, model_config, wide_data) for settings in proposals)
+    groups = [group for group in fitted if group is not None]
     if not groups:
         return None
+    if model_config.wide_head is None:
+        groups += [
+            _add_fourier(
+                {"type": "fourier", "size": NUM_FEATURES, "gamma": gamma}, group, wide_data
+            )
+            for group in groups
+            if _has_kernel_model(group)
+            for gamma in GAMMAS
+        ]
     if model_config.wide_head is None:
         groups, selection = select_groups(groups, model_config, wide_data.task, labels)
     else:
         selection = _select(groups, model_config, wide_data.task, labels)
-    strength = STRENGTHS[1] if selection is None else selection.strength
     features = FeatureMatrix([group.block for group in groups])
     problem = LinearProblem(model_config, wide_data.task, features, labels)
-    weight, bias = problem.solve(strength, problem.zeros())
+    if selection is None:
+        weight, bias = problem.solve(STRENGTHS[1], problem.zeros())
+    else:
+        weight, bias = problem.solve(selection.strength, selection.solution)
     settings = [group.settings for group in groups]
     head = WideHead(dataclasses.replace(model_config, wide_head=settings))
     for module, group in zip(head.groups, groups, strict=True):
@@ -127,7 +144,23 @@ def fit_wide_head(
 
 def propose(config: TransformerConfig, data: WideData) -> list[Group]:
     """Groups of features for the inputs of the data, before their fit."""
-    return propose_ngrams(config, data)
+    return (
+        propose_ngrams(config, data) if config.input_dim is None else propose_series(config, data)
+    )
+
+
+def _has_kernel_model(group: FittedGroup) -> bool:
+    """True if an RBF kernel of the group's features is worth a trial."""
+    kind = group.settings["type"]
+    return kind in ("numbers", "statistics") or bool(group.settings.get("counts"))
+
+
+def _add_fourier(settings: Group, inner: FittedGroup, data: WideData) -> FittedGroup:
+    """Fourier features of a fitted group."""
+    module = fit_fourier(settings, inner.module, inner.block)
+    with torch.inference_mode():
+        block = compute_block(module, data.inputs())
+    return FittedGroup({**settings, "of": inner.settings}, module, block)
 
 
 def _columns(groups: list[FittedGroup]) -> dict[str, range]:
@@ -159,6 +192,9 @@ def _is_possible(
 
 
 def _fit_group(settings: Group, config: TransformerConfig, data: WideData) -> FittedGroup | None:
+    if settings["type"] == "fourier":
+        inner = _fit_group(settings["of"], config, data)
+        return None if inner is None else _add_fourier(settings, inner, data)
     module = _FITS[settings["type"]](settings, config, data)
     if module is None:
         return None
@@ -181,20 +217,40 @@ def select_groups(
     Returns:
         The groups, and the strength of their fit; all groups and None for too few examples.
     """
-    result: list[FittedGroup] = []
-    best: Selection | None = None
-    remaining = list(groups)
-    while remaining:
-        trials = [_select([*result, group], config, task, labels) for group in remaining]
-        if trials[0] is None:
-            return groups, None
-        losses = [trial.loss for trial in trials if trial is not None]
+    count = groups[0].block.shape[0]
+    if len(groups) == 1 or count < 20:
+        return groups, _select(groups, config, task, labels)
+    # A sample suffices to compare groups.
+    rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:_MAX_SAMPLE]
+    labels_of_sample = {name: value[rows] for name, value in labels.items()}
+    blocks = {id(group): FeatureMatrix([group.block]).select(rows).blocks[0] for group in groups}
+
+    def held_out(selected: list[FittedGroup]) -> Selection:
+        matrix = FeatureMatrix([blocks[id(group)] for group in selected])
+        selection = select_strength(config, task, matrix, labels_of_sample)
+        assert selection is not None
+        return selection
+
+    alone = {id(group): held_out([group]).loss for group in groups}
+    remaining = _best_variants(sorted(groups, key=lambda group: alone[id(group)]))
+    result = [remaining.pop(0)]
+    best = alone[id(result[0])]
+    while remaining and len(result) < _MAX_GROUPS:
+        losses = [held_out([*result, group]).loss for group in remaining]
         index = losses.index(min(losses))
-        if best is not None and not losses[index] < best.loss * (1 - _MIN_GAIN):
+        if not losses[index] < best * (1 - _MIN_GAIN):
             break
-        best = trials[index]
+        best = losses[index]
         result.append(remaining.pop(index))
-    return result, best
+    return result, _select(result, config, task, labels)
+
+
+def _best_variants(groups: list[FittedGroup]) -> list[FittedGroup]:
+    """The first of the groups that differ in `gamma` alone."""
+    first: dict[str, FittedGroup] = {}
+    for group in groups:
+        first.setdefault(str({**group.settings, "gamma": None}), group)
+    return list(first.values())
 
 
 def _select(

@@ -20,7 +20,7 @@ from miniformer.training.tuning.wide_head.data import FixedOutputs
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix
 
 # The L2 penalty of n examples is 1 / (strength * n): the C of other libraries.
-STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0)
+STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 _HELD_OUT_SHARE = 0.2
 _MIN_EXAMPLES = 20  # with fewer, no part is held out
 _MAX_ITERATIONS = 60
@@ -30,11 +30,19 @@ Solution = tuple[Tensor, Tensor]  # weight [K, C] and bias [C]; ordered outputs:
 
 
 class Selection(NamedTuple):
-    """Strength with the lowest loss on held-out examples, with that loss and the metrics there."""
+    """Strength with the lowest loss on held-out examples.
+
+    Args:
+        strength: the strength.
+        loss: on the held-out examples.
+        metrics: of the task on them.
+        solution: of the other examples.
+    """
 
     strength: float
     loss: float
     metrics: dict[str, float]
+    solution: tuple[Tensor, Tensor]
 
 
 class LinearProblem:
@@ -138,5 +146,5 @@ def select_strength(
         loss, count = test.loss(solution)
         if best is not None and not loss / count < best.loss:
             break
-        best = Selection(strength, float(loss / count), test.metrics(solution))
+        best = Selection(strength, float(loss / count), test.metrics(solution), solution)
     return best

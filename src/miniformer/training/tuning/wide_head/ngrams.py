@@ -14,6 +14,7 @@ from miniformer.training.tuning.wide_head.data import WideData
 
 _MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
 _MAX_VALUES = 20_000_000  # of the weight: 80 MB
+_MAX_COUNTS = 4096  # n-grams whose numbers are features
 _UNUSED_KEY = torch.iinfo(torch.int64).max  # of a head with room for more n-grams
 
 
@@ -25,7 +26,15 @@ def propose_ngrams(config: TransformerConfig, data: WideData) -> list[dict[str, 
     """
     length = 5 if config.vocab_size <= _MAX_ALPHABET_SIZE else 3
     positions = len(data.lengths) > 1 and bool((data.lengths == data.lengths[0]).all())
-    return [{"type": "ngrams", "length": length, "positions": positions}]
+    groups = [{"type": "ngrams", "length": length, "positions": positions}]
+    if positions:  # n-grams at any position, and tokens at their positions alone
+        groups += [
+            {"type": "ngrams", "length": length, "positions": False},
+            {"type": "ngrams", "length": 1, "positions": True},
+        ]
+    if data.task.name == "regression":  # the norm would hide the length of a text
+        groups.append({"type": "ngrams", "length": length, "positions": False, "counts": True})
+    return groups
 
 
 def fit_ngrams(
@@ -40,16 +49,31 @@ def fit_ngrams(
     """
     positions = group.get("positions", False)
     keys, counts = count_ngrams(data, length=group["length"], positions=positions)
-    size = group.get("size") or min(len(keys), _MAX_VALUES // (config.output_dim or 1))
+    is_counts = group.get("counts", False)
+    limit = _MAX_COUNTS if is_counts else _MAX_VALUES // (config.output_dim or 1)
+    size = group.get("size") or min(len(keys), limit)
     if not size:
         return None
     features: NgramFeatures = make_features({**group, "size": size})
     selected = counts.argsort(descending=True, stable=True)[:size].sort().values
     padding = size - len(selected)
     idf = ((1 + len(data.lengths)) / (1 + counts[selected])).log() + 1
+    if is_counts:  # an example's squared values add up to 1 on average
+        idf = torch.full_like(idf, 1 / _mean_square(data, keys[selected], group) ** 0.5)
     features.keys.copy_(torch.nn.functional.pad(keys[selected], (0, padding), value=_UNUSED_KEY))
     features.idf.copy_(torch.nn.functional.pad(idf, (0, padding)))
     return features
+
+
+def _mean_square(data: WideData, known: Tensor, group: dict[str, Any]) -> float:
+    """Mean over texts of the sum of the squared numbers of known n-grams."""
+    total = 0.0
+    for inputs in data.inputs():
+        keys = ngram_keys(inputs, length=group["length"], positions=group.get("positions", False))
+        for row in keys:
+            _, counts = row[torch.isin(row, known)].unique(return_counts=True)
+            total += float(counts.square().sum())
+    return max(total / len(data.lengths), 1e-12)
 
 
 def count_ngrams(data: WideData, *, length: int, positions: bool) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,6 @@ from sklearn.linear_model import LogisticRegression
 from miniformer import MiniFormerDataModule, TrainConfig, TransformerConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
-from miniformer.tasks.multilabel_classification import MultiLabelClassification
-from miniformer.tasks.ordinal_regression import OrdinalRegression
 from miniformer.tasks.regression import Regression
 from miniformer.training.tuning.wide_head.data import WideData
 from miniformer.training.tuning.wide_head.fit import fit_wide_head
@@ -157,9 +155,3 @@ def test_head_is_refused_without_validation(weather):
     assert fit({}, config, alone)[0] is None
     with pytest.raises(UserError, match="wide_head=on needs training data in memory, validation"):
         fit({"wide_head": "on"}, config, alone)
-
-
-def test_ordered_outputs_have_no_wide_head():
-    assert not OrdinalRegression.supports_wide_head
-    assert Classification.supports_wide_head
-    assert MultiLabelClassification.supports_wide_head
