@@ -272,7 +272,7 @@ def unknown_key_of_pretrain_is_found_late(original):
     return lambda self: [x for x in original(self) if not x.startswith("pretrain: unknown")]
 
 
-@fault("miniformer.config.wide_features:wide_feature_problems")
+@fault("miniformer.config.model_checks:wide_feature_problems")
 def wide_head_settings_are_not_checked(original):
     """Any list of objects is a wide head."""
     return lambda groups, *, reads_vectors: []

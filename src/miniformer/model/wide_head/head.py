@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
-from miniformer.config.wide_features import wide_feature_settings
+from miniformer.config.model_checks import wide_feature_settings
 from miniformer.model.wide_head.fourier import FourierFeatures
 from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures

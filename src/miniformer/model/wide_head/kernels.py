@@ -50,13 +50,13 @@ class KernelFeatures(DenseFeatures):
         """Shares of each dilation, threshold and kernel, float32 [B, K]."""
         _, mask = masked_vectors(inputs)
         real, count = mask[:, None].float(), mask.sum(1).clamp_min(1)
-        shares = []
+        fractions = []
         for level in range(self.dilations):
             outputs = self.convolve(inputs, level)  # [B, 84, T]
             for threshold in self.thresholds[level].float().unbind(-1):
                 above = (outputs > threshold[:, None]) * real
-                shares.append(above.sum(-1) / count[:, None])
-        return torch.cat(shares, 1)
+                fractions.append(above.sum(-1) / count[:, None])
+        return torch.cat(fractions, 1)
 
     def convolve(self, inputs: Inputs, level: int) -> Tensor:
         """Convolutions with the 84 kernels of a dilation, float32 [B, 84, T]; zeros surround it."""

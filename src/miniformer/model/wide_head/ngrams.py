@@ -28,7 +28,7 @@ class NgramFeatures(nn.Module):
         length: tokens of the longest n-gram.
         positions: a token together with its position is a feature, too.
         counts: values are the numbers of occurrences times `idf`, not divided by the norm, so that
-            they tell the length of a text.
+            they depend on the length of a text.
 
     Attributes:
         keys: hashes of the known n-grams, ascending, int64 [K].

@@ -96,7 +96,7 @@ def describe(run: RunSetup, config: TrainConfig) -> str:
 def _settings_of(run: RunSetup) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names of the settings to try: quick, and full in addition."""
     task: Task = run.task
-    if run.model_config.wide_size is not None:  # a short run adds nothing to it
+    if run.model_config.wide_head is not None:  # a short run adds nothing to it
         return ("tokenizer",) if task.reads_text() else (), ()
     if not task.reads_text():
         return ("pooling",), ("model_size", "dropout")

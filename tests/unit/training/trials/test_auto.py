@@ -27,7 +27,7 @@ ROWS = [
 SHAPE = {"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}
 SETTINGS = {
     "task": "classification", "model_config": SHAPE, "max_steps": 12, "logger": "none",
-    "precision": "float32", "accelerator": "cpu", "wide_head": "none",
+    "precision": "float32", "accelerator": "cpu", "wide_head": "off",
 }  # fmt: skip
 SLOW_LR = 1e-7
 GROUP = [Candidate({}, f"lr {SLOW_LR}"), Candidate({"lr": 0.02}), Candidate({"lr": 0.0})]

@@ -22,7 +22,7 @@ def groups(tmp_path, task, mode="full", **settings):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[task]))
     config = TrainConfig(
-        train_path=str(path), val_share=0.0, wide_head="none",
+        train_path=str(path), val_share=0.0, wide_head="off",
         task="classification" if task == "vectors" else task,
         model_config={**SHAPE, **settings.pop("model_config", {})}, **settings,
     )  # fmt: skip

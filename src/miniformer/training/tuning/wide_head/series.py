@@ -1,4 +1,4 @@
-"""Fit of the features of series: numbers, statistics, and shares of convolutions."""
+"""Fit of the features of series: numbers, statistics and convolutions."""
 
 from __future__ import annotations
 
@@ -83,6 +83,6 @@ def _fit_kernels(features: KernelFeatures, data: WideData) -> None:
             outputs.append(values[mask] if mask is not None else values.flatten(0, 1))
         numbers = torch.cat(outputs).sort(0).values  # [n, 84]
         # Quantiles that cover (0, 1) evenly over all kernels.
-        shares = (levels * _GOLDEN_RATIO % 1.0).view(kernels, -1)
-        rows = (shares * (len(numbers) - 1)).long()
+        quantiles = (levels * _GOLDEN_RATIO % 1.0).view(kernels, -1)
+        rows = (quantiles * (len(numbers) - 1)).long()
         features.thresholds[level].copy_(numbers.gather(0, rows.T).T)

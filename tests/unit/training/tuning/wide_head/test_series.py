@@ -22,7 +22,7 @@ SHAPE = {"d_model": 8, "n_heads": 2, "n_layers": 1, "dropout": 0.0}
 
 
 def rings(count, seed=0):
-    """Points inside and outside of a circle: no linear model of the numbers tells them apart."""
+    """Points inside and outside of a circle: no linear model of the numbers separates them."""
     random = np.random.default_rng(seed)
     points = random.uniform(-1, 1, (count, 1, 2))
     radius = np.sqrt((points**2).sum((1, 2)))
@@ -106,10 +106,10 @@ def test_thresholds_of_kernels_are_quantiles_of_the_convolutions():
     config = a_config(data)
     group = {"type": "kernels", "size": 84 * 2 * 3, "width": 1, "dilations": 2}
     fitted = _fit_group(group, config, WideData(config, data))
-    shares = (fitted.block / fitted.module.scales + fitted.module.means).nanmean(0)
+    fractions = (fitted.block / fitted.module.scales + fitted.module.means).nanmean(0)
     # Thresholds at the quantiles q have shares of 1 - q, evenly spread.
-    shares = shares[torch.isfinite(shares)].sort().values
-    np.testing.assert_allclose(shares, np.linspace(0, 1, len(shares)), atol=0.05)
+    fractions = fractions[torch.isfinite(fractions)].sort().values
+    np.testing.assert_allclose(fractions, np.linspace(0, 1, len(fractions)), atol=0.05)
 
 
 @pytest.mark.catches("thresholds_of_the_wide_head_may_ascend")
