@@ -46,7 +46,17 @@ def test_train_exit_code_after_a_signal(number, code):
     assert report_result(result, Console(quiet=True)) == code
 
 
-GROUPS = ["data", "columns", "model", "optimization", "evaluation", "budgets", "hardware", "output"]
+GROUPS = [
+    "data",
+    "columns",
+    "model",
+    "optimization",
+    "evaluation",
+    "trials",
+    "budgets",
+    "hardware",
+    "output",
+]
 
 
 def flags_by_group(text):

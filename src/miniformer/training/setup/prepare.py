@@ -305,6 +305,7 @@ def _resolve_seq_len(settings: Resolution) -> int:
     """Tokens per window; checks the fields of the model before the data is read."""
     config = settings.config
     fields = {**SIZE_PRESETS.get(config.model_size or "", {}), **config.model_config}
+    fields.pop("wide_head", None)  # needs fields that follow from the task
     max_seq_len = TransformerConfig.from_dict(fields).max_seq_len
     if config.seq_len is None:
         reason = "max_seq_len of the model"
