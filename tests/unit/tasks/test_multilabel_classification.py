@@ -194,6 +194,8 @@ def test_multilabel_end_to_end(tmp_path, capsys):
     for flag, name in (("train", "t"), ("val", "v"), ("test", "x")):
         arguments += [f"--{flag}_path", str(tmp_path / f"{name}.jsonl")]
     arguments += [
+        "--wide_head",
+        "off",  # so that the best thresholds of both splits differ
         "--max_steps",
         "20",
         "--precision",
