@@ -26,12 +26,14 @@ from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures
 from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
 from miniformer.model.wide_head.sparse import Inputs, linear_outputs
+from miniformer.model.wide_head.words import WordFeatures
 
 FEATURE_TYPES: dict[str, type[nn.Module]] = {
     "ngrams": NgramFeatures,
     "numbers": NumberFeatures,
     "statistics": StatisticFeatures,
     "kernels": KernelFeatures,
+    "words": WordFeatures,
 }
 
 
@@ -46,6 +48,17 @@ def make_features(group: Mapping[str, Any]) -> Any:
     if kind == "fourier":
         return FourierFeatures(settings["size"], make_features(settings["of"]))
     return FEATURE_TYPES[kind](**settings)
+
+
+def make_wide_head(config: TransformerConfig) -> WideHead | None:
+    """The wide head of a model; None: it has none. That of tags is a `ChainHead`."""
+    if config.wide_head is None:
+        return None
+    if config.wide_head[0]["type"] != "words":
+        return WideHead(config)
+    from miniformer.model.wide_head.chain import ChainHead
+
+    return ChainHead(config)
 
 
 class WideHead(nn.Module):

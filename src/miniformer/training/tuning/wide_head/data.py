@@ -22,6 +22,7 @@ class FixedOutputs:
     """
 
     training = False
+    wide_head = None
 
     def __init__(self, config: TransformerConfig) -> None:
         self.config = config
@@ -30,6 +31,14 @@ class FixedOutputs:
     def classify(self, **inputs: Any) -> Tensor:
         """The outputs, whatever the inputs are."""
         return self.value
+
+    def features(self, **inputs: Any) -> Tensor:
+        """The outputs of rows of one token, [n, 1, C]."""
+        return self.value[:, None]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The outputs of `features`."""
+        return features
 
 
 class WideData:
