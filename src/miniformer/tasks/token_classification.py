@@ -264,9 +264,7 @@ class TokenClassification(TagTask):
         ]
         return dataclasses.replace(self, outside_bias=select_outside_bias(np.stack(counts)))
 
-    def _tagged_words(
-        self, stats: Sequence[BatchStats], column: int | None = None
-    ) -> TaggedWords:
+    def _tagged_words(self, stats: Sequence[BatchStats], column: int | None = None) -> TaggedWords:
         """Words of batches; `column`: with the predictions of this item of `OUTSIDE_BIASES`."""
         if column is None and self.outside_bias and "biased_predictions" in stats[0]:
             column = OUTSIDE_BIASES.index(self.outside_bias)

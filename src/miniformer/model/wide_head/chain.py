@@ -1,9 +1,9 @@
 """Wide head of tags: a linear-chain conditional random field (Lafferty et al. 2001).
 
-The score of a sequence of tags is the sum of the linear outputs of its words and of a score for each
-pair of adjacent tags. The output of the head for a word are the logarithms of the tags' marginal
-probabilities, which depend on all words of the row. They are probabilities of single words, as those
-of the Transformer, so that both can be mixed.
+The score of a sequence of tags is the sum of the linear outputs of its words and of a score for
+each pair of adjacent tags. The outputs of the head for a word are the logarithms of its tags'
+marginal probabilities, which depend on all words of the row. Each word has a distribution of its
+own, as that of the Transformer, so that both can be mixed.
 
 Letters: B batch, V words of a row with its context, W predicted words, C classes.
 """
@@ -66,7 +66,8 @@ class ChainHead(WideHead):
     def predicted(values: Tensor, inputs: Inputs) -> Tensor:
         """Values of the predicted words, [B, W, C], of those of all words, [B, V, C]."""
         before, lengths = inputs["context_before"], inputs["word_lengths"]
-        assert before is not None and lengths is not None
+        assert before is not None
+        assert lengths is not None
         index = before[:, None] + torch.arange(lengths.shape[1], device=values.device)
         index = index.clamp_max(values.shape[1] - 1)[..., None]
         return values.gather(1, index.expand(-1, -1, values.shape[2]))

@@ -12,6 +12,7 @@ OUTSIDE_BIASES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # nats
 _NUM_RESAMPLES = 200
 _MIN_STANDARD_ERRORS = 2.0
 
+
 def count_spans(
     truths: Sequence[Sequence[str]],
     predictions: Sequence[Sequence[str]],

@@ -91,8 +91,8 @@ def encode_tokens(
     """
     frame = tokenizer.input_template
     max_ids = max(1, seq_len - len(frame.prefix) - len(frame.suffix))
-    words = [word for row in tokens for word in row]
-    encoded, hashes = encode_words(words, tokenizer), hash_words(words)
+    flat = [word for row in tokens for word in row]
+    encoded, hashes = encode_words(flat, tokenizer), hash_words(flat)
     for number, sequence in enumerate(tokens):
         rows = [encoded[word] for word in sequence]
         lengths = [min(len(row.ids), max_ids) for row in rows]

@@ -2,7 +2,7 @@
 
 A word that the training data does not have is recognized by its parts: endings, capital letters,
 digits. The features of the words beside it are derived from these hashes in the model (see
-`miniformer.model.wide_head.words`).
+`miniformer.model.wide_head.word_context`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NUM_HASHES = 4 + 1 + 2 * MAX_AFFIX + MAX_NGRAMS
 _NEIGHBOR_SUFFIX = 3  # characters
 
 
-def hash_words(words: Iterable[str]) -> dict[str, np.ndarray]:
+def hash_words(tokens: Iterable[str]) -> dict[str, np.ndarray]:
     """Hashes of the features of each distinct word, uint32 [NUM_HASHES]; 0: no feature."""
     table = {}
-    for word in words:
+    for word in tokens:
         if word not in table:
             row = np.zeros(NUM_HASHES, dtype=np.uint32)
             for column, feature in _features(word):

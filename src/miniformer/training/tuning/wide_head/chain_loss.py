@@ -67,17 +67,17 @@ def chain_loss(
     likelihood, moves = (scores - top).exp(), transitions.exp()  # [N, C] and [C, C]
     forward, scale = torch.zeros_like(scores), torch.ones_like(top)
     current = start.exp() * likelihood[steps[0]]
-    for position, words in enumerate(steps):
+    for position, rows in enumerate(steps):
         if position:
-            current = (current[: len(words)] @ moves) * likelihood[words]
+            current = (current[: len(rows)] @ moves) * likelihood[rows]
         size = current.sum(1, keepdim=True).clamp_min(_MIN_SCALE)
         current = current / size
-        forward[words], scale[words] = current, size
+        forward[rows], scale[rows] = current, size
     backward, expected = torch.ones_like(scores), torch.zeros_like(transitions)
     for position in range(len(steps) - 1, 0, -1):
-        words = steps[position]
-        before = steps[position - 1][: len(words)]
-        following = likelihood[words] * backward[words] / scale[words]
+        rows = steps[position]
+        before = steps[position - 1][: len(rows)]
+        following = likelihood[rows] * backward[rows] / scale[rows]
         expected += forward[before].T @ following
         backward[before] = following @ moves.T
     marginals = forward * backward

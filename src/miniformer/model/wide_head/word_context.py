@@ -1,8 +1,8 @@
 """Features of words in their context, for tags of words.
 
 The features of a word are its own, such as its affixes, which are hashed by
-`miniformer.tasks.tagging.word_features`, some of the two words on each side, and pairs of neighbors.
-A feature has the value 1.
+`miniformer.tasks.tagging.word_features`, some of the two words on each side, and pairs of
+neighbors. A feature has the value 1.
 
 Letters: B batch, V words of a row, H hashes of a word, L features of a word, K known features.
 """
