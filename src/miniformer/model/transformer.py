@@ -25,7 +25,7 @@ from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
-from miniformer.model.wide_head.head import make_wide_head
+from miniformer.model.wide_head.chain import make_wide_head
 
 
 class Transformer(PretrainedMixin, Stack):

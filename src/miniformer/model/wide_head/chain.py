@@ -96,3 +96,12 @@ def log_marginals(scores: Tensor, mask: Tensor, transitions: Tensor, start: Tens
         # The last word of a row has no following one.
         backward.append(following.logsumexp(2).where(mask[:, word, None], 0.0))
     return (torch.stack(forward, 1) + torch.stack(backward[::-1], 1)).log_softmax(-1)
+
+
+def make_wide_head(config: TransformerConfig) -> WideHead | None:
+    """The wide head of a model; None: it has none. That of tags is a `ChainHead`."""
+    if config.wide_head is None:
+        return None
+    if config.wide_head[0]["type"] != "words":
+        return WideHead(config)
+    return ChainHead(config)

@@ -50,17 +50,6 @@ def make_features(group: Mapping[str, Any]) -> Any:
     return FEATURE_TYPES[kind](**settings)
 
 
-def make_wide_head(config: TransformerConfig) -> WideHead | None:
-    """The wide head of a model; None: it has none. That of tags is a `ChainHead`."""
-    if config.wide_head is None:
-        return None
-    if config.wide_head[0]["type"] != "words":
-        return WideHead(config)
-    from miniformer.model.wide_head.chain import ChainHead
-
-    return ChainHead(config)
-
-
 class WideHead(nn.Module):
     """Linear head over groups of features, and the weights of the sum of both outputs.
 

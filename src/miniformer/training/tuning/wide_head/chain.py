@@ -23,7 +23,7 @@ from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.chain import ChainHead
 from miniformer.model.wide_head.word_context import WordFeatures, word_feature_keys
 from miniformer.training.tuning.wide_head.chain_loss import Chain, chain_loss
-from miniformer.training.tuning.wide_head.fitted import FittedHead
+from miniformer.training.tuning.wide_head.data import FittedHead
 from miniformer.training.tuning.wide_head.ngrams import count_keys
 
 _MAX_VALUES = 20_000_000  # of the weight: 80 MB

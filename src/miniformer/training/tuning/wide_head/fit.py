@@ -21,8 +21,7 @@ from miniformer.config.train_settings import ModelSettings
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
-from miniformer.training.tuning.wide_head.data import WideData
-from miniformer.training.tuning.wide_head.fitted import FittedHead
+from miniformer.training.tuning.wide_head.data import FittedHead, WideData
 from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
     STRENGTHS,
