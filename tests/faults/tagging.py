@@ -279,4 +279,8 @@ def outside_bias_follows_chance(original):
 @fault("miniformer.training.tuning.wide_head.chain:ChainProblem.solve")
 def chain_has_no_penalty(original):
     """The fit of tags has almost no L2 penalty."""
-    return lambda self, strength, *args: original(self, 1e6 * strength, *args)
+
+    def solve(self, strength, start, iterations=60):
+        return original(self, 1e6 * strength, start, iterations)
+
+    return solve
