@@ -1,4 +1,4 @@
-import contextlib
+import multiprocessing
 import os
 import random
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-import miniformer.utils.plotting
-from tests.kit import NoAxes, save_no_picture
+from tests.kit.pictures import NO_PICTURES, PICTURES, draw_pictures
 from tests.kit.seeds import VARIABLE, chosen_seed
 from tests.skips import Skips
 
@@ -37,30 +36,32 @@ def pytest_report_header():
     return [] if SEED is None else f"examples of {VARIABLE}={SEED}"
 
 
+@pytest.fixture(scope="module")
+def fast_launch():
+    """Forks the processes of `launch` from a server, which imports Lightning once for all."""
+    multiprocessing.set_forkserver_preload(["lightning", "pytest", "hypothesis"])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("miniformer.training.distributed.launcher.START_METHOD", "forkserver")
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_pictures():
     """Draws no picture: it takes longer than the tiny runs of most tests. See `real_pictures`."""
     with pytest.MonkeyPatch.context() as patched:
-        for name, replacement in _NO_PICTURES.items():
-            patched.setattr(miniformer.utils.plotting, name, replacement)
+        draw_pictures(patched, NO_PICTURES)
         yield
 
 
-_NO_PICTURES = {
-    "_plot_style": contextlib.nullcontext,
-    "_make_axes": lambda width, height: NoAxes(),
-    "_save": save_no_picture,
-}
-_PICTURES = {name: getattr(miniformer.utils.plotting, name) for name in _NO_PICTURES}
-
-
-@pytest.fixture(scope="module")
-def real_pictures():
+def _real_pictures():
     """Draws pictures, for tests that look at them."""
     with pytest.MonkeyPatch.context() as patched:
-        for name, original in _PICTURES.items():
-            patched.setattr(miniformer.utils.plotting, name, original)
+        draw_pictures(patched, PICTURES)
         yield
+
+
+real_pictures = pytest.fixture(_real_pictures)
+real_pictures_of_module = pytest.fixture(_real_pictures, scope="module")
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,6 @@ from miniformer.training.tuning.lr_finder import find_batch_size
 from miniformer.utils.units import parse_bytes
 from tests.kit import VERSE, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 MODEL = '{"d_model": 16, "n_heads": 2, "n_layers": 1, "max_seq_len": 16, "dropout": 0.0}'
 
 
@@ -34,6 +32,7 @@ def run(tmp_path, *more):
     return code, json.loads(path.read_text()) if path.exists() else None
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_auto_tune_memory_limit_and_lr(tmp_path, capsys):
     code, settings = run(tmp_path, "--memory_limit", "50GB", "--find_lr", "true")
     assert code == 0

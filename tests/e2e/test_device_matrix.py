@@ -13,11 +13,14 @@ import lightning as L
 import pytest
 import torch
 
-import miniformer.utils.plotting
+import miniformer
 from miniformer import TrainConfig
 from miniformer.training.distributed.launcher import launch, rank, worker_context
 from miniformer.training.run import train
-from tests.kit import VERSE, save_no_picture, write_jsonl
+from tests.kit import VERSE, write_jsonl
+from tests.kit.pictures import NO_PICTURES, draw_pictures
+
+pytestmark = pytest.mark.usefixtures("fast_launch")
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 48, "dropout": 0.1}
 MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
@@ -102,7 +105,7 @@ def worker(settings, path, cases):
     """All runs of a strategy."""
     with worker_context(path) as write_outcome:
         torch.set_num_threads(1)
-        miniformer.utils.plotting._save = save_no_picture
+        draw_pictures(pytest.MonkeyPatch(), NO_PICTURES)
         given = TrainConfig.from_dict(settings)
         folder = Path(given.work_dir).parent
         for task, accumulated, checkpointing in cases:

@@ -6,22 +6,26 @@ Two and four processes on the CPU stand for devices. Each launch makes several r
 processes takes longer than any of them.
 """
 
-import dataclasses
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import miniformer
 from miniformer import TrainConfig
 from miniformer.config import UserError
+from miniformer.training.distributed import launcher
 from miniformer.training.distributed.launcher import launch, worker_context
 from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, write_jsonl
+from tests.kit.pictures import NO_PICTURES, draw_pictures
+
+pytestmark = pytest.mark.usefixtures("fast_launch")
 
 MODEL = {"d_model": 16, "n_heads": 2, "n_layers": 2, "max_seq_len": 32, "dropout": 0.0}
 MODEL |= {"bias": False}  # that of a key has no gradient but rounding, which Adam would blow up
@@ -81,10 +85,8 @@ TOGETHER = {
 def worker(settings, path):
     """All runs of two devices, in one launch."""
     with worker_context(path) as write_outcome:
-        folder = dataclasses.replace(TrainConfig.from_dict(settings)).work_dir
-        from pathlib import Path
-
-        folder = Path(folder).parent
+        draw_pictures(pytest.MonkeyPatch(), NO_PICTURES)
+        folder = Path(TrainConfig.from_dict(settings).work_dir).parent
         for name, changes in TOGETHER.items():
             train(config(folder, f"{name}-2", devices=2, **PAIRS[name], **changes))
         train(TrainConfig(resume=str(folder / "runs" / "from-1")))
@@ -93,6 +95,7 @@ def worker(settings, path):
 
 def worker_of_four(settings, path):
     with worker_context(path) as write_outcome:
+        draw_pictures(pytest.MonkeyPatch(), NO_PICTURES)
         train(TrainConfig.from_dict(settings))
         write_outcome({"done": True})
 
@@ -147,7 +150,8 @@ def test_checkpoint_is_resumed_on_any_number_of_devices(folder):
     assert_same(folder, "alone-4", "from-2-to-4", steps=60)
 
 
-def test_worker_user_error_is_raised(folder):
+def test_worker_user_error_is_raised(folder, monkeypatch):
+    monkeypatch.setattr(launcher, "START_METHOD", "spawn")  # as outside tests
     wrong = config(folder, "wrong", devices=2, train_path=str(folder / "missing.jsonl"))
     with pytest.raises(UserError, match=r"missing\.jsonl"):
         train(wrong)

@@ -193,7 +193,7 @@ def write(folder):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, real_pictures):
+def run(tmp_path_factory, real_pictures_of_module):
     """A run with the simulated clock: its folder, its witness, its output, and its result."""
     folder = tmp_path_factory.mktemp("numbers")
     write(folder)

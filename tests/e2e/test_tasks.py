@@ -17,8 +17,6 @@ from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from tests.kit import VERSE, environment, run_python, write_jsonl
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 SMALL = {"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}
 
 
@@ -53,6 +51,7 @@ def random_words(count, seed=0):
     return ["".join(random.choice(list("abcd"), random.integers(3, 9))) for _ in range(count)]
 
 
+@pytest.mark.usefixtures("real_pictures")
 def test_classification_end_to_end(train, tmp_path, capsys):
     records = [
         {"input": text, "label": "has a" if "a" in text else "none"} for text in random_words(400)

@@ -26,8 +26,6 @@ from miniformer.training.run import train
 from tests.kit import ROOT, VERSE, environment, run_python, write_jsonl
 from tests.kit.clock import Clock
 
-pytestmark = pytest.mark.usefixtures("real_pictures")
-
 MODEL = '{"d_model": 32, "n_heads": 2, "n_layers": 1, "max_seq_len": 64, "dropout": 0.0}'
 
 

@@ -929,7 +929,7 @@ def private_models_are_public(original):
 # Wide head.
 
 
-@fault("miniformer.model.wide_head.ngrams:_scramble")
+@fault("miniformer.model.wide_head.ngrams:scramble")
 def ngrams_do_not_tell_lengths_apart(original):
     """The hash of an n-gram is the sum of its tokens."""
     return lambda values: values

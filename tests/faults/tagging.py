@@ -220,3 +220,67 @@ def entities_end_with_their_last_token(original):
         return answer
 
     return make_answer
+
+
+@fault("miniformer.model.wide_head.chain:log_marginals")
+def last_word_has_a_following_one(original):
+    """Padding after a sequence changes its marginals."""
+
+    def log_marginals(scores, mask, transitions, start):
+        return original(scores, mask | True, transitions, start)
+
+    return log_marginals
+
+
+@fault("miniformer.model.wide_head.word_context:word_feature_keys")
+def neighbors_have_no_side(original):
+    """Features of the words before and after a word are the same."""
+
+    def word_feature_keys(hashes):
+        keys, own = original(hashes), hashes.shape[-1]
+        neighbors = keys[..., own:].sort(-1).values
+        mirrored = original(hashes.flip(1)).flip(1)[..., own:].sort(-1).values
+        keys[..., own:] = neighbors + mirrored
+        return keys
+
+    return word_feature_keys
+
+
+@fault("miniformer.training.tuning.wide_head.chain_loss:Chain.transition_counts")
+def transitions_are_free(original):
+    """The loss does not count the transitions of the labels."""
+    return lambda self, outputs: original(self, outputs) * 0
+
+
+@fault("miniformer.tasks.tagging.word_features:_features")
+def affixes_have_no_length(original):
+    """Only the first character is a prefix."""
+
+    def features(word):
+        for column, feature in original(word):
+            yield column, feature[:1] if column in (5, 7, 9, 11, 13) else feature
+
+    return features
+
+
+@fault("miniformer.tasks.tagging.span_metrics:select_outside_bias")
+def outside_bias_follows_chance(original):
+    """The bias with the highest F1 is selected, however small the gain."""
+
+    def select_outside_bias(counts):
+        from miniformer.tasks.tagging import span_metrics
+
+        best = span_metrics.precision_recall_f1(counts.sum(1))[2].argmax()
+        return span_metrics.OUTSIDE_BIASES[int(best)]
+
+    return select_outside_bias
+
+
+@fault("miniformer.training.tuning.wide_head.chain:ChainProblem.solve")
+def chain_has_no_penalty(original):
+    """The fit of tags has almost no L2 penalty."""
+
+    def solve(self, strength, start, iterations=60):
+        return original(self, 1e6 * strength, start, iterations)
+
+    return solve

@@ -64,6 +64,7 @@ WIDE_FEATURES: dict[str, dict[str, Any]] = {
     "statistics": {"size": None},
     "kernels": {"size": None, "width": None, "dilations": None},
     "fourier": {"size": None, "gamma": 1.0, "of": None},  # of: another group
+    "words": {"size": None},
 }
 _OF_VECTORS = ("numbers", "statistics", "kernels")  # the others: of token ids
 
@@ -243,6 +244,8 @@ def wide_feature_problems(groups: list[dict[str, Any]] | None, *, reads_vectors:
     problems = [problem for group in groups for problem in _group_problems(group)]
     if problems:
         return problems
+    if len(groups) > 1 and any(group["type"] == "words" for group in groups):
+        return ["wide_head: words are features of tags, and must be the only group"]
     inputs = "vectors" if reads_vectors else "token ids"
     groups = [group.get("of", group) for group in groups]
     return [

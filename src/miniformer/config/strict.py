@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import sys
 import types
@@ -208,7 +209,8 @@ class StrictConfig:
             raise UserError(f"{path}: {error}") from None
 
     def _problems(self) -> list[str]:
-        hints = get_type_hints(type(self))
+        config: Any = type(self)  # mypy takes it for unhashable
+        hints = _field_types(config)
         problems = []
         for field in dataclasses.fields(self):
             value, hint = getattr(self, field.name), hints[field.name]
@@ -217,6 +219,12 @@ class StrictConfig:
             elif value is not None:
                 problems += _limit_problems(field, value)
         return problems or self.cross_check()
+
+
+@functools.cache
+def _field_types(config: type) -> dict[str, Any]:
+    """Types by field; evaluating the annotations takes milliseconds."""
+    return get_type_hints(config)
 
 
 def rename_keys(

@@ -25,7 +25,7 @@ from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
-from miniformer.model.wide_head.head import WideHead
+from miniformer.model.wide_head.chain import make_wide_head
 
 
 class Transformer(PretrainedMixin, Stack):
@@ -54,7 +54,7 @@ class Transformer(PretrainedMixin, Stack):
             None if config.token_types is None else nn.Embedding(config.token_types, config.d_model)
         )
         self.head = Head(config)
-        self.wide_head = None if config.wide_head is None else WideHead(config)
+        self.wide_head = make_wide_head(config)
         initialize(self)
 
     def forward(

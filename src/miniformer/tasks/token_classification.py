@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -49,7 +49,13 @@ from miniformer.tasks.tagging.results import (
     resampled_tag_metrics,
     tag_counts,
 )
-from miniformer.tasks.tagging.span_metrics import count_spans, precision_recall_f1
+from miniformer.tasks.tagging.schemes import OUTSIDE
+from miniformer.tasks.tagging.span_metrics import (
+    OUTSIDE_BIASES,
+    count_spans,
+    precision_recall_f1,
+    select_outside_bias,
+)
 from miniformer.tasks.tagging.tag_task import TagTask
 from miniformer.tasks.tagging.tagged_words import TaggedWords
 from miniformer.tasks.tagging.viterbi import TagConstraint, decode
@@ -67,6 +73,8 @@ class TokenClassification(TagTask):
     Args:
         valid_predictions: predict the most probable tags among the sequences that the scheme
             allows; false: the most probable tag of each token.
+        outside_bias: what the log-probability of the tag O is lowered by in predictions, so that
+            rare spans are predicted; null: fitted to each validation, for the highest span F1.
         strict_spans: spans of metrics and entities are those of seqeval's strict mode.
         word_pooling: the vector of a token of several subwords or characters: that of the first or
             last of them, or their mean.
@@ -82,10 +90,12 @@ class TokenClassification(TagTask):
     maximize: ClassVar[frozenset[str]] = frozenset(
         {"span_f1", "span_precision", "span_recall", "accuracy", "macro_f1"}
     )
+    supports_wide_head: ClassVar[bool] = True
     token_arrays: ClassVar[tuple[str, ...]] = ("inputs",)
     token_tensors: ClassVar[dict[str, str]] = {"inputs": "attention_mask"}
 
     valid_predictions: bool = True
+    outside_bias: float | None = option(None, low=0.0)
     strict_spans: bool = False
     word_pooling: str = option("mean", choices=("first", "last", "mean"))
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
@@ -103,6 +113,25 @@ class TokenClassification(TagTask):
         if not (self.has_spans and self.valid_predictions):
             return None
         return TagConstraint(self.require_classes(), self.resolved_scheme)
+
+    def _predict_tags(self, logprobs: Tensor, batch: Batch, outside_bias: float) -> Tensor:
+        """Predicted classes, int64 [B, W].
+
+        Args:
+            logprobs: of each word, [B, W, C].
+            batch: `first_word`, `words_after` and `word_lengths`.
+            outside_bias: see `TokenClassification`.
+        """
+        if outside_bias:
+            outside = torch.tensor([tag == OUTSIDE for tag in self.require_classes()])
+            logprobs = logprobs - outside_bias * outside
+        if self._constraint is None:
+            return logprobs.argmax(-1)
+        first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
+        return decode(
+            logprobs, (batch["word_lengths"].cpu() > 0).sum(1), self._constraint,
+            is_start=first == 0, is_end=after == 0,
+        )  # fmt: skip
 
     def texts(self, record: Record) -> Iterator[str]:
         # With a space in front, as `encode_words` encodes each word.
@@ -161,7 +190,22 @@ class TokenClassification(TagTask):
             batch["word_starts"], batch["word_lengths"], features.shape[1], self.word_pooling
         )
         out: Tensor = model.logits(weights.to(features) @ features)
-        return out
+        if model.wide_head is None:
+            return out
+        mixed: Tensor = model.add_wide_head(out, self.wide_inputs(model, batch))
+        return mixed
+
+    def wide_inputs(self, model: Any, batch: Batch) -> dict[str, Tensor | None]:
+        """Hashes of the words, and the position of the predicted ones among them."""
+        return {name: batch[name] for name in ("word_hashes", "context_before", "word_lengths")}
+
+    def wide_labels(self, batch: Batch) -> Batch:
+        """Each predicted word as a row of one word, for `FixedOutputs`."""
+        labels = batch["labels"][batch["word_lengths"] > 0][:, None]
+        zeros = torch.zeros_like(labels)
+        return {
+            "inputs": zeros, "word_starts": zeros, "word_lengths": zeros + 1, "labels": labels,
+        }  # fmt: skip
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats of the words' tags, and their number."""
@@ -190,13 +234,7 @@ class TokenClassification(TagTask):
         lengths = batch["word_lengths"].cpu()
         logprobs = logits.float().log_softmax(-1).cpu()  # [B, W, C]
         first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
-        if self._constraint is None:
-            predictions = logprobs.argmax(-1)
-        else:
-            predictions = decode(
-                logprobs, (lengths > 0).sum(1), self._constraint,
-                is_start=first == 0, is_end=after == 0,
-            )  # fmt: skip
+        predictions = self._predict_tags(logprobs, batch, self.outside_bias or 0.0)
         columns = {
             "word_records": batch["records"].cpu()[:, None].expand_as(predictions),
             "positions": first[:, None] + torch.arange(predictions.shape[1]),
@@ -208,9 +246,33 @@ class TokenClassification(TagTask):
             labels = batch["labels"].cpu()
             columns["labels"] = labels
             columns["losses"] = -logprobs.gather(2, labels.clamp_min(0)[..., None])[..., 0]
+            if self.outside_bias is None and self.has_spans:
+                biased = [self._predict_tags(logprobs, batch, bias) for bias in OUTSIDE_BIASES]
+                columns["biased_predictions"] = torch.stack(biased, -1).short()  # [B, W, biases]
         return {name: value[lengths > 0] for name, value in columns.items()}
 
-    def _tagged_words(self, stats: Sequence[BatchStats]) -> TaggedWords:
+    def fit_to_validation(self, batch_stats: Sequence[BatchStats]) -> Self:
+        """The task with the `outside_bias` of the highest span F1, unless it is given.
+
+        It is 0 if the gain may be one of chance (see `select_outside_bias`).
+        """
+        if self.outside_bias is not None or not self.has_spans or not batch_stats:
+            return self
+        counts = [
+            self._span_counts(self._tagged_words(batch_stats, column)).sum(1)
+            for column in range(len(OUTSIDE_BIASES))
+        ]
+        return dataclasses.replace(self, outside_bias=select_outside_bias(np.stack(counts)))
+
+    def _tagged_words(self, stats: Sequence[BatchStats], column: int | None = None) -> TaggedWords:
+        """Words of batches; `column`: with the predictions of this item of `OUTSIDE_BIASES`."""
+        if column is None and self.outside_bias and "biased_predictions" in stats[0]:
+            column = OUTSIDE_BIASES.index(self.outside_bias)
+        if column is not None:
+            stats = [
+                {**batch, "predictions": batch["biased_predictions"][:, column].long()}
+                for batch in stats
+            ]
         scheme = None if self._constraint is None else self.resolved_scheme
         return TaggedWords.from_stats(stats, self.require_classes(), scheme)
 

@@ -26,12 +26,14 @@ from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures
 from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
 from miniformer.model.wide_head.sparse import Inputs, linear_outputs
+from miniformer.model.wide_head.word_context import WordFeatures
 
 FEATURE_TYPES: dict[str, type[nn.Module]] = {
     "ngrams": NgramFeatures,
     "numbers": NumberFeatures,
     "statistics": StatisticFeatures,
     "kernels": KernelFeatures,
+    "words": WordFeatures,
 }
 
 

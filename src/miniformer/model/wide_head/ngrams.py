@@ -82,32 +82,32 @@ def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:
     real = torch.ones_like(ids, dtype=torch.bool) if real is None else real
     tokens = ids.long() + 1
     if token_types is not None:
-        tokens = _scramble(tokens) + token_types.long()
-    tokens = _scramble(tokens)
+        tokens = scramble(tokens) + token_types.long()
+    tokens = scramble(tokens)
     column = torch.arange(ids.shape[1], device=ids.device)
     ngram, is_complete, result = torch.zeros_like(tokens), real, []
     for n in range(length):
         # The hash of the n tokens that end one position earlier, continued by this token.
         previous = torch.nn.functional.pad(ngram, (1, 0))[:, : ngram.shape[1]]
-        ngram = _scramble(previous + tokens + n)
+        ngram = scramble(previous + tokens + n)
         if n:
             before = torch.nn.functional.pad(is_complete, (1, 0))[:, : ngram.shape[1]]
             is_complete = before & real
-        result.append(_positive(ngram).masked_fill(~is_complete, UNKNOWN))
+        result.append(positive(ngram).masked_fill(~is_complete, UNKNOWN))
     if positions:
         start = real.int().argmax(-1, keepdim=True)  # padding may be on the left
-        placed = _scramble(_scramble(column - start + 1) + tokens + length)
-        result.append(_positive(placed).masked_fill(~real, UNKNOWN))
+        placed = scramble(scramble(column - start + 1) + tokens + length)
+        result.append(positive(placed).masked_fill(~real, UNKNOWN))
     return torch.cat(result, dim=-1)
 
 
-def _scramble(values: Tensor) -> Tensor:
+def scramble(values: Tensor) -> Tensor:
     """Permutation of int64 values that spreads close values far apart."""
     values = values * _MULTIPLIER  # wraps around
     values = values ^ ((values >> 32) & _MASK)
     return values * _MULTIPLIER
 
 
-def _positive(values: Tensor) -> Tensor:
+def positive(values: Tensor) -> Tensor:
     """Values without their sign, int64 of 63 bits."""
     return values & torch.iinfo(torch.int64).max

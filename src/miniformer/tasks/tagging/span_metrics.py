@@ -8,6 +8,10 @@ import numpy as np
 
 from miniformer.tasks.tagging.schemes import find_spans
 
+OUTSIDE_BIASES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)  # nats
+_NUM_RESAMPLES = 200
+_MIN_STANDARD_ERRORS = 2.0
+
 
 def count_spans(
     truths: Sequence[Sequence[str]],
@@ -46,3 +50,22 @@ def precision_recall_f1(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     precision = correct / np.maximum(predicted, 1)
     recall = correct / np.maximum(true, 1)
     return precision, recall, 2 * correct / np.maximum(predicted + true, 1)
+
+
+def select_outside_bias(counts: np.ndarray) -> float:
+    """Item of `OUTSIDE_BIASES` with the highest F1; 0 if it is not above that of 0 for certain.
+
+    It is above if the gain in F1 is at least two standard errors, of resamples of the sequences.
+
+    Args:
+        counts: correct, predicted and true spans of each sequence, int [biases, N, 3].
+    """
+    f1 = precision_recall_f1(counts.sum(1))[2]
+    best = int(f1.argmax())
+    resamples = np.random.default_rng(0).multinomial(
+        counts.shape[1], np.full(counts.shape[1], 1 / counts.shape[1]), _NUM_RESAMPLES
+    )
+    resampled = [precision_recall_f1(resamples @ counts[row])[2] for row in (0, best)]
+    error = float((resampled[1] - resampled[0]).std())
+    certain = f1[best] - f1[0] > _MIN_STANDARD_ERRORS * error
+    return OUTSIDE_BIASES[best] if certain else 0.0

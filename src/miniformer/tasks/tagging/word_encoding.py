@@ -23,6 +23,7 @@ from miniformer.data.batching.length_bucketing import Batch, pad_sequences
 from miniformer.data.batching.packing import IGNORE_INDEX
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.input_encoding import ids_to_array
+from miniformer.tasks.tagging.word_features import hash_words
 
 _CONTEXT_SHARE = 4  # windows overlap by up to a fourth of their length
 
@@ -84,11 +85,14 @@ def encode_tokens(
 
     An example has `inputs` and `word_ids`, int [T]; `record`, the number of its input;
     `first_word`, the index of its first predicted word, and `words_after`, the number of words
-    after the last one; and `cut`, the number of tokens by which words are longer than a window.
+    after the last one; `word_hashes`, uint32 [V, H], of all words of the window (see
+    `hash_words`), and `context_before`, the number of them before the first predicted one; and
+    `cut`, the number of tokens by which words are longer than a window.
     """
     frame = tokenizer.input_template
     max_ids = max(1, seq_len - len(frame.prefix) - len(frame.suffix))
-    encoded = encode_words([word for row in tokens for word in row], tokenizer)
+    flat = [word for row in tokens for word in row]
+    encoded, hashes = encode_words(flat, tokenizer), hash_words(flat)
     for number, sequence in enumerate(tokens):
         rows = [encoded[word] for word in sequence]
         lengths = [min(len(row.ids), max_ids) for row in rows]
@@ -112,6 +116,10 @@ def encode_tokens(
                     "record": number,
                     "first_word": window.first,
                     "words_after": len(sequence) - window.last,
+                    "word_hashes": np.stack(
+                        [hashes[word] for word in sequence[window.start : window.end]]
+                    ),
+                    "context_before": window.first - window.start,
                     "cut": cut,
                 }
             )
@@ -158,8 +166,9 @@ def collate_words(examples: list[Example], random: np.random.Generator | None = 
     Returns:
         `inputs`, int64 [B, T], with `attention_mask`, bool [B, T], if there is padding; of up to W
         predicted words of each window `word_starts` and `word_lengths`, int64 [B, W], their tokens,
-        with length 0 beyond the words of a row, and `labels`, int64 [B, W], with -100 there; and
-        `records`, `first_word` and `words_after`, int64 [B].
+        with length 0 beyond the words of a row, and `labels`, int64 [B, W], with -100 there;
+        `word_hashes` of up to V words with their context, int64 [B, V, H], 0 beyond them; and
+        `records`, `first_word`, `words_after` and `context_before`, int64 [B].
     """
     inputs, mask = pad_sequences([example["inputs"] for example in examples])
     batch: Batch = {"inputs": inputs}
@@ -177,7 +186,9 @@ def collate_words(examples: list[Example], random: np.random.Generator | None = 
     batch["word_lengths"] = pad_sequences(lengths)[0]
     if "labels" in examples[0]:
         batch["labels"] = pad_sequences([x["labels"] for x in examples], IGNORE_INDEX)[0]
-    for name in ("record", "first_word", "words_after"):
+    hashes = [torch.from_numpy(x["word_hashes"].astype(np.int64)) for x in examples]
+    batch["word_hashes"] = torch.nn.utils.rnn.pad_sequence(hashes, batch_first=True)
+    for name in ("record", "first_word", "words_after", "context_before"):
         if name in examples[0]:  # streamed examples have no record
             key = "records" if name == "record" else name
             batch[key] = torch.tensor([int(example[name]) for example in examples])

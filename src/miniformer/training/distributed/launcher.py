@@ -25,6 +25,7 @@ from miniformer.training.distributed.restarts import agent_store, rendezvous
 from miniformer.utils.atomic import write_text
 
 T = TypeVar("T")
+START_METHOD = "spawn"  # of the processes of `launch`
 GRACE_PERIOD = 2.0  # seconds in which a signal that the launcher forwards again is ignored
 
 
@@ -68,7 +69,7 @@ def launch(
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
-        start_method="spawn",
+        start_method=START_METHOD,
         max_restarts=0,
         monitor_interval=0.1,
         logs_specs=DefaultLogsSpecs(log_dir=folder.name),

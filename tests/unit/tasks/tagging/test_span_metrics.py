@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from seqeval.metrics import classification_report, f1_score, precision_score, recall_score
 from seqeval.scheme import IOB2
 
-from miniformer.tasks.tagging.span_metrics import count_spans, precision_recall_f1
+from miniformer.tasks.tagging.span_metrics import (
+    OUTSIDE_BIASES,
+    count_spans,
+    precision_recall_f1,
+    select_outside_bias,
+)
 
 TAGS = st.sampled_from(["O", "O", "B-x", "I-x", "B-y", "I-y"])
 PAIRS = st.lists(st.lists(st.tuples(TAGS, TAGS), max_size=6), min_size=1, max_size=5)
@@ -46,3 +51,18 @@ def test_span_metrics_match_seqeval(strict, pairs):
 def test_spans_of_unknown_types_are_not_counted():
     counts = count_spans([["B-x", "B-z"]], [["B-x", "B-z"]], "iob2", ["x"])
     assert counts.tolist() == [[[1, 1, 1]]]
+
+
+@pytest.mark.catches("outside_bias_follows_chance")
+def test_select_outside_bias_only_for_a_gain_beyond_chance():
+    counts = np.zeros((len(OUTSIDE_BIASES), 200, 3), dtype=np.int64)
+    counts[..., 2] = 1
+    counts[:, :40, :2] = 1  # correct spans of each bias
+    assert select_outside_bias(counts) == 0.0
+    chance = counts.copy()
+    chance[2, 40:42, :2] = 1  # two more, and one that is lost
+    chance[2, 0, :2] = 0
+    assert select_outside_bias(chance) == 0.0
+    certain = counts.copy()
+    certain[3, 40:90, :2] = 1
+    assert select_outside_bias(certain) == OUTSIDE_BIASES[3]

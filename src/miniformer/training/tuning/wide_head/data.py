@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import TransformerConfig
+from miniformer.config.resolved import ResolvedSetting
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.sparse import Inputs
@@ -22,6 +24,7 @@ class FixedOutputs:
     """
 
     training = False
+    wide_head = None
 
     def __init__(self, config: TransformerConfig) -> None:
         self.config = config
@@ -30,6 +33,29 @@ class FixedOutputs:
     def classify(self, **inputs: Any) -> Tensor:
         """The outputs, whatever the inputs are."""
         return self.value
+
+    def features(self, **inputs: Any) -> Tensor:
+        """The outputs of rows of one token, [n, 1, C]."""
+        return self.value[:, None]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The outputs of `features`."""
+        return features
+
+
+@dataclasses.dataclass
+class FittedHead:
+    """A wide head, fitted to the training data.
+
+    Args:
+        setting: of the settings of the run.
+        groups: `wide_head` of the model config.
+        state: values of the head's buffers by name.
+    """
+
+    setting: ResolvedSetting
+    groups: list[dict[str, Any]]
+    state: dict[str, Tensor]
 
 
 class WideData:

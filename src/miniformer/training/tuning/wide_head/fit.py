@@ -21,7 +21,7 @@ from miniformer.config.train_settings import ModelSettings
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
-from miniformer.training.tuning.wide_head.data import WideData
+from miniformer.training.tuning.wide_head.data import FittedHead, WideData
 from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
     STRENGTHS,
@@ -63,21 +63,6 @@ class FittedGroup:
     block: Tensor
 
 
-@dataclasses.dataclass
-class FittedHead:
-    """A wide head, fitted to the training data.
-
-    Args:
-        setting: of the settings of the run.
-        groups: `wide_head` of the model config.
-        state: values of the head's buffers by name.
-    """
-
-    setting: ResolvedSetting
-    groups: list[Group]
-    state: dict[str, Tensor]
-
-
 def fit_wide_head(
     config: ModelSettings,
     model_config: TransformerConfig,
@@ -97,6 +82,10 @@ def fit_wide_head(
     """
     if not _is_possible(config, model_config, data):
         return None
+    if data.column_total("train", "word_hashes") is not None:
+        from miniformer.training.tuning.wide_head.chain import fit_chain_head
+
+        return fit_chain_head(model_config, data, console)
     started = time.perf_counter()
     wide_data = WideData(model_config, data)
     labels = wide_data.labels()

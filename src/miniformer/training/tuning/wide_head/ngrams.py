@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -86,9 +87,22 @@ def count_ngrams(data: WideData, *, length: int, positions: bool) -> tuple[Tenso
     Returns:
         int64 [K] and [K].
     """
+    batches = (ngram_keys(inputs, length=length, positions=positions) for inputs in data.inputs())
+    return count_keys(batches)
+
+
+def count_keys(batches: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hashes that several examples have, ascending, and the numbers of these examples.
+
+    Args:
+        batches: hashes of the features of each example, int64 [B, L]; -1: none.
+
+    Returns:
+        int64 [K] and [K].
+    """
     hashes = []
-    for inputs in data.inputs():
-        keys = ngram_keys(inputs, length=length, positions=positions).sort(-1).values
+    for batch in batches:
+        keys = batch.sort(-1).values
         is_first = keys != UNKNOWN
         is_first[:, 1:] &= keys[:, 1:] != keys[:, :-1]
         hashes.append(keys[is_first])
