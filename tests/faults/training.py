@@ -265,6 +265,16 @@ def the_mean_leaves_out_the_last_validation(original):
     return mean
 
 
+@fault("miniformer.training.lit_module:MiniFormerLitModule.test_step")
+def test_has_the_precision_of_training(original):
+    """The test computes in bfloat16 if training does."""
+
+    def test_step(self, batch, batch_idx):
+        self._eval_step(batch, test=True)
+
+    return test_step
+
+
 @fault("miniformer.training.lit_module:MiniFormerLitModule.set_optimizer_mode")
 def schedule_free_validates_the_weights_in_training(original):
     """The optimizer never switches to its averages."""

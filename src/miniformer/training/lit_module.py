@@ -248,7 +248,9 @@ class MiniFormerLitModule(L.LightningModule):
         self.validation_stats = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._eval_step(batch, test=True)
+        # In float32, as the saved model is used: its evaluation has the same metrics.
+        with torch.autocast(self.device.type, enabled=False):
+            self._eval_step(batch, test=True)
 
     def on_test_epoch_end(self) -> None:
         self._log_eval_metrics("test")

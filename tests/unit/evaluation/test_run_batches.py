@@ -70,14 +70,16 @@ def case(request):
     return request.param, records, task, tokenizer, model, metrics, results
 
 
-def test_run_batches_metrics_are_those_of_a_test_in_training(case):
+@pytest.mark.catches("test_has_the_precision_of_training")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_run_batches_metrics_are_those_of_a_test_in_training(case, precision):
     """Every metric has the same bits as that of `trainer.test`."""
     _, records, task, tokenizer, model, metrics, _ = case
     data = MiniFormerDataModule(
         records, test_path=records, task=task, tokenizer=tokenizer, seq_len=24, batch_size=4
     )
     module = MiniFormerLitModule(model, task=task, tokenizer=tokenizer)
-    trainer = cpu_trainer()
+    trainer = cpu_trainer(precision=precision)
     trainer.test(module, data, verbose=False)
     model.eval()
     expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
