@@ -266,13 +266,9 @@ def the_mean_leaves_out_the_last_validation(original):
 
 
 @fault("miniformer.training.lit_module:MiniFormerLitModule.test_step")
-def test_has_the_precision_of_training(original):
+def precision_of_the_test_is_that_of_training(original):
     """The test computes in bfloat16 if training does."""
-
-    def test_step(self, batch, batch_idx):
-        self._eval_step(batch, test=True)
-
-    return test_step
+    return lambda self, batch, batch_idx: self._eval_step(batch, test=True)
 
 
 @fault("miniformer.training.lit_module:MiniFormerLitModule.set_optimizer_mode")

@@ -70,7 +70,7 @@ def case(request):
     return request.param, records, task, tokenizer, model, metrics, results
 
 
-@pytest.mark.catches("test_has_the_precision_of_training")
+@pytest.mark.catches("precision_of_the_test_is_that_of_training")
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_run_batches_metrics_are_those_of_a_test_in_training(case, precision):
     """Every metric has the same bits as that of `trainer.test`."""
