@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import random
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers would otherwise fight over the cores
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+from miniformer import registry
+from miniformer.registry import plugins
+from tests.kit.packages import write_package
 from tests.kit.pictures import NO_PICTURES, PICTURES, draw_pictures
 from tests.kit.seeds import VARIABLE, chosen_seed
 from tests.skips import Skips
@@ -62,6 +66,28 @@ def _real_pictures():
 
 real_pictures = pytest.fixture(_real_pictures)
 real_pictures_of_module = pytest.fixture(_real_pictures, scope="module")
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Installs a package for this test; see `write_package`."""
+    folder = tmp_path / "installed"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+
+    def forget():
+        plugins._find_entry_points.cache_clear()
+        registry._skipped.clear()
+        for path in folder.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+
+    def install(*args, **options):
+        write_package(folder, *args, **options)
+        forget()
+        return folder
+
+    yield install
+    forget()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from miniformer.config.errors import (
     ConfigError,
     InputError,
     NoEffectWarning,
+    PluginWarning,
     RenamedWarning,
     UserError,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "GenerationConfig",
     "InputError",
     "NoEffectWarning",
+    "PluginWarning",
     "RenamedWarning",
     "StrictConfig",
     "TransformerConfig",

@@ -19,12 +19,19 @@ from typing import Any, get_type_hints
 import jsonargparse
 from docstring_parser import DocstringStyle
 
-from miniformer.config import NoEffectWarning, RenamedWarning, StrictConfig, UserError
+from miniformer.config import (
+    NoEffectWarning,
+    PluginWarning,
+    RenamedWarning,
+    StrictConfig,
+    UserError,
+)
 from miniformer.config.flags.problems import find_subparser, rewrite_parser_error
 from miniformer.utils.streams import printable_output, read_stdin
 
 _FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
 _MAX_USAGE_FLAGS = 6  # of a usage line that lists its flags
+_FOR_USERS = (NoEffectWarning, PluginWarning, RenamedWarning)  # printed as one line
 
 
 def command_parser(
@@ -201,12 +208,12 @@ def command_context() -> Iterator[CommandExit]:
 def _user_warnings() -> Iterator[None]:
     """Prints warnings for users without the line of code that emitted them."""
     with warnings.catch_warnings():
-        for category in (NoEffectWarning, RenamedWarning):
+        for category in _FOR_USERS:
             warnings.simplefilter("always", category)
         original = warnings.showwarning
 
         def show(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
-            if category in (NoEffectWarning, RenamedWarning):
+            if category in _FOR_USERS:
                 print(f"miniformer: warning: {message}", file=sys.stderr)
             else:
                 original(message, category, *args, **kwargs)
@@ -219,7 +226,7 @@ def _user_warnings() -> Iterator[None]:
 def quiet_warnings() -> Iterator[None]:
     """Context without warnings for users."""
     with warnings.catch_warnings():
-        for category in (NoEffectWarning, RenamedWarning):
+        for category in _FOR_USERS:
             warnings.simplefilter("ignore", category)
         yield
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from miniformer.utils.errors import PluginWarning, UserError
 
-class UserError(ValueError):
-    """Invalid user input; the message gives the value, the limit and the fix."""
+__all__ = [
+    "ConfigError",
+    "InputError",
+    "NoEffectWarning",
+    "PluginWarning",
+    "RenamedWarning",
+    "UserError",
+]
 
 
 class NoEffectWarning(UserWarning):

@@ -108,8 +108,8 @@ def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -
     Raises:
         UserError: the options require a runtime that does not support the model.
     """
-    for name in reversed(registry.names("runtime")):
-        runtime = registry.get("runtime", name)(model, memory, options)
+    for _, make in registry.load_all("runtime", last_first=True):
+        runtime = make(model, memory, options)
         if runtime is not None:
             return cast("Runtime", runtime)
     return PlainRuntime(model, memory)

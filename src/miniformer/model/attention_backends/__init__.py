@@ -93,11 +93,12 @@ def unsupported_reason(backend: str, requirements: AttentionRequirements) -> str
 
 
 def check_backend_name(backend: str) -> None:
-    """Raises UserError for an unknown backend."""
+    """Raises UserError for an unknown backend; imports a registered one."""
+    known = ["auto", *registry.names("attention_backend")]
+    if backend not in known:
+        raise UserError(registry.unknown_name_message("attention backend", backend, known))
     if backend not in ("auto", *BACKENDS):
-        raise UserError(
-            registry.unknown_name_message("attention backend", backend, ["auto", *BACKENDS])
-        )
+        BACKENDS[backend] = registry.get("attention_backend", backend)
 
 
 def select_backend(requested: str, requirements: AttentionRequirements) -> tuple[str, str]:

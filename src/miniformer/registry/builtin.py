@@ -1,0 +1,175 @@
+"""Kinds of components: the interface of each, and its built-in components.
+
+A component is listed as `module:attribute`, or as `module`, and imported on first use. Options of a
+component are those that a user gives beside its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    """A kind of components.
+
+    Args:
+        interface: the call of a component and its result, or its methods.
+        builtin: import paths of the built-in components, by name.
+        former_names: former names of built-in components, each with the current one.
+        disjoint: kind whose names must differ, since one field of a config takes names of both.
+    """
+
+    interface: str
+    builtin: Mapping[str, str] = {}
+    former_names: Mapping[str, str] = {}
+    disjoint: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    # Parts of a model.
+    "activation": Kind(
+        "(x) -> tensor of the shape of x",
+        {
+            "gelu": "miniformer.model.feed_forward:gelu",
+            "gelu_tanh": "miniformer.model.feed_forward:gelu_tanh",
+            "relu": "torch.nn.functional:relu",
+            "silu": "torch.nn.functional:silu",
+        },
+        disjoint="gated_activation",
+    ),
+    "gated_activation": Kind(
+        "(gate) -> tensor of the shape of gate",
+        {
+            "swiglu": "torch.nn.functional:silu",
+            "geglu": "miniformer.model.feed_forward:gelu",
+            "geglu_tanh": "miniformer.model.feed_forward:gelu_tanh",
+            "reglu": "torch.nn.functional:relu",
+        },
+        disjoint="activation",
+    ),
+    "norm": Kind(
+        "(dim, *, eps, bias) -> module",
+        {
+            "layernorm": "miniformer.model.norm:layernorm",
+            "rmsnorm": "miniformer.model.norm:RMSNorm",
+            "zero_centered_rmsnorm": "miniformer.model.norm:ZeroCenteredRMSNorm",
+        },
+    ),
+    "position": Kind(
+        "(config, *, causal) -> Position",
+        {
+            "rotary": "miniformer.model.position:RotaryPosition",
+            "learned": "miniformer.model.position:LearnedPosition",
+            "sinusoidal": "miniformer.model.position:SinusoidalPosition",
+            "sinusoidal_fairseq": "miniformer.model.position:FairseqSinusoidalPosition",
+            "alibi": "miniformer.model.position:ALiBiPosition",
+            "t5_relative": "miniformer.model.position:RelativePosition",
+            "none": "miniformer.model.position:Position",
+        },
+        former_names={"relative": "t5_relative"},
+    ),
+    "attention": Kind(
+        "(config, *, window) -> module",
+        {"standard": "miniformer.model.attention:MultiHeadAttention"},
+    ),
+    "feed_forward": Kind(
+        "(config) -> module",
+        {"standard": "miniformer.model.feed_forward:FeedForward"},
+    ),
+    "attention_backend": Kind(
+        "(q, k, v, mask, scores) -> [B, H, T, E]",
+        {
+            "plain": "miniformer.model.attention_backends.functions:plain",
+            "sdpa": "miniformer.model.attention_backends.functions:sdpa",
+            "flex": "miniformer.model.attention_backends.functions:flex",
+            "varlen": "miniformer.model.attention_backends.functions:varlen",
+            "matmul": "miniformer.model.attention_backends.matmul:matmul",
+        },
+    ),
+    "input": Kind("(config, **options) -> module from inputs of a batch to [B, T, D]"),
+    "cache": Kind("(config, batch_size, capacity, **options) -> cache with the methods of KVCache"),
+    "model": Kind(
+        "(config) -> module",
+        {
+            "encoder": "miniformer.model.transformer:Transformer",
+            "decoder": "miniformer.model.transformer:Transformer",
+            "seq2seq": "miniformer.model.seq2seq:Seq2SeqTransformer",
+        },
+    ),
+    "transform": Kind("(model, **options) -> model"),
+    # Decoding.
+    "runtime": Kind(
+        "(model, memory, options) -> Runtime, or None if it does not apply",
+        {
+            "native": "miniformer.runtime.native.decode_step:make_native_runtime",
+            "cuda_graphs": "miniformer.runtime.cuda_graphs:make_cuda_graph_runtime",
+        },
+    ),
+    "logits_processor": Kind("(**options) -> function of tokens [B, T] and logits [B, V]"),
+    # Data and tasks.
+    "tokenizer": Kind(
+        "(texts, vocab_size) -> tokenizers.Tokenizer",
+        {
+            "bpe": "miniformer.data.tokenizers.training:train_bpe",
+            "unigram": "miniformer.data.tokenizers.training:train_unigram",
+            "wordpiece": "miniformer.data.tokenizers.training:train_wordpiece",
+            "byte": "miniformer.data.tokenizers.training:train_byte",
+            "word": "miniformer.data.tokenizers.training:train_word",
+            "char": "miniformer.data.tokenizers.training:train_char",
+        },
+    ),
+    "task": Kind(
+        "subclass of Task",
+        {
+            "language_modeling": "miniformer.tasks.language_modeling:LanguageModeling",
+            "classification": "miniformer.tasks.classification:Classification",
+            "multilabel_classification": (
+                "miniformer.tasks.multilabel_classification:MultiLabelClassification"
+            ),
+            "token_classification": "miniformer.tasks.token_classification:TokenClassification",
+            "ordinal_regression": "miniformer.tasks.ordinal_regression:OrdinalRegression",
+            "regression": "miniformer.tasks.regression:Regression",
+            "seq2seq": "miniformer.tasks.seq2seq:Seq2Seq",
+            "masked_lm": "miniformer.tasks.masked_lm:MaskedLM",
+            "embedding": "miniformer.tasks.embedding:EmbeddingTask",
+        },
+        former_names={"encoding": "embedding"},
+    ),
+    "batch_order": Kind("(num_examples, *, seed, **options) -> iterator of indices with a state"),
+    "loss_term": Kind("(model, batch, state) -> term: a sum and a count"),
+    # Training.
+    "optimizer": Kind(
+        "(model, *, lr, weight_decay, ...) -> torch optimizer",
+        {
+            "muon": "miniformer.training.optim.optimizers:muon",
+            "adamw": "miniformer.training.optim.optimizers:adamw",
+            "schedulefree": "miniformer.training.optim.optimizers:schedulefree",
+        },
+    ),
+    "scheduler": Kind(
+        "progress of the run in [0, 1] -> learning rate multiplier",
+        {
+            "cosine": "miniformer.training.optim.schedules:cosine",
+            "onecycle": "miniformer.training.optim.schedules:onecycle",
+            "linear": "miniformer.training.optim.schedules:linear",
+            "wsd": "miniformer.training.optim.schedules:wsd",
+            "none": "miniformer.training.optim.schedules:none",
+        },
+    ),
+    "logger": Kind(
+        "(run folder) -> Lightning logger",
+        {
+            "tensorboard": "miniformer.training.report.loggers:tensorboard",
+            "csv": "miniformer.training.report.loggers:csv",
+            "wandb": "miniformer.training.report.loggers:wandb",
+            "mlflow": "miniformer.training.report.loggers:mlflow",
+            "none": "miniformer.training.report.loggers:none",
+        },
+    ),
+    "callback": Kind("(**options) -> lightning.Callback"),
+    # Tools.
+    "command": Kind("module with add_arguments(parser) and run(values) -> exit code or None"),
+    "check": Kind("(model) -> problems, a line each"),
+    "exporter": Kind("(directory, out, **options) -> None"),
+}
