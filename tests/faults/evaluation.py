@@ -224,7 +224,7 @@ def predictions_are_not_written(original):
     return lambda out, predictions: (original(out, predictions)[0], None)
 
 
-@fault("miniformer.commands.models:resolve_model")
+@fault("miniformer.config.command_line:resolve_model")
 def run_folder_is_refused(original):
     """A run folder does not stand for its best model."""
-    return lambda directory: directory
+    return lambda directory, **options: directory

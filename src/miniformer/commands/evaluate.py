@@ -12,11 +12,10 @@ from miniformer.commands.models import (
     load_pipeline,
     pop_fields,
     progress_bar,
-    resolve_model,
     round_numbers,
 )
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser
+from miniformer.config.command_line import command_parser, resolve_model
 
 
 def add_evaluate_command(commands: Any) -> None:

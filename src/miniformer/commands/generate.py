@@ -15,6 +15,7 @@ from miniformer.config.command_line import (
     miniformer_command,
     read_utf8_stdin,
     reject_file_name,
+    resolve_model,
 )
 
 _NO_FLAG = ("eos_id",)  # of the tokenizer
@@ -37,7 +38,7 @@ def add_generate_command(commands: Any, args: Sequence[str] = ()) -> None:
 
 def _defaults_of_directory(args: Sequence[str]) -> dict[str, Any]:
     """Decoding options of the first model directory among the arguments."""
-    paths = (Path(item) / "generation_config.json" for item in args)
+    paths = (Path(resolve_model(item, note=False)) / "generation_config.json" for item in args)
     path = next((path for path in paths if path.is_file()), None)
     options = {} if path is None else GenerationConfig.from_file(path).to_dict()
     return {name: value for name, value in options.items() if name not in _NO_FLAG}
@@ -49,7 +50,7 @@ def _generate_parser() -> Any:
         "sources. Options that are not given are those of the model directory's "
         "generation_config.json, which `generate DIRECTORY --help` shows."
     )
-    parser.add_argument("directory", type=str, help="model directory")
+    parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
     parser.add_argument(
         "prompts",
         type=str,
@@ -86,14 +87,14 @@ def run_generate(values: dict[str, Any]) -> int:
     prompts = [read_utf8_stdin() if prompt == "-" else prompt for prompt in prompts]
     from miniformer.checkpoint.pipeline import load
 
-    pipeline = load(directory)
+    pipeline = load(resolve_model(directory))
     options["truncate"] = truncate
     # A continuation is printed behind its prompt, an answer alone.
     starts = prompts if pipeline.continues_prompts() else [""] * len(prompts)
     if draft is not None:
         from miniformer.checkpoint.speculation_check import benchmark_speculation
 
-        texts, summary = benchmark_speculation(pipeline, draft, prompts, options)
+        texts, summary = benchmark_speculation(pipeline, resolve_model(draft), prompts, options)
         for start, text in zip(starts, texts, strict=True):
             print(start + text)
         print(summary, file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser, miniformer_command
+from miniformer.config.command_line import command_parser, miniformer_command, resolve_model
 
 
 def add_import_command(commands: Any) -> None:
@@ -37,7 +37,7 @@ def add_import_command(commands: Any) -> None:
 def add_export_command(commands: Any) -> None:
     """Adds `export` to the subcommands of a parser."""
     exporting = command_parser("Convert a model directory to Hugging Face files.")
-    exporting.add_argument("directory", type=str, help="model directory")
+    exporting.add_argument("directory", type=str, help="model directory, or the folder of a run")
     exporting.add_argument("out", type=str, help="directory to write")
     exporting.add_argument("--to", type=str, default="hf", help="hf: Hugging Face files")
     exporting.add_argument(
@@ -81,7 +81,7 @@ def run_export(values: dict[str, Any]) -> int:
         raise UserError(f"to must be hf, not {values['to']!r}")
     from miniformer.interop.hf.export import to_hf
 
-    to_hf(Path(values["directory"]), values["out"], family=values["family"])
+    to_hf(Path(resolve_model(values["directory"])), values["out"], family=values["family"])
     print(f"written to {values['out']} for transformers; see its README.md")
     print(f"convert back: {miniformer_command()} import {shlex.quote(values['out'])} DIRECTORY")
     return 0

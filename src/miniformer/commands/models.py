@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from miniformer.config import UserError
-from miniformer.config.command_line import add_config_flags
+from miniformer.config.command_line import add_config_flags, resolve_model
 from miniformer.config.train_settings import FieldSettings
-
-_MODEL_FILE, _RUN_FILE = "format_version", "train_config.json"  # of model and run folders
 
 
 def add_field_flags(parser: Any) -> None:
@@ -30,17 +26,6 @@ def pop_fields(values: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in fields.items() if value is not None}
     FieldSettings.from_dict(given)  # reports errors before torch is imported
     return given
-
-
-def resolve_model(directory: str) -> str:
-    """The model directory; of a run folder its best model, or the last one, with a note."""
-    path = Path(directory)
-    if (path / _RUN_FILE).exists() and not (path / _MODEL_FILE).exists():
-        for name in ("best", "last"):
-            if (path / name / _MODEL_FILE).exists():
-                print(f"note: {path} is a run folder; using {path / name}", file=sys.stderr)
-                return str(path / name)
-    return directory
 
 
 def load_pipeline(directory: str, threads: int | None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from miniformer.config.command_line import command_parser
+from miniformer.config.command_line import command_parser, resolve_model
 
 
 def add_score_command(commands: Any) -> None:
@@ -13,7 +13,9 @@ def add_score_command(commands: Any) -> None:
     parser = command_parser(
         "Print loss, perplexity, bits per byte and perplexity per word of texts as a JSON object."
     )
-    parser.add_argument("directory", type=str, help="model directory of a language model")
+    parser.add_argument(
+        "directory", type=str, help="model directory of a language model, or the folder of its run"
+    )
     parser.add_argument("files", type=str, nargs="+", help="texts in the formats of train")
     parser.add_argument(
         "--stride",
@@ -31,7 +33,7 @@ def run_score(values: dict[str, Any]) -> int:
     from miniformer.checkpoint.pipeline import load
     from miniformer.training.callbacks.progress import progress_bars
 
-    pipeline = load(values["directory"])
+    pipeline = load(resolve_model(values["directory"]))
     with progress_bars(Console(stderr=True)) as progress:
         metrics = pipeline.perplexity(
             values["files"],

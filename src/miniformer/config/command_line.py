@@ -32,6 +32,7 @@ from miniformer.utils.streams import printable_output, read_stdin
 _FILES_FLAG = "files_flag"  # attribute of a parser, see `command_parser`
 _MAX_USAGE_FLAGS = 6  # of a usage line that lists its flags
 _FOR_USERS = (NoEffectWarning, PluginWarning, RenamedWarning)  # printed as one line
+_MODEL_FILE, _RUN_FILE = "format_version", "train_config.json"  # of model and run folders
 
 
 def command_parser(
@@ -264,6 +265,23 @@ def reject_file_name(text: str, argument: str, command: str, hint: str = "") -> 
             f"{argument} {text!r} is the name of a file, and would be used as text; "
             f"to read the file: {command} {shlex.quote(text)}{hint}"
         )
+
+
+def resolve_model(directory: str, *, note: bool = True) -> str:
+    """The model directory; of a run folder its best model, or the last one.
+
+    Args:
+        directory: given by the user.
+        note: print a note about a run folder.
+    """
+    path = Path(directory)
+    if (path / _RUN_FILE).exists() and not (path / _MODEL_FILE).exists():
+        for name in ("best", "last"):
+            if (path / name / _MODEL_FILE).exists():
+                if note:
+                    print(f"note: {path} is a run folder; using {path / name}", file=sys.stderr)
+                return str(path / name)
+    return directory
 
 
 def read_utf8_stdin() -> str:

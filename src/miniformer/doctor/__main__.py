@@ -8,7 +8,12 @@ from typing import Any
 
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES, architecture_config
-from miniformer.config.command_line import command_context, command_parser, parse_flags
+from miniformer.config.command_line import (
+    command_context,
+    command_parser,
+    parse_flags,
+    resolve_model,
+)
 
 _TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
 
@@ -19,7 +24,9 @@ def doctor_parser() -> Any:
         "Report the size and attention backends of a model and check it for leaks; without "
         "arguments, report the speed of this machine."
     )
-    parser.add_argument("directory", type=str, nargs="?", help="model directory")
+    parser.add_argument(
+        "directory", type=str, nargs="?", help="model directory, or the folder of a run"
+    )
     parser.add_argument(
         "--family", type=str, help="check a small random model of a family, such as llama"
     )
@@ -38,7 +45,7 @@ def run_doctor(values: dict[str, Any]) -> int:
     if values["directory"] is not None and values["family"] is not None:
         raise UserError("name a model directory or a family, not both")
     if values["directory"] is not None:
-        return _report_model(_load_model(Path(values["directory"])))
+        return _report_model(_load_model(Path(resolve_model(values["directory"]))))
     if values["family"] is not None:
         return _report_model(_build_model(values["family"]))
     _report_hardware()
