@@ -164,7 +164,7 @@ def kept_fields_are_overwritten(original):
     return row
 
 
-@fault("miniformer.commands.outputs:round_numbers")
+@fault("miniformer.commands.models:round_numbers")
 def predictions_have_17_digits(original):
     """Numbers are not rounded."""
     return lambda value: value
@@ -186,6 +186,16 @@ def predictions_are_in_order_of_length(original):
 def data_check_suggests_large_batches(original):
     """`data check` suggests batches of sixteen times the tokens."""
     return 16 * original
+
+
+@fault("miniformer.commands.data:_suggest_settings")
+def data_check_suggests_one_of_the_files(original):
+    """The command that `data check` suggests trains on the first file only."""
+
+    def suggest_settings(split, unit, options):
+        return original(split, unit, {**options, "files": options["files"][:1]})
+
+    return suggest_settings
 
 
 @fault("miniformer.config.command_line:reject_file_name")

@@ -266,6 +266,12 @@ def meaning_of_a_field_is_lost(original):
     return lambda config: dict(list(original(config).items())[1:])
 
 
+@fault("miniformer.config.flags.reference:_with_reference")
+def meaning_is_a_reference_to_a_class(original):
+    """The description of a field names the class that describes it."""
+    return lambda text, name, config: text
+
+
 @fault("miniformer.train_config:TrainConfig._conflicts_between_parts")
 def unknown_key_of_pretrain_is_found_late(original):
     """Keys of `pretrain` are checked after the data is read."""

@@ -369,6 +369,16 @@ def data_check_knows_records_only(original):
     return check_training_rules
 
 
+@fault("miniformer.data.inspect:check_training_rules")
+def data_check_omits_rare_labels(original):
+    """`data check` omits the warnings of training about records."""
+
+    def check_training_rules(task, splits, *, max_errors=10):
+        original(task, splits, max_errors=max_errors)
+
+    return check_training_rules
+
+
 @fault("miniformer.data.rules:require_nonempty")
 def training_takes_empty_files(original):
     """Training accepts a file of empty records."""
@@ -418,7 +428,7 @@ def labels_that_training_lacks_are_not_reported(original):
     """Validation data is not checked against the fitted task."""
 
     def check_training_rules(task, splits, *, max_errors=10):
-        original(task, splits[:1], max_errors=max_errors)
+        return original(task, splits[:1], max_errors=max_errors)
 
     return check_training_rules
 

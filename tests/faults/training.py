@@ -701,6 +701,12 @@ def validation_may_take_all_the_time(original):
     return lambda self: True
 
 
+@fault("miniformer.training.tuning.validation_defaults:default_num_validations")
+def reason_of_validations_is_always_that_of_epochs(original):
+    """Any number of validations has the reason of one an epoch."""
+    return lambda epochs, relative_cost: (original(epochs, relative_cost)[0], "one an epoch")
+
+
 @fault("miniformer.training.tuning.validation_defaults:relative_validation_cost")
 def validation_costs_nothing(original):
     """The number of validations does not depend on the size of the validation data."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniformer import registry
 from miniformer.config import ConfigError, UserError
-from miniformer.config.command_line import add_config_flags, command_parser, python_command
+from miniformer.config.command_line import add_config_flags, command_parser, miniformer_command
 from miniformer.config.train_settings import FieldSettings
 
 if TYPE_CHECKING:
@@ -119,7 +119,10 @@ def run_data(values: dict[str, Any]) -> int:
         show(f"warning: {line}")
     for line in similar_label_warnings(splits):
         show(f"warning: {line}; use one spelling")
-    check_training_rules(task, splits, max_errors=options["faults"])
+    fitted = check_training_rules(task, splits, max_errors=options["faults"])
+    if fitted is not None:
+        for line in fitted.record_warnings(splits[0].valid_records()):
+            show(line)
     num_invalid = sum(split.num_invalid for split in splits)
     for split in splits:
         if split.num_invalid:
@@ -272,8 +275,10 @@ def _suggest_settings(split: SplitReport, unit: str, options: dict[str, Any]) ->
         for field in dataclasses.fields(FieldSettings)
         if (value := options[field.name]) is not None
     )
-    first = shlex.quote(options["files"][0])
+    if options["task_config"]:
+        paths += f" --task_config {shlex.quote(json.dumps(options['task_config']))}"
+    files = " ".join(map(shlex.quote, options["files"]))
     yield (
-        f"train with: {python_command()} -m miniformer.trainer --task {task} --train_path {first}"
-        f"{paths} --model_config '{{\"max_seq_len\": {length}}}'{flags}"
+        f"train with: {miniformer_command()} train {files} --task {task}{paths} "
+        f"--model_config '{{\"max_seq_len\": {length}}}'{flags}"
     )

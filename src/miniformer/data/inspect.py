@@ -125,18 +125,22 @@ def inspect_dataset(
     return report
 
 
-def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors: int = 10) -> None:
-    """Adds the errors for which training would refuse the splits, the first of which it reads."""
+def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors: int = 10) -> Any:
+    """Adds the errors for which training would refuse the splits, the first of which it reads.
+
+    Returns:
+        The task, fitted to the valid records of the first split; None: it cannot be.
+    """
     train = splits[0]
     if not len(train.rows):
-        return  # each record is an error already
+        return None  # each record is an error already
     try:
         task = rules.fit_task(task, train.valid_records())
     except UserError as error:
         # With invalid records, the valid ones may lack what the whole file has.
         if isinstance(error, RecordError) or not train.num_invalid:
             train.add_error(str(error), max_errors)
-        return
+        return None
     for split in splits:
         valid = split.valid_records().with_schema(task.schema)
         records = split.records.with_schema(task.schema)
@@ -151,6 +155,7 @@ def check_training_rules(task: Any, splits: Sequence[SplitReport], *, max_errors
                 rules.require_nonempty(task, valid)
             except UserError as error:
                 split.add_error(str(error), max_errors)
+    return task
 
 
 def similar_label_warnings(splits: Sequence[SplitReport]) -> list[str]:

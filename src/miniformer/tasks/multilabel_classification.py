@@ -40,8 +40,8 @@ class MultiLabelClassification(LabelTask):
         threshold_tuning: label: one for each label, between the one with its highest F1 and the
             common one, which labels with fewer than 5 validation records get; common: one
             threshold with the highest macro F1; none: 0.5.
-        classes, balanced_sampling, class_counts: see `LabelTask`. A record is sampled as one of
-            its rarest label.
+        balanced_sampling: see `LabelTask`. A record is sampled as one of its rarest label.
+        classes, class_counts: see `LabelTask`.
         class_weights: weight of the positive records of each label: balanced: negative records per
             positive record; or a list in the order of `classes`; null: 1.
         input_kind, input_dim, bpe_dropout, shared_token_types, standardize, feature_means,

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from miniformer import cli
+from miniformer.config.command_line import miniformer_command
 from miniformer.data.inspect import find_duplicates, inspect_dataset
 from miniformer.data.reading import schema
 from miniformer.data.reading.records import as_records
@@ -112,6 +115,37 @@ def test_inspect_of_a_valid_classification_file(tmp_path, capsys):
     command = re.findall(r"^train with: (.*)$", out, re.MULTILINE)[0]
     assert "--task classification" in command
     assert f"--val_path {val}" in command
+    assert "labels that occur once" not in out
+
+
+@pytest.mark.catches("data_check_omits_rare_labels")
+def test_data_check_prints_the_warnings_of_training_about_records(tmp_path, capsys):
+    labels = ["spam", "ham", "spam", "ham", "smap"]
+    records = [{"input": f"text {n}", "label": label} for n, label in enumerate(labels)]
+    train = write(tmp_path / "train.jsonl", [records[0], {"input": ""}, *records[1:]])
+    assert check(train, "--task", "classification") == 1
+    out = capsys.readouterr().out
+    assert f"labels that occur once: 'smap' ({train}:6); one record teaches little" in out
+
+
+@pytest.mark.catches("data_check_suggests_one_of_the_files")
+def test_data_check_suggests_a_command_that_trains_with_all_that_is_given(tmp_path, capsys):
+    rows = [{"text": f"a {n} b", "kind": "ab"[n % 2]} for n in range(30)]
+    files = [write(tmp_path / f"{name} .jsonl", rows) for name in ("first", "second")]
+    options = ["--task", "classification", "--input_field", "text", "--label_field", "kind"]
+    options += ["--task_config", '{"label_smoothing": 0.1}', "--val_path", str(files[0])]
+    assert check(files[0], str(files[1]), *options) == 0
+    command = capsys.readouterr().out.split("train with: ")[1].splitlines()[0]
+    arguments = shlex.split(command)
+    start = arguments.index("train")
+    assert " ".join(arguments[:start]) == miniformer_command()
+    assert cli.main([*arguments[start:], "--print_config"]) == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["train_path"] == [str(file) for file in files]
+    expected = {"task": "classification", "input_field": "text", "label_field": "kind"}
+    expected |= {"task_config": {"label_smoothing": 0.1}, "val_path": str(files[0])}
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["model_config"].keys() == {"max_seq_len"}
 
 
 def test_inspect_suggests_no_batch_size_for_text_generation(tmp_path, capsys):
@@ -201,7 +235,7 @@ def test_inspect_reports_labels_that_differ_by_spaces_or_case(tmp_path, capsys):
     prefix = "warning: labels that differ only by spaces or Unicode normalization: "
     assert f"{prefix}'good' ({path}:1), 'good ' ({path}:3); use one spelling" in out
     assert f"{prefix}'caf\\xe9' ({path}:4), ' cafe\\u0301' ({path}:5); use one spelling" in out
-    assert out.count("warning: ") == 2
+    assert out.count("warning: labels that differ") == 2
     task = Classification().fit(as_records(str(path), Classification().schema))
     warnings = [line for line in task.data_warnings() if "differ only by spaces" in line]
     assert len(warnings) == 2
@@ -225,4 +259,4 @@ def test_check_warns_about_names_among_integer_labels(tmp_path, capsys):
     assert f"warning: 3 of 4 labels are integers, and 'n/a' ({path}:4) is not" in output
     path.write_text("input,label\na,one\nb,2\nc,two\n")
     assert check(path, "--task", "classification") == 0
-    assert "warning" not in capsys.readouterr().out
+    assert "labels are integers" not in capsys.readouterr().out

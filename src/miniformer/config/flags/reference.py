@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import sys
 import textwrap
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -17,6 +19,7 @@ from miniformer import registry
 from miniformer.config.strict import StrictConfig, describe_type
 
 _TEMPLATE_WIDTH = 98
+_REFERENCE = re.compile(r"see `(\w+)`([.;]?)")  # to the class that describes a field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +97,20 @@ def _meanings(config: type[StrictConfig]) -> dict[str, str]:
     meanings: dict[str, str] = {}
     for part in reversed(config.__mro__):
         for param in parse(part.__doc__ or "", DocstringStyle.GOOGLE).params:
-            for name in param.arg_name.split(", "):
-                meanings[name] = " ".join((param.description or "").split()).rstrip(".")
+            for name in re.split(r",\s*", param.arg_name):
+                text = " ".join((param.description or "").split()).rstrip(".")
+                meanings[name] = _with_reference(text, name, part)
     return meanings
+
+
+def _with_reference(text: str, name: str, config: type) -> str:
+    """A meaning such as "see `InputTask`" with that of the same field of that class."""
+    match = _REFERENCE.match(text)
+    if match is None:
+        return text
+    bases = {base.__name__: base for base in config.__mro__[1:]}
+    source = bases.get(match[1]) or getattr(sys.modules[config.__module__], match[1])
+    return _meanings(source)[name] + match[2] + text[match.end() :]
 
 
 def allowed_values(field: dataclasses.Field[Any]) -> list[str]:

@@ -92,7 +92,11 @@ def _generation_metric(task: Task, records: Records) -> tuple[str, str]:
 
 
 def resolve_validation(
-    config: EvaluationSettings, data: MiniFormerDataModule, epochs: float | None
+    config: EvaluationSettings,
+    data: MiniFormerDataModule,
+    epochs: float | None,
+    *,
+    every_epoch: bool = False,
 ) -> tuple[int, list[ResolvedSetting]]:
     """Number of validations of a run, and the settings of validation.
 
@@ -100,15 +104,17 @@ def resolve_validation(
         config: settings of the run.
         data: the datamodule, set up.
         epochs: passes of the run over the training data; None: unknown.
+        every_epoch: see `ValidationSchedule`.
     """
     if data.val_path is None:
         return 0, []
     settings = []
-    count = default_num_validations(epochs, relative_validation_cost(data))
+    count, reason = default_num_validations(epochs, relative_validation_cost(data))
     if config.val_check_interval is None:
-        per_epoch = epochs is None or count >= epochs
-        reason = "at least one an epoch" if per_epoch else "to take at most a seventh of the time"
-        value = "every epoch" if epochs is None else f"{count} validations"
+        value = f"{count} validations"
+        if every_epoch:
+            value += ", and one after each epoch"
+            reason = "the time decides how many epochs there are"
         settings.append(ResolvedSetting("val_check_interval", value, reason))
     if config.early_stopping_patience is None:
         value = f"{MIN_PATIENCE} validations"
@@ -117,7 +123,7 @@ def resolve_validation(
     return count, settings
 
 
-def default_num_validations(epochs: float | None, relative_cost: float) -> int:
+def default_num_validations(epochs: float | None, relative_cost: float) -> tuple[int, str]:
     """Validations of a run: ten, or one an epoch if more, within `MAX_TIME_SHARE` of the time.
 
     A run of a given number of epochs must be reproducible, so the time is estimated, not measured.
@@ -125,12 +131,19 @@ def default_num_validations(epochs: float | None, relative_cost: float) -> int:
     Args:
         epochs: passes over the training data; None: unknown.
         relative_cost: time of a validation, as a fraction of that of a training epoch.
+
+    Returns:
+        The number, and the reason.
     """
     if epochs is None:
-        return MIN_VALIDATIONS
+        return MIN_VALIDATIONS, "default"
     affordable = MAX_TIME_SHARE / (1 - MAX_TIME_SHARE) * epochs / max(relative_cost, 1e-9)
-    count = min(max(MIN_VALIDATIONS, math.ceil(epochs)), affordable)
-    return max(_MIN_COSTLY_VALIDATIONS, int(count))
+    if affordable < _MIN_COSTLY_VALIDATIONS:
+        return _MIN_COSTLY_VALIDATIONS, "the fewest, as they take more than a seventh of the time"
+    regular = max(MIN_VALIDATIONS, math.ceil(epochs))
+    if affordable < regular:
+        return int(affordable), "to take at most a seventh of the time"
+    return regular, "one an epoch" if regular > MIN_VALIDATIONS else "default"
 
 
 def relative_validation_cost(data: MiniFormerDataModule) -> float:

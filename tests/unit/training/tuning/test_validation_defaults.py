@@ -3,8 +3,7 @@
 import pytest
 import scipy.stats
 
-from miniformer import MiniFormerDataModule
-from miniformer.config.train_settings import EvaluationSettings
+from miniformer import MiniFormerDataModule, TrainConfig
 from miniformer.data.reading.records import InMemoryRecords
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.classification import Classification
@@ -24,15 +23,20 @@ BYTES = Tokenizer.train("byte", [])
 
 
 @pytest.mark.parametrize(
-    ("epochs", "cost", "count"),
+    ("epochs", "cost", "count", "reason"),
     [
-        (None, 1.0, 10),  # unknown: the schedule validates after each epoch, too
-        (3, 0.03, 10), (10, 0.03, 10), (10.5, 0.03, 11), (200, 0.03, 200),
-        (10, 0.2, 8), (100, 0.2, 83), (10, 1.0, 3), (1, 0.0, 10), (0.01, 5.0, 3),
+        (None, 1.0, 10, "default"),
+        (3, 0.03, 10, "default"), (10, 0.03, 10, "default"), (1, 0.0, 10, "default"),
+        (10.5, 0.03, 11, "one an epoch"), (200, 0.03, 200, "one an epoch"),
+        (10, 0.2, 8, "at most a seventh"), (100, 0.2, 83, "at most a seventh"),
+        (12.5, 0.164, 12, "at most a seventh"),
+        (10, 1.0, 3, "take more than a seventh"), (0.01, 5.0, 3, "take more than a seventh"),
     ],
 )  # fmt: skip
-def test_validations_are_one_an_epoch_within_a_seventh_of_the_time(epochs, cost, count):
-    assert default_num_validations(epochs, cost) == count
+def test_validations_are_one_an_epoch_within_a_seventh_of_the_time(epochs, cost, count, reason):
+    result, given_reason = default_num_validations(epochs, cost)
+    assert result == count
+    assert reason in given_reason
     if epochs is not None and count > 3:
         assert count * cost / (count * cost + epochs) <= 0.143
 
@@ -56,12 +60,32 @@ def test_validation_cost_follows_from_the_data():
     ]
     assert costs[0] == pytest.approx(1 / 6, rel=0.02)
     assert costs[0] < costs[1] < costs[2] == costs[3]
-    count, resolved = resolve_validation(EvaluationSettings(), data, 10)
-    assert count == 10
+    count, resolved = resolve_validation(TrainConfig("a.jsonl", max_epochs=12), data, 12)
+    assert count == 12
     assert [str(setting) for setting in resolved] == [
-        "val_check_interval: 10 validations (at least one an epoch)",
+        "val_check_interval: 12 validations (one an epoch)",
         "early_stopping_patience: 5 validations (or three tenths of those so far, if more)",
     ]
+
+
+@pytest.mark.catches("reason_of_validations_is_always_that_of_epochs")
+@pytest.mark.parametrize(
+    ("limits", "epochs", "expected"),
+    [
+        ({"max_time": "1m"}, None, "10 validations, and one after each epoch (the time decides how "
+         "many epochs there are)"),
+        ({"max_steps": 5}, None, "10 validations (default)"),  # of a stream
+        ({"max_steps": 5}, 5.0, "10 validations (default)"),
+        ({"max_epochs": 2, "max_time": "1m"}, 2, "10 validations (default)"),
+    ],
+)  # fmt: skip
+def test_reason_of_the_number_of_validations_is_true(limits, epochs, expected):
+    """As in `ValidationSchedule`: after each epoch, too, if neither steps nor epochs are given."""
+    data = data_of("language_modeling", [{"text": VERSE}] * 40, [{"text": VERSE}])
+    config = TrainConfig("a.jsonl", **limits)
+    every_epoch = config.only_time_limits
+    _, resolved = resolve_validation(config, data, epochs, every_epoch=every_epoch)
+    assert str(resolved[0]) == f"val_check_interval: {expected}"
 
 
 def labels(*counts):
