@@ -62,7 +62,7 @@ print(type(model.final_norm).__module__)
 def test_extending_examples_run_in_order(tmp_path):
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     done = run_python("-c", "\n".join(blocks), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "torch.Size([2, 5, 100])" in done.stdout

@@ -409,7 +409,7 @@ def writers_to_the_residual_stream_start_large(original):
     return initialize
 
 
-@fault("miniformer.model.ops.precision:matmul_dtype")
+@fault("miniformer.model.ops.linear:matmul_dtype")
 def autocast_reaches_float64(original):
     """Products of float64 are cast by autocast, too."""
 

@@ -16,7 +16,7 @@ from miniformer.model.attention_backends import BACKENDS
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.norm import make_norm
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 from miniformer.model.position import Rotation, apply_rotary
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from miniformer import registry
 from miniformer.config import TransformerConfig
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 
 
 def gelu(x: Tensor) -> Tensor:

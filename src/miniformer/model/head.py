@@ -15,6 +15,7 @@ from miniformer import registry
 from miniformer.config import TransformerConfig
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.cross_entropy import linear_cross_entropy
+from miniformer.model.ops.linear import effective_weight
 
 _MIN_THRESHOLD_STEP = 1e-6  # between thresholds, so that no class has probability 0
 
@@ -36,6 +37,8 @@ class Head(nn.Module):
     A tied head has no weight: the embedding's weight is an argument of its methods.
     """
 
+    matrix_names = ("weight",)  # see `miniformer.model.matrices`
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.output_dim or config.vocab_size
@@ -47,14 +50,14 @@ class Head(nn.Module):
             self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         if config.head == "masked_lm":
             self.norm = make_norm(config)
-        tied = config.is_head_tied
+        self.tied = config.is_head_tied
         rows = 1 if self.ordered else width
-        self.weight = None if tied else nn.Parameter(torch.empty(rows, config.d_model))
+        self.weight = None if self.tied else nn.Parameter(torch.empty(rows, config.d_model))
         self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Maps features [..., D] to [..., V or output_dim]; `embedding`: its weight, [V, D]."""
-        weight = embedding if self.weight is None else self.weight
+        weight = embedding if self.tied else effective_weight(self)
         if self.ordered:
             return F.linear(self.transform(features), weight) - self.thresholds()
         out = F.linear(self.transform(features), weight, self.bias)
@@ -98,7 +101,7 @@ class Head(nn.Module):
         """
         return linear_cross_entropy(
             self.transform(features),
-            embedding if self.weight is None else self.weight,
+            embedding if self.tied else effective_weight(self),
             labels,
             bias=self.bias,
             softcap=self.softcap,

@@ -12,19 +12,21 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from torch import nn
 
 from miniformer.model.head import Head
+from miniformer.model.matrices import weight_matrices
 from miniformer.model.position import LearnedPosition, RelativePosition
-
-_RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 
 
 def initialize(model: nn.Module) -> None:
     """Initializes a model's weights with torch's global random generator."""
-    names = [name.rpartition(".")[2] for name, _ in model.named_modules()]
-    num_projections = sum(name in _RESIDUAL_PROJECTIONS for name in names)
-    for name, (_, module) in zip(names, model.named_modules(), strict=True):
+    matrices = [m for m in weight_matrices(model) if m.parameter is not None]
+    num_residual = len({m.parameter_name for m in matrices if m.writes_to_residual})
+    by_module = {id(module): [*group] for module, group in groupby(matrices, lambda m: m.module)}
+    for module in model.modules():
         if isinstance(module, nn.Embedding | LearnedPosition):
             nn.init.normal_(module.weight, std=0.02)
         elif isinstance(module, RelativePosition):
@@ -34,10 +36,9 @@ def initialize(model: nn.Module) -> None:
                 nn.init.normal_(module.weight, std=0.02)
             if module.ordered:
                 module.reset_thresholds()
-        elif isinstance(module, nn.Linear):
-            std = module.in_features**-0.5
-            if name in _RESIDUAL_PROJECTIONS:
-                std /= num_projections**0.5
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
+        else:
+            for matrix in by_module.get(id(module), ()):
+                additions = num_residual if matrix.writes_to_residual else 1
+                nn.init.normal_(matrix.weight, std=matrix.weight.shape[1] ** -0.5 / additions**0.5)
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

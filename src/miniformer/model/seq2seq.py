@@ -26,6 +26,7 @@ from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
+from miniformer.model.ops.linear import effective_weight
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Memory, Stack
 
@@ -133,14 +134,15 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Applies the head: [..., D] -> [..., vocab_size]."""
-        out: Tensor = self.head(features, self.embedding.weight)
+        out: Tensor = self.head(features, effective_weight(self.embedding))
         return out
 
     def cross_entropy(
         self, features: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
         """See `Transformer.cross_entropy`."""
-        return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
+        embedding = effective_weight(self.embedding)
+        return self.head.cross_entropy(features, embedding, labels, label_smoothing)
 
     def generate(
         self,

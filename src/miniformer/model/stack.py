@@ -29,7 +29,7 @@ from miniformer.model.masks import (
 )
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES, checkpoint_layer
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 
 
 class Memory(NamedTuple):

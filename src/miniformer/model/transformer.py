@@ -23,6 +23,7 @@ from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
 from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
+from miniformer.model.ops.linear import effective_weight
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
 from miniformer.model.wide_head.chain import make_wide_head
@@ -104,7 +105,7 @@ class Transformer(PretrainedMixin, Stack):
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
         if self.type_embedding is not None:
-            type_zero = self.type_embedding.weight[0]
+            type_zero = effective_weight(self.type_embedding)[0]
             x = x + (type_zero if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ValueError("the model has no token types; set token_types in its config")
@@ -114,7 +115,7 @@ class Transformer(PretrainedMixin, Stack):
 
     def logits(self, features: Tensor) -> Tensor:
         """Applies the head: [..., D] -> [..., vocab_size or output_dim]."""
-        out: Tensor = self.head(features, self.embedding.weight)
+        out: Tensor = self.head(features, effective_weight(self.embedding))
         return out
 
     def cross_entropy(
@@ -127,7 +128,8 @@ class Transformer(PretrainedMixin, Stack):
             labels: int [N]; -100: ignored.
             label_smoothing: share of each label that is spread over the vocabulary.
         """
-        return self.head.cross_entropy(features, self.embedding.weight, labels, label_smoothing)
+        embedding = effective_weight(self.embedding)
+        return self.head.cross_entropy(features, embedding, labels, label_smoothing)
 
     def embed(
         self,

@@ -18,6 +18,7 @@ from miniformer.training.callbacks.budget import Budget, budget_from_trainer
 from miniformer.training.callbacks.nan_check import NaNCheck
 from miniformer.training.distributed import strategies
 from miniformer.training.optim.optimizers import default_lr
+from miniformer.training.optim.roles import freeze_parameters
 
 DEFAULT_WARMUP_RATIO = 0.05
 _MIN_COUNT = 1e-12  # divisor of a loss without labels
@@ -69,6 +70,7 @@ class MiniFormerLitModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         task = registry.get("task", task)() if isinstance(task, str) else task
+        freeze_parameters(model)
         # A loaded model is in eval mode, without dropout.
         self.loss_module = LossModule(model.train(), task)
         self.tokenizer = tokenizer

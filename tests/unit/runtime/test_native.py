@@ -27,6 +27,7 @@ from miniformer.runtime.native.thread_tuning import ThreadTuner
 from miniformer.runtime.native.weight_layout import quantize_int4
 from miniformer.runtime.native.weights import unsupported_reason
 from tests.kit import run_python, tiny_model
+from tests.kit.plugins import Int8Linear, LoRALinear
 
 SHAPES = {
     "llama": {"norm": "rmsnorm", "activation": "swiglu", "bias": False},
@@ -628,3 +629,44 @@ def test_native_long_texts_and_many_rows():
     free = model.generate(prompts, 40, temperature=0)
     assert free == [model.generate([prompt], 40, temperature=0)[0] for prompt in prompts]
     assert not any(math.isnan(float(x)) for x in model.generate(torch.tensor([[1]]), 3)[0])
+
+
+def with_linear_like_modules(model):
+    """LoRA and int8 layers in both layers, and their weights in plain layers of a copy."""
+    plain = copy.deepcopy(model)
+    for layer, its_copy in zip(model.layers, plain.layers, strict=True):
+        for owner, name, kind in (
+            ("attention", "q_proj", lambda base: LoRALinear(base, 2)),
+            ("attention", "o_proj", Int8Linear),
+            ("feed_forward", "up_proj", Int8Linear),
+            ("feed_forward", "down_proj", lambda base: LoRALinear(base, 2)),
+        ):
+            replaced = kind(getattr(getattr(layer, owner), name))
+            if isinstance(replaced, LoRALinear):
+                torch.nn.init.normal_(replaced.lora_b)
+            setattr(getattr(layer, owner), name, replaced)
+            with torch.no_grad():
+                weight = getattr(getattr(its_copy, owner), name).weight
+                weight.copy_(replaced.effective_weight())
+    return model, plain
+
+
+@pytest.mark.catches("kernels_read_the_stored_weight")
+def test_kernels_apply_effective_weights():
+    model, plain = with_linear_like_modules(tiny_model())
+    assert unsupported_reason(model) is None
+    prompts = torch.randint(0, 31, (3, 4))
+    ours, theirs = (m.generate(prompts, 12, temperature=0.0) for m in (model, plain))
+    assert torch.equal(ours, theirs)
+    engine_of_model, engine_of_copy = get_engine(model), get_engine(plain)
+    assert get_engine(model) is engine_of_model is not engine_of_copy
+    model.layers[0].attention.o_proj.scale.mul_(-1)
+    assert get_engine(model) is not engine_of_model, "a changed buffer changes the effective weight"
+
+
+def test_kernels_do_not_support_effective_weights_of_another_type():
+    model = tiny_model()
+    model.layers[0].attention.q_proj.effective_weight = lambda: torch.zeros(32, 32).bfloat16()
+    assert get_engine(model) is None
+    with pytest.raises(UserError, match="its weights are not float32"):
+        get_engine(model, "int8")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniformer.model.masks import AttentionMask, Visibility, make_mask
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 
 
 class ScoreOptions(NamedTuple):

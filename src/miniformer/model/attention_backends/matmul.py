@@ -17,7 +17,7 @@ from torch import Tensor
 
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.masks import AttentionMask
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 
 MAX_KEYS = 512  # with more keys torch's fused attention is faster
 

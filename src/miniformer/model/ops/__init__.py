@@ -1,1 +1,1 @@
-"""Operations shared by models: cross-entropy, activation checkpointing, precision."""
+"""Operations shared by models: cross-entropy, activation checkpointing, linear maps."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniformer.model.ops.precision import matmul_dtype
+from miniformer.model.ops.linear import matmul_dtype
 
 _IGNORE_INDEX = -100  # as in miniformer.data.batching.packing
 _CHUNK_BYTES = 2**25  # of a chunk's logits in float32: small for memory, large for speed

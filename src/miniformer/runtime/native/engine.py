@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import threading
 import time
@@ -112,7 +113,7 @@ def get_engine(model: Any, weight_dtype: str = "float32") -> Engine | None:
         weight_dtype,
         torch.get_num_threads(),
         os.getpid(),  # threads do not survive a fork
-        *map(_weight_version, model.parameters()),
+        *map(_weight_version, itertools.chain(model.parameters(), model.buffers())),
     )
     cached = _ENGINES.get(model)
     if cached is not None and cached[0] == key and unsupported_reason(model) is None:

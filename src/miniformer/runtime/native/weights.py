@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from miniformer import registry
+from miniformer.model.matrices import named_components
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
+from miniformer.model.ops.linear import effective_weight
 from miniformer.runtime.native import ctypes_structs as c
 from miniformer.runtime.native.build import NativeKernelsUnavailable, load_library
 from miniformer.runtime.native.huge_pages import HugePageArena
@@ -32,20 +34,26 @@ def unsupported_reason(model: Any) -> str | None:
     weight = next(model.parameters())
     if weight.device.type != "cpu":
         return f"its weights are on {weight.device.type}, and the kernels are for CPUs"
-    if any(weight.dtype != torch.float32 for weight in model.parameters()):
-        return "its weights are not float32"
+    for _, module in named_components(model):
+        weights = () if hasattr(module, "effective_weight") else module.parameters(recurse=False)
+        if any(weight.dtype != torch.float32 for weight in weights):
+            return "its weights are not float32"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     return unsupported_component(model)
 
 
 def unsupported_component(model: Any) -> str | None:
-    """Custom component or setting of a model; None if it has only unmodified built-in ones."""
+    """Custom component or setting of a model; None if it has only unmodified built-in ones.
+
+    Linear-like modules with a method `effective_weight` are supported.
+    """
     if "features" in vars(model) or "logits" in vars(model):
         return "its methods have been replaced"
-    for module in model.modules():
+    for _, module in named_components(model):
         kind = type(module)
-        if not kind.__module__.startswith(("miniformer.model.", "torch.nn.modules.")):
+        is_built_in = kind.__module__.startswith(("miniformer.model.", "torch.nn.modules."))
+        if not (is_built_in or hasattr(module, "effective_weight")):
             return f"{kind.__name__} is not a built-in component"
         if module._forward_hooks or module._forward_pre_hooks:
             return "it has hooks"
@@ -71,7 +79,8 @@ class NativeWeights:
         model: the model struct of the kernels.
 
     Raises:
-        NativeKernelsUnavailable: the model has an unsupported norm.
+        NativeKernelsUnavailable: the model has an unsupported norm, or an effective weight of
+            another type.
     """
 
     def __init__(self, model: Any, weight_dtype: str) -> None:
@@ -83,10 +92,10 @@ class NativeWeights:
         for struct, layer in zip(layers, stack.layers, strict=True):
             self._fill_layer(struct, layer)
         scale = 1.0 if config.embedding_scale is None else config.embedding_scale
-        embedding = model.embedding.weight
+        embedding = table = _weight_of(model.embedding)
         type_embedding = getattr(model, "type_embedding", None)
         if type_embedding is not None:  # generated tokens have type 0
-            embedding, scale = embedding * scale + type_embedding.weight[0], 1.0
+            table, scale = embedding * scale + _weight_of(type_embedding)[0], 1.0
         self.model = c.Model(
             width=config.d_model,
             heads=config.n_heads,
@@ -104,11 +113,11 @@ class NativeWeights:
             embedding_scale=scale,
             logit_scale=1.0 if config.logit_scale is None else config.logit_scale,
             logit_softcap=config.final_softcap or 0.0,
-            embedding=self._store_float32(embedding),
+            embedding=self._store_float32(table),
             embedding_norm=self._norm(stack.embedding_norm),
             final_norm=self._norm(stack.final_norm),
             head=self._linear(
-                model.embedding.weight if model.head.weight is None else model.head.weight,
+                embedding if model.head.tied else _weight_of(model.head),
                 model.head.bias,
                 is_head=True,
             ),
@@ -140,8 +149,8 @@ class NativeWeights:
         bias = None
         if ffn.up_proj.bias is not None:
             bias = interleave_rows([linear.bias[:, None] for linear in projections])[:, 0]
-        struct.up = self._linear(interleave_rows([linear.weight for linear in projections]), bias)
-        struct.down = self._linear(ffn.down_proj.weight, ffn.down_proj.bias)
+        struct.up = self._linear(interleave_rows([*map(_weight_of, projections)]), bias)
+        struct.down = self._linear(_weight_of(ffn.down_proj), ffn.down_proj.bias)
 
     def _attention(self, attention: Any, projections: Sequence[nn.Linear]) -> Any:
         bias = None
@@ -151,8 +160,8 @@ class NativeWeights:
         is_rotary = self.config.position == "rotary" and not attention.cross
         scale = attention.scale
         return c.Attention(
-            qkv=self._linear(torch.cat([linear.weight for linear in projections]), bias),
-            out=self._linear(attention.o_proj.weight, attention.o_proj.bias),
+            qkv=self._linear(torch.cat([*map(_weight_of, projections)]), bias),
+            out=self._linear(_weight_of(attention.o_proj), attention.o_proj.bias),
             q_norm=self._norm(attention.q_norm),
             k_norm=self._norm(attention.k_norm),
             norm_per_head=attention.qk_norm_per_head,
@@ -217,3 +226,11 @@ class NativeWeights:
     def _store(self, tensor: Tensor) -> int:
         self._tensors.append(self._arena.copy_tensor(tensor))
         return int(self._tensors[-1].data_ptr())
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    """The weight that a module applies, float32."""
+    weight = effective_weight(module).detach()
+    if weight.dtype != torch.float32:
+        raise NativeKernelsUnavailable("its weights are not float32")
+    return weight

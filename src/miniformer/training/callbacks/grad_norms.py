@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-_NUMBERED_LAYER = re.compile(r"(?:(.+)\.)?\w+\.\d+(?=\.)")  # "layers.0" and its prefix
+_NUMBERED_LAYER = re.compile(r"(?:(.+?)\.)??\w+\.\d+(?=\.)")  # "layers.0" and its prefix
 _INPUT_MODULES = ("embedding", "position")  # applied before the layers of a stack
 
 

@@ -94,10 +94,18 @@ def apply_fsdp(module: Any) -> None:
     if isinstance(loss_module, FSDPModule):  # already sharded: a test after training
         return
     mesh = module.device_mesh["data_parallel"]
+    roles = {
+        name: parameter.optimizer_role
+        for name, parameter in loss_module.named_parameters()
+        if hasattr(parameter, "optimizer_role")
+    }
     for layer in loss_module.modules():
         if isinstance(layer, EncoderLayer | DecoderLayer):
             fully_shard(layer, mesh=mesh)
     fully_shard(loss_module, mesh=mesh)
+    for name, parameter in loss_module.named_parameters():  # which are new
+        if name in roles:
+            parameter.optimizer_role = roles[name]
     register_fsdp_forward_method(loss_module, "eval_step")
 
 

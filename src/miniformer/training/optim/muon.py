@@ -49,8 +49,9 @@ class Muon(torch.optim.Optimizer):
     """Muon and AdamW in one optimizer.
 
     Args:
-        params: parameter groups; Muon updates the matrices of groups with `kind="muon"`, AdamW
-            updates the others. Each may have its own `weight_decay`.
+        params: parameter groups; Muon updates the matrices of groups with `kind="muon"`, stacked
+            ones [..., rows, columns] too, and AdamW the others. Each may have its own
+            `weight_decay`.
         lr: learning rate of both.
         momentum: Nesterov momentum of Muon.
         steps: steps of the orthogonalization: 3, 4 or 5.
@@ -98,9 +99,10 @@ class Muon(torch.optim.Optimizer):
             shapes.setdefault(parameter.shape, []).append(index)
         scaled: list[Tensor] = [torch.empty(0)] * len(parameters)
         for shape, indices in shapes.items():
-            stack = torch.stack([full_tensor(updates[i]) for i in indices])  # [N, rows, columns]
-            stack = orthogonalize(stack, group["steps"]).mul_(_UPDATE_RMS * max(shape) ** 0.5)
-            for index, update in zip(indices, stack.unbind(), strict=True):
+            stack = torch.stack([full_tensor(updates[i]) for i in indices])
+            matrices = orthogonalize(stack.flatten(0, -3), group["steps"])  # [N, rows, columns]
+            matrices.mul_(_UPDATE_RMS * max(shape[-2:]) ** 0.5)
+            for index, update in zip(indices, matrices.view(stack.shape).unbind(), strict=True):
                 scaled[index] = shard_like(update, parameters[index])
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])

@@ -17,6 +17,7 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.training.optim.muon import Muon
 from miniformer.training.optim.param_groups import build_param_groups
+from miniformer.training.optim.roles import optimizer_roles
 
 # beta2 = 0.95, as for GPT-3: with small batches 0.999 follows the gradient scale too slowly.
 _DEFAULT_BETAS = (0.9, 0.95)
@@ -79,12 +80,9 @@ def muon(
     betas: tuple[float, float] = _DEFAULT_BETAS,
     eps: float = 1e-8,
 ) -> torch.optim.Optimizer:
-    """Muon for linear maps within layers, AdamW for other parameters; see `Muon`."""
-    muon_ids = {
-        id(module.weight)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".layers." in f".{name}."
-    }
+    """Muon for the parameters of that role, AdamW for others; see `Muon`, `optimizer_roles`."""
+    roles, parameters = optimizer_roles(model), dict(model.named_parameters())
+    muon_ids = {id(parameters[name]) for name, role in roles.items() if role == "muon"}
     groups = []
     for group in build_param_groups(
         model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from torch import nn
 
-from miniformer.model.head import Head
-
-_LAYER_PATTERN = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+from miniformer.model.matrices import layer_of, weight_matrices
 
 
 def build_param_groups(
@@ -29,8 +26,7 @@ def build_param_groups(
     Returns:
         Groups with `params`, `weight_decay` and `lr_scale`, a factor on the learning rate.
     """
-    linear_maps = [module for module in model.modules() if isinstance(module, nn.Linear | Head)]
-    matrix_ids = {id(module.weight) for module in linear_maps if module.weight is not None}
+    matrix_ids = {id(matrix.parameter) for matrix in weight_matrices(model)}
     layer_counts = _layer_counts(model)
     groups: dict[tuple[bool, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -50,16 +46,17 @@ def _layer_counts(model: nn.Module) -> dict[str, int]:
     """Number of layers of each stack, by the prefix of their parameter names."""
     counts: dict[str, int] = {}
     for name, _ in model.named_parameters():
-        if match := _LAYER_PATTERN.search(name):
-            stack = name[: match.start()]
-            counts[stack] = max(counts.get(stack, 0), int(match[1]) + 1)
+        if location := layer_of(name):
+            stack, layer = location
+            counts[stack] = max(counts.get(stack, 0), layer + 1)
     return counts
 
 
 def _distance_from_head(name: str, depths: dict[str, int]) -> int:
     """Number of layers from the head down to a parameter."""
-    if match := _LAYER_PATTERN.search(name):
-        return depths[name[: match.start()]] - int(match[1])
+    if location := layer_of(name):
+        stack_name, layer = location
+        return depths[stack_name] - layer
     if "embedding" in name or "position" in name:
         stack = max((prefix for prefix in depths if name.startswith(prefix)), key=len, default=None)
         # A seq2seq model's embeddings belong to no stack; one of them can serve both.

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miniformer.training.distributed.strategies import full_tensor
+from miniformer.training.distributed.strategies import full_state_dict, full_tensor
 
 
 class Ema:
-    """Exponential moving average of a model's weights (Polyak & Juditsky 1992).
+    """Exponential moving average of a model's trained weights (Polyak & Juditsky 1992).
 
     Args:
         model: the model; averages of sharded weights are sharded.
@@ -52,7 +52,8 @@ class Ema:
         self.steps = state["steps"]
 
     def _parameters(self) -> dict[str, Tensor]:
-        return {name: weight.detach() for name, weight in self.model.named_parameters()}
+        named = self.model.named_parameters()
+        return {name: weight.detach() for name, weight in named if weight.requires_grad}
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -66,6 +67,8 @@ class Ema:
 
 class CheckpointAverage:
     """Mean of the weights at the last validations (Vaswani et al. 2017, section 6.1).
+
+    Frozen weights and buffers that hold no floating-point numbers are not averaged.
 
     Args:
         model: the model.
@@ -84,11 +87,12 @@ class CheckpointAverage:
         self._snapshots = [*self._snapshots, self._clone_state_dict()][-self.max_checkpoints :]
 
     def mean(self) -> dict[str, Tensor]:
-        """Mean of the stored weights, unsharded on every device."""
-        return {
+        """All weights, with the mean of the stored ones, unsharded on every device."""
+        means = {
             name: torch.stack([full_tensor(weights[name]) for weights in self._snapshots]).mean(0)
             for name in self._snapshots[0]
         }
+        return {**full_state_dict(self.model), **means}
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Stored weights by number and name."""
@@ -107,4 +111,9 @@ class CheckpointAverage:
         self._snapshots = [self._clone_state_dict() for _ in range(state["kept"])]
 
     def _clone_state_dict(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
+        return {
+            name: value.detach().clone()
+            for name, value in self.model.state_dict().items()
+            if name not in frozen and value.is_floating_point()
+        }

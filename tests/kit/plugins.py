@@ -1,0 +1,50 @@
+"""Toy plug-ins as a user would write them: LoRA, and a linear layer stored as int8."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniformer.model.matrices import weight_matrices
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer plus a trained product of two thin matrices (Hu et al. 2021)."""
+
+    def __init__(self, base, rank):
+        super().__init__(base.in_features, base.out_features, device="meta")
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_a = nn.Parameter(torch.randn_like(base.weight[:rank]) / base.in_features**0.5)
+        self.lora_b = nn.Parameter(torch.zeros_like(base.weight[:, :rank]))
+
+    def effective_weight(self):
+        return self.weight + self.lora_b @ self.lora_a
+
+    def forward(self, x):
+        return super().forward(x) + F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+
+def lora(model, rank=2, targets=("q_proj", "v_proj")):
+    """Adds LoRA to matrices by their last name; all other weights are frozen."""
+    model.requires_grad_(False)
+    for matrix in list(weight_matrices(model)):
+        parent, _, name = matrix.name.rpartition(".")
+        if name in targets:
+            setattr(model.get_submodule(parent), name, LoRALinear(matrix.module, rank))
+    return model
+
+
+class Int8Linear(nn.Module):
+    """A linear layer that holds int8 values and a scale for each row, and no parameter."""
+
+    def __init__(self, base):
+        super().__init__()
+        scale = base.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("values", (base.weight.detach() / scale).round().to(torch.int8))
+        self.bias = base.bias
+
+    def effective_weight(self):
+        return self.values.to(self.scale.dtype) * self.scale
+
+    def forward(self, x):
+        return F.linear(x, self.effective_weight(), self.bias)
