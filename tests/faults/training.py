@@ -1235,6 +1235,12 @@ def predictions_are_of_the_training_records(original):
     return read_records
 
 
+@fault("miniformer.training.cross_validation:CrossValidationResult.predictions")
+def train_with_folds_returns_no_predictions(original):
+    """The result has the predictions of the first fold only."""
+    return lambda self: [line for line in original(self) if line["fold"] == 1]
+
+
 @fault("miniformer.training.cross_validation:latest_checkpoint")
 def folds_start_again(original):
     """An interrupted fold starts from its first step."""

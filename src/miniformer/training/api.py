@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from rich.console import Console
 
@@ -17,7 +17,16 @@ from miniformer.training.resume.config import resume_config
 from miniformer.training.run import train as train_config
 from miniformer.training.setup.builders import CallbackOrFactory
 
+if TYPE_CHECKING:
+    from miniformer.training.cross_validation import CrossValidationResult
 
+
+@overload
+def train(
+    data: Any = None, *, folds: int, fold: None = None, **options: Any
+) -> CrossValidationResult: ...
+@overload
+def train(data: Any = None, **options: Any) -> RunResult: ...
 def train(
     data: Any = None,
     *,
@@ -27,7 +36,7 @@ def train(
     quiet: bool = False,
     callbacks: Sequence[CallbackOrFactory] = (),
     **settings: Any,
-) -> RunResult:
+) -> RunResult | CrossValidationResult:
     """Trains a model: `train("train.csv", val="val.csv", task="classification", max_epochs=3)`.
 
     Data is a path, a glob, a list of paths, or records in memory: a list of dicts, a frame, or a
@@ -43,7 +52,8 @@ def train(
         **settings: fields of `TrainConfig`, such as `task`, `max_epochs`, `lr` or `model_config`.
 
     Returns:
-        The metrics, the run folder, and the pipeline of the best model.
+        The metrics, the run folder, and the pipeline of the best model; with `folds` the result of
+        cross-validation.
 
     Raises:
         UserError: a setting, a path or a record is invalid; an unknown setting is named with the
@@ -57,7 +67,7 @@ def train(
                 f"train takes a TrainConfig or settings as keywords, not both: set {extra[0]} in "
                 "the TrainConfig"
             )
-        return train_config(data, console=console, callbacks=callbacks)
+        return _run(data, console=console, callbacks=callbacks)
     records: dict[str, Any] = {}
     for argument, name, source in (
         ("the first argument", "train_path", data),
@@ -75,7 +85,16 @@ def train(
     config = _make_config({name: _plain_value(value) for name, value in settings.items()})
     if config.streaming and "train_path" in records:
         raise UserError("streaming reads files, not records in memory; leave it out")
-    return train_config(config, console=console, callbacks=callbacks, records=records)
+    return _run(config, console=console, callbacks=callbacks, records=records)
+
+
+def _run(config: TrainConfig, **options: Any) -> RunResult | CrossValidationResult:
+    """Trains one model, or a model for each fold."""
+    if config.folds is not None and config.fold is None:
+        from miniformer.training.cross_validation import cross_validate
+
+        return cross_validate(config, **options)
+    return train_config(config, **options)
 
 
 def _as_path(source: Any) -> Any:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 RESULT_FILE, TABLE_FILE, PREDICTIONS_FILE = "fold.json", "folds.json", "oof.jsonl"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class CrossValidationResult:
     """Result of `cross_validate`.
 
@@ -71,6 +71,25 @@ class CrossValidationResult:
             name: statistics.stdev(values) if len(values) > 1 else math.nan
             for name, values in self._columns()
         }
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """Out-of-fold predictions: lines of `oof.jsonl`; [] if a fold or the task has none."""
+        path = self.folder / PREDICTIONS_FILE
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics, without the prefix of their split; the first ones matter most."""
+        return () if self.task is None else self.task.metrics
+
+    def __repr__(self) -> str:
+        mean, std = self.mean(), self.std()
+        names = [f"{split}_{name}" for split in ("val", "test") for name in self.metric_names()]
+        metrics = [f"{name}={mean[name]:.4g}±{std[name]:.2g}" for name in names if name in mean]
+        status = [] if self.interrupted is None else ["interrupted"]
+        parts = [f"folder={str(self.folder)!r}", f"folds={len(self.models)}", *metrics, *status]
+        return f"CrossValidationResult({', '.join(parts)})"
 
     def _columns(self) -> Iterator[tuple[str, list[float]]]:
         for name in self.metrics[0] if self.metrics else ():
@@ -227,11 +246,9 @@ def _write_table(result: CrossValidationResult, sizes: Sequence[int]) -> None:
 
 def format_table(result: CrossValidationResult) -> Iterator[str]:
     """Lines of a table for each split: a row for each fold, their mean and standard deviation."""
-    if result.task is None:
-        return
     mean, std = result.mean(), result.std()
     for split, title in (("val", "validation"), ("test", "test")):
-        names = [name for name in result.task.metrics if f"{split}_{name}" in mean]
+        names = [name for name in result.metric_names() if f"{split}_{name}" in mean]
         if not names:
             continue
         widths = [max(8, len(name)) for name in names]

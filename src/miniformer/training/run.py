@@ -56,7 +56,7 @@ def train(
     console = console or make_console()
     config = complete_config(config)
     if config.folds is not None and config.fold is None:
-        raise UserError("train trains one model; for all folds call cross_validate, or set fold")
+        raise UserError("train trains one model; for all folds call miniformer.train, or set fold")
     hardware = config.part(HardwareSettings)
     with printable_output(console.file), cpu_threads(hardware.threads):
         if hardware.world_size > 1 and not launcher.is_launched():  # each process calls `train`

@@ -47,7 +47,8 @@ def runs(tmp_path_factory):
     rows = [{"id": n, "input": t, "label": "ab"["a" in t]} for n, t in enumerate(texts)]
     rows.append({"id": 60, "input": "once", "label": "single"})
     (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reference = cross_validate(config_for(folder, experiment_name="reference"))
+    config = config_for(folder, experiment_name="reference").given_fields()
+    reference = miniformer.train(config.pop("train_path"), **config)
     stopped = cross_validate(config_for(folder, experiment_name="stopped"), callbacks=[Stop])
     first = folder / "runs/stopped/fold-1/best/model.safetensors"
     before = first.stat().st_mtime_ns
@@ -71,6 +72,18 @@ def test_out_of_fold_predictions_are_of_the_model_that_did_not_see_them(runs):
         assert reference.metrics[fold - 1]["val_accuracy"] == pytest.approx(accuracy)
         for line, answer in zip(held_out, answers, strict=True):
             assert line["scores"] == pytest.approx(answer["scores"], abs=1e-5)
+
+
+@pytest.mark.catches("train_with_folds_returns_no_predictions")
+def test_train_with_folds_returns_metrics_and_predictions(runs):
+    _, rows, reference, stopped, *_ = runs
+    lines = reference.predictions()
+    assert [{"id": x["id"], "input": x["input"], "label": x["label"]} for x in lines] == rows
+    values = [metrics["val_accuracy"] for metrics in reference.metrics]
+    accuracy = f"val_accuracy={np.mean(values):.4g}±{np.std(values, ddof=1):.2g}"
+    start = f"CrossValidationResult(folder='{reference.folder}', folds=2, {accuracy}, "
+    assert repr(reference).startswith(start)
+    assert repr(stopped).endswith(", interrupted)")
 
 
 def test_cross_validation_table_has_mean_and_standard_deviation(runs):
@@ -142,5 +155,5 @@ def test_fold_settings_reject_conflicts(changes, message):
 
 
 def test_train_of_all_folds_names_the_function_for_it():
-    with pytest.raises(UserError, match="call cross_validate, or set fold"):
+    with pytest.raises(UserError, match=r"call miniformer\.train, or set fold"):
         train(config_for(Path()))
