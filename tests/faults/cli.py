@@ -164,6 +164,19 @@ def kept_fields_are_overwritten(original):
     return row
 
 
+@fault("miniformer.commands.outputs:format_prediction")
+def labels_are_printed_without_probabilities(original):
+    """Predictions of several labels have no probabilities, unless all are asked for."""
+
+    def format_prediction(prediction, scores, top_k):
+        result = original(prediction, scores, top_k)
+        if isinstance(result, dict) and "labels" in result and scores == "top":
+            result.pop("scores", None)
+        return result
+
+    return format_prediction
+
+
 @fault("miniformer.commands.models:round_numbers")
 def predictions_have_17_digits(original):
     """Numbers are not rounded."""

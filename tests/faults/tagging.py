@@ -209,6 +209,17 @@ def record_is_correct_with_one_right_tag(original):
     return make_results
 
 
+@fault("miniformer.tasks.tagging.answers:is_single_input")
+def sentences_are_tagged_as_tokens(original):
+    """Several texts are taken as the tokens of one."""
+
+    def is_single_input(value):
+        strings = [item.replace(" ", "_") if isinstance(item, str) else item for item in value]
+        return original(value if isinstance(value, str) else strings)
+
+    return is_single_input
+
+
 @fault("miniformer.tasks.tagging.answers:make_answer")
 def entities_end_with_their_last_token(original):
     """The end of an entity is that of its last token, not exclusive."""

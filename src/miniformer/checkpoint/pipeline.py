@@ -197,7 +197,8 @@ class Pipeline:
             inputs: one input, in the format of `input` or `source` of records, or a list of them.
                 A string is one input. For a model of pairs, a list of two strings is one pair, and
                 several pairs are a list of such lists. For a model of vectors, a list of vectors is
-                one input. A tuple, an array or a column of a frame may take the place of a list.
+                one input; for a model of tokens, a list of strings is the tokens of one input. A
+                tuple, an array or a column of a frame may take the place of a list.
             truncate: truncate inputs longer than `max_seq_len`, as training does.
             batch_size: inputs at once; None: by their lengths. Predictions do not depend on it,
                 beyond rounding.
@@ -205,7 +206,8 @@ class Pipeline:
 
         Returns:
             The prediction of one input, or a list of them. A prediction is, for classification, a
-            dict of `label`, `score` and `scores`; for regression a number; for seq2seq a string.
+            dict of `label`, `score` and `scores`, or of `labels` and `scores`; for regression a
+            number; for seq2seq a string; for tokens a dict of `tokens`, `tags` and more.
 
         Raises:
             InputError: inputs differ in kind from the training data, or are too long; its

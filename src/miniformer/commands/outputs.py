@@ -22,7 +22,8 @@ def format_prediction(prediction: Any, scores: str, top_k: int | None) -> Any:
 
     Args:
         prediction: of `Pipeline.predict`.
-        scores: probabilities: none, top (that of the prediction) or all (those of all classes).
+        scores: probabilities: none; top: that of the predicted class, or of a prediction of several
+            labels those of all, unless `top_k` lists the first ones; all: those of all classes.
         top_k: number of the most probable classes to list as `top`; None: no list.
     """
     if isinstance(prediction, dict):
@@ -32,7 +33,7 @@ def format_prediction(prediction: Any, scores: str, top_k: int | None) -> Any:
             if top_k is not None:
                 ranked = sorted(all_scores.items(), key=lambda item: -item[1])[:top_k]
                 result["top"] = [{"label": name, "score": score} for name, score in ranked]
-            if scores != "all":
+            if scores != "all" and ("score" in result or top_k is not None):
                 del result["scores"]
         if scores == "none":
             result = {name: value for name, value in result.items() if "score" not in name}

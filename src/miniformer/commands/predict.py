@@ -62,7 +62,8 @@ def add_predict_command(commands: Any) -> None:
         "--scores",
         type=str,
         default="top",
-        help="probabilities to write: none, top (of the prediction) or all (of all classes)",
+        help="probabilities to write: none, top (of the prediction; of several labels: of each) or "
+        "all (of all classes)",
     )
     parser.add_argument("--top_k", type=int, help="number of most probable classes to list")
     parser.add_argument("--num_beams", type=int, help="beams of the search, for generated targets")

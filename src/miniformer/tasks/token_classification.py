@@ -42,7 +42,7 @@ from miniformer.tasks.common.input_encoding import (
     num_special_tokens,
 )
 from miniformer.tasks.common.record_results import RecordResults, confusion_matrix
-from miniformer.tasks.tagging.answers import make_answer, split_inputs
+from miniformer.tasks.tagging.answers import is_single_input, make_answer, split_inputs
 from miniformer.tasks.tagging.results import (
     counts_table,
     make_results,
@@ -348,9 +348,8 @@ class TokenClassification(TagTask):
         return f'predict {directory} "a sentence, whose tokens are separated by spaces"'
 
     def is_single_input(self, value: Any) -> bool:
-        """True for a text, or for the tokens of one: a list of strings."""
-        is_list = isinstance(value, list | tuple) and bool(value)
-        return isinstance(value, str) or (is_list and all(isinstance(v, str) for v in value))
+        """True for a text, or for the tokens of one; see `answers.is_single_input`."""
+        return is_single_input(value)
 
     def predict(
         self,

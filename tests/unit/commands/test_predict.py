@@ -198,3 +198,14 @@ def test_format_prediction_selects_probabilities():
     assert format_prediction(answer, "top", 2) == {"label": "a", "score": 0.7, "top": top}
     assert format_prediction(answer, "all", None)["scores"]["b"] == 0.123457
     assert format_prediction([1.23456789, "x"], "top", None) == [1.23457, "x"]
+
+
+@pytest.mark.catches("labels_are_printed_without_probabilities")
+def test_prediction_of_several_labels_has_their_probabilities_by_default():
+    answer = {"labels": ["b"], "scores": {"a": 0.25, "b": 0.625}}
+    assert format_prediction(answer, "top", None) == answer
+    assert format_prediction(answer, "all", None) == answer
+    assert format_prediction(answer, "none", None) == {"labels": ["b"]}
+    top = [{"label": "b", "score": 0.625}]
+    assert format_prediction(answer, "top", 1) == {"labels": ["b"], "top": top}
+    assert format_prediction(answer, "all", 1) == {**answer, "top": top}

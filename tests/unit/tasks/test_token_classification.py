@@ -13,6 +13,7 @@ from seqeval.scheme import IOB2
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as macro_f1_score
 
+from miniformer import Pipeline
 from miniformer.config import GenerationConfig, InputError, NoEffectWarning, UserError
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.data.reading.records import RecordError, as_records
@@ -333,6 +334,28 @@ def test_predictions_have_tokens_scores_and_entities():
             }  # fmt: skip
     assert sum(len(answer["entities"]) for answer in answers) > 0
     assert "entities" not in predict(fitted(POS), model_for(fitted(POS)), ["a b"])[0]
+
+
+@pytest.mark.catches("sentences_are_tagged_as_tokens")
+def test_pipeline_takes_a_list_of_strings_as_the_tokens_of_one_input():
+    task = fitted()
+    pipeline = Pipeline(model_for(task), CHARS, task)
+    answer = pipeline.predict("ab ba")
+    assert answer["tokens"] == ["ab", "ba"]
+    assert pipeline.predict(["ab", "ba"]) == pipeline.predict(("ab", "ba")) == answer
+    assert pipeline.predict([["ab", "ba"]]) == [answer]
+    answers = pipeline.predict([["ab", "ba"], ["a"]])
+    assert [answer["tokens"] for answer in answers] == [["ab", "ba"], ["a"]]
+    with pytest.raises(UserError) as error:
+        pipeline.predict(["a", "ab ba"])
+    assert str(error.value) == (
+        "a list of strings is the tokens of one input, and token 2 has whitespace: 'ab ba'; for "
+        "several texts use predict_all(texts), for tokens with whitespace predict([tokens])"
+    )
+    texts = pipeline.predict_all(["a", "ab ba"])
+    assert [answer["tokens"] for answer in texts] == [["a"], ["ab", "ba"]]
+    assert pipeline.predict([["a", "ab ba"]])[0]["tokens"] == ["a", "ab ba"]
+    assert pipeline.predict([]) == []
 
 
 def test_predictions_of_unusual_inputs():

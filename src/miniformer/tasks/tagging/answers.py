@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from miniformer.config import InputError
+from miniformer.config import InputError, UserError
 from miniformer.data.reading import schema
 from miniformer.tasks.tagging.schemes import find_spans
 
@@ -26,6 +26,27 @@ def split_inputs(inputs: Sequence[Any]) -> list[list[str]]:
     if problems:
         raise InputError(problems)
     return rows
+
+
+def is_single_input(value: Any) -> bool:
+    """True for a text, or for the tokens of one: a list of strings.
+
+    Raises:
+        UserError: a string of a list has whitespace, as if it were one of several texts.
+    """
+    if isinstance(value, str):
+        return True
+    is_list = isinstance(value, list | tuple) and bool(value)
+    if not (is_list and all(isinstance(item, str) for item in value)):
+        return False
+    for number, token in enumerate(value, 1):
+        if token and token.split() != [token]:
+            raise UserError(
+                f"a list of strings is the tokens of one input, and token {number} has whitespace: "
+                f"{token[:60]!r}; for several texts use predict_all(texts), for tokens with "
+                "whitespace predict([tokens])"
+            )
+    return True
 
 
 def make_answer(
