@@ -409,10 +409,12 @@ def test_pretrained_weights_start_the_run(labelled, tmp_path, capsys):
     settings = TrainConfig.from_file(tmp_path / "run" / "train_config.json")
     assert settings.lr == 1e-2
     assert (tmp_path / "run" / "pretrain" / "report.html").exists()
-    first, pretraining = capsys.readouterr().out.split("\nsettings:\n")[1:]  # one block each
-    assert "  task: classification (given)\n" in first
-    assert "  task: masked_lm (of the run and its pretrain)\n" in pretraining
-    assert "(given)" not in pretraining
+    output = capsys.readouterr().out
+    first, pretraining = output.split("\nsettings of the run and its pretrain:\n")
+    (given,) = first.split("\nsettings given:\n")[1:]
+    assert "  task: classification\n" in given.split("\nsettings resolved:\n")[0]
+    assert "  task: masked_lm\n" in pretraining.split("\nsettings resolved:\n")[0]
+    assert "settings given" not in pretraining
 
 
 # A setting of data, batches or hardware, and a value that is not its default.

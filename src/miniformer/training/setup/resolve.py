@@ -81,21 +81,24 @@ class Resolution:
         self.config = dataclasses.replace(self.config, **changes)
 
     def summary(self, given: str = "given") -> str:
-        """The settings that matter, one a line: given, resolved or default.
+        """The settings that matter, one a line: given, of the resumed run, resolved or default.
 
         Args:
-            given: reason of the settings that are given.
+            given: title of the settings that are given.
         """
-        settings = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
-        settings += [ResolvedSetting(x, y, "of the resumed run") for x, y in self.saved.items()]
-        settings += [ResolvedSetting(name, value, given) for name, value in self.given.items()]
-        settings += self.resolved
+        resolved = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
+        resolved = [x for x in resolved if x.name not in self.saved | self.given] + self.resolved
+        blocks = {given: self.given, "of the resumed run": self.saved, "resolved": {}}
+        lines = {x: (title, f"{x}: {y}") for title in blocks for x, y in blocks[title].items()}
+        lines |= {setting.name: ("resolved", str(setting)) for setting in resolved}
         names = [field.name for field in dataclasses.fields(self.config)]
         order = {name: index for index, name in enumerate(names)}
         order["vocab_size"] = order["tokenizer"]
-        lines = {setting.name: str(setting) for setting in settings}
-        by_field = sorted(lines, key=lambda name: order.get(name.partition(".")[0], len(order)))
-        return "\n  ".join(["settings:", *(lines[name] for name in by_field)])
+        texts = {title: f"settings {title}:" for title in blocks}
+        for name in sorted(lines, key=lambda name: order.get(name.partition(".")[0], len(order))):
+            title, line = lines[name]
+            texts[title] += f"\n  {line}"
+        return "\n".join(text for text in texts.values() if "\n" in text)
 
 
 def resolve_config(config: TrainConfig) -> Resolution:

@@ -50,20 +50,21 @@ def test_summary_names_given_resolved_and_default_settings_in_the_order_of_field
     values = {"optimizer": "adamw", "accelerator": "cpu", "precision": "float32", "seed": 0}
     settings = resolve_config(TrainConfig(train_path="a", **values))
     assert settings.summary().splitlines() == [
-        "settings:",
-        "  train_path: a (given)",
+        "settings given:",
+        "  train_path: a",
+        "  optimizer: adamw",
+        "  seed: 0",
+        "  accelerator: cpu",
+        "  precision: float32",
+        "settings resolved:",
         "  task: language_modeling (default)",
         "  model: encoder (default of language_modeling)",
         "  lr: 0.001 (default of adamw)",
         "  weight_decay: 0.1 (default)",
         "  scheduler: cosine (default)",
         "  warmup_ratio: 0.05 (default of cosine)",
-        "  optimizer: adamw (given)",
         "  gradient_clip_val: 1.0 (default)",
-        "  seed: 0 (given)",
         "  max_epochs: 10 (no limit is given)",
-        "  accelerator: cpu (given)",
-        "  precision: float32 (given)",
         f"  threads: {torch.get_num_threads()} (of OMP_NUM_THREADS)",
     ]
 
@@ -91,10 +92,14 @@ def test_summary_of_a_resumed_run_tells_its_settings_from_changed_ones(tmp_path)
     write_json(tmp_path / "train_config.json", saved.to_dict())
     changes = {"resume": str(tmp_path), "max_steps": 8, "weight_decay": 0.1}
     lines = resolve_config(dataclasses.replace(saved, **changes)).summary().splitlines()
-    assert "  lr: 0.5 (of the resumed run)" in lines
-    assert "  max_steps: 8 (given)" in lines
-    assert "  weight_decay: 0.1 (given)" in lines  # the default, unlike in the run
-    assert f"  resume: {tmp_path} (given)" in lines
+    start, end = lines.index("settings of the resumed run:"), lines.index("settings resolved:")
+    changed = ["  weight_decay: 0.1", "  max_steps: 8", f"  resume: {tmp_path}"]
+    assert lines[0] == "settings given:"
+    assert {*changed} <= {*lines[1:start]}  # weight_decay: the default, unlike in the run
+    assert lines[start + 1 : end] == ["  train_path: a", "  lr: 0.5"]
+    assert not {line.partition(":")[0] for line in lines[:end]} & {
+        line.partition(":")[0] for line in lines[end:]
+    }
 
 
 def test_summary_has_the_vocabulary_size_after_the_tokenizer():
