@@ -335,11 +335,6 @@ class BudgetSettings(StrictConfig):
             return 10
         return self.max_epochs
 
-    @property
-    def only_time_limits(self) -> bool:
-        """True if neither steps nor epochs end the run."""
-        return self.max_steps is None and self.effective_max_epochs is None
-
 
 @dataclasses.dataclass(frozen=True)
 class HardwareSettings(StrictConfig):

@@ -90,7 +90,7 @@ class RunCallbacks:
             budget,
             every_n_steps=config.val_check_interval,
             num_validations=run.num_validations,
-            every_epoch=config.only_time_limits,
+            every_epoch=config.max_steps is None and config.effective_max_epochs is None,
         )
         self.early_stopping = EarlyStopping(
             budget,

@@ -170,9 +170,7 @@ def prepare(
         model_config = dataclasses.replace(model_config, **SIZE_PRESETS[model_size.value])
     settings.apply([], model_config=fields)
     epochs = count_epochs(settings.config, data)
-    num_validations, resolved = resolve_validation(
-        settings.config, data, epochs, every_epoch=config.only_time_limits
-    )
+    num_validations, resolved = resolve_validation(settings.config, data, epochs)
     settings.resolved += resolved
 
     lines = [*_data_summary(data, config), *notes, *task.data_warnings()]

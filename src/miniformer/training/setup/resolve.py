@@ -86,13 +86,12 @@ class Resolution:
         Args:
             given: title of the settings that are given.
         """
-        resolved = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
-        resolved = [x for x in resolved if x.name not in self.saved | self.given] + self.resolved
         blocks = {given: self.given, "of the resumed run": self.saved, "resolved": {}}
-        lines = {x: (title, f"{x}: {y}") for title in blocks for x, y in blocks[title].items()}
-        lines |= {setting.name: ("resolved", str(setting)) for setting in resolved}
-        names = [field.name for field in dataclasses.fields(self.config)]
-        order = {name: index for index, name in enumerate(names)}
+        defaults = [ResolvedSetting(x, getattr(self.config, x), "default") for x in _SHOWN_DEFAULTS]
+        lines = {setting.name: ("resolved", str(setting)) for setting in defaults}
+        lines |= {x: (title, f"{x}: {y}") for title in blocks for x, y in blocks[title].items()}
+        lines |= {setting.name: ("resolved", str(setting)) for setting in self.resolved}
+        order = {field.name: n for n, field in enumerate(dataclasses.fields(self.config))}
         order["vocab_size"] = order["tokenizer"]
         texts = {title: f"settings {title}:" for title in blocks}
         for name in sorted(lines, key=lambda name: order.get(name.partition(".")[0], len(order))):

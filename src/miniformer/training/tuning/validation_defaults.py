@@ -92,11 +92,7 @@ def _generation_metric(task: Task, records: Records) -> tuple[str, str]:
 
 
 def resolve_validation(
-    config: EvaluationSettings,
-    data: MiniFormerDataModule,
-    epochs: float | None,
-    *,
-    every_epoch: bool = False,
+    config: EvaluationSettings, data: MiniFormerDataModule, epochs: float | None
 ) -> tuple[int, list[ResolvedSetting]]:
     """Number of validations of a run, and the settings of validation.
 
@@ -104,7 +100,6 @@ def resolve_validation(
         config: settings of the run.
         data: the datamodule, set up.
         epochs: passes of the run over the training data; None: unknown.
-        every_epoch: see `ValidationSchedule`.
     """
     if data.val_path is None:
         return 0, []
@@ -112,7 +107,7 @@ def resolve_validation(
     count, reason = default_num_validations(epochs, relative_validation_cost(data))
     if config.val_check_interval is None:
         value = f"{count} validations"
-        if every_epoch:
+        if epochs is None and not data.streaming:
             value += ", and one after each epoch"
             reason = "the time decides how many epochs there are"
         settings.append(ResolvedSetting("val_check_interval", value, reason))

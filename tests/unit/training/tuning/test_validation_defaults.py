@@ -82,9 +82,8 @@ def test_validation_cost_follows_from_the_data():
 def test_reason_of_the_number_of_validations_is_true(limits, epochs, expected):
     """As in `ValidationSchedule`: after each epoch, too, if neither steps nor epochs are given."""
     data = data_of("language_modeling", [{"text": VERSE}] * 40, [{"text": VERSE}])
-    config = TrainConfig("a.jsonl", **limits)
-    every_epoch = config.only_time_limits
-    _, resolved = resolve_validation(config, data, epochs, every_epoch=every_epoch)
+    data.streaming = epochs is None and "max_steps" in limits
+    _, resolved = resolve_validation(TrainConfig("a.jsonl", **limits), data, epochs)
     assert str(resolved[0]) == f"val_check_interval: {expected}"
 
 
