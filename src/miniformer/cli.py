@@ -1,101 +1,64 @@
-"""The `miniformer` command and its subcommands."""
+"""The `miniformer` command: its subcommands are the components of the kind `command`.
+
+A subcommand is imported only when it runs, or when its own help is asked for.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from miniformer import __version__
-from miniformer.commands.completion import add_completion_command, run_completion
-from miniformer.commands.data import add_data_command, run_data
-from miniformer.commands.demo import add_demo_command, run_demo
-from miniformer.commands.evaluate import add_evaluate_command, run_evaluate
-from miniformer.commands.generate import add_generate_command, run_generate
-from miniformer.commands.hf import (
-    add_export_command,
-    add_import_command,
-    run_export,
-    run_import,
+from miniformer import __version__, registry
+from miniformer.config.command_line import (
+    command_context,
+    command_parser,
+    parse_flags,
 )
-from miniformer.commands.predict import add_predict_command, run_predict
-from miniformer.commands.score import add_score_command, run_score
-from miniformer.commands.tokenizer import add_tokenizer_command, run_tokenizer
-from miniformer.commands.verify_resume import add_verify_command, run_verify
-from miniformer.config.command_line import command_context, command_parser, parse_flags
-from miniformer.doctor.__main__ import add_doctor_command, run_doctor
-from miniformer.trainer import add_train_command, run_training
-
-
-class Command(NamedTuple):
-    """A subcommand.
-
-    Args:
-        add: adds its parser to the subcommands of a parser.
-        run: runs it with its values and returns the exit code.
-        only_given: `run` gets the given values only: the others come from a run, a model directory
-            or `TrainConfig`.
-        reads_args: `add` takes the arguments of the command, too.
-    """
-
-    add: Callable[..., None]
-    run: Callable[[dict[str, Any]], int]
-    only_given: bool = False
-    reads_args: bool = False
-
-
-# In the order of the help.
-COMMANDS = {
-    "train": Command(add_train_command, run_training, only_given=True),
-    "evaluate": Command(add_evaluate_command, run_evaluate),
-    "predict": Command(add_predict_command, run_predict),
-    "generate": Command(add_generate_command, run_generate, only_given=True, reads_args=True),
-    "score": Command(add_score_command, run_score),
-    "data": Command(add_data_command, run_data),
-    "tokenizer": Command(add_tokenizer_command, run_tokenizer),
-    "import": Command(add_import_command, run_import),
-    "export": Command(add_export_command, run_export),
-    "doctor": Command(add_doctor_command, run_doctor),
-    "verify-resume": Command(add_verify_command, run_verify, only_given=True),
-    "demo": Command(add_demo_command, run_demo),
-    "completion": Command(
-        add_completion_command, lambda values: run_completion(values, make_parser([]))
-    ),
-}
-_COMMAND_GROUPS = (["data"], ["tokenizer"])  # commands with subcommands
+from miniformer.config.flags.problems import find_subparser
+from miniformer.config.flags.subcommands import make_command_parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code. Without arguments it prints the help."""
     args = sys.argv[1:] if argv is None else argv
-    if not args or args in _COMMAND_GROUPS:
-        args = [*args, "--help"]
-    with command_context() as command:
-        values = parse_flags(make_parser(args), args, defaults=not _only_given(args))
-        command.code = _dispatch(values)
-    return command.code
+    with command_context() as context:
+        name = args[0] if args and args[0] in registry.names("command") else None
+        command = None if name is None else registry.get("command", name)
+        parser = make_parser(name, command)
+        if len(args) == 0 or (len(args) == 1 and _has_subcommands(parser, args)):
+            args = [*args, "--help"]
+        help_defaults = getattr(command, "help_defaults", None)
+        if {"-h", "--help"} & {*args} and help_defaults is not None:
+            find_subparser(parser, args)[0].set_defaults(help_defaults(args))
+        defaults = not getattr(command, "ONLY_GIVEN", False)
+        values = parse_flags(parser, args, defaults=defaults)
+        context.code = _run(command, values)
+    return context.code
 
 
-def make_parser(args: list[str]) -> Any:
-    """Parser of the command with the subcommand that `args` begins with, or with all of them."""
+def make_parser(name: str | None, command: Any) -> Any:
+    """Parser with one subcommand, or with all names and help lines if `name` is None."""
     parser = command_parser("Miniformer: train and use Transformers.", prog="miniformer")
     parser.add_argument("--version", action="version", version=f"miniformer {__version__}")
     commands = parser.add_subcommands(required=True, dest="command", metavar="COMMAND")
-    names = args[:1] if args and args[0] in COMMANDS else COMMANDS
-    for name in names:
-        command = COMMANDS[name]
-        command.add(commands, *([args] if command.reads_args else []))
+    if name is not None:
+        make_command_parser(name, command, commands)
+        return parser
+    for item in registry.names("command"):
+        commands.add_subcommand(item, command_parser(""), help=registry.summary("command", item))
     return parser
 
 
-def _only_given(args: list[str]) -> bool:
-    return args[0] in COMMANDS and COMMANDS[args[0]].only_given
+def _has_subcommands(parser: Any, args: list[str]) -> bool:
+    child, first = find_subparser(parser, args)
+    return first > 0 and any(hasattr(action, "_name_parser_map") for action in child._actions)
 
 
-def _dispatch(values: dict[str, Any]) -> int:
+def _run(command: Any, values: dict[str, Any]) -> int:
     command_values = values[values["command"]]
     command_values.pop("config", None)
-    return COMMANDS[values["command"]].run(command_values)
+    code = command.run(command_values)
+    return 0 if code is None else int(code)
 
 
 if __name__ == "__main__":

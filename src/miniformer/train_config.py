@@ -110,14 +110,6 @@ class TrainConfig(
                 f"warmup_steps={warmup} is longer than the run of max_steps={steps}, so the "
                 f"learning rate never reaches lr; set at most {steps}"
             )
-        names = [field.name for field in dataclasses.fields(self)]
-        problems += [
-            f"pretrain: {unknown_name_message('field', name, names)}"
-            for name in self.pretrain or {}
-            if name not in names
-        ]
-        if self.pretrain is not None and self.find_lr:
-            problems.append("find_lr would run before pretraining; set lr, or leave one out")
         if self.memory_limit is not None and self.find_batch_size:
             problems.append(
                 "memory_limit and find_batch_size both set the batch size; leave one out"
@@ -127,13 +119,27 @@ class TrainConfig(
                 "strategy=deepspeed cannot divide the loss of several batches exactly; "
                 "set accumulate_grad_batches=1"
             )
-        if self.world_size > 1:
-            problems += [
-                f"{name} supports one device only; leave it out, or set devices=1"
-                for name in ("memory_limit", "find_batch_size", "find_lr", "streaming")
-                if getattr(self, name)
-            ]
+        problems += self._pretrain_problems() if self.pretrain is not None else ()
+        problems += self._device_problems() if self.world_size > 1 else ()
         return [*problems, *(self._streaming_problems() if self.streaming else ())]
+
+    def _pretrain_problems(self) -> list[str]:
+        names = [field.name for field in dataclasses.fields(self)]
+        problems = [
+            f"pretrain: {unknown_name_message('field', name, names)}"
+            for name in self.pretrain or {}
+            if name not in names
+        ]
+        if self.find_lr:
+            problems.append("find_lr would run before pretraining; set lr, or leave one out")
+        return problems
+
+    def _device_problems(self) -> list[str]:
+        return [
+            f"{name} supports one device only; leave it out, or set devices=1"
+            for name in ("memory_limit", "find_batch_size", "find_lr", "streaming")
+            if getattr(self, name)
+        ]
 
     def _may_validate(self) -> bool:
         """Returns whether the run may have validation data."""

@@ -36,23 +36,31 @@ USUAL_FLAGS = (
 )  # fmt: skip
 
 
-def train_parser(*, only_settings: bool = False) -> Any:
-    """Parser of the training command.
+DESCRIPTION = "Train a Transformer on your data. FILE is the same as --train_path FILE."
+FILES_FLAG = "--train_path"
+ONLY_GIVEN = True  # other values are those of `TrainConfig`, or of the run to resume
+
+
+def train_parser() -> Any:
+    """Parser of the training command."""
+    parser = command_parser(DESCRIPTION, files_flag=FILES_FLAG)
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: Any, *, only_settings: bool = False) -> None:
+    """Adds the arguments.
 
     Args:
+        parser: parser of the command.
         only_settings: leave out the flags that are no settings of a run.
     """
-    parser = command_parser(
-        "Train a Transformer on your data. FILE is the same as --train_path FILE.",
-        files_flag="--train_path",
-    )
     parser.add_argument(
         "--config", action="config", help="YAML or JSON file with any of the fields below"
     )
     for name, text in {} if only_settings else _COMMAND_FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
     add_config_flags(parser, TrainConfig, usual=USUAL_FLAGS)
-    return parser
 
 
 _COMMAND_FLAGS = {
@@ -64,12 +72,7 @@ _COMMAND_FLAGS = {
 }
 
 
-def add_train_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    commands.add_subcommand("train", train_parser(), help="train a model on your data")
-
-
-def run_training(values: dict[str, Any]) -> int:
+def run(values: dict[str, Any]) -> int:
     """Trains with the given flags; returns the exit code."""
     flags = {name: values.pop(name, False) for name in _COMMAND_FLAGS}
     if flags["print_config"]:
@@ -96,14 +99,19 @@ def run_training(values: dict[str, Any]) -> int:
             print(dry_run(config, progress_console))
             return 0
         if config.folds is not None and config.fold is None:
-            from miniformer.training.cross_validation import cross_validate, format_table
-
-            table = cross_validate(config, console=progress_console)
-            if flags["quiet"]:
-                console.print("\n".join(format_table(table)))
-            return 0 if table.interrupted is None else 128 + table.interrupted
+            return _run_folds(config, progress_console, console if flags["quiet"] else None)
         result = train(config, console=progress_console)
     return report_result(result, console)
+
+
+def _run_folds(config: TrainConfig, console: Console, table_console: Console | None) -> int:
+    """Trains on each fold; returns the exit code. Prints the table on `table_console`, too."""
+    from miniformer.training.cross_validation import cross_validate, format_table
+
+    table = cross_validate(config, console=console)
+    if table_console is not None:
+        table_console.print("\n".join(format_table(table)))
+    return 0 if table.interrupted is None else 128 + table.interrupted
 
 
 def start_line(config: TrainConfig) -> str:
@@ -139,7 +147,7 @@ def report_result(result: RunResult, console: Console) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs the training command; returns its exit code."""
     with command_context() as command:
-        command.code = run_training(parse_flags(train_parser(), argv, defaults=False))
+        command.code = run(parse_flags(train_parser(), argv, defaults=False))
     return command.code
 
 

@@ -139,9 +139,9 @@ def joined(text):
 def test_documents_commands_have_known_arguments(monkeypatch):
     """Every command of the pages is parsed; training and generation settings are checked."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(trainer, "run_training", accept_training)
-    monkeypatch.setattr(doctor, "run_doctor", lambda values: 0)
-    monkeypatch.setattr(cli, "_dispatch", accept_command)
+    monkeypatch.setattr(trainer, "run", accept_training)
+    monkeypatch.setattr(doctor, "run", lambda values: 0)
+    monkeypatch.setattr(cli, "_run", lambda command, values: accept_command(values))
     entry_points = {"trainer": trainer.main, "doctor": doctor.main, "cli": cli.main}
     pages = [page for page in DOCUMENTS if "/adr/" not in page]
     examples = [(page, *command) for page in pages for command in commands(page)]
@@ -160,7 +160,7 @@ def test_training_page_flags_are_known(monkeypatch):
     ]
     values = []
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(trainer, "run_training", lambda given: values.append(given) or 0)
+    monkeypatch.setattr(trainer, "run", lambda given: values.append(given) or 0)
     assert len(spans) >= 20
     assert [span for span in spans if main(shlex.split(span)) != 0] == []
     options = {

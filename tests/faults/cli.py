@@ -34,11 +34,11 @@ def lines_of_standard_input_are_not_numbered(original):
     return parse
 
 
-@fault("miniformer.commands.generate:run_generate")
+@fault("miniformer.commands.generate:run")
 def answer_is_glued_to_its_source(original):
     """`generate` prints the source of a seq2seq model before its answer."""
 
-    def run_generate(values):
+    def run(values):
         from miniformer.checkpoint.pipeline import Pipeline
 
         method, Pipeline.continues_prompts = Pipeline.continues_prompts, lambda self: True
@@ -47,7 +47,7 @@ def answer_is_glued_to_its_source(original):
         finally:
             Pipeline.continues_prompts = method
 
-    return run_generate
+    return run
 
 
 @fault("miniformer.commands.demo:_write_data")
@@ -64,7 +64,7 @@ def demo_overwrites_other_files(original):
     return write_data
 
 
-@fault("miniformer.commands.score:run_score")
+@fault("miniformer.commands.score:run")
 def score_ignores_its_stride(original):
     """`score` ignores the given stride."""
     return lambda values: original({**values, "stride": 1})
@@ -86,13 +86,13 @@ def interrupted_run_exits_with_0(original):
     return lambda result, console: original(result, console) * 0
 
 
-@fault("miniformer.commands.verify_resume:run_verify")
+@fault("miniformer.commands.verify_resume:run")
 def verify_resume_exits_with_0(original):
     """`verify-resume` exits with 0 where the runs differ."""
     return lambda values: original(values) * 0
 
 
-@fault("miniformer.commands.hf:run_import")
+@fault("miniformer.commands.import_hf:run")
 def import_ignores_max_seq_len(original):
     """`import --max_seq_len` does nothing."""
     return lambda values: original({**values, "max_seq_len": None})
@@ -299,7 +299,7 @@ def completion_knows_no_values(original):
     return lambda field: []
 
 
-@fault("miniformer.commands.generate:_defaults_of_directory")
+@fault("miniformer.commands.generate:help_defaults")
 def help_shows_no_default_of_the_directory(original):
     """`generate DIR --help` shows the defaults of the config class."""
     return lambda args: {}

@@ -59,3 +59,73 @@ def api_version_is_not_checked(original):
 def kinds_share_names(original):
     """An activation may have the name of a gated one."""
     return {name: kind._replace(disjoint=None) for name, kind in original.items()}
+
+
+@fault("miniformer.registry.options:_option_problem")
+def unknown_options_are_dropped(original):
+    """Options that a component does not have are dropped."""
+
+    def option_problem(signature, options, num_args):
+        if isinstance(options, dict):
+            for name in [*options]:
+                if name not in signature.parameters:
+                    del options[name]
+        return original(signature, options, num_args)
+
+    return option_problem
+
+
+@fault("miniformer.generation.logits_processors:build_named")
+def named_processors_are_ignored(original):
+    """Logits processors that decoding settings name are not applied."""
+    return lambda settings: []
+
+
+@fault("miniformer.doctor.__main__:_selected_checks")
+def checks_of_others_do_not_count(original):
+    """`doctor` runs its own check only."""
+    return lambda names: original(["leak"])
+
+
+@fault("miniformer.commands.export:run")
+def exporters_get_no_options(original):
+    """`export --options` is ignored."""
+    return lambda values: original({**values, "options": {}})
+
+
+@fault("miniformer.cli:make_parser")
+def help_imports_every_command(original):
+    """`miniformer --help` imports all commands."""
+
+    def make_parser(name, command):
+        from miniformer import registry
+
+        list(registry.load_all("command"))
+        return original(name, command)
+
+    return make_parser
+
+
+@fault("miniformer.commands.completion:flags_by_command")
+def completion_lacks_commands_of_packages(original):
+    """The completion script has the built-in commands only."""
+
+    def flags_by_command():
+        from miniformer import registry
+
+        names = registry.builtin_names("command")
+        return {key: flags for key, flags in original().items() if key.split()[0] in names}
+
+    return flags_by_command
+
+
+@fault("miniformer.config.flags.subcommands:make_command_parser")
+def command_without_run_is_a_traceback(original):
+    """A command that lacks a function fails with a traceback."""
+
+    def make_command_parser(name, command, commands=None):
+        if not hasattr(command, "run"):
+            raise AttributeError("run")
+        return original(name, command, commands)
+
+    return make_command_parser

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 import miniformer
-from miniformer import FeedForward, MultiHeadAttention, Seq2SeqTransformer, Transformer
+from miniformer import (
+    FeedForward,
+    MultiHeadAttention,
+    Seq2SeqTransformer,
+    Transformer,
+    registry,
+)
 from miniformer.config import UserError
 from miniformer.doctor.__main__ import main
 from miniformer.model.masks import AttentionMask
@@ -303,3 +309,43 @@ def test_doctor_command_without_arguments_describes_the_machine(capsys):
     out = capsys.readouterr().out
     assert f"torch {torch.__version__}" in out
     assert out.count("GFLOP/s") == 2
+
+
+def no_dropout(model):
+    """No dropout is active."""
+    return ["dropout is 0.5"] if model.config.dropout == 0.5 else []
+
+
+@pytest.mark.catches("checks_of_others_do_not_count")
+def test_doctor_runs_registered_checks(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(registry._registered, "check", {"dropout": no_dropout})
+    for dropout, code, line in (
+        (0.5, 1, "DROPOUT dropout is 0.5"),
+        (0.1, 0, "no dropout found: No dropout is active"),
+    ):
+        tiny_model(dropout=dropout).save_pretrained(tmp_path / f"{dropout}")
+        assert main([str(tmp_path / f"{dropout}")]) == code
+        out = capsys.readouterr().out
+        assert out.splitlines()[-2:] == ["no leak found: no output depends on masked inputs", line]
+    assert main([str(tmp_path / "0.5"), "--check", "leak"]) == 0
+    assert "DROPOUT" not in capsys.readouterr().out
+
+
+def test_doctor_check_mistakes_are_user_errors(capsys):
+    assert main(["--check", "leek", "--family", "gpt2"]) == 2
+    assert "unknown check 'leek' (did you mean 'leak'?); known: leak" in capsys.readouterr().err
+    assert main(["--check", "leak"]) == 2
+    assert "check is for a model; name a model directory or a family" in capsys.readouterr().err
+
+
+def test_doctor_skips_a_check_that_cannot_be_imported(install, capsys):
+    install("checks", {"check": {"broken": "checks:run"}}, code="import no_such_module\n")
+    assert main(["--family", "gpt2"]) == 0
+    done = capsys.readouterr()
+    assert "no leak found" in done.out
+    assert done.err == (
+        "miniformer: warning: check 'broken' of checks 1.0 (checks:run) cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_module'; it is skipped\n"
+    )
+    assert main(["--family", "gpt2", "--check", "broken"]) == 2
+    assert "miniformer: error: check 'broken' of checks 1.0" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_train_files_without_a_flag_are_train_path(argv, paths):
     values = parse(*argv)
     assert values["train_path"] == paths
     assert values.get("lr", 0.1) == 0.1
-    assert cli.make_parser(["train"]).parse_args(["train"]) is not None
+    assert cli.make_parser("train", trainer).parse_args(["train"]) is not None
 
 
 @pytest.mark.parametrize("argv", [["b", "--train_path", "a"], ["--train_path=a", "b"]])

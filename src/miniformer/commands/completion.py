@@ -10,8 +10,8 @@ from typing import Any
 
 from miniformer import registry
 from miniformer.config import GenerationConfig, UserError
-from miniformer.config.command_line import command_parser
 from miniformer.config.flags.reference import allowed_values
+from miniformer.config.flags.subcommands import make_command_parser
 from miniformer.train_config import TrainConfig
 
 SHELLS = ("bash", "zsh", "fish")
@@ -58,39 +58,43 @@ class Flag:
     values: list[str]
 
 
-def add_completion_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = command_parser(
-        "Print a script that completes commands, flags and values in a shell. For bash: "
-        'eval "$(miniformer completion bash)" in ~/.bashrc; for zsh the same in ~/.zshrc; for '
-        "fish: miniformer completion fish > ~/.config/fish/completions/miniformer.fish"
-    )
+DESCRIPTION = (
+    "Print a script that completes commands, flags and values in a shell. For bash: "
+    'eval "$(miniformer completion bash)" in ~/.bashrc; for zsh the same in ~/.zshrc; for '
+    "fish: miniformer completion fish > ~/.config/fish/completions/miniformer.fish"
+)
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument("shell", type=str, help=", ".join(SHELLS))
-    commands.add_subcommand("completion", parser, help="print the completion script of a shell")
 
 
-def run_completion(values: dict[str, Any], parser: Any) -> int:
-    """Runs the subcommand.
-
-    Args:
-        values: its values.
-        parser: the parser with all subcommands.
-    """
+def run(values: dict[str, Any]) -> int:
+    """Prints the script; returns the exit code."""
     shell = values["shell"]
     if shell not in SHELLS:
         raise UserError(registry.unknown_name_message("shell", shell, list(SHELLS)))
-    table = dict(command_flags(parser))
+    table = flags_by_command()
     print({"bash": bash_script, "zsh": zsh_script, "fish": fish_script}[shell](table), end="")
     return 0
 
 
-def command_flags(parser: Any, prefix: str = "") -> Iterator[tuple[str, list[Flag]]]:
-    """Yields each command with its flags; a nested one as "data check"."""
+def flags_by_command() -> dict[str, list[Flag]]:
+    """Flags of all commands; of a nested one as "data check"."""
+    table = {}
+    for name, command in registry.load_all("command"):
+        parser = make_command_parser(name, command)
+        table[name] = list(_flags(parser))
+        table |= dict(_nested_flags(parser, name))
+    return table
+
+
+def _nested_flags(parser: Any, prefix: str) -> Iterator[tuple[str, list[Flag]]]:
     for action in parser._actions:
         for name, child in (getattr(action, "_name_parser_map", None) or {}).items():
-            command = f"{prefix} {name}".strip()
-            yield command, list(_flags(child))
-            yield from command_flags(child, command)
+            yield f"{prefix} {name}", list(_flags(child))
+            yield from _nested_flags(child, f"{prefix} {name}")
 
 
 def _flags(parser: Any) -> Iterator[Flag]:
@@ -115,7 +119,7 @@ def bash_script(table: dict[str, list[Flag]]) -> str:
     """Script for bash.
 
     Args:
-        table: flags by command; see `command_flags`.
+        table: flags by command; see `flags_by_command`.
     """
     cases, nested = [], []
     for command, flags in sorted(table.items(), key=lambda item: -len(item[0].split())):

@@ -24,10 +24,11 @@ _MAX_BATCH_TOKENS = 4096  # of a suggested batch
 _DEFAULT_BATCH_SIZE = 16  # examples
 
 
-def add_data_command(commands: Any) -> None:
-    """Adds `data`, which has its own subcommands, to the subcommands of a parser."""
-    parser = command_parser("Check data files.")
-    commands.add_subcommand("data", parser, help="check data files before training")
+DESCRIPTION = "Check data files."
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the subcommands."""
     check = command_parser(
         "Print counts, lengths, labels, duplicates and invalid records of data files. Training "
         "accepts files without invalid records. The exit code is 1 if there are any, else 0."
@@ -55,7 +56,7 @@ def add_data_command(commands: Any) -> None:
     )
 
 
-def run_data(values: dict[str, Any]) -> int:
+def run(values: dict[str, Any]) -> int:
     """Checks; returns the exit code."""
     options = values["check"]
     options["task"] = registry.current_name("task", options["task"])

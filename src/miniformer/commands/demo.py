@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser, python_command
+from miniformer.config.command_line import python_command
 from miniformer.train_config import TrainConfig
 from miniformer.trainer import report_result
 from miniformer.utils.atomic import write_text
@@ -46,19 +46,16 @@ _MODEL_CONFIG = {
 }
 
 
-def add_demo_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = command_parser(
-        "Train a small language model on the source code of Python's standard library."
-    )
+DESCRIPTION = "Train a small language model on the source code of Python's standard library."
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument("--minutes", type=float, default=2.0, help="training time")
     parser.add_argument("--work_dir", type=str, default="runs", help="folder for the run")
-    commands.add_subcommand(
-        "demo", parser, help="train a small model on the source of Python's standard library"
-    )
 
 
-def run_demo(values: dict[str, Any]) -> int:
+def run(values: dict[str, Any]) -> int:
     """Writes the data, trains, and prints metrics; returns the exit code.
 
     Raises:

@@ -15,15 +15,16 @@ from miniformer.commands.models import (
     round_numbers,
 )
 from miniformer.config import UserError
-from miniformer.config.command_line import command_parser, resolve_model
+from miniformer.config.command_line import resolve_model
+
+DESCRIPTION = (
+    "Evaluate a model on labeled records: metrics with 95 % intervals, class metrics, "
+    "calibration, and the worst records."
+)
 
 
-def add_evaluate_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = command_parser(
-        "Evaluate a model on labeled records: metrics with 95 % intervals, class metrics, "
-        "calibration, and the worst records."
-    )
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
     parser.add_argument("files", type=str, nargs="+", help="labeled data in the formats of train")
     parser.add_argument("--by", type=str, help="field of the records; metrics of each value of it")
@@ -51,11 +52,10 @@ def add_evaluate_command(commands: Any) -> None:
         "--resamples", type=int, default=1000, help="bootstrap resamples of the intervals"
     )
     add_field_flags(parser)
-    commands.add_subcommand("evaluate", parser, help="metrics of a model on a labeled file")
 
 
-def run_evaluate(values: dict[str, Any]) -> int:
-    """Runs the subcommand."""
+def run(values: dict[str, Any]) -> int:
+    """Evaluates; returns the exit code."""
     if values["resamples"] < 0:
         raise UserError(f"resamples must be at least 0, not {values['resamples']}")
     fields = pop_fields(values)

@@ -11,7 +11,6 @@ from typing import Any
 from miniformer.config import GenerationConfig
 from miniformer.config.command_line import (
     add_config_flags,
-    command_parser,
     miniformer_command,
     read_utf8_stdin,
     reject_file_name,
@@ -21,35 +20,24 @@ from miniformer.config.command_line import (
 _NO_FLAG = ("eos_id",)  # of the tokenizer
 
 
-def add_generate_command(commands: Any, args: Sequence[str] = ()) -> None:
-    """Adds the subcommand.
-
-    Args:
-        commands: subcommands of a parser.
-        args: arguments; the help shows the defaults of the model directory among them.
-    """
-    parser = _generate_parser()
-    if {"-h", "--help"} & {*args}:
-        parser.set_defaults(_defaults_of_directory(args))
-    commands.add_subcommand(
-        "generate", parser, help="continue prompts, or answer sources, with a model"
-    )
+DESCRIPTION = (
+    "Continue prompts with a language model, or print the targets of a seq2seq model for "
+    "sources. Options that are not given are those of the model directory's "
+    "generation_config.json, which `generate DIRECTORY --help` shows."
+)
+ONLY_GIVEN = True  # other options are those of the model directory
 
 
-def _defaults_of_directory(args: Sequence[str]) -> dict[str, Any]:
-    """Decoding options of the first model directory among the arguments."""
+def help_defaults(args: Sequence[str]) -> dict[str, Any]:
+    """Decoding options of the first model directory among the arguments, for the help."""
     paths = (Path(resolve_model(item, note=False)) / "generation_config.json" for item in args)
     path = next((path for path in paths if path.is_file()), None)
     options = {} if path is None else GenerationConfig.from_file(path).to_dict()
     return {name: value for name, value in options.items() if name not in _NO_FLAG}
 
 
-def _generate_parser() -> Any:
-    parser = command_parser(
-        "Continue prompts with a language model, or print the targets of a seq2seq model for "
-        "sources. Options that are not given are those of the model directory's "
-        "generation_config.json, which `generate DIRECTORY --help` shows."
-    )
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
     parser.add_argument(
         "prompts",
@@ -69,11 +57,10 @@ def _generate_parser() -> Any:
         help="truncate prompts that are too long: sources at the end, other prompts at the start",
     )
     add_config_flags(parser, GenerationConfig, skip=_NO_FLAG)
-    return parser
 
 
-def run_generate(values: dict[str, Any]) -> int:
-    """Runs the subcommand."""
+def run(values: dict[str, Any]) -> int:
+    """Generates; returns the exit code."""
     directory, prompts, draft = (
         values.pop(name, None) for name in ("directory", "prompts", "draft")
     )

@@ -22,7 +22,7 @@ from miniformer.commands.models import (
 )
 from miniformer.commands.outputs import Writer, format_prediction, open_writer
 from miniformer.config import InputError, UserError
-from miniformer.config.command_line import command_parser, miniformer_command, reject_file_name
+from miniformer.config.command_line import miniformer_command, reject_file_name
 
 _CHUNK_SIZE = 1024  # inputs that are read, sorted by length and predicted together
 _GENERATED_CHUNK_SIZE = 64  # where texts are generated, which takes longer
@@ -30,11 +30,13 @@ _MAX_PROBLEMS = 20  # messages; further ones are counted
 _DECODING = ("num_beams", "num_return_sequences", "length_penalty", "max_new_tokens")
 
 
-def add_predict_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = command_parser(
-        "Predict the class, value, tags or target of each input: one JSON line each, or a table."
-    )
+DESCRIPTION = (
+    "Predict the class, value, tags or target of each input: one JSON line each, or a table."
+)
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument("directory", type=str, help="model directory, or the folder of a run")
     parser.add_argument(
         "inputs",
@@ -88,11 +90,10 @@ def add_predict_command(commands: Any) -> None:
         "is 2; stop: the first one ends the command",
     )
     add_field_flags(parser)
-    commands.add_subcommand("predict", parser, help="predictions for inputs or for a file")
 
 
-def run_predict(values: dict[str, Any]) -> int:
-    """Runs the subcommand; exit code 2: inputs are invalid."""
+def run(values: dict[str, Any]) -> int:
+    """Predicts; returns the exit code, 2 if inputs are invalid."""
     fields = pop_fields(values)
     _check_values(values)
     pipeline = load_pipeline(values["directory"], values["threads"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from miniformer.config.command_line import command_parser, resolve_model
+from miniformer.config.command_line import resolve_model
+
+DESCRIPTION = (
+    "Print loss, perplexity, bits per byte and perplexity per word of texts as a JSON object."
+)
 
 
-def add_score_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = command_parser(
-        "Print loss, perplexity, bits per byte and perplexity per word of texts as a JSON object."
-    )
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument(
         "directory", type=str, help="model directory of a language model, or the folder of its run"
     )
@@ -23,11 +24,10 @@ def add_score_command(commands: Any) -> None:
         help="tokens scored per window, for texts longer than the context; fewer tokens have a "
         "longer context and take longer; null: half of max_seq_len",
     )
-    commands.add_subcommand("score", parser, help="perplexity of a language model on a file")
 
 
-def run_score(values: dict[str, Any]) -> int:
-    """Runs the subcommand."""
+def run(values: dict[str, Any]) -> int:
+    """Scores; returns the exit code."""
     from rich.console import Console  # imports take seconds
 
     from miniformer.checkpoint.pipeline import load

@@ -15,10 +15,11 @@ from miniformer.config.command_line import command_parser, python_command
 _TEXT_FIELDS = ("text", "input", "source", "target")  # text fields of all tasks
 
 
-def add_tokenizer_command(commands: Any) -> None:
-    """Adds `tokenizer`, which has its own subcommands, to the subcommands of a parser."""
-    parser = command_parser("Train a tokenizer.")
-    commands.add_subcommand("tokenizer", parser, help="train a tokenizer")
+DESCRIPTION = "Train a tokenizer."
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the subcommands."""
     train = command_parser("Train a tokenizer on the text of .jsonl and .txt files.")
     train.add_argument("files", type=str, nargs="+", help="files or globs, optionally .gz or .zst")
     train.add_argument("--kind", type=str, default="bpe", help=", ".join(_tokenizer_kinds()))
@@ -32,7 +33,7 @@ def add_tokenizer_command(commands: Any) -> None:
     inner.add_subcommand("train", train, help="train a tokenizer on your text")
 
 
-def run_tokenizer(values: dict[str, Any]) -> int:
+def run(values: dict[str, Any]) -> int:
     """Trains and writes a tokenizer; returns the exit code."""
     options = values["train"]
     out, kind = Path(options["out"]), options["kind"]

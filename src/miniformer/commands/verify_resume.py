@@ -6,32 +6,30 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from miniformer import trainer
 from miniformer.config import UserError
 from miniformer.train_config import TrainConfig
-from miniformer.trainer import train_parser
 
+DESCRIPTION = (
+    "Kill the first steps of a run at random batches, resume, and compare all losses and the "
+    "final weights and state with those of an uninterrupted run. Has the flags of train."
+)
+FILES_FLAG, ONLY_GIVEN = trainer.FILES_FLAG, True
 _VERIFY_DEFAULTS = {"steps": 20, "kills": 3}
 
 
-def add_verify_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    parser = train_parser(only_settings=True)
-    parser.description = (
-        "Kill the first steps of a run at random batches, resume, and compare all losses and the "
-        "final weights and state with those of an uninterrupted run. Has the flags of train."
-    )
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
+    trainer.add_arguments(parser, only_settings=True)
     parser.add_argument(
         "--steps", type=int, default=_VERIFY_DEFAULTS["steps"], help="optimizer steps to compare"
     )
     parser.add_argument(
         "--kills", type=int, default=_VERIFY_DEFAULTS["kills"], help="number of kills"
     )
-    commands.add_subcommand(
-        "verify-resume", parser, help="check that a killed run resumes bit-exactly"
-    )
 
 
-def run_verify(values: dict[str, Any]) -> int:
+def run(values: dict[str, Any]) -> int:
     """Runs the subcommand; exit code 1: the runs differ."""
     options = {name: values.pop(name, default) for name, default in _VERIFY_DEFAULTS.items()}
     for name, value in options.items():

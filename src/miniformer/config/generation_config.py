@@ -38,6 +38,8 @@ class GenerationConfig(StrictConfig):
         presence_penalty: subtracted from a token's logit if it was generated.
         no_repeat_ngram_size: n-grams of this size occur at most once in prompt and text; null: off.
         bad_words_ids: sequences of token ids that are never generated, such as [[17], [4, 5]].
+        logits_processors: registered logits processors and their options, such as
+            [{"type": "my_bias", "strength": 2}], after penalties and bans.
         eos_id: EOS token; it is not part of the text.
         stop_token_ids: more EOS tokens.
         stop_strings: strings before which the text ends. They need a tokenizer, so a `Pipeline`.
@@ -76,6 +78,7 @@ class GenerationConfig(StrictConfig):
     presence_penalty: float = 0.0
     no_repeat_ngram_size: int | None = option(None, low=1)
     bad_words_ids: list[list[int]] | None = None
+    logits_processors: list[dict[str, Any]] | None = option(None, kind="logits_processor")
     eos_id: int | None = option(None, low=0)
     stop_token_ids: list[int] | None = None
     stop_strings: list[str] | None = None

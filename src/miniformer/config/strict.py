@@ -28,6 +28,7 @@ def option(
     default: Any,
     *,
     kind: str | None = None,
+    paths: bool = False,
     choices: tuple[str, ...] | None = None,
     low: float | None = None,
     above: float | None = None,
@@ -37,13 +38,16 @@ def option(
 
     Args:
         default: default value.
-        kind: registry kind, or several, comma-separated; the value must be a registered name.
+        kind: registry kind, or several, comma-separated; the value must be a registered name, or a
+            list of names with options (see `registry.build`).
+        paths: import paths are names, too.
         choices: allowed values.
         low: inclusive lower bound.
         above: exclusive lower bound.
         high: inclusive upper bound.
     """
-    metadata = {"of": kind, "choices": choices, "low": low, "above": above, "high": high}
+    limits = {"low": low, "above": above, "high": high}
+    metadata = {"of": kind, "paths": paths, "choices": choices, **limits}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -258,6 +262,9 @@ def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
     kinds, choices = (field.metadata.get(key) for key in ("of", "choices"))
     if choices and value not in choices:
         return [f"{field.name} must be one of {', '.join(choices)}, not {value!r}"]
+    if kinds and isinstance(value, list):
+        paths = field.metadata["paths"]
+        return registry.setting_problems(kinds, value, label=field.name, paths=paths)
     if kinds:
         known = [name for kind in kinds.split(",") for name in registry.names(kind)]
         return [] if value in known else [registry.unknown_name_message(field.name, value, known)]

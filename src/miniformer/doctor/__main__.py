@@ -3,51 +3,51 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from miniformer import registry
 from miniformer.config import TransformerConfig, UserError
 from miniformer.config.architectures import SEQ2SEQ_ARCHITECTURES, architecture_config
-from miniformer.config.command_line import (
-    command_context,
-    command_parser,
-    parse_flags,
-    resolve_model,
-)
+from miniformer.config.command_line import command_context, parse_flags, resolve_model
+from miniformer.config.flags.subcommands import make_command_parser
 
 _TOY_SIZES = {"vocab_size": 100, "d_model": 32, "n_heads": 4, "n_layers": 3, "max_seq_len": 64}
 
 
-def doctor_parser() -> Any:
-    """Parser of the command."""
-    parser = command_parser(
-        "Report the size and attention backends of a model and check it for leaks; without "
-        "arguments, report the speed of this machine."
-    )
+DESCRIPTION = (
+    "Report the size and attention backends of a model and check it, such as for leaks; without "
+    "arguments, report the speed of this machine."
+)
+
+
+def add_arguments(parser: Any) -> None:
+    """Adds the arguments."""
     parser.add_argument(
         "directory", type=str, nargs="?", help="model directory, or the folder of a run"
     )
     parser.add_argument(
         "--family", type=str, help="check a small random model of a family, such as llama"
     )
-    return parser
+    known = ", ".join(registry.names("check"))
+    parser.add_argument("--check", type=str, nargs="+", help=f"checks: {known}; null: all of them")
 
 
-def add_doctor_command(commands: Any) -> None:
-    """Adds the subcommand."""
-    commands.add_subcommand(
-        "doctor", doctor_parser(), help="check a model, or report the speed of this machine"
-    )
-
-
-def run_doctor(values: dict[str, Any]) -> int:
-    """Runs the reports; returns 1 if there is a leak."""
+def run(values: dict[str, Any]) -> int:
+    """Runs the reports; returns 1 if a check finds a problem."""
+    checks = values["check"]
+    for name in checks or ():
+        if name not in registry.names("check"):
+            raise UserError(registry.unknown_name_message("check", name, registry.names("check")))
     if values["directory"] is not None and values["family"] is not None:
         raise UserError("name a model directory or a family, not both")
     if values["directory"] is not None:
-        return _report_model(_load_model(Path(resolve_model(values["directory"]))))
+        return _report_model(_load_model(Path(resolve_model(values["directory"]))), checks)
     if values["family"] is not None:
-        return _report_model(_build_model(values["family"]))
+        return _report_model(_build_model(values["family"]), checks)
+    if checks is not None:
+        raise UserError("check is for a model; name a model directory or a family, too")
     _report_hardware()
     return 0
 
@@ -55,7 +55,8 @@ def run_doctor(values: dict[str, Any]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     with command_context() as command:
-        command.code = run_doctor(parse_flags(doctor_parser(), argv))
+        parser = make_command_parser("doctor", sys.modules[__name__])
+        command.code = run(parse_flags(parser, argv))
     return command.code
 
 
@@ -80,8 +81,7 @@ def _build_model(name: str) -> Any:
     return (Seq2SeqTransformer if name in SEQ2SEQ_ARCHITECTURES else Transformer)(config)
 
 
-def _report_model(model: Any) -> int:
-    from miniformer.doctor.leaks import find_leaks
+def _report_model(model: Any, checks: list[str] | None) -> int:
     from miniformer.model.seq2seq import Seq2SeqTransformer
 
     config, seq2seq = model.config, isinstance(model, Seq2SeqTransformer)
@@ -99,12 +99,22 @@ def _report_model(model: Any) -> int:
         print(f"attention in {name}:")
         for line in model.backend_report(**options):
             print(f"  {line}")
-    leaks = find_leaks(model)
-    for leak in leaks:
-        print(f"LEAK {leak}")
-    if not leaks:
-        print("no leak found: no output depends on masked inputs")
-    return 1 if leaks else 0
+    num_problems = 0
+    for name, check in _selected_checks(checks):
+        problems = [*check(model)]
+        num_problems += len(problems)
+        for problem in problems:
+            print(f"{name.upper()} {problem}")
+        if not problems:
+            print(f"no {name} found: {registry.summary('check', name)}")
+    return 1 if num_problems else 0
+
+
+def _selected_checks(names: list[str] | None) -> Iterable[tuple[str, Any]]:
+    """The checks of these names, or all that can be imported."""
+    if names is None:
+        return registry.load_all("check")
+    return [(name, registry.get("check", name)) for name in names]
 
 
 def _report_hardware() -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from miniformer import registry
 from miniformer.config import GenerationConfig, UserError
 
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -22,7 +24,7 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 def build_processors(
     options: GenerationConfig, prompt_length: int, custom: Sequence[Processor] = ()
 ) -> list[Processor]:
-    """Processors that the options require, in the order of Hugging Face, then `custom`.
+    """Processors that the options require, in the order of Hugging Face, then named and `custom`.
 
     Args:
         options: decoding options.
@@ -51,9 +53,23 @@ def build_processors(
         processors.append(
             partial(min_new_tokens, eos_token_ids=options.eos_token_ids, min_length=min_length)
         )
+    if options.logits_processors:
+        custom = [*build_named(options.logits_processors), *custom]
     return processors + [
         item.make_processor(prompt_length) if hasattr(item, "make_processor") else item
         for item in custom
+    ]
+
+
+def build_named(settings: Sequence[dict[str, Any]]) -> list[Processor]:
+    """Registered processors, with their options.
+
+    Raises:
+        UserError: a name or an option is unknown.
+    """
+    return [
+        registry.build("logits_processor", setting, label=f"logits_processors[{index}]")
+        for index, setting in enumerate(settings)
     ]
 
 

@@ -13,16 +13,16 @@ functions raise a UserError for an unknown kind, and for a name that two package
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from miniformer.registry import plugins
 from miniformer.registry.builtin import KINDS, Kind
+from miniformer.registry.options import call_with_options
 from miniformer.utils.errors import PluginWarning, UserError
 from miniformer.utils.names import name_problem
 
@@ -125,8 +125,51 @@ def get(kind: str, name: str) -> Any:
     if name in _registered.get(kind, ()):
         return _registered[kind][name]
     if name in builtin_names(kind):
-        return import_path(KINDS[kind].builtin[name])
+        return plugins.import_path(KINDS[kind].builtin[name])
     return plugins.load(kind, plugins.entry_points_of(kind, ())[name])
+
+
+def build(
+    kind: str, setting: str | Mapping[str, Any], *args: Any, label: str, paths: bool = False
+) -> Any:
+    """Result of a component that is called with options, such as {"type": "ema", "decay": 0.9}.
+
+    Args:
+        kind: the kind.
+        setting: the name, or an object with the name as `type`, and the options.
+        *args: arguments before the options.
+        label: the setting, for errors; see `setting_problems` for checks before.
+        paths: the type may be an import path; see `resolve`.
+
+    Raises:
+        UserError: the name or an option is unknown, an option is missing, or the component refuses
+            a value.
+    """
+    options = {"type": setting} if isinstance(setting, str) else dict(setting)
+    name = options.pop("type")
+    component = resolve(kind, name) if paths else get(kind, name)
+    return call_with_options(component, name, options, *args, label=label)
+
+
+def setting_problems(
+    kind: str, settings: Sequence[Any] | None, *, label: str, paths: bool = False
+) -> list[str]:
+    """Problems of settings of `build`, found without an import: their form and names."""
+    known = names(kind) if settings else []
+    problems = []
+    for index, setting in enumerate(settings or ()):
+        name = setting.get("type") if isinstance(setting, Mapping) else setting
+        if not isinstance(name, str):
+            example = known[0] if known else "package.module:Class"
+            problems.append(
+                f"{label}[{index}] must be a name, or an object with a name as type, such as "
+                f'{{"type": "{example}"}}, not {setting!r}'
+            )
+        elif name not in known and not (paths and ":" in name):
+            hint = "; an import path is package.module:Class" if paths else ""
+            message = unknown_name_message(kind.replace("_", " "), name, known)
+            problems.append(f"{label}[{index}]: {message}{hint}")
+    return problems
 
 
 def load_all(kind: str, *, last_first: bool = False) -> Iterator[tuple[str, Any]]:
@@ -169,21 +212,16 @@ def resolve(kind: str, name: str) -> Any:
     if not {"", folder} & {*sys.path}:
         sys.path.append(folder)
     try:
-        return import_path(name)
+        return plugins.import_path(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{kind} {name!r} cannot be imported: {reason}") from error
 
 
-def import_path(path: str) -> Any:
-    """The object at `module:attribute`, or the module itself."""
-    module, _, attribute = path.partition(":")
-    imported = importlib.import_module(module)
-    return getattr(imported, attribute) if attribute else imported
-
-
 def summary(kind: str, name: str) -> str:
-    """First line of the docstring of a component, without importing it."""
+    """A line about a component: the first one of its docstring, which is not imported."""
+    if kind in KINDS and name in KINDS[kind].summaries:
+        return KINDS[kind].summaries[name]
     if name in _registered.get(kind, ()):
         return first_doc_line(_registered[kind][name])
     if name in builtin_names(kind):
@@ -201,7 +239,7 @@ def unknown_name_message(label: str, value: object, known: list[str]) -> str:
     """Message for an unknown name, with the closest and all known names."""
     closest = difflib.get_close_matches(str(value), known, n=1)
     hint = f" (did you mean {closest[0]!r}?)" if closest else ""
-    return f"unknown {label} {value!r}{hint}; known: {', '.join(known)}"
+    return f"unknown {label} {value!r}{hint}; known: {', '.join(known) or 'none'}"
 
 
 def _origin(kind: str, name: str) -> str:

@@ -16,15 +16,46 @@ class Kind(NamedTuple):
     Args:
         interface: the call of a component and its result, or its methods.
         builtin: import paths of the built-in components, by name.
+        summaries: a line about each, where it is not that of the docstring.
         former_names: former names of built-in components, each with the current one.
         disjoint: kind whose names must differ, since one field of a config takes names of both.
     """
 
     interface: str
     builtin: Mapping[str, str] = {}
+    summaries: Mapping[str, str] = {}
     former_names: Mapping[str, str] = {}
     disjoint: str | None = None
 
+
+# In the order of the help: import path, and line of the help.
+_COMMANDS = {
+    "train": ("miniformer.trainer", "train a model on your data"),
+    "evaluate": ("miniformer.commands.evaluate", "metrics of a model on a labeled file"),
+    "predict": ("miniformer.commands.predict", "predictions for inputs or for a file"),
+    "generate": (
+        "miniformer.commands.generate",
+        "continue prompts, or answer sources, with a model",
+    ),
+    "score": ("miniformer.commands.score", "perplexity of a language model on a file"),
+    "data": ("miniformer.commands.data", "check data files before training"),
+    "tokenizer": ("miniformer.commands.tokenizer", "train a tokenizer"),
+    "import": (
+        "miniformer.commands.import_hf",
+        "convert a Hugging Face model to a model directory",
+    ),
+    "export": ("miniformer.commands.export", "convert a model for transformers and others"),
+    "doctor": ("miniformer.doctor.__main__", "check a model, or report the speed of this machine"),
+    "verify-resume": (
+        "miniformer.commands.verify_resume",
+        "check that a killed run resumes bit-exactly",
+    ),
+    "demo": (
+        "miniformer.commands.demo",
+        "train a small model on the source of Python's standard library",
+    ),
+    "completion": ("miniformer.commands.completion", "print the completion script of a shell"),
+}
 
 KINDS: dict[str, Kind] = {
     # Parts of a model.
@@ -169,7 +200,18 @@ KINDS: dict[str, Kind] = {
     ),
     "callback": Kind("(**options) -> lightning.Callback"),
     # Tools.
-    "command": Kind("module with add_arguments(parser) and run(values) -> exit code or None"),
-    "check": Kind("(model) -> problems, a line each"),
-    "exporter": Kind("(directory, out, **options) -> None"),
+    "command": Kind(
+        "module with add_arguments(parser) and run(values) -> exit code or None",
+        {name: path for name, (path, _) in _COMMANDS.items()},
+        {name: line for name, (_, line) in _COMMANDS.items()},
+    ),
+    "check": Kind(
+        "(model) -> problems, a line each",
+        {"leak": "miniformer.doctor.leaks:find_leaks"},
+        {"leak": "no output depends on masked inputs"},
+    ),
+    "exporter": Kind(
+        "(directory, out, **options) -> text to print, or None",
+        {"hf": "miniformer.commands.export:export_hf"},
+    ),
 }

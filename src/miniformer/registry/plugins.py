@@ -10,6 +10,7 @@ documented class. A package states the versions of this interface that it suppor
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterable
@@ -150,6 +151,13 @@ def _holds(operator: str, text: str) -> bool:
         "!=": current != version,
         "~=": current >= version and current[0] == version[0],
     }[operator]
+
+
+def import_path(path: str) -> Any:
+    """The object at `module:attribute`, or the module itself."""
+    module, _, attribute = path.partition(":")
+    imported = importlib.import_module(module)
+    return getattr(imported, attribute) if attribute else imported
 
 
 def summary(entry: EntryPoint) -> str:

@@ -5,13 +5,13 @@ import subprocess
 
 import pytest
 
-from miniformer import cli
+from miniformer import cli, registry
 from miniformer.commands import completion
 
 
 @pytest.fixture(scope="module")
 def table():
-    return dict(completion.command_flags(cli.make_parser([])))
+    return completion.flags_by_command()
 
 
 def complete(script, *typed):
@@ -54,7 +54,7 @@ def test_bash_completes_files(table, tmp_path, monkeypatch):
 def test_completion_prints_a_script(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     out = capsys.readouterr().out
-    for name in cli.COMMANDS:
+    for name in registry.names("command"):
         assert name in out
     if shutil.which(shell):
         subprocess.run([shell, "-n"], input=out, text=True, check=True)

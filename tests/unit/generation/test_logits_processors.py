@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers.generation import logits_process as reference
 
-from miniformer import Seq2SeqTransformer
+from miniformer import Seq2SeqTransformer, registry
 from miniformer.config import ConfigError, GenerationConfig, UserError
 from miniformer.generation.api import GenerationInput, generate
 from miniformer.generation.logits_processors import apply_processors, build_processors
@@ -321,3 +321,51 @@ def test_finished_rows_are_removed_from_the_batch(monkeypatch):
         assert after == prompt + (new[: new.index(end)] if end in new else new)
     assert sizes[0] == 4
     assert min(sizes) < 4
+
+
+class OnlyMultiples:
+    """A processor with an option that learns the length of the prompt."""
+
+    def __init__(self, factor, *, from_prompt=False):
+        self.factor, self.from_prompt = factor, from_prompt
+
+    def make_processor(self, prompt_length):
+        factor = prompt_length if self.from_prompt else self.factor
+
+        def keep(tokens, logits):
+            others = torch.arange(logits.shape[-1]) % factor != 0
+            return logits.masked_fill(others, -torch.inf)
+
+        return keep
+
+
+@pytest.mark.catches("named_processors_are_ignored")
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"temperature": 0.7, "seed": 4}], ids=str
+)
+def test_named_processors_are_those_that_are_given(monkeypatch, options):
+    monkeypatch.setitem(registry._registered, "logits_processor", {"multiples": OnlyMultiples})
+    model, prompts = tiny_model(), [[1, 2, 3], [4, 5]]
+    options = {"temperature": 0.0, **options} if "num_beams" not in options else options
+    for setting in ({"factor": 4}, {"factor": 1, "from_prompt": True}):
+        named = model.generate(
+            prompts, 6, logits_processors=[{"type": "multiples", **setting}], **options
+        )
+        given = model.generate(prompts, 6, processors=[OnlyMultiples(**setting)], **options)
+        assert named == given
+        assert named != model.generate(prompts, 6, **options)
+
+
+def test_unknown_processors_and_options_are_user_errors(monkeypatch):
+    monkeypatch.setitem(registry._registered, "logits_processor", {"multiples": OnlyMultiples})
+    with pytest.raises(ConfigError, match=r"_processors\[0\]: unknown logits processor 'mul'"):
+        GenerationConfig(logits_processors=[{"type": "mul"}])
+    options = GenerationConfig(logits_processors=[{"type": "multiples", "facto": 2}])
+    with pytest.raises(UserError, match=r"\[0\]: multiples has no option 'facto' \(did you"):
+        build_processors(options, 0)
+
+
+def test_import_path_is_no_name_of_a_processor():
+    """The settings of a model directory run no code of their own."""
+    with pytest.raises(ConfigError, match="unknown logits processor 'os:system'; known: none"):
+        GenerationConfig(logits_processors=[{"type": "os:system", "command": "true"}])

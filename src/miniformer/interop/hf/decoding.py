@@ -88,7 +88,7 @@ _KNOWN_KEYS = {*_OPTIONS, *_ALL_UNSUPPORTED, *_HANDLED_KEYS, *_NO_EFFECT_KEYS}
 # generated text, are omitted.
 _MINIFORMER_ONLY = (
     *("context_shift", "frequency_penalty", "presence_penalty", "regex", "choices", "json_schema"),
-    *("seed", "length_normalization", "num_beam_groups", "diversity_penalty"),
+    *("logits_processors", "seed", "length_normalization", "num_beam_groups", "diversity_penalty"),
 )
 
 

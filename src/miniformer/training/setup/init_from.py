@@ -34,16 +34,14 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     """Fills the settings that `init_from` determines.
 
     Args:
-        config: the run; returned unchanged without `init_from`.
+        config: the run, with `init_from`.
         model_kind: kind of model of the run: encoder or seq2seq.
 
     Raises:
         UserError: the directory is missing or has another kind of model; or the tokenizer of its
             token ids is unknown.
     """
-    if config.init_from is None:
-        return config
-    directory = Path(config.init_from)
+    directory = Path(config.init_from or "")
     architecture, shape = read_config(directory)
     if architecture != MODEL_CLASSES[model_kind].__name__:
         raise UserError(

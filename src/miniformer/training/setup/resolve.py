@@ -137,7 +137,7 @@ def resolve_config(config: TrainConfig) -> Resolution:
     if kind == "decoder":  # the class is the same
         kind = "encoder"
         config = dataclasses.replace(config, model_config={**config.model_config, "causal": True})
-    if config.resume is None:
+    if config.resume is None and config.init_from is not None:
         config = config_from_pretrained(config, kind)
     resolved = [setting for setting in resolved if setting.name not in given | saved]
     resolution = Resolution(config, given, saved, kind, device_type, precision, resolved)
