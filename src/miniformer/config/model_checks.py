@@ -64,6 +64,7 @@ WIDE_FEATURES: dict[str, dict[str, Any]] = {
     "statistics": {"size": None},
     "kernels": {"size": None, "width": None, "dilations": None},
     "fourier": {"size": None, "gamma": 1.0, "of": None},  # of: another group
+    "overlap": {"size": None, "vocab": None},
     "words": {"size": None},
 }
 _OF_VECTORS = ("numbers", "statistics", "kernels")  # the others: of token ids

@@ -33,6 +33,11 @@ from miniformer.data.tokenizers.bpe_dropout import BPEMerges, with_bpe_dropout
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput, generate
 from miniformer.tasks.base import BatchStats, concat_batches
+from miniformer.tasks.common.copy_noise import (
+    SHARED_COLUMN,
+    find_longest_shared,
+    with_copy_noise,
+)
 from miniformer.tasks.common.input_encoding import check_max_seq_len, ids_to_array
 from miniformer.tasks.common.losses import TokenLossRecorder
 from miniformer.tasks.common.record_results import RecordResults, sum_by_record
@@ -65,6 +70,9 @@ class Seq2Seq(TextGenerationTask):
             dropout (R-Drop, Wu et al. 2021); 0: one pass.
         bpe_dropout: probability of undoing each BPE merge in sources and targets, drawn anew in
             each epoch (see `miniformer.data.tokenizers.bpe_dropout`); needs bpe tokenizers.
+        copy_noise: probability of exchanging a piece of the longest part that a target shares with
+            its source, in both (see `miniformer.tasks.common.copy_noise`), drawn anew in each
+            epoch; needs one tokenizer for sources and targets. A run sets it for characters.
         eval_generate_samples: number of random validation examples to generate targets for, for
             exact match, BLEU and chrF; the test generates all. 0: none, in the test either.
         num_beams, length_penalty: see `GenerationConfig`; of the test and the trained model.
@@ -88,6 +96,7 @@ class Seq2Seq(TextGenerationTask):
     label_smoothing: float = option(0.0, low=0.0, high=0.99)
     r_drop: float = option(0.0, low=0.0)
     bpe_dropout: float = option(0.0, low=0.0, high=0.99)
+    copy_noise: float = option(0.0, low=0.0, high=1.0)
     eval_generate_samples: int = option(500, low=0)
     num_beams: int = option(1, low=1)
     length_penalty: float = 1.0
@@ -112,15 +121,24 @@ class Seq2Seq(TextGenerationTask):
         examples = []
         for record, (source, cut), target in zip(records, sources, targets, strict=True):
             row = [*frame.prefix, *target, *frame.suffix]  # a truncated target has no EOS
-            examples.append(
-                {
-                    "source": ids_to_array(source, tokenizer.source_tokenizer),
-                    "labels": ids_to_array(row[:max_length], tokenizer),
-                    "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
-                    "cut": cut + max(0, len(row) - max_length),
-                }
-            )
+            example = {
+                "source": ids_to_array(source, tokenizer.source_tokenizer),
+                "labels": ids_to_array(row[:max_length], tokenizer),
+                "reference": np.frombuffer(record["target"].encode(), dtype=np.uint8),
+                "cut": cut + max(0, len(row) - max_length),
+            }
+            if self.copy_noise:
+                example[SHARED_COLUMN] = self._shared_part(example, tokenizer)
+            examples.append(example)
         return examples
+
+    def _shared_part(self, example: Example, tokenizer: Tokenizer) -> np.ndarray:
+        """Longest part of the source that the target has, special tokens apart."""
+        start, end = (
+            len(x) for x in (tokenizer.sequence_template.prefix, tokenizer.sequence_template.suffix)
+        )
+        texts = [example[name][start : len(example[name]) - end] for name in ("source", "labels")]
+        return find_longest_shared(*texts) + np.array([start, start, 0], dtype=np.int32)
 
     def encode_sources(
         self, texts: Sequence[str], tokenizer: Tokenizer, seq_len: int
@@ -146,6 +164,11 @@ class Seq2Seq(TextGenerationTask):
             check_max_seq_len(config, min_length, "sources and targets")
         if self.bpe_dropout and tokenizer is not None:
             BPEMerges(tokenizer), BPEMerges(tokenizer.source_tokenizer)  # raise unless bpe
+        if self.copy_noise and tokenizer is not None and tokenizer.separate_source_tokenizer:
+            raise UserError(
+                "task_config: copy_noise needs one tokenizer for sources and targets, and sources "
+                "have their own; leave out source_tokenizer, or copy_noise"
+            )
 
     def decoder_start_token_id(self, tokenizer: Tokenizer) -> int:
         """Id of the decoder's first input token."""
@@ -159,11 +182,13 @@ class Seq2Seq(TextGenerationTask):
                 "source": BPEMerges(tokenizer.source_tokenizer),
                 "labels": BPEMerges(tokenizer),
             }
-        collate = partial(
+        collate: CollateFn = partial(
             collate_seq2seq,
             start_id=self.decoder_start_token_id(tokenizer),
             end_id=None if training else tokenizer.eos_id,
         )
+        if training:
+            collate = with_copy_noise(collate, self.copy_noise, max_length=seq_len)
         return with_bpe_dropout(collate, self.bpe_dropout, merges=merges, max_length=seq_len)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

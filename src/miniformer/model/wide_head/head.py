@@ -24,6 +24,7 @@ from miniformer.config.model_checks import wide_feature_settings
 from miniformer.model.wide_head.fourier import FourierFeatures
 from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures
+from miniformer.model.wide_head.overlap import OverlapFeatures
 from miniformer.model.wide_head.series import NumberFeatures, StatisticFeatures
 from miniformer.model.wide_head.sparse import Inputs, linear_outputs
 from miniformer.model.wide_head.word_context import WordFeatures
@@ -33,6 +34,7 @@ FEATURE_TYPES: dict[str, type[nn.Module]] = {
     "numbers": NumberFeatures,
     "statistics": StatisticFeatures,
     "kernels": KernelFeatures,
+    "overlap": OverlapFeatures,
     "words": WordFeatures,
 }
 

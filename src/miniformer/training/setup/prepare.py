@@ -141,6 +141,8 @@ def prepare(
         tokenizer, summary = _make_tokenizer(settings, task, records, resume_dir)
         if summary is not None:
             console.print(f"tokenizer: {summary}")
+        if stored_task is None and tokenizer is not None and records is not None:
+            task = _resolve_augmentation(settings, task, tokenizer, records)
         fields = {**SIZE_PRESETS.get(config.model_size or "", {}), **settings.config.model_config}
         model_config = TransformerConfig.from_dict(task.model_config(fields, tokenizer))
         task.check(model_config, tokenizer)
@@ -337,6 +339,19 @@ def _make_tokenizer(
         else:
             settings.resolved.append(option)
     return tokenizer, summary
+
+
+def _resolve_augmentation(
+    settings: Resolution, task: Task, tokenizer: Tokenizer, records: Records
+) -> Task:
+    """The task with the changes of examples that follow from the data and its tokens."""
+    if task.text_fields is None or "copy_noise" in settings.config.task_config:
+        return task
+    from miniformer.training.tuning.copy_noise import resolve_copy_noise
+
+    task, options = resolve_copy_noise(task, tokenizer, records)
+    settings.apply(options)
+    return task
 
 
 def _resolve_batch_size(settings: Resolution, data: MiniFormerDataModule) -> None:

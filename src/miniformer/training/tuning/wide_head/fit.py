@@ -31,6 +31,7 @@ from miniformer.training.tuning.wide_head.linear import (
 )
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix, compute_block
 from miniformer.training.tuning.wide_head.ngrams import fit_ngrams, propose_ngrams
+from miniformer.training.tuning.wide_head.overlap import fit_overlap, propose_overlap
 from miniformer.training.tuning.wide_head.series import fit_dense, propose_series
 
 _MAX_TOKENS = 5_000_000  # with more, a Transformer learns them by itself
@@ -45,6 +46,7 @@ _FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {
     "numbers": fit_dense,
     "statistics": fit_dense,
     "kernels": fit_dense,
+    "overlap": fit_overlap,
 }
 
 
@@ -133,15 +135,15 @@ def fit_wide_head(
 
 def propose(config: TransformerConfig, data: WideData) -> list[Group]:
     """Groups of features for the inputs of the data, before their fit."""
-    return (
-        propose_ngrams(config, data) if config.input_dim is None else propose_series(config, data)
-    )
+    if config.input_dim is not None:
+        return propose_series(config, data)
+    return propose_ngrams(config, data) + propose_overlap(config, data)
 
 
 def _has_kernel_model(group: FittedGroup) -> bool:
     """True if an RBF kernel of the group's features is worth a trial."""
     kind = group.settings["type"]
-    return kind in ("numbers", "statistics") or bool(group.settings.get("counts"))
+    return kind in ("numbers", "statistics", "overlap") or bool(group.settings.get("counts"))
 
 
 def _add_fourier(settings: Group, inner: FittedGroup, data: WideData) -> FittedGroup:
