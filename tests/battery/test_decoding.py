@@ -21,7 +21,7 @@ from tests.battery.models import (
     of,
     takes_matmul,
 )
-from tests.battery.variants import VARIANTS, fields, name
+from tests.battery.variants import VARIANTS, few, fields, masked, name
 from tests.kit import tiny_model
 
 
@@ -42,29 +42,42 @@ def cached(model, inputs, real, chunks, kind, padded):
     return torch.cat(parts, 1), cache
 
 
+DECODERS = [row for row in VARIANTS if row["architecture"] != "encoder"]
+CHUNKS = {
+    "no padding": [[1] * 9, [9], [4, 1, 4], [1, 5, 3]],
+    "padding": [[9], [4, 1, 1, 3], [1, 5, 3]],
+}
+RAGGED = [LAYOUTS["left padding"][0], LAYOUTS["right padding"][0]]
+
+
+# Layers without a window have the same cache in "window" and "full". The kind int8 changes what is
+# stored, whatever the pair of options; a backend changes how scores and masks are computed.
 # Scores that `matmul` does not support are in test_reference_gradients.py.
 @pytest.mark.parametrize(
     ("row", "kind", "backend"),
-    each_with(
-        [row for row in VARIANTS if row["architecture"] != "encoder"],
-        ("window", "auto"), ("full", "auto"), ("int8", "auto"),
-        ("window", "plain"), ("full", "plain"), ("window", "matmul"), ("full", "matmul"),
-        when=lambda row, kind, backend: backend != "matmul" or takes_matmul(row),
-    ),
+    [
+        *each_with(DECODERS, ("window", "auto")),
+        *each_with([row for row in DECODERS if row["window"] != "nowindow"], ("full", "auto")),
+        *each_with(few(DECODERS), ("int8", "auto")),
+        *each_with(few(DECODERS, masked), ("window", "plain"), ("full", "plain")),
+        *each_with(
+            few([row for row in DECODERS if takes_matmul(row)], masked),
+            ("window", "matmul"), ("full", "matmul"),
+        ),
+    ],
 )  # fmt: skip
 def test_cached_decoding_matches_uncached_logits(row, kind, backend):
     model = build(row)
     inputs = ids_of(model)
-    for layout in ("no padding", "left padding", "right padding"):
-        segments = torch.tensor(LAYOUTS[layout])
+    for layout, rows in (("no padding", LAYOUTS["no padding"]), ("padding", RAGGED)):
+        segments = torch.tensor(rows)
         with torch.no_grad():
             set_attention_backend(model, "auto")
             full = call(model, inputs, segments)
             set_attention_backend(model, backend)
-            every = [[1] * 9, [9], [4, 1, 4], [1, 5, 3]]
-            for chunks in every if backend == "auto" else every[2:]:
+            for chunks in CHUNKS[layout] if backend == "auto" else CHUNKS[layout][-2:]:
                 parts, cache = cached(
-                    model, inputs, segments != 0, chunks, kind, layout != "no padding"
+                    model, inputs, segments != 0, chunks, kind, layout == "padding"
                 )
                 if kind == "int8":
                     error = (parts - full)[segments != 0].norm() / full[segments != 0].norm()
