@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TEST = $(BIN)/pytest tests/
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
+# Compiled modules are kept, whatever the environment: hundreds of child processes import them.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup demo test check format lint types imports coverage faults slow weights \
 	bench-quality bench-generate clean
@@ -69,9 +71,9 @@ faults: setup
 slow: setup
 	$(BIN)/python -m tests.slow $(PARTS) --record
 
-# The test command of the README, in two processes, with a minimum of coverage.
+# The test command of the README, in two processes, with a minimum of coverage (see tests/first_cases.py).
 coverage: setup weights
-	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=91
+	PYTEST_ADDOPTS="$(PARALLEL)" $(TEST) --first-cases --cov=miniformer --cov-report=term:skip-covered --cov-fail-under=91
 
 # A published encoder (90 MB) for one test, which is skipped without it.
 weights: setup

@@ -12,6 +12,7 @@ from hypothesis import Phase, settings
 
 from miniformer import registry
 from miniformer.registry import plugins
+from tests import first_cases
 from tests.kit.packages import write_package
 from tests.kit.pictures import NO_PICTURES, PICTURES, draw_pictures
 from tests.kit.seeds import VARIABLE, chosen_seed
@@ -28,10 +29,14 @@ settings.register_profile(
 )
 
 
+pytest_addoption = first_cases.pytest_addoption
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Hands the seed to hypothesis before its own plugin reads it; collects skips."""
     config.pluginmanager.register(Skips(config), "miniformer-skips")
+    first_cases.pytest_configure(config)
     if SEED is not None and config.getoption("--hypothesis-seed") is None:
         config.option.hypothesis_seed = str(SEED)
 

@@ -10,7 +10,8 @@ from tests.faults import ROOT
 def catching_tests(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
     """Pytest arguments by the name of a fault.
 
-    An argument is `file::test`, or the file where a parameter of a test has the mark.
+    An argument is `file::test`, or the file where a parameter of a test has the mark. Unit tests
+    are the first.
     """
     tests_by_fault: dict[str, set[str]] = defaultdict(set)
     for path in sorted(folder.rglob("test_*.py")):
@@ -18,7 +19,12 @@ def catching_tests(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
         if "catches(" in source:
             file = path.relative_to(folder.parent).as_posix()
             _visit(ast.parse(source), file, file, tests_by_fault)
-    return {name: sorted(tests) for name, tests in tests_by_fault.items()}
+    return {name: sorted(tests, key=_by_time) for name, tests in tests_by_fault.items()}
+
+
+def _by_time(test: str) -> tuple[bool, str]:
+    """Unit tests first: the first test that fails ends the run of a fault."""
+    return not test.startswith("tests/unit/"), test
 
 
 def _visit(node: ast.AST, file: str, prefix: str, tests_by_fault: dict[str, set[str]]) -> None:
