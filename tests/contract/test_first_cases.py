@@ -40,7 +40,10 @@ def covered(tmp_path):
 
     def run(*flags):
         """Numbers of the functions that coverage has seen in a run that passes."""
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""}
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": "",
+            "COVERAGE_FILE": str(tmp_path / ".coverage"),
+        }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", tmp_path,
              "-p", "no:cacheprovider", "--cov=measured", "--cov-report=", *flags, tmp_path],
