@@ -52,6 +52,7 @@ TRAIN_FIELDS = {
     "activation_checkpointing",
     "accelerator", "num_workers", "seed", "deterministic", "work_dir", "experiment_name", "logger",
     "early_stopping_patience", "find_lr", "layer_lr_decay", "warmup_ratio", "optimizer_config",
+    "scheduler_config",
     "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",

@@ -618,6 +618,18 @@ def muon_only_scales(original):
     return orthogonalize
 
 
+@fault("miniformer.training.optim.schedules:wsd")
+def options_of_a_schedule_have_no_effect(original):
+    """The decay of wsd takes the last fifth of any run."""
+    return lambda progress, decay_ratio=0.2: original(progress)
+
+
+@fault("miniformer.training.optim.schedules:check_schedule_options")
+def options_of_a_schedule_are_not_checked(original):
+    """Unknown options of a schedule are found when its first step is taken."""
+    return lambda name, options: None
+
+
 @fault("miniformer.training.optim.schedules:cosine")
 def cosine_ends_at_a_half(original):
     """The cosine schedule falls to half of the rate."""

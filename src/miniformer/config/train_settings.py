@@ -162,6 +162,9 @@ class OptimizationSettings(StrictConfig):
         weight_decay: decoupled weight decay of matrices; not of biases, norms and embeddings.
         layer_lr_decay: factor of the learning rate from each layer to the layer below it.
         scheduler: learning-rate schedule: cosine, onecycle, linear, wsd, none.
+        scheduler_config: options of the schedule as shares: decay_ratio of wsd, the last part of
+            the run, in which the rate falls (0.2); pct_start of onecycle, the part in which it
+            rises (0.3), and start_factor, its first value relative to lr (0.04).
         warmup_steps: optimizer steps of learning-rate warmup; null: see warmup_ratio.
         warmup_ratio: warmup as a share of the run; null: 0.05, or onecycle's own warmup.
         optimizer: muon: Muon for the matrices of layers and AdamW for other weights; adamw;
@@ -183,6 +186,7 @@ class OptimizationSettings(StrictConfig):
     weight_decay: float = option(0.1, low=0.0)
     layer_lr_decay: float = option(1.0, above=0.0, high=1.0)
     scheduler: str = option("cosine", kind="scheduler")
+    scheduler_config: dict[str, Any] = option({})
     warmup_steps: int | None = option(None, low=0)
     warmup_ratio: float | None = option(None, low=0.0, high=1.0)
     optimizer: str = option("muon", kind="optimizer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import lightning as L
@@ -41,6 +42,7 @@ class MiniFormerLitModule(L.LightningModule):
         weight_decay: decoupled decay of weight matrices.
         layer_lr_decay: factor on the learning rate from each layer to the one below it.
         scheduler: registered name of a schedule.
+        scheduler_config: options of the schedule.
         warmup_steps: optimizer steps of linear warmup; None: see `warmup_ratio`.
         warmup_ratio: fraction of the run for warmup; None: 5 %, or the schedule's own warmup.
         gradient_clip_val: maximum gradient norm; 0: no clipping.
@@ -61,6 +63,7 @@ class MiniFormerLitModule(L.LightningModule):
         weight_decay: float = 0.1,
         layer_lr_decay: float = 1.0,
         scheduler: str = "cosine",
+        scheduler_config: dict[str, Any] | None = None,
         warmup_steps: int | None = None,
         warmup_ratio: float | None = None,
         gradient_clip_val: float = 1.0,
@@ -81,7 +84,8 @@ class MiniFormerLitModule(L.LightningModule):
         if layer_lr_decay != 1.0:
             self._optimizer_options["layer_lr_decay"] = layer_lr_decay
         self.scheduler = scheduler
-        self._schedule: Callable[[float], float] = registry.get("scheduler", scheduler)
+        schedule: Callable[..., float] = registry.get("scheduler", scheduler)
+        self._schedule = partial(schedule, **(scheduler_config or {}))
         self.lr, self.warmup_steps, self.warmup_ratio = lr, warmup_steps, warmup_ratio
         if warmup_steps is None and warmup_ratio is None:
             # onecycle has its own warmup; without a schedule the length of the run is unknown.

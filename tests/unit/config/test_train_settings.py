@@ -185,7 +185,8 @@ VALUES = {
     "tokenizer": ("char", {}), "source_tokenizer": ("char", {}), "batch_size": (1, {}),
     "batch_tokens": (40, {}), "seq_len": (8, {}), "lr": (0.1, {}),
     "find_lr": (True, {}), "weight_decay": (0.5, {}), "layer_lr_decay": (0.5, {}),
-    "scheduler": ("linear", {}), "warmup_steps": (4, {}), "warmup_ratio": (0.9, {}),
+    "scheduler": ("linear", {}), "scheduler_config": ({"decay_ratio": 0.9}, {"scheduler": "wsd"}),
+    "warmup_steps": (4, {}), "warmup_ratio": (0.9, {}),
     "max_epochs": (1, {}), "max_steps": (2, {}), "max_time": ("0.001s", {}),
     "val_check_interval": (1, VAL), "optimizer": ("adamw", {}),
     "optimizer_config": ({"momentum": 0.5}, {}), "gradient_clip_val": (1e-6, {}),
@@ -254,6 +255,18 @@ FROM_FILES = {
         {"optimizer_config": {"momentun": 0.9}},
         "unknown option of optimizer=muon in optimizer_config 'momentun' (did you mean 'momentum'",
     ),
+    "schedule without options": (
+        {"scheduler_config": {"decay_ratio": 0.5}},
+        "scheduler=cosine has no options; leave scheduler_config out",
+    ),
+    "option of a schedule": (
+        {"scheduler": "wsd", "scheduler_config": {"decay": 0.5}},
+        "unknown option of scheduler=wsd in scheduler_config 'decay' (did you mean 'decay_ratio'",
+    ),
+    "value of an option of a schedule": (
+        {"scheduler": "onecycle", "scheduler_config": {"pct_start": 1}},
+        "scheduler_config: pct_start must be a number between 0 and 1, not 1",
+    ),
     "value of an option": (
         {"optimizer": "adamw", "optimizer_config": {"betas": [2, 2]}},
         "optimizer_config: Invalid beta parameter",
@@ -270,7 +283,7 @@ FROM_FILES = {
 }  # fmt: skip
 
 
-@pytest.mark.catches("replaced_settings_pass")
+@pytest.mark.catches("replaced_settings_pass", "options_of_a_schedule_are_not_checked")
 @pytest.mark.parametrize("case", FROM_FILES)
 def test_run_refuses_what_it_would_ignore(files, case):
     (files / "c.jsonl").write_text('{"input": "a", "label": 1}\n{"input": "b", "label": 2}\n')

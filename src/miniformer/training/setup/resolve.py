@@ -17,6 +17,7 @@ from miniformer.config.train_settings import HardwareSettings
 from miniformer.train_config import TrainConfig
 from miniformer.training.lit_module import DEFAULT_WARMUP_RATIO
 from miniformer.training.optim.optimizers import check_optimizer_options
+from miniformer.training.optim.schedules import check_schedule_options
 from miniformer.training.resume.config import saved_config
 from miniformer.training.setup.init_from import config_from_pretrained
 from miniformer.training.tuning.data_defaults import resolve_lr
@@ -116,6 +117,7 @@ def resolve_config(config: TrainConfig) -> Resolution:
     precision = resolve_precision(config, device_type)
     check_environment(config)
     check_optimizer_options(config.optimizer, config.optimizer_config)
+    check_schedule_options(config.scheduler, config.scheduler_config)
     kind: str = config.model or registry.get("task", config.task).models[0]
     comparison = "faster than float32" if precision == "bf16" else "bf16 is not faster"
     resolved = [

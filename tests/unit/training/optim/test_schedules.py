@@ -2,7 +2,9 @@
 
 import pytest
 
-from miniformer import registry
+from miniformer import MiniFormerLitModule, registry
+from miniformer.training.callbacks.budget import Budget
+from tests.kit import tiny_model
 
 SCHEDULES = registry.names("scheduler")
 
@@ -26,3 +28,20 @@ def test_schedules_at_known_points():
     assert at["onecycle"](0.0) == pytest.approx(0.04)
     assert at["onecycle"](0.3) == pytest.approx(1.0)
     assert at["onecycle"](0.65) == pytest.approx(0.5)
+
+
+@pytest.mark.catches("options_of_a_schedule_have_no_effect")
+@pytest.mark.parametrize(
+    ("name", "options", "points"),
+    [
+        ("wsd", {"decay_ratio": 0.5}, {0.0: 1.0, 0.5: 1.0, 0.75: 0.5, 1.0: 0.0}),
+        ("wsd", None, {0.5: 1.0, 0.75: 1.0, 0.9: 0.5}),
+        ("onecycle", {"pct_start": 0.5, "start_factor": 0.2}, {0.0: 0.2, 0.25: 0.6, 0.5: 1.0}),
+    ],
+)
+def test_module_applies_the_options_of_its_schedule(name, options, points):
+    module = MiniFormerLitModule(
+        tiny_model(), scheduler=name, scheduler_config=options, budget=Budget(max_steps=8)
+    )
+    for progress, factor in points.items():
+        assert module._schedule(progress) == pytest.approx(factor)
