@@ -206,6 +206,12 @@ def columns_of_training_are_forgotten(original):
     return lambda self: type(original(self))()
 
 
+@fault("miniformer.checkpoint.data_settings:_named")
+def header_is_replaced_by_columns_of_training(original):
+    """The names of columns of a file without a header stay in effect for any file."""
+    return lambda fields: set()
+
+
 @fault("miniformer.checkpoint.data_settings:StoredDataSettings.override")
 def other_columns_lose_their_kind(original):
     """Values of a renamed column are texts."""

@@ -14,8 +14,10 @@ from typing import Any
 from miniformer.config import ConfigError, StrictConfig, UserError, option
 from miniformer.data.reading.mapping import FieldMapping
 from miniformer.evaluation.run_batches import BatchSettings
+from miniformer.utils.columns import split_names
 
 FILE_NAME = "data.json"
+_COLUMN_FIELDS = ("input_field", "label_field", "text_field")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,9 @@ class StoredDataSettings(StrictConfig):
     def override(self, fields: dict[str, Any]) -> FieldMapping:
         """The mapping with other columns, whose values are of the same kinds.
 
+        The names of columns of training data without a header are not those of a file with other
+        columns, which has a header.
+
         Args:
             fields: given fields of `FieldMapping`.
 
@@ -52,18 +57,24 @@ class StoredDataSettings(StrictConfig):
         mapping, given = self.mapping(), {k: v for k, v in fields.items() if v is not None}
         if not given:
             return mapping
+        if "columns" not in given and not _named(given) <= {*split_names(mapping.columns)}:
+            mapping = dataclasses.replace(mapping, columns=None)  # of files without a header
         values = {**mapping.to_dict(), **given, "optional": False}
         if mapping.kinds is not None:
             old, new = (
                 FieldMapping.from_dict({**mapping.to_dict(), **changes, "kinds": None})
                 for changes in ({}, given)
             )
-            names = ("input_field", "label_field", "text_field")
-            renamed = {str(getattr(new, name)): str(getattr(old, name)) for name in names}
+            renamed = {str(getattr(new, x)): str(getattr(old, x)) for x in _COLUMN_FIELDS}
             same = {name: mapping.kinds.get(source) for name, source in renamed.items()}
             kinds = {name: kind for name, kind in same.items() if kind is not None}
             values["kinds"] = {**mapping.kinds, **kinds}
         return FieldMapping.from_dict(values)
+
+
+def _named(fields: dict[str, Any]) -> set[str]:
+    """Columns that the given fields of `FieldMapping` name."""
+    return {column for name in _COLUMN_FIELDS for column in split_names(fields.get(name))}
 
 
 def read_data_settings(directory: Path) -> StoredDataSettings:

@@ -43,3 +43,15 @@ def test_override_keeps_the_kind_of_a_renamed_column():
     assert mapping.kinds["rating"] == "integer"
     with pytest.raises(ConfigError, match="delimiter"):
         StoredDataSettings().override({"delimiter": "long"})
+
+
+@pytest.mark.catches("header_is_replaced_by_columns_of_training")
+def test_columns_of_training_are_not_those_of_a_file_with_a_header():
+    """A model trained on a file without a header reads one that has other names."""
+    stored = StoredDataSettings(fields={"columns": "source,target", "delimiter": "\\t"})
+    assert stored.mapping().columns == "source,target"
+    assert stored.override({"label_field": "source"}).columns == "source,target"
+    mapping = stored.override({"input_field": "word", "label_field": ["ipa"]})
+    assert mapping.columns is None
+    assert (mapping.input_field, mapping.delimiter) == ("word", "\\t")
+    assert stored.override({"columns": "word,ipa", "input_field": "word"}).columns == "word,ipa"

@@ -130,12 +130,14 @@ class RowMapper:
         known = tuple(row)
         last, resolved = self._resolved  # another thread may replace it
         if known != last or not resolved:
-            resolved = {
-                field: resolve_columns(
-                    available_columns(field, columns, row) if self.optional else columns, row
-                )
+            sources = {
+                field: available_columns(field, columns, row) if self.optional else columns
                 for field, columns in self.sources.items()
             }
+            missing, absent = lacking_fields(sources, known)
+            if missing:
+                raise DataError(_missing_column(absent[0], known, suggest_flags(missing, known)))
+            resolved = {field: resolve_columns(columns, row) for field, columns in sources.items()}
             self._resolved = (known, resolved)
         return resolved
 
@@ -208,9 +210,10 @@ def expand_columns(columns: Sequence[str], known: Iterable[str]) -> list[str]:
     return result
 
 
-def _missing_column(name: str, known: Sequence[str]) -> str:
+def _missing_column(name: str, known: Sequence[str], flags: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "name one of these"
+    hint = f"name the columns: {flags}" if flags else "name one of these"
+    hint = f"did you mean {close[0]!r}?" if close else hint
     what = "column that matches" if is_pattern(name) else "column"
     return f"the record has no {what} {name!r} (it has {_list_names(known)}); {hint}"
 

@@ -51,6 +51,8 @@ def test_columns_of_typed_rows_become_fields(row, settings, expected):
     [
         ({"text": "x", "label": 1}, {"input_field": "txt"}, "the record has no column 'txt' (it "
          "has 'text', 'label'); did you mean 'text'?"),
+        ({"text": "x", "tone": 1}, {"label_field": "tone"}, "no column 'input' (it has 'text', "
+         "'tone'); name the columns: --input_field text"),
         ({"text": "x", "label": 1}, {"input_field": "t_*"}, "no column that matches 't_*'"),
         ({"a": "x", "b": None, "label": 1}, {"input_field": "a,b"}, "column 'b' is empty"),
         ({"a1": 1, "b1": 1, "b2": 2, "label": 1}, {"input_field": "a*,b*"}, "the patterns of "
