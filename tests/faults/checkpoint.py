@@ -114,3 +114,19 @@ def pipeline_predicts_with_dropout(original):
     import contextlib
 
     return lambda *models: contextlib.nullcontext()
+
+
+@fault("miniformer.checkpoint.summary:key_value_table")
+def summary_is_not_escaped(original):
+    """Names of classes are part of the HTML of a summary."""
+
+    def key_value_table(values):
+        return original(values).replace("&lt;", "<")
+
+    return key_value_table
+
+
+@fault("miniformer.checkpoint.summary:read_card_metrics")
+def card_metrics_are_not_read(original):
+    """A summary has no metrics."""
+    return lambda directory: {}

@@ -97,6 +97,11 @@ class Pipeline:
         source = "" if self.directory is None else f", directory={str(self.directory)!r}"
         return f"Pipeline({self.task.name}: {model}{source})"
 
+    def _repr_html_(self) -> str:
+        from miniformer.checkpoint.summary import render_summary  # for notebooks only
+
+        return render_summary(self)
+
     @overload
     def generate(self, prompt: str, **options: Any) -> str: ...
     @overload
