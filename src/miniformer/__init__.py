@@ -38,6 +38,7 @@ _PUBLIC = {
     "to_hf": "miniformer.interop.hf.export",
     "MiniFormerLitModule": "miniformer.training.lit_module",
     "TrainConfig": "miniformer.train_config",
+    "stop_run": "miniformer.training.callbacks.stop_request",
     "train": "miniformer.training.api",
 }
 
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from miniformer.registry import register
     from miniformer.train_config import TrainConfig
     from miniformer.training.api import train
+    from miniformer.training.callbacks.stop_request import stop_run
     from miniformer.training.lit_module import MiniFormerLitModule
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -24,7 +25,7 @@ class Witness(L.Callback):
     """A callback with state of all types that depends on every batch and on random numbers."""
 
     def __init__(self, folder, kill=None):
-        self.folder, self.kill = folder, kill
+        self.folder, self.kill = Path(folder), kill
         self.state = {
             "batches": 0,
             "steps": {},  # keys are not strings
@@ -130,6 +131,30 @@ def test_callback_state_survives_a_kill(folder, devices):
     assert len(paths) == 2 * devices
     for path in paths:
         assert (interrupted / path).read_text() == (uninterrupted / path).read_text(), path
+
+
+def named(folder, kill=None):
+    """The same two callbacks as settings of a run."""
+    given = witnesses(folder, kill)
+    module = "tests.e2e.test_callback_states"
+    first = {"type": f"{module}:Witness", "folder": str(given[0].folder), "kill": kill}
+    return [first, {"type": f"{module}:Other", "folder": str(folder / "second")}]
+
+
+@pytest.mark.catches("named_callbacks_are_not_built")
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_named_callbacks_are_those_that_are_given(folder, devices):
+    """In every process, and after a kill."""
+    given, interrupted = folder / f"given-{devices}", folder / f"named-{devices}"
+    train(config(folder, given.name, devices=devices), callbacks=witnesses(given))
+    settings = named(interrupted, kill=7)
+    killed(config(folder, interrupted.name, devices=devices, callbacks=settings), [])
+    run = str(folder / "runs" / interrupted.name)
+    train(TrainConfig(resume=run, callbacks=named(interrupted)))
+    paths = sorted(path.relative_to(given) for path in given.rglob("*.txt"))
+    assert len(paths) == 2 * devices
+    for path in paths:
+        assert (interrupted / path).read_text() == (given / path).read_text(), path
 
 
 @pytest.mark.catches("callback_state_is_taken_in_the_middle_of_a_step")

@@ -1484,3 +1484,36 @@ def targets_with_spaces_are_characters(original):
 def estimate_leaves_validation_out(original):
     """The estimated time is that of the training steps alone."""
     return lambda run, steps, step_seconds: (steps or 0) * step_seconds
+
+
+@fault("miniformer.training.setup.builders:_build_named_callbacks")
+def named_callbacks_are_not_built(original):
+    """Callbacks of the settings are ignored."""
+    return lambda settings: []
+
+
+@fault("miniformer.training.evaluate:_write_report")
+def report_does_not_name_the_reason_of_a_stop(original):
+    """The report of a run that a callback stopped reads as that of a complete one."""
+
+    def write_report(run, callbacks, *args):
+        requests = callbacks._stop_requests
+        reason, requests.reason = requests.reason, None
+        try:
+            return original(run, callbacks, *args)
+        finally:
+            requests.reason = reason
+
+    return write_report
+
+
+@fault("miniformer.training.callbacks.stop_request:StopRequests.load_state_dict")
+def stopped_run_learns_on(original):
+    """A run that a callback stopped trains on when it is resumed."""
+    return lambda self, state: None
+
+
+@fault("miniformer.training.callbacks.stop_request:all_gather_object")
+def only_rank_0_stops_a_run(original):
+    """A request of another process than that of rank 0 is ignored."""
+    return lambda value: original(value)[:1]

@@ -392,7 +392,7 @@ class HardwareSettings(StrictConfig):
 
 @dataclasses.dataclass(frozen=True)
 class OutputSettings(StrictConfig):
-    """Run folder, checkpoints and loggers.
+    """Run folder, checkpoints, loggers and callbacks.
 
     Args:
         work_dir: folder for run folders.
@@ -402,6 +402,9 @@ class OutputSettings(StrictConfig):
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
             validation, and as often as 2 % of the time allows.
         logger: tensorboard, csv, none, or wandb or mlflow, which need the extra of their name.
+        callbacks: Lightning callbacks with their options, such as
+            [{"type": "my_package.callbacks:EveryN", "n": 5}], by the name of a registered callback
+            or by import path; each process of a run has its own; null: none.
     """
 
     heading: ClassVar[str] = "output"
@@ -411,6 +414,7 @@ class OutputSettings(StrictConfig):
     resume: str | None = option(None)
     checkpoint_interval: int | None = option(None, low=1)
     logger: str = option("tensorboard", kind="logger")
+    callbacks: list[dict[str, Any] | str] | None = option(None, kind="callback", paths=True)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()

@@ -34,7 +34,7 @@ def train(
     test: Any = None,
     console: Console | None = None,
     quiet: bool = False,
-    callbacks: Sequence[CallbackOrFactory] = (),
+    callbacks: Sequence[CallbackOrFactory | str | dict[str, Any]] = (),
     **settings: Any,
 ) -> RunResult | CrossValidationResult:
     """Trains a model: `train("train.csv", val="val.csv", task="classification", max_epochs=3)`.
@@ -48,7 +48,8 @@ def train(
         test: test data, evaluated with the best model at the end.
         console: output for progress messages; None: standard output.
         quiet: print nothing.
-        callbacks: additional Lightning callbacks; see `miniformer.training.run.train`.
+        callbacks: additional Lightning callbacks; see `miniformer.training.run.train`. Names and
+            objects with options are those of `TrainConfig.callbacks`.
         **settings: fields of `TrainConfig`, such as `task`, `max_epochs`, `lr` or `model_config`.
 
     Returns:
@@ -82,6 +83,9 @@ def train(
             settings[name] = _as_path(source)
         if settings.get(name) == IN_MEMORY:
             records[name] = source
+    if named := [item for item in callbacks if isinstance(item, str | dict)]:
+        settings["callbacks"] = named
+        callbacks = [item for item in callbacks if not isinstance(item, str | dict)]
     config = _make_config({name: _plain_value(value) for name, value in settings.items()})
     if config.streaming and "train_path" in records:
         raise UserError("streaming reads files, not records in memory; leave it out")

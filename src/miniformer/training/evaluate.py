@@ -39,6 +39,7 @@ class RunResult:
         task: the task, fitted to its training data.
         metrics: metrics of that model, such as val_accuracy.
         interrupted: the signal that interrupted the run; None: the run is complete.
+        stop_reason: reason for which a callback has ended the run; None: no callback has.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class RunResult:
     task: Task
     metrics: dict[str, float]
     interrupted: int | None
+    stop_reason: str | None = None
 
     @functools.cached_property
     def pipeline(self) -> Pipeline:
@@ -64,7 +66,7 @@ class RunResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON, without the task, which is in the model directory."""
-        fields = ("folder", "model", "metrics", "interrupted")
+        fields = ("folder", "model", "metrics", "interrupted", "stop_reason")
         values = {name: getattr(self, name) for name in fields}
         return {**values, "folder": str(self.folder), "model": str(self.model)}
 
@@ -146,8 +148,14 @@ def evaluate(
         run, callbacks, artifacts, console, metrics, trainer.global_step, parent_folder,
         verdicts, best,
     )  # fmt: skip
-    interrupted = callbacks.interrupt.signal
-    return RunResult(artifacts.folder, artifacts.folder / name, run.task, metrics, interrupted)
+    return RunResult(
+        folder=artifacts.folder,
+        model=artifacts.folder / name,
+        task=run.task,
+        metrics=metrics,
+        interrupted=callbacks.interrupt.signal,
+        stop_reason=callbacks.stop_reason,
+    )
 
 
 def averaged_weights(
@@ -220,7 +228,7 @@ def run_verdicts(
         maximize=run.metric in run.task.maximize,
         stop_step=callbacks.early_stopping.stop_step,
         max_epochs=run.config.effective_max_epochs,
-        interrupted=callbacks.interrupt.signal is not None,
+        interrupted=callbacks.interrupt.signal is not None or callbacks.stop_reason is not None,
     )
     if evaluation is not None:
         verdicts += class_verdicts(
@@ -254,6 +262,8 @@ def _write_report(
         notes.append(f"The run was interrupted after step {last_step}.")
         if run.data.test_path is not None:
             notes.append("The test data was not evaluated.")
+    if callbacks.stop_reason is not None:
+        notes.append(f"A callback stopped the run at step {last_step}: {callbacks.stop_reason}")
     if run.predicted_memory is not None:
         used, predicted = callbacks.monitor.peak_memory_bytes(), run.predicted_memory
         run_info["memory"] = f"{format_bytes(used)} at most, {format_bytes(predicted)} predicted"

@@ -73,7 +73,7 @@ def train(
                 new = run_folder.create_run_folder(Path(config.work_dir), name, created)
                 return attempts.register(new)
 
-            own = builders.build_callbacks(callbacks)
+            own = builders.build_callbacks(callbacks, config.callbacks)
             console = launcher.rank0_console(console)
             return _train(config, console, own, checkpoint, create_folder, records=records)
 
@@ -142,7 +142,7 @@ def _train(
                 trainer.fit(module, run.data)
                 validate_last_step(trainer, module, run, own)
             module.nan_check.check(trainer.global_step, now=True)
-        if total_steps is None and own.interrupt.signal is None:
+        if total_steps is None and own.interrupt.signal is None and own.stop_reason is None:
             limits.warn_unreached_limits(config, trainer.global_step, run.num_validations)
         return evaluate(trainer, module, run, own, artifacts, console, parent_folder)
 
@@ -163,7 +163,8 @@ def _pretrain(
     def create_folder() -> Path:
         return run_folder.create_run_folder(folder, pretraining.PRETRAIN_FOLDER)
 
-    result = _train(config, console, (), checkpoint, create_folder, folder, records)
+    callbacks = builders.build_callbacks((), config.callbacks)
+    result = _train(config, console, callbacks, checkpoint, create_folder, folder, records)
     if result.interrupted is None:
         new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"pretraining complete; newly initialized: {', '.join(new)}")

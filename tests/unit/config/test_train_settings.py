@@ -211,6 +211,7 @@ VALUES = {
     "early_stopping_patience": (1, {**VAL, "val_check_interval": 1, "lr": 0.0}),
 }  # fmt: skip
 ELSEWHERE = {
+    "callbacks": "needs a callback; tests/e2e/test_stop_run.py",
     "auto": "needs a run of some length; tests/unit/training/trials/test_auto.py",
     "compile": "takes a minute; tests/unit/model/test_compile.py",
     "devices": "starts processes; tests/e2e/test_devices.py",

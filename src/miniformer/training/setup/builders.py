@@ -25,6 +25,7 @@ from miniformer.training.callbacks.generation_samples import SampleGeneration
 from miniformer.training.callbacks.interrupt import InterruptCallback
 from miniformer.training.callbacks.monitor import RunMonitor
 from miniformer.training.callbacks.progress import ProgressCallback
+from miniformer.training.callbacks.stop_request import StopRequests
 from miniformer.training.callbacks.validation import (
     BestModelCheckpoint,
     BudgetStopping,
@@ -140,6 +141,7 @@ class RunCallbacks:
         if getattr(run.model, "wide_head", None) is not None:
             self._first.append(WideMix())
         self._last = [self.resume_checkpoint, self.interrupt]
+        self._stop_requests: StopRequests | None = None
 
     def around(self, callbacks: Sequence[L.Callback]) -> list[L.Callback]:
         """All callbacks in call order, with those of the user.
@@ -149,7 +151,17 @@ class RunCallbacks:
         states of the user's callbacks. The snapshot after a step precedes an interruption, which
         saves it.
         """
+        if callbacks:
+            self._stop_requests = StopRequests(
+                self.budget, self.early_stopping, self.early_stopping.log_fn
+            )
+            callbacks = [*callbacks, self._stop_requests]
         return [*self._first, *callbacks, *self._last]
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Reason for which a callback of the user has ended the run, if any."""
+        return None if self._stop_requests is None else self._stop_requests.reason
 
 
 def load_best_weights(run: RunSetup, folder: Path, averaging: WeightAveraging | None) -> None:
@@ -210,19 +222,45 @@ def suppress_lightning_hints() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def build_callbacks(callbacks: Sequence[CallbackOrFactory]) -> list[L.Callback]:
-    """Returns the callbacks, with factories called.
+def build_callbacks(
+    callbacks: Sequence[CallbackOrFactory], settings: Sequence[Any] | None = None
+) -> list[L.Callback]:
+    """Returns the callbacks of `TrainConfig.callbacks` and then the given ones, or their results.
 
     Raises:
         UserError: an item is neither a callback nor a function that returns one.
     """
-    built = []
+    built = [] if settings is None else _build_named_callbacks(settings)
     for item in callbacks:
         callback: Any = item if isinstance(item, L.Callback) or not callable(item) else item()
         if not isinstance(callback, L.Callback):
             raise UserError(
                 f"callbacks: {item!r} is no lightning.Callback, nor a function that returns one"
             )
+        built.append(callback)
+    return built
+
+
+def _build_named_callbacks(settings: Sequence[Any]) -> list[L.Callback]:
+    """The callbacks of `TrainConfig.callbacks`.
+
+    Raises:
+        UserError: a callback cannot be imported, or refuses an option, or is none.
+    """
+    built = []
+    for index, setting in enumerate(settings):
+        label, name = (
+            f"callbacks[{index}]",
+            setting if isinstance(setting, str) else setting["type"],
+        )
+        component = registry.resolve("callback", name)
+        is_class = isinstance(component, type) and issubclass(component, L.Callback)
+        # A path may lead anywhere, so what it leads to is not called to find out.
+        callback = None
+        if is_class or name in registry.names("callback"):
+            callback = registry.build("callback", setting, label=label, paths=True)
+        if not isinstance(callback, L.Callback):
+            raise UserError(f"{label}: {name} is no lightning.Callback: {component!r}")
         built.append(callback)
     return built
 
