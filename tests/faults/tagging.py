@@ -287,6 +287,16 @@ def outside_bias_follows_chance(original):
     return select_outside_bias
 
 
+@fault("miniformer.tasks.token_classification:TokenClassification._predict_tags")
+def every_outside_bias_is_the_first(original):
+    """All biases are compared by the predictions of the first."""
+
+    def _predict_tags(self, logprobs, batch, outside_biases):
+        return original(self, logprobs, batch, [outside_biases[0]] * len(outside_biases))
+
+    return _predict_tags
+
+
 @fault("miniformer.training.tuning.wide_head.chain:ChainProblem.solve")
 def chain_has_no_penalty(original):
     """The fit of tags has almost no L2 penalty."""

@@ -1467,6 +1467,30 @@ def weights_of_the_wide_head_may_be_negative(original):
     return fit_mix
 
 
+@fault("miniformer.training.callbacks.wide_mix:fit_mix")
+def ordered_outputs_may_vanish(original):
+    """The weights of ordered outputs may both be 0."""
+
+    def fit_mix(module, batch):
+        mix = original(module, batch)
+        return mix * (mix > 0.01)
+
+    return fit_mix
+
+
+@fault("miniformer.model.wide_head.head:WideHead._load_from_state_dict")
+def weights_of_the_wide_head_are_lost_on_resume(original):
+    """A resumed run starts with the weights that a head has before its fit."""
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        start = self.next_mix.clone()
+        original(self, *args, **kwargs)
+        if not start.is_meta:  # of a model that is loaded for predictions
+            self.next_mix.copy_(start)
+
+    return _load_from_state_dict
+
+
 @fault("miniformer.training.tuning.tokenizer_defaults:resolve_tokenizer")
 def targets_with_spaces_are_characters(original):
     """Any target of seq2seq is written by characters."""

@@ -114,24 +114,28 @@ class TokenClassification(TagTask):
             return None
         return TagConstraint(self.require_classes(), self.resolved_scheme)
 
-    def _predict_tags(self, logprobs: Tensor, batch: Batch, outside_bias: float) -> Tensor:
-        """Predicted classes, int64 [B, W].
+    def _predict_tags(
+        self, logprobs: Tensor, batch: Batch, outside_biases: Sequence[float]
+    ) -> Tensor:
+        """Predicted classes with each of some biases, int64 [biases, B, W].
 
         Args:
             logprobs: of each word, [B, W, C].
             batch: `first_word`, `words_after` and `word_lengths`.
-            outside_bias: see `TokenClassification`.
+            outside_biases: see `TokenClassification`.
         """
-        if outside_bias:
-            outside = torch.tensor([tag == OUTSIDE for tag in self.require_classes()])
-            logprobs = logprobs - outside_bias * outside
+        outside = torch.tensor([tag == OUTSIDE for tag in self.require_classes()])
+        biases = torch.tensor(outside_biases)[:, None] * outside  # [biases, C]
+        logprobs = logprobs - biases[:, None, None]  # [biases, B, W, C]
         if self._constraint is None:
             return logprobs.argmax(-1)
-        first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
-        return decode(
-            logprobs, (batch["word_lengths"].cpu() > 0).sum(1), self._constraint,
-            is_start=first == 0, is_end=after == 0,
+        columns = (batch["word_lengths"] > 0).sum(1), batch["first_word"], batch["words_after"]
+        lengths, first, after = (value.cpu().repeat(len(biases)) for value in columns)
+        tags = decode(
+            logprobs.flatten(0, 1), lengths, self._constraint, is_start=first == 0,
+            is_end=after == 0,
         )  # fmt: skip
+        return tags.unflatten(0, (len(biases), -1))
 
     def texts(self, record: Record) -> Iterator[str]:
         # With a space in front, as `encode_words` encodes each word.
@@ -234,7 +238,10 @@ class TokenClassification(TagTask):
         lengths = batch["word_lengths"].cpu()
         logprobs = logits.float().log_softmax(-1).cpu()  # [B, W, C]
         first, after = batch["first_word"].cpu(), batch["words_after"].cpu()
-        predictions = self._predict_tags(logprobs, batch, self.outside_bias or 0.0)
+        is_fitted = self.outside_bias is None and self.has_spans and "labels" in batch
+        biases = OUTSIDE_BIASES if is_fitted else (self.outside_bias or 0.0,)
+        biased = self._predict_tags(logprobs, batch, biases)
+        predictions = biased[0]  # the first of `OUTSIDE_BIASES` is 0
         columns = {
             "word_records": batch["records"].cpu()[:, None].expand_as(predictions),
             "positions": first[:, None] + torch.arange(predictions.shape[1]),
@@ -246,9 +253,8 @@ class TokenClassification(TagTask):
             labels = batch["labels"].cpu()
             columns["labels"] = labels
             columns["losses"] = -logprobs.gather(2, labels.clamp_min(0)[..., None])[..., 0]
-            if self.outside_bias is None and self.has_spans:
-                biased = [self._predict_tags(logprobs, batch, bias) for bias in OUTSIDE_BIASES]
-                columns["biased_predictions"] = torch.stack(biased, -1).short()  # [B, W, biases]
+            if is_fitted:
+                columns["biased_predictions"] = biased.movedim(0, -1).short()  # [B, W, biases]
         return {name: value[lengths > 0] for name, value in columns.items()}
 
     def fit_to_validation(self, batch_stats: Sequence[BatchStats]) -> Self:

@@ -71,7 +71,13 @@ TABLE: tuple[tuple[str, tuple[list[str], ...]], ...] = (
     (
         "model/*",
         (
-            _unit("model/model", "model/masks", "model/cache", "config/architectures", "registry/registry"),
+            _unit(
+                "model/model",
+                "model/masks",
+                "model/cache",
+                "config/architectures",
+                "registry/registry",
+            ),
             REFERENCE,
             BATTERY,
         ),

@@ -29,7 +29,8 @@ DATA = {
 }
 # A value of each option that is not its default.
 GIVEN = {
-    "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1], "copy_noise": [0.5],
+    "input_kind": ["text", "pair", "features"], "input_dim": [2, 3], "bpe_dropout": [0.1],
+    "copy_noise": [0.5],
     "shared_token_types": [True], "standardize": [False],
     "feature_means": [[1.0, 2.0]], "feature_stds": [[2.0, 3.0]],
     "classes": [[1, 0], [0, 1, 2]], "class_weights": [[1.0, 2.0], "balanced"],
@@ -126,7 +127,8 @@ def test_scale_epsilon_without_a_series_is_announced():
 
 # The least and the most that each number may be, and a value just beyond each.
 LIMITS = {
-    "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)], "copy_noise": [(0.0, -0.001), (1.0, 1.001)],
+    "input_dim": [(1, 0)], "bpe_dropout": [(0.0, -0.001), (0.99, 0.991)],
+    "copy_noise": [(0.0, -0.001), (1.0, 1.001)],
     "balanced_sampling": [(0.0, -0.001), (1.0, 1.001)],
     "thresholds": [(0.0, -0.001), (1.0, 1.001)],
     "label_smoothing": [(0.0, -0.001), (0.99, 0.991)], "r_drop": [(0.0, -0.001)],

@@ -20,6 +20,7 @@ from miniformer.data.reading.records import RecordError, as_records
 from miniformer.data.rules import fit_task
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.tagging.schemes import find_spans, invalid_tag
+from miniformer.tasks.tagging.span_metrics import OUTSIDE_BIASES
 from miniformer.tasks.token_classification import TokenClassification
 from tests.kit import tiny_model
 
@@ -140,6 +141,24 @@ def test_metrics_match_seqeval_and_sklearn_on_predictions(valid, strict):
     assert metrics["loss"] == pytest.approx(loss)
     losses = np.concatenate([x["losses"] for x in stats])
     assert losses.mean() == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.catches("every_outside_bias_is_the_first")
+@pytest.mark.parametrize("valid", [True, False])
+def test_predictions_of_every_outside_bias_are_those_of_the_option(valid):
+    """In long inputs, too, where windows begin and end within a sequence."""
+    long = {name: [*chain(*(r[name] for r in SENTENCES))] for name in ("tokens", "tags")}
+    task = fitted(valid_predictions=valid)
+    model = model_for(task)
+    _, stats = evaluate(task, model, [*SENTENCES, long])
+    biased = torch.cat([batch["biased_predictions"] for batch in stats])
+    assert biased.shape[1] == len(OUTSIDE_BIASES)
+    for column, bias in enumerate(OUTSIDE_BIASES):
+        given = fitted(valid_predictions=valid, outside_bias=bias)
+        _, stats = evaluate(given, model, [*SENTENCES, long])
+        predictions = torch.cat([batch["predictions"] for batch in stats])
+        assert predictions.tolist() == biased[:, column].tolist(), bias
+    assert biased[:, 0].tolist() != biased[:, -1].tolist()
 
 
 @pytest.mark.catches("windows_are_sequences_of_their_own")

@@ -16,6 +16,7 @@ from miniformer.training.tuning.wide_head.data import FixedOutputs, concat_label
 
 _MAX_ITERATIONS = 50
 _PRIOR_EXAMPLES = 4.0  # weight of the previous weights, in validation examples
+_MIN_ORDERED_WEIGHT = 1e-3
 
 
 class WideMix(L.Callback):
@@ -55,6 +56,9 @@ class WideMix(L.Callback):
 def fit_mix(module: Any, batch: Batch) -> Tensor:
     """Weights of both outputs with the lowest loss of the sum, at least 0: [2].
 
+    Those of ordered outputs are above 0: if all outputs were 0, classes between the first and the
+    last would have no probability.
+
     Args:
         module: the LightningModule; its `mix` is the prior.
         batch: `deep` and `wide`, outputs [n, C], with the labels of their examples.
@@ -63,6 +67,7 @@ def fit_mix(module: Any, batch: Batch) -> Tensor:
     labels = {name: value for name, value in batch.items() if name not in ("deep", "wide")}
     outputs = FixedOutputs(module.model.config)
     prior: Tensor = module.model.wide_head.mix.to(both)
+    lowest = _MIN_ORDERED_WEIGHT if module.model.config.ordered_outputs else 0.0
     strength = _PRIOR_EXAMPLES / both.shape[1]
     mix = prior.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([mix], max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe")
@@ -70,12 +75,12 @@ def fit_mix(module: Any, batch: Batch) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
-            outputs.value = torch.einsum("k,knc->nc", mix.clamp_min(0.0), both)
+            outputs.value = torch.einsum("k,knc->nc", mix.clamp_min(lowest), both)
             loss, count = module.task.loss(outputs, labels)
             objective: Tensor = loss / count + strength * (mix - prior).square().sum()
             objective.backward()  # type: ignore[no-untyped-call]
         return objective.detach()
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    result: Tensor = mix.detach().clamp_min(0.0).to(module.model.wide_head.mix)
+    result: Tensor = mix.detach().clamp_min(lowest).to(module.model.wide_head.mix)
     return result

@@ -12,22 +12,17 @@ import torch
 import miniformer
 from miniformer import TrainConfig, Transformer, TransformerConfig
 from miniformer.tasks.classification import Classification
+from miniformer.tasks.ordinal_regression import OrdinalRegression, class_log_probs
 from miniformer.training.callbacks.wide_mix import fit_mix
 from miniformer.training.run import train
 
 WORDS = ["sun", "rain", "snow", "hail", "fog", "wind", "calm", "storm"]
+SHAPE = {"vocab_size": 9, "d_model": 8, "n_heads": 2, "n_layers": 1,
+         "wide_head": [{"type": "ngrams", "size": 4}]}  # fmt: skip
 
 
 def a_module(mix):
-    config = TransformerConfig(
-        vocab_size=9,
-        d_model=8,
-        n_heads=2,
-        n_layers=1,
-        output_dim=3,
-        wide_head=[{"type": "ngrams", "size": 4}],
-    )
-    model = Transformer(config)
+    model = Transformer(TransformerConfig(**SHAPE, output_dim=3))
     model.wide_head.mix.copy_(torch.tensor(mix))
     return types.SimpleNamespace(model=model, task=Classification(classes=["a", "b", "c"]))
 
@@ -59,6 +54,24 @@ def test_weights_have_the_lowest_penalized_loss(helpful):
     best = scipy.optimize.minimize(objective, prior, bounds=[(0, None)] * 2)
     assert (mix >= 0).all()
     assert objective(mix) == pytest.approx(best.fun, abs=1e-3)
+
+
+@pytest.mark.catches("ordered_outputs_may_vanish")
+def test_weights_of_ordered_outputs_are_above_zero():
+    """Both scores are misleading, and labels of all classes have a probability."""
+    config = TransformerConfig(**SHAPE, output_dim=2, ordered_outputs=True)
+    task = OrdinalRegression(classes=["a", "b", "c"])
+    module = types.SimpleNamespace(model=Transformer(config), task=task)
+    labels = torch.arange(3).repeat(20)
+    outputs = -4.0 * (labels - 1.0)[:, None] + torch.tensor([1.0, -1.0])
+    batch = {"labels": labels, "inputs": torch.zeros(60, 1, dtype=torch.long)}
+    for prior in ([1.0, 0.0], [0.0, 1.0], [0.5, 0.5]):
+        module.model.wide_head.mix.copy_(torch.tensor(prior))
+        mix = fit_mix(module, {**batch, "deep": outputs, "wide": outputs})
+        loss = -class_log_probs(mix.sum() * outputs)[torch.arange(60), labels].mean()
+        before = -class_log_probs(outputs)[torch.arange(60), labels].mean()
+        assert (mix > 0).all()
+        assert loss < before / 2
 
 
 @pytest.mark.catches("weights_of_the_wide_head_change_after_a_validation")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +23,7 @@ from miniformer.model.wide_head.chain import ChainHead
 from miniformer.model.wide_head.word_context import WordFeatures, word_feature_keys
 from miniformer.training.tuning.wide_head.chain_loss import Chain, chain_loss
 from miniformer.training.tuning.wide_head.data import FittedHead
+from miniformer.training.tuning.wide_head.matrix import compress
 from miniformer.training.tuning.wide_head.ngrams import count_keys
 
 _MAX_VALUES = 20_000_000  # of the weight: 80 MB
@@ -128,10 +128,7 @@ class ChainProblem:
 
     def __init__(self, matrix: Tensor, chain: Chain, outputs: int) -> None:
         self.matrix, self.chain, self.outputs = matrix, chain, outputs
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
-            # Products of this layout are several times faster than those of coordinates.
-            self._rows, self._columns = matrix.to_sparse_csr(), matrix.t().to_sparse_csr()
+        self._rows, self._columns = compress(matrix), compress(matrix.t())
 
     def zeros(self) -> Solution:
         """The solution before the fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
@@ -22,18 +23,17 @@ class FeatureMatrix:
         self.blocks = list(blocks)
         self.shape = (blocks[0].shape[0], sum(block.shape[1] for block in blocks))
         self._sizes = [block.shape[1] for block in blocks]
-        self._transposed = [
-            block.t().coalesce() if block.is_sparse else block.t() for block in blocks
-        ]
+        self._rows = [compress(block) for block in blocks]
+        self._columns = [compress(block.t()) for block in blocks]
 
     def __matmul__(self, weight: Tensor) -> Tensor:
         """Product with a matrix [K, C]: [n, C]."""
-        parts = zip(self.blocks, torch.split(weight, self._sizes), strict=True)
-        return sum((_product(block, part) for block, part in parts), weight.new_zeros(()))
+        parts = zip(self._rows, torch.split(weight, self._sizes), strict=True)
+        return sum((block @ part for block, part in parts), weight.new_zeros(()))
 
     def transposed_product(self, outputs: Tensor) -> Tensor:
         """Product of the transposed matrix with [n, C]: [K, C]."""
-        return torch.cat([_product(block, outputs) for block in self._transposed])
+        return torch.cat([block @ outputs for block in self._columns])
 
     def select(self, rows: Tensor) -> Self:
         """The examples at `rows`."""
@@ -45,8 +45,13 @@ class FeatureMatrix:
         )
 
 
-def _product(matrix: Tensor, dense: Tensor) -> Tensor:
-    return torch.sparse.mm(matrix, dense) if matrix.is_sparse else matrix @ dense
+def compress(matrix: Tensor) -> Tensor:
+    """A sparse matrix by rows (CSR), whose products are about ten times faster; dense: as it is."""
+    if not matrix.is_sparse:
+        return matrix
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+        return matrix.to_sparse_csr()
 
 
 def compute_block(features: Any, batches: Iterable[Inputs]) -> Tensor:
