@@ -124,7 +124,7 @@ def left_by(run):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.catches("weights_of_the_wide_head_are_lost_on_resume"))
+        pytest.param(kind, marks=pytest.mark.catches("the_wide_head_is_lost_on_resume"))
         if kind == "wide head" else kind
         for kind in KINDS
     ],

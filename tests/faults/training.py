@@ -1478,17 +1478,15 @@ def ordered_outputs_may_vanish(original):
     return fit_mix
 
 
-@fault("miniformer.model.wide_head.head:WideHead._load_from_state_dict")
-def weights_of_the_wide_head_are_lost_on_resume(original):
-    """A resumed run starts with the weights that a head has before its fit."""
+@fault("miniformer.training.resume.storage:load_checkpoint_tensors")
+def the_wide_head_is_lost_on_resume(original):
+    """A resumed run has a wide head that is not fitted."""
 
-    def _load_from_state_dict(self, *args, **kwargs):
-        start = self.next_mix.clone()
-        original(self, *args, **kwargs)
-        if not start.is_meta:  # of a model that is loaded for predictions
-            self.next_mix.copy_(start)
+    def load_checkpoint_tensors(checkpoint_dir, tensors):
+        rest = {name: tensor for name, tensor in tensors.items() if "wide_head" not in name}
+        return original(checkpoint_dir, rest)
 
-    return _load_from_state_dict
+    return load_checkpoint_tensors
 
 
 @fault("miniformer.training.tuning.tokenizer_defaults:resolve_tokenizer")

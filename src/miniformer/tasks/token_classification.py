@@ -135,7 +135,7 @@ class TokenClassification(TagTask):
             logprobs.flatten(0, 1), lengths, self._constraint, is_start=first == 0,
             is_end=after == 0,
         )  # fmt: skip
-        return tags.unflatten(0, (len(biases), -1))
+        return tags.view(logprobs.shape[:-1])
 
     def texts(self, record: Record) -> Iterator[str]:
         # With a space in front, as `encode_words` encodes each word.
