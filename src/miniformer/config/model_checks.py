@@ -60,6 +60,7 @@ _REQUIRED_SETTINGS = [
 # Settings of each type of features, with their defaults; None: must be given.
 WIDE_FEATURES: dict[str, dict[str, Any]] = {
     "ngrams": {"size": None, "length": 3, "positions": False, "counts": False},
+    "characters": {"size": None, "length": 5, "vocab": None, "width": None},
     "numbers": {"size": None},
     "statistics": {"size": None},
     "kernels": {"size": None, "width": None, "dilations": None},

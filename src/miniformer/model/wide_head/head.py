@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
 from miniformer.config.model_checks import wide_feature_settings
+from miniformer.model.wide_head.characters import CharacterFeatures
 from miniformer.model.wide_head.fourier import FourierFeatures
 from miniformer.model.wide_head.kernels import KernelFeatures
 from miniformer.model.wide_head.ngrams import NgramFeatures
@@ -31,6 +32,7 @@ from miniformer.model.wide_head.word_context import WordFeatures
 
 FEATURE_TYPES: dict[str, type[nn.Module]] = {
     "ngrams": NgramFeatures,
+    "characters": CharacterFeatures,
     "numbers": NumberFeatures,
     "statistics": StatisticFeatures,
     "kernels": KernelFeatures,

@@ -55,7 +55,7 @@ class NgramFeatures(nn.Module):
             inputs: `inputs`, token ids, int [B, T]; `attention_mask`, bool [B, T], True = a real
                 position, or None: all are; `token_types`, int [B, T], or None: all are 0.
         """
-        keys = ngram_keys(inputs, length=self.length, positions=self.positions)
+        keys = self.hashes(inputs)
         index = torch.searchsorted(self.keys, keys).clamp_max(len(self.keys) - 1)
         known = (self.keys[index] == keys) & (keys != UNKNOWN)
         values = self.idf[index].float() * known
@@ -63,6 +63,10 @@ class NgramFeatures(nn.Module):
             return SparseFeatures(index, values)
         norm = values.square().sum(-1, keepdim=True).sqrt()
         return SparseFeatures(index, values / norm.clamp_min(1e-12))
+
+    def hashes(self, inputs: Inputs) -> Tensor:
+        """Hashes of the n-grams: int64 [B, L]; -1: none."""
+        return ngram_keys(inputs, length=self.length, positions=self.positions)
 
 
 def ngram_keys(inputs: Inputs, *, length: int, positions: bool) -> Tensor:

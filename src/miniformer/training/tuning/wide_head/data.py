@@ -67,11 +67,12 @@ class WideData:
 
     Attributes:
         task: the task.
+        tokenizer: None: inputs are vectors.
         lengths: tokens or vectors of each example, int64 [n].
     """
 
     def __init__(self, config: TransformerConfig, data: MiniFormerDataModule) -> None:
-        self.task, self._data = data.task, data
+        self.task, self.tokenizer, self._data = data.task, data.tokenizer, data
         self._model = FixedOutputs(config)
         store = data.in_memory_examples("train")
         assert store is not None

@@ -1,7 +1,8 @@
 """Wide head of a run: its features by held-out loss, and the fit to the training data.
 
 Each group of features is proposed by the kind of inputs. The group with the lowest held-out loss of
-a linear model is the first; another is added while it lowers that loss.
+a linear model is the first; another is added while it lowers that loss. N-grams of tokens and of
+characters count as one group, since they are better together than apart.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from miniformer.config.train_settings import ModelSettings
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.datamodule import MiniFormerDataModule
 from miniformer.model.wide_head.head import WideHead
+from miniformer.training.tuning.wide_head.characters import fit_characters, propose_characters
 from miniformer.training.tuning.wide_head.data import FittedHead, WideData
 from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
@@ -43,6 +45,7 @@ Group = dict[str, Any]
 # For each type of features the function that fits them; None: the data has no such features.
 _FITS: dict[str, Callable[[Group, TransformerConfig, WideData], Any]] = {
     "ngrams": fit_ngrams,
+    "characters": fit_characters,
     "numbers": fit_dense,
     "statistics": fit_dense,
     "kernels": fit_dense,
@@ -137,7 +140,11 @@ def propose(config: TransformerConfig, data: WideData) -> list[Group]:
     """Groups of features for the inputs of the data, before their fit."""
     if config.input_dim is not None:
         return propose_series(config, data)
-    return propose_ngrams(config, data) + propose_overlap(config, data)
+    return [
+        *propose_ngrams(config, data),
+        *propose_characters(config, data),
+        *propose_overlap(config, data),
+    ]
 
 
 def _has_kernel_model(group: FittedGroup) -> bool:
@@ -216,31 +223,47 @@ def select_groups(
     labels_of_sample = {name: value[rows] for name, value in labels.items()}
     blocks = {id(group): FeatureMatrix([group.block]).select(rows).blocks[0] for group in groups}
 
-    def held_out(selected: list[FittedGroup]) -> Selection:
+    def held_out(selected: list[FittedGroup]) -> float:
         matrix = FeatureMatrix([blocks[id(group)] for group in selected])
         selection = select_strength(config, task, matrix, labels_of_sample)
         assert selection is not None
-        return selection
+        return selection.loss
 
-    alone = {id(group): held_out([group]).loss for group in groups}
-    remaining = _best_variants(sorted(groups, key=lambda group: alone[id(group)]))
-    result = [remaining.pop(0)]
-    best = alone[id(result[0])]
-    while remaining and len(result) < _MAX_GROUPS:
-        losses = [held_out([*result, group]).loss for group in remaining]
-        index = losses.index(min(losses))
-        if not losses[index] < best * (1 - _MIN_GAIN):
+    ranked = sorted(((held_out(bundle), bundle) for bundle in _bundles(groups)), key=lambda x: x[0])
+    best, result = ranked[0]
+    remaining = _best_variants([bundle for _, bundle in ranked])[1:]
+    for _ in range(_MAX_GROUPS - 1):
+        losses = [held_out([*result, *bundle]) for bundle in remaining]
+        if not losses or not min(losses) < best * (1 - _MIN_GAIN):
             break
-        best = losses[index]
-        result.append(remaining.pop(index))
+        best = min(losses)
+        result = [*result, *remaining.pop(losses.index(best))]
     return result, _select(result, config, task, labels)
 
 
-def _best_variants(groups: list[FittedGroup]) -> list[FittedGroup]:
+def _bundles(groups: list[FittedGroup]) -> list[list[FittedGroup]]:
+    """Groups that are selected together: n-grams of tokens with those of characters, others alone.
+
+    Adding the one to the other gains too little on a sample, and most of all on all examples.
+    """
+    characters = [group for group in groups if group.settings["type"] == "characters"]
+    tokens = [group for group in groups if _is_plain_ngrams(group.settings)]
+    bundle = tokens + characters if tokens and characters else []
+    alone = [[group] for group in groups if not any(group is member for member in bundle)]
+    return [bundle, *alone] if bundle else alone
+
+
+def _is_plain_ngrams(settings: Group) -> bool:
+    has_options = settings.get("positions") or settings.get("counts")
+    return settings["type"] == "ngrams" and not has_options
+
+
+def _best_variants(bundles: list[list[FittedGroup]]) -> list[list[FittedGroup]]:
     """The first of the groups that differ in `gamma` alone."""
-    first: dict[str, FittedGroup] = {}
-    for group in groups:
-        first.setdefault(str({**group.settings, "gamma": None}), group)
+    first: dict[str, list[FittedGroup]] = {}
+    for bundle in bundles:
+        settings = [{**group.settings, "gamma": None} for group in bundle]
+        first.setdefault(str(settings), bundle)
     return list(first.values())
 
 

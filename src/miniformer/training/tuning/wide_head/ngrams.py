@@ -13,8 +13,8 @@ from miniformer.model.wide_head.head import make_features
 from miniformer.model.wide_head.ngrams import UNKNOWN, NgramFeatures, ngram_keys
 from miniformer.training.tuning.wide_head.data import WideData
 
-_MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
-_MAX_VALUES = 20_000_000  # of the weight: 80 MB
+MAX_ALPHABET_SIZE = 300  # vocabulary size of characters and bytes
+MAX_VALUES = 20_000_000  # of the weight: 80 MB
 _MAX_COUNTS = 4096  # n-grams whose numbers are features
 _UNUSED_KEY = torch.iinfo(torch.int64).max  # of a head with room for more n-grams
 
@@ -25,7 +25,7 @@ def propose_ngrams(config: TransformerConfig, data: WideData) -> list[dict[str, 
     N-grams have up to 3 tokens, or 5 characters or bytes. Positions are features if all training
     texts have the same number of tokens.
     """
-    length = 5 if config.vocab_size <= _MAX_ALPHABET_SIZE else 3
+    length = 5 if config.vocab_size <= MAX_ALPHABET_SIZE else 3
     positions = len(data.lengths) > 1 and bool((data.lengths == data.lengths[0]).all())
     groups = [{"type": "ngrams", "length": length, "positions": positions}]
     if positions:  # n-grams at any position, and tokens at their positions alone
@@ -51,19 +51,35 @@ def fit_ngrams(
     positions = group.get("positions", False)
     keys, counts = count_ngrams(data, length=group["length"], positions=positions)
     is_counts = group.get("counts", False)
-    limit = _MAX_COUNTS if is_counts else _MAX_VALUES // (config.output_dim or 1)
+    limit = _MAX_COUNTS if is_counts else MAX_VALUES // (config.output_dim or 1)
     size = group.get("size") or min(len(keys), limit)
     if not size:
         return None
     features: NgramFeatures = make_features({**group, "size": size})
-    selected = counts.argsort(descending=True, stable=True)[:size].sort().values
-    padding = size - len(selected)
-    idf = ((1 + len(data.lengths)) / (1 + counts[selected])).log() + 1
+    known = set_known_ngrams(features, keys, counts, len(data.lengths))
     if is_counts:  # an example's squared values add up to 1 on average
-        idf = torch.full_like(idf, 1 / _mean_square(data, keys[selected], group) ** 0.5)
+        features.idf.fill_(1 / _mean_square(data, known, group) ** 0.5)
+    return features
+
+
+def set_known_ngrams(features: NgramFeatures, keys: Tensor, counts: Tensor, total: int) -> Tensor:
+    """Sets the most frequent n-grams as the known ones, with their inverse document frequencies.
+
+    Args:
+        features: with room for `size` n-grams.
+        keys: hashes of n-grams, ascending, int64 [n].
+        counts: texts that have them, [n].
+        total: number of texts.
+
+    Returns:
+        The hashes of the known n-grams, ascending.
+    """
+    selected = counts.argsort(descending=True, stable=True)[: features.size].sort().values
+    padding = features.size - len(selected)
+    idf = ((1 + total) / (1 + counts[selected])).log() + 1
     features.keys.copy_(torch.nn.functional.pad(keys[selected], (0, padding), value=_UNUSED_KEY))
     features.idf.copy_(torch.nn.functional.pad(idf, (0, padding)))
-    return features
+    return keys[selected]
 
 
 def _mean_square(data: WideData, known: Tensor, group: dict[str, Any]) -> float:
