@@ -20,7 +20,10 @@ from tests.faults.selection import catching_tests
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 # Slow imports that every test process needs. Nothing of the package itself: the fault comes first.
-_PRELOADED = ["pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers"]
+_PRELOADED = [
+    "pytest", "hypothesis", "anyio.pytest_plugin", "lightning", "transformers.modeling_utils",
+    "sklearn.linear_model",
+]  # fmt: skip
 _OPTIONS = [
     "-q",
     "-p",

@@ -1416,6 +1416,19 @@ def labels_are_in_another_order(original):
     return labels
 
 
+@fault("miniformer.training.tuning.wide_head.data:WideData.labels")
+def all_wide_outputs_are_fitted_to_the_first(original):
+    """Each of several outputs learns the labels of the first."""
+
+    def labels(self):
+        batch = original(self)
+        if batch["labels"].ndim == 2:
+            batch["labels"] = batch["labels"][:, :1].expand_as(batch["labels"])
+        return batch
+
+    return labels
+
+
 @fault("miniformer.training.tuning.wide_head.series:propose_series")
 def short_series_have_kernels(original):
     """Series that are shorter than a kernel have features of kernels."""
