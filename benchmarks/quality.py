@@ -29,7 +29,7 @@ import yaml
 
 from environment import environment
 from miniformer import TrainConfig, load
-from miniformer.model.pretrained import read_config
+from miniformer.model.config_file import read_config
 from quality_page import PAGE, RESULTS, ROOT, facts, merged, page
 
 

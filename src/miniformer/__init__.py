@@ -27,6 +27,10 @@ _PUBLIC = {
     "assert_no_leaks": "miniformer.doctor.leaks",
     "set_attention_backend": "miniformer.model.stack",
     "set_activation_checkpointing": "miniformer.model.stack",
+    "weight_matrices": "miniformer.model.matrices",
+    "effective_weight": "miniformer.model.ops.linear",
+    "apply_transforms": "miniformer.model.transforms",
+    "merge_transforms": "miniformer.model.transforms",
     "KVCache": "miniformer.model.cache.kv_cache",
     "JSONLinesDataset": "miniformer.data.reading.records",
     "Tokenizer": "miniformer.data.tokenizers.tokenizer",
@@ -60,9 +64,12 @@ if TYPE_CHECKING:
     from miniformer.model.cache.kv_cache import KVCache
     from miniformer.model.feed_forward import FeedForward
     from miniformer.model.layers import DecoderLayer, EncoderLayer
+    from miniformer.model.matrices import weight_matrices
+    from miniformer.model.ops.linear import effective_weight
     from miniformer.model.seq2seq import Seq2SeqTransformer
     from miniformer.model.stack import set_activation_checkpointing, set_attention_backend
     from miniformer.model.transformer import Transformer
+    from miniformer.model.transforms import apply_transforms, merge_transforms
     from miniformer.registry import register
     from miniformer.train_config import TrainConfig
     from miniformer.training.api import train

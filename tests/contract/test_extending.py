@@ -73,6 +73,7 @@ def test_extending_examples_run_in_order(tmp_path):
     assert done.stderr == ""
     assert "no nan found: All weights are finite" in done.stdout
     assert "written to weights.pt" in done.stdout
+    assert f"{4 * 2 * 2 * 8 * 32} trained" in done.stdout
 
 
 def test_extending_page_has_the_interfaces_of_all_registry_kinds():

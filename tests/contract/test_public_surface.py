@@ -15,8 +15,10 @@ PUBLIC = {
     "GenerationConfig", "JSONLinesDataset", "KVCache", "MiniFormerDataModule",
     "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Seq2SeqTransformer", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
-    "assert_no_leaks", "find_leaks", "from_hf", "import_hf", "load", "register",
-    "set_activation_checkpointing", "set_attention_backend", "stop_run", "to_hf", "train",
+    "apply_transforms", "assert_no_leaks", "effective_weight", "find_leaks", "from_hf",
+    "import_hf", "load", "merge_transforms", "register",
+    "set_activation_checkpointing", "set_attention_backend", "stop_run", "to_hf",
+    "train", "weight_matrices",
 }  # fmt: skip
 PATHS_OF_THE_SPECIFICATION = [
     "miniformer.config.model_config:TransformerConfig",
@@ -56,7 +58,7 @@ TRAIN_FIELDS = {
     "ema_decay", "average_checkpoints", "memory_limit", "find_batch_size", "compile", "devices",
     "num_nodes", "strategy", "resume", "checkpoint_interval", "sample_prompt", "val_share",
     "folds", "fold", "threads", "input_field", "label_field", "text_field", "input_separator",
-    "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks",
+    "columns", "delimiter", "quoting", "encoding", "wide_head", "callbacks", "transforms",
 }  # fmt: skip
 WEIGHTS = {
     "embedding.weight", "final_norm.weight", "final_norm.bias", "head.weight",

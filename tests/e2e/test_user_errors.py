@@ -256,7 +256,7 @@ def test_error_of_invalid_generation_options(directory, capsys, more, expected):
         ("config.json", b'{"architecture": "Transformer", "d_modl": 3}', "did you mean 'd_model'?"),
         ("config.json", b'{"architecture": "Perceiver"}', "holds a Perceiver, not a Transformer"),
         ("config.json", b'{"architecture": "Transformer"}', "tensors do not match config.json"),
-        ("format_version", b"99", "format version 99; this version of Miniformer reads 1"),
+        ("format_version", b"99", "format version 99; this version of Miniformer reads 1 and 2"),
         ("model.safetensors", None, "a model directory needs its weights"),
         ("model.safetensors", b"\x80\x04pickle", "not a readable safetensors file"),
         ("tokenizer.json", None, "no such tokenizer file"),

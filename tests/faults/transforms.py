@@ -70,3 +70,120 @@ def kernels_read_the_stored_weight(original):
         return original(module) if weight is None else weight.detach()
 
     return _weight_of
+
+
+@fault("miniformer.model.transforms:apply_transforms")
+def loading_omits_transforms(original):
+    """A loaded model gets the transforms of its directory without their modules."""
+
+    def apply_transforms(model, transforms):
+        if isinstance(transforms, tuple):  # those of a directory
+            model.transforms = transforms
+            return model
+        return original(model, transforms)
+
+    return apply_transforms
+
+
+@fault("miniformer.model.config_file:_pop_extra")
+def required_packages_are_not_checked(original):
+    """A model loads without a package that it requires."""
+
+    def _pop_extra(values, path):
+        values["requires"] = []
+        return original(values, path)
+
+    return _pop_extra
+
+
+@fault("miniformer.model.config_file:write_description")
+def readers_of_format_1_name_no_version(original):
+    """The config of a transformed model has no key that names the version."""
+
+    def write_description(directory, description):
+        import json
+
+        original(directory, description)
+        path = directory / "config.json"
+        values = json.loads(path.read_text())
+        values.pop("since_format_version_2", None)
+        path.write_text(json.dumps(values))
+
+    return write_description
+
+
+@fault("miniformer.model.pretrained:required_packages")
+def packages_of_components_are_not_recorded(original):
+    """A model requires the packages that it names itself."""
+
+    def required_packages(config, transforms, weight_storage, others):
+        return tuple(others)
+
+    return required_packages
+
+
+@fault("miniformer.model.transforms:effective_weight")
+def merging_leaves_adapters_out(original):
+    """A merged model has the weights below the adapters."""
+
+    def effective_weight(module):
+        weight = getattr(module, "weight", None)
+        return original(module) if weight is None else weight
+
+    return effective_weight
+
+
+@fault("miniformer.interop.hf.export:effective_state_dict")
+def exporters_read_the_stored_weight(original):
+    """An export has the promised names of the file, with what is stored there."""
+
+    def effective_state_dict(model):
+        names, weights = original(model).keys(), model.state_dict()
+        return {name: weights[name] for name in names}
+
+    return effective_state_dict
+
+
+@fault("miniformer.model.weight_storage:decode_weights")
+def stored_types_are_not_decoded(original):
+    """Weights have the values of their integers, without scales."""
+
+    def decode_weights(model, stored, entries, path):
+        import torch
+
+        ones = {
+            name: torch.ones_like(tensor) if name.endswith(".scale") else tensor
+            for name, tensor in stored.items()
+        }
+        return original(model, ones, entries, path)
+
+    return decode_weights
+
+
+@fault("miniformer.model.pretrained:PretrainedMixin.save_pretrained")
+def plain_model_retains_stored_types(original):
+    """The file of stored types of an earlier model stays in the directory."""
+
+    def save_pretrained(self, directory, *, requires=()):
+        from pathlib import Path
+
+        path = Path(directory) / "quantization.json"
+        earlier = path.read_bytes() if path.exists() else None
+        original(self, directory, requires=requires)
+        if earlier is not None:
+            path.write_bytes(earlier)
+
+    return save_pretrained
+
+
+@fault("miniformer.training.setup.init_from:transform_model")
+def resumed_run_has_no_transforms(original):
+    """A resumed run has the model of its config, without its transforms."""
+
+    def transform_model(model, transforms, console):
+        import inspect
+
+        is_resumed = inspect.currentframe().f_back.f_locals["config"].resume is not None
+        return model if is_resumed else original(model, transforms, console)
+
+    return transform_model

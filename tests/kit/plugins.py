@@ -1,9 +1,13 @@
 """Toy plug-ins as a user would write them: LoRA, and a linear layer stored as int8."""
 
+import contextlib
+
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from miniformer import registry
 from miniformer.model.matrices import weight_matrices
 
 
@@ -48,3 +52,50 @@ class Int8Linear(nn.Module):
 
     def forward(self, x):
         return F.linear(x, self.effective_weight(), self.bias)
+
+
+def int8_layers(model):
+    """Replaces the matrices of layers by int8 ones."""
+    for matrix in list(weight_matrices(model)):
+        if matrix.layer is not None:
+            parent, _, name = matrix.name.rpartition(".")
+            setattr(model.get_submodule(parent), name, Int8Linear(matrix.module))
+    return model
+
+
+class Int8Storage:
+    """Stored type of a matrix: int8 values with a scale for each row, or for `group` columns."""
+
+    @staticmethod
+    def encode(weight, group=None):
+        groups = weight.float().reshape(len(weight), -1, group or weight.shape[1])
+        scale = groups.abs().amax(2, keepdim=True).clamp_min(1e-12) / 127
+        values = (groups / scale).round().to(torch.int8).reshape(weight.shape)
+        return {"values": values, "scale": scale[..., 0]}
+
+    @staticmethod
+    def decode(tensors, group=None):
+        values, scale = tensors["values"], tensors["scale"]
+        return (values.reshape(*scale.shape, -1) * scale[..., None]).reshape(values.shape)
+
+
+def store_int8(model, **options):
+    """Stores the matrices of layers as int8; the model in memory stays as it is."""
+    names = [matrix.name for matrix in weight_matrices(model) if matrix.layer is not None]
+    model.weight_storage = {name: {"type": "int8", **options} for name in names}
+    return model
+
+
+COMPONENTS = {
+    "transform": {"lora": lora, "int8_layers": int8_layers, "store_int8": store_int8},
+    "weight_storage": {"int8": Int8Storage},
+}
+
+
+@contextlib.contextmanager
+def registered():
+    """Context in which the plug-ins are registered, as by `miniformer.register`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, components in COMPONENTS.items():
+            patch.setitem(registry._registered, kind, components)
+        yield

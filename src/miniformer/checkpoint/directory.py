@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from miniformer import registry
 from miniformer.checkpoint.data_settings import FILE_NAME, StoredDataSettings
 from miniformer.config import GenerationConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -65,7 +66,8 @@ def save_directory(
         data: how training read and batched its data; None: not known.
     """
     with atomic_model_directory(directory) as tmp_path:
-        model.save_pretrained(tmp_path)
+        package = registry.package_of("task", task["task"]) if "task" in task else None
+        model.save_pretrained(tmp_path, requires=[] if package is None else [package])
         if tokenizer is not None:
             tokenizer.save(tmp_path / "tokenizer.json")
         write_json(tmp_path / "task.json", task)

@@ -34,8 +34,8 @@ from miniformer.generation.api import GenerationOutput
 from miniformer.generation.logits_processors import Processor
 from miniformer.generation.runtime import eval_mode
 from miniformer.generation.speculative import Speculation
+from miniformer.model.config_file import read_config
 from miniformer.model.hub import resolve_directory, upload_directory
-from miniformer.model.pretrained import read_config
 from miniformer.model.seq2seq import Seq2SeqTransformer
 from miniformer.model.transformer import Transformer
 from miniformer.tasks.base import Task

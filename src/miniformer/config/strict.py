@@ -48,7 +48,7 @@ def option(
     """
     limits = {"low": low, "above": above, "high": high}
     metadata = {"of": kind, "paths": paths, "choices": choices, **limits}
-    if isinstance(default, dict):
+    if isinstance(default, dict | list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 

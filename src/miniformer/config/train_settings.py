@@ -123,6 +123,8 @@ class ModelSettings(StrictConfig):
             Transformer, fitted before training, whose outputs are added in evaluation (data in
             memory); off; auto: on for data of up to 5M tokens or numbers with validation data,
             without init_from and pretrain.
+        transforms: transforms of the built model, such as [{"type": "lora", "rank": 8}] of a
+            package that has it; with init_from, in addition to those of its model.
     """
 
     heading: ClassVar[str] = "model"
@@ -133,6 +135,7 @@ class ModelSettings(StrictConfig):
     init_from: str | None = option(None)
     pretrain: dict[str, Any] | None = option(None)
     wide_head: str = option("auto", choices=("auto", "on", "off"))
+    transforms: list[str | dict[str, Any]] = option([], kind="transform")
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()
@@ -147,6 +150,11 @@ class ModelSettings(StrictConfig):
         if self.pretrain is not None and self.init_from is not None:
             problems.append(
                 "pretrain and init_from both set initial weights; leave one of them out"
+            )
+        if self.pretrain is not None and self.transforms:
+            problems.append(
+                "pretrain and transforms exclude each other: pretrain in a run of its own, then "
+                "transform its model with init_from"
             )
         return problems
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load_model(directory: Path) -> Any:
-    from miniformer.model.pretrained import read_config
+    from miniformer.model.config_file import read_config
     from miniformer.model.seq2seq import Seq2SeqTransformer
     from miniformer.model.transformer import Transformer
 

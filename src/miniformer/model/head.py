@@ -91,14 +91,7 @@ class Head(nn.Module):
     def cross_entropy(
         self, features: Tensor, embedding: Tensor, labels: Tensor, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Computes the summed cross-entropy in nats, in chunks of logits.
-
-        Args:
-            features: [N, D].
-            embedding: the embedding's weight, [V, D].
-            labels: int [N]; -100: ignored.
-            label_smoothing: share of each label that is spread over the vocabulary.
-        """
+        """See `Transformer.cross_entropy`; `embedding`: the embedding's weight, [V, D]."""
         return linear_cross_entropy(
             self.transform(features),
             embedding if self.tied else effective_weight(self),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -45,14 +47,25 @@ def resolve_directory(name_or_path: str | Path, revision: str | None = None) -> 
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name_or_path, revision=revision, allow_patterns=_ALLOW_PATTERNS)
-        )
+        download = functools.partial(snapshot_download, name_or_path, revision=revision)
+        directory = Path(download(allow_patterns=_ALLOW_PATTERNS))
+        if extra_files := _extra_files(directory):
+            download(allow_patterns=[*_ALLOW_PATTERNS, *extra_files])
+        return directory
     except Exception as error:  # several libraries raise their own types
         raise UserError(
             f"{name_or_path}: no such directory, and the hub returned no model of that name: "
             f"{_one_line(error)}"
         ) from None
+
+
+def _extra_files(directory: Path) -> list[str]:
+    """Names of the further files that the config of a model lists."""
+    try:
+        files = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("files")
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [name for name in files or () if isinstance(name, str)]
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Saving and loading of models: `config.json`, `model.safetensors`, `format_version`.
+"""Saving and loading of models: `config_file.py` has the description, this file the weights.
 
 Loading reads JSON and safetensors only; it neither unpickles nor runs code of the directory.
 """
@@ -6,41 +6,81 @@ Loading reads JSON and safetensors only; it neither unpickles nor runs code of t
 from __future__ import annotations
 
 import itertools
-import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from miniformer.config import ConfigError, TransformerConfig, UserError
-from miniformer.model.hub import resolve_directory, suggest_model_directory, upload_directory
-from miniformer.utils.atomic import atomic_path, write_json, write_text
-
-FORMAT_VERSION = "1"
+from miniformer.config import TransformerConfig, UserError
+from miniformer.model.config_file import (
+    STORAGE_FILE,
+    ModelDescription,
+    read_description,
+    required_packages,
+    write_description,
+    write_files,
+)
+from miniformer.model.hub import resolve_directory, upload_directory
+from miniformer.utils.atomic import atomic_path, write_json
 
 
 class PretrainedMixin:
-    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module with a `config`."""
+    """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module with a `config`.
+
+    Attributes:
+        transforms: transforms of the model, see `apply_transforms`.
+        weight_storage: types in which matrices are stored, `{"type": name, options}` by name of the
+            matrix; see `weight_storage.py`. Empty: as they are.
+        extra_files: further files of the model directory by name: bytes, or the path of a file.
+        requires: packages that the model needs, beside those of its components.
+    """
 
     config: TransformerConfig
+    transforms: Sequence[Mapping[str, Any]] = ()
+    weight_storage: Mapping[str, Mapping[str, Any]] = {}
+    extra_files: Mapping[str, bytes | Path] = {}
+    requires: Sequence[str] = ()
 
-    def save_pretrained(self, directory: str | Path) -> None:
+    def save_pretrained(self, directory: str | Path, *, requires: Sequence[str] = ()) -> None:
         """Writes the model to `directory`, created if missing; each file is written atomically.
 
+        Args:
+            directory: the model directory.
+            requires: packages that the directory needs beside those of the model.
+
         Raises:
-            UserError: two tensors of the model share memory.
+            UserError: two tensors of the model share memory, or a type of `weight_storage` or a
+                name of `extra_files` is invalid.
         """
         assert isinstance(self, nn.Module)
-        directory = Path(directory)
+        directory, entries = Path(directory), dict[str, Any]()
         weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         refuse_shared_tensors(weights)
+        if self.weight_storage:
+            from miniformer.model.weight_storage import encode_weights
+
+            weights, entries = encode_weights(self, weights, self.weight_storage)
+        packages = required_packages(
+            self.config, self.transforms, self.weight_storage, [*self.requires, *requires]
+        )
         directory.mkdir(parents=True, exist_ok=True)
+        files = write_files(directory, self.extra_files)
         with atomic_path(directory / "model.safetensors") as path:
             save_file(weights, path, metadata={"format": "pt"})
-        write_config(directory, type(self).__name__, self.config)
+        (directory / STORAGE_FILE).unlink(missing_ok=True)
+        if entries:
+            write_json(directory / STORAGE_FILE, {"matrices": entries})
+        architecture, transforms = type(self).__name__, tuple(map(dict, self.transforms))
+        write_description(
+            directory,
+            ModelDescription(
+                architecture, self.config, transforms, packages, files, is_quantized=bool(entries)
+            ),
+        )
 
     def push_to_hub(
         self, repo_id: str, *, private: bool = False, message: str | None = None
@@ -66,23 +106,29 @@ class PretrainedMixin:
     def from_pretrained(cls, directory: str | Path, *, revision: str | None = None) -> Self:
         """Loads a model of `save_pretrained`, in eval mode and in the float type of the file.
 
-        A file with several float types is loaded as float32.
+        A file with several float types is loaded as float32. Transforms are applied before the
+        weights are matched, and stored types are decoded.
 
         Args:
             directory: a model directory, or a name on the hub such as "user/name".
             revision: branch, tag or commit of a name on the hub.
 
         Raises:
-            UserError: a file is missing, broken, of another format version or of another model.
+            UserError: a file is missing, broken, of another format version or of another model; or
+                a package that the model requires is not installed.
         """
         directory = resolve_directory(directory, revision)
-        architecture, config = read_config(directory)
-        if architecture != cls.__name__:
+        description = read_description(directory)
+        if description.architecture != cls.__name__:
             raise UserError(
-                f"{directory}/config.json: holds a {architecture}, not a {cls.__name__}"
+                f"{directory}/config.json: holds a {description.architecture}, not a {cls.__name__}"
             )
-        model = cls(config)  # type: ignore[call-arg]
+        model = cls(description.config)  # type: ignore[call-arg]
         assert isinstance(model, nn.Module)
+        if description.transforms:
+            from miniformer.model.transforms import apply_transforms
+
+            model = apply_transforms(model, description.transforms)
         path = directory / "model.safetensors"
         try:
             weights = load_file(path)
@@ -90,6 +136,16 @@ class PretrainedMixin:
             raise UserError(f"{path}: no such file; a model directory needs its weights") from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file: {error}") from None
+        if description.is_quantized:
+            from miniformer.model import weight_storage
+
+            entries = weight_storage.read_entries(directory / STORAGE_FILE)
+            weights = weight_storage.decode_weights(
+                model, weights, entries, directory / STORAGE_FILE
+            )
+            model.weight_storage = weight_storage.types_of(entries)
+        if description.files:
+            model.extra_files = {name: directory / name for name in description.files}
         expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         actual = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != actual:
@@ -125,55 +181,3 @@ def refuse_shared_tensors(weights: dict[str, Tensor]) -> None:
                 f"tensors {name!r} and {next_name!r} share memory, which a model directory cannot "
                 "store; give each module its own tensors, e.g. with copy.deepcopy"
             )
-
-
-def read_config(directory: Path) -> tuple[str, TransformerConfig]:
-    """Reads the architecture's name and the config of a model directory.
-
-    Raises:
-        UserError: the directory is missing, has another format version or an invalid config.
-    """
-    if not directory.is_dir():
-        problem = (
-            "a file, not a model directory" if directory.exists() else "no such model directory"
-        )
-        raise UserError(f"{directory}: {problem}{suggest_model_directory(directory)}")
-    path = directory / "config.json"
-    try:
-        version = (directory / "format_version").read_text(encoding="utf-8").strip()
-        values = json.loads(path.read_text(encoding="utf-8"))
-        architecture = values.pop("architecture")
-        config = TransformerConfig.from_dict(values, stored=True)
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        if missing == "format_version" and '"model_type"' in _read_text(path):
-            raise UserError(
-                f"{directory}: is a Hugging Face model; convert it with `miniformer import`, "
-                "or use miniformer.from_hf"
-            ) from None
-        hint = suggest_model_directory(directory)
-        raise UserError(f"{directory}: not a model directory: {missing} is missing{hint}") from None
-    except ConfigError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not a model config: {error!r}") from None
-    if version != FORMAT_VERSION:
-        raise UserError(
-            f"{directory}: format version {version}; "
-            f"this version of Miniformer reads {FORMAT_VERSION}"
-        )
-    return architecture, config
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def write_config(directory: Path, architecture: str, config: TransformerConfig) -> None:
-    """Writes a model directory's `config.json` and its format version."""
-    values = {"architecture": architecture, **config.to_dict()}
-    write_json(directory / "config.json", values)
-    write_text(directory / "format_version", FORMAT_VERSION + "\n")

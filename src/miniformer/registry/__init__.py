@@ -145,10 +145,15 @@ def build(
         UserError: the name or an option is unknown, an option is missing, or the component refuses
             a value.
     """
-    options = {"type": setting} if isinstance(setting, str) else dict(setting)
+    options = named_options(setting)
     name = options.pop("type")
     component = resolve(kind, name) if paths else get(kind, name)
     return call_with_options(component, name, options, *args, label=label)
+
+
+def named_options(setting: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A setting of `build` as an object with the name as `type`."""
+    return {"type": setting} if isinstance(setting, str) else dict(setting)
 
 
 def setting_problems(
@@ -170,6 +175,14 @@ def setting_problems(
             message = unknown_name_message(kind.replace("_", " "), name, known)
             problems.append(f"{label}[{index}]: {message}{hint}")
     return problems
+
+
+def package_of(kind: str, name: str) -> str | None:
+    """Name of the installed package that has a component; None: it is of no package."""
+    if name in builtin_names(kind) or name in _registered.get(kind, ()):
+        return None
+    entry = plugins.entry_points_of(kind, ()).get(name)
+    return None if entry is None or entry.dist is None else entry.dist.name
 
 
 def load_all(kind: str, *, last_first: bool = False) -> Iterator[tuple[str, Any]]:

@@ -129,6 +129,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "transform": Kind("(model, **options) -> model"),
+    "weight_storage": Kind("encode(weight, **options) -> tensors by name, and decode, its inverse"),
     # Decoding.
     "runtime": Kind(
         "(model, memory, options) -> Runtime, or None if it does not apply",

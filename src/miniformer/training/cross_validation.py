@@ -23,7 +23,7 @@ from miniformer.data.reading.mapping import FieldMapping
 from miniformer.data.reading.records import as_records
 from miniformer.data.selection import RecordSubset
 from miniformer.evaluation.run_batches import BatchSettings, run_batches
-from miniformer.model.pretrained import read_config
+from miniformer.model.config_file import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher

@@ -14,7 +14,7 @@ from rich.console import Console
 from miniformer.checkpoint.artifacts import read_artifacts, read_task
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config.command_line import python_command
-from miniformer.model.pretrained import read_config
+from miniformer.model.config_file import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.validation import metrics_from_trainer
 from miniformer.training.distributed.launcher import broadcast_from_rank0

@@ -166,7 +166,7 @@ def _pretrain(
     callbacks = builders.build_callbacks((), config.callbacks)
     result = _train(config, console, callbacks, checkpoint, create_folder, folder, records)
     if result.interrupted is None:
-        new = load_pretrained_weights(run.model, result.model, run.kind)
+        _, new = load_pretrained_weights(run.model, result.model, run.kind)
         console.print(f"pretraining complete; newly initialized: {', '.join(new)}")
     L.seed_everything(run.config.seed, verbose=False)  # as after resuming
     return result

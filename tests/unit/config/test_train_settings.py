@@ -216,6 +216,7 @@ ELSEWHERE = {
     "compile": "takes a minute; tests/unit/model/test_compile.py",
     "devices": "starts processes; tests/e2e/test_devices.py",
     "num_nodes": "needs other machines; refused in tests/e2e/test_devices.py",
+    "transforms": "none is built in; tests/e2e/test_transforms.py",
 }
 
 

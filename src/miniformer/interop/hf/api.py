@@ -14,8 +14,8 @@ from miniformer.interop.hf import decoding, metadata
 from miniformer.interop.hf.configs import Config
 from miniformer.interop.hf.files import TensorSpec, write_tensors
 from miniformer.interop.hf.load import Checkpoint, open_checkpoint
+from miniformer.model.config_file import write_config
 from miniformer.model.hub import resolve_directory
-from miniformer.model.pretrained import write_config
 from miniformer.utils.atomic import write_json, write_text
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from miniformer.checkpoint.artifacts import read_artifacts
 from miniformer.checkpoint.directory import atomic_model_directory, read_hf_metadata, require_empty
-from miniformer.checkpoint.pipeline import Pipeline
+from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.config import GenerationConfig, TransformerConfig, UserError
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.interop.hf import decoding, metadata
@@ -25,8 +25,9 @@ from miniformer.interop.hf.families import ALL_FAMILIES
 from miniformer.interop.hf.files import CheckpointDirectory, TensorSpec, read_tensor, write_tensors
 from miniformer.interop.hf.load import Model
 from miniformer.interop.hf.weights import TensorMapping, map_tensors
-from miniformer.model.pretrained import read_config
+from miniformer.model.config_file import read_description
 from miniformer.model.seq2seq import Seq2SeqTransformer
+from miniformer.model.transforms import effective_state_dict
 from miniformer.utils.atomic import write_json, write_text
 
 
@@ -164,7 +165,7 @@ def _make_export_source(model: Model | Pipeline | str | Path) -> ExportSource:
     if isinstance(model, str | Path):
         return _source_from_directory(Path(model))
     pipeline, inner = (model, model.model) if isinstance(model, Pipeline) else (None, model)
-    weights = inner.state_dict()
+    weights = effective_state_dict(inner)
     return ExportSource(
         config=inner.config,
         seq2seq=isinstance(inner, Seq2SeqTransformer),
@@ -179,7 +180,10 @@ def _make_export_source(model: Model | Pipeline | str | Path) -> ExportSource:
 
 
 def _source_from_directory(path: Path) -> ExportSource:
-    architecture, config = read_config(path)
+    description = read_description(path)
+    if description.transforms or description.is_quantized:
+        return _make_export_source(load(path))
+    architecture, config = description[:2]
     entries = CheckpointDirectory(path).tensor_entries()
     tokenizer, task, generation = read_artifacts(path, architecture, config)
     hf_metadata = read_hf_metadata(path)

@@ -47,6 +47,11 @@ class RunArtifacts:
         """An eval-mode model on the CPU with these weights, which are not copied."""
         with torch.device("meta"):
             model = MODEL_CLASSES[self.run.kind](self.run.model_config)
+            if transforms := self.run.model.transforms:
+                from miniformer.model.transforms import apply_transforms
+
+                with torch.random.fork_rng(devices=[]):
+                    model = apply_transforms(model, transforms)
         model.load_state_dict({name: x.cpu() for name, x in weights.items()}, assign=True)
         return model.eval()
 

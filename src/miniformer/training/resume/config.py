@@ -20,7 +20,7 @@ _FIXED_FIELDS = (
     "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
     "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
     "streaming", "seed", "val_share", "folds", "fold", "ema_decay", "average_checkpoints",
-    "memory_limit", "wide_head", "auto",
+    "memory_limit", "wide_head", "auto", "transforms",
     "find_batch_size", "find_lr", "work_dir", "experiment_name", "input_field", "label_field",
     "text_field", "input_separator", "columns", "delimiter", "quoting", "encoding",
 )  # fmt: skip

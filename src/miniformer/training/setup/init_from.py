@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, stored_settings
 from miniformer.checkpoint.directory import read_hf_metadata
 from miniformer.config import UserError
 from miniformer.data.tokenizers.tokenizer import SOURCE_TOKENIZER
-from miniformer.model.pretrained import read_config
+from miniformer.model.config_file import read_description
+from miniformer.registry import named_options
 from miniformer.train_config import TrainConfig
 
 # Fields without use in a head with other outputs, and fields that the new task sets.
@@ -42,7 +45,7 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
             token ids is unknown.
     """
     directory = Path(config.init_from or "")
-    architecture, shape = read_config(directory)
+    architecture, shape, transforms, *_ = read_description(directory)
     if architecture != MODEL_CLASSES[model_kind].__name__:
         raise UserError(
             f"init_from: {directory} holds a {architecture}, but task={config.task} with "
@@ -63,6 +66,10 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     if head != "masked_lm":
         fields.pop("head_activation", None)
     changes: dict[str, Any] = {"model_config": {**fields, **config.model_config}}
+    if transforms:  # those of the run are in addition, or begin with the same
+        own = [named_options(item) for item in config.transforms]
+        is_complete = own[: len(transforms)] == [*transforms]
+        changes["transforms"] = own if is_complete else [*transforms, *own]
     if (directory / "tokenizer.json").exists():
         if config.tokenizer not in (None, config.init_from):
             raise UserError(
@@ -89,16 +96,21 @@ def config_from_pretrained(config: TrainConfig, model_kind: str) -> TrainConfig:
     return dataclasses.replace(config, **changes)
 
 
-def load_pretrained_weights(model: Any, directory: Path, model_kind: str) -> list[str]:
-    """Loads weights of a model directory; returns the names of newly initialized weights.
+def load_pretrained_weights(model: Any, directory: Path, model_kind: str) -> tuple[Any, list[str]]:
+    """Loads weights of a model directory into a model, to which its transforms are applied first.
 
-    Only weights of the head may be new.
+    Returns:
+        The model, and the names of newly initialized weights, which are weights of the head.
 
     Raises:
         UserError: another weight is missing or has another shape.
     """
-    weights = model.state_dict()
-    pretrained = MODEL_CLASSES[model_kind].from_pretrained(directory).state_dict()
+    source = MODEL_CLASSES[model_kind].from_pretrained(directory)
+    if source.transforms:
+        from miniformer.model.transforms import apply_transforms
+
+        model = apply_transforms(model, source.transforms)
+    weights, pretrained = model.state_dict(), source.state_dict()
     new = [
         name
         for name, tensor in weights.items()
@@ -113,7 +125,18 @@ def load_pretrained_weights(model: Any, directory: Path, model_kind: str) -> lis
             )
     loaded = {name: pretrained[name] for name in weights if name not in new}
     model.load_state_dict({**weights, **loaded})
-    return new
+    return model, new
+
+
+def transform_model(model: Any, transforms: list[Any], console: Console) -> Any:
+    """Applies the transforms of a run that its model does not have yet, and prints a summary."""
+    from miniformer.model.transforms import apply_transforms, describe_transforms
+    from miniformer.training.optim.roles import freeze_parameters
+
+    model = apply_transforms(model, transforms[len(model.transforms) :])
+    freeze_parameters(model)
+    console.print(describe_transforms(model))
+    return model
 
 
 def _inherited_task_options(task: str, task_settings: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.distributed.launcher import broadcast_from_rank0
 from miniformer.training.resume.config import check_same_data
-from miniformer.training.setup.init_from import load_pretrained_weights
+from miniformer.training.setup.init_from import load_pretrained_weights, transform_model
 from miniformer.training.setup.limits import count_epochs
 from miniformer.training.setup.resolve import Resolution, resolve_config
 from miniformer.training.setup.tokenizers import load_run_tokenizer, make_tokenizer
@@ -195,9 +195,11 @@ def prepare(
     model: Any = MODEL_CLASSES[settings.kind](model_config)
     pretrained_path = None if config.init_from is None else Path(config.init_from)
     if pretrained_path is not None and resume_dir is None:
-        new = load_pretrained_weights(model, pretrained_path, settings.kind)
+        model, new = load_pretrained_weights(model, pretrained_path, settings.kind)
         suffix = f"; newly initialized: {', '.join(new)}" if new else ""
         console.print(f"weights: from {pretrained_path}{suffix}")
+    if settings.config.transforms:
+        model = transform_model(model, settings.config.transforms, console)
     if wide_head is not None:
         model.wide_head.load_state_dict(wide_head.state)
     num_params = model_config.num_params(seq2seq=settings.kind == "seq2seq")

@@ -1,0 +1,176 @@
+"""Stored types of weight matrices: a step between `model.safetensors` and `state_dict`.
+
+`quantization.json` has the type of each matrix that is not stored as it is:
+
+    {"matrices": {"layers.0.attention.q_proj": {"type": "int8", "tensors": ["scale", "values"],
+                                                "dtype": "float32", ...options}}}
+
+A component of the kind `weight_storage` encodes a matrix as tensors, which the file has under the
+name of the matrix, such as `layers.0.attention.q_proj.values`. A model whose module has these
+tensors itself gets them as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miniformer import registry
+from miniformer.config import UserError
+from miniformer.model.matrices import WeightMatrix, named_components, weight_matrices
+
+Entries = dict[str, dict[str, Any]]
+_KIND = "weight_storage"
+_OWN_KEYS = ("type", "tensors", "dtype")
+
+
+def encode_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], types: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Tensor], Entries]:
+    """Encodes the weights of a model for its file.
+
+    Args:
+        model: the model.
+        weights: its `state_dict`.
+        types: `{"type": name, options}` by name of a matrix or an embedding.
+
+    Returns:
+        Tensors of the file by name, and the entries of `quantization.json`.
+
+    Raises:
+        UserError: a type is unknown, or there is no matrix of a name.
+    """
+    stored, entries = dict(weights), {}
+    matrices = {matrix.name: matrix for matrix in _stored_matrices(model)}
+    if unknown := [name for name in types if name not in matrices]:
+        closest = difflib.get_close_matches(unknown[0], matrices, n=1)
+        hint = f"; did you mean {closest[0]!r}?" if closest else ""
+        raise UserError(f"weight_storage: the model has no weight matrix {unknown[0]!r}{hint}")
+    # Matrices of a stacked parameter are stored one by one if one of them has a type.
+    divided = {matrices[name].parameter_name for name in types}
+    for name, matrix in matrices.items():
+        if matrix.parameter is None and name in types:
+            tensors = [
+                key for key in weights if key.startswith(f"{name}.") and key != f"{name}.bias"
+            ]
+            entries[name] = {**types[name], "tensors": [key[len(name) + 1 :] for key in tensors]}
+        elif matrix.parameter_name in divided and matrix.parameter is not None:
+            stored.pop(matrix.parameter_name, None)
+            weight = weights[matrix.parameter_name]
+            if matrix.index is not None:
+                weight = weight[matrix.index]
+            if name not in types:
+                stored[name] = weight
+                continue
+            storage, options = _storage(types[name], f"weight_storage: {name}")
+            parts = storage.encode(weight, **options)
+            entries[name] = {
+                **types[name],
+                "tensors": sorted(parts),
+                "dtype": str(weight.dtype).removeprefix("torch."),
+            }
+            for part, tensor in parts.items():
+                if f"{name}.{part}" in weights:
+                    raise UserError(f"weight_storage: the model has a tensor {name}.{part} already")
+                stored[f"{name}.{part}"] = tensor.contiguous()
+    return stored, entries
+
+
+def decode_weights(
+    model: nn.Module, stored: Mapping[str, Tensor], entries: Entries, path: Path
+) -> dict[str, Tensor]:
+    """Decodes the tensors of a file to a `state_dict`; the inverse of `encode_weights`.
+
+    Args:
+        model: the model, whose weights are not used.
+        stored: tensors of the file.
+        entries: of `quantization.json`.
+        path: that file, for messages.
+
+    Raises:
+        UserError: an entry has no matrix, its type is unknown or cannot be decoded.
+    """
+    weights, stacks = dict(stored), dict[str, list[Tensor]]()
+    matrices = {matrix.name: matrix for matrix in _stored_matrices(model)}
+    if unknown := [name for name in entries if name not in matrices]:
+        raise UserError(f"{path}: {unknown[0]!r} is no weight matrix of the model")
+    divided = {matrices[name].parameter_name for name in entries}
+    for name, matrix in matrices.items():
+        if matrix.parameter is None or matrix.parameter_name not in divided:
+            continue
+        if name in entries:
+            weight = _decode(name, entries[name], weights, path)
+        elif name in weights:
+            weight = weights.pop(name)
+        else:
+            raise UserError(f"{path}: the file has no tensor {name!r}")
+        if matrix.index is None:
+            weights[matrix.parameter_name] = weight
+        else:
+            stacks.setdefault(matrix.parameter_name, []).append(weight)
+    return weights | {name: torch.stack(parts) for name, parts in stacks.items()}
+
+
+def read_entries(path: Path) -> Entries:
+    """Reads the entries of a `quantization.json`.
+
+    Raises:
+        UserError: the file is invalid.
+    """
+    try:
+        entries: Entries = json.loads(path.read_text(encoding="utf-8"))["matrices"]
+        for entry in entries.values():
+            valid = isinstance(entry["type"], str) and isinstance(entry["tensors"], list)
+            if not (valid and hasattr(torch, entry.get("dtype", "float32"))):
+                raise ValueError(entry)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a description of stored weights: {error!r}") from None
+    return entries
+
+
+def types_of(entries: Entries) -> Entries:
+    """`{"type": name, options}` of each entry, as `encode_weights` takes them."""
+    own = [key for key in _OWN_KEYS if key != "type"]
+    return {
+        name: {key: value for key, value in entry.items() if key not in own}
+        for name, entry in entries.items()
+    }
+
+
+def _stored_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+    """Weight matrices and the tables of embeddings."""
+    yield from weight_matrices(model)
+    for path, module in named_components(model):
+        if isinstance(module, nn.Embedding):
+            yield WeightMatrix(path, module, module._parameters["weight"], f"{path}.weight")
+
+
+def _storage(entry: Mapping[str, Any], label: str) -> tuple[Any, dict[str, Any]]:
+    """The component of an entry, and its options."""
+    options = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+    try:
+        return registry.get(_KIND, entry["type"]), options
+    except KeyError:
+        raise UserError(f'{label}: {dict(entry)} has no "type"') from None
+    except UserError as error:
+        raise UserError(f"{label}: {error}") from None
+
+
+def _decode(name: str, entry: dict[str, Any], weights: dict[str, Tensor], path: Path) -> Tensor:
+    """Decodes a matrix, and removes its tensors from `weights`."""
+    storage, options = _storage(entry, f"{path}: {name}")
+    try:
+        parts = {part: weights.pop(f"{name}.{part}") for part in entry["tensors"]}
+        weight: Tensor = storage.decode(parts, **options).to(getattr(torch, entry["dtype"]))
+    except KeyError as error:
+        raise UserError(f"{path}: {name}: the file has no tensor {error}") from None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: {name} cannot be decoded as {entry['type']}: {reason}") from error
+    return weight
