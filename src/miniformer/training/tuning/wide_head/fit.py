@@ -26,7 +26,7 @@ from miniformer.training.tuning.wide_head.characters import fit_characters, prop
 from miniformer.training.tuning.wide_head.data import FittedHead, WideData
 from miniformer.training.tuning.wide_head.fourier import GAMMAS, NUM_FEATURES, fit_fourier
 from miniformer.training.tuning.wide_head.linear import (
-    STRENGTHS,
+    DEFAULT_STRENGTH,
     LinearProblem,
     Selection,
     select_strength,
@@ -115,7 +115,7 @@ def fit_wide_head(
     features = FeatureMatrix([group.block for group in groups])
     problem = LinearProblem(model_config, wide_data.task, features, labels)
     if selection is None:
-        weight, bias = problem.solve(STRENGTHS[1], problem.zeros())
+        weight, bias = problem.solve(DEFAULT_STRENGTH, problem.zeros())
     else:
         weight, bias = problem.solve(selection.strength, selection.solution)
     settings = [group.settings for group in groups]

@@ -20,7 +20,8 @@ from miniformer.training.tuning.wide_head.data import FixedOutputs
 from miniformer.training.tuning.wide_head.matrix import FeatureMatrix
 
 # The L2 penalty of n examples is 1 / (strength * n): the C of other libraries.
-STRENGTHS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
+STRENGTHS = (0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
+DEFAULT_STRENGTH = 4.0  # for too few examples to select one
 _HELD_OUT_SHARE = 0.2
 _MIN_EXAMPLES = 20  # with fewer, no part is held out
 _MAX_ITERATIONS = 60
