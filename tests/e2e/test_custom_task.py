@@ -45,7 +45,6 @@ class Reversal(Seq2Seq):
 class Shouting(Task):
     name: ClassVar[str] = "shouting"
     models: ClassVar[tuple[str, ...]] = ("encoder",)
-    DECLARED
 
     @property
     def schema(self):
@@ -81,13 +80,19 @@ class Shouting(Task):
         with torch.no_grad():
             best = [model.logits(model.features(row))[0].argmax(-1).tolist() for row in rows]
         return [tokenizer.decode(ids).upper() for ids in best]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calling(Shouting):
+    name: ClassVar[str] = "calling"
+    token_arrays: ClassVar[tuple[str, ...]] = ("chars",)
+    token_tensors: ClassVar[dict[str, str]] = {"chars": "real"}
 """
-DECLARED = """token_arrays: ClassVar[tuple[str, ...]] = ("chars",)
-    token_tensors: ClassVar[dict[str, str]] = {"chars": "real"}"""
 METADATA = "Metadata-Version: 2.1\nName: miniformer-shouting\nVersion: 1.0\n"
 ENTRIES = """[miniformer.task]
 reversal = miniformer_shouting:Reversal
 shouting = miniformer_shouting:Shouting
+calling = miniformer_shouting:Calling
 """
 # All commands in one process, since imports dominate the time of a command.
 SCRIPT = """
@@ -101,13 +106,12 @@ for arguments, given in json.load(open("commands.json")):
 TEXTS = ["abc", "bca", "ab", "cab", "bacca", "a"]
 
 
-def installed(tmp_path, declared):
+def installed(tmp_path):
     """A folder with the installed package."""
     folder = tmp_path / "installed"
     about = folder / "miniformer_shouting-1.0.dist-info"
     about.mkdir(parents=True)
-    package = PACKAGE.replace("DECLARED", DECLARED if declared else "")
-    (folder / "miniformer_shouting.py").write_text(package)
+    (folder / "miniformer_shouting.py").write_text(PACKAGE)
     (about / "METADATA").write_text(METADATA)
     (about / "entry_points.txt").write_text(ENTRIES)
     return folder
@@ -140,47 +144,39 @@ def training(task, field, tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "declared",
-    [pytest.param(True, marks=pytest.mark.catches("declared_tokens_are_not_counted")), False],
-)
-@pytest.mark.catches("samples_need_sources")
-def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path, declared):
-    folder = installed(tmp_path, declared)
-    reversal, shouting = (
-        training("reversal", "text", tmp_path), training("shouting", "letters", tmp_path)
-    )  # fmt: skip
+@pytest.mark.catches("declared_tokens_are_not_counted", "samples_need_sources")
+def test_custom_tasks_are_trained_shown_saved_and_used(tmp_path):
+    names = ("reversal", "shouting", "calling")
     lines = '{"letters": "ab"}\n"c"\n'
     printed, codes, errors = commands(
-        tmp_path, folder,
-        (reversal, ""),
-        (shouting, ""),
+        tmp_path, installed(tmp_path),
+        *((training(name, "text" if name == "reversal" else "letters", tmp_path), "")
+          for name in names),
         (["predict", "runs/reversal/best", "-"], '{"text": "ab"}\n'),
         (["predict", "runs/shouting/best", "-"], lines),
         (["data", "check", "shouting.jsonl", "--task", "shouting"], ""),
     )  # fmt: skip
-    assert codes == [0] * 5, errors
+    assert codes == [0] * 6, errors
     tokens = 5 * sum(map(len, TEXTS))
     both = 5 * sum(2 * (len(text) + 1) for text in TEXTS)
-    assert f"training data: 30 records, {both:,} tokens" in printed[0]
-    assert re.search(r"sample: 'abc -> ", printed[0])
-    assert f"training data: 30 records, {tokens:,} tokens" in printed[1]
-    for text, item in zip(printed[:2], ("reversal", "shouting"), strict=True):
+    for text, name in zip(printed[:3], names, strict=True):
+        count = both if name == "reversal" else tokens
+        assert f"training data: 30 records, {count:,} tokens" in text
         assert re.search(r"step 60: validation loss [\d.]+", text)
-        for name in ("best", "last"):
-            described = json.loads((tmp_path / "runs" / item / name / "task.json").read_text())
-            assert described["task"] == item
-    assert isinstance(json.loads(printed[2]), str)
-    assert [json.loads(line) for line in printed[3].splitlines()] == ["AB", "C"]
-    assert "train: 30 valid records" in printed[4]
-    rows = list(
-        map(json.loads, (tmp_path / "runs/shouting/metrics.jsonl").read_text().splitlines())
-    )
-    last = rows[-1]
-    (message,) = re.findall(r"trained on ([\d,]+) tokens", printed[1])
-    assert int(message.replace(",", "")) == last["tokens"]
-    if declared:  # 60 steps are 20 passes of 3 batches; padding is no token
-        assert last["tokens"] == 20 * tokens
-    else:
-        assert last["tokens"] >= 20 * tokens
-    assert any(row.get("tokens_per_second", 0) > 0 for row in rows)
+        for folder in ("best", "last"):
+            described = json.loads((tmp_path / "runs" / name / folder / "task.json").read_text())
+            assert described["task"] == name
+    assert re.search(r"sample: 'abc -> ", printed[0])
+    assert isinstance(json.loads(printed[3]), str)
+    assert [json.loads(line) for line in printed[4].splitlines()] == ["AB", "C"]
+    assert "train: 30 valid records" in printed[5]
+    for text, name in zip(printed[1:3], names[1:], strict=True):
+        path = tmp_path / "runs" / name / "metrics.jsonl"
+        rows = list(map(json.loads, path.read_text().splitlines()))
+        (message,) = re.findall(r"trained on ([\d,]+) tokens", text)
+        assert int(message.replace(",", "")) == rows[-1]["tokens"]
+        if name == "calling":  # 60 steps are 20 passes of 3 batches; padding is no token
+            assert rows[-1]["tokens"] == 20 * tokens
+        else:
+            assert rows[-1]["tokens"] >= 20 * tokens
+        assert any(row.get("tokens_per_second", 0) > 0 for row in rows)

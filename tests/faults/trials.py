@@ -1,6 +1,7 @@
 """Faults in `miniformer.training.trials`."""
 
 import dataclasses
+import json
 
 from tests.faults import fault
 
@@ -77,3 +78,28 @@ def choices_are_not_stored(original):
 def wide_heads_are_trained_in_trials(original):
     """The steps of the Transformer take the time of the trials."""
     return property(lambda self: False)
+
+
+@fault("miniformer.training.trials.auto:choose_settings")
+def interrupted_trials_choose_the_defaults(original):
+    """A run whose trials are interrupted goes on with the defaults."""
+
+    def choose_settings(run, *args, **kwargs):
+        try:
+            return original(run, *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit):
+            return run
+
+    return choose_settings
+
+
+@fault("miniformer.training.resume.config:saved_config")
+def choices_are_lost_on_resume(original):
+    """A resumed run has the settings from before its trials."""
+
+    def saved_config(run_dir):
+        config, path = original(run_dir), run_dir / "trials.json"
+        chosen = json.loads(path.read_text())["chosen"] if path.exists() else {}
+        return dataclasses.replace(config, **dict.fromkeys(chosen))
+
+    return saved_config

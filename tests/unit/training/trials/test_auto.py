@@ -56,7 +56,7 @@ def weights(result):
     return load(result.folder / "last").model.state_dict()
 
 
-@pytest.mark.catches("choices_are_not_stored")
+@pytest.mark.catches("choices_are_not_stored", "choices_are_lost_on_resume")
 def test_run_with_a_chosen_setting_is_the_run_with_that_setting(trials, tmp_path):
     """The choice is printed with its evidence, and stored."""
     chosen, output = run(tmp_path, auto="quick", experiment_name="auto")
@@ -74,8 +74,13 @@ def test_run_with_a_chosen_setting_is_the_run_with_that_setting(trials, tmp_path
     assert "auto=quick: " in (chosen.folder / "report.html").read_text()
     # A resumed run has the stored choice.
     trials.setattr(auto, "choose_settings", lambda *args: pytest.fail("tried again"))
-    resumed = miniformer.train(ROWS, resume=str(chosen.folder), max_steps=14, quiet=True)
-    assert resumed.folder == chosen.folder
+    extended = [
+        miniformer.train(ROWS, resume=str(result.folder), max_steps=14, quiet=True)
+        for result in (chosen, given)
+    ]
+    assert extended[0].folder == chosen.folder
+    for name, value in weights(extended[1]).items():
+        assert torch.equal(weights(extended[0])[name], value)
 
 
 def test_run_with_the_defaults_is_the_run_without_trials(trials, tmp_path):
@@ -150,6 +155,7 @@ def test_short_runs_have_no_trials_and_say_why(tmp_path):
     assert "auto=quick: no trials: the run takes less than 20 s" in output
 
 
+@pytest.mark.catches("interrupted_trials_choose_the_defaults")
 @pytest.mark.parametrize(("number", "error"), [(2, KeyboardInterrupt), (15, SystemExit)])
 def test_signal_ends_trials_without_a_run_folder(number, error, trials, tmp_path):
     output = io.StringIO()
