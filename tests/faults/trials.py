@@ -82,7 +82,7 @@ def wide_heads_are_trained_in_trials(original):
 
 @fault("miniformer.training.trials.auto:choose_settings")
 def interrupted_trials_choose_the_defaults(original):
-    """A run whose trials are interrupted goes on with the defaults."""
+    """A run whose trials are interrupted continues with the defaults."""
 
     def choose_settings(run, *args, **kwargs):
         try:
