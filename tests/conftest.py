@@ -4,6 +4,7 @@ import random
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # xdist workers would otherwise fight over the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # and waiting threads would keep them busy
 
 import numpy as np
 import pytest

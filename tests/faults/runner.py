@@ -50,6 +50,7 @@ def main() -> int:
     tests = catching_tests()
     chosen = [faults[name] for name in arguments.names or faults]
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_WAIT_POLICY"] = "passive"
     _PROCESSES.set_forkserver_preload(_PRELOADED)
     with (
         tempfile.TemporaryDirectory() as folder,
