@@ -25,7 +25,14 @@ def format_prediction(prediction: Any, scores: str, top_k: int | None) -> Any:
         scores: probabilities: none; top: that of the predicted class, or of a prediction of several
             labels those of all, unless `top_k` lists the first ones; all: those of all classes.
         top_k: number of the most probable classes to list as `top`; None: no list.
+
+    Raises:
+        UserError: classes are to be listed, and the prediction has none.
     """
+    has_classes = isinstance(prediction, dict) and isinstance(prediction.get("scores"), dict)
+    if not has_classes and (top_k is not None or scores == "all"):
+        flag = "scores=all" if top_k is None else "top_k"
+        raise UserError(f"{flag} lists classes, and these predictions have none; leave it out")
     if isinstance(prediction, dict):
         result = dict(prediction)
         all_scores = result.get("scores")

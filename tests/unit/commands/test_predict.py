@@ -12,6 +12,7 @@ from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.checkpoint.pipeline import Pipeline, load
 from miniformer.commands import predict
 from miniformer.commands.outputs import format_prediction
+from miniformer.config import UserError
 from miniformer.utils.streams import printable_output
 from tests.unit.evaluation.test_run_batches import WORDS, fitted
 
@@ -198,6 +199,15 @@ def test_format_prediction_selects_probabilities():
     assert format_prediction(answer, "top", 2) == {"label": "a", "score": 0.7, "top": top}
     assert format_prediction(answer, "all", None)["scores"]["b"] == 0.123457
     assert format_prediction([1.23456789, "x"], "top", None) == [1.23457, "x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(("top", 2), "top_k lists classes"), (("all", None), "scores=all lists")]
+)
+@pytest.mark.parametrize("prediction", ["a target", 1.5, {"tags": ["O"], "scores": [0.9]}])
+def test_lists_of_classes_are_refused_for_other_predictions(prediction, flags, message):
+    with pytest.raises(UserError, match=message):
+        format_prediction(prediction, *flags)
 
 
 @pytest.mark.catches("labels_are_printed_without_probabilities")
