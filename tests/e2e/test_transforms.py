@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import miniformer
 from miniformer import TrainConfig, cli, trainer
+from miniformer.registry import plugins as plugins_module
 from miniformer.runtime.native.engine import get_engine
 from miniformer.training.resume import verify
 from miniformer.training.resume.storage import latest_checkpoint
@@ -198,3 +199,31 @@ def test_resumed_run_cannot_change_its_transforms(lora_run, capsys):
     assert "transforms is [{'type': 'lora', 'rank': 2}]" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.catches("runs_do_not_name_their_packages")
+def test_package_of_a_transform_is_required(folder, tmp_path, monkeypatch, capsys):
+    """An installed package has the transform; without it, the model and the run name it."""
+    about = tmp_path / "site" / "mini_lora-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mini-lora\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[miniformer.transform]\npackaged = tests.kit.plugins:lora\n"
+    )
+    settings = {"init_from": folder / "base" / "last", "max_steps": 1, "work_dir": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(about.parent)
+        plugins_module._find_entry_points.cache_clear()
+        train(folder, "run", **settings, transforms=["packaged"])
+        directory = tmp_path / "run" / "last"
+        config = json.loads((directory / "config.json").read_text())
+        assert config["requires"] == ["mini-lora"]
+        assert config["transforms"] == [{"type": "packaged"}]
+        assert miniformer.load(directory).generate("the", max_new_tokens=1) is not None
+    plugins_module._find_entry_points.cache_clear()
+    message = "the model requires the package 'mini-lora', which is not installed; pip install"
+    with pytest.raises(miniformer.UserError, match=message):
+        miniformer.load(directory)
+    capsys.readouterr()
+    assert trainer.main(["--resume", str(tmp_path / "run"), "--max_steps", "2"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

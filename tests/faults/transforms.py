@@ -187,3 +187,27 @@ def resumed_run_has_no_transforms(original):
         return model if is_resumed else original(model, transforms, console)
 
     return transform_model
+
+
+@fault("miniformer.training.distributed.strategies:apply_fsdp")
+def sharding_loses_roles(original):
+    """Sharded parameters have no role of their own."""
+
+    def apply_fsdp(module):
+        original(module)
+        for parameter in module.loss_module.parameters():
+            vars(parameter).pop("optimizer_role", None)
+
+    return apply_fsdp
+
+
+@fault("miniformer.training.resume.config:check_required_packages")
+def runs_do_not_name_their_packages(original):
+    """A run whose package is missing names its unknown transform only."""
+    return lambda directory: None
+
+
+@fault("miniformer.model.hub:_extra_files")
+def hub_omits_extra_files(original):
+    """Further files of a model stay on the hub."""
+    return lambda directory: []

@@ -116,8 +116,23 @@ def _pop_extra(values: dict[str, Any], path: Path) -> dict[str, Any]:
         if not (path.parent / name).is_file():
             raise UserError(f"{path.parent}: {name} is missing, which config.json lists in files")
     for problem in registry.setting_problems("transform", extra["transforms"], label="transforms"):
-        raise UserError(f"{path}: {problem}; install the package that has it, or register it first")
+        raise UserError(f"{path}: {problem}")
     return {key: tuple(items) for key, items in extra.items()}
+
+
+def check_required_packages(directory: Path) -> None:
+    """Checks the packages that a model directory requires, if there is one.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    try:
+        values = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        packages = [package for package in values.get("requires", ()) if isinstance(package, str)]
+    except (OSError, ValueError, AttributeError, TypeError):
+        return  # reading the model reports it
+    for package in packages:
+        check_installed(package, directory)
 
 
 def check_installed(package: str, directory: Path) -> None:

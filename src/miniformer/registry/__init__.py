@@ -172,6 +172,8 @@ def setting_problems(
             )
         elif name not in known and not (paths and ":" in name):
             hint = "; an import path is package.module:Class" if paths else ""
+            if not known:
+                hint += "; install the package that has it, or register it first"
             message = unknown_name_message(kind.replace("_", " "), name, known)
             problems.append(f"{label}[{index}]: {message}{hint}")
     return problems

@@ -157,3 +157,18 @@ def test_text_that_is_not_a_file_is_accepted(run, text, capsys):
     (run / "README").write_text("text")  # a word that a user may well mean
     assert cli.main(["generate", "runs/mine/best", text]) == 2
     assert "name of a file" not in capsys.readouterr().err
+
+
+@pytest.mark.catches("hub_omits_extra_files")
+def test_extra_files_of_a_model_are_downloaded(tmp_path, monkeypatch):
+    requested = []
+
+    def snapshot_download(name, *, revision, allow_patterns):
+        requested.append(allow_patterns)
+        (tmp_path / "config.json").write_text('{"files": ["index.bin"]}')
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve_directory("user/name") == tmp_path
+    assert "index.bin" not in requested[0]
+    assert "index.bin" in requested[1]

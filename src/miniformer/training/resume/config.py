@@ -11,6 +11,7 @@ from typing import Any
 from miniformer import registry
 from miniformer.config import ConfigError, UserError
 from miniformer.data.reading.records import Records
+from miniformer.model.config_file import check_required_packages
 from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 
@@ -64,9 +65,11 @@ def saved_config(run_dir: Path) -> TrainConfig:
     """The config that a run has stored; one of an earlier version keeps the defaults of then.
 
     Raises:
-        UserError: the file is invalid.
+        UserError: the file is invalid, or a package of the run is not installed.
     """
     path = run_dir / CONFIG_FILE
+    for folder in (run_dir / "best", run_dir / "last"):  # before their parts are unknown
+        check_required_packages(folder)
     saved = TrainConfig.from_file(path)
     if "wide_head" not in json.loads(path.read_text(encoding="utf-8")):
         changes: dict[str, Any] = {"wide_head": "off"}

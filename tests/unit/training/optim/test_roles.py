@@ -1,11 +1,14 @@
 """Optimizer roles: Muon, AdamW or frozen, by module and parameter."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from miniformer.config import UserError
-from miniformer.training.lit_module import MiniFormerLitModule
+from miniformer.training.distributed import strategies
+from miniformer.training.lit_module import LossModule, MiniFormerLitModule
 from miniformer.training.optim.muon import Muon, orthogonalize
 from miniformer.training.optim.optimizers import adamw, muon
 from miniformer.training.optim.roles import freeze_parameters, optimizer_roles
@@ -129,3 +132,29 @@ def test_frozen_weights_are_not_averaged():
     assert torch.equal(mean["1.weight"], torch.full((2, 2), 1.5))
     assert torch.equal(mean["0.weight"], torch.full((2, 2), 7.0))
     assert torch.equal(mean["table"], torch.arange(3))
+
+
+@pytest.mark.catches("sharding_loses_roles")
+def test_roles_of_parameters_survive_sharding(tmp_path):
+    import torch.distributed as dist
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.distributed.device_mesh import init_device_mesh
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = tiny_model()
+        model.layers[0].attention.q_proj.weight.optimizer_role = "adamw"
+        model.embedding.weight.requires_grad_(False)
+        module = SimpleNamespace(
+            loss_module=LossModule(model, None),
+            trainer=SimpleNamespace(strategy=ModelParallelStrategy()),
+            device_mesh={"data_parallel": init_device_mesh("cpu", (1,))},
+        )
+        before = optimizer_roles(model)
+        strategies.apply_fsdp(module)
+        assert optimizer_roles(model) == before
+        assert before["layers.0.attention.q_proj.weight"] == "adamw"
+        assert before["embedding.weight"] == "frozen"
+    finally:
+        dist.destroy_process_group()
