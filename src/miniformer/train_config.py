@@ -88,7 +88,7 @@ class TrainConfig(
             for name in _PATH_FIELDS
             if getattr(self, name) == ""
         ]
-        if not self.train_path and self.resume is None:
+        if not self.train_path and self.resume in (None, "auto"):
             problems.append(
                 "train_path is missing: name a file to train on, such as train.jsonl or train.csv"
             )
@@ -145,7 +145,7 @@ class TrainConfig(
         """Returns whether the run may have validation data."""
         can_hold_out = self.val_share != 0 and not self.streaming
         given = (self.val_path, self.resume, self.folds)
-        return can_hold_out or any(item is not None for item in given)
+        return can_hold_out or any(item not in (None, "auto") for item in given)
 
     def _streaming_problems(self) -> list[str]:
         problems = [

@@ -85,11 +85,11 @@ def run(values: dict[str, Any]) -> int:
         print(start_line(config), flush=True)
     # Only now: these imports take seconds.
     from miniformer.training.callbacks.progress import make_console
-    from miniformer.training.resume.config import resume_config
+    from miniformer.training.resume.config import AUTO, resume_config
     from miniformer.training.run import train
 
-    if config.resume is not None:
-        config = resume_config(Path(config.resume), values)
+    if config.resume not in (None, AUTO):
+        config = resume_config(Path(str(config.resume)), values)
     console = make_console()
     progress_console = make_console(quiet=flags["quiet"])
     with quiet_warnings() if flags["quiet"] else contextlib.nullcontext():
@@ -116,7 +116,7 @@ def _run_folds(config: TrainConfig, console: Console, table_console: Console | N
 
 def start_line(config: TrainConfig) -> str:
     """The first line of a run, printed before the imports that take seconds."""
-    if config.resume is not None:
+    if config.resume not in (None, "auto"):
         return f"miniformer {__version__}: resuming {config.resume}"
     paths = config.train_path
     first = paths if isinstance(paths, str) else f"{paths[0]} and {len(paths) - 1} more"

@@ -823,9 +823,9 @@ def settings_of_a_resumed_run_may_change(original):
     """Overrides of fixed fields are ignored without an error."""
 
     def resume_config(run_dir, overrides):
-        from miniformer.training.resume.config import _FIXED_FIELDS
+        from miniformer.training.resume.config import CHANGEABLE_FIELDS
 
-        return original(run_dir, {k: v for k, v in overrides.items() if k not in _FIXED_FIELDS})
+        return original(run_dir, {k: v for k, v in overrides.items() if k in CHANGEABLE_FIELDS})
 
     return resume_config
 
@@ -1552,3 +1552,33 @@ def stopped_run_learns_on(original):
 def only_rank_0_stops_a_run(original):
     """A request of another process than that of rank 0 is ignored."""
     return lambda value: original(value)[:1]
+
+
+@fault("miniformer.training.resume.auto:_unfinished_runs")
+def complete_run_is_resumed(original):
+    """`resume=auto` resumes complete runs, too."""
+
+    def unfinished_runs(work_dir, name):
+        for path in sorted(work_dir.glob(f"{name}*")):
+            (path / "result.json").unlink(missing_ok=True)
+        return original(work_dir, name)
+
+    return unfinished_runs
+
+
+@fault("miniformer.training.resume.auto:_last_step")
+def auto_always_starts_anew(original):
+    """`resume=auto` finds no checkpoint."""
+    return lambda folder: None
+
+
+@fault("miniformer.training.resume.auto:_differences")
+def auto_resumes_another_run(original):
+    """`resume=auto` resumes a run with other settings."""
+    return lambda stored, given: ({}, original(stored, given)[1])
+
+
+@fault("miniformer.training.resume.config:CHANGEABLE_FIELDS")
+def any_setting_may_change_at_resuming(original):
+    """A resumed run may change its seed."""
+    return {**original, "seed": "auto"}

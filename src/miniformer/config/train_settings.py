@@ -406,7 +406,8 @@ class OutputSettings(StrictConfig):
         work_dir: folder for run folders.
         experiment_name: name of the run folder; a number is appended if it exists; null: the task.
         resume: run folder to resume. Flags beside it change settings of the run, such as a larger
-            max_steps; those that would make it another run are refused.
+            max_steps; those that would make it another run are refused. auto: the newest unfinished
+            run of this experiment_name, if its settings are the same, or else a new run.
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each
             validation, and as often as 2 % of the time allows.
         logger: tensorboard, csv, none, or wandb or mlflow, which need the extra of their name.

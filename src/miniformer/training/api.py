@@ -13,7 +13,7 @@ from miniformer.config import ConfigError, StrictConfig, UserError
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.train_config import TrainConfig
 from miniformer.training.evaluate import RunResult
-from miniformer.training.resume.config import resume_config
+from miniformer.training.resume.config import AUTO, resume_config
 from miniformer.training.run import train as train_config
 from miniformer.training.setup.builders import CallbackOrFactory
 
@@ -121,8 +121,8 @@ def _make_config(settings: dict[str, Any]) -> TrainConfig:
     """The config of a new run, or of the run to resume with its changes."""
     try:
         config = TrainConfig.from_dict(settings)
-        if config.resume is not None:
-            config = resume_config(Path(config.resume), settings)
+        if config.resume not in (None, AUTO):
+            config = resume_config(Path(str(config.resume)), settings)
         return config
     except ConfigError as error:
         raise ConfigError("train", error.problems) from None

@@ -27,7 +27,7 @@ from miniformer.model.config_file import read_config
 from miniformer.tasks.base import Task
 from miniformer.training.callbacks.progress import make_console
 from miniformer.training.distributed import launcher
-from miniformer.training.resume.config import CONFIG_FILE, resume_config
+from miniformer.training.resume.config import AUTO, CONFIG_FILE, resume_config
 from miniformer.training.resume.storage import latest_checkpoint
 from miniformer.training.run import train
 from miniformer.training.setup.run_folder import create_run_folder
@@ -151,6 +151,8 @@ def _open_folder(config: TrainConfig) -> tuple[TrainConfig, Path]:
         folder = create_run_folder(Path(config.work_dir), name)
         write_json(folder / CONFIG_FILE, config.to_dict())
         return config, folder
+    if config.resume == AUTO:
+        raise UserError("resume=auto is for one run; name the folder of the folds instead of auto")
     folder = Path(config.resume)
     saved = resume_config(folder, {})
     given = config.to_dict() if config.train_path else {}

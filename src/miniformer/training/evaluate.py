@@ -24,8 +24,10 @@ from miniformer.training.report.artifacts import RunArtifacts
 from miniformer.training.report.best_evaluation import BestEvaluation, evaluate_best
 from miniformer.training.report.loggers import finish_loggers
 from miniformer.training.report.verdicts import class_verdicts, data_verdicts, find_verdicts
+from miniformer.training.resume.auto import RESULT_FILE
 from miniformer.training.setup.builders import RunCallbacks, load_best_weights
 from miniformer.training.setup.prepare import RunSetup
+from miniformer.utils.atomic import write_json
 from miniformer.utils.units import format_bytes
 
 
@@ -148,7 +150,7 @@ def evaluate(
         run, callbacks, artifacts, console, metrics, trainer.global_step, parent_folder,
         verdicts, best,
     )  # fmt: skip
-    return RunResult(
+    result = RunResult(
         folder=artifacts.folder,
         model=artifacts.folder / name,
         task=run.task,
@@ -156,6 +158,9 @@ def evaluate(
         interrupted=callbacks.interrupt.signal,
         stop_reason=callbacks.stop_reason,
     )
+    if artifacts.is_global_zero:
+        write_json(artifacts.folder / RESULT_FILE, result.to_json())
+    return result
 
 
 def averaged_weights(

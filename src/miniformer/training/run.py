@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from miniformer.training.distributed import launcher
 from miniformer.training.evaluate import RunResult, evaluate, validate_last_step
 from miniformer.training.lit_module import MiniFormerLitModule
 from miniformer.training.report.artifacts import RunArtifacts
-from miniformer.training.resume.config import complete_config, resolve_resume
+from miniformer.training.resume.config import AUTO, complete_config, resolve_resume
 from miniformer.training.resume.restart_folder import RunFolder
 from miniformer.training.setup import builders, limits, pretraining, run_folder
 from miniformer.training.setup.auto_tune import auto_tune
@@ -66,6 +67,8 @@ def train(
         name = config.experiment_name or config.task
         attempts = RunFolder(name)
         earlier = launcher.broadcast_from_rank0(attempts.find_existing)
+        if config.resume == AUTO:
+            config = launcher.broadcast_from_rank0(partial(_resume_auto, config, earlier, console))
         config, checkpoint = resolve_resume(config, earlier)
         with run_folder.run_folder_errors() as created:
 
@@ -76,6 +79,15 @@ def train(
             own = builders.build_callbacks(callbacks, config.callbacks)
             console = launcher.rank0_console(console)
             return _train(config, console, own, checkpoint, create_folder, records=records)
+
+
+def _resume_auto(config: TrainConfig, earlier: Path | None, console: Console) -> TrainConfig:
+    """The config of the run that `resume=auto` resumes, or of a new one."""
+    from miniformer.training.resume.auto import resolve_auto_resume
+
+    if earlier is not None:  # torchrun has restarted these processes
+        return dataclasses.replace(config, resume=None)
+    return resolve_auto_resume(config, launcher.rank0_console(console).print)
 
 
 def _train_in_worker(

@@ -16,6 +16,7 @@ _TYPE_NAMES = {
     "dict": 'an object, such as {"n_layers": 4}',
     "float": "a number",
     "int": "an integer",
+    "list": 'a list, such as ["a", "b"]',
     "NoneType": "null",
     "str": "a string",
 }

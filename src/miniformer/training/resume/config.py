@@ -16,15 +16,21 @@ from miniformer.train_config import TrainConfig
 from miniformer.training.resume.storage import latest_checkpoint, read_checkpoint_metadata
 
 CONFIG_FILE = "train_config.json"
-# Fields that determine weights, optimizer states and positions in the data.
-_FIXED_FIELDS = (
-    "task", "task_config", "model", "model_config", "model_size", "init_from", "pretrain",
-    "tokenizer", "source_tokenizer", "batch_size", "batch_tokens", "seq_len", "optimizer",
-    "streaming", "seed", "val_share", "folds", "fold", "ema_decay", "average_checkpoints",
-    "memory_limit", "wide_head", "auto", "transforms",
-    "find_batch_size", "find_lr", "work_dir", "experiment_name", "input_field", "label_field",
-    "text_field", "input_separator", "columns", "delimiter", "quoting", "encoding",
-)  # fmt: skip
+AUTO = "auto"  # of `TrainConfig.resume`
+# Fields that a resumed run may change. "auto": with resume=auto, too; the others would then make
+# another run.
+CHANGEABLE_FIELDS = {
+    **dict.fromkeys(("train_path", "val_path", "test_path"), "named"),
+    **dict.fromkeys(("lr", "scheduler", "scheduler_config", "warmup_steps"), "named"),
+    **dict.fromkeys(("warmup_ratio", "weight_decay", "layer_lr_decay"), "named"),
+    **dict.fromkeys(("optimizer_config", "gradient_clip_val", "accumulate_grad_batches"), "named"),
+    **dict.fromkeys(("val_check_interval", "checkpoint_metric", "precision"), "named"),
+    **dict.fromkeys(("early_stopping_patience", "sample_prompt"), "named"),
+    **dict.fromkeys(("max_epochs", "max_steps", "max_time", "checkpoint_interval"), "auto"),
+    **dict.fromkeys(("accelerator", "devices", "num_nodes", "strategy", "threads"), "auto"),
+    **dict.fromkeys(("compile", "activation_checkpointing", "deterministic"), "auto"),
+    **dict.fromkeys(("num_workers", "logger", "callbacks"), "auto"),
+}
 
 
 def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
@@ -52,7 +58,7 @@ def resume_config(run_dir: Path, overrides: dict[str, Any]) -> TrainConfig:
         f"{name} is {getattr(saved, name)!r} in {run_dir}, not {value!r}; leave it out, "
         "or start a new run"
         for name, value in overrides.items()
-        if name in _FIXED_FIELDS and value != getattr(saved, name)
+        if name not in (*CHANGEABLE_FIELDS, "resume") and value != getattr(saved, name)
     ]
     if fixed:
         raise UserError("resume: " + "; ".join(fixed))
@@ -100,7 +106,7 @@ def complete_config(config: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError: the config of a new run has settings that the run itself would override.
     """
-    if config.resume is not None and not config.train_path:  # otherwise it is complete
+    if config.resume not in (None, AUTO) and not config.train_path:  # otherwise it is complete
         return resume_config(Path(config.resume), config.given_fields())
     if config.resume is None and (problems := config.overridden_settings()):
         raise ConfigError("TrainConfig", problems)

@@ -16,7 +16,8 @@ from miniformer import registry
 from miniformer.config import UserError
 from miniformer.data.batching.length_bucketing import Batch
 from miniformer.train_config import TrainConfig
-from miniformer.training.resume.config import complete_config
+from miniformer.training.resume.auto import resolve_auto_resume
+from miniformer.training.resume.config import AUTO, complete_config
 from miniformer.training.setup import limits, pretraining
 from miniformer.training.setup.auto_tune import auto_tune, autocast_dtype, iter_batches
 from miniformer.training.setup.prepare import RunSetup, prepare
@@ -77,6 +78,8 @@ def dry_run(
         UserError: as of `miniformer.training.run.train`, before its first step.
     """
     config = complete_config(config)
+    if config.resume == AUTO:
+        config = resolve_auto_resume(config, console.print)
     if config.streaming and config.train_path == "-":
         raise UserError("dry_run would consume standard input; name a file as train_path")
     with cpu_threads(config.threads):

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from miniformer.config import UserError
+from miniformer.training.resume.auto import record_start
 from miniformer.training.resume.config import CONFIG_FILE
 from miniformer.training.resume.storage import CHECKPOINTS_DIR
 from miniformer.training.setup.prepare import RunSetup
@@ -81,6 +82,7 @@ def create_run_folder(work_dir: Path, name: str, created: list[Path] | None = No
 def save_setup(folder: Path, run: RunSetup) -> None:
     """Writes the files for resuming: the config, the task settings and the tokenizer."""
     write_json(folder / CONFIG_FILE, {**run.config.to_dict(), "resume": None})
+    record_start(folder, run.given)
     write_json(folder / "task.json", run.task.settings())
     if run.tokenizer is not None:
         run.tokenizer.save(folder / "tokenizer.json")

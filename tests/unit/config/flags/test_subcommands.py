@@ -92,7 +92,7 @@ def test_command_that_two_packages_claim_is_a_user_error(install, capsys):
     )
 
 
-@pytest.mark.catches("command_without_run_is_a_traceback")
+@pytest.mark.catches("command_without_run_does_nothing")
 def test_command_without_a_function_is_a_user_error(install, capsys):
     code = "def add_arguments(parser):\n    pass\n"
     install("half-tool", {"command": {"half": "half_tool"}}, code=code)
