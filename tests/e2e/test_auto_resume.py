@@ -184,6 +184,7 @@ def test_resumed_run_refuses_all_but_the_documented_changes(data):
     saved = resume_config(folder, {})
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     assert CHANGEABLE_FIELDS.keys() < {*fields}
+    assert CHANGEABLE_FIELDS.keys().isdisjoint({"seed", "task", "batch_size", "optimizer"})
     for name in fields:
         stored = getattr(saved, name)
         changed = OTHER_VALUES[type(stored)] if stored is not None else "other"

@@ -1531,11 +1531,16 @@ def named_callbacks_are_not_built(original):
 def report_does_not_name_the_reason_of_a_stop(original):
     """The report of a run that a callback stopped reads as that of a complete one."""
 
-    def write_report(run, callbacks, *args):
+    def write_report(
+        run, callbacks, artifacts, console, metrics, last_step, parent_folder, verdicts, evaluation
+    ):
         requests = callbacks._stop_requests
         reason, requests.reason = requests.reason, None
         try:
-            return original(run, callbacks, *args)
+            return original(
+                run, callbacks, artifacts, console, metrics, last_step, parent_folder, verdicts,
+                evaluation,
+            )  # fmt: skip
         finally:
             requests.reason = reason
 
