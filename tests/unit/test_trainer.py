@@ -116,7 +116,11 @@ def test_dry_run_prints_the_settings_and_writes_nothing(train_file, tmp_path, ca
     argv += ["--tokenizer", "byte", "--model_config", json.dumps(SMALL), "--batch_size", "2"]
     assert cli.main(argv) == 0
     out = capsys.readouterr().out
-    assert "\n  max_epochs: 3 (given)\n" in out
+    given, resolved = re.search(
+        r"settings given:\n((?:  .*\n)+)settings resolved:\n((?:  .*\n)+)", out
+    ).groups()
+    assert "  max_epochs: 3\n" in given
+    assert "  scheduler: cosine (default)\n" in resolved
     steps = "dry run: nothing was trained or written\noptimizer steps: "
     assert re.search(
         steps + r"\d+ at most, [\d.e-]+ s each\nestimated time: \d.*\npredicted memory: \d+", out
