@@ -118,8 +118,6 @@ KINDS: dict[str, Kind] = {
             "matmul": "miniformer.model.attention_backends.matmul:matmul",
         },
     ),
-    "input": Kind("(config, **options) -> module from inputs of a batch to [B, T, D]"),
-    "cache": Kind("(config, batch_size, capacity, **options) -> cache with the methods of KVCache"),
     "model": Kind(
         "(config) -> module",
         {
@@ -168,8 +166,6 @@ KINDS: dict[str, Kind] = {
         },
         former_names={"encoding": "embedding"},
     ),
-    "batch_order": Kind("(num_examples, *, seed, **options) -> iterator of indices with a state"),
-    "loss_term": Kind("(model, batch, state) -> term: a sum and a count"),
     # Training.
     "optimizer": Kind(
         "(model, *, lr, weight_decay, ...) -> torch optimizer",
