@@ -458,7 +458,7 @@ def packed_tokens():
         ("regression", [{"input": [t, t[:3]], "value": len(t)} for t in TEXTS],
          sum(len(text) + len(text[:3]) + 2 for text in TEXTS)),
         ("masked_lm", [{"text": text} for text in TEXTS], sum(len(text) + 1 for text in TEXTS)),
-        ("seq2seq", [{"source": t, "target": t[:4]} for t in TEXTS],
+        ("seq2seq", [{"source": t, "target": t[3::-1]} for t in TEXTS],
          sum(len(text) + len(text[:4]) + 2 for text in TEXTS)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
