@@ -60,7 +60,8 @@ def expected(first, second, idf):
     values += [float(ends[0][0] == ends[1][0]), float(ends[0][1] == ends[1][1])]
     values += [longest / size for size in sizes]
     positions = [(i / sizes[0], j / sizes[1]) for i, j in equal]
-    values.append(statistics.mean(abs(a - b) for a, b in positions) if positions else 0.0)
+    squares = [(a - b) ** 2 for a, b in positions]
+    values.append(math.sqrt(statistics.mean(squares)) if positions else 0.0)
     columns = np.array(positions).T
     has_order = len(positions) > 1 and min(np.std(columns[0]), np.std(columns[1])) > 1e-3
     values.append(np.corrcoef(*columns)[0, 1] if has_order else 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ _MAX_CHARACTERS = 3_000_000  # of the training texts; with more, words occur oft
 _CHARACTERS_PER_TOKEN = 4  # about
 _MAX_WIDTH = 16  # characters of a token
 _WORD_SEPARATOR = "▁"  # of SentencePiece
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def propose_characters(config: TransformerConfig, data: WideData) -> list[dict[str, Any]]:
@@ -63,13 +65,14 @@ def fit_characters(
 
 
 def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """The text of each token, with a space before the first token of a word.
+    """The text of each token, with a space between words.
 
     Special tokens are a space. Bytes that are no character are U+FFFD.
     """
     backend = tokenizer.backend
     settings = json.loads(backend.to_str())
-    decoder = json.dumps(settings["decoder"])
+    decoder = json.dumps(settings["decoder"], ensure_ascii=False)
+    suffix = (settings["decoder"] or {}).get("suffix") if '"BPEDecoder"' in decoder else None
     special = {token["id"] for token in settings["added_tokens"] if token["special"]}
     texts = []
     for index in range(backend.get_vocab_size()):
@@ -78,8 +81,12 @@ def token_texts(tokenizer: Tokenizer) -> list[str]:
             text = " "
         elif '"ByteLevel"' in decoder:
             text = backend.decode([index])
+        elif _BYTE_TOKEN.fullmatch(token):
+            text = "\ufffd"
         elif '"WordPiece"' in decoder:
             text = token.removeprefix("##") if token.startswith("##") else f" {token}"
+        elif suffix:  # marks the last token of a word
+            text = f"{token.removesuffix(suffix)} " if token.endswith(suffix) else token
         elif _WORD_SEPARATOR in decoder:
             text = token.replace(_WORD_SEPARATOR, " ")
         else:

@@ -11,7 +11,7 @@ from miniformer.model.wide_head.head import make_features
 from miniformer.model.wide_head.overlap import NUM_OVERLAPS, OverlapFeatures
 from miniformer.training.tuning.wide_head.data import WideData
 
-_MAX_COMPARISONS = 5e9  # of tokens of all examples
+_MAX_COMPARISONS = 5e8  # of tokens of all examples: about 5 s
 
 
 def propose_overlap(config: TransformerConfig, data: WideData) -> list[dict[str, Any]]:

@@ -5,8 +5,10 @@ import random
 
 import numpy as np
 import pytest
+import tokenizers
 from rich.console import Console
 from sklearn.feature_extraction.text import CountVectorizer
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from miniformer import MiniFormerDataModule, TrainConfig, TransformerConfig
 from miniformer.data.tokenizers.tokenizer import Tokenizer
@@ -31,6 +33,42 @@ def test_token_texts_join_to_the_text(kind):
     joined = "".join(texts[token] for token in tokenizer.encode(text))
     assert joined.strip() == text
     assert texts[tokenizer.eos_id] == " "
+
+
+def metaspace_tokenizer(byte_fallback):
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    if byte_fallback:  # as in Llama
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    trainer = trainers.UnigramTrainer(vocab_size=150, unk_token="<unk>", special_tokens=["<unk>"])
+    backend.train_from_iterator([VERSE], trainer)
+    return backend
+
+
+def suffix_tokenizer():
+    backend = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.BPEDecoder()
+    trainer = trainers.BpeTrainer(
+        vocab_size=150, end_of_word_suffix="</w>", special_tokens=["<unk>"]
+    )
+    backend.train_from_iterator([VERSE], trainer)
+    return backend
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [metaspace_tokenizer(False), metaspace_tokenizer(True), suffix_tokenizer()],
+    ids=["metaspace", "byte fallback", "suffix"],
+)
+def test_token_texts_of_other_tokenizers_join_to_the_text(backend):
+    tokenizer = Tokenizer(backend)
+    texts = token_texts(tokenizer)
+    text = " ".join(word for word in VERSE.split()[:20] if word.isalpha())
+    joined = "".join(texts[token] for token in tokenizer.encode(text))
+    assert joined.strip() == text
 
 
 def suffix_data(count=240):
