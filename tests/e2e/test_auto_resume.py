@@ -129,6 +129,20 @@ def test_auto_resumes_an_interrupted_run_and_the_newest_one(data):
     assert result.folder == data / "runs" / "twice"
 
 
+@pytest.mark.catches("auto_reads_the_newest_run_alone")
+def test_auto_passes_over_unfinished_runs_with_other_settings(data):
+    for seed in (0, 1):
+        kill(settings(data, "seeds", seed=seed))
+    newest = data / "runs" / "seeds-2"
+    assert (newest / "given_settings.json").exists()
+    result, output = run(settings(data, "seeds", seed=0))
+    assert result.folder == data / "runs" / "seeds"
+    assert "seeds is resumed from step 4\n" in output
+    (newest / "train_config.json").unlink()  # a run folder that is half removed
+    _, output = run(settings(data, "seeds", seed=1))
+    assert "runs has no unfinished run seeds\n" in output
+
+
 def test_auto_resumes_a_complete_run_that_was_extended_and_killed(data):
     folder = run(settings(data, "extended", max_steps=2))[0].folder
     extended = {"resume": str(folder), "max_steps": 8}

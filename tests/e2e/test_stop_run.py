@@ -82,8 +82,11 @@ def test_stopped_run_shows_its_reason(stopped):
 def test_stopped_run_stays_stopped_when_it_is_resumed(stopped):
     _, _, folder = stopped
     before = (folder / "metrics.jsonl").read_text()
-    again = train(TrainConfig(resume=str(folder)))
+    console = Console(file=io.StringIO(), width=300)
+    again = train(TrainConfig(resume=str(folder)), console=console)
     assert again.stop_reason == REASON
+    line = f"a callback has stopped the run at step 4: {REASON}; it takes no further step\n"
+    assert line in console.file.getvalue()
     assert (folder / "metrics.jsonl").read_text() == before
 
 

@@ -1388,10 +1388,15 @@ def the_wide_head_reads_every_task(original):
     return is_possible
 
 
-@fault("miniformer.training.tuning.wide_head.fit:_best_variants")
+@fault("miniformer.training.tuning.wide_head.linear:select_strength")
 def the_first_group_is_taken(original):
     """The group with the highest held-out loss is the first."""
-    return lambda groups: original(groups[::-1])
+
+    def select_strength(config, task, features, labels):
+        selection = original(config, task, features, labels)
+        return selection._replace(loss=-selection.loss)
+
+    return select_strength
 
 
 @fault("miniformer.training.tuning.wide_head.matrix:FeatureMatrix.select")
@@ -1587,3 +1592,11 @@ def auto_resumes_another_run(original):
 def any_setting_may_change_at_resuming(original):
     """A resumed run may change its seed."""
     return {**original, "seed": "auto"}
+
+
+@fault("miniformer.training.resume.auto:_unfinished_runs")
+def auto_reads_the_newest_run_alone(original):
+    """A newer run with other settings hides the run to resume."""
+    from itertools import islice
+
+    return lambda work_dir, name: islice(original(work_dir, name), 1)

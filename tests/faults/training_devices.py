@@ -79,11 +79,10 @@ def restart_begins_a_new_folder(original):
 def what_is_no_callback_is_left_out(original):
     """Objects that are not callbacks are ignored without an error."""
 
-    def build_callbacks(callbacks):
+    def build_callbacks(callbacks, settings=None):
         import lightning
 
-        return original(
-            [callback for callback in callbacks if isinstance(callback, lightning.Callback)]
-        )
+        known = [callback for callback in callbacks if isinstance(callback, lightning.Callback)]
+        return original(known, settings)
 
     return build_callbacks

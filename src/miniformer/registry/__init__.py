@@ -165,7 +165,7 @@ def setting_problems(
     for index, setting in enumerate(settings or ()):
         name = setting.get("type") if isinstance(setting, Mapping) else setting
         if not isinstance(name, str):
-            example = known[0] if known else "package.module:Class"
+            example = known[0] if known else "package.module:Class" if paths else "name"
             problems.append(
                 f"{label}[{index}] must be a name, or an object with a name as type, such as "
                 f'{{"type": "{example}"}}, not {setting!r}'

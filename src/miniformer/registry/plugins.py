@@ -93,9 +93,10 @@ def load(kind: str, entry: EntryPoint) -> Any:
     if problem is None:
         try:
             return entry.load()
-        except Exception as error:
-            problem = f"cannot be imported: {type(error).__name__}: {error}"
-            cause: Exception | None = error
+        except (Exception, SystemExit) as error:
+            message = " ".join(str(error).split())
+            problem = f"cannot be imported: {type(error).__name__}: {message}"
+            cause: BaseException | None = error
     else:
         cause = None
     raise PluginError(

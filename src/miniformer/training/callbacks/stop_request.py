@@ -53,6 +53,10 @@ class StopRequests(L.Callback):
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         if self.reason is not None:  # a resumed run has ended
             trainer.should_stop = True
+            self.log_fn(
+                f"a callback has stopped the run at step {self.stop_step:,}: {self.reason}; it "
+                "takes no further step"
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, *args: Any) -> None:
         if trainer.world_size == 1:

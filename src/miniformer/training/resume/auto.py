@@ -1,5 +1,7 @@
 """`resume=auto`: the newest unfinished run with the same settings is resumed, or a new one starts.
 
+Unfinished runs with other settings are passed over.
+
 A run folder has the settings that were given (`given_settings.json`), and, once the run is complete
 and evaluated, its result (`result.json`).
 """
@@ -41,18 +43,16 @@ def resolve_auto_resume(config: TrainConfig, log_fn: Callable[[str], Any]) -> Tr
     """
     name = config.experiment_name or config.task
     given = config.given_fields()
-    folder = next(_unfinished_runs(Path(config.work_dir), name), None)
-    if folder is None:
-        reason = f"{config.work_dir} has no unfinished run {name}"
-    else:
-        stored = _read_json(folder / GIVEN_FILE)
-        fixed, changed = _differences(stored, given)
+    reason = None
+    for folder in _unfinished_runs(Path(config.work_dir), name):
+        fixed, changed = _differences(_read_json(folder / GIVEN_FILE), given)
         if not fixed:
             step = _last_step(folder)
             changes = "".join(f"; {line}" for line in changed.values())
             log_fn(f"resume auto: {folder} is resumed from step {step}{changes}")
             return resume_config(folder, {name: getattr(config, name) for name in changed})
-        reason = f"{folder} is another run: {'; '.join(fixed.values())}"
+        reason = reason or f"{folder} is another run: {'; '.join(fixed.values())}"
+    reason = reason or f"{config.work_dir} has no unfinished run {name}"
     log_fn(f"resume auto: a new run starts: {reason}")
     return complete_config(dataclasses.replace(config, resume=None))
 
@@ -72,7 +72,10 @@ def _unfinished_runs(work_dir: Path, name: str) -> Iterator[Path]:
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
     paths = work_dir.iterdir() if work_dir.is_dir() else ()
     runs = [
-        path for path in paths if pattern.fullmatch(path.name) and (path / GIVEN_FILE).is_file()
+        path
+        for path in paths
+        if pattern.fullmatch(path.name)
+        and all((path / file).is_file() for file in (GIVEN_FILE, CONFIG_FILE))
     ]
     for folder in sorted(runs, key=lambda run: (run / CONFIG_FILE).stat().st_mtime, reverse=True):
         result = folder / RESULT_FILE
@@ -114,5 +117,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable: {error}; name the run to resume") from None
+        raise UserError(
+            f"{path}: not readable: {error}; name the run to resume, or remove its folder"
+        ) from None
     return values if isinstance(values, dict) else {}

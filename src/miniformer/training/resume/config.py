@@ -151,6 +151,12 @@ def check_same_data(records: Records | None, checkpoint: Path) -> None:
     saved, current = read_checkpoint_metadata(checkpoint).get("facts"), dataset_fingerprint(records)
     if saved != current:
         raise UserError(
-            f"resume: the data of {checkpoint.parent.parent} has changed: it was {saved}, it is "
-            f"{current}; start a new run"
+            f"resume: the data of {checkpoint.parent.parent} has changed: it had "
+            f"{_describe(saved)}, and has {_describe(current)}; start a new run: leave out resume, "
+            "or set another experiment_name"
         )
+
+
+def _describe(fingerprint: dict[str, int] | None) -> str:
+    """The values of a `dataset_fingerprint`, such as 120 records, 10,997 bytes."""
+    return ", ".join(f"{number:,} {name}" for name, number in (fingerprint or {}).items()) or "none"
