@@ -86,6 +86,9 @@ def _checked(fault: Fault, tests: list[str], log: Path) -> tuple[str, str]:
         return "MISSED", "no test is marked with catches()"
     try:
         code, failed, broken, printed = _in_own_process(fault.name, ["-x", *tests], log)
+        if code == 1 and not (failed or broken):
+            # A fixture failed, as one that starts several processes may on a loaded machine.
+            code, failed, broken, printed = _in_own_process(fault.name, ["-x", *tests], log)
     except RuntimeError as error:
         return "MISSED", f"{error}\n{_end(log)}"
     if broken:
