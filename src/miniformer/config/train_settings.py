@@ -405,7 +405,7 @@ class OutputSettings(StrictConfig):
     Args:
         work_dir: folder for run folders.
         experiment_name: name of the run folder; a number is appended if it exists; null: the task.
-        resume: run folder to resume. Flags beside it change settings of the run, such as a larger
+        resume: run folder to resume. Other flags change settings of the run, such as a larger
             max_steps; those that would make it another run are refused. auto: the newest unfinished
             run of this experiment_name, if its settings are the same, or else a new run.
         checkpoint_interval: optimizer steps between checkpoints for resuming; null: at each

@@ -36,7 +36,7 @@ class PretrainedMixin:
         weight_storage: types in which matrices are stored, `{"type": name, options}` by name of the
             matrix; see `weight_storage.py`. Empty: as they are.
         extra_files: further files of the model directory by name: bytes, or the path of a file.
-        requires: packages that the model needs, beside those of its components.
+        requires: packages that the model needs in addition to those of its components.
     """
 
     config: TransformerConfig
@@ -50,7 +50,7 @@ class PretrainedMixin:
 
         Args:
             directory: the model directory.
-            requires: packages that the directory needs beside those of the model.
+            requires: packages that the directory needs in addition to those of the model.
 
         Raises:
             UserError: two tensors of the model share memory, or a type of `weight_storage` or a

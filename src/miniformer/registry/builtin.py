@@ -1,7 +1,7 @@
 """Kinds of components: the interface of each, and its built-in components.
 
 A component is listed as `module:attribute`, or as `module`, and imported on first use. Options of a
-component are those that a user gives beside its name.
+component are those that a user gives in addition to its name.
 """
 
 from __future__ import annotations
