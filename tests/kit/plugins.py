@@ -1,13 +1,16 @@
-"""Toy plug-ins as a user would write them: LoRA, and a linear layer stored as int8."""
+"""Toy plug-ins as a user would write them: LoRA, a linear layer stored as int8, batch orders."""
 
 import contextlib
+import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from miniformer import registry
+from miniformer.data.batching.order import BatchOrder
 from miniformer.model.matrices import weight_matrices
 
 
@@ -86,7 +89,49 @@ def store_int8(model, **options):
     return model
 
 
+class ShortFirst(BatchOrder):
+    """Curriculum: the share of batches in use, short ones first, grows (Platanios et al. 2019)."""
+
+    def __init__(self, batches=20, start=0.2, column="ids"):
+        self.batches, self.start, self.column, self.num_served = batches, start, column, 0
+
+    def plan(self, context):
+        lengths = context.chunk.lengths(self.column)
+        plans = sorted(context.plan_batches(), key=lambda rows: lengths[rows].max())
+        done = min(1.0, self.num_served / self.batches)
+        share = math.sqrt(done * (1 - self.start**2) + self.start**2)
+        plans = plans[: math.ceil(share * len(plans))]
+        context.rng.shuffle(plans)
+        self.num_served += len(plans)
+        return plans
+
+    def state_dict(self):
+        return {"num_served": self.num_served}
+
+    def load_state_dict(self, state):
+        self.num_served = state["num_served"]
+
+
+class Poisson(BatchOrder):
+    """Each row is in a step independently with probability `q`, as private training needs it."""
+
+    whole_epochs = True
+
+    def __init__(self, q):
+        if not 0 < q <= 1:
+            raise ValueError(f"q must be above 0 and at most 1, not {q}")
+        self.q = q
+
+    def plan(self, context):
+        rows, plans = context.rows(), []
+        for _ in range(round(1 / self.q)):
+            sample = rows[context.rng.random(len(rows)) < self.q]
+            plans += np.array_split(sample, context.world_size)
+        return plans
+
+
 COMPONENTS = {
+    "batch_order": {"short_first": ShortFirst, "poisson": Poisson},
     "transform": {"lora": lora, "int8_layers": int8_layers, "store_int8": store_int8},
     "weight_storage": {"int8": Int8Storage},
 }

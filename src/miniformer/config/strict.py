@@ -262,8 +262,8 @@ def _limit_problems(field: dataclasses.Field[Any], value: Any) -> list[str]:
     kinds, choices = (field.metadata.get(key) for key in ("of", "choices"))
     if choices and value not in choices:
         return [f"{field.name} must be one of {', '.join(choices)}, not {value!r}"]
-    if kinds and isinstance(value, list):
-        paths = field.metadata["paths"]
+    paths = field.metadata.get("paths", False)
+    if kinds and (isinstance(value, list | dict) or (paths and value is not None)):
         return registry.setting_problems(kinds, value, label=field.name, paths=paths)
     if kinds:
         known = [name for kind in kinds.split(",") for name in registry.names(kind)]

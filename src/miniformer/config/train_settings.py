@@ -46,6 +46,9 @@ class DataSettings(StrictConfig):
             null: 16; for language_modeling and seq2seq 1/1000 of the training tokens, clamped to
             2,048 to 16,384 tokens per batch of all devices.
         batch_tokens: maximum tokens per batch, padding included; null: derived from batch_size.
+        batch_order: order in which the batches of an epoch are drawn, of a package or by import
+            path, such as {"type": "my_package.orders:ShortFirst", "epochs": 2}; null: random
+            batches of examples of similar length, or of packed windows.
         num_workers: worker processes that read and encode data too large for memory; 0: a thread
             of the training process.
         streaming: read train_path once, in order, such as from a pipe ("-" is standard input), with
@@ -64,6 +67,7 @@ class DataSettings(StrictConfig):
     seq_len: int | None = option(None, low=1)
     batch_size: int | None = option(None, low=1)
     batch_tokens: int | None = option(None, low=1)
+    batch_order: dict[str, Any] | str | None = option(None, kind="batch_order", paths=True)
     num_workers: int = option(0, low=0)
     streaming: bool = option(False)
 

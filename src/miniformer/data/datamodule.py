@@ -66,6 +66,8 @@ class MiniFormerDataModule(L.LightningDataModule):
         streaming: reads the training data sequentially, such as from a pipe ("-" is standard
             input): without an index, and shuffled only within chunks.
         seed: seed of the training order.
+        batch_order: order of the training batches: a `BatchOrder`, or a registered name with its
+            options; None: random batches of the task's batcher.
         progress: called with (task, done, total) during reading.
 
     Raises:
@@ -87,6 +89,7 @@ class MiniFormerDataModule(L.LightningDataModule):
         num_workers: int = 0,
         streaming: bool = False,
         seed: int = 0,
+        batch_order: Any = None,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +99,11 @@ class MiniFormerDataModule(L.LightningDataModule):
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.num_workers, self.streaming, self.seed = num_workers, streaming, seed
-        self.progress = progress
+        self.progress, self.order = progress, None
+        if batch_order is not None:
+            from miniformer.data.batching.order import build_order
+
+            self.order = build_order(batch_order)
         self.chunks: dict[str, ChunkSource] = {}
         self._resume_state: dict[str, int] | None = None
 
@@ -201,8 +208,9 @@ class MiniFormerDataModule(L.LightningDataModule):
             batch_tokens=self.batch_tokens,
             training=training,
         )
-        trainer = self.trainer
-        return BatchLoader(
+        trainer, is_ordered = self.trainer, training and self.order is not None
+        make_loader: Any = self._ordered_loader if is_ordered else BatchLoader
+        loader: BatchLoader = make_loader(
             self.chunks[split],
             batcher,
             seed=self.seed if training else None,
@@ -210,13 +218,23 @@ class MiniFormerDataModule(L.LightningDataModule):
             world_size=1 if trainer is None else trainer.world_size,
             token_tensors=getattr(self.task, "token_tensors", None),
         )
+        return loader
+
+    def _ordered_loader(self, *args: Any, **options: Any) -> BatchLoader:
+        """Loader whose epochs differ; it has its own copy of the order."""
+        from miniformer.data.batching.order import OrderedBatchLoader, build_order
+
+        order = None if self.order is None else build_order(self.order)
+        return OrderedBatchLoader(*args, order=order, **options)
 
     def _record_chunks(self, split: str, records: Records, num_workers: int = 0) -> RecordChunks:
         progress = None if self.progress is None else partial(self.progress, f"encoding {split}")
+        whole_epochs = split == "train" and self.order is not None and self.order.whole_epochs
         return RecordChunks(
             records.with_schema(self.task.schema),
             self._encode,
             num_workers=num_workers,
+            keep_in_memory=True if whole_epochs else None,
             progress=progress,
         )
 
@@ -224,6 +242,9 @@ class MiniFormerDataModule(L.LightningDataModule):
         source = self.train_path
         if not isinstance(source, (str, Path, list)):
             raise UserError("streaming reads files or '-' (standard input); name one as train_path")
+        if self.order is not None and self.order.whole_epochs:
+            name = type(self.order).__name__
+            raise UserError(f"batch_order: {name} needs whole epochs; leave streaming out")
         schema, mapping = self.task.schema, self.mapping
 
         def iter_records() -> Iterator[Record]:

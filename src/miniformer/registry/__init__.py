@@ -16,7 +16,7 @@ import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -156,18 +156,24 @@ def named_options(setting: str | Mapping[str, Any]) -> dict[str, Any]:
     return {"type": setting} if isinstance(setting, str) else dict(setting)
 
 
-def setting_problems(
-    kind: str, settings: Sequence[Any] | None, *, label: str, paths: bool = False
-) -> list[str]:
-    """Problems of settings of `build`, found without an import: their form and names."""
-    known = names(kind) if settings else []
+def setting_problems(kind: str, settings: Any, *, label: str, paths: bool = False) -> list[str]:
+    """Problems of settings of `build`, found without an import: their form and names.
+
+    Args:
+        kind, label, paths: see `build`.
+        settings: a setting, or a list of settings, which may be empty or None.
+    """
+    is_list = isinstance(settings, list | tuple)
+    items = settings if is_list else [] if settings is None else [settings]
+    known = names(kind) if items else []
     problems = []
-    for index, setting in enumerate(settings or ()):
+    for index, setting in enumerate(items):
+        field = f"{label}[{index}]" if is_list else label
         name = setting.get("type") if isinstance(setting, Mapping) else setting
         if not isinstance(name, str):
             example = known[0] if known else "package.module:Class" if paths else "name"
             problems.append(
-                f"{label}[{index}] must be a name, or an object with a name as type, such as "
+                f"{field} must be a name, or an object with a name as type, such as "
                 f'{{"type": "{example}"}}, not {setting!r}'
             )
         elif name not in known and not (paths and ":" in name):
@@ -175,7 +181,7 @@ def setting_problems(
             if not known:
                 hint += "; install the package that has it, or register it first"
             message = unknown_name_message(kind.replace("_", " "), name, known)
-            problems.append(f"{label}[{index}]: {message}{hint}")
+            problems.append(f"{field}: {message}{hint}")
     return problems
 
 

@@ -196,6 +196,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "callback": Kind("(**options) -> lightning.Callback"),
+    "batch_order": Kind("(**options) -> BatchOrder"),
     # Tools.
     "command": Kind(
         "module with add_arguments(parser) and run(values) -> exit code or None",

@@ -217,6 +217,7 @@ ELSEWHERE = {
     "devices": "starts processes; tests/e2e/test_devices.py",
     "num_nodes": "needs other machines; refused in tests/e2e/test_devices.py",
     "transforms": "none is built in; tests/e2e/test_transforms.py",
+    "batch_order": "none is built in; tests/e2e/test_data_plugins.py",
 }
 
 

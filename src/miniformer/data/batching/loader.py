@@ -47,7 +47,7 @@ class BatchLoader:
         predicted  number of predicted positions; None: not known
         place      position of the batch
         state      loader state after it
-        repeated   whether it repeats another rank's batch
+        repeated   whether it is not counted: another rank's batch, or one without examples
 
     The order depends on `seed` and the epoch only, not on worker processes. Ranks take turns.
 
@@ -135,7 +135,7 @@ class BatchLoader:
         chunk = next(iter(self.chunks.iter_epoch(self._rng(epoch), chunk_index)))
         if "record" not in chunk.columns:
             return None
-        plan = self.batcher.plan_batches(chunk, self._rng(epoch, chunk_index))[batch_index]
+        plan = self._plan(chunk, epoch, chunk_index)[batch_index]
         indices = chunk.columns["record"][self.batcher.example_indices(chunk, plan)]
         return list(dict.fromkeys(indices.tolist()))
 
@@ -162,8 +162,7 @@ class BatchLoader:
         examples = 0
         chunks = self.chunks.iter_epoch(self._rng(epoch), start_chunk)
         for chunk_index, chunk in enumerate(chunks, start_chunk):
-            rng = self._rng(epoch, chunk_index)
-            plans = self.batcher.plan_batches(chunk, rng) if len(chunk) else []
+            plans = self._plan(chunk, epoch, chunk_index) if len(chunk) else []
             for index, plan in enumerate(islice(plans, start_batch, None), start_batch):
                 # Each batch has its own random generator, independent of earlier batches.
                 batch = self.batcher.collate(chunk, plan, self._rng(epoch, chunk_index, index))
@@ -184,6 +183,10 @@ class BatchLoader:
                 yield batch, about
                 examples += len(plan)
             start_batch = 0
+
+    def _plan(self, chunk: ColumnarStore, epoch: int, chunk_index: int) -> list[Any]:
+        """Plans of the batches of a chunk."""
+        return self.batcher.plan_batches(chunk, self._rng(epoch, chunk_index))
 
     def _rng(self, *position: int) -> np.random.Generator | None:
         return None if self.seed is None else np.random.default_rng([self.seed, *position])

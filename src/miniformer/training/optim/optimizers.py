@@ -66,7 +66,16 @@ def adamw(
     """AdamW (Loshchilov & Hutter 2017), fused if supported."""
     groups = build_param_groups(model, weight_decay=weight_decay, layer_lr_decay=layer_lr_decay)
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    return torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=eps, fused=fused)  # type: ignore[arg-type]
+    if fused:
+        optimizer.register_step_post_hook(_count_changes)
+    return optimizer
+
+
+def _count_changes(optimizer: torch.optim.Optimizer, *args: Any) -> None:
+    """Increments the versions of weights, which a fused step leaves; decoding kernels need them."""
+    for group in optimizer.param_groups:
+        torch.autograd.graph.increment_version([p for p in group["params"] if p.grad is not None])
 
 
 def muon(
@@ -91,7 +100,10 @@ def muon(
             params = [p for p in group["params"] if (id(p) in muon_ids) == (kind == "muon")]
             if params:
                 groups.append({**group, "params": params, "kind": kind})
-    return Muon(groups, lr=lr, momentum=momentum, steps=steps, betas=betas, eps=eps)
+    optimizer = Muon(groups, lr=lr, momentum=momentum, steps=steps, betas=betas, eps=eps)
+    if not muon_ids:
+        optimizer.register_step_post_hook(_count_changes)
+    return optimizer
 
 
 def schedulefree(

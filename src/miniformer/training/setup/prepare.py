@@ -158,6 +158,7 @@ def prepare(
             num_workers=config.num_workers,
             streaming=config.streaming,
             seed=config.seed,
+            batch_order=config.batch_order,
             progress=progress,
         )
         data.setup()

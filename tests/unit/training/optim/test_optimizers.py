@@ -304,3 +304,16 @@ def test_optimizer_without_default_lr_needs_lr(monkeypatch):
         monkeypatch.setitem(registry._registered, "optimizer", {"mine": make})
         with pytest.raises(UserError, match="optimizer=mine has no default learning rate; set"):
             default_lr("mine")
+
+
+@pytest.mark.catches("fused_step_leaves_versions_of_weights")
+@pytest.mark.parametrize("role", [None, "adamw"])
+@pytest.mark.parametrize("optimizer", [adamw, muon])
+def test_step_changes_versions_of_weights(optimizer, role):
+    """Decoding kernels hold copies of weights, and notice changes by the versions."""
+    model = with_gradients(tiny_model())
+    if role is not None:
+        model.optimizer_role = role
+    before = [parameter._version for parameter in model.parameters()]
+    optimizer(model, lr=0.1, weight_decay=0.1).step()
+    assert before != [parameter._version for parameter in model.parameters()]
