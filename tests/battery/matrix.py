@@ -98,7 +98,7 @@ apply to (an encoder has no cache). `python -m tests.battery.matrix` writes this
   version of its GPU kernel (`tests/unit/model/test_attention_backends.py`).
 - **cached**: decoding token by token and in chunks of several sizes, with and without padding, with the caches
   `full`, `window` and (within its tolerance) `int8`, gives the logits of one full pass; with `auto`, `plain` and, if
-  supported, `matmul` (`flex` in `tests/unit/model/test_cache.py`).
+  supported, `matmul` (`flex` in `tests/unit/model/cache/test_kv_cache.py`).
 - **batch = singles**: a padded row gives the same logits as alone. **no leak**: no later token changes an
   earlier logit. **sizes** computed from the config are those of the model.
 - Tests that do not depend on pairs of options run on {len(EACH_VALUE)} of the variants, which cover each value and each

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from miniformer import registry
 from miniformer.config import GenerationConfig, UserError
 from miniformer.generation.logits_processors import bad_words, min_new_tokens, no_repeat_ngram
 from miniformer.generation.sampling import sampling_distribution
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import CacheSpec
 from miniformer.model.cache.storage import Columns, Ring
 from tests.battery.models import close, expected
 from tests.kit import tiny_model
@@ -17,10 +18,8 @@ AROUND = [1, WINDOW - 1, WINDOW, WINDOW + 1]
 
 
 def small_cache(capacity=8, window=WINDOW, kind="window"):
-    return KVCache(
-        windows=[window], batch_size=1, capacity=capacity, kv_heads=1, head_dim=1,
-        device=torch.device("cpu"), dtype=torch.float32, kind=kind,
-    )  # fmt: skip
+    spec = CacheSpec([window], 1, capacity, [1], 1, torch.device("cpu"), torch.float32)
+    return registry.build("cache", kind, spec, label="kind")
 
 
 def append(cache, first, count):

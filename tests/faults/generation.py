@@ -203,6 +203,16 @@ def registered_runtimes_are_not_asked(original):
     return make_runtime
 
 
+@fault("miniformer.runtime.native.decode_step:make_native_runtime")
+def kernels_ignore_the_kind_of_cache(original):
+    """The kernels are used with their own cache, whichever is asked for."""
+
+    def make_native_runtime(model, memory, options):
+        return original(model, memory, options.override({"cache_kind": None}))
+
+    return make_native_runtime
+
+
 @fault("miniformer.model.cache.kv_cache:KVCache.select")
 def runtime_selects_the_first_rows(original):
     """The first rows of the cache stay, whichever rows are selected."""

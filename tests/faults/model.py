@@ -540,9 +540,9 @@ def emptied_cache_keeps_its_source(original):
 def source_is_projected_in_every_pass(original):
     """The cache does not store keys and values of the source."""
 
-    def source_kv(self, layer, project):
+    def source_kv(self, layer, memory, project):
         self.cross_kv = None if layer == 0 else self.cross_kv
-        return original(self, layer, project)
+        return original(self, layer, memory, project)
 
     return source_kv
 
@@ -575,6 +575,49 @@ def spans_stay_where_they_were(original):
         self.final_lengths.copy_(final_lengths)
 
     return reorder
+
+
+@fault("miniformer.model.cache.kv_cache:KVCache.insert")
+def inserted_row_sees_its_predecessor(original):
+    """Tokens of the row that an inserted one replaces stay visible."""
+
+    def insert(self, rows, cache):
+        before = self.make_positions()[rows].clone()
+        original(self, rows, cache)
+        columns = self.positions[rows]
+        self.positions[rows] = columns.where(columns >= 0, before)
+
+    return insert
+
+
+@fault("miniformer.model.cache.storage:Columns.insert")
+def insertion_forgets_a_ring(original):
+    """An inserted row has no earlier tokens in layers with a sliding window."""
+
+    def insert(self, rows, storage, length):
+        original(self, rows, storage, length)
+        if hasattr(self, "window"):
+            self.keys[rows] = 0
+
+    return insert
+
+
+@fault("miniformer.model.cache.kv_cache:KVCache.insert")
+def inserted_row_takes_the_length_of_its_predecessor(original):
+    """Inserted rows have the final lengths of the rows that they replace."""
+
+    def insert(self, rows, cache):
+        final_lengths = self.final_lengths.clone()
+        original(self, rows, cache)
+        self.final_lengths.copy_(final_lengths)
+
+    return insert
+
+
+@fault("miniformer.model.cache.storage:Columns.compact")
+def compaction_leaves_keys_behind(original):
+    """Compaction moves positions without their keys and values."""
+    return lambda self, columns: None
 
 
 @fault("miniformer.model.cache.kv_cache:_state_key")

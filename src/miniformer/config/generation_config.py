@@ -49,6 +49,9 @@ class GenerationConfig(StrictConfig):
         json_schema: JSON schema that the text must match.
         weight_dtype: dtype of weights for decoding on a CPU: float32, bf16, or int8 or int4 with a
             scale per 32 weights. Fewer bytes take less time.
+        cache_kind: kind of key-value cache, with which the modules of the model compute all steps:
+            window stores the window of layers that have one, full all tokens, int8 a byte for each
+            value; null: that of the fastest implementation.
         cuda_graph: on an NVIDIA GPU, capture a decoding step as a CUDA graph and replay it; for
             models of built-in parts. Each step attends to the full length of the cache.
         seed: seed of sampling. A text depends on it, on the prompt, and on the indices of the
@@ -86,6 +89,7 @@ class GenerationConfig(StrictConfig):
     choices: list[str] | None = None
     json_schema: dict[str, Any] | None = None
     weight_dtype: str = option("float32", choices=("float32", "bf16", "int8", "int4"))
+    cache_kind: str | None = option(None, kind="cache")
     cuda_graph: bool = False
     seed: int | None = option(None, low=0, high=2**63 - 1)
     num_return_sequences: int = option(1, low=1)
@@ -150,6 +154,11 @@ class GenerationConfig(StrictConfig):
         constraints = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
         if len(constraints) > 1:
             problems.append(f"{' and '.join(constraints)} are both constraints; leave one out")
+        if self.cache_kind is not None and (self.cuda_graph or self.weight_dtype != "float32"):
+            name = "cuda_graph=true" if self.cuda_graph else f"weight_dtype={self.weight_dtype}"
+            problems.append(
+                f"{name} has a cache of its own; leave cache_kind={self.cache_kind} out"
+            )
         if self.choices is not None and (not self.choices or not all(self.choices)):
             problems.append("choices must hold strings of one character or more")
         return problems + (

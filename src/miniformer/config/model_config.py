@@ -8,7 +8,6 @@ from miniformer.config.errors import ConfigError
 from miniformer.config.model_fields import ModelFields
 
 MatrixShape = tuple[int, int, bool]  # inputs, outputs, has a bias
-CACHE_KINDS = ("window", "full", "int8")  # see `miniformer.model.cache.kv_cache`
 
 
 class TransformerConfig(ModelFields):
@@ -117,8 +116,8 @@ class TransformerConfig(ModelFields):
             ConfigError: a size is below 1, or the kind is unknown.
         """
         problems = []
-        if kind not in CACHE_KINDS:
-            problems.append(registry.unknown_name_message("kind of cache", kind, list(CACHE_KINDS)))
+        if kind not in (known := registry.builtin_names("cache")):
+            problems.append(registry.unknown_name_message("kind of cache", kind, known))
         sizes = {"batch_size": batch_size, "seq_len": seq_len, "bytes_per_value": bytes_per_value}
         self._check_sizes(problems, **sizes, source_len=source_len)
         # int8: one byte per value and a float32 scale per head vector.

@@ -112,7 +112,7 @@ def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -
         runtime = make(model, memory, options)
         if runtime is not None:
             return cast("Runtime", runtime)
-    return PlainRuntime(model, memory)
+    return PlainRuntime(model, memory, options.cache_kind)
 
 
 class PlainRuntime(Runtime):
@@ -120,19 +120,24 @@ class PlainRuntime(Runtime):
 
     Args:
         model, memory: see `make_runtime`.
+        cache_kind: kind of cache; None: that of the class.
     """
 
-    cache_kind: ClassVar[str] = "window"  # see `miniformer.model.cache.kv_cache`
+    cache_kind: str = "window"  # see `miniformer.model.stack.Stack.new_cache`
 
-    def __init__(self, model: Model, memory: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, model: Model, memory: Sequence[Any] = (), cache_kind: str | None = None
+    ) -> None:
         self.model, self.memory = model, list(memory)
+        self.cache_kind = cache_kind or self.cache_kind
         self.cache: Any = None  # made by `prefill`
 
     def prefill(
         self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
     ) -> Tensor:
         """Implements `Runtime.prefill`."""
-        self.make_cache(ids, mask, max_new_tokens, "full" if trimmable else self.cache_kind)
+        trimmed = trimmable and self.cache_kind == "window"
+        self.make_cache(ids, mask, max_new_tokens, "full" if trimmed else self.cache_kind)
         features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
         return self.model.logits(features[:, -1])
 

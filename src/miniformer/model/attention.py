@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 from miniformer.model.attention_backends import BACKENDS
 from miniformer.model.attention_backends.functions import ScoreOptions
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import PassCache
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.linear import matmul_dtype
 from miniformer.model.position import Rotation, apply_rotary
@@ -62,7 +62,12 @@ class MultiHeadAttention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if sinks else None
 
     def forward(
-        self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        *,
+        cache: PassCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """Computes self-attention.
 
@@ -122,7 +127,7 @@ class CrossAttention(MultiHeadAttention):
         context: AttentionContext,
         *,
         memory: Tensor,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """Computes cross-attention; see `MultiHeadAttention.forward`.
@@ -133,5 +138,5 @@ class CrossAttention(MultiHeadAttention):
         if cache is None:
             source = self.keys_values(memory)
         else:
-            source = cache.source_kv(layer, lambda: self.keys_values(memory))
+            source = cache.source_kv(layer, memory, self.keys_values)
         return self.attend(self.queries(x), *source, context)

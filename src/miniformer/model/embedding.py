@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from miniformer.config import TransformerConfig
 
 if TYPE_CHECKING:
-    from miniformer.model.cache.kv_cache import KVCache
+    from miniformer.model.cache.protocol import PassCache
 
 
 def make_embedding(config: TransformerConfig) -> nn.Module:
@@ -29,7 +29,7 @@ def check_inputs(
     config: TransformerConfig,
     *,
     name: str = "inputs",
-    cache: KVCache | None = None,
+    cache: PassCache | None = None,
 ) -> None:
     """Raises a ValueError for inputs of the wrong type or shape, or too long.
 
@@ -68,7 +68,7 @@ def check_mask(mask: Tensor | None, inputs: Tensor, name: str = "attention_mask"
         )
 
 
-def check_segments(segment_ids: Tensor | None, inputs: Tensor, cache: KVCache | None) -> None:
+def check_segments(segment_ids: Tensor | None, inputs: Tensor, cache: PassCache | None) -> None:
     """Checks segment ids.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from miniformer import registry
 from miniformer.config import TransformerConfig
 from miniformer.model.attention import AttentionContext, CrossAttention
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import PassCache
 from miniformer.model.norm import make_norm
 
 
@@ -42,7 +42,12 @@ class EncoderLayer(nn.Module):
             self.attention_norm = nn.Identity()
 
     def forward(
-        self, x: Tensor, context: AttentionContext, *, cache: KVCache | None = None, layer: int = 0
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        *,
+        cache: PassCache | None = None,
+        layer: int = 0,
     ) -> Tensor:
         """See `MultiHeadAttention.forward` for the arguments."""
         attention = partial(self._attend, context, cache, layer)
@@ -53,7 +58,7 @@ class EncoderLayer(nn.Module):
         return self.residual_branch(x, "feed_forward", self.feed_forward)
 
     def _attend(
-        self, context: AttentionContext, cache: KVCache | None, layer: int, x: Tensor
+        self, context: AttentionContext, cache: PassCache | None, layer: int, x: Tensor
     ) -> Tensor:
         out: Tensor = self.attention(x, context, cache=cache, layer=layer)
         return out
@@ -96,7 +101,7 @@ class DecoderLayer(EncoderLayer):
         x: Tensor,
         context: AttentionContext,
         *,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
         layer: int = 0,
         source: AttentionContext,
         memory: Tensor,

@@ -135,6 +135,11 @@ def make_cross_mask(source_mask: Tensor | None) -> AttentionMask:
     return AttentionMask(allowed | fully_masked, fully_masked=fully_masked)
 
 
+def source_mask(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns the mask of a source, [B, S, D], with True everywhere if it is None: bool [B, S]."""
+    return torch.ones_like(features[..., 0], dtype=torch.bool) if mask is None else mask
+
+
 def make_positions(
     batch_size: int,
     length: int,

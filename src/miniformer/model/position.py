@@ -53,7 +53,7 @@ class Position(nn.Module):
         Args:
             positions: int [B or 1, T].
             length: length of the sequence of each token, int [B or 1, T or 1]; with a cache, its
-                final length (`KVCache.final_lengths`).
+                final length (`PassCache.final_lengths`).
             local: True for a layer with a sliding window.
         """
         return None

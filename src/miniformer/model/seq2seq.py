@@ -11,7 +11,7 @@ Letters: B batch, S source length, T target length, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import api
 from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import Cache, PassCache
 from miniformer.model.embedding import check_inputs, check_mask
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
@@ -110,7 +110,7 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         memory: Memory,
         target_mask: Tensor | None = None,
         *,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
     ) -> Tensor:
         """Computes the inputs of the head, [B, T, D].
 
@@ -187,8 +187,10 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         outputs = generate([api.GenerationInput(start, as_token_ids(row)) for row in source])
         return [output.tokens for output in outputs]
 
-    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """Makes an empty cache of the decoder; see `KVCache`."""
+    def new_cache(
+        self, batch_size: int, capacity: int, kind: str | Mapping[str, Any] = "window"
+    ) -> Cache:
+        """Makes an empty cache of the decoder; see `Stack.new_cache`."""
         return self.decoder.new_cache(batch_size, capacity, kind)
 
     def backend_report(

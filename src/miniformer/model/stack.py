@@ -9,6 +9,7 @@ Letters: B batch, T length, S source length, D model width.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +20,15 @@ from miniformer.config import TransformerConfig, UserError
 from miniformer.model import attention_backends
 from miniformer.model.attention import AttentionContext, MultiHeadAttention
 from miniformer.model.attention_backends.functions import ScoreOptions
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import Cache, CacheSpec, PassCache
+from miniformer.model.cache.source import insert_rows
 from miniformer.model.layers import DecoderLayer, EncoderLayer
 from miniformer.model.masks import (
     Visibility,
     make_cross_mask,
     make_sequence_lengths,
     make_visibility,
+    source_mask,
 )
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES, checkpoint_layer
@@ -37,6 +40,19 @@ class Memory(NamedTuple):
 
     features: Tensor  # [B, S, D]
     mask: Tensor | None = None  # bool [B, S], True = a real token
+
+    def select(self, rows: Tensor) -> Memory:
+        """Returns these sources, int [any], which may repeat."""
+        return Memory(self.features[rows], None if self.mask is None else self.mask[rows])
+
+    def insert(self, rows: Tensor, memory: Memory) -> Memory:
+        """Replaces sources by those of another memory, int [n]; the shorter ones are padded."""
+        features = insert_rows(self.features, rows, memory.features, 1)
+        lengths = {self.features.shape[1], memory.features.shape[1]}
+        if self.mask is None and memory.mask is None and len(lengths) == 1:
+            return Memory(features)
+        mine, theirs = (source_mask(*item) for item in (self, memory))
+        return Memory(features, insert_rows(mine, rows, theirs, 1))
 
 
 class Stack(nn.Module):
@@ -71,7 +87,7 @@ class Stack(nn.Module):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
         memory: Memory | None = None,
     ) -> Tensor:
         """Maps embedded inputs to normalized features: [B, T, D] -> [B, T, D].
@@ -106,19 +122,35 @@ class Stack(nn.Module):
             cache.end_pass()
         return out
 
-    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `KVCache`."""
+    def new_cache(
+        self, batch_size: int, capacity: int, kind: str | Mapping[str, Any] = "window"
+    ) -> Cache:
+        """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `Cache`.
+
+        Args:
+            batch_size: number of rows.
+            capacity: number of columns; see `CacheSpec`.
+            kind: name of the kind of cache, or an object with the name as `type` and its options.
+                window: layers with a window store its W tokens only; full: all layers store all
+                tokens; int8: like full, with a byte for each value and a scale for each vector.
+
+        Raises:
+            UserError: the kind or an option of it is unknown.
+        """
         weight = next(self.parameters())
-        return KVCache(
+        spec = CacheSpec(
             windows=[getattr(layer.attention, "window", None) for layer in self.layers],
             batch_size=batch_size,
             capacity=capacity,
-            kv_heads=self.config.kv_heads,
+            kv_heads=[
+                getattr(layer.attention, "kv_heads", self.config.kv_heads) for layer in self.layers
+            ],
             head_dim=self.config.head_width,
             device=weight.device,
             dtype=weight.dtype,
-            kind=kind,
         )
+        cache: Cache = registry.build("cache", kind, spec, label="kind of cache")
+        return cache
 
     def backend_report(
         self, *, ragged: bool = False, cached: bool = False, keys: int | None = None
@@ -156,7 +188,7 @@ class Stack(nn.Module):
         x: Tensor,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
-        cache: KVCache | None,
+        cache: PassCache | None,
     ) -> tuple[Tensor, list[AttentionContext]]:
         """Returns positions, and the context of each layer's attention; equal layers share it."""
         if cache is not None:

@@ -19,7 +19,7 @@ from miniformer.config import ConfigError, GenerationConfig, TransformerConfig
 from miniformer.generation import api
 from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
-from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import Cache, PassCache
 from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
 from miniformer.model.head import Head, pool_sequences
 from miniformer.model.initialization import initialize
@@ -65,7 +65,7 @@ class Transformer(PretrainedMixin, Stack):
         *,
         segment_ids: Tensor | None = None,
         token_types: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
     ) -> Tensor:
         """Computes logits at each position.
 
@@ -95,7 +95,7 @@ class Transformer(PretrainedMixin, Stack):
         *,
         segment_ids: Tensor | None = None,
         token_types: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: PassCache | None = None,
     ) -> Tensor:
         """Computes the inputs of the head: normalized last layer, [B, T, D]; see `forward`."""
         check_inputs(inputs, self.config, cache=cache)
@@ -169,8 +169,10 @@ class Transformer(PretrainedMixin, Stack):
         mixed: Tensor = self.wide_head(outputs, inputs)
         return mixed
 
-    def new_cache(self, batch_size: int, capacity: int, kind: str = "window") -> KVCache:
-        """Makes an empty cache for `batch_size` rows of up to `capacity` tokens; see `KVCache`.
+    def new_cache(
+        self, batch_size: int, capacity: int, kind: str | Mapping[str, Any] = "window"
+    ) -> Cache:
+        """Makes an empty cache for rows of up to `capacity` tokens; see `Stack.new_cache`.
 
         Raises:
             ConfigError: the model is not causal, so later tokens would change earlier outputs.

@@ -129,6 +129,14 @@ KINDS: dict[str, Kind] = {
     "transform": Kind("(model, **options) -> model"),
     "weight_storage": Kind("encode(weight, **options) -> tensors by name, and decode, its inverse"),
     # Decoding.
+    "cache": Kind(
+        "(spec, **options) -> Cache",
+        {
+            "window": "miniformer.model.cache.kv_cache:WindowCache",
+            "full": "miniformer.model.cache.kv_cache:KVCache",
+            "int8": "miniformer.model.cache.kv_cache:Int8Cache",
+        },
+    ),
     "runtime": Kind(
         "(model, memory, options) -> Runtime, or None if it does not apply",
         {

@@ -156,7 +156,7 @@ class _StaticCacheView:
         return new_positions
 
     def visibility(self, layer: int, positions: Tensor, window: int | None) -> Visibility:
-        """See `KVCache.visibility`; unused columns have position -1 and are masked."""
+        """See `PassCache.visibility`; unused columns have position -1 and are masked."""
         assert self.cache.positions is not None
         return Visibility(True, window, positions, self.cache.positions)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniformer import registry
 from miniformer.config import ConfigError, GenerationConfig, TransformerConfig, UserError
-from miniformer.config.model_config import CACHE_KINDS
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.train_settings import HardwareSettings
 from miniformer.model.transformer import Transformer
@@ -285,7 +285,7 @@ def test_part_of_a_config_has_its_fields_only():
     assert not hasattr(hardware, "lr")
 
 
-@pytest.mark.parametrize("kind", CACHE_KINDS)
+@pytest.mark.parametrize("kind", registry.builtin_names("cache"))
 def test_cache_kinds_of_config_can_be_built(kind):
     config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, causal=True, sliding_window=2)
     assert Transformer(config).new_cache(1, 4, kind).nbytes == config.cache_bytes(1, 4, kind=kind)

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from miniformer import registry
-from miniformer.config import GenerationConfig
+from miniformer.config import ConfigError, GenerationConfig
 from miniformer.generation.runtime import PlainRuntime, eval_mode, make_runtime
 from miniformer.runtime.native.decode_step import NativeRuntime
 from miniformer.runtime.native.engine import Engine
-from tests.kit import tiny_model
+from tests.kit import caches, tiny_model
 
 OPTIONS = GenerationConfig()
 PROMPTS = [[3, 1, 4], [1, 5], [9, 2, 6]]
@@ -103,6 +103,38 @@ def test_runtime_of_a_model():
     hooked = tiny_model()
     hooked.register_forward_hook(lambda *args: None)
     assert type(make_runtime(hooked, [], OPTIONS)) is PlainRuntime
+
+
+@pytest.mark.catches("kernels_ignore_the_kind_of_cache")
+@pytest.mark.parametrize("kind", [*registry.builtin_names("cache"), *caches.KINDS])
+def test_cache_kind_of_generate(kind, monkeypatch):
+    """Greedy, sampled, beams, a longer text than the context, and a draft."""
+    monkeypatch.setitem(registry._registered, "cache", caches.KINDS)
+    model, created = tiny_model(sliding_window=4, window_pattern="LG"), []
+    monkeypatch.setattr(
+        model, "new_cache", lambda *args: created.append(args[2]) or new_cache(*args)
+    )
+    new_cache = type(model).new_cache.__get__(model)
+    options = [
+        {"temperature": 0, "eos_id": 3}, {"seed": 1}, {"num_beams": 3},
+        {"temperature": 0, "context_shift": True, "max_new_tokens": 40},
+    ]  # fmt: skip
+    for values in options:
+        expected = model.generate(PROMPTS, **{"max_new_tokens": 12, **values})
+        created.clear()
+        result = model.generate(PROMPTS, **{"max_new_tokens": 12, **values, "cache_kind": kind})
+        assert {*created} == {kind}
+        if kind not in ("int8", "bfloat16"):
+            assert result == expected
+
+
+def test_cache_kind_is_checked():
+    with pytest.raises(ConfigError, match=r"unknown cache_kind 'int4' \(did you mean 'int8'\?\)"):
+        GenerationConfig(cache_kind="int4")
+    for values, name in (({"weight_dtype": "int8"}, "weight_dtype=int8"),
+                         ({"cuda_graph": True}, "cuda_graph=true")):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name} has a cache of its own; leave cache_kind"):
+            GenerationConfig(cache_kind="full", **values)
 
 
 def test_eval_mode_of_two_models():

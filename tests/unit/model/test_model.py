@@ -8,6 +8,7 @@ import torch
 from miniformer.config import TransformerConfig, UserError
 from miniformer.model.attention import AttentionContext
 from miniformer.model.cache.kv_cache import KVCache
+from miniformer.model.cache.protocol import CacheSpec
 from miniformer.model.head import pool_sequences
 from miniformer.model.masks import AttentionMask
 from miniformer.model.position import (
@@ -163,10 +164,7 @@ def test_check_segments_rejects_cache():
 
 
 def test_cache_rejects_more_tokens_than_its_capacity():
-    cache = KVCache(
-        windows=[None], batch_size=1, capacity=3, kv_heads=1, head_dim=2,
-        device=torch.device("cpu"), dtype=torch.float32,
-    )  # fmt: skip
+    cache = KVCache(CacheSpec([None], 1, 3, [1], 2, torch.device("cpu"), torch.float32))
     cache.extend(None, 2)
     cache.end_pass()
     with pytest.raises(ValueError, match="4 tokens do not fit a cache of capacity 3"):

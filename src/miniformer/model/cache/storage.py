@@ -70,6 +70,18 @@ class Columns:
             selected[:, :, : used.shape[2]] = used[rows]
             setattr(self, name, selected)
 
+    def insert(self, rows: Tensor, storage: Columns, length: int) -> None:
+        """Replaces `rows`, int [n], by the n rows of another storage with `length` columns."""
+        theirs = storage.used(length)
+        for name, tensor in self.tensors().items():
+            tensor[:, :, : theirs[name].shape[2]].index_copy_(0, rows, theirs[name])
+
+    def compact(self, columns: Tensor) -> None:
+        """Moves columns to the front; `columns`, int [B, any]: those that each row retains."""
+        for tensor in self.tensors().values():
+            index = columns[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
+            tensor[:, :, : columns.shape[1]] = tensor.gather(2, index)
+
 
 class Int8Columns(Columns):
     """Int8 storage with a scale for each key and value vector.
@@ -150,6 +162,9 @@ class Ring(Columns):
     def used(self, length: int) -> dict[str, Tensor]:
         """See `Columns.used`."""
         return super().used(min(length, self.window))
+
+    def compact(self, columns: Tensor) -> None:
+        """Does nothing: the slot of a token depends on its position only."""
 
     def _slot_positions(self, slots: Tensor, last_positions: Tensor) -> Tensor:
         """Returns the position in each slot of rows with these last positions; negative: none."""

@@ -26,12 +26,12 @@ _PREFILL_MAX_LENGTH = 512  # columns; beyond it PyTorch's attention is faster
 def make_native_runtime(
     model: Any, memory: Sequence[Any], options: GenerationConfig
 ) -> NativeRuntime | None:
-    """Creates the runtime; None: there are no kernels for the model, or CUDA graphs are on.
+    """Creates the runtime; None: no kernels for the model, or the options need another runtime.
 
     Raises:
         UserError: see `get_engine`.
     """
-    if options.cuda_graph:
+    if options.cuda_graph or options.cache_kind is not None:
         return None
     engine = get_engine(model, options.weight_dtype)
     return None if engine is None else NativeRuntime(engine, model, memory)
