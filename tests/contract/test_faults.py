@@ -256,6 +256,7 @@ EXEMPT = {
     "miniformer.config": "gives names of its modules",
     "miniformer.config.size_presets": "is a table",
     "miniformer.data.reading.formats.base": "is an interface",
+    "miniformer.model.cache.protocol": "is an interface",
     "miniformer.utils.errors": "is exceptions without code",
 }
 

@@ -536,7 +536,7 @@ def emptied_cache_keeps_its_source(original):
     return _truncate
 
 
-@fault("miniformer.model.cache.kv_cache:KVCache.source_kv")
+@fault("miniformer.model.cache.source:SourceCache.source_kv")
 def source_is_projected_in_every_pass(original):
     """The cache does not store keys and values of the source."""
 
