@@ -96,7 +96,7 @@ def test_documents_hugging_face_example_runs(tmp_path):
 def test_python_page_examples_run_in_order(tmp_path):
     """Training from Python, an own Lightning script, and a plain loop."""
     examples = blocks("docs/python.md", "python")
-    assert len(examples) == 8
+    assert len(examples) == 10
     done = run_python("-c", "\n".join(examples), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "RunResult(model='runs/classification/best', val_accuracy=" in done.stdout

@@ -436,14 +436,14 @@ def frozen_inputs_mean_no_gradients(original):
     return _needs_grad
 
 
-@fault("miniformer.model.embedding:check_inputs")
+@fault("miniformer.model.embedding:check_length")
 def max_seq_len_counts_columns(original):
     """Padding within the cache counts as tokens."""
 
-    def check_inputs(inputs, config, *, name="inputs", cache=None):
-        return original(inputs, config, name=name, cache=cache and _Columns(cache))
+    def check_length(x, config, cache):
+        return original(x, config, cache and _Columns(cache))
 
-    return check_inputs
+    return check_length
 
 
 class _Columns:
@@ -458,12 +458,12 @@ class _Columns:
 def any_number_names_a_segment(original):
     """Segment ids below 0 are accepted."""
 
-    def check_segments(segment_ids, inputs, cache):
+    def check_segments(segment_ids, x, cache):
         import torch
 
         if segment_ids is not None and segment_ids.dtype == torch.long:
             segment_ids = segment_ids.abs()
-        return original(segment_ids, inputs, cache)
+        return original(segment_ids, x, cache)
 
     return check_segments
 
@@ -478,17 +478,17 @@ def vectors_of_sequences_ignore_token_types(original):
     return embed
 
 
-@fault("miniformer.model.seq2seq:Seq2SeqTransformer._embed")
+@fault("miniformer.model.seq2seq:Seq2SeqTransformer.features")
 def targets_are_embedded_as_sources(original):
     """Targets use the embedding of sources."""
 
-    def embed(self, ids, embedding):
-        own = getattr(self, "source_embedding", None)
-        if own is not None and embedding is self.embedding and int(ids.max()) < len(own.weight):
-            embedding = own
-        return original(self, ids, embedding)
+    def features(self, target, memory, target_mask=None, *, target_embeds=None, **options):
+        own = self.source_embedding
+        if own is not None and target is not None and int(target.max()) < len(own.weight):
+            target, target_embeds = None, own(target)
+        return original(self, target, memory, target_mask, target_embeds=target_embeds, **options)
 
-    return embed
+    return features
 
 
 # The cache.

@@ -5,6 +5,7 @@ HF model -> save_pretrained -> import_hf -> model directory -> to_hf -> from_pre
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import random
@@ -73,6 +74,7 @@ def make_of(kind, settings, folder, *, odd):
         start=getattr(theirs.config, "decoder_start_token_id", None),
         model=miniformer.load(ours).model, seq2seq=theirs.config.is_encoder_decoder,
         causal=miniformer.load(ours).model.config.causal,
+        roberta=theirs.config.model_type == "roberta",
     )  # fmt: skip
 
 
@@ -173,19 +175,52 @@ def check_logits(case):
 
 
 def check_hidden_states(case):
-    """Compares the hidden states of all stacks."""
+    """Compares hidden states and attention weights of all layers and stacks."""
     source, target = ids(2, LENGTH), ids(2, LENGTH - 2)
+    inputs = [source, target] if case.seq2seq else [source]
+    named = dict(zip(["input_ids", "decoder_input_ids"], inputs, strict=False))
     with torch.no_grad():
-        if not case.seq2seq:
-            expected = case.theirs.base_model(input_ids=source).last_hidden_state
-            close(case.model.features(source), expected)
-            return
-        expected = case.theirs(
-            input_ids=source, decoder_input_ids=target, output_hidden_states=True
-        )
-        memory = case.model.encode(source)
-        close(memory.features, expected.encoder_last_hidden_state)
-        close(case.model.features(target, memory), expected.decoder_hidden_states[-1])
+        theirs = case.theirs(**named, output_hidden_states=True, output_attentions=True)
+        ours = case.model(*inputs, return_hidden=True, return_attention=True)
+        close(ours.logits, theirs.logits)
+        for name in ours._fields[1:]:
+            for actual, expected in zip(getattr(ours, name), getattr(theirs, name), strict=True):
+                close(actual, expected)
+        features = ours[1][-1]  # of the decoder, if there is one
+        if case.seq2seq:
+            close(case.model.features(target, case.model.encode(source)), features)
+        else:
+            close(case.model.features(source), features)
+
+
+def check_embeddings(case):
+    """Compares logits for embedded tokens, the sum of two as in mixed inputs."""
+    source, target = ids(2, 2, LENGTH), ids(2, LENGTH - 2)
+    ours, theirs = case.model.embedding, case.theirs.get_input_embeddings()
+    if case.seq2seq and case.model.source_embedding is not None:
+        ours = case.model.source_embedding
+    with torch.no_grad():
+        mixed, expected = (sum(embedding(source)) / 2 for embedding in (ours, theirs))
+        if case.theirs.config.model_type == "marian":  # the others scale what they are given
+            expected = expected * case.theirs.model.encoder.embed_scale
+        if case.seq2seq:
+            actual = case.model(None, target, source_embeds=mixed)
+            named = {"inputs_embeds": expected, "decoder_input_ids": target}
+        else:
+            actual, named = case.model(inputs_embeds=mixed), {"inputs_embeds": expected}
+        close(actual, case.theirs(**named).logits)
+
+
+def check_positions(case):
+    """Compares logits at given positions, if transformers takes them."""
+    source = ids(2, LENGTH)
+    positions = torch.stack([torch.arange(LENGTH) + 3, 2 * torch.arange(LENGTH)])
+    if "position_ids" not in inspect.signature(case.theirs.forward).parameters:
+        pytest.skip("transformers derives the positions")
+    first = getattr(case.theirs.config, "pad_token_id", 0) + 1 if case.roberta else 0
+    with torch.no_grad():
+        expected = case.theirs(input_ids=source, position_ids=positions + first).logits
+        close(case.model(source, positions=positions), expected)
 
 
 def check_left_padded(case):
@@ -340,6 +375,8 @@ UNUSED = {"final_logits_bias", "cls.predictions.bias", "lm_head.bias"}
 CHECKS = {
     "logits": check_logits,
     "hidden states": check_hidden_states,
+    "embeddings": check_embeddings,
+    "positions": check_positions,
     "left-padded": check_left_padded,
     "5 steps": check_training,
     "greedy": check_greedy,

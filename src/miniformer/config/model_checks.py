@@ -75,6 +75,7 @@ def find_problems(config: ModelFields) -> list[str]:
     """Problems between fields; see `StrictConfig.cross_check`."""
     return [
         *_head_problems(config),
+        *_input_problems(config),
         *_unused_setting_problems(config),
         *_rotary_scaling_problems(config),
         *_layer_problems(config),
@@ -103,6 +104,16 @@ def _head_problems(config: ModelFields) -> list[str]:
             "each key-value head serves a whole number of query heads"
         )
     return problems
+
+
+def _input_problems(config: ModelFields) -> list[str]:
+    if config.input_type == "features" and config.input_dim is None:
+        return ["input=features needs input_dim, the width of the vectors"]
+    if config.input_type == "tokens" and config.input_dim is not None:
+        return [f"input_dim={config.input_dim} has no effect with input=tokens; leave one out"]
+    if config.input_type != "tokens" and config.source_vocab_size is not None:
+        return ["source_vocab_size is for sources of token ids; leave it out"]
+    return []
 
 
 def _unused_setting_problems(config: ModelFields) -> list[str]:

@@ -23,17 +23,18 @@ class TransformerConfig(ModelFields):
         Args:
             seq2seq: whether the model is a Seq2SeqTransformer.
         """
-        if self.input_dim is None:
+        count = 0
+        if seq2seq or self.input_type == "tokens":
             count = self.vocab_size * self.d_model
-        else:
-            count = _linear_params(self.input_dim, self.d_model, self.bias)
+        if self.input_type == "features":
+            count += _linear_params(self.input_dim or 0, self.d_model, self.bias)
         count += (self.token_types or 0) * self.d_model
         count += _stack_params(self, self.n_layers)
         if seq2seq:
             count += _stack_params(self, self.decoder_layers, cross=True)
             count += (self.source_vocab_size or 0) * self.d_model
         count += sum(_linear_params(*matrix) for matrix in _head_matrices(self))
-        if self.is_head_tied:
+        if self.tie_embeddings if seq2seq else self.is_head_tied:
             count -= self.d_model * self.vocab_size
         if self.ordered_outputs and self.output_dim is not None:
             count += self.output_dim - 1  # thresholds, beside that of the one score

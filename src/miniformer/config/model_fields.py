@@ -87,7 +87,10 @@ class ModelFields(StrictConfig):
         head_bias: bias of the vocabulary head.
         output_bias: bias of the head to `output_dim` outputs; null: as bias.
         logit_scale: factor of the vocabulary head's input (T5: d_model ** -0.5); null: 1.
-        input_dim: width of float input vectors; null: inputs are token ids.
+        input_dim: width of float input vectors; null: inputs are token ids. In a
+            Seq2SeqTransformer, of the sources.
+        input: registered part that turns inputs into vectors of width d_model, or an object with
+            its name as type, and options; null: tokens, or with input_dim features.
         output_dim: width of a head at each position; null: logits over the vocabulary.
         ordered_outputs: the outputs are logits of P(class > k) for ordered classes: one score for
             all, minus thresholds that ascend by construction (McCullagh 1980).
@@ -149,6 +152,7 @@ class ModelFields(StrictConfig):
     output_bias: bool | None = None
     logit_scale: float | None = option(None, above=0.0)
     input_dim: int | None = option(None, low=1)
+    input: str | dict[str, Any] | None = option(None, kind="input")
     output_dim: int | None = option(None, low=1)
     ordered_outputs: bool = False
     pooling: str = "mean"
@@ -164,6 +168,13 @@ class ModelFields(StrictConfig):
     def kv_heads(self) -> int:
         """Number K of key-value heads."""
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def input_type(self) -> str:
+        """Name of the input part: tokens, features or another registered one."""
+        if self.input is None:
+            return "tokens" if self.input_dim is None else "features"
+        return self.input["type"] if isinstance(self.input, dict) else self.input
 
     @property
     def rotary_dim(self) -> int:
@@ -209,8 +220,8 @@ class ModelFields(StrictConfig):
 
     @property
     def is_head_tied(self) -> bool:
-        """True if the output head shares the token embedding's weight."""
-        return self.tie_embeddings and self.input_dim is None and self.output_dim is None
+        """True if the output head of a Transformer shares the token embedding's weight."""
+        return self.tie_embeddings and self.input_type == "tokens" and self.output_dim is None
 
     @property
     def has_head_bias(self) -> bool:

@@ -84,7 +84,10 @@ def check_prompts(config: TransformerConfig, batch: PromptBatch, options: Genera
     Raises:
         UserError: the model has no tokens, a token id is invalid, or a prompt is empty or too long.
     """
-    for name in ("input_dim", "output_dim"):
+    # Of a seq2seq model, the source alone may be no tokens.
+    for name in (
+        ("output_dim",) if batch.source is not None else ("input_dim", "input", "output_dim")
+    ):
         if getattr(config, name) is not None:
             raise UserError(
                 f"a model with {name}={getattr(config, name)} cannot generate tokens; "

@@ -16,7 +16,7 @@ from miniformer.model.attention_backends import BACKENDS
 from miniformer.model.attention_backends.functions import ScoreOptions
 from miniformer.model.cache.protocol import PassCache
 from miniformer.model.norm import make_norm
-from miniformer.model.ops.linear import matmul_dtype
+from miniformer.model.ops.linear import local_width, matmul_dtype
 from miniformer.model.position import Rotation, apply_rotary
 
 
@@ -27,6 +27,7 @@ class AttentionContext(NamedTuple):
     mask: Any  # from `attention_backends.prepare`
     rotation: Rotation | None = None  # of queries and new keys; None: no rotation
     bias: Tensor | None = None  # [B or 1, H, T, S], added to the scores
+    weights: list[Tensor] | None = None  # the backend `plain` appends its attention weights
 
 
 class MultiHeadAttention(nn.Module):
@@ -34,21 +35,28 @@ class MultiHeadAttention(nn.Module):
 
     To change it, override one of its steps: `queries`, `keys_values` or `attend`.
 
+    The numbers of heads are those of the projections' local widths, so a layer also works with
+    projections that are sliced by heads: pruned, or sharded over devices.
+
     Args:
         config: widths, heads, biases and options of the scores.
         window: sliding window, see `TransformerConfig`; None: no window.
         cross: True for a decoder's attention to the source.
+
+    Attributes:
+        kept_heads: indices of the query heads that slicing has left, which select the heads of a
+            position bias; None: all.
     """
 
     def __init__(
         self, config: TransformerConfig, *, window: int | None = None, cross: bool = False
     ) -> None:
         super().__init__()
-        self.n_heads, self.kv_heads = config.n_heads, config.kv_heads
         self.head_dim, self.window, self.cross = config.head_width, window, cross
+        self.kept_heads: tuple[int, ...] | None = None
         self.scale, self.softcap = config.attention_scale, config.logit_softcap
         self.backend = "auto"  # see `attention_backends`
-        width, kv_width = self.n_heads * self.head_dim, self.kv_heads * self.head_dim
+        width, kv_width = config.n_heads * self.head_dim, config.kv_heads * self.head_dim
         self.q_proj = nn.Linear(config.d_model, width, bias=config.has_qkv_bias)
         self.k_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
         self.v_proj = nn.Linear(config.d_model, kv_width, bias=config.has_qkv_bias)
@@ -59,7 +67,17 @@ class MultiHeadAttention(nn.Module):
             self.q_norm = make_norm(config, self.head_dim if self.qk_norm_per_head else width)
             self.k_norm = make_norm(config, self.head_dim if self.qk_norm_per_head else kv_width)
         sinks = config.attention_sinks and not cross
-        self.sinks = nn.Parameter(torch.zeros(self.n_heads)) if sinks else None
+        self.sinks = nn.Parameter(torch.zeros(config.n_heads)) if sinks else None
+
+    @property
+    def n_heads(self) -> int:
+        """Number H of query heads, from the width of `q_proj`."""
+        return local_width(self.q_proj) // self.head_dim
+
+    @property
+    def kv_heads(self) -> int:
+        """Number K of key-value heads, from the width of `k_proj`."""
+        return local_width(self.k_proj) // self.head_dim
 
     def forward(
         self,
@@ -91,25 +109,25 @@ class MultiHeadAttention(nn.Module):
 
     def queries(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, H, T, E]."""
-        return self._split_heads(self.q_proj(x), self.n_heads, self.q_norm)
+        return self._split_heads(self.q_proj(x), self.q_norm)
 
     def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, D] -> two of [B, K, S, E]."""
-        k = self._split_heads(self.k_proj(x), self.kv_heads, self.k_norm)
-        return k, self._split_heads(self.v_proj(x), self.kv_heads)
+        k = self._split_heads(self.k_proj(x), self.k_norm)
+        return k, self._split_heads(self.v_proj(x))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> Tensor:
         """[B, H, T, E] and two of [B, K, S, E] -> [B, T, D]."""
-        scores = ScoreOptions(self.scale, self.softcap, self.sinks, context.bias)
+        scores = ScoreOptions(self.scale, self.softcap, self.sinks, context.bias, context.weights)
         heads = BACKENDS[context.backend](q, k, v, context.mask, scores)
         out: Tensor = self.o_proj(heads.transpose(1, 2).flatten(2))  # [B, T, H*E] -> [B, T, D]
         return out
 
-    def _split_heads(self, x: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
+    def _split_heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         # [B, T, heads*E] -> [B, heads, T, E]
         if norm is not None and not self.qk_norm_per_head:
             x = norm(x)
-        x = x.view(*x.shape[:2], heads, self.head_dim)
+        x = x.view(*x.shape[:2], x.shape[2] // self.head_dim, self.head_dim)
         if norm is not None and self.qk_norm_per_head:
             x = norm(x)
         return x.transpose(1, 2)

@@ -35,29 +35,33 @@ class Head(nn.Module):
     """Logits over the vocabulary, or `output_dim` numbers.
 
     A tied head has no weight: the embedding's weight is an argument of its methods.
+
+    Args:
+        config: the model's config.
+        tied: the head is tied; None: as the config says of a Transformer.
     """
 
     matrix_names = ("weight",)  # see `miniformer.model.matrices`
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, tied: bool | None = None) -> None:
         super().__init__()
         width = config.output_dim or config.vocab_size
         self.ordered = config.ordered_outputs
         self.scale, self.softcap = config.logit_scale, config.final_softcap
         self.dense = self.norm = None
-        self.activation = _head_activation(config)
+        self.activation = None if config.head == "linear" else _head_activation(config)
         if self.activation is not None:
             self.dense = nn.Linear(config.d_model, config.d_model, bias=config.bias)
         if config.head == "masked_lm":
             self.norm = make_norm(config)
-        self.tied = config.is_head_tied
+        self.tied = config.is_head_tied if tied is None else tied
         rows = 1 if self.ordered else width
         self.weight = None if self.tied else nn.Parameter(torch.empty(rows, config.d_model))
         self.bias = nn.Parameter(torch.zeros(width)) if config.has_head_bias else None
 
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, features: Tensor, embedding: Tensor | None) -> Tensor:
         """Maps features [..., D] to [..., V or output_dim]; `embedding`: its weight, [V, D]."""
-        weight = embedding if self.tied else effective_weight(self)
+        weight = effective_weight(self) if embedding is None or not self.tied else embedding
         if self.ordered:
             return F.linear(self.transform(features), weight) - self.thresholds()
         out = F.linear(self.transform(features), weight, self.bias)
@@ -89,12 +93,16 @@ class Head(nn.Module):
         return features if self.scale is None else features * self.scale
 
     def cross_entropy(
-        self, features: Tensor, embedding: Tensor, labels: Tensor, label_smoothing: float = 0.0
+        self,
+        features: Tensor,
+        embedding: Tensor | None,
+        labels: Tensor,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """See `Transformer.cross_entropy`; `embedding`: the embedding's weight, [V, D]."""
         return linear_cross_entropy(
             self.transform(features),
-            embedding if self.tied else effective_weight(self),
+            effective_weight(self) if embedding is None or not self.tied else embedding,
             labels,
             bias=self.bias,
             softcap=self.softcap,
@@ -119,6 +127,22 @@ def pool_sequences(features: Tensor, attention_mask: Tensor | None, pooling: str
         raise ValueError("sequences of length 0 have no vector; leave them out")
     vectors = [_pool_single(features, attention_mask, name) for name in pooling.split("+")]
     return vectors[0] if len(vectors) == 1 else torch.stack(vectors).mean(0)
+
+
+def pool_segments(
+    features: Tensor, attention_mask: Tensor | None, segment_ids: Tensor, pooling: str
+) -> Tensor:
+    """Pools each packed sequence to a vector: [B, T, D] -> [B, largest id, D].
+
+    Args:
+        features, attention_mask, pooling: see `pool_sequences`.
+        segment_ids: int [B, T], numbered from 1; 0 is padding.
+    """
+    if attention_mask is not None:
+        segment_ids = segment_ids * attention_mask
+    count = int(segment_ids.max()) if segment_ids.numel() else 0
+    vectors = [pool_sequences(features, segment_ids == n, pooling) for n in range(1, count + 1)]
+    return torch.stack(vectors, 1) if vectors else features[:, :0]
 
 
 def _pool_single(features: Tensor, attention_mask: Tensor | None, pooling: str) -> Tensor:

@@ -173,12 +173,16 @@ def make_sequence_lengths(
     *,
     attention_mask: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    positions: Tensor | None = None,
     device: torch.device,
 ) -> Tensor:
     """Counts the real tokens of the sequence of each token: int [B or 1, T or 1].
 
-    The value for padding is arbitrary.
+    With given positions, [B, T], it is the largest one of the sequence plus one. The value for
+    padding is arbitrary.
     """
+    if positions is not None:
+        return _largest_positions(positions, attention_mask, segment_ids) + 1
     if segment_ids is None:
         if attention_mask is None:
             return torch.full((1, 1), length, device=device)
@@ -189,3 +193,17 @@ def make_sequence_lengths(
     ordered, segment_ids = segment_ids.sort(dim=1).values, segment_ids.contiguous()
     stops = torch.searchsorted(ordered, segment_ids, right=True)
     return stops - torch.searchsorted(ordered, segment_ids)
+
+
+def _largest_positions(
+    positions: Tensor, attention_mask: Tensor | None, segment_ids: Tensor | None
+) -> Tensor:
+    """Largest position in the sequence of each token, of real tokens: int [B, T or 1]."""
+    if attention_mask is not None:
+        positions = positions * attention_mask
+    if segment_ids is None:
+        return positions.amax(1, keepdim=True)
+    ordered, segment_ids = segment_ids.sort(dim=1).values, segment_ids.contiguous()
+    index = torch.searchsorted(ordered, segment_ids)  # equal in a segment, below T
+    largest = torch.zeros_like(positions).scatter_reduce(1, index, positions, "amax")
+    return largest.gather(1, index)

@@ -13,14 +13,18 @@ Letters: B batch, T query length, S key length, H heads, D model width, E head w
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from miniformer.config import TransformerConfig
 from miniformer.model.rotary_scaling import scaled_inv_freq
+
+if TYPE_CHECKING:
+    from miniformer.model.cache.protocol import PassCache
 
 
 class Rotation(NamedTuple):
@@ -217,3 +221,40 @@ class _ApplyRotary(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate_half_pairs(grad, cos, -sin), None, None
+
+
+def check_positions(
+    positions: Tensor, x: Tensor, encoding: Position, cache: PassCache | None
+) -> None:
+    """Checks positions that a caller gives.
+
+    Args:
+        positions: int [B, T].
+        x: embedded inputs, [B, T, D].
+        encoding: the position encoding.
+        cache: keys and values of earlier tokens.
+
+    Raises:
+        ValueError: the shape or type is wrong; a position is below 0, or beyond the learned ones
+            (checked on a CPU only: on a GPU the check would synchronize); or there is a cache, and
+            a bias of the scores, which would need the positions of the cached keys, too.
+    """
+    shape = list(x.shape[:2])
+    if list(positions.shape) != shape or positions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"positions must be integers {shape}, as the inputs are, not {positions.dtype} "
+            f"{list(positions.shape)}"
+        )
+    if cache is not None and encoding.adds_bias:
+        raise ValueError(
+            f"positions and cache exclude each other with {type(encoding).__name__}: its bias "
+            "needs the positions of cached keys, which the cache derives from masks"
+        )
+    if positions.device.type != "cpu" or not positions.numel() or torch.compiler.is_compiling():
+        return
+    limit = len(encoding.weight) if isinstance(encoding, LearnedPosition) else math.inf
+    with contextlib.suppress(RuntimeError):  # tensors have no values inside torch.func
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= limit:
+            bound = "" if math.isinf(limit) else f" and below max_seq_len={limit}"
+            raise ValueError(f"positions must be at least 0{bound}; found {low} to {high}")

@@ -23,10 +23,11 @@ from miniformer.generation import api
 from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
 from miniformer.model.cache.protocol import Cache, PassCache
-from miniformer.model.embedding import check_inputs, check_mask
+from miniformer.model.embedding import embed_inputs, make_embedding
 from miniformer.model.head import Head
 from miniformer.model.initialization import initialize
 from miniformer.model.ops.linear import effective_weight
+from miniformer.model.outputs import Recorder, Seq2SeqOutput, given, make_recorders
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Memory, Stack
 
@@ -49,7 +50,6 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             f"{name} is for a Transformer; omit it for a Seq2SeqTransformer"
             for name in (
                 "causal",
-                "input_dim",
                 "output_dim",
                 "token_types",
                 "parallel_residual",
@@ -62,55 +62,115 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.source_embedding = (
-            nn.Embedding(config.source_vocab_size, config.d_model)
-            if config.source_vocab_size is not None
-            else None
-        )
+        self.source_embedding: Any = None  # None: that of the target
+        if config.input_type != "tokens":
+            self.source_embedding = make_embedding(config)
+        elif config.source_vocab_size is not None:
+            self.source_embedding = nn.Embedding(config.source_vocab_size, config.d_model)
         self.encoder = Stack(config, n_layers=config.n_layers, causal=False)
         self.decoder = Stack(config, n_layers=config.decoder_layers, causal=True, cross=True)
-        self.head = Head(config)
+        self.head = Head(config, tied=config.tie_embeddings)
         initialize(self)
 
     def forward(
         self,
-        source: Tensor,
-        target: Tensor,
+        source: Tensor | None = None,
+        target: Tensor | None = None,
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
-    ) -> Tensor:
+        *,
+        source_embeds: Tensor | None = None,
+        target_embeds: Tensor | None = None,
+        source_positions: Tensor | None = None,
+        target_positions: Tensor | None = None,
+        return_hidden: bool = False,
+        return_attention: bool = False,
+    ) -> Tensor | Seq2SeqOutput:
         """Computes next-token logits at each target position.
 
         Args:
-            source: token ids, int [B, S].
+            source: token ids, int [B, S], or with `input_dim` features, float [B, S, input_dim]; or
+                what the `input` of the config reads.
             target: the decoder's input (shifted right), int [B, T].
-            source_mask: bool [B, S], True = a real token; None: all are.
+            source_mask: bool [B, S], True = a real position; None: all are.
             target_mask: bool [B, T].
+            source_embeds, target_embeds: in place of `source` or `target`, the output of their
+                embedding, [B, S or T, D].
+            source_positions, target_positions: int [B, S or T], in place of those that follow from
+                the masks.
+            return_hidden, return_attention: return these too, as a `Seq2SeqOutput`. Attention
+                weights are computed by the backend `plain`.
 
         Returns:
-            [B, T, vocab_size].
+            [B, T, vocab_size], or a `Seq2SeqOutput`.
 
         Raises:
             ValueError: an input has the wrong shape or type, or is longer than `max_seq_len`.
         """
-        memory = self.encode(source, source_mask)
-        return self.logits(self.features(target, memory, target_mask))
+        encoder, decoder = make_recorders(2, hidden=return_hidden, attention=return_attention)
+        memory = self.encode(
+            source,
+            source_mask,
+            **given(
+                source_embeds=source_embeds, source_positions=source_positions, recorder=encoder
+            ),
+        )
+        features = self.features(
+            target,
+            memory,
+            target_mask,
+            **given(
+                target_embeds=target_embeds, target_positions=target_positions, recorder=decoder
+            ),
+        )
+        logits = self.logits(features)
+        if encoder is None or decoder is None:
+            return logits
+        return Seq2SeqOutput(
+            logits,
+            decoder.hidden_states,
+            decoder.attentions,
+            decoder.cross_attentions,
+            encoder.hidden_states,
+            encoder.attentions,
+        )
 
-    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Memory:
-        """Encodes the source, int [B, S]; see `forward`."""
-        check_inputs(source, self.config, name="source")
-        check_mask(source_mask, source, "source_mask")
-        x = self._embed(source, self.source_embedding or self.embedding)
-        features = self.encoder.run_layers(x, attention_mask=source_mask)
-        return Memory(features, source_mask)
+    def encode(
+        self,
+        source: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        *,
+        source_embeds: Tensor | None = None,
+        source_positions: Tensor | None = None,
+        recorder: Recorder | None = None,
+    ) -> Memory:
+        """Encodes the source; see `forward`."""
+        x, mask = embed_inputs(
+            self.embedding if self.source_embedding is None else self.source_embedding,
+            source,
+            source_mask,
+            source_embeds,
+            self.config,
+            name="source",
+        )
+        features = self.encoder.run_layers(
+            self._scale(x),
+            attention_mask=mask,
+            positions=source_positions,
+            recorder=recorder,
+        )
+        return Memory(features, mask)
 
     def features(
         self,
-        target: Tensor,
+        target: Tensor | None,
         memory: Memory,
         target_mask: Tensor | None = None,
         *,
+        target_embeds: Tensor | None = None,
+        target_positions: Tensor | None = None,
         cache: PassCache | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
         """Computes the inputs of the head, [B, T, D].
 
@@ -118,18 +178,23 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             target: the decoder's input, int [B, T]; with a cache, the tokens after those in it.
             memory: from `encode`.
             target_mask: bool [B, T], True = a real token; None: all are.
+            target_embeds, target_positions: see `forward`.
             cache: from `new_cache`; it stores the memory of its first pass.
+            recorder: takes hidden states and attention weights.
         """
-        check_inputs(target, self.config, name="target", cache=cache)
-        check_mask(target_mask, target, "target_mask")
-        if len(memory.features) != len(target):
-            rows = f"{len(memory.features)} sources, {len(target)} targets"
+        x, target_mask = embed_inputs(
+            self.embedding, target, target_mask, target_embeds, self.config, cache, "target"
+        )
+        if len(memory.features) != len(x):
+            rows = f"{len(memory.features)} sources, {len(x)} targets"
             raise ValueError(f"each target needs its own source: {rows}")
         return self.decoder.run_layers(
-            self._embed(target, self.embedding),
+            self._scale(x),
             attention_mask=target_mask,
+            positions=target_positions,
             cache=cache,
             memory=memory,
+            recorder=recorder,
         )
 
     def logits(self, features: Tensor) -> Tensor:
@@ -204,6 +269,6 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
             for line in stack.backend_report(ragged=ragged, cached=is_cached, keys=keys)
         ]
 
-    def _embed(self, ids: Tensor, embedding: nn.Embedding) -> Tensor:
-        x: Tensor = embedding(ids)  # [B, T] -> [B, T, D]
-        return x if self.config.embedding_scale is None else x * self.config.embedding_scale
+    def _scale(self, x: Tensor) -> Tensor:
+        scale = self.config.embedding_scale
+        return x if scale is None else x * scale

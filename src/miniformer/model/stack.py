@@ -33,6 +33,8 @@ from miniformer.model.masks import (
 from miniformer.model.norm import make_norm
 from miniformer.model.ops.activation_checkpointing import CHECKPOINTING_MODES, checkpoint_layer
 from miniformer.model.ops.linear import matmul_dtype
+from miniformer.model.outputs import Recorder
+from miniformer.model.position import check_positions
 
 
 class Memory(NamedTuple):
@@ -87,40 +89,66 @@ class Stack(nn.Module):
         *,
         attention_mask: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: PassCache | None = None,
         memory: Memory | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
         """Maps embedded inputs to normalized features: [B, T, D] -> [B, T, D].
 
         Args:
-            x: embedded inputs.
+            x: embedded inputs; with `start`, the result of a call that ended before that layer.
             attention_mask: bool [B, T], True = a real position; None: all are.
-            segment_ids: int [B, T], see `Transformer.forward`.
+            segment_ids, positions: int [B, T], see `Transformer.forward`.
             cache: keys and values of earlier tokens.
             memory: the encoded source, for a decoder.
+            start: first layer, for a result of `stop` and its other arguments; None: all run.
+            stop: end before this layer, without the final norm; None: run to the end.
+            recorder: takes hidden states and attention weights.
         """
-        positions, contexts = self._attention_contexts(x, attention_mask, segment_ids, cache)
-        if self.training and self.config.token_dropout:
-            x = self.token_dropout(x)
-        vectors = self.position.vectors(positions)
-        if vectors is not None:
-            x = x + vectors.to(x.dtype)
-        if self.embedding_norm is not None:
-            x = self.embedding_norm(x)
-        x = self.dropout(x)
-        sources = [] if memory is None else self._source_contexts(x, memory)
-        for index, layer in enumerate(self.layers):
+        if positions is not None:
+            check_positions(positions, x, self.position, cache)
+        if start is not None or stop is not None:
+            self._check_layers(start, stop)
+        positions, contexts = self._attention_contexts(
+            x, attention_mask, segment_ids, positions, cache, start is not None, recorder
+        )
+        if start is None:
+            if self.training and self.config.token_dropout:
+                x = self.token_dropout(x)
+            vectors = self.position.vectors(positions)
+            if vectors is not None:
+                x = x + vectors.to(x.dtype)
+            if self.embedding_norm is not None:
+                x = self.embedding_norm(x)
+            x = self.dropout(x)
+        sources = [] if memory is None else self._source_contexts(x, memory, recorder)
+        for index in range(start or 0, len(self.layers) if stop is None else stop):
             extra: dict[str, Any] = {}
+            layer = self.layers[index]
+            if recorder is not None:
+                recorder.add_hidden(x)
             if memory is not None:
                 extra["source"], extra["memory"] = sources[index], memory.features
             if self.checkpointing != "none" and self.training and cache is None:
                 x = checkpoint_layer(self.checkpointing, layer, x, contexts[index], **extra)
             else:
                 x = layer(x, contexts[index], cache=cache, layer=index, **extra)
+        if stop is not None:
+            return x
         out: Tensor = self.final_norm(x)
+        if recorder is not None:
+            recorder.finish(out, self.layers)
         if cache is not None:
             cache.end_pass()
         return out
+
+    def _check_layers(self, *layers: int | None) -> None:
+        for index in layers:
+            if index is not None and not 0 <= index <= len(self.layers):
+                raise ValueError(f"start and stop must be 0 to {len(self.layers)}, not {index}")
 
     def new_cache(
         self, batch_size: int, capacity: int, kind: str | Mapping[str, Any] = "window"
@@ -188,20 +216,22 @@ class Stack(nn.Module):
         x: Tensor,
         attention_mask: Tensor | None,
         segment_ids: Tensor | None,
+        given_positions: Tensor | None,
         cache: PassCache | None,
+        is_continued: bool,
+        recorder: Recorder | None,
     ) -> tuple[Tensor, list[AttentionContext]]:
         """Returns positions, and the context of each layer's attention; equal layers share it."""
+        rows: dict[str, Any] = {"attention_mask": attention_mask, "segment_ids": segment_ids}
         if cache is not None:
-            if len(x) != cache.batch_size:
-                raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
-            positions = cache.extend(attention_mask, x.shape[1])
+            positions = _extend_cache(cache, x, attention_mask, is_continued)
             # Cached keys are not rotated again, so all steps use the final length.
             lengths = cache.final_lengths
         else:
             lengths = make_sequence_lengths(
-                x.shape[1], attention_mask=attention_mask, segment_ids=segment_ids, device=x.device
+                x.shape[1], **rows, positions=given_positions, device=x.device
             )
-        grad = self._needs_grad(x)
+        grad, weights = self._needs_grad(x), None if recorder is None else recorder.attentions
         visibilities: dict[int | None, Visibility] = {}
         shared: dict[tuple[Any, ...], AttentionContext] = {}
         contexts = []
@@ -212,28 +242,24 @@ class Stack(nn.Module):
                 visibilities[window] = cache.visibility(index, positions, window)
             elif window not in visibilities:
                 visibilities[window] = make_visibility(
-                    *x.shape[:2],
-                    causal=self.causal,
-                    window=window,
-                    attention_mask=attention_mask,
-                    segment_ids=segment_ids,
-                    device=x.device,
+                    *x.shape[:2], causal=self.causal, window=window, **rows, device=x.device
                 )
                 positions = visibilities[window].query_positions
-            visibility = visibilities[window]
+            visibility, cached = visibilities[window], cache is not None
+            ragged = not visibility.is_dense or visibility.window_active
             backend, _ = self._select_backend(
-                x,
-                attention,
-                keys=visibility.num_keys,
-                ragged=not visibility.is_dense or visibility.window_active,
-                cached=cache is not None,
-                grad=grad,
+                x, attention, keys=visibility.num_keys, ragged=ragged, cached=cached, grad=grad
             )
-            key = (window, backend, getattr(attention, "sinks", None) is None)
+            backend = backend if weights is None else "plain"
+            kept_heads = getattr(attention, "kept_heads", None)
+            key = (window, backend, getattr(attention, "sinks", None) is None, kept_heads)
             if key not in shared:
-                shared[key] = self._attention_context(x, attention, visibility, backend, lengths)
+                context = self._attention_context(
+                    x, attention, visibility, backend, lengths, given_positions
+                )
+                shared[key] = context if weights is None else context._replace(weights=weights)
             contexts.append(shared[key])
-        return positions, contexts
+        return positions if given_positions is None else given_positions, contexts
 
     def _attention_context(
         self,
@@ -242,11 +268,18 @@ class Stack(nn.Module):
         visibility: Visibility,
         backend: str,
         lengths: Tensor,
+        positions: Tensor | None,
     ) -> AttentionContext:
-        bias = self.position.bias(visibility.query_positions, visibility.key_positions)
+        queries, keys = visibility.query_positions, visibility.key_positions
+        if positions is not None:  # the mask follows from the columns all the same
+            queries = keys = positions
+        bias = self.position.bias(queries, keys)
+        kept_heads = getattr(attention, "kept_heads", None)
+        if bias is not None and kept_heads is not None:
+            bias = bias[:, list(kept_heads)]
         scores = ScoreOptions(sinks=getattr(attention, "sinks", None), bias=bias)
         local = getattr(attention, "window", None) is not None
-        rotation = self.position.rotation(visibility.query_positions, length=lengths, local=local)
+        rotation = self.position.rotation(queries, length=lengths, local=local)
         mask = attention_backends.prepare(
             backend, visibility, scores, batch_size=len(x), dtype=matmul_dtype(x)
         )
@@ -285,8 +318,11 @@ class Stack(nn.Module):
         requested = getattr(attention, "backend", "auto")
         return attention_backends.select_backend(requested, requirements)
 
-    def _source_contexts(self, x: Tensor, memory: Memory) -> list[AttentionContext]:
+    def _source_contexts(
+        self, x: Tensor, memory: Memory, recorder: Recorder | None
+    ) -> list[AttentionContext]:
         """Returns the context of each layer's cross-attention."""
+        weights = None if recorder is None else recorder.cross_attentions
         mask = make_cross_mask(memory.mask)
         grad = self._needs_grad(x, memory.features)
         keys, ragged = memory.features.shape[1], memory.mask is not None
@@ -296,9 +332,26 @@ class Stack(nn.Module):
             backend, _ = self._select_backend(
                 x, attention, keys=keys, ragged=ragged, cached=False, grad=grad
             )
+            backend = backend if weights is None else "plain"
             prepared = attention_backends.prepare_mask(backend, mask, matmul_dtype(x))
-            contexts.append(AttentionContext(backend, prepared))
+            contexts.append(AttentionContext(backend, prepared, weights=weights))
         return contexts
+
+
+def _extend_cache(
+    cache: PassCache, x: Tensor, attention_mask: Tensor | None, is_continued: bool
+) -> Tensor:
+    """Begins a pass, or continues one that ended before a layer; returns its positions."""
+    if len(x) != cache.batch_size:
+        raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
+    if not is_continued:
+        return cache.extend(attention_mask, x.shape[1])
+    if not getattr(cache, "in_pass", True):
+        raise ValueError("with a cache, start continues a call with stop; there is none")
+    lengths = cache.lengths[:, None]  # without the tokens of this pass
+    if attention_mask is None:
+        return lengths + torch.arange(x.shape[1], device=x.device)
+    return (lengths + attention_mask.cumsum(1) - 1).clamp_min(0)
 
 
 def set_attention_backend(model: nn.Module, backend: str, layers: list[int] | None = None) -> None:

@@ -20,10 +20,16 @@ from miniformer.generation import api
 from miniformer.generation.inputs import PromptBatch, as_token_ids
 from miniformer.generation.logits_processors import Processor
 from miniformer.model.cache.protocol import Cache, PassCache
-from miniformer.model.embedding import check_inputs, check_mask, check_segments, make_embedding
-from miniformer.model.head import Head, pool_sequences
+from miniformer.model.embedding import (
+    check_segments,
+    embed_inputs,
+    make_embedding,
+    output_mask,
+)
+from miniformer.model.head import Head, pool_segments, pool_sequences
 from miniformer.model.initialization import initialize
-from miniformer.model.ops.linear import effective_weight
+from miniformer.model.ops.linear import effective_weight, embedding_weight
+from miniformer.model.outputs import Recorder, TransformerOutput, given, make_recorders
 from miniformer.model.pretrained import PretrainedMixin
 from miniformer.model.stack import Stack
 from miniformer.model.wide_head.chain import make_wide_head
@@ -55,53 +61,76 @@ class Transformer(PretrainedMixin, Stack):
             None if config.token_types is None else nn.Embedding(config.token_types, config.d_model)
         )
         self.head = Head(config)
-        self.wide_head = make_wide_head(config)
+        self.wide_head = None if config.wide_head is None else make_wide_head(config)
         initialize(self)
 
     def forward(
         self,
-        inputs: Tensor,
+        inputs: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
         segment_ids: Tensor | None = None,
         token_types: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: PassCache | None = None,
-    ) -> Tensor:
+        return_hidden: bool = False,
+        return_attention: bool = False,
+    ) -> Tensor | TransformerOutput:
         """Computes logits at each position.
 
         Args:
-            inputs: token ids, int [B, T], or with `input_dim` features, float [B, T, input_dim].
+            inputs: token ids, int [B, T], or with `input_dim` features, float [B, T, input_dim]; or
+                what the `input` of the config reads.
             attention_mask: bool [B, T], True = a real position; None: all are.
+            inputs_embeds: in place of `inputs`, the output of `embedding`, [B, T, D].
             segment_ids: int [B, T]: sequences packed in a row, numbered from 1; 0 is padding. Each
                 sees only itself, and its positions start from 0.
             token_types: int [B, T], if the config has `token_types`; None: all are 0.
+            positions: int [B, T], in place of those that follow from mask and segments; who sees
+                whom follows from these in any case.
             cache: keys and values of the tokens before `inputs`, from `new_cache`.
+            return_hidden, return_attention: return these too, as a `TransformerOutput`. Attention
+                weights are computed by the backend `plain`.
 
         Returns:
-            [B, T, vocab_size], or [B, T, output_dim] if that is set.
+            [B, T, vocab_size], or [B, T, output_dim] if that is set; or a `TransformerOutput`.
 
         Raises:
             ValueError: the inputs have the wrong shape or type, or are longer than `max_seq_len`.
         """
+        (recorder,) = make_recorders(1, hidden=return_hidden, attention=return_attention)
         features = self.features(
-            inputs, attention_mask, segment_ids=segment_ids, token_types=token_types, cache=cache
+            inputs,
+            attention_mask,
+            segment_ids=segment_ids,
+            token_types=token_types,
+            cache=cache,
+            **given(inputs_embeds=inputs_embeds, positions=positions, recorder=recorder),
         )
-        return self.logits(features)
+        logits = self.logits(features)
+        if recorder is None:
+            return logits
+        return TransformerOutput(logits, recorder.hidden_states, recorder.attentions)
 
     def features(
         self,
-        inputs: Tensor,
+        inputs: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
         segment_ids: Tensor | None = None,
         token_types: Tensor | None = None,
+        positions: Tensor | None = None,
         cache: PassCache | None = None,
+        recorder: Recorder | None = None,
     ) -> Tensor:
         """Computes the inputs of the head: normalized last layer, [B, T, D]; see `forward`."""
-        check_inputs(inputs, self.config, cache=cache)
-        check_mask(attention_mask, inputs)
-        check_segments(segment_ids, inputs, cache)
-        x = self.embedding(inputs)  # [B, T] -> [B, T, D]
+        x, attention_mask = embed_inputs(
+            self.embedding, inputs, attention_mask, inputs_embeds, self.config, cache
+        )
+        if segment_ids is not None:
+            check_segments(segment_ids, x, cache)
         if self.config.embedding_scale is not None:
             x = x * self.config.embedding_scale
         if self.type_embedding is not None:
@@ -109,13 +138,12 @@ class Transformer(PretrainedMixin, Stack):
             x = x + (type_zero if token_types is None else self.type_embedding(token_types))
         elif token_types is not None:
             raise ValueError("the model has no token types; set token_types in its config")
-        return self.run_layers(
-            x, attention_mask=attention_mask, segment_ids=segment_ids, cache=cache
-        )
+        rows: dict[str, Any] = {"attention_mask": attention_mask, "segment_ids": segment_ids}
+        return self.run_layers(x, **rows, positions=positions, cache=cache, recorder=recorder)
 
     def logits(self, features: Tensor) -> Tensor:
         """Applies the head: [..., D] -> [..., vocab_size or output_dim]."""
-        out: Tensor = self.head(features, effective_weight(self.embedding))
+        out: Tensor = self.head(features, embedding_weight(self.embedding))
         return out
 
     def cross_entropy(
@@ -128,19 +156,32 @@ class Transformer(PretrainedMixin, Stack):
             labels: int [N]; -100: ignored.
             label_smoothing: share of each label that is spread over the vocabulary.
         """
-        embedding = effective_weight(self.embedding)
+        embedding = embedding_weight(self.embedding)
         return self.head.cross_entropy(features, embedding, labels, label_smoothing)
 
     def embed(
         self,
-        inputs: Tensor,
+        inputs: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
+        segment_ids: Tensor | None = None,
         token_types: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Pools each sequence to a vector by the config's `pooling`, [B, D]; see `forward`."""
-        features = self.features(inputs, attention_mask, token_types=token_types)
-        return pool_sequences(features, attention_mask, self.config.pooling)
+        """Pools each sequence to a vector by the config's `pooling`; see `forward`.
+
+        Returns:
+            [B, D]; with `segment_ids`, a vector for each segment, [B, largest id, D], which is that
+            of a row of padding where a row has no such segment.
+        """
+        options = given(inputs_embeds=inputs_embeds, segment_ids=segment_ids, positions=positions)
+        features = self.features(inputs, attention_mask, token_types=token_types, **options)
+        if inputs_embeds is None:
+            attention_mask = output_mask(self.embedding, attention_mask)
+        if segment_ids is None:
+            return pool_sequences(features, attention_mask, self.config.pooling)
+        return pool_segments(features, attention_mask, segment_ids, self.config.pooling)
 
     def classify(
         self,

@@ -100,6 +100,13 @@ KINDS: dict[str, Kind] = {
         },
         former_names={"relative": "t5_relative"},
     ),
+    "input": Kind(
+        "(config, **options) -> Input, a module of inputs [B, T, ...] -> [B, N, D]",
+        {
+            "tokens": "miniformer.model.embedding:make_token_embedding",
+            "features": "miniformer.model.embedding:make_feature_projection",
+        },
+    ),
     "attention": Kind(
         "(config, *, window) -> module",
         {"standard": "miniformer.model.attention:MultiHeadAttention"},

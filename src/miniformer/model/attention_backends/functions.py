@@ -26,6 +26,7 @@ class ScoreOptions(NamedTuple):
     softcap: float | None = None  # scores s become c * tanh(s / c)
     sinks: Tensor | None = None  # [H]: an additional logit of each softmax, without a value
     bias: Tensor | None = None  # [B or 1, H, T, S], added before the soft-cap
+    weights: list[Tensor] | None = None  # `plain` appends its attention weights, [B, H, T, S]
 
 
 class VarlenLayout(NamedTuple):
@@ -53,6 +54,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scores: ScoreOpt
         sinks = scores.sinks[None, :, None, None].expand(*s.shape[:3], 1)
         s = torch.cat((s, sinks.to(s.dtype)), -1)  # [B, H, T, S + 1]
     weights = s.softmax(-1)[..., : k.shape[2]].to(v.dtype)
+    if scores.weights is not None:
+        scores.weights.append(_zero_fully_masked(weights, mask))
     return _zero_fully_masked(weights @ v, mask)
 
 

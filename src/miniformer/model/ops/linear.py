@@ -21,6 +21,21 @@ def effective_weight(module: Any) -> Tensor:
     return weight
 
 
+def embedding_weight(embedding: Any) -> Tensor | None:
+    """The weight of an embedding, [V, D], that a tied head applies; None: it has none."""
+    has_weight = hasattr(embedding, "effective_weight") or hasattr(embedding, "weight")
+    return effective_weight(embedding) if has_weight else None
+
+
+def local_width(module: Any) -> int:
+    """Number of outputs of a linear-like module; of a sharded one, those on this device."""
+    weight = getattr(module, "weight", None)
+    if weight is None:
+        weight = effective_weight(module)
+    to_local = getattr(weight, "to_local", None)  # of a DTensor
+    return len(weight if to_local is None else to_local())
+
+
 def matmul_dtype(x: Tensor) -> torch.dtype:
     """Returns the type of a product of x: autocast's if it is on and casts x, else x's own."""
     device = x.device.type

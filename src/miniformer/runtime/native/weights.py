@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from miniformer import registry
+from miniformer.model.attention import MultiHeadAttention
 from miniformer.model.matrices import named_components
 from miniformer.model.norm import RMSNorm, ZeroCenteredRMSNorm
 from miniformer.model.ops.linear import effective_weight
@@ -57,13 +58,19 @@ def unsupported_component(model: Any) -> str | None:
             return f"{kind.__name__} is not a built-in component"
         if module._forward_hooks or module._forward_pre_hooks:
             return "it has hooks"
+        if isinstance(module, MultiHeadAttention):
+            heads = (module.n_heads, module.kv_heads)
+            if heads != (model.config.n_heads, model.config.kv_heads):
+                return "some of its heads are pruned"
     config = model.config
     for category, name in (("norm", config.norm), ("position", config.position)):
         if name not in registry.builtin_names(category):
             return f"{category}={name} is not a built-in component"
     if config.activation not in _ACTIVATIONS:
         return f"activation={config.activation} is not a built-in component"
-    if config.input_dim is not None or config.output_dim is not None or config.head != "linear":
+    # The encoder of a seq2seq model reads its source without the kernels.
+    reads_tokens = config.input_type == "tokens" or hasattr(model, "decoder")
+    if not reads_tokens or config.output_dim is not None or config.head != "linear":
         return "its inputs or outputs are not tokens"
     return None
 

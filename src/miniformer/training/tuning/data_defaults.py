@@ -133,22 +133,28 @@ def resolve_task_options(
         task_config: options of the user.
         records: the training data; None: streaming.
     """
-    given, resolved = given_task_options(task_config), []
+    given = given_task_options(task_config)
+    if isinstance(task, InputTask):
+        return _resolve_input_options(task, given, records)
+    if not isinstance(task, LanguageModeling) or "prepend_bos" in given or records is None:
+        return task, []
+    reason = "prompts continue plain text" if records.is_plain_text else "prompts begin a record"
+    value = not records.is_plain_text
+    resolved = [ResolvedSetting("task_config.prepend_bos", value, reason)]
+    return dataclasses.replace(task, prepend_bos=value), resolved
+
+
+def _resolve_input_options(
+    task: InputTask, given: Mapping[str, Any], records: Records | None
+) -> tuple[Task, list[ResolvedSetting]]:
+    resolved: list[ResolvedSetting] = []
 
     def resolve(name: str, value: Any, reason: str) -> None:
         nonlocal task
         resolved.append(ResolvedSetting(f"task_config.{name}", value, reason))
         task = dataclasses.replace(task, **{name: value})
 
-    if isinstance(task, LanguageModeling) and "prepend_bos" not in given and records is not None:
-        is_plain = records.is_plain_text
-        reason = "prompts continue plain text" if is_plain else "prompts begin a record"
-        resolve("prepend_bos", not is_plain, reason)
-    if (
-        isinstance(task, InputTask)
-        and task.input_kind == "pair"
-        and "shared_token_types" not in given
-    ):
+    if task.input_kind == "pair" and "shared_token_types" not in given:
         masked = isinstance(task, MaskedLM)
         reason = "marks would reveal masked tokens" if masked else "inputs are pairs of texts"
         resolve("shared_token_types", not masked, reason)
