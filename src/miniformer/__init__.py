@@ -41,6 +41,7 @@ _PUBLIC = {
     "import_hf": "miniformer.interop.hf.api",
     "to_hf": "miniformer.interop.hf.export",
     "MiniFormerLitModule": "miniformer.training.lit_module",
+    "LossTerm": "miniformer.tasks.loss_terms",
     "TrainConfig": "miniformer.train_config",
     "stop_run": "miniformer.training.callbacks.stop_request",
     "train": "miniformer.training.api",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from miniformer.model.transformer import Transformer
     from miniformer.model.transforms import apply_transforms, merge_transforms
     from miniformer.registry import register
+    from miniformer.tasks.loss_terms import LossTerm
     from miniformer.train_config import TrainConfig
     from miniformer.training.api import train
     from miniformer.training.callbacks.stop_request import stop_run

@@ -189,6 +189,10 @@ class OptimizationSettings(StrictConfig):
         average_checkpoints: number of last validations whose averaged weights are evaluated at the
             end, and saved if they are the best; null: no averaging.
         seed: seed of initial weights, data order and dropout.
+        loss_terms: further terms of the objective, each with a weight (1), a name for its metrics
+            (the type) and options, such as
+            [{"type": "my_package.terms:ZLoss", "weight": 0.001}], by the name of a registered term
+            or by import path.
     """
 
     heading: ClassVar[str] = "optimization"
@@ -208,6 +212,7 @@ class OptimizationSettings(StrictConfig):
     ema_decay: float | None = option(None, above=0.0, high=0.999999)
     average_checkpoints: int | None = option(None, low=2)
     seed: int = option(0, low=0, high=2**32 - 1)
+    loss_terms: list[str | dict[str, Any]] = option([], kind="loss_term", paths=True)
 
     def cross_check(self) -> list[str]:
         problems = super().cross_check()

@@ -79,6 +79,7 @@ def run_batches(
         training=False,
     )
     device = next(model.parameters()).device
+    task.move_helpers(device)
     stats: list[BatchStats] = []
     done = 0
     with torch.inference_mode(), eval_mode(model):

@@ -200,6 +200,7 @@ KINDS: dict[str, Kind] = {
             "none": "miniformer.training.optim.schedules:none",
         },
     ),
+    "loss_term": Kind("(model, batch, **options) -> LossTerm, or a class built with the options"),
     "logger": Kind(
         "(run folder) -> Lightning logger",
         {

@@ -16,13 +16,14 @@ Letters: B batch, T length, S source length, N labeled positions, D width, V voc
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miniformer.config import GenerationConfig, StrictConfig, TransformerConfig, UserError
 from miniformer.config.renames import TASK_OPTIONS
@@ -35,8 +36,11 @@ from miniformer.data.reading.schema import Schema
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.common.record_results import RecordResults
 from miniformer.tasks.common.resampling import weighted_mean
+from miniformer.tasks.loss_terms import LossResult
 
 BatchStats = dict[str, Any]  # output of `Task.eval_step` for one batch
+_HELPER_DEVICE = "_helper_device"
+_HELPER_STATE = ("helpers", _HELPER_DEVICE)  # attributes of a task that are no fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Task(StrictConfig):
     metrics: ClassVar[tuple[str, ...]] = ("loss",)  # the most informative first
     per_token_loss: ClassVar[bool] = False  # of texts: batch sizes are in tokens, not examples
     supports_wide_head: ClassVar[bool] = False  # it has `wide_inputs` and `wide_labels`
+    loss_terms: ClassVar[tuple[str, ...]] = ()  # names of the terms of `loss`; also metrics
+    has_own_passes: ClassVar[bool] = False  # a training step is not one pass of a plain loss
     # `token_arrays`: arrays of an example with an entry for each token that is read or predicted.
     # `token_tensors`: the tensors [B, T, ...] of a batch with such entries, each with its mask: the
     # name of a tensor [B, T] that is 0 at padding ("labels": -100). Lengths, tokens/s and the
@@ -63,6 +69,9 @@ class Task(StrictConfig):
         super().__init_subclass__()
         if (name := cls.__dict__.get("name")) in TASK_OPTIONS:
             cls.former_names = TASK_OPTIONS[name]
+        hooks = ("step", "after_optimizer_step", "helper_models")
+        changed = any(getattr(cls, name) is not getattr(Task, name) for name in hooks)
+        cls.has_own_passes = changed or bool(cls.loss_terms)
 
     @property
     def schema(self) -> Schema:
@@ -173,13 +182,74 @@ class Task(StrictConfig):
         """Forward passes per training batch: two with R-Drop."""
         return 2 if getattr(self, "r_drop", 0.0) else 1
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Summed loss, and the count or weight that it sums over; the loss is their quotient."""
+    def loss(self, model: Any, batch: Batch) -> LossResult:
+        """Summed loss, and the count or weight that it sums over; the loss is their quotient.
+
+        Optionally also further terms of the objective by name, those of `loss_terms`.
+        """
         raise NotImplementedError
+
+    def example_losses(self, model: Any, batch: Batch) -> Tensor:
+        """Summed loss of each example, [B], without R-Drop; their sum is the summed loss.
+
+        Usable under `torch.func`: see `miniformer.tasks.common.example_gradients`.
+        """
+        raise UserError(f"task={self.name} has no losses of single examples")
+
+    def step(self, context: Any) -> None:
+        """Forward and backward passes of a training batch: one of each, unless overridden.
+
+        Args:
+            context: a `miniformer.training.loss.context.StepContext`.
+        """
+        context.backward(*context.loss())
+
+    def after_optimizer_step(self, model: Any, sums: dict[str, Tensor]) -> None:
+        """Changes a model after an optimizer step, without gradients.
+
+        Args:
+            model: the model.
+            sums: `LossTerm.stats` of the task's terms, summed over the batches and devices of the
+                step, by name.
+        """
+
+    def helper_models(self) -> dict[str, nn.Module]:
+        """Builds models that the loss needs and that are not trained, such as a teacher.
+
+        `helpers` holds them, in eval mode, without gradients and on the device of the run. They
+        are neither saved nor averaged, and each device has whole ones.
+        """
+        return {}
+
+    @functools.cached_property
+    def helpers(self) -> dict[str, nn.Module]:
+        """The `helper_models`, built at the first use."""
+        with torch.random.fork_rng(devices=[]):  # a new model draws random weights first
+            models = self.helper_models()
+        device = vars(self).get(_HELPER_DEVICE, "cpu")
+        return {
+            name: model.eval().requires_grad_(False).to(device) for name, model in models.items()
+        }
+
+    def move_helpers(self, device: torch.device | str) -> None:
+        """Sets the device of the helper models, also of those that are not built yet."""
+        vars(self)[_HELPER_DEVICE] = device
+        if "helpers" in vars(self):
+            for model in self.helpers.values():
+                model.to(device)
+
+    def with_helpers_of(self, task: Task) -> Self:
+        """Returns this task with the helper models of another state of it."""
+        vars(self).update({n: value for n, value in vars(task).items() if n in _HELPER_STATE})
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State without helper models, which are built anew."""
+        return {name: value for name, value in vars(self).items() if name not in _HELPER_STATE}
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
         """Statistics of a validation batch for `compute_metrics`; the model is in eval mode."""
-        loss, count = self.loss(model, batch)
+        loss, count, *_ = self.loss(model, batch)
         return {"loss": loss, "count": count}
 
     def test_step(self, model: Any, batch: Batch) -> BatchStats:

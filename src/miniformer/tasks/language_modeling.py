@@ -62,8 +62,10 @@ class LanguageModeling(TextGenerationTask):
         return TEXT_SCHEMA
 
     def for_model(self, kind: str) -> Task:
-        task_class = PrefixLanguageModeling if kind == "seq2seq" else LanguageModeling
-        return task_class(**self.to_dict()) if kind in self.models else super().for_model(kind)
+        variants = {"encoder": LanguageModeling, "seq2seq": PrefixLanguageModeling}
+        if type(self) not in variants.values() or kind not in variants:
+            return super().for_model(kind)
+        return variants[kind](**self.to_dict())
 
     def is_empty(self, record: Record) -> bool:
         return not record["text"].strip()
@@ -130,7 +132,7 @@ class LanguageModeling(TextGenerationTask):
         return token_loss(model, features, batch["labels"], self.label_smoothing)  # [B, T, D]
 
     def eval_step(self, model: Any, batch: Batch) -> BatchStats:
-        loss, count = self.loss(model, batch)
+        loss, count, *_ = self.loss(model, batch)
         return {"loss": loss, "count": count, "bytes": batch.get("bytes", 0.0)}
 
     def compute_metrics(

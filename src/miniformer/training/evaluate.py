@@ -192,7 +192,7 @@ def _evaluate_averaged_and_best(
             load_best_weights(run, artifacts.folder, None)
             path = artifacts.folder / "best" / "task.json"
             task = broadcast_from_rank0(lambda: read_task(path, run.kind))
-            artifacts.task = module.loss_module.task = task
+            artifacts.task = module.loss_module.task = task.with_helpers_of(module.task)
         with callbacks.interrupt:
             trainer.test(module, run.data, verbose=False)
             metrics = metrics_from_trainer(trainer, "test")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
@@ -20,6 +20,10 @@ from miniformer.training.callbacks.nan_check import NaNCheck
 from miniformer.training.distributed import strategies
 from miniformer.training.optim.optimizers import default_lr
 from miniformer.training.optim.roles import freeze_parameters
+
+if TYPE_CHECKING:
+    from miniformer.training.loss.passes import TrainingPasses
+    from miniformer.training.loss.terms import LossTerms
 
 DEFAULT_WARMUP_RATIO = 0.05
 _MIN_COUNT = 1e-12  # divisor of a loss without labels
@@ -49,6 +53,7 @@ class MiniFormerLitModule(L.LightningModule):
         accumulate_grad_batches: batches in one optimizer step.
         budget: the run's limits, which the schedule follows; None: the first of max_steps,
             max_epochs and max_time of the `Trainer`.
+        loss_terms: further terms of the objective, see `TrainConfig`.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class MiniFormerLitModule(L.LightningModule):
         gradient_clip_val: float = 1.0,
         accumulate_grad_batches: int = 1,
         budget: Budget | None = None,
+        loss_terms: Sequence[str | Mapping[str, Any]] = (),
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -76,11 +82,13 @@ class MiniFormerLitModule(L.LightningModule):
         freeze_parameters(model)
         # A loaded model is in eval mode, without dropout.
         self.loss_module = LossModule(model.train(), task)
+        needs_passes = loss_terms or task.has_own_passes
+        self.passes = self._make_passes(loss_terms) if needs_passes else None
         self.tokenizer = tokenizer
         self._make_optimizer = registry.get("optimizer", optimizer)
         lr = default_lr(optimizer) if lr is None else lr
-        self._optimizer_options = {"lr": lr, "weight_decay": weight_decay}
-        self._optimizer_options |= optimizer_config or {}
+        options = {"lr": lr, "weight_decay": weight_decay, **(optimizer_config or {})}
+        self._optimizer_options: dict[str, Any] = options
         if layer_lr_decay != 1.0:
             self._optimizer_options["layer_lr_decay"] = layer_lr_decay
         self.scheduler = scheduler
@@ -105,6 +113,13 @@ class MiniFormerLitModule(L.LightningModule):
         self.stop_requested = False  # by some rank; all ranks know it after the next step
         self.validation_stats: list[BatchStats] = []  # of the last validation or test
 
+    def _make_passes(self, loss_terms: Sequence[str | Mapping[str, Any]]) -> TrainingPasses:
+        from miniformer.training.loss.passes import TrainingPasses
+
+        passes = TrainingPasses(self, loss_terms)
+        self.loss_module.terms = passes.terms
+        return passes
+
     @property
     def model(self) -> Any:
         """The model that is trained."""
@@ -128,6 +143,9 @@ class MiniFormerLitModule(L.LightningModule):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The model's own `forward`."""
         return cast(Tensor, self.model(*args, **kwargs))
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        return [] if self.passes is None else [self.passes.callback]
 
     def configure_model(self) -> None:
         strategies.apply_fsdp(self)
@@ -163,9 +181,12 @@ class MiniFormerLitModule(L.LightningModule):
         completes_step = (
             self._micro_batches == self.accumulate_grad_batches or self.trainer.is_last_batch
         )
-        with strategies.grad_sync(self, completes_step):
-            loss, count = self.loss_module(batch)
-            self.manual_backward(strategies.backward_loss(self, loss, count))
+        if self.passes is not None:
+            loss, count = self.passes.run(batch, completes_step)
+        else:
+            with strategies.grad_sync(self, completes_step):
+                loss, count = self.loss_module(batch)
+                self.manual_backward(strategies.backward_loss(self, loss, count))
         about = batch.get("about", {})
         sums = torch.stack([loss.detach().float(), count.to(loss).float()])
         if loss.device.type != "mps":  # which has no float64
@@ -181,8 +202,7 @@ class MiniFormerLitModule(L.LightningModule):
 
     def _optimizer_step(self, epochs: float) -> None:
         """Takes an optimizer step, after which `epochs` are complete."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
+        optimizer: Any = self.optimizers()
         assert self._loss_and_count is not None
         sums, self._token_counts, self.stop_requested = strategies.all_reduce_step_stats(
             self, self._loss_and_count, self._token_counts, self._budget, self.stop_requested
@@ -191,6 +211,8 @@ class MiniFormerLitModule(L.LightningModule):
         self.nan_check.check(step + 1)  # before weights become NaN
         count = sums[1].clamp_min(_MIN_COUNT)
         self.train_loss = (sums[0] / count).float()
+        if self.passes is not None:
+            self.passes.finish_step(count)
         self.gradient_norm = strategies.normalize_and_clip_grads(
             self, count.float(), self.gradient_clip_val
         )
@@ -198,6 +220,8 @@ class MiniFormerLitModule(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.current_lr * group.get("lr_scale", 1.0)
         optimizer.step()
+        if self.passes is not None:
+            self.passes.after_optimizer_step()
         optimizer.zero_grad()
         self._budget.epochs = epochs
         self.tokens += self._token_counts[0]
@@ -218,10 +242,16 @@ class MiniFormerLitModule(L.LightningModule):
 
     def _log_train_metrics(self) -> None:
         self.log("train_loss", self.train_loss, logger=False, prog_bar=True)  # type: ignore[arg-type]
+        self._log_to_loggers(self.train_metrics())
+
+    def train_metrics(self) -> dict[str, float]:
+        """Metrics of the last step: the loss and its terms, learning rate, gradient norm."""
         metrics = {"train_loss": float(self.train_loss), "lr": self.current_lr}  # type: ignore[arg-type]
         if self.gradient_norm is not None:
             metrics["grad_norm"] = float(self.gradient_norm)
-        self._log_to_loggers(metrics)
+        if self.passes is not None:
+            metrics |= {f"train_{name}": value for name, value in self.passes.metrics().items()}
+        return metrics
 
     def _log_to_loggers(self, metrics: dict[str, float]) -> None:
         # The step is the optimizer step: Lightning's own step counts batches.
@@ -273,6 +303,8 @@ class MiniFormerLitModule(L.LightningModule):
             fits = stage == "val"  # test data decides nothing
             task = self.task.fit_to_validation(self.validation_stats) if fits else self.task
             metrics = task.compute_metrics(self.validation_stats, self.tokenizer)
+            if self.passes is not None:
+                metrics |= self.passes.terms.eval_metrics(self.validation_stats)
             metrics = {f"{stage}_{name}": value for name, value in metrics.items()}
             self.log_dict(metrics, logger=False)
             if not self.trainer.sanity_checking:
@@ -293,13 +325,15 @@ class LossModule(nn.Module):
     def __init__(self, model: nn.Module, task: Task) -> None:
         super().__init__()
         self.model, self.task = model, task
+        self.terms: LossTerms | None = None  # of the run
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the summed loss and its count; see `Task.loss`.
-
-        Both are 0 for a batch that only keeps ranks synchronized (see `BatchLoader`).
-        """
-        loss, count = self.task.loss(self.model, batch)
+    def forward(self, batch: Batch) -> Any:
+        """`Task.loss`, and further terms; 0 for a batch that only keeps ranks synchronized."""
+        if self.terms is not None:
+            return self.terms.loss(self.task, self.model, batch)
+        loss, count, *undeclared = self.task.loss(self.model, batch)
+        if undeclared:
+            raise ValueError(f"{self.task.name}: loss_terms does not list the terms of its loss")
         if is_duplicate_batch(batch):
             return loss * 0.0, count * 0
         return loss, count
@@ -307,7 +341,10 @@ class LossModule(nn.Module):
     def eval_step(self, batch: Batch, *, test: bool) -> BatchStats:
         """Statistics of a validation or test batch for `Task.compute_metrics`."""
         step = self.task.test_step if test else self.task.eval_step
-        return step(self.model, batch)
+        stats = step(self.model, batch)
+        if self.terms is not None:
+            stats = {**stats, **self.terms.eval_stats(self.task, self.model, batch)}
+        return stats
 
 
 def is_duplicate_batch(batch: Batch) -> bool:

@@ -61,6 +61,10 @@ class TokenLossRecorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """The model's own output."""
+        return self._model(*args, **options)
+
     def cross_entropy(self, features: Tensor, labels: Tensor, **options: Any) -> Tensor:
         """The model's summed cross-entropy, of features [N, D] and labels [N]."""
         size = max(1, _MAX_LOGITS // self._model.config.vocab_size)

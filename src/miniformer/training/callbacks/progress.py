@@ -34,7 +34,7 @@ from miniformer.utils.jsonl import append_row, is_due, read_rows
 _BAR_REFRESH_SECONDS = 0.5  # between two refreshes of the bar
 _LINE_INTERVAL_SECONDS = 15.0  # between two plain lines, without a terminal
 _MAX_TRAIN_ROWS = 400  # approximate number of training rows in metrics.jsonl
-_LOGGED_BY_MODULE = ("train_loss", "lr", "grad_norm")  # sent to loggers by the module
+_LOGGED_BY_MODULE = ("train_", "val_", "lr", "grad_norm")  # metrics that the module logs
 
 
 def make_console(*, quiet: bool = False) -> Console:
@@ -121,10 +121,8 @@ class ProgressCallback(L.Callback):
             self._render(trainer, module, progress)
 
     def _train_metrics(self, trainer: L.Trainer, module: Any) -> dict[str, float]:
-        metrics = {"train_loss": float(module.train_loss), "lr": module.current_lr}
-        if module.gradient_norm is not None:
-            metrics["grad_norm"] = float(module.gradient_norm)
         now = self._snapshot(trainer, module)
+        metrics: dict[str, float] = module.train_metrics()
         metrics |= self._throughput_since(self._last_recorded, now)
         self._last_recorded = now
         return metrics | (self.extra_metrics() if self.extra_metrics is not None else {})
@@ -193,10 +191,9 @@ class ProgressCallback(L.Callback):
         if not self.is_global_zero:
             return
         append_row(self.path, self.rows[-1])
-        extra = {name: value for name, value in metrics.items() if name not in _LOGGED_BY_MODULE}
-        if extra and not any(name.startswith("val_") for name in extra):  # logged by the module
-            for logger in trainer.loggers:
-                logger.log_metrics(extra, step=trainer.global_step)
+        extra = {n: value for n, value in metrics.items() if not n.startswith(_LOGGED_BY_MODULE)}
+        for logger in trainer.loggers if extra else ():
+            logger.log_metrics(extra, step=trainer.global_step)
 
     def _render(self, trainer: L.Trainer, module: Any, progress: float) -> None:
         status = self._status(trainer, module, progress)

@@ -76,7 +76,7 @@ def fit_mix(module: Any, batch: Batch) -> Tensor:
         optimizer.zero_grad()
         with torch.enable_grad():
             outputs.value = torch.einsum("k,knc->nc", mix.clamp_min(lowest), both)
-            loss, count = module.task.loss(outputs, labels)
+            loss, count, *_ = module.task.loss(outputs, labels)
             objective: Tensor = loss / count + strength * (mix - prior).square().sum()
             objective.backward()  # type: ignore[no-untyped-call]
         return objective.detach()

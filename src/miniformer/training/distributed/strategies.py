@@ -14,7 +14,7 @@ no effect.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,6 +155,27 @@ def all_reduce_step_stats(
     tokens, padding, seconds, stops = local[2:].tolist()
     budget.synced_seconds = seconds
     return local[:2], [int(tokens), int(padding)], stops > 0
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces tensors of one type, in place, by their sums over all ranks; collective."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    totals = torch.split_with_sizes(flat, [tensor.numel() for tensor in tensors])
+    for tensor, total in zip(tensors, totals, strict=True):
+        tensor.copy_(total.view_as(tensor))
+
+
+def average_over_ranks(gradients: Sequence[Tensor]) -> None:
+    """Replaces gradients by their means over all ranks, as DDP does; collective."""
+    sum_over_ranks(gradients)
+    torch._foreach_div_(list(gradients), dist.get_world_size())
+
+
+def require_replicated_model(module: Any, feature: str, fix: str) -> None:
+    """Raises a UserError if the model is not whole on each device."""
+    if isinstance(module.trainer.strategy, ModelParallelStrategy) or _uses_deepspeed(module):
+        raise UserError(f"{feature} needs the whole model on each device: {fix}")
 
 
 def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Tensor | None:

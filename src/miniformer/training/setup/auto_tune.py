@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from miniformer import registry
 from miniformer.config.resolved import ResolvedSetting
@@ -15,6 +16,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import BatchLoader
 from miniformer.model.ops.activation_checkpointing import saved_activation_bytes
 from miniformer.model.stack import set_activation_checkpointing
+from miniformer.tasks.loss_terms import combined_loss
 from miniformer.training.callbacks.progress import progress_bars
 from miniformer.training.setup.prepare import RunSetup
 from miniformer.training.tuning.lr_finder import find_batch_size, find_lr
@@ -86,9 +88,13 @@ def _enable_activation_checkpointing(run: RunSetup, mode: str) -> str:
     for tested_mode in ("none", mode):
         set_activation_checkpointing(run.model, tested_mode)
         with torch.random.fork_rng():  # keeps the random state of the run
-            sizes.append(saved_activation_bytes(lambda: run.task.loss(run.model, batch)[0]))
+            sizes.append(saved_activation_bytes(partial(_batch_loss, run, batch)))
     before, after = (f"{size / 1e6:,.1f} MB" for size in sizes)
     return f"saved activations of a batch: {after}, {before} without checkpointing"
+
+
+def _batch_loss(run: RunSetup, batch: Batch) -> Tensor:
+    return combined_loss(run.task.loss(run.model, batch))[0]
 
 
 def _tune_lr(run: RunSetup, console: Console) -> None:

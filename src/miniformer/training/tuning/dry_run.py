@@ -13,6 +13,7 @@ from miniformer.data.batching.length_bucketing import Batch
 from miniformer.data.batching.loader import count_tokens
 from miniformer.model.stack import Stack
 from miniformer.tasks.base import Task
+from miniformer.tasks.loss_terms import combined_loss
 
 
 @contextlib.contextmanager
@@ -63,8 +64,9 @@ def forward_backward(
         name: value.to(device) if isinstance(value, Tensor) else value
         for name, value in batch.items()
     }
+    task.move_helpers(device)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        loss, count = task.loss(model, moved)
+        loss, count = combined_loss(task.loss(model, moved))
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach(), count
 

@@ -71,7 +71,7 @@ class LinearProblem:
     def loss(self, solution: Solution) -> tuple[Tensor, Tensor]:
         """Summed loss and its count."""
         self.outputs.value = self.features @ solution[0] + solution[1]
-        return self.task.loss(self.outputs, self.labels)
+        return self.task.loss(self.outputs, self.labels)[:2]
 
     def metrics(self, solution: Solution) -> dict[str, float]:
         """The task's metrics."""
@@ -96,7 +96,7 @@ class LinearProblem:
             bias = self._bias(free)
             outputs = (self.features @ weight.detach() + bias.detach()).requires_grad_()
             self.outputs.value = outputs
-            loss, count = self.task.loss(self.outputs, self.labels)
+            loss, count, *_ = self.task.loss(self.outputs, self.labels)
             loss = loss / count.clamp_min(1e-12)
             (gradient,) = torch.autograd.grad(loss, outputs)
             (free.grad,) = torch.autograd.grad(bias, free, gradient.sum(0))
