@@ -80,8 +80,7 @@ class MiniFormerLitModule(L.LightningModule):
         self.automatic_optimization = False
         task = registry.get("task", task)() if isinstance(task, str) else task
         freeze_parameters(model)
-        # A loaded model is in eval mode, without dropout.
-        self.loss_module = LossModule(model.train(), task)
+        self.loss_module = LossModule(model.train(), task)  # a loaded model is in eval mode
         needs_passes = loss_terms or task.has_own_passes
         self.passes = self._make_passes(loss_terms) if needs_passes else None
         self.tokenizer = tokenizer
@@ -91,17 +90,15 @@ class MiniFormerLitModule(L.LightningModule):
         self._optimizer_options: dict[str, Any] = options
         if layer_lr_decay != 1.0:
             self._optimizer_options["layer_lr_decay"] = layer_lr_decay
-        self.scheduler = scheduler
         schedule: Callable[..., float] = registry.get("scheduler", scheduler)
-        self._schedule = partial(schedule, **(scheduler_config or {}))
+        self.scheduler, self._schedule = scheduler, partial(schedule, **(scheduler_config or {}))
         self.lr, self.warmup_steps, self.warmup_ratio = lr, warmup_steps, warmup_ratio
         if warmup_steps is None and warmup_ratio is None:
             # onecycle has its own warmup; without a schedule the length of the run is unknown.
             self.warmup_ratio = None if scheduler in ("onecycle", "none") else DEFAULT_WARMUP_RATIO
         self.gradient_clip_val = gradient_clip_val
         self.accumulate_grad_batches = accumulate_grad_batches
-        self.budget = budget
-        self._budget = budget or Budget()  # the one in use
+        self.budget, self._budget = budget, budget or Budget()  # the given one, the one in use
         self._micro_batches = 0  # batches of the current step
         self._loss_and_count: Tensor | None = None  # of the current step: summed loss, its count
         self._token_counts = [0, 0]  # of the current step: tokens, padding
@@ -166,9 +163,8 @@ class MiniFormerLitModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         if self.budget is None:
-            self._budget = budget_from_trainer(
-                self.trainer, self.scheduler, self.accumulate_grad_batches
-            )
+            options = (self.scheduler, self.accumulate_grad_batches)
+            self._budget = budget_from_trainer(self.trainer, *options)
             self._budget.start()
         self._micro_batches, self._loss_and_count, self._token_counts = 0, None, [0, 0]
         self.set_optimizer_mode(True)
@@ -178,9 +174,8 @@ class MiniFormerLitModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         self._micro_batches += 1
-        completes_step = (
-            self._micro_batches == self.accumulate_grad_batches or self.trainer.is_last_batch
-        )
+        is_full = self._micro_batches == self.accumulate_grad_batches
+        completes_step = is_full or self.trainer.is_last_batch
         if self.passes is not None:
             loss, count = self.passes.run(batch, completes_step)
         else:
@@ -189,8 +184,7 @@ class MiniFormerLitModule(L.LightningModule):
                 self.manual_backward(strategies.backward_loss(self, loss, count))
         about = batch.get("about", {})
         sums = torch.stack([loss.detach().float(), count.to(loss).float()])
-        if loss.device.type != "mps":  # which has no float64
-            sums = sums.double()
+        sums = sums if loss.device.type == "mps" else sums.double()  # mps has no float64
         self._loss_and_count = sums if self._loss_and_count is None else self._loss_and_count + sums
         self._token_counts[0] += about.get("tokens", 0)
         self._token_counts[1] += about.get("padding", 0)
@@ -261,9 +255,7 @@ class MiniFormerLitModule(L.LightningModule):
     def set_optimizer_mode(self, training: bool) -> None:
         """Switches an optimizer that averages weights between training and evaluation weights."""
         for optimizer in self.trainer.optimizers:
-            switch = getattr(optimizer, "train" if training else "eval", None)
-            if switch is not None:
-                switch()
+            getattr(optimizer, "train" if training else "eval", lambda: None)()
 
     def on_validation_start(self) -> None:
         self._budget.start_validation()

@@ -179,11 +179,7 @@ def require_replicated_model(module: Any, feature: str, fix: str) -> None:
 
 
 def normalize_and_clip_grads(module: Any, count: Tensor, max_norm: float) -> Tensor | None:
-    """Divides gradients by the count that their loss sums over, then clips their norm.
-
-    Returns:
-        The norm before gradient clipping, a scalar; None: not available.
-    """
+    """Divides gradients by the count of their loss and clips; returns the norm before, or None."""
     if _uses_deepspeed(module):
         return None
     gradients = [p.grad for p in module.model.parameters() if p.grad is not None]
