@@ -94,13 +94,14 @@ def test_documents_hugging_face_example_runs(tmp_path):
 
 
 def test_python_page_examples_run_in_order(tmp_path):
-    """Training from Python, an own Lightning script, and a plain loop."""
+    """Training from Python, in memory, in an own Lightning script, and in a plain loop."""
     examples = blocks("docs/python.md", "python")
-    assert len(examples) == 10
+    assert len(examples) == 11
     done = run_python("-c", "\n".join(examples), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "RunResult(model='runs/classification/best', val_accuracy=" in done.stdout
     assert "CrossValidationResult(folder='runs/classification-2', folds=2, val_" in done.stdout
+    assert "InMemoryResult(steps=3, train_loss=" in done.stdout
     assert (tmp_path / "film-opinions" / "task.json").exists()
 
 

@@ -1,6 +1,7 @@
 """Faults in `miniformer.training`."""
 
 import dataclasses
+import types
 
 from tests.faults import fault
 
@@ -1606,3 +1607,57 @@ def auto_reads_the_newest_run_alone(original):
 def fused_step_leaves_versions_of_weights(original):
     """Weights that a fused step has changed have the version of before."""
     return lambda optimizer, *args: None
+
+
+@fault("miniformer.training.in_memory:_copy_pipeline")
+def a_start_in_memory_has_new_weights(original):
+    """The weights of the start are drawn again."""
+
+    def _copy_pipeline(start):
+        result = original(start)
+        result.model = type(start.model)(start.model.config)
+        return result
+
+    return _copy_pipeline
+
+
+@fault("miniformer.training.in_memory:_copy_pipeline")
+def training_in_memory_changes_its_start(original):
+    """The model of the start is trained itself."""
+    return lambda start: start
+
+
+@fault("miniformer.training.resume.optimizer_state:OptimizerState.load_into")
+def an_optimizer_in_memory_starts_anew(original):
+    """The state of an optimizer is ignored."""
+    return lambda self, model, optimizer: None
+
+
+@fault("miniformer.training.resume.optimizer_state:OptimizerState._check")
+def any_optimizer_state_is_loaded(original):
+    """The state is not compared with the optimizer."""
+    return lambda self, model, optimizer: None
+
+
+@fault("miniformer.training.isolation:set_rng_state")
+def random_states_leak_from_runs(original):
+    """A run leaves its own random states behind."""
+    return lambda state: None
+
+
+@fault("miniformer.training.in_memory:_Training._keep_best")
+def the_best_weights_in_memory_are_the_last(original):
+    """The weights of the best validation are not kept."""
+    return lambda self, metrics: None
+
+
+@fault("miniformer.training.in_memory:L")
+def a_run_depends_on_earlier_draws(original):
+    """A run in memory draws its weights from the random state of the process."""
+    return types.SimpleNamespace(seed_everything=lambda seed, **options: seed)
+
+
+@fault("miniformer.training.setup.prepare_start:resolve_lr")
+def a_start_has_the_lr_of_a_new_model(original):
+    """The learning rate for trained weights is that for new ones."""
+    return lambda optimizer, *, from_scratch: original(optimizer, from_scratch=True)

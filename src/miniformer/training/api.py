@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from rich.console import Console
 
@@ -13,12 +13,16 @@ from miniformer.config import ConfigError, StrictConfig, UserError
 from miniformer.config.train_settings import IN_MEMORY
 from miniformer.train_config import TrainConfig
 from miniformer.training.evaluate import RunResult
+from miniformer.training.isolation import isolated_run
 from miniformer.training.resume.config import AUTO, resume_config
 from miniformer.training.run import train as train_config
 from miniformer.training.setup.builders import CallbackOrFactory
 
 if TYPE_CHECKING:
+    from miniformer.checkpoint.pipeline import Pipeline
     from miniformer.training.cross_validation import CrossValidationResult
+    from miniformer.training.in_memory import InMemoryResult
+    from miniformer.training.resume.optimizer_state import OptimizerState
 
 
 @overload
@@ -26,7 +30,9 @@ def train(
     data: Any = None, *, folds: int, fold: None = None, **options: Any
 ) -> CrossValidationResult: ...
 @overload
-def train(data: Any = None, **options: Any) -> RunResult: ...
+def train(data: Any = None, *, in_memory: Literal[True], **options: Any) -> InMemoryResult: ...
+@overload
+def train(data: Any = None, *, in_memory: Literal[False] = False, **options: Any) -> RunResult: ...
 def train(
     data: Any = None,
     *,
@@ -35,8 +41,11 @@ def train(
     console: Console | None = None,
     quiet: bool = False,
     callbacks: Sequence[CallbackOrFactory | str | dict[str, Any]] = (),
+    in_memory: bool = False,
+    start: Pipeline | InMemoryResult | None = None,
+    optimizer_state: OptimizerState | None = None,
     **settings: Any,
-) -> RunResult | CrossValidationResult:
+) -> RunResult | InMemoryResult | CrossValidationResult:
     """Trains a model: `train("train.csv", val="val.csv", task="classification", max_epochs=3)`.
 
     Data is a path, a glob, a list of paths, or records in memory: a list of dicts, a frame, or a
@@ -50,17 +59,27 @@ def train(
         quiet: print nothing.
         callbacks: additional Lightning callbacks; see `miniformer.training.run.train`. Names and
             objects with options are those of `TrainConfig.callbacks`.
+        in_memory: train without a run folder; see `miniformer.training.in_memory`. Nothing is
+            printed unless `console` is given, and no data is set aside for validation.
+        start: in memory: the pipeline, or an earlier result, whose weights to start from.
+        optimizer_state: in memory: state of the optimizer to start from; None: that of `start`.
         **settings: fields of `TrainConfig`, such as `task`, `max_epochs`, `lr` or `model_config`.
 
     Returns:
-        The metrics, the run folder, and the pipeline of the best model; with `folds` the result of
-        cross-validation.
+        The metrics, the run folder, and the pipeline of the best model; in memory the pipeline, the
+        metrics and the optimizer state; with `folds` the result of cross-validation.
 
     Raises:
         UserError: a setting, a path or a record is invalid; an unknown setting is named with the
             nearest one.
     """
     console = Console(quiet=True) if quiet else console
+    options: dict[str, Any] = {"console": console, "callbacks": callbacks}
+    if in_memory:
+        options |= {"start": start, "optimizer_state": optimizer_state}
+    elif start is not None or optimizer_state is not None:
+        name = "optimizer_state" if start is None else "start"
+        raise UserError(f"train: {name} needs in_memory=True; a run folder starts from init_from")
     if isinstance(data, TrainConfig):
         extra = [*settings, *(name for name, x in (("val", val), ("test", test)) if x is not None)]
         if extra:
@@ -68,7 +87,7 @@ def train(
                 f"train takes a TrainConfig or settings as keywords, not both: set {extra[0]} in "
                 "the TrainConfig"
             )
-        return _run(data, console=console, callbacks=callbacks)
+        return _run(data, in_memory, **options)
     records: dict[str, Any] = {}
     for argument, name, source in (
         ("the first argument", "train_path", data),
@@ -85,20 +104,27 @@ def train(
             records[name] = source
     if named := [item for item in callbacks if isinstance(item, str | dict)]:
         settings["callbacks"] = named
-        callbacks = [item for item in callbacks if not isinstance(item, str | dict)]
+        options["callbacks"] = [item for item in callbacks if not isinstance(item, str | dict)]
     config = _make_config({name: _plain_value(value) for name, value in settings.items()})
     if config.streaming and "train_path" in records:
         raise UserError("streaming reads files, not records in memory; leave it out")
-    return _run(config, console=console, callbacks=callbacks, records=records)
+    return _run(config, in_memory, records=records, **options)
 
 
-def _run(config: TrainConfig, **options: Any) -> RunResult | CrossValidationResult:
-    """Trains one model, or a model for each fold."""
-    if config.folds is not None and config.fold is None:
-        from miniformer.training.cross_validation import cross_validate
+def _run(
+    config: TrainConfig, in_memory: bool, **options: Any
+) -> RunResult | InMemoryResult | CrossValidationResult:
+    """Trains one model, in memory or in a run folder, or a model for each fold."""
+    with isolated_run():
+        if in_memory:
+            from miniformer.training.in_memory import train_in_memory
 
-        return cross_validate(config, **options)
-    return train_config(config, **options)
+            return train_in_memory(config, **options)
+        if config.folds is not None and config.fold is None:
+            from miniformer.training.cross_validation import cross_validate
+
+            return cross_validate(config, **options)
+        return train_config(config, **options)
 
 
 def _as_path(source: Any) -> Any:

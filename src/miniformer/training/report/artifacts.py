@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
-from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.checkpoint.directory import read_hf_metadata, save_directory
 from miniformer.config import GenerationConfig
 from miniformer.tasks.base import BatchStats
@@ -72,12 +71,7 @@ class RunArtifacts:
             image_paths=plots,
             hf_metadata={} if pretrained_path is None else read_hf_metadata(pretrained_path),
             source_directory=pretrained_path,
-            data=StoredDataSettings(
-                seq_len=run.data.seq_len,
-                batch_size=run.data.batch_size,
-                batch_tokens=run.data.batch_tokens,
-                fields=None if run.data.mapping is None else run.data.mapping.to_dict(),
-            ),
+            data=run.data_settings,
         )
 
     def save_best(

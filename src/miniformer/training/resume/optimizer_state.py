@@ -2,10 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import dataclasses
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+
+from miniformer.config import UserError
+
+# Values of a parameter group that are settings of the optimizer, not its state.
+_SETTINGS = ("lr", "lr_scale", "weight_decay")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerState:
+    """Copy of the state of an optimizer, independent of the optimizer and of its model.
+
+    Args:
+        tensors: by name, such as `optimizer.head.weight.exp_avg`.
+        metadata: shapes, types and numbers, as JSON.
+    """
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    def __repr__(self) -> str:
+        size = sum(tensor.nbytes for tensor in self.tensors.values())
+        return f"OptimizerState({len(self.tensors)} tensors, {size:,} bytes)"
+
+    @classmethod
+    def of(cls, model: nn.Module, optimizer: torch.optim.Optimizer) -> Self:
+        """The state of an optimizer of a model."""
+        tensors, metadata = optimizer_state(model, optimizer)
+        return cls(
+            {name: tensor.detach().clone() for name, tensor in tensors.items()},
+            copy.deepcopy(metadata),
+        )
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Sets the state of an optimizer; its learning rates and weight decay stay.
+
+        Raises:
+            UserError: the state is of another optimizer, or of a model with other parameters.
+        """
+        self._check(model, optimizer)
+        settings = [
+            {name: group[name] for name in _SETTINGS if name in group}
+            for group in optimizer.param_groups
+        ]
+        allocated = allocate_optimizer_state(model, optimizer, self.metadata)
+        for name, tensor in allocated.items():
+            tensor.copy_(self.tensors[name])
+        for group, own in zip(optimizer.param_groups, settings, strict=True):
+            group.update(own)
+
+    def _check(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        groups, stored = optimizer.param_groups, self.metadata["groups"]
+        same = [
+            {key for key, value in group.items() if isinstance(value, int | float)}
+            for group in groups
+        ] == [set(group) for group in stored]
+        if not same:
+            raise UserError("optimizer_state is of another optimizer; leave it out")
+        shapes = {name: list(x.shape) for name, x in _named_parameters(model, optimizer)}
+        for name, specs in self.metadata["tensors"].items():
+            largest = max((spec[0] for spec in specs.values()), key=len)
+            if name not in shapes or (largest and largest != shapes[name]):
+                own = shapes.get(name, "none")
+                raise UserError(
+                    f"optimizer_state: {name} is {largest}, in this model it is {own}; the state "
+                    "is of another model"
+                )
 
 
 def optimizer_state(

@@ -174,8 +174,14 @@ def load_best_weights(run: RunSetup, folder: Path, averaging: WeightAveraging | 
         averaging.ema.reset()
 
 
-def make_trainer(run: RunSetup, folder: Path, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """Builds the Trainer; the callbacks decide when to validate and when to stop."""
+def make_trainer(run: RunSetup, folder: Path | None, callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """Builds the Trainer; the callbacks decide when to validate and when to stop.
+
+    Args:
+        run: the run.
+        folder: folder of the loggers; None: no loggers.
+        callbacks: in call order.
+    """
     config, hardware = run.config, run.hardware
     # Lightning refuses two callbacks with one key: the keys of its own checkpoints.
     distinct = {callback.state_key: callback for callback in reversed(callbacks)}
@@ -188,7 +194,7 @@ def make_trainer(run: RunSetup, folder: Path, callbacks: Sequence[L.Callback]) -
         ),
         precision={"float32": "32-true", "bf16": "bf16-mixed"}[run.precision],  # type: ignore[arg-type]
         deterministic=hardware.deterministic,
-        logger=registry.get("logger", config.logger)(folder),
+        logger=folder is not None and registry.get("logger", config.logger)(folder),
         callbacks=[callback for callback in callbacks if distinct[callback.state_key] is callback],
         max_epochs=-1,  # BudgetStopping ends the run
         check_val_every_n_epoch=None,

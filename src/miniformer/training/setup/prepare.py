@@ -12,6 +12,7 @@ from rich.console import Console
 
 from miniformer import registry
 from miniformer.checkpoint.artifacts import MODEL_CLASSES, read_task
+from miniformer.checkpoint.data_settings import StoredDataSettings
 from miniformer.config import ConfigError, NoEffectWarning, TransformerConfig, UserError
 from miniformer.config.resolved import ResolvedSetting
 from miniformer.config.size_presets import SIZE_PRESETS
@@ -80,6 +81,17 @@ class RunSetup(Resolution):
     lr_search: LRFinderResult | None = None
     trials: dict[str, Any] | None = None
 
+    @property
+    def data_settings(self) -> StoredDataSettings:
+        """Files and batches as the run reads them, for its model directories."""
+        mapping = self.data.mapping
+        return StoredDataSettings(
+            seq_len=self.data.seq_len,
+            batch_size=self.data.batch_size,
+            batch_tokens=self.data.batch_tokens,
+            fields=None if mapping is None else mapping.to_dict(),
+        )
+
 
 def prepare(
     config: TrainConfig,
@@ -99,7 +111,7 @@ def prepare(
         UserError: a setting, a path or a record is invalid, or the data of the checkpoint has
             changed.
     """
-    sources = _data_sources(config, in_memory or {})
+    sources = data_sources(config, in_memory or {})
     settings = resolve_config(config)
     resume_dir = None if config.resume is None else Path(config.resume)
     stored_task = None if resume_dir is None else load_run_task(resume_dir, settings.kind)
@@ -115,7 +127,7 @@ def prepare(
             mapping = records.mapping
             if config.folds is not None:
                 task = fit_classes(task, records)
-            records, held_out = _hold_out(settings, records, checkpoint)
+            records, held_out = hold_out_validation(settings, records, checkpoint)
             task = fit_task(task, records)
         elif config.val_path is None and config.val_share is None:
             reason = "a part of a stream cannot be set aside; name a val_path"
@@ -125,7 +137,7 @@ def prepare(
             settings.apply(options)
             settings.resolved += task.setting_notes()
         validates = config.val_path is not None or held_out is not None
-        metric = _resolve_metric(settings, task, records) if validates else task.metrics[0]
+        metric = resolve_metric(settings, task, records) if validates else task.metrics[0]
         notes = list(task.pre_run_warnings(metric)) if validates or config.test_path else []
         if config.sample_prompt is not None and not (task.reads_text() and _generates_text(task)):
             raise UserError(
@@ -165,7 +177,7 @@ def prepare(
     if checkpoint is not None:
         check_same_data(records, checkpoint)
     if config.batch_size is None:
-        _resolve_batch_size(settings, data)
+        resolve_data_batch_size(settings, data)
     model_size = resolve_model_size(settings.config, data)
     if model_size is not None:
         settings.resolved.append(model_size)
@@ -220,7 +232,7 @@ def prepare(
     )
 
 
-def _data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str, Any]:
+def data_sources(config: TrainConfig, in_memory: Mapping[str, Any]) -> dict[str, Any]:
     """Training, validation and test data: paths, or records in memory."""
     names = {"train_path": "first argument", "val_path": "val", "test_path": "test"}
     sources = {name: in_memory.get(name, getattr(config, name)) for name in names}
@@ -272,7 +284,7 @@ def _check_metric(settings: Resolution, task: Task) -> None:
         list(task.pre_run_warnings(metric))
 
 
-def _resolve_metric(settings: Resolution, task: Task, records: Records | None) -> str:
+def resolve_metric(settings: Resolution, task: Task, records: Records | None) -> str:
     """Metric of the best model, without the prefix `val_`."""
     if settings.config.checkpoint_metric is not None:
         return settings.config.checkpoint_metric.removeprefix("val_")
@@ -281,7 +293,7 @@ def _resolve_metric(settings: Resolution, task: Task, records: Records | None) -
     return str(setting.value)
 
 
-def _hold_out(
+def hold_out_validation(
     settings: Resolution, records: Records, checkpoint: Path | None
 ) -> tuple[Records, Records | None]:
     """The training records, and those that are set aside for validation."""
@@ -357,7 +369,7 @@ def _resolve_augmentation(
     return task
 
 
-def _resolve_batch_size(settings: Resolution, data: MiniFormerDataModule) -> None:
+def resolve_data_batch_size(settings: Resolution, data: MiniFormerDataModule) -> None:
     """Batch size that follows from the data, also that of the datamodule."""
     config = settings.config
     options = resolve_batch_size(data, config.batch_tokens, config.world_size)

@@ -25,7 +25,7 @@ from miniformer.training.callbacks.budget import Budget
 from miniformer.training.callbacks.interrupt import InterruptCallback
 from miniformer.training.callbacks.validation import BudgetStopping
 from miniformer.training.lit_module import MiniFormerLitModule
-from miniformer.training.setup.builders import suppress_lightning_hints
+from miniformer.training.setup.builders import make_trainer, suppress_lightning_hints
 from miniformer.training.setup.estimate import estimate_run
 from miniformer.training.setup.prepare import RunSetup, prepare
 from miniformer.training.trials.candidates import Candidate
@@ -141,7 +141,7 @@ class Trial:
         if steps:
             with isolate_rng(), suppress_lightning_hints(), interrupt:
                 L.seed_everything(run.config.seed, verbose=False)
-                trainer = _make_trainer(run, callbacks)
+                trainer = make_trainer(run, None, callbacks)
                 trainer.fit(module, train_dataloaders=run.data.train_dataloader())
         if interrupt.signal is not None:
             raise TrialInterrupted(interrupt.signal)
@@ -177,25 +177,6 @@ def prepare_trial(config: TrainConfig, fit: Records, held_out: Records) -> RunSe
         run = prepare(config, Console(file=io.StringIO()), in_memory=records)
     run.model.to(run.device_type)
     return run
-
-
-def _make_trainer(run: RunSetup, callbacks: list[Any]) -> L.Trainer:
-    """A Trainer that writes nothing."""
-    return L.Trainer(
-        accelerator=run.hardware.accelerator,
-        devices=1,
-        precision={"float32": "32-true", "bf16": "bf16-mixed"}[run.precision],  # type: ignore[arg-type]
-        deterministic=run.hardware.deterministic,
-        logger=False,
-        callbacks=callbacks,
-        max_epochs=-1,  # BudgetStopping ends the run
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        use_distributed_sampler=False,
-        inference_mode=False,
-    )
 
 
 @contextlib.contextmanager
