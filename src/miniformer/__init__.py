@@ -32,6 +32,8 @@ _PUBLIC = {
     "apply_transforms": "miniformer.model.transforms",
     "merge_transforms": "miniformer.model.transforms",
     "KVCache": "miniformer.model.cache.kv_cache",
+    "GenerationInput": "miniformer.generation.api",
+    "SlotDecoder": "miniformer.generation.slots",
     "JSONLinesDataset": "miniformer.data.reading.records",
     "Tokenizer": "miniformer.data.tokenizers.tokenizer",
     "MiniFormerDataModule": "miniformer.data.datamodule",
@@ -59,6 +61,8 @@ if TYPE_CHECKING:
     from miniformer.data.reading.records import JSONLinesDataset
     from miniformer.data.tokenizers.tokenizer import Tokenizer
     from miniformer.doctor.leaks import assert_no_leaks, find_leaks
+    from miniformer.generation.api import GenerationInput
+    from miniformer.generation.slots import SlotDecoder
     from miniformer.interop.hf.api import from_hf, import_hf
     from miniformer.interop.hf.export import to_hf
     from miniformer.model.attention import CrossAttention, MultiHeadAttention

@@ -118,7 +118,7 @@ def logits_that_are_nan_are_sampled(original):
 # Decoding.
 
 
-@fault("miniformer.generation.loop:_token_logprobs")
+@fault("miniformer.generation.loop:token_logprobs")
 def log_probabilities_are_not_normalized(original):
     """Log-probabilities are logits minus the largest logit."""
 
@@ -223,6 +223,67 @@ def runtime_selects_the_first_rows(original):
         original(self, torch.arange(len(rows)) if len(rows) < self.batch_size else rows, sources)
 
     return select
+
+
+# Slots.
+
+
+@fault("miniformer.generation.slots:SlotDecoder._insert")
+def inserted_row_keeps_the_logits_of_its_predecessor(original):
+    """The first token of an inserted sequence follows from the logits of the former row."""
+
+    def _insert(self, item, runtime, logits):
+        before = self._logits
+        original(self, item, runtime, logits)
+        if len(before) == len(self._logits) and len(before) > 1:
+            self._logits = before
+
+    return _insert
+
+
+@fault("miniformer.generation.slots:row_uniforms")
+def slots_sample_the_numbers_of_a_neighbor(original):
+    """All sequences in slots sample with the numbers of the first prompt."""
+    return lambda options, rows, device: original(options, [(0, 0)], device)
+
+
+@fault("miniformer.generation.runtime:PlainRuntime.insert")
+def inserted_source_is_not_padded(original):
+    """The mask of an inserted source is that of its predecessor."""
+
+    def insert(self, rows, runtime):
+        before = self.memory
+        original(self, rows, runtime)
+        self.memory = [
+            new if old.mask is None or old.mask.shape != new.mask.shape else old
+            for old, new in zip(before, self.memory, strict=True)
+        ]
+
+    return insert
+
+
+@fault("miniformer.runtime.native.decode_step:NativeRuntime.insert")
+def kernels_keep_the_tables_of_former_rows(original):
+    """The kernels decode inserted rows with the source and the rotation of their predecessors."""
+
+    def insert(self, rows, runtime):
+        struct, references = self._struct, self._references
+        original(self, rows, runtime)
+        self._struct, self._references = struct, references
+
+    return insert
+
+
+@fault("miniformer.generation.slots:SlotDecoder._advance")
+def full_cache_is_not_compacted(original):
+    """Columns of finished rows are never used again."""
+
+    def _advance(self):
+        if self._runtime is not None:
+            self._runtime.compact = lambda finished: None
+        original(self)
+
+    return _advance
 
 
 # Beam search.

@@ -97,9 +97,9 @@ def generate(
         return []
     if options.num_beams > 1:
         if speculation is not None:
-            _require_single(options, "num_beams", "speculated")
+            require_single(options, "num_beams", "speculated")
         with eval_mode(model):
-            state = prefill(model, _pad(inputs), options)
+            state = prefill(model, pad_inputs(inputs), options)
             hypotheses = beam_search(state, options, processors=processors, stop_fn=stop_fn)
         best = (x[:, : options.num_return_sequences].flatten(0, 1).tolist() for x in hypotheses)
         return [
@@ -140,8 +140,8 @@ def stream(
     Raises:
         UserError: see `Transformer.generate`; also for beam search, which cannot be streamed.
     """
-    _require_single(options, "num_beams", "streamed")
-    _require_single(options, "num_return_sequences", "streamed")
+    require_single(options, "num_beams", "streamed")
+    require_single(options, "num_return_sequences", "streamed")
     for step in _decode_rows(model, [inputs], [(0, 0)], options, processors, stop_fn, speculation):
         if step.tokens[0] not in options.eos_token_ids:
             yield step.tokens[0]
@@ -160,7 +160,7 @@ def _decode_rows(
     """Yields the steps of all rows; `rows`: see `row_uniforms`."""
     if speculation is None:
         with eval_mode(model):
-            state = prefill(model, _pad(inputs), options)
+            state = prefill(model, pad_inputs(inputs), options)
             uniform = row_uniforms(options, rows, state.tokens.device)
             yield from decode(
                 state, options, uniform=uniform, processors=processors, stop_fn=stop_fn,
@@ -174,7 +174,7 @@ def _decode_rows(
     drafts = [] if speculation.draft is None else [speculation.draft]
     with eval_mode(model, *drafts):
         for number, row in enumerate(rows):
-            prompt = _pad([inputs[number // options.num_return_sequences]])
+            prompt = pad_inputs([inputs[number // options.num_return_sequences]])
             state = prefill(model, prompt, single, trimmable=True)
             device = state.tokens.device
             generator = row_generator(options, row, device)
@@ -193,7 +193,8 @@ def _decode_rows(
                 yield step._replace(rows=[number])
 
 
-def _pad(inputs: Sequence[GenerationInput] | PromptBatch) -> PromptBatch:
+def pad_inputs(inputs: Sequence[GenerationInput] | PromptBatch) -> PromptBatch:
+    """Pads prompts and sources on the left."""
     if isinstance(inputs, PromptBatch):
         return inputs
     ids, mask = left_pad([item.input_ids for item in inputs], "prompt")
@@ -202,7 +203,8 @@ def _pad(inputs: Sequence[GenerationInput] | PromptBatch) -> PromptBatch:
     return PromptBatch(ids, mask, *left_pad([item.source or [] for item in inputs], "source"))
 
 
-def _require_single(options: GenerationConfig, name: str, verb: str) -> None:
+def require_single(options: GenerationConfig, name: str, verb: str) -> None:
+    """Raises UserError if an option is above 1."""
     if getattr(options, name) > 1:
         raise UserError(f"{name}={getattr(options, name)} cannot be {verb}; set {name}=1")
 

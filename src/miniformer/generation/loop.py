@@ -180,7 +180,7 @@ def decode(
                 processed = apply_processors(all_processors, state.sequences, logits, step)
                 step_uniform = None if uniform is None else uniform[:, step - 1]
                 token = sample_next_token(processed, options, step_uniform)
-                logprobs = _token_logprobs(logits, token) if return_logprobs else []
+                logprobs = token_logprobs(logits, token) if return_logprobs else []
         tokens = token.tolist()
         ended = [new in eos_token_ids for new in tokens]
         if stop_fn is not None:
@@ -211,7 +211,7 @@ def decode(
             finished = [False] * len(rows)
 
 
-def _token_logprobs(logits: Tensor, token: Tensor) -> list[float]:
+def token_logprobs(logits: Tensor, token: Tensor) -> list[float]:
     """Log-probabilities of the tokens, int [R]; logits: [R, V]."""
     logits = logits.float()
     logprobs = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(-1)

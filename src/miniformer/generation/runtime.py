@@ -20,7 +20,11 @@ from miniformer.config import GenerationConfig, TransformerConfig
 
 
 class Model(Protocol):
-    """Interface of an `nn.Module` that decoding requires; one with an encoder also has `encode`."""
+    """Interface of an `nn.Module` that decoding requires.
+
+    One with an encoder also has `encode`, whose result has `select` and `insert`; see
+    `miniformer.model.stack.Memory`.
+    """
 
     config: TransformerConfig
 
@@ -38,14 +42,21 @@ class Runtime(Protocol):
     """Executes the passes of one batch and holds its key-value cache.
 
     Every loop uses `prefill` and `step`; compaction of finished rows and copies of a prompt use
-    `select`, beam search `reorder`, speculative decoding `append` and `trim`. Logits are those of
-    the token after a pass; later passes do not overwrite them.
+    `select`, beam search `reorder`, speculative decoding `append` and `trim`, continuous batching
+    `insert` and `compact`. Logits are those of the token after a pass; later passes do not
+    overwrite them.
     """
 
     fuses_top_logprobs: ClassVar[bool] = False  # `top_logprobs` is one pass over the logits
 
     def prefill(
-        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        max_new_tokens: int,
+        *,
+        trimmable: bool = False,
+        capacity: int | None = None,
     ) -> Tensor:
         """Fills a new cache with tokens; returns the next logits, [R, V].
 
@@ -56,13 +67,18 @@ class Runtime(Protocol):
             mask: real tokens, bool [R, T], always with the last column; None: all.
             max_new_tokens: maximum number of tokens to append.
             trimmable: `trim` is called later, so layers with a sliding window evict nothing.
+            capacity: columns of the cache, at least those of the prompt and the new tokens, for
+                rows that are inserted later; None: as many as these.
         """
 
     def step(self, tokens: Tensor) -> Tensor:
         """Appends a token to each row, int [R]; returns the next logits, [R, V]."""
 
     def select(self, rows: Tensor, copies: int = 1) -> None:
-        """Selects rows, int [any], in ascending order: a subset, or `copies` of each."""
+        """Selects rows, int [any], in ascending order: a subset, or `copies` of each.
+
+        With `copies` of 1 rows may repeat.
+        """
 
     def reorder(self, rows: Tensor) -> None:
         """Replaces each row by row `rows`, int [R], a copy of the same prompt and source."""
@@ -70,6 +86,10 @@ class Runtime(Protocol):
     @property
     def is_full(self) -> bool:
         """True if the cache has no column for another step."""
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of the cache in use: the tokens of the longest row, and padding."""
 
     def top_logprobs(self, logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities and ids of the `k` most likely tokens, in descending order.
@@ -93,6 +113,21 @@ class Runtime(Protocol):
 
     def trim(self, length: int) -> None:
         """Truncates each row to its first `length` tokens, as after a rejected draft."""
+
+    def insert(self, rows: Tensor, runtime: Runtime) -> None:
+        """Replaces rows by those of a runtime that was prefilled with the same `capacity`.
+
+        Args:
+            rows: int [n], without repetition.
+            runtime: runtime of n rows of the same class and model; it must not be used again.
+        """
+
+    def compact(self, finished: Tensor) -> None:
+        """Frees the columns that only finished rows use.
+
+        Args:
+            finished: bool [R]; tokens of these rows are evicted. At least one row is unfinished.
+        """
 
 
 def make_runtime(model: Any, memory: Sequence[Any], options: GenerationConfig) -> Runtime:
@@ -133,23 +168,39 @@ class PlainRuntime(Runtime):
         self.cache: Any = None  # made by `prefill`
 
     def prefill(
-        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        max_new_tokens: int,
+        *,
+        trimmable: bool = False,
+        capacity: int | None = None,
     ) -> Tensor:
         """Implements `Runtime.prefill`."""
         trimmed = trimmable and self.cache_kind == "window"
-        self.make_cache(ids, mask, max_new_tokens, "full" if trimmed else self.cache_kind)
+        kind = "full" if trimmed else self.cache_kind
+        self.make_cache(ids, mask, max_new_tokens, kind, capacity)
         features = self.model.features(ids, *self.memory, mask, cache=self.cache)  # [R, T, D]
         return self.model.logits(features[:, -1])
 
-    def make_cache(self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, kind: str) -> None:
+    def make_cache(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        max_new_tokens: int,
+        kind: str,
+        capacity: int | None = None,
+    ) -> None:
         """Makes an empty cache; see `Runtime.prefill`."""
         rows, length = ids.shape
         max_seq_len = self.model.config.max_seq_len
-        capacity = min(length + max_new_tokens, max_seq_len)
-        self.cache = self.model.new_cache(rows, capacity, kind)
+        final_length = min(length + max_new_tokens, max_seq_len)
+        self.cache = self.model.new_cache(rows, capacity or final_length, kind)
         if mask is not None:  # padding does not count towards the length of a row
             final_lengths = mask.sum(1, keepdim=True) + max_new_tokens
             self.cache.final_lengths = final_lengths.clamp_max(max_seq_len)
+        elif capacity is not None:
+            self.cache.final_lengths.fill_(final_length)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Implements `Runtime.step`."""
@@ -167,9 +218,7 @@ class PlainRuntime(Runtime):
 
     def select_sources(self, rows: Tensor) -> None:
         """Selects rows of the encoder outputs, int [any]."""
-        self.memory = [
-            type(item)(*(None if x is None else x[rows] for x in item)) for item in self.memory
-        ]
+        self.memory = [memory.select(rows) for memory in self.memory]
 
     def reorder(self, rows: Tensor) -> None:
         """Implements `Runtime.reorder`."""
@@ -180,9 +229,27 @@ class PlainRuntime(Runtime):
         """Implements `Runtime.is_full`."""
         return bool(self.cache.length == self.cache.capacity)
 
+    @property
+    def num_columns(self) -> int:
+        """Implements `Runtime.num_columns`."""
+        length: int = self.cache.length
+        return length
+
     def trim(self, length: int) -> None:
         """Implements `Runtime.trim`."""
         self.cache.trim(length)
+
+    def insert(self, rows: Tensor, runtime: Runtime) -> None:
+        """Implements `Runtime.insert`."""
+        assert isinstance(runtime, PlainRuntime)
+        self.cache.insert(rows, runtime.cache)
+        pairs = zip(self.memory, runtime.memory, strict=True)
+        self.memory = [memory.insert(rows, inserted) for memory, inserted in pairs]
+
+    def compact(self, finished: Tensor) -> None:
+        """Implements `Runtime.compact`."""
+        self.cache.trim(self.cache.lengths.masked_fill(finished, 0))
+        self.cache.compact()
 
 
 @contextlib.contextmanager

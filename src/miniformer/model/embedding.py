@@ -144,7 +144,7 @@ def _given_embeddings(
 def check_length(x: Tensor, config: TransformerConfig, cache: PassCache | None) -> None:
     """Raises a ValueError if the inputs, [B, T, D], are longer than `max_seq_len`."""
     length = x.shape[1] + (0 if cache is None else cache.length)
-    if length > config.max_seq_len and cache is not None and len(x):
+    if length > config.max_seq_len and cache is not None and x.shape[0]:
         # A row has fewer tokens than columns if it has padding or was trimmed.
         length = x.shape[1] + int(cache.lengths.max())
     if length > config.max_seq_len:

@@ -161,7 +161,7 @@ def _pool_single(features: Tensor, attention_mask: Tensor | None, pooling: str) 
         return maxima.masked_fill(~attention_mask.any(1)[:, None], 0.0)
     mask = attention_mask.int()
     column = mask.argmax(1) if pooling == "first" else mask.shape[1] - 1 - mask.flip(1).argmax(1)
-    return features[torch.arange(len(features), device=features.device), column]
+    return features[torch.arange(features.shape[0], device=features.device), column]
 
 
 def _accumulation_dtype(features: Tensor) -> torch.dtype:

@@ -168,6 +168,14 @@ def make_positions(
     return torch.zeros_like(positions).scatter(1, order, positions)
 
 
+def make_cached_positions(mask: Tensor) -> Tensor:
+    """Returns the position of each column of a cache: int [B, S]; -1: no token.
+
+    `mask`: bool [B, S], True = a real token.
+    """
+    return (mask.cumsum(1) - 1).masked_fill(~mask, -1)
+
+
 def make_sequence_lengths(
     length: int,
     *,

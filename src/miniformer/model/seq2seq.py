@@ -185,8 +185,8 @@ class Seq2SeqTransformer(PretrainedMixin, nn.Module):
         x, target_mask = embed_inputs(
             self.embedding, target, target_mask, target_embeds, self.config, cache, "target"
         )
-        if len(memory.features) != len(x):
-            rows = f"{len(memory.features)} sources, {len(x)} targets"
+        if memory.features.shape[0] != x.shape[0]:
+            rows = f"{memory.features.shape[0]} sources, {x.shape[0]} targets"
             raise ValueError(f"each target needs its own source: {rows}")
         return self.decoder.run_layers(
             self._scale(x),

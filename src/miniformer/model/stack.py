@@ -281,7 +281,7 @@ class Stack(nn.Module):
         local = getattr(attention, "window", None) is not None
         rotation = self.position.rotation(queries, length=lengths, local=local)
         mask = attention_backends.prepare(
-            backend, visibility, scores, batch_size=len(x), dtype=matmul_dtype(x)
+            backend, visibility, scores, batch_size=x.shape[0], dtype=matmul_dtype(x)
         )
         return AttentionContext(backend, mask, rotation, bias)
 
@@ -342,8 +342,8 @@ def _extend_cache(
     cache: PassCache, x: Tensor, attention_mask: Tensor | None, is_continued: bool
 ) -> Tensor:
     """Begins a pass, or continues one that ended before a layer; returns its positions."""
-    if len(x) != cache.batch_size:
-        raise ValueError(f"{len(x)} rows do not fit a cache of {cache.batch_size} rows")
+    if x.shape[0] != cache.batch_size:  # `len` would fix the batch of an exported model
+        raise ValueError(f"{x.shape[0]} rows do not fit a cache of {cache.batch_size} rows")
     if not is_continued:
         return cache.extend(attention_mask, x.shape[1])
     if not getattr(cache, "in_pass", True):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig, UserError
-from miniformer.generation.runtime import PlainRuntime
+from miniformer.generation.runtime import PlainRuntime, Runtime
 from miniformer.model.attention import MultiHeadAttention
 from miniformer.model.cache.kv_cache import KVCache
 from miniformer.model.masks import Visibility
@@ -88,12 +88,10 @@ class CudaGraphRuntime(PlainRuntime):
         self._replay: StepFn | None = None  # writes the next logits to the same memory each time
         self._token = self._column = torch.empty(0)  # inputs of the captured step
 
-    def prefill(
-        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
-    ) -> Tensor:
+    def prefill(self, *args: Any, **options: Any) -> Tensor:
         """Implements `Runtime.prefill` with the modules of the model."""
         self._replay = None
-        return super().prefill(ids, mask, max_new_tokens, trimmable=trimmable)
+        return super().prefill(*args, **options)
 
     def step(self, tokens: Tensor) -> Tensor:
         """Implements `Runtime.step`; a few steps are not worth a graph."""
@@ -110,6 +108,12 @@ class CudaGraphRuntime(PlainRuntime):
         """Implements `Runtime.select`."""
         self._replay = None
         super().select(rows, copies)
+
+    def insert(self, rows: Tensor, runtime: Runtime) -> None:
+        """Implements `Runtime.insert`; the cache stays in place, but a source does not."""
+        if self.memory:
+            self._replay = None
+        super().insert(rows, runtime)
 
     def _capture(self) -> StepFn:
         """Captures a step for the current rows.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from miniformer.config import GenerationConfig
-from miniformer.generation.runtime import PlainRuntime
+from miniformer.generation.runtime import PlainRuntime, Runtime
 from miniformer.runtime.native import ctypes_structs as c
 from miniformer.runtime.native.engine import Engine, get_engine
 from miniformer.runtime.native.threads import single_openmp_thread
@@ -66,7 +66,13 @@ class NativeRuntime(PlainRuntime):
         return not self.memory and not self.position.adds_bias
 
     def prefill(
-        self, ids: Tensor, mask: Tensor | None, max_new_tokens: int, *, trimmable: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        max_new_tokens: int,
+        *,
+        trimmable: bool = False,
+        capacity: int | None = None,
     ) -> Tensor:
         """Implements `Runtime.prefill`; padding is skipped."""
         if self.rows_per_source > 1:  # a new cache has a source for each row
@@ -74,8 +80,10 @@ class NativeRuntime(PlainRuntime):
             self.rows_per_source = 1
         self._struct = self._key_rows = None
         if not self.supports_prefill or ids.shape[1] > _PREFILL_MAX_LENGTH:
-            return super().prefill(ids, mask, max_new_tokens, trimmable=trimmable)
-        self.make_cache(ids, mask, max_new_tokens, self.cache_kind)
+            return super().prefill(
+                ids, mask, max_new_tokens, trimmable=trimmable, capacity=capacity
+            )
+        self.make_cache(ids, mask, max_new_tokens, self.cache_kind, capacity)
         self._struct = self._make_struct()
         cache, config = self.cache, self.engine.config
         all_positions = cache.extend(mask, ids.shape[1]).expand(ids.shape)
@@ -151,6 +159,17 @@ class NativeRuntime(PlainRuntime):
             self._struct.key_rows = self._key_rows.data_ptr()
         columns = self._key_rows[:, : self.cache.length]
         columns.copy_(columns[rows])
+
+    def insert(self, rows: Tensor, runtime: Runtime) -> None:
+        """Implements `Runtime.insert`."""
+        self.materialize_cache()
+        super().insert(rows, runtime)
+        self._struct = None
+
+    def compact(self, finished: Tensor) -> None:
+        """Implements `Runtime.compact`."""
+        self.materialize_cache()
+        super().compact(finished)
 
     def materialize_cache(self) -> None:
         """Copies keys and values so that each row of the cache contains its own."""
