@@ -12,8 +12,9 @@ from tests.kit import ROOT, run_python, tiny_config
 
 PUBLIC = {
     "ConfigError", "CrossAttention", "DecoderLayer", "EncoderLayer", "FeedForward",
-    "GenerationConfig", "GenerationInput", "JSONLinesDataset", "KVCache", "MiniFormerDataModule",
-    "MiniFormerLitModule", "MultiHeadAttention", "Pipeline", "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
+    "GenerationConfig", "GenerationInput", "JSONLinesDataset", "KVCache",
+    "MiniFormerDataModule", "MiniFormerLitModule", "MultiHeadAttention", "Pipeline",
+    "Seq2SeqTransformer", "SlotDecoder", "Tokenizer",
     "TrainConfig", "Transformer", "TransformerConfig", "UserError", "__version__",
     "apply_transforms", "assert_no_leaks", "effective_weight", "find_leaks", "from_hf",
     "import_hf", "load", "merge_transforms", "register",
