@@ -23,6 +23,7 @@ from miniformer.data.batching.loader import Batcher
 from miniformer.data.batching.packing import IGNORE_INDEX, PackedBatcher
 from miniformer.data.reading.records import TEXT_SCHEMA, Record, Records
 from miniformer.data.reading.schema import Schema
+from miniformer.data.reading.suggestions import FIELD_FLAGS
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.generation.api import GenerationInput
 from miniformer.tasks.base import BatchStats, Task, concat_batches, mean, total
@@ -86,6 +87,15 @@ class LanguageModeling(TextGenerationTask):
             )
         require_null(config, ("input_dim", "output_dim"), "language modeling")
         super().check(config, tokenizer)
+
+    def record_warnings(self, records: Records) -> Iterator[str]:
+        """A hint if the records have a field of labels, which a language model does not read."""
+        label = next((name for name in FIELD_FLAGS["label_field"] if name in records[0]), None)
+        if label is not None:
+            yield (
+                f"note: language_modeling does not read the column {label}; to predict it, set "
+                "the task, such as --task classification --input_field text"
+            )
 
     def encode(
         self, records: Sequence[Record], tokenizer: Tokenizer | None, seq_len: int

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from miniformer.config import UserError
+from miniformer.data.reading.records import as_records
 from miniformer.data.tokenizers.tokenizer import Tokenizer
 from miniformer.tasks.language_modeling import LanguageModeling
 from tests.kit import tiny_config, tiny_model
@@ -95,3 +96,16 @@ def test_lm_block_that_continues_a_document_has_no_leading_eos():
     boundary = tokenizer.eos_id
     assert [row[0] == boundary for row in ids] == [True, False, True]
     assert [row[-1] for row in ids] == [tokenizer.encode(text)[0] for text in "abc"]
+
+
+@pytest.mark.catches("a_column_of_labels_is_ignored_in_silence")
+def test_record_warnings_name_a_column_of_labels():
+    task = LanguageModeling()
+    labeled = [{"text": "a good film", "label": "good"}, {"text": "a dull one", "label": "bad"}]
+    (line,) = task.record_warnings(as_records(labeled, task.schema))
+    assert line == (
+        "note: language_modeling does not read the column label; to predict it, set the task, "
+        "such as --task classification --input_field text"
+    )
+    plain = [{"text": "a good film", "id": 1}]
+    assert list(task.record_warnings(as_records(plain, task.schema))) == []
